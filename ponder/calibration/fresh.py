@@ -30,10 +30,15 @@ def check_same_weights(run: Recording, other: Recording, argument: str = "test")
         ponder.errors.ArgumentError: test: expected a run of the same model, weights 'b'; got weights 'a'. Record ...
     """
     if run.weights != other.weights and None not in (run.weights, other.weights):
-        raise other_model(argument, "weights", run.weights, other.weights)
+        error = other_model(argument, "weights", run.weights, other.weights)
+        if argument == "test":
+            error.remedy += (
+                " Or judge other weights, of another precision, say: dataclasses.replace(test, weights=None)."
+            )
+        raise error
 
 
-def other_model(argument: str, what: str, got: object, expected: object) -> ArgumentError:
+def other_model(argument: str, what: str, got: object, expected: object, also: str = "") -> ArgumentError:
     """The error of a run that is of another model than the one with which it goes.
 
     Args:
@@ -41,12 +46,13 @@ def other_model(argument: str, what: str, got: object, expected: object) -> Argu
         what: In what the models differ.
         got: That of the run.
         expected: That of the other.
+        also: What else can be done about it.
     """
     return ArgumentError(
         argument,
         expected=f"a run of the same model, {what} {expected!r}",
         got=f"{what} {got!r}",
-        remedy="Record both with one model: model.record(rows).",
+        remedy=f"Record both with one model: model.record(rows).{also}",
     )
 
 

@@ -317,9 +317,10 @@ class EarlyExitModel(nn.Module):
         has_positions = task.per_position or (use_features and (padding is None or not padding.pooled))
         lengths = None
         if narrows and padding is not None:
-            lengths = padding.lengths_of_stem(step_context, context)
-            lengths = padding.lengths(context) if lengths is None else lengths
-            if step_context is not context and not padding.can_be_cut(hidden, step_context, context):
+            known = named if padding.mask in step_context else context  # steps that see no mask would see other rows
+            lengths = padding.lengths_of_stem(step_context, known)
+            lengths = padding.lengths(known) if lengths is None else lengths
+            if step_context is not context and not padding.can_be_cut(hidden, step_context, known):
                 lengths = None
         source = ModelSource(
             self,

@@ -145,7 +145,7 @@ def _labels_of(examples: Sequence[Example]) -> list[Tensor | None]:
 def _check_aligned(labels: Sequence[Tensor | None], examples: Sequence[Example], padding: Padding) -> None:
     """Refuse labels that are not those of a row's positions: they would be filled up, or cut off, to its length."""
     for label, example in zip(labels, examples, strict=True):
-        width = padding.width(example.context)
+        width = padding.width(named_in(example.inputs, example.context))
         if label is None or width is None or label.dim() < 2:
             continue
         if label.shape[1] < example.length or bool((label[:, width:] != IGNORED_LABEL).any()):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import ponder
 from ponder import policies
+from ponder.parts.capturing import layered
 from tests.ponder.checks import refused
 
 WIDTH = 8
@@ -160,26 +161,101 @@ def test_numbers_that_layers_hand_on_are_refused_where_another_call_has_others()
         model(STATES, number=5.0)
 
 
-class Told(nn.Module):
+class Divided(Layer):
+    def forward(self, hidden: Tensor, number: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(hidden + hidden.sum(1, keepdim=True) / number)
+
+
+class Told(Encoder):
     """Layers that are told how long the longest row is, as a number or a tensor."""
+
+    layer = Divided
 
     def __init__(self, kind: Any) -> None:
         super().__init__()
         self.kind = kind
-        self.layers = nn.ModuleList(Counting() for _ in range(3))
 
-    def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
         longest = self.kind(attention_mask.sum(1).max())
+        states = states * attention_mask[..., None]
         for layer in self.layers:
-            states = layer(states * attention_mask[..., None], longest)[0]
+            states = layer(states, longest)
         return states[:, 0]
 
 
 @pytest.mark.parametrize("kind", [int, float, torch.clone], ids=["int", "float", "tensor"])
 def test_what_layers_are_told_of_the_longest_row_is_refused(kind: Any) -> None:
     mask = (torch.arange(5) < torch.tensor([[5], [3], [2], [2]])).long()
-    with refused("module"):
+    with refused("module", "rows that do not affect one another"):
         ponder.capture(Told(kind).eval(), {"states": STATES, "attention_mask": mask})
+
+
+class Reporting(Layer):
+    """A layer that hands on what nobody reads: a loss in training, and a number elsewhere."""
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Any, int]:  # type: ignore[override]
+        return super().forward(hidden), hidden.mean() if self.training else 0.0, hidden.shape[1]
+
+
+class Unread(Encoder):
+    layer = Reporting
+
+    def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self.layers:
+            states = layer(states)[0]
+        return self.norm(states)
+
+
+@torch.no_grad()
+def test_numbers_that_nobody_reads_may_be_others() -> None:
+    encoder = Unread().eval()
+    assert torch.equal(wrapped(encoder, STATES).eval()(LONGER).outputs, encoder(LONGER))
+
+
+class Dropped(Encoder):
+    """A dropout and a classifier behind the layers, as classifiers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.classifier = nn.Dropout(0.5), nn.Linear(WIDTH, 2)
+
+    def end(self, states: Tensor) -> Tensor:
+        return self.classifier(self.dropout(states))
+
+
+def test_a_dropout_behind_the_layers_is_called_and_no_more_of_the_module_is() -> None:
+    encoder = Dropped().eval()
+    parts = ponder.capture(encoder, STATES)
+    assert parts.stem.layered.tail is not None, "its modules are called one by one"
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity(), task=lambda outputs, labels: outputs.mean((1, 2)))
+    assert torch.equal(model.eval()(STATES).outputs, encoder(STATES))
+    model.train()
+    assert not torch.equal(model(STATES).outputs, model(STATES).outputs)
+
+
+@torch.no_grad()
+def test_a_module_that_cannot_be_watched_any_more_is_called_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: weights that are fetched where a layer is called are elsewhere when the whole module is.
+    encoder, unused = Scaling().eval(), torch.ones(4)
+    model = wrapped(encoder, {"states": STATES}).eval()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr("ponder.parts.capturing.layered.watch", fail)
+    assert torch.equal(model(STATES, unused=unused).outputs, encoder(STATES))
+
+
+@torch.no_grad()
+def test_numbers_that_differ_from_call_to_call_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, calls = Scaling().eval(), []
+    model = wrapped(encoder, {"states": STATES, "unused": 0.0}).eval()
+    watch = layered.watch
+    monkeypatch.setattr(layered, "watch", lambda *given: calls.append(given) or watch(*given))
+    for number in range(1, 5):
+        assert torch.equal(model(STATES, unused=float(number)).outputs, encoder(STATES))
+    assert len(calls) == 1
+    assert calls[0][2]["states"].shape[0] == 2, "of two rows, whatever the batch"
 
 
 @dataclass(frozen=True)

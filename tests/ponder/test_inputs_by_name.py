@@ -65,6 +65,18 @@ def test_a_row_of_padding_alone_is_refused(model: Any) -> None:
         engine.submit({name: value[0] for name, value in hidden.items()}).result()
 
 
+@pytest.mark.parametrize("count", [3, 8])
+def test_labels_of_another_length_than_the_row_are_refused(count: int) -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = ponder.PonderWrapper.from_recipe(
+        encoder, "vanilla", num_outputs=3, example=BATCH, task="token_classification"
+    ).eval()
+    row = {"src": STATES[0], "src_key_padding_mask": PADDED[0]}
+    with refused("dataset[0]", "labels: expected one for each of the row's 6 positions", f"got {count}"):
+        model.record([(row, {"labels": torch.zeros(count, dtype=torch.long)})])
+
+
 class Ids(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["states"]

@@ -124,7 +124,7 @@ class Stepper:
         own = None
         if step_context is not context or named is not context:  # the stem hands on a context of its own
             self.model.warn_of_lost_mask(hidden, named, step_context)
-            own = None if self.padding is None else self.padding.lengths_of_stem(step_context, context)
+            own = None if self.padding is None else self.padding.lengths_of_stem(step_context, named)
         lengths = [request.length for request in requests] if own is None else own.tolist()
         return hidden, step_context, mask, tuple(lengths)
 

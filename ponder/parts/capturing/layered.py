@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.parts.capturing.ending import Reading, Tail, goes_alike
+from ponder.parts.capturing.ending import Reading, goes_alike
 from ponder.parts.capturing.growth import (
     Arguments,
     Axis,
@@ -37,7 +37,7 @@ from ponder.parts.capturing.notes import (
     told_otherwise,
 )
 from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
-from ponder.parts.capturing.watching import Mark, watch
+from ponder.parts.capturing.watching import Mark, Tail, watch
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
 
@@ -55,8 +55,6 @@ PLAN, _FIRST = "plan", Axis()
 
 MASKS = ("attention_mask", "mask", "src_key_padding_mask")
 """Names of masks `(batch, length)` among the arguments of a module."""
-
-_PLAIN = (bool, int, float, str, type(None))
 
 _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
 """The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
@@ -100,6 +98,9 @@ class LayeredModule:
         constants: Arguments of every call.
         mask: The name of the mask `(batch, length)` among the arguments, or None.
     """
+
+    reads_numbers = False
+    """Whether numbers that layers hand on are read by others, or behind them."""
 
     seen_keys: frozenset[str | int] | None = None
     """The names and places of the arguments of the example; None before it is learned, and of one saved without."""
@@ -255,7 +256,7 @@ class LayeredModule:
     def _stem(self, given: Arguments, rows: int, shared: frozenset[str]) -> tuple[Tree, dict[str, Any]]:
         self._check_lengths(given)
         notes = self.dry(given)
-        self._check_end(given)
+        self._check_end(given, rows, shared)
         names, axes, narrows = self._learned(notes, given, rows, shared)
         context: dict[str, Any] = {
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
@@ -351,23 +352,23 @@ class LayeredModule:
                     remedy="Capture the module with an example in which the two have different lengths.",
                 )
 
-    def _check_end(self, given: Arguments) -> None:
+    def _check_end(self, given: Arguments, rows: int, shared: frozenset[str]) -> None:
         """See that a call with other arguments than the example ends as that did, once for each kind of call."""
-        if self.seen_keys is None or torch.compiler.is_compiling():
+        kind = self._kind_of(given)
+        if kind is None or kind in self._ends:
             return
-        others = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
-        others = {key: value for key, value in others.items() if value is not self.constants.get(key)}
-        new = given.keys() - self.seen_keys
-        if not new and not others:  # nearly always
-            return
-        plain = {key: value if isinstance(value, _PLAIN) else type(value) for key, value in others.items()}
-        kind = frozenset(new), frozenset(plain.items())
-        if kind in self._ends:
-            return
-        with torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(dict(given))))):
-            copied = map_tensors(torch.clone, dict(given))
-            watched = watch(untraced_twin(self.module), _positional(copied), _named(copied))
-        if not goes_alike(self.calls, self.tail, watched):
+        two = {
+            key: value[:2].clone() if _has(value, rows) and key not in shared else map_tensors(torch.clone, value)
+            for key, value in given.items()
+        }
+        alike = True
+        try:
+            with torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(two)))):
+                watched = watch(untraced_twin(self.module), _positional(two), _named(two))
+            alike = goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers)
+        except Exception:  # of a module that is elsewhere, whose layers alone are fetched where they are called
+            pass
+        if not alike:
             raise ArgumentError(
                 "inputs",
                 expected="arguments with which the module does behind its layers, and hands on as numbers between "
@@ -377,6 +378,20 @@ class LayeredModule:
                 "are no tensors.",
             )
         self._ends.add(kind)
+
+    def _kind_of(self, given: Arguments) -> Hashable | None:
+        """What tells a call from the example, by names and plain values, where that could matter; None elsewhere."""
+        if self.seen_keys is None or not (self.tail or self.reads_numbers) or torch.compiler.is_compiling():
+            return None
+        told = {
+            key: value if isinstance(value, bool | str) else type(value)
+            for key, value in given.items()
+            if not isinstance(value, Tensor)
+            and value is not self.constants.get(key)
+            and value != self.constants.get(key)
+        }
+        new = given.keys() - self.seen_keys
+        return (frozenset(new), frozenset(told.items())) if new or told else None
 
     def _untraced(self) -> LayeredModule:
         """The same, whose calls in training mode leave no trace in the module: running statistics stay as they are."""
@@ -543,6 +558,12 @@ def _no_fill(_: Tensor) -> float:
 
 def _kind(tensor: Tensor, rows: int) -> Any:
     return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
+
+
+def _same_value(value: Any, other: Any) -> bool:
+    return value is other or (
+        isinstance(value, bool | int | float | str) and type(other) is type(value) and value == other
+    )
 
 
 def _equal(size: Any, other: Any) -> bool:

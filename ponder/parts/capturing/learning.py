@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import leaves, map_leaves, map_tensors, tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.parts.capturing.ending import Tail, find_tail
+from ponder.parts.capturing.ending import find_tail, numbers_apart
 from ponder.parts.capturing.growth import grown_rows, one_more_column, one_more_row
 from ponder.parts.capturing.joinable import joinable
 from ponder.parts.capturing.layered import MASKS, LayeredModule, is_row_mask
 from ponder.parts.capturing.notes import CodeBetweenError, LayerCall, Notes, first_floating, told_otherwise
-from ponder.parts.capturing.proof import learned_padding, prove, refusal
+from ponder.parts.capturing.proof import learned_padding, prove, reads_numbers, refusal
 from ponder.parts.capturing.twin import evaluating_twin, training_twin, unbound_forwards, untraced_twin, varied_twin
 from ponder.parts.capturing.watching import (
     Asked,
     Call,
     Layers,
     Mark,
+    Tail,
     Watched,
     find_layers,
     same_call,
@@ -159,6 +160,8 @@ def _first_proved(seen: _Seen, found: list[Layers]) -> LayeredModule:
                 prove(layered, seen.copied(), seen.rows, seen.watched.output, seen.reads)
                 _prove_of_other_weights(layered, seen)
                 _prove_of_training(layered, seen)
+                layered.reads_numbers = reads_numbers(layered, seen.copied(), seen.reads)
+                _check_handed(layered, seen)
             except CodeBetweenError as error:
                 refusal_of_it = refusal("layers that are called with what the one before gave", error.met)
             except ArgumentError as error:
@@ -260,7 +263,6 @@ def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
     closing = next(call for call in calls if call.last)
     early = [call for call in seen.watched.calls if call.path and 0 <= call.end < opening.start]
     before = dict.fromkeys(call.path for call in seen.watched.outermost(early))
-    _check_handed(seen, layers)
     more = find_layers(seen.module, seen.one_more(), layers.name, None)[0]
     pairs = zip(
         leaves(layers.calls[0][-1].output), leaves(more.calls[0][-1].output), leaves(closing.answer), strict=True
@@ -309,17 +311,18 @@ def _tail(seen: _Seen, last: Call, layer: LayerCall) -> Tail | None:
     return tail
 
 
-def _check_handed(seen: _Seen, layers: Layers) -> None:
-    """Refuse numbers that layers hand on and that are others in another call: those of the example would be used."""
-    for call in (call for layer in layers.calls for call in layer):
+def _check_handed(layered: LayeredModule, seen: _Seen) -> None:
+    """Refuse numbers that layers hand on, which are read and are others in another call: the example's would be."""
+    paths = {call.path for call in layered.calls} if layered.reads_numbers else ()
+    for call in (call for call in seen.watched.calls if call.path in paths):
         for other in seen.others:
             same = same_call(other, seen.watched, call)
-            for before, after in () if same is None else zip(leaves(call.output), leaves(same.output), strict=False):
-                if isinstance(before, int | float) and before != after:
-                    raise refusal(
-                        "layers that hand on tensors, or numbers that are the same in every call",
-                        f"{before} from {call.path!r}, and {after} in a call with other rows or in another mode",
-                    )
+            apart = None if same is None else numbers_apart(call.output, same.output)
+            if apart is not None:
+                raise refusal(
+                    "layers that hand on tensors, or numbers that are the same in every call",
+                    f"{apart[0]} from {call.path!r}, and {apart[1]} in a call with longer rows or in training",
+                )
 
 
 def _widened(watched: Watched, layers: Layers) -> Layers:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, distance, leaves, map_tensors, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, distance, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.parts.capturing.growth import (
     grown_lengths,
@@ -24,7 +25,7 @@ from ponder.parts.capturing.layered import PLAN, LayeredModule
 from ponder.parts.capturing.notes import CodeBetweenError
 from ponder.parts.padding import REAL, Along, Padding
 
-__all__ = ["LearnedPadding", "close", "learned_padding", "prove", "refusal"]
+__all__ = ["LearnedPadding", "close", "learned_padding", "prove", "reads_numbers", "refusal"]
 
 Arguments = Mapping[str | int, Any]
 
@@ -81,6 +82,24 @@ def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, re
     _check_before(layered, turned, *backwards, what="rows that are given in another order")
     if shorter is not None:
         _check_order(layered, shorter, kept, before[0])
+
+
+def reads_numbers(layered: LayeredModule, given: Arguments, reads: Callable[[Any], Any]) -> bool:
+    """Whether numbers that layers hand on are read by others, or behind them: with others, answers are others."""
+
+    def another(leaf: Any) -> Any:
+        return leaf + 1 if isinstance(leaf, int | float) else leaf
+
+    if not any(isinstance(leaf, int | float) for call in layered.calls for leaf in leaves(call.answer)):
+        return False
+    changed = copy(layered)
+    changed.calls = tuple(replace(call, answer=map_leaves(another, call.answer)) for call in layered.calls)
+    own = tensors(_features(layered, map_tensors(torch.clone, dict(given)), reads))
+    try:
+        other = tensors(_features(changed, given, reads))
+    except Exception:  # of its own, which takes no such number
+        return True
+    return any(not torch.equal(mine, theirs) for (_, mine), (_, theirs) in zip(own, other, strict=True))
 
 
 def _first_shorter(layered: LayeredModule, given: Arguments) -> dict[str | int, Any] | None:

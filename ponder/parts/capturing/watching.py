@@ -16,10 +16,12 @@ from ponder.errors import ArgumentError
 from ponder.parts.capturing.twin import watched_copy
 
 __all__ = [
+    "LOST",
     "Asked",
     "Call",
     "Layers",
     "Mark",
+    "Tail",
     "Watched",
     "find_layers",
     "same_call",
@@ -117,6 +119,37 @@ class Layers:
     def paths(self) -> tuple[tuple[str, ...], ...]:
         """The paths of the modules that each layer calls."""
         return tuple(tuple(call.path for call in layer) for layer in self.calls)
+
+
+LOST = Mark("lost", None)  # a tensor of which no call of a module tells where it came from
+
+_TOLD = (Mark, str, bool, int, float, type(None))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows the layers: calls of modules on one another's answers.
+
+    Args:
+        calls: Path, arguments with marks, and keyword arguments with marks.
+        output: The module's output, with marks in the place of its tensors; one of them stands for what code of the
+            module's own made of them.
+    """
+
+    calls: tuple[tuple[str, Any, Any], ...]
+    output: Any
+
+    def gives(self, reads: Callable[[Any], Any]) -> bool:
+        """Whether `reads` of the output is made by these calls alone."""
+        return LOST not in leaves(reads(self.output))
+
+    def is_that_of(self, other: Tail) -> bool:
+        """Whether another call ended in the same way, as far as it is known how this one did."""
+        before, after = list(leaves(self.calls)), list(leaves(other.calls))
+        told = [(one, two) for one, two in zip(before, after, strict=False) if isinstance(one, _TOLD)]
+        pairs = zip(leaves(self.output), leaves(other.output), strict=False)
+        made = [(one, two) for one, two in pairs if isinstance(one, Mark) and one != LOST]
+        return len(before) == len(after) and all(one == two for one, two in told + made)
 
 
 def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Watched:
