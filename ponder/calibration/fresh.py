@@ -30,12 +30,8 @@ def check_same_weights(run: Recording, other: Recording, argument: str = "test")
         ponder.errors.ArgumentError: test: expected a run of the same model, weights 'b'; got weights 'a'. Record ...
     """
     if run.weights != other.weights and None not in (run.weights, other.weights):
-        error = other_model(argument, "weights", run.weights, other.weights)
-        if argument == "test":
-            error.remedy += (
-                " Or judge other weights, of another precision, say: dataclasses.replace(test, weights=None)."
-            )
-        raise error
+        also = " Or judge weights of another precision knowingly: dataclasses.replace(test, weights=None)."
+        raise other_model(argument, "weights", run.weights, other.weights, also if argument == "test" else "")
 
 
 def other_model(argument: str, what: str, got: object, expected: object, also: str = "") -> ArgumentError:

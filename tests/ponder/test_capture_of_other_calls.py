@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ def test_arguments_that_the_example_had_not_are_refused_where_the_end_reads_them
         model(STATES, scale=scale)
     with refused("inputs", "scale"):
         model(STATES, scale=3.0)
-    assert torch.equal(model(STATES, unused=scale).outputs, encoder(STATES)), "nothing reads it"
+    for unused in (scale, np.ones(2), [1.0, 2.0], object()):
+        assert torch.equal(model(STATES, unused=unused).outputs, encoder(STATES)), "nothing reads it"
     assert torch.equal(model(STATES).outputs, encoder(STATES))
     model = wrapped(encoder, {"states": STATES, "scale": scale}).eval()
     assert torch.equal(model(STATES, scale=3 * scale).outputs, encoder(STATES, scale=3 * scale))
@@ -164,6 +166,28 @@ def test_numbers_that_layers_hand_on_are_refused_where_another_call_has_others()
 class Divided(Layer):
     def forward(self, hidden: Tensor, number: Any) -> Tensor:  # type: ignore[override]
         return super().forward(hidden + hidden.sum(1, keepdim=True) / number)
+
+
+class Flagged(Layer):
+    """A layer that hands its mode on, which the next one reads."""
+
+    def forward(self, hidden: Tensor, evaluated: bool) -> tuple[Tensor, bool]:  # type: ignore[override]
+        return super().forward(hidden if evaluated else -hidden), not self.training
+
+
+class ByMode(Encoder):
+    layer = Flagged
+
+    def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
+        evaluated = True
+        for layer in self.layers:
+            states, evaluated = layer(states, evaluated)
+        return self.norm(states)
+
+
+def test_a_flag_that_layers_hand_on_and_that_is_another_in_training_is_refused() -> None:
+    with refused("module", "layers that hand on tensors", "True from 'layers.0', and False"):
+        ponder.capture(ByMode().eval(), STATES)
 
 
 class Told(Encoder):

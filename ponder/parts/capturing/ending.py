@@ -36,9 +36,8 @@ def find_tail(watched: Watched, last: Call, layer: LayerCall) -> Tail:
         if LOST in leaves(made):
             continue  # what it gives has no mark either
         for place, leaf in call.untouched():
-            marks[id(leaf)] = Mark(
-                "made", (len(calls), place)
-            )  # of what a dropout hands on, too, which is one in training
+            # Also of what a dropout hands on as it is: in training that is another tensor.
+            marks[id(leaf)] = Mark("made", (len(calls), place))
         calls.append(made)
     return Tail(tuple(calls), tree_map(mark, watched.output))
 

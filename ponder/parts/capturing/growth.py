@@ -6,7 +6,7 @@ did not grow belongs to the whole batch (a rotary table, a relative position bia
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "Axis",
     "grown_lengths",
     "grown_rows",
+    "has_rows",
     "is_long",
     "merge_rows",
     "one_column_less",
@@ -47,39 +48,29 @@ class Axis:
 
 def one_more_row(given: Arguments, rows: int) -> dict[str | int, Any]:
     """Arguments by name or place, with the first row once more at the end of every tensor that has rows."""
-    return {
-        key: torch.cat([value, value[:1]]) if isinstance(value, Tensor) and _first(value) == rows else value
-        for key, value in given.items()
-    }
+    return _changed(given, lambda value: has_rows(value, rows), lambda value: torch.cat([value, value[:1]]))
 
 
 def one_row_less(given: Arguments, rows: int) -> dict[str | int, Any]:
     """Arguments without the first row of every tensor that has rows; copies, since a call may write into them."""
-    return {
-        key: value[1:].clone() if isinstance(value, Tensor) and _first(value) == rows else value
-        for key, value in given.items()
-    }
+    return _changed(given, lambda value: has_rows(value, rows), lambda value: value[1:].clone())
 
 
 def reversed_rows(given: Arguments, rows: int) -> dict[str | int, Any]:
     """Arguments with the rows of every tensor that has rows the other way round; copies."""
-    return {
-        key: value.flip(0) if isinstance(value, Tensor) and _first(value) == rows else value
-        for key, value in given.items()
-    }
+    return _changed(given, lambda value: has_rows(value, rows), lambda value: value.flip(0))
 
 
 def one_more_column(given: Arguments, rows: int, length: int) -> dict[str | int, Any]:
     """Arguments with the last column once more at the end of every tensor `(rows, length, …)`."""
-    return {
-        key: torch.cat([value, value[:, -1:]], 1) if is_long(value, rows, length) else value
-        for key, value in given.items()
-    }
+    return _changed(
+        given, lambda value: is_long(value, rows, length), lambda value: torch.cat([value, value[:, -1:]], 1)
+    )
 
 
 def one_column_less(given: Arguments, rows: int, length: int) -> dict[str | int, Any]:
     """Arguments without the last column of every tensor `(rows, length, …)`."""
-    return {key: value[:, :-1] if is_long(value, rows, length) else value for key, value in given.items()}
+    return _changed(given, lambda value: is_long(value, rows, length), lambda value: value[:, :-1])
 
 
 def is_long(value: Any, rows: int, length: int) -> bool:
@@ -127,5 +118,12 @@ def merge_rows(tensor: Tensor, axis: Axis) -> Tensor:
     return first if axis.dim == 0 else first.movedim(0, axis.dim)
 
 
-def _first(tensor: Tensor) -> int | None:
-    return tensor.shape[0] if tensor.dim() else None
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether an argument is a tensor with so many rows."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _changed(
+    given: Arguments, applies: Callable[[Any], bool], change: Callable[[Tensor], Tensor]
+) -> dict[str | int, Any]:
+    return {key: change(value) if applies(value) else value for key, value in given.items()}

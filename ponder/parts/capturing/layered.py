@@ -21,6 +21,7 @@ from ponder.parts.capturing.growth import (
     Axis,
     grown_lengths,
     grown_rows,
+    has_rows,
     is_long,
     merge_rows,
     one_column_less,
@@ -158,7 +159,9 @@ class LayeredModule:
         rows = self._rows(given)
         if rows:
             return self._stem(given, rows, shared)
-        some = {key: value.new_ones(1, *value.shape[1:]) if _has(value, 0) else value for key, value in given.items()}
+        some = {
+            key: value.new_ones(1, *value.shape[1:]) if has_rows(value, 0) else value for key, value in given.items()
+        }
         one = self._untraced()._stem(some, 1, shared)
         hidden, context = take_rows(one, torch.arange(0, device=self._device(given)))
         return hidden, context
@@ -275,7 +278,7 @@ class LayeredModule:
             for key, value in given.items():
                 kept[key] = Mark("given", f"given_{key}") if isinstance(value, Tensor) else value
                 if isinstance(value, Tensor):
-                    context[f"given_{key}"] = value if _has(value, rows) and key not in shared else Shared(value)
+                    context[f"given_{key}"] = value if has_rows(value, rows) and key not in shared else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
         plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
         hidden = split_rows(notes.hidden, self.axis, rows)
@@ -358,17 +361,14 @@ class LayeredModule:
         if kind is None or kind in self._ends:
             return
         two = {
-            key: value[:2].clone() if _has(value, rows) and key not in shared else map_tensors(torch.clone, value)
+            key: value[:2].clone() if has_rows(value, rows) and key not in shared else map_tensors(torch.clone, value)
             for key, value in given.items()
         }
-        alike = True
-        try:
-            with torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(two)))):
-                watched = watch(untraced_twin(self.module), _positional(two), _named(two))
-            alike = goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers)
-        except Exception:  # of a module that is elsewhere, whose layers alone are fetched where they are called
-            pass
-        if not alike:
+        watched = None
+        with contextlib.suppress(Exception), torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(two)))):
+            watched = watch(untraced_twin(self.module), _positional(two), _named(two))
+        # Not watched is a module that is elsewhere, whose layers alone are fetched where they are called.
+        if watched and not goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers):
             raise ArgumentError(
                 "inputs",
                 expected="arguments with which the module does behind its layers, and hands on as numbers between "
@@ -386,9 +386,7 @@ class LayeredModule:
         told = {
             key: value if isinstance(value, bool | str) else type(value)
             for key, value in given.items()
-            if not isinstance(value, Tensor)
-            and value is not self.constants.get(key)
-            and value != self.constants.get(key)
+            if not isinstance(value, Tensor) and not _same_value(value, self.constants.get(key))
         }
         new = given.keys() - self.seen_keys
         return (frozenset(new), frozenset(told.items())) if new or told else None
@@ -584,10 +582,6 @@ def _check_counts(notes: Notes, more: Notes) -> None:
             got="other arguments with one row more",
             remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
         )
-
-
-def _has(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
 
 
 def is_row_mask(value: Any, rows: int) -> bool:

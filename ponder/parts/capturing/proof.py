@@ -88,6 +88,8 @@ def reads_numbers(layered: LayeredModule, given: Arguments, reads: Callable[[Any
     """Whether numbers that layers hand on are read by others, or behind them: with others, answers are others."""
 
     def another(leaf: Any) -> Any:
+        if isinstance(leaf, bool):
+            return not leaf
         return leaf + 1 if isinstance(leaf, int | float) else leaf
 
     if not any(isinstance(leaf, int | float) for call in layered.calls for leaf in leaves(call.answer)):
