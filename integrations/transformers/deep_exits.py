@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ponder._utils.progress import progress_bar
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.prediction import record_rows
+from ponder.optim import may_fuse
 from ponder.parts.tasks.base import IGNORED_LABEL
 
 __all__ = ["answers_of", "train_encoder"]
@@ -56,7 +57,7 @@ def train_encoder(
         progress: Show a progress bar.
     """
     model.classifier.requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=may_fuse(model.parameters()))
     batches = -(-len(rows) // batch_size)
     total, generator = epochs * batches, torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(

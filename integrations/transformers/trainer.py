@@ -27,7 +27,7 @@ from ponder.integrations.transformers.arguments import span_labels
 from ponder.integrations.transformers.heads import check_heads_learn
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.objectives import Progress
-from ponder.optim import parameter_groups
+from ponder.optim import may_fuse, parameter_groups
 from ponder.parts.tasks import Span, Task
 from ponder.policies import LastStep
 from ponder.priors.base import PriorWeights
@@ -390,6 +390,8 @@ class PonderTrainer(Trainer):
             decay = options.get("weight_decay", self.args.weight_decay)
             groups = parameter_groups(trained, rate, self.lambda_lr, self.head_lr)
             others = {name: value for name, value in options.items() if name != "weight_decay"}
+            if others.get("fused"):
+                others["fused"] = may_fuse(parameter for group in groups for parameter in group["params"])
             self.optimizer = optimizer_class(self._decaying(groups, trained, decay), **others)
         return self.optimizer
 

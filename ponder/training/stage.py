@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ponder.engine.losses import count_labelled, of_joined
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
 from ponder.objectives import Objective, Progress
-from ponder.optim import parameter_groups
+from ponder.optim import may_fuse, parameter_groups
 from ponder.parts.tasks import infer_task
 from ponder.policies import ExitPolicy
 from ponder.recipes import Stage
@@ -80,7 +80,8 @@ class StageRun:
                 got="parameters that were all frozen before",
                 remedy="Call model.requires_grad_(True), or leave out what should learn when you freeze.",
             )
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        trained = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=may_fuse(trained))
         rates = LambdaLR(optimizer, lambda step: options.share(step, total))
         self.bar.stage(title, total)
         epochs, best = list[EpochReport](), Best(self.wrapper)

@@ -1,4 +1,4 @@
-"""Parameter groups."""
+"""Parameter groups, and which parameters may be fused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ponder
+from ponder.optim import may_fuse
 from tests.ponder.checks import refused
 from tests.toys import WIDTH, make_toy, wrap
 
@@ -59,3 +60,12 @@ def test_models_that_hold_one_and_heads_of_the_users_own() -> None:
 def test_rates_are_finite_numbers_that_are_not_negative(rates: dict[str, Any], argument: str) -> None:
     with refused(argument):
         ponder.parameter_groups(nn.Linear(2, 2), **rates)
+
+
+def test_only_parameters_without_gaps_on_devices_that_have_the_kernels_may_be_fused() -> None:
+    wide = torch.zeros(4, 6)
+    assert may_fuse([nn.Parameter(wide), nn.Parameter(wide[:2])])
+    assert may_fuse([nn.Parameter(wide.bfloat16())])
+    for other in (wide[:, :3], wide.t(), wide.to(torch.complex64), wide.to("meta")):
+        assert not may_fuse([nn.Parameter(wide), nn.Parameter(other)])
+    assert not may_fuse([wide]), "what is no plain parameter may be laid out in any way"

@@ -982,6 +982,20 @@ def test_a_learned_prior_does_not_decay(tmp_path: Path) -> None:
     assert [group["weight_decay"] for group in groups if any(each is logits for each in group["params"])] == [0.0]
 
 
+def test_the_fused_optimiser_is_for_parameters_without_gaps(tmp_path: Path) -> None:
+    """Trap: of a view into something wider it moves the neighbours, in silence."""
+    assert make_trainer(make_model("bert-of-3"), tmp_path).create_optimizer().defaults["fused"]
+    model = make_model("bert-of-3")
+    last = model.ponder.head[-1]
+    wide = torch.zeros(last.out_features, 2 * last.in_features)
+    last.weight = nn.Parameter(wide[:, : last.in_features])
+    trainer = make_trainer(model, tmp_path)
+    assert not trainer.create_optimizer().defaults["fused"]
+    trainer.train()
+    assert wide[:, : last.in_features].any(1).all()
+    assert not wide[:, last.in_features :].any()
+
+
 class Pictures(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return 16

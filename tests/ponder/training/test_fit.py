@@ -57,6 +57,21 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def test_a_parameter_that_is_a_view_into_something_wider_learns_and_its_neighbours_do_not() -> None:
+    """Trap: the fused AdamW of PyTorch takes a parameter on the CPU for numbers without gaps."""
+    found = []
+    for as_view in (False, True):
+        model, wide = make(), torch.linspace(-0.1, 0.1, 2 * WIDTH * WIDTH).view(WIDTH, 2 * WIDTH)
+        part, beside = wide[:, :WIDTH], wide[:, WIDTH:].clone()
+        model.steps.fns[0][0].weight = nn.Parameter(part if as_view else part.clone())
+        fit(model)
+        found.append(weights(model))
+        assert torch.equal(wide[:, WIDTH:], beside)
+        assert torch.equal(part, model.steps.fns[0][0].weight) == as_view
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor)
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_runs_all_its_stages(name: str) -> None:
     model = make(name)
