@@ -21,7 +21,7 @@ from benchmarks.command_line import check_writable
 from benchmarks.environment import environment
 from benchmarks.glue.curves import SPEED_UPS, score_at
 from benchmarks.glue.ensembles import ensembles
-from benchmarks.glue.model import KeptModel
+from benchmarks.glue.model import KeptModel, Origin
 from benchmarks.glue.run import prepare
 from benchmarks.glue.training import differs, digest_of
 from benchmarks.metrics import answers
@@ -66,7 +66,7 @@ def measure(kept: KeptModel, folder: Path | None, out: Path) -> Path:
         raise ArgumentError("--model", expected=expected, got=got, remedy="Leave it out.")
     check_writable(out, "--out")
     ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
-    got = differs(kept, config, task, digest_of(ready["train"]))
+    got = differs(kept, config, task, Origin(digest_of(ready["train"]), digest_of(ready["held_out"])))
     if got:
         raise ArgumentError(
             "--model",

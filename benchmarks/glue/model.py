@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ponder.errors import CheckpointError, DataError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["KeptModel", "build", "keep", "load_kept", "start_at"]
+__all__ = ["KeptModel", "Origin", "build", "keep", "load_kept", "start_at"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -52,6 +52,18 @@ def start_at(model: PonderForSequenceClassification, value: float) -> None:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a model was made from, as digests; one is empty where an earlier version kept the model without it."""
+
+    data: str = ""
+    """Of the examples that it was trained on."""
+    selected_on: str = ""
+    """Of those that selected the epoch."""
+    encoder: str = ""
+    """Of the weights that training began from."""
+
+
+@dataclass(frozen=True)
 class KeptModel:
     """A trained model, how it was made, and what was measured in each stage."""
 
@@ -59,10 +71,7 @@ class KeptModel:
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     training: list[dict[str, Any]]
-    data: str = ""
-    """Digest of what it was trained on; empty where an earlier version kept it."""
-    encoder: str = ""
-    """Digest of the weights that training began from; empty likewise."""
+    origin: Origin = Origin()
 
 
 def keep(
@@ -70,8 +79,7 @@ def keep(
     config: RunConfig,
     models: Path,
     training: Sequence[dict[str, Any]] = (),
-    data: str = "",
-    encoder: str = "",
+    origin: Origin | None = None,
 ) -> None:
     """Write `<models>/<key>/`, whole or not at all: weights, tokenizer, configuration, and what it was trained on."""
     folder = models / config.key
@@ -81,7 +89,7 @@ def keep(
     try:
         model.save_pretrained(part)
         load_tokenizer(config.backbone).save_pretrained(part)
-        made = {"config": config.to_dict(), "training": list(training), "data": data, "encoder": encoder}
+        made = {"config": config.to_dict(), "training": list(training), **asdict(origin or Origin())}
         write_json(part / _FILE, {"format": _FORMAT, **made})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -111,5 +119,5 @@ def load_kept(folder: Path) -> KeptModel:
     model = PonderForSequenceClassification.from_pretrained(folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    told = made.get("training", []), made.get("data", ""), made.get("encoder", "")
-    return KeptModel(model, load_tokenizer(str(folder)), config, *told)
+    origin = Origin(**{of.name: made.get(of.name, "") for of in fields(Origin)})
+    return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []), origin)

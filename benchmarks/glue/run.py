@@ -72,7 +72,7 @@ def run(
                 for split, trajectory in recorded.items():
                     trajectory.save(trajectories / f"{config.key}-{split}.safetensors")
             if models is not None:  # before the result, so that no result stands without its model
-                keep(trained.model, config, models, trained.stages, trained.data, trained.encoder)
+                keep(trained.model, config, models, trained.stages, trained.origin)
             result.save(path)
         distributed.wait()
 

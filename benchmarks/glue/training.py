@@ -40,7 +40,7 @@ from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import record
-from benchmarks.glue.model import KeptModel, build, load_kept, start_at
+from benchmarks.glue.model import KeptModel, Origin, build, load_kept, start_at
 from benchmarks.glue.results import recipe_of
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
@@ -49,7 +49,7 @@ from ponder._utils.weights import digest_of_weights
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import FinalStep, Ponder
-from ponder.policies import LastStep
+from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe
 
 __all__ = [
@@ -73,10 +73,7 @@ class Trained:
 
     model: PonderForSequenceClassification
     stages: list[dict[str, Any]]
-    data: str = ""
-    """Digest of what it was trained on."""
-    encoder: str = ""
-    """Digest of the weights that training began from."""
+    origin: Origin
 
 
 def train(
@@ -96,17 +93,17 @@ def train(
     kept `models`, a recipe whose first stage that is (DeeBERT, FastBERT, `ponder`) goes on from it, and does not train
     its own.
     """
-    trained_on, model = digest_of(data), build(config, task.num_labels)
-    begun_from = digest_of_weights([model.encoder]) or ""
-    before = _finished(config, task, models, trained_on, begun_from)
+    model = build(config, task.num_labels)
+    origin = Origin(digest_of(data), digest_of(selected_on), digest_of_weights([model.encoder]) or "")
+    before = _finished(config, task, models, origin)
     if before is not None:
         return before
-    _check_work(work, {"data": trained_on, "encoder": begun_from, **_trains(model.recipe)})
+    _check_work(work, {**dataclasses.asdict(origin), **_trains(model.recipe)})
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = _finished(plain(config), task, models, trained_on, begun_from)
+        begun = _finished(plain(config), task, models, origin)
         begun = begun or train(plain(config), task, data, selected_on, work / "vanilla", progress=progress)
         _begin_with(model, begun.model)
         log += begun.stages
@@ -128,7 +125,7 @@ def train(
         log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
-    return Trained(model, log, trained_on, begun_from)
+    return Trained(model, log, origin)
 
 
 def begins_plain(recipe: Recipe) -> bool:
@@ -152,9 +149,10 @@ def digest_of(data: Dataset) -> str:
 
 
 def _trains(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides which weights a run ends with; what it is called and how its rows leave do not."""
+    """What of a recipe decides what a run ends with: its weights, and how rows leave; what it is called does not."""
     plain = recipe.to_dict()
-    return {name: plain[name] for name in ("stages", "lambda_head", "prior", "per_step_heads", "early_gradient")}
+    of_weights = ("stages", "lambda_head", "prior", "per_step_heads", "early_gradient", "own_lambda_lr")
+    return {name: plain[name] for name in (*of_weights, "policy")}
 
 
 def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
@@ -173,19 +171,19 @@ def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
         write_json(note, plain)
 
 
-def _finished(config: RunConfig, task: Task, models: Path | None, data: str, encoder: str) -> Trained | None:
+def _finished(config: RunConfig, task: Task, models: Path | None, origin: Origin) -> Trained | None:
     """The kept model of a run, with what was measured; None where it was not kept.
 
     Raises:
-        ArgumentError: It is that of another run, or was trained on other data, from other weights, or by the recipe as
-            it was.
+        ArgumentError: It is that of another run, or was trained or selected on other data, from other weights, or by
+            the recipe as it was.
     """
     if models is None or not (models / config.key).exists():
         return None
     kept = load_kept(models / config.key)
     if not kept.training:
         return None
-    got = differs(kept, config, task, data, encoder)
+    got = differs(kept, config, task, origin)
     if got:
         raise ArgumentError(
             "--keep-model",
@@ -193,29 +191,33 @@ def _finished(config: RunConfig, task: Task, models: Path | None, data: str, enc
             got=got,
             remedy="Move it away, or pass another folder.",
         )
-    return Trained(kept.model, kept.training, data, kept.encoder)
+    return Trained(kept.model, kept.training, kept.origin)
 
 
-def differs(kept: KeptModel, config: RunConfig, task: Task, data: str, encoder: str = "") -> str:
+def differs(kept: KeptModel, config: RunConfig, task: Task, origin: Origin) -> str:
     """In what a kept model is not what a run would train now; empty if in nothing.
-
-    A model that an earlier version kept does not tell its data or its weights, and passes for one of these.
 
     Args:
         kept: The model.
         config: The run.
         task: Its task.
-        data: Digest of its data.
-        encoder: Digest of the weights that it begins from; not compared where empty.
+        origin: Its data, and the weights that it begins from. What is empty, here or in a model that an earlier
+            version kept, is not compared.
     """
     if kept.config.key != config.key:
         return f"that of another run, {kept.config.key}"
     now = recipe_of(config, task.kind, kept.model.ponder.num_steps)
+    if config.policy is not None:
+        now = dataclasses.replace(now, policy=ExitPolicy.from_dict(config.policy))
     if _trains(kept.model.recipe) != _trains(now):
         return "one by another version of the recipe"
-    if kept.data not in ("", data):
-        return "one that was trained on other data"
-    return "one that began from other weights" if encoder and kept.encoder not in ("", encoder) else ""
+    words = {
+        "data": "one that was trained on other data",
+        "selected_on": "one that was selected on other data",
+        "encoder": "one that began from other weights",
+    }
+    pairs = {name: {getattr(kept.origin, name), getattr(origin, name)} - {""} for name in words}
+    return next((said for name, said in words.items() if len(pairs[name]) > 1), "")
 
 
 def _begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:

@@ -40,7 +40,9 @@ def run_command(
     epochs: Annotated[int, typer.Option(help="Epochs of each stage.")] = _DEFAULT.epochs,
     lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = _DEFAULT.lr,
     head_lr: Annotated[float, typer.Option(help="Learning rate of the heads.")] = _DEFAULT.head_lr,
-    lambda_lr: Annotated[float, typer.Option(help="Learning rate of the Lambda head.")] = _DEFAULT.lambda_lr,
+    lambda_lr: Annotated[
+        float, typer.Option(help="Of the Lambda head, where the recipe gives it one of its own.")
+    ] = _DEFAULT.lambda_lr,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = _DEFAULT.batch_size,
     max_length: Annotated[int, typer.Option(help="Pieces of words; longer sentences are cut.")] = _DEFAULT.max_length,
     max_train: Annotated[int | None, typer.Option(help="Train on the first so many sentences.")] = None,

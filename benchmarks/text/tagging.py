@@ -27,7 +27,7 @@ from benchmarks.glue.curves import fits
 from benchmarks.text.entities import EntityScore, score, spans
 from benchmarks.text.wnut import TAGS, Sentence, Tokenized, load, tokenize, word_tags
 from ponder import recipes
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers import PonderForTokenClassification, PonderTrainer
 from ponder.policies import ExitPolicy
 from ponder.recipes import Recipe
@@ -52,7 +52,7 @@ class TaggingConfig:
         epochs: Epochs of each stage, ≥ 1.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new.
-        lambda_lr: Learning rate of the Lambda head.
+        lambda_lr: Learning rate of the Lambda head, where the recipe gives it one of its own.
         batch_size: Sentences a step of the optimiser.
         max_length: Pieces of words; longer sentences are cut.
         max_train: Train on the first so many sentences; all where None.
@@ -167,7 +167,7 @@ def _train(
             train_dataset=data.rows,
             data_collator=collate,
             head_lr=config.head_lr,
-            lambda_lr=config.lambda_lr,
+            lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
             all_stages=True,
         )
         trainer.remove_callback(PrinterCallback)
@@ -185,6 +185,13 @@ class _Measured:
     sentences: Sequence[Sentence]
     tokenized: Tokenized
     trajectory: Trajectory
+
+    def __post_init__(self) -> None:
+        if unanswered := int((~self.trajectory.answered()).any(1).sum()):
+            raise NonFiniteError(
+                f"outputs: {unanswered} of {len(self.sentences)} sentences have an answer that is NaN at some step, of "
+                "which the class with the highest logit would be the first. The run diverged: lower the learning rates."
+            )
 
     def score(self, outputs: Tensor) -> EntityScore:
         """The score of outputs, `(sentences, length, tags)`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import nan
 from typing import Literal
 
 import torch
@@ -83,7 +84,8 @@ def as_metric(metric: MetricLike | None, trajectory: Recording) -> Metric | None
             labels = task.check(trajectory.outputs[:, -1], trajectory.labels)
             return Metric(name, task.scores(trajectory.outputs, labels))
         scores = task.scores(trajectory.read_outputs(), trajectory.counted_labels())
-        return Metric(name, scores.masked_fill(~trajectory.answered(), 0.0))  # NaN is never right
+        without = 0.0 if task.metric == "accuracy" else nan  # NaN is never right; of other scores 0 may be the best
+        return Metric(name, scores.masked_fill(~trajectory.answered(), without))
     raise ArgumentError(
         "metric",
         expected="a callable (outputs, labels) -> float, 'accuracy' (classes), 'exact_match' (tokens, several labels), "

@@ -25,11 +25,13 @@ class StateFile:
         path: The file.
         format: What it says that it is.
         policies: The policies, from the cheapest to the safest.
+        tolerance: The distance of two answers that are the same, in regression.
     """
 
     path: Path
     format: str
     policies: Sequence[ExitPolicy]
+    tolerance: float = 0.0
 
     def held(self) -> AbstractContextManager[None]:
         """Keep the file for one writer: each writes what it knows itself, and two would take alarms back."""
@@ -37,9 +39,8 @@ class StateFile:
 
     def write(self, state: dict[str, Any]) -> None:
         """Write what `Audit.to_dict` gave, whole or not at all; a link stays one."""
-        write_json(
-            Path(os.path.realpath(self.path)), {"format": self.format, "policies": self._names(), "audit": state}
-        )
+        told = {"format": self.format, "policies": self._names(), "tolerance": self.tolerance, "audit": state}
+        write_json(Path(os.path.realpath(self.path)), told)
 
     def held_state(self) -> Any:
         """What the file holds now, as `write` was given it; None where there is none."""
@@ -58,7 +59,8 @@ class StateFile:
             raise CheckpointError(f"{self.path}: expected the format {self.format!r}; got {data.get('format')!r}.")
         found = Audit.from_dict(data.get("audit", {}))
         terms = [(audit.level, audit.confidence, audit.share, audit.seed) for audit in (found, own)]
-        if not self._are_of(data.get("policies")) or terms[0] != terms[1]:
+        as_close = data.get("tolerance", self.tolerance) == self.tolerance  # earlier versions wrote none
+        if not self._are_of(data.get("policies")) or terms[0] != terms[1] or not as_close:
             raise CheckpointError(
                 f"{self.path}: the state of another promise or of other policies. Go on with those it was written "
                 "with, or move the file away to begin anew."

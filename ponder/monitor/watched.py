@@ -112,7 +112,7 @@ class Watched:
             )
         check_int("max_waiting", max_waiting)
         self.model, self.audit, self.tolerance = model, audit or _audit_of(self._policies), tolerance
-        self._file = None if path is None else StateFile(Path(path), _FORMAT, self._policies)
+        self._file = None if path is None else StateFile(Path(path), _FORMAT, self._policies, tolerance)
         self._tell, self._max_waiting = tell or _warn, max_waiting
         self._waiting: list[_Given] = []
         self._written: Any = None

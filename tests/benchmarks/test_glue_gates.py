@@ -12,7 +12,7 @@ from benchmarks.checksum import is_intact
 from benchmarks.glue import training
 from benchmarks.glue.ensembles import averaged, ensembles, fitted_weights
 from benchmarks.glue.gates import FORMAT, compare, measure
-from benchmarks.glue.model import load_kept
+from benchmarks.glue.model import Origin, load_kept
 from benchmarks.glue.run import run
 from ponder import Trajectory
 from ponder.errors import ArgumentError, CheckpointError
@@ -130,7 +130,7 @@ def test_models_of_numbers_are_measured_and_those_that_held_out_nothing_refused(
         measure(on_dev, glue_dir, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(ArgumentError, match=r"--model: .* on this data, .* got one that was trained on other data"):
-        measure(replace(model, data="0" * 16), glue_dir, tmp_path / "none")
+        measure(replace(model, origin=Origin("0" * 16)), glue_dir, tmp_path / "none")
     assert not list((tmp_path / "none").glob("*.json"))
 
 

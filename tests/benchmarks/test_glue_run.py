@@ -19,7 +19,7 @@ from benchmarks.glue import training
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import build, load_kept
+from benchmarks.glue.model import build, keep, load_kept
 from benchmarks.glue.report import report
 from benchmarks.glue.results import FORMAT, Result, read_all
 from benchmarks.glue.run import run
@@ -28,6 +28,7 @@ from benchmarks.locking import BusyError, hold
 from ponder import Trajectory, objectives, policies, priors, recipes
 from ponder.cost import measure
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError
+from ponder.policies import Quantile
 
 # One of every build of heads, stages and policies; the others differ in numbers.
 RECIPES = ["deebert", "fastbert", "pabee", "palbert", "ponder", "pondernet", "vanilla"]
@@ -569,7 +570,15 @@ def test_kept_models_and_checkpoints_of_other_data_are_refused(models, backbone,
     train.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     with pytest.raises(ArgumentError, match=r"--keep-model.*other data"):
         run(config(backbone), other, tmp_path / "b", work, models=models, progress=False)
+    made = json.loads((models / config(backbone).key / "glue.json").read_text())
+    kept = shutil.copytree(models / config(backbone).key, tmp_path / "models" / config(backbone).key)
+    (kept / "glue.json").write_text(json.dumps({**made, "selected_on": "another"}))
+    with pytest.raises(ArgumentError, match=r"--keep-model.*selected on other data"):
+        run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", models=tmp_path / "models", progress=False)
     (work / config(backbone).key).mkdir(parents=True)
+    (work / config(backbone).key / "made-by.json").write_text(json.dumps({"selected_on": "another"}))
+    with pytest.raises(ArgumentError, match=r"--work.*other data"):
+        run(config(backbone), glue_dir, tmp_path / "c", work, progress=False)
     (work / config(backbone).key / "made-by.json").write_text('{"data": "another", "stages": []}')
     with pytest.raises(ArgumentError, match=r"--work.*another version of the recipe"):
         run(config(backbone), glue_dir, tmp_path / "c", work, progress=False)
@@ -597,18 +606,34 @@ def test_checkpoints_go_on_where_an_earlier_version_noted_less_of_the_recipe(bac
         run(config(backbone), glue_dir, tmp_path / "out", tmp_path / "work", progress=False)
 
 
-@pytest.mark.parametrize("part", ["stages", "prior"])
+@pytest.mark.parametrize("part", ["stages", "prior", "policy", "own_lambda_lr"])
 def test_a_kept_model_of_a_recipe_that_has_changed_is_refused(models, backbone, glue_dir, tmp_path, monkeypatch, part):
     now = training.recipe_of
 
     def changed(*given):
         made = now(*given)
         stages = tuple(dataclasses.replace(stage, objective=2.0 * stage.objective) for stage in made.stages)
-        return dataclasses.replace(made, **{part: {"stages": stages, "prior": priors.Geometric(0.4)}[part]})
+        other = {"stages": stages, "prior": priors.Geometric(0.4), "policy": Quantile(0.9), "own_lambda_lr": False}
+        return dataclasses.replace(made, **{part: other[part]})
 
     monkeypatch.setattr(training, "recipe_of", changed)
     with pytest.raises(ArgumentError, match=r"--keep-model.*another version of the recipe"):
         run(config(backbone), glue_dir, tmp_path / "b", tmp_path / "work", models=models, progress=False)
+
+
+def test_a_kept_model_with_a_policy_of_its_run_is_that_of_the_run(models, backbone, glue_dir, tmp_path):
+    """Its recipe holds that policy, and the recipe as it is now another."""
+    one, kept = config(backbone), config(backbone, policy={"name": "quantile", "q": 0.9})
+    model = load_kept(models / one.key).model
+    model.policy = Quantile(0.9)
+    places = {"models": tmp_path / "models", "progress": False}
+    keep(model, kept, tmp_path / "models", [{"objective": {"name": "final-step"}}])
+    found = run(kept, glue_dir, tmp_path / "out", tmp_path / "work", **places)
+    assert found["policy"] == {"name": "quantile", "q": 0.9}
+    model.policy = Quantile(0.8)
+    keep(model, kept, tmp_path / "models", [{"objective": {"name": "final-step"}}])
+    with pytest.raises(ArgumentError, match=r"--keep-model.*another version of the recipe"):
+        run(kept, glue_dir, tmp_path / "again", tmp_path / "work", **places)
 
 
 def test_a_kept_model_of_another_run_is_refused(models, backbone, glue_dir, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks.checksum import is_intact, with_checksum
@@ -18,7 +19,9 @@ from benchmarks.text import tagging, wnut
 from benchmarks.text.cli import app
 from benchmarks.text.entities import score, spans
 from benchmarks.text.tagging import TaggingConfig
-from ponder.errors import ArgumentError, DataError
+from ponder import Trajectory
+from ponder.errors import ArgumentError, DataError, NonFiniteError
+from ponder.policies import LastStep
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "text"
 SENTENCES = [("the one is true .", "O B-person I-person O O"), ("a not two", "B-group O B-location")] * 6
@@ -128,6 +131,40 @@ def test_a_run_is_written_once_and_told(recipe: str, backbone: str, text_dir: Pa
         assert f"the recipe '{recipe}' as it is; got one of it as it was" in str(refused.exception)
     path.write_text(json.dumps(with_checksum(older)))
     assert "entity F1 on test" in CliRunner().invoke(app, options).output
+
+
+def test_answers_that_are_nan_have_no_score(text_dir: Path, backbone: str) -> None:
+    """Trap: their argmax is the class "O", and a threshold at which all leave at once kept 99% of that."""
+    sentences = wnut.load(text_dir, "dev")[:4]
+    ready = wnut.tokenize(sentences, load_tokenizer(backbone), 32)
+    outputs = torch.zeros(4, 3, 32, len(wnut.TAGS))
+    measured = tagging._Measured(sentences, ready, tagging_record(outputs))
+    assert measured.summary(LastStep(), None)["per_step"] == [0.0] * 3
+    outputs[1, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="1 of 4 sentences have an answer that is NaN"):
+        tagging._Measured(sentences, ready, tagging_record(outputs))
+
+
+def tagging_record(outputs: torch.Tensor) -> Trajectory:
+    rows, length = len(outputs), outputs.shape[2]
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    return Trajectory(outputs, None, torch.arange(rows), task="token_classification", mask=mask)
+
+
+@pytest.mark.parametrize(("recipe", "rate"), [("pondernet", None), ("palbert", 1e-4)])
+def test_the_lambda_head_has_a_rate_of_its_own_where_the_recipe_gives_it_one(
+    recipe: str, rate: float | None, backbone: str, text_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(Exception):
+        """What the trainer was given."""
+
+    def trainer(**options: Any) -> None:
+        raise Told(options["lambda_lr"], options["head_lr"])
+
+    monkeypatch.setattr(tagging, "PonderTrainer", trainer)
+    with pytest.raises(Told) as told:
+        tagging.run(TaggingConfig(recipe=recipe, backbone=backbone, max_train=8), text_dir, progress=False)
+    assert told.value.args == (rate, 1e-3)
 
 
 def test_another_task_says_where_it_is() -> None:

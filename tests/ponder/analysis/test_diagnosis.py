@@ -540,6 +540,26 @@ def test_one_nan_is_refused_where_it_would_make_a_mean_nan() -> None:
         ponder.diagnose(ponder.Trajectory(numbers, None, torch.arange(50), labels=labels, task="regression"))
 
 
+def test_an_answer_that_is_nan_is_not_the_best_of_scores_below_zero() -> None:
+    """Trap: it counted 0, which is the worst of shares that are right, and the best of costs."""
+
+    class Costly(ponder.tasks.Classification):
+        name, metric = "costly", "negative_cost"
+
+        def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return -1.0 - (~self.correct(outputs, labels)).double()
+
+    labels = torch.arange(60) % 3
+    outputs = torch.nn.functional.one_hot(labels, 3).float()[:, None].repeat(1, 4, 1)
+    outputs[:, 0] = torch.nan
+    made = ponder.Trajectory(outputs, None, torch.arange(60), labels=labels, task="costly", task_object=Costly())
+    scores = [made.sweep(policies.FixedStep, [step]).points[0].score for step in (1, 2)]
+    assert math.isnan(scores[0])
+    assert scores[1] == -1.0
+    with refused("trajectory", "none for 60 of 60 rows"):
+        ponder.diagnose(made)
+
+
 def test_the_best_single_step_is_found_under_a_coin_between_two_others_too() -> None:
     rows = torch.arange(200)
     right = torch.stack([rows < share * 200 for share in (0.5, 0.6, 0.9, 0.9)], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,6 +183,11 @@ def test_the_state_of_other_policies_or_of_another_promise_is_refused(tmp_path: 
         Watched(agreeing(), ORDER[:1], every(), path=path)
     with pytest.raises(CheckpointError, match="another promise"):
         Watched(agreeing(), ORDER, every(level=0.2), path=path)
+    with pytest.raises(CheckpointError, match="another promise"):
+        Watched(agreeing(), ORDER, every(), path=path, tolerance=0.5)
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "tolerance"}
+    path.write_text(json.dumps(before))  # as an earlier version wrote it
+    Watched(agreeing(), ORDER, every(), path=path, tolerance=0.5)
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="format"):
         Watched(agreeing(), ORDER, every(), path=path)
