@@ -56,11 +56,11 @@ class Origin:
     """What a model was made from, as digests; one is empty where an earlier version kept the model without it."""
 
     data: str = ""
-    """Of the examples that it was trained on."""
+    """Digest of the examples that it was trained on."""
     selected_on: str = ""
-    """Of those that selected the epoch."""
+    """Digest of the examples that selected the epoch."""
     encoder: str = ""
-    """Of the weights that training began from."""
+    """Digest of the weights that training began from."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def run_command(
     lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = _DEFAULT.lr,
     head_lr: Annotated[float, typer.Option(help="Learning rate of the heads.")] = _DEFAULT.head_lr,
     lambda_lr: Annotated[
-        float, typer.Option(help="Of the Lambda head, where the recipe gives it one of its own.")
+        float, typer.Option(help="Learning rate of the Lambda head, where the recipe has one for it.")
     ] = _DEFAULT.lambda_lr,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = _DEFAULT.batch_size,
     max_length: Annotated[int, typer.Option(help="Pieces of words; longer sentences are cut.")] = _DEFAULT.max_length,

@@ -376,6 +376,13 @@ def _recorded(
                     f"encodings[{number}]", expected=error.expected, got=error.got, remedy=error.remedy
                 ) from error
             first = first or seen
+            if (seen.labels is None) != (first.labels is None):
+                raise ArgumentError(
+                    "encodings",
+                    expected="labels with all encodings, or with none: they are counted, and not needed",
+                    got="some with a label and some without",
+                    remedy="Leave the labels out.",
+                )
             for key, part in seen.tensors().items():
                 if key == "row_ids":
                     continue

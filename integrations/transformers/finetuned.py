@@ -162,8 +162,8 @@ class FinetunedClassifier(nn.Module):
                 learns with them, the model as it is being its teacher; exits come earlier, and full depth may move.
 
         Raises:
-            ArgumentError: It is no classifier of one class of several, it has adapters of peft, or it cannot be
-                captured (says why).
+            ArgumentError: It is no classifier of one class of several, it has adapters of peft, its encoder learned
+                by ``"exits-deep"`` and would be a teacher now, or it cannot be captured (says why).
             CheckpointError: The folder holds no whole classifier.
         """
         check_choice("recipe", recipe, ("exits", "exits-deep"))
@@ -193,6 +193,14 @@ class FinetunedClassifier(nn.Module):
                     got=type(model).__name__,
                     remedy="Capture any other module with ponder.capture.",
                 )
+            learned_by = _learned_by(Path(model)) if has_exits(model) else None
+            if learned_by is not None and recipe == "exits-deep":
+                raise ArgumentError(
+                    "model",
+                    expected="the classifier as it was fine-tuned, which is the teacher",
+                    got=f"{model}, whose encoder learned with its exits",
+                    remedy="Pass the classifier of before, or read this one with FinetunedClassifier.from_pretrained.",
+                )
             if has_exits(model):
                 warnings.warn(
                     f"{model} holds exits that were fitted: they, and what was certified, are left out. Read them with "
@@ -200,6 +208,10 @@ class FinetunedClassifier(nn.Module):
                     stacklevel=2,
                 )
             model = load_finetuned(model)
+            if learned_by is not None:
+                made = cls(model)
+                made.learned_by, made.split = learned_by
+                return made
         if recipe == "exits":
             return cls(model)
         return cls(deepcopy(model), plain=frozen_copy(model))
@@ -409,8 +421,15 @@ class FinetunedClassifier(nn.Module):
         device, batch = next(self.parameters()).device, {}
         for name in (self.main_input_name, "attention_mask", "token_type_ids", "labels"):
             given = [row.get(name, row.get("label") if name == "labels" else None) for row in rows]
-            if any(value is None for value in given):
+            absent = [value is None for value in given]
+            if all(absent) or (any(absent) and name in (self.main_input_name, "labels")):
                 continue
+            if any(absent):  # of a row that does not tell, all positions are real, and of the first part
+                blank = torch.ones if name == "attention_mask" else torch.zeros
+                given = [
+                    blank(len(row[self.main_input_name]), dtype=torch.long) if value is None else value
+                    for value, row in zip(given, rows, strict=True)
+                ]
             each = [torch.as_tensor(value) for value in given]
             padded = torch.stack if not each[0].dim() else partial(_pad_sequence, padding_value=fill.get(name, 0))
             batch[name] = padded(each).to(device)
@@ -453,6 +472,16 @@ def has_exits(folder: str | PathLike[str]) -> bool:
     if not (Path(folder) / EXITS_FILE).is_file():
         return False
     return not config.is_file() or read_json(config).get("model_type") != "ponder"
+
+
+def _learned_by(folder: Path) -> tuple[int, int] | None:
+    """The seed and the version of the split by which the encoder in a folder learned with its exits; None if not."""
+    with locked(folder, shared=True):
+        settings = read_json(folder / EXITS_FILE)
+        # Else the weights that are there learned otherwise by now.
+        whole = (folder / _HEADS).is_file() and settings.get("digests") == _digests(folder)
+    seed = settings.get("learned_by") if whole else None
+    return None if seed is None else (seed, settings.get("split", 1))
 
 
 def _answers(classifier: PreTrainedModel) -> Tensor:

@@ -20,7 +20,7 @@ from ponder.errors import CheckpointError
 from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming import StreamEngine
 from ponder.integrations.transformers.configuration import PonderConfig
-from ponder.integrations.transformers.finetuned import FinetunedClassifier
+from ponder.integrations.transformers.finetuned import EXITS_FILE, FinetunedClassifier
 from ponder.integrations.transformers.sequence_classification import PonderForSequenceClassification
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.parts.tasks import task_named
@@ -60,8 +60,13 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
     place = Path(folder)
     digests = digests_of(place)  # before the model is read, so that no change in between is missed
     if "export.json" in digests:
+        if EXITS_FILE in digests:
+            raise CheckpointError(
+                f"{place}: expected the folder of one model; got one with an export (export.json) and a saved model "
+                f"({EXITS_FILE}), which may answer differently. Export into a folder of its own."
+            )
         return open_export(place, digests)
-    if "exits.json" in digests:
+    if EXITS_FILE in digests:
         model: Any = FinetunedClassifier.from_pretrained(place)
         longest = max_positions(model)
     elif "config.json" in digests and _architecture(place) == PonderForSequenceClassification.__name__:

@@ -14,10 +14,10 @@ from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, map_tens
 from ponder.errors import NonFiniteError
 from ponder.parts.heads import PerStep, not_the_rows
 from ponder.parts.padding import REAL, Padding
-from ponder.parts.readouts import ReadoutCall
+from ponder.parts.readouts import ReadoutCall, told
 from ponder.parts.steps import Steps
 
-__all__ = ["ModelParts", "ModelSource", "call_stem"]
+__all__ = ["ModelParts", "ModelSource", "ask_stem", "call_stem"]
 
 
 class ModelParts(Protocol):
@@ -39,17 +39,10 @@ def call_stem(
 
     Where h_0 is the inputs, the context, a weight or buffer of the stem, or a part of these or of anything else, it is
     a copy: a step may change its state in place, and these are not its own.
-    A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
-    `ponder.Shared`, and hands on as it is, under its name, is shared again.
     """
     hidden, of_call = inputs, context
-    if stem is not None:  # a captured module has to know what has no rows
-        hidden = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
-        if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
-            hidden, context = hidden
-            for name, given in of_call.items():
-                if isinstance(given, Shared) and context.get(name) is given.value:
-                    context = {**context, name: given}
+    if stem is not None:
+        hidden, context = ask_stem(stem, inputs, context)
     if hidden is inputs:
         hidden = map_tensors(Tensor.clone, inputs)
     else:
@@ -59,6 +52,23 @@ def call_stem(
     if context:
         check_rows("context", context, size)
     return hidden, context, size
+
+
+def ask_stem(stem: Callable[..., Tree], inputs: Tree, context: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
+    """What a stem gives: the hidden state, and the context of the steps, which is that of the call where it gives none.
+
+    A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
+    `ponder.Shared`, and hands on as it is, under its name, is shared again.
+    """
+    # A captured module has to know what has no rows.
+    made = stem(inputs, **(context if getattr(stem, "takes_shared", False) else unwrap(context)))
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)):
+        return made, context
+    hidden, after = made
+    for name, given in context.items():
+        if isinstance(given, Shared) and after.get(name) is given.value:
+            after = {**after, name: given}
+    return hidden, after
 
 
 @dataclass
@@ -172,7 +182,7 @@ class ModelSource:
             return self.answer(self._cache["features"][rows], index)
         read = self._readout.reads(self.context)
         if self._own_name:
-            read = self._named(self._readout, read, self.context)
+            read = told(self._readout, read, self.context, self._padding)
         given = unwrap(take_rows(read, rows))
         return self.answer(self._readout(take_rows(self.hidden, rows), given), index)
 
@@ -228,16 +238,9 @@ class ModelSource:
         self._read = self._readout.reads(self._call)
         self._halting_read = {} if halting is None else halting.reads(self._call)
         if self._own_name:
-            self._read = self._named(self._readout, self._read, self._call)
-            self._halting_read = {} if halting is None else self._named(halting, self._halting_read, self._call)
-
-    def _named(self, readout: ReadoutCall, given: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a readout is given, a mask of a name of its own as `attention_mask`, as `readouts.mean` knows it."""
-        padding = self._padding
-        if padding is None or padding.mask in given or "attention_mask" in given or not readout.names("attention_mask"):
-            return given
-        real = padding.positions(context)
-        return given if real is None else {**given, "attention_mask": real}
+            self._read = told(self._readout, self._read, self._call, self._padding)
+            if halting is not None:
+                self._halting_read = told(halting, self._halting_read, self._call, self._padding)
 
     def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """The outputs of the rows `index` (None: all) from their features."""

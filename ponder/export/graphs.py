@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from ponder._utils.trees import Shared, Tree, map_tensors, tensors, unwrap
 from ponder.engine.model import EarlyExitModel
+from ponder.engine.sources import ask_stem
 from ponder.errors import PonderError
 from ponder.export.manifest import TensorSpec
-from ponder.inference.examples import is_pair
 from ponder.parts.heads import PerStep
+from ponder.parts.readouts import ReadoutCall, told
 
 __all__ = [
     "FlatTree",
@@ -30,8 +31,8 @@ __all__ = [
     "head_part",
     "lambda_part",
     "libraries",
+    "read_out",
     "readout_part",
-    "split_stem",
     "stem_part",
     "step_part",
     "write_graph",
@@ -116,17 +117,10 @@ def stem_part(model: EarlyExitModel, stem: Callable[..., Tree], inputs: FlatTree
     count = len(inputs.values())
 
     def run(given: list[Tensor]) -> list[Tensor]:
-        hidden, after = split_stem(
-            stem(inputs.filled(given[:count]), **unwrap(context.filled(given[count:]))), context.filled(given[count:])
-        )
+        hidden, after = ask_stem(stem, inputs.filled(given[:count]), context.filled(given[count:]))
         return [*flatten(hidden), *flatten(after)]
 
     return Part(model, run)
-
-
-def split_stem(made: Tree, context: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
-    """What a stem gives as hidden state and context, read as `ponder.engine.sources.call_stem` does."""
-    return (made[0], made[1]) if is_pair(made) else (made, context)
 
 
 def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatTree) -> Part:
@@ -140,15 +134,20 @@ def step_part(model: EarlyExitModel, step: int, hidden: FlatTree, context: FlatT
     return Part(model, run)
 
 
-def readout_part(model: EarlyExitModel, readout: Any, hidden: FlatTree, context: FlatTree) -> Part:
+def readout_part(model: EarlyExitModel, readout: ReadoutCall, hidden: FlatTree, context: FlatTree) -> Part:
     """The graph from a hidden state and its context to the features."""
     count = len(hidden.values())
 
     def run(given: list[Tensor]) -> list[Tensor]:
-        reads = readout.reads(unwrap(context.filled(given[count:])))
-        return [readout(hidden.filled(given[:count]), reads)]
+        return [read_out(model, readout, hidden.filled(given[:count]), unwrap(context.filled(given[count:])))]
 
     return Part(model, run)
+
+
+def read_out(model: EarlyExitModel, readout: ReadoutCall, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+    """The features, read as `ponder.engine.sources.ModelSource` does."""
+    features: Tensor = readout(hidden, told(readout, readout.reads(context), context, model.padding))
+    return features
 
 
 def head_part(model: EarlyExitModel, step: int) -> Part:

@@ -18,7 +18,8 @@ from torch import Tensor
 from ponder._utils.numerics import at_least_float32
 from ponder._utils.trees import Tree, map_tensors, unwrap
 from ponder.engine.model import EarlyExitModel
-from ponder.export.graphs import FlatTree, Part, Slot, flatten, head_part, split_stem, write_graph
+from ponder.engine.sources import ask_stem
+from ponder.export.graphs import FlatTree, Part, Slot, flatten, head_part, read_out, write_graph
 from ponder.export.manifest import TensorSpec
 from ponder.parts.heads import PerStep
 from ponder.parts.tasks import task_named
@@ -109,7 +110,7 @@ class _Parts:
             inputs, context = self.inputs.filled(given[:count]), self.call.filled(given[count:])
             hidden, after = inputs, context
             if self.stem is not None:
-                hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
+                hidden, after = ask_stem(self.stem, inputs, context)
             features, halting = self._features(hidden, unwrap(after))
             head = self.model.lambda_head
             before = halting if head is not None and head.initial == "stem" else torch.zeros_like(halting)
@@ -139,9 +140,8 @@ class _Parts:
     def _features(self, hidden: Tree, called: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """What the head and the Lambda head read."""
         model = self.model
-        features: Tensor = model.readout(hidden, model.readout.reads(called))
-        halting = model.halting_readout
-        return features, features if halting is None else halting(hidden, halting.reads(called))
+        features, halting = read_out(model, model.readout, hidden, called), model.halting_readout
+        return features, features if halting is None else read_out(model, halting, hidden, called)
 
     def _decide(
         self, at: Tensor, log_survival: Tensor, past: list[Tensor], state: Tree, features: Tensor, halting: Tensor

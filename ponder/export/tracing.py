@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree, unwrap
+from ponder._utils.trees import Shared, Tree
 from ponder.engine.certificates import policy_to_hand_on
 from ponder.engine.model import EarlyExitModel
+from ponder.engine.sources import ask_stem
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export.graphs import (
     FlatTree,
@@ -24,7 +25,6 @@ from ponder.export.graphs import (
     head_part,
     lambda_part,
     readout_part,
-    split_stem,
     stem_part,
     step_part,
     write_graph,
@@ -35,6 +35,7 @@ from ponder.export.single import can_be_one_graph, write_single
 from ponder.export.source import ExportSource, named
 from ponder.parts.heads import PerStep
 from ponder.parts.padding import Along, Padding
+from ponder.parts.readouts import ReadoutCall
 from ponder.parts.tasks import Classification, Custom, Multilabel, Regression, Span, Task, task_named
 from ponder.parts.tasks.classification import Unnamed
 
@@ -57,7 +58,7 @@ class Tracer:
         hidden: Tree = inputs
         after: Mapping[str, Any] = context
         if self.stem is not None:
-            hidden, after = split_stem(self.stem(inputs, **unwrap(context)), context)
+            hidden, after = ask_stem(self.stem, inputs, context)
         self.task = self.model.task or task_named(None)
         self.pooled = padding is not None and padding.pooled and not self.task.per_position
         self.narrows = padding is not None and self.pooled and _keeps_lengths(padding, hidden, after, context)
@@ -239,7 +240,7 @@ class Tracer:
             "initial": head.initial,
         }
 
-    def _readout(self, readout: Any) -> Part:
+    def _readout(self, readout: ReadoutCall) -> Part:
         return readout_part(self.model, readout, self.hidden, self.context)
 
     def _graph(self, name: str, part: Part, given: Sequence[Slot], outputs: Sequence[str]) -> tuple[str, list[Tensor]]:

@@ -175,6 +175,16 @@ class ReadoutCall(nn.Module):
         return context if self._takes_all else {k: v for k, v in context.items() if k in self._names}
 
 
+def told(
+    readout: ReadoutCall, reads: Mapping[str, Any], context: Mapping[str, Any], padding: Padding | None
+) -> Mapping[str, Any]:
+    """What a readout is given: what it reads, and a mask with a name of its own as `attention_mask`, which it knows."""
+    if padding is None or padding.mask in REAL or padding.mask in reads or "attention_mask" in reads:
+        return reads
+    real = padding.positions(context) if readout.names("attention_mask") else None
+    return reads if real is None else {**reads, "attention_mask": real}
+
+
 def _parameters(readout: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(readout).parameters.values())

@@ -20,6 +20,7 @@ from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers import ExitReport, FinetunedClassifier, PonderTrainer, fit_exits
+from ponder.integrations.transformers import exits as exits_module
 from ponder.integrations.transformers.exits import _train_one, distinct, split_rows
 from ponder.policies import FixedStep, LastStep
 
@@ -456,3 +457,30 @@ def test_an_encoder_that_learned_and_was_saved_is_fitted_by_its_own_seed(tmp_pat
         == fit_exits(made, rows(100), epochs=1, encoder_epochs=1, disagreement=0.3, seed=5).fitted
     )
     fit_exits(made, rows(100), epochs=1, encoder_epochs=1, disagreement=0.3, seed=6)
+    # Trap: read as a plain classifier it forgot by which inputs its encoder had learned, and certified on them.
+    with pytest.warns(UserWarning, match="holds exits that were fitted"):
+        plain = FinetunedClassifier.from_finetuned(tmp_path)
+    with pytest.raises(ArgumentError, match="seed: expected 5: it tells from which inputs the encoder"):
+        fit_exits(plain, rows(100), epochs=1, seed=6)
+    with pytest.raises(ArgumentError, match="model: expected the classifier as it was fine-tuned"):
+        FinetunedClassifier.from_finetuned(tmp_path, recipe="exits-deep")
+    made.classifier.save_pretrained(tmp_path)  # other weights, of which nothing is known
+    with pytest.warns(UserWarning, match="holds exits that were fitted"):
+        assert FinetunedClassifier.from_finetuned(tmp_path).learned_by is None
+
+
+def test_labels_that_some_inputs_lack_are_refused_wherever_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap: where they ended with what is recorded at once, the other inputs counted as of class 0."""
+    monkeypatch.setattr(exits_module, "_CHUNK", 50)
+    given = [{**row, "labels": 1} if place < 50 else row for place, row in enumerate(rows(100))]
+    with pytest.raises(ArgumentError, match="encodings: expected labels with all encodings, or with none"):
+        fit_exits(model(), given, disagreement=0.3)
+
+
+def test_rows_of_which_some_tell_no_mask_keep_the_padding_of_the_others() -> None:
+    told, untold = {"input_ids": [2, 7, 3, 0], "attention_mask": [1, 1, 1, 0]}, {"input_ids": [2, 7]}
+    batch = model().collate([told, untold])
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert "token_type_ids" not in batch
+    batch = model().collate([{**told, "token_type_ids": [0, 1, 1, 0]}, untold])
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]

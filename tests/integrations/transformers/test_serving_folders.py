@@ -217,6 +217,9 @@ def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp
     (empty / "export.json").write_text("{}")
     with pytest.raises(CheckpointError):
         open_folder(empty)
+    (empty / "exits.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="expected the folder of one model"):
+        open_folder(empty)
 
 
 def test_an_answer_at_each_token_is_refused_before_a_request_comes(

@@ -1268,3 +1268,63 @@ def test_a_part_whose_code_fixes_the_number_of_rows_is_named(tmp_path: Path) -> 
     ).eval()
     with pytest.raises(ponder.PonderError, match=r"(?s)stem\.onnx.*x\.shape\[0\] where it says len\(x\)"):
         ponder.export.onnx(model, tmp_path / "out", example=torch.randn(3, 4))
+
+
+class Blend(nn.Module):
+    """A step that adds the sum of a table, which has no rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, table: Any = None, **others: Any) -> Tensor:
+        return torch.tanh(self.linear(hidden) + (0.0 if table is None else table.sum()))
+
+
+@pytest.mark.parametrize("readout", [ponder.readouts.mean, ponder.readouts.last])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_mask_with_a_name_of_its_own_keeps_padding_out_of_exported_readouts(
+    readout: Any, shared: bool, tmp_path: Path
+) -> None:
+    """Trap: exports handed readouts only the two names that they know, and the check while writing did so too."""
+    torch.manual_seed(0)
+    steps: dict[str, Any] = {"steps": Blend(), "num_steps": 3} if shared else {"steps": [Blend() for _ in range(3)]}
+    model = ponder.PonderWrapper(
+        **steps,
+        head=nn.Linear(8, 3),
+        lambda_head=ponder.LambdaHead(8),
+        task="classification",
+        readout=readout,
+        halting_readout=ponder.readouts.mean,
+        padding=ponder.Padding(mask="real"),
+        policy=policies.Quantile(0.4),
+    ).eval()
+    inputs, real = torch.randn(6, 5, 8), (torch.arange(5) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]).long()
+    for rows in ([0, 5], [3, 4]):  # an example with no padding, and one with some
+        folder = ponder.export.onnx(model, tmp_path / str(rows), example=(inputs[rows], {"real": real[rows]}))
+        found, expected = (
+            OnnxModel(folder).predict({"inputs": inputs.numpy(), "real": real.numpy()}),
+            model(inputs, real=real),
+        )
+        assert found.exit_step.tolist() == expected.exit_step.tolist()
+        np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
+
+
+def test_what_a_stem_is_given_as_shared_and_hands_on_stays_shared(tmp_path: Path) -> None:
+    """Trap: it was written down as having rows, which left with the rows where they were as many."""
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        [Blend() for _ in range(3)],
+        stem=lambda inputs, table: (inputs + 1.0, {"table": table}),
+        head=nn.Linear(8, 3),
+        task="classification",
+    ).eval()
+    inputs, table = torch.randn(12, 8), torch.randn(2, 1) / 10
+    first = model.unroll(inputs, table=ponder.Shared(table)).outputs[:, 0]
+    model.policy = policies.Confidence(first.softmax(-1).amax(-1).median().item())
+    folder = ponder.export.onnx(model, tmp_path / "out", example=(inputs[:2], {"table": ponder.Shared(table)}))
+    expected, made = model(inputs, table=ponder.Shared(table)), OnnxModel(folder)
+    assert len(set(expected.exit_step.tolist())) > 1, "rows leave at several steps"
+    found = made.predict({"inputs": inputs.numpy(), "table": table.numpy()})
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    np.testing.assert_allclose(found.outputs, expected.outputs.detach().numpy(), atol=1e-5)
