@@ -20,7 +20,7 @@ from benchmarks.glue.config import RunConfig
 from benchmarks.glue.curves import read_curve, record_curves
 from benchmarks.glue.data import GlueTask
 from benchmarks.glue.report import PARTS, figures, report, write
-from benchmarks.glue.report.goals import gap, gaps_by_seed, goals_table
+from benchmarks.glue.report.goals import Goal, gap, gaps_by_seed, goals_table
 from benchmarks.glue.report.groups import BLIND, choose
 from benchmarks.glue.report.summary import COMPARED, headline, is_of_suite, summary
 from benchmarks.glue.report.tables import out_of_scope
@@ -599,6 +599,15 @@ def test_goals_are_met_missed_or_not_known():
     ]
     assert gap(groups, "MRPC", BLIND, 2.0) is None
     assert gap(groups, "RTE", "distilled", 2.0) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [(-0.69, "-0.7, met"), (-0.71, "-0.71, missed"), (-0.704, "-0.704, missed"), (-0.8, "-0.8, missed")],
+)
+def test_a_goal_that_was_just_missed_does_not_look_met(found, told, monkeypatch):
+    monkeypatch.setattr(Goal, "gap_in", lambda *_: found)
+    assert Goal("vanilla", 2.0, -0.7).told({}, []) == told
 
 
 def test_the_rival_may_be_an_encoder_that_was_cut_earlier():

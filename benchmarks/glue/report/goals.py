@@ -46,9 +46,14 @@ class Goal:
         known = [gap for gap in found if gap is not None]
         if not known:
             return "–"
-        texts = list(dict.fromkeys(f"{round(gap, 1) + 0.0:+.1f}" for gap in known))
+        texts = list(dict.fromkeys(self._text(gap) for gap in known))
         verdict = ("missed", "met by one of them", "met")[sum(gap >= self.gap for gap in known)] if asked else "no goal"
         return f"{' / '.join(texts)}, {verdict}"
+
+    def _text(self, gap: float) -> str:
+        """The gap to one place; to more where a goal that was missed would look met."""
+        places = next((n for n in (1, 2) if gap >= self.gap or round(gap, n) < self.gap), 3)
+        return f"{round(gap, places) + 0.0:+.{places}f}"
 
 
 GOALS = (
