@@ -32,6 +32,7 @@ from ponder._utils.validation import check_choice
 from ponder.engine.certificates import has_stale_certificate
 from ponder.engine.teaching import frozen_copy
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ponder.export.manifest import FILE as EXPORT_FILE
 from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.arguments import honoured, span_labels
@@ -193,15 +194,17 @@ class FinetunedClassifier(nn.Module):
                     got=type(model).__name__,
                     remedy="Capture any other module with ponder.capture.",
                 )
-            learned_by = _learned_by(Path(model)) if has_exits(model) else None
-            if learned_by is not None and recipe == "exits-deep":
-                raise ArgumentError(
-                    "model",
-                    expected="the classifier as it was fine-tuned, which is the teacher",
-                    got=f"{model}, whose encoder learned with its exits",
-                    remedy="Pass the classifier of before, or read this one with FinetunedClassifier.from_pretrained.",
-                )
+            learned_by = None
             if has_exits(model):
+                learned_by = _learned_by(Path(model))
+                if learned_by is not None and recipe == "exits-deep":
+                    raise ArgumentError(
+                        "model",
+                        expected="the classifier as it was fine-tuned, which is the teacher",
+                        got=f"{model}, whose encoder learned with its exits",
+                        remedy="Pass the classifier of before, or read this one with "
+                        "FinetunedClassifier.from_pretrained.",
+                    )
                 warnings.warn(
                     f"{model} holds exits that were fitted: they, and what was certified, are left out. Read them with "
                     "FinetunedClassifier.from_pretrained.",
@@ -472,6 +475,24 @@ def has_exits(folder: str | PathLike[str]) -> bool:
     if not (Path(folder) / EXITS_FILE).is_file():
         return False
     return not config.is_file() or read_json(config).get("model_type") != "ponder"
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the model of a folder is an export; refused where it could be one or the other.
+
+    Raises:
+        ArgumentError: The folder holds an export and exits that were saved, which may answer differently.
+    """
+    exported, saved = (folder / EXPORT_FILE).is_file(), (folder / EXITS_FILE).is_file()
+    if exported and saved:
+        raise ArgumentError(
+            "folder",
+            expected="the folder of one model",
+            got=f"{folder}, with an export ({EXPORT_FILE}) and a saved model ({EXITS_FILE}), which may answer "
+            "differently",
+            remedy="Export into a folder of its own.",
+        )
+    return exported
 
 
 def _learned_by(folder: Path) -> tuple[int, int] | None:

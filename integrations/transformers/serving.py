@@ -20,7 +20,7 @@ from ponder.errors import CheckpointError
 from ponder.inference.examples import ExampleReader, placed
 from ponder.inference.streaming import StreamEngine
 from ponder.integrations.transformers.configuration import PonderConfig
-from ponder.integrations.transformers.finetuned import EXITS_FILE, FinetunedClassifier
+from ponder.integrations.transformers.finetuned import EXITS_FILE, FinetunedClassifier, is_export
 from ponder.integrations.transformers.sequence_classification import PonderForSequenceClassification
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 from ponder.parts.tasks import task_named
@@ -48,6 +48,7 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
             whole batches of what came within a short window, as an export always does.
 
     Raises:
+        ArgumentError: The folder holds an export and exits that were saved, which may answer differently.
         CheckpointError: The folder is none of these, is damaged, or has no tokenizer.
 
     Example:
@@ -59,12 +60,7 @@ def open_folder(folder: str | PathLike[str], *, batching: Batching = "stream") -
     check_choice("batching", batching, ("stream", "window"))
     place = Path(folder)
     digests = digests_of(place)  # before the model is read, so that no change in between is missed
-    if "export.json" in digests:
-        if EXITS_FILE in digests:
-            raise CheckpointError(
-                f"{place}: expected the folder of one model; got one with an export (export.json) and a saved model "
-                f"({EXITS_FILE}), which may answer differently. Export into a folder of its own."
-            )
+    if is_export(place):
         return open_export(place, digests)
     if EXITS_FILE in digests:
         model: Any = FinetunedClassifier.from_pretrained(place)

@@ -16,10 +16,9 @@ from ponder.cli.telling import BATCH, quiet, say_left_out, tell
 from ponder.cli.texts import Texts, read_texts_for
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.export.examples import encoded, open_tokenizer
-from ponder.export.manifest import FILE
 from ponder.export.runtime import OnnxModel
 from ponder.integrations.transformers import FinetunedClassifier
-from ponder.integrations.transformers.finetuned import EXITS_FILE
+from ponder.integrations.transformers.finetuned import is_export
 from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer, max_positions, tokenize
 
 __all__ = ["run"]
@@ -39,7 +38,7 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     """
     quiet()
     _check_out(out, texts, folder)
-    answer = _of_export if _is_export(folder) else _of_exits
+    answer = _of_export if is_export(folder) else _of_exits
     found = read_texts_for(folder, texts, columns)
     _check_columns(found)
     outputs, exit_step, names, steps = answer(folder, found)
@@ -58,19 +57,6 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     mean = exit_step.double().mean().item()
     card = {"answers": len(labels), "out": str(out), "mean_exit_step": mean, "num_steps": steps}
     tell(card, [f"{len(labels)} answers in {out}; mean exit step {mean:.2f} of {steps}."], [], as_json=as_json)
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether the model of a folder is an export; refused where it could be one or the other."""
-    exported, saved = (folder / FILE).is_file(), (folder / EXITS_FILE).is_file()
-    if exported and saved:
-        raise ArgumentError(
-            "folder",
-            expected="the folder of one model",
-            got=f"{folder}, with an export ({FILE}) and a saved model ({EXITS_FILE}), which may answer differently",
-            remedy="Export into a folder of its own.",
-        )
-    return exported
 
 
 def _check_out(out: Path, texts: Path, folder: Path) -> None:

@@ -218,7 +218,7 @@ def test_folders_that_cannot_be_served(folders: dict[str, tuple[Any, Path]], tmp
     with pytest.raises(CheckpointError):
         open_folder(empty)
     (empty / "exits.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="expected the folder of one model"):
+    with pytest.raises(ArgumentError, match="folder: expected the folder of one model"):
         open_folder(empty)
 
 
