@@ -29,7 +29,16 @@ from ponder.parts.heads import LambdaHead, PerStep
 from ponder.parts.padding import Padding
 from ponder.parts.readouts import Readout
 from ponder.parts.steps import Step, Steps
-from ponder.parts.tasks import Classification, Regression, Task, TaskName, TokenClassification, as_task, task_named
+from ponder.parts.tasks import (
+    Classification,
+    Regression,
+    Task,
+    TaskName,
+    TokenClassification,
+    as_task,
+    infer_task,
+    task_named,
+)
 from ponder.parts.tasks.base import positions_of
 from ponder.parts.tasks.custom import LossFunction
 from ponder.policies import ExitPolicy, LastStep
@@ -347,6 +356,8 @@ class PonderWrapper(EarlyExitModel):
             self.look_at_certificate(policy, once=True)
         exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
         loss = None if labels is None else exit_loss(self._task, exits.outputs, labels)
+        if labels is not None and self._task is None:
+            self._tell_of_numbers(policy, exits.outputs, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     if TYPE_CHECKING:
@@ -666,6 +677,8 @@ class PonderWrapper(EarlyExitModel):
             self.check_trainable()
         self._tell_of_stages()
         self._tell_of_certificate()
+        if self._task is None:
+            self._tell_of_numbers(self._policy, outputs, labels)
         prior = None
         if self._prior is not None and "prior" in needs:
             statistics = outputs if trajectory.hazard_logits is None else trajectory.hazard_logits
@@ -698,6 +711,15 @@ class PonderWrapper(EarlyExitModel):
             warnings.warn(
                 "The policy of this model was certified for the weights before this training, and what is promised "
                 "need not hold after it. Certify one again, and assign it to model.policy.",
+                stacklevel=4,
+            )
+
+    def _tell_of_numbers(self, policy: ExitPolicy, outputs: Tensor, labels: Tensor) -> None:
+        """Warn where labels tell that a model without a task answers with numbers, and its policy reads classes."""
+        if "output" in policy.needs and (meant := infer_task(outputs, labels)).numbers:
+            warnings.warn(
+                f"The labels of this model are numbers, it names no task, and {policy!r} then reads its outputs as "
+                f"logits of classes: rows leave by probabilities of what are none. Name the task: task={meant.name!r}.",
                 stacklevel=4,
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -10,7 +11,7 @@ from typing import Any, Self
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from ponder.errors import ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers import FinetunedClassifier, PonderForSequenceClassification, PonderModel
 from ponder.integrations.transformers.finetuned import EXITS_FILE
 from ponder.integrations.transformers.row_ids import ids_by_content
@@ -24,6 +25,30 @@ _TASKS: dict[type[Any], Any] = {
     PonderForSequenceClassification: "sequence-classification",
     FinetunedClassifier: "sequence-classification",
 }
+
+
+_FINDING = {"model_name_or_path", "transformer_task", "config", "backend", "is_peft_model", "subfolder", "token"} | {
+    "cache_dir",
+    "revision",
+    "local_files_only",
+    "trust_remote_code",
+}
+"""What `Transformer` says of where a model is; all else asks for something of it."""
+
+
+def _check_asked(backend: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse to load a `FinetunedClassifier` otherwise than it was saved, which its certificate is about."""
+    asked = {name: value for name, value in options.items() if name not in _FINDING and value not in (None, "auto")}
+    if backend not in (None, "torch"):
+        asked["backend"] = backend
+    if asked:
+        raise ArgumentError(
+            "model_kwargs",
+            expected="nothing for a FinetunedClassifier, which runs in PyTorch, in the type of weights in which it was "
+            "saved and certified",
+            got=", ".join(f"{name}={value!r}" for name, value in asked.items()),
+            remedy="Leave it out; for another type, load the classifier in it, fit its exits again, and save it.",
+        )
 
 
 class PonderTransformer(Transformer):
@@ -98,6 +123,7 @@ class PonderTransformer(Transformer):
             return model
         folder = Path(options["model_name_or_path"] if "model_name_or_path" in options else args[0])
         if (folder / EXITS_FILE).is_file():
+            _check_asked(args[3] if len(args) > 3 else options.get("backend"), options)
             return FinetunedClassifier.from_pretrained(folder)
         return super()._load_model(*args, **options)
 

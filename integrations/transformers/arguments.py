@@ -37,7 +37,11 @@ _REMEDIES: Mapping[str, str] = {
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Refuse what is no field of a configuration, which the base class of configurations would keep in silence."""
+    """Refuse what is no field of a configuration, which the base class of configurations would keep in silence.
+
+    So are fields refused that ask for what such models do not give.
+    """
+    honoured(config)
     fields = {field.name for field in dataclasses.fields(PretrainedConfig)}
     for name in config:
         if name not in fields:

@@ -76,11 +76,13 @@ def train_encoder(
 
 
 def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
-    lengths = {len(row[model.main_input_name]) for row in rows}
-    told = model.main_input_name == "input_ids" or all(row.get("attention_mask") is not None for row in rows)
-    if len(lengths) > 1 and not told:  # nothing tells the silence that would stand behind a shorter sound
-        alone = [_loss(model, [row], answer[None]) for row, answer in zip(rows, answers, strict=True)]
-        return torch.stack(alone).mean()
+    lengths = [len(row[model.main_input_name]) for row in rows]
+    tokens = model.main_input_name == "input_ids"
+    told = model.ponder.padding is not None if tokens else all(row.get("attention_mask") is not None for row in rows)
+    if len(set(lengths)) > 1 and not told:  # what would stand behind a shorter row is read as a part of it
+        apart = [[place for place, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
+        of_length = [len(places) * _loss(model, [rows[place] for place in places], answers[places]) for places in apart]
+        return torch.stack(of_length).sum() / len(rows)
     batch = model.collate(rows)
     labels = batch.pop("labels", None)
     outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)

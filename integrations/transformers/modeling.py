@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -297,9 +297,23 @@ class PonderPreTrainedModel(PreTrainedModel):
             cls,
             **kwargs,
         )
+        cls._check_architecture(model.config.architectures)
         model.learn_encoder()
         model.ponder.take_saved_policy(model.policy)
         return (model, info) if with_info else model
+
+    @classmethod
+    def _check_architecture(cls, saved: Any) -> None:
+        """Refuse the weights of another class of this package: all heads have the same names, and may fit by shape."""
+        name = saved[0] if saved else cls.__name__
+        others = {kind.__name__ for kind in _package_classes() if not issubclass(cls, kind)}
+        if name in others:
+            raise ArgumentError(
+                "pretrained_model_name_or_path",
+                expected=f"a model that {cls.__name__} saved",
+                got=f"one of {name}, whose heads answer something else",
+                remedy=f"Load it with {name}.from_pretrained.",
+            )
 
     def learn_encoder(self) -> None:
         """Learn and prove what had to wait for the encoder's weights; nothing to do where they were there."""
@@ -703,6 +717,16 @@ class PonderPreTrainedModel(PreTrainedModel):
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Every step of every example of a prepared data set, in its order; see `record_rows`."""
         return record_rows(self, dataset, **options)
+
+
+def _package_classes() -> Iterator[type[PonderPreTrainedModel]]:
+    """The classes of models that this package has; a user's own derive from them elsewhere."""
+    package, below = __name__.rpartition(".")[0], list(PonderPreTrainedModel.__subclasses__())
+    while below:
+        kind = below.pop()
+        below += kind.__subclasses__()
+        if kind.__module__.startswith(f"{package}."):
+            yield kind
 
 
 def _check_saved(config: Any, source: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder._utils.validation import check_share, check_type
@@ -24,6 +25,7 @@ __all__ = [
     "of_joined",
     "step_losses",
     "training_loss",
+    "with_rest",
 ]
 
 
@@ -46,7 +48,8 @@ def training_loss(
         recording: The unrolled batch, at least one row.
         task: What outputs and labels mean; inferred where None.
         objective: The objective.
-        prior: The prior over all N steps, or None; the recording has fewer where it was truncated.
+        prior: The prior over all N steps, or None. Where the recording was truncated, what is left of both
+            distributions is one step more (`with_rest`), at which the answer is that of the last step that ran.
         progress: How far training has come, or None.
         teacher_outputs: Outputs of a frozen teacher, `(batch, …)`, or None.
     """
@@ -54,17 +57,19 @@ def training_loss(
     if labels is None:
         return None
     task = task or infer_task(outputs[:, -1], labels)
-    losses = step_losses(task, outputs, labels)
-    over_steps = None if prior is None else collected(prior, recording.num_steps)
-    halting = None if recording.hazard_logits is None else recording.halting
+    losses, hazards, features = step_losses(task, outputs, labels), recording.hazard_logits, recording.features
+    if prior is not None and hazards is not None and prior.num_steps > recording.num_steps:
+        hazards, prior = with_rest(hazards, prior)
+        outputs, losses = _last_twice(outputs), _last_twice(losses)
+        features = None if features is None else _last_twice(features)
     unrolled = Unrolled(
         outputs,
         losses,
         task,
-        halting,
-        over_steps,
+        None if hazards is None else StepDistribution.from_hazard_logits(hazards),
+        prior,
         labels=labels,
-        features=recording.features,
+        features=features,
         progress=progress,
         teacher_outputs=teacher_outputs,
         mask=recording.mask,
@@ -156,6 +161,32 @@ def _mean(losses: Tensor, labelled: Tensor | None) -> Tensor:
     return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
 
 
+def with_rest(hazard_logits: Tensor, prior: StepDistribution) -> tuple[Tensor, StepDistribution]:
+    """Hazards of the first K of N steps, and the prior over all N, both over K + 1 steps: the last is what is left.
+
+    Were that put onto step K, the last hazard would count for nothing: a posterior that is sure of step K would be as
+    close to the prior's whole tail as one can be, and the divergence gone. Now KL(posterior ‖ prior) lacks
+    S KL(posterior ‖ prior, both beyond K), where S, the mass of the posterior beyond K, is what truncation keeps small.
+
+    Args:
+        hazard_logits: `(batch, K)`, with K < N.
+        prior: The prior over N steps.
+
+    Returns:
+        Hazard logits, `(batch, K + 1)`, and a prior over as many steps.
+
+    Example:
+        >>> hazards, prior = with_rest(torch.zeros(1, 2), StepDistribution(torch.tensor([0.5, 0.2, 0.2, 0.1]).log()))
+        >>> StepDistribution.from_hazard_logits(hazards).pmf, prior.pmf
+        (tensor([[0.5000, 0.2500, 0.2500]]), tensor([0.5000, 0.2000, 0.3000]))
+    """
+    return F.pad(hazard_logits, (0, 1)), collected(prior, hazard_logits.shape[1] + 1)
+
+
+def _last_twice(of_steps: Tensor) -> Tensor:
+    return torch.cat([of_steps, of_steps[:, -1:]], dim=1)
+
+
 def collected(distribution: StepDistribution, num_steps: int) -> StepDistribution:
     """The distribution over the first `num_steps` steps, the last with all the mass from there on.
 
@@ -209,7 +240,8 @@ def check_truncation(truncate_below: float | None, objective: Objective, has_haz
     if not objective.truncatable:
         raise ArgumentError(
             "truncate_below",
-            expected="an objective that weighs the steps by the halting distribution, as Ponder does",
-            got=f"{objective!r}, for which the last step is step N",
-            remedy="Use objectives.Ponder, or train with truncate_below=None.",
+            expected="an objective for which steps hardly count that the halting distribution hardly reaches, as "
+            "Ponder with the divergence KL(posterior ‖ prior) is",
+            got=f"{objective!r}, which reads the last of all N steps, or the mass of the prior behind those that ran",
+            remedy="Use objectives.Ponder(beta), or train with truncate_below=None.",
         )

@@ -125,8 +125,8 @@ class Objective(Plugin, ABC):
     reads_whole_batch: bool = False
     """Whether the loss of a row depends on the other rows of its batch, as statistics of the batch do."""
     truncatable: bool = False
-    """Whether a trajectory that ends before step N, its last step with the mass that is left, gives the same loss up
-    to that mass (see `PonderWrapper.truncate_below`)."""
+    """Whether a trajectory that ends before step N gives the same loss up to the mass that is left then, which is one
+    step more, with the answer of the last that ran (see `PonderWrapper.truncate_below`)."""
 
     teaches_all_steps: bool = False
     """Whether every step is taught to answer, so that the mean of their scores tells how far training has come."""
@@ -297,6 +297,16 @@ class Composite(Objective):
     def check_depth(self, num_steps: int) -> None:
         for part in self.parts:
             part.check_depth(num_steps)
+
+    def check(self, *, has_hazard: bool, has_prior: bool) -> None:
+        super().check(has_hazard=has_hazard, has_prior=has_prior)
+        for part in self.parts:
+            part.check(has_hazard=has_hazard, has_prior=has_prior)
+
+    def check_batch(self, unrolled: Unrolled) -> None:
+        super().check_batch(unrolled)
+        for part in self.parts:
+            part.check_batch(unrolled)
 
     def check_task(self, task: Task) -> None:
         for part in self.parts:

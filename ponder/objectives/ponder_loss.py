@@ -47,7 +47,11 @@ class Ponder(Objective):
     kl: Literal["posterior_prior", "prior_posterior"] = "posterior_prior"
     likelihood: Literal["expected_log", "log_expected"] = "expected_log"
     needs = frozenset({"hazard", "prior"})
-    truncatable = True
+
+    @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        """Whether steps that the posterior hardly reaches hardly count; in KL(prior ‖ posterior) they count most."""
+        return (not self.beta or self.kl == _KL[0]) and type(self).per_example is Ponder.per_example
 
     def __post_init__(self) -> None:
         check_real("beta", self.beta, remedy="Pass beta=0.5, say.")

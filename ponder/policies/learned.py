@@ -57,7 +57,8 @@ class Learned(ThresholdPolicy):
     (``policies.scorers.register("my-scorer")``) and give it a method `settings()`; its weights are stored as numbers.
 
     Args:
-        scorer: Features `(batch, …)` → logits `(batch,)` or `(batch, 1)`. Not trained here, and run in eval mode.
+        scorer: Features `(batch, …)` → logits `(batch,)` or `(batch, 1)`. Not trained here; it decides in evaluation
+            mode, and keeps its own.
         threshold: The probability above which a row leaves, in [0, 1].
 
     Example:
@@ -74,7 +75,6 @@ class Learned(ThresholdPolicy):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
         check_type("scorer", self.scorer, nn.Module)
-        self.scorer.eval()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Learned) or self.threshold != other.threshold:

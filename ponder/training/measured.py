@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ponder.distributions import StepDistribution
-from ponder.engine.losses import checked_labels, collected, step_losses
+from ponder.engine.losses import checked_labels, step_losses, with_rest
 from ponder.parts.tasks import infer_task
 from ponder.wrapper import PonderWrapper
 
@@ -59,8 +59,11 @@ def measured(
     halting = StepDistribution.from_hazard_logits(hazard_logits)
     found["expected_steps"] = halting.mean
     if model.prior is not None and "prior" in model.objective.needs:
-        asked = halting.num_steps if model.truncate_below is None else model.num_steps  # the loss asks for as many
-        prior = collected(model.prior(asked), halting.num_steps)
+        steps = hazard_logits.shape[1]
+        prior = model.prior(steps if model.truncate_below is None else model.num_steps)  # the loss asks for as many
+        if prior.num_steps > steps:
+            hazard_logits, prior = with_rest(hazard_logits, prior)
+            halting = StepDistribution.from_hazard_logits(hazard_logits)
         log_pmf = prior.log_pmf.to(hazard_logits.device).expand(len(hazard_logits), -1)
         found["kl"] = kl_divergence(halting, StepDistribution(log_pmf, validate_args=False))
     return found

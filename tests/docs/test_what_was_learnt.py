@@ -288,7 +288,11 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
             beside[recipe, backbone] = at_twice[0]
             if tasks == NEARLY_LEVEL:
                 assert -1 < min(at_twice) <= max(at_twice) < 0
-                says("elsewhere `ponder` has {:.1f} more (held out {:.1f}).".format(*(-ahead for ahead in at_twice)))
+                says(
+                    "elsewhere on `minilm` `ponder` has {:.1f} more (held out {:.1f}).".format(
+                        *(-ahead for ahead in at_twice)
+                    )
+                )
     apart = {
         task: [ahead(of(pays["pabee", task]), of(pays["ponder", task]), 2.0) for of in (lambda it: it, held_out)]
         for task in APART
@@ -297,7 +301,7 @@ def test_which_recipe(pays: Groups, pays_on_mpnet: Groups) -> None:
     assert all(min(apart[task]) < 0 < max(apart[task]) for task in ("MRPC", "RTE"))
     signed = {task: "{:+.1f} (held out {:+.1f})".format(*found) for task, found in apart.items()}
     says(
-        "So at ×2 one stage of training on the labels is the better bet on CoLA, where PABEE has "
+        "So at ×2 one stage of training on the labels is better on CoLA, where PABEE has "
         f"{signed['CoLA']}; RTE and MRPC do not tell: {signed['RTE']} and {signed['MRPC']};"
     )
     says_in_short(f"left by confidence, is {apart['CoLA'][0]:.1f} ahead of `ponder` at ×2 on CoLA,")

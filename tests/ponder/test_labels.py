@@ -240,3 +240,12 @@ class TestNoLabel:
         assert span.correct(outputs, torch.tensor([[0, -100]])).tolist() == [[True]]
         assert span.correct(outputs, torch.tensor([[0, 2]])).tolist() == [[False]]
         assert span.confidences(outputs, torch.tensor([[-100, 1]]))[1].tolist() == [[True]]
+
+
+def test_a_class_that_is_excluded_by_a_logit_of_minus_infinity_has_no_share_of_a_soft_label() -> None:
+    outputs = torch.tensor([[0.0, -math.inf, 1.0]], requires_grad=True)
+    loss = as_task("classification").losses(outputs, torch.tensor([[0.25, 0.0, 0.75]]))
+    rest = oracles.log_softmax([0.0, 1.0])
+    assert loss.tolist() == pytest.approx([-0.25 * rest[0] - 0.75 * rest[1]])
+    loss.sum().backward()
+    assert outputs.grad[0].tolist() == pytest.approx([math.exp(rest[0]) - 0.25, 0.0, math.exp(rest[1]) - 0.75])

@@ -31,6 +31,7 @@ from ponder.parts.tasks import (
 )
 from tests.ponder import oracles
 from tests.ponder.checks import refused
+from tests.toys import make_toy, wrap
 
 
 def example_of(task: str, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -432,3 +433,18 @@ def test_a_module_is_no_policy() -> None:
     with refused("policy", "Linear", type_error=True):
         model.policy = nn.Linear(2, 2)
     assert "policy" not in model._modules
+
+
+def test_numbers_of_a_model_that_names_no_task_are_no_classes_to_its_policy() -> None:
+    """Rows left by the probabilities of a softmax over numbers, in silence, which a named task refuses."""
+    toy = make_toy("shared")
+    inputs, _ = toy.batch(6)
+    numbers = torch.randn(6, 3)
+    model = wrap(toy, task=None, outputs=3, policy=policies.Confidence(0.9))
+    told = r"names no task, and Confidence\(.*Name the task: task='regression'"
+    with pytest.warns(UserWarning, match=told):
+        model.train()(inputs, labels=numbers)
+    with pytest.warns(UserWarning, match=told):
+        model.eval()(inputs, labels=numbers)
+    model(inputs, labels=torch.tensor([0, 1, 2, 0, 1, 2]))  # these are classes
+    model(inputs, labels=numbers, policy=policies.FixedStep(2))  # and this reads none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -139,6 +140,28 @@ def test_built_in_losses_take_all_steps_at_once(task: str, monkeypatch: pytest.M
     monkeypatch.setattr(type(known), "each_row_alone", False)
     torch.testing.assert_close(together, step_losses(known, outputs, labels))
     assert calls == [20, 5, 5, 5, 5]
+
+
+def test_a_loss_of_a_subclass_sees_the_rows_of_one_step() -> None:
+    # Trap: it was handed those of all steps, since the losses that it overrides may be.
+    class Balanced(ponder.tasks.Classification):
+        def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            return super().losses(outputs, labels) / torch.bincount(labels, minlength=3)[labels]
+
+    class Squared(Balanced):
+        each_row_alone = True
+
+    toy = make_toy("shared")
+    inputs, _ = toy.batch(6)
+    labels = torch.tensor([0, 0, 0, 0, 1, 2])
+    model = wrap(toy, task=Balanced(), outputs=3, objective=objectives.FinalStep())
+    outputs = model.eval()(inputs, policy=ponder.policies.LastStep()).outputs
+    by_hand = ponder.tasks.Classification().losses(outputs, labels)
+    weights = torch.tensor([0.25, 0.25, 0.25, 0.25, 1.0, 1.0])
+    torch.testing.assert_close(model.train()(inputs, labels=labels).loss, (by_hand * weights).mean())
+    assert not Balanced.each_row_alone
+    assert Squared.each_row_alone
+    assert type("Deeper", (Balanced,), {}).each_row_alone is False
 
 
 def test_a_users_loss_is_called_once_a_step() -> None:
@@ -297,27 +320,54 @@ def steps_until(logits: list[list[float]], below: float) -> int:
 
 
 @pytest.mark.parametrize("below", [0.3, 0.1, 0.02, 0.005, 1e-6])
-@pytest.mark.parametrize("kl", ["posterior_prior", "prior_posterior"])
-def test_a_truncated_unroll_accounts_for_all_mass(below: float, kl: Any) -> None:
-    prior = priors.Geometric(0.3)
-    model, inputs, ran = with_hazards(LOGITS, truncate_below=below, objective=Ponder(0.7, kl=kl), prior=prior)
+@pytest.mark.parametrize("likelihood", ["expected_log", "log_expected"])
+def test_a_truncated_unroll_accounts_for_all_mass(below: float, likelihood: Any) -> None:
+    prior, objective = priors.Geometric(0.3), Ponder(0.7, likelihood=likelihood)
+    model, inputs, ran = with_hazards(LOGITS, truncate_below=below, objective=objective, prior=prior)
     labels = torch.tensor([0, 1, 2])
     out = model(inputs, labels=labels)
     steps = steps_until(LOGITS, below)
     assert len(ran) == steps == out.trajectory.num_steps
     assert out.exit_step.tolist() == [steps] * 3
     torch.testing.assert_close(out.trajectory.halting.pmf.sum(-1), torch.ones(3))
-    whole = oracles.prior(prior.to_dict(), 6)
-    p_prior = [*whole[: steps - 1], sum(whole[steps - 1 :])]
+    p_prior = oracles.prior(prior.to_dict(), 6)
+    if steps < 6:  # what is left is one step more, which answers as the last
+        p_prior = [*p_prior[:steps], sum(p_prior[steps:])]
     expected = 0.0
     for row in range(3):
-        p = oracles.pmf(LOGITS[row][:steps])
+        p = oracles.pmf([*LOGITS[row][:steps], 0.0][: len(p_prior)])
         outputs = out.trajectory.outputs[row].tolist()
-        fit = sum(p[n] * oracles.task_loss("classification", outputs[n], int(labels[row])) for n in range(steps))
-        expected += fit + 0.7 * (oracles.kl(p, p_prior) if kl == "posterior_prior" else oracles.kl(p_prior, p))
+        losses = [oracles.task_loss("classification", of_step, int(labels[row])) for of_step in outputs]
+        losses = [*losses, losses[-1]][: len(p_prior)]
+        if likelihood == "expected_log":
+            fit = sum(share * loss for share, loss in zip(p, losses, strict=True))
+        else:
+            fit = -math.log(sum(share * math.exp(-loss) for share, loss in zip(p, losses, strict=True)))
+        expected += fit + 0.7 * oracles.kl(p, p_prior)
     assert out.loss.item() == pytest.approx(expected / 3, rel=1e-5)
     out.loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("sure_of", [1, 2, 4])
+def test_a_posterior_that_is_sure_of_one_step_is_as_far_from_the_prior_in_a_truncated_unroll(sure_of: int) -> None:
+    # Trap: all that lay behind was put onto the last step that ran, where the prior then had as much.
+    table = [[-9.0] * (sure_of - 1) + [7.0] * (13 - sure_of)] * 2
+    found = []
+    for below in (None, 0.01):
+        model, inputs, ran = with_hazards(table, truncate_below=below, prior=priors.Geometric(0.1))
+        model.lambda_head.shift = nn.Parameter(torch.zeros(()))
+        read = model.lambda_head.forward
+        model.lambda_head.forward = lambda features, read=read, shift=model.lambda_head.shift: read(features) + shift
+        model.objective = Ponder(1.0)
+        loss = model(inputs, labels=torch.tensor([0, 1])).loss
+        (slope,) = torch.autograd.grad(loss, model.lambda_head.shift)
+        found.append((len(ran), loss.item(), slope.item()))
+    (full, loss, slope), (steps, cut_loss, cut_slope) = found
+    assert (full, steps) == (12, sure_of)
+    assert cut_loss == pytest.approx(loss, abs=0.02)
+    assert cut_slope == pytest.approx(slope, abs=0.02)
+    assert abs(slope) > 1e-3
 
 
 def test_the_depths_of_the_truncation_test_differ() -> None:
@@ -338,6 +388,13 @@ def test_only_training_calls_are_truncated() -> None:
     assert model(inputs).trajectory.num_steps < 6
     assert model.eval().unroll(inputs).num_steps == 6
     assert model.eval()(inputs, policy=ponder.policies.LastStep()).exit_step.tolist() == [6] * 3
+
+
+class LastToo(Ponder):
+    """Reads the last step, which its base does not."""
+
+    def per_example(self, unrolled: objectives.Unrolled) -> Tensor:
+        return super().per_example(unrolled) + unrolled.losses[:, -1]
 
 
 class Waits(TorchDispatchMode):
@@ -366,6 +423,8 @@ def test_at_most_one_wait_a_step(below: float | None, waits: int) -> None:
         objectives.DeepSupervision(),
         objectives.Distillation(2.0),
         Ponder(0.5) + 0.3 * objectives.FinalStep(),
+        Ponder(0.5, kl="prior_posterior"),
+        LastToo(0.5),
     ],
     ids=str,
 )

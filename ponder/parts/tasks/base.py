@@ -34,7 +34,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     each_row_alone: ClassVar[bool] = False
-    """Whether `losses` may be called once with the rows of all steps: it looks at each row alone."""
+    """Whether `losses` may be called once with the rows of all steps: it looks at each row alone. A class that has its
+    own `losses` says so again where that holds."""
     classes: ClassVar[bool] = False
     """Whether the last dimension of the outputs holds the logits of classes, of which one is predicted."""
     supposed: bool = False
@@ -58,6 +59,8 @@ class Task(ABC):
         super().__init_subclass__()
         if cls.per_token:
             cls.per_position = cls.several_answers = True
+        if "losses" in vars(cls) and "each_row_alone" not in vars(cls):
+            cls.each_row_alone = False
 
     @property
     def one_class(self) -> bool:

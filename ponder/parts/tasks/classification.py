@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.numerics import at_least_float32
+from ponder._utils.numerics import at_least_float32, weighted
 from ponder._utils.validation import check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.tasks.base import IGNORED_LABEL, Smoothable
@@ -76,7 +76,10 @@ class Classification(Smoothable):
                 labels = shares / weights.unsqueeze(-1)
             else:
                 weights = of_class[labels.clamp(min=0)]
-        losses = F.cross_entropy(outputs, labels, reduction="none", label_smoothing=self.label_smoothing)
+        if labels.is_floating_point() and not self.label_smoothing:  # a class of logit −inf may have no mass
+            losses = -weighted(labels, outputs.log_softmax(-1)).sum(-1)
+        else:
+            losses = F.cross_entropy(outputs, labels, reduction="none", label_smoothing=self.label_smoothing)
         return losses if weights is None else losses * weights
 
     def labelled(self, labels: Tensor) -> Tensor | None:

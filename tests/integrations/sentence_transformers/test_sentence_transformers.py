@@ -212,6 +212,13 @@ def test_a_fine_tuned_cross_encoder_keeps_its_scores_and_exits(tmp_path: Path) -
     assert type(again[0].model) is FinetunedClassifier
     assert np.allclose(again.predict(PAIRS), model.predict(PAIRS), rtol=1e-5, atol=0)  # but for rounding
     assert again[0].model.policy == finetuned.policy
+    for options, named in (
+        ({"model_kwargs": {"dtype": torch.bfloat16}}, "dtype=torch.bfloat16"),
+        ({"model_kwargs": {"attn_implementation": "eager"}}, "attn_implementation='eager'"),
+        ({"backend": "onnx"}, "backend='onnx'"),
+    ):  # trap: they were left out in silence
+        with pytest.raises(ArgumentError, match=f"model_kwargs: expected nothing for a FinetunedClassifier.*{named}"):
+            CrossEncoder(str(tmp_path / "saved"), device="cpu", trust_remote_code=True, **options)
     read = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert torch.equal(read.classifier.weight, classifier.classifier.weight), "and Transformers reads it as before"
 

@@ -20,6 +20,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.integrations.transformers import (
     PonderForAudioClassification,
     PonderForImageClassification,
+    PonderForQuestionAnswering,
     PonderForSequenceClassification,
     PonderForTokenClassification,
     PonderModel,
@@ -308,3 +309,35 @@ def test_tokens_come_to_rest_at_the_positions_that_are_no_padding(kind: Any, len
     policy = kind(patience=1, tolerance=tolerance)
     assert model(ids, attention_mask=mask, policy=policy).exit_step.tolist() == expected
     assert tokens.replay(policy).exit_step.tolist() == expected
+
+
+def test_a_folder_of_one_task_is_not_read_as_a_model_of_another(tmp_path: Path) -> None:
+    """Two labels of each token, and the first and last place of an answer, have heads of one shape."""
+    tagger, span = (make_two(kind) for kind in (PonderForTokenClassification, PonderForQuestionAnswering))
+    tagger.save_pretrained(tmp_path / "tagger")
+    span.save_pretrained(tmp_path / "span")
+    for kind, folder, right in (
+        (PonderForQuestionAnswering, "tagger", "PonderForTokenClassification"),
+        (PonderForTokenClassification, "span", "PonderForQuestionAnswering"),
+        (AutoModelForTokenClassification, "span", "PonderForQuestionAnswering"),
+    ):
+        with pytest.raises(ArgumentError, match=f"whose heads answer something else. Load it with {right}"):
+            kind.from_pretrained(tmp_path / folder)
+
+    class Own(PonderForTokenClassification):
+        pass
+
+    Own.from_pretrained(tmp_path / "tagger").save_pretrained(tmp_path / "own")
+    for kind in (Own, PonderForTokenClassification):
+        assert torch.equal(kind.from_pretrained(tmp_path / "own").ponder.head[1].weight, tagger.ponder.head[1].weight)
+
+
+def make_two(kind: type[Any]) -> Any:
+    torch.manual_seed(3)
+    return kind.from_encoder(tiny_encoder(BY_NAME["bert"]), "vanilla")
+
+
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
+def test_what_such_models_do_not_give_is_refused_when_they_are_built(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name}: expected None"):
+        make(PonderForSequenceClassification, "roberta", **{name: True})

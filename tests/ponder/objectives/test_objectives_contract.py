@@ -252,6 +252,27 @@ def test_objectives_that_go_together_ask_for_the_depth_of_each() -> None:
             both.check_depth(3)
 
 
+@pytest.mark.parametrize("method", ["check", "check_batch", "check_task", "check_prior", "check_depth"])
+def test_objectives_that_go_together_ask_what_each_asks(method: str) -> None:
+    # Trap: a guard of an objective was gone as soon as it had a weight.
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    Guarded = type("Guarded", (FinalStep,), {method: refuse})
+    batch, _ = unroll("classification", 3, 5, 1.0, 0)
+    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "check": ((), {"has_hazard": False, "has_prior": False}),
+        "check_batch": ((batch,), {}),
+        "check_task": ((as_task("classification"),), {}),
+        "check_prior": ((PRIOR(5),), {}),
+        "check_depth": ((5,), {}),
+    }
+    args, kwargs = arguments[method]
+    for both in (0.5 * Guarded(), Guarded() + FinalStep(), objectives.Alternating(FinalStep(), Guarded())):
+        with pytest.raises(ZeroDivisionError):
+            getattr(both, method)(*args, **kwargs)
+
+
 def test_objectives_written_by_users_add_up_too() -> None:
     class Mine(Objective):
         def per_example(self, unrolled: Unrolled) -> torch.Tensor:

@@ -131,11 +131,13 @@ def test_bad_input() -> None:
 
 
 def test_a_scorer_that_is_being_trained_decides_without_dropout_and_keeps_its_mode() -> None:
-    # Trap: it was put into evaluation mode once, when the policy was made.
+    # Trap: it was put into evaluation mode once, when the policy was made, and with each threshold that was tried.
     scorer = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
     policy, trajectory = Learned(scorer, 0.5), recorded(50)
+    assert scorer.training
     expected = trajectory.replay(policy).exit_step.tolist()
-    scorer.train()
+    policy.with_threshold(0.4)
+    assert scorer.training
     before = copy.deepcopy(scorer.state_dict())
     assert [trajectory.replay(policy).exit_step.tolist() for _ in range(3)] == [expected] * 3
     assert scorer.training

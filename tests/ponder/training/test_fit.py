@@ -593,7 +593,9 @@ def test_a_truncated_unroll_is_measured_against_the_prior_of_its_loss() -> None:
     halting, steps = out.trajectory.halting, out.trajectory.num_steps
     assert steps < 20
     p, prior = halting.pmf, model.prior(20).pmf
-    prior = torch.cat([prior[: steps - 1], prior[steps - 1 :].sum(0, keepdim=True)])
+    prior = torch.cat([prior[:steps], prior[steps:].sum(0, keepdim=True)])
+    left = p[:, -1] * torch.sigmoid(-out.trajectory.hazard_logits[:, -1])
+    p = torch.cat([p[:, :-1], (p[:, -1] - left)[:, None], left[:, None]], dim=1)
     found = measured(model, out.trajectory.outputs, out.trajectory.hazard_logits, data(16)[1])
     torch.testing.assert_close(found["kl"], (p * (p.log() - prior.log())).sum(1), atol=1e-4, rtol=1e-3)
     assert fit(model, [data(16)], epochs=1).stages[0].epochs[0].loss > 0
