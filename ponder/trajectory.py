@@ -198,12 +198,13 @@ def _mapped(value: Tensor, made: Tensor) -> Tensor:
     """What a function made of a tensor; of integers and flags no other kind of number, which would round them."""
     if value.is_floating_point() or not made.is_floating_point():
         return made
-    if made.shape != value.shape:
+    if made.shape != value.shape or not torch.equal(made, value.to(made)):  # other rows, or others in their places
+        shape = "" if made.shape == value.shape else f" of another shape, {tuple(made.shape)}"
         raise ArgumentTypeError(
             "fn",
             expected=f"integers and flags that stay {value.dtype}, as ids and masks are",
-            got=f"{made.dtype} of another shape, {tuple(made.shape)}",
-            remedy="Take rows first, and change the type of the numbers after that.",
+            got=f"other numbers, in {made.dtype}{shape}",
+            remedy="Take rows first, and change the type of the numbers after that: two calls of map.",
         )
     return value.to(made.device)
 
@@ -238,10 +239,19 @@ def _length(trajectory: Trajectory) -> int:
 
 
 def _with_masks(trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
-    """Trajectories without masks, with masks where their lengths differ: what pads the shorter ones is no answer."""
-    bare = [t for t in trajectories if t.mask is None]
+    """Trajectories without masks, with masks where their lengths differ: what pads the shorter ones is no answer.
+
+    A mask of another length than the outputs is of other positions, and would pass for theirs if it were padded.
+    """
     lengths = [_length(t) for t in trajectories]
-    if not bare or not all(lengths):
+    if not all(lengths):
+        return trajectories
+    trajectories = [
+        t if t.mask is None or t.mask.shape[1] == length else dataclasses.replace(t, mask=None)
+        for t, length in zip(trajectories, lengths, strict=True)
+    ]
+    bare = [t for t in trajectories if t.mask is None]
+    if not bare:
         return trajectories
     if len(set(lengths)) == 1 and len(bare) == len(trajectories):
         return trajectories

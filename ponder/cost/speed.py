@@ -80,7 +80,7 @@ def speed_up(
     num_steps: int,
     *,
     costs: Cost | Sequence[Cost] | None = None,
-    needs: Iterable[str] = (),
+    needs: Iterable[str] | None = None,
     wall_clock: WallClock | None = None,
 ) -> SpeedUp:
     """The speed-up of exits over the plain model.
@@ -89,7 +89,7 @@ def speed_up(
         exit_step: The step at which each example left, `(batch,)`, 1-based.
         num_steps: N.
         costs: Cost of all examples, or one for each (`measure_each`), for the speed-up in FLOPs; None leaves it out.
-        needs: What the policy reads: `policy.needs`.
+        needs: What the policy reads, `policy.needs`, which costs something at every step; asked for with `costs`.
         wall_clock: Ratios of seconds that `wall_clock` measured, to be shown beside the others; None leaves them out.
 
     Example:
@@ -97,14 +97,22 @@ def speed_up(
         ×2.00 in steps
     """
     exit_step = torch.as_tensor(exit_step)
-    if exit_step.dim() != 1 or not len(exit_step) or not 1 <= int(exit_step.min()) <= int(exit_step.max()) <= num_steps:
+    no_steps = exit_step.dim() != 1 or exit_step.is_floating_point() or exit_step.dtype is torch.bool
+    if no_steps or not len(exit_step) or not 1 <= int(exit_step.min()) <= int(exit_step.max()) <= num_steps:
         raise ArgumentError(
             "exit_step",
             expected=f"one step in 1..{num_steps} for each of one or more examples",
             got=exit_step.tolist(),
             remedy="Pass the exit steps of all examples: out.exit_step.",
         )
-    in_flops = None if costs is None else _in_flops(exit_step, num_steps, costs, needs)
+    if costs is not None and needs is None:
+        raise ArgumentError(
+            "needs",
+            expected="what the policy reads, which is computed at every step",
+            got="None",
+            remedy="Pass needs=policy.needs.",
+        )
+    in_flops = None if costs is None else _in_flops(exit_step, num_steps, costs, needs or ())
     return SpeedUp(num_steps / exit_step.double().mean().item(), in_flops, wall_clock)
 
 

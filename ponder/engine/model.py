@@ -338,23 +338,27 @@ class EarlyExitModel(nn.Module):
 
         Args:
             context: All that a call names, by whose mask this is known.
-            of_stem: The context that the stem gave, which is asked where that one has no mask. What is in floating
-                point there is added to scores, and says something else.
+            of_stem: The context that the stem gave, which is asked where that one has no mask, or where the stem made
+                other positions and hands on a mask of these. What is in floating point there is added to scores, and
+                says something else.
         """
         find = real_positions if self.padding is None else self.padding.positions
         found = find(context)
-        if found is None and of_stem is not None:
+        if of_stem is not None and (found is None or self.stem is not None):
             of_stem = {n: v for n, v in of_stem.items() if not isinstance(v, Tensor) or not v.is_floating_point()}
-            found = find(of_stem)
+            own = find(of_stem)
+            if found is None or (own is not None and own.shape[1] != found.shape[1]):
+                found = own
         return found
 
-    def positions_of(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
-        """The same of a call; the stem is run where the mask is its own."""
-        found = self.positions(named_in(inputs, context))
-        if found is not None or self.stem is None:
+    def positions_of(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
+        """The same of a call and what it answered, `(batch, length, …)`; the stem is run where the mask is its own."""
+        named = named_in(inputs, context)
+        found = self.positions(named)
+        if self.stem is None or (found is not None and found.shape[1:] == outputs.shape[1:2]):
             return found
         with torch.no_grad():
-            return self.positions(call_stem(self.stem, inputs, context)[1])
+            return self.positions(named, call_stem(self.stem, inputs, context)[1])
 
     def warn_of_lost_mask(self, hidden: Tree, context: Mapping[str, Any], step_context: Mapping[str, Any]) -> None:
         """Warn where padding will be read as real, since the stem hands on a context of its own without the mask.

@@ -136,7 +136,8 @@ class Tracer:
                 + ("no padding names" if padding is None else "the stem makes, and none in the call"),
                 remedy="Wrap the model with padding=ponder.Padding(…), and pass the mask in the example.",
             )
-        width = None if real is None else real.shape[1]
+        given = self.model.positions(context)
+        width = None if given is None else given.shape[1]
         if outputs.dim() < 3 or width not in (None, outputs.shape[1]):
             raise ArgumentError(
                 "model",

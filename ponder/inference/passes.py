@@ -267,15 +267,20 @@ def no_label(kind: str) -> ArgumentError:
     )
 
 
-def blank_padding(
-    outputs: Tensor, context: Mapping[str, Any], padding: Padding | None, dim: int = 1, blank: float = 0.0
-) -> Tensor:
-    """`outputs` with `blank` beyond the end of every row, whose positions lie in the dimension `dim`."""
-    lengths = None if padding is None else padding.lengths(context)
-    if lengths is None or outputs.dim() <= dim or bool((lengths >= outputs.shape[dim]).all()):
+def blank_padding(outputs: Tensor, real: Tensor | None, dim: int = 1, blank: float = 0.0) -> Tensor:
+    """`outputs` with `blank` beyond the end of every row, where a mask tells where that is.
+
+    Args:
+        outputs: Batch first, with positions in the dimension `dim`.
+        real: Which positions are no padding, `(batch, length)` bool; one of another length is of other positions, and
+            tells nothing.
+        dim: The dimension.
+        blank: What is to stand at padding.
+    """
+    if real is None or outputs.dim() <= dim or real.shape[1] != outputs.shape[dim]:
         return outputs
-    beyond = torch.arange(outputs.shape[dim]) >= lengths[:, None]
-    beyond = beyond.to(outputs.device).view(len(lengths), *[1] * (dim - 1), outputs.shape[dim])
+    beyond = real.flip(1).long().cumsum(1).flip(1) == 0  # no real position from there on
+    beyond = beyond.to(outputs.device).view(len(beyond), *[1] * (dim - 1), outputs.shape[dim])
     return outputs.masked_fill(beyond.view(*beyond.shape, *[1] * (outputs.dim() - dim - 1)), blank)
 
 

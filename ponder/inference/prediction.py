@@ -139,8 +139,8 @@ def predict(
         given = row_context(policy_context, examples, None)
         found = model.exits(inputs, context, policy, row_ids=row_ids, policy_context=given, num_steps=num_steps)
         outputs = found.outputs
-        if task.per_position:
-            outputs = blank_padding(outputs, named_in(inputs, context), padding, blank=task.blank)
+        if task.per_position and padding is not None:
+            outputs = blank_padding(outputs, model.positions_of(inputs, context, outputs), blank=task.blank)
         elif unpooled and padding is not None:
             lengths.append(named_in(inputs, context).get(padding.mask))
         return Exits(outputs.cpu(), found.exit_step.cpu())
@@ -151,8 +151,8 @@ def predict(
     parts = [exits.outputs for exits in found]
     at_positions = unpooled and not task.per_position and _are_positions(parts, lengths)
     if at_positions and padding is not None:
-        masks = [{padding.mask: mask} for mask in lengths]
-        parts = [blank_padding(part, mask, padding) for part, mask in zip(parts, masks, strict=True)]
+        masks = [padding.positions({padding.mask: mask}) for mask in lengths]
+        parts = [blank_padding(part, mask) for part, mask in zip(parts, masks, strict=True)]
     outputs = joined(parts, task.per_position or at_positions, task.blank)
     return Predictions(outputs[order], torch.cat([exits.exit_step for exits in found])[order])
 

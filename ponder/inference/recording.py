@@ -177,8 +177,6 @@ def _unrolled(
         keep_features=keep_features,
         **context,
     )
-    if found.meaning.per_position:
-        padding = model.padding  # type: ignore[attr-defined]
-        outputs = blank_padding(found.outputs, named_in(inputs, context), padding, dim=2, blank=found.meaning.blank)
-        found = replace(found, outputs=outputs)
+    if found.meaning.per_position and model.padding is not None:  # type: ignore[attr-defined]
+        found = replace(found, outputs=blank_padding(found.outputs, found.mask, dim=2, blank=found.meaning.blank))
     return found.map(Tensor.cpu)

@@ -272,7 +272,9 @@ class Watched:
                 f"shape {tuple(given.outputs.shape)}",
                 "Give `seen` the outputs themselves, such as logits, neither classes nor those of another model.",
             )
-        mask = self.model.positions_of(given.inputs, given.context) if self._task.per_position else None
+        mask = None
+        if self._task.per_position:
+            mask = self.model.positions_of(given.inputs, given.context, full.outputs)
         same = same_answers(self._task, given.outputs, full.outputs, mask=mask, tolerance=self.tolerance)
         return [not agrees for agrees in same.tolist()]
 

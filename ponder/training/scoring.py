@@ -115,7 +115,7 @@ class HeldOut:
                     found, of_steps = model(batch.inputs, policy=policy, row_ids=ids, **batch.context), ()
                 checked = checked_labels(task, found.outputs, batch.labels)
                 task = task or infer_task(found.outputs, checked)
-                mask = model.positions_of(batch.inputs, batch.context) if task.per_position else None
+                mask = model.positions_of(batch.inputs, batch.context, found.outputs) if task.per_position else None
                 counted = [labelled_part(task, each, checked, mask) for each in (found.outputs, *of_steps)]
                 outputs.append(tuple(each.cpu() for each, _ in counted))
                 labels.append(counted[0][1].cpu())

@@ -65,7 +65,7 @@ def test_a_wrong_result_is_noticed() -> None:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every command of a shell block, and every `make …` or `python -m …` in running text."""
+    """Every command of a shell block, every `make …` or `python -m …` in running text, and every `ponder …`."""
     for page in PAGES:
         if page.name == "CHANGELOG.md":
             continue  # which also tells of commands that are gone
@@ -76,6 +76,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     words = shlex.split(line.removeprefix("$ "), comments=True)
                     if words:
                         yield f"{name(page)}:{block.line}", words
+            if block.language == "text":
+                for line in re.findall(r"^ponder .*$", block.text, flags=re.M):
+                    yield f"{name(page)}:{block.line}", shlex.split(line, comments=True)
         for code in re.findall(r"`((?:make|python -m) [^`]+)`", prose(text)):
             yield name(page), shlex.split(code)
 
@@ -87,6 +90,7 @@ def test_there_are_commands() -> None:
     shown = [words for _, words in COMMANDS]
     assert ["make", "demo"] in shown
     assert ["make", "test"] in shown
+    assert {"exits", "doctor", "predict", "export", "serve"} <= {words[1] for words in shown if words[0] == "ponder"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,8 @@ def test_there_are_commands() -> None:
 def test_commands_exist(where: str, words: list[str]) -> None:
     if words[0] == "make":
         check_make(words[1:])
+    elif words[0] == "ponder":
+        check_options("ponder.cli.app", words[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
         check_benchmark(words[2], words[3:])
     elif words[:2] == ["python", "-m"] and words[2].startswith(("ponder.", "tests.")):
@@ -124,12 +130,17 @@ def check_make(words: list[str]) -> None:
 
 
 def check_benchmark(module: str, words: list[str]) -> None:
-    """The command (where there are several) and the options are those of the benchmark's `cli.app`."""
-    command: Any = typer.main.get_command(importlib.import_module(f"{module}.cli").app)
+    """The command and the options are those of the benchmark's `cli.app`."""
+    check_options(f"{module}.cli", words)
+
+
+def check_options(module: str, words: list[str]) -> None:
+    """The command (where there are several) and the options are those of the module's `app`."""
+    command: Any = typer.main.get_command(importlib.import_module(module).app)
     if not words or words[0] == "--help":
         return
     if hasattr(command, "commands"):
-        assert words[0] in command.commands, f"python -m {module} has no command {words[0]!r}"
+        assert words[0] in command.commands, f"{module} has no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
     options = {option for parameter in command.params for option in parameter.opts}
     for word in words:

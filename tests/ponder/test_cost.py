@@ -292,10 +292,10 @@ def test_the_speed_ups_are_three() -> None:
     exits = torch.tensor([1, 2, 3])
     one = Cost(stem=30, steps=(100,) * 4, readouts=(0,) * 4, heads=(10,) * 4)
     assert speed_up(exits, 4) == SpeedUp(steps=2.0)
-    assert speed_up(exits, 4, costs=one).flops == pytest.approx(440 / 240)
+    assert speed_up(exits, 4, costs=one, needs=()).flops == pytest.approx(440 / 240)
     assert speed_up(exits, 4, costs=one, needs={"output"}).flops == pytest.approx(440 / 250)
     clock = WallClock(1.5, 1.4, 1.6)
-    assert str(speed_up(exits, 4, costs=one, wall_clock=clock)) == (
+    assert str(speed_up(exits, 4, costs=one, needs=(), wall_clock=clock)) == (
         "×2.00 in steps, ×1.83 in FLOPs, ×1.50 (1.40–1.60) in wall-clock"
     )
     assert str(SpeedUp()) == "not measured"
@@ -303,19 +303,28 @@ def test_the_speed_ups_are_three() -> None:
 
 def test_long_examples_weigh_more_in_flops() -> None:
     short, long = (Cost(stem=0, steps=(size,) * 2, readouts=(0, 0), heads=(0, 0)) for size in (1, 9))
-    assert speed_up(torch.tensor([1, 2]), 2, costs=[short, long]).flops == pytest.approx(20 / 19)
-    assert speed_up(torch.tensor([1, 2]), 2, costs=[long, short]).flops == pytest.approx(20 / 11)
+    assert speed_up(torch.tensor([1, 2]), 2, costs=[short, long], needs=()).flops == pytest.approx(20 / 19)
+    assert speed_up(torch.tensor([1, 2]), 2, costs=[long, short], needs=()).flops == pytest.approx(20 / 11)
 
 
 def test_wrong_exits_and_costs_are_refused() -> None:
     one = Cost(stem=0, steps=(1, 1), readouts=(0, 0), heads=(0, 0))
-    for wrong in (torch.tensor([]).long(), torch.tensor([3]), torch.tensor([0]), torch.tensor(1)):
+    for wrong in (
+        torch.tensor([]).long(),
+        torch.tensor([3]),
+        torch.tensor([0]),
+        torch.tensor(1),
+        torch.tensor([1.5]),
+        torch.tensor([True]),
+    ):
         with refused("exit_step"):
             speed_up(wrong, 2)
     with refused("costs"):
-        speed_up(torch.tensor([1, 1]), 2, costs=[one])
+        speed_up(torch.tensor([1, 1]), 2, costs=[one], needs=())
     with refused("costs"):
-        speed_up(torch.tensor([1, 1]), 3, costs=one)
+        speed_up(torch.tensor([1, 1]), 3, costs=one, needs=())
+    with refused("needs", "policy.needs"):
+        speed_up(torch.tensor([1, 1]), 2, costs=one)
 
 
 class Clock:
@@ -398,7 +407,7 @@ def test_what_is_no_number_is_no_cost() -> None:
     with pytest.raises(PonderError, match="Count steps"):
         nothing.break_even({"output"})
     with pytest.raises(PonderError, match="Count steps"):
-        speed_up(torch.tensor([1, 2]), 2, costs=nothing)
+        speed_up(torch.tensor([1, 2]), 2, costs=nothing, needs=())
     trajectory = ponder.Trajectory(torch.zeros(3, 3, 2), None, row_ids=torch.arange(3), task="classification")
     for costs in ([1.0, 2.0, inf], torch.tensor([3, 2, 1], dtype=torch.uint8)):
         with refused("costs"):
@@ -416,6 +425,6 @@ def test_numbers_and_costs_in_the_place_of_one_another_are_named() -> None:
     cost = measure(model, torch.randn(2, 4))
     assert speed_up([1, 2, 3], 3).steps == pytest.approx(1.5)
     with refused("costs", "a Cost", type_error=True):
-        speed_up(torch.tensor([1, 2]), 3, costs=[1.0, 2.0])  # type: ignore[list-item]
+        speed_up(torch.tensor([1, 2]), 3, costs=[1.0, 2.0], needs=())  # type: ignore[list-item]
     with refused("costs", "cost.break_even(policy.needs)", type_error=True):
         break_even(cost, 1.0)  # type: ignore[arg-type]

@@ -263,6 +263,43 @@ def test_a_stem_may_hand_the_steps_a_mask_of_other_lengths(front: int, stride: i
             torch.testing.assert_close(streamed[number].output, alone)
 
 
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("task", ["token_classification", "span"])
+@pytest.mark.parametrize(("front", "stride"), [(1, 1), (3, 2)])
+def test_answers_at_positions_that_a_stem_made_are_not_cut_at_those_of_the_inputs(
+    front: int, stride: int, task: Any, mask: bool
+) -> None:
+    """Trap: the last positions of every row were overwritten, and recorded as padding."""
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(
+        mixing,
+        3,
+        stem=Prefixed(front, stride, mask),
+        head=nn.Linear(WIDTH, 2),
+        lambda_head=ponder.LambdaHead(WIDTH),
+        readout=readouts.identity,
+        halting_readout=readouts.mean,
+        task=task,
+        padding=Padding(pooled=False),
+    ).eval()
+    rows = [torch.randn(length, WIDTH) for length in ([5, 5, 3, 4] if mask else [5, 5])]
+    predicted, trajectory = ponder.predict(model, rows), model.record(rows)
+    replayed = trajectory.replay(model.policy).outputs
+    for place, row in enumerate(rows):
+        alone = model(row[None], attention_mask=torch.ones(1, len(row), dtype=torch.long)).outputs[0]
+        for found in (predicted.outputs[place], replayed[place]):
+            torch.testing.assert_close(found[: len(alone)], alone)
+            assert bool((found[len(alone) :] == (-1e4 if task == "span" else 0)).all())
+        assert trajectory.mask is None or trajectory.mask[place].sum() == len(alone)
+    assert (trajectory.mask is None) == (not mask)
+    if mask and task == "token_classification":  # by what is real, and no padding beside it
+        sure = predicted.outputs[0, : (5 + front + stride - 1) // stride].softmax(-1).amax(-1).amin()
+        policy = policies.Confidence(float(sure) - 0.05)
+        alone = [int(ponder.predict(model, [row], policy=policy).exit_step) for row in rows]
+        assert ponder.predict(model, rows, policy=policy).exit_step.tolist() == alone
+        assert trajectory.replay(policy).exit_step.tolist() == alone
+
+
 def test_a_state_of_other_lengths_without_a_mask_is_refused_in_streams() -> None:
     remedies = "{'attention_mask': mask}", "ponder.Padding(hidden=None)"
     model = model_behind(Prefixed(1, 1, mask=False))
@@ -376,7 +413,7 @@ def test_a_mask_that_the_stem_makes_itself_is_that_of_policies_too() -> None:
             rows = [{name: part[row] for name, part in wide.items()} for row in range(40)]
             assert [future.result().exit_step for future in [engine.submit(row) for row in rows]] == expected, policy
     assert torch.equal(model.unroll(wide).mask, mask.bool())
-    assert torch.equal(model.positions_of(wide, {}), mask.bool())
+    assert torch.equal(model.positions_of(wide, {}, states), mask.bool())
 
 
 def test_a_mask_of_scores_that_a_stem_makes_says_nothing_of_positions() -> None:

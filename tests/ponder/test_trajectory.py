@@ -64,6 +64,17 @@ def test_a_slice_is_saved_as_its_rows(tmp_path) -> None:
     assert len(part) == 2
 
 
+def test_rows_that_are_taken_and_numbers_of_another_type_are_two_calls() -> None:
+    """Trap: outputs were in the new order and ids, masks and labels in the old one, where the shape was the same."""
+    whole, turned = unrolled(4), torch.tensor([2, 0, 3, 1])
+    for fn in (lambda t: t[turned].double(), lambda t: t.flip(0).half(), lambda t: t[:2].double(), lambda t: t / 2):
+        with refused("fn", "torch.int64", "two calls of map", type_error=True):
+            whole.map(fn)
+    done = whole.map(lambda t: t[turned]).map(Tensor.double)
+    assert done.row_ids.tolist() == whole.row_ids[turned].tolist()
+    assert torch.equal(done.outputs, whole.outputs[turned].double())
+
+
 def test_joined_batches_are_one_batch() -> None:
     a, b = unrolled(4, seed=0), unrolled(3, seed=1)
     whole = Trajectory.cat([a, b])

@@ -291,7 +291,7 @@ class PerHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.linear = nn.Parameter(torch.randn(2, 8, 8) * 0.3), nn.Linear(8, 8)
+        self.weight, self.linear = nn.Parameter(torch.randn(2, 8, 8)), nn.Linear(8, 8)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.tanh(self.linear((hidden[:, None, None] @ self.weight).mean((1, 2))))
@@ -334,7 +334,9 @@ def test_int8_runs_whatever_the_weights_are(step: Any, calibrated: bool, kind: A
     ponder.export.onnx(model, tmp_path, int8=kind, example=inputs[:2], calibration=calibration)
     found = OnnxModel(tmp_path, threads=1).predict(inputs.numpy()).outputs
     with torch.no_grad():
-        np.testing.assert_allclose(found, model(inputs).outputs.numpy(), atol=0.15)
+        expected = model(inputs).outputs.numpy()
+    spread = np.abs(expected - expected.mean(0)).mean()
+    assert np.abs(found - expected).mean() < 0.06 * spread, "another row's answer is as far as the spread"
     graph = onnx.load(str(tmp_path / "step_1.onnx")).graph
     quantised = sum(node.op_type in ("MatMulInteger", "MatMulIntegerToFloat") for node in graph.node)
     assert quantised == {PerHead: 1, WithVector: 1, Narrowing: 2 if kind == "all" else 1}[step]

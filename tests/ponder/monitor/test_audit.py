@@ -146,13 +146,11 @@ def test_a_restart_in_the_middle_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_step_back_says_what_was_seen_and_begins_the_next_stage() -> None:
     audit = Audit(0.05, 0.95)
-    told = [left for left in (audit.record(number % 3 == 0) for number in range(60)) if left]
-    left = told[0]
+    left = next(left for left in (audit.record(number % 3 == 0) for number in range(60)) if left)
+    assert (audit.stage, audit.audits, audit.disagreements, audit.wealth) == (1, 0, 0, 1.0)
     assert left.stage == 0
     assert left.disagreements / left.audits > 0.05
     assert f"{left.disagreements} of {left.audits} audited answers differ" in left.statement
-    assert audit.stage == len(told)
-    assert Capital.start(0.05).wealth == 1.0
 
 
 def test_what_an_alarm_says_of_its_interval_does_not_contradict_it() -> None:

@@ -103,8 +103,13 @@ def test_contracts_on_every_toy(toy_name: str) -> None:
     toy = make_toy(toy_name)
     model = wrap(toy).eval()
     inputs, context = toy.batch(24, seed=5)
-    policy = Expected.fit(model.unroll(inputs, **context), price=0.001, bins=3)
+    fitted = model.unroll(inputs, **context)
+    middle = fitted.outputs.softmax(-1).amax(-1).median(0).values.tolist()
+    rewards = ((0.0, 1.0),) * model.num_steps  # what is sure is right, and what is not may become so
+    moves = (((0.5, 0.5), (0.0, 1.0)),) * (model.num_steps - 1)
+    policy = Expected(0.0, edges=tuple((edge,) for edge in middle), rewards=rewards, transitions=moves)
     run = model(inputs, policy=policy, **context)
+    assert len(set(run.exit_step.tolist())) > 1
     replayed = model.unroll(inputs, **context).replay(policy)
     assert run.exit_step.tolist() == replayed.exit_step.tolist()
     rows = torch.tensor([7, 3, 3, 11])

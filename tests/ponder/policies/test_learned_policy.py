@@ -56,10 +56,13 @@ def test_it_leaves_where_the_score_is_high() -> None:
 @pytest.mark.parametrize("toy_name", TOYS)
 def test_contracts_on_every_toy(toy_name: str) -> None:
     toy = make_toy(toy_name)
-    model, policy = wrap(toy).eval(), Learned(seeded(), 0.5)
+    model, scorer = wrap(toy).eval(), seeded()
     inputs, context = toy.batch(16, seed=5)
-    run = model(inputs, policy=policy, **context)
     unrolled = model.unroll(inputs, keep_features=True, **context)
+    with torch.no_grad():  # half of the scores that rows meet before the last step are above
+        policy = Learned(scorer, float(scorer.eval()(unrolled.features[:, :-1]).sigmoid().median()))
+    run = model(inputs, policy=policy, **context)
+    assert len(set(run.exit_step.tolist())) > 1
     assert run.exit_step.tolist() == unrolled.replay(policy).exit_step.tolist()
     rows = torch.tensor([7, 3, 3, 11])
     part = model(take(inputs, rows), policy=policy, **take(context, rows))
