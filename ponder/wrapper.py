@@ -113,7 +113,8 @@ class PonderWrapper(EarlyExitModel):
         checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
             the rest again: less memory, one more forward pass. An option of training, which is not saved.
         truncate_below: In training, stop the batch after the first step at which every row has less than this
-            mass left, which that step then takes; None runs every step. An option of training, which is not saved.
+            mass left, which goes to that step, and in the loss to one step more; None runs every step. An option of
+            training, which is not saved.
 
     Raises:
         ArgumentError: The parts do not fit one another; every message says what to change.

@@ -27,12 +27,10 @@ _TASKS: dict[type[Any], Any] = {
 }
 
 
-_FINDING = {"model_name_or_path", "transformer_task", "config", "backend", "is_peft_model", "subfolder", "token"} | {
-    "cache_dir",
-    "revision",
-    "local_files_only",
-    "trust_remote_code",
-}
+_FINDING = (
+    *("model_name_or_path", "transformer_task", "config", "backend", "is_peft_model", "subfolder", "token"),
+    *("cache_dir", "revision", "local_files_only", "trust_remote_code"),
+)
 """What `Transformer` says of where a model is; all else asks for something of it."""
 
 

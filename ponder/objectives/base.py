@@ -299,12 +299,10 @@ class Composite(Objective):
             part.check_depth(num_steps)
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
-        super().check(has_hazard=has_hazard, has_prior=has_prior)
         for part in self.parts:
             part.check(has_hazard=has_hazard, has_prior=has_prior)
 
     def check_batch(self, unrolled: Unrolled) -> None:
-        super().check_batch(unrolled)
         for part in self.parts:
             part.check_batch(unrolled)
 

@@ -137,3 +137,20 @@ def test_the_rows_on_exits_and_int8_are_what_was_measured() -> None:
     (default, _), (with_exits, _) = times("int8"), times("int8, exits")
     row = f'`int8="all"`: {alone} times the throughput of PyTorch fp32, with exits {both} times'
     assert f"{row}; the default `int8=True`: {default} and {with_exits} (MiniLM, 8 rows)" in readme
+
+
+def test_what_is_left_of_the_saved_steps_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "speed" / "exiting.json").read_text())
+    of = {
+        each["case"].removeprefix("ALBERT-base, "): each["value"]
+        for each in measured["figures"]
+        if each["figure"] == "speed-up in wall-clock ÷ in steps"
+    }
+    early, uniform = 100 * of["early-heavy, batch 8"], 100 * of["uniform, batch 8"]
+    alone = [100 * value for case, value in of.items() if case.endswith("batch 1")]
+    many = [value for case, value in of.items() if case.endswith(("batch 32", "batch 128"))]
+    assert len(many) > len(alone) > 1
+    assert min(many) > 0.995, "32 rows and more keep all"
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{early:.0f} to {uniform:.0f}% of the speed-up in steps is left where exits are early or uniform." in text
+    assert f"One row at a time keeps {min(alone):.0f} to {max(alone):.0f}%, and 32 rows and more keep all." in text
