@@ -17,7 +17,7 @@ from ponder.analysis.metrics import MetricLike
 from ponder.analysis.overthinking import Overthinking, overthinking_of
 from ponder.analysis.policy_grid import PolicyGridLike
 from ponder.analysis.reliability import Reliability, reliability_of
-from ponder.analysis.sweeps import Curve, sweep
+from ponder.analysis.sweeps import Costs, Curve, sweep
 from ponder.engine.loop import Exits
 from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
@@ -66,7 +66,7 @@ class Trajectory(Recording):
         grid: Iterable[float] | None = None,
         *,
         metric: MetricLike | None = None,
-        costs: Sequence[float] | Tensor | None = None,
+        costs: Costs | None = None,
         full_cost: float | None = None,
     ) -> Curve:
         """Try every value of a threshold; see `ponder.analysis.sweeps.sweep`.
@@ -168,17 +168,20 @@ class Trajectory(Recording):
         """
         tensors, metadata = read_tensors(path, _FORMAT, required=("outputs", "row_ids"))
         _check_saved(path, tensors)
-        said, kind = metadata.get("classes"), metadata.get("kind")
+        kind, said, own = (metadata.get(name) for name in ("kind", "classes", "answers"))
+        custom = Custom(classes=None if said is None else said == "true")
+        custom.told = own is None
+        task = task_named(kind) if kind else custom if said or own else None
         empty = cls(
             outputs=tensors["outputs"],
             hazard_logits=None,
             row_ids=tensors["row_ids"],
             task=metadata.get("task") or None,
             training=metadata.get("training") == "true",
-            task_object=task_named(kind) if kind else None if said is None else Custom(classes=said == "true"),
+            task_object=task,
             weights=metadata.get("weights"),
         )
-        if metadata.get("answers") == "own":
+        if own:
             warnings.warn(
                 f"{path} was recorded with a task of your own, {empty.task!r}, that answers in a way of its own, which "
                 "a file does not hold: the answer is taken to be the most probable class. Give the task back: "
@@ -216,7 +219,7 @@ def _said(name: str, task: Task) -> dict[str, str]:
     kind = kind_of(task)
     if kind is not None and answers_as(task, task_named(kind)):
         return {"kind": kind}
-    own = {} if isinstance(task, Custom) else {"answers": "own"}
+    own = {} if isinstance(task, Custom) and task.told else {"answers": "own"}
     if task.supposed or task.classes == task.numbers:
         return own
     return own | {"classes": "true" if task.classes else "false"}

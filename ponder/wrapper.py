@@ -500,6 +500,11 @@ class PonderWrapper(EarlyExitModel):
                 remedy=f"To train it alone, {instead}; to train the stages, assign model.stages[0].objective again.",
             )
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let all weights learn, or none, as in PyTorch; what a stage has frozen is then the caller's own affair."""
+        self._frozen_by_stage = set()
+        return super().requires_grad_(requires_grad)
+
     def thaw_stage(self) -> None:
         """Take back what the stage that was started last has frozen; what the caller froze stays frozen."""
         for name, weight in self.named_parameters():
@@ -510,7 +515,8 @@ class PonderWrapper(EarlyExitModel):
     @property
     def freezing_stage(self) -> Stage | None:
         """The stage that was started, as long as what it has frozen is so; None where it froze nothing."""
-        return self.started_stage if self._frozen_by_stage else None
+        theirs = [weight for name, weight in self.named_parameters() if name in self._frozen_by_stage]
+        return None if not theirs or any(weight.requires_grad for weight in theirs) else self.started_stage
 
     def leave_stages(self) -> None:
         """Be as before the first stage, but for the weights, after a training of all stages, or one that broke off.

@@ -90,7 +90,8 @@ class Result:
     def _recipe_then(self) -> dict[str, Any]:
         """The fields of the recipe that was run; results of before have its objectives and its policy alone."""
         if "recipe_fields" in self.data:
-            return Recipe.from_dict(self["recipe_fields"]).to_dict()  # with the fields that were added since
+            then = Recipe.from_dict(self["recipe_fields"]).to_dict()  # with the fields that were added since
+            return {name: value for name, value in then.items() if name != "tuned_for"}  # it is scaled
         objectives = [stage.get("objective") for stage in self.data.get("training", [])]
         if not objectives or None in objectives:
             return {}

@@ -100,6 +100,7 @@ def _checked(path: Path, config: TaggingConfig) -> dict[str, Any]:
     now = recipe_of(config, found["num_steps"]).to_dict()
     if "recipe_fields" in found:
         then = Recipe.from_dict(found["recipe_fields"]).to_dict()  # with the fields that were added since
+        then.pop("tuned_for")  # it is scaled
     else:  # results of before tell the policy alone
         then = {} if config.policy is not None else {"policy": found["policy"]}
     changed = {name: {"then": value, "now": now[name]} for name, value in then.items() if value != now[name]}

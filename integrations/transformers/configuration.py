@@ -110,7 +110,9 @@ class PonderConfig(PretrainedConfig):
         name = self.recipe.get("name")
         if name not in recipes.names():
             return LastStep()
-        known = recipes.get(name).for_steps(int(self.recipe["tuned_for"]))
+        known = recipes.get(name)
+        if self.recipe["tuned_for"] is not None:  # else it means any encoder's own steps
+            known = known.for_steps(int(self.recipe["tuned_for"]))
         policy = known.policy
         if self.problem_type != "single_label_classification" and known.otherwise is not None:
             policy = known.otherwise

@@ -9,6 +9,7 @@ in which later steps weigh more; where there is a label, the cross-entropy of ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,21 +18,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
+from ponder.errors import NonFiniteError
 from ponder.integrations.transformers.finetuned import FinetunedClassifier
 from ponder.integrations.transformers.prediction import record_rows
 from ponder.optim import may_fuse
 from ponder.parts.tasks.base import IGNORED_LABEL
+from ponder.parts.tasks.distilling import divergence
 
-__all__ = ["answers_of", "train_encoder"]
+__all__ = ["answers_of", "check_finite", "train_encoder"]
 
 _WARM_UP = 0.1  # of all updates
 
 
-def answers_of(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]], batch_size: int) -> Tensor:
-    """What the plain model answers, `(rows, …)`."""
+def answers_of(
+    model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """What the plain model answers, `(rows, …)`, and which positions count, `(rows, length)`, where there are such."""
     plain = FinetunedClassifier(model.plain)
     with torch.no_grad():
-        return record_rows(plain, list(rows), batch_size=batch_size).outputs[:, -1]  # type: ignore[arg-type]
+        found = record_rows(plain, list(rows), batch_size=batch_size)  # type: ignore[arg-type]
+    return found.outputs[:, -1], found.mask
 
 
 def train_encoder(
@@ -55,6 +61,9 @@ def train_encoder(
         seed: Seed of the order in which rows are learned.
         batch_size: Rows of an update.
         progress: Show a progress bar.
+
+    Raises:
+        NonFiniteError: A loss or gradient that is NaN or infinite.
     """
     model.classifier.requires_grad_(True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=may_fuse(model.parameters()))
@@ -67,12 +76,29 @@ def train_encoder(
         for _ in range(epochs):
             for places in torch.randperm(len(rows), generator=generator).split(batch_size):
                 optimiser.zero_grad()  # first, since what was trained before may have left gradients
-                _loss(model, [rows[place] for place in places.tolist()], answers[places]).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                loss = _loss(model, [rows[place] for place in places.tolist()], answers[places])
+                loss.backward()
+                check_finite("encoder", loss.detach(), torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
                 optimiser.step()
                 schedule.step()
                 advance(1)
     optimiser.zero_grad()
+
+
+def check_finite(what: str, loss: Tensor, norm: Tensor) -> None:
+    """Refuse a step of the optimiser that is NaN or infinite, before it is made.
+
+    Args:
+        what: What learns.
+        loss: The loss.
+        norm: The norm of its gradient.
+    """
+    if not math.isfinite(float(loss) + float(norm)):
+        raise NonFiniteError(
+            f"{what}: expected a finite loss and gradient; got a loss of {float(loss):g}, a gradient of norm "
+            f"{float(norm):g}. The weights are those before this step. Look for NaN and infinity in the model and the "
+            "labels; a class that is never to be given can have a logit of -1e4 instead of minus infinity."
+        )
 
 
 def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Tensor) -> Tensor:
@@ -87,14 +113,14 @@ def _loss(model: FinetunedClassifier, rows: list[Mapping[str, Any]], answers: Te
     labels = batch.pop("labels", None)
     outputs = model.unroll(**batch).outputs.float()  # (batch, steps, …)
     length = outputs.shape[2]  # of the batch, where there are answers at positions
-    target = (answers[:, :length] if model.kind.task.per_position else answers).to(outputs).log_softmax(-1)
+    target = (answers[:, :length] if model.kind.task.per_position else answers).to(outputs)
     counted = torch.ones(outputs[:, 0, ..., 0].shape, dtype=torch.bool, device=outputs.device)
     if model.kind.task.per_position and "attention_mask" in batch:
         counted = batch["attention_mask"] != 0
     weights = torch.arange(1.0, model.num_steps + 1, device=outputs.device)
     losses = []
     for own in outputs.unbind(1):
-        loss = F.kl_div(own.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)[counted].mean()
+        loss = divergence(own, target, 1.0, -1)[counted].mean()
         if labels is not None and bool((labels != IGNORED_LABEL).any()):  # the mean of none would be NaN
             loss = loss + F.cross_entropy(own.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
         losses.append(loss)

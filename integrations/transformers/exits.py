@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ponder._utils.progress import progress_bar
 from ponder._utils.rounding import rounded_up
@@ -36,8 +35,9 @@ from ponder.calibration.agreement import (
 )
 from ponder.calibration.reference import differences
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.integrations.transformers.deep_exits import answers_of, train_encoder
+from ponder.integrations.transformers.deep_exits import answers_of, check_finite, train_encoder
 from ponder.integrations.transformers.finetuned import SPLIT, FinetunedClassifier
+from ponder.parts.tasks.distilling import divergence
 from ponder.policies import ExitPolicy, LastStep
 from ponder.trajectory import Trajectory
 
@@ -176,7 +176,9 @@ def fit_exits(
         memory: Bytes of features that are kept in memory; beyond, they are in a temporary file.
 
     Raises:
-        ArgumentError: Too few distinct inputs to split, a number out of range, or a model that answers with spans.
+        ArgumentError: Too few distinct inputs to split, a number out of range, a model that answers with spans, or one
+            that answers NaN to all that would teach.
+        NonFiniteError: A loss or gradient that is NaN or infinite.
 
     Example:
         >>> model = FinetunedClassifier.from_finetuned(BertForSequenceClassification(config))
@@ -205,16 +207,19 @@ def fit_exits(
     rows, split = _checked(model, given, seed)
     _start_again(model)
     model.eval()
+    first = {id(row): place for place, row in reversed(list(enumerate(given)))}
+    numbers = [first[id(row)] for row in rows]
     answers: Tensor | None = None
     if model.deep:
-        answers = answers_of(model, rows, batch_size)
+        answers, mask = answers_of(model, rows, batch_size)
+        split = _with_answers(model, split, answers, mask, numbers)
         taught = [rows[place] for place in split.learn.tolist()]
         train_encoder(model, taught, answers[split.learn], encoder_epochs, encoder_lr, seed, batch_size, progress)
     with tempfile.TemporaryDirectory(prefix="ponder-") as folder, torch.no_grad():
-        first = {id(row): place for place, row in reversed(list(enumerate(given)))}
-        numbers = [first[id(row)] for row in rows]
         seen = _recorded(model, rows, numbers, batch_size, progress, memory, Path(folder))
-        answers = seen.outputs[:, -1] if answers is None else answers
+        if answers is None:
+            answers = seen.outputs[:, -1]
+            split = _with_answers(model, split, answers, seen.mask, numbers)
         _train(model, seen, answers, split.learn, epochs, torch.Generator().manual_seed(seed), progress)
         parts = [_with_heads(model, seen, answers, part) for part in (split.choose, split.certify)]
     choosing, certifying = parts
@@ -263,7 +268,7 @@ def _encodings(model: FinetunedClassifier, encodings: Iterable[Encoding]) -> lis
 
 def _start_again(model: FinetunedClassifier) -> None:
     """Forget what was fitted before: what earlier parts of another split have taught must not be certified on them."""
-    model.policy, model.seed = LastStep(), None
+    model.policy, model.seed, model.columns = LastStep(), None, ()
     if model.deep:
         model.classifier.load_state_dict(model.plain.state_dict())
     for head in list(model.heads.heads)[:-1]:
@@ -345,6 +350,26 @@ def _checked(model: FinetunedClassifier, given: list[Encoding], seed: int) -> tu
     return rows, split
 
 
+def _with_answers(
+    model: FinetunedClassifier, split: Split, answers: Tensor, mask: Tensor | None, numbers: Sequence[int]
+) -> Split:
+    """The split without the rows that would teach and have no answer, NaN, of the plain model; how many is told."""
+    there = model.kind.task.answered(answers[split.learn], None if mask is None else mask[split.learn])
+    left_out = split.learn[~there].tolist()
+    if not left_out:
+        return split
+    told = f"{len(left_out)} of {len(there)} inputs that would teach have no answer of the plain model (NaN)"
+    remedy = "Look for NaN in the weights of the model, and for what these inputs have in common."
+    if int(there.sum()) < 2:
+        raise ArgumentError("encodings", expected="inputs to which the model has an answer", got=told, remedy=remedy)
+    shown = ", ".join(f"encodings[{numbers[place]}]" for place in left_out[:3])
+    warnings.warn(
+        f"{told}, and are left out: {shown}{', …' if len(left_out) > 3 else ''}. {remedy}",
+        stacklevel=3,
+    )
+    return replace(split, learn=split.learn[there])
+
+
 def _recorded(
     model: FinetunedClassifier,
     rows: list[Encoding],
@@ -419,12 +444,13 @@ def _train(
 ) -> None:
     """Teach each early head the answers of full depth, by the KL divergence from them."""
     assert seen.features is not None
-    target = answers[learn].float().log_softmax(-1)
+    target = answers[learn].float()
     mask = None if seen.mask is None or not seen.meaning.per_token else seen.mask[learn]
     weights = next(model.heads.parameters())
     with progress_bar("train the heads", model.num_steps - 1, shown=progress) as advance, torch.enable_grad():
         for step, head in enumerate(list(model.heads.heads)[:-1]):
             own = seen.features[learn, step].to(weights.device, weights.dtype)
+            own = own.clamp_(min=torch.finfo(own.dtype).min)  # the gradient of a scale is NaN where it scales −∞
             _train_one(head, own, target.to(weights.device), mask, epochs, generator)
             advance(1)
 
@@ -447,21 +473,25 @@ def _train_one(
     best, kept, since = math.inf, deepcopy(head.state_dict()), 0
     for _ in range(epochs + 1):
         with torch.no_grad():
-            now = float(loss(held))
+            of_held = loss(held)
+        check_finite("early head", of_held, torch.zeros(()))
+        now = float(of_held)
         if now < best:
             best, kept, since = now, deepcopy(head.state_dict()), 0
         elif (since := since + 1) == 4:
             break
         for batch in taught[torch.randperm(len(taught), generator=generator)].split(64):
             optimiser.zero_grad()
-            loss(batch).backward()
+            of_batch = loss(batch)
+            of_batch.backward()
+            check_finite("early head", of_batch.detach(), nn.utils.clip_grad_norm_(head.parameters(), math.inf))
             optimiser.step()
     head.load_state_dict(kept)
 
 
 def _divergence(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """KL(target ‖ logits), a mean over rows, or over the positions of `mask`."""
-    each = F.kl_div(logits.float().log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
+    """KL(target ‖ logits), both logits, a mean over rows, or over the positions of `mask`."""
+    each = divergence(logits, target, 1.0, -1)
     return each.mean() if mask is None else each[mask.to(each.device)].mean()
 
 

@@ -576,6 +576,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         self.ponder.start_stage(stage)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let all weights learn, or none, as in PyTorch; what a stage has frozen is then the caller's own affair."""
+        self.ponder.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
+
     def finish_stage(self, stage: Stage) -> None:
         """Take leave of a stage's own teacher after training, and mix the weights as `Stage.mixing` says."""
         self.ponder.finish_stage(stage)

@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -162,6 +162,7 @@ class PonderTrainer(Trainer):
             own, of_stages = wrapper.objective, [stage.objective for stage in wrapper.stages]
             is_one_of_them = self.all_stages or own in of_stages  # and the others are trained before or after it
             tell_of_untrained_hazards(of_stages if of_stages and is_one_of_them else [own], wrapper)
+        self._seen[True].taken()  # what a training of before saw after its last log
         try:
             if self.all_stages:
                 return self._train_stages(resume_from_checkpoint, *args, **kwargs)
@@ -310,7 +311,8 @@ class PonderTrainer(Trainer):
             if wrapper is not None and self._by_rows and num_items_in_batch is not None:
                 parts = self.current_gradient_accumulation_steps * self.args.world_size
                 loss = of_joined(loss, _count_labelled(wrapper, inputs), num_items_in_batch, parts)
-            if wrapper is not None and outputs.get("exit_step") is not None:
+            told = outputs if isinstance(outputs, Mapping) else {}  # of a model of the caller's own, maybe a tuple
+            if wrapper is not None and told.get("exit_step") is not None:
                 seen = _measured(wrapper, outputs, _labels_of(inputs))
                 if not model.training and self._by_rows:
                     seen |= _shares(loss, _count_labelled(wrapper, inputs), len(seen["exit_step"]))

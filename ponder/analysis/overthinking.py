@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.parts.recording import Recording, check_has_rows
+from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 
 __all__ = ["Overthinking", "overthinking_of"]
 
@@ -28,7 +28,7 @@ def overthinking_of(trajectory: Recording) -> Overthinking:
     """What overthinking costs on a trajectory (Kaya et al. 2019, Section 3, the "destructive" effect).
 
     Raises:
-        ArgumentError: Predictions that are not right or wrong, no labels, or no rows.
+        ArgumentError: Predictions that are not right or wrong, no labels, no rows, or a run of training mode.
 
     Example:
         >>> outputs = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 3.0]]])  # rows, steps, classes
@@ -36,6 +36,7 @@ def overthinking_of(trajectory: Recording) -> Overthinking:
         Overthinking(right=[1.0, 0.5], right_by=[1.0, 1.0], lost=0.5)
     """
     check_has_rows(trajectory)
+    check_evaluated(trajectory)
     right = trajectory.correct()
     right_by = right.cummax(1).values
     lost = (right_by[:, -1] & ~right[:, -1]).double().mean().item()

@@ -66,7 +66,7 @@ def confidences(trajectory: Recording) -> tuple[Tensor, Tensor]:
     check_evaluated(trajectory, "trajectories")
     labels = trajectory.counted_labels()
     sure, right = trajectory.meaning.confidences(at_least_float32(trajectory.read_outputs().detach()), labels)
-    if bool(trajectory.outputs.isnan().any()) or not bool(sure.isfinite().all()):
+    if not bool(trajectory.answered().all()) or not bool(sure.isfinite().all()):
         raise ArgumentError(
             "trajectories",
             expected="outputs that are numbers",

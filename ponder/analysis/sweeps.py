@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,8 +24,13 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import score_by_threshold
 from ponder.policies.base import ExitPolicy
+from ponder.policies.certified import Certified
+from ponder.policies.fixed import LastStep
 
-__all__ = ["Curve", "Point", "curve_of", "measure", "sweep"]
+__all__ = ["Costs", "Curve", "Point", "curve_of", "measure", "sweep"]
+
+Costs: TypeAlias = Sequence[float] | Tensor | Callable[[frozenset[str]], Sequence[float] | Tensor]
+"""Costs of leaving after each step, `(steps,)`, or what gives them for what a policy reads, its `needs`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def sweep(
     grid: Iterable[float] | None = None,
     *,
     metric: MetricLike | None = None,
-    costs: Sequence[float] | Tensor | None = None,
+    costs: Costs | None = None,
     full_cost: float | None = None,
 ) -> Curve:
     """Try every value of a threshold on a trajectory.
@@ -125,7 +130,8 @@ def sweep(
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
         metric: The score: a name, a callable (outputs, labels) → number, or None for the task's own. A callable is
             given the rows that have a label, or, with an answer a token, the tokens that do.
-        costs: Cost of leaving after each step, `(steps,)`, in any unit; n where None.
+        costs: Cost of leaving after each step, `(steps,)`, in any unit, or a callable that gives it for what the
+            policies read, such as `ponder.cost.Cost.cumulative`; n where None.
         full_cost: The cost that all are relative to, in the same unit: that of the plain model, 1.0 for those of
             `ponder.cost.Cost.cumulative`. Where None, that of going all the way with the policy, with what it reads.
 
@@ -144,11 +150,11 @@ def curve_of(
     trajectory: Recording,
     grid_of_policies: PolicyGrid,
     metric: Metric | None,
-    costs: Sequence[float] | Tensor | None,
+    costs: Costs | None,
     full_cost: float | None,
 ) -> Curve:
     """What each policy of a grid gives on a trajectory that is not empty; costs as for `sweep`."""
-    ruler = _Ruler(trajectory, metric, _relative(costs, trajectory.num_steps, full_cost))
+    ruler = _Ruler(trajectory, metric, _relative(costs, grid_of_policies.policies, trajectory.num_steps, full_cost))
     return Curve(
         grid_of_policies.threshold,
         "score" if ruler.metric is None else ruler.metric.name,
@@ -163,13 +169,16 @@ def measure(
     policy: ExitPolicy,
     *,
     metric: MetricLike | None = None,
-    costs: Sequence[float] | Tensor | None = None,
+    costs: Costs | None = None,
     full_cost: float | None = None,
 ) -> Point:
     """What one policy gives on a trajectory; arguments as for `sweep`."""
     check_has_rows(trajectory)
-    ruler = _Ruler(trajectory, as_metric(metric, trajectory), _relative(costs, trajectory.num_steps, full_cost))
     check_replay(trajectory, policy)
+    relative = _relative(costs, [policy], trajectory.num_steps, full_cost)
+    ruler = _Ruler(trajectory, as_metric(metric, trajectory), relative)
+    if isinstance(policy.policy if isinstance(policy, Certified) else policy, LastStep):
+        return ruler.full_depth()
     return ruler.point(math.nan, replay(trajectory, policy).exit_step)
 
 
@@ -253,18 +262,21 @@ def _means(each: Tensor, rank: Tensor, thresholds: int) -> Tensor:
     return (came - went).cumsum(0)[:-1].double() / rows
 
 
-def _relative(costs: Sequence[float] | Tensor | None, num_steps: int, full_cost: float | None) -> Tensor:
-    """Costs relative to that of full depth, `(steps,)` float64."""
+def _relative(costs: Costs | None, policies: Sequence[ExitPolicy], num_steps: int, full_cost: float | None) -> Tensor:
+    """Costs relative to that of full depth, `(steps,)` float64, with policies that may read what any of them does."""
     if full_cost is not None:
         check_real("full_cost", full_cost, open_low=True, remedy="Pass 1.0 for costs relative to the plain model.")
+    if callable(costs):
+        costs = costs(frozenset[str]().union(*(policy.needs for policy in policies)))
     try:
         given = torch.arange(1, num_steps + 1) if costs is None else torch.as_tensor(costs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ArgumentTypeError(
             "costs",
-            expected=f"{num_steps} numbers, the cost of leaving after each step",
+            expected=f"{num_steps} numbers, the cost of leaving after each step, or a callable that gives them",
             got=type(costs).__name__,
-            remedy="Pass costs=cost.cumulative(policy.needs), full_cost=1.0 for a ponder.cost.Cost.",
+            remedy="For a ponder.cost.Cost, pass costs=cost.cumulative, full_cost=1.0, which is asked for what each "
+            "policy reads, or costs=cost.cumulative(policy.needs), full_cost=1.0 for what one does.",
         ) from error
     given = given.double().cpu()
     rising = given.shape == (num_steps,) and bool((given > 0).all()) and bool((given.diff() >= 0).all())

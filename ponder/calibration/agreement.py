@@ -32,6 +32,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["AgreementControl", "AgreementCurve", "agreement_curves", "control_agreement", "most_differing"]
 
 _BOUND = "exact_binomial"  # the sharpest there is for answers that differ or do not
+_ROUNDING = 1e-9  # by which a mean may miss what it meets
 _VALUES = 141
 _SAMPLES = 100
 
@@ -184,7 +185,7 @@ def control_agreement(
         (d, s, place, value)
         for place, (kind, curve) in enumerate(zip(kinds, curves, strict=True))
         for d, s, value in zip(*curve, kind.values, strict=True)
-        if s <= slowest
+        if s <= slowest + _ROUNDING
     ]
     _, _, place, value = min(allowed)
     kind = kinds[place]

@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.validation import check_real
 from ponder.analysis.metrics import MetricLike, as_metric
 from ponder.analysis.policy_grid import PolicyGrid, PolicyGridLike, as_policy_grid
-from ponder.analysis.sweeps import Curve, Point, curve_of, measure
+from ponder.analysis.sweeps import Costs, Curve, Point, curve_of, measure
 from ponder.calibration.fresh import check_fresh, check_same_weights
 from ponder.errors import ArgumentError
 from ponder.parts.recording import check_evaluated, check_has_rows, check_sample
@@ -54,7 +52,7 @@ class Calibration:
     statement: str
     _seen: Trajectory
     _metric: MetricLike | None
-    _costs: Sequence[float] | Tensor | None
+    _costs: Costs | None
     _full_cost: float | None = None
 
     def __repr__(self) -> str:
@@ -85,7 +83,7 @@ def calibrate(
     at_most_steps: float | None = None,
     at_most_cost: float | None = None,
     grid: Iterable[float] | None = None,
-    costs: Sequence[float] | Tensor | None = None,
+    costs: Costs | None = None,
     full_cost: float | None = None,
 ) -> Calibration:
     """Choose a policy's threshold on a trajectory.
@@ -108,13 +106,14 @@ def calibrate(
         at_most_cost: Take the best score at a mean cost of at most this, relative to `full_cost`.
         grid: Values of the threshold to try, strictly rising or falling; those that the policy declares, and some
             between the statistics of the rows, where None.
-        costs: Cost of leaving after each step, `(steps,)`; n where None.
+        costs: Cost of leaving after each step, `(steps,)`, or a callable that gives it for what a policy reads, such as
+            `ponder.cost.Cost.cumulative`; n where None. Numbers are those of all families, whatever each reads.
         full_cost: The cost of the plain model, as for `sweep`: 1.0 beside `Cost.cumulative`. Where None, costs are
             relative to going all the way with the policy, what it reads included.
 
     Raises:
-        ArgumentError: Not exactly one target, no labels, rows on which a policy was fitted, a run of training mode, or
-            whatever `sweep` refuses.
+        ArgumentError: Not exactly one target, no labels, rows on which a policy was fitted, a run of training mode,
+            several families whose costs are asked for without a `full_cost`, or whatever `sweep` refuses.
 
     Example:
         >>> trajectory = Trajectory(
@@ -143,6 +142,13 @@ def calibrate(
             got="values",
             remedy="Leave it out, or calibrate one family.",
         )
+    if callable(costs) and full_cost is None:
+        raise ArgumentError(
+            "full_cost",
+            expected="a number, to which the costs of all families are relative",
+            got="None",
+            remedy="Pass full_cost=1.0 beside costs=cost.cumulative, which are relative to the plain model.",
+        )
 
     def calibrated(like: PolicyGridLike) -> Calibration:
         tried = as_policy_grid(like, None, trajectory, look=True, takes_grid=False)
@@ -166,7 +172,7 @@ def _calibrated(
     tried: PolicyGrid,
     target: tuple[str, float],
     metric: MetricLike | None,
-    costs: Sequence[float] | Tensor | None,
+    costs: Costs | None,
     full_cost: float | None,
 ) -> Calibration:
     """One family, calibrated to the target."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import ArgumentError
-from ponder.parts.recording import Recording, coarse_rounding, equal_rows, same_record, too_alike
+from ponder.parts.recording import Recording, coarse_rounding, equal_rows, numbers_of_step, same_record, too_alike
 
 __all__ = ["check_fresh", "check_same_weights", "other_model"]
 
@@ -56,8 +56,9 @@ def check_fresh(test: Recording, calibration: Recording, argument: str = "test")
     """Refuse a test set that holds rows of the calibration set.
 
     Ids alone prove nothing, since by default they are positions, which start anew in every call; nor does the record,
-    since texts repeat. A row is the same where its id is, and all that was recorded of it: outputs and hazards. In half
-    precision, where a run that is repeated gives other numbers, rows are the same where nearly all nearly are.
+    since texts repeat. A row is the same where its id is, and all that was recorded of it: outputs and hazards, padding
+    aside, at the steps that both runs have. In half precision, where a run that is repeated gives other numbers, rows
+    are the same where nearly all nearly are.
 
     Args:
         test: The rows that are to be fresh.
@@ -74,21 +75,19 @@ def check_fresh(test: Recording, calibration: Recording, argument: str = "test")
         ponder.errors.ArgumentError: test: expected rows that the calibration has not seen; got 300 rows with ...
     """
     seen, known = test.outputs, calibration.outputs
-    if test.meaning.per_position and seen.dim() == known.dim() == 4:
-        length = min(seen.shape[2], known.shape[2])  # each is as wide as its own longest row
-        seen, known = seen[:, :, :length], known[:, :, :length]
-    if seen.shape[1:] != known.shape[1:]:
+    free = 3 if test.meaning.per_position and seen.dim() == known.dim() == 4 else 2  # rows, steps and positions
+    if seen.shape[free:] != known.shape[free:]:
         return
     ids = calibration.row_ids
     if not len(ids) or not len(test):
         return
     shared = torch.isin(test.row_ids, ids)
-    same = _same(test, seen, calibration, known, 0.0)
+    same = _same(test, calibration, 0.0)
     if rounding := coarse_rounding(seen, known):  # other rows are alike by chance there: as many as rows of other ids
-        others = _same(test, seen, calibration, known, 0.0, shift=1)
+        others = _same(test, calibration, 0.0, shift=1)
         if int(same.sum()) <= 2 * int(others.sum()) + 3:
-            same = _same(test, seen, calibration, known, rounding)
-            others = _same(test, seen, calibration, known, rounding, shift=1)
+            same = _same(test, calibration, rounding)
+            others = _same(test, calibration, rounding, shift=1)
             if not too_alike(int(same.sum()), int(others.sum()), int(shared.sum())):
                 return
     if bool(same.any()):
@@ -103,15 +102,14 @@ def check_fresh(test: Recording, calibration: Recording, argument: str = "test")
         )
 
 
-def _same(
-    test: Recording, seen: Tensor, calibration: Recording, known: Tensor, rounding: float, shift: int = 0
-) -> Tensor:
+def _same(test: Recording, calibration: Recording, rounding: float, shift: int = 0) -> Tensor:
     """Which rows of the test are rows of the calibration with their id, or one of a shifted id, `(rows,)` bool."""
     ids, places = calibration.row_ids.sort()
     places = places.roll(shift)
     first, end = (torch.searchsorted(ids, test.row_ids, right=right) for right in (False, True))
     same = torch.zeros_like(first, dtype=torch.bool)
-    one, other = (each[:, -1].reshape(len(each), -1)[:, 0] for each in (seen, known))  # tells most rows apart
+    last = min(test.num_steps, calibration.num_steps)
+    one, other = (numbers_of_step(each, last)[:, 0] for each in (test, calibration))  # tells most rows apart
     for twin in range(int((end - first).max())):
         rows = (~same & (first + twin < end)).nonzero().flatten()
         twins = places[first[rows] + twin]

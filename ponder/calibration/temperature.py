@@ -21,8 +21,9 @@ def fit_temperatures(trajectory: Recording) -> Temperatures:
     r"""The temperature T_n of each step that gives softmax(outputs_n / T_n) the least negative log-likelihood.
 
     Guo et al. 2017, Section 4.2, once for each step. In β = 1/T the likelihood is concave, and its slope
-    mean(Σ_c p_c z_c − z_y) grows with β, so bisection finds the optimum; T is kept within [0.01, 100]. A row takes no
-    part in the temperature of a step at which its outputs are not finite.
+    mean(Σ_c p_c z_c − z_y) grows with β, so bisection finds the optimum; T is kept within [0.01, 100]. A soft label
+    counts as its most probable class, by which answers are right or wrong. A row takes no part in the temperature of a
+    step at which its outputs are not finite.
 
     Choose a threshold, and certify it, on *other* rows: the temperatures fit these better than any to come.
 

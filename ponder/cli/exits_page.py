@@ -204,9 +204,9 @@ def _cost(run: Run, kind: str, shares: tuple[float, ...]) -> tuple[float, float]
 
 
 def _correlation(run: Run) -> float:
-    """The correlation of lengths and exits, times the spread of lengths."""
-    report, measured = run.report, run.measured.speed_up.flops
-    mean, spread = _cost(run, report.kind, report.exit_shares)
+    """The correlation of lengths and exits, times the spread of lengths, on the texts whose FLOPs were measured."""
+    measured = run.measured.speed_up.flops
+    mean, spread = _cost(run, run.report.kind, run.measured.exit_shares)
     return 0.0 if measured is None or spread < 1e-9 else (1.0 / measured - mean) / spread
 
 

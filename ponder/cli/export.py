@@ -16,7 +16,7 @@ from ponder.calibration import AgreementControl, control_agreement
 from ponder.calibration.agreement import most_differing
 from ponder.calibration.reference import differences
 from ponder.cli.doctor import unseen
-from ponder.cli.measuring import batches_of, seconds
+from ponder.cli.measuring import batches_of, seconds, spread
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts_for
 from ponder.cost.speed import WallClock
@@ -104,7 +104,7 @@ def run(
             model.policy = done.found.policy
             model.save_policy()
             copied(model.folder, out)
-        clock = _seconds(made, model, rows[:_TIMED])
+        clock = _seconds(made, model, spread(rows, _TIMED))
         sentences.append(done.statement("the fp32 model does at full depth"))
         card |= {
             "products": _PRODUCTS[kind],
@@ -181,7 +181,7 @@ def _written(
     """
     full = made.kind.task.predictions(made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs).numpy()
     choose, certify = sides
-    calibration = [rows[place] for place in choose[:_CALIBRATE].tolist()]
+    calibration = [rows[place] for place in spread(choose.tolist(), _CALIBRATE)]
     kinds: tuple[Kind, ...] = ("all", True) if int8 else (False,)
     tried: dict[Kind, tuple[float, Trajectory, Trajectory]] = {}
     for kind in kinds:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ponder._utils.numerics import exit_shares
 from ponder.cli.telling import BATCH
 from ponder.cost.breakdown import Cost
 from ponder.cost.measuring import measure_each
@@ -17,9 +18,10 @@ from ponder.cost.speed import SpeedUp, WallClock, speed_up, wall_clock
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.policies import LastStep
 
-__all__ = ["Measured", "batches_of", "measure", "seconds"]
+__all__ = ["Measured", "batches_of", "measure", "seconds", "spread"]
 
 _TIMED = 512  # texts, at most
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Measured:
         full_depth: Seconds of the plain model by those of the model with exits where no text leaves early.
         costs: The FLOPs of leaving at each step ÷ those of the plain model, means over texts, by what a policy reads:
             ``""`` for nothing, or ``"output"``.
+        exit_shares: The share of these texts that leaves at each step, `(steps,)`.
     """
 
     speed_up: SpeedUp
     full_depth: WallClock
     costs: Mapping[str, list[float]]
+    exit_shares: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -54,7 +58,7 @@ class Measured:
 
 def measure(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> Measured:
     """Steps and FLOPs of the model's exits on texts, and seconds in batches of similar length, on this machine."""
-    batches = batches_of(model, rows[:_TIMED])
+    batches = batches_of(model, spread(rows, _TIMED))
     with torch.no_grad():
         exit_step = torch.cat([model(**batch).exit_step.cpu() for batch in batches])
     costs = [cost for batch in batches for cost in _costs(model, **batch)]
@@ -67,7 +71,13 @@ def measure(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> Me
     full = seconds(model, batches, lambda: _run(model, batches, policy=LastStep()), pairs=1)
     counted = speed_up(exit_step, model.num_steps, costs=costs, needs=model.policy.needs)
     told = SpeedUp(model.num_steps / exit_step.double().mean().item(), counted.flops, clock)
-    return Measured(told, full, shares)
+    return Measured(told, full, shares, tuple(exit_shares(exit_step, model.num_steps)))
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """So many of the rows, evenly spread: the first ones of a file that is sorted are not like the others."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
 
 
 def batches_of(model: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:

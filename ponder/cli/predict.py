@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import typer
 from torch import Tensor
 
 from ponder._utils.files import write_text
@@ -24,6 +25,7 @@ from ponder.integrations.transformers.tokenizing import Encoded, load_tokenizer,
 __all__ = ["run"]
 
 _ANSWER = ("label", "probability", "exit_step")
+_SHOWN = 5  # rows without an answer
 
 
 def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json: bool) -> None:
@@ -32,7 +34,8 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     Args:
         folder: What `ponder exits` or `ponder export` wrote.
         texts: The file of texts.
-        out: The CSV file to write: the columns that were read, label, probability and exit step.
+        out: The CSV file to write: the columns that were read, label, probability and exit step. Where the model
+            answers NaN, label and probability are empty.
         columns: Names of the columns with the texts; found in the file where empty.
         as_json: Print JSON instead of a sentence.
     """
@@ -42,12 +45,15 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
     found = read_texts_for(folder, texts, columns)
     _check_columns(found)
     outputs, exit_step, names, steps = answer(folder, found)
-    labels, shares = outputs.argmax(-1).tolist(), outputs.float().softmax(-1).amax(-1).tolist()
+    shares, places = outputs.float().softmax(-1).max(-1)
+    answered = shares.isfinite()
+    _say_unanswered((~answered).nonzero().flatten().tolist())
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\r\n")
     table.writerow([*found.columns, *_ANSWER])
-    for row, label, share, step in zip(found.rows, labels, shares, exit_step.tolist(), strict=True):
-        table.writerow([*row, names[label], f"{share:.4f}", step])
+    told = zip(found.rows, answered.tolist(), places.tolist(), shares.tolist(), exit_step.tolist(), strict=True)
+    for row, there, place, share, step in told:
+        table.writerow([*row, *((names[place], f"{share:.4f}") if there else ("", "")), step])
     try:
         write_text(out, written.getvalue())
     except OSError as error:
@@ -55,8 +61,26 @@ def run(folder: Path, texts: Path, out: Path, columns: Sequence[str], *, as_json
             "out", expected="a file that can be written", got=f"{out} ({error})", remedy="Name another."
         ) from error
     mean = exit_step.double().mean().item()
-    card = {"answers": len(labels), "out": str(out), "mean_exit_step": mean, "num_steps": steps}
-    tell(card, [f"{len(labels)} answers in {out}; mean exit step {mean:.2f} of {steps}."], [], as_json=as_json)
+    count = int(answered.sum())
+    card = {
+        "answers": count,
+        "without_answer": len(answered) - count,
+        "out": str(out),
+        "mean_exit_step": mean,
+        "num_steps": steps,
+    }
+    tell(card, [f"{count} answers in {out}; mean exit step {mean:.2f} of {steps}."], [], as_json=as_json)
+
+
+def _say_unanswered(places: Sequence[int]) -> None:
+    """Say on the standard error which rows have no answer: NaN is the largest of all logits, and no class."""
+    if places:
+        shown = ", ".join(str(place + 1) for place in places[:_SHOWN]) + (", …" if len(places) > _SHOWN else "")
+        typer.echo(
+            f"{len(places)} texts have no answer (NaN), and no label: row {shown}.\n"
+            "Look for what they have in common, and for NaN in the weights of the model.",
+            err=True,
+        )
 
 
 def _check_out(out: Path, texts: Path, folder: Path) -> None:

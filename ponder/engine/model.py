@@ -368,19 +368,19 @@ class EarlyExitModel(nn.Module):
             context: All that the call names.
             step_context: The context that it hands to the steps and readouts.
         """
-        if not context.keys() - step_context.keys():
-            return
         names, state = REAL if self.padding is None else (self.padding.mask,), first_tensor(hidden)
+        if any(getattr(step_context.get(name), "ndim", 0) == 2 for name in names):
+            return
         reads = any(each.leaves_out_padding for each in (self.readout, self.halting_readout) if each is not None)
-        if not reads or any(name in step_context for name in names) or torch.compiler.is_compiling():
+        if not reads or torch.compiler.is_compiling():
             return
         real = self.positions(context)
         if real is None or state.dim() < 3 or state.shape[:2] != real.shape or bool(real.all()):
             return  # states of another length are other positions
         mask = next(name for name in names if name in context)
         warnings.warn(
-            f"The stem returns a context without {mask!r}, by which the readout leaves padding out: it takes padding "
-            f"for real. Let the stem return (hidden, {{{mask!r}: mask}}).",
+            f"The stem returns a context without {mask!r} (batch, length), by which the readout leaves padding out: it "
+            f"takes padding for real. Let the stem return (hidden, {{{mask!r}: mask}}).",
             stacklevel=4,
         )
 

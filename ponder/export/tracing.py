@@ -249,7 +249,7 @@ class Tracer:
         path = self.folder / f"{name}.onnx"
         write_graph(part, given, outputs, path)
         graph = _opened(path)
-        expected: list[Tensor] = part([slot.value for slot in given])
+        expected = _computed(part, [slot.value for slot in given])
         calls = {
             "all rows": {slot.name: slot.value for slot in given},
             "one row": {slot.name: slot.value if slot.spec.shared else slot.value[-1:] for slot in given},
@@ -291,9 +291,15 @@ def _opened(path: Path) -> Graph:
         ) from error
 
 
+def _computed(part: Part, given: Sequence[Tensor]) -> list[Tensor]:
+    """What PyTorch makes of these, which it may change in place: they are given to the graph after it."""
+    made: list[Tensor] = part([tensor.clone() for tensor in given])
+    return made
+
+
 def _difference(part: Part, graph: Graph, values: Mapping[str, Tensor], outputs: Sequence[str]) -> str | None:
     """What a graph gives that PyTorch does not; None where there is nothing."""
-    want = part(list(values.values()))
+    want = _computed(part, list(values.values()))
     found = graph({key: value.numpy() for key, value in values.items()})
     if len(want) != len(outputs):
         return f"the number of its tensors, {len(outputs)},"

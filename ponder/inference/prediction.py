@@ -35,7 +35,8 @@ class Predictions:
 
     Args:
         outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, zeros stand beyond the
-            end of a row.
+            end of a row. Of a task that names no positions, and one number at each, `(rows, length)`, only batches of
+            several lengths tell that: in one alone, what the head says of padding stays.
         exit_step: The step at which each row left, `(rows,)` long, 1-based.
 
     Example:

@@ -23,7 +23,7 @@ def check_order(policies: Sequence[ExitPolicy]) -> None:
         >>> check_order([policies.Confidence(0.8), policies.Confidence(0.9)])
     """
     for one, other in itertools.pairwise(policies):
-        if isinstance(one, LastStep) or leaves_later(_inside(one), _inside(other)) is False:
+        if isinstance(_inside(one), LastStep) or leaves_later(_inside(one), _inside(other)) is False:
             raise ArgumentError(
                 "policies",
                 expected="from the cheapest to the safest: each leaves later than the one before it",

@@ -151,6 +151,10 @@ class Watched:
             inputs: As for a call of the model.
             row_ids: As for a call of the model.
             context: What stem and steps take besides; no other argument of a call.
+
+        Raises:
+            ArgumentError: The model names no task, and answers with one number, which is the same within a tolerance
+                alone.
         """
         stage = self.stage  # another thread may step back while the model runs
         exits = self.model.exits(inputs, context, self._policy_of(stage), row_ids=row_ids)
@@ -180,6 +184,8 @@ class Watched:
         self._note(inputs, outputs, context, stage)
 
     def _note(self, inputs: Tree, outputs: Tensor, context: Mapping[str, Any], stage: int | None) -> None:
+        if self.model.task is None:
+            self._task.predictions(outputs[:1])  # one number is refused by the first call, and not by an audit later
         with self._lock:
             if stage is not None and stage > self.stage:
                 raise _refusal(

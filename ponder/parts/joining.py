@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,12 +37,12 @@ def join_rows(
     *,
     lengths: Lengths = _NO_LENGTHS,
     length: int = 0,
+    absent: Literal["refused", "zeros"] = "refused",
     path: str = "rows",
 ) -> Tree:
     """One tree with the rows of `trees`, in their order.
 
-    A leaf that is None stands for a value that is not there yet, and becomes zeros where it meets a tensor. Leaves
-    that belong to the whole batch (numbers, `Shared` values) must be the same in all trees.
+    Leaves that belong to the whole batch (numbers, `Shared` values) must be the same in all trees.
 
     Args:
         trees: Trees of one structure, batch first.
@@ -51,13 +51,15 @@ def join_rows(
         lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`. A function of
             the tensor, or such functions in a tuple or dict like the trees.
         length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right.
+        absent: What a None is that meets a tensor: in the state of a policy, a value that is not there yet, which is
+            ``"zeros"``; elsewhere it says something of its own (a mask that is None hides nothing), and is refused.
         path: What the trees are, for messages.
 
     Raises:
         ArgumentError: The trees do not fit one another; says where.
 
     Example:
-        >>> join_rows([{"seen": torch.tensor([7, 8])}, {"seen": None}], sizes=[2, 1])["seen"]
+        >>> join_rows([{"seen": torch.tensor([7, 8])}, {"seen": None}], sizes=[2, 1], absent="zeros")["seen"]
         tensor([7, 8, 0])
     """
     keep = [None] * len(trees) if keep is None else keep
@@ -68,12 +70,16 @@ def join_rows(
             break
     if len(trees) == 1 and keep[0] is None and not length:
         return first
+    if absent == "refused" and first is not None:
+        for tree in trees:
+            if tree is None:
+                raise _misfit(path, f"{type(first).__name__} in all rows", None)
     if isinstance(first, Tensor):
         return _join_tensors(_all_of(trees, Tensor, path), sizes, keep, lengths(first), length, path)
     if isinstance(first, Shared):
         return _join_shared(_all_of(trees, Shared, path), lengths, length, path)
     if isinstance(first, Mapping | list | tuple):
-        return _join_nodes(first, _all_of(trees, type(first), path), sizes, keep, lengths, length, path)
+        return _join_nodes(first, _all_of(trees, type(first), path), sizes, keep, lengths, length, absent, path)
     for tree in trees:
         if tree is not None and tree != first:
             raise _misfit(path, f"the same value in all rows of a batch, {first!r}", tree)
@@ -87,6 +93,7 @@ def _join_nodes(
     keep: Sequence[Tensor | None],
     lengths: Lengths,
     length: int,
+    absent: Literal["refused", "zeros"],
     path: str,
 ) -> Tree:
     """Join mappings, lists, tuples and named tuples, child by child; a tree that is None has no children yet."""
@@ -101,6 +108,7 @@ def _join_nodes(
             keep,
             lengths=lengths if callable(lengths) else lengths[key],
             length=length,
+            absent=absent,
             path=f"{path}[{key!r}]",
         )
         for key in keys

@@ -103,6 +103,11 @@ class Pooled(nn.Module):
         self.pool = pool
         self.padding = padding
 
+    @property
+    def asks_for_mask(self) -> bool:
+        """Whether it leaves padding out by a mask of the context, and was not told which."""
+        return self.padding is None and self.pool is not first_token
+
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
         """`(batch, length, …)` → `(batch, width)`."""
         features = self.readout(hidden, self.readout.reads(context))
@@ -126,6 +131,8 @@ class ReadoutCall(nn.Module):
         parameters = _parameters(self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout.forward)
         self._names = {p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD}
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if isinstance(self.readout, Pooled) and self.readout.asks_for_mask:
+            self._names.add("attention_mask")
 
     def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
         """Read the features of `hidden`, batch first.
@@ -179,7 +186,7 @@ def told(
     readout: ReadoutCall, reads: Mapping[str, Any], context: Mapping[str, Any], padding: Padding | None
 ) -> Mapping[str, Any]:
     """What a readout is given: what it reads, and a mask with a name of its own as `attention_mask`, which it knows."""
-    if padding is None or padding.mask in REAL or padding.mask in reads or "attention_mask" in reads:
+    if padding is None or padding.mask in REAL or readout.names(padding.mask) or "attention_mask" in reads:
         return reads
     real = padding.positions(context) if readout.names("attention_mask") else None
     return reads if real is None else {**reads, "attention_mask": real}
@@ -212,5 +219,13 @@ def _name_of(function: object) -> str | None:
 
 def _real_positions(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:
     if attention_mask is not None:
+        if attention_mask.dim() != 2:
+            raise ArgumentError(
+                "attention_mask",
+                expected="a mask of the positions, (batch, length), by which a readout leaves padding out",
+                got=f"shape {tuple(attention_mask.shape)}",
+                remedy="Hand the steps a mask of pairs of positions under another name: (hidden, {'attention_mask': "
+                "mask, 'pairs': pairs}), say.",
+            )
         return attention_mask != 0
     return None if padding_mask is None else ~padding_mask.bool()

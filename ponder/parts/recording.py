@@ -15,6 +15,7 @@ from ponder._utils.trees import check_given
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.parts.tasks import Custom, Task, infer_task, task_named
+from ponder.parts.tasks.base import IGNORED_LABEL, fits_positions
 from ponder.parts.tasks.classification import Unnamed
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_sample",
     "coarse_rounding",
     "equal_rows",
+    "numbers_of_step",
     "same_answers",
     "same_record",
     "too_alike",
@@ -242,7 +244,11 @@ def check_once(recording: Recording, argument: str = "trajectory") -> None:
         ArgumentError: Rows are there more than once.
     """
     ids = recording.row_ids
-    by_record = recording.outputs[:, -1].reshape(len(ids), -1)[:, 0].argsort()  # equal records side by side
+    if len(ids.unique()) == len(ids):
+        return
+    numbers = at_least_float32(numbers_of_step(recording, recording.num_steps)).nan_to_num(0.0, 0.0, 0.0)
+    weights = torch.arange(1, numbers.shape[1] + 1, dtype=numbers.dtype, device=numbers.device).cos()
+    by_record = (numbers.asinh() @ weights).argsort()  # equal records side by side
     order = by_record[ids[by_record].argsort(stable=True)]
     pairs = (ids[order[1:]] == ids[order[:-1]]).nonzero().flatten()
     twice = same_record(recording, order[pairs], recording, order[pairs + 1])
@@ -256,20 +262,61 @@ def check_once(recording: Recording, argument: str = "trajectory") -> None:
 
 
 def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor, rounding: float = 0.0) -> Tensor:
-    """Whether what was recorded of rows is what was recorded of others, `(rows,)` bool; rounding as in `equal_rows`."""
-    seen, known = one.outputs, other.outputs
+    """Whether what was recorded of rows is what was recorded of others, `(rows,)` bool.
+
+    One may have run deeper than the other: the steps that both have are compared. What stands at padding, and on which
+    side it is, depends on how a row was recorded, and does not count. Rounding as in `equal_rows`.
+    """
+    steps = min(one.num_steps, other.num_steps)
+    real, known_real = _mask_of_outputs(one, rows), _mask_of_outputs(other, twins)
+    seen = _real_first(one.outputs[rows, :steps], real, 2)
+    known = _real_first(other.outputs[twins, :steps], known_real, 2)
     if one.meaning.per_position and seen.dim() == known.dim() == 4:
         length = min(seen.shape[2], known.shape[2])  # each is as wide as its own longest row
         seen, known = seen[:, :, :length], known[:, :, :length]
-    equal = equal_rows(seen[rows], known[twins], rounding)
+    equal = equal_rows(seen, known, rounding)
     if one.mask is not None and other.mask is not None:
         equal &= one.mask[rows].sum(1) == other.mask[twins].sum(1)
     if one.labels is not None and other.labels is not None and one.labels.shape[1:] == other.labels.shape[1:]:
-        labels, known_labels = (each.double().unsqueeze(1) for each in (one.labels[rows], other.labels[twins]))
+        labels, known_labels = one.labels[rows], other.labels[twins]
+        if one.meaning.per_token:
+            labels = _real_first(labels, real, 1, IGNORED_LABEL)
+            known_labels = _real_first(known_labels, known_real, 1, IGNORED_LABEL)
+        labels, known_labels = (each.double().unsqueeze(1) for each in (labels, known_labels))
         equal &= torch.isclose(labels, known_labels, rtol=0, atol=0, equal_nan=True).flatten(1).all(1)
     if one.hazard_logits is not None and other.hazard_logits is not None:
-        equal &= equal_rows(one.hazard_logits[rows], other.hazard_logits[twins], rounding)
+        equal &= equal_rows(one.hazard_logits[rows, :steps], other.hazard_logits[twins, :steps], rounding)
     return equal
+
+
+def numbers_of_step(recording: Recording, step: int) -> Tensor:
+    """What each row gave at a step, from 1, `(rows, numbers)`, without what stands at padding, as it is compared."""
+    outputs = recording.outputs[:, step - 1]
+    return _real_first(outputs, _mask_of_outputs(recording), 1).reshape(len(outputs), -1)
+
+
+def _mask_of_outputs(recording: Recording, rows: Tensor | slice = slice(None)) -> Tensor | None:
+    """The mask of some rows, where it tells the padding of the outputs."""
+    mask = recording.mask
+    fits = recording.meaning.per_position and fits_positions(mask, recording.outputs[:, -1])
+    return mask[rows] if mask is not None and fits else None
+
+
+def _real_first(values: Tensor, mask: Tensor | None, dim: int, blank: float = 0.0) -> Tensor:
+    """Values whose real positions come first, in their order, and those at padding, now alike, after them.
+
+    Args:
+        values: `(rows, …)`.
+        mask: Which positions of a row are real, `(rows, length)` bool; None for all.
+        dim: The dimension of the positions.
+        blank: What is put at padding.
+    """
+    if mask is None or values.shape[dim : dim + 1] != mask.shape[1:]:
+        return values
+    shape = (len(values), *[1] * (dim - 1), mask.shape[1], *[1] * (values.dim() - dim - 1))
+    real, order = mask.to(values.device).byte().sort(stable=True, descending=True)
+    moved = values.gather(dim, order.view(shape).expand_as(values))
+    return torch.where(real.view(shape).bool(), moved, blank)
 
 
 def equal_rows(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:

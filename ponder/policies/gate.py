@@ -38,7 +38,7 @@ the total variation between this step's class probabilities and those of the ste
 hazard, the CDF, and the mean of min(halting step, n), of the Lambda head; and the features themselves.
 
 Where a row has an answer at each of its positions, the least sure one and the one that shifted most count, and padding
-does not; `hidden` is not read there.
+does not; `hidden` is read of features that have no positions, `(batch, width)`.
 """
 
 
@@ -105,6 +105,8 @@ class GateReader:
             after["expected"] = values["expected"] = state["expected"] + step.survival.float()
         columns = [values[name].unsqueeze(1) for name in self.signals if name != "hidden"]
         if "hidden" in self.signals:
+            if step.features.dim() > 2:
+                raise _positions()
             columns.append(step.features.float().flatten(1))
         return torch.cat(columns, dim=1), after
 
@@ -217,13 +219,8 @@ class Gate(ThresholdPolicy):
                 got=f"the task {spec.task.name!r}",
                 remedy="Fit the gate on a trajectory of this task: it then reads what the task has.",
             )
-        if spec.task.per_token and "hidden" in self.signals:
-            raise ArgumentError(
-                "signals",
-                expected="one number a row; features have one for each position here",
-                got="'hidden'",
-                remedy="Leave it out: how sure the least sure position is says more.",
-            )
+        if spec.task.per_position and "hidden" in self.signals:
+            raise _positions()
 
     def init(self, batch: PolicyBatch) -> Tree:
         return self.reader.init(batch)
@@ -271,6 +268,16 @@ class Gate(ThresholdPolicy):
                 got=f"one fitted on {fitted}",
                 remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
             )
+
+
+def _positions() -> ArgumentError:
+    """The error of features that have positions, of which some are padding."""
+    return ArgumentError(
+        "signals",
+        expected="one number a row; features have one for each position here",
+        got="'hidden'",
+        remedy="Leave it out, or build a model whose readout gives one vector a row: ponder.readouts.mean, say.",
+    )
 
 
 @lru_cache(maxsize=32)

@@ -202,7 +202,7 @@ class Recipe:
             otherwise=otherwise,
             # A copy: what a model learns of its prior is its own, and not the recipe's.
             prior=None if self.prior is None else copy.deepcopy(self.prior.rescaled(tuned_for, num_steps)),
-            tuned_for=num_steps,
+            tuned_for=None if self.tuned_for is None else num_steps,
         )
 
     def for_task(self, task: str | Task) -> Recipe:

@@ -183,6 +183,7 @@ def _check_depths(driver: PolicyDriver) -> None:
             state = join_rows(
                 [take_rows(states[first + lag], early), take_rows(states[first], late)],
                 [half, _ROWS - half],
+                absent="zeros",
                 path="state",
             )
         except ArgumentError as error:

@@ -17,6 +17,7 @@ from ponder.parts.heads import PerStep
 from ponder.policies import LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.recipes.staging import check_heads, check_made_for
+from ponder.training.batches import read_batch
 from ponder.training.hazards import tell_of_untrained_hazards
 from ponder.training.loaders import check_loader, may_be_rebuilt
 from ponder.training.options import Options
@@ -172,6 +173,9 @@ def fit(
     scored = None if held_out is None else HeldOut(held_out, metric, main_input)
     if scored is not None:
         scored.check(wrapper.policy)
+    if isinstance(loader, list | tuple):
+        for batch in loader:
+            read_batch(batch, main_input)
     if own and accelerator.log_with:
         accelerator.init_trackers("ponder", config={**options.as_numbers(), "stages": len(stages)})
     wrapper.thaw_stage()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,12 +86,15 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Values of a batch, `(batch,)` each."""
         for name, value in values.items():
-            self._parts[name].append(value.detach())
+            total = value.detach().double().sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] += len(value)
 
     def taken(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
         """The means, which are forgotten.
@@ -100,8 +103,8 @@ class Means:
             gather: A function from a list of what this process has seen to the list of what all processes have:
                 `gather_object` of accelerate where several train one model.
         """
-        parts, self._parts = self._parts, defaultdict(list)
-        own = {name: (float(torch.cat(values).double().sum()), sum(map(len, values))) for name, values in parts.items()}
+        own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        self._sums, self._counts = {}, Counter()
         totals: dict[str, tuple[float, int]] = {}
         for seen in gather([own]):
             for name, (total, count) in seen.items():

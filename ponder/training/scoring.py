@@ -29,6 +29,8 @@ from ponder.wrapper import PonderOutput, PonderWrapper
 
 __all__ = ["HeldOut", "Score"]
 
+_OF_CALL = ("row_ids", "policy_context", "num_steps")  # which neither stem nor steps see
+
 
 @dataclass(frozen=True)
 class Score:
@@ -66,7 +68,7 @@ class HeldOut:
     def check(self, policy: ExitPolicy) -> None:
         """Look for labels, and for what the policy reads of rows, before anything is trained.
 
-        It looks at the first batch of a list, or the first row of a data set.
+        It looks at all batches of a list, or the first row of a data set.
 
         Random numbers are drawn as if nobody had looked. What can only be read on is not looked at.
 
@@ -75,7 +77,8 @@ class HeldOut:
         """
         loader = self.loader
         if isinstance(loader, Sequence) and len(loader):
-            _check_reads(policy, read_batch(loader[0], self.main_input, "held_out"))
+            for batch in loader if isinstance(loader, list | tuple) else [loader[0]]:  # others may make theirs
+                _check_reads(policy, read_batch(batch, self.main_input, "held_out"))
         elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             with _random_state_kept():
                 try:
@@ -105,17 +108,18 @@ class HeldOut:
             for given in self.loader:
                 batch = read_batch(given, self.main_input, "held_out").to(device)
                 seen = sum(map(len, steps))
-                ids = torch.arange(seen, seen + len(batch.labels), device=device)
+                named = {"row_ids": torch.arange(seen, seen + len(batch.labels), device=device), **batch.context}
                 if every_step:
                     kept = "features" in policy.needs
-                    run = model.unroll(batch.inputs, row_ids=ids, keep_features=kept, **batch.context)
+                    run = model.unroll(batch.inputs, keep_features=kept, **named)
                     found: Exits | PonderOutput = run.replay(policy)
                     of_steps = run.outputs.unbind(1)
                 else:
-                    found, of_steps = model(batch.inputs, policy=policy, row_ids=ids, **batch.context), ()
+                    found, of_steps = model(batch.inputs, policy=policy, **named), ()
                 checked = checked_labels(task, found.outputs, batch.labels)
                 task = task or infer_task(found.outputs, checked)
-                mask = model.positions_of(batch.inputs, batch.context, found.outputs) if task.per_position else None
+                context = {name: value for name, value in batch.context.items() if name not in _OF_CALL}
+                mask = model.positions_of(batch.inputs, context, found.outputs) if task.per_position else None
                 counted = [labelled_part(task, each, checked, mask) for each in (found.outputs, *of_steps)]
                 outputs.append(tuple(each.cpu() for each, _ in counted))
                 labels.append(counted[0][1].cpu())

@@ -35,6 +35,7 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["StageRun"]
 
 _LOG_EVERY = 10
+_HALTING = "halting/step_"
 
 
 @dataclass
@@ -128,7 +129,7 @@ class StageRun:
     ) -> tuple[float, dict[str, float]]:
         """One pass over the loader: the mean loss, and the means of what was measured."""
         self.model.train()
-        losses, means, halting = list[float](), Means(), list[Tensor]()
+        losses, means, depths = list[float](), Means(), set[int]()
         labelled = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
         for given in self.loader:
             batch = read_batch(given, self.main_input).to(self.accelerator.device)
@@ -137,7 +138,8 @@ class StageRun:
             with self._autocast():
                 out = prepared(batch.inputs, labels=batch.labels, **batch.context)
             run = out.trajectory  # of training mode, and `read_batch` refuses batches without labels
-            of_batch = count_labelled(self.wrapper.task or infer_task(out.outputs, run.labels), run.labels)
+            task = self.wrapper.task or infer_task(out.outputs, run.labels)
+            of_batch = count_labelled(task, run.labels)
             loss = self._step(self._shared(out.loss, of_batch), optimizer, f"{where}, step {len(losses) + 1}")
             seen = measured(self.wrapper, run.outputs.detach(), run.hazard_logits, run.labels)
             labelled += of_batch
@@ -146,8 +148,11 @@ class StageRun:
             losses.append(loss)
             means.add(seen)
             if "expected_steps" in seen:
-                pmf = run.halting.pmf.detach().mean(0)
-                halting.append(nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - len(pmf), 0))))
+                pmf, labelled_rows = run.halting.pmf.detach(), task.labelled(run.labels)
+                pmf = pmf if labelled_rows is None else pmf[labelled_rows]
+                pmf = nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - pmf.shape[1], 0)))
+                depths.add(pmf.shape[1])
+                means.add({f"{_HALTING}{step}": of_step for step, of_step in enumerate(pmf.unbind(1), start=1)})
             expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
             self.bar.advance({"loss": loss, **expected})
             if len(losses) % _LOG_EVERY == 1:
@@ -164,9 +169,10 @@ class StageRun:
         means.add({"loss": torch.tensor(losses)})
         taken = means.taken(_gather(self.accelerator))
         mean = taken.pop("loss")
+        halting = [taken.pop(name) for name in list(taken) if name.startswith(_HALTING)]
         self.tracking.log({f"train/{name}": value for name, value in taken.items()})
-        if halting and len({len(pmf) for pmf in halting}) == 1:
-            self.tracking.histogram("halting", torch.stack(halting).mean(0))
+        if len(depths) == 1:
+            self.tracking.histogram("halting", halting)
         return mean, taken
 
     def _shared(self, loss: Tensor, labelled: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,20 @@ class Once(nn.Module):
         if self.armed and len(hidden) > 1:
             raise RuntimeError("no memory, say")
         return after
+
+
+def test_an_export(tmp_path: Path) -> None:
+    """Trap: a step was compared with its graph on what it had already changed, and refused for its conditions."""
+    torch.manual_seed(0)
+    model = ponder.PonderWrapper(Doubling(in_place=True), 3, head=nn.Linear(WIDTH, 2), task="classification").eval()
+    inputs = torch.randn(9, WIDTH)
+    ponder.export.onnx(model, tmp_path, example=inputs[:2])
+    found, policy = ponder.export.OnnxModel(tmp_path), policies.Confidence(0.6)
+    expected = model(inputs, policy=policy)
+    assert len(set(expected.exit_step.tolist())) > 1
+    answered = found.predict(inputs.numpy(), policy=policy)
+    assert answered.exit_step.tolist() == expected.exit_step.tolist()
+    torch.testing.assert_close(torch.as_tensor(answered.outputs), expected.outputs.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_stream_that_tries_again_row_by_row() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -32,13 +33,21 @@ def test_rows_stand_in_the_order_of_the_trees() -> None:
     assert first["a"].tolist() == [0, 1, 2, 3]
 
 
-def test_none_becomes_zeros_where_it_meets_a_tensor() -> None:
+def test_none_becomes_zeros_in_the_state_of_a_policy() -> None:
+    answer, state = torch.tensor([[1, 2], [3, 4]]), partial(join_rows, absent="zeros")
+    assert state([None, answer], [1, 2]).tolist() == [[0, 0], [1, 2], [3, 4]]
+    assert state([{"a": answer}, {"a": None}], [2, 1])["a"].tolist() == [[1, 2], [3, 4], [0, 0]]
+    assert state([None, {"a": (answer,)}], [1, 2])["a"][0].tolist() == [[0, 0], [1, 2], [3, 4]]
+    assert state([torch.tensor([True]), None], [1, 1]).tolist() == [True, False]
+
+
+def test_none_is_no_zeros_elsewhere() -> None:
     answer = torch.tensor([[1, 2], [3, 4]])
-    assert join_rows([None, answer], [1, 2]).tolist() == [[0, 0], [1, 2], [3, 4]]
-    assert join_rows([{"a": answer}, {"a": None}], [2, 1])["a"].tolist() == [[1, 2], [3, 4], [0, 0]]
-    assert join_rows([None, {"a": (answer,)}], [1, 2])["a"][0].tolist() == [[0, 0], [1, 2], [3, 4]]
     assert join_rows([None, None], [1, 2]) is None
-    assert join_rows([torch.tensor([True]), None], [1, 1]).tolist() == [True, False]
+    assert join_rows([(None,), (None,)], [1, 2]) == (None,)
+    for trees, place in (([None, answer], "mask"), ([(answer,), (None,)], "mask[0]"), ([{"a": answer}, None], "mask")):
+        with refused(place, "in all rows", "None"):
+            join_rows(trees, [2, 2], path="mask")
 
 
 def test_one_tree_whose_rows_all_stay_is_not_copied() -> None:

@@ -358,8 +358,8 @@ class Mixing(nn.Module):
         return torch.tanh(self.linear(hidden) + (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True))
 
 
-@pytest.mark.parametrize("readout", [ponder.readouts.mean, ponder.readouts.last])
-@pytest.mark.parametrize("halting", [None, ponder.readouts.mean])
+@pytest.mark.parametrize("readout", [readouts.mean, readouts.last, readouts.Pooled(None, readouts.last)])
+@pytest.mark.parametrize("halting", [None, readouts.mean, readouts.Pooled(readouts.identity, readouts.mean)])
 def test_readouts_leave_padding_out_by_a_mask_of_any_name(readout: Any, halting: Any) -> None:
     """The trap: `readouts.mean` knows two names of masks, and took the padding of all others for positions."""
     torch.manual_seed(0)
@@ -464,6 +464,39 @@ def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
     ).eval()
     both, alone = made(states, pad_mask=padded), made(states[1:, :2], pad_mask=padded[1:, :2])
     torch.testing.assert_close(both.outputs[1:], alone.outputs)
+
+
+def test_a_padding_that_is_declared_later_is_that_of_what_pools() -> None:
+    """Trap: what `from_recipe` pools with knew no mask but two, and was told of no other; the warning was gone."""
+    states, padded = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [2]])
+    real = ~padded
+    model = ponder.PonderWrapper.from_recipe(
+        [Mixing(), Mixing()], "deebert", num_outputs=3, example={"states": states[1:, :2], "real": real[1:, :2]}
+    ).eval()
+    model.padding = Padding(mask="real")
+    both, alone = model(states, real=real), model(states[1:, :2], real=real[1:, :2])
+    torch.testing.assert_close(both.outputs[1:], alone.outputs)
+
+
+@pytest.mark.parametrize("padding", [None, Padding()], ids=["undeclared", "declared"])
+def test_a_mask_of_pairs_under_the_name_of_one_of_positions_leaves_nothing_out(padding: Padding | None) -> None:
+    def stem(states: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return states, {"attention_mask": torch.where(attention_mask[:, None, None] == 1, 0.0, -1e4)}
+
+    def step(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.tanh(hidden + attention_mask.amax())
+
+    def model(readout: Any) -> ponder.PonderWrapper:
+        return ponder.PonderWrapper(
+            step, 2, stem=stem, readout=readout, padding=padding, head=nn.Linear(WIDTH, 3)
+        ).eval()
+
+    states, mask = torch.randn(2, 4, WIDTH), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    for pool in (readouts.mean, readouts.last):
+        with pytest.warns(UserWarning, match="takes padding for real"):
+            model(readouts.Pooled(None, pool))(states, attention_mask=mask)
+        with refused("attention_mask", "(batch, length)", "shape (2, 1, 1, 4)"):
+            model(pool)(states[1:].expand(2, -1, -1), attention_mask=torch.ones_like(mask))
 
 
 def test_masks_that_are_no_tensors_are_named() -> None:

@@ -534,6 +534,28 @@ def test_costs_are_relative_to_the_plain_model_where_that_is_told() -> None:
         trajectory.sweep(policies.Confidence, [0.4], costs=costs, full_cost=-1.0)
 
 
+def test_costs_are_asked_for_what_the_policies_of_a_grid_read() -> None:
+    trajectory, asked = recorded(60), []
+
+    def costs(needs: frozenset[str]) -> list[float]:
+        asked.append(needs)
+        return [1.0, 2.0, 3.0, 4.0, 5.0, 6.0 + len(needs)]
+
+    def family(value: float) -> policies.ExitPolicy:
+        return policies.Confidence(value) if value < 0.5 else policies.Quantile(value)
+
+    for like, needs in ((policies.FixedStep, set()), (policies.Quantile, {"hazard"}), (family, {"hazard", "output"})):
+        grid = [2, 4] if like is policies.FixedStep else [0.4, 0.9]
+        curve = trajectory.sweep(like, grid, costs=costs, full_cost=1.0)
+        assert curve.to_dict() == trajectory.sweep(like, grid, costs=costs(needs), full_cost=1.0).to_dict()
+        assert asked == [needs, needs]
+        asked.clear()
+    assert measure(trajectory, policies.Quantile(0.5), costs=costs).cost > 0
+    assert asked == [{"hazard"}]
+    with refused("costs", "6 positive numbers"):
+        trajectory.sweep(policies.FixedStep, costs=lambda needs: [1.0, 2.0])
+
+
 def test_a_metric_that_broadcasts_rows_against_all_labels_is_refused() -> None:
     # Trap: outputs (rows, 1) less labels (rows,) are (rows, rows), and the mean of that chose epochs and thresholds.
     trajectory = recorded(30, task="regression")

@@ -10,8 +10,10 @@ import torch
 
 import ponder
 from ponder.analysis.reliability import confidences
+from ponder.calibration import check_fresh
 from ponder.calibration.risks import losses_by_step
 from ponder.policies import Confidence, Patience
+from tests.ponder.checks import refused
 
 ROWS, STEPS, LENGTH = 30, 4, 5
 
@@ -76,6 +78,53 @@ def test_garbage_at_padding_changes_no_choice(like: Any) -> None:
         lambda t: ponder.control_risk(t, like, risk="error", level=0.6, confidence=0.6).policy,
     ):
         assert call(one) == call(other)
+
+
+def on_the_left(trajectory: ponder.Trajectory, more: int) -> ponder.Trajectory:
+    """The same rows behind their padding, of which there are some positions more."""
+    outputs = torch.full((ROWS, STEPS, LENGTH + more, 3), torch.nan)
+    labels = torch.full((ROWS, LENGTH + more), -100)
+    mask = torch.zeros(ROWS, LENGTH + more, dtype=torch.bool)
+    for row, length in enumerate(trajectory.mask.sum(1).tolist()):
+        outputs[row, :, -length:] = trajectory.outputs[row, :, :length]
+        labels[row, -length:], mask[row, -length:] = trajectory.labels[row, :length], True
+    return dataclasses.replace(trajectory, outputs=outputs, labels=labels, mask=mask)
+
+
+AGAIN = {
+    "other numbers": lambda: tagged(-50.0),
+    "NaN": lambda: tagged(float("nan")),
+    "on the left": lambda: on_the_left(tagged(3.0), 0),
+    "on the left, wider": lambda: on_the_left(tagged(3.0), 2),
+}
+
+
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+def test_rows_are_known_again_whatever_stands_at_padding(again: Any) -> None:
+    """The trap: `record` blanks padding and `unroll` does not, so that the rows that chose a policy certified it."""
+    chose = tagged(3.0)
+    with refused("test", f"{ROWS} rows with the same id"):
+        ponder.calibrate(chose, Confidence, at_most_steps=3.0).evaluate(again())
+    with refused("trajectory", f"{ROWS} of {2 * ROWS} rows a second time"):
+        ponder.control_risk(ponder.Trajectory.cat([chose, again()]), Confidence, level=0.5)
+    check_fresh(again().map(lambda tensor: tensor.flip(0) if tensor.is_floating_point() else tensor), chose)
+
+
+def test_spans_are_known_again_whatever_stands_at_padding() -> None:
+    tokens = tagged(3.0)
+    of_spans = {"outputs": tokens.outputs[..., :2], "labels": torch.zeros(ROWS, 2).long(), "task": "span"}
+    spans = dataclasses.replace(tokens, **of_spans)
+    blank = torch.where(spans.mask[:, None, :, None], spans.outputs, spans.meaning.blank)
+    with refused("test", f"{ROWS} rows with the same id"):
+        check_fresh(dataclasses.replace(spans, outputs=blank), spans)
+
+
+def test_nan_at_padding_is_no_missing_confidence() -> None:
+    one, other = tagged(3.0), tagged(float("nan"))
+    assert [repr(each) for each in other.reliability()] == [repr(each) for each in one.reliability()]
+    one.outputs[LENGTH - 1, 0, 0, 0] = torch.nan
+    with refused("trajectories", "NaN"):
+        one.reliability()
 
 
 def test_confidences_are_of_real_tokens() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 import ponder
 from ponder import Trajectory
 from ponder.errors import CheckpointError, PonderError
-from ponder.parts.tasks import Classification, Multilabel
+from ponder.parts.tasks import Classification, Multilabel, Task
 from ponder.policies import Bernoulli, Confidence, Patience, Quantile
 from tests.ponder.checks import refused
 from tests.toys import labels_for, make_toy, wrap
@@ -235,6 +236,20 @@ def test_a_task_of_ones_own_that_answers_as_one_of_the_librarys_is_read_as_that(
         Trajectory.load(tmp_path / "strict")
 
 
+@pytest.mark.parametrize("own", [Screening(), Strict(), Mine()], ids=["screening", "strict", "mine"])
+def test_that_a_file_does_not_tell_the_task_is_told_again_of_one_that_was_saved_anew(own: Task, tmp_path: Path) -> None:
+    """The trap: what was loaded, saved and loaded once more answered otherwise in silence."""
+    made = Trajectory(torch.randn(6, 3, 2), None, torch.arange(6), task=own.name, task_object=own)
+    tells = type(own) is not Mine
+    for go_on in (lambda t: t, lambda t: t.map(torch.clone), lambda t: Trajectory.cat([t, t]), lambda t: t.detach()):
+        made.save(tmp_path / "run")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            again = Trajectory.load(tmp_path / "run")
+        assert ["answers in a way of its own" in str(each.message) for each in caught] == [True] * tells
+        made = go_on(again)
+
+
 def test_ids_masks_and_labels_stay_what_they_are(tmp_path: Path) -> None:
     """The trap: half precision has 2049 as 2048, and by their ids rows draw at random."""
     made = dataclasses.replace(unrolled(), row_ids=torch.arange(2049, 2055))
@@ -283,5 +298,7 @@ def test_what_is_counted_is_counted_in_evaluation_mode() -> None:
         run.sweep(ponder.policies.Confidence)
     with refused("trajectories", "evaluation mode"):
         run.reliability()
+    with refused("trajectory", "evaluation mode"):
+        run.overthinking()
     with refused("trajectory", "evaluation mode"):
         ponder.priors.Empirical.fit(run)

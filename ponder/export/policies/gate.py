@@ -83,7 +83,7 @@ class Gate(NumpyPolicy):
             check_classes(model, self)
         if self.classes is not None and self.classes != model.outputs[-1]:
             raise _fitted_elsewhere(f"a model of {model.outputs[-1]} classes, as this one has", self.classes)
-        if model.task.per_token and "hidden" in self.signals:
+        if model.task.per_position and "hidden" in self.signals:
             raise ArgumentError(
                 "signals",
                 expected="one number a row; features have one for each position here",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, take_rows
+from ponder.errors import ArgumentError
 from ponder.inference.examples import join_context
 from ponder.inference.streaming.policy_groups import PolicyGroup, join_groups, take_groups
 from ponder.inference.streaming.requests import Request
@@ -89,6 +90,8 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     if padding is None:
         lengths = with_lengths(None)
     else:  # one function for all tensors, nearly always
+        for cohort in cohorts:
+            _check_nothing_hidden(cohort, padding, length)
         lengths = padding.of_hidden if isinstance(padding.hidden, Along) else padding.lengths_of_hidden
     return Cohort(
         requests=requests,
@@ -117,5 +120,20 @@ def _past(cohorts: Sequence[Cohort], sizes: Sequence[int]) -> list[Tensor]:
     steps = max([len(cohort.past) for cohort in cohorts])
     if not steps:
         return []
-    past: list[Tensor] = join_rows([cohort.past or [None] * steps for cohort in cohorts], sizes, path="past features")
+    of_all: list[Any] = [cohort.past or [None] * steps for cohort in cohorts]
+    past: list[Tensor] = join_rows(of_all, sizes, absent="zeros", path="past features")
     return past
+
+
+def _check_nothing_hidden(cohort: Cohort, padding: Padding, length: int) -> None:
+    """Refuse rows that would be padded, and whose stem gave None for what has a length: nothing would hide padding."""
+    if max(cohort.lengths) == length:
+        return
+    for name, value in cohort.context.items():
+        if value is None and padding.of_context(name) is not None:
+            raise ArgumentError(
+                f"context[{name!r}]",
+                expected="what hides padding, where rows of several lengths share a batch",
+                got="None",
+                remedy="Let ponder.Padding(stem=…) give it to every row.",
+            )

@@ -144,7 +144,10 @@ def _joined(members: Sequence[PolicyGroup], rows: Sequence[int]) -> PolicyGroup:
         return replace(first, rows=tuple(rows))
     sizes = [len(member.rows) for member in members]
     index, state, log_survival = join_rows(
-        [(m.running.index, m.running.state, m.running.log_survival) for m in members], sizes, path="policy state"
+        [(m.running.index, m.running.state, m.running.log_survival) for m in members],
+        sizes,
+        absent="zeros",
+        path="policy state",
     )
     context = {name: torch.cat([m.policy_context[name] for m in members]) for name in first.policy_context}
     joined = PolicyGroup(first.policy, tuple(rows), Running(index, state, log_survival), context)

@@ -36,6 +36,8 @@ class Custom(Task):
     classes = True
     comparable = False
     metric = None
+    told = True
+    """Whether this is how the user's own task answers; False where a file named one whose answers it did not tell."""
 
     def __init__(self, function: LossFunction | None = None, classes: bool | None = None) -> None:
         self.function = function

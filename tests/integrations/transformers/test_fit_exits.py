@@ -18,7 +18,7 @@ import ponder
 from ponder import objectives
 from ponder.calibration.bounds import p_values
 from ponder.cli.doctor import unseen
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ponder.integrations.transformers import ExitReport, FinetunedClassifier, PonderTrainer, fit_exits
 from ponder.integrations.transformers import exits as exits_module
 from ponder.integrations.transformers.exits import _train_one, distinct, split_rows
@@ -350,6 +350,77 @@ def test_fitting_again_forgets_what_was_fitted() -> None:
     assert reports[0].to_dict() == reports[1].to_dict()
     for own, other in zip(once.heads.parameters(), again.heads.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_fitting_again_forgets_the_columns_of_the_texts_of_before() -> None:
+    made = model()
+    made.columns = ("premise", "hypothesis")
+    fit_exits(made, rows(100), epochs=1, disagreement=0.3)
+    assert made.columns == ()
+
+
+def broken(word: int | None = None, bias: float = 0.0) -> BertForSequenceClassification:
+    """The plain classifier, with NaN for one word, or a class that it never gives."""
+    plain = copy.deepcopy(model().classifier)
+    with torch.no_grad():
+        if word is not None:
+            plain.bert.embeddings.word_embeddings.weight[word] = float("nan")
+        plain.classifier.bias[2] += bias
+    return plain
+
+
+SHORT: dict[str, Any] = {"disagreement": 0.3, "epochs": 4, "encoder_epochs": 1}
+
+
+def learned(made: FinetunedClassifier) -> list[bool]:
+    return [bool(weight.isfinite().all() and weight.any()) for weight in made.heads.parameters()]
+
+
+@pytest.mark.parametrize("recipe", ["exits", "exits-deep"])
+def test_an_input_without_an_answer_teaches_nothing_and_is_told(recipe: Any) -> None:
+    # Trap: one of them made every loss NaN: no head learned, or all weights became NaN, in silence.
+    given, plain = [row for row in rows(300) if 14 not in row["input_ids"]], broken(word=14)
+    bad = next(row for row in rows(200, seed=8) if 14 in row["input_ids"] and len(split_rows([row], 0).learn))
+    made = FinetunedClassifier.from_finetuned(plain, recipe)
+    with pytest.warns(UserWarning, match=rf"1 of \d+ inputs .*NaN.*encodings\[{len(given)}\]"):
+        report = fit_exits(made, [*given, bad], **SHORT)
+    assert report.fitted == len(split_rows(given, 0).learn)
+    assert all(learned(made))
+    assert made.predict(given[:20]).outputs.isfinite().all()
+
+
+def test_a_class_that_is_never_given_teaches_the_others() -> None:
+    # Trap: 0 times minus infinity, which is NaN, in the loss of every row.
+    found = []
+    for bias in (-1e4, -math.inf):
+        made = FinetunedClassifier.from_finetuned(broken(bias=bias))
+        found.append(fit_exits(made, rows(300), **SHORT).to_dict())
+        assert all(learned(made))
+        assert made.predict(rows(20)).outputs.softmax(-1).isfinite().all()
+    assert found[0] == found[1]
+
+
+def test_a_model_that_answers_nothing_is_refused() -> None:
+    made = FinetunedClassifier.from_finetuned(broken(word=2))  # which stands in every input
+    with pytest.raises(ArgumentError, match=r"encodings: expected .* got .*NaN"):
+        fit_exits(made, rows(100), **SHORT)
+
+
+def test_a_loss_of_a_head_that_is_not_finite_moves_no_weight() -> None:
+    head = torch.nn.Linear(4, 3)
+    before = copy.deepcopy(head.state_dict())
+    with pytest.raises(NonFiniteError, match="finite loss"):
+        _train_one(head, torch.full((8, 4), math.nan), torch.zeros(8, 3), None, 2, torch.Generator().manual_seed(0))
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_a_loss_of_an_encoder_that_is_not_finite_moves_no_weight() -> None:
+    made = FinetunedClassifier.from_finetuned(broken(bias=-math.inf), "exits-deep")
+    before = copy.deepcopy(made.state_dict())
+    with pytest.raises(NonFiniteError, match="finite loss"):  # the cross-entropy with a class that is never given
+        fit_exits(made, [{**row, "labels": 2} for row in rows(100)], **SHORT)
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    assert made.policy == LastStep()
 
 
 def test_an_encoder_that_learned_starts_again_from_the_plain_model() -> None:

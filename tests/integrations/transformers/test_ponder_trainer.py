@@ -545,6 +545,16 @@ class TestFrozenStages:
         assert model.encoder.training
         assert not torch.equal(model(**batch).logits, model(**batch).logits)
 
+    def test_what_the_caller_froze_after_undoing_a_stage_stays_frozen(self) -> None:
+        model = make_model("bert-of-3", recipe="deebert")
+        model.start_stage(model.stages[1])
+        model.requires_grad_(True)
+        assert model.ponder.freezing_stage is None
+        for weight in model.encoder.parameters():
+            weight.requires_grad_(False)
+        model.start_stage(model.stages[0])
+        assert not any(weight.requires_grad for weight in model.encoder.parameters())
+
     def test_a_trainer_leaves_a_frozen_encoder_in_evaluation_mode(self, tmp_path: Path) -> None:
         model = make_model("bert-of-3", recipe=ON_FROZEN[0])
         model.start_stage(model.recipe.stages[1])
@@ -604,6 +614,45 @@ class TestLogs:
             expected = nn.functional.cross_entropy(of_step, batch["labels"]).item()
             assert logged[f"loss_step_{step}"] == pytest.approx(expected, rel=1e-4)
         assert f"loss_step_{model.ponder.num_steps + 1}" not in logged
+
+
+class OfATuple(nn.Module):
+    """A model of one's own that answers as `Trainer` takes it: (loss, logits)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ponder = make_model("bert-of-3").ponder
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> tuple[Any, Any]:
+        out = self.ponder(input_ids, attention_mask=attention_mask, labels=labels)
+        return out.loss, out.outputs
+
+
+def test_a_model_that_answers_with_a_tuple_is_trained_and_evaluated(tmp_path: Path) -> None:
+    model = OfATuple()
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, **QUIET)
+    trainer = PonderTrainer(
+        model, arguments, train_dataset=examples(), eval_dataset=examples(), data_collator=Collator()
+    )
+    before = weights_of(model)
+    assert trainer.train().global_step == 1
+    assert moved(before, model)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_second_training_logs_nothing_of_the_first(tmp_path: Path) -> None:
+    # Trap: rows that the first one saw after its last log.
+    logged = []
+    for runs in (1, 2):
+        model = make_model("albert")
+        switch_dropout_off(model)
+        trainer = make_trainer(
+            model, tmp_path, max_steps=3, logging_steps=2, logging_strategy="steps", learning_rate=0.0
+        )
+        for _ in range(runs):
+            trainer.train()
+        logged.append([entry["expected_steps"] for entry in trainer.state.log_history if "loss" in entry])
+    assert logged[0] == logged[1]
 
 
 class TestLossesOfTheUsers:

@@ -48,6 +48,25 @@ def test_a_coin_between_two_steps_is_not_tried_and_can_be_better() -> None:
         assert chosen.point.score < found.frontiers["blind"].mixed(budget)
 
 
+def test_each_family_pays_for_what_it_reads() -> None:
+    """The trap: costs of looking at every output, charged to `FixedStep` too, which looks at nothing."""
+    trajectory = record(0, knows=False)
+    cost = ponder.cost.Cost(stem=0, steps=(100,) * 5, readouts=(0,) * 5, heads=(100,) * 5)
+    scores = trajectory.correct().double().mean(0)
+    families, blind = [policies.Confidence, policies.Patience], cost.cumulative(policies.FixedStep.needs)
+    for budget in (0.4, 0.6, 0.9):
+        found = ponder.calibrate(trajectory, families, at_most_cost=budget, costs=cost.cumulative, full_cost=1.0)
+        assert found.point.score >= float(scores[blind <= budget].max()) - 1e-12
+        fresh = record(1, knows=False)
+        left = fresh.replay(found.policy).exit_step
+        mean = cost.cumulative(found.policy.needs)[left - 1].mean()
+        assert found.evaluate(fresh).cost == pytest.approx(float(mean))
+    fixed = ponder.calibrate(trajectory, families, at_least=0.9, costs=cost.cumulative, full_cost=1.0)
+    assert fixed.policy == policies.FixedStep(int((scores >= 0.9 * scores[-1]).nonzero()[0]) + 1)
+    with refused("full_cost", "full_cost=1.0"):
+        ponder.calibrate(trajectory, families, at_least=0.9, costs=cost.cumulative)
+
+
 def test_the_best_family_is_taken_and_named() -> None:
     trajectory = record(0)
     found = ponder.calibrate(trajectory, [policies.Confidence, policies.Patience], at_most_steps=3.5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ponder
+from ponder.analysis.sweeps import measure
 from ponder.calibration import check_fresh
 from ponder.policies import Confidence, Expected, FixedStep, LastStep, Patience, Quantile
 from ponder.trajectory import Trajectory
@@ -127,6 +128,34 @@ def test_evaluation_is_on_fresh_rows_only() -> None:
     check_fresh(first, first.map(lambda tensor: tensor[:0]))
 
 
+def test_rows_that_ran_deeper_are_known_again() -> None:
+    """The trap: a shared step calibrated at 4 steps and judged at 8 on the rows that chose its threshold."""
+    model = ponder.PonderWrapper(
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()),
+        num_steps=4,
+        head=torch.nn.Linear(4, 3),
+        lambda_head=ponder.LambdaHead(4),
+        task="classification",
+    ).eval()
+    inputs, labels = torch.randn(40, 4), torch.randint(3, (40,))
+    shallow, deep = (model.record(inputs, labels=labels, num_steps=steps) for steps in (4, 8))
+    for chose, test in ((shallow, deep), (deep, shallow)):
+        with refused("test", "40 rows with the same id"):
+            ponder.calibrate(chose, Confidence, at_most_steps=2.0).evaluate(test)
+    check_fresh(model.record(torch.randn(40, 4), labels=labels, num_steps=8), shallow)
+
+
+def test_full_depth_costs_what_it_costs_where_nobody_is_asked() -> None:
+    """The trap: an unmet target cost 1.0, and evaluated 1.33, as if the policy had looked."""
+    costs: dict[str, Any] = {"costs": [0.5, 1.0, 1.5, 2.0, 2.5, 3.0], "full_cost": 1.5}
+    done = ponder.calibrate(recorded(60), Patience, at_most_steps=1.5, **costs)
+    fresh = recorded(60, seed=5)
+    assert (done.policy, done.point.cost, done.evaluate(fresh).cost) == (LastStep(), 1.0, 1.0)
+    unmet = ponder.control_risk(recorded(60), Confidence, level=0.001)
+    assert (unmet.policy.policy, measure(fresh, unmet.policy, **costs).cost) == (LastStep(), 1.0)
+    assert measure(fresh, FixedStep(3), **costs).cost == 1.0
+
+
 def test_bad_input() -> None:
     trajectory = recorded()
     with refused("at_least, at_most_steps, at_most_cost", "none"):
@@ -184,5 +213,5 @@ def test_costs_that_are_no_numbers_are_named() -> None:
     model = ponder.PonderWrapper(torch.nn.Linear(4, 4), num_steps=7, head=torch.nn.Linear(4, 2))
     cost = ponder.cost.measure(model, torch.randn(2, 4))
     for costs in (cost, "flops"):
-        with refused("costs", "cost.cumulative(policy.needs)", type_error=True):
+        with refused("costs", "costs=cost.cumulative, ", "cost.cumulative(policy.needs)", type_error=True):
             ponder.calibrate(recorded(60), Quantile, at_least=0.9, costs=costs)  # type: ignore[arg-type]

@@ -621,6 +621,31 @@ def test_a_row_that_is_there_twice_is_no_evidence() -> None:
     assert ponder.control_risk(ponder.Trajectory.cat([once, other]), Quantile, level=0.9).policy.rows == 120
 
 
+def test_a_row_that_is_there_twice_is_found_among_others_of_its_id() -> None:
+    """The trap: only neighbours by id and first number were compared, and a masked class is the same in all rows."""
+    once = recorded(60)
+    once.outputs[..., 0] = -1e9
+    once = replace(once, row_ids=torch.zeros(60).long())
+    assert ponder.control_risk(once, Quantile, level=0.9).policy.rows == 60
+    with refused("trajectory", "60 of 120 rows a second time"):
+        ponder.control_risk(ponder.Trajectory.cat([once, once]), Quantile, level=0.3)
+
+
+def test_a_speed_up_of_all_steps_to_some_allows_these() -> None:
+    """The trap: 9 / (9 / 7) is a little less than 7, and step 7 was left out."""
+    generator, right = torch.Generator().manual_seed(0), torch.arange(9) >= 6
+
+    def rows(first_row: int) -> ponder.Trajectory:
+        labels = torch.randint(2, (200,), generator=generator)
+        noise = 0.5 + 0.1 * torch.rand(200, 9, generator=generator)  # as sure where it is wrong
+        answers = torch.where(right, labels[:, None], torch.randint(2, (200, 9), generator=generator))
+        outputs = noise[..., None] * torch.nn.functional.one_hot(answers, 2)
+        return ponder.Trajectory(outputs, None, torch.arange(200) + first_row, labels=labels, task="classification")
+
+    made = ponder.calibration.control_agreement(rows(0), rows(200), level=0.1, speed_up=9 / 7)
+    assert (made.kind, made.mean_exit_step, made.disagreement) == ("fixed step", 7.0, 0.0)
+
+
 def test_a_certificate_serves_no_other_number_of_steps() -> None:
     policy = ponder.control_risk(recorded(200, steps=4), Confidence, level=0.5).policy
     assert policy.num_steps == 4

@@ -23,13 +23,15 @@ import ponder
 import ponder.cli
 from ponder._utils.columns import fitted_columns
 from ponder.analysis.verdicts import Outcome
+from ponder.cli import measuring
 from ponder.cli.app import app
 from ponder.cli.texts import Texts, read_texts, read_texts_for
+from ponder.cost.speed import WallClock
 from ponder.errors import ArgumentError, DataError
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.policies import Certified, Confidence
 from tests.exits_folder import LONGEST, tiny_classifier
-from tests.word_tokenizer import WORDS, save_tokenizer
+from tests.word_tokenizer import VOCABULARY, WORDS, save_tokenizer
 
 TEXTS = 450
 
@@ -211,6 +213,50 @@ def test_predict_answers_every_row_with_the_plain_models_labels(plain: Path, fit
     assert [answer["text"] for answer in answers] == rows
     assert {answer["label"] for answer in answers} <= {"no", "yes"}
     assert {1, 2, 3, 4} >= {int(answer["exit_step"]) for answer in answers}
+
+
+def test_predict_leaves_out_a_label_that_is_none(tmp_path: Path) -> None:
+    # Trap: NaN is the largest of all logits, so that the first class was written.
+    plain = tiny_classifier()
+    with torch.no_grad():
+        plain.bert.embeddings.word_embeddings.weight[VOCABULARY.index("w9")] = float("nan")
+    made = FinetunedClassifier(plain)
+    made.policy = Confidence(0.7)
+    made.save_pretrained(tmp_path / "folder")
+    save_tokenizer(tmp_path / "folder")
+    rows = [["w1 w2"], ["w3 w9 w4"], ["w5"]]
+    out = tmp_path / "o.csv"
+    done = run("predict", tmp_path / "folder", "--texts", table(tmp_path / "in.csv", rows), "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    with out.open(newline="", encoding="utf-8") as file:
+        answers = list(csv.DictReader(file))
+    assert [answer["label"] in ("no", "yes") for answer in answers] == [True, False, True]
+    assert (answers[1]["label"], answers[1]["probability"]) == ("", "")
+    assert "1 texts have no answer (NaN), and no label: row 2." in " ".join(done.stderr.split())
+    card = json.loads(done.stdout)
+    assert (card["answers"], card["without_answer"]) == (2, 1)
+
+
+def test_what_is_timed_is_spread_evenly_over_the_texts() -> None:
+    # Trap: the first texts of a file that is sorted by class or difficulty are of one class, or the easy ones.
+    assert measuring.spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert measuring.spread(list(range(7)), 3) == [0, 2, 4]
+    assert measuring.spread([4, 5], 8) == [4, 5]
+    assert measuring.spread([], 8) == []
+
+
+def test_steps_and_flops_are_of_easy_and_hard_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_TIMED", 20)
+    monkeypatch.setattr(measuring, "wall_clock", lambda *given, **named: WallClock(1.0, 1.0, 1.0))
+    made = FinetunedClassifier(tiny_classifier())
+    rows = [{"input_ids": [2, *(5 + WORDS.index(word) for word in text.split()), 3]} for text in sentences(40)]
+    made.policy = Confidence(float(made.record(rows).outputs[:, 0].softmax(-1).amax(-1).median()))
+    steps = made.predict(rows).exit_step
+    easy_first = [rows[place] for place in steps.argsort(stable=True).tolist()]
+    found = measuring.measure(made, easy_first)
+    assert found.speed_up.steps == pytest.approx(4 / steps.double().mean().item(), rel=0.1)
+    assert sum(found.exit_shares) == pytest.approx(1.0)
+    assert found.speed_up.steps == pytest.approx(4 / sum(n * s for n, s in enumerate(found.exit_shares, start=1)))
 
 
 def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:

@@ -17,9 +17,9 @@ from ponder.cli.exits_page import _flops, _thresholds
 SHARES = (0.5, 0.0, 0.5)
 
 
-def run(measured: float | None) -> Any:
+def run(measured: float | None, timed: tuple[float, ...] = SHARES) -> Any:
     costs = {"output": [0.4, 0.7, 1.02], "": [0.35, 0.66, 1.0]}
-    told = SimpleNamespace(costs=costs, speed_up=SimpleNamespace(flops=measured))
+    told = SimpleNamespace(costs=costs, speed_up=SimpleNamespace(flops=measured), exit_shares=timed)
     return SimpleNamespace(measured=told, report=SimpleNamespace(kind="confidence", exit_shares=SHARES))
 
 
@@ -32,6 +32,14 @@ def test_flops_are_those_measured_where_rows_leave_as_under_the_chosen_policy() 
     # Trap: long texts leave later than short ones, and the page said ×1.52 where ×1.41 had been measured.
     assert flops(1.2, SHARES) == pytest.approx(1.2)
     assert flops(1.2, (0.25, 0.25, 0.5)) < 1 / (0.25 * 0.4 + 0.25 * 0.7 + 0.5 * 1.02)
+
+
+def test_lengths_and_exits_are_held_against_one_another_on_the_texts_that_were_timed() -> None:
+    # Trap: FLOPs of the timed texts minus a mean over all of them, which had left at other steps.
+    timed = (0.75, 0.0, 0.25)
+    told = run(1 / (0.75 * 0.4 + 0.25 * 1.02), timed)  # texts of one length
+    curve: Any = SimpleNamespace(policy="confidence")
+    assert _flops(told, curve, SHARES) == pytest.approx(1 / 0.71)
 
 
 def test_where_all_leave_at_one_step_lengths_do_not_matter() -> None:

@@ -133,6 +133,7 @@ def test_all_products_are_quantised_where_the_promise_bears_it(
         return ponder.Trajectory(outputs, None, torch.arange(1000), labels=labels, task="classification")
 
     told: list[Any] = []
+    ranges: set[tuple[int, ...]] = set()
     kind_of_head = SimpleNamespace(task=task_named("classification"))
     made = SimpleNamespace(predict=lambda *given, **named: Answers, kind=kind_of_head)
     monkeypatch.setattr(export, "to_trajectory", lambda recorded, **named: recorded)
@@ -140,12 +141,15 @@ def test_all_products_are_quantised_where_the_promise_bears_it(
 
     def write(kind: Any, calibration: Any) -> Any:
         told.append(kind)
+        ranges.add(tuple(row["place"] for row in calibration))
         manifest = SimpleNamespace(task="classification")
         return SimpleNamespace(kind=kind, manifest=manifest, record=lambda rows, **named: record_of(kind))
 
     given = torch.arange(400), torch.arange(400, 1000)
-    model, sides, kind = export._written(made, write, [{}] * 1000, given, True, 0.01, 0.95)  # type: ignore[arg-type]
+    given_rows: Any = [{"place": place} for place in range(1000)]
+    model, sides, kind = export._written(made, write, given_rows, given, True, 0.01, 0.95)  # type: ignore[arg-type]
     assert (model.kind, kind, told) == (expected, expected, written)  # type: ignore[attr-defined]
+    assert ranges == {tuple(place * 400 // 256 for place in range(256))}, "of all choosing texts, and not of the first"
     assert [len(side) for side in sides] == [400, 600]  # type: ignore[attr-defined, call-overload]
 
 

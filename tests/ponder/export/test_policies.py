@@ -103,6 +103,11 @@ OTHER = {
     "classes": (gate(classes=4), {}, "a gate fitted on a model of 3 classes"),
     "width": (gate(signals=("hidden",), tables=((1.0, 0.0),) * 5), {}, "a gate fitted on features"),
     "narrow": (gate(signals=("hidden",), kind="boosted", tables=((0.0, (((4, 0.5, 0, 0, 0.0),),)),) * 5), {}, "width"),
+    "spans": (
+        gate(signals=("hidden",), tables=((1.0,) * 9,) * 5),
+        {"task": TaskSpec("span", False, False, per_position=True)},
+        "features have one for each position",
+    ),
     "no classes": (gate(), {"task": TaskSpec("regression", False, True)}, "class logits"),
     "positions": (Converged(on="features"), {"features": (7, 8)}, "reads no features"),
     "before": (Converged(on="features"), {"features": ()}, "Export the model again"),

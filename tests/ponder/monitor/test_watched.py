@@ -220,6 +220,21 @@ def test_regression_is_watched_within_a_tolerance() -> None:
     assert watched.audit.disagreements == 0  # steps 1 and 3 are the same
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_a_number_of_a_model_that_names_no_task_is_refused_by_the_first_call(tolerance: float) -> None:
+    """The trap: the audit refused it, inside a later call, whose answer was lost, and so in all that came after."""
+    model = ponder.PonderWrapper(Flipping(), num_steps=3, head=nn.Linear(3, 1)).eval()
+    watched = Watched(model, ORDER[:1], every(share=0.01), tolerance=tolerance)
+    with refused("outputs", "(1, 1)", "task='regression'"):
+        watched(torch.randn(4, 3))
+    with refused("outputs", "(1, 1)", "task='regression'"):
+        watched.seen(torch.randn(4, 3), torch.randn(4, 1))
+    assert watched.waiting == 0
+    classes = Watched(ponder.PonderWrapper(nn.Identity(), num_steps=3, head=nn.Identity()).eval(), ORDER[:1], every())
+    classes(torch.randn(4, 3))
+    assert (classes.waiting, classes.run_audits(), classes.audit.disagreements) == (4, 4, 0)
+
+
 def test_bad_arguments_are_refused() -> None:
     for model, order, match in (
         (agreeing().train(), ORDER, "model.eval"),
@@ -337,10 +352,11 @@ def test_a_policy_that_asks_the_caller_is_no_promise() -> None:
         Watched(model, [Budget()])
 
 
-def certified(threshold: float) -> policies.Certified:
+def certified(threshold: float | None) -> policies.Certified:
     told = {"statement": "", "risk": "disagreement", "level": 0.1, "confidence": 0.95, "bound": "betting", "rows": 9}
-    chosen = {"threshold_name": "threshold", "threshold_value": threshold, "p_value": threshold / 100, "path": ()}
-    return policies.Certified(policies.Confidence(threshold), **told, **chosen)  # type: ignore[arg-type]
+    chosen = {"threshold_name": "threshold", "threshold_value": threshold, "p_value": 0.01, "path": ()}
+    inside = policies.LastStep() if threshold is None else policies.Confidence(threshold)
+    return policies.Certified(inside, **told, **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +367,7 @@ def certified(threshold: float) -> policies.Certified:
         [policies.Entropy(0.2), policies.Entropy(0.4)],
         [policies.Confidence(0.5).after(2), policies.Confidence(0.4).after(2)],
         [policies.LastStep(), policies.Confidence(0.4)],
+        [certified(None), policies.Confidence(0.4)],
         [certified(0.9), certified(0.8)],
         [certified(0.9), policies.Confidence(0.8)],
     ],
@@ -442,7 +459,8 @@ def test_what_is_audited_is_what_the_certificate_promises() -> None:
     assert (watched.audit.level, watched.audit.confidence) == (0.3, 0.9)
     assert Watched(agreeing(), ORDER).audit.level == Audit().level
     nothing = _certified(1e-4, "disagreement")  # of so few rows nothing so strict can be certified
-    assert Watched(agreeing(), [nothing, _certified(0.3, "disagreement")]).audit.level == 0.3
+    assert Watched(agreeing(), [_certified(0.3, "disagreement"), nothing]).audit.level == 0.3
+    assert Watched(agreeing(), [policies.FixedStep(1), nothing]).audit.level == Audit().level
     assert Watched(agreeing(), [_certified(0.3, "disagreement")], every(level=0.2)).audit.level == 0.2
 
 

@@ -316,6 +316,22 @@ def test_features_of_positions_are_no_signal() -> None:
     trajectory = dataclasses.replace(token_record(), features=torch.zeros(60, 5, 4, 8))
     with refused("signals", "hidden"):
         fit_gate(trajectory, "error", signals=("hidden",))
+    of_spans = {"outputs": trajectory.outputs[..., :2], "labels": torch.zeros(60, 2).long(), "task": "span"}
+    with refused("signals", "hidden"):
+        fit_gate(dataclasses.replace(trajectory, **of_spans), "unsettled", signals=("hidden",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_positions_are_no_signal_of_one_answer_either(kind: str) -> None:
+    """The trap: a head that reads the first token, and exits that hang on what stands at padding."""
+    pooled = record(num_steps=4)
+    tokens = dataclasses.replace(pooled, features=torch.randn(200, 4, 5, 8), mask=torch.ones(200, 5).bool())
+    with refused("signals", "hidden", "readout"):
+        fit_gate(tokens, "unsettled", signals=("margin", "hidden"), model=kind, trees=2)
+    gate = fit_gate(pooled, "unsettled", signals=("margin", "hidden"), model=kind, trees=2)
+    assert len(pooled.replay(gate).exit_step) == 200
+    with refused("signals", "hidden", "readout"):
+        tokens.replay(gate)
 
 
 # Refusals

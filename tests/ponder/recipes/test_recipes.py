@@ -101,7 +101,7 @@ def test_scaling_to_the_tuned_depth_changes_nothing_and_scaling_happens_once(cas
     recipe = make(case)
     assert recipe.for_steps(12).policy == recipe.policy
     assert recipe.for_steps(6).for_steps(6) == recipe.for_steps(6)
-    assert recipe.for_steps(6).tuned_for == 6
+    assert recipe.for_steps(6).tuned_for == (6 if recipe.tuned_for else None)
 
 
 def test_what_each_combines() -> None:
@@ -261,6 +261,15 @@ def test_a_smaller_model_may_be_taught_by_the_whole_one() -> None:
     assert taught == Stage(Distillation(teacher="frozen", step=3), teacher="previous")
     assert recipe.for_steps(6).policy == FixedStep(3)
     assert not recipe.per_step_heads  # the head of fine-tuning goes on
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_what_is_not_scaled_is_not_scaled_the_second_time(taught: bool) -> None:
+    # Trap: rows left at step 4 of a model of which step 2 alone had been trained.
+    recipe = recipes.get("static", k=2, taught=taught)
+    again = Recipe.from_dict(recipe.for_steps(4).to_dict()).for_steps(8)
+    assert again.policy == FixedStep(2)
+    assert again == recipe
 
 
 def test_what_is_behind_the_step_that_is_taught_learns_nothing() -> None:

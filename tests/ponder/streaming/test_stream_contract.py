@@ -17,7 +17,7 @@ import ponder
 from ponder import policies
 from ponder.inference.batching import BatchLimits, Filling
 from ponder.inference.streaming import StreamEngine
-from ponder.parts.padding import Padding
+from ponder.parts.padding import Along, Padding, masked
 from ponder.policies import Bernoulli, LastStep, Quantile
 from tests.ponder.examples import POLICIES, Example, in_turn, make_policy
 from tests.ponder.streaming.driving import Drive, assert_same, examples_of
@@ -165,6 +165,54 @@ def test_a_batch_is_as_wide_as_its_longest_row() -> None:
         drive.add(inputs[0, :length], row_id=step)
     drive.turns()
     assert seen == [(2, 4), (2, 2), (2, 2), (1, 3)]
+
+
+class Attending(nn.Module):
+    """A step of attention, with a mask where there is one, which hides or is added to the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        query, key, value = self.project(hidden)[:, None].chunk(3, -1)
+        return hidden + nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["hiding", "added"])
+@pytest.mark.parametrize(
+    ("nothing", "padding"),
+    [("none", None), ("left out", None), ("none", Padding(context={"mask": Along((3,), fill=masked)}))],
+    ids=["none", "left out", "none of several lengths"],
+)
+def test_a_mask_that_is_there_only_where_something_is_padded(kind: str, nothing: str, padding: Padding | None) -> None:
+    """Trap: no mask, which hides nothing, became zeros beside others, which hide all, or nothing of the padding."""
+
+    def stem(ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
+        real = ids != 0
+        if real.all():
+            return table[ids], {"mask": None} if nothing == "none" else {}
+        mask = real[:, None, None]
+        return table[ids], {"mask": mask if kind == "hiding" else torch.where(mask, 0.0, -1e9)}
+
+    torch.manual_seed(0)
+    table, draw = torch.randn(11, WIDTH), random.Random(1)
+    model = ponder.PonderWrapper(
+        Attending(), 4, stem=stem, readout=ponder.readouts.first_token, padding=padding, head=nn.Linear(WIDTH, 3)
+    ).eval()
+    for parameter in model.steps.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    drive = Drive(model, max_batch=3, max_skips=1)
+    rows = []
+    for _ in range(24):
+        ids = torch.randint(1, 11, (6,))
+        ids[draw.choice([6, 6, 4, 3]) :] = 0
+        own = 6 if padding is None else draw.choice([6, int((ids != 0).sum())])  # some without their padding
+        rows.append((ids[:own], policies.FixedStep(1 + len(rows) % 4)))
+        drive.add(rows[-1][0], policy=rows[-1][1])
+    drive.turns()
+    for answer, (ids, policy) in zip(answers_of(drive), rows, strict=True):
+        torch.testing.assert_close(answer.output, model(ids[None], policy=policy).outputs[0])
 
 
 def test_without_declared_lengths_rows_of_one_shape_share_a_batch() -> None:

@@ -22,6 +22,7 @@ import ponder
 from ponder import objectives, policies, priors, recipes
 from ponder.errors import NonFiniteError
 from ponder.training import FitReport, measured
+from ponder.training.measured import Means
 from ponder.training.options import Options
 from ponder.training.scoring import HeldOut
 from ponder.training.tracking import Tracking
@@ -353,6 +354,15 @@ class TestBatches:
         for held_out in ([{"x": inputs}], DataLoader(TensorDataset(inputs), batch_size=2)):
             with refused("held_out", "with labels"):
                 fit(model, held_out=held_out)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    @pytest.mark.parametrize("argument", ["loader", "held_out"])
+    def test_any_batch_of_a_list_without_labels_is_found_before_anything_is_trained(self, argument: str) -> None:
+        # Trap: the first one alone was looked at, and the error came after the weights had moved.
+        model, batches = make(), [data(8), {"x": data(8)[0]}]
+        before = weights(model)
+        with refused(argument, "a dict with x"):
+            fit(model, **{"given": [data(8)], argument: batches} if argument == "held_out" else {"given": batches})
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     def test_a_look_at_held_out_data_draws_no_random_number_and_reads_nothing_on(self) -> None:
@@ -706,6 +716,23 @@ def test_rows_without_a_label_count_for_nothing_in_what_is_measured() -> None:
     assert len(measured(model, out.trajectory.outputs, None, labels)["loss_step_1"]) == 0
 
 
+def test_means_keep_no_tensor_of_each_batch() -> None:
+    # Trap: what nobody asks for (a Trainer that logs nothing) grew for the whole training.
+    means = Means()
+    for rows in (1, 2, 3):
+        means.add({"loss": torch.full((rows,), float(rows))})
+    assert sum(tensor.numel() for tensor in tensors_in(vars(means))) <= 1
+    assert means.taken() == {"loss": pytest.approx(14 / 6)}
+    assert means.taken() == {}
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
 class MeanOfSteps(objectives.Objective):
     """One that nobody gave a name."""
 
@@ -805,6 +832,17 @@ def test_sampled_exits_of_held_out_data_do_not_depend_on_its_batches() -> None:
     assert found[0] > 1.0
 
 
+def test_rows_of_held_out_data_may_say_who_they_are() -> None:
+    inputs, labels = data(48, seed=5)
+    model, ids = make("pondernet"), torch.arange(48) + 1000
+    batch = {"inputs": inputs, "labels": labels, "row_ids": ids}
+    with torch.no_grad():
+        expected = model.eval()(inputs, row_ids=ids).exit_step.double().mean().item()
+        assert expected != model(inputs).exit_step.double().mean().item()
+    assert measured_held_out(model, [batch]) == expected
+    assert fit(model, [batch], held_out=[batch], epochs=1).score is not None
+
+
 def measured_held_out(model: Any, parts: Any) -> float:
     return HeldOut(parts, None, None).score(model, model.policy, torch.device("cpu")).exit_step
 
@@ -844,6 +882,33 @@ def test_what_a_stage_froze_is_not_taken_for_the_callers_doing() -> None:
     assert weights(model).keys() == weights(other).keys()
     assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(other).items())
     assert [weight for weight in model.parameters() if not weight.requires_grad] == [mine]
+
+
+@pytest.mark.parametrize("again", ["fit", "start_stage"])
+def test_what_the_caller_froze_after_undoing_a_stage_stays_frozen(again: str) -> None:
+    # Trap: the names that the stage had frozen were still taken for its own, and the encoder was thawed and trained.
+    model = make("deebert")
+    model.start_stage(model.stages[1])
+    model.finish_stage(model.stages[1])
+    assert model.freezing_stage is model.stages[1]
+    model.requires_grad_(True)
+    assert model.freezing_stage is None
+    for weight in model.steps.parameters():
+        weight.requires_grad_(False)
+    before = weights(model)
+    if again == "fit":
+        fit(model)
+    else:
+        model.start_stage(model.stages[0])
+    assert not any(weight.requires_grad for weight in model.steps.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items() if name.startswith("steps"))
+
+
+def test_a_stage_of_which_a_weight_was_thawed_by_hand_freezes_no_more() -> None:
+    model = make("deebert")
+    model.start_stage(model.stages[1])
+    model.steps.fns[0][0].bias.requires_grad_(True)
+    assert model.freezing_stage is None
 
 
 def test_a_model_that_an_earlier_version_pickled_is_trained() -> None:
@@ -1162,6 +1227,25 @@ def test_where_steps_are_drawn_or_left_out_no_halting_distribution_is_told(
     model.objective = objectives.Ponder(0.5)
     assert fit(model, [data(8)], epochs=1, lr=0.0).stages[0].epochs[0].expected_steps > 11.0
     assert drawn == ["halting"]
+
+
+def test_the_halting_distribution_of_an_epoch_is_that_of_its_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: a mean of the batches' means, over rows without a label too, beside a mean of the labelled rows.
+    drawn = list[list[float]]()
+    monkeypatch.setattr(Tracking, "histogram", lambda self, name, shares: drawn.append([float(s) for s in shares]))
+    model, (inputs, labels) = make(), data(33)
+    with torch.no_grad():
+        for weight in model.lambda_head.parameters():
+            weight.mul_(6.0)
+    inputs[32:] *= 10.0
+    labels[4:16] = -100
+    batches = [(inputs[:32], labels[:32]), (inputs[32:], labels[32:])]
+    epoch = fit(model, batches, epochs=1, lr=0.0).stages[0].epochs[0]
+    (shares,) = drawn
+    with torch.no_grad():
+        expected = model.unroll(inputs[labels != -100]).halting.pmf.mean(0)
+    assert shares == pytest.approx(expected.tolist(), abs=1e-6)
+    assert sum(step * share for step, share in enumerate(shares, start=1)) == pytest.approx(epoch.expected_steps)
 
 
 @pytest.mark.filterwarnings("ignore:.*leaves by the Lambda head")

@@ -121,6 +121,25 @@ def test_its_own_score_is_that_of_rows_tokens_or_labels(task: str, size: int) ->
     assert held_out(task, size).score == pytest.approx(float(expected))
 
 
+def test_tokens_of_rows_that_say_who_they_are_are_scored_where_a_stem_makes_their_mask() -> None:
+    def stem(inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return inputs, {"attention_mask": (inputs[..., 0] != 50.0).long()}
+
+    model, inputs, labels, _ = material("token_classification")
+    model = ponder.PonderWrapper(
+        [Scaled() for _ in range(3)],
+        head=nn.Identity(),
+        task="token_classification",
+        stem=stem,
+        readout=ponder.readouts.identity,
+    )
+    found = [
+        HeldOut([(inputs, {"labels": labels, **more})], None, None).score(model, POLICY, torch.device("cpu"))
+        for more in ({}, {"row_ids": torch.arange(ROWS) + 7})
+    ]
+    assert found[0] == found[1]
+
+
 def test_spans_are_scored_as_a_record_of_their_rows_is() -> None:
     trajectory = recorded("span")
     labelled = trajectory.map(lambda tensor: tensor[2:])
