@@ -51,6 +51,12 @@ class Trajectory(Recording):
         torch.Size([8])
     """
 
+    def __repr__(self) -> str:
+        parts = [name for name in ("hazard_logits", "features", "labels", "mask") if getattr(self, name) is not None]
+        kept = f" with {', '.join(parts)}" if parts else ""
+        shape = tuple(self.outputs.shape[2:])
+        return f"Trajectory({len(self)} rows, {self.num_steps} steps, outputs {shape}{kept}, task {self.task!r})"
+
     def replay(self, policy: ExitPolicy) -> Exits:
         """The exits that running the model with `policy` gives: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
         check_replay(self, policy)

@@ -15,7 +15,7 @@ from ponder import recipes
 from ponder._utils.plain import check_holds_no_weights
 from ponder._utils.trees import Tree
 from ponder._utils.validation import check_flag, check_int, check_type
-from ponder.engine.building import ReadoutName, read_encoder
+from ponder.engine.building import ReadoutName, main_input_of, read_encoder
 from ponder.engine.losses import check_drawn, check_truncation, checked_labels, exit_loss, no_loss, training_loss
 from ponder.engine.model import EarlyExitModel
 from ponder.engine.teaching import FrozenTeacher, check_no_shared_weights, check_same_task, frozen_copy, used_by
@@ -263,7 +263,7 @@ class PonderWrapper(EarlyExitModel):
             recipe: A recipe or its name.
             num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
             example: What the encoder is called with, for two rows or more: a tensor, or a dict of arguments by name, of
-                which the first is the `inputs` of the model and the others its context.
+                which the first that holds a tensor is the `inputs` of the model, and the others are its context.
             num_steps: N, for one shared step.
             task: What an answer is; ``"classification"``, or ``"regression"`` for one output, where None.
             stem: Inputs to h_0, for steps that do not read the inputs themselves.
@@ -315,7 +315,7 @@ class PonderWrapper(EarlyExitModel):
             padding=read.padding,
         )
         model.stages = scaled.stages
-        model.main_input_name = next(iter(example)) if isinstance(example, Mapping) else None
+        model.main_input_name = main_input_of(example) if isinstance(example, Mapping) else None
         return model
 
     def forward(

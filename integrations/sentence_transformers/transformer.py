@@ -136,8 +136,11 @@ class PonderTransformer(Transformer):
         self.save_config(output_path)
 
     def get_embedding_dimension(self) -> int:
-        """The size of what is given for a token or a row."""
-        return int(self.model.config.feature_size or self._encoder_config.hidden_size)
+        """The size of what is given for a token or a row; of a fine-tuned classifier, that of its encoder."""
+        model: Any = self.model
+        if isinstance(model, FinetunedClassifier):
+            return super().get_embedding_dimension()
+        return int(model.config.feature_size or self._encoder_config.hidden_size)
 
     @property
     def _encoder_config(self) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from torch import nn
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.sentence_transformers.transformer import PonderTransformer
@@ -37,7 +38,8 @@ def with_exits(
 
     Raises:
         ArgumentTypeError: It is no `SentenceTransformer`.
-        ArgumentError: Its first module is no `Transformer`, or the encoder cannot be captured (says why).
+        ArgumentError: Its first module is no `Transformer`, it or that module has code of its own, or the encoder
+            cannot be captured (says why).
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -64,7 +66,14 @@ def with_exits(
             got=type(own).__name__,
             remedy="Assign the policy of one that exits already: model[0].model.policy = ….",
         )
-    if lost := _code_of_its_own(own):
+    if lost := _code_of_its_own(model, SentenceTransformer):
+        raise ArgumentError(
+            "model",
+            expected="one that runs as a SentenceTransformer does",
+            got=f"a {type(model).__name__} with {lost} of its own, which would be lost",
+            remedy="Build it from its other modules and PonderTransformer.of(exiting_model, tokenizer).",
+        )
+    if lost := _code_of_its_own(own, Transformer):
         raise ArgumentError(
             "model",
             expected="one whose first module runs as a Transformer does",
@@ -78,7 +87,7 @@ def with_exits(
     module = PonderTransformer.of(exiting, own.processor, **settings)
     modules: Any = OrderedDict([(name, module), *others])
     prompts: Any = model.prompts
-    return SentenceTransformer(
+    made = SentenceTransformer(
         modules=modules,
         device=str(model.device),
         prompts=prompts,
@@ -86,13 +95,16 @@ def with_exits(
         similarity_fn_name=model.similarity_fn_name,
         truncate_dim=model.truncate_dim,
     )
+    handed_on = model.module_kwargs or {}  # by `encode`; the first module would not read it
+    made.module_kwargs = {place: names for place, names in handed_on.items() if place != name}
+    return made
 
 
-def _code_of_its_own(module: Transformer) -> str | None:
-    """What a module does otherwise than the library's `Transformer`: a method by name, or hooks; None for nothing."""
+def _code_of_its_own(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """What a module does otherwise than the library's `base`: a method by name, or hooks; None for nothing."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "hooks"
-    kinds = type(module).__mro__[: type(module).__mro__.index(Transformer)]
+    kinds = type(module).__mro__[: type(module).__mro__.index(base)]
     users = [vars(kind) for kind in kinds if not kind.__module__.startswith("sentence_transformers.")]
-    methods = {name for name in dir(Transformer) if not name.startswith("_") and callable(getattr(Transformer, name))}
+    methods = {name for name in dir(base) if not name.startswith("_") and callable(getattr(base, name))}
     return next((name for own in (vars(module), *users) for name in own if name in methods), None)

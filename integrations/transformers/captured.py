@@ -233,7 +233,10 @@ def on_meta(encoder: PreTrainedModel) -> bool:
 
 
 def constants_of(encoder: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of every call: one pass needs no cache, and what the configuration would add is not read."""
+    """Arguments of every call: one pass needs no cache, and what the configuration would add is not read.
+
+    Asked for states, Transformers would hook the layers anew in every call: what it notes of that is lost with a twin.
+    """
     takes = inspect.signature(encoder.forward).parameters
     constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())

@@ -14,7 +14,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.adapter import Adapter, registry
 from ponder.integrations.transformers.captured import FIELDS, CapturedAdapter, constants_of, on_meta
 from ponder.integrations.transformers.examples import example_for
-from ponder.parts.capturing.proof import close
+from ponder.parts.capturing.closeness import close
 from ponder.parts.capturing.twin import evaluating_twin, unbound_forwards, varied_twin
 from ponder.parts.readouts import ReadoutCall
 

@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class ExitReport:
     moved: float
     plain_accuracy: float
     exit_accuracy: float
-    curves: tuple[AgreementCurve, ...]
+    curves: tuple[AgreementCurve, ...] = field(repr=False)
     disagreement_as_given: float = math.nan
 
     @property
@@ -233,6 +233,8 @@ def fit_exits(
     )
     model.policy, model.seed, model.split = done.found.policy, seed, SPLIT
     model.learned_by = seed if model.deep else model.learned_by
+    if model.learned_by is None:
+        model.learned = _as_tensor(_numbers([rows[place] for place in split.learn.tolist()], seed, SPLIT))
     report = _report(model, done, certifying, seen.labels, split, confidence, _counts(given))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(
@@ -268,7 +270,7 @@ def _encodings(model: FinetunedClassifier, encodings: Iterable[Encoding]) -> lis
 
 def _start_again(model: FinetunedClassifier) -> None:
     """Forget what was fitted before: what earlier parts of another split have taught must not be certified on them."""
-    model.policy, model.seed, model.columns = LastStep(), None, ()
+    model.policy, model.seed, model.columns, model.learned = LastStep(), None, (), None
     if model.deep:
         model.classifier.load_state_dict(model.plain.state_dict())
     for head in list(model.heads.heads)[:-1]:
@@ -302,11 +304,40 @@ def split_rows(rows: Sequence[Encoding], seed: int, version: int = SPLIT) -> Spl
         version: What of a row tells; that of `FinetunedClassifier.split`.
     """
     sides: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for place, row in enumerate(rows):
-        digest = hashlib.sha256(b"%d:" % seed + _content(row, version)).digest()
-        share = int.from_bytes(digest[:8], "big") / 2.0**64
+    for place, number in enumerate(_numbers(rows, seed, version)):
+        share = number / 2.0**64
         sides[0 if share < _SHARES[0] else 1 if share < sum(_SHARES) else 2].append(place)
     return Split(*(torch.tensor(side, dtype=torch.long) for side in sides))
+
+
+def are_known(model: FinetunedClassifier, rows: Sequence[Encoding]) -> Tensor:
+    """Which of the rows the heads learned from, `(rows,)` bool.
+
+    They are known by the numbers that the model keeps of them. Where it keeps none, since its encoder learned too or it
+    was saved by an earlier version, all rows count that the split would let it learn from, whether it saw them or not.
+
+    Args:
+        model: A classifier with exits.
+        rows: Distinct encodings.
+    """
+    if model.seed is None:
+        return torch.zeros(len(rows), dtype=torch.bool)
+    if model.learned is not None:
+        return torch.isin(_as_tensor(_numbers(rows, model.seed, model.split)), model.learned)
+    known = torch.zeros(len(rows), dtype=torch.bool)
+    known[split_rows(rows, model.seed, model.split).learn] = True
+    return known
+
+
+def _numbers(rows: Sequence[Encoding], seed: int, version: int) -> list[int]:
+    """A number below 2^64 for each row, by which it is split, and known again."""
+    salt = b"%d:" % seed
+    return [int.from_bytes(hashlib.sha256(salt + _content(row, version)).digest()[:8], "big") for row in rows]
+
+
+def _as_tensor(numbers: Sequence[int]) -> Tensor:
+    """Numbers below 2^64 as the signed ones that tensors have, `(rows,)`."""
+    return torch.tensor([number - 2**63 for number in numbers], dtype=torch.long)
 
 
 def _content(row: Encoding, version: int) -> bytes:

@@ -11,7 +11,6 @@ A saved folder is the plain classifier's own, which Transformers reads as before
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -37,6 +36,7 @@ from ponder.export.source import ExportSource
 from ponder.inference.prediction import Predictions
 from ponder.integrations.transformers.arguments import honoured, span_labels
 from ponder.integrations.transformers.assigned import check_assigned
+from ponder.integrations.transformers.captured import constants_of
 from ponder.integrations.transformers.early_heads import (
     AnswerAndStates,
     ClassifierStem,
@@ -65,7 +65,7 @@ __all__ = ["EXITS_FILE", "FinetunedClassifier"]
 
 _FORMAT = "ponder-exits-1"
 _pad_sequence = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-EXITS_FILE, _HEADS = "exits.json", "exits.safetensors"
+EXITS_FILE, _HEADS, _LEARNED = "exits.json", "exits.safetensors", "learned"
 SPLIT = 2
 """The version of the rule by which `exits.split_rows` tells inputs apart; models keep theirs as `split`."""
 
@@ -83,6 +83,8 @@ class FinetunedClassifier(nn.Module):
         seed: Seed of the split by which its exits were fitted, which `fit_exits` sets; None before. It tells which
             inputs the heads learned on.
         learned_by: Seed of the split by which the encoder learned too (`exits-deep`); None where it did not.
+        learned: Numbers by which the inputs that its heads learned on are known again, `(inputs,)` long; None where the
+            encoder learned too, and of models of before.
         columns: Names of the columns of texts that its exits were fitted to, where `ponder exits` fitted them.
         split: Version of the rule of that split, see `ponder.integrations.transformers.exits.split_rows`.
 
@@ -96,7 +98,8 @@ class FinetunedClassifier(nn.Module):
         True
     """
 
-    columns: tuple[str, ...] = ()  # of the class, for models that were pickled by an earlier version
+    columns: tuple[str, ...] = ()  # of the class, as the next, for models that were pickled by an earlier version
+    learned: Tensor | None = None
 
     def __init__(self, classifier: PreTrainedModel, plain: PreTrainedModel | None = None) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class FinetunedClassifier(nn.Module):
         labels = int(classifier.config.num_labels or 0)
         was_training = classifier.training
         classifier.eval()
-        example = {**example_for(classifier), **_constants(classifier)}
+        example = {**example_for(classifier), **constants_of(classifier)}
         try:
             parts = capture(classifier, example, features=kind.read)
         except ArgumentError as error:
@@ -229,6 +232,13 @@ class FinetunedClassifier(nn.Module):
         """
         place = Path(folder)
         if not has_exits(place):
+            config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+            if config.get("model_type") == "ponder":
+                raise CheckpointError(
+                    f"{place}: expected exits beside a plain classifier; got a model that was built with exits of its "
+                    "own. Read it with PonderForSequenceClassification.from_pretrained, or the class that saved it; "
+                    "ponder.export.onnx and `ponder serve` take it."
+                )
             got = f"one without {EXITS_FILE}, or with that of an earlier model" if place.is_dir() else "no folder"
             raise CheckpointError(
                 f"{place}: expected a folder that `ponder exits` or FinetunedClassifier.save_pretrained wrote; "
@@ -247,6 +257,7 @@ class FinetunedClassifier(nn.Module):
             heads = read_tensors(place / _HEADS, _FORMAT)[0]
             made = cls(load_finetuned(place, "auto"))  # in another type it would answer otherwise than was certified
         _check_answers(made.classifier, settings, place)
+        made.learned = heads.pop(_LEARNED, None)
         own = made.heads.state_dict()
         if own.keys() != heads.keys() or any(own[name].shape != heads[name].shape for name in own):
             raise CheckpointError(f"{place / _HEADS}: the heads are of another model. Fit the exits again.")
@@ -298,7 +309,8 @@ class FinetunedClassifier(nn.Module):
             )
 
     def _save_exits(self, place: Path) -> None:
-        write_tensors(place / _HEADS, self.heads.state_dict(), {"format": _FORMAT})
+        learned = {} if self.learned is None else {_LEARNED: self.learned}
+        write_tensors(place / _HEADS, {**self.heads.state_dict(), **learned}, {"format": _FORMAT})
         own = {"digests": _digests(place), "policy": self.policy.to_dict()}
         before = read_json(place / EXITS_FILE) if has_exits(place) else {}
         if any(before.get(name) != value for name, value in own.items()):
@@ -524,12 +536,6 @@ def _check_answers(classifier: PreTrainedModel, settings: Mapping[str, Any], pla
             f"{place}: the classifier that was read does not answer as the one that was saved, whose code was another "
             "than its configuration says (an exchanged activation, say). Build it as it was, and fit the exits again."
         )
-
-
-def _constants(classifier: PreTrainedModel) -> dict[str, Any]:
-    takes = inspect.signature(classifier.forward).parameters
-    constants: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
-    return constants if getattr(classifier.config, "return_dict", True) else {**constants, "return_dict": True}
 
 
 def _digests(folder: Path) -> dict[str, str]:

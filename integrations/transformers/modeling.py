@@ -552,9 +552,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Let objectives that distil from a frozen teacher learn from this one; it is neither trained nor saved.
 
         Args:
-            teacher: A classifier of the same labels whose call gives `logits`, such as a copy of this model or any
-                fine-tuned model of Transformers with the same tokenizer; one that exits early answers at full depth.
-                None takes the teacher away.
+            teacher: A model with the same head and labels, such as a copy of this model or any fine-tuned model of
+                Transformers with the same tokenizer; one that exits early answers at full depth. None takes the teacher
+                away.
 
         Raises:
             ArgumentError: The teacher is this model, shares weights with it, has other labels, or another problem.

@@ -1,8 +1,9 @@
-"""A classifier of Transformers as the frozen teacher of a model that exits."""
+"""A fine-tuned model of Transformers as the frozen teacher of a model that exits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ __all__ = ["as_teacher"]
 
 
 def as_teacher(teacher: object, student: PreTrainedModel, task: Task | None) -> nn.Module:
-    """The logits of a classifier at full depth, to be attached to the wrapper of `student`.
+    """The answers of a fine-tuned model at full depth, to be attached to the wrapper of `student`.
 
     Args:
         teacher: What a user gives as a teacher.
@@ -57,22 +58,24 @@ def as_teacher(teacher: object, student: PreTrainedModel, task: Task | None) -> 
             remedy="Pass a teacher with the student's tokenizer. One whose table is merely padded is attached as a "
             "function: model.ponder.attach_teacher(lambda inputs, **context: teacher(inputs, **context).logits).",
         )
-    return _Logits(teacher)
+    return _Answers(teacher)
 
 
-class _Logits(nn.Module):
-    """A classifier of Transformers as a teacher: its logits, at full depth."""
+class _Answers(nn.Module):
+    """A model of Transformers as a teacher: its logits at full depth; of a span, those of its start and its end."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        head = head_of(model)
+        self.read = attrgetter("logits") if head is None else head.read
 
     def forward(self, inputs: Tensor, **context: Any) -> Tensor:
         if _own(self.model) is not None:
             context["policy"] = LastStep()
         named = {self.model.main_input_name: inputs, **{k: v for k, v in context.items() if v is not None}}
-        logits: Tensor = self.model(**named).logits
-        return logits
+        answers: Tensor = self.read(self.model(**named))
+        return answers
 
 
 def _task_of(teacher: PreTrainedModel) -> Task | None:

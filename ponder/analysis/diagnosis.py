@@ -125,13 +125,16 @@ class Diagnosis:
         """Draw the score against the mean exit step, with a line for each frontier; see `ponder.plots.frontiers`."""
         return frontiers(self, **options)
 
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.outcome}, {self.rows} rows: {self.verdict})"
+
     def __str__(self) -> str:
         """The diagnosis as a page of text."""
         last = len(self.scores)
         lines = [self.verdict, "", f"{self.metric} of each of {last} steps, on {self.rows} rows:"]
         lines += ["  " + "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1)), ""]
         lines.append(
-            "speed-up  best policy                          score    blind    gain [95% interval]       oracle"
+            "in steps  best policy                          score    blind    gain [95% interval]       oracle"
             "   headroom"
         )
         for gain in self.gains:

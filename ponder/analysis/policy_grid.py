@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,14 +18,25 @@ from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy, all_within
+from ponder.policies.certified import Certified
 from ponder.policies.patience import Patience
 from ponder.policies.threshold import Threshold
 
-__all__ = ["PolicyGrid", "PolicyGridLike", "as_policy_grid", "grids_of", "leaves_later", "patience_on_numbers"]
+__all__ = [
+    "PolicyGrid",
+    "PolicyGridLike",
+    "as_policy_grid",
+    "at_threshold",
+    "grids_of",
+    "leaves_later",
+    "part_with_threshold",
+    "patience_on_numbers",
+]
 
 _LIBRARY = __name__.partition(".")[0]
 _BETWEEN = 201
 _TOLERANCES = 41
+_MANY = 0.05  # of the rows, beyond the range that a policy declares
 _ALONE = (
     "Pass policies.Confidence, say, or one policy, whose threshold is moved; sweep and calibrate try a callable by "
     "itself, such as lambda t: policies.Confidence(t) | policies.Patience(3), with grid=[…]."
@@ -41,11 +53,13 @@ class PolicyGrid:
             else than thresholds.
         values: Its values, strictly rising or strictly falling, `(thresholds,)`.
         policies: The policy of each value.
+        declared: Whether the values are the range that the policy declares, and not those that a caller gave.
     """
 
     threshold: str
     values: tuple[float, ...]
     policies: tuple[ExitPolicy, ...]
+    declared: bool = False
 
     @property
     def exits_get_later(self) -> bool | None:
@@ -83,7 +97,8 @@ class PolicyGrid:
             return None
         threshold = free.tunable
         readiness = _readiness(trajectory, self.policies[0], free)
-        trusting = trusting or type(free).__module__.startswith(f"{_LIBRARY}.")
+        own = not type(free).__module__.startswith(f"{_LIBRARY}.")
+        trusting = trusting or not own
         if not trusting and self._statistic_moves(trajectory, free, readiness):
             return None
         readiness = readiness.cummax(1).values
@@ -91,6 +106,8 @@ class PolicyGrid:
         order = (values if threshold.higher_exits_later else -values).argsort()
         bounds = values[order].to(readiness.dtype)
         bounds = bounds if threshold.higher_exits_later else -bounds
+        if own and self.declared:
+            _look_at_range(free, readiness[:, -1:], float(bounds[-1]))
         return order, torch.searchsorted(bounds.contiguous(), readiness.contiguous(), right=threshold.inclusive)
 
     def between(self, trajectory: Recording) -> list[float]:
@@ -146,6 +163,27 @@ class PolicyGrid:
             return False
 
 
+def _look_at_range(policy: ThresholdPolicy, reached: Tensor, latest: float) -> None:
+    """Warn where rows leave early under all values that a user's class declares: its statistic has another range.
+
+    Args:
+        policy: The policy of the threshold.
+        reached: The greatest readiness of each row, `(batch, 1)`; no columns where there is one step.
+        latest: The last value, as readiness.
+    """
+    beyond = float((reached > latest + 1e-6 * max(1.0, abs(latest))).double().mean()) if reached.numel() else 0.0
+    if beyond > _MANY:
+        threshold = policy.tunable
+        side, end = ("above", "high") if threshold.higher_exits_later else ("below", "low")
+        value = latest if threshold.higher_exits_later else -latest
+        warnings.warn(
+            f"{type(policy).__name__}: the statistic of {beyond:.0%} of the rows is {side} {value:g}, the last "
+            f"{threshold.field} of the range that is declared, so that they leave early whatever is tried. Declare the "
+            f"range of the statistic, Threshold({threshold.field!r}, {threshold.leaves!r}, {end}=…), or pass a grid.",
+            stacklevel=2,
+        )
+
+
 def _between(low: float, high: float) -> float:
     """A number between two others, with as few digits as tell it from both."""
     middle = (low + high) / 2.0
@@ -180,7 +218,7 @@ def as_policy_grid(
     given = default if grid is None else _numbers(grid)
     values = default if grid is None else _ordered(given)
     if look and grid is None and declared is not None and not declared.whole and len(default) > 1:
-        tried = PolicyGrid(declared.field, tuple(default), tuple(map(build, default)))
+        tried = PolicyGrid(declared.field, tuple(default), tuple(map(build, default)), declared=True)
         found = (value for value in tried.between(trajectory) if default[0] <= value <= default[-1])
         between = [value for value in found if _accepts(build, value, trajectory)]
         values = sorted({*default, *between})
@@ -203,7 +241,7 @@ def as_policy_grid(
         check_replay(trajectory, policy)
     if declared is None:
         return PolicyGrid("value", tuple(values), tuple(made)).named()
-    return PolicyGrid(declared.field, tuple(values), tuple(made))
+    return PolicyGrid(declared.field, tuple(values), tuple(made), declared=grid is None)
 
 
 def patience_on_numbers(trajectory: Recording) -> PolicyGrid:
@@ -241,28 +279,29 @@ def grids_of(policy: ExitPolicy, trajectory: Recording, count: int) -> Iterator[
         values = threshold.values(trajectory.num_steps, trajectory.outputs.shape[-1], count)
         accepted = [value for value in values if _accepts(moved, value, trajectory)]
         if len(accepted) > 1:
-            yield PolicyGrid(threshold.field, tuple(accepted), tuple(map(moved, accepted)))
+            yield PolicyGrid(threshold.field, tuple(accepted), tuple(map(moved, accepted)), declared=True)
 
 
 def _builder(
     like: PolicyGridLike, trajectory: Recording, argument: str, takes_grid: bool
 ) -> tuple[Callable[[float], Any], Threshold | None, list[float]]:
     if isinstance(like, ExitPolicy) or (isinstance(like, type) and issubclass(like, ExitPolicy)):
-        threshold = like.tunable
+        moved = part_with_threshold(like) if isinstance(like, ExitPolicy) else like
+        threshold = None if moved is None else moved.tunable
         if threshold is None:
             raise ArgumentError(
                 argument,
                 expected="a policy with a threshold"
                 + (", or a callable that builds one policy for each value" if takes_grid else ""),
                 got=getattr(like, "__name__", repr(like)),
-                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…]."
+                remedy="Say which of them differs: lambda q: policies.Quantile(q) | policies.Patience(3), grid=[…]."
                 if takes_grid
                 else _ALONE,
             )
 
         def build(value: float) -> ExitPolicy:
             if isinstance(like, ExitPolicy):
-                return like.with_threshold(value)
+                return at_threshold(like, value)
             try:
                 return like(**threshold.argument(value))
             except TypeError as error:
@@ -295,6 +334,23 @@ def _builder(
             remedy="Pass policies.Confidence, say.",
         )
     return like, None, []
+
+
+def part_with_threshold(policy: ExitPolicy) -> ExitPolicy | None:
+    """The part whose threshold is that of the policy: itself, or the only one inside that has any; None of others.
+
+    A certificate is about one value, and has none.
+    """
+    if policy.tunable is not None or any(isinstance(part, Certified) for part in all_within(policy)):
+        return None if policy.tunable is None else policy
+    found = [leaf for leaf in _leaves(policy) if leaf.tunable is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def at_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
+    """A policy that has a threshold, with that at a value; see `part_with_threshold`."""
+    part = part_with_threshold(policy)
+    return policy.with_threshold(value) if part is None else _exchanged(policy, {id(part): part.with_threshold(value)})
 
 
 def _numbers(grid: Iterable[Any]) -> list[float]:

@@ -41,7 +41,7 @@ def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int
             pays = [gain for gain in told if _pays(gain)]
             best = max(pays, key=lambda gain: gain.gain)
             return (
-                f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+                f"Early exits pay on this model: at ×{best.speedup:g} in steps {best.policy} scores {best.score:.4f} "
                 f"({metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice "
                 f"there scores {best.blind:.4f} (gain {best.gain:+.4f}, {_interval(best)})"
                 f"{_cut(pays, 'score', ', but ', ': use that there')}."
@@ -50,14 +50,14 @@ def sentence_of(gains: Sequence[Gain], fixed: StepForAll, metric: str, rows: int
             widest = max(told, key=lambda gain: gain.high)
             return (
                 f"These {rows} rows cannot tell whether early exits pay on this model: the gain of a policy over blind "
-                f"at ×{widest.speedup:g} is {widest.gain:+.4f}, {_interval(widest)}. Record more rows"
+                f"at ×{widest.speedup:g} in steps is {widest.gain:+.4f}, {_interval(widest)}. Record more rows"
                 f"{_cut(gains, 'blind', '; ')}."
             )
         case "one step is as good":
             best = max(told, key=lambda gain: gain.gain)
             return (
                 f"On this model one fixed step is as good as any policy tried (the largest gain of a policy over blind "
-                f"is {best.gain:+.4f} at ×{best.speedup:g}, {_interval(best)}): {_use(fixed)}"
+                f"is {best.gain:+.4f} at ×{best.speedup:g} in steps, {_interval(best)}): {_use(fixed)}"
                 f"{_cut(gains, 'blind', '; ')}."
             )
         case "no policy is cheap enough":

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ponder._utils.columns import EXITS_REPORT
+from ponder._utils.files import read_json
 from ponder.analysis.diagnosing import diagnose
 from ponder.analysis.diagnosis import Diagnosis
 from ponder.calibration import AgreementCurve, agreement_curves
@@ -18,7 +20,7 @@ from ponder.cli.telling import BATCH, quiet, say_left_out, short, tell
 from ponder.cli.texts import read_texts_for
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
-from ponder.integrations.transformers.exits import distinct, split_rows
+from ponder.integrations.transformers.exits import are_known, distinct
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
 
 __all__ = ["run"]
@@ -62,7 +64,7 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     }
     against = "Accuracy by the labels." if labels is not None else "Scores are agreement with full depth (no labels)."
     lines = [diagnosis.verdict, "", f"{against} {len(rows)} texts, {known} more, which heads may know, left out.", ""]
-    steps = _steps(diagnosis if labels is not None else None, fixed, step, made)
+    steps = [*_steps(diagnosis if labels is not None else None, fixed, step, made), *_seconds(folder)]
     tell(card, [*lines, *_gains(diagnosis), ""], steps, as_json=as_json)
 
 
@@ -73,15 +75,13 @@ def unseen(made: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> tupl
         ArgumentError: They learned from all of them.
     """
     once = distinct(rows, made.split)
-    if made.seed is None:
-        return once, 0
-    split = split_rows(once, made.seed, made.split)
-    kept = sorted([*split.choose.tolist(), *split.certify.tolist()])
+    known = are_known(made, once).tolist()
+    kept = [row for row, seen in zip(once, known, strict=True) if not seen]
     if not kept:
         raise ArgumentError(
             "texts", expected="some that the heads did not learn from", got="none", remedy="Pass more texts."
         )
-    return [once[place] for place in kept], len(split.learn)
+    return kept, sum(known)
 
 
 def _earliest(fixed: AgreementCurve) -> int:
@@ -95,12 +95,19 @@ def _earliest(fixed: AgreementCurve) -> int:
 
 def _gains(diagnosis: Diagnosis) -> list[str]:
     """Policy against leaving blindly, in 80 columns."""
-    lines = [f"{'speed-up':<9}{'best policy':<32}{'score':<7}{'blind':<7}gain [95% interval]"]
+    lines = [f"{'in steps':<9}{'best policy':<32}{'score':<7}{'blind':<7}gain [95% interval]"]
     for gain in diagnosis.gains:
         interval = f"{gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         policy = gain.policy if len(gain.policy) < 32 else f"{gain.policy[:30]}…"
         lines.append(f"×{gain.speedup:<8g}{policy:<32}{gain.score:<7.4f}{gain.blind:<7.4f}{interval}")
     return lines
+
+
+def _seconds(folder: Path) -> list[tuple[str, str]]:
+    """What `ponder exits` timed: speed-ups in steps leave out what the exits themselves take."""
+    report = folder / EXITS_REPORT
+    told = read_json(report).get("speed_up_in_seconds") if report.is_file() else None
+    return [] if told is None else [("in seconds", f"×{told:.2f} where its exits were fitted")]
 
 
 def _steps(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree
+from ponder._utils.trees import Tree, tensors
 from ponder._utils.validation import check_choice
 from ponder.engine.model import EarlyExitModel
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
@@ -22,7 +22,7 @@ from ponder.parts.readouts import Pooled, Readout
 from ponder.parts.steps import Step, Steps
 from ponder.policies import FixedStep
 
-__all__ = ["EncoderParts", "ReadoutName", "read_encoder"]
+__all__ = ["EncoderParts", "ReadoutName", "main_input_of", "read_encoder"]
 
 ReadoutName = Literal["mean", "first_token", "last"]
 _POOLS: dict[str, Readout] = {
@@ -133,8 +133,8 @@ def read_encoder(
 def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
     """An example as the inputs and the context of a call.
 
-    It is the inputs, a pair (inputs, context) whose second item is a dict, or a dict of arguments: the first of them is
-    then the inputs.
+    It is the inputs, a pair (inputs, context) whose second item is a dict, or a dict of arguments: the first of them
+    that holds a tensor is then the inputs.
     """
     if isinstance(example, Mapping):
         given = {name: value for name, value in example.items() if value is not None}
@@ -142,11 +142,15 @@ def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
             raise ArgumentTypeError(
                 "example", expected="a small batch of inputs", got="an empty dict", remedy="Pass tensors."
             )
-        first = next(iter(given))
-        return given.pop(first), given
+        return given.pop(main_input_of(given)), given
     if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], Mapping):
         return example[0], dict(example[1])
     return example, {}
+
+
+def main_input_of(example: Mapping[str, Any]) -> str:
+    """The name of the inputs among the arguments of an example: of the first that holds a tensor, if one does."""
+    return next((name for name, value in example.items() if tensors(value)), next(iter(example)))
 
 
 def _captured(module: nn.Module, example: Any, layers: str | None) -> Any:

@@ -305,10 +305,9 @@ class EarlyExitModel(nn.Module):
         named = context if isinstance(inputs, Tensor) else named_in(inputs, context)  # nearly always: one call less
         check_masks(named, self.padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
-        if step_context is not context or named is not context:
+        of_its_own = step_context is not context or named is not context
+        if of_its_own or (self.padding is None and context and REAL.keys().isdisjoint(context)):
             self.warn_of_lost_mask(hidden, named, step_context)
-        elif self.padding is None and context and REAL.keys().isdisjoint(context):
-            self._warn_of_unknown_mask(hidden, context)
         if policy_context is not None:
             check_given("policy_context", policy_context, size)
         task, padding = self._task or task_named(None), self.padding
@@ -361,7 +360,7 @@ class EarlyExitModel(nn.Module):
             return self.positions(named, call_stem(self.stem, inputs, context)[1])
 
     def warn_of_lost_mask(self, hidden: Tree, context: Mapping[str, Any], step_context: Mapping[str, Any]) -> None:
-        """Warn where padding will be read as real, since the stem hands on a context of its own without the mask.
+        """Warn where padding will be read as real: the stem hands on no mask, or it is called as none that is known.
 
         Args:
             hidden: What the stem gave.
@@ -371,36 +370,22 @@ class EarlyExitModel(nn.Module):
         names, state = REAL if self.padding is None else (self.padding.mask,), first_tensor(hidden)
         if any(getattr(step_context.get(name), "ndim", 0) == 2 for name in names):
             return
-        reads = any(each.leaves_out_padding for each in (self.readout, self.halting_readout) if each is not None)
-        if not reads or torch.compiler.is_compiling():
+        read = [each for each in (self.readout, self.halting_readout) if each is not None and each.leaves_out_padding]
+        at_positions = self._task is not None and self._task.per_position and not self.training  # policies ask
+        if torch.compiler.is_compiling() or state.dim() < 3 or not (read or at_positions):
             return
-        real = self.positions(context)
-        if real is None or state.dim() < 3 or state.shape[:2] != real.shape or bool(real.all()):
+        if self.padding is None and REAL.keys().isdisjoint(context):
+            name = unknown_mask(context, state.shape[:2])
+            if name is not None and (at_positions or not all(each.names(name) for each in read)):
+                _warn_of_unknown_mask(name, context[name], "readout" if read else "policy", name in step_context)
+            return
+        real = self.positions(context) if read else None
+        if real is None or state.shape[:2] != real.shape or bool(real.all()):
             return  # states of another length are other positions
         mask = next(name for name in names if name in context)
         warnings.warn(
             f"The stem returns a context without {mask!r} (batch, length), by which the readout leaves padding out: it "
             f"takes padding for real. Let the stem return (hidden, {{{mask!r}: mask}}).",
-            stacklevel=4,
-        )
-
-    def _warn_of_unknown_mask(self, hidden: Tree, context: Mapping[str, Any]) -> None:
-        """Warn where the readout leaves padding out by a mask, and the mask of this call is called as none it knows."""
-        reads = any(each.leaves_out_padding for each in (self.readout, self.halting_readout) if each is not None)
-        if not reads or torch.compiler.is_compiling() or first_tensor(hidden).dim() < 3:
-            return
-        name = unknown_mask(context, first_tensor(hidden).shape[:2])
-        if name is None or self.readout.names(name):
-            return
-        mask = context[name]
-        if type(mask) is not Tensor or mask.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mask):
-            return  # nothing to look at
-        if bool((mask == mask[:1, :1]).all()):
-            return  # no padding
-        warnings.warn(
-            f"The readout leaves padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
-            "which it does not know: it takes padding for real. Rename it, or pass a ponder.Padding with "
-            f"mask={name!r} to the model.",
             stacklevel=4,
         )
 
@@ -440,6 +425,29 @@ def _is_frozen(part: nn.Module) -> bool:
     """Whether a part has parameters, none of which learns."""
     parameters = list(part.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _warn_of_unknown_mask(name: str, mask: Tensor, reader: str, in_steps: bool) -> None:
+    """Warn where a mask of a call says that there is padding, and is called as none that is known.
+
+    Args:
+        name: Its name.
+        mask: The mask, `(batch, length)`.
+        reader: Who leaves padding out: the readout, or the policy.
+        in_steps: Whether the steps' context has it.
+    """
+    if type(mask) is not Tensor or mask.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mask):
+        return  # nothing to look at
+    if bool((mask == mask[:1, :1]).all()):
+        return  # no padding
+    remedy = f"or pass a ponder.Padding with mask={name!r} to the model"
+    if not in_steps:
+        remedy = "and let a stem of your own return (hidden, {'attention_mask': mask})"
+    warnings.warn(
+        f"The {reader} leaves padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
+        f"which it does not know: it takes padding for real. Rename it, {remedy}.",
+        stacklevel=5,
+    )
 
 
 def check_model(model: Any) -> None:

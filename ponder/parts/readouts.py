@@ -104,9 +104,11 @@ class Pooled(nn.Module):
         self.padding = padding
 
     @property
-    def asks_for_mask(self) -> bool:
-        """Whether it leaves padding out by a mask of the context, and was not told which."""
-        return self.padding is None and self.pool is not first_token
+    def mask(self) -> str | None:
+        """The name of the mask by which it leaves padding out; None where it reads none."""
+        if self.pool is first_token:
+            return None
+        return "attention_mask" if self.padding is None else self.padding.mask
 
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
         """`(batch, length, …)` → `(batch, width)`."""
@@ -131,8 +133,8 @@ class ReadoutCall(nn.Module):
         parameters = _parameters(self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout.forward)
         self._names = {p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD}
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        if isinstance(self.readout, Pooled) and self.readout.asks_for_mask:
-            self._names.add("attention_mask")
+        if isinstance(self.readout, Pooled) and self.readout.mask is not None:
+            self._names.add(self.readout.mask)
 
     def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
         """Read the features of `hidden`, batch first.

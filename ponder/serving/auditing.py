@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ponder._utils.validation import check_int, check_real
-from ponder.analysis.policy_grid import leaves_later
+from ponder.analysis.policy_grid import at_threshold, leaves_later, part_with_threshold
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.streaming import StreamOutput
 from ponder.monitor import Audit
@@ -115,9 +115,9 @@ class AuditPlan:
         """The plan that a certified policy comes with, or None where nothing is certified about full depth.
 
         Level and confidence are those of the certificate, and the safer policies have thresholds that the certificate
-        tested before its own, the latest exits first: half-way and a quarter of the way to it. A policy without a
-        threshold of its own, or one whose threshold is not the value that was tested, as of many callables, has no
-        safer one but full depth.
+        tested before its own, the latest exits first: half-way and a quarter of the way to it. A policy of several
+        thresholds, or one whose threshold is not the value that was tested, as of many callables, has no safer one but
+        full depth.
 
         Args:
             policy: The policy of a model.
@@ -134,12 +134,13 @@ class AuditPlan:
 def _safer(policy: Certified) -> Iterator[ExitPolicy]:
     """Policies that leave later than a certified one, from the cheapest, as far as its own threshold was tested."""
     inside, tested = policy.policy, [value for value, _, _ in policy.path]
-    threshold, chosen = inside.tunable, policy.threshold_value
-    if threshold is None or getattr(inside, threshold.field, None) != chosen or chosen not in tested:
+    part, chosen = part_with_threshold(inside), policy.threshold_value
+    threshold = None if part is None else part.tunable
+    if threshold is None or getattr(part, threshold.field, None) != chosen or chosen not in tested:
         return
     for value in dict.fromkeys(tested[int(tested.index(chosen) * part)] for part in _SAFER):
         try:
-            one = inside.with_threshold(value)
+            one = at_threshold(inside, value)
         except PonderError:  # a value of a callable, which is none of the threshold
             return
         if leaves_later(inside, one):

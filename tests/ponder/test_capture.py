@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import ponder
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.capturing.captured import CapturedStem
-from ponder.parts.capturing.proof import close
+from ponder.parts.capturing.closeness import close
 from ponder.policies import ExitPolicy, FixedStep, LastStep, PolicyBatch, StepView
 from ponder.testing import check_backbone
 from tests.ponder.capturable import (
@@ -1197,3 +1197,91 @@ def test_layers_that_are_left_out_by_chance_between_code_are_an_error_in_trainin
     model.train()
     with pytest.raises(ponder.PonderError, match="was left out in training"):
         [model(inputs, labels=labels) for _ in range(4)]
+
+
+class MaskedLayer(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return hidden + super().forward(hidden if mask is None else hidden * mask.unsqueeze(-1))
+
+
+class Dropped(nn.Module):
+    """Leaves layers out by chance, in training, with nothing between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MaskedLayer() for _ in range(4))
+        self.dropout, self.norm = nn.Dropout(0.1), nn.LayerNorm(WIDTH)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self.dropout(hidden)
+        for layer in self.layers:
+            if not self.training or torch.rand(()) < 0.6:
+                hidden = layer(hidden, mask)
+        return self.norm(hidden)
+
+
+def test_layers_that_are_left_out_by_chance_are_so_in_calls_of_another_kind_too() -> None:
+    """The trap: a kind of call was learned from two calls, which had drawn other layers."""
+    torch.manual_seed(0)
+    module, inputs, labels = Dropped(), torch.randn(3, 5, WIDTH), torch.zeros(3, 5, dtype=torch.long)
+    for seed in range(4):
+        model = wrapped(module, {"hidden": inputs}, task="token_classification").train()
+        torch.manual_seed(seed)
+        assert model(inputs, mask=torch.ones(3, 5), labels=labels).loss.isfinite()
+
+
+class InDict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH) for name in ("low", "middle", "high")})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            hidden = torch.tanh(layer(hidden))
+        return hidden
+
+
+@pytest.mark.parametrize("layers", [None, "layers"])
+@torch.no_grad()
+def test_layers_may_stand_in_a_dict(layers: str | None) -> None:
+    torch.manual_seed(0)
+    module = InDict().eval()
+    parts = ponder.capture(module, states(), layers=layers)
+    assert parts.steps.num_steps == 3
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity()).eval()
+    assert torch.equal(model(states(), policy=LastStep()).outputs, module(states()))
+
+
+@dataclass
+class Answer:
+    hidden: Tensor
+
+
+class Answering(nn.Module):
+    """Layers whose answers are objects."""
+
+    class Layer(nn.Linear):
+        def forward(self, hidden: Tensor) -> Answer:
+            return Answer(super().forward(hidden))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.Layer(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden).hidden
+        return hidden
+
+
+def test_what_layers_answer_and_cannot_be_read_is_told() -> None:
+    with refused("module", "in a tuple, list or dict; got a Answer from layer 1 of 'layers'", "Let the layers give"):
+        ponder.capture(Answering(), states())
+
+
+def test_where_there_are_no_lists_none_is_to_be_named() -> None:
+    with refused("module", "lists in the module: none. Keep the layers in an nn.ModuleList"):
+        ponder.capture(nn.Linear(WIDTH, 2), states())

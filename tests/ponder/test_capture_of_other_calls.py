@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +136,128 @@ def test_arguments_that_the_example_had_not_are_refused_where_the_end_reads_them
     assert torch.equal(model(STATES).outputs, encoder(STATES))
     model = wrapped(encoder, {"states": STATES, "scale": scale}).eval()
     assert torch.equal(model(STATES, scale=3 * scale).outputs, encoder(STATES, scale=3 * scale))
+
+
+class Tasks(Encoder):
+    """A head for each task, which the call names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in range(3))
+
+    def forward(self, states: Tensor, task: Any = 0) -> Tensor:  # type: ignore[override]
+        states = super().forward(states)
+        return self.heads[task if isinstance(task, int) else task[0]](states)
+
+
+@pytest.mark.parametrize("kind", [int, lambda task: (task,), lambda task: [task]], ids=["int", "tuple", "list"])
+@torch.no_grad()
+def test_plain_values_are_told_apart_by_value(kind: Any) -> None:
+    # Trap: once one number had been looked at, every other one was answered as that.
+    encoder = Tasks().eval()
+    model = wrapped(encoder, {"states": STATES}).eval()
+    assert torch.equal(model(STATES, task=kind(0)).outputs, encoder(STATES, task=kind(0)))
+    for task in (1, True, 2):
+        with refused("inputs", "states, task", "these values of those that are no tensors"):
+            model(STATES, task=kind(task))
+
+
+class Normed(Encoder):
+    def end(self, states: Tensor, mask: Tensor | None = None, unused: Any = None) -> Tensor:
+        return states if mask is None else self.norm(states)
+
+
+@torch.no_grad()
+def test_arguments_that_the_example_had_are_refused_where_they_are_missed() -> None:
+    encoder, mask = Normed().eval(), torch.ones(4, 5, dtype=torch.bool)
+    example = {"states": STATES, "mask": mask, "unused": mask}
+    model = wrapped(encoder, example).eval()
+    assert torch.equal(model(STATES, mask=mask).outputs, encoder(STATES, mask=mask)), "nothing reads the other"
+    with refused("inputs", "states, unused", "these arguments and no others"):
+        model(STATES, unused=mask)
+
+
+adapter: ContextVar[int] = ContextVar("adapter", default=0)
+
+
+@contextmanager
+def adapted(number: int) -> Iterator[None]:
+    token = adapter.set(number)
+    try:
+        yield
+    finally:
+        adapter.reset(token)
+
+
+class Adapted(nn.Module):
+    """A layer that is told by a context which of its weights are meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + torch.tanh(self.adapters[adapter.get()](hidden))
+
+
+class Adapting(Encoder):
+    layer = Adapted
+
+    def forward(self, states: Tensor, number: int = 0) -> Tensor:  # type: ignore[override]
+        with adapted(number):
+            return super().forward(states)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*never trained:UserWarning")
+@pytest.mark.parametrize("training", [False, True])
+def test_an_argument_that_works_through_a_context_is_refused(training: bool) -> None:
+    encoder, task = Adapting().eval(), lambda outputs, labels: outputs.mean(1)
+    model = wrapped(encoder, {"states": STATES}, task=task).train(training)
+    with refused("inputs", "number, states", "around and behind its layers"):
+        model(STATES, number=1)
+    assert torch.equal(model(STATES, number=0).outputs, encoder(STATES))
+    model = wrapped(encoder, {"states": STATES, "number": 1}, task=task).train(training)
+    assert torch.equal(model(STATES).outputs, encoder(STATES, number=1))
+
+
+class Cast(Encoder):
+    """Autocast around its layers, or none where it is on around the module."""
+
+    def forward(self, states: Tensor, cast: bool = False) -> Tensor:  # type: ignore[override]
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            for layer in self.layers:
+                states = layer(states)
+        return self.norm(states.float())
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@torch.no_grad()
+def test_layers_run_under_the_autocast_that_the_module_sets_in_the_call(cast: bool) -> None:
+    encoder = Cast().eval()
+    model = wrapped(encoder, {"states": STATES}).eval()
+    assert not model.stem.layered.between, "no step runs the module again"
+    with torch.autocast("cpu", torch.bfloat16, enabled=not cast):
+        found, expected = model(STATES, cast=cast).outputs, encoder(STATES, cast)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+class CastBehind(Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 2)
+
+    def end(self, states: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.linear(states)
+
+
+@torch.no_grad()
+def test_the_end_runs_under_the_autocast_that_the_module_sets() -> None:
+    encoder = CastBehind().eval()
+    model = wrapped(encoder, STATES).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(STATES).outputs, encoder(STATES))
 
 
 class Counting(Layer):

@@ -175,6 +175,44 @@ def test_layers_that_the_module_runs_without_gradients_learn_nothing() -> None:
     assert learned == [False, False, True]
 
 
+class Thawing(Stack):
+    """Its own code runs the layers, and a norm behind them, without gradients for as long as it is told to."""
+
+    frozen = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            for layer in self.layers:
+                hidden = layer(hidden)
+            hidden = self.norm(hidden)
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_learns_is_told_by_the_call_not_by_the_example(frozen: bool) -> None:
+    module = Thawing()
+    module.frozen = not frozen
+    parts = ponder.capture(module, EXAMPLE)
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity(), task=lambda outputs, labels: outputs.mean((1, 2)))
+    module.frozen = frozen
+    model.train()(EXAMPLE, labels=torch.zeros(4)).loss.backward()
+    assert module.head.weight.grad is not None
+    assert all((parameter.grad is None) == frozen for parameter in module.layers.parameters())
+
+
+def test_what_stands_behind_the_layers_without_gradients_learns_nothing() -> None:
+    module = Thawing()
+    parts = ponder.capture(module, EXAMPLE)
+    model = ponder.PonderWrapper(**vars(parts), head=nn.Identity(), task=lambda outputs, labels: outputs.mean((1, 2)))
+    model.train()(EXAMPLE, labels=torch.zeros(4)).loss.backward()
+    learned = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert learned == {"head.weight", "head.bias"}
+
+
 class Autocast(nn.Module):
     """It opens autocast in its own forward."""
 

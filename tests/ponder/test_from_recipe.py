@@ -76,6 +76,16 @@ def test_steps_shared_and_listed_and_with_a_stem() -> None:
     assert recurrent.eval()(flat, extra=torch.ones(2, 1)).outputs.shape == (2, CLASSES)
 
 
+@pytest.mark.parametrize("first", [{"src_key_padding_mask": None}, {"is_causal": False}], ids=["none", "flag"])
+def test_the_inputs_are_the_first_of_an_example_that_are_tensors(first: dict[str, Any]) -> None:
+    """Trap: the inputs had the name of what was left out; a flag in front of them was taken for the inputs."""
+    model = made(encoder(), "vanilla", example={**first, "src": torch.randn(2, 5, WIDTH)})
+    assert model.main_input_name == "src"
+    assert model.eval()(torch.randn(3, 4, WIDTH)).outputs.shape == (3, CLASSES)
+    step = made([lambda hidden, scale=1.0: hidden * scale] * 2, example={"scale": 2.0, "states": torch.ones(2, WIDTH)})
+    assert step.main_input_name == "states"
+
+
 def test_what_an_answer_is() -> None:
     assert made(encoder(), num_outputs=1).task.name == "regression"
     assert made(encoder()).task.name == "classification"

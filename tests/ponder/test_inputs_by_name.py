@@ -87,5 +87,5 @@ def test_a_stem_that_keeps_the_mask_among_its_inputs_is_told_so() -> None:
     model = ponder.PonderWrapper(
         layer, num_steps=2, stem=Ids(), head=nn.Linear(WIDTH, 2), readout=ponder.readouts.mean, task="classification"
     ).eval()
-    with pytest.warns(UserWarning, match="without 'attention_mask', by which the readout leaves padding out"):
+    with pytest.warns(UserWarning, match=r"without 'attention_mask' \(batch, length\), by which the readout"):
         model({"states": STATES, "attention_mask": (~PADDED).long()})

@@ -466,6 +466,96 @@ def test_a_mask_by_a_name_that_the_readout_does_not_know_is_told() -> None:
     torch.testing.assert_close(both.outputs[1:], alone.outputs)
 
 
+class Told(nn.Module):
+    """An encoder whose argument for padding is called as no mask that is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, states: Tensor, padded: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            states = layer(states, src_key_padding_mask=padded)
+        return states
+
+
+@pytest.mark.parametrize("task", ["classification", "token_classification"])
+def test_a_mask_of_an_unknown_name_is_told_of_a_captured_module_too(task: Any) -> None:
+    """Trap: a stem that gives a context of its own was asked about two names alone, and answered nothing."""
+    states, padded = torch.randn(3, 5, WIDTH), torch.arange(5) >= torch.tensor([[5], [2], [3]])
+    example = {"states": states, "padded": torch.zeros_like(padded)}
+    model = ponder.PonderWrapper.from_recipe(Told().eval(), "vanilla", num_outputs=2, example=example, task=task).eval()
+    who = "The readout" if task == "classification" else "The policy"
+    with pytest.warns(UserWarning, match=f"{who} leaves padding out by a mask .* given 'padded', which it does not"):
+        model(states, padded=padded)
+    with pytest.warns(UserWarning, match="given 'padded'"):
+        model.unroll(states, padded=padded)
+    model(states, padded=torch.zeros_like(padded))  # no padding
+    model(states)
+    if task == "classification":
+        model.readout = readouts.ReadoutCall(readouts.first_token)
+        model(states, padded=padded)  # nothing is pooled
+
+
+def test_a_mask_of_an_unknown_name_that_the_stem_loses_is_told() -> None:
+    def losing(inputs: Tensor, padded: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs * ~padded.unsqueeze(-1), {}
+
+    def naming(inputs: Tensor, padded: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs * ~padded.unsqueeze(-1), {"attention_mask": ~padded}
+
+    def step(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return torch.tanh(hidden)
+
+    def model(stem: Any, **options: Any) -> ponder.PonderWrapper:
+        return ponder.PonderWrapper(step, 2, stem=stem, head=nn.Linear(WIDTH, 3), **options).eval()
+
+    states, padded = torch.randn(2, 5, WIDTH), torch.arange(5) >= torch.tensor([[5], [2]])
+    tokens: Any = {"readout": readouts.identity, "task": "token_classification"}
+    for options in ({"readout": readouts.mean}, tokens):
+        with pytest.warns(UserWarning, match=r"given 'padded', which it does not know.*{'attention_mask': mask}"):
+            model(losing, **options)(states, padded=padded)
+        model(naming, **options)(states, padded=padded)  # the stem names it as it is known
+    with (
+        pytest.warns(UserWarning, match="given 'padded'"),
+        ponder.StreamEngine(model(losing, readout=readouts.mean)) as engine,
+    ):
+        engine.submit((states[1], {"padded": padded[1]})).result()
+    ready = Padding(mask="padded", real=False)
+    pooled = readouts.Pooled(None, readouts.mean, ready)
+
+    def handing(inputs: Tensor, padded: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return inputs, {"padded": padded}
+
+    def masked(hidden: Tensor, padded: Tensor) -> Tensor:
+        return torch.tanh(hidden)
+
+    told = ponder.PonderWrapper(masked, 2, stem=handing, readout=pooled, head=nn.Linear(WIDTH, 3)).eval()
+    both, alone = told(states, padded=padded), told(states[1:, :2], padded=padded[1:, :2])
+    torch.testing.assert_close(both.outputs[1:], alone.outputs)
+
+
+def test_a_captured_module_knows_its_mask_by_the_name_that_pytorch_gives_it() -> None:
+    class Attending(nn.Module):
+        """An encoder that calls its mask as `nn.MultiheadAttention` does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+        def forward(self, states: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+            return self.encoder(states, src_key_padding_mask=key_padding_mask)
+
+    torch.manual_seed(0)
+    states, padded = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [2]])
+    model = ponder.PonderWrapper.from_recipe(
+        Attending().eval(), "deebert", num_outputs=3, example={"states": states, "key_padding_mask": padded}
+    ).eval()
+    both, alone = model(states, key_padding_mask=padded), model(states[1:, :2], key_padding_mask=padded[1:, :2])
+    torch.testing.assert_close(both.outputs[1:], alone.outputs)
+
+
 def test_a_padding_that_is_declared_later_is_that_of_what_pools() -> None:
     """Trap: what `from_recipe` pools with knew no mask but two, and was told of no other; the warning was gone."""
     states, padded = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [2]])

@@ -314,7 +314,7 @@ def test_a_threshold_ends_at_a_number_or_at_what_a_function_says(high: Any) -> N
         tunable = policies.Threshold("threshold", "above", high=high)
 
         def statistic(self, step: Any, state: Any) -> Any:
-            return step.features.norm(dim=-1), state
+            return step.features.norm(dim=-1).clamp(max=3.0), state
 
     trajectory = recorded()
     values = trajectory.sweep(Norm).to_dict()["threshold"]

@@ -43,6 +43,12 @@ def assert_same(a: Trajectory, b: Trajectory) -> None:
             assert torch.equal(a.replay(policy).exit_step, b.replay(policy).exit_step)
 
 
+def test_printed_it_says_what_it_holds_and_no_numbers() -> None:
+    assert repr(Trajectory(torch.zeros(9, 4, 3), torch.zeros(9, 4), torch.arange(9))) == (
+        "Trajectory(9 rows, 4 steps, outputs (3,) with hazard_logits, task None)"
+    )
+
+
 def bare() -> Trajectory:
     return Trajectory(torch.randn(3, 4, 2), None, torch.arange(3))
 

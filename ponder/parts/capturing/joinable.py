@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
+from ponder.parts.capturing.closeness import close
 from ponder.parts.capturing.layered import LayeredModule
 from ponder.parts.capturing.notes import CodeBetweenError
-from ponder.parts.capturing.proof import LearnedPadding, close
+from ponder.parts.capturing.proof import LearnedPadding
 from ponder.parts.joining import join_rows, with_lengths
 from ponder.parts.padding import Along, Padding
 

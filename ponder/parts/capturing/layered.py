@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Shared, Tree, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
+from ponder.parts.capturing.closeness import close
 from ponder.parts.capturing.ending import Reading, goes_alike
 from ponder.parts.capturing.growth import (
     Arguments,
@@ -29,6 +30,7 @@ from ponder.parts.capturing.growth import (
     one_more_row,
     split_rows,
 )
+from ponder.parts.capturing.modes import Mode, mode_now
 from ponder.parts.capturing.notes import (
     CodeBetweenError,
     EnoughError,
@@ -37,7 +39,7 @@ from ponder.parts.capturing.notes import (
     is_state,
     told_otherwise,
 )
-from ponder.parts.capturing.twin import branches_to, twin_of, untraced_twin
+from ponder.parts.capturing.twin import branches_to, evaluating_twin, twin_of, untraced_twin
 from ponder.parts.capturing.watching import Mark, Tail, watch
 from ponder.parts.padding import Along, Padding
 from ponder.parts.steps import Steps
@@ -52,9 +54,10 @@ __all__ = [
 ]
 
 PLAN, _FIRST = "plan", Axis()
+_KINDS = 1000  # of calls that were looked at, and are remembered
 
 
-MASKS = ("attention_mask", "mask", "src_key_padding_mask")
+MASKS = ("attention_mask", "mask", "src_key_padding_mask", "key_padding_mask")
 """Names of masks `(batch, length)` among the arguments of a module."""
 
 _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
@@ -68,6 +71,7 @@ class _Plan:
     Args:
         calls: Arguments and keyword arguments of each layer, with marks for tensors; None for a layer left out.
         handed: What each layer hands on besides the hidden state.
+        modes: The mode of each layer around which the module's own code sets another than that of the call.
         names: The names that the noted tensors have in the context.
         rows: The dimension of the rows in each noted tensor; None for a tensor of the whole batch.
         before: The answers of the modules that ran before the layers, by path.
@@ -77,6 +81,7 @@ class _Plan:
 
     calls: tuple[Any, ...]
     handed: tuple[frozenset[str], ...]
+    modes: Mapping[int, Mode]
     names: tuple[str, ...]
     rows: tuple[Axis | None, ...]
     before: Mapping[str, list[Any]]
@@ -106,6 +111,9 @@ class LayeredModule:
     seen_keys: frozenset[str | int] | None = None
     """The names and places of the arguments of the example; None before it is learned, and of one saved without."""
 
+    reads: Callable[[Any], Any] | None = None
+    """What readouts read of the module's output; None of one saved without."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -126,7 +134,6 @@ class LayeredModule:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the named tensors of the output, for the example
         self.lengths: dict[str, Along] = {}
         self.given_names: frozenset[str] = frozenset()  # of the arguments of the example
-        self.still: frozenset[int] = frozenset()  # the layers that the module's own code runs without gradients
         self._known: dict[Any, _Learned] = {}
         self._ends: set[Any] = set()  # kinds of calls that were seen to end as the example did
         self._kinds: dict[tuple[tuple[Axis | None, ...], tuple[torch.dtype, ...]], int] = {}
@@ -163,7 +170,7 @@ class LayeredModule:
             key: value.new_ones(1, *value.shape[1:]) if has_rows(value, 0) else value for key, value in given.items()
         }
         one = self._untraced()._stem(some, 1, shared)
-        hidden, context = take_rows(one, torch.arange(0, device=self._device(given)))
+        hidden, context = take_rows(one, torch.arange(0, device=_first(given).device))
         return hidden, context
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
@@ -176,8 +183,8 @@ class LayeredModule:
         call = self.calls[number]
         fill = partial(self._fill, state, context)
         args, kwargs = map_leaves(lambda leaf: fill(leaf) if type(leaf) is Mark else leaf, plan.calls[number])
-        with torch.no_grad() if number in self.still else contextlib.nullcontext():
-            out = _part(self.module, call.path)(*args, **kwargs)
+        part, mode = _part(self.module, call.path), plan.modes.get(number)
+        out = part(*args, **kwargs) if mode is None else mode.run(part, *args, **kwargs)
         hidden = self._split(out if isinstance(out, Tensor) else call.hidden_in(out), state)
         if not isinstance(state, dict):
             return hidden
@@ -194,14 +201,9 @@ class LayeredModule:
             return select(self._replay(self.num_steps, state, context))
         return map_leaves(Reading(self.module, self.tail, self.merged(state)).value, select(self.tail.output))
 
-    def dry(self, given: Arguments, *, with_gradients: bool = False) -> Notes:
-        """One forward with stubs for layers, up to the last of them (the first, where code stands between).
-
-        Args:
-            given: The module's arguments.
-            with_gradients: Whether to note which layers its own code calls without gradients, in a call that has them.
-        """
-        notes = Notes(self.module, self.calls, self.between, with_gradients)
+    def dry(self, given: Arguments) -> Notes:
+        """One forward with stubs for layers, up to the last of them (the first, where code stands between)."""
+        notes = Notes(self.module, self.calls, self.between, mode_now(_first(given)))
         answers: dict[str, Callable[..., Any]] = dict.fromkeys((call.path for call in self.calls), notes.layer)
         if self.replays:
             answers |= dict.fromkeys(self.before, notes.earlier)
@@ -253,13 +255,10 @@ class LayeredModule:
             )
         return first.shape[0]
 
-    def _device(self, given: Arguments) -> torch.device:
-        return next(tensor.device for _, tensor in tensors(dict(given)))
-
     def _stem(self, given: Arguments, rows: int, shared: frozenset[str]) -> tuple[Tree, dict[str, Any]]:
         self._check_lengths(given)
         notes = self.dry(given)
-        self._check_end(given, rows, shared)
+        self._check_kind(given, rows, shared)
         names, axes, narrows = self._learned(notes, given, rows, shared)
         context: dict[str, Any] = {
             name: Shared(tensor) if axis is None else split_rows(tensor, axis, rows)
@@ -280,7 +279,7 @@ class LayeredModule:
                 if isinstance(value, Tensor):
                     context[f"given_{key}"] = value if has_rows(value, rows) and key not in shared else Shared(value)
         calls = (*notes.calls, *[None] * (self.num_steps - len(notes.calls)))
-        plan = _Plan(calls, self._handed(notes), names, axes, notes.before, kept, narrows)
+        plan = _Plan(calls, self._handed(notes), notes.modes, names, axes, notes.before, kept, narrows)
         hidden = split_rows(notes.hidden, self.axis, rows)
         return {"hidden": hidden} if any(plan.handed) else hidden, {**context, PLAN: Shared(plan)}
 
@@ -290,9 +289,8 @@ class LayeredModule:
         if key not in self._known:
             with torch.no_grad(), torch.random.fork_rng(_cuda(notes.hidden)):
                 own = {name: value for name, value in given.items() if name not in shared}
-                more = self._untraced().dry({**given, **one_more_row(own, rows)})
-                _check_counts(notes, more)
-                pairs = zip(notes.tensors, more.tensors, strict=True)
+                more = self._like(notes, {**given, **one_more_row(own, rows)})
+                pairs = zip(notes.tensors, _counted(notes, more), strict=True)
                 axes = tuple(grown_rows(small, large, rows, "an argument") for small, large in pairs)
                 likes = axes, tuple(tensor.dtype for tensor in notes.tensors)  # what may share a batch has one name
                 kind = self._kinds.setdefault(likes, len(self._kinds)) or ""
@@ -323,14 +321,14 @@ class LayeredModule:
         own = {key: value for key, value in own.items() if f"given_{key}" in self.lengths}
         for change in (one_more_column, one_column_less):  # the longest that a module takes grows no more
             try:
-                other = self._untraced().dry({**given, **change(own, rows, length)})
+                others = notes.tensors_in(self._like(notes, {**given, **change(own, rows, length)}))
             except (RuntimeError, IndexError, ValueError):
                 continue
-            if len(other.tensors) == len(notes.tensors):
+            if others is not None:
                 break
         else:
             return False
-        for name, axis, one, two in zip(names, axes, notes.tensors, other.tensors, strict=True):
+        for name, axis, one, two in zip(names, axes, notes.tensors, others, strict=True):
             if axis is not None:
                 one, two = split_rows(one, axis, rows), split_rows(two, axis, rows)
             small, large, shorter = (one, two, length) if change is one_more_column else (two, one, length - 1)
@@ -355,41 +353,84 @@ class LayeredModule:
                     remedy="Capture the module with an example in which the two have different lengths.",
                 )
 
-    def _check_end(self, given: Arguments, rows: int, shared: frozenset[str]) -> None:
-        """See that a call with other arguments than the example ends as that did, once for each kind of call."""
+    def _check_kind(self, given: Arguments, rows: int, shared: frozenset[str]) -> None:
+        """See that a call with other arguments than the example goes as that did, once for each kind of call."""
         kind = self._kind_of(given)
         if kind is None or kind in self._ends:
             return
-        two = {
-            key: value[:2].clone() if has_rows(value, rows) and key not in shared else map_tensors(torch.clone, value)
-            for key, value in given.items()
-        }
-        watched = None
-        with contextlib.suppress(Exception), torch.random.fork_rng(_cuda(next(tensor for _, tensor in tensors(two)))):
-            watched = watch(untraced_twin(self.module), _positional(two), _named(two))
-        # Not watched is a module that is elsewhere, whose layers alone are fetched where they are called.
-        if watched and not goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers):
+        two = {key: value[:2] if has_rows(value, rows) and key not in shared else value for key, value in given.items()}
+        twins = [untraced_twin(self.module)]
+        if any(module.training for module in self.module.modules()):  # where numbers may be drawn by chance
+            twins.append(evaluating_twin(twins[0]))
+        with torch.no_grad(), torch.random.fork_rng(_cuda(_first(two))):
+            alike = all(self._goes_alike(twin, two, shared, by_numbers=twin is twins[-1]) for twin in twins)
+        torch.clear_autocast_cache()  # of weights that were cast without a gradient
+        if not alike:
             raise ArgumentError(
                 "inputs",
-                expected="arguments with which the module does behind its layers, and hands on as numbers between "
-                "them, what it did in the example that it was captured with",
+                expected="arguments with which the module does around and behind its layers, and hands on as numbers "
+                "between them, what it did in the example that it was captured with",
                 got=f"{', '.join(sorted(map(str, given)))}, with which it does something else",
-                remedy="Capture the module with an example that has these arguments, and these values of those that "
-                "are no tensors.",
+                remedy="Capture the module with an example that has these arguments and no others, and these values of "
+                "those that are no tensors.",
             )
+        if len(self._ends) == _KINDS:
+            self._ends.clear()
         self._ends.add(kind)
+
+    def _goes_alike(self, twin: nn.Module, given: Arguments, shared: frozenset[str], *, by_numbers: bool) -> bool:
+        """Whether a call of a twin goes as the example did; and whether full depth then is the module's own output.
+
+        Nothing is said of a module that cannot be watched: one that is elsewhere, whose layers alone are fetched where
+        they are called.
+        """
+
+        def copies() -> dict[str | int, Any]:  # since a call may write into them
+            return {key: map_tensors(torch.clone, value) for key, value in given.items()}
+
+        try:
+            watched = watch(twin, _positional(copies()), _named(copies()))
+        except Exception:
+            return True
+        if not goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers):
+            return False
+        if not by_numbers or self.reads is None:
+            return True
+        other = copy(self)
+        other.module, other._ends = twin, {self._kind_of(given)}
+        other._known, other._kinds, other.lengths = {}, {}, dict(self.lengths)
+        with contextlib.suppress(Exception):  # of what is read otherwise
+            state, noted = other._stem(copies(), self._rows(given), shared)
+            context = unwrap(noted)
+            for number in range(self.num_steps):
+                state = other.step(number, state, context)
+            pairs = zip(leaves(other.read(self.reads, state, context)), leaves(self.reads(watched.output)), strict=True)
+            return all(close(mine, own) for mine, own in pairs if isinstance(mine, Tensor) and isinstance(own, Tensor))
+        return True
 
     def _kind_of(self, given: Arguments) -> Hashable | None:
         """What tells a call from the example, by names and plain values, where that could matter; None elsewhere."""
-        if self.seen_keys is None or not (self.tail or self.reads_numbers) or torch.compiler.is_compiling():
+        if self.seen_keys is None or torch.compiler.is_compiling():
             return None
         told = {
-            key: value if isinstance(value, bool | str) else type(value)
+            key: _told(value)
             for key, value in given.items()
-            if not isinstance(value, Tensor) and not _same_value(value, self.constants.get(key))
+            if not (isinstance(value, Tensor) and key not in self.constants)
+            and not _same_value(value, self.constants.get(key))
         }
-        new = given.keys() - self.seen_keys
-        return (frozenset(new), frozenset(told.items())) if new or told else None
+        other = given.keys() ^ self.seen_keys
+        return (frozenset(other), frozenset(told.items())) if other or told else None
+
+    def _like(self, notes: Notes, given: Arguments) -> Notes:
+        """A dry run with other arguments, which has the layers of `notes`: in evaluation if chance left some out."""
+        layered = self._untraced()
+        with contextlib.suppress(CodeBetweenError):  # of all layers, say
+            other = layered.dry(given)
+            if notes.ran <= other.ran:
+                return other
+        layered = copy(layered)
+        layered.module = evaluating_twin(layered.module)
+        return layered.dry(given)
 
     def _untraced(self) -> LayeredModule:
         """The same, whose calls in training mode leave no trace in the module: running statistics stay as they are."""
@@ -558,6 +599,15 @@ def _kind(tensor: Tensor, rows: int) -> Any:
     return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
 
 
+def _told(value: Any) -> Hashable:
+    """What tells plain values apart; of numbers with a point, which may differ from call to call, the type alone."""
+    if isinstance(value, Mapping):
+        return type(value), frozenset((key, _told(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_told, value))
+    return type(value), value if isinstance(value, int | str) else None
+
+
 def _same_value(value: Any, other: Any) -> bool:
     return value is other or (
         isinstance(value, bool | int | float | str) and type(other) is type(value) and value == other
@@ -572,16 +622,17 @@ def _equal(size: Any, other: Any) -> bool:
     return bool(size == other)
 
 
-def _check_counts(notes: Notes, more: Notes) -> None:
-    """Refuse numbers among the arguments of a layer that follow the number of rows."""
-    same = len(notes.arguments) == len(more.arguments) and len(notes.tensors) == len(more.tensors)
-    if not same or told_otherwise(notes, more):
+def _counted(notes: Notes, more: Notes) -> list[Tensor]:
+    """The tensors of a call with one row more; refuse numbers among the arguments of a layer that follow the rows."""
+    found = notes.tensors_in(more)
+    if found is None or told_otherwise(notes, more):
         raise ArgumentError(
             "module",
             expected="layers whose arguments, but for tensors, do not depend on the number of rows",
             got="other arguments with one row more",
             remedy="Rows cannot leave; give PonderWrapper a stem and steps that know how to tell their layers.",
         )
+    return found
 
 
 def is_row_mask(value: Any, rows: int) -> bool:
@@ -599,6 +650,10 @@ def _positional(given: Arguments) -> tuple[Any, ...]:
 
 def _named(given: Arguments) -> dict[str, Any]:
     return {key: value for key, value in given.items() if isinstance(key, str)}
+
+
+def _first(given: Arguments) -> Tensor:
+    return tensors(dict(given))[0][1]
 
 
 def _cuda(tensor: Tensor) -> list[int]:

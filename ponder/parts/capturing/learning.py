@@ -16,6 +16,7 @@ from ponder.parts.capturing.ending import find_tail, numbers_apart
 from ponder.parts.capturing.growth import grown_rows, one_more_column, one_more_row
 from ponder.parts.capturing.joinable import joinable
 from ponder.parts.capturing.layered import MASKS, LayeredModule, is_row_mask
+from ponder.parts.capturing.modes import mode_now
 from ponder.parts.capturing.notes import CodeBetweenError, LayerCall, Notes, first_floating, told_otherwise
 from ponder.parts.capturing.proof import learned_padding, prove, reads_numbers, refusal
 from ponder.parts.capturing.twin import evaluating_twin, training_twin, unbound_forwards, untraced_twin, varied_twin
@@ -79,12 +80,12 @@ def _learn(
         seen = _see(shadow, given, reads)
         with torch.random.fork_rng(_devices(seen.given)):
             layered = _first_proved(seen, find_layers(shadow, seen.watched, layers, count))
-            layered.still = _without_gradients(layered, seen)
             padding = learned_padding(layered, seen.given, seen.rows, seen.reads)
             layered.padding = None if padding is None else joinable(layered, padding, seen.given, reads)
     output = seen.watched.output
     if isinstance(output, Mapping):
         layered.shapes = {name: tuple(part.shape) for name, part in output.items() if isinstance(part, Tensor)}
+    layered.reads = reads
     layered.given_names = frozenset(name for name in seen.given if isinstance(name, str))
     layered.seen_keys = frozenset(seen.given)
     return layered
@@ -113,11 +114,16 @@ class _Seen:
         given: dict[str | int, Any] = map_tensors(torch.clone, dict(self.given))
         return given
 
+    @property
+    def compiled(self) -> bool:
+        """Whether layers are of `torch.compile`, which would compile for each of many calls, and no more after some."""
+        return any(hasattr(part, "_orig_mod") for part in self.module.modules())
+
     @cached_property
     def others(self) -> list[Watched]:
         """Calls that may go otherwise: with longer rows, in training, and where a tensor says yes instead of no."""
-        if any(hasattr(part, "_orig_mod") for part in self.module.modules()):
-            return []  # layers of `torch.compile` would be compiled for each of these calls, and no more after some
+        if self.compiled:
+            return []
         first = next(tensor for _, tensor in tensors(dict(self.given)) if tensor.dim())
         longer = one_more_column(self.given, self.rows, first.shape[1]) if first.dim() > 1 else None
         asked = Asked()
@@ -128,6 +134,19 @@ class _Seen:
         for question in range(asked.questions):
             with Asked(question):
                 calls.append(_attempt(untraced_twin(self.module), self.copied()))
+        return [call for call in calls if call is not None]
+
+    @cached_property
+    def in_modes(self) -> list[Watched]:
+        """Calls with gradients and under autocast, which show where the module's own code turns these off."""
+        if self.compiled:
+            return []
+        mode = mode_now(next(tensor for _, tensor in tensors(dict(self.given))))
+        cast = mode._replace(dtype=torch.bfloat16)
+        calls = [
+            _attempt(untraced_twin(self.module), self.copied(), with_gradients=True),
+            cast.run(_attempt, untraced_twin(self.module), self.copied()),
+        ]
         return [call for call in calls if call is not None]
 
     def one_more(self) -> Watched:
@@ -239,17 +258,6 @@ def _answered(layered: LayeredModule, seen: _Seen, otherwise: int | None = None)
         layered.module = seen.module
 
 
-def _without_gradients(layered: LayeredModule, seen: _Seen) -> frozenset[int]:
-    """The layers that the module's own code runs under `torch.no_grad`."""
-    if layered.between:  # its code runs again in every step
-        return frozenset()
-    try:
-        with torch.enable_grad():
-            return frozenset(layered.dry(seen.copied(), with_gradients=True).still)
-    except RuntimeError:  # of tensors of inference mode, from which nothing learns
-        return frozenset()
-
-
 def _read(seen: _Seen, layers: Layers, *, between: bool) -> LayeredModule:
     """Read the watched call as stem, layers and tail, which is not proved yet."""
     if not between and any(len(layer) > 1 for layer in layers.calls):
@@ -308,6 +316,11 @@ def _tail(seen: _Seen, last: Call, layer: LayerCall) -> Tail | None:
         end = same_call(other, seen.watched, last)
         if end is not None and not tail.is_that_of(find_tail(other, end, layer)):
             return None
+    for other in [seen.watched, *seen.in_modes]:
+        end = same_call(other, seen.watched, last)
+        behind = [] if end is None else other.outermost([call for call in other.calls if call.start > end.end])
+        if any(call.mode is not None for call in behind):
+            return None
     return tail
 
 
@@ -346,11 +359,18 @@ def _entering(layers: Layers) -> Tensor:
     entering = first_floating((opening.args, opening.kwargs))
     for number, layer in enumerate(layers.calls, start=1):
         left = [leaf for leaf in _tensors(layer[-1].output) if leaf.is_floating_point()]
+        if not _tensors(layer[-1].output):
+            raise ArgumentError(
+                "module",
+                expected="layers that give the hidden state as a tensor, or in a tuple, list or dict",
+                got=f"a {type(layer[-1].output).__name__} from layer {number} of {layers.name!r}",
+                remedy="Let the layers give one of these, or give PonderWrapper the stem and the steps yourself.",
+            )
         if not any(leaf.shape == entering.shape for leaf in left):
             raise ArgumentError(
                 "module",
                 expected="layers that keep the shape of the hidden state",
-                got=f"{tuple(left[0].shape) if left else 'no tensor'} after layer {number} of {layers.name!r}, where "
+                got=f"{tuple(left[0].shape) if left else 'integers'} after layer {number} of {layers.name!r}, where "
                 f"{tuple(entering.shape)} entered",
                 remedy="Name a list of layers between two changes of shape by layers=…, or give PonderWrapper the stem "
                 "and the steps yourself.",
@@ -448,10 +468,11 @@ def _see(module: nn.Module, given: Mapping[str | int, Any], reads: Callable[[Any
     return _Seen(module, given, first.shape[0], watched, reads)
 
 
-def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
+def _watch(module: nn.Module, given: Mapping[str | int, Any], *, with_gradients: bool = False) -> Watched:
     args = tuple(value for key, value in given.items() if isinstance(key, int))
+    named = {key: value for key, value in given.items() if isinstance(key, str)}
     try:
-        return watch(module, args, {key: value for key, value in given.items() if isinstance(key, str)})
+        return watch(module, args, named, with_gradients=with_gradients)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise ArgumentError(
             "example",
@@ -461,10 +482,10 @@ def _watch(module: nn.Module, given: Mapping[str | int, Any]) -> Watched:
         ) from error
 
 
-def _attempt(module: nn.Module, given: Mapping[str | int, Any]) -> Watched | None:
+def _attempt(module: nn.Module, given: Mapping[str | int, Any], *, with_gradients: bool = False) -> Watched | None:
     """The call, if the module takes it."""
     try:
-        return _watch(module, given)
+        return _watch(module, given, with_gradients=with_gradients)
     except Exception:  # of its own: inputs that are too long, or an answer that it takes for wrong inputs
         return None
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from ponder._utils.trees import leaves, map_leaves
 from ponder.errors import PonderError
+from ponder.parts.capturing.modes import Mode, other_mode
 from ponder.parts.capturing.watching import Mark, version_of
 
 __all__ = [
@@ -63,17 +60,17 @@ class Notes:
         module: The module.
         layers: The calls that its layers consist of, in order.
         only_first: Whether the first of them tells all that is asked.
-        with_gradients: Whether to note which layers the module's own code calls without gradients.
+        mode: That of the call; layers that the module's own code calls in another are noted with theirs.
     """
 
     module: nn.Module
     layers: tuple[LayerCall, ...]
     only_first: bool
-    with_gradients: bool
+    mode: Mode
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     reads: list[frozenset[str]] = field(default_factory=list)
-    still: set[int] = field(default_factory=set)
+    modes: dict[int, Mode] = field(default_factory=dict)
     before: dict[str, list[Any]] = field(default_factory=dict)
     hidden: Any = None
     _slots: dict[int, Mark] = field(default_factory=dict)
@@ -83,6 +80,24 @@ class Notes:
     def arguments(self) -> list[Any]:
         """What the layers are called with, one after the other."""
         return list(leaves(self.calls))
+
+    @property
+    def ran(self) -> frozenset[int]:
+        """The layers, or parts of them, that were called."""
+        return frozenset(number for number, call in enumerate(self.calls) if call is not None)
+
+    def tensors_in(self, other: Notes) -> list[Tensor] | None:
+        """The tensors that `other` has in the places of these; None where not all of them have one."""
+        calls, others = _both(self, other)
+        mine, theirs = list(leaves((calls, self.before))), list(leaves((others, other.before)))
+        found = {
+            mark.key: other.tensors[there.key]
+            for mark, there in zip(mine, theirs, strict=False)
+            if _is_noted(mark) and _is_noted(there)
+        }
+        if len(mine) != len(theirs) or len(found) != len(self.tensors):
+            return None
+        return [found[slot] for slot in range(len(found))]
 
     def mark(self, leaf: Any) -> Any:
         """Put a mark in the place of a tensor, and leave anything else.
@@ -122,8 +137,8 @@ class Notes:
         self.calls.append((map_leaves(self.mark, args), map_leaves(self.mark, kwargs)))
         if "hidden" not in self._read:
             raise CodeBetweenError(f"{path} is not called with what the layer before gave, untouched")
-        if self.with_gradients and not torch.is_grad_enabled() and not _in_autograd_function():
-            self.still.add(number)
+        if mode := other_mode(self.mode):
+            self.modes[number] = mode
         self.reads.append(frozenset(self._read - {"hidden"}))
         if number + 1 == len(self.layers):
             raise EnoughError
@@ -153,11 +168,17 @@ class Notes:
 
 
 def told_otherwise(one: Notes, other: Notes) -> bool:
-    """Whether layers are called with as many arguments, and other numbers (flags too) among them."""
-    before, after = one.arguments, other.arguments
+    """Whether layers that both called have as many arguments, and other numbers (flags too) among them."""
+    before, after = (list(leaves(calls)) for calls in _both(one, other))
     pairs = zip(before, after, strict=False)
     numbers = [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
     return len(before) == len(after) and any(a != b for a, b in numbers)
+
+
+def _both(one: Notes, other: Notes) -> tuple[list[Any], list[Any]]:
+    """The calls of the layers that both called: in training, some may be left out by chance."""
+    ran = sorted(one.ran & other.ran)
+    return [one.calls[number] for number in ran], [other.calls[number] for number in ran]
 
 
 def first_floating(tree: Any) -> Tensor:
@@ -166,6 +187,10 @@ def first_floating(tree: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     raise CodeBetweenError("the first layer takes no floating-point tensor")
+
+
+def _is_noted(leaf: Any) -> bool:
+    return isinstance(leaf, Mark) and leaf.kind == "noted"
 
 
 def is_state(leaf: Any) -> bool:
@@ -193,17 +218,3 @@ class CodeBetweenError(PonderError):
 
 class EnoughError(Exception):
     """Raised by a stub: nothing of the forward is needed any more."""
-
-
-def _in_autograd_function() -> bool:
-    """Whether this runs in the forward of an autograd function, whose backward makes the gradients that it lacks.
-
-    Reentrant activation checkpointing is one.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_code.co_varnames
-        if frame.f_code.co_name == "forward" and names and isinstance(frame.f_locals.get(names[0]), FunctionCtx):
-            return True
-        frame = frame.f_back
-    return False

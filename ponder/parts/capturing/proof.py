@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, distance, leaves, map_leaves, map_tensors, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError
+from ponder.parts.capturing.closeness import close
 from ponder.parts.capturing.growth import (
     grown_lengths,
     is_long,
@@ -25,15 +26,12 @@ from ponder.parts.capturing.layered import PLAN, LayeredModule
 from ponder.parts.capturing.notes import CodeBetweenError
 from ponder.parts.padding import REAL, Along, Padding
 
-__all__ = ["LearnedPadding", "close", "learned_padding", "prove", "reads_numbers", "refusal"]
+__all__ = ["LearnedPadding", "learned_padding", "prove", "reads_numbers", "refusal"]
 
 Arguments = Mapping[str | int, Any]
 
 _FAILURES = (RuntimeError, IndexError, ValueError, CodeBetweenError)
 """What a module raises where it is called with what it cannot take."""
-
-_HIDDEN = -5e3
-"""Below it are scores that were hidden by adding a number to them: -1e4 is the smallest that is in use."""
 
 
 def prove(layered: LayeredModule, given: Arguments, rows: int, expected: Any, reads: Callable[[Any], Any]) -> None:
@@ -357,22 +355,3 @@ def _check_depth(
 
 def _device(state: Tree) -> torch.device:
     return next(tensor.device for _, tensor in tensors(state))
-
-
-def close(mine: Tensor, own: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding, in the precision that they have.
-
-    How much rounding is, is told by the entries that differ: what a mask put there is the same in both, and its large
-    numbers would hide any difference. Nor do numbers tell to which a mask was added; they are measured by themselves.
-    """
-    if mine.shape != own.shape:
-        return False
-    tolerance = 1e-4 if mine.dtype in (torch.float32, torch.float64) else 0.05
-    if not own.is_floating_point():
-        return torch.allclose(mine, own, rtol=0, atol=tolerance)
-    differ = (mine != own) & ~(mine.isnan() & own.isnan())
-    mine, own = mine[differ], own[differ]
-    shown = own[own > _HIDDEN].abs()
-    scale = max(float(shown.max()), 1.0) if shown.numel() else 1.0
-    apart = (mine - own).abs()
-    return bool((apart.isfinite() & (apart <= tolerance * own.abs().clamp(min=scale))).all())

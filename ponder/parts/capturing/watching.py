@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ponder._utils.trees import leaves
+from ponder._utils.trees import leaves, tensors
 from ponder.errors import ArgumentError
+from ponder.parts.capturing.modes import Mode, mode_now, other_mode
 from ponder.parts.capturing.twin import watched_copy
 
 __all__ = [
@@ -70,12 +71,16 @@ _Found = tuple[str, nn.Module, list[tuple["Call", ...]]]
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: where it stands among the others, its arguments and its answer."""
+    """One call of a module: where it stands among the others, its arguments and its answer.
+
+    Its mode is told where the module's own code set another than that of the call of the whole.
+    """
 
     path: str
     start: int
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    mode: Mode | None = None
     output: Any = None
     end: int = -1
     versions: tuple[int, ...] = ()
@@ -152,17 +157,20 @@ class Tail:
         return len(before) == len(after) and all(one == two for one, two in told + made)
 
 
-def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Watched:
-    """Run `module` once, without gradients, and note every call of its submodules; `module` is not changed."""
+def watch(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, with_gradients: bool = False
+) -> Watched:
+    """Run `module` once, and note every call of its submodules; `module` is not changed."""
     watched, clock = Watched(), iter(range(1 << 62))
 
     def note(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = Call(path, next(clock), args, kwargs)
+        call = Call(path, next(clock), args, kwargs, other_mode(mode))
         watched.calls.append(call)
         call.close(forward(*args, **kwargs), next(clock))
         return call.output
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(with_gradients):
+        mode = mode_now(tensors((args, dict(kwargs)))[0][1])
         watched.output = watched_copy(module, note)(*args, **kwargs)
     return watched
 
@@ -185,16 +193,17 @@ def find_layers(module: nn.Module, watched: Watched, name: str | None, count: in
         ArgumentError: There is none.
     """
     boxes = [(path, box) for path, box in module.named_modules() if isinstance(box, nn.ModuleList | nn.Sequential)]
-    found = [(path, box, _runs(path, watched)) for path, box in boxes if name is None or path == name]
-    found = [(path, box, runs) for path, box, runs in found if _all_called(path, box, runs)]
+    dicts = [(path, box) for path, box in module.named_modules() if isinstance(box, nn.ModuleDict)]
+    found = _called(boxes, name, watched) or _called(dicts, name, watched)
     if not found:
-        lists = ", ".join(repr(path) for path, _ in boxes if path) or "none"
+        lists = ", ".join(repr(path) for path, _ in boxes + dicts if path) or "none"
+        some = "Name the list of layers by capture(…, layers='encoder.layer'), say"
+        none = "Keep the layers in an nn.ModuleList, nn.Sequential or nn.ModuleDict"
         raise ArgumentError(
             "module",
             expected=f"a list of layers{'' if name is None else f' at {name!r}'} that are called one after the other",
             got=f"lists in the module: {lists}",
-            remedy="Name the list of layers by capture(…, layers='encoder.layer'), say, or give PonderWrapper the stem "
-            "and the steps yourself.",
+            remedy=f"{none if lists == 'none' else some}, or give PonderWrapper the stem and the steps yourself.",
         )
 
     def beside(item: _Found) -> list[_Found]:
@@ -236,6 +245,12 @@ def version_of(leaf: Any) -> int:
     if torch.compiler.is_compiling():
         return 0
     return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0
+
+
+def _called(boxes: Sequence[tuple[str, nn.Module]], name: str | None, watched: Watched) -> list[_Found]:
+    """Those of `boxes`, or the one called `name`, whose entries were called one after the other."""
+    found = [(path, box, _runs(path, watched)) for path, box in boxes if name is None or path == name]
+    return [(path, box, runs) for path, box, runs in found if _all_called(path, box, runs)]
 
 
 def _runs(path: str, watched: Watched) -> list[tuple[Call, ...]]:

@@ -198,6 +198,7 @@ def test_a_fine_tuned_cross_encoder_keeps_its_scores_and_exits(tmp_path: Path) -
     model = CrossEncoder(modules=[PonderTransformer.of(finetuned, make_tokenizer())], device="cpu")
     assert model.num_labels == 2
     assert np.array_equal(model.predict(PAIRS, batch_size=4), plain_scores), "bit for bit at full depth"
+    assert model[0].get_embedding_dimension() == Transformer(str(tmp_path / "plain")).get_embedding_dimension()
     given = make_tokenizer()([a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, return_tensors="pt")
     with torch.no_grad():
         first = finetuned.unroll(**given).outputs[:, 0].softmax(-1).amax(-1)
@@ -280,6 +281,42 @@ def test_what_was_set_on_the_tokenizer_stays(side: str, tmp_path: Path) -> None:
     assert exiting[0].tokenizer is not model[0].tokenizer
     cross = CrossEncoder(modules=[PonderTransformer.of(make_model("bert"), model[0].tokenizer)], device="cpu")
     assert getattr(cross[0].tokenizer, side) == "left"
+
+
+class Scaled(nn.Module):
+    """A module that `encode` is asked for a factor of."""
+
+    def forward(self, features: Any, factor: float = 1.0) -> Any:
+        return {**features, "sentence_embedding": factor * features["sentence_embedding"]}
+
+
+def test_what_modules_are_told_by_encode_is_handed_on(tmp_path: Path) -> None:
+    model = plain(tmp_path)
+    model = SentenceTransformer(modules=[model[0], model[1], Scaled()], device="cpu")
+    model.module_kwargs = {"2": ["factor"]}  # as `modules.json` names them
+    exiting = with_exits(model)
+    assert np.array_equal(exiting.encode(TEXTS, factor=3.0), model.encode(TEXTS, factor=3.0))
+    assert not np.array_equal(exiting.encode(TEXTS, factor=3.0), exiting.encode(TEXTS))
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Doubled(SentenceTransformer):
+        """A model whose embeddings are doubled."""
+
+        def forward(self, input: Any, **options: Any) -> Any:
+            return {**(made := super().forward(input, **options)), "sentence_embedding": 2 * made["sentence_embedding"]}
+
+    class Named(SentenceTransformer):
+        """A model with nothing but a name of its own."""
+
+    model = plain(tmp_path)
+    with pytest.raises(ArgumentError, match="a Doubled with forward of its own, which would be lost"):
+        with_exits(Doubled(modules=list(model), device="cpu"))
+    named = Named(modules=list(model), device="cpu")
+    assert np.array_equal(with_exits(named).encode(TEXTS), model.encode(TEXTS))
+    named.register_forward_hook(lambda module, given, out: out)
+    with pytest.raises(ArgumentError, match="hooks of its own"):
+        with_exits(named)
 
 
 def test_a_first_module_with_code_of_its_own_is_refused(tmp_path: Path) -> None:

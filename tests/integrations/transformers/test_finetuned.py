@@ -290,6 +290,10 @@ def test_a_plain_folder_has_no_exits(tmp_path: Path) -> None:
     classifier().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"exits\.json"):
         FinetunedClassifier.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "ponder"}))
+    with pytest.raises(CheckpointError, match=r"exits of its own\. Read it with PonderForSequenceClassification"):
+        FinetunedClassifier.from_pretrained(tmp_path)
 
 
 def test_a_model_that_changed_after_its_exits_were_fitted_is_refused(tmp_path: Path) -> None:
@@ -456,7 +460,7 @@ def test_a_recipe_saved_over_exits_is_read_as_what_it_is(tmp_path: Path) -> None
     assert finetuned.has_exits(tmp_path)
     PonderForSequenceClassification.from_encoder(bert().bert, "palbert", num_labels=3).save_pretrained(tmp_path)
     assert not finetuned.has_exits(tmp_path)
-    with pytest.raises(CheckpointError, match="expected a folder that"):
+    with pytest.raises(CheckpointError, match="expected exits beside a plain classifier"):
         FinetunedClassifier.from_pretrained(tmp_path)
 
 
@@ -500,6 +504,21 @@ def test_arguments_that_it_cannot_honour_are_refused_whatever_the_family(family:
             with pytest.raises(ArgumentError, match=f"{name}: expected None: a model that exits early"):
                 call(ids, **{name: value})
         call(ids, output_attentions=False, output_hidden_states=None, return_dict=True, inputs_embeds=None)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "distilbert"])
+@pytest.mark.parametrize("states", ["hidden_states", "attentions"])
+def test_states_that_the_configuration_asks_for_stay_those_of_the_plain_model(name: str, states: str) -> None:
+    """Trap: Transformers hooks the layers at the first call that gives states, and knew that of a copy alone."""
+    plain = classifier(name, attn_implementation="eager", **{f"output_{states}": True})
+    model = FinetunedClassifier.from_finetuned(plain)
+    with torch.no_grad():
+        found = model(**batch()).outputs
+        model.unroll(**batch())
+        assert not any(part._forward_hooks for part in plain.modules())
+        own = plain(**batch())
+    assert torch.equal(found, own.logits)
+    assert len(own[states]) == 4 + (states == "hidden_states")
 
 
 def test_reports_of_other_exits_do_not_stay_beside_them(tmp_path: Path) -> None:

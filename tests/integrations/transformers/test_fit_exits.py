@@ -485,6 +485,7 @@ def test_however_an_input_is_encoded_it_is_on_one_side() -> None:
 def test_a_folder_of_before_is_split_as_it_was(tmp_path: Path) -> None:
     made, given = model(), [{**row, "token_type_ids": [0] * 8} for row in rows(300)]
     fit_exits(made, given, epochs=1, disagreement=0.3)
+    made.learned = None  # as then
     made.save_pretrained(tmp_path)
     told = json.loads((tmp_path / "exits.json").read_text())
     assert told.pop("split") == 2
@@ -495,6 +496,24 @@ def test_a_folder_of_before_is_split_as_it_was(tmp_path: Path) -> None:
     split = split_rows(given, 0, 1)
     assert (len(kept), known) == (300 - len(split.learn), len(split.learn))
     assert split.learn.tolist() != split_rows(given, 0).learn.tolist()
+
+
+def test_only_what_the_heads_learned_from_is_left_out_of_other_files(tmp_path: Path) -> None:
+    # Trap: of a new file 40% were left out, those that would have been learned from, had they been there.
+    made, given = model(), rows(300)
+    others = [{"input_ids": [*row["input_ids"], 7]} for row in rows(300)]
+    fit_exits(made, given, epochs=1, disagreement=0.3)
+    made.save_pretrained(tmp_path)
+    learn = set(split_rows(given, 0).learn.tolist())
+    for each in (made, FinetunedClassifier.from_pretrained(tmp_path), copy.deepcopy(made)):
+        assert unseen(each, [*others, *given]) == (
+            [*others, *[row for place, row in enumerate(given) if place not in learn]],
+            len(learn),
+        )
+    fit_exits(made, others, epochs=1, disagreement=0.3)
+    assert unseen(made, given) == (given, 0)
+    made.learned = None  # as of folders that an earlier version wrote
+    assert unseen(made, given)[1] == len(learn)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, BertForTokenClassification, TrainingArguments
+from transformers import (
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    TrainingArguments,
+)
 
 from ponder import Progress
 from ponder.integrations.transformers import (
+    PonderForQuestionAnswering,
     PonderForSequenceClassification,
     PonderForTokenClassification,
     PonderTrainer,
@@ -148,6 +154,33 @@ class TestTeaching:
         taught = teacher(**batch).logits.log_softmax(-1).unsqueeze(1)
         students = out.step_logits.log_softmax(-1)
         torch.testing.assert_close(out.loss, (taught.exp() * (taught - students)).sum(-1).mean())
+
+    @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+    def test_a_model_that_answers_with_spans_can_teach(self, wrapped: bool) -> None:
+        """Trap: it was accepted, and its answer was asked for logits, of which it has two."""
+        model = PonderForQuestionAnswering.from_encoder(make_encoder("bert"), "vanilla")
+        teacher = (
+            PonderForQuestionAnswering.from_encoder(make_encoder("bert", seed=3), "vanilla")
+            if wrapped
+            else BertForQuestionAnswering(CONFIGS["bert"]())
+        ).eval()
+        model.attach_teacher(teacher)
+        model.ponder.objective = Distillation(teacher="frozen")
+        batch, places = make_batch(model.encoder), torch.zeros(ROWS, dtype=torch.long)
+        out = model.train()(**batch, start_positions=places, end_positions=places)
+        assert out.loss.isfinite()
+        assert out.loss > 0
+        with torch.no_grad():
+            expected = teacher(**batch)
+            found = model.ponder._teacher.outputs(
+                batch["input_ids"], {"attention_mask": batch["attention_mask"]}, out.step_logits[:, 0]
+            )
+        torch.testing.assert_close(found, torch.stack([expected.start_logits, expected.end_logits], -1))
+
+    def test_a_model_that_answers_with_spans_teaches_no_tokens(self) -> None:
+        model = PonderForTokenClassification.from_encoder(make_encoder("bert"), "pabee", 2)
+        with refused("teacher", "'span'"):
+            model.attach_teacher(BertForQuestionAnswering(CONFIGS["bert"]()))
 
 
 class TestThePonderRecipe:

@@ -419,7 +419,7 @@ def test_it_is_a_page_of_text_json_and_a_plot() -> None:
     found = ponder.diagnose(make(hazards=True), static={3: 0.5}, samples=40)
     page = str(found)
     assert page.startswith(found.verdict)
-    for words in ("accuracy of each of 6 steps", "speed-up", "halting distribution", "right from step 1 on"):
+    for words in ("accuracy of each of 6 steps", "in steps", "halting distribution", "right from step 1 on"):
         assert words in page
     data = json.loads(json.dumps(found.to_dict()))
     assert (data["verdict"], data["outcome"]) == (found.verdict, found.outcome)

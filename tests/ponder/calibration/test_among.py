@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 
@@ -85,6 +89,66 @@ def test_where_nothing_is_gained_the_choice_that_looks_at_nothing_is_kept() -> N
     trajectory = ponder.Trajectory(same, None, trajectory.row_ids, labels=trajectory.labels, task="classification")
     found = ponder.calibrate(trajectory, [policies.Confidence], at_least=1.0)
     assert found.policy == policies.FixedStep(1)
+
+
+def test_a_policy_around_one_with_a_threshold_is_tried_with_that_one_moved() -> None:
+    trajectory = record(3)
+    late, tempered = policies.Confidence(0.5).after(2), policies.Tempered(policies.Margin(0.5), (2.0,) * 5)
+    for policy in (late, tempered, policies.Confidence(0.5) | policies.LastStep()):
+        found = ponder.control_risk(trajectory, policy, level=0.2, risk="disagreement")
+        assert found.met
+        assert type(found.policy.policy) is type(policy)
+        curve, by_hand = (
+            trajectory.sweep(policy, [0.6, 0.9]),
+            trajectory.sweep(lambda value, policy=policy: _moved(policy, value), [0.6, 0.9]),
+        )
+        assert curve.to_dict() == by_hand.to_dict()
+    among = ponder.calibrate(trajectory, [late, tempered], at_most_steps=3.5)
+    assert among.met
+    assert "best of 3 families" in among.statement
+    for refused_one in (policies.Confidence(0.5) | policies.Margin(0.5), found.policy):
+        with refused("policies", "a policy with a threshold", "Say which of them differs"):
+            ponder.control_risk(trajectory, refused_one, level=0.2, risk="disagreement")
+
+
+def _moved(policy: policies.ExitPolicy, value: float) -> policies.ExitPolicy:
+    """The policy with the threshold of what is inside at a value, written out."""
+    if isinstance(policy, policies.PolicyWrapper):
+        return dataclasses.replace(policy, policy=policy.policy.with_threshold(value))
+    first, last = policy.parts()
+    return first.with_threshold(value) | last
+
+
+@pytest.mark.parametrize("leaves", ["above", "below"])
+def test_a_statistic_beyond_the_range_that_a_class_declares_is_told(leaves: str) -> None:
+    """Trap: a good policy was judged bad, and nothing said that no threshold was tried under which rows stay."""
+    sign = 1.0 if leaves == "above" else -1.0
+
+    @dataclass(frozen=True)
+    class Margin(policies.ThresholdPolicy):
+        threshold: float = 0.0
+        needs, tunable = frozenset({"output"}), policies.Threshold("threshold", leaves, low=-1.0)
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            first, second = step.output.topk(2).values.unbind(1)
+            return sign * 4.0 * (first - second), state
+
+    @dataclass(frozen=True)
+    class Declared(Margin):
+        tunable = policies.Threshold("threshold", leaves, low=-99.0, high=99.0)
+
+    trajectory = record(3)
+    for judge in (
+        lambda like: trajectory.sweep(like),
+        lambda like: ponder.calibrate(trajectory, like, at_least=0.99),
+        lambda like: ponder.control_risk(trajectory, like, level=0.05, risk="disagreement"),
+        lambda like: ponder.diagnose(trajectory, compare=[like], samples=40),
+    ):
+        end = "above 1" if leaves == "above" else "below -1"
+        with pytest.warns(UserWarning, match=f"Margin: the statistic of [0-9]+% of the rows is {end}, the last"):
+            judge(Margin)
+        judge(Declared)
+    trajectory.sweep(Margin, [-1.0, 1.0])  # nobody but the caller says which values
 
 
 def test_no_families_and_a_common_grid_are_refused() -> None:

@@ -259,6 +259,18 @@ def test_steps_and_flops_are_of_easy_and_hard_texts(monkeypatch: pytest.MonkeyPa
     assert found.speed_up.steps == pytest.approx(4 / sum(n * s for n, s in enumerate(found.exit_shares, start=1)))
 
 
+@pytest.mark.parametrize(("high", "slower"), [(0.9, True), (1.1, False)])
+def test_exits_that_are_slower_are_said_to_be(
+    high: float, slower: bool, plain: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "wall_clock", lambda *given, **named: WallClock(0.8, 0.7, high))
+    done = run("exits", plain, "--texts", texts, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert ("slower than the plain model" in done.stdout) is slower
+    told = run("doctor", tmp_path / "out", "--texts", texts).stdout
+    assert "×0.80 where its exits were fitted" in told
+
+
 def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:
     done = run("doctor", fitted, "--texts", texts)
     assert done.exit_code == 0, done.output

@@ -27,7 +27,7 @@ from ponder import policies
 from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
 from ponder.export import OnnxModel, runtime
-from ponder.export.examples import open_tokenizer
+from ponder.export.examples import open_tokenizer, read_rows
 from ponder.export.policies import NumpyPolicy, read_policy
 from ponder.export.policies.base import registry
 from ponder.export.policies.joining import After, Any_
@@ -1050,6 +1050,18 @@ def test_a_policy_is_saved_into_the_export_that_was_opened_alone(folder: Path, t
     shutil.move(moved, folder)
     opened.save_policy()
     assert OnnxModel(folder).policy == {"name": "fixed-step", "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "told"),
+    [(("text",), ("a", "b"), r"a text, to which .* \(text\)"), (("one", "other"), "a", r"a pair of texts, to which")],
+)
+def test_texts_of_another_kind_than_the_exits_were_fitted_to_are_refused(
+    columns: tuple[str, ...], given: Any, told: str
+) -> None:
+    manifest = replace(exported("words").onnx.manifest, columns=columns)
+    with pytest.raises(ArgumentError, match=rf"^examples\[0\]: expected {told}"):
+        read_rows([given], manifest, None)
 
 
 def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_path: Path) -> None:
