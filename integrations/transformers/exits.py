@@ -214,12 +214,16 @@ def fit_exits(
         answers, mask = answers_of(model, rows, batch_size)
         split = _with_answers(model, split, answers, mask, numbers)
         taught = [rows[place] for place in split.learn.tolist()]
+        model.seed, model.split, model.learned_by = seed, SPLIT, seed  # of what is broken off too
         train_encoder(model, taught, answers[split.learn], encoder_epochs, encoder_lr, seed, batch_size, progress)
     with tempfile.TemporaryDirectory(prefix="ponder-") as folder, torch.no_grad():
         seen = _recorded(model, rows, numbers, batch_size, progress, memory, Path(folder))
         if answers is None:
             answers = seen.outputs[:, -1]
             split = _with_answers(model, split, answers, seen.mask, numbers)
+        model.seed, model.split = seed, SPLIT
+        if model.learned_by is None:
+            model.learned = _as_tensor(_numbers([rows[place] for place in split.learn.tolist()], seed, SPLIT))
         _train(model, seen, answers, split.learn, epochs, torch.Generator().manual_seed(seed), progress)
         parts = [_with_heads(model, seen, answers, part) for part in (split.choose, split.certify)]
     choosing, certifying = parts
@@ -231,10 +235,7 @@ def fit_exits(
         speed_up=speed_up,
         own_full_depth=not model.deep,
     )
-    model.policy, model.seed, model.split = done.found.policy, seed, SPLIT
-    model.learned_by = seed if model.deep else model.learned_by
-    if model.learned_by is None:
-        model.learned = _as_tensor(_numbers([rows[place] for place in split.learn.tolist()], seed, SPLIT))
+    model.policy = done.found.policy
     report = _report(model, done, certifying, seen.labels, split, confidence, _counts(given))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(

@@ -442,7 +442,7 @@ def test_a_fit_that_is_broken_off_leaves_no_certificate(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         fit_exits(made, rows(300), epochs=1, disagreement=0.3)
     assert made.policy == LastStep()
-    assert made.seed is None
+    assert made.seed == 0, "what the heads learned from is known"
 
 
 def test_a_certificate_is_not_saved_beside_other_weights(tmp_path: Path) -> None:
@@ -496,6 +496,20 @@ def test_a_folder_of_before_is_split_as_it_was(tmp_path: Path) -> None:
     split = split_rows(given, 0, 1)
     assert (len(kept), known) == (300 - len(split.learn), len(split.learn))
     assert split.learn.tolist() != split_rows(given, 0).learn.tolist()
+
+
+def test_a_fit_that_is_broken_off_is_known_to_have_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Trap: its heads had learned, and every row passed for one that they had not seen.
+    def interrupted(*parts: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    made, given = model(), rows(300)
+    monkeypatch.setattr(exits_module, "control_agreement", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_exits(made, given, epochs=1)
+    assert all(learned(made))
+    assert made.policy == LastStep()
+    assert unseen(made, given)[1] == len(split_rows(given, 0).learn)
 
 
 def test_only_what_the_heads_learned_from_is_left_out_of_other_files(tmp_path: Path) -> None:
