@@ -101,13 +101,13 @@ class PolicyGrid:
         trusting = trusting or not own
         if not trusting and self._statistic_moves(trajectory, free, readiness):
             return None
-        readiness = readiness.cummax(1).values
+        raw, readiness = readiness, readiness.cummax(1).values
         values = torch.tensor(self.values, dtype=torch.float64, device=readiness.device)
         order = (values if threshold.higher_exits_later else -values).argsort()
         bounds = values[order].to(readiness.dtype)
         bounds = bounds if threshold.higher_exits_later else -bounds
         if own and self.declared:
-            _look_at_range(free, readiness[:, -1:], float(bounds[-1]))
+            _look_at_range(free, raw, float(bounds[-1]))
         return order, torch.searchsorted(bounds.contiguous(), readiness.contiguous(), right=threshold.inclusive)
 
     def between(self, trajectory: Recording) -> list[float]:
@@ -163,15 +163,16 @@ class PolicyGrid:
             return False
 
 
-def _look_at_range(policy: ThresholdPolicy, reached: Tensor, latest: float) -> None:
+def _look_at_range(policy: ThresholdPolicy, readiness: Tensor, latest: float) -> None:
     """Warn where rows leave early under all values that a user's class declares: its statistic has another range.
 
     Args:
         policy: The policy of the threshold.
-        reached: The greatest readiness of each row, `(batch, 1)`; no columns where there is one step.
+        readiness: That of each row at each step but the last, `(batch, steps − 1)`; infinite where others let it go.
         latest: The last value, as readiness.
     """
-    beyond = float((reached > latest + 1e-6 * max(1.0, abs(latest))).double().mean()) if reached.numel() else 0.0
+    later = readiness.isfinite() & (readiness > latest + 1e-6 * max(1.0, abs(latest)))
+    beyond = float(later.any(1).double().mean())
     if beyond > _MANY:
         threshold = policy.tunable
         side, end = ("above", "high") if threshold.higher_exits_later else ("below", "low")
@@ -294,7 +295,7 @@ def _builder(
                 expected="a policy with a threshold"
                 + (", or a callable that builds one policy for each value" if takes_grid else ""),
                 got=getattr(like, "__name__", repr(like)),
-                remedy="Say which of them differs: lambda q: policies.Quantile(q) | policies.Patience(3), grid=[…]."
+                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…]."
                 if takes_grid
                 else _ALONE,
             )

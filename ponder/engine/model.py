@@ -377,8 +377,11 @@ class EarlyExitModel(nn.Module):
         if self.padding is None and REAL.keys().isdisjoint(context):
             name = unknown_mask(context, state.shape[:2])
             if name is not None and (at_positions or not all(each.names(name) for each in read)):
-                _warn_of_unknown_mask(name, context[name], "readout" if read else "policy", name in step_context)
+                reader = "The readout leaves" if read else "What looks at answers, as policies and records do, leaves"
+                _warn_of_unknown_mask(name, context[name], reader, name in step_context)
             return
+        if any(name in step_context for name in names):  # a mask of pairs, say, which a readout of one's own may read
+            read = [each for each in read if each.is_known]
         real = self.positions(context) if read else None
         if real is None or state.shape[:2] != real.shape or bool(real.all()):
             return  # states of another length are other positions
@@ -433,7 +436,7 @@ def _warn_of_unknown_mask(name: str, mask: Tensor, reader: str, in_steps: bool) 
     Args:
         name: Its name.
         mask: The mask, `(batch, length)`.
-        reader: Who leaves padding out: the readout, or the policy.
+        reader: Who leaves padding out, as the sentence begins.
         in_steps: Whether the steps' context has it.
     """
     if type(mask) is not Tensor or mask.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mask):
@@ -444,7 +447,7 @@ def _warn_of_unknown_mask(name: str, mask: Tensor, reader: str, in_steps: bool) 
     if not in_steps:
         remedy = "and let a stem of your own return (hidden, {'attention_mask': mask})"
     warnings.warn(
-        f"The {reader} leaves padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
+        f"{reader} padding out by a mask called {' or '.join(map(repr, REAL))}, and is given {name!r}, "
         f"which it does not know: it takes padding for real. Rename it, {remedy}.",
         stacklevel=5,
     )

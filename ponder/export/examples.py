@@ -207,7 +207,7 @@ def _is_half_text(example: Any) -> bool:
 
 def _row(place: int, example: Any, manifest: Manifest, tokenizer: Any) -> Row:
     if is_text(example):
-        if manifest.columns and isinstance(example, str) != (len(manifest.columns) == 1):
+        if manifest.columns and (1 if isinstance(example, str) else len(example)) != len(manifest.columns):
             kind = "a text" if len(manifest.columns) == 1 else "a pair of texts"
             raise _refusal(place, f"{kind}, to which the exits were fitted ({', '.join(manifest.columns)})", example)
         example = _tokenized(place, example, tokenizer, manifest)

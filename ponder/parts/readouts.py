@@ -170,6 +170,11 @@ class ReadoutCall(nn.Module):
         return _name_of(self.readout.fn) if isinstance(self.readout, FunctionModule) else None
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is one of this file, which reads a mask of positions `(batch, length)` and no other."""
+        return isinstance(self.readout, Pooled) or _name_of(getattr(self.readout, "fn", None)) is not None
+
+    @property
     def leaves_out_padding(self) -> bool:
         """Whether the readout reads a mask of padding from the context."""
         pools = isinstance(self.readout, Pooled) and self.readout.pool is not first_token

@@ -277,12 +277,8 @@ def same_record(one: Recording, rows: Tensor, other: Recording, twins: Tensor, r
     equal = equal_rows(seen, known, rounding)
     if one.mask is not None and other.mask is not None:
         equal &= one.mask[rows].sum(1) == other.mask[twins].sum(1)
-    if one.labels is not None and other.labels is not None and one.labels.shape[1:] == other.labels.shape[1:]:
-        labels, known_labels = one.labels[rows], other.labels[twins]
-        if one.meaning.per_token:
-            labels = _real_first(labels, real, 1, IGNORED_LABEL)
-            known_labels = _real_first(known_labels, known_real, 1, IGNORED_LABEL)
-        labels, known_labels = (each.double().unsqueeze(1) for each in (labels, known_labels))
+    labels, known_labels = _labels_of(one, rows, real), _labels_of(other, twins, known_real)
+    if labels is not None and known_labels is not None and labels.shape == known_labels.shape:
         equal &= torch.isclose(labels, known_labels, rtol=0, atol=0, equal_nan=True).flatten(1).all(1)
     if one.hazard_logits is not None and other.hazard_logits is not None:
         equal &= equal_rows(one.hazard_logits[rows, :steps], other.hazard_logits[twins, :steps], rounding)
@@ -293,6 +289,16 @@ def numbers_of_step(recording: Recording, step: int) -> Tensor:
     """What each row gave at a step, from 1, `(rows, numbers)`, without what stands at padding, as it is compared."""
     outputs = recording.outputs[:, step - 1]
     return _real_first(outputs, _mask_of_outputs(recording), 1).reshape(len(outputs), -1)
+
+
+def _labels_of(recording: Recording, rows: Tensor, real: Tensor | None) -> Tensor | None:
+    """Labels as they are compared, `(rows, 1, …)`; None of spans too, whose places hang on the side of the padding."""
+    task, labels = recording.meaning, recording.labels
+    if labels is None or (task.per_position and not task.per_token):
+        return None
+    of_rows = labels[rows]
+    of_rows = _real_first(of_rows, real, 1, IGNORED_LABEL) if task.per_token else of_rows
+    return of_rows.double().unsqueeze(1)
 
 
 def _mask_of_outputs(recording: Recording, rows: Tensor | slice = slice(None)) -> Tensor | None:

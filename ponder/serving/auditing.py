@@ -134,9 +134,9 @@ class AuditPlan:
 def _safer(policy: Certified) -> Iterator[ExitPolicy]:
     """Policies that leave later than a certified one, from the cheapest, as far as its own threshold was tested."""
     inside, tested = policy.policy, [value for value, _, _ in policy.path]
-    part, chosen = part_with_threshold(inside), policy.threshold_value
-    threshold = None if part is None else part.tunable
-    if threshold is None or getattr(part, threshold.field, None) != chosen or chosen not in tested:
+    moved, chosen = part_with_threshold(inside), policy.threshold_value
+    threshold = None if moved is None else moved.tunable
+    if threshold is None or getattr(moved, threshold.field, None) != chosen or chosen not in tested:
         return
     for value in dict.fromkeys(tested[int(tested.index(chosen) * part)] for part in _SAFER):
         try:

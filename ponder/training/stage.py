@@ -35,7 +35,6 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["StageRun"]
 
 _LOG_EVERY = 10
-_HALTING = "halting/step_"
 
 
 @dataclass
@@ -129,7 +128,7 @@ class StageRun:
     ) -> tuple[float, dict[str, float]]:
         """One pass over the loader: the mean loss, and the means of what was measured."""
         self.model.train()
-        losses, means, depths = list[float](), Means(), set[int]()
+        losses, means, halting, rows = list[float](), Means(), list[Tensor](), 0
         labelled = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
         for given in self.loader:
             batch = read_batch(given, self.main_input).to(self.accelerator.device)
@@ -151,8 +150,8 @@ class StageRun:
                 pmf, labelled_rows = run.halting.pmf.detach(), task.labelled(run.labels)
                 pmf = pmf if labelled_rows is None else pmf[labelled_rows]
                 pmf = nn.functional.pad(pmf, (0, max(self.wrapper.num_steps - pmf.shape[1], 0)))
-                depths.add(pmf.shape[1])
-                means.add({f"{_HALTING}{step}": of_step for step, of_step in enumerate(pmf.unbind(1), start=1)})
+                halting.append(pmf.sum(0))
+                rows += len(pmf)
             expected = {"step": float(seen["expected_steps"].mean())} if "expected_steps" in seen else {}
             self.bar.advance({"loss": loss, **expected})
             if len(losses) % _LOG_EVERY == 1:
@@ -169,10 +168,14 @@ class StageRun:
         means.add({"loss": torch.tensor(losses)})
         taken = means.taken(_gather(self.accelerator))
         mean = taken.pop("loss")
-        halting = [taken.pop(name) for name in list(taken) if name.startswith(_HALTING)]
         self.tracking.log({f"train/{name}": value for name, value in taken.items()})
-        if len(depths) == 1:
-            self.tracking.histogram("halting", halting)
+        of_one_depth = len({len(each) for each in halting}) == 1
+        own = (torch.stack(halting).double().sum(0).tolist(), rows) if of_one_depth else None
+        seen_by_all = _gather(self.accelerator)([own])
+        if all(each is not None and len(each[0]) == len(seen_by_all[0][0]) for each in seen_by_all):
+            count = max(sum(each[1] for each in seen_by_all), 1)
+            totals = zip(*(each[0] for each in seen_by_all), strict=True)
+            self.tracking.histogram("halting", [sum(of_step) / count for of_step in totals])
         return mean, taken
 
     def _shared(self, loss: Tensor, labelled: Tensor) -> Tensor:

@@ -162,6 +162,53 @@ def test_plain_values_are_told_apart_by_value(kind: Any) -> None:
             model(STATES, task=kind(task))
 
 
+class Noisy(Encoder):
+    def forward(self, states: Tensor, noise: float = 0.0, length: int = 0) -> Tensor:
+        return super().forward(states + noise * torch.randn_like(states))
+
+
+def test_numbers_that_are_drawn_before_the_layers_are_no_other_call() -> None:
+    # Trap: the module and its layers step by step drew one after the other, and were compared.
+    encoder = Noisy().eval()
+    model = wrapped(encoder, {"states": STATES}).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        own = encoder(STATES, noise=0.1)
+        torch.manual_seed(0)
+        torch.testing.assert_close(model(STATES, noise=0.1).outputs, own)
+
+
+def test_a_number_that_differs_from_call_to_call_is_not_looked_at_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(Noisy().eval(), {"states": STATES}).eval()
+    looked = []
+    monkeypatch.setattr(layered.LayeredModule, "_goes_alike", lambda *parts, **named: looked.append(1) or True)
+    with torch.no_grad():
+        for length in range(1, 80):
+            model(STATES, length=length)
+    assert len(looked) == 50
+
+
+class Aside(Encoder):
+    """It writes in place behind its layers, aside from the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.Linear(8, 8)
+
+    def end(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        other = self.aside(states)
+        other.mul_(2.0)
+        self.aside(other)
+        return self.norm(states)
+
+
+def test_an_argument_that_is_left_out_in_inference_mode_is_looked_at_as_elsewhere() -> None:
+    encoder, mask = Aside().eval(), torch.ones(4, 5, dtype=torch.bool)
+    model = wrapped(encoder, {"states": STATES, "mask": mask}).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(STATES).outputs, encoder(STATES))
+
+
 class Normed(Encoder):
     def end(self, states: Tensor, mask: Tensor | None = None, unused: Any = None) -> Tensor:
         return states if mask is None else self.norm(states)

@@ -485,7 +485,7 @@ def test_a_mask_of_an_unknown_name_is_told_of_a_captured_module_too(task: Any) -
     states, padded = torch.randn(3, 5, WIDTH), torch.arange(5) >= torch.tensor([[5], [2], [3]])
     example = {"states": states, "padded": torch.zeros_like(padded)}
     model = ponder.PonderWrapper.from_recipe(Told().eval(), "vanilla", num_outputs=2, example=example, task=task).eval()
-    who = "The readout" if task == "classification" else "The policy"
+    who = "The readout" if task == "classification" else "What looks at answers, as policies and records do,"
     with pytest.warns(UserWarning, match=f"{who} leaves padding out by a mask .* given 'padded', which it does not"):
         model(states, padded=padded)
     with pytest.warns(UserWarning, match="given 'padded'"):
@@ -587,6 +587,21 @@ def test_a_mask_of_pairs_under_the_name_of_one_of_positions_leaves_nothing_out(p
             model(readouts.Pooled(None, pool))(states, attention_mask=mask)
         with refused("attention_mask", "(batch, length)", "shape (2, 1, 1, 4)"):
             model(pool)(states[1:].expand(2, -1, -1), attention_mask=torch.ones_like(mask))
+
+
+def test_a_readout_of_ones_own_may_read_a_mask_of_pairs() -> None:
+    def stem(states: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return states, {"attention_mask": torch.where(attention_mask[:, None, None] == 1, 0.0, -1e4)}
+
+    def step(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.tanh(hidden + attention_mask.amax())
+
+    def own(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        real = attention_mask[:, 0, 0] == 0
+        return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
+
+    model = ponder.PonderWrapper(step, 2, stem=stem, readout=own, head=nn.Linear(WIDTH, 3)).eval()
+    model(torch.randn(2, 4, WIDTH), attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))  # without a warning
 
 
 def test_masks_that_are_no_tensors_are_named() -> None:

@@ -117,6 +117,13 @@ def test_spans_are_known_again_whatever_stands_at_padding() -> None:
     blank = torch.where(spans.mask[:, None, :, None], spans.outputs, spans.meaning.blank)
     with refused("test", f"{ROWS} rows with the same id"):
         check_fresh(dataclasses.replace(spans, outputs=blank), spans)
+    flipped = spans.mask.flip(1)  # padding in front, where labels are other places
+    places = spans.mask.byte().sort(dim=1, stable=True).indices
+    outputs = spans.outputs.gather(2, places[:, None, :, None].expand_as(spans.outputs))
+    in_front = (~spans.mask).sum(1, keepdim=True)
+    left = dataclasses.replace(spans, outputs=outputs, mask=flipped, labels=spans.labels + in_front)
+    with refused("test", f"{ROWS} rows with the same id"):
+        check_fresh(left, spans)
 
 
 def test_nan_at_padding_is_no_missing_confidence() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -55,11 +55,14 @@ __all__ = [
 
 PLAN, _FIRST = "plan", Axis()
 _KINDS = 1000  # of calls that were looked at, and are remembered
+_ENOUGH = 50  # values of the same arguments that were looked at, and went alike: the next ones are taken to
 
 
 MASKS = ("attention_mask", "mask", "src_key_padding_mask", "key_padding_mask")
 """Names of masks `(batch, length)` among the arguments of a module."""
 
+_Kind = tuple[frozenset[str | int], frozenset[tuple[str | int, tuple[Any, ...]]]]
+"""The arguments that a call has and the example had not, or the other way round; and plain values that differ."""
 _Learned = tuple[tuple[str, ...], tuple[Axis | None, ...], bool]
 """The names of the noted tensors of a kind of call, where their rows are, and whether batches may get narrower."""
 
@@ -356,13 +359,14 @@ class LayeredModule:
     def _check_kind(self, given: Arguments, rows: int, shared: frozenset[str]) -> None:
         """See that a call with other arguments than the example goes as that did, once for each kind of call."""
         kind = self._kind_of(given)
-        if kind is None or kind in self._ends:
+        if kind is None or kind in self._ends or _by_type(kind) in self._ends:
             return
         two = {key: value[:2] if has_rows(value, rows) and key not in shared else value for key, value in given.items()}
         twins = [untraced_twin(self.module)]
         if any(module.training for module in self.module.modules()):  # where numbers may be drawn by chance
             twins.append(evaluating_twin(twins[0]))
-        with torch.no_grad(), torch.random.fork_rng(_cuda(_first(two))):
+        # Outside of inference mode, in which nobody sees what is written in place.
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(_cuda(_first(two))):
             alike = all(self._goes_alike(twin, two, shared, by_numbers=twin is twins[-1]) for twin in twins)
         torch.clear_autocast_cache()  # of weights that were cast without a gradient
         if not alike:
@@ -374,9 +378,11 @@ class LayeredModule:
                 remedy="Capture the module with an example that has these arguments and no others, and these values of "
                 "those that are no tensors.",
             )
-        if len(self._ends) == _KINDS:
+        if len(self._ends) >= _KINDS:
             self._ends.clear()
         self._ends.add(kind)
+        if sum(_by_type(each) == _by_type(kind) for each in self._ends) == _ENOUGH:
+            self._ends.add(_by_type(kind))
 
     def _goes_alike(self, twin: nn.Module, given: Arguments, shared: frozenset[str], *, by_numbers: bool) -> bool:
         """Whether a call of a twin goes as the example did; and whether full depth then is the module's own output.
@@ -389,7 +395,8 @@ class LayeredModule:
             return {key: map_tensors(torch.clone, value) for key, value in given.items()}
 
         try:
-            watched = watch(twin, _positional(copies()), _named(copies()))
+            with torch.random.fork_rng(_cuda(_first(given))):  # full depth then draws the same
+                watched = watch(twin, _positional(copies()), _named(copies()))
         except Exception:
             return True
         if not goes_alike(self.calls, self.tail, watched, reads_numbers=self.reads_numbers):
@@ -408,7 +415,7 @@ class LayeredModule:
             return all(close(mine, own) for mine, own in pairs if isinstance(mine, Tensor) and isinstance(own, Tensor))
         return True
 
-    def _kind_of(self, given: Arguments) -> Hashable | None:
+    def _kind_of(self, given: Arguments) -> _Kind | None:
         """What tells a call from the example, by names and plain values, where that could matter; None elsewhere."""
         if self.seen_keys is None or torch.compiler.is_compiling():
             return None
@@ -599,13 +606,19 @@ def _kind(tensor: Tensor, rows: int) -> Any:
     return tensor.dtype, tuple((_equal(size, 1), _equal(size, rows)) for size in tensor.shape)
 
 
-def _told(value: Any) -> Hashable:
+def _told(value: Any) -> tuple[Any, ...]:
     """What tells plain values apart; of numbers with a point, which may differ from call to call, the type alone."""
     if isinstance(value, Mapping):
         return type(value), frozenset((key, _told(each)) for key, each in value.items())
     if isinstance(value, list | tuple):
         return type(value), tuple(map(_told, value))
-    return type(value), value if isinstance(value, int | str) else None
+    return (type(value), value) if isinstance(value, int | str) else (type(value),)
+
+
+def _by_type(kind: _Kind) -> _Kind:
+    """A kind of call with the types of its plain values alone."""
+    other, told = kind
+    return other, frozenset((key, value[:1]) for key, value in told)
 
 
 def _same_value(value: Any, other: Any) -> bool:

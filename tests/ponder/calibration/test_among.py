@@ -107,7 +107,7 @@ def test_a_policy_around_one_with_a_threshold_is_tried_with_that_one_moved() -> 
     assert among.met
     assert "best of 3 families" in among.statement
     for refused_one in (policies.Confidence(0.5) | policies.Margin(0.5), found.policy):
-        with refused("policies", "a policy with a threshold", "Say which of them differs"):
+        with refused("policies", "a policy with a threshold", "Say what differs"):
             ponder.control_risk(trajectory, refused_one, level=0.2, risk="disagreement")
 
 
@@ -149,6 +149,9 @@ def test_a_statistic_beyond_the_range_that_a_class_declares_is_told(leaves: str)
             judge(Margin)
         judge(Declared)
     trajectory.sweep(Margin, [-1.0, 1.0])  # nobody but the caller says which values
+    trajectory.sweep(Declared(0.5).before(3))  # of which all rows leave by step 3, whatever the threshold is
+    with pytest.warns(UserWarning, match="Margin: the statistic of"):
+        trajectory.sweep(Margin(0.5).before(3))
 
 
 def test_no_families_and_a_common_grid_are_refused() -> None:

@@ -1062,6 +1062,9 @@ def test_texts_of_another_kind_than_the_exits_were_fitted_to_are_refused(
     manifest = replace(exported("words").onnx.manifest, columns=columns)
     with pytest.raises(ArgumentError, match=rf"^examples\[0\]: expected {told}"):
         read_rows([given], manifest, None)
+    if columns == ("text",):
+        with pytest.raises(ArgumentError, match="no tokenizer"):  # the next thing that is looked at
+            read_rows([["a"]], manifest, None)
 
 
 def test_a_certificate_and_a_report_do_not_go_on_to_what_they_are_not_about(tmp_path: Path) -> None:
