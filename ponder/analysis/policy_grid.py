@@ -18,7 +18,7 @@ from ponder.engine.replay import check_replay, replay
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, ThresholdPolicy, all_within
-from ponder.policies.certified import Certified
+from ponder.policies.certified import is_certified
 from ponder.policies.patience import Patience
 from ponder.policies.threshold import Threshold
 
@@ -342,8 +342,10 @@ def part_with_threshold(policy: ExitPolicy) -> ExitPolicy | None:
 
     A certificate is about one value, and has none.
     """
-    if policy.tunable is not None or any(isinstance(part, Certified) for part in all_within(policy)):
-        return None if policy.tunable is None else policy
+    if policy.tunable is not None:
+        return policy
+    if is_certified(policy):
+        return None
     found = [leaf for leaf in _leaves(policy) if leaf.tunable is not None]
     return found[0] if len(found) == 1 else None
 

@@ -24,7 +24,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.parts.recording import Recording, check_evaluated, check_has_rows
 from ponder.plots import score_by_threshold
 from ponder.policies.base import ExitPolicy
-from ponder.policies.certified import Certified
+from ponder.policies.certified import without_certificate
 from ponder.policies.fixed import LastStep
 
 __all__ = ["Costs", "Curve", "Point", "curve_of", "measure", "sweep"]
@@ -177,7 +177,7 @@ def measure(
     check_replay(trajectory, policy)
     relative = _relative(costs, [policy], trajectory.num_steps, full_cost)
     ruler = _Ruler(trajectory, as_metric(metric, trajectory), relative)
-    if isinstance(policy.policy if isinstance(policy, Certified) else policy, LastStep):
+    if isinstance(without_certificate(policy), LastStep):
         return ruler.full_depth()
     return ruler.point(math.nan, replay(trajectory, policy).exit_step)
 

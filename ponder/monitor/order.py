@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ponder.analysis.policy_grid import leaves_later
 from ponder.errors import ArgumentError
-from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.certified import without_certificate
 
 __all__ = ["check_order"]
 
@@ -23,15 +24,11 @@ def check_order(policies: Sequence[ExitPolicy]) -> None:
         >>> check_order([policies.Confidence(0.8), policies.Confidence(0.9)])
     """
     for one, other in itertools.pairwise(policies):
-        if isinstance(_inside(one), LastStep) or leaves_later(_inside(one), _inside(other)) is False:
+        inside, later = without_certificate(one), without_certificate(other)  # in which two differ anyway
+        if isinstance(inside, LastStep) or leaves_later(inside, later) is False:
             raise ArgumentError(
                 "policies",
                 expected="from the cheapest to the safest: each leaves later than the one before it",
                 got=f"{other!r} after {one!r}",
                 remedy="Turn the order round.",
             )
-
-
-def _inside(policy: ExitPolicy) -> ExitPolicy:
-    """The policy without a certificate, in which two differ anyway."""
-    return policy.policy if isinstance(policy, Certified) else policy

@@ -172,7 +172,7 @@ class ReadoutCall(nn.Module):
     @property
     def is_known(self) -> bool:
         """Whether it is one of this file, which reads a mask of positions `(batch, length)` and no other."""
-        return isinstance(self.readout, Pooled) or _name_of(getattr(self.readout, "fn", None)) is not None
+        return isinstance(self.readout, Pooled) or self.known_name is not None
 
     @property
     def leaves_out_padding(self) -> bool:

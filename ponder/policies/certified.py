@@ -12,7 +12,7 @@ from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyWrapper, all_within, registry
 
-__all__ = ["Certified", "certificates", "digest_of", "is_certified"]
+__all__ = ["Certified", "certificates", "digest_of", "is_certified", "without_certificate"]
 
 
 def certificates(policy: ExitPolicy) -> list[Certified]:
@@ -31,6 +31,11 @@ def digest_of(policy: ExitPolicy) -> str | None:
 def is_certified(policy: ExitPolicy) -> bool:
     """Whether there is a certificate within a policy."""
     return bool([part for part in all_within(policy) if isinstance(part, Certified)])
+
+
+def without_certificate(policy: ExitPolicy) -> ExitPolicy:
+    """The policy inside a certificate; any other as it is."""
+    return policy.policy if isinstance(policy, Certified) else policy
 
 
 @registry.register("certified")

@@ -381,7 +381,8 @@ class LayeredModule:
         if len(self._ends) >= _KINDS:
             self._ends.clear()
         self._ends.add(kind)
-        if sum(_by_type(each) == _by_type(kind) for each in self._ends) == _ENOUGH:
+        known = list(self._ends)  # other threads may add theirs
+        if sum(_by_type(each) == _by_type(kind) for each in known) >= _ENOUGH:
             self._ends.add(_by_type(kind))
 
     def _goes_alike(self, twin: nn.Module, given: Arguments, shared: frozenset[str], *, by_numbers: bool) -> bool:
