@@ -21,7 +21,7 @@ from ponder.errors import CheckpointError, DataError
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["KeptModel", "Origin", "build", "keep", "load_kept", "start_at"]
+__all__ = ["KeptModel", "Origin", "build", "keep", "load_kept", "start_at", "to_accelerator", "weights_kept"]
 
 _FORMAT = "ponder-glue-model-1"
 _FILE = "glue.json"
@@ -90,11 +90,23 @@ def keep(
         model.save_pretrained(part)
         load_tokenizer(config.backbone).save_pretrained(part)
         made = {"config": config.to_dict(), "training": list(training), **asdict(origin or Origin())}
-        write_json(part / _FILE, {"format": _FORMAT, **made})
+        write_json(part / _FILE, {"format": _FORMAT, **made, "weights": model.ponder.weights_digest()})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def weights_kept(folder: Path) -> str | None:
+    """Digest of the weights of a kept model; None where an earlier version kept it."""
+    made = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
+    return made.get("weights")
+
+
+def to_accelerator(model: torch.nn.Module) -> None:
+    """Move a model to the accelerator, where there is one."""
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
 
 
 def load_kept(folder: Path) -> KeptModel:
@@ -117,7 +129,6 @@ def load_kept(folder: Path) -> KeptModel:
             "Train the model again."
         ) from error
     model = PonderForSequenceClassification.from_pretrained(folder).eval()
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    to_accelerator(model)
     origin = Origin(**{of.name: made.get(of.name, "") for of in fields(Origin)})
     return KeptModel(model, load_tokenizer(str(folder)), config, made.get("training", []), origin)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 
 from benchmarks import tasks
 from benchmarks.command_line import check_writable
@@ -17,12 +18,13 @@ from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import mean_cost, measure_costs, measure_speed_ups, record, summarise
-from benchmarks.glue.model import keep
+from benchmarks.glue.model import keep, weights_kept
 from benchmarks.glue.results import FORMAT, Result, recipe_of
 from benchmarks.glue.training import Trained, train
 from benchmarks.locking import BusyError, hold
 from benchmarks.tasks import Task
 from ponder import Trajectory, recipes
+from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["evaluate", "prepare", "run"]
@@ -77,12 +79,14 @@ def run(
         distributed.wait()
 
     def is_done() -> bool:
-        kept = models is None or (models / config.key).exists()
         splits = [*task.dev_splits, *(["held_out"] if config.selection == "held_out" else [])]
-        recorded = trajectories is None or all(
-            (trajectories / f"{config.key}-{split}.safetensors").exists() for split in splits
-        )
-        return path.exists() and kept and recorded
+        asked = [] if models is None else [models / config.key]
+        if trajectories is not None:
+            asked += [trajectories / f"{config.key}-{split}.safetensors" for split in splits]
+        if not all(each.exists() for each in (path, *asked)):
+            return False
+        known = {Result.of_run(path).data.get("weights"), *map(_weights_of, asked)} - {None}  # None: of before
+        return len(known) <= 1  # or the result is of another training than the model that lies beside it
 
     if not is_done() and not distributed.is_first():
         make()
@@ -97,6 +101,17 @@ def run(
                 make()
             shutil.rmtree(own, ignore_errors=True)
     return Result.of_run(path)
+
+
+def _weights_of(kept: Path) -> str | None:
+    """Digest of the weights of a kept model, or of those that gave a trajectory; None where neither says it."""
+    if kept.is_dir():
+        return weights_kept(kept)
+    try:
+        with safe_open(kept, "pt") as file:
+            return (file.metadata() or {}).get("weights")
+    except SafetensorError as error:
+        raise CheckpointError(f"{kept}: cannot be read ({error}). Remove it, and start again.") from error
 
 
 def prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -140,6 +155,7 @@ def evaluate(
         "splits": measured,
         "speed_up": measure_speed_ups(model, timed, collate, model.policy, exit_step, costs, baseline=baseline),
         "training": trained.stages,
+        "weights": model.ponder.weights_digest(),
         "config": config.to_dict(),
         "environment": environment(model.device),
     }

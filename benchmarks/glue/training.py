@@ -40,17 +40,17 @@ from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.glue import distributed
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.evaluation import record
-from benchmarks.glue.model import KeptModel, Origin, build, load_kept, start_at
+from benchmarks.glue.model import KeptModel, Origin, build, load_kept, start_at, to_accelerator
 from benchmarks.glue.results import recipe_of
 from benchmarks.tasks import Task
-from ponder import PerStep, recipes
+from ponder import PerStep, PonderWrapper, recipes
 from ponder._utils.files import read_json, write_json
 from ponder._utils.weights import digest_of_weights
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderTrainer
 from ponder.objectives import FinalStep, Ponder
 from ponder.policies import ExitPolicy, LastStep
-from ponder.recipes import Recipe
+from ponder.recipes import Recipe, Stage
 
 __all__ = [
     "KeepWhole",
@@ -103,8 +103,10 @@ def train(
         start_at(model, float(np.mean(data["labels"])))
     policy, recipe_stages, log = model.policy, model.recipe.stages, list[dict[str, Any]]()
     if begins_plain(model.recipe):
-        begun = _finished(plain(config), task, models, origin)
+        is_own = (work / "vanilla" / "stage-0-done" / "log.json").exists()  # and the kept one may have come since
+        begun = None if is_own else _finished(plain(config), task, models, origin)
         begun = begun or train(plain(config), task, data, selected_on, work / "vanilla", progress=progress)
+        _check_work(work, {"weights": digest_of_weights([begun.model.ponder])}, "begun-from.json")
         _begin_with(model, begun.model)
         log += begun.stages
     for number in range(len(log), len(recipe_stages)):
@@ -125,6 +127,7 @@ def train(
         log.append(read_json(done / "log.json"))
     model.requires_grad_(True)
     model.train(False)
+    to_accelerator(model)  # where its stages were finished before, no trainer has
     return Trained(model, log, origin)
 
 
@@ -155,9 +158,9 @@ def _trains(recipe: Recipe) -> dict[str, Any]:
     return {name: plain[name] for name in (*of_weights, "policy")}
 
 
-def _check_work(work: Path, made_by: Mapping[str, Any]) -> None:
+def _check_work(work: Path, made_by: Mapping[str, Any], name: str = "made-by.json") -> None:
     """Refuse checkpoints of other data, or of the recipe as it was, and note what those to come are of."""
-    note, plain = work / "made-by.json", json.loads(json.dumps(made_by))
+    note, plain = work / name, json.loads(json.dumps(made_by))
     noted = read_json(note) if note.exists() else plain
     if noted != {name: plain.get(name) for name in noted}:  # an earlier version noted less
         raise ArgumentError(
@@ -251,6 +254,7 @@ def train_stage(
         eval_dataset=selected_on,
         data_collator=Collator(load_tokenizer(config.backbone)),
         compute_metrics=_score_of_steps(task, model, selected_on) if every_step else _score(task),
+        every_step=every_step,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.stop_after), keep_whole],
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
         head_lr=config.head_lr,
@@ -275,7 +279,7 @@ def train_stage(
         if keep_whole.before is not None
         else None,
         "epochs": len(history),
-        "selected_by": "mean over steps" if every_step else "exits",
+        "selected_by": trainer.selected_by,
         "held_out_scores": [round(entry["eval_score"], 6) for entry in history],
         "held_out_exit_steps": [round(entry["eval_mean_exit_step"], 4) for entry in history],
     }
@@ -296,8 +300,21 @@ def _attention_for_training(model: PonderForSequenceClassification) -> Iterator[
 class _Trainer(PonderTrainer):
     """The order of the examples is a function of seed and epoch alone.
 
-    So it is the same on one process and on several, and in a run that was cut off and goes on.
+    So it is the same on one process and on several, and in a run that was cut off and goes on. Where epochs are told
+    apart by all steps (`every_step`), they are under any policy.
     """
+
+    def __init__(self, *args: Any, every_step: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._every_step = every_step
+        self.selected_by = "mean over steps" if every_step else "exits"
+
+    def _tells_epochs_apart(self, wrapper: PonderWrapper, stage: Stage) -> bool:
+        """Whether the score of an epoch can differ from that of another; else the last one is kept, and said to be."""
+        told = self._every_step or super()._tells_epochs_apart(wrapper, stage)
+        if not told:
+            self.selected_by = "last epoch"
+        return told
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, *args: Any, **kwargs: Any

@@ -33,7 +33,7 @@ from ponder.calibration.agreement import (
     agreement_curves,
     control_agreement,
 )
-from ponder.calibration.reference import differences
+from ponder.calibration.reference import differences, reference_labels
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.integrations.transformers.deep_exits import answers_of, check_finite, train_encoder
 from ponder.integrations.transformers.finetuned import SPLIT, FinetunedClassifier
@@ -531,7 +531,7 @@ def _with_heads(model: FinetunedClassifier, seen: Trajectory, answers: Tensor, p
     """Some rows of a recording with what the heads answer now; their labels are what the plain model predicts."""
     assert seen.features is not None
     weights = next(model.heads.parameters())
-    outputs = seen.outputs[part].clone()
+    outputs, mask = seen.outputs[part].clone(), None if seen.mask is None else seen.mask[part]
     for step in range(1, model.num_steps):
         for places, rows in zip(torch.arange(len(part)).split(_CHUNK), part.split(_CHUNK), strict=True):
             features = seen.features[rows, step - 1].to(weights.device, weights.dtype)
@@ -540,9 +540,9 @@ def _with_heads(model: FinetunedClassifier, seen: Trajectory, answers: Tensor, p
         seen,
         outputs=outputs,
         features=None,
-        labels=seen.meaning.predictions(answers[part]),
+        labels=reference_labels(seen.meaning, answers[part], mask),
         row_ids=seen.row_ids[part],
-        mask=None if seen.mask is None else seen.mask[part],
+        mask=mask,
         weights=model.ponder.weights_digest(),  # the heads have learned since
     )
 
@@ -558,7 +558,8 @@ def _report(
 ) -> ExitReport:
     given, duplicates = int(counts.sum()), int(counts.sum()) - len(counts)
     often = counts[split.certify].double()
-    differs = differences(certifying)[torch.arange(done.rows), certifying.replay(done.found.policy).exit_step.cpu() - 1]
+    exit_step, own_full_depth = certifying.replay(done.found.policy).exit_step.cpu(), not model.deep
+    differs = differences(certifying, own_full_depth)[torch.arange(done.rows), exit_step - 1]
     found, plain, own = done.found, math.nan, math.nan
     if labels is not None:
         plain, own = _accuracies(certifying, labels[split.certify], found.policy)
@@ -584,7 +585,7 @@ def _report(
         moved=done.moved,
         plain_accuracy=plain,
         exit_accuracy=own,
-        curves=agreement_curves(certifying, confidence, done.kind),
+        curves=agreement_curves(certifying, confidence, done.kind, own_full_depth=own_full_depth),
         disagreement_as_given=float((differs.double() * often).sum() / often.sum()),
     )
 

@@ -215,6 +215,15 @@ class PonderTrainer(Trainer):
             model.ponder.leave_stages()
         return found
 
+    def _tells_epochs_apart(self, wrapper: PonderWrapper, stage: Stage) -> bool:
+        """Whether evaluations can tell epochs of a stage apart: a trainer with metrics of its own may know better.
+
+        Args:
+            wrapper: The model, with the policy under which it is evaluated.
+            stage: The stage that is trained.
+        """
+        return tells_epochs_apart(wrapper.policy, stage, wrapper.num_steps)
+
     @contextmanager
     def _keeping_last(self, stage: Stage | None) -> Iterator[None]:
         """Train to the end and keep the last weights, for the length of a block, where no evaluation tells them apart.
@@ -223,7 +232,7 @@ class PonderTrainer(Trainer):
             stage: The stage that is trained; None where none freezes anything.
         """
         wrapper = _wrapper_in(self.model)
-        if wrapper is None or stage is None or tells_epochs_apart(wrapper.policy, stage, wrapper.num_steps):
+        if wrapper is None or stage is None or self._tells_epochs_apart(wrapper, stage):
             yield
             return
         best = self.args.load_best_model_at_end

@@ -220,7 +220,7 @@ def _check_same_model(choosing: Trajectory, certifying: Trajectory) -> None:
 
 
 def agreement_curves(
-    trajectory: Trajectory, confidence: float = 0.95, kind: str | None = None
+    trajectory: Trajectory, confidence: float = 0.95, kind: str | None = None, *, own_full_depth: bool = False
 ) -> tuple[AgreementCurve, ...]:
     """What each kind of policy gives on rows whose labels are the reference's predictions.
 
@@ -228,6 +228,7 @@ def agreement_curves(
         trajectory: A full-depth run.
         confidence: Probability with which each promise holds, in (0, 1).
         kind: The kind that was chosen (`AgreementControl.kind`), which comes last where it is none of the four.
+        own_full_depth: Whether the reference is full depth of the model itself; labels are then not read.
 
     Raises:
         ArgumentError: No rows, or one that is there twice; a run of training mode; a confidence outside (0, 1), or
@@ -247,7 +248,7 @@ def agreement_curves(
         kinds.append(known[kind])
     made = []
     for one in kinds:
-        steps, differs = _differences(trajectory, one, one.values)
+        steps, differs = _differences(trajectory, one, one.values, own_full_depth)
         rows = len(trajectory)
         bounds = [_upper_bound(int(count), rows, confidence) for count in differs.sum(1).tolist()]
         shares = torch.stack([(steps == n).double().mean(1) for n in range(1, trajectory.num_steps + 1)], 1)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ponder.calibration.risks import RecordedRisk, losses_by_step
 from ponder.errors import ArgumentError
 from ponder.parts.recording import Recording
+from ponder.parts.tasks import Task
 
-__all__ = ["ReferenceRisk", "differences", "full_depth"]
+__all__ = ["ReferenceRisk", "differences", "full_depth", "reference_labels"]
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,19 @@ def differences(trajectory: Recording, own: bool = False) -> Tensor:
 
 def full_depth(trajectory: Recording) -> Tensor:
     """What the run itself answers at full depth, as labels of such a risk, `(batch, …)`."""
-    task = trajectory.meaning
-    return task.predictions(task.without_padding(trajectory.outputs[:, -1], trajectory.mask))
+    return reference_labels(trajectory.meaning, trajectory.outputs[:, -1], trajectory.mask)
+
+
+def reference_labels(task: Task, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a reference answers, as labels of such a risk, `(batch, …)`; −1, which no answer is, for rows with NaN.
+
+    Args:
+        task: What the outputs are about.
+        outputs: Outputs of the reference, `(batch, …)`.
+        mask: Which positions count, `(batch, length)` bool; None for all.
+    """
+    found = task.predictions(task.without_padding(outputs, mask))
+    answered = task.answered(outputs, mask)
+    if bool(answered.all()):
+        return found
+    return torch.where(answered.reshape(-1, *[1] * (found.dim() - 1)), found.long(), -1)

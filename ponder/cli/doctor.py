@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
 from ponder._utils.columns import EXITS_REPORT
 from ponder._utils.files import read_json
@@ -22,6 +23,7 @@ from ponder.errors import ArgumentError
 from ponder.integrations.transformers import FinetunedClassifier
 from ponder.integrations.transformers.exits import are_known, distinct
 from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
+from ponder.trajectory import Trajectory
 
 __all__ = ["run"]
 
@@ -47,11 +49,11 @@ def run(folder: Path, texts: Path, columns: Sequence[str], labels: str | None, *
     rows, known = unseen(made, kept.labelled(encoded.rows, made.config.id2label))
     with torch.no_grad():
         seen = made.record(rows, batch_size=BATCH, progress=sys.stderr.isatty())
-    against_full = replace(seen, labels=full_depth(seen))
-    diagnosis = diagnose(against_full if labels is None else seen)
     if labels is None:
-        diagnosis = replace(diagnosis, metric="agreement with full depth")
-    curves = agreement_curves(against_full)
+        diagnosis = replace(diagnose(_against_full_depth(seen)), metric="agreement with full depth")
+    else:
+        diagnosis = diagnose(seen)
+    curves = agreement_curves(seen, own_full_depth=True)
     fixed = next(curve for curve in curves if curve.policy == "fixed step")
     step = _earliest(fixed)
     card = {
@@ -82,6 +84,15 @@ def unseen(made: FinetunedClassifier, rows: Sequence[Mapping[str, Any]]) -> tupl
             "texts", expected="some that the heads did not learn from", got="none", remedy="Pass more texts."
         )
     return kept, sum(known)
+
+
+def _against_full_depth(seen: Trajectory) -> Trajectory:
+    """The run with its own answers at full depth as labels; texts without one, NaN, are left out, and counted."""
+    answered = seen.answered()[:, -1]
+    if nothing := int((~answered).sum()):
+        typer.echo(f"{nothing} texts have no answer at full depth (NaN): scores leave them out.", err=True)
+        seen = seen.map(lambda t: t[answered])
+    return replace(seen, labels=full_depth(seen))
 
 
 def _earliest(fixed: AgreementCurve) -> int:

@@ -33,18 +33,15 @@
     here.setAttribute("cy", box.top + box.tall * (1 - Math.min(differ / data.most, 1)));
   }
 
-  function choose(threshold) {
+  function choose(place) {
     const curve = data.curves[kind.selectedIndex];
     slider.max = curve.values.length - 1;
-    const allowed = curve.values.map((value, at) => (threshold === null
-      ? (curve.promise[at] > data.most / 3 ? -1 : at)
-      : -Math.abs(value - threshold)));
-    slider.value = Math.max(0, allowed.lastIndexOf(Math.max(...allowed)));
+    slider.value = place ?? Math.max(0, curve.promise.findLastIndex((promise) => data.most / 3 >= promise));
     show();
   }
 
   kind.selectedIndex = Math.max(0, data.curves.findIndex((curve) => curve.policy === data.kind));
   kind.addEventListener("change", () => choose(null));
   slider.addEventListener("input", show);
-  choose(data.threshold);
+  choose(data.place);
 })();

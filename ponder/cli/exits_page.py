@@ -144,14 +144,16 @@ def _thresholds(run: Run) -> Embedded:
     report = run.report
     most = max(_LEAST, 3 * (report.level if report.met else _LEAST))
     clock = run.measured.speed_up.wall_clock
+    up = run.measured.speed_up.steps
     assert clock is not None
-    steps = (report.num_steps, report.mean_exit_step)
+    assert up is not None
+    steps = (report.num_steps, report.num_steps / up)  # of the texts that were timed
     data = {
         "steps": report.num_steps,
         "box": _BOX,
         "most": most,
         "kind": report.kind,
-        "threshold": None if math.isnan(report.threshold) else report.threshold,
+        "place": _place(report),
         "seconds": {"steps": steps, "speed": (run.measured.full_depth.median, clock.median)},
         "curves": [
             {
@@ -183,6 +185,14 @@ def _thresholds(run: Run) -> Embedded:
     )
     script = (Path(__file__).parent / "exits_page.js").read_text(encoding="utf-8")
     return Embedded("Every threshold that was looked at: see report.html.", Markup(html), script)
+
+
+def _place(report: ExitReport) -> int | None:
+    """Where the chosen threshold stands among the values of its kind; values that are shown may look the same."""
+    if math.isnan(report.threshold):
+        return None
+    values = next(curve.values for curve in report.curves if curve.policy == report.kind)
+    return min(range(len(values)), key=lambda place: abs(values[place] - report.threshold))
 
 
 def _flops(run: Run, curve: AgreementCurve, shares: tuple[float, ...]) -> float:

@@ -14,7 +14,7 @@ from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import write_text
 from ponder.calibration import AgreementControl, control_agreement
 from ponder.calibration.agreement import most_differing
-from ponder.calibration.reference import differences
+from ponder.calibration.reference import differences, reference_labels
 from ponder.cli.doctor import unseen
 from ponder.cli.measuring import batches_of, seconds, spread
 from ponder.cli.telling import BATCH, check_out, quiet, say_left_out, short, tell
@@ -179,7 +179,8 @@ def _written(
     show and still promise; else what moves fewer answers. The ranges are those of choosing texts; the certifying ones
     choose nothing.
     """
-    full = made.kind.task.predictions(made.predict(rows, policy=LastStep(), batch_size=BATCH).outputs).numpy()
+    answers = made.predict(rows, policy=LastStep(), batch_size=BATCH)
+    full = reference_labels(made.kind.task, answers.outputs).numpy()
     choose, certify = sides
     calibration = [rows[place] for place in spread(choose.tolist(), _CALIBRATE)]
     kinds: tuple[Kind, ...] = ("all", True) if int8 else (False,)

@@ -18,6 +18,8 @@ from ponder.export.runtime import OnnxModel, Record
 from ponder.parts.tasks import Custom, Task
 from ponder.parts.tasks.classification import Unnamed
 from ponder.parts.tasks.named import task_recorded
+from ponder.policies import ExitPolicy
+from ponder.policies.fitted import check_unfitted
 from ponder.trajectory import Trajectory
 
 __all__ = ["certify", "to_trajectory"]
@@ -110,12 +112,12 @@ def certify(
             remedy="Export one model twice: with int8=True and without.",
         )
     grid = None if grid is None else list(grid)
-    reads_features = _check_run(model, policies, grid)
+    tried = _check_run(model, policies, grid)
     promised = to_trajectory(reference.record(examples, batch_size=batch_size), task=task.name)
-    labels = full_depth(promised).long()
-    labels[~promised.answered()[:, -1]] = -1  # NaN is no answer, and agrees with none
+    check_unfitted(promised, tried, "examples")  # on which they may be fitted: quantised, no row is known again
+    reads_features = any("features" in policy.needs for policy in tried)
     record = model.record(examples, batch_size=batch_size, keep_features=reads_features)
-    trajectory = to_trajectory(record, task=task.name, labels=labels)
+    trajectory = to_trajectory(record, task=task.name, labels=full_depth(promised).long())
     return control_risk(
         trajectory,
         policies,
@@ -127,11 +129,11 @@ def certify(
     )
 
 
-def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | None) -> bool:
+def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | None) -> tuple[ExitPolicy, ...]:
     """Refuse policies that the export cannot run, on a row of zeros: which they are hangs on its shape alone.
 
     Returns:
-        Whether any reads features.
+        The policies that will be tried.
     """
     steps, made = model.num_steps, model.manifest
     of_row = (1, *made.outputs) if made.per_position else made.outputs
@@ -141,7 +143,7 @@ def _check_run(model: OnnxModel, policies: PolicyGridLike, grid: list[float] | N
     tried = as_policy_grid(policies, grid, to_trajectory(row, task=_task_of(made).name)).policies
     for policy in tried:
         model.check(policy)
-    return any("features" in policy.needs for policy in tried)
+    return tuple(tried)
 
 
 def _task_of(manifest: Manifest) -> Task:

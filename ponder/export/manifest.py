@@ -88,7 +88,7 @@ class Manifest:
         weights: Digest of the weights that were exported, by which certificates of the model are known; None where they
             were quantised, and in exports of before.
         sizes: Size in bytes of every file.
-        digests: SHA-256 of every file; empty in exports of version 0.1, whose files are known by their sizes alone.
+        digests: SHA-256 of every file; those of version 0.1 did not say, and are looked at when they are read.
     """
 
     num_steps: int
@@ -160,13 +160,15 @@ class Manifest:
             raise CheckpointError(f"{folder / FILE}: damaged or of another version ({error!r}).") from error
         if not sound:
             raise CheckpointError(f"{folder / FILE}: its steps, schedule and heads do not belong together.")
+        found = {}
         for name in made.files():
             path, size = folder / name, made.sizes.get(name)
             if Path(name).name != name or not path.is_file() or path.stat().st_size != size:
                 raise CheckpointError(f"{path}: missing, or not of the {size} bytes that were written. Export again.")
-            if made.digests and made.digests.get(name) != digest_of(path):
+            found[name] = digest_of(path)
+            if made.digests and made.digests.get(name) != found[name]:
                 raise CheckpointError(f"{path}: other bytes than those that were written. Export again.")
-        return made
+        return made if made.digests else dataclasses.replace(made, digests=found)
 
     def files(self) -> list[str]:
         """Every file that the manifest names."""

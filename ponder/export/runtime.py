@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.certificates import certificates_in, json_digest, warn_of_part
+from ponder._utils.columns import EXPORT_REPORT, fitted_columns
 from ponder._utils.files import locked, read_json
 from ponder._utils.validation import check_int
 from ponder.errors import ArgumentError, CheckpointError, PonderError
@@ -103,7 +104,7 @@ class OnnxModel:
         self.folder, self._threads = Path(folder), threads
         self.manifest = Manifest.read(self.folder)
         self._graphs = _Graphs.open(self.folder, self.manifest, threads)
-        if read_json(self.folder / FILE).get("digests", {}) != self.manifest.digests:
+        if (read_json(self.folder / FILE).get("digests") or self.manifest.digests) != self.manifest.digests:
             raise CheckpointError(
                 f"{self.folder}: another export was written there while it was opened. Open it again."
             )
@@ -145,14 +146,22 @@ class OnnxModel:
     def save_policy(self) -> None:
         """Keep the policy in the folder, for those who open it later.
 
+        What `ponder export` reported of another policy goes from the folder: its promise is not one of this policy.
+
         Raises:
             CheckpointError: The folder is gone, or holds another export by now.
         """
         with locked(self.folder):
-            if Manifest.read(self.folder).digests != self.manifest.digests:
+            kept = Manifest.read(self.folder)
+            if kept.digests != self.manifest.digests:
                 raise CheckpointError(
                     f"{self.folder}: holds another export than the one that was opened. Open it again."
                 )
+            report = self.folder / EXPORT_REPORT
+            if report.is_file() and json_digest(kept.policy) != json_digest(self.policy):
+                self.manifest = replace(self.manifest, columns=fitted_columns(self.folder))
+                replace(self.manifest, policy=kept.policy).write(self.folder)  # or the columns went with the report
+                report.unlink()
             self.manifest = replace(self.manifest, policy=self.policy)
             self.manifest.write(self.folder)
 

@@ -222,6 +222,69 @@ def test_a_run_that_was_cut_off_after_its_first_stage_ends_as_if_it_was_not(back
     assert resumed["splits"] == whole["splits"]
 
 
+def test_a_run_goes_on_from_the_first_stage_that_it_began_with(backbone, glue_dir, tmp_path, monkeypatch):
+    """The trap: a model of vanilla that came in between, from another sweep, was the teacher of half a training."""
+    two_stages, models = config(backbone, recipe="deebert"), tmp_path / "models"
+    first = training.plain(two_stages)
+    whole = run(two_stages, glue_dir, tmp_path / "a", tmp_path / "w", progress=False)
+    real = training.train_stage
+
+    def stop_at_early_heads(settings, task, model, *rest):
+        if settings.recipe != "vanilla":
+            raise KeyboardInterrupt
+        return real(settings, task, model, *rest)
+
+    def cut_off(work):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train_stage", stop_at_early_heads)
+            with pytest.raises(KeyboardInterrupt):
+                run(two_stages, glue_dir, tmp_path / "b", work, models=models, progress=False)
+
+    cut_off(tmp_path / "own")
+    run(first, glue_dir, tmp_path / "c", tmp_path / "w", models=models, progress=False)
+    other = load_kept(models / first.key)
+    torch.nn.init.normal_(next(other.model.encoder.parameters()))
+    keep(other.model, first, models, other.training, other.origin)
+    done = run(two_stages, glue_dir, tmp_path / "b", tmp_path / "own", models=models, progress=False)
+    assert done["splits"] == whole["splits"]
+    shutil.rmtree(tmp_path / "b")
+    shutil.rmtree(models / two_stages.key)
+    cut_off(tmp_path / "kept")
+    shutil.rmtree(models / first.key)
+    with pytest.raises(ArgumentError, match="--work: expected checkpoints of this run"):
+        run(two_stages, glue_dir, tmp_path / "b", tmp_path / "kept", models=models, progress=False)
+
+
+def test_what_selects_is_told_where_the_policy_sees_nothing_of_a_stage(backbone, glue_dir, tmp_path):
+    """The trap: early heads under the last step ran to their end, and the file said that the best epoch was kept."""
+    places, two = (tmp_path / "out", tmp_path / "work"), {"epochs": 3, "lr": 3e-3, "stop_after": 1}
+    heads = run(config(backbone, recipe="deebert", policy={"name": "last-step"}, **two), glue_dir, *places)
+    told, held_out = heads["training"][1], heads["splits"]["held_out"]
+    assert told["selected_by"] == "mean over steps"
+    assert np.mean(held_out["per_step"]) == pytest.approx(max(told["held_out_scores"]), abs=1e-6)
+    answers = {"name": "patience", "patience": 2, "tolerance": 0.2}
+    lambdas = run(config(backbone, task="STS-B", recipe="ponder", policy=answers, **two), glue_dir, *places)
+    assert [stage["selected_by"] for stage in lambdas["training"]][-1] == "last epoch"
+
+
+def test_a_result_of_another_training_than_the_model_beside_it_is_made_again(
+    result, models, backbone, glue_dir, tmp_path, monkeypatch
+):
+    settings, kept = config(backbone), result.path.parents[1]
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    places = {"models": tmp_path / "models", "trajectories": tmp_path / "kept", "progress": False}
+    monkeypatch.setattr(training, "train_stage", lambda *_: pytest.fail("it is trained already"))
+    same = run(settings, glue_dir, tmp_path / "out", tmp_path / "work", **places)
+    assert same.data == result.data
+    other = load_kept(models / settings.key)
+    torch.nn.init.normal_(next(other.model.encoder.parameters()))
+    keep(other.model, settings, tmp_path / "models", other.training, other.origin)
+    made = run(settings, glue_dir, tmp_path / "out", tmp_path / "work", **places)
+    assert made["weights"] == other.model.ponder.weights_digest() != result["weights"]
+    split = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
+    assert split.weights == made["weights"]
+
+
 def test_a_run_goes_on_from_its_last_checkpoint(backbone, glue_dir, tmp_path, monkeypatch):
     from ponder.integrations.transformers import PonderTrainer
 

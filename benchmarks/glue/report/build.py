@@ -28,7 +28,8 @@ _INTRODUCTION = """\
   runs marked †, which selected on dev, as PALBERT's paper does, and whose scores are optimistic.
 * *Speed-up* is against running the same model to its last step, and is three numbers: in *steps* (N ÷ mean exit
   step), in *FLOPs* (counted on real calls, one example at a time at its true length) and in *wall-clock* (batches of
-  similar length, timed in turn with full depth; the median of the pairs).
+  similar length, timed in turn with full depth; the median of the pairs). Where a curve is drawn against FLOPs, every
+  example costs at its exit what one does on average: long texts that leave later than short ones cost more than that.
 * Curves over a policy's threshold are drawn on dev to be looked at; no threshold was chosen from them.
 * A dash is a run that is not there. Entropy policies are not defined for the regression task STS-B."""
 

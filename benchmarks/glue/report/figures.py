@@ -62,10 +62,12 @@ def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "ste
             level = None if vanilla is None else [score / 100 for score in vanilla.scores]
             panels[task] = [partial(_lines, curves, by=by, baseline=level)]
     name = "steps" if by == "steps" else "FLOPs"
+    of_mean = "" if by == "steps" else " (of an example of mean cost, whichever leaves)"
     caption = (
-        f"Score against speed-up in {name}, each recipe with its own policy, whose threshold is varied (as Figure 4)"
+        f"Score against speed-up in {name}{of_mean}, each recipe with its own policy, "
+        "whose threshold is varied (as Figure 4); dashed: vanilla."
     )
-    return panels_as_figure(f"{prefix}-score-by-{name.lower()}", f"{caption}; dashed: vanilla.", panels)
+    return panels_as_figure(f"{prefix}-score-by-{name.lower()}", caption, panels)
 
 
 def _of_halting(run: Result) -> Trajectory:

@@ -17,7 +17,7 @@ import ponder
 from benchmarks.risk import synthetic
 from ponder import policies
 from ponder.calibration import BOUNDS, agreement, agreement_curves, p_values
-from ponder.calibration.reference import differences
+from ponder.calibration.reference import differences, full_depth
 from ponder.calibration.risks import RecordedRisk
 from ponder.policies import Certified, Confidence, Entropy, FixedStep, LastStep, Patience, Quantile
 from tests.ponder.checks import refused
@@ -917,3 +917,18 @@ def test_runs_of_two_models_choose_nothing_for_one_another() -> None:
         agreement.control_agreement(
             replace(others, weights="a"), replace(certifying, weights="b"), level=0.2, own_full_depth=True
         )
+
+
+def test_where_full_depth_has_no_answer_none_is_that_of_the_first_class() -> None:
+    # Trap: the largest of all NaN is the first, and early answers of class 0 were counted as right.
+    outputs = torch.zeros(60, 3, 2)
+    outputs[..., 0] = 4.0
+    outputs[:20, -1] = torch.nan
+    run = ponder.Trajectory(outputs, None, torch.arange(60), task="classification")
+    told = replace(run, labels=full_depth(run))
+    assert told.labels is not None
+    assert told.labels.tolist() == [-1] * 20 + [0] * 40
+    assert differences(told).sum(0).tolist() == [20, 20, 20]  # another model had answered nothing
+    assert differences(run, own=True).sum(0).tolist() == [20, 20, 0]
+    fixed, *_ = agreement_curves(run, own_full_depth=True)
+    assert fixed.disagreement == pytest.approx((0.0, 1 / 3, 1 / 3))

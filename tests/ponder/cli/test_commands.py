@@ -282,6 +282,25 @@ def test_doctor_gives_a_verdict(fitted: Path, texts: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_doctor_leaves_out_what_full_depth_does_not_answer(tmp_path: Path) -> None:
+    # Trap: NaN was taken for the first class, so that early steps agreed with full depth more often than itself.
+    plain = tiny_classifier()
+    with torch.no_grad():
+        plain.bert.embeddings.word_embeddings.weight[VOCABULARY.index("w9")] = float("nan")
+    FinetunedClassifier(plain).save_pretrained(tmp_path / "folder")
+    save_tokenizer(tmp_path / "folder")
+    told = {f"w1 {text}" for text in sentences(80)}
+    rows = [[text] for text in sorted(told)]
+    nothing = sum("w9" in text.split() for text in told)
+    assert 0 < nothing < 50
+    done = run("doctor", tmp_path / "folder", "--texts", table(tmp_path / "in.csv", rows), "--json")
+    assert done.exit_code == 0, done.output
+    assert f"{nothing} texts have no answer at full depth (NaN)" in " ".join(done.stderr.split())
+    card = json.loads(done.stdout)
+    assert card["rows"] == len(told)
+    assert card["scores"][-1] == 1.0
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "tsv"])
 def test_other_files(fitted: Path, tmp_path: Path, kind: str) -> None:
     few, path = sentences(6), tmp_path / f"in.{kind}"

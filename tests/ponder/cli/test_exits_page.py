@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ SHARES = (0.5, 0.0, 0.5)
 
 def run(measured: float | None, timed: tuple[float, ...] = SHARES) -> Any:
     costs = {"output": [0.4, 0.7, 1.02], "": [0.35, 0.66, 1.0]}
-    told = SimpleNamespace(costs=costs, speed_up=SimpleNamespace(flops=measured), exit_shares=timed)
+    told = SimpleNamespace(costs=costs, speed_up=SimpleNamespace(flops=measured, steps=1.25), exit_shares=timed)
     return SimpleNamespace(measured=told, report=SimpleNamespace(kind="confidence", exit_shares=SHARES))
 
 
@@ -51,15 +52,33 @@ def test_without_a_measurement_texts_are_taken_to_be_of_one_length() -> None:
     assert flops(None, SHARES) == pytest.approx(1 / 0.71)
 
 
-def test_what_could_have_been_promised_is_told_no_lower_than_it_is() -> None:
-    found, steps = 0.012300001, (1.0, 2.0)
-    curve = AgreementCurve("confidence", (0.9, 0.8), steps, (0.0, 0.01), (found, 2 * found), (SHARES, SHARES))
+def data_of(curve: AgreementCurve, threshold: float) -> dict[str, Any]:
     told = run(1.2)
     told.measured.speed_up.wall_clock = told.measured.full_depth = SimpleNamespace(median=1.5)
     told.report = SimpleNamespace(
-        **vars(told.report), curves=(curve,), level=0.02, met=True, num_steps=3, mean_exit_step=2.0, threshold=0.9
+        **vars(told.report), curves=(curve,), level=0.02, met=True, num_steps=3, mean_exit_step=2.0, threshold=threshold
     )
-    data = _thresholds(told).html.partition('id="thresholds-data">')[2].partition("</script>")[0]
-    assert json.loads(data)["curves"][0]["promise"] == [0.012301, 0.024601]
+    data: dict[str, Any] = json.loads(
+        _thresholds(told).html.partition('id="thresholds-data">')[2].partition("</script>")[0]
+    )
+    return data
+
+
+def test_what_could_have_been_promised_is_told_no_lower_than_it_is() -> None:
+    found, steps = 0.012300001, (1.0, 2.0)
+    curve = AgreementCurve("confidence", (0.9, 0.8), steps, (0.0, 0.01), (found, 2 * found), (SHARES, SHARES))
+    assert data_of(curve, 0.9)["curves"][0]["promise"] == [0.012301, 0.024601]
     short: Any = SimpleNamespace(met=False, statement="No exits.", best_level=0.0123)
     assert _sentences(short)[1] == "With so many texts, 1.3% is the least that could be promised."
+
+
+def test_the_page_opens_on_the_chosen_threshold_and_joins_seconds_with_the_steps_of_the_timed_texts() -> None:
+    # Trap: two values that look the same on the page, of which the other one failed; and a mean exit step of all
+    # texts beside the seconds of some.
+    values = (0.99999249, 0.99999170)
+    curve = AgreementCurve("confidence", values, (2.0, 1.9), (0.0, 0.01), (0.01, 0.02), (SHARES, SHARES))
+    data = data_of(curve, values[0])
+    assert len(set(data["curves"][0]["values"])) == 1
+    assert data["place"] == 0
+    assert data["seconds"]["steps"] == [3, 3 / 1.25]
+    assert data_of(curve, math.nan)["place"] is None

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
+from ponder._utils.files import read_json, write_json
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.export import OnnxModel, certify, to_trajectory, writing
+from ponder.export.writing import copied
 from tests.ponder.export.exported import exported
 
 pytest.importorskip("onnxruntime", reason="exports need the extra onnx")
@@ -349,3 +351,38 @@ def test_a_graph_that_no_longer_runs_is_refused_when_it_is_made(
     with pytest.raises(PonderError, match="does not run in 8 bits"):
         ponder.export.quantized(exported("words").folder, tmp_path / "int8")
     assert not (tmp_path / "int8" / "export.json").exists()
+
+
+def test_rows_that_fitted_a_policy_certify_it_for_no_quantised_export_either(int8: OnnxModel) -> None:
+    # Trap: quantised, no row has the numbers by which the policy knows it.
+    reference, examples = exported("words").onnx, rows(300, 6)
+    fitted = policies.Expected.fit(to_trajectory(reference.record(examples), task="classification"), price=0.01)
+    for export in (reference, int8):
+        with pytest.raises(ArgumentError, match="rows on which the policy was not fitted"):
+            certify(export, reference, examples, fitted, level=0.3)
+    assert certify(int8, reference, rows(300, 7), fitted, level=0.3).policy.rows == 300
+
+
+def test_what_was_reported_of_another_policy_goes_with_it(tmp_path: Path) -> None:
+    # Trap: "Answers as the fp32 model does …" stood beside a policy that nobody had certified.
+    report = tmp_path / "export-report.json"
+    opened = OnnxModel(copied(exported("words").folder, tmp_path), threads=1)
+    report.write_text('{"statement": "Answers as …", "columns": ["question", "reply"]}')
+    opened.save_policy()
+    assert report.exists()  # it is the policy of before
+    opened.policy = policies.Confidence(0.45)
+    opened.save_policy()
+    assert not report.exists()
+    assert OnnxModel(tmp_path).manifest.columns == ("question", "reply")
+
+
+def test_exports_that_name_no_digests_are_known_by_their_files(int8: OnnxModel, tmp_path: Path) -> None:
+    # Trap: all exports of version 0.1 had one digest, so that one took the certificate of another.
+    made = []
+    for name, source in (("one", int8.folder), ("other", exported("words").folder)):
+        opened = OnnxModel(copied(source, tmp_path / name))
+        write_json(tmp_path / name / "export.json", {**read_json(opened.folder / "export.json"), "digests": {}})
+        made.append(OnnxModel(tmp_path / name, threads=1))
+    one, other = (each.record(rows(3, 1)).weights for each in made)
+    assert (one, other) == (int8.record(rows(3, 1)).weights, exported("words").onnx.record(rows(3, 1)).weights)
+    assert one != other
