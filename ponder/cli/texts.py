@@ -6,7 +6,8 @@ import csv
 import importlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -226,7 +227,8 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:  # a cell keeps its own line ends
         text = file.read()
     if is_table:
-        return _table(path, text, "\t" if kind == ".tsv" else ",")
+        with _fields_of_any_length(text):
+            return _table(path, text, "\t" if kind == ".tsv" else ",")
     if kind in (".jsonl", ".ndjson"):
         return [_object(path, place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if kind == ".json":
@@ -247,8 +249,18 @@ def _json(path: Path, text: str) -> list[Mapping[str, Any]]:
     return [{"text": row} if isinstance(row, str) else _checked(path, f"row {n}", row) for n, row in enumerate(rows, 1)]
 
 
+@contextmanager
+def _fields_of_any_length(text: str) -> Iterator[None]:
+    """Read a long text as a text; the limit is one of the whole process, and others rely on it."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, len(text) + 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _table(path: Path, text: str, delimiter: str) -> list[Mapping[str, Any]]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long text is a text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = list(dropwhile(_is_blank, reader))
