@@ -24,7 +24,6 @@ from benchmarks.glue.training import Trained, train
 from benchmarks.locking import BusyError, hold
 from benchmarks.tasks import Task
 from ponder import Trajectory, recipes
-from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["evaluate", "prepare", "run"]
@@ -85,8 +84,11 @@ def run(
             asked += [trajectories / f"{config.key}-{split}.safetensors" for split in splits]
         if not all(each.exists() for each in (path, *asked)):
             return False
-        known = {Result.of_run(path).data.get("weights"), *map(_weights_of, asked)} - {None}  # None: of before
-        return len(known) <= 1  # or the result is of another training than the model that lies beside it
+        try:
+            found = {Result.of_run(path).data.get("weights"), *map(_weights_of, asked)}
+        except SafetensorError:
+            return False  # a half-written trajectory is made again, as a missing one
+        return len(found - {None}) <= 1  # or the result is of another training than what lies beside it
 
     if not is_done() and not distributed.is_first():
         make()
@@ -107,11 +109,8 @@ def _weights_of(kept: Path) -> str | None:
     """Digest of the weights of a kept model, or of those that gave a trajectory; None where neither says it."""
     if kept.is_dir():
         return weights_kept(kept)
-    try:
-        with safe_open(kept, "pt") as file:
-            return (file.metadata() or {}).get("weights")
-    except SafetensorError as error:
-        raise CheckpointError(f"{kept}: cannot be read ({error}). Remove it, and start again.") from error
+    with safe_open(kept, "pt") as file:
+        return (file.metadata() or {}).get("weights")
 
 
 def prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -14,6 +14,11 @@ from ponder.parts.tasks import Task
 
 __all__ = ["ReferenceRisk", "differences", "full_depth", "reference_labels"]
 
+_REMEDY = (
+    "Pass dataclasses.replace(trajectory, labels=reference_labels(task, outputs of the reference)), "
+    "from ponder.calibration.reference."
+)
+
 
 @dataclass(frozen=True)
 class ReferenceRisk(RecordedRisk):
@@ -32,7 +37,7 @@ class ReferenceRisk(RecordedRisk):
                 "trajectory",
                 expected="answers that are the same or not, with those of the reference as labels",
                 got=f"the task {trajectory.task!r}, {'no labels' if trajectory.labels is None else 'with labels'}",
-                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+                remedy=_REMEDY,
             )
         task, mask, labels = trajectory.meaning, trajectory.mask, trajectory.labels
         own = full_depth(trajectory)
@@ -41,7 +46,7 @@ class ReferenceRisk(RecordedRisk):
                 "trajectory",
                 expected=f"what the reference predicts as labels, of shape {tuple(own.shape)}",
                 got=f"shape {tuple(labels.shape)}",
-                remedy="Pass dataclasses.replace(trajectory, labels=task.predictions(outputs of the reference)).",
+                remedy=_REMEDY,
             )
         each = []
         for outputs in trajectory.outputs.unbind(1):
@@ -78,6 +83,6 @@ def reference_labels(task: Task, outputs: Tensor, mask: Tensor | None = None) ->
     """
     found = task.predictions(task.without_padding(outputs, mask))
     answered = task.answered(outputs, mask)
-    if bool(answered.all()):
+    if found.is_floating_point() or bool(answered.all()):  # numbers, in which NaN stays NaN
         return found
     return torch.where(answered.reshape(-1, *[1] * (found.dim() - 1)), found.long(), -1)

@@ -281,8 +281,11 @@ def test_a_result_of_another_training_than_the_model_beside_it_is_made_again(
     keep(other.model, settings, tmp_path / "models", other.training, other.origin)
     made = run(settings, glue_dir, tmp_path / "out", tmp_path / "work", **places)
     assert made["weights"] == other.model.ponder.weights_digest() != result["weights"]
-    split = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
-    assert split.weights == made["weights"]
+    dev = tmp_path / "kept" / f"{settings.key}-dev.safetensors"
+    assert Trajectory.load(dev).weights == made["weights"]
+    dev.write_bytes(dev.read_bytes()[:100])  # a copy that broke off
+    run(settings, glue_dir, tmp_path / "out", tmp_path / "work", **places)
+    assert Trajectory.load(dev).weights == made["weights"]
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(backbone, glue_dir, tmp_path, monkeypatch):

@@ -188,6 +188,24 @@ def test_a_number_that_differs_from_call_to_call_is_not_looked_at_for_ever(monke
     assert len(looked) == 50
 
 
+def test_only_whole_numbers_stop_being_looked_at() -> None:
+    # Trap: after fifty lengths any other word, and any other keys of a mapping, were taken to go alike too.
+    class Choosing(Encoder):
+        def forward(self, states: Tensor, mode: str = "a", length: int = 0, options: Any = None) -> Tensor:
+            made: Tensor = super().forward(states)
+            return -made if mode == "c" or (options and "turned" in options) else made
+
+    model = wrapped(Choosing().eval(), {"states": STATES}).eval()
+    with torch.no_grad():
+        for length in range(1, 60):
+            model(STATES, mode="b", length=length)
+            model(STATES, options={"length": length})
+        with refused("inputs", "with which it does something else"):
+            model(STATES, mode="c", length=60)
+        with refused("inputs", "with which it does something else"):
+            model(STATES, options={"turned": True})
+
+
 class Aside(Encoder):
     """It writes in place behind its layers, aside from the answer."""
 

@@ -62,7 +62,7 @@ def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "ste
             level = None if vanilla is None else [score / 100 for score in vanilla.scores]
             panels[task] = [partial(_lines, curves, by=by, baseline=level)]
     name = "steps" if by == "steps" else "FLOPs"
-    of_mean = "" if by == "steps" else " (of an example of mean cost, whichever leaves)"
+    of_mean = "" if by == "steps" else " (every example at the mean cost of its exit)"
     caption = (
         f"Score against speed-up in {name}{of_mean}, each recipe with its own policy, "
         "whose threshold is varied (as Figure 4); dashed: vanilla."

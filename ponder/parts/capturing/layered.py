@@ -55,7 +55,7 @@ __all__ = [
 
 PLAN, _FIRST = "plan", Axis()
 _KINDS = 1000  # of calls that were looked at, and are remembered
-_ENOUGH = 50  # values of the same arguments that were looked at, and went alike: the next ones are taken to
+_ENOUGH = 50  # whole numbers that were looked at, and went alike, all else being equal: the next ones are taken to
 
 
 MASKS = ("attention_mask", "mask", "src_key_padding_mask", "key_padding_mask")
@@ -359,7 +359,7 @@ class LayeredModule:
     def _check_kind(self, given: Arguments, rows: int, shared: frozenset[str]) -> None:
         """See that a call with other arguments than the example goes as that did, once for each kind of call."""
         kind = self._kind_of(given)
-        if kind is None or kind in self._ends or _by_type(kind) in self._ends:
+        if kind is None or kind in self._ends or _but_for_numbers(kind) in self._ends:
             return
         two = {key: value[:2] if has_rows(value, rows) and key not in shared else value for key, value in given.items()}
         twins = [untraced_twin(self.module)]
@@ -382,8 +382,8 @@ class LayeredModule:
             self._ends.clear()
         self._ends.add(kind)
         known = list(self._ends)  # other threads may add theirs
-        if sum(_by_type(each) == _by_type(kind) for each in known) >= _ENOUGH:
-            self._ends.add(_by_type(kind))
+        if sum(_but_for_numbers(each) == _but_for_numbers(kind) for each in known) >= _ENOUGH:
+            self._ends.add(_but_for_numbers(kind))
 
     def _goes_alike(self, twin: nn.Module, given: Arguments, shared: frozenset[str], *, by_numbers: bool) -> bool:
         """Whether a call of a twin goes as the example did; and whether full depth then is the module's own output.
@@ -616,10 +616,10 @@ def _told(value: Any) -> tuple[Any, ...]:
     return (type(value), value) if isinstance(value, int | str) else (type(value),)
 
 
-def _by_type(kind: _Kind) -> _Kind:
-    """A kind of call with the types of its plain values alone."""
+def _but_for_numbers(kind: _Kind) -> _Kind:
+    """A kind of call whatever its whole numbers are, of which one may count something and differ in every call."""
     other, told = kind
-    return other, frozenset((key, value[:1]) for key, value in told)
+    return other, frozenset((key, value[:1] if value[0] is int else value) for key, value in told)
 
 
 def _same_value(value: Any, other: Any) -> bool:
