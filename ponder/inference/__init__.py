@@ -1,3 +1,0 @@
-"""Whole data sets and streams through a model: reading, batching, predicting, compiling."""
-
-__all__: list[str] = []

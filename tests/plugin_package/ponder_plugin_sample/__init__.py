@@ -1,1 +1,0 @@
-"""A package of plug-ins, as another project would ship it; `tests/test_plugins_installed.py` installs it."""
