@@ -1,0 +1,1 @@
+"""Private helpers that every room may use."""

@@ -1,0 +1,38 @@
+"""Arithmetic on NumPy arrays and torch tensors alike, for what also runs where torch is not installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+__all__ = ["at_least_float32", "namespace", "softmax", "weighted"]
+
+
+def namespace(x: Any) -> Any:
+    """Return the library of an array: the module `torch` or `numpy`."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and isinstance(x, torch.Tensor) else import_module("numpy")
+
+
+def at_least_float32(x: Any) -> Any:
+    """Convert to float32 what is neither float32 nor float64: the precision of all statistics."""
+    xp = namespace(x)
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    return x.astype("float32") if xp.__name__ == "numpy" else x.float()
+
+
+def softmax(x: Any) -> Any:
+    """Return the softmax over the last dimension, in float32 or float64."""
+    x, xp = at_least_float32(x), namespace(x)
+    if xp.__name__ == "torch":
+        return x.softmax(-1)
+    powers = xp.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def weighted(weight: Any, value: Any) -> Any:
+    """Return weight · value, and 0 (with zero gradient) where the weight is 0 and the value may be infinite."""
+    xp, inside = namespace(weight), weight != 0
+    return xp.where(inside, weight * xp.where(inside, value, 0.0), 0.0)

@@ -1,0 +1,48 @@
+"""Random numbers as a function of (seed, row id), so that a row draws the same number in every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["uniform"]
+
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, row_ids: Any) -> Any:
+    """Return numbers in [0, 1), `(rows,)` float32, that depend on the seed and each row id alone.
+
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the seed plus the golden
+    gamma (0 alone is a fixed point), and to its result plus the row id times the golden gamma.
+
+    Args:
+        seed: Any whole number.
+        row_ids: Row ids, `(rows,)` int64, a tensor or an array.
+    """
+    key = _mix_number(seed + _GAMMA)
+    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + _signed(key)), 40)  # int64 wraps around, on every device
+    return (bits.float() if hasattr(bits, "float") else bits.astype("float32")) * 2.0**-24
+
+
+def _mix(x: Any) -> Any:
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def _mix_number(x: int) -> int:
+    x &= (1 << 64) - 1
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (1 << 64) - 1
+    return x ^ (x >> 31)
+
+
+def _shift_right(x: Any, bits: int) -> Any:
+    """Shift int64 logically; its own shift copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    """Return `number` modulo 2^64 as a signed 64-bit integer."""
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >= 1 << 63 else number

@@ -1,0 +1,204 @@
+"""The halting distribution: a distribution over the steps 1..N.
+
+A hazard λ_n is the probability of stopping at step n given that no earlier step stopped. Hazards induce
+
+    p(n) = λ_n Π_{j<n} (1 − λ_j),    p(N) = Π_{j<N} (1 − λ_j),
+
+the generalised geometric of PonderNet (Banino et al. 2021, Eq. 6; PALBERT paper, Eq. 1), whose last step takes
+all the mass that is left. Everything is computed in log space, in float32 or float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions.utils import lazy_property
+
+from ponder._utils.arrays import at_least_float32, weighted
+from ponder.errors import ArgumentError
+
+__all__ = ["StepDistribution"]
+
+D = TypeVar("D", bound=Distribution)
+_VALIDATE = __debug__
+_ROUNDING = 5e-2  # how far from 1 the sum of probabilities may be whose logarithms have 8 or 11 bits
+
+
+class StepDistribution(Distribution):
+    """A distribution over the step at which computation stops, 1..N.
+
+    Args:
+        log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
+            step that cannot happen. Half precision is promoted to float32, and normalised
+            again there.
+        validate_args: Whether to check arguments and values. None does, except under ``python -O``; PyTorch's own
+            default is not asked, since `torch.compile` turns it off for the whole process.
+
+    Raises:
+        ArgumentError: `log_pmf` has no steps, or (when validating) does not sum to one.
+
+    Example:
+        >>> halting = StepDistribution.from_hazard_logits(torch.tensor([0.0, 0.0, 0.0]))
+        >>> halting.pmf
+        tensor([0.5000, 0.2500, 0.2500])
+        >>> halting.mean
+        tensor(1.7500)
+    """
+
+    arg_constraints = {"log_pmf": constraints.real_vector}  # noqa: RUF012 (torch's own protocol)
+    has_rsample = False
+    has_enumerate_support = True
+
+    def __init__(self, log_pmf: Tensor, validate_args: bool | None = None) -> None:
+        if log_pmf.dim() == 0 or log_pmf.shape[-1] == 0:
+            raise ArgumentError(
+                "log_pmf",
+                expected="a tensor (…, steps) with at least one step",
+                got=f"shape {tuple(log_pmf.shape)}",
+                remedy="Pass one log-probability a step.",
+            )
+        self.log_pmf = at_least_float32(log_pmf)
+        half = self.log_pmf.dtype != log_pmf.dtype
+        super().__init__(log_pmf.shape[:-1], validate_args=_VALIDATE if validate_args is None else validate_args)
+        if self._validate_args:
+            _check_normalised(self.log_pmf.detach(), _ROUNDING if half else 1e-3)
+        if half:  # what rounding to 8 or 11 bits took away or added
+            self.log_pmf = self.log_pmf.log_softmax(-1)
+
+    @classmethod
+    def from_hazard_logits(cls, logits: Tensor) -> Self:
+        """The distribution that hazards σ(logits), `(…, steps)`, induce; the last hazard is ignored.
+
+        Finite, with finite gradients, for any finite logits.
+        """
+        if logits.dim() == 0 or logits.shape[-1] == 0:
+            raise ArgumentError(
+                "logits",
+                expected="a tensor (…, steps) with at least one step",
+                got=f"shape {tuple(logits.shape)}",
+                remedy="Pass one hazard logit a step.",
+            )
+        logits = at_least_float32(logits)[..., :-1]
+        log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
+        log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
+        return _checking_values(cls(log_hazard + log_survival, validate_args=False), _VALIDATE)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps N."""
+        return self.log_pmf.shape[-1]
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """The steps 1..N."""
+        return constraints.integer_interval(1, self.num_steps)
+
+    @lazy_property
+    def pmf(self) -> Tensor:
+        """The probabilities of the steps, `(…, steps)`."""
+        return self.log_pmf.exp()
+
+    @lazy_property
+    def cdf_table(self) -> Tensor:
+        """P(stop at n or before) of every step n, `(…, steps)`; exactly 1 at the last."""
+        return F.pad(self.pmf[..., :-1].cumsum(-1).clamp(max=1.0), (0, 1), value=1.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected step, Σ_n n p(n)."""
+        return (self.pmf * self._steps()).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the step."""
+        return (self.pmf * (self._steps() - self.mean.unsqueeze(-1)) ** 2).sum(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable step (the first of them)."""
+        return self.log_pmf.argmax(-1) + 1
+
+    def entropy(self) -> Tensor:
+        """The entropy in nats; steps without mass add nothing."""
+        return -weighted(self.pmf, self.log_pmf).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-probability of the steps `value` (1-based), broadcast against the batch."""
+        return self._look_up(self.log_pmf, value)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(step ≤ value) for the steps `value` (1-based)."""
+        return self._look_up(self.cdf_table, value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile function: the first step n with CDF_n ≥ value, for `value` in [0, 1].
+
+        The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers do; the two
+        differ only where a CDF equals q exactly.
+        """
+        value = torch.as_tensor(value, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
+        if self._validate_args and not bool(((value >= 0) & (value <= 1)).all()):
+            raise ArgumentError("value", expected="probabilities in [0, 1]", got=value, remedy="Pass quantile levels.")
+        return (self.cdf_table[..., :-1] < value.unsqueeze(-1)).sum(-1) + 1
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Steps drawn from the distribution, `sample_shape + batch_shape`, long and 1-based."""
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            u = torch.rand(shape, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
+            return (self.cdf_table[..., :-1] <= u.unsqueeze(-1)).sum(-1) + 1
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """The steps 1..N along a new first dimension."""
+        steps = torch.arange(1, self.num_steps + 1, device=self.log_pmf.device)
+        steps = steps.view(-1, *(1 for _ in self.batch_shape))
+        return steps.expand(-1, *self.batch_shape) if expand else steps
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StepDistribution:
+        """The same distribution for a larger batch, without copying."""
+        expanded = self.log_pmf.expand(torch.Size(batch_shape) + self.log_pmf.shape[-1:])
+        return _checking_values(StepDistribution(expanded, validate_args=False), self._validate_args)
+
+    def _steps(self) -> Tensor:
+        return torch.arange(1, self.num_steps + 1, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
+
+    def _look_up(self, table: Tensor, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        index = (value.long() - 1).unsqueeze(-1)
+        shape = torch.broadcast_shapes(index.shape[:-1], table.shape[:-1])
+        return table.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
+
+
+@register_kl(StepDistribution, StepDistribution)  # type: ignore[untyped-decorator]
+def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
+    """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite where q excludes a step that p allows."""
+    if p.num_steps != q.num_steps:
+        raise ArgumentError(
+            "q",
+            expected=f"{p.num_steps} steps, as p has",
+            got=f"{q.num_steps}",
+            remedy="Use equal step counts.",
+        )
+    return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
+
+
+def _checking_values(distribution: D, validate: bool) -> D:
+    """A distribution that is normalised by construction and still refuses values outside its support."""
+    distribution._validate_args = validate
+    return distribution
+
+
+def _check_normalised(log_pmf: Tensor, tolerance: float) -> None:
+    total = log_pmf.logsumexp(-1).exp()
+    if not bool(((total - 1).abs() < tolerance).all()):
+        raise ArgumentError(
+            "log_pmf",
+            expected="log-probabilities that sum to 1 over the steps",
+            got=f"sums between {total.min().item():.6g} and {total.max().item():.6g}",
+            remedy="Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits.",
+        )

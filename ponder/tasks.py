@@ -1,0 +1,675 @@
+"""Tasks: what outputs and labels mean. Every question about an answer is asked here.
+
+A task gives the loss of an answer, what is predicted, whether two predictions are the same, whether one is right, and
+how sure the head is of it. Policies, scores, risks and plots ask the task object, and know no task by its name.
+
+A class label of −100 is no label, as in PyTorch: its row or token counts for nothing in the loss and its gradient.
+Questions about predictions take NumPy arrays as well as tensors (a cascade has no torch); losses take tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from ponder._utils.arrays import at_least_float32, namespace, softmax, weighted
+from ponder._utils.checks import check_real
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "IGNORED_LABEL",
+    "Classification",
+    "Custom",
+    "Multilabel",
+    "Regression",
+    "Span",
+    "Task",
+    "TaskName",
+    "TokenClassification",
+    "as_task",
+    "hard_labels",
+    "infer_task",
+    "task_named",
+]
+
+TaskName = Literal["classification", "regression", "multilabel", "token_classification", "span"]
+Array: TypeAlias = Any
+"""A tensor, or an array of NumPy."""
+IGNORED_LABEL = -100
+
+
+class Task(ABC):
+    """Meaning of the outputs of a head.
+
+    Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps, …)`, it says so. A
+    `mask`, `(batch, length)` bool, marks the positions that are no padding; None marks all.
+
+    Example:
+        >>> task = ponder.tasks.task_named("classification")
+        >>> task.losses(torch.zeros(2, 3), torch.tensor([0, 2]))  # (batch, classes) and (batch,) → (batch,)
+        tensor([1.0986, 1.0986])
+        >>> task.predictions(torch.tensor([[0.1, 0.9, 0.0]]))
+        tensor([1])
+    """
+
+    name: ClassVar[str]
+    each_row_alone: ClassVar[bool] = True
+    """Whether `losses` may be called once with the rows of all steps, since it looks at each row alone."""
+    classes: bool = False
+    """Whether the last dimension of the outputs holds the logits of classes, of which one is predicted."""
+    numbers: bool = False
+    """Whether predictions are numbers, which are the same only within a tolerance."""
+    comparable: ClassVar[bool] = True
+    """Whether predictions are the same or not, and right or wrong, with nothing in between."""
+    per_token: ClassVar[bool] = False
+    """Whether an example has an answer at each of its positions."""
+    per_position: ClassVar[bool] = False
+    """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
+    several_answers: ClassVar[bool] = False
+    """Whether an example has several answers, each right or wrong by itself: one a token, or one a label."""
+    blank: ClassVar[float] = 0.0
+    """The value of outputs beyond the end of a row, where they have positions."""
+    metric: ClassVar[str | None] = "accuracy"
+    """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
+
+    @property
+    def one_class(self) -> bool:
+        """Whether the answer of an example is one class, which is right or wrong."""
+        return self.classes and self.comparable and not self.per_token
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the negative log-likelihoods, `(batch,)`, of checked labels under the outputs of one step."""
+
+    @abstractmethod
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return labels in the shape and type that `losses` takes, or raise; `outputs` are those of one step."""
+
+    def smoothed(self, label_smoothing: float) -> Task:
+        """Return the same task with smoothed labels, see `Classification`."""
+        raise ArgumentError(
+            "label_smoothing",
+            expected="0: only classes can be smoothed (classification, multilabel, token_classification)",
+            got=f"{label_smoothing} with the task {self.name!r}",
+            remedy="Leave it out.",
+        )
+
+    def labelled(self, labels: Array) -> Array | None:
+        """Return which rows have a label, `(batch,)` bool; None where all have."""
+        return None
+
+    def inside(self, labels: Array, mask: Array | None) -> Array:
+        """Return checked labels with those at padding ignored."""
+        if not self.per_token or mask is None:
+            return labels
+        return namespace(labels).where(mask, labels, IGNORED_LABEL)
+
+    def fits(self, outputs: Array) -> bool:
+        """Return whether the outputs of one step have the shape of class logits, where the task has classes."""
+        return not self.classes or (outputs.ndim == 2 + self.per_token and outputs.shape[-1] > 1)
+
+    def answered(self, outputs: Array, mask: Array | None = None) -> Array:
+        """Return which rows have outputs without NaN at one step, `(batch,)` bool."""
+        nan = outputs != outputs
+        if mask is not None and self.per_position and fits_positions(mask, outputs):
+            nan = _parts(nan, 2).any(-1) & mask
+        return ~_parts(nan, 1).any(-1)
+
+    def without_padding(self, outputs: Array, mask: Array | None) -> Array:
+        """Return outputs of one step or of all, `(batch, [steps,] length, …)`, that choose no position of padding."""
+        return outputs
+
+    def predictions(self, outputs: Array) -> Array:
+        """Return what the outputs `(…, outputs)` predict: the most probable class, `(…)`, unless a task says more."""
+        return outputs.argmax(-1)
+
+    def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Array | None = None) -> Array:
+        """Return whether predictions `(batch, …)` are the same in every part, `(batch,)` bool.
+
+        Args:
+            one: Predictions.
+            other: Predictions of the same rows.
+            tolerance: Bound on the difference of equal numbers, for tasks of numbers.
+            mask: The positions that count.
+        """
+        equal = abs(one - other) < tolerance if self.numbers else one == other
+        counted = self._counted(mask, equal)
+        return _parts(equal if counted is None else equal | ~counted, 1).all(-1)
+
+    def distance(self, one: Array, other: Array, *, mask: Array | None = None) -> Array:
+        """Return how far predictions `(batch, …)` are apart, `(batch,)`; arguments as for `same`.
+
+        The share of parts that differ, from 0 to 1; for tasks of numbers, the greatest difference.
+        """
+        xp = namespace(one)
+        apart = abs(one - other) if self.numbers else at_least_float32(one != other)
+        counted = self._counted(mask, apart)
+        if counted is not None:
+            apart = xp.where(counted, apart, 0.0)
+        if self.numbers:
+            return xp.amax(_parts(apart, 1), -1)
+        size = math.prod(apart.shape[1:])
+        return _parts(apart, 1).sum(-1) / (
+            size if counted is None else _parts(xp.broadcast_to(counted, apart.shape), 1).sum(-1)
+        )
+
+    def agreement(self, outputs: Array, mask: Array | None = None) -> Array:
+        """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
+        given = self.predictions(outputs)
+        equal = given == given[:, -1:]
+        counted = self._counted(mask, equal, dim=2)
+        return _parts(equal if counted is None else equal | ~counted, 2).all(-1)
+
+    def correct(self, outputs: Array, labels: Array) -> Array:
+        """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
+        _check_labelled(self, labels)
+        right = self.predictions(outputs) == labels[:, None]
+        return _parts(right | (labels[:, None] == IGNORED_LABEL), 2).all(-1)
+
+    def scores(self, outputs: Array, labels: Array) -> Array:
+        """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`: higher is better."""
+        return _double(self.correct(outputs, labels))
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probability of each prediction, and whether it is right: both `(predictions, steps)`.
+
+        A prediction is a row, or one label or one labelled token of a row.
+
+        Args:
+            outputs: Outputs of all steps, `(batch, steps, …)`.
+            labels: Labels, batch first.
+        """
+        probability = softmax(outputs).amax(-1)
+        return _labelled(probability, self.predictions(outputs) == labels[:, None], labels)
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return losses, `(rows,)`, of outputs against the teacher's outputs of the same rows.
+
+        Args:
+            student: Outputs, `(rows, …)`.
+            teacher: The teacher's outputs.
+            temperature: Divisor of both, where they are logits.
+            mask: The positions that are taught, labelled or not, since policies compare the answers of all.
+        """
+        raise ArgumentError(
+            "objective",
+            expected="a task that defines distillation_losses",
+            got=f"distillation with the task {self.name!r}",
+            remedy="Distil with a named task, or with a class of your own that derives from one.",
+        )
+
+    def _counted(self, mask: Array | None, parts: Array, dim: int = 1) -> Array | None:
+        """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
+        if mask is None or not self.per_token or mask.shape[1] != parts.shape[dim]:
+            return None  # a stem that makes other positions: their padding is not known
+        return mask.reshape(mask.shape[0], *[1] * (dim - 1), mask.shape[1], *[1] * (parts.ndim - dim - 1))
+
+
+class _Smoothable(Task):
+    label_smoothing = 0.0
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        check_real("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
+        self.label_smoothing = label_smoothing
+
+    def smoothed(self, label_smoothing: float) -> Task:
+        made = copy(self)
+        _Smoothable.__init__(made, label_smoothing)
+        return made
+
+
+class Classification(_Smoothable):
+    """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long.
+
+    Soft labels are probabilities of the classes, `(batch, classes)` floats that sum to 1.
+
+    Args:
+        label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
+            every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
+        weight: A weight for each class, as PyTorch's own cross-entropy takes it. The mean over rows is not divided by
+            the weights.
+
+    Example:
+        >>> task = ponder.tasks.Classification(label_smoothing=0.1)
+        >>> task.losses(torch.zeros(1, 4), torch.tensor([2]))
+        tensor([1.3863])
+    """
+
+    name = "classification"
+    classes = True
+
+    def __init__(self, label_smoothing: float = 0.0, weight: Sequence[float] | None = None) -> None:
+        super().__init__(label_smoothing)
+        self.weight = None if weight is None else tuple(map(float, weight))
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs = at_least_float32(outputs)
+        if labels.is_floating_point() and not self.label_smoothing and self.weight is None:
+            return -weighted(labels, outputs.log_softmax(-1)).sum(-1)  # type: ignore[no-any-return] # logits of −inf
+        weight = None if self.weight is None else outputs.new_tensor(self.weight)
+        return _cross_entropy(outputs, labels, weight=weight, label_smoothing=self.label_smoothing)
+
+    def labelled(self, labels: Array) -> Array | None:
+        return None if labels.ndim == 2 else labels != IGNORED_LABEL
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.ndim != 2 or outputs.shape[-1] < 2:
+            raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
+        if labels.is_floating_point() and labels.shape == outputs.shape:
+            return _check_probabilities(labels.to(at_least_float32(outputs).dtype))
+        return _check_classes(labels, outputs.shape[:1], outputs.shape[-1])
+
+    def correct(self, outputs: Array, labels: Array) -> Array:
+        return super().correct(outputs, hard_labels(labels))
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return super().confidences(outputs, hard_labels(labels))
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        return _divergence(student, teacher, temperature, dim=-1)
+
+
+class TokenClassification(_Smoothable):
+    """A class per position: mean cross-entropy over the positions whose label is not −100.
+
+    Outputs `(batch, length, classes)`, labels `(batch, length)` long.
+
+    Args:
+        label_smoothing: As for `Classification`.
+
+    Example:
+        >>> task = ponder.tasks.TokenClassification()
+        >>> task.losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))  # the last is padding
+        tensor([0.6931])
+    """
+
+    name = "token_classification"
+    classes = True
+    per_token = per_position = several_answers = True
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs = at_least_float32(outputs).transpose(1, 2)
+        each = _cross_entropy(outputs, labels, label_smoothing=self.label_smoothing)
+        return each.sum(1) / (labels != IGNORED_LABEL).sum(1).clamp(min=1)
+
+    def labelled(self, labels: Array) -> Array | None:
+        return (labels != IGNORED_LABEL).any(1)
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.ndim != 3 or outputs.shape[-1] < 2:
+            raise _wrong_outputs("(batch, length, classes)", outputs, "Use a readout that keeps positions.")
+        return _check_classes(labels, outputs.shape[:2], outputs.shape[-1])
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        taught = self._counted(mask, student)
+        if taught is None:
+            return _divergence(student, teacher, temperature, dim=-1).mean(1)
+        student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))  # NaN in padding
+        each = _divergence(student, teacher, temperature, dim=-1)
+        return each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
+
+
+class Multilabel(_Smoothable):
+    """Any subset of C labels: binary cross-entropy, averaged over labels; outputs and labels `(batch, labels)`.
+
+    Labels are 1 or 0, probabilities in between, or −100 where it is not known whether one applies.
+
+    Args:
+        label_smoothing: Share ε in [0, 1): 1 becomes 1 − ε / 2, and 0 becomes ε / 2.
+
+    Example:
+        >>> ponder.tasks.Multilabel().predictions(torch.tensor([[2.0, -1.0, 0.5]]))
+        tensor([[ True, False,  True]])
+    """
+
+    name = "multilabel"
+    several_answers = True
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        known, xp = labels != IGNORED_LABEL, namespace(outputs)
+        target = xp.where(known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0)
+        each = xp.where(known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0)
+        return each.sum(-1) / known.sum(-1).clamp(min=1)  # type: ignore[no-any-return]
+
+    def labelled(self, labels: Array) -> Array | None:
+        return (labels != IGNORED_LABEL).any(-1)
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.ndim != 2:
+            raise _wrong_outputs("(batch, labels)", outputs, "Give the head one output per label.")
+        _check_shape(labels, outputs.shape)
+        labels = labels.to(at_least_float32(outputs).dtype)
+        if not bool((((labels >= 0) & (labels <= 1)) | (labels == IGNORED_LABEL)).all()):
+            raise ArgumentError(
+                "labels",
+                expected=f"0 or 1 (or in between; {IGNORED_LABEL} where it is not known)",
+                got=labels,
+                remedy="Encode them so, or name another task.",
+            )
+        return labels
+
+    def predictions(self, outputs: Array) -> Array:
+        return outputs > 0
+
+    def correct(self, outputs: Array, labels: Array) -> Array:
+        _check_labelled(self, labels)
+        right = self.predictions(outputs) == (labels[:, None] > 0.5)
+        return _parts(right | (labels[:, None] == IGNORED_LABEL), 2).all(-1)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        right = self.predictions(outputs) == (labels[:, None] > 0.5)
+        return _labelled(at_least_float32(outputs).abs().sigmoid(), right, labels)
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        student, teacher = at_least_float32(student) / temperature, at_least_float32(teacher) / temperature
+        return temperature**2 * _binary_cross_entropy(student, teacher.sigmoid()).mean(-1)
+
+
+class Regression(Task):
+    """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike.
+
+    Example:
+        >>> ponder.tasks.Regression().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+        tensor([0., 4.])
+    """
+
+    name = "regression"
+    numbers = True
+    comparable = False
+    metric = "negative_squared_error"
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1).mean(1)
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        single = outputs.ndim == 2 and outputs.shape[-1] == 1
+        if not single or labels.shape != outputs.shape:
+            _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
+        labels = labels.to(at_least_float32(outputs).dtype)
+        if not bool(labels.isfinite().all()):
+            raise ArgumentError(
+                "labels", expected="finite numbers", got="NaN or infinity", remedy="Leave those rows out."
+            )
+        return labels
+
+    def predictions(self, outputs: Array) -> Array:
+        return at_least_float32(outputs)
+
+    def scores(self, outputs: Array, labels: Array) -> Array:
+        given = _double(outputs)
+        error = (given - _double(labels).reshape(labels.shape[0], 1, *given.shape[2:])) ** 2
+        return -_parts(error, 2).mean(-1)
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        return self.losses(student, at_least_float32(teacher))
+
+
+class Span(Task):
+    """Start and end of an answer in a sequence: the mean of two cross-entropies over its positions.
+
+    Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A position of −100, or
+    beyond the sequence (the answer was cut off), counts for nothing.
+
+    Example:
+        >>> ponder.tasks.Span().predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]]))  # from 1 to 2
+        tensor([[1, 2]])
+    """
+
+    name = "span"
+    per_position = True
+    blank = -1e4  # no answer starts or ends there
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return _cross_entropy(at_least_float32(outputs), labels).mean(1)
+
+    def labelled(self, labels: Array) -> Array | None:
+        return (labels != IGNORED_LABEL).any(1)
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.ndim != 3 or outputs.shape[-1] != 2:
+            raise _wrong_outputs("(batch, length, 2)", outputs, "Use a readout that keeps positions, and two outputs.")
+        labels = _check_classes(labels, (outputs.shape[0], 2), None)
+        return labels.masked_fill((labels < 0) | (labels >= outputs.shape[1]), IGNORED_LABEL)
+
+    def inside(self, labels: Array, mask: Array | None) -> Array:
+        if mask is None:
+            return labels
+        xp, known = namespace(labels), (labels >= 0) & (labels < mask.shape[1])
+        rows = xp.arange(labels.shape[0])[:, None]
+        return xp.where(known & ~mask[rows, xp.where(known, labels, 0)], IGNORED_LABEL, labels)
+
+    def without_padding(self, outputs: Array, mask: Array | None) -> Array:
+        if mask is None or not fits_positions(mask, outputs, dim=outputs.ndim - 2):
+            return outputs
+        real = mask.reshape(mask.shape[0], *[1] * (outputs.ndim - 3), mask.shape[1], 1)
+        return namespace(outputs).where(real, outputs, self.blank)
+
+    def predictions(self, outputs: Array) -> Array:
+        return outputs.argmax(-2)
+
+    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        probability = at_least_float32(outputs).softmax(-2).amax(-2)
+        return _labelled(probability, self.predictions(outputs) == labels[:, None], labels)
+
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))
+        return _divergence(student, teacher, temperature, dim=-2).mean(-1)
+
+
+class Custom(Task):
+    """A loss of one's own, `function(outputs, labels) -> (batch,)`, called once a step.
+
+    Args:
+        function: The loss; None in a trajectory that was read from a file.
+        classes: Whether outputs are the logits of classes (as None supposes) or numbers.
+
+    Example:
+        >>> task = ponder.tasks.Custom(lambda outputs, labels: (outputs - labels).abs().mean(-1), classes=False)
+        >>> task.predictions(torch.tensor([[0.5, 2.0]]))  # numbers, and no class
+        tensor([[0.5000, 2.0000]])
+    """
+
+    name = "custom"
+    each_row_alone = False  # a loss may compare the rows of a batch
+    classes = True
+    comparable = False
+    metric = None
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool | None = None) -> None:
+        self.function = function
+        self.classes = classes is not False
+        self.numbers = classes is False
+
+    def predictions(self, outputs: Array) -> Array:
+        return at_least_float32(outputs) if self.numbers else super().predictions(outputs)
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        losses = None if self.function is None else self.function(outputs, labels)
+        if losses is None or losses.shape != outputs.shape[:1]:
+            raise ArgumentError(
+                "task",
+                expected=f"a callable that gives one loss per example, ({outputs.shape[0]},)",
+                got="none, as in a trajectory from a file" if losses is None else f"shape {tuple(losses.shape)}",
+                remedy="Do not reduce over the batch: use reduction='none' and average what belongs to one example.",
+            )
+        return losses
+
+    def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape[:1] != outputs.shape[:1]:
+            _check_shape(labels, outputs.shape[:1])
+        return labels
+
+
+_TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
+}
+
+
+def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
+    """Return the task of a name or a loss function; None stays None (see `infer_task`).
+
+    Example:
+        >>> ponder.tasks.as_task("regression").name
+        'regression'
+        >>> absolute = ponder.tasks.as_task(lambda outputs, labels: (outputs - labels).abs().mean(-1))
+        >>> absolute.losses(torch.ones(2, 1), torch.zeros(2, 1))
+        tensor([1., 1.])
+    """
+    if task is None or isinstance(task, Task):
+        return task
+    if isinstance(task, str) and task in _TASKS:
+        return _TASKS[task]
+    if callable(task):
+        return Custom(task)
+    raise ArgumentError(
+        "task",
+        expected=f"one of {', '.join(_TASKS)}, or a callable (outputs, labels) -> losses (batch,)",
+        got=repr(task),
+        remedy="Correct the name.",
+    )
+
+
+def task_named(name: str | None) -> Task:
+    """Return the task of a recorded name; None is classification, an unknown name a task of the user's own."""
+    return _TASKS["classification"] if name is None else _TASKS.get(name) or Custom()
+
+
+def infer_task(outputs: Array, labels: Array) -> Task:
+    """Return the task of a model that names none: integer labels are classes, all others are numbers.
+
+    Example:
+        >>> infer = ponder.tasks.infer_task
+        >>> infer(torch.zeros(2, 3), torch.tensor([0, 2])).name, infer(torch.zeros(2, 1), torch.zeros(2)).name
+        ('classification', 'regression')
+    """
+    if _is_floating(labels) or outputs.shape[-1] == 1:
+        return _TASKS["regression"]
+    return _TASKS["token_classification" if outputs.ndim == 3 else "classification"]
+
+
+def hard_labels(labels: Array) -> Array:
+    """Return classes, of labels that may be probabilities of classes.
+
+    Example:
+        >>> ponder.tasks.hard_labels(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
+        tensor([1, 0])
+    """
+    return labels.argmax(-1) if _is_floating(labels) else labels
+
+
+def fits_positions(mask: Array | None, array: Array, dim: int = 1) -> bool:
+    """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
+    return mask is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
+
+
+def _is_floating(array: Array) -> bool:
+    return "float" in str(array.dtype)
+
+
+def _double(array: Array) -> Array:
+    return array.double() if namespace(array).__name__ == "torch" else array.astype("float64")
+
+
+def _parts(array: Array, kept: int) -> Array:
+    """Flatten the dimensions behind the first `kept`; a value without any is one part."""
+    return array.reshape(*array.shape[:kept], math.prod(array.shape[kept:]))
+
+
+def _labelled(probability: Tensor, right: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the predictions that have a label, `(predictions, steps)`, of `(batch, steps, …)`."""
+    known = labels != IGNORED_LABEL
+    return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
+
+
+def _cross_entropy(outputs: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    cross_entropy: Any = namespace(outputs).nn.functional.cross_entropy
+    return cross_entropy(outputs, labels, reduction="none", **options)  # type: ignore[no-any-return]
+
+
+def _binary_cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
+    binary: Any = namespace(outputs).nn.functional.binary_cross_entropy_with_logits
+    return binary(outputs, target, reduction="none")  # type: ignore[no-any-return]
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    """Return T² KL(teacher ‖ student) of logits over a dimension (Hinton et al. 2015); logits of −inf teach nothing."""
+    log_student = (at_least_float32(student) / temperature).log_softmax(dim)
+    log_teacher = (at_least_float32(teacher) / temperature).log_softmax(dim)
+    return temperature**2 * weighted(log_teacher.exp(), log_teacher - log_student).sum(dim)  # type: ignore[no-any-return]
+
+
+def _check_shape(labels: Tensor, shape: Sequence[int]) -> None:
+    if tuple(labels.shape) != tuple(shape):
+        raise ArgumentError(
+            "labels",
+            expected=f"shape {tuple(shape)}",
+            got=f"shape {tuple(labels.shape)}",
+            remedy="Reshape them, or name another task.",
+        )
+
+
+def _check_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Tensor:
+    """Return labels as long, where they are class indices of that shape, or −100."""
+    _check_shape(labels, shape)
+    if _is_floating(labels) or "int" not in str(labels.dtype):
+        raise ArgumentTypeError(
+            "labels",
+            expected="integers (class indices)",
+            got=str(labels.dtype),
+            remedy="Convert them with .long(), or name another task, task='regression' for numbers.",
+        )
+    if classes is not None and labels.numel():  # PyTorch's own check aborts the process on a GPU
+        low, high = labels.masked_fill(labels == IGNORED_LABEL, 0).aminmax()
+        if low < 0 or high >= classes:
+            raise ArgumentError(
+                "labels",
+                expected=f"classes 0 … {classes - 1} (or {IGNORED_LABEL} for none), as the head has {classes} outputs",
+                got=f"values between {low} and {high}",
+                remedy="Give the head one output per class, or map the labels to 0, 1, ….",
+            )
+    return labels.long()
+
+
+def _check_probabilities(labels: Tensor) -> Tensor:
+    if not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1.0).abs() < 0.01)).all()):  # half precision sums so
+        raise ArgumentError(
+            "labels",
+            expected="probabilities of the classes that sum to 1, in floating-point labels (batch, classes)",
+            got=f"sums between {labels.sum(-1).min():g} and {labels.sum(-1).max():g}",
+            remedy="Pass logits.softmax(-1), say, or name the task: task='multilabel' or task='regression'.",
+        )
+    return labels
+
+
+def _check_labelled(task: Task, labels: Array) -> None:
+    """Refuse rows without a label where rows are counted as right or wrong: they are neither."""
+    labelled = task.labelled(labels)
+    if labelled is not None and not bool(labelled.all()):
+        raise ArgumentError(
+            "labels",
+            expected="a label for every row, where rows are counted as right or wrong",
+            got=f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows",
+            remedy="Record the rows that have a label.",
+        )
+
+
+def _wrong_outputs(expected: str, outputs: Tensor, remedy: str) -> ArgumentError:
+    return ArgumentError("outputs of the head", expected=expected, got=f"shape {tuple(outputs.shape)}", remedy=remedy)
