@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
@@ -21,21 +21,23 @@ _REGISTRIES: dict[str, Registry[Any]] = {}
 class Registry(Generic[T]):
     """Maps names to the callables (classes or functions) that build plug-ins of one kind.
 
-    A name comes from the decorator `register`, or from an entry point of the group `group`, which is imported when its
-    name is asked for.
+    A name comes from the decorator `register`, which may stand in a module that is imported when the name is asked for:
+    one of `homes`, or an entry point of the group `group`.
 
     Args:
         kind: The kind of plug-in, for messages: ``"policy"``.
         group: Entry-point group that other packages use: ``"ponder.policies"``.
+        homes: The modules that register names, by name.
 
     Example:
         >>> "quantile" in policies.names(), policies.get("quantile", q=0.3)
         (True, Quantile(q=0.3))
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, homes: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self._homes = homes or {}
         self._factories: dict[str, Callable[..., T]] = {}
         _REGISTRIES[group] = self
 
@@ -58,11 +60,13 @@ class Registry(Generic[T]):
         return give_name
 
     def names(self) -> list[str]:
-        """Return all known names, sorted, without importing entry points."""
-        return sorted({*self._factories, *_entry_points(self.group)})
+        """Return all known names, sorted, without importing what they stand for."""
+        return sorted({*self._factories, *self._homes, *_entry_points(self.group)})
 
     def find(self, name: str) -> Callable[..., T]:
         """Return the class or function called `name`."""
+        if name not in self._factories and name in self._homes:
+            import_module(self._homes[name])
         if name not in self._factories:
             if name not in _entry_points(self.group):
                 raise ArgumentError(
