@@ -1,0 +1,558 @@
+"""Exit policies: hyper-parameters, an `init` that gives state, and one pure method that decides.
+
+Nothing here imports PyTorch: what a policy reads may be NumPy arrays or tensors, and policies are swept and certified
+where PyTorch is not installed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
+
+import numpy as np
+
+from ponder._utils.arrays import at_least_float32, namespace
+from ponder._utils.checks import check_choice, check_int
+from ponder._utils.registry import Plugin, Registry
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.tasks import Task, task_named
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ExitPolicy",
+    "FixedStep",
+    "LastStep",
+    "ModelSpec",
+    "PolicyBatch",
+    "PolicyWrapper",
+    "StepView",
+    "Threshold",
+    "ThresholdPolicy",
+    "all_within",
+    "registry",
+    "scaled_step",
+]
+
+Array = Any
+"""A NumPy array or a tensor."""
+READINGS = {
+    "hazard": "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
+    "output": "",
+    "features": "Record them: model.unroll(…, keep_features=True).",
+    "context": "Record it: model.unroll(…, policy_context={…}).",
+}
+"""What a policy may need, and what to do where a model or a trajectory does not have it."""
+
+_CLASSIFICATION = task_named(None)
+
+registry: Registry[ExitPolicy] = Registry("policy", "ponder.policies")
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """The rows that a policy is about to decide on.
+
+    Args:
+        row_ids: Identity of each row, `(batch,)` long: its position, or the caller's `row_ids`.
+        num_steps: N, the number of steps at full depth.
+        task: The meaning of the outputs; a name is looked up, None is classification.
+
+    Example:
+        >>> batch = PolicyBatch(row_ids=torch.arange(3), num_steps=4)
+        >>> policies.Patience(2).init(batch)["count"]  # the state of a policy before the first step
+        tensor([0, 0, 0])
+    """
+
+    row_ids: Array
+    num_steps: int
+    task: Task = _CLASSIFICATION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", _task(self.task))
+
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return int(self.row_ids.shape[0])
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The facts of a model, or of a trajectory, that `ExitPolicy.check` looks at before any batch comes.
+
+    Args:
+        num_steps: N.
+        task: The meaning of the outputs; a name is looked up, None is classification.
+        has_hazard: Whether there is a Lambda head.
+        has_features: Whether features can be read (a trajectory may not have kept them).
+        has_context: Whether the context of a call can be read (a trajectory may not have kept it).
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
+        >>> model.spec.num_steps
+        3
+    """
+
+    num_steps: int
+    task: Task = _CLASSIFICATION
+    has_hazard: bool = False
+    has_features: bool = True
+    has_context: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", _task(self.task))
+
+    @property
+    def readings(self) -> frozenset[str]:
+        """The names that a policy's `needs` may hold."""
+        there = {"hazard": self.has_hazard, "features": self.has_features, "context": self.has_context}
+        return frozenset({"output", *(name for name, has in there.items() if has)})
+
+
+@dataclass(frozen=True)
+class StepView:
+    """The readings of a step, for the rows that are still running.
+
+    Only what the policy's `needs` name can be read; anything else raises `PonderError`.
+
+    Args:
+        index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at different steps.
+        num_steps: N.
+        readings: The values behind the properties.
+        task: The meaning of the outputs.
+        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs, or the features that are
+            asked for, have positions and the padding is known; None elsewhere.
+        policy_context: Values that the caller gave for the policy, by name, `(batch, …)` each.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 4.0], [0.0, 0.5]])  # of two rows, which are at steps 2 and 3 of 4
+        >>> view = StepView(torch.tensor([2, 3]), 4, {"output": logits})
+        >>> policies.Confidence(0.9).decide(view, None)
+        (tensor([ True, False]), None)
+    """
+
+    index: Array
+    num_steps: int
+    readings: Mapping[str, Any]
+    task: Task = _CLASSIFICATION
+    mask: Array | None = None
+    policy_context: Mapping[str, Array] | None = None
+
+    @property
+    def hazard(self) -> Array:
+        """The hazard λ_n of the step, `(batch,)`."""
+        return self._read("hazard")
+
+    @property
+    def cdf(self) -> Array:
+        """The probability P(stop at n or before), `(batch,)`; comes with the hazard."""
+        return self._read("cdf")
+
+    @property
+    def survival(self) -> Array:
+        """The probability P(not stopped before n), `(batch,)`; comes with the hazard."""
+        return self._read("survival")
+
+    @property
+    def output(self) -> Array:
+        """The head's outputs at this step, `(batch, …)`."""
+        return self._read("output")
+
+    @property
+    def features(self) -> Array:
+        """The readout's features at this step, `(batch, …)`."""
+        return self._read("features")
+
+    @property
+    def context(self) -> Mapping[str, Array]:
+        """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
+        return _undeclared("context") if self.policy_context is None else self.policy_context
+
+    def _read(self, name: str) -> Any:
+        return self.readings[name] if name in self.readings else _undeclared(name)
+
+
+def _task(task: Task | str | None) -> Task:
+    return task if isinstance(task, Task) else task_named(task)
+
+
+def _undeclared(name: str) -> NoReturn:
+    need = "hazard" if name in ("cdf", "survival") else name
+    raise PonderError(
+        f"the policy reads step.{name}, which it does not declare. "
+        f"Set needs = frozenset({{{need!r}}}) on the policy's class."
+    )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The hyper-parameter that a row's statistic is compared with.
+
+    Almost every exit policy of the field compares one statistic with one number: CDF_n > q, entropy < threshold,
+    agreements ≥ patience. Declaring it lets a sweep read the exits under a thousand thresholds from one pass.
+
+    Args:
+        field: Name of the field of the policy.
+        leaves: How a row's statistic stands to the threshold when the row exits: ``"above"`` is statistic >
+            threshold, ``"at_least"`` ≥, ``"below"`` <, ``"at_most"`` ≤.
+        low: Least useful value.
+        high: Greatest useful value: a number, or a function of the number of steps and of the size of the last
+            dimension of the outputs.
+        whole: Whether only whole numbers make sense.
+
+    Example:
+        >>> policies.Quantile.tunable
+        Threshold(field='q', leaves='above', low=0.0, high=1.0, whole=False)
+    """
+
+    field: str
+    leaves: Literal["above", "at_least", "below", "at_most"]
+    low: float = 0.0
+    high: float | Callable[[int, int], float] = 1.0
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("leaves", self.leaves, _COMPARISONS)
+
+    @property
+    def higher_exits_later(self) -> bool:
+        """Whether rows exit later under a higher threshold."""
+        return self.leaves in ("above", "at_least")
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether a row exits where its statistic equals the threshold."""
+        return self.leaves in ("at_least", "at_most")
+
+    def argument(self, value: float) -> dict[str, Any]:
+        """Return the threshold as an argument of its policy."""
+        return {self.field: int(value) if self.whole and value == int(value) else value}
+
+    def crossed(self, statistic: Array, value: float) -> Array:
+        """The exit mask, `(batch,)` bool."""
+        return _COMPARISONS[self.leaves](statistic, value)
+
+    def values(self, num_steps: int, width: int, count: int = 201) -> list[float]:
+        """Return values from low to high, known before any data is seen, as a test with a certificate wants them.
+
+        Whole numbers all; others `count` of them, denser at both ends (like the cosine), since confidences crowd there.
+
+        Args:
+            num_steps: N.
+            width: Size of the last dimension of the outputs.
+            count: How many values, where not only whole numbers make sense.
+        """
+        high = self.high(num_steps, width) if callable(self.high) else self.high
+        if self.whole:
+            return [float(value) for value in range(int(self.low), int(high) + 1)]
+        shares = [(1.0 - math.cos(math.pi * i / (count - 1))) / 2.0 for i in range(count)]
+        return [self.low + (high - self.low) * share for share in shares]
+
+
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "above": operator.gt,
+    "at_least": operator.ge,
+    "below": operator.lt,
+    "at_most": operator.le,
+}
+
+
+class ExitPolicy(Plugin, ABC):
+    """Base of the exit policies; leaves are frozen dataclasses of hyper-parameters.
+
+    A leaf sets `needs` and defines `decide`, and `init` where it carries state from step to step. The exit at
+    the last step belongs to the loop: a policy is not asked there.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Positive(policies.ExitPolicy):
+        ...     needs = frozenset({"output"})
+        ...     def decide(self, step, state):
+        ...         return step.output[:, 0] > 0, state
+        >>> trajectory.replay(Positive()).exit_step.shape
+        torch.Size([300])
+    """
+
+    registry = registry
+    needs: frozenset[str] = frozenset()
+    """Which of "hazard", "output", "features", "context" the policy reads; only these are computed."""
+    tunable: ClassVar[Threshold | None] = None
+    """The field that moves the exits between early and late, where there is one."""
+
+    def init(self, batch: PolicyBatch) -> Any:
+        """Return the state before the first step: (nested) tensors with the batch first, or None.
+
+        None stands for "no value yet". Rows whose whole state is None are asked by themselves. Inside a mapping or a
+        list, where rows at different depths share a batch, None is filled with zeros beside the values of others, so
+        `decide` recognises first steps by ``step.index``.
+        """
+        return None
+
+    @abstractmethod
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        """Return which rows exit now, and the new state. Pure: nothing that was passed in may be changed.
+
+        Returns:
+            The exit mask, `(batch,)` bool (or one bool for all rows, which costs no device synchronisation), and
+            the state for the next step, for all rows.
+        """
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise where the policy cannot serve a model; called once when it meets one, before any batch.
+
+        A leaf that overrides this calls `super().check(spec)`.
+        """
+        if unknown := self.needs - READINGS.keys():
+            raise ArgumentError(
+                f"{type(self).__name__}.needs",
+                expected=f"a frozenset of {sorted(READINGS)}",
+                got=sorted(unknown),
+                remedy="cdf and survival come with 'hazard'.",
+            )
+        for need in sorted(self.needs - spec.readings):
+            raise ArgumentError(
+                "policy", expected=f"one that reads no {need}, since there is none", got=self, remedy=READINGS[need]
+            )
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        """Return the step at which every row exits, where that needs no look at any; None by default.
+
+        Args:
+            num_steps: N.
+        """
+        return None
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        """Return the policies that this one is made of; none by default."""
+        return ()
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        """Return how near each row is to its exit, as the threshold of `free`, one of the policies inside, is moved.
+
+        A row exits where this is above (or at) the threshold; for one that is lowered to exit later, above its
+        negative. By default the policy has nothing to do with `free`: +∞ where it lets a row go, −∞ elsewhere. A
+        policy that overrides `parts` overrides this too.
+
+        Returns:
+            Readiness `(batch,)`, and the new state.
+        """
+        mask, state = self.decide(step, state)
+        xp = namespace(step.index)
+        stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
+        return xp.where(mask | (step.index < 0), math.inf, stays), state
+
+    def scores(self, record: Any, free: ExitPolicy | None = None) -> NDArray[Any]:
+        """Return the readiness of every row at every step: exits under any threshold are read from it.
+
+        Args:
+            record: A full-depth run: a trajectory, or any record with `num_steps`, `batch` and `views(needs)`.
+            free: The policy inside whose threshold is free; the outermost that has one where None.
+
+        Returns:
+            Readiness, `(rows, steps)`, in the precision in which `decide` compares, +∞ at the last step. A row exits at
+            the first step where it is above the threshold (or at it; see `readiness`).
+
+        Example:
+            >>> scores = policies.Confidence(0.9).scores(trajectory)
+            >>> int((scores[0] > 0.9).argmax()) + 1 == int(trajectory.replay(policies.Confidence(0.9)).exit_step[0])
+            True
+        """
+        free = next((each for each in all_within(self) if each.tunable), self) if free is None else free
+        batch = record.batch
+        state, columns = self.init(batch), list[Any]()
+        for _, view in zip(range(record.num_steps - 1), record.views(self.needs), strict=False):
+            ready, state = self.readiness(view, state, free)
+            columns.append(ready if namespace(ready) is np else ready.detach().cpu().numpy())
+        last = np.full(batch.size, math.inf, dtype=columns[0].dtype if columns else np.float32)
+        return np.stack([*columns, last], axis=1)
+
+    def with_threshold(self, value: float) -> Self:
+        """Return this policy with its threshold at `value`."""
+        if self.tunable is None:
+            raise ArgumentTypeError(
+                "policy",
+                expected="one with a threshold of its own",
+                got=repr(self),
+                remedy="Build it again around a policy with another threshold: a | b, policy.after(2), ….",
+            )
+        changed: Self = replace(self, **self.tunable.argument(value))  # type: ignore[type-var]
+        return changed
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Return the policy for `num_steps` that means what this one means for `tuned_for`; itself by default."""
+        return self
+
+    def __bool__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            "policy", expected="a & b (both exit) or a | b (either does)", got="and, or, not, or an if", remedy=_BOTH
+        )
+
+    def __or__(self, other: ExitPolicy) -> ExitPolicy:
+        """Return the policy that exits where either does."""
+        return registry.get("any", policies=(self, other))
+
+    def __and__(self, other: ExitPolicy) -> ExitPolicy:
+        """Return the policy that exits where both do, at the same step."""
+        return registry.get("all", policies=(self, other))
+
+    def after(self, step: int) -> ExitPolicy:
+        """Return this policy, with no exit before `step`."""
+        return registry.get("after", policy=self, step=step)
+
+    def before(self, step: int) -> ExitPolicy:
+        """Return this policy, with every row out at `step` at the latest."""
+        return registry.get("before", policy=self, step=step)
+
+
+_BOTH = "Python would drop one of them. Compare with None by `is None`."
+
+
+class ThresholdPolicy(ExitPolicy):
+    """Base of the policies with one statistic and one threshold; a leaf defines `statistic` and names its `tunable`.
+
+    The statistic and the state must not depend on the threshold.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Norm(policies.ThresholdPolicy):
+        ...     threshold: float
+        ...     needs, tunable = frozenset({"output"}), policies.Threshold("threshold", "above")
+        ...     def statistic(self, step, state):
+        ...         return step.output.norm(dim=-1), state
+        >>> trajectory.replay(Norm(5.0)).exit_step[:3]
+        tensor([1, 2, 3])
+    """
+
+    tunable: ClassVar[Threshold]
+
+    @abstractmethod
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        """Return what is compared with the threshold, `(batch,)`, and the new state. Pure, as `decide`."""
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        value, state = self.statistic(step, state)
+        return self.tunable.crossed(at_least_float32(value), getattr(self, self.tunable.field)), state
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        if self is not free:
+            return super().readiness(step, state, free)
+        value, state = self.statistic(step, state)
+        near = at_least_float32(value) * (1.0 if self.tunable.higher_exits_later else -1.0)
+        xp = namespace(near)
+        return xp.where(xp.isnan(near), -math.inf, near), state  # NaN crosses no threshold
+
+
+@dataclass(frozen=True)
+class PolicyWrapper(ExitPolicy):
+    """Base of the policies around one other; by itself it decides as the policy inside does.
+
+    A leaf changes what the policy inside sees (`transform`), or what comes out (`decide` and `readiness`, both alike).
+
+    Args:
+        policy: The policy inside.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> @dataclass(frozen=True)
+        ... class Halved(policies.PolicyWrapper):
+        ...     def transform(self, step):
+        ...         return replace(step, readings={"output": step.output / 2})
+        >>> trajectory.replay(Halved(policies.Confidence(0.95))).exit_step[:3]  # sure nowhere
+        tensor([4, 4, 4])
+    """
+
+    policy: ExitPolicy
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the policy inside reads."""
+        return self.policy.needs
+
+    def transform(self, step: StepView) -> StepView:
+        """Return what the policy inside sees of a step."""
+        return step
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return self.policy.init(batch)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        return self.policy.decide(self.transform(step), state)
+
+    def check(self, spec: ModelSpec) -> None:
+        self.policy.check(spec)
+        super().check(spec)  # a class may read more than the policy inside
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return (self.policy,)
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        return self.policy.readiness(self.transform(step), state, free)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, policy=self.policy.rescaled(tuned_for, num_steps))
+
+
+@registry.register("fixed-step")
+@dataclass(frozen=True)
+class FixedStep(ThresholdPolicy):
+    """Every row exits at `step`.
+
+    Args:
+        step: The step at which every row exits, from 1 to the model's number of steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.FixedStep(2)).exit_step
+        tensor([2])
+    """
+
+    step: int
+    tunable = Threshold("step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+
+    def check(self, spec: ModelSpec) -> None:
+        check_int("step", self.step, 1, spec.num_steps, remedy="Steps count from 1.")
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return step.index, state
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return self.step
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
+
+
+@registry.register("last-step")
+@dataclass(frozen=True)
+class LastStep(ExitPolicy):
+    """No early exit: every row runs to the last step, as without `ponder`.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.LastStep()).exit_step
+        tensor([3])
+    """
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        return False, state
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return num_steps
+
+
+def all_within(policy: ExitPolicy) -> list[ExitPolicy]:
+    """Return a policy and all that it is made of, the outermost first."""
+    return [policy, *[each for part in policy.parts() for each in all_within(part)]]
+
+
+def scaled_step(step: int, tuned_for: int, num_steps: int) -> int:
+    """Return the step, or the number of steps, that is the same share of another depth; at least 1."""
+    return max(1, round(step * num_steps / tuned_for))

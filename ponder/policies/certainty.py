@@ -1,0 +1,214 @@
+"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy.
+
+Where an example has an answer at each of its positions (token classification), it exits once its least sure position
+is sure enough; padding does not count. Logits may be NumPy arrays or tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.arrays import at_least_float32, namespace, softmax, weighted
+from ponder._utils.checks import check_real
+from ponder.errors import ArgumentError
+from ponder.policies.base import Array, ModelSpec, StepView, Threshold, ThresholdPolicy, registry
+
+__all__ = [
+    "SIGNALS",
+    "Confidence",
+    "Energy",
+    "Entropy",
+    "Margin",
+    "class_logits",
+    "confidence",
+    "energy",
+    "margin",
+    "negative_entropy",
+    "require_classes",
+]
+
+
+def confidence(logits: Array) -> Array:
+    """Return the probability of the most probable class, `(…)`, of class logits `(…, classes)`."""
+    return namespace(logits).amax(softmax(logits), -1)
+
+
+def margin(logits: Array) -> Array:
+    """Return how far the two most probable classes are apart, in probability, `(…)`."""
+    probabilities = softmax(logits)
+    if namespace(logits) is np:
+        two = np.partition(probabilities, -2, axis=-1)
+        return two[..., -1] - two[..., -2]
+    best, second = probabilities.topk(2, dim=-1).values.unbind(-1)
+    return best - second
+
+
+def negative_entropy(logits: Array) -> Array:
+    """Return the negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
+    p, xp = softmax(logits), namespace(logits)
+    return weighted(p, xp.log(xp.where(p > 0, p, 1.0))).sum(-1)  # 0 log 0 = 0: the surest rows have zeros
+
+
+def energy(logits: Array) -> Array:
+    """Return the normalised energy score of He et al. 2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
+
+    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is +∞: an
+    overflow is no certainty.
+    """
+    logits, xp = at_least_float32(logits), namespace(logits)
+    if xp is np:
+        total = np.logaddexp.reduce(logits, axis=-1)
+        return np.where(total == np.inf, np.nan, np.exp(-np.logaddexp(0.0, -total)))
+    total = logits.logsumexp(-1)
+    return total.masked_fill(total == math.inf, math.nan).sigmoid()
+
+
+SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"confidence": confidence, "margin": margin, "negative_entropy": negative_entropy, "energy": energy}
+)
+"""Certainties of a class by name: all grow with certainty, and are finite for logits of any finite size."""
+
+
+class _Certainty(ThresholdPolicy):
+    """Exit where the class probabilities are sure enough."""
+
+    needs = frozenset({"output"})
+    tunable = Threshold("threshold", "above")
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+
+    @abstractmethod
+    def measure(self, logits: Array) -> Array:
+        """Return the statistic, `(…,)`, of class logits `(…, classes)`, in at least float32."""
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        require_classes(self, spec)
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        value = self.measure(class_logits(self, step))
+        if value.ndim == 1:
+            return value, state
+        xp, later = namespace(value), self.tunable.higher_exits_later
+        if step.mask is not None:
+            value = xp.where(step.mask, value, math.inf if later else -math.inf)
+        return (xp.amin(value, 1) if later else xp.amax(value, 1)), state
+
+
+@registry.register("entropy")
+@dataclass(frozen=True)
+class Entropy(_Certainty):
+    r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT, Xin et al. 2020).
+
+    Args:
+        threshold: The entropy below which a row exits, in nats, ≥ 0; or, with `normalize`, in [0, 1].
+        normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 7).
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Entropy(0.4)).exit_step
+        tensor([2])
+        >>> record.replay(policies.Entropy(0.95, normalize=True)).exit_step  # as a share of log(classes)
+        tensor([2])
+    """
+
+    threshold: float
+    normalize: bool = False
+    tunable = Threshold("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
+
+    def measure(self, logits: Array) -> Array:
+        entropy = -negative_entropy(logits)
+        return entropy / math.log(logits.shape[-1]) if self.normalize else entropy
+
+
+@registry.register("confidence")
+@dataclass(frozen=True)
+class Confidence(_Certainty):
+    """Stop once the most probable class has more than a threshold of the probability.
+
+    Args:
+        threshold: The probability above which a row exits, in [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.outputs.softmax(-1).amax(-1)
+        tensor([[0.6225, 0.8808, 0.9820]])
+        >>> record.replay(policies.Confidence(0.8)).exit_step
+        tensor([2])
+    """
+
+    threshold: float
+    measure = staticmethod(confidence)
+
+
+@registry.register("margin")
+@dataclass(frozen=True)
+class Margin(_Certainty):
+    """Stop once the two most probable classes are further apart than a threshold.
+
+    Args:
+        threshold: Difference of probabilities, in [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Margin(0.7)).exit_step
+        tensor([2])
+    """
+
+    threshold: float
+    measure = staticmethod(margin)
+
+
+@registry.register("energy")
+@dataclass(frozen=True)
+class Energy(_Certainty):
+    """Stop once the normalised energy score is above a threshold.
+
+    The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so that a surer answer
+    has more of it, as with `Confidence`. It looks at the size of the logits, which a softmax forgets.
+
+    Args:
+        threshold: The score above which a row exits, in [0, 1].
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Energy(0.85)).exit_step
+        tensor([2])
+    """
+
+    threshold: float
+    measure = staticmethod(energy)
+
+
+def require_classes(policy: ThresholdPolicy, spec: ModelSpec) -> None:
+    """Raise where a policy that reads class probabilities meets a task without classes."""
+    if not spec.task.classes:
+        raise _no_classes(policy, f"the task {spec.task.name!r}")
+
+
+def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:
+    """Return the outputs of a step, which have to be class logits: of one output there is no entropy."""
+    if not step.task.fits(step.output):
+        raise _no_classes(policy, f"outputs of shape {tuple(step.output.shape)}")
+    return step.output
+
+
+def _no_classes(policy: ThresholdPolicy, got: str) -> ArgumentError:
+    return ArgumentError(
+        "policy",
+        expected=f"class logits (batch, classes ≥ 2) under {type(policy).__name__}",
+        got=got,
+        remedy="Without classes use policies.Patience (with a tolerance for numbers), or a policy on the hazard.",
+    )

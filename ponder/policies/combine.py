@@ -1,0 +1,257 @@
+"""Policies made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, temperatures, certificates.
+
+Exits under a moved threshold form a lattice: either policy's exit is the maximum of their readiness, both policies'
+exit is the minimum, and a bound on the step is ±∞. So a composite policy is swept in one pass, as a simple one is.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ponder._utils.arrays import at_least_float32, namespace
+from ponder._utils.checks import check_int, check_real, check_type
+from ponder.errors import ArgumentError
+from ponder.policies.base import (
+    Array,
+    ExitPolicy,
+    ModelSpec,
+    PolicyBatch,
+    PolicyWrapper,
+    StepView,
+    registry,
+    scaled_step,
+)
+
+__all__ = ["After", "All", "Any_", "Before", "Certified", "Tempered"]
+
+
+@dataclass(frozen=True)
+class _Several(ExitPolicy):
+    policies: tuple[ExitPolicy, ...]
+    of_masks: ClassVar[Callable[[Any, Any], Any]]
+    of_readiness: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        for policy in self.policies:
+            check_type("policies", policy, ExitPolicy)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the parts reads."""
+        return frozenset[str]().union(*(policy.needs for policy in self.policies))
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return tuple(policy.init(batch) for policy in self.policies)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
+        return _merged(type(self).of_masks, answers)
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        answers = [policy.readiness(step, part, free) for policy, part in zip(self.policies, state, strict=True)]
+        return _merged(getattr(namespace(step.index), self.of_readiness), answers)
+
+    def check(self, spec: ModelSpec) -> None:
+        for policy in self.policies:
+            policy.check(spec)
+
+    def parts(self) -> tuple[ExitPolicy, ...]:
+        return self.policies
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, policies=tuple(p.rescaled(tuned_for, num_steps) for p in self.policies))
+
+
+def _merged(merge: Callable[[Any, Any], Any], answers: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    return reduce(merge, (answer for answer, _ in answers)), tuple(state for _, state in answers)
+
+
+@registry.register("any")
+@dataclass(frozen=True)
+class Any_(_Several):  # noqa: N801 (the name Any is Python's)
+    """Exit where any of the policies does.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> policy = policies.Confidence(0.99) | policies.Patience(1)
+        >>> policy
+        Any_(policies=(Confidence(threshold=0.99), Patience(patience=1, tolerance=0.0)))
+        >>> record.replay(policy).exit_step
+        tensor([2])
+    """
+
+    of_masks, of_readiness = operator.or_, "maximum"
+
+
+@registry.register("all")
+@dataclass(frozen=True)
+class All(_Several):
+    """Exit where all of the policies do, at the same step.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> policy = policies.Confidence(0.6) & policies.Patience(2)
+        >>> record.replay(policy).exit_step
+        tensor([3])
+    """
+
+    of_masks, of_readiness = operator.and_, "minimum"
+
+
+@dataclass(frozen=True)
+class _Bounded(PolicyWrapper):
+    step: int
+
+    def __post_init__(self) -> None:
+        check_int("step", self.step, remedy="Steps count from 1.")
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(super().rescaled(tuned_for, num_steps), step=scaled_step(self.step, tuned_for, num_steps))
+
+
+@registry.register("after")
+@dataclass(frozen=True)
+class After(_Bounded):
+    """The policy inside, with no exit before `step`; its state runs from the first step all the same.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Confidence(0.6).after(2)).exit_step
+        tensor([2])
+    """
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        mask, state = super().decide(step, state)
+        return (step.index >= self.step) & mask, state
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        inside, state = super().readiness(step, state, free)
+        return namespace(inside).where(step.index < self.step, -math.inf, inside), state
+
+
+@registry.register("before")
+@dataclass(frozen=True)
+class Before(_Bounded):
+    """The policy inside, with every row out at `step` at the latest.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Confidence(0.999).before(2)).exit_step
+        tensor([2])
+    """
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        mask, state = super().decide(step, state)
+        return (step.index >= self.step) | mask, state
+
+    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+        inside, state = super().readiness(step, state, free)
+        return namespace(inside).where(step.index >= self.step, math.inf, inside), state
+
+
+@registry.register("tempered")
+@dataclass(frozen=True)
+class Tempered(PolicyWrapper):
+    """The policy inside, on outputs divided by a temperature that belongs to the step (Guo et al. 2017).
+
+    The outputs that the model gives are not changed: the temperatures are for deciding only.
+
+    Args:
+        policy: A policy on the output: entropy, confidence, margin, or a combination with one.
+        temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
+            all steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Tempered(policies.Confidence(0.8), (2.0,))).exit_step  # outputs ÷ 2
+        tensor([3])
+    """
+
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperatures", tuple(map(float, self.temperatures)))
+        for temperature in self.temperatures:
+            check_real("temperatures", temperature, open_low=True)
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if len(self.temperatures) not in (1, spec.num_steps):
+            raise ArgumentError(
+                "temperatures",
+                expected=f"one, or one for each of the model's {spec.num_steps} steps",
+                got=len(self.temperatures),
+                remedy="Fit them on a trajectory of this model.",
+            )
+
+    def transform(self, step: StepView) -> StepView:
+        if "output" not in step.readings:
+            return step
+        output = at_least_float32(step.output)
+        table = np.asarray(self.temperatures) if namespace(output) is np else output.new_tensor(self.temperatures)
+        own = table[step.index - 1] if len(self.temperatures) > 1 else table
+        scaled = output / own.reshape(-1, *[1] * (output.ndim - 1))
+        return replace(step, readings={**step.readings, "output": scaled})
+
+
+@registry.register("certified")
+@dataclass(frozen=True)
+class Certified(PolicyWrapper):
+    """The policy inside, with the promise under which it was chosen; made by `ponder.control_risk`.
+
+    Args:
+        policy: The policy.
+        statement: The promise in words.
+        risk: Name of the risk.
+        level: Bound on the risk.
+        confidence: Probability, over the draw of the calibration data, that the promise holds; None where the promise
+            is about the mean over such draws (conformal risk control).
+        bound: Name of the bound, or ``"conformal"``.
+        rows: Number n of calibration rows.
+        threshold_name: Name of the threshold that was chosen.
+        threshold_value: Its value; None where none was certified and the policy is full depth.
+        p_value: The p-value of the chosen threshold; None where there is none.
+        path: The values that were tested, in order, with the empirical risk and the p-value of each.
+        num_steps: N of the run that certified it, the only number of steps that it serves.
+        weights: SHA-256 of the weights of that run, the only ones that it is about; None where the run did not keep it.
+
+    Example:
+        >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
+        >>> policy.risk, policy.level, policy.confidence, policy.threshold_name, policy.rows
+        ('disagreement', 0.05, 0.95, 'threshold', 300)
+    """
+
+    statement: str = field(repr=False)
+    risk: str
+    level: float
+    confidence: float | None
+    bound: str
+    rows: int
+    threshold_name: str
+    threshold_value: float | None
+    p_value: float | None
+    path: tuple[tuple[float, float, float], ...] = field(repr=False)
+    num_steps: int | None = None
+    weights: str | None = field(default=None, repr=False)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Any:
+        """Return the policy for another number of steps, without the promise; itself for the same number."""
+        return self if tuned_for == num_steps else self.policy.rescaled(tuned_for, num_steps)
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if self.num_steps not in (None, spec.num_steps):
+            raise ArgumentError(
+                "policy",
+                expected=f"one that is certified for {spec.num_steps} steps",
+                got=f"a certificate for {self.num_steps}",
+                remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run.",
+            )

@@ -1,0 +1,211 @@
+"""Policies that count answers: patience (PABEE), voting, and convergence of a looped solver."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ponder._utils.arrays import at_least_float32, namespace
+from ponder._utils.checks import check_choice, check_int, check_real
+from ponder.errors import ArgumentError
+from ponder.policies.base import (
+    Array,
+    ModelSpec,
+    PolicyBatch,
+    StepView,
+    Threshold,
+    ThresholdPolicy,
+    registry,
+    scaled_step,
+)
+from ponder.policies.certainty import class_logits, require_classes
+from ponder.tasks import fits_positions
+
+__all__ = ["Converged", "Patience", "Voting"]
+
+
+class _Counting(ThresholdPolicy):
+    """Base of the policies that stop once `patience` steps in a row have changed nothing.
+
+    The first step has nothing to be compared with, so that the earliest exit is at step `patience` + 1.
+    """
+
+    patience: int
+    tolerance: float
+    tunable = Threshold("patience", "at_least", low=1, high=lambda num_steps, width: num_steps - 1, whole=True)
+
+    def __post_init__(self) -> None:
+        check_int("patience", self.patience)
+        check_real("tolerance", self.tolerance)
+
+    @abstractmethod
+    def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
+        """Return whether a step changed nothing that counts, `(batch,)` bool."""
+
+    def compared(self, step: StepView) -> tuple[Array, Array]:
+        """Return what is compared from step to step, `(batch, …)`, and which rows have it: NaN is no answer."""
+        output = class_logits(self, step) if step.task.classes else step.output
+        return step.task.predictions(output), step.task.answered(output, step.mask)
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if self.patience >= spec.num_steps:
+            raise ArgumentError(
+                "patience",
+                expected=f"less than the model's {spec.num_steps} steps, or no row can ever exit early",
+                got=self.patience,
+                remedy="Lower it, or use policies.LastStep() to run to the end.",
+            )
+        if "output" in self.needs and spec.task.numbers and not self.tolerance:
+            raise ArgumentError(
+                "tolerance",
+                expected="a positive number for regression, where two answers are never exactly equal",
+                got=self.tolerance,
+                remedy=f"Give {type(self).__name__} a tolerance=0.1, say, in the unit of the outputs.",
+            )
+
+    def init(self, batch: PolicyBatch) -> Any:
+        count = namespace(batch.row_ids).zeros_like(batch.row_ids)
+        return {"count": count, "before": None, "answered": count > 0}
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        now, answered = self.compared(step)
+        count, before = state["count"], state["before"]
+        if before is not None:
+            comparable = answered & state["answered"] & (step.index > 1)
+            same = self.unchanged(now, before, step) & comparable
+            count = namespace(count).where(same, count + 1, 0)
+        return count, {"count": count, "before": now, "answered": answered}
+
+
+@registry.register("patience")
+@dataclass(frozen=True)
+class Patience(_Counting):
+    """Stop once the answer has stayed the same `patience` times in a row (Zhou et al. 2020, Section 3.2).
+
+    The first step has no answer to agree with, so the earliest exit is at step `patience` + 1. Classes agree when
+    the most probable one is the same (in token classification: at every position that is no padding), label sets when
+    every label is; numbers when they move by less than `tolerance` (all of them, where an example has several).
+
+    Args:
+        patience: Agreements in a row, ≥ 1 and less than the number of steps.
+        tolerance: In regression, the distance below which answers agree, > 0, in the unit of the outputs.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Patience(1)).exit_step  # the second answer agrees with the first
+        tensor([2])
+    """
+
+    patience: int
+    tolerance: float = 0.0
+    needs = frozenset({"output"})
+
+    def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
+        return step.task.same(now, before, tolerance=self.tolerance, mask=step.mask)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Return the same share of the steps: PABEE's 6 of 12 becomes round(N / 2)."""
+        return replace(self, patience=scaled_step(self.patience, tuned_for, num_steps))
+
+
+@registry.register("converged")
+@dataclass(frozen=True)
+class Converged(_Counting):
+    r"""Stop once `patience` steps in a row have changed the answer, or the features, by `tolerance` at most.
+
+    The change of answers is the share of them that differ: 0 where every position of a puzzle, or every label of a set,
+    is what it was (for numbers, the greatest difference). The change of features is ‖f_n − f_{n−1}‖ / ‖f_n‖, the
+    residual by which deep equilibrium models stop (Bai et al. 2019, arXiv 1909.01377). Padding does not count.
+
+    Steps that have learnt to go on from any depth (`objectives.RandomDepth`) come to rest on an answer, and stopping
+    there costs no more than running on; where running on spoils the answer, stopping is better. How long an answer
+    must rest does not depend on how long the model may run: `rescaled` changes nothing.
+
+    Args:
+        tolerance: The greatest change that counts as none, ≥ 0.
+        patience: Such steps in a row, ≥ 1 and less than the number of steps.
+        on: ``"answers"`` or ``"features"``.
+
+    Example:
+        >>> policies.Converged(patience=3)
+        Converged(tolerance=0.0, patience=3, on='answers')
+    """
+
+    tolerance: float = 0.0
+    patience: int = 1
+    on: Literal["answers", "features"] = "answers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("on", self.on, ("answers", "features"))
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Outputs where answers are compared, and features where these are."""
+        return frozenset({"output" if self.on == "answers" else "features"})
+
+    def compared(self, step: StepView) -> tuple[Array, Array]:
+        if self.on == "answers":
+            return super().compared(step)
+        features, xp = at_least_float32(step.features), namespace(step.features)
+        if step.mask is not None and fits_positions(step.mask, features):
+            inside = step.mask.reshape(*step.mask.shape, *[1] * (features.ndim - 2))
+            features = xp.where(inside, features, 0.0)
+        flat = features.reshape(features.shape[0], -1)
+        return flat, ~xp.isnan(flat).any(1)
+
+    def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
+        if self.on == "answers":
+            return step.task.distance(now, before, mask=step.mask) <= self.tolerance
+        moved, size = ((x * x).sum(1) ** 0.5 for x in (now - before, now))
+        return moved <= self.tolerance * size  # from 0 to 0 nothing moves
+
+
+@registry.register("voting")
+@dataclass(frozen=True)
+class Voting(ThresholdPolicy):
+    """Stop once `votes` of the steps so far, this one included, give the answer of this step.
+
+    Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun et al. 2021, "Early
+    Exiting with Ensemble Internal Classifiers", Section 3.2, with a fixed number of votes). In token classification
+    every position votes, and the row exits once each of them that is no padding has enough.
+
+    Args:
+        votes: Number of votes, from 1 (exit at the first step) to the number of steps.
+
+    Example:
+        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> record.replay(policies.Voting(2)).exit_step  # two steps have given this answer
+        tensor([2])
+    """
+
+    votes: int
+    needs = frozenset({"output"})
+    tunable = Threshold("votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+
+    def __post_init__(self) -> None:
+        check_int("votes", self.votes)
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        require_classes(self, spec)
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        output, xp = class_logits(self, step), namespace(step.output)
+        place = {} if xp is np else {"device": output.device}
+        given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **place)
+        given = given & ~xp.isnan(output).any(-1)[..., None]  # NaN is no answer, and has no vote
+        votes = given * 1 if state is None else given + state
+        for_answer = (votes * given).sum(-1)
+        if for_answer.ndim == 1:
+            return for_answer, votes
+        if step.mask is not None:
+            for_answer = xp.where(step.mask, for_answer, step.num_steps)
+        return xp.amin(for_answer, 1), votes
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, votes=scaled_step(self.votes, tuned_for, num_steps))

@@ -1,0 +1,80 @@
+"""Policies on the halting distribution: sampling (PonderNet) and its quantile (PALBERT's Q-exit)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.arrays import namespace
+from ponder._utils.checks import check_int, check_real
+from ponder._utils.seeds import uniform
+from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
+
+__all__ = ["Bernoulli", "Quantile"]
+
+
+@registry.register("quantile")
+@dataclass(frozen=True)
+class Quantile(ThresholdPolicy):
+    """Q-exit: stop at the first step n with CDF_n > q (PALBERT paper, Section 3.1).
+
+    Args:
+        q: Quantile level in [0, 1]. 0 exits as soon as there is any mass; 1 runs to the last step.
+
+    Example:
+        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> record.halting.cdf(torch.tensor([1, 2, 3]))
+        tensor([0.2689, 0.6345, 1.0000])
+        >>> record.replay(policies.Quantile(0.5)).exit_step
+        tensor([2])
+    """
+
+    q: float
+    needs = frozenset({"hazard"})
+    tunable = Threshold("q", "above")
+
+    def __post_init__(self) -> None:
+        check_real("q", self.q, 0.0, 1.0)
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        return step.cdf, state
+
+
+@registry.register("bernoulli")
+@dataclass(frozen=True)
+class Bernoulli(ExitPolicy):
+    """PonderNet's sampling: stop at step n with probability λ_n (Banino et al. 2021, Section 2.2).
+
+    One number u ~ U[0, 1) is drawn for each row, and the row exits at the first n with CDF_n > u, which has
+    exactly that law: given that a row has not stopped before n, it stops there with probability λ_n.
+
+    Args:
+        seed: With a seed, u is a function of (seed, row id) alone, so that a row exits at the same step in
+            whatever batch it travels. None draws anew at every call, from PyTorch's global generator.
+
+    Example:
+        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> record.replay(policies.Bernoulli(seed=0)).exit_step
+        tensor([2])
+        >>> record.replay(policies.Bernoulli(seed=0)).exit_step  # the same seed and row, the same step
+        tensor([2])
+    """
+
+    seed: int | None = None
+    needs = frozenset({"hazard"})
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            check_int("seed", self.seed, None)
+
+    def init(self, batch: PolicyBatch) -> Any:
+        ids = batch.row_ids
+        if self.seed is not None:
+            return uniform(self.seed, ids)
+        xp = namespace(ids)
+        return np.random.random(batch.size) if xp is np else xp.rand(batch.size, device=ids.device)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        return step.cdf > state, state
