@@ -1,0 +1,90 @@
+"""Save and load wrapped models: one safetensors file with the settings in its metadata. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from ponder._utils.files import read_tensors, write_tensors
+from ponder.errors import CheckpointError
+from ponder.policies.combine import Certified
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["load", "save"]
+
+_FORMAT = "ponder-model-3"
+M = TypeVar("M", bound=PonderWrapper)
+
+
+def save(model: PonderWrapper, file: str | Path) -> None:
+    """Write a wrapped model to one file: its weights, and its policy, prior, objective, stages and schedule.
+
+    The file is replaced in one act: an interrupted save leaves the old one.
+
+    Args:
+        model: The model.
+        file: The file, ``"model.safetensors"`` say. Its folder is made where it does not exist.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), policy=policies.Confidence(0.9))
+        >>> ponder.save(model, "model.safetensors")
+        >>> again = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), policy=policies.LastStep())
+        >>> ponder.load("model.safetensors", into=again).policy
+        Confidence(threshold=0.9)
+    """
+    settings = json.dumps(model.settings(), allow_nan=False)
+    write_tensors(file, _unshared(model.state_dict()), {"format": _FORMAT, "settings": settings})
+
+
+def load(file: str | Path, *, into: M) -> M:
+    """Read what `save` wrote into a model that was built in the same way, and return it.
+
+    The policy, prior, objective and stages become those that were saved. A certificate that is about other weights than
+    those of the file is dropped, with a warning.
+
+    Args:
+        file: The file.
+        into: A model of the same architecture. After an error it is as it was before.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, of another format or of a model of another shape.
+    """
+    weights, metadata = read_tensors(file, "pt")
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{file}: not written by ponder.save (format {metadata.get('format')!r}).")
+    expected = _unshared(into.state_dict())
+    wrong = sorted(expected.keys() ^ weights.keys())
+    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{file}: of another model: {', '.join(wrong)} missing, unknown or of another shape. "
+            "Build the model as it was when it was saved."
+        )
+    into.apply_settings(json.loads(metadata["settings"]))
+    into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
+    policy = into.policy
+    if isinstance(policy, Certified) and policy.weights not in (None, into.weights_digest()):
+        warnings.warn(f"{file}: the weights changed after they were certified; the promise is dropped.", stacklevel=2)
+        into.policy = policy.policy
+    return into
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor once, under its first name, and in memory of its own, as safetensors asks."""
+    seen: set[object] = set()
+    storages: set[int] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        storage = tensor.untyped_storage().data_ptr()
+        kept[name] = tensor.clone() if storage in storages else tensor
+        seen.add(place)
+        storages.add(storage)
+    return kept
