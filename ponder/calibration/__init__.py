@@ -1,0 +1,65 @@
+"""Thresholds from full-depth records: sweeps, calibration, promises with a confidence, diagnoses, costs and figures.
+
+Everything but `cost` works on NumPy arrays (rows × steps) and runs where PyTorch is not installed. Names are loaded when
+they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ponder.calibration import cost, plots
+    from ponder.calibration.agreement import certify, promise_curve
+    from ponder.calibration.calibrating import Calibration, calibrate
+    from ponder.calibration.control import RiskControl, control_risk
+    from ponder.calibration.diagnosing import Diagnosis, diagnose
+    from ponder.calibration.gates import fit_gate
+    from ponder.calibration.risks import Missed
+    from ponder.calibration.sweeps import Curve, Point, sweep
+    from ponder.calibration.temperatures import fit_temperatures
+
+_HOMES = {
+    "Calibration": "calibrating",
+    "Curve": "sweeps",
+    "Diagnosis": "diagnosing",
+    "Missed": "risks",
+    "Point": "sweeps",
+    "RiskControl": "control",
+    "calibrate": "calibrating",
+    "certify": "agreement",
+    "control_risk": "control",
+    "diagnose": "diagnosing",
+    "fit_gate": "gates",
+    "fit_temperatures": "temperatures",
+    "promise_curve": "agreement",
+    "sweep": "sweeps",
+}
+
+__all__ = [
+    "Calibration",
+    "Curve",
+    "Diagnosis",
+    "Missed",
+    "Point",
+    "RiskControl",
+    "calibrate",
+    "certify",
+    "control_risk",
+    "cost",
+    "diagnose",
+    "fit_gate",
+    "fit_temperatures",
+    "plots",
+    "promise_curve",
+    "sweep",
+]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        value = globals()[name] = getattr(module, name) if name in _HOMES else module
+        return value

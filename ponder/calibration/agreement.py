@@ -1,0 +1,217 @@
+"""Choose a kind of policy on some rows, and certify its threshold on others; and the promises of all thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from ponder._utils.checks import check_real, check_share
+from ponder.calibration.bounds import binomial_cdf, upper_bound
+from ponder.calibration.control import RiskControl, control_risk, exit_counts
+from ponder.calibration.families import Family, FamilyLike, Floats, Record, at_exits, check_record, family_of
+from ponder.calibration.fresh import check_fresh
+from ponder.calibration.risks import RiskLike, losses_of
+from ponder.calibration.sweeps import as_costs
+from ponder.policies.base import ExitPolicy, FixedStep
+from ponder.policies.certainty import Confidence, Entropy, Margin
+
+__all__ = ["PromiseCurve", "candidates", "certify", "promise_curve"]
+
+Candidate = tuple[FamilyLike, Sequence[float]]
+"""A class of policies, or a policy whose threshold is moved, and the values that are tried."""
+_VALUES, _SAMPLES = 141, 100
+
+
+@dataclass(frozen=True)
+class PromiseCurve:
+    """Costs and promises of every value of a threshold, from late exits to early ones.
+
+    Args:
+        policy: Name of the kind of policy.
+        values: The values.
+        mean_exit_step: Mean exit step under each value.
+        observed: Share of the rows that lose, under each value.
+        promise: The lowest level that these rows would have certified at each value, had it been asked for before they
+            were seen: the greatest of the bounds up to there, since values are tested in this order. Only the promise
+            that was asked for is one.
+        exits: The share of rows that exit at each step, for each value.
+    """
+
+    policy: str
+    values: tuple[float, ...]
+    mean_exit_step: tuple[float, ...]
+    observed: tuple[float, ...]
+    promise: tuple[float, ...]
+    exits: tuple[tuple[float, ...], ...]
+
+
+def candidates(record: Record) -> list[Candidate]:
+    """Return the kinds of policy that outputs admit: a fixed step, and three certainties, each also from a later step.
+
+    Values are dense where answers are sure, and were picked on no data. Early steps that are sure and wrong spoil a
+    whole kind, so each is also tried from every later step on.
+    """
+    steps = np.arange(record.num_steps, 0, -1.0)
+    if record.width < 2 or not record.meaning.classes:
+        return [(FixedStep, steps)]
+    sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
+    unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
+    kinds: list[tuple[ExitPolicy, Floats]] = [(Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)]
+    late = [(kind.after(step), values) for kind, values in kinds for step in range(2, record.num_steps)]
+    return [(FixedStep, steps), *kinds, *late]
+
+
+def certify(
+    choosing: Record,
+    certifying: Record,
+    policies: Iterable[Candidate] | None = None,
+    *,
+    risk: RiskLike = "disagreement",
+    level: float = 0.01,
+    confidence: float = 0.95,
+    speed_up: float | None = None,
+    costs: Sequence[float] | None = None,
+) -> RiskControl:
+    """Choose the kind of policy on some rows, and certify its threshold on others, by the exact binomial bound.
+
+    The kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the choosing rows: a step
+    that just passes on those, and fails on others, leaves the much dearer step behind it.
+
+    Args:
+        choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold).
+        certifying: The same over rows on which nothing was chosen.
+        policies: The kinds and their values, from late exits to early ones; `candidates` where None.
+        risk: A risk whose losses are 0 or 1, as for `control_risk`.
+        level: Upper limit of the risk, in (0, 1); not read where a speed-up is given.
+        confidence: Probability with which the promise holds, in (0, 1).
+        speed_up: Aim at so many times lower cost instead, > 1; the promise is then about the risk of that.
+        costs: Cost of exiting after each step, `(steps,)`; n where None.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # in earnest: other rows
+        >>> found = ponder.calibration.certify(trajectory, certifying, level=0.02)
+        >>> found.policy.policy, found.mean_exit_step
+        (Confidence(threshold=0.9999938558253978), 2.0)
+    """
+    check_share("confidence", confidence)
+    check_share("level", level)
+    for name, run in (("choosing", choosing), ("certifying", certifying)):
+        check_record(run, name)
+    check_fresh(certifying, choosing, "certifying")
+    by_step = as_costs(costs, choosing.num_steps)
+    losses, rows = losses_of(risk, choosing)
+    counting = np.ones(len(choosing)) if rows is None else rows * 1.0
+    likes = candidates(choosing) if policies is None else list(policies)
+    tried = [family_of(like, values, choosing) for like, values in likes]
+    if speed_up is None:
+        drawn = _resampled(len(choosing), len(certifying))
+        allowed = np.array([most_failures(int(n), level, confidence) for n in counting @ drawn])
+        certified = [
+            _certified_cost(choosing, each, losses * counting[:, None], by_step, drawn, allowed) for each in tried
+        ]
+        place = int(np.argmin(certified))
+        values = likes[place][1]
+    else:
+        check_real("speed_up", speed_up, 1.0, by_step[-1] / by_step[0], open_low=True)
+        place, value = _least_risk(choosing, tried, losses * counting[:, None], by_step, by_step[-1] / speed_up)
+        values = [value]
+        lost, which = losses_of(risk, certifying)
+        at = at_exits(lost, certifying.exit_steps(tried[place].build(value)))
+        at = at if which is None else at[which]
+        level = upper_bound(int(at.sum()), len(at), confidence)
+    return control_risk(
+        certifying,
+        likes[place][0],
+        risk=risk,
+        level=level,
+        confidence=confidence,
+        bound="exact_binomial",
+        grid=values,
+        costs=costs,
+    )
+
+
+def promise_curve(
+    trajectory: Record,
+    policies: FamilyLike,
+    grid: Iterable[float] | None = None,
+    *,
+    risk: RiskLike = "disagreement",
+    confidence: float = 0.95,
+) -> PromiseCurve:
+    """Return the lowest level that each threshold would have certified, by the exact binomial bound.
+
+    Args:
+        trajectory: A full-depth run.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+        grid: Values of the threshold; those that the policy declares where None.
+        risk: A risk whose losses are 0 or 1, as for `control_risk`.
+        confidence: Probability with which each promise holds, in (0, 1).
+
+    Example:
+        >>> curve = ponder.calibration.promise_curve(trajectory, policies.FixedStep)
+        >>> curve.mean_exit_step, [round(share, 2) for share in curve.observed]
+        ((4.0, 3.0, 2.0, 1.0), [0.0, 0.0, 0.33, 0.67])
+    """
+    check_record(trajectory)
+    check_share("confidence", confidence)
+    family = family_of(policies, grid, trajectory)
+    losses, rows = losses_of(risk, trajectory)
+    counting = slice(None) if rows is None else rows
+    columns: list[tuple[float, ...]] = []
+    worst = 0.0
+    for places, steps in family.exit_steps(trajectory, family.late_first()):
+        at = at_exits(losses, steps)[:, counting]
+        shares = exit_counts(steps, trajectory.num_steps) / len(trajectory)
+        for place, lost, share, mean in zip(places, at.sum(1), shares, steps.mean(1), strict=True):
+            worst = max(worst, upper_bound(int(lost), at.shape[1], confidence))
+            columns.append((family.values[place], float(mean), float(lost) / at.shape[1], worst, tuple(share.tolist())))
+    name = repr(family.free) if family.free is None else type(family.free).__name__
+    return PromiseCurve(name, *zip(*columns, strict=True))
+
+
+@cache
+def most_failures(rows: int, level: float, confidence: float) -> int:
+    """Return how many of the rows may lose where the level is certified; −1 where not even none would do."""
+    return int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
+
+
+def _resampled(rows: int, drawn: int) -> Floats:
+    """Return how often each row is in each bootstrap sample of so many rows, `(rows, samples)`."""
+    generator = np.random.default_rng(0)
+    samples = [np.bincount(generator.integers(rows, size=drawn), minlength=rows) for _ in range(_SAMPLES)]
+    return np.stack(samples, axis=1).astype(np.float64)
+
+
+def _certified_cost(
+    record: Record, family: Family, losses: Floats, costs: Floats, drawn: Floats, allowed: Floats
+) -> float:
+    """Return the mean cost that bootstrap samples of the rows would certify, on average over them."""
+    failures, totals = [], []
+    for _, steps in family.exit_steps(record, family.late_first()):
+        failures.append(at_exits(losses, steps) @ drawn)
+        totals.append(at_exits(costs, steps) @ drawn)
+    passes = np.logical_and.accumulate(np.concatenate(failures) <= allowed, axis=0)
+    certified = np.where(passes, np.concatenate(totals) / drawn.sum(0), costs[-1])
+    return float(certified.min(0).mean())
+
+
+def _least_risk(
+    record: Record, tried: Sequence[Family], losses: Floats, costs: Floats, at_most: float
+) -> tuple[int, float]:
+    """Return the family and the value with the least risk, and then cost, of those that are cheap enough."""
+    found = []
+    for number, family in enumerate(tried):
+        for places, steps in family.exit_steps(record):
+            risks, spent = at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1)
+            found += [
+                (risks[i], spent[i], number, family.values[place])
+                for i, place in enumerate(places)
+                if spent[i] <= at_most * (1 + 1e-9)
+            ]
+    return min(found)[2:]

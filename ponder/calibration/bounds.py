@@ -1,0 +1,192 @@
+r"""p-values for "the mean loss is above a level", from n independent losses, valid for every n.
+
+Each answers: how likely would losses as good as these be, if their true mean were above the level? A p-value of at most
+δ lets one say the contrary with confidence 1 − δ.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ponder._utils.checks import check_choice
+from ponder.calibration.families import Floats
+from ponder.errors import ArgumentError
+
+__all__ = ["BOUNDS", "Bound", "binomial_cdf", "find", "p_values", "rows_needed", "upper_bound"]
+
+_TRIED_OUT = 2**18
+_HIGHEST_STAKE = 0.999  # times 1 / (1 − level), the stake that one full loss would ruin
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A way to bound the mean of losses.
+
+    Args:
+        p_values: (losses `(rows, thresholds)`, level) → p-values `(thresholds,)`.
+        best_row: Level → the most by which one row without loss lowers the log of the p-value.
+        binary: Whether losses must be 0 or 1.
+        low: Least loss that it can use; a gap that can be negative is cut at 0 where this is 0.
+    """
+
+    p_values: Callable[[Floats, float], Floats]
+    best_row: Callable[[float], float]
+    binary: bool = False
+    low: float = 0.0
+
+
+def find(bound: str) -> Bound:
+    """Return a bound by its name."""
+    check_choice("bound", bound, sorted(BOUNDS))
+    return BOUNDS[bound]
+
+
+def p_values(losses: Floats, level: float, bound: str = "hoeffding_bentkus") -> Floats:
+    """Return the p-value of "the mean loss is above `level`" for each column, `(thresholds,)`.
+
+    Args:
+        losses: `(rows, thresholds)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
+        level: The level that the mean loss is compared with, in (0, 1).
+        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"`` (losses 0 or 1).
+
+    Example:
+        >>> import numpy as np
+        >>> p_values(np.zeros((149, 1)), 0.02, "exact_binomial") < 0.05
+        array([ True])
+    """
+    chosen = find(bound)
+    inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
+    if not inside.all():
+        raise ArgumentError(
+            "losses",
+            expected="0 or 1" if chosen.binary else f"numbers from {chosen.low:g} to 1",
+            got=f"values from {losses.min():.6g} to {losses.max():.6g}",
+            remedy="Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1."
+            if chosen.binary
+            else "Divide them by the largest loss there can be.",
+        )
+    return chosen.p_values(losses, level)
+
+
+def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:
+    r"""Return the least number of rows with which a level can be certified at all, were every loss 0.
+
+    Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n. That of
+    ``"betting"`` is computed, up to some 260,000 rows; beyond, this is a lower limit.
+
+    Args:
+        level: The level to certify, in (0, 1).
+        confidence: Probability with which the certificate holds, in (0, 1).
+        bound: Name of the bound.
+
+    Example:
+        >>> rows_needed(0.02, 0.95)
+        149
+    """
+    delta, chosen = 1.0 - confidence, find(bound)
+    fewest = max(math.ceil(min(-math.log(delta) / chosen.best_row(level), sys.float_info.max)), 1)
+    if bound != "betting" or fewest > _TRIED_OUT:
+        return fewest
+
+    def enough(rows: int) -> bool:
+        return bool(chosen.p_values(np.zeros((rows, 1)), level)[0] <= delta)
+
+    most = fewest
+    while not enough(most):
+        most *= 2
+    return bisect_left(range(most), True, lo=max(most // 2, fewest - 1, 1), key=enough)
+
+
+def binomial_cdf(rows: int, p: float) -> Floats:
+    """Return P(Bin(rows, p) ≤ k) for k = 0..rows."""
+    return _binomial_cdf(rows, p)
+
+
+@lru_cache(maxsize=64)
+def _binomial_cdf(rows: int, p: float) -> Floats:
+    k = np.arange(rows + 1.0)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
+    log_pmf = log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
+    cdf = np.minimum(np.exp(np.logaddexp.accumulate(log_pmf)), 1.0)
+    cdf.flags.writeable = False
+    return cdf
+
+
+def upper_bound(failures: int, rows: int, confidence: float) -> float:
+    """Return the lowest level that so many failures certify: the upper end of Clopper and Pearson (1934).
+
+    It is found by bisection to 10⁻⁹, from above.
+
+    Example:
+        >>> round(upper_bound(0, 149, 0.95), 4)
+        0.0199
+    """
+    k = np.arange(failures + 1.0)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
+    low, high = failures / rows, 1.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2.0
+        log_pmf = log_choose + k * math.log(middle) + (rows - k) * math.log1p(-middle)
+        passes = np.exp(log_pmf).sum() <= 1.0 - confidence
+        low, high = (low, middle) if passes else (middle, high)
+    return high
+
+
+def _exact_binomial(losses: Floats, level: float) -> Floats:
+    """P(Bin(n, level) ≤ number of losses), for losses that are 0 or 1 (Brown, Cai & DasGupta 2001)."""
+    return binomial_cdf(len(losses), level)[losses.sum(0).round().astype(np.intp)]
+
+
+def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
+    r"""min(exp(−n h(min(R̂, α), α)), e P(Bin(n, α) ≤ ⌈n R̂⌉)) (Bates et al. 2021; Angelopoulos et al. 2021, Prop. 1)."""
+    rows, total = len(losses), losses.sum(0)
+    below = np.minimum(total / rows, level)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss = np.where(below > 0, below * np.log(below / level), 0.0)
+    entropy = loss + (1 - below) * np.log((1 - below) / (1 - level))
+    bentkus = math.e * binomial_cdf(rows, level)[np.ceil(total - 1e-9).astype(np.intp)]
+    return np.minimum(np.minimum(np.exp(-rows * entropy), bentkus), 1.0)
+
+
+def _betting(losses: Floats, level: float) -> Floats:
+    r"""1 / max_t K_t, K_t = Π_{i≤t} (1 + ν_i (α − L_i)): wealth of bets that losses are small.
+
+    Under a mean above α the wealth K is a supermartingale, whose maximum exceeds 1/δ with probability at most δ
+    (Ville). The stake ν_i looks at earlier rows only, and stays below 1 / (1 − α) so that no bet can ruin
+    (Waudby-Smith & Ramdas 2020, Section 4.3, the predictable plug-in; each bet is aimed at level 0.05). Losses may be
+    negative: a gain on a row is then money earned.
+
+    The bets follow one another, so rows must not come in an order that knows their losses (class by class, say): they
+    are shuffled, in the same way for all thresholds and whatever the losses are.
+    """
+    rows = len(losses)
+    losses = losses[np.random.default_rng(rows).permutation(rows)]
+    seen = np.arange(1.0, rows + 1)[:, None]
+    mean = (0.5 + losses.cumsum(0)) / (seen + 1)
+    variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)
+    before = np.concatenate([np.full((1, losses.shape[1]), 0.25), variance[:-1]])
+    stake = np.minimum(np.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)), _HIGHEST_STAKE / (1 - level))
+    wealth = np.log1p(stake * (level - losses)).cumsum(0)
+    return np.minimum(np.exp(-wealth.max(0)), 1.0)
+
+
+def _honest_row(level: float) -> float:
+    return -math.log1p(-level)
+
+
+def _best_bet(level: float) -> float:
+    return math.log1p(_HIGHEST_STAKE * level / (1 - level))
+
+
+BOUNDS: dict[str, Bound] = {
+    "hoeffding_bentkus": Bound(_hoeffding_bentkus, _honest_row),
+    "betting": Bound(_betting, _best_bet, low=-1.0),
+    "exact_binomial": Bound(_exact_binomial, _honest_row, binary=True),
+}

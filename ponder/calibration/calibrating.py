@@ -1,0 +1,163 @@
+"""Calibration: the threshold that meets a target on given data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ponder._utils.checks import check_real
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.calibration.families import FamilyLike, Record, check_record, family_of
+from ponder.calibration.fresh import check_fresh
+from ponder.calibration.sweeps import Costs, Curve, Point, Ruler, point_of
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, FixedStep, LastStep
+
+__all__ = ["Calibration", "calibrate"]
+
+_ROUNDING = 1e-9  # by which a mean may miss a target that it meets
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A policy that was chosen to meet a target.
+
+    Args:
+        policy: The policy; `LastStep()` where no threshold meets the target.
+        point: Its score and cost on the calibration data.
+        curve: The points of all thresholds.
+        met: Whether the target is met on the calibration data.
+        statement: Target and outcome in words.
+
+    Example:
+        >>> found = ponder.calibrate(trajectory, policies.Confidence, at_least=0.99)
+        >>> found.met, found.point.mean_exit_step, found.point.score
+        (True, 2.0, 1.0)
+    """
+
+    policy: ExitPolicy
+    point: Point
+    curve: Curve = field(repr=False)
+    met: bool
+    statement: str
+    _seen: Record = field(repr=False)
+    _measured: dict[str, Any] = field(repr=False)
+
+    def evaluate(self, test: Record) -> Point:
+        """Measure the policy on fresh data, a run of the same model over other rows, as the calibration did."""
+        check_record(test, "test")
+        check_fresh(test, self._seen)
+        return point_of(test, self.policy, **self._measured)
+
+
+def calibrate(
+    trajectory: Record,
+    policies: FamilyLike | Sequence[FamilyLike],
+    *,
+    metric: Any = None,
+    at_least: float | None = None,
+    at_most_steps: float | None = None,
+    at_most_cost: float | None = None,
+    grid: Iterable[float] | None = None,
+    costs: Costs | None = None,
+    full_cost: float | None = None,
+) -> Calibration:
+    """Choose a policy's threshold on a record.
+
+    The choice is the best on these data and carries no promise for others (see `control_risk` for one); judge it on
+    data that it has not seen, with `Calibration.evaluate`.
+
+    Args:
+        trajectory: A full-depth run on calibration data, with labels.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+            Of several in a list, with `FixedStep` among them, the best is taken: it is never worse, on these data, than
+            any single step that meets the target. A coin between two steps is not tried, and can be better (`diagnose`
+            compares with it).
+        metric: Name of a score, a callable (outputs, labels) → number, the higher the better, or None for the task's
+            own.
+        at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
+        at_most_steps: Take the best score at a mean exit step of at most this.
+        at_most_cost: Take the best score at a mean cost of at most this, relative to `full_cost`.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares, and some between the
+            scores of the rows, where None.
+        costs: Cost of exiting after each step, as for `sweep`.
+        full_cost: The cost that all are relative to, as for `sweep`.
+
+    Example:
+        >>> calibrate(trajectory, policies.Confidence, at_most_steps=2.5).point.mean_exit_step <= 2.5
+        True
+    """
+    check_record(trajectory)
+    target = _target(at_least, at_most_steps, at_most_cost)
+    ruler = Ruler(trajectory, metric, costs, full_cost)
+    measured = {"metric": metric, "costs": costs, "full_cost": full_cost}
+
+    def calibrated(like: FamilyLike) -> Calibration:
+        family = family_of(like, grid, trajectory, look=True)
+        curve = ruler.curve(family)
+        chosen, asked = _choose(curve, *target)
+        policy = LastStep() if chosen is None else curve.policy(chosen)
+        point = curve.full_depth if chosen is None else curve.points[chosen]
+        outcome = (
+            f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
+            if chosen is None
+            else f"{curve.threshold} = {point.threshold!r}"
+        )
+        statement = (
+            f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
+            f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
+        )
+        return Calibration(policy, point, curve, chosen is not None, statement, trajectory, measured)
+
+    if not isinstance(policies, Sequence):
+        return calibrated(policies)
+    tried = list(map(calibrated, [FixedStep, *(like for like in policies if like is not FixedStep)]))
+    best = _best(tried, cheapest=at_least is not None)
+    name = type(best.policy).__name__
+    return replace(best, statement=f"{name}, the best of {len(tried)} families, {best.statement}")
+
+
+def _best(tried: Sequence[Calibration], *, cheapest: bool) -> Calibration:
+    """Return the best of those that meet the target; the first of equal ones, `FixedStep`, looks at nothing."""
+
+    def rank(one: Calibration) -> tuple[float, float]:
+        cost, loss = one.point.cost, -one.point.score
+        return (cost, loss) if cheapest else (loss, cost)
+
+    return min((one for one in tried if one.met), key=rank, default=tried[0])
+
+
+def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:
+    given = {"at_least": at_least, "at_most_steps": at_most_steps, "at_most_cost": at_most_cost}
+    asked = [(name, value) for name, value in given.items() if value is not None]
+    if len(asked) != 1:
+        raise ArgumentError(
+            ", ".join(given), expected="exactly one of them", got=dict(asked), remedy="Pass at_least=0.99, say."
+        )
+    ((name, value),) = asked
+    low, high = (1.0, math.inf) if name == "at_most_steps" else (0.0, 10.0 if name == "at_least" else math.inf)
+    check_real(name, value, low, high, open_low=name != "at_most_steps")
+    return name, value
+
+
+def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
+    """Return the place of the point that meets the target best, or None, and the target in words."""
+    points, full = curve.points, curve.full_depth.score
+    places = [place for place, point in enumerate(points) if not math.isnan(point.score)]
+    if not places or (name == "at_least" and not full > 0.0):
+        raise ArgumentError(
+            "metric",
+            expected="labels and a score that is a number, above 0 at full depth where a share of it is asked for",
+            got=f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)} thresholds",
+            remedy="Record labels: model.record(dataset) with labels; or pass a metric (outputs, labels) -> number.",
+        )
+    if name == "at_least":
+        fit = [i for i in places if points[i].score >= value * full - _ROUNDING]
+        best = min(fit, key=lambda i: (points[i].cost, -points[i].score), default=None)
+        return best, f"cheapest with at least {rounded_down(value)} of the score at full depth"
+    column = "mean_exit_step" if name == "at_most_steps" else "cost"
+    fit = [i for i in places if getattr(points[i], column) <= value + _ROUNDING]
+    best = max(fit, key=lambda i: (points[i].score, -points[i].cost), default=None)
+    return best, f"best with a {column.replace('_', ' ')} of at most {rounded_up(value)}"

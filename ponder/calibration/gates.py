@@ -1,0 +1,145 @@
+"""Gates: a linear exit head a step, fitted on a frozen model's trajectory to an event that hindsight shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.checks import check_choice, check_int, check_real
+from ponder.calibration.families import Floats, Record, check_record, serves
+from ponder.calibration.temperatures import as_array
+from ponder.errors import ArgumentError
+from ponder.policies.gate import Gate, default_signals
+from ponder.policies.halting import Quantile
+
+__all__ = ["fit_gate", "staying_pays"]
+
+Target = Literal["gain", "error", "agreement", "unsettled"]
+_NOISE = 1e-6
+_RIDGE = 1.0  # the penalty |w|² / 2 on weights of scaled signals, as in scikit-learn's default
+
+
+def fit_gate(
+    trajectory: Record,
+    target: Target = "gain",
+    delta: float = 0.0,
+    floor: int = 1,
+    *,
+    shared: bool = False,
+    signals: Sequence[str] | None = None,
+    threshold: float = 0.5,
+) -> Gate:
+    r"""Fit an exit policy to a frozen model: at each step, will any later step do better?
+
+    For each step n < N, a logistic regression learns the probability of an event that hindsight shows, and the gate
+    lets a row go where it is below `threshold`, which `ponder.calibrate` then chooses on *other* rows:
+
+    * ``"gain"``: min_{m>n} ℓ_m < ℓ_n − δ, some later step has a loss that is lower by more than δ. Losses of classes
+      mostly fall a little from step to step, so that δ = 0 says yes nearly everywhere: ask for 0.1 or more;
+    * ``"error"``: this step is wrong and some later step right;
+    * ``"agreement"``: the answer is not that of full depth, which needs no labels;
+    * ``"unsettled"``: the answer is not right yet, or will not stay so. A row that is never right runs to the end.
+
+    The idea is that of Ouro's second stage (Zhu et al. 2025, arXiv 2510.25741), where the gate learns from the loss
+    that a further step saves.
+
+    Args:
+        trajectory: A full-depth run on held-out rows.
+        target: The event.
+        delta: δ ≥ 0, for ``"gain"`` alone.
+        floor: First step at which a row may exit.
+        shared: One regression for all steps, for a shared step that may run for more steps than the trajectory has.
+        signals: Names from `policies.gate.GATE_SIGNALS`; what the trajectory has where None.
+        threshold: Probability below which a row exits.
+
+    Example:
+        >>> gate = fit_gate(trajectory, target="error")  # in earnest: on rows that train nothing else
+        >>> trajectory.replay(gate).exit_step[:3]
+        tensor([1, 2, 3])
+    """
+    check_record(trajectory)
+    check_real("delta", delta)
+    check_int("floor", floor, 1, trajectory.num_steps)
+    check_choice("target", target, ("gain", "error", "agreement", "unsettled"))
+    if signals is None:
+        signals = default_signals(trajectory.meaning.classes, serves(trajectory, Quantile(0.5)))
+    read = _signals(trajectory, tuple(signals))
+    finite = np.isfinite(read).all((0, 2))  # other rows never exit, so they teach nothing
+    pays = staying_pays(trajectory, target, delta)[finite, :-1].T
+    read = read[:, finite]
+    if not read.size:
+        raise ArgumentError(
+            "trajectory",
+            expected="at least two steps, and rows whose outputs are finite",
+            got="none",
+            remedy="Record more.",
+        )
+    if shared:
+        read, pays = read.reshape(1, -1, read.shape[-1]), pays.reshape(1, -1)
+    tables = tuple(_logistic(x, y) for x, y in zip(read, pays, strict=True))
+    steps = None if shared else trajectory.num_steps
+    return Gate(steps, tuple(signals), tables, threshold, floor, target, float(delta))
+
+
+def staying_pays(trajectory: Record, target: Target, delta: float = 0.0) -> NDArray[np.bool_]:
+    """Return the event of each row and step in hindsight, `(rows, steps)`; False at the last step.
+
+    Args:
+        trajectory: A full-depth run.
+        target: The event, as for `fit_gate`.
+        delta: The amount by which a later step has to lower the loss, as for `fit_gate`.
+    """
+    if target == "agreement":
+        return ~trajectory.agreement()
+    if target == "gain":
+        losses = trajectory.losses(trajectory.meaning.losses, -np.inf)
+    else:
+        losses = 1.0 - trajectory.correct()
+    if target == "unsettled":
+        pays = np.maximum.accumulate(losses[:, ::-1], axis=1)[:, ::-1] > 0  # wrong here or at a later step
+    else:
+        later = np.minimum.accumulate(losses[:, ::-1], axis=1)[:, ::-1]
+        pays = np.roll(later, -1, axis=1) < losses - delta
+    pays[:, -1] = False
+    return pays
+
+
+def _signals(trajectory: Record, names: tuple[str, ...]) -> Floats:
+    """Return what a gate reads at each step but the last, `(steps − 1, rows, signals)`."""
+    reader = Gate(None, names, ((0.0,),))
+    trajectory.check(reader)
+    state, read = reader.init(trajectory.batch), []
+    for _, view in zip(range(trajectory.num_steps - 1), trajectory.views(reader.needs), strict=False):
+        values, state = reader.read(view, state)
+        read.append(as_array(values))
+    return np.stack(read) if read else np.empty((0, len(trajectory), len(names)))
+
+
+def _logistic(x: Floats, y: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Return weights and bias on the raw signals, by Newton's method on signals of unit variance with a ridge."""
+    if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
+        return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))
+    centre, scale = x.mean(0), x.std(0)
+    varies = scale > _NOISE * np.abs(centre)  # differences below are rounding, which other rows do not share
+    scale = np.where(varies, scale, 1.0)
+    design = np.column_stack([np.where(varies, (x - centre) / scale, 0.0), np.ones(len(x))])
+    ridge = np.append(np.full(x.shape[1], _RIDGE), 1e-9)
+
+    def loss(w: Floats) -> float:
+        return float(np.logaddexp(0.0, np.where(y, -1.0, 1.0) * (design @ w)).sum() + (ridge * w * w).sum() / 2)
+
+    w = np.zeros(design.shape[1])
+    for _ in range(100):
+        p = 0.5 + 0.5 * np.tanh(0.5 * (design @ w))
+        slope = design.T @ (p - y) + ridge * w
+        step = np.linalg.solve((design.T * (p * (1 - p))) @ design + np.diag(ridge), slope)
+        while loss(w - step) > loss(w) + 1e-12 * abs(loss(w)):
+            step /= 2.0
+        w = w - step
+        if np.abs(step).max() < 1e-9:
+            break
+    weights = w[:-1] / scale
+    return (*weights.tolist(), float(w[-1] - weights @ centre))

@@ -1,0 +1,248 @@
+"""Sweeps: the score, cost and agreement under every value of a threshold, from one full-depth record."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ponder.calibration.families import Family, FamilyLike, Floats, Ints, Record, at_exits, check_record, family_of
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy
+
+__all__ = ["Costs", "Curve", "Frontier", "Point", "Ruler", "as_costs", "frontier_of", "point_of", "sweep"]
+
+Costs: TypeAlias = Sequence[float] | Callable[[frozenset[str]], Any]
+"""Costs of exiting after each step, `(steps,)`, or a function of what a policy `needs`, as `Breakdown.cumulative`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The score, the mean exit step and the cost of one policy on a record.
+
+    Args:
+        threshold: Its value; NaN where there is none.
+        score: Score of the answers at the exits, the higher the better; NaN without labels.
+        mean_exit_step: Mean of the rows' exit steps, from 1 to N.
+        cost: Mean cost relative to full depth.
+        agreement: Share of the rows whose answer is that of full depth; NaN in regression.
+
+    Example:
+        >>> curve = trajectory.sweep(policies.Confidence, [0.3, 0.9])
+        >>> [(point.threshold, point.mean_exit_step, round(point.score, 2)) for point in curve.points]
+        [(0.3, 1.0, 0.33), (0.9, 2.0, 1.0)]
+    """
+
+    threshold: float
+    score: float
+    mean_exit_step: float
+    cost: float
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A table with a row for every value of the threshold, in the order of the grid.
+
+    Args:
+        threshold: Name of the threshold.
+        metric: Name of the score.
+        points: The scores and costs under each value.
+        full_depth: Those without any early exit.
+        family: The policies.
+
+    Example:
+        >>> curve = trajectory.sweep(policies.Confidence, [0.7, 0.9])
+        >>> curve.to_dict()["mean_exit_step"], curve.policy(1)
+        ([1.67, 2.0], Confidence(threshold=0.9))
+    """
+
+    threshold: str
+    metric: str
+    points: tuple[Point, ...]
+    full_depth: Point
+    family: Family = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def policy(self, place: int) -> ExitPolicy:
+        """Return the policy of a point."""
+        return self.family.build(self.points[place].threshold)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return one list a column: threshold, score, mean_exit_step, cost, agreement."""
+        return {each.name: [getattr(point, each.name) for point in self.points] for each in fields(Point)}
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the table, with a header line."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([each.name for each in fields(Point)])
+            writer.writerows(map(astuple, self.points))
+
+
+def sweep(
+    trajectory: Record,
+    policies: FamilyLike,
+    grid: Iterable[float] | None = None,
+    *,
+    metric: Any = None,
+    costs: Costs | None = None,
+    full_cost: float | None = None,
+) -> Curve:
+    """Try every value of a threshold on a record.
+
+    Args:
+        trajectory: A full-depth run.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
+        metric: Name of a score, a callable (outputs, labels) → number, or None for the task's own.
+        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it for what the
+            policies read, such as `cost.Breakdown.cumulative`; n where None.
+        full_cost: The cost that all are relative to, in the same unit: 1.0 beside `Breakdown.cumulative`. Where None,
+            that of going all the way with the policy.
+
+    Example:
+        >>> len(sweep(trajectory, policies.Confidence, [0.25, 0.5, 0.75]))
+        3
+    """
+    check_record(trajectory)
+    family = family_of(policies, grid, trajectory)
+    return Ruler(trajectory, metric, costs, full_cost).curve(family)
+
+
+def point_of(
+    trajectory: Record,
+    policy: ExitPolicy,
+    *,
+    metric: Any = None,
+    costs: Costs | None = None,
+    full_cost: float | None = None,
+) -> Point:
+    """Return the score and cost of one policy; arguments as for `sweep`."""
+    ruler = Ruler(trajectory, metric, costs, full_cost)
+    return ruler.points([math.nan], trajectory.exit_steps(policy)[None], policy.needs)[0]
+
+
+def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozenset()) -> Floats:
+    """Return the cost of exiting at each step, `(steps,)`; 1..N where None."""
+    if costs is None:
+        return np.arange(1.0, num_steps + 1)
+    given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
+    if given.shape != (num_steps,) or not (np.isfinite(given) & (given > 0)).all() or (np.diff(given) < 0).any():
+        raise ArgumentError(
+            "costs",
+            expected=f"{num_steps} positive numbers that do not fall, the cost of exiting after each step",
+            got=given.tolist(),
+            remedy="A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative.",
+        )
+    return given
+
+
+class Ruler:
+    """Measures exits on one record: their score, mean exit step, cost and agreement with full depth.
+
+    Args:
+        trajectory: The record.
+        metric: The score, as for `sweep`.
+        costs: Costs, as for `sweep`.
+        full_cost: The cost that all are relative to, as for `sweep`.
+    """
+
+    def __init__(self, trajectory: Record, metric: Any, costs: Costs | None, full_cost: float | None) -> None:
+        self.trajectory, self._metric, self._costs, self._full_cost = trajectory, metric, costs, full_cost
+        task = trajectory.meaning
+        unlabelled = (trajectory.labels is None or task.metric is None) and not callable(metric)
+        self._table = None if unlabelled else trajectory.score_table(metric)
+        self.metric = "score" if unlabelled else trajectory.score_name(metric)
+        self._agrees = trajectory.agreement() * 1.0 if task.comparable else None
+
+    def curve(self, family: Family) -> Curve:
+        """Return the points of every value of a family."""
+        points: list[Point] = []
+        for places, steps in family.exit_steps(self.trajectory):
+            points += self.points([family.values[place] for place in places], steps, family.policy.needs)
+        return Curve(family.threshold, self.metric, tuple(points), self.full_depth(), family)
+
+    def full_depth(self) -> Point:
+        """Return the point without any early exit; no policy is asked there."""
+        steps = np.full((1, len(self.trajectory)), self.trajectory.num_steps)
+        return replace(self.points([math.nan], steps, frozenset())[0], cost=1.0)
+
+    def points(self, values: Sequence[float], steps: Ints, needs: frozenset[str]) -> list[Point]:
+        """Return the point of each of several exits, `(thresholds, rows)`."""
+        costs = as_costs(self._costs, self.trajectory.num_steps, needs)
+        costs = costs / (costs[-1] if self._full_cost is None else self._full_cost)
+        missing = np.full(len(steps), math.nan)
+        columns = (
+            np.array(values),
+            self._scores(steps),
+            steps.mean(1),
+            at_exits(costs, steps).mean(1),
+            missing if self._agrees is None else at_exits(self._agrees, steps).mean(1),
+        )
+        return [Point(*row) for row in np.stack(columns, axis=1).tolist()]
+
+    def _scores(self, steps: Ints) -> Floats:
+        if self._table is not None:
+            return at_exits(self._table, steps).mean(1)
+        if callable(self._metric):
+            return np.array([float(self._metric(*self.trajectory.answers_at(each))) for each in steps])
+        return np.full(len(steps), math.nan)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The best score at a mean cost, as a polyline of points that rise in both.
+
+    Args:
+        costs: Mean costs, strictly rising: mean exit steps where no costs were given.
+        scores: The score at each, strictly rising: points that cost more for no better score are no part of it.
+        names: The policy of each point, for example ``"Confidence(threshold=0.9)"``.
+    """
+
+    costs: tuple[float, ...]
+    scores: tuple[float, ...]
+    names: tuple[str, ...]
+
+    def best_within(self, cost: float) -> int | None:
+        """Return the place of the best point at a mean cost of at most this; None where all cost more."""
+        affordable = int(np.searchsorted(self.costs, cost + 1e-9 * abs(cost), side="right"))
+        return affordable - 1 if affordable else None
+
+    def mixed(self, cost: float) -> float:
+        """Return the best score within a mean cost, where a coin between two neighbouring points is allowed."""
+        return float(np.interp(cost, self.costs, self.scores))
+
+
+def frontier_of(points: Iterable[tuple[float, float, str]], *, hull: bool = False) -> Frontier:
+    """Return the frontier of points (mean cost, score, name); of equal costs the best score counts.
+
+    Args:
+        points: The points, at least one.
+        hull: Keep the upper concave hull alone, since a coin between two points gives all that lies between them.
+
+    Example:
+        >>> frontier_of([(1.0, 0.5, "a"), (2.0, 0.4, "b"), (3.0, 0.9, "c")]).names
+        ('a', 'c')
+    """
+    kept: list[tuple[float, float, str]] = []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if kept and point[1] <= kept[-1][1]:
+            continue
+        while hull and len(kept) > 1 and _below(kept[-2], kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    costs, scores, names = zip(*kept, strict=True)
+    return Frontier(costs, scores, names)
+
+
+def _below(first: tuple[float, float, str], middle: tuple[float, float, str], last: tuple[float, float, str]) -> bool:
+    """Whether `middle` lies on or below the line from `first` to `last`."""
+    return (middle[1] - first[1]) * (last[0] - first[0]) <= (last[1] - first[1]) * (middle[0] - first[0])
