@@ -1,4 +1,4 @@
-"""A fitted gate: stop where a logistic regression, fitted on a frozen model's trajectory, says that staying is no use."""
+"""A fitted gate: stop where a logistic regression, fitted on a full-depth run, says that staying is no use."""
 
 from __future__ import annotations
 

@@ -1,0 +1,242 @@
+"""Objectives: from an unrolled trajectory and the losses of its steps to one loss per example.
+
+Beside the base stands the weighted sum of objectives, `a + 0.5 * b`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ponder._utils.checks import check_int
+from ponder._utils.registry import Plugin, Registry
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
+from ponder.tasks import Task
+
+__all__ = ["NEEDS", "Depth", "Objective", "Progress", "Unrolled", "Weighted", "registry"]
+
+NEEDS = {
+    "hazard": "Pass lambda_head=ponder.LambdaHead(width).",
+    "prior": "Pass prior=priors.Geometric(0.1), say.",
+    "teacher": "Set model.teacher = a_frozen_model before training.",
+    "progress": "Set model.progress = ponder.objectives.Progress(step, total) before each step; ponder.fit does.",
+    "labels": "Pass labels=….",
+    "features": "Name 'features' in the objective's needs.",
+}
+"""What an objective may need, and what to do where it is missing."""
+_FIELDS = {"halting": "hazard", "teacher_outputs": "teacher"}
+
+registry: Registry[Objective] = Registry("objective", "ponder.objectives")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The number of steps that one training batch runs.
+
+    Args:
+        warm_up: Steps that run first, without a gradient; their outputs are not looked at.
+        steps: Steps that follow, with a gradient, ≥ 1: what an objective sees.
+
+    Example:
+        >>> model.objective.depth(num_steps=12)
+        Depth(warm_up=0, steps=12)
+        >>> objectives.Depth(warm_up=8, steps=2).total
+        10
+    """
+
+    warm_up: int
+    steps: int
+
+    @property
+    def total(self) -> int:
+        """The number of all steps, with and without a gradient."""
+        return self.warm_up + self.steps
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of training that objectives may read: step `step` of `total`.
+
+    Args:
+        step: Steps of the optimiser that are done in this stage, from 0 to `total`.
+        total: Their number at the end, ≥ 1.
+
+    Example:
+        >>> objectives.Progress(30, 120).share
+        0.25
+    """
+
+    step: int
+    total: int
+
+    def __post_init__(self) -> None:
+        check_int("total", self.total)
+        check_int("step", self.step, 0, self.total)
+
+    @property
+    def share(self) -> float:
+        """The share that is done, in [0, 1]."""
+        return self.step / self.total
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The view that an objective has of a training batch.
+
+    Args:
+        outputs: Outputs of every step, `(batch, steps, …)`.
+        losses: The task's loss (negative log-likelihood) of every example at every step, `(batch, steps)`.
+        task: The task, for objectives that compare outputs with outputs.
+        halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
+        prior: The prior over the same steps, or None where the model has none.
+        labels: Labels as the task takes them, batch first.
+        features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
+        progress: The state of training; None where it is not known.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions and the padding is
+            known; None elsewhere.
+
+    Example:
+        >>> task = ponder.tasks.Classification()
+        >>> losses = torch.tensor([[1.0, 0.5, 0.2, 0.1], [2.0, 1.0, 0.8, 0.4]])  # of two rows at four steps
+        >>> unrolled = objectives.Unrolled(torch.zeros(2, 4, 3), losses, task)
+        >>> objectives.FinalStep().per_example(unrolled)
+        tensor([0.1000, 0.4000])
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    task: Task
+    halting: StepDistribution | None = None
+    prior: StepDistribution | None = None
+    labels: Tensor | None = None
+    features: Tensor | None = None
+    progress: Progress | None = None
+    teacher_outputs: Tensor | None = None
+    mask: Tensor | None = None
+
+    def given(self, field: str) -> Any:
+        """Return the field of that name, which has to be there."""
+        value, need = getattr(self, field), _FIELDS.get(field, field)
+        if value is None:
+            raise ArgumentError("objective", expected=f"a batch with {field}", got="none", remedy=NEEDS[need])
+        return value
+
+
+class Objective(Plugin, ABC):
+    """Base of the objectives; leaves are frozen dataclasses that define `per_example`.
+
+    Objectives add up: ``Ponder(0.5) + 0.3 * Distillation(2.0)``.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Worst(objectives.Objective):
+        ...     def per_example(self, unrolled):
+        ...         return unrolled.losses.amax(1)
+        >>> model.objective = Worst()  # it needs none of `objectives.NEEDS`
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
+    """
+
+    registry = registry
+    needs: frozenset[str] = frozenset()
+    """Which of `NEEDS` the objective reads."""
+    draws_depth: bool = False
+    """Whether `depth` draws the number of steps of a batch, which shared steps alone can run."""
+
+    @abstractmethod
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        """Return losses, `(batch,)`; the model averages them over the rows of the batch that have a label."""
+
+    def depth(self, num_steps: int) -> Depth:
+        """Return the depth of a training batch: all N steps by default, fewer where no step after them is read."""
+        return Depth(0, num_steps)
+
+    def at(self, progress: Progress | None) -> Objective:
+        """Return what is trained at this point of training: itself, unless it changes with `progress`."""
+        return self
+
+    def check(self, *, has_hazard: bool, has_prior: bool) -> None:
+        """Raise where a model lacks what the objective needs; called when the model is built."""
+        for need, there in (("hazard", has_hazard), ("prior", has_prior)):
+            if need in self.needs and not there:
+                raise ArgumentError("objective", expected=f"one without {need}", got=self, remedy=NEEDS[need])
+
+    def check_task(self, task: Task) -> None: ...
+    def check_depth(self, num_steps: int) -> None: ...
+    def check_batch(self, unrolled: Unrolled) -> None: ...
+
+    def __add__(self, other: Objective) -> Weighted:
+        """Return the sum of two objectives."""
+        mine, others = _terms(self), _terms(other)
+        return Weighted((*mine.objectives, *others.objectives), (*mine.weights, *others.weights))
+
+    def __radd__(self, other: object) -> Objective:
+        """Return the objective itself, where `sum` begins with 0."""
+        return self if other == 0 else NotImplemented
+
+    def __mul__(self, weight: float) -> Weighted:
+        """Return the objective, multiplied by a weight."""
+        terms = _terms(self)
+        return Weighted(terms.objectives, tuple(weight * own for own in terms.weights))
+
+    __rmul__ = __mul__
+
+
+@registry.register("weighted")
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """The weighted sum of objectives, Σ_k w_k L_k.
+
+    Args:
+        objectives: The terms.
+        weights: One number for each.
+
+    Example:
+        >>> (objectives.Ponder(0.5) + 0.1 * objectives.FinalStep()).weights
+        (1.0, 0.1)
+    """
+
+    objectives: tuple[Objective, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        if self.draws_depth and len(self.objectives) > 1:
+            raise ArgumentError(
+                "objectives",
+                expected="objectives that see the same steps",
+                got=f"{self.objectives!r}, of which one draws how many there are",
+                remedy="Train with it alone.",
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of the terms reads."""
+        return frozenset[str]().union(*(term.needs for term in self.objectives))
+
+    @property
+    def draws_depth(self) -> bool:  # type: ignore[override]
+        """Whether a term draws the number of steps of a batch; it is then the only term."""
+        return any(term.draws_depth for term in self.objectives)
+
+    def depth(self, num_steps: int) -> Depth:
+        return max((term.depth(num_steps) for term in self.objectives), key=lambda depth: depth.total)
+
+    def at(self, progress: Progress | None) -> Objective:
+        return Weighted(tuple(term.at(progress) for term in self.objectives), self.weights)
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        pairs = zip(self.weights, self.objectives, strict=True)
+        total: Tensor = sum(weight * term.per_example(unrolled) for weight, term in pairs)  # type: ignore[assignment]
+        return total
+
+
+def _terms(objective: Objective) -> Weighted:
+    return objective if isinstance(objective, Weighted) else Weighted((objective,), (1.0,))

@@ -1,0 +1,142 @@
+"""COSEE's objectives: each step learns most from the examples that exit about there, and right answers grow surer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder._utils.checks import check_choice, check_int, check_real
+from ponder.errors import ArgumentError
+from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.policies.certainty import SIGNALS
+from ponder.tasks import hard_labels
+
+__all__ = ["SignalCalibration", "SimulatedExits"]
+
+
+@registry.register("simulated-exits")
+@dataclass(frozen=True)
+class SimulatedExits(Objective):
+    r"""The losses of all steps, weighted by how near a step is to the one at which the example would exit.
+
+    For each of K thresholds t_k, an example would exit at n*_k, the first step whose signal is above t_k, or at the
+    last. The loss is
+
+        (1/K) Σ_k Σ_n w_n(n*_k) ℓ_n   with   w_n(m) = exp(−β |n − m|) / Σ_j exp(−β |j − m|),
+
+    and β = `sharpness` · (share of training that is done): all steps learn alike at first, and each from its own
+    examples in the end (He et al. 2025, "COSEE: Consistency-Oriented Signal-Based Early Exiting via Calibrated Sample
+    Weighting Mechanism", arXiv 2412.13236; Eq. 3–7). No gradient flows through the weights.
+
+    The paper draws the K thresholds at random from the range that the signal had in the epoch before. Here they are
+    the middles of K equal parts of the range in the batch, without the last step, at which every example exits
+    anyway: the same average with less noise, and nothing to remember from batch to batch.
+
+    Args:
+        thresholds: K ≥ 1.
+        sharpness: β at the end of training, ≥ 0; 0 weighs all steps alike.
+        signal: The signal of the simulated policy: ``"confidence"``, ``"energy"`` (the paper's choice), ``"margin"`` or
+            ``"negative_entropy"`` of class logits, or ``"halting"``, the Lambda head's CDF, which every task has.
+
+    Example:
+        >>> model.objective = objectives.SimulatedExits(thresholds=5, sharpness=10.0)
+        >>> model.progress = objectives.Progress(step=10, total=100)
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
+    """
+
+    thresholds: int = 5
+    sharpness: float = 10.0
+    signal: Literal["confidence", "energy", "margin", "negative_entropy", "halting"] = "confidence"
+
+    def __post_init__(self) -> None:
+        check_int("thresholds", self.thresholds)
+        check_real("sharpness", self.sharpness)
+        check_choice("signal", self.signal, (*SIGNALS, "halting"))
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The state of training, and the hazard where the halting distribution is the signal."""
+        return frozenset({"progress", "hazard"} if self.signal == "halting" else {"progress"})
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        losses, share = unrolled.losses, unrolled.given("progress").share
+        num_steps = losses.shape[1]
+        if num_steps == 1:
+            return losses[:, 0]
+        if self.signal == "halting":
+            sure = unrolled.given("halting").pmf.cumsum(-1)
+        else:
+            sure = _certainty(self.signal, unrolled)
+        exits = self._exit_steps(sure.detach()[:, :-1])
+        steps = torch.arange(num_steps, device=losses.device)
+        distance = (steps - exits.unsqueeze(-1)).abs().to(losses.dtype)
+        weights = torch.softmax(-self.sharpness * share * distance, dim=-1)
+        return (weights.mean(1) * losses).sum(-1)
+
+    def _exit_steps(self, sure: Tensor) -> Tensor:
+        """Return where each row exits under each threshold, `(batch, thresholds)` long, counted from 0."""
+        low, high = sure.min(), sure.max()
+        shares = (torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype) + 0.5) / self.thresholds
+        crossed = sure.unsqueeze(1) > (low + (high - low) * shares).unsqueeze(-1)
+        return F.pad(crossed, (0, 1), value=True).long().argmax(-1)  # the last step takes who remains
+
+
+@registry.register("signal-calibration")
+@dataclass(frozen=True)
+class SignalCalibration(Objective):
+    r"""Mean over the early steps of max(0, s̄_n(wrong) − s̄_n(right) + ε).
+
+    s̄_n(right) and s̄_n(wrong) are the mean signals of the examples of the batch that step n answers rightly and wrongly;
+    steps at which there are only right or only wrong ones are skipped (He et al. 2025, COSEE, arXiv 2412.13236, Eq. 9:
+    the online signal calibration that is added to the loss of `SimulatedExits` with a small weight). It is one number
+    for the batch, which every example gets.
+
+    Args:
+        margin: ε ≥ 0.
+        signal: The certainty of a class that the policy will read; ``"energy"`` is the paper's.
+
+    Example:
+        >>> model.objective = objectives.SimulatedExits() + 0.1 * objectives.SignalCalibration()
+        >>> model.progress = objectives.Progress(step=10, total=100)
+        >>> model.train()(inputs, labels=labels).loss.shape
+        torch.Size([])
+    """
+
+    margin: float = 0.3
+    signal: Literal["confidence", "energy", "margin", "negative_entropy"] = "confidence"
+    needs = frozenset({"labels"})
+
+    def __post_init__(self) -> None:
+        check_real("margin", self.margin)
+        check_choice("signal", self.signal, SIGNALS)
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        sure, labels = _certainty(self.signal, unrolled)[:, :-1], unrolled.given("labels")
+        correct = unrolled.outputs[:, :-1].argmax(-1) == hard_labels(labels).unsqueeze(1)
+        labelled = unrolled.task.labelled(labels)
+        known = torch.ones_like(correct) if labelled is None else labelled.unsqueeze(1)
+        right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
+        mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
+        both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
+        gap = F.relu(mean_wrong - mean_right + self.margin) * both
+        mean = gap.sum() / both.sum().clamp(min=1.0)
+        return mean.to(unrolled.losses.dtype).expand(labels.shape[0])
+
+
+def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
+    """Return the certainty of the class of every row at every step, `(batch, steps)`."""
+    task, outputs = unrolled.task, unrolled.outputs
+    if not task.one_class or not task.fits(outputs[:, -1]):
+        raise ArgumentError(
+            "signal",
+            expected=f"a task with one class an example, for signal={signal!r}",
+            got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
+            remedy="Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
+        )
+    sure: Tensor = SIGNALS[signal](outputs)
+    return sure

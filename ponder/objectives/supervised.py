@@ -1,0 +1,134 @@
+"""Objectives on the losses against the labels alone: of the last step, of one step, of all, or of a drawn depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ponder._utils.checks import check_choice, check_int
+from ponder.objectives.base import Depth, Objective, Unrolled, registry
+
+__all__ = ["DeepSupervision", "FinalStep", "OneStep", "RandomDepth", "cut_after"]
+
+
+@registry.register("final-step")
+@dataclass(frozen=True)
+class FinalStep(Objective):
+    """The loss of the last step alone, ℓ_N, as a model without exits is trained.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), objective=objectives.FinalStep())
+        >>> model(torch.randn(5, 4), labels=torch.tensor([0, 1, 0, 1, 1])).loss.shape
+        torch.Size([])
+    """
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        return unrolled.losses[:, -1]
+
+
+@registry.register("one-step")
+@dataclass(frozen=True)
+class OneStep(Objective):
+    """ℓ_k, as if the encoder ended after step k: in training no later step runs, and none learns.
+
+    Args:
+        step: k, from 1 to the number of steps.
+
+    Example:
+        >>> objectives.OneStep(2).depth(num_steps=12)
+        Depth(warm_up=0, steps=2)
+    """
+
+    step: int
+
+    def __post_init__(self) -> None:
+        check_int("step", self.step)
+
+    def depth(self, num_steps: int) -> Depth:
+        return cut_after(self.step, num_steps)
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        return unrolled.losses[:, self.step - 1]
+
+
+@registry.register("deep-supervision")
+@dataclass(frozen=True)
+class DeepSupervision(Objective):
+    r"""The weighted mean of the losses of all steps, Σ_n w_n ℓ_n / Σ_n w_n.
+
+    Args:
+        weights: ``"linear"``, w_n = n (PABEE: Zhou et al. 2020, Eq. 4); ``"uniform"``, w_n = 1 (the mean of
+            DeeBERT's second stage, Xin et al. 2020).
+
+    Example:
+        >>> objectives.DeepSupervision("uniform") + 0.5 * objectives.FinalStep()
+        Weighted(objectives=(DeepSupervision(weights='uniform'), FinalStep()), weights=(1.0, 0.5))
+    """
+
+    weights: Literal["linear", "uniform"] = "linear"
+
+    def __post_init__(self) -> None:
+        check_choice("weights", self.weights, ("linear", "uniform"))
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        weights = torch.ones_like(unrolled.losses[0])
+        if self.weights == "linear":
+            weights = weights.cumsum(0)
+        return (unrolled.losses * (weights / weights.sum())).sum(-1)
+
+
+@registry.register("random-depth")
+@dataclass(frozen=True)
+class RandomDepth(Objective):
+    r"""ℓ_{k+n}, with k steps without gradient and then n steps with one, both drawn anew for every batch.
+
+    k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k), so that no run is deeper than N.
+    A step that is trained to go on from any state that it has made itself, without knowing how many steps came first,
+    goes on to improve the answer where it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the
+    progressive loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts backpropagation
+    through steps short: memory and time of the backward pass do not grow with N.
+
+    One shared step with one shared head can be trained so, and the loss says nothing about hazards. The random numbers
+    are those of PyTorch's global generator.
+
+    Args:
+        minimum: Fewest steps with a gradient, ≥ 1.
+        maximum: Most steps with a gradient, at least `minimum`; N where None.
+        warm_up: Most steps without a gradient, ≥ 0; as many as leave room for `minimum` where None.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> objectives.RandomDepth(minimum=2, maximum=4, warm_up=8).depth(12)
+        Depth(warm_up=8, steps=2)
+    """
+
+    minimum: int = 1
+    maximum: int | None = None
+    warm_up: int | None = 0
+    draws_depth = True
+
+    def __post_init__(self) -> None:
+        check_int("minimum", self.minimum)
+        if self.maximum is not None:
+            check_int("maximum", self.maximum, self.minimum)
+        if self.warm_up is not None:
+            check_int("warm_up", self.warm_up, 0)
+
+    def depth(self, num_steps: int) -> Depth:
+        check_int("num_steps", num_steps, self.minimum + (self.warm_up or 0))
+        room = num_steps - self.minimum
+        warm_up = int(torch.randint(0, 1 + (room if self.warm_up is None else self.warm_up), ()))
+        most = num_steps - warm_up if self.maximum is None else min(self.maximum, num_steps - warm_up)
+        return Depth(warm_up, int(torch.randint(self.minimum, most + 1, ())))
+
+    def per_example(self, unrolled: Unrolled) -> Tensor:
+        return unrolled.losses[:, -1]
+
+
+def cut_after(step: int, num_steps: int) -> Depth:
+    """Return the depth of an objective that reads no step after `step`, which the encoder has to have."""
+    check_int("step", step, 1, num_steps)
+    return Depth(0, step)

@@ -1,0 +1,241 @@
+"""Priors over the halting step: hyper-parameters that give a halting distribution for any number of steps."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.checks import check_int, check_real, check_share
+from ponder._utils.registry import Plugin, Registry
+from ponder.distributions import StepDistribution
+from ponder.errors import ArgumentError
+
+__all__ = ["Geometric", "Learned", "Prior", "Tabulated", "Uniform", "from_dict", "get", "names", "register"]
+
+registry: Registry[Prior] = Registry("prior", "ponder.priors")
+
+
+class Prior(Plugin, ABC):
+    """Base of the priors p(n) over the halting step; leaves are frozen dataclasses.
+
+    A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a `StepDistribution`. A prior that
+    learns has its weights in `module`, which a `PonderWrapper` makes its own.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Falling(priors.Prior):
+        ...     def log_pmf(self, num_steps):
+        ...         return torch.arange(num_steps, 0, -1).double().log().log_softmax(0)
+        >>> Falling()(3).pmf
+        tensor([0.5000, 0.3333, 0.1667])
+    """
+
+    registry = registry
+    module: nn.Module | None = None
+
+    def __call__(
+        self, num_steps: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> StepDistribution:
+        """Return the prior over 1..`num_steps`, without batch dimensions."""
+        dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
+        with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
+            log_pmf = self.log_pmf(num_steps)
+        log_pmf = log_pmf.to(dtype=dtype, device=device)
+        return StepDistribution(log_pmf, validate_args=log_pmf.device.type == "cpu")  # elsewhere it would synchronise
+
+    @abstractmethod
+    def log_pmf(self, num_steps: int) -> Tensor:
+        """Return normalised log-probabilities of the steps 1..`num_steps`, `(steps,)`, float64.
+
+        Outside the graph, but for a prior that learns.
+        """
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Return the prior for `num_steps` that means what this one means for `tuned_for`; itself by default."""
+        return self
+
+
+@registry.register("geometric")
+@dataclass(frozen=True)
+class Geometric(Prior):
+    r"""The prior of a constant hazard r: p(n) = r (1 − r)^{n−1}, and the last step has all the mass that remains.
+
+    Banino et al. 2021, Section 2.3; PALBERT uses r = 0.1 for 12 steps (Table 3).
+
+    Args:
+        rate: The hazard r of every step, in (0, 1).
+
+    Example:
+        >>> priors.Geometric(0.5)(3).pmf
+        tensor([0.5000, 0.2500, 0.2500])
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_share("rate", self.rate)
+
+    @classmethod
+    def for_mean(cls, mean: float, num_steps: int) -> Self:
+        """Return the prior whose mean over 1..`num_steps` is `mean`, found by bisection.
+
+        Args:
+            mean: The expected step, between 1 and `num_steps`, ends excluded.
+            num_steps: N.
+
+        Example:
+            >>> round(priors.Geometric.for_mean(4.0, num_steps=12)(12).mean.item(), 3)
+            4.0
+        """
+        check_real("mean", mean, 1.0, float(num_steps), open_low=True, open_high=True)
+        low, high = 0.0, 1.0
+        for _ in range(60):  # (1 − (1 − r)^N) / r falls from N to 1
+            rate = (low + high) / 2
+            low, high = (rate, high) if -math.expm1(num_steps * math.log1p(-rate)) > mean * rate else (low, rate)
+        return cls(rate)
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        logit = math.log(self.rate) - math.log1p(-self.rate)
+        return StepDistribution.from_hazard_logits(torch.full((num_steps,), logit, dtype=torch.float64)).log_pmf
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Return the rate at which as much goes on past the last step: 1 − (1 − r)^(tuned_for / num_steps)."""
+        rate = -math.expm1(math.log1p(-self.rate) * tuned_for / num_steps)
+        return type(self)(min(rate, math.nextafter(1.0, 0.0)))
+
+
+@registry.register("uniform")
+@dataclass(frozen=True)
+class Uniform(Prior):
+    """The prior that gives every step the same probability, p(n) = 1 / N.
+
+    Example:
+        >>> priors.Uniform()(4).pmf
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        return torch.full((num_steps,), -math.log(num_steps), dtype=torch.float64)
+
+
+@registry.register("tabulated")
+@dataclass(frozen=True)
+class Tabulated(Prior):
+    """The prior whose probabilities p(n) are given, one number a step.
+
+    Args:
+        probabilities: Non-negative and summing to 1; as many as the model has steps.
+
+    Example:
+        >>> priors.Tabulated((0.25, 0.75))(2).pmf
+        tensor([0.2500, 0.7500])
+    """
+
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", tuple(map(float, self.probabilities)))
+        total = math.fsum(self.probabilities)
+        if not all(p >= 0 for p in self.probabilities) or not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ArgumentError(
+                "probabilities",
+                expected="non-negative numbers that sum to 1",
+                got=f"{self.probabilities} (sum {total:.6g})",
+                remedy="Divide them by their sum.",
+            )
+
+    @classmethod
+    def fit(cls, steps: Iterable[int], num_steps: int, smoothing: float = 1.0) -> Self:
+        """Count the steps at which examples halt: p(n) = (c_n + s) / (Σ_m c_m + s N) (additive smoothing).
+
+        Args:
+            steps: The step of each example, 1-based: the exits of a policy, or the first step whose answer stays.
+            num_steps: N.
+            smoothing: s, added to the count of every step; above 0, no step is excluded.
+
+        Example:
+            >>> priors.Tabulated.fit([2, 2, 3], num_steps=3, smoothing=0.5)
+            Tabulated(probabilities=(0.1111111111111111, 0.5555555555555556, 0.3333333333333333))
+        """
+        counts = torch.bincount(torch.as_tensor(list(steps)) - 1, minlength=num_steps).double() + smoothing
+        return cls(tuple((counts / counts.sum()).tolist()))
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        _check_length(num_steps, len(self.probabilities))
+        p = torch.tensor(self.probabilities, dtype=torch.float64)
+        return (p / p.sum()).log()
+
+
+@registry.register("learned")
+@dataclass(frozen=True)
+class Learned(Prior):
+    r"""A prior that is trained with the model: p(n) = softmax_n(log p₀(n) + w_n), one weight w_n a step, 0 at first.
+
+    The weights are in `module`, which a `PonderWrapper` makes its own: they are among its `parameters()` and in its
+    `state_dict()`. Equality and `to_dict` are about the hyper-parameters alone; copies and pickles keep the weights.
+
+    Warning:
+        A prior that only the KL trains follows the posterior: its best value is the posterior's average over the
+        data, and where the posterior is the same for all inputs, the KL vanishes and regularises nothing. Start from a
+        prior that you mean, let it learn slowly, and look at where it went.
+
+    Args:
+        num_steps: N, the only number of steps it serves.
+        initial: The prior p₀ that it starts from, which gives every step some probability; uniform where None.
+
+    Example:
+        >>> prior = priors.Learned(3)
+        >>> model = PonderWrapper(nn.Linear(8, 8), 3, head=nn.Linear(8, 2), lambda_head=LambdaHead(8), prior=prior)
+        >>> prior.module.weight in set(model.parameters()), prior(3).pmf.requires_grad
+        (True, True)
+    """
+
+    num_steps: int
+    initial: Prior | None = None
+
+    def __post_init__(self) -> None:
+        check_int("num_steps", self.num_steps)
+        object.__setattr__(self, "module", _Weights(self.num_steps))
+
+    def log_pmf(self, num_steps: int) -> Tensor:
+        _check_length(num_steps, self.num_steps)
+        assert isinstance(self.module, _Weights)
+        weight = self.module.weight
+        start = (self.initial or Uniform()).log_pmf(num_steps)
+        precise = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
+        return torch.log_softmax(start.to(weight.device, precise) + weight.to(precise), dim=-1)
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        """Return an untrained prior that starts from the rescaled initial one, for another number of steps."""
+        if num_steps == self.num_steps:
+            return self
+        return type(self)(num_steps, None if self.initial is None else self.initial.rescaled(tuned_for, num_steps))
+
+
+class _Weights(nn.Module):
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_steps))
+
+
+def _check_length(num_steps: int, own: int) -> None:
+    if num_steps != own:
+        raise ArgumentError(
+            "prior",
+            expected=f"a prior over the model's {num_steps} steps",
+            got=f"one over {own}",
+            remedy="Give it as many steps as the model has.",
+        )
+
+
+register = registry.register
+get = registry.get
+names = registry.names
+from_dict = Prior.from_dict

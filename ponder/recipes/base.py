@@ -1,0 +1,191 @@
+"""Recipes: one named combination of heads, prior, objectives and policy, for any number of steps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ponder._utils.checks import check_choice, check_real, check_share
+from ponder._utils.registry import Registry
+from ponder.objectives import Objective
+from ponder.policies import ExitPolicy
+from ponder.priors import Prior
+from ponder.tasks import Task, as_task
+
+__all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
+
+registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
+
+
+@dataclass(frozen=True)
+class LambdaSpec:
+    """The shape of a Lambda head; fields as in `ponder.LambdaHead`.
+
+    Args:
+        layers: Number of linear layers.
+        history: Steps whose features it reads.
+        initial: Features of the steps before the first: ``"stem"`` or ``"zeros"``.
+        activation: The activation between the layers.
+        start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
+            is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
+
+    Example:
+        >>> round(recipes.LambdaSpec(start="prior").hazard(priors.Geometric(0.1), num_steps=12), 3)
+        0.1
+    """
+
+    layers: int = 1
+    history: int = 1
+    initial: Literal["stem", "zeros"] = "stem"
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    start: Literal["half", "prior"] | float = "half"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start, str):
+            check_choice("start", self.start, ("half", "prior"))
+        else:
+            check_share("start", self.start)
+
+    def hazard(self, prior: Prior | None, num_steps: int) -> float:
+        """Return the hazard that a new head starts at, for a prior over `num_steps` steps."""
+        if not isinstance(self.start, str):
+            return self.start
+        if self.start == "half" or prior is None:
+            return 0.5
+        return min(max(float(prior(num_steps).pmf[0]), 1e-4), 1 - 1e-4)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training; `ponder.fit` runs it.
+
+    Args:
+        objective: The training loss.
+        train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an encoder and last
+            head that are frozen; or ``"lambda_head"``: the Lambda head and a learned prior, on everything else frozen.
+        teacher: The frozen teacher of the objective: the one that the user has ``"attached"``, or the ``"previous"``
+            stage's model, a frozen copy of what this stage begins with.
+        early_heads: The start of the heads of all steps but the last: they ``"go_on"``, or become copies of the
+            ``"last"`` head, where the stage before has trained that one alone.
+        mixing: α in (0, 1]: at the end the weights become α · trained + (1 − α) · those of the previous stage (WiSE-FT,
+            Wortsman et al. 2022, arXiv 2109.01903, Eq. 1), so that less is lost of what the model knew; below 1 with
+            ``teacher="previous"`` alone. Early heads that began as copies of the last one stay as they were trained.
+
+    Example:
+        >>> [stage.train for stage in recipes.get("deebert").stages]
+        ['all', 'early_heads']
+        >>> recipes.Stage(objectives.FinalStep()).to_dict()["train"]
+        'all'
+    """
+
+    objective: Objective
+    train: Literal["all", "early_heads", "lambda_head"] = "all"
+    teacher: Literal["attached", "previous"] = "attached"
+    early_heads: Literal["go_on", "last"] = "go_on"
+    mixing: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
+        check_choice("teacher", self.teacher, ("attached", "previous"))
+        check_choice("early_heads", self.early_heads, ("go_on", "last"))
+        check_real("mixing", self.mixing, 0.0, 1.0, open_low=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {**vars(self), "objective": self.objective.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stage:
+        """Invert `to_dict`."""
+        return cls(**{**data, "objective": Objective.from_dict(data["objective"])})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to train and to exit.
+
+    Args:
+        name: The registered name.
+        paper: The paper that it comes from.
+        stages: Training stages, in order; their epochs are the trainer's business.
+        policy: The exit policy at inference.
+        without_classes: The exit policy where the answer is not one class, for a `policy` that reads class
+            probabilities; `policy` where None.
+        lambda_head: The Lambda head, or None.
+        prior: The prior of the halting step, or None.
+        per_step_heads: One head a step, or one shared by all.
+        own_lambda_lr: Whether the paper gives the Lambda head a learning rate of its own.
+        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
+            mean any encoder's own steps.
+
+    Example:
+        >>> stage = recipes.Stage(objectives.FinalStep())
+        >>> recipe = recipes.Recipe("mine", "nowhere", stages=(stage,), policy=policies.Patience(6))
+        >>> recipe.for_steps(6).policy  # tuned for 12 steps
+        Patience(patience=3, tolerance=0.0)
+    """
+
+    name: str
+    paper: str
+    stages: tuple[Stage, ...]
+    policy: ExitPolicy
+    without_classes: ExitPolicy | None = None
+    lambda_head: LambdaSpec | None = None
+    prior: Prior | None = None
+    per_step_heads: bool = False
+    own_lambda_lr: bool = False
+    tuned_for: int | None = 12
+
+    def for_steps(self, num_steps: int) -> Recipe:
+        """Return the recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
+        old = num_steps if self.tuned_for is None else self.tuned_for
+        return replace(
+            self,
+            policy=self.policy.rescaled(old, num_steps),
+            without_classes=None if self.without_classes is None else self.without_classes.rescaled(old, num_steps),
+            # A copy: the weights that a model learns of its prior are its own, and not the recipe's.
+            prior=None if self.prior is None else copy.deepcopy(self.prior.rescaled(old, num_steps)),
+            tuned_for=None if self.tuned_for is None else num_steps,
+        )
+
+    def for_task(self, task: str | Task) -> Recipe:
+        """Return the recipe with the policy that it has for a task, or for the name of one, such as ``"regression"``.
+
+        A Lambda head that this policy does not read is dropped, and so are the stages that train it alone, unless
+        another stage needs its hazards.
+        """
+        kind = as_task(task)
+        policy = self.policy
+        if self.without_classes is not None and kind is not None and not kind.one_class:
+            policy = self.without_classes
+        stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
+        if "hazard" in policy.needs.union(*(stage.objective.needs for stage in stages)) or stages == self.stages:
+            return replace(self, policy=policy)
+        return replace(self, policy=policy, stages=stages, lambda_head=None, prior=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            **vars(self),
+            "stages": [stage.to_dict() for stage in self.stages],
+            "policy": self.policy.to_dict(),
+            "without_classes": None if self.without_classes is None else self.without_classes.to_dict(),
+            "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
+            "prior": None if self.prior is None else self.prior.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Invert `to_dict`."""
+        spec, prior, without_classes = data["lambda_head"], data["prior"], data["without_classes"]
+        fields = {
+            "stages": tuple(Stage.from_dict(stage) for stage in data["stages"]),
+            "policy": ExitPolicy.from_dict(data["policy"]),
+            "without_classes": None if without_classes is None else ExitPolicy.from_dict(without_classes),
+            "lambda_head": None if spec is None else LambdaSpec(**spec),
+            "prior": None if prior is None else Prior.from_dict(prior),
+        }
+        return cls(**{**data, **fields})

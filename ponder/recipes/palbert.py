@@ -1,0 +1,74 @@
+"""PonderNet, and PALBERT's four changes to it, each a switch."""
+
+from ponder.objectives import Ponder
+from ponder.policies import Bernoulli, Quantile
+from ponder.priors import Geometric
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+
+__all__ = ["palbert", "pondernet"]
+
+
+@registry.register("palbert")
+def palbert(
+    q_exit: bool = True,
+    own_lambda_lr: bool = True,
+    deep_lambda: bool = True,
+    hidden_concat: bool = True,
+    *,
+    beta: float = 0.5,
+    rate: float = 0.1,
+    q: float = 0.5,
+    seed: int = 0,
+) -> Recipe:
+    """PALBERT (the PALBERT paper; its Table 2 is five settings of the four switches).
+
+    Args:
+        q_exit: Exit at the quantile `q` of the halting distribution, or sample (with `seed`).
+        own_lambda_lr: The Lambda head learns at its own rate (`Recipe.own_lambda_lr`).
+        deep_lambda: Three layers with tanh, or one.
+        hidden_concat: The Lambda head reads this step and the one before, or this step alone.
+        beta: Weight of the divergence.
+        rate: The geometric prior's hazard, for 12 steps.
+        q: Q-exit's level.
+        seed: Seed by which exits are sampled, where `q_exit` is off.
+
+    Example:
+        >>> recipe = recipes.palbert(beta=0.3)
+        >>> recipe.policy, recipe.lambda_head.layers, recipe.lambda_head.history
+        (Quantile(q=0.5), 3, 2)
+    """
+    return Recipe(
+        name="palbert",
+        paper="PALBERT: Teaching ALBERT to Ponder, arXiv 2204.03276",
+        stages=(Stage(Ponder(beta)),),
+        policy=Quantile(q) if q_exit else Bernoulli(seed),
+        lambda_head=LambdaSpec(layers=3 if deep_lambda else 1, history=2 if hidden_concat else 1),
+        prior=Geometric(rate),
+        own_lambda_lr=own_lambda_lr,
+    )
+
+
+@registry.register("pondernet")
+def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: float | None = None) -> Recipe:
+    """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution.
+
+    Args:
+        beta: Weight of the divergence.
+        rate: The geometric prior's hazard, for 12 steps.
+        seed: Seed by which exits are sampled.
+        start: Hazard that the Lambda head starts at, in (0, 1); one half where None. Small for loops: halting then
+            begins late.
+
+    Example:
+        >>> recipe = recipes.pondernet(seed=1)
+        >>> recipe.policy, recipe.lambda_head.layers
+        (Bernoulli(seed=1), 1)
+    """
+    return Recipe(
+        name="pondernet",
+        paper="Banino et al. 2021",
+        stages=(Stage(Ponder(beta)),),
+        policy=Bernoulli(seed),
+        lambda_head=LambdaSpec(start="half" if start is None else start),
+        prior=Geometric(rate),
+    )
