@@ -102,6 +102,7 @@ class Geometric(Prior):
         return cls(rate)
 
     def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
         logit = math.log(self.rate) - math.log1p(-self.rate)
         return StepDistribution.from_hazard_logits(torch.full((num_steps,), logit, dtype=torch.float64)).log_pmf
 
@@ -122,6 +123,7 @@ class Uniform(Prior):
     """
 
     def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
         return torch.full((num_steps,), -math.log(num_steps), dtype=torch.float64)
 
 
@@ -168,6 +170,7 @@ class Tabulated(Prior):
         return cls(tuple((counts / counts.sum()).tolist()))
 
     def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
         _check_length(num_steps, len(self.probabilities))
         p = torch.tensor(self.probabilities, dtype=torch.float64)
         return (p / p.sum()).log()
@@ -205,6 +208,7 @@ class Learned(Prior):
         object.__setattr__(self, "module", _Weights(self.num_steps))
 
     def log_pmf(self, num_steps: int) -> Tensor:
+        """See `Prior.log_pmf`."""
         _check_length(num_steps, self.num_steps)
         assert isinstance(self.module, _Weights)
         weight = self.module.weight

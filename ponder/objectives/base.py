@@ -167,10 +167,6 @@ class Objective(Plugin, ABC):
             if need in self.needs and not there:
                 raise ArgumentError("objective", expected=f"one without {need}", got=self, remedy=NEEDS[need])
 
-    def check_task(self, task: Task) -> None: ...
-    def check_depth(self, num_steps: int) -> None: ...
-    def check_batch(self, unrolled: Unrolled) -> None: ...
-
     def __add__(self, other: Objective) -> Weighted:
         """Return the sum of two objectives."""
         mine, others = _terms(self), _terms(other)
