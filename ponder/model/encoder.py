@@ -1,0 +1,137 @@
+"""From an encoder and an example to the parts of a model, before heads are added."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ponder._utils.checks import check_choice
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Tree, tensors, unwrap
+from ponder.errors import ArgumentError
+from ponder.model import readouts
+from ponder.model.capture import capture
+from ponder.model.padding import Padding
+from ponder.model.readouts import Pooled, Readout, ReadoutCall
+from ponder.model.steps import Step, Steps
+from ponder.model.unroll import call_stem
+
+__all__ = ["EncoderParts", "ReadoutName", "as_call", "main_input_of", "read_encoder"]
+
+ReadoutName = Literal["mean", "first_token", "last"]
+_POOLS: dict[str, Readout] = {
+    "mean": readouts.mean,
+    "first_token": readouts.first_token,
+    "last": readouts.last,
+}
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """An encoder as a model takes it.
+
+    Args:
+        steps: The steps.
+        stem: Inputs to hidden state; None is the identity.
+        readout: Hidden state to the features that the head reads; None is the identity.
+        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`; None where that is the features.
+        padding: Where lengths lie, if that is known.
+        features: The features of the example at the first step, `(batch, width)`, or `(batch, length, width)`.
+    """
+
+    steps: Steps
+    stem: Callable[..., Tree] | None
+    readout: Readout | None
+    halting_readout: Readout | None
+    padding: Padding | None
+    features: Tensor
+
+
+def read_encoder(
+    encoder: nn.Module | Step | Sequence[Step] | Steps,
+    example: Any,
+    num_steps: int | None,
+    *,
+    per_position: bool,
+    stem: Callable[..., Tree] | None = None,
+    readout: Readout | ReadoutName | None = None,
+    layers: str | None = None,
+) -> EncoderParts:
+    """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
+
+    Args:
+        encoder: A module with a list of layers, one step, several, or `ponder.Steps`.
+        example: The arguments of its call, see `as_call`.
+        num_steps: N, for one shared step; None for everything else.
+        per_position: Whether there is an answer at each position.
+        stem: Inputs to h_0, for steps; a module with a list of layers has its own.
+        readout: Hidden state to features. A name pools the positions. Where None, features with positions are averaged
+            over those that are no padding, unless there is an answer at each.
+        layers: The name of the list of layers, where the largest is not meant.
+
+    Raises:
+        ArgumentError: The encoder cannot be read or run, or its features are no vectors.
+    """
+    own: Readout | None = None
+    padding: Padding | None = None
+    if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
+        captured = capture(encoder, example, layers=layers)
+        steps, stem, own, padding = captured.steps, captured.stem, captured.readout, captured.padding
+    else:
+        steps = Steps.of(encoder, num_steps)
+    if isinstance(readout, str):
+        check_choice("readout", readout, tuple(_POOLS))
+        chosen: Readout = Pooled(own, _POOLS[readout], padding)
+    else:
+        chosen = readout or own or readouts.identity
+    features = _features_of(steps, stem, chosen, example)
+    halting: Readout | None = None
+    if per_position:
+        halting = Pooled(chosen, readouts.mean, padding)
+    elif features.dim() == 3 and readout is None:
+        chosen = Pooled(own, readouts.mean, padding)
+        features = _features_of(steps, stem, chosen, example)
+    if features.dim() != (3 if per_position else 2) or not features.is_floating_point():
+        raise ArgumentError(
+            "readout",
+            expected=f"features {'(batch, length, width)' if per_position else '(batch, width)'} in floating point",
+            got=f"{features.dtype} {tuple(features.shape)} at step 1 of the example",
+            remedy="Pass readout=ponder.readouts.mean, say, or a function hidden -> features.",
+        )
+    if padding is not None:
+        padding = dataclasses.replace(padding, pooled=not per_position)
+    return EncoderParts(steps, stem, chosen, halting, padding, features)
+
+
+def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
+    """Return an example as the inputs and the context of a call.
+
+    It is the inputs, a pair (inputs, context) whose second item is a dict, or a dict of arguments: the first of them
+    that holds a tensor is then the inputs.
+    """
+    if isinstance(example, Mapping):
+        given = {name: value for name, value in example.items() if value is not None}
+        return given.pop(main_input_of(given)), given
+    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], Mapping):
+        return example[0], dict(example[1])
+    return example, {}
+
+
+def main_input_of(example: Mapping[str, Any]) -> str:
+    """Return the name of the inputs among the arguments of an example: the first that holds a tensor, if one does."""
+    return next((name for name, value in example.items() if tensors(value)), next(iter(example)))
+
+
+def _features_of(steps: Steps, stem: Callable[..., Tree] | None, readout: Readout, example: Any) -> Tensor:
+    """Return the features of the example at the first step; nothing of the model changes."""
+    inputs, context = as_call(example)
+    read = ReadoutCall(readout)
+    parts = nn.ModuleList([steps, read, *([stem] if isinstance(stem, nn.Module) else [])])
+    with evaluating(parts):
+        hidden, context, _ = call_stem(stem, inputs, context)
+        given = unwrap(context)
+        return read(steps(1, hidden, **given), read.reads(given))

@@ -1,0 +1,187 @@
+"""The one loop: it advances rows step by step, asks the policy, and lets finished rows exit at once.
+
+Inference, replay and streaming are the same loop over different sources. A `Source` holds the rows that are still
+running and answers for the step they stand at: `unroll.ModelSource` computes (and only what is asked for), that of
+`ponder.trajectory` looks up what a full-depth run recorded. `run` takes one batch from its first step to its last; a
+stream calls the same `ask` with rows at different depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder._utils.trees import Tree, take_rows
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.tasks import Task
+
+__all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The outputs and the exit step of each row, in the order of the batch.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(batch, …)`.
+        exit_step: The exit step of each row, `(batch,)` long, 1-based.
+
+    Example:
+        >>> exits = trajectory.replay(policies.Confidence(0.9))
+        >>> exits.exit_step[:4], exits.outputs.shape
+        (tensor([1, 2, 3, 1]), torch.Size([300, 3]))
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+
+
+class Readings(Protocol):
+    """Answers for rows at the step they stand at."""
+
+    mask: Tensor | None
+    policy_context: Mapping[str, Tensor]
+
+    def features(self) -> Tensor:
+        """Return the features of the running rows, `(rows, …)`."""
+
+    def output(self) -> Tensor:
+        """Return the outputs of the running rows, `(rows, …)`."""
+
+    def hazard_logit(self) -> Tensor:
+        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
+
+
+class Source(Readings, Protocol):
+    """The running rows. Row numbers are given on the host."""
+
+    def advance(self, step: int) -> None:
+        """Bring all running rows to `step`."""
+
+    def output_of(self, index: Tensor | None) -> Tensor:
+        """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows `index` among the running."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """The state of the running rows besides their hidden states.
+
+    Args:
+        index: The step that each row has finished, `(rows,)` long; 0 before the first.
+        state: The policy's state, batch first.
+        log_survival: log P(not stopped so far), `(rows,)`.
+    """
+
+    index: Tensor
+    state: Tree
+    log_survival: Tensor
+
+    @classmethod
+    def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
+        """Return the state of rows before their first step."""
+        index = torch.zeros_like(batch.row_ids)
+        return cls(index, policy.init(batch), index.float())
+
+    def take(self, index: Tensor) -> Running:
+        """Return the state of the rows `index` alone."""
+        return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
+
+
+def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
+    """Run all rows of a batch to their exits.
+
+    Args:
+        source: The rows, at least one.
+        policy: The exit policy; it has been checked against the model.
+        batch: The ids of the rows, and the number of steps.
+    """
+    device, num_steps = batch.row_ids.device, batch.num_steps
+    rows, running = torch.arange(batch.row_ids.shape[0]), Running.start(policy, batch)
+    exited: list[tuple[Tensor, Tensor, int]] = []
+    together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
+    for step in range(1, num_steps + 1):
+        source.advance(step)
+        if step == (together or num_steps):
+            break
+        if together is not None:
+            continue
+        mask, running = ask(source, policy, running, batch)
+        if isinstance(mask, bool):
+            if mask:
+                break
+            continue
+        exiting, remaining = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+        exited.append((rows[exiting], source.output_of(exiting), step))
+        rows, running = rows[remaining], running.take(remaining.to(device))
+        source.keep(remaining)
+    exited.append((rows, source.output_of(None), step))
+    return _in_order(exited, device)
+
+
+def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBatch) -> tuple[Tensor | bool, Running]:
+    """Ask the policy about rows that have just finished a step before their last.
+
+    Args:
+        source: The rows.
+        policy: The exit policy.
+        running: The state of the rows before the step.
+        batch: The number of steps, and the meaning of the outputs; its rows are not read.
+
+    Returns:
+        The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit
+        or none; and the state of the rows after the step.
+    """
+    index, needs, log_survival, task = running.index + 1, policy.needs, running.log_survival, batch.task
+    readings: dict[str, Any] = {}
+    if "hazard" in needs:
+        logit = source.hazard_logit()
+        readings["hazard"], readings["survival"] = logit.sigmoid(), log_survival.exp()
+        log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
+        readings["cdf"] = -torch.expm1(log_survival)
+    if "output" in needs:
+        outputs = source.output().clone()  # a policy that writes into it changes no answer
+        readings["output"] = outputs if task is None else task.without_padding(outputs, source.mask)
+    if "features" in needs:
+        readings["features"] = source.features()
+    context = source.policy_context if "context" in needs else None
+    view = StepView(index, batch.num_steps, readings, task, _mask_of(source.mask, task, readings), context)
+    exits, state = policy.decide(view, running.state)
+    if not isinstance(exits, bool):
+        if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
+            raise ArgumentError(
+                f"exit mask of {policy!r}",
+                expected=f"bool, shape ({len(index)},): one answer for each running row",
+                got=f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__,
+                remedy="Compare per row, and reduce over every dimension but the first.",
+            )
+        exits = exits.cpu()
+        if not exits.any() or exits.all():
+            exits = bool(exits[0])
+    return exits, Running(index, state, log_survival)
+
+
+def _mask_of(mask: Tensor | None, task: Task | None, readings: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the mask where what the policy reads has positions: outputs by their task, features by their shape."""
+    if mask is None or (task is not None and task.per_position):
+        return mask
+    features = readings.get("features")
+    return mask if features is not None and features.dim() > 2 and features.shape[1] == mask.shape[1] else None
+
+
+def _in_order(exited: list[tuple[Tensor, Tensor, int]], device: torch.device) -> Exits:
+    """Put what exited at different steps back into the order of the batch."""
+    rows, outputs, steps = zip(*exited, strict=True)
+    if len(exited) == 1:
+        return Exits(outputs[0], torch.full(rows[0].shape, steps[0], device=device))
+    order = torch.argsort(torch.cat(rows))
+    exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
+    return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

@@ -1,0 +1,367 @@
+"""Padding: the one owner of masks, and of the lengths that lie in a model's tensors.
+
+A model that declares its `Padding` can be given rows of different lengths in one stream, and its batches get narrower
+as their longest rows exit. Sequences are padded on the right; nothing about lengths is guessed from shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Shared, Tree, map_tensors, tensors
+from ponder.errors import ArgumentError
+
+__all__ = [
+    "REAL",
+    "Along",
+    "Lengths",
+    "Padding",
+    "check_positions",
+    "join_context",
+    "join_rows",
+    "last_position",
+    "named_in",
+    "positions",
+    "with_lengths",
+]
+
+REAL: Mapping[str, int] = {"attention_mask": 1, "src_key_padding_mask": 0}
+"""What stands at real positions in the masks that Transformers and PyTorch know, by name."""
+
+Lengths = Any  # a function from a tensor to its `Along` or None, or a tuple or mapping of such
+
+
+@dataclass(frozen=True)
+class Along:
+    """The dimensions of a tensor that are as long as its sequences, and the value at padding.
+
+    Args:
+        dims: Dimensions of the batched tensor; 0 is the batch.
+        fill: The value at padding, or a function of the tensor that gives it.
+
+    Example:
+        >>> ids = ponder.model.padding.Along(dims=(1,), fill=0)  # token ids (batch, length), padded with 0
+        >>> ids.narrow(torch.tensor([[5, 6, 0, 0]]), 2)
+        tensor([[5, 6]])
+    """
+
+    dims: tuple[int, ...] = (1,)
+    fill: float | bool | Callable[[Tensor], float] = 0
+
+    def narrow(self, tensor: Tensor, length: int) -> Tensor:
+        """Return `tensor` up to `length` where it is longer: a view."""
+        for dim in self.dims:
+            if tensor.shape[dim] > length:
+                tensor = tensor.narrow(dim, 0, length)
+        return tensor
+
+    def extend(self, tensor: Tensor, length: int) -> Tensor:
+        """Return `tensor` at `length`, cut or filled at its right ends."""
+        tensor = self.narrow(tensor, length)
+        shape = list(tensor.shape)
+        for dim in self.dims:
+            shape[dim] = length
+        if shape == list(tensor.shape):
+            return tensor
+        made = tensor.new_full(shape, self.fill(tensor) if callable(self.fill) else self.fill)
+        made[tuple(slice(size) for size in tensor.shape)] = tensor
+        return made
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The lengths in a model's tensors.
+
+    Args:
+        mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
+        real: Its value at real positions: 1, or 0 (False) as in PyTorch's `src_key_padding_mask`.
+        inputs: The inputs' tensors of two or more dimensions.
+        hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
+            every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
+            length, such as memory slots beside the tokens.
+        context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
+            `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
+        pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
+        mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
+            own length.
+
+    Example:
+        >>> padding = ponder.Padding(mask="src_key_padding_mask", real=0)
+        >>> padding.positions({"src_key_padding_mask": torch.tensor([[False, False, True]])})
+        tensor([[ True,  True, False]])
+        >>> along = ponder.model.padding.Along()
+        >>> padding = ponder.Padding(hidden=(along, None))  # of a state (tokens, slots), both (batch, …, width)
+        >>> state = (torch.zeros(2, 5, 8), torch.zeros(2, 4, 8))
+        >>> (tokens, slots), _ = padding.trim(state, {}, length=3)
+        >>> tokens.shape, slots.shape
+        (torch.Size([2, 3, 8]), torch.Size([2, 4, 8]))
+    """
+
+    mask: str = "attention_mask"
+    real: bool | int = 1
+    inputs: Along = Along()
+    hidden: Along | tuple[Any, ...] | Mapping[str, Any] | None = Along()
+    context: Mapping[str, Along] = field(default_factory=dict)
+    pooled: bool = True
+    mixed: bool = True
+
+    def __post_init__(self) -> None:
+        if bool(self.real) != bool(REAL.get(self.mask, self.real)):
+            raise ArgumentError(
+                "real",
+                expected=f"{REAL[self.mask]} for a mask called {self.mask!r}, as readouts read it",
+                got=self.real,
+                remedy="Pass the mask under another name, or with its values turned round.",
+            )
+
+    def positions(self, context: Mapping[str, Any]) -> Tensor | None:
+        """Return the positions that are not padding, `(batch, length)` bool; None where there is no mask."""
+        mask = context.get(self.mask)
+        return (mask != 0) == bool(self.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def lengths(self, context: Mapping[str, Any]) -> Tensor | None:
+        """Return the last real position of every row, 1-based, `(batch,)` on the host; None without a mask."""
+        real = self.positions(context)
+        return None if real is None else last_position(real).cpu()
+
+    def lengths_of_inputs(self, inputs: Tree) -> Lengths:
+        """Return the lengths of the inputs, by which `join_rows` joins them; a dict has them by name."""
+        if not isinstance(inputs, Mapping):
+            return self._of_input
+        named = {name: self.of_context(name) for name in inputs}
+        return {name: self._of_input if along is None else with_lengths(along) for name, along in named.items()}
+
+    def of_context(self, name: str) -> Along | None:
+        """Return the lengths of a context value, or None."""
+        own = Along((1,), fill=not self.real) if name == self.mask else None
+        return self.context.get(name, own)
+
+    @property
+    def lengths_of_hidden(self) -> Lengths:
+        """The lengths of each tensor of a hidden state: a function, or functions in a tree like it."""
+        if isinstance(self.hidden, tuple | Mapping):
+            return _functions(self.hidden)
+        return lambda tensor: self.hidden if tensor.dim() > 2 else None
+
+    def width(self, hidden: Tree) -> int | None:
+        """Return the length of the sequences in a hidden state; None where it has none."""
+        return next(
+            (tensor.shape[along.dims[0]] for tensor, along in _paired(hidden, self.lengths_of_hidden) if along), None
+        )
+
+    def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
+        """Return hidden states and the steps' context up to `length`: views, nothing is copied."""
+        parts = iter(
+            [t if along is None else along.narrow(t, length) for t, along in _paired(hidden, self.lengths_of_hidden)]
+        )
+        hidden = map_tensors(lambda _: next(parts), hidden)
+        return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
+
+
+_DEFAULT = Padding()
+
+
+def positions(hidden: Tree, contexts: Sequence[Mapping[str, Any]], padding: Padding | None = None) -> Tensor | None:
+    """Return the positions of a hidden state that are not padding, `(batch, length)` bool; None where unknown.
+
+    Args:
+        hidden: The hidden state.
+        contexts: Where the mask may be, in this order: of the call, and of the steps. A mask of another length than
+            the state, whose stem made other positions, says nothing of these.
+        padding: What the model declares.
+    """
+    declared = padding or _DEFAULT
+    for context in contexts:
+        real = _real(context, padding)
+        if real is not None and real.shape[1] == declared.width(hidden):
+            return real
+    return None
+
+
+def _real(context: Mapping[str, Any], padding: Padding | None = None) -> Tensor | None:
+    if padding is not None and padding.mask not in REAL:
+        return padding.positions(context)
+    for name, real in REAL.items():
+        mask = context.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return (mask != 0) == bool(real)
+    return None
+
+
+def last_position(real: Tensor) -> Tensor:
+    """Return the last real position of every row, 1-based, `(batch,)`; 0 where there is none."""
+    return (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
+
+
+def named_in(inputs: Tree, context: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return all that a call names: its context, and its inputs, where these are a dict."""
+    return {**context, **inputs} if isinstance(inputs, Mapping) else context
+
+
+def check_positions(context: Mapping[str, Any], padding: Padding | None) -> None:
+    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
+    real = _real(context, padding)
+    if real is None or torch.compiler.is_compiling():
+        return
+    filled = real.any(1)
+    if not bool(filled.all()):
+        raise ArgumentError(
+            "attention_mask" if padding is None else padding.mask,
+            expected="at least one real position in every row",
+            got=f"none in rows {(~filled).nonzero().flatten().tolist()}",
+            remedy="Drop empty examples before the model, or answer them yourself.",
+        )
+
+
+def with_lengths(along: Along | None) -> Callable[[Tensor], Along | None]:
+    """Return a function that names the same lengths for every tensor."""
+    return lambda tensor: along
+
+
+_NO_LENGTHS = with_lengths(None)
+
+
+def join_rows(
+    trees: Sequence[Tree],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None] | None = None,
+    *,
+    lengths: Lengths = _NO_LENGTHS,
+    length: int = 0,
+    absent: Literal["refused", "zeros"] = "refused",
+    path: str = "rows",
+) -> Tree:
+    """Join the rows of several trees to one tree, in their order.
+
+    Leaves that belong to the whole batch (numbers, `Shared` values) must be the same in all trees.
+
+    Args:
+        trees: Trees of one structure, batch first.
+        sizes: The number of rows of each.
+        keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
+        lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`. A function of
+            the tensor, or such functions in a tuple or dict like the trees.
+        length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right.
+        absent: What a None that meets a tensor stands for: ``"zeros"`` in the state of a policy, a value that is not
+            there yet; elsewhere it says something of its own (a mask that is None hides nothing), and is refused.
+        path: What the trees are, for messages.
+
+    Raises:
+        ArgumentError: The trees do not fit one another; says where.
+
+    Example:
+        >>> from ponder.model.padding import join_rows
+        >>> join_rows([{"seen": torch.tensor([7, 8])}, {"seen": None}], sizes=[2, 1], absent="zeros")["seen"]
+        tensor([7, 8, 0])
+    """
+    keep = [None] * len(trees) if keep is None else keep
+    first = next((tree for tree in trees if tree is not None), None)
+    fits = all(type(tree) is type(first) or (tree is None and absent == "zeros") for tree in trees)
+    if isinstance(first, Tensor):
+        fits = all(isinstance(tree, Tensor) or (tree is None and absent == "zeros") for tree in trees)
+        if fits:
+            return _join_tensors(first, trees, sizes, keep, lengths(first), length)
+    elif isinstance(first, Shared):
+        return _join_shared(first, trees, lengths, length, path)
+    elif fits and isinstance(first, Mapping | list | tuple):
+        keys: Any = list(first) if isinstance(first, Mapping) else range(len(first))
+        parts = [
+            join_rows(
+                [None if tree is None else tree[key] for tree in trees],
+                sizes,
+                keep,
+                lengths=lengths if callable(lengths) else lengths[key],
+                length=length,
+                absent=absent,
+                path=f"{path}[{key!r}]",
+            )
+            for key in keys
+        ]
+        kind: Any = type(first)
+        if isinstance(first, Mapping):
+            return kind(zip(keys, parts, strict=True))
+        return kind(*parts) if hasattr(first, "_fields") else kind(parts)
+    elif all(tree is None or tree == first for tree in trees) and (fits or first is None):
+        return first
+    raise _misfit(path, f"a {type(first).__name__} like the first in all rows", [type(tree).__name__ for tree in trees])
+
+
+def join_context(
+    contexts: Sequence[Mapping[str, Any]],
+    sizes: Sequence[int],
+    padding: Padding | None,
+    length: int,
+    keep: Sequence[Tensor | None] | None = None,
+) -> dict[str, Any]:
+    """Join the contexts of several calls, or of their steps, to one; arguments as for `join_rows`."""
+    joined = {}
+    for name in dict.fromkeys(name for context in contexts for name in context):
+        along = None if padding is None else padding.of_context(name)
+        values = [context.get(name) for context in contexts]
+        joined[name] = join_rows(values, sizes, keep, lengths=with_lengths(along), length=length, path=name)
+    return joined
+
+
+def _join_tensors(
+    first: Tensor,
+    trees: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    keep: Sequence[Tensor | None],
+    along: Along | None,
+    length: int,
+) -> Tensor:
+    parts = []
+    for tensor, size, rows in zip(trees, sizes, keep, strict=True):
+        if tensor is None:
+            parts.append(first.new_zeros(size, *first.shape[1:]))
+            continue
+        own = tensor if rows is None else tensor.index_select(0, rows)
+        parts.append(own if along is None else along.extend(own, length))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _join_shared(first: Shared, trees: Sequence[Any], lengths: Lengths, length: int, path: str) -> Shared:
+    values = [tree.value for tree in trees]
+    along = lengths(first.value) if isinstance(first.value, Tensor) else None
+    if along is not None:
+        longest = max(values, key=lambda tensor: tensor.shape[along.dims[-1]])
+        return Shared(along.narrow(longest, length))
+    for value in values[1:]:
+        same = torch.equal(value, first.value) if isinstance(value, Tensor) else value == first.value
+        if value is not first.value and not same:
+            raise _misfit(path, "one Shared value for all rows of a batch", "two that differ")
+    return first
+
+
+def _misfit(path: str, expected: str, got: object) -> ArgumentError:
+    remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
+    return ArgumentError(path, expected=expected, got=got, remedy=remedy)
+
+
+def _functions(parts: Any) -> Lengths:
+    """Return the lengths of a nested state as functions, in a tree like it."""
+    if isinstance(parts, Mapping):
+        return {name: _functions(part) for name, part in parts.items()}
+    return tuple(map(_functions, parts)) if isinstance(parts, tuple) else with_lengths(parts)
+
+
+def _paired(tree: Tree, lengths: Lengths) -> list[tuple[Tensor, Along | None]]:
+    """Return every tensor of a tree, in its order, with its lengths or None."""
+    if callable(lengths):
+        return [(tensor, lengths(tensor)) for _, tensor in tensors(tree)]
+    named = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return [pair for key, part in named for pair in _paired(part, lengths[key])]
+
+
+def _narrow(value: Any, along: Along | None, length: int) -> Any:
+    if along is None:
+        return value
+    narrowed = map_tensors(
+        lambda tensor: along.narrow(tensor, length), value.value if isinstance(value, Shared) else value
+    )
+    return Shared(narrowed) if isinstance(value, Shared) else narrowed

@@ -1,0 +1,206 @@
+"""Steps of an encoder: one shared callable, a stack of them, or a schedule over a few."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.checks import check_int
+from ponder._utils.trees import Tree, check_rows, first_tensor, tensors
+from ponder.errors import ArgumentError
+
+__all__ = ["FunctionModule", "Step", "Steps", "as_module", "parameters_of"]
+
+Step = Callable[..., Tree]
+
+
+class Steps(nn.Module):
+    """N steps h_n = S_n(h_{n−1}), run by at most N callables.
+
+    A step is any callable `step(hidden, **context) -> hidden`, a module or a pure function. A step that reads the
+    input each time, h_n = f(h_{n−1}, x), finds it in the context: let the stem return ``(hidden, {"x": x})``.
+
+    Args:
+        fns: The callables. The same object given twice is one callable with shared weights.
+        schedule: Which callable runs at which step: `schedule[n − 1]` is the index into `fns` of step n. None
+            runs each once, in order.
+        index: Whether every step is also called with ``index=``, the 1-based number of the step, `(batch,)` long:
+            in a stream, rows at different depths share a batch. A Universal Transformer's step embedding reads it.
+        state: Where the hidden state lies in what a step returns, an index or a key, for steps that return more
+            (attention weights, an auxiliary loss); None where they return the hidden state alone.
+
+    Raises:
+        ArgumentError: A schedule that leaves a callable out, a whole encoder in place of its layers, a layer that does
+            not take the batch first, or a function that closes over weights.
+
+    Example:
+        >>> steps = Steps([torch.sin, torch.cos], schedule=[0, 0, 1, 1])
+        >>> steps.num_steps
+        4
+    """
+
+    def __init__(
+        self,
+        fns: Iterable[Step],
+        schedule: Sequence[int] | None = None,
+        *,
+        index: bool = False,
+        state: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        fns = list(fns)
+        for fn in fns:
+            _check_step(fn)
+        schedule = list(range(len(fns))) if schedule is None else list(schedule)
+        if not fns or set(schedule) != set(range(len(fns))):
+            raise ArgumentError(
+                "schedule",
+                expected=f"indices that name each of the {len(fns)} callables at least once",
+                got=schedule,
+                remedy="Give every step the index of one callable; drop callables that no step uses.",
+            )
+        unique = list({id(fn): fn for fn in fns}.values())
+        place = {id(fn): position for position, fn in enumerate(unique)}
+        self.schedule = tuple(place[id(fns[position])] for position in schedule)
+        self.num_steps = len(self.schedule)
+        """N, the number of steps at full depth."""
+        self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
+        self.index, self.state = index, state
+        self.shared = len(unique) == 1
+        """Whether one callable runs at every step: then it can run for any number of them."""
+
+    @classmethod
+    def of(cls, steps: Steps | Step | Sequence[Step], num_steps: int | None) -> Steps:
+        """Read what a user may call steps: `Steps`, one callable with `num_steps`, or a sequence of callables."""
+        if isinstance(steps, Steps):
+            made = steps
+        elif isinstance(steps, nn.ModuleList | Sequence):
+            made = cls(steps)
+        else:
+            check_int("num_steps", num_steps, remedy="Pass num_steps=12, say, or a list with one callable a step.")
+            assert num_steps is not None
+            return cls([steps], schedule=[0] * num_steps)
+        if num_steps not in (None, made.num_steps):
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{made.num_steps}, the number of steps given",
+                got=num_steps,
+                remedy="Leave num_steps out when steps is a sequence.",
+            )
+        return made
+
+    def schedule_of(self, num_steps: int) -> tuple[int, ...]:
+        """Return the schedule of a run of `num_steps` steps: N or, of a shared step, any other number."""
+        return self.schedule if num_steps == self.num_steps else self.schedule[:1] * num_steps
+
+    def forward(self, step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
+        """Run step `step` (1-based) on `hidden`.
+
+        Args:
+            step: The step; where rows are at different depths, the step of any of them.
+            hidden: The hidden state, batch first.
+            at: The step of each row, `(batch,)` long, where they differ.
+            context: What the step is called with besides.
+        """
+        if self.index:
+            rows = first_tensor(hidden)
+            context["index"] = torch.full(rows.shape[:1], step, device=rows.device) if at is None else at
+        after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
+        if self.state is not None:
+            after = after[self.state]
+        if not (isinstance(after, Tensor) and isinstance(hidden, Tensor) and after.shape == hidden.shape):
+            self._check_state(step, hidden, after)
+        return after
+
+    def _check_state(self, step: int, before: Tree, after: Tree) -> None:
+        """Refuse a state of another kind, with other rows or, of a shared step, of another shape."""
+        if isinstance(before, Tensor) != isinstance(after, Tensor):
+            raise ArgumentError(
+                f"step {step}",
+                expected=f"a hidden state like the one before, a {type(before).__name__}",
+                got=f"a {type(after).__name__}",
+                remedy="Say where the hidden state lies: ponder.Steps([…], state=0), or state='hidden' in a dict.",
+            )
+        name = f"hidden state returned by step {step}"
+        check_rows(name, after, first_tensor(before).shape[0])
+        if self.shared and self.num_steps > 1:
+            shapes = [[tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after)]
+            if shapes[0] != shapes[1]:
+                raise ArgumentError(
+                    name,
+                    expected=f"the shape that it had before, {shapes[0]}, since the step is shared",
+                    got=shapes[1],
+                    remedy="Keep what grows (a memory of past states, say) in a tensor of a fixed size.",
+                )
+
+
+class FunctionModule(nn.Module):
+    """A pure function in the place of a module; it has no weights.
+
+    Args:
+        fn: The function.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.fn(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Return the name of the function."""
+        return str(getattr(self.fn, "__qualname__", type(self.fn).__qualname__))
+
+
+def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
+    """Return a module, or a function as a module; refuse a function that closes over weights, which would be lost."""
+    if isinstance(fn, nn.Module):
+        return fn
+    used = [getattr(fn, "__self__", None)]
+    if inspect.isfunction(fn):
+        names = inspect.getclosurevars(fn)
+        used += [*names.nonlocals.values(), *names.globals.values()]
+    if any(isinstance(value, nn.Module | nn.Parameter) for value in used) or not callable(fn):
+        raise ArgumentError(
+            argument,
+            expected="an nn.Module, or a pure function without weights",
+            got=f"{getattr(fn, '__qualname__', fn)!s}, which uses a module of its surroundings" if callable(fn) else fn,
+            remedy="Pass the module itself, or write an nn.Module that holds it: what a function uses is neither "
+            "trained nor saved.",
+        )
+    return FunctionModule(fn)
+
+
+def parameters_of(part: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters that a part takes, by name; a built-in function has no signature, and takes any."""
+    try:
+        return inspect.signature(part.fn if isinstance(part, FunctionModule) else part.forward).parameters
+    except (TypeError, ValueError):
+        return inspect.signature(_any).parameters
+
+
+def _any(hidden: Tree, **context: Any) -> None: ...
+
+
+def _check_step(fn: Step) -> None:
+    if isinstance(fn, nn.TransformerEncoder | nn.TransformerDecoder):
+        raise ArgumentError(
+            "steps",
+            expected="the layers of an encoder, one a step",
+            got=f"a whole {type(fn).__name__} of {len(fn.layers)} layers",
+            remedy="Pass encoder.layers, and its final norm, where it has one, as part of the readout.",
+        )
+    for layer in fn.modules() if isinstance(fn, nn.Module) else ():
+        if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
+            raise ArgumentError(
+                "steps",
+                expected="layers that take the batch first, (batch, length, width)",
+                got=f"a {type(fn).__name__} with batch_first=False, which would take rows for positions",
+                remedy="Build it with batch_first=True; the weights are the same.",
+            )

@@ -1,0 +1,331 @@
+"""Rows whose steps are computed: one at a time for the loop, or all of them in one unroll."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from ponder._utils.arrays import at_least_float32
+from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, tensors, unwrap
+from ponder.errors import ArgumentError, NonFiniteError
+from ponder.model.heads import LambdaHead, PerStep
+from ponder.model.loop import Exits
+from ponder.model.padding import Padding
+from ponder.model.readouts import ReadoutCall
+from ponder.model.steps import Steps
+
+__all__ = ["ModelParts", "ModelSource", "StepRecord", "call_stem", "checkpointed", "no_exits", "unroll"]
+
+
+class ModelParts(Protocol):
+    """The parts of a model that the loop calls; `ponder.PonderWrapper` has them."""
+
+    steps: Steps
+    readout: ReadoutCall
+    halting_readout: ReadoutCall | None
+    head: nn.Module
+    lambda_head: nn.Module | None
+    check_finite: bool
+    padding: Padding | None
+
+
+def call_stem(
+    stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
+) -> tuple[Tree, Mapping[str, Any], int]:
+    """Call the stem, the identity where None, and return h_0, the context of the steps, and the number of rows.
+
+    A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
+    `ponder.Shared`, and hands on as it is, under its name, is shared again.
+    """
+    hidden = inputs
+    if stem is not None:
+        made = stem(inputs, **unwrap(context))
+        hidden = made
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict):
+            hidden, after = made
+            for name, given in context.items():
+                if isinstance(given, Shared) and after.get(name) is given.value:
+                    after = {**after, name: given}
+            context = after
+    size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
+    if context:
+        check_rows("context", context, size)
+    return hidden, context, size
+
+
+@dataclass
+class ModelSource:
+    """Rows whose steps are computed, as a `loop.Source`: features, outputs and hazards once, when asked for.
+
+    Args:
+        parts: The model.
+        hidden: h_0, the stem's output, for the whole batch.
+        context: The arguments of every step besides the hidden state.
+        use_hazard: Whether hazards will be asked for (then the past features that they read are kept).
+        step: The step at which the rows stand.
+        lengths: The length of each row, `(rows,)` on the host, where the batch is to get narrower.
+        past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
+        mask: The positions that are no padding, `(rows, length)` bool, where outputs or features have positions.
+        policy_context: The caller's values for the policy, by name.
+        at: The step at which each row stands after `advance`, where rows at different depths share a batch (a stream).
+    """
+
+    parts: ModelParts
+    hidden: Tree
+    context: Mapping[str, Any]
+    use_hazard: bool
+    step: int = 0
+    lengths: Tensor | None = None
+    past: list[Tensor] | None = None
+    mask: Tensor | None = None
+    policy_context: Mapping[str, Tensor] = field(default_factory=dict)
+    at: Sequence[int] | None = None
+    _cache: dict[str, Tensor] = field(default_factory=dict)
+    _rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
+        self.run_step: Callable[..., Tree] = parts.steps
+        """From the number of a step, the hidden state and the context to the hidden state after that step."""
+        self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
+        self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        if parts.check_finite:
+            self._rows = torch.arange(first_tensor(self.hidden).shape[0])
+        self._bind_context()
+        if self.past is None:
+            self.past = self._past_of_stem() if self.use_hazard else []
+
+    def advance(self, step: int) -> None:
+        """See `Source.advance`."""
+        if self.step and self.past:
+            self.past = self.next_past()
+        self._cache.clear()
+        self.step = step
+        at = None
+        if self.at is not None and self.parts.steps.index:
+            at = torch.tensor(self.at, device=first_tensor(self.hidden).device)
+        self.hidden = self.run_step(step, self.hidden, at, **self._call)
+        if self._rows is not None:
+            _check_finite(self.hidden, step, self._rows)
+
+    def next_past(self) -> list[Tensor]:
+        """Return the past of the next step."""
+        return [self.halting_features(), *self.past[:-1]] if self.past else []
+
+    def features(self) -> Tensor:
+        """See `Readings.features`."""
+        if "features" not in self._cache:
+            self._cache["features"] = self._readout(self.hidden, self._read)
+        return self._cache["features"]
+
+    def halting_features(self) -> Tensor:
+        """Return what the Lambda head reads of this step: the features, unless it has a readout of its own."""
+        if self._halting_readout is None:
+            return self.features()
+        if "halting_features" not in self._cache:
+            self._cache["halting_features"] = self._halting_readout(self.hidden, self._halting_read)
+        return self._cache["halting_features"]
+
+    def output(self) -> Tensor:
+        """See `Readings.output`."""
+        if "output" not in self._cache:
+            self._cache["output"] = self.answer(self.features())
+        return self._cache["output"]
+
+    def hazard_logit(self) -> Tensor:
+        """See `Readings.hazard_logit`."""
+        if "hazard" not in self._cache:
+            now, head = self.halting_features(), self._lambda_head
+            assert head is not None  # policies and objectives were checked
+            logit = head(torch.cat([now, *self.past], dim=-1) if self.past else now)
+            self._cache["hazard"] = at_least_float32(logit.reshape(now.shape[0]))
+        return self._cache["hazard"]
+
+    def output_of(self, index: Tensor | None) -> Tensor:
+        """See `Source.output_of`."""
+        if index is None:
+            return self.output()
+        rows = index.to(first_tensor(self.hidden).device)
+        if "output" in self._cache:
+            return self._cache["output"][rows]
+        if "features" in self._cache:
+            return self.answer(self._cache["features"][rows], index)
+        given = unwrap(take_rows(self._readout.reads(self.context), rows))
+        return self.answer(self._readout(take_rows(self.hidden, rows), given), index)
+
+    def keep(self, index: Tensor) -> None:
+        """See `Source.keep`."""
+        rows = index.to(first_tensor(self.hidden).device)
+        if self.lengths is not None and self._padding is not None:
+            before, self.lengths = int(self.lengths.max()), self.lengths[index]
+            if (length := int(self.lengths.max())) < before:
+                self.hidden, self.context = self._padding.trim(self.hidden, self.context, length)
+        kept = ("features", "halting_features") if self.past else ()  # which the past of the next step will hold
+        self._cache = {name: value[rows] for name, value in self._cache.items() if name in kept}
+        self.hidden = take_rows(self.hidden, rows)
+        if self.context:
+            self.context = take_rows(self.context, rows)
+            self._bind_context()
+        self.past = [each[rows] for each in self.past or ()]
+        self.mask = None if self.mask is None else self.mask[rows]
+        if self.policy_context:
+            self.policy_context = take_rows(self.policy_context, rows)
+        self._rows = None if self._rows is None else self._rows[index]
+
+    def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the outputs of the rows `index` (None: all) from their features."""
+        head = self._head
+        if not isinstance(head, PerStep):
+            outputs = head(features)
+        elif self.at is None:
+            outputs = head(features, self.step)
+        else:
+            outputs = head(features, self.at if index is None else [self.at[row] for row in index.tolist()])
+        if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
+            raise ArgumentError(
+                "outputs of the head",
+                expected=f"one tensor with the batch first, ({features.shape[0]}, …)",
+                got=f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__,
+                remedy="Return one tensor; where there are several answers, concatenate them, and take them apart in "
+                "the task.",
+            )
+        return outputs
+
+    def _bind_context(self) -> None:
+        """Make what steps and readouts are called with; it serves as long as the rows stay."""
+        self._call = unwrap(self.context)
+        self._read = self._readout.reads(self._call)
+        self._halting_read = {} if self._halting_readout is None else self._halting_readout.reads(self._call)
+
+    def _past_of_stem(self) -> list[Tensor]:
+        head = self._lambda_head
+        if not isinstance(head, LambdaHead) or head.history == 1:
+            return []
+        features = self.halting_features()
+        self._cache.clear()
+        return [features if head.initial == "stem" else torch.zeros_like(features)] * (head.history - 1)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The record of an unroll.
+
+    Args:
+        outputs: `(batch, steps, …)`.
+        hazard_logits: `(batch, steps)`, at least float32; None where they were not asked for.
+        features: `(batch, steps, …)`; None where they were not asked for.
+    """
+
+    outputs: Tensor
+    hazard_logits: Tensor | None
+    features: Tensor | None
+
+
+def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_features: bool = False) -> StepRecord:
+    """Run all steps for all rows and record them.
+
+    A head that reads pooled features, `(batch, width)`, is called once, after the last step, with the features of all
+    steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`).
+
+    Args:
+        source: The rows before their first step, at least one. Its `use_hazard` says whether to record hazards.
+        num_steps: Number of recorded steps.
+        warm_up: Number of steps before them, without a gradient and unrecorded.
+        keep_features: Record features too.
+    """
+    with torch.no_grad():
+        for step in range(1, warm_up + 1):
+            source.advance(step)
+    if warm_up:  # under autocast, the weights that were cast without a gradient would be used again
+        torch.clear_autocast_cache()
+    parts, use_hazard = source.parts, source.use_hazard
+    late_outputs, late_hazards = _one_call(parts.head), use_hazard and _one_call(parts.lambda_head)
+    past = source.next_past() if source.step else source.past or []  # of the first step that is recorded
+    if late_hazards:
+        source.past = []  # the features of all steps will be here
+    outputs, hazards = list[Tensor](), list[Tensor]()
+    features, halting = list[Tensor](), list[Tensor]()
+    for step in range(warm_up + 1, warm_up + num_steps + 1):
+        source.advance(step)
+        of_step = source.features()
+        late_outputs = late_outputs and of_step.dim() == 2  # an answer per token: many rows in one call already
+        if late_outputs or keep_features:
+            features.append(of_step.clone())  # no view, by which the hidden state would stay alive
+        if late_hazards:
+            halting.append(source.halting_features().clone())
+        elif use_hazard:
+            hazards.append(source.hazard_logit())
+        if not late_outputs:
+            outputs.append(source.output())
+    stacked = torch.stack(features, dim=1) if features else None
+    if late_hazards:
+        logits = _of_all_steps(parts.lambda_head, _with_history(past, halting))
+        hazards = list(at_least_float32(logits).reshape(-1, num_steps).unbind(1))
+    return StepRecord(
+        outputs=_of_all_steps(source.answer, stacked) if late_outputs else torch.stack(outputs, dim=1),
+        hazard_logits=torch.stack(hazards, dim=1) if hazards else None,
+        features=stacked if keep_features else None,
+    )
+
+
+def no_exits(source: ModelSource, num_steps: int) -> Exits:
+    """Return the exits of no rows; the last head, on h_0, gives their outputs a shape."""
+    source.step = num_steps
+    outputs = source.output()
+    return Exits(outputs, torch.zeros(0, dtype=torch.long, device=outputs.device))
+
+
+def checkpointed(steps: Steps) -> Callable[..., Tree]:
+    """Return steps that keep no inner activations for the backward pass, which computes them again.
+
+    What stays is the hidden state between steps, so that memory does not grow with the depth but by those. Random
+    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
+    """
+
+    def run_step(step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
+        return checkpoint(lambda state: steps(step, state, at, **context), hidden, use_reentrant=False)
+
+    return run_step
+
+
+def _one_call(head: nn.Module | None) -> bool:
+    """Whether a head may be called once with the rows of all steps: not one that takes statistics over its rows."""
+    return head is not None and not any(isinstance(part, PerStep | _NormBase) for part in head.modules())
+
+
+def _of_all_steps(head: Callable[[Tensor], Tensor] | None, features: Tensor | None) -> Tensor:
+    """Return the answers of `head` to `features`, `(batch, steps, width)`, in one call: `(batch, steps, …)`."""
+    assert head is not None
+    assert features is not None
+    answers: Tensor = head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    return answers
+
+
+def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    """Return what a Lambda head reads of every step, newest first: `(batch, steps, history · width)`.
+
+    Args:
+        past: The features of the steps before the first, newest first.
+        features: The features of each step, `(batch, width)`.
+    """
+    if not past:
+        return torch.stack(list(features), dim=1)
+    newest_last = torch.stack([*reversed(past), *features], dim=1)
+    return torch.cat([newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)], dim=-1)
+
+
+def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:
+    for path, tensor in tensors(hidden, "hidden"):
+        if tensor.is_floating_point():
+            bad = ~tensor.unsqueeze(-1).flatten(1).isfinite().all(1)  # one number a row is a state too
+            if bool(bad.any()):
+                raise NonFiniteError(
+                    f"step {step} produced NaN or infinity in {path}, rows {rows[bad.cpu()].tolist()} of the "
+                    f"batch. Look at these inputs, the learning rate, or the precision."
+                )

@@ -1,0 +1,687 @@
+"""`PonderWrapper`: any encoder, given as stem, steps, readout and head, that learns when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ponder import recipes
+from ponder._utils.checks import check_int, check_type
+from ponder._utils.digest import digest_of_weights
+from ponder._utils.trees import Tree, check_rows, first_tensor, unwrap
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
+from ponder.model.heads import LambdaHead, PerStep, make_heads
+from ponder.model.loop import Exits, run
+from ponder.model.losses import exit_loss, training_loss
+from ponder.model.padding import Padding, check_positions, last_position, named_in, positions
+from ponder.model.readouts import Readout, ReadoutCall
+from ponder.model.steps import Step, Steps, as_module, parameters_of
+from ponder.model.unroll import ModelSource, StepRecord, call_stem, checkpointed, no_exits, unroll
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
+from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
+from ponder.priors import Geometric, Prior
+from ponder.recipes import Recipe, Stage
+from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
+from ponder.trajectory import Trajectory
+
+__all__ = ["PonderOutput", "PonderWrapper"]
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+_ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
+
+
+@dataclass(frozen=True, eq=False)
+class PonderOutput:
+    """The output of a call of a `PonderWrapper`.
+
+    Args:
+        outputs: Outputs of the last step in training, else of each row's exit, `(batch, …)`.
+        exit_step: The step of `outputs`, `(batch,)` long, 1-based.
+        loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
+        trajectory: Every step, in training; None in evaluation.
+
+    Example:
+        >>> out = model.train()(inputs, labels=labels)  # training: every step
+        >>> out.loss.shape, out.trajectory.outputs.shape
+        (torch.Size([]), torch.Size([300, 4, 3]))
+        >>> out = model.eval()(inputs)  # inference: each row to its exit
+        >>> out.outputs.shape, out.exit_step.shape, out.trajectory
+        (torch.Size([300, 3]), torch.Size([300]), None)
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+    loss: Tensor | None = None
+    trajectory: Trajectory | None = None
+
+
+class PonderWrapper(nn.Module):
+    """An encoder that decides for each example after how many steps it stops.
+
+    Args:
+        steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a sequence of
+            callables, or `ponder.Steps`. `hidden` is a tensor, or a nested tuple or dict of tensors, batch first.
+        num_steps: N; required for one shared step.
+        head: Features to outputs; `ponder.PerStep` for one head a step.
+        lambda_head: Features to hazard logits; None where nothing needs a hazard.
+        prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there is a Lambda
+            head and none is given.
+        objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where None.
+        policy: The exit policy; `Quantile(0.5)` with a Lambda head, `LastStep()` without, where None.
+        stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the context of the
+            call. A pair whose second item is a dict is read as the latter. The identity where None.
+        readout: Hidden state to features; the identity for 2-D states where None.
+        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`, where that is not what the head
+            reads: with an answer a token, the mean over the tokens, say. The readout's features where None.
+        task: The meaning of outputs and labels: ``"classification"``, ``"regression"``, ``"multilabel"``,
+            ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
+            integer labels are classes and others numbers.
+        check_finite: Look for NaN and infinity after every step (costs a synchronisation each).
+        padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
+        checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
+            the rest again: less memory, one more forward pass.
+
+    Raises:
+        ArgumentError: The parts do not fit one another; every message says what to change.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), lambda_head=LambdaHead(8))
+        >>> model.eval()(torch.randn(5, 8)).exit_step.shape
+        torch.Size([5])
+    """
+
+    progress: Progress | None = None
+    """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
+    main_input_name: str | None = None
+    """Name of the inputs in a batch that is a dict; None where the first entry is taken."""
+    _objective: Objective
+    _policy: ExitPolicy
+    _prior: Prior | None
+    _teacher: tuple[Callable[..., Any] | None] = (None,)  # in a tuple: no part of the model, neither trained nor saved
+
+    def __init__(
+        self,
+        steps: Steps | Step | Sequence[Step],
+        num_steps: int | None = None,
+        *,
+        head: nn.Module,
+        lambda_head: nn.Module | None = None,
+        prior: Prior | None = None,
+        objective: Objective | None = None,
+        policy: ExitPolicy | None = None,
+        stem: Callable[..., Tree] | None = None,
+        readout: Readout | None = None,
+        halting_readout: Readout | None = None,
+        task: TaskName | LossFunction | Task | None = None,
+        check_finite: bool = False,
+        padding: Padding | None = None,
+        checkpoint_steps: bool = False,
+    ) -> None:
+        super().__init__()
+        self.steps = Steps.of(steps, num_steps)
+        self.num_steps = self.steps.num_steps
+        """N, the number of steps at full depth."""
+        self.head = as_module("head", head)
+        if isinstance(head, PerStep):
+            check_int("the number of heads", len(head), self.num_steps, self.num_steps, remedy="Pass one head a step.")
+        self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
+        self.stem = None if stem is None else as_module("stem", stem)
+        self.readout = ReadoutCall(readout, padding)
+        self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout, padding)
+        self.check_finite, self.padding, self.checkpoint_steps = check_finite, padding, checkpoint_steps
+        self._task, self._stages = as_task(task), tuple[Stage, ...]()
+        self._context_names: frozenset[str] = frozenset()
+        halts = self.lambda_head is not None
+        self.policy = policy or (Quantile(0.5) if halts else LastStep())
+        self.prior = prior or (Geometric(0.1).rescaled(12, self.num_steps) if halts else None)
+        self.objective = objective or (Ponder(0.5) if halts else FinalStep())
+
+    @classmethod
+    def from_recipe(
+        cls,
+        module_or_steps: nn.Module | Step | Sequence[Step] | Steps,
+        recipe: str | Recipe = "ponder",
+        *,
+        num_outputs: int,
+        example: Any,
+        num_steps: int | None = None,
+        task: TaskName | LossFunction | Task | None = None,
+        stem: Callable[..., Tree] | None = None,
+        readout: Readout | ReadoutName | None = None,
+        policy: ExitPolicy | None = None,
+        head_dropout: float = 0.1,
+        layers: str | None = None,
+    ) -> Self:
+        """Build a model from an encoder and the name of a recipe, with new heads for `num_outputs` outputs.
+
+        What the recipe's paper tuned is scaled to the number of steps. The stages of training are kept as `stages`,
+        which `ponder.fit` runs.
+
+        Args:
+            module_or_steps: A module with a list of layers, which is captured (`ponder.capture`), its stem, masks and
+                final norm included; a list of steps; or one shared step, with `num_steps`. Its weights are used, not
+                copied.
+            recipe: A recipe or its name.
+            num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
+            example: The call of the encoder, for two rows or more: a tensor, or a dict of arguments by name, of
+                which the first that holds a tensor is the `inputs` of the model, and the others are its context.
+            num_steps: N, for one shared step.
+            task: The meaning of an answer; ``"classification"``, or ``"regression"`` for one output, where None.
+            stem: Inputs to h_0, for steps that do not read the inputs themselves.
+            readout: Hidden state to features: a function, or ``"mean"``, ``"first_token"`` or ``"last"``, which pool
+                the positions. Where None, features with positions are averaged over those that are no padding.
+            policy: An exit policy instead of the recipe's.
+            head_dropout: Dropout in front of the head.
+            layers: The name of the list of layers (``"encoder.layer"``), where the largest is not meant.
+
+        Raises:
+            ArgumentError: An unknown recipe, or an encoder that cannot be read or run; says what to change.
+
+        Example:
+            >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            >>> encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+            >>> model = PonderWrapper.from_recipe(encoder, "palbert", num_outputs=3, example=torch.randn(2, 5, 8))
+            >>> model.num_steps, model.eval()(torch.randn(4, 5, 8)).outputs.shape
+            (3, torch.Size([4, 3]))
+        """
+        check_int("num_outputs", num_outputs)
+        meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
+        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        read = read_encoder(
+            module_or_steps,
+            example,
+            num_steps,
+            per_position=meaning.per_position,
+            stem=stem,
+            readout=readout,
+            layers=layers,
+        )
+        count = read.steps.num_steps
+        scaled = chosen.for_steps(count).for_task(meaning)
+        head, lambda_head = make_heads(scaled, read.features.shape[-1], num_outputs, count, head_dropout)
+        model = cls(
+            read.steps,
+            head=head.to(read.features),
+            lambda_head=None if lambda_head is None else lambda_head.to(read.features),
+            prior=scaled.prior,
+            objective=scaled.stages[0].objective,
+            policy=policy or scaled.policy,
+            stem=read.stem,
+            readout=read.readout,
+            halting_readout=None if lambda_head is None else read.halting_readout,
+            task=meaning,
+            padding=read.padding,
+        )
+        model.stages = scaled.stages
+        model.main_input_name = main_input_of(example) if isinstance(example, Mapping) else None
+        return model
+
+    def forward(
+        self,
+        inputs: Tree,
+        *,
+        labels: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
+        **context: Any,
+    ) -> PonderOutput:
+        """Train mode: every step, and the objective's loss. Eval mode: each row to its exit.
+
+        Args:
+            inputs: The argument of the stem; the hidden state h_0 where there is no stem.
+            labels: Labels, batch first, for the loss.
+            policy: An exit policy instead of the model's own, for this call (eval mode).
+            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position where None.
+            policy_context: Values that policies read of each row (a budget, say), by name, `(batch, …)` each; neither
+                stem nor steps see it.
+            num_steps: Number of steps of this call, where one shared step can run for longer (or shorter)
+                than it was trained; N where None.
+            context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
+                in `ponder.Shared`.
+        """
+        if self.training:
+            if policy is not None:
+                raise ArgumentError(
+                    "policy",
+                    expected="None in training mode, where every step runs",
+                    got=repr(policy),
+                    remedy="Call model.eval() first.",
+                )
+            return self._train_on(inputs, context, labels, row_ids, num_steps)
+        exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
+        loss = None
+        if labels is not None:
+            loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
+        return PonderOutput(exits.outputs, exits.exit_step, loss)
+
+    if TYPE_CHECKING:  # what nn.Module types as Any
+
+        def __call__(
+            self,
+            inputs: Tree,
+            *,
+            labels: Tensor | None = None,
+            policy: ExitPolicy | None = None,
+            row_ids: Tensor | None = None,
+            policy_context: Mapping[str, Tensor] | None = None,
+            num_steps: int | None = None,
+            **context: Any,
+        ) -> PonderOutput:
+            """See `forward`."""
+
+    def exits(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        policy: ExitPolicy | None = None,
+        *,
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
+    ) -> Exits:
+        """Run every row to its exit; arguments as for a call, with the context as a dict."""
+        policy = self.checked(policy, num_steps)
+        depth, needs = num_steps or self.num_steps, policy.needs
+        if "context" in needs and policy_context is None:
+            raise ArgumentError(
+                "policy_context",
+                expected=f"the values that {policy!r} reads of each row",
+                got="None",
+                remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
+            )
+        source, batch = self.start(
+            inputs,
+            context,
+            row_ids,
+            policy_context,
+            depth,
+            use_hazard="hazard" in needs,
+            use_features="features" in needs,
+        )
+        return run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, depth)
+
+    def start(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
+        *,
+        use_hazard: bool,
+        use_features: bool,
+    ) -> tuple[ModelSource, PolicyBatch]:
+        """Open the door: what is checked once a call; return the rows before their first step.
+
+        Args:
+            inputs: The argument of the stem.
+            context: The arguments of the stem and the steps besides.
+            row_ids: Identity of each row; the position where None.
+            policy_context: Values that policies read of each row, or None.
+            num_steps: Number of steps; N where None.
+            use_hazard: Whether hazards will be asked for.
+            use_features: Whether features will be: these may have positions where outputs have none.
+        """
+        if not context.keys() <= self._context_names:
+            self._check_names(context)
+        named = named_in(inputs, context)
+        check_positions(named, self.padding)
+        hidden, step_context, size = call_stem(self.stem, inputs, context)
+        task, padding, device = self._task, self.padding, first_tensor(hidden).device
+        if row_ids is None:
+            row_ids = torch.arange(size, device=device)
+        elif row_ids.is_floating_point() or row_ids.shape != (size,):
+            raise ArgumentError(
+                "row_ids",
+                expected=f"integers, shape ({size},)",
+                got=f"{row_ids.dtype} {tuple(row_ids.shape)}",
+                remedy="One id for each row.",
+            )
+        if policy_context is not None:
+            check_rows("policy_context", policy_context, size)
+        per_position = task is not None and task.per_position
+        pooled = padding is not None and padding.pooled and not per_position
+        narrows = pooled and size > 1 and not (self.training or torch.compiler.is_compiling())
+        has_positions = per_position or (use_features and not pooled)
+        mask = positions(hidden, (named, step_context), padding) if narrows or has_positions else None
+        source = ModelSource(
+            self,
+            hidden,
+            step_context,
+            use_hazard and size > 0,
+            lengths=last_position(mask).cpu() if narrows and mask is not None else None,
+            mask=mask if has_positions else None,
+            policy_context=policy_context or {},
+        )
+        return source, PolicyBatch(row_ids.to(device=device, dtype=torch.long), num_steps or self.num_steps, task)
+
+    def unroll(
+        self,
+        inputs: Tree,
+        *,
+        labels: Tensor | None = None,
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        num_steps: int | None = None,
+        keep_features: bool = False,
+        **context: Any,
+    ) -> Trajectory:
+        """Run all steps for all rows and record them; arguments as for a call.
+
+        Args:
+            inputs: The argument of the stem.
+            labels: Kept with the trajectory.
+            row_ids: Identity of each row.
+            policy_context: Kept with the trajectory, for policies that read it.
+            num_steps: Number of steps, as for a call.
+            keep_features: Record features too, for policies that read them.
+            context: Context of the call.
+        """
+        depth, use_hazard = Depth(0, self.depth(num_steps)), self.lambda_head is not None
+        return self._unroll(inputs, context, labels, row_ids, policy_context, depth, use_hazard, keep_features)
+
+    def predict(self, dataset: Any, **options: Any) -> Any:
+        """Run every example of a data set to its exit, in batches of similar length; see `ponder.predict`."""
+        from ponder.inference import predict
+
+        return predict(self, dataset, **options)
+
+    def record(self, dataset: Any, **options: Any) -> Trajectory:
+        """Record every step of every example of a data set; see `ponder.inference.record`."""
+        from ponder.inference import record
+
+        return record(self, dataset, **options)
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The exit policy of calls that name none; assigning one checks it against the model."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy) -> None:
+        self._policy = self.checked(policy)
+
+    @property
+    def objective(self) -> Objective:
+        """The training loss; assigning one checks it against the model, and takes the stages of a recipe away."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._check_objective(objective)
+        self._objective, self._stages = objective, ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training of the recipe, which `ponder.fit` runs; assigning them takes the first's objective."""
+        return self._stages
+
+    @stages.setter
+    def stages(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            self._check_objective(stage.objective)
+        self._objective, self._stages = stages[0].objective if stages else self._objective, tuple(stages)
+
+    @property
+    def prior(self) -> Prior | None:
+        """The prior of the halting step; the weights of a learned one are the model's."""
+        return self._prior
+
+    @prior.setter
+    def prior(self, prior: Prior | None) -> None:
+        self._prior, self.prior_weights = prior, None if prior is None else prior.module
+
+    @property
+    def task(self) -> Task | None:
+        """The meaning of outputs and labels; assigning another checks that the policy can read it."""
+        return self._task
+
+    @task.setter
+    def task(self, task: TaskName | LossFunction | Task | None) -> None:
+        meant = as_task(task)
+        self._policy.check(replace(self.spec, task=meant))
+        self._task = meant
+
+    @property
+    def teacher(self) -> Callable[..., Any] | None:
+        """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → `(batch, …)`.
+
+        It is neither trained nor saved. A `PonderWrapper` answers at full depth.
+        """
+        return self._teacher[0]
+
+    @teacher.setter
+    def teacher(self, teacher: Callable[..., Any] | None) -> None:
+        self._teacher = (teacher.eval() if isinstance(teacher, nn.Module) else teacher,)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the model that policies look at."""
+        return ModelSpec(self.num_steps, self._task, self.lambda_head is not None)
+
+    def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
+        """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
+        if policy is None and num_steps in (None, self.num_steps):
+            return self._policy
+        policy = self._policy if policy is None else policy
+        check_type("policy", policy, ExitPolicy)
+        policy.check(replace(self.spec, num_steps=self.depth(num_steps)))
+        return policy
+
+    def weights_digest(self) -> str | None:
+        """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
+        return digest_of_weights(
+            [self.stem, self.steps, self.readout, self.halting_readout, self.head, self.lambda_head]
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
+
+        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem, step or
+        readout without parameters is as the encoder is.
+        """
+        super().train(mode)
+        if not mode:
+            return self
+        encoder = [part for part in (self.stem, *self.steps.fns, self.readout) if part is not None]
+        heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
+        parts = [part for part in (*encoder, *heads, self.halting_readout, self.lambda_head) if part is not None]
+        frozen = [part for part in parts if _is_frozen(part)]
+        if frozen and not any(weight.requires_grad for part in encoder for weight in part.parameters()):
+            frozen += encoder
+        for part in frozen:
+            part.eval()
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that makes up the model besides its weights, in plain JSON types."""
+        head, halting = self.lambda_head, self.halting_readout or self.readout
+        choices = {} if not isinstance(head, LambdaHead) else {"activation": head.activation, "initial": head.initial}
+        return {
+            "num_steps": self.num_steps,
+            "schedule": list(self.steps.schedule),
+            "task": None if self._task is None else self._task.name,
+            "readout": self.readout.known_name,
+            "halting_readout": None if head is None else halting.known_name,
+            "lambda_head": choices,
+            "policy": self._policy.to_dict(),
+            "objective": self._objective.to_dict(),
+            "prior": None if self._prior is None else self._prior.to_dict(),
+            "stages": [stage.to_dict() for stage in self._stages],
+        }
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Take policy, objective, prior and stages from the `settings` of a model of the same architecture.
+
+        Raises:
+            CheckpointError: The model was of another architecture.
+        """
+        own = self.settings()
+        for key in ("num_steps", "schedule", "task", "readout", "halting_readout", "lambda_head"):
+            if settings[key] != own[key]:
+                raise CheckpointError(
+                    f"{key}: the saved model has {settings[key]!r}, this one {own[key]!r}. Build it as it was."
+                )
+        if settings["prior"] != own["prior"]:
+            self.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
+        self.policy = ExitPolicy.from_dict(settings["policy"])
+        self.objective = Objective.from_dict(settings["objective"])
+        self.stages = [Stage.from_dict(stage) for stage in settings["stages"]]
+
+    def extra_repr(self) -> str:
+        """Return policy, prior and objective, which no submodule shows."""
+        return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign as PyTorch does, but give a property its value where that is a module (a loss as `task`, say)."""
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _train_on(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        num_steps: int | None,
+    ) -> PonderOutput:
+        objective = self._objective.at(self.progress)
+        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
+        trajectory = self._unroll(inputs, context, labels, row_ids, None, depth, "hazard" in needs, "features" in needs)
+        outputs = trajectory.outputs[:, -1]
+        last = torch.full_like(trajectory.row_ids, depth.total)
+        if trajectory.labels is None:
+            return PonderOutput(outputs, last, None, trajectory)
+        hazards, prior = trajectory.hazard_logits, None
+        if self._prior is not None and "prior" in needs:
+            prior = self._prior(
+                depth.steps, dtype=(outputs if hazards is None else hazards).dtype, device=outputs.device
+            )
+        loss = training_loss(
+            objective,
+            self._task or infer_task(outputs, trajectory.labels),
+            trajectory.outputs,
+            trajectory.labels,
+            hazard_logits=hazards,
+            features=trajectory.features,
+            prior=prior,
+            progress=self.progress,
+            teacher_outputs=self._taught(inputs, context, outputs) if "teacher" in needs else None,
+            mask=trajectory.mask,
+        )
+        return PonderOutput(outputs, last, loss, trajectory)
+
+    @torch.no_grad()
+    def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
+        """Return the teacher's outputs for a batch, `(batch, …)`, like the `outputs` of the student."""
+        teacher = self.teacher
+        if teacher is None:
+            return None
+        if isinstance(teacher, PonderWrapper):
+            taught = teacher(inputs, policy=LastStep(), **context).outputs
+        else:
+            taught = teacher(inputs, **unwrap(context))
+        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
+            raise ArgumentError(
+                "teacher",
+                expected=f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order",
+                got=f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__,
+                remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
+            )
+        return taught
+
+    def _unroll(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None,
+        depth: Depth,
+        use_hazard: bool,
+        keep_features: bool,
+    ) -> Trajectory:
+        source, batch = self.start(
+            inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard, use_features=keep_features
+        )
+        if self.checkpoint_steps and torch.is_grad_enabled():
+            source.run_step = checkpointed(self.steps)
+        record: StepRecord = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep_features)
+        last = record.outputs[:, -1]
+        if labels is not None:
+            labels = (self._task or infer_task(last, labels)).check(last, labels)
+        return Trajectory(
+            outputs=record.outputs,
+            hazard_logits=record.hazard_logits,
+            row_ids=batch.row_ids,
+            features=record.features,
+            labels=labels,
+            task=None if self._task is None else self._task.name,
+            mask=source.mask,
+            policy_context=policy_context,
+            training=self.training,
+            task_object=self._task,
+        )
+
+    def depth(self, num_steps: int | None) -> int:
+        """Return the number of steps of a call: N, or another that shared steps and a shared head can run."""
+        if num_steps is None or num_steps == self.num_steps:
+            return self.num_steps
+        check_int("num_steps", num_steps)
+        if not self.steps.shared or isinstance(self.head, PerStep):
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: each step, or each head, has its place in the stack",
+                got=num_steps,
+                remedy="One shared step with one head can run for longer: PonderWrapper(step, num_steps=12). A stack "
+                "can end earlier by a policy: policies.FixedStep(3), say.",
+            )
+        return num_steps
+
+    def _check_objective(self, objective: Objective) -> None:
+        check_type("objective", objective, Objective)
+        objective.check(has_hazard=self.lambda_head is not None, has_prior=self._prior is not None)
+        if objective.draws_depth and (not self.steps.shared or isinstance(self.head, PerStep)):
+            raise ArgumentError(
+                "objective",
+                expected="an objective that runs all steps: these, or their heads, are not shared",
+                got=repr(objective),
+                remedy="Wrap one shared step with one head, or use objectives.OneStep.",
+            )
+
+    def _check_names(self, context: Mapping[str, Any]) -> None:
+        """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
+        parts = [parameters_of(part) for part in (self.stem, *self.steps.fns) if part is not None]
+        own: frozenset[str] | None = getattr(
+            self.stem, "argument_names", None
+        )  # of a captured module: it takes no others
+        named = own or {name for part in parts for name in part}
+        takes_any = own is None and any(p.kind is p.VAR_KEYWORD for part in parts for p in part.values())
+        for name in context.keys() - named:
+            close = get_close_matches(name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75)
+            if close or not takes_any:
+                raise ArgumentError(
+                    name,
+                    expected="an argument of the call, or a name that the stem or a step takes",
+                    got=f"{name!r}, which none of them names",
+                    remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
+                )
+        self._context_names = frozenset({*self._context_names, *context})  # looked at once
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    learns = [weight.requires_grad for weight in part.parameters()]
+    return bool(learns) and not any(learns)
+
+
+torch.export.register_dataclass(PonderOutput)
