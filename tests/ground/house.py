@@ -1,0 +1,129 @@
+"""Measures of the house: lines by room against their budgets, share of guard code, names in package faces.
+
+``python -m tests.ground.house`` prints the table; the architecture test fails where a room is a tenth over its budget.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
+    "ground": (
+        (
+            "ponder/__init__.py",
+            "ponder/errors.py",
+            "ponder/_utils",
+            "ponder/distributions.py",
+            "ponder/tasks.py",
+            "ponder/trajectory.py",
+            "ponder/saving.py",
+            "ponder/testing.py",
+        ),
+        2_700,
+    ),
+    "policies": (("ponder/policies",), 1_400),
+    "priors": (("ponder/priors.py",), 230),
+    "objectives": (("ponder/objectives",), 650),
+    "recipes": (("ponder/recipes",), 450),
+    "model": (("ponder/model", "ponder/wrapper.py"), 2_000),
+    "calibration": (("ponder/calibration",), 2_300),
+    "inference": (("ponder/inference",), 1_000),
+    "training": (("ponder/training.py",), 480),
+    "cascade": (("ponder/cascade", "ponder/cascade.py"), 700),
+    "deploy": (("ponder/deploy",), 2_300),
+    "cli": (("ponder/cli",), 1_200),
+    "integrations": (("integrations",), 3_500),
+}
+"""Files and the most lines of each room."""
+
+
+def files_of(room: str) -> list[Path]:
+    """Return the Python files of a room."""
+    found: list[Path] = []
+    for place in BUDGETS[room][0]:
+        path = ROOT / place
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []
+    return found
+
+
+def lines_of(room: str) -> int:
+    """Return the lines of a room, docstrings and blank ones among them."""
+    return sum(len(path.read_text().splitlines()) for path in files_of(room))
+
+
+def guard_share(files: list[Path]) -> float:
+    """Return the share of code lines that guard: what only raises or warns, and functions that check."""
+    guard = code = 0
+    for path in files:
+        if path.name == "testing.py":  # whose checks are what it is for
+            continue
+        tree = ast.parse(path.read_text())
+        guards = {line for node in _guards(tree) for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+        lines = set(_code_lines(path, tree))
+        guard, code = guard + len(guards & lines), code + len(lines)
+    return guard / max(code, 1)
+
+
+def face_names() -> dict[str, list[str]]:
+    """Return the public names of every package face."""
+    faces = [*(ROOT / "ponder").rglob("__init__.py"), *(ROOT / "integrations").rglob("__init__.py")]
+    found = {}
+    for path in faces:
+        if not any(part.startswith("_") and not part.startswith("__") for part in path.relative_to(ROOT).parts):
+            found[str(path.relative_to(ROOT).parent)] = _exported(ast.parse(path.read_text()))
+    return {name: names for name, names in found.items() if not name.startswith("ponder/integrations")}
+
+
+def table() -> str:
+    """Return lines, budget and guard share of every room."""
+    rows = [f"{'room':<14}{'lines':>8}{'budget':>8}{'guard':>8}"]
+    for room, (_, budget) in BUDGETS.items():
+        rows.append(f"{room:<14}{lines_of(room):>8,}{budget:>8,}{100 * guard_share(files_of(room)):>7.1f}%")
+    everything = [path for room in BUDGETS for path in files_of(room)]
+    total, most = sum(map(lines_of, BUDGETS)), sum(budget for _, budget in BUDGETS.values())
+    rows.append(f"{'all':<14}{total:>8,}{most:>8,}{100 * guard_share(everything):>7.1f}%")
+    faces = face_names()
+    rows.append(f"names in faces {sum(map(len, faces.values()))}, in ponder {len(faces['ponder'])}")
+    return "\n".join(rows)
+
+
+def _guards(tree: ast.AST) -> Iterator[ast.stmt]:
+    for node in ast.walk(tree):
+        only_refuses = isinstance(node, ast.If) and not node.orelse and all(map(_refuses, node.body))
+        if isinstance(node, ast.stmt) and (only_refuses or _refuses(node) or _is_check(node)):
+            yield node
+
+
+def _is_check(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name.lstrip("_").startswith(("check_", "warn_", "require_"))
+
+
+def _refuses(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Raise):
+        return True
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in ("warnings.warn", "warn")
+
+
+def _code_lines(path: Path, tree: ast.AST) -> Iterator[int]:
+    quiet: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            quiet.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.strip() and not line.strip().startswith("#") and number not in quiet:
+            yield number
+
+
+def _exported(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,145 @@
+"""The plan of the house: arrows between rooms, budgets, and what imports without PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.ground import house
+
+LAYERS = (
+    ("ponder.errors", "ponder._utils"),
+    ("ponder.distributions", "ponder.tasks"),
+    ("ponder.policies", "ponder.priors", "ponder.objectives"),
+    ("ponder.recipes",),
+    ("ponder.calibration",),
+    ("ponder.model",),
+    ("ponder.trajectory",),
+    ("ponder.inference",),
+    ("ponder.wrapper",),
+    ("ponder.saving", "ponder.training", "ponder.testing"),
+    ("ponder.cascade",),
+    ("ponder.deploy",),
+    ("ponder.integrations",),
+    ("ponder.cli",),
+)
+"""Rooms from the ground up; imports go to the same room or down. `ponder` itself loads nothing."""
+WITHOUT_TORCH = (
+    "ponder",
+    "ponder.errors",
+    "ponder.tasks",
+    "ponder._utils.arrays",
+    "ponder._utils.checks",
+    "ponder._utils.files",
+    "ponder._utils.registry",
+    "ponder._utils.rows",
+    "ponder._utils.seeds",
+    "ponder.policies",
+    "ponder.policies.base",
+    "ponder.policies.certainty",
+    "ponder.policies.combine",
+    "ponder.calibration",
+    "ponder.calibration.calibrating",
+    "ponder.calibration.control",
+    "ponder.calibration.sweeps",
+    "ponder.deploy.monitor",
+    "ponder.deploy.runtime",
+)
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for folder, prefix in (("ponder", ""), ("integrations", "ponder.")):
+        for path in sorted((house.ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(house.ROOT).with_suffix("").parts
+            if parts[:2] != ("ponder", "integrations"):  # a link to the folder beside
+                found[(prefix + ".".join(parts)).removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
+    """Yield the modules of this library that a file imports, but for type checking alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if name in MODULES else str(node.module) for name in names} & MODULES.keys()
+        elif not (at_top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from imports_of(node, at_top=at_top)
+
+
+def layer_of(module: str) -> int:
+    return next(n for n, rooms in enumerate(LAYERS) for room in rooms if (module + ".").startswith(room + "."))
+
+
+def test_imports_go_down() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, tree in MODULES.items()
+        if module != "ponder"
+        for imported in imports_of(tree, at_top=False)
+        if imported != "ponder" and layer_of(imported) > layer_of(module)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    graph = {module: set(imports_of(tree, at_top=True)) - {module} for module, tree in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_private_names_stay_inside_their_file() -> None:
+    wrong = [
+        f"{module} imports {node.module}.{alias.name}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("ponder")
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name != "_utils"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", house.BUDGETS)
+def test_rooms_keep_their_budget(room: str) -> None:
+    assert house.lines_of(room) <= 1.1 * house.BUDGETS[room][1], house.table()
+
+
+def test_guard_code_is_a_tenth_at_most() -> None:
+    files = [path for room in house.BUDGETS for path in house.files_of(room)]
+    assert house.guard_share(files) <= 0.10, house.table()
+
+
+def test_faces_are_small() -> None:
+    faces = house.face_names()
+    assert len(faces["ponder"]) <= 28
+    assert sum(map(len, faces.values())) <= 120, {face: len(names) for face, names in faces.items()}
+
+
+def test_what_needs_no_torch_loads_none() -> None:
+    there = [module for module in WITHOUT_TORCH if module in MODULES]
+    code = f"import sys; sys.modules['torch'] = None\nimport {', '.join(there)}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=house.ROOT)
+
+
+def test_importing_ponder_loads_nothing() -> None:
+    code = "import sys; import ponder; print([name for name in sys.modules if name.startswith('ponder.')])"
+    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=house.ROOT, capture_output=True, text=True)
+    assert made.stdout.strip() == "[]"
+
+
+def test_every_file_says_what_it_is() -> None:
+    paths = [*(house.ROOT / "ponder").glob("**/*.py"), *Path(house.ROOT / "integrations").glob("**/*.py")]
+    assert not [str(path) for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]
