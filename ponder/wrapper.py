@@ -138,9 +138,10 @@ class PonderWrapper(nn.Module):
         self._task, self._stages = as_task(task), tuple[Stage, ...]()
         self._context_names: frozenset[str] = frozenset()
         halts = self.lambda_head is not None
-        self.policy = policy or (Quantile(0.5) if halts else LastStep())
-        self.prior = prior or (Geometric(0.1).rescaled(12, self.num_steps) if halts else None)
-        self.objective = objective or (Ponder(0.5) if halts else FinalStep())
+        default: tuple[ExitPolicy, Objective] = (Quantile(0.5), Ponder(0.5)) if halts else (LastStep(), FinalStep())
+        self.policy = default[0] if policy is None else policy
+        self.prior = Geometric(0.1).rescaled(12, self.num_steps) if prior is None and halts else prior
+        self.objective = default[1] if objective is None else objective
 
     @classmethod
     def from_recipe(
@@ -211,7 +212,7 @@ class PonderWrapper(nn.Module):
             lambda_head=None if lambda_head is None else lambda_head.to(read.features),
             prior=scaled.prior,
             objective=scaled.stages[0].objective,
-            policy=policy or scaled.policy,
+            policy=scaled.policy if policy is None else policy,
             stem=read.stem,
             readout=read.readout,
             halting_readout=None if lambda_head is None else read.halting_readout,
