@@ -1,1 +1,1 @@
-"""Integrations with partner libraries, one package each; importing this one imports none of them."""
+"""Other libraries' models, services and pipelines with exits: Transformers, Sentence Transformers, Ray."""

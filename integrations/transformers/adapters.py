@@ -1,0 +1,529 @@
+"""Adapters: a Hugging Face encoder read as stem, steps and readouts.
+
+Most families need none of their own: they are captured (`CapturedAdapter`). To write one, for a family that capture
+refuses or to make it faster, subclass `EncoderAdapter`, register it under the family's `model_type`, and import it before
+you build a model (or name it in the entry-point group ``ponder.adapters``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from ponder._utils.registry import Registry
+from ponder._utils.trees import Shared, Tree, first_tensor
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.families import (
+    constants_of,
+    encoder_of,
+    example_for,
+    frames_mask,
+    on_meta,
+    unpack,
+)
+from ponder.model import readouts
+from ponder.model.capture import Captured, capture
+from ponder.model.padding import Along, Padding
+from ponder.model.steps import Steps
+
+__all__ = ["READOUTS", "Adapter", "AdapterStem", "CapturedAdapter", "EncoderAdapter", "StackAdapter", "adapter_for"]
+__all__ += ["AlbertAdapter", "BertAdapter", "MPNetAdapter", "registry"]
+
+READOUTS: Mapping[str, Callable[..., Tensor]] = {
+    "mean": readouts.mean,
+    "first_token": readouts.first_token,
+    "last_token": readouts.last_token,
+    "tokens": readouts.identity,
+}
+"""How features are read of `last_hidden_state`, by name; ``"pooler"`` is the encoder's own pooler."""
+
+registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
+
+
+class Adapter(ABC):
+    """An encoder as the parts of a `PonderWrapper`. It keeps its modules and weights; an adapter only calls them.
+
+    Args:
+        encoder: The bare encoder (`BertModel`, `ViTModel`, …).
+
+    Example:
+        >>> adapter = adapter_for(encoder)
+        >>> hidden, context = adapter.stem(**batch)
+        >>> hidden.shape, adapter.steps().num_steps, adapter.readout("tokens")(hidden).shape
+        (torch.Size([5, 7, 16]), 4, torch.Size([5, 7, 16]))
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.encoder: Any = encoder
+
+    @abstractmethod
+    def stem(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
+        """The encoder's arguments to h_0 and the context of the steps.
+
+        The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts take it.
+        """
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """The layers as steps."""
+
+    @abstractmethod
+    def has_readout(self, name: str) -> bool:
+        """Whether the encoder can be read so; see `readout`."""
+
+    @abstractmethod
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """Hidden state to features, as if the encoder ended there.
+
+        Args:
+            name: ``"pooler"``, what the encoder's pooler gives, or of `last_hidden_state`, final norm included, one of
+                `READOUTS`.
+        """
+
+    @abstractmethod
+    def padding(self) -> Padding | None:
+        """Where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
+
+    def width(self, name: str) -> int:
+        """Return the size of the features of a readout."""
+        return int(self.encoder.config.hidden_size)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of what the stem reads of an encoding."""
+        return frozenset(inspect.signature(self.stem).parameters)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Inputs besides the main one without which answers would be wrong."""
+        return frozenset()
+
+
+class AdapterStem(nn.Module):
+    """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes.
+
+    Args:
+        adapter: The adapter.
+        whole: The model that the encoder is a part of, where it is not the encoder itself.
+    """
+
+    def __init__(self, adapter: Adapter, whole: PreTrainedModel | None = None) -> None:
+        super().__init__()
+        self.encoder = adapter.encoder if whole is None else whole
+        self.adapter = adapter
+
+    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
+        """See `Adapter.stem`."""
+        return self.adapter.stem(inputs, **context)
+
+
+class EncoderAdapter(Adapter):
+    """One family of text encoders of BERT's kind, whose last layer's output is `last_hidden_state`.
+
+    Args:
+        encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
+
+    Example:
+        >>> adapter_for(encoder).has_readout("pooler")
+        True
+    """
+
+    extra_lengths: Mapping[str, Along] = MappingProxyType({})
+    """Dimensions of what `extra_context` gives that are as long as the text; none by default."""
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """h_0 up to what the first layer reads, `(batch, length, width)`."""
+
+    @abstractmethod
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The first token through the encoder's pooler: `(batch, length, width)` → `(batch, width)`."""
+
+    def has_readout(self, name: str) -> bool:
+        """See `Adapter.has_readout`."""
+        return name in READOUTS or (name == "pooler" and self.encoder.pooler is not None)
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """See `Adapter.readout`."""
+        return _Pool(self) if name == "pooler" else _OfTokens(READOUTS[name])
+
+    def extra_context(self, hidden: Tensor) -> dict[str, Any]:
+        """Further context of the layers, computed once a call; nothing by default."""
+        return {}
+
+    def stem(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Token ids `(batch, length)` to h_0 and the context of the steps.
+
+        Context: `attention_mask`, in the form that the layers take; `token_mask`, the tokenizer's
+        `(batch, length)`, for readouts; and the family's own.
+        """
+        hidden = self.embed(input_ids, token_type_ids)
+        layer_mask = create_bidirectional_mask(
+            config=self.encoder.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        of_keys = attention_mask is None or attention_mask.dim() == 2
+        if of_keys and layer_mask is not None and layer_mask.dim() == 4:
+            layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
+        return hidden, {
+            "attention_mask": layer_mask,
+            "token_mask": attention_mask if of_keys else None,
+            **self.extra_context(hidden),
+        }
+
+    def padding(self) -> Padding:
+        """See `Adapter.padding`; a mask that hides nothing is None here, so rows of several lengths do not join."""
+        return Padding(
+            inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
+            context={
+                "attention_mask": Along((-1,), fill=_hidden_key),
+                "token_mask": Along((-1,)),
+                "token_type_ids": Along((-1,)),
+                **self.extra_lengths,
+            },
+            mixed=False,
+        )
+
+
+class LayerStep:
+    """A layer as a step, without owning it: the encoder already registers its weights.
+
+    Args:
+        layer: The layer, called as `layer(hidden, attention_mask, **context)`.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, token_mask: Tensor | None = None, **context: Any
+    ) -> Tensor:
+        """One application of the layer."""
+        output = self.layer(hidden, attention_mask, **context)
+        after: Tensor = output[0] if isinstance(output, tuple) else output
+        return after
+
+
+class StackAdapter(EncoderAdapter):
+    """The families of BERT's shape: a stack of layers in `encoder.layer`, and a `pooler` that reads all positions."""
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """See `EncoderAdapter.embed`."""
+        embedded: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        return embedded
+
+    def steps(self) -> Steps:
+        """One step a layer."""
+        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """See `EncoderAdapter.pool`."""
+        pooled: Tensor = self.encoder.pooler(hidden)
+        return pooled
+
+
+@registry.register("bert")
+class BertAdapter(StackAdapter):
+    """`BertModel` as an encoder.
+
+    Example:
+        >>> type(adapter_for(encoder)).__name__, adapters.names()
+        ('BertAdapter', ['albert', 'bert', 'mpnet'])
+    """
+
+
+@registry.register("albert")
+class AlbertAdapter(EncoderAdapter):
+    """`AlbertModel`: one step is one application of a layer group, with all its inner layers.
+
+    Example:
+        >>> from transformers import AlbertConfig, AlbertModel
+        >>> config = AlbertConfig(hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=24)
+        >>> adapter_for(AlbertModel(config)).steps().schedule  # one group of layers, applied six times
+        (0, 0, 0, 0, 0, 0)
+    """
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Factorised embeddings, projected to the width of the layers."""
+        embeddings = self.encoder.embeddings(input_ids, token_type_ids=token_type_ids)
+        hidden: Tensor = self.encoder.encoder.embedding_hidden_mapping_in(embeddings)
+        return hidden
+
+    def steps(self) -> Steps:
+        """N applications, the groups in equal shares, in order."""
+        config = self.encoder.config
+        groups = [LayerStep(group) for group in self.encoder.encoder.albert_layer_groups]
+        per_group = config.num_hidden_layers / config.num_hidden_groups
+        return Steps(groups, schedule=[int(step / per_group) for step in range(config.num_hidden_layers)])
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """See `EncoderAdapter.pool`."""
+        pooled: Tensor = self.encoder.pooler_activation(self.encoder.pooler(hidden[:, 0]))
+        return pooled
+
+
+@registry.register("mpnet")
+class MPNetAdapter(StackAdapter):
+    """`MPNetModel`: no token types, and a relative position bias that all layers share.
+
+    Example:
+        >>> from transformers import MPNetConfig, MPNetModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> adapter_for(MPNetModel(MPNetConfig(vocab_size=40, **sizes))).steps().num_steps
+        4
+    """
+
+    extra_lengths = MappingProxyType({"position_bias": Along((-2, -1))})
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """See `EncoderAdapter.embed`."""
+        embedded: Tensor = self.encoder.embeddings(input_ids=input_ids)
+        return embedded
+
+    def extra_context(self, hidden: Tensor) -> dict[str, Any]:
+        """The position bias, `(1, heads, length, length)`: once a call, for all steps and rows."""
+        return {"position_bias": Shared(self.encoder.encoder.compute_position_bias(hidden[:1]))}
+
+
+class CapturedAdapter(Adapter):
+    """An encoder of any family, read by `ponder.capture`, which proves that it computes what the encoder computes.
+
+    Weights that are not there yet (Transformers loads into a model on the meta device) put it off to `learn`.
+
+    Args:
+        encoder: The bare encoder.
+        num_steps: N, where weights are not there yet.
+        example: What the encoder is called with, as `families.pack` gives it; made up from its configuration where None.
+
+    Raises:
+        ArgumentError: It cannot be captured; says why.
+
+    Example:
+        >>> from transformers import DistilBertConfig, DistilBertModel
+        >>> distilbert = DistilBertModel(DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24))
+        >>> adapter = adapter_for(distilbert)
+        >>> type(adapter).__name__, adapter.steps().num_steps
+        ('CapturedAdapter', 3)
+    """
+
+    def __init__(
+        self, encoder: PreTrainedModel, num_steps: int | None = None, example: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(encoder)
+        self.num_steps, self.example = num_steps or 0, example
+        self.parts: Captured | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._takes = frozenset(inspect.signature(encoder.forward).parameters)
+        self._required: frozenset[str] = frozenset()
+        self._readouts: dict[Any, Callable[..., Tensor]] = {}
+        if not on_meta(encoder):
+            self.learn()
+
+    def learn(self) -> Captured:
+        """Capture the encoder, with its weights."""
+        encoder = self.encoder
+        example = example_for(encoder) if self.example is None else unpack(self.example, encoder)
+        call = {**example, **constants_of(encoder)}
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            self.parts = capture(encoder, call)
+            with torch.no_grad():
+                given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
+                self.shapes = {name: tuple(value.shape) for name, value in given.items()}
+                self._required = frozenset(given) - {encoder.main_input_name, "attention_mask", "token_type_ids"}
+                hidden, _ = self.parts.stem(given.pop(encoder.main_input_name), **given)
+                self.shapes["hidden"] = tuple(states_of(hidden).shape)
+                output = encoder(**call)
+                fields = {name: output.get(name) for name in ("pooler_output", "last_hidden_state")}
+                self.shapes |= {name: tuple(value.shape) for name, value in fields.items() if value is not None}
+        finally:
+            encoder.train(was_training)
+        self.num_steps = self.parts.steps.num_steps
+        return self.parts
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """See `Adapter.inputs`."""
+        return self._takes - {"labels", "start_positions", "end_positions"}
+
+    @property
+    def required(self) -> frozenset[str]:
+        """See `Adapter.required`: what the example has besides a mask and token types."""
+        return self._required
+
+    def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
+        """See `Adapter.stem`; token types are left out where the encoder has none."""
+        if "token_type_ids" not in self._takes:
+            named.pop("token_type_ids", None)
+        hidden, context = (self.parts or self.learn()).stem(inputs, **named)
+        mask = named.get("attention_mask")
+        if mask is not None and mask.dim() == 2:
+            states = states_of(hidden)
+            context["token_mask"] = mask if states.dim() != 3 else frames_mask(self.encoder, mask, states.shape[1])
+        return hidden, context
+
+    def steps(self) -> Steps:
+        """See `Adapter.steps`."""
+        return Steps([_Later()] * self.num_steps) if self.parts is None else self.parts.steps
+
+    def has_readout(self, name: str) -> bool:
+        """See `Adapter.has_readout`."""
+        field, dimensions = _FIELDS.get(name, ("last_hidden_state", (3,)))
+        return self.parts is None or len(self.shapes.get(field, ())) in dimensions
+
+    def width(self, name: str) -> int:
+        """See `Adapter.width`."""
+        shape = self.shapes[_FIELDS.get(name, ("last_hidden_state",))[0]]
+        return shape[1 if len(shape) == 4 else -1]
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """See `Adapter.readout`."""
+        return CapturedFeatures(self, name)
+
+    def read(self, select: Callable[[Any], Tensor], hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """Return `select` of the encoder's output, as if its layers had ended with `hidden`."""
+        if select not in self._readouts:
+            self._readouts[select] = (self.parts or self.learn()).readout_of(select)
+        return self._readouts[select](hidden, **context)
+
+    def padding(self) -> Padding | None:
+        """See `Adapter.padding`."""
+        if self.parts is None or self.parts.padding is None:
+            return None
+        padding = self.parts.padding
+        own = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
+        fill = getattr(self.encoder.config, "pad_token_id", None) if self.encoder.main_input_name == "input_ids" else 0
+        return replace(padding, inputs=Along(fill=fill or 0), context={**padding.context, **own}, pooled=True)
+
+
+class CapturedFeatures:
+    """A readout of a captured encoder: its pooler's output, or its last hidden state, pooled.
+
+    Args:
+        adapter: The adapter.
+        name: Name of the readout.
+    """
+
+    def __init__(self, adapter: CapturedAdapter, name: str) -> None:
+        self.adapter, self.name = adapter, name
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
+        """Features of the hidden state."""
+        if self.name == "pooler":
+            return self.adapter.read(_pooler_output, hidden, context)
+        tokens = self.adapter.read(_last_hidden_state, hidden, context)
+        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
+            return tokens.mean((2, 3))
+        return _pooled(READOUTS[self.name], tokens, as_long(context.get("token_mask"), tokens.shape[1]))
+
+
+class _Later:
+    """A step of an encoder whose weights are not there yet."""
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tree:
+        raise AssertionError("captured when the weights are loaded")
+
+
+def adapter_for(
+    encoder: PreTrainedModel, num_steps: int | None = None, example: Mapping[str, Any] | None = None
+) -> Adapter:
+    """Return the adapter of an encoder: that of its family, found by its `model_type`, or else the encoder captured.
+
+    Args:
+        encoder: A bare encoder, or an encoder-decoder, whose encoder is read.
+        num_steps: N, where the encoder's weights are still to be loaded.
+        example: An example of one's own, as `families.pack` gives it; the encoder is then captured with it.
+
+    Raises:
+        ArgumentError: The model has heads already, runs flex attention, or cannot be captured (the message says why).
+
+    Example:
+        >>> adapter_for(encoder).width("mean")
+        16
+    """
+    encoder = encoder_of(encoder)
+    config = encoder.config
+    if config._attn_implementation == "flex_attention" or getattr(config, "attention_type", None) == "block_sparse":
+        raise ArgumentError(
+            "encoder",
+            expected="attention from which rows can leave",
+            got="flex attention, or BigBird's block-sparse one, which are made for the whole batch",
+            remedy="Load it with attn_implementation='sdpa', or attention_type='original_full'.",
+        )
+    own = config.model_type in registry.names() and example is None and not getattr(config, "is_decoder", False)
+    if own and type(encoder) is MODEL_MAPPING.get(
+        type(config)
+    ):  # a class of one's own may run other code around the layers
+        return registry.get(config.model_type, encoder=encoder)
+    return CapturedAdapter(encoder, num_steps, example)
+
+
+def states_of(hidden: Tree) -> Tensor:
+    """Return the hidden state in a step's state, which may hold more."""
+    states: Tensor = hidden["hidden"] if isinstance(hidden, dict) else first_tensor(hidden)
+    return states
+
+
+def as_long(mask: Tensor | None, length: int) -> Tensor | None:
+    """Return a mask of so many positions: audio encoders give more, or fewer, tokens than their mask counts."""
+    if mask is None or mask.shape[1] == length:
+        return mask
+    places = torch.arange(length, device=mask.device) * mask.shape[1] // length
+    return mask[:, places]
+
+
+class _Pool:
+    """The encoder's own pooler as a readout."""
+
+    def __init__(self, adapter: EncoderAdapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.adapter.pool(hidden)
+
+
+class _OfTokens:
+    """A readout of the tokens, without padding."""
+
+    def __init__(self, pool: Callable[..., Tensor]) -> None:
+        self.pool = pool
+
+    def __call__(self, hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        return _pooled(self.pool, hidden, token_mask)
+
+
+def _pooled(pool: Callable[..., Tensor], tokens: Tensor, mask: Tensor | None) -> Tensor:
+    if pool is readouts.mean or pool is readouts.last_token:
+        return pool(tokens, attention_mask=mask)
+    return pool(tokens)
+
+
+def _hidden_key(mask: Tensor) -> float:
+    """The value of a layers' mask at keys that are padding."""
+    return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+
+
+def _pooler_output(output: Any) -> Any:
+    return output["pooler_output"]
+
+
+def _last_hidden_state(output: Any) -> Any:
+    return output["last_hidden_state"]
+
+
+_FIELDS: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "pooler": ("pooler_output", (2,)),
+    "mean": ("last_hidden_state", (3, 4)),
+}
+"""What a readout reads of an encoder's output, and how many dimensions that has; else 3 of `last_hidden_state`."""

@@ -1,0 +1,106 @@
+"""The model card: what a model is, when it exits, what is promised of its exits, and what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ponder.calibration import sweep
+from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.trajectory import Trajectory
+
+__all__ = ["evaluate", "model_card", "write_card"]
+
+_FILE, _TAG = "README.md", "ponder"
+
+
+def write_card(model: Any, folder: Path) -> None:
+    """Write the model card of a model that is saved, unless the folder has a README of its owner's."""
+    path = folder / _FILE
+    if path.exists() and _TAG not in (_data_of(path).tags or []):
+        return
+    model_card(model, folder.resolve().name).save(path)
+
+
+def model_card(model: Any, name: str) -> ModelCard:
+    """Return the card of a model with exits.
+
+    Args:
+        model: The model.
+        name: Its name, for the heading.
+    """
+    config, kind, policy = model.config, type(model), model.policy
+    base = str(config.encoder.name_or_path or config.name_or_path or "")
+    of_base = _data_of(Path(base) / _FILE)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=kind.pipeline_tag,
+        tags=[_TAG, "early-exit", "adaptive-computation"],
+        license=of_base.license,
+        language=of_base.language,
+        base_model=base if base and not Path(base).is_absolute() else of_base.base_model,
+        model_name=name,
+        eval_results=[result for row in config.evaluations for result in _results(row, kind.pipeline_tag)] or None,
+    )
+    promise = policy.statement if isinstance(policy, Certified) else "Nothing: its policy is not certified."
+    heads = (
+        "its own head, and early heads beside it"
+        if config.finetuned
+        else f"the heads of the recipe `{model.recipe.name}`"
+    )
+    text = f"""
+# {name}
+
+A `{config.encoder.model_type}` model of {model.ponder.num_steps} steps with {heads}, which stops early where its policy
+lets it: each row of a batch exits at a step of its own.
+
+```python
+from ponder.integrations.transformers import {kind.__name__}  # pip install 'ponder-torch[transformers]'
+
+model = {kind.__name__}.from_pretrained("{name}")
+```
+
+* Policy: `{policy!r}`
+* Promised of its exits: {promise}
+{_measured(config.evaluations)}"""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def evaluate(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None) -> dict[str, Any]:
+    """Return the score of a policy on labelled rows, beside full depth, as plain JSON."""
+    points = [sweep(trajectory, [each], metric=metric)[0] for each in (policy, LastStep())]
+    return {
+        "data": data,
+        "rows": len(trajectory),
+        "metric": trajectory.score_name(metric).replace("_", " "),
+        "policy": repr(policy),
+        "score": float(points[0].score),
+        "full_depth": float(points[1].score),
+        "mean_exit_step": float(points[0].mean_exit_step),
+        "speed_up": trajectory.num_steps / float(points[0].mean_exit_step),
+    }
+
+
+def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
+    where = {"task_type": task, "dataset_type": row["data"], "dataset_name": row["data"]}
+    return [
+        EvalResult(
+            **where, metric_type=row["metric"], metric_value=row["score"], metric_name=f"{row['metric']}, with exits"
+        ),
+        EvalResult(**where, metric_type="speed_up", metric_value=row["speed_up"], metric_name="speed-up in steps"),
+    ]
+
+
+def _measured(evaluations: list[dict[str, Any]]) -> str:
+    lines = [
+        f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, {row['full_depth']:.4f} at "
+        f"full depth; mean exit step {row['mean_exit_step']:.2f}, ×{row['speed_up']:.2f} in steps\n"
+        for row in evaluations
+    ]
+    return "".join(lines)
+
+
+def _data_of(path: Path) -> ModelCardData:
+    return ModelCard.load(path).data if path.is_file() else ModelCardData()

@@ -1,0 +1,213 @@
+"""Families of encoders: which part of a model of Transformers is an encoder, and example inputs for each.
+
+An encoder is captured by running it, so it needs an example: three rows of its main input, made up from its
+configuration alone, or one of the user's own (`from_encoder(example=…)`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MODEL_MAPPING, PreTrainedModel
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "on_meta", "pack", "unpack"]
+
+_ROWS = 3
+_LENGTHS = (9, 6, 4)  # the longest first, so that it is seen to leave first; no two dimensions of one size
+_SAMPLES = 3000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
+_LARGEST = 4096  # integers of an example that a configuration holds one by one
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the bare encoder in a model: the model itself, or the encoder half of an encoder-decoder.
+
+    Raises:
+        ArgumentTypeError: It is no model of Transformers.
+        ArgumentError: It has heads, or its encoder half is no model.
+
+    Example:
+        >>> encoder_of(encoder) is encoder
+        True
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ArgumentTypeError(
+            "encoder",
+            expected="a bare encoder of Transformers, a folder or a hub name",
+            got=type(model).__name__,
+            remedy="Wrap any other module with ponder.PonderWrapper, by ponder.capture.",
+        )
+    bare = MODEL_MAPPING.get(type(model.config), ())
+    is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
+    if model.config.model_type == "ponder" or (
+        not is_bare and isinstance(model.base_model, PreTrainedModel) and model.base_model is not model
+    ):
+        raise ArgumentError(
+            "encoder",
+            expected="a bare encoder",
+            got=f"{type(model).__name__}, which has heads",
+            remedy="Pass its base_model; from_finetuned keeps the head.",
+        )
+    if not getattr(type(model.config), "is_encoder_decoder", False):
+        return model
+    half = model.get_encoder()
+    if not isinstance(half, PreTrainedModel):
+        raise ArgumentError(
+            "encoder",
+            expected="an encoder-decoder whose encoder is a model of its own",
+            got=f"{type(model).__name__}, whose encoder is a {type(half).__name__}",
+            remedy="Capture it with an example of your own: ponder.capture(encoder, example).",
+        )
+    return half
+
+
+def example_for(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what a model is called with: three rows of its main input, with a mask where it takes one.
+
+    Raises:
+        ArgumentError: It reads something else than text, images or audio.
+    """
+    name, config = model.main_input_name, model.config
+    make = _MAKERS.get(name) if isinstance(name, str) else None
+    if make is None:
+        raise ArgumentError(
+            "encoder",
+            expected=f"an encoder whose main input is one of {', '.join(_MAKERS)}",
+            got=repr(name),
+            remedy="Pass example={…}, what its forward takes for two rows or more.",
+        )
+    takes = inspect.signature(model.forward).parameters
+    example: dict[str, Any] = {name: make(config, torch.Generator().manual_seed(0))}
+    if name == "input_ids":
+        if "attention_mask" in takes:
+            example["attention_mask"] = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
+        if _reads_the_end(model):
+            example[name][torch.arange(_ROWS), torch.tensor(_LENGTHS) - 1] = config.eos_token_id
+        if "bbox" in takes:
+            example["bbox"] = torch.zeros(*example[name].shape, 4, dtype=torch.long)
+    return _like_weights(example, model)
+
+
+def constants_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return arguments of every call: one pass needs no cache, and gives a `ModelOutput` without states."""
+    takes = inspect.signature(model.forward).parameters
+    constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    for name, value in {"return_dict": True, "output_hidden_states": False, "output_attentions": False}.items():
+        if getattr(model.config, name, value) != value and (name in takes or open_ended):
+            constants[name] = value
+    return constants
+
+
+def pack(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an example as plain JSON: small integers as they are, other tensors as their type and shape alone."""
+    packed: dict[str, Any] = {}
+    for name, value in example.items():
+        if not isinstance(value, Tensor):
+            packed[name] = {"value": value}
+        elif value.is_floating_point() or value.numel() > _LARGEST:
+            high = None if value.is_floating_point() else int(value.max()) + 1
+            packed[name] = {"shape": list(value.shape), "high": high}
+        else:
+            packed[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    return packed
+
+
+def unpack(packed: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Return an example from what `pack` gave, with drawn numbers where shapes alone were kept."""
+    generator, example = torch.Generator().manual_seed(0), {}
+    for name, kept in packed.items():
+        if "shape" not in kept:
+            dtype = kept.get("dtype")
+            example[name] = kept["value"] if dtype is None else torch.tensor(kept["value"], dtype=getattr(torch, dtype))
+        elif kept["high"] is None:
+            example[name] = torch.randn(kept["shape"], generator=generator)
+        else:
+            example[name] = torch.randint(kept["high"], kept["shape"], generator=generator)
+    return _like_weights(example, model)
+
+
+def on_meta(model: PreTrainedModel) -> bool:
+    """Return whether weights are still to be loaded."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def frames_mask(model: PreTrainedModel, mask: Tensor, length: int) -> Tensor:
+    """Return the mask of the frames that a model of audio makes of samples; another model's as it is.
+
+    Args:
+        model: The encoder, or a classifier with it.
+        mask: What the model is called with, `(batch, samples)`.
+        length: How many states there are.
+    """
+    shorten = getattr(model, "_get_feature_vector_attention_mask", None)
+    if shorten is None or mask.shape[1] == length:
+        return mask
+    lengths = getattr(model, "_get_feat_extract_output_lengths", None)
+    made = 0 if lengths is None else int(lengths(torch.tensor(mask.shape[1])))
+    shortened: Tensor = shorten(max(made, length), mask)
+    return shortened
+
+
+def _like_weights(example: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    weights = next(model.parameters())
+    return {
+        name: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in example.items()
+    }
+
+
+def _reads_the_end(model: PreTrainedModel) -> bool:
+    """Whether the head of an encoder-decoder reads the end of each text, which BART's, say, looks for by its id."""
+    config: Any = model.config
+    ends = isinstance(getattr(config, "eos_token_id", None), int) and getattr(config, "is_encoder_decoder", False)
+    return bool(ends) and type(model).__name__.endswith("ForSequenceClassification")
+
+
+def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
+    """Ids that are not special; padding is what the configuration names."""
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
+    special = {one for each in named for one in (each if isinstance(each, list | tuple) else [each])}
+    vocabulary = int(getattr(config, "vocab_size", None) or 256)
+    usable = torch.tensor([token for token in range(min(vocabulary, 1000)) if token not in special])
+    ids = usable[torch.randint(len(usable), (_ROWS, _LENGTHS[0]), generator=generator)]
+    pad = getattr(config, "pad_token_id", None)
+    if isinstance(pad, int) and 0 <= pad < vocabulary:
+        ids[torch.arange(_LENGTHS[0]) >= torch.tensor(_LENGTHS)[:, None]] = pad
+    return ids
+
+
+def _images(config: Any, generator: torch.Generator) -> Tensor:
+    if not getattr(config, "image_size", None):  # of images and texts, as CLIP's
+        config = getattr(config, "vision_config", None) or config
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
+    frames = (int(config.num_frames),) if getattr(config, "num_frames", None) else ()
+    return torch.randn(_ROWS, *frames, int(channels), int(height), int(width), generator=generator)
+
+
+def _waves(config: Any, generator: torch.Generator) -> Tensor:
+    """Raw audio; spectrograms for the encoders that name their length."""
+    if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
+        return torch.randn(_ROWS, int(config.max_length), int(config.num_mel_bins), generator=generator)
+    return torch.randn(_ROWS, _SAMPLES, generator=generator)
+
+
+def _features(config: Any, generator: torch.Generator) -> Tensor:
+    """Spectrograms, frames first, but for the family of Whisper, which has the bins first and frames in pairs."""
+    if getattr(config, "max_source_positions", None) and getattr(config, "num_mel_bins", None):
+        return torch.randn(_ROWS, int(config.num_mel_bins), 2 * int(config.max_source_positions), generator=generator)
+    names = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins")
+    bins = next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 80)
+    return torch.randn(_ROWS, 40, bins, generator=generator)
+
+
+_MAKERS = {"input_ids": _token_ids, "pixel_values": _images, "input_values": _waves, "input_features": _features}

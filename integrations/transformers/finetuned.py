@@ -1,0 +1,163 @@
+"""A fine-tuned model as stem, steps and readout: what follows its last layer is its own head, whatever that is made of.
+
+The head of an early step is the model's own head on that step's hidden state, times a number, plus a linear map of the
+state: it starts as the model's own head, and learns on inputs without labels to answer as full depth does
+(`exits.fit_exits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ponder._utils.trees import Tree
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.adapters import CapturedAdapter, as_long, states_of
+from ponder.integrations.transformers.families import frames_mask
+from ponder.model import readouts
+from ponder.model.capture import Captured
+
+__all__ = ["EarlyHead", "FinetunedAdapter", "OwnAnswer"]
+
+
+class EarlyHead(nn.Module):
+    r"""The answer of an early step: z = s · own(h) + W [norm(first token) ‖ norm(mean)] + b.
+
+    Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts with s = 1, W = 0
+    and b = 0: the model's own head on this step's state.
+
+    Args:
+        labels: Number of classes.
+        width: Size of the hidden state.
+        states: Number of states that are read beside the own answer: 2, or 1 at each position.
+    """
+
+    def __init__(self, labels: int, width: int, states: int = 2) -> None:
+        super().__init__()
+        self.labels, self.width, self.states = labels, width, states
+        self.scale = nn.Parameter(torch.ones(()))
+        self.linear = nn.Linear(states * width, labels)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from the model's own head."""
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(batch, …, labels)` from what the readout gives, `(batch, …, labels + states · width)`."""
+        states = features[..., self.labels :].unflatten(-1, (self.states, self.width))
+        logits: Tensor = self.linear(F.layer_norm(states, (self.width,)).flatten(-2))
+        return self.scale * features[..., : self.labels] + logits
+
+
+class OwnAnswer(nn.Module):
+    """The model's own logits, untouched.
+
+    Args:
+        labels: Number of classes.
+    """
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(batch, …, labels)` from what the readout gives."""
+        return features[..., : self.labels]
+
+
+class FinetunedAdapter(CapturedAdapter):
+    """A fine-tuned model, captured with its head; its one readout, ``"answer"``, is what early heads read.
+
+    Args:
+        model: The fine-tuned model.
+        select: A function from the model's output to its answer.
+        per_position: Whether there is an answer at each position.
+        num_steps: N, where weights are not there yet.
+        example: What the model is called with; made up from its configuration where None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        select: Callable[[Any], Tensor],
+        per_position: bool,
+        num_steps: int | None = None,
+        example: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.select, self.per_position = select, per_position
+        super().__init__(model, num_steps, example)
+
+    def has_readout(self, name: str) -> bool:
+        """See `Adapter.has_readout`."""
+        return name == "answer"
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """See `Adapter.readout`."""
+        return AnswerAndStates(self)
+
+    def width(self, name: str) -> int:
+        """The size of the hidden state."""
+        return self.shapes["hidden"][-1]
+
+    def learn(self) -> Captured:
+        """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
+        parts = super().learn()
+        shape = self.shapes["hidden"]
+        inputs = self.shapes[self.encoder.main_input_name]
+        if len(shape) != 3 or (self.per_position and shape[1] != inputs[1]):
+            raise ArgumentError(
+                "model",
+                expected="layers with a hidden state (batch, length, width), at positions those of the input",
+                got=f"one of shape {shape}",
+                remedy="Capture it with ponder.capture, and give it heads of your own.",
+            )
+        return parts
+
+
+class AnswerAndStates:
+    """What an early head reads: the model's own answer if it had ended here, and its states, side by side.
+
+    The states are the first token and the mean of the tokens, without the padding on either side; where there is an
+    answer at each position, that of the position.
+
+    Args:
+        adapter: The adapter of the fine-tuned model.
+    """
+
+    def __init__(self, adapter: FinetunedAdapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
+        """Features `(batch, …, labels + states · width)`."""
+        logits, states = self.adapter.read(self.adapter.select, hidden, context), states_of(hidden)
+        if self.adapter.per_position:
+            return torch.cat([logits, states.to(logits)], dim=-1)
+        mask = self._mask(states, context.get("token_mask"))
+        mean = readouts.mean(states, attention_mask=mask)
+        return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+
+    def _mask(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask of the states by that of a call; None where there is none, or it is not known of what they are."""
+        length = states.shape[1]
+        if mask is None or mask.shape[1] == length:
+            return mask
+        if mask.shape[1] < length:  # a model that pads within, as Longformer does to a multiple of its window
+            return F.pad(mask, (0, length - mask.shape[1]))
+        frames = frames_mask(self.adapter.encoder, mask, length)
+        return None if frames is mask else as_long(frames, length)
+
+
+def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The state of the first token that is no padding, on whichever side that is."""
+    if mask is None:
+        return readouts.first_token(states)
+    place = (mask != 0).long().argmax(1)  # of several ones, the first
+    return states[torch.arange(states.shape[0], device=states.device), place]

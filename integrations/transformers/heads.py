@@ -1,0 +1,251 @@
+"""The models: one class a kind of answer, and the Auto classes that find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.utils.generic import ModelOutput
+
+from ponder.integrations.transformers.adapters import Adapter, adapter_for
+from ponder.integrations.transformers.config import PonderConfig
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+from ponder.policies import LastStep
+from ponder.recipes import Recipe
+from ponder.tasks import Regression
+
+__all__ = [
+    "PonderClassifierOutput",
+    "PonderForAudioClassification",
+    "PonderForImageClassification",
+    "PonderForQuestionAnswering",
+    "PonderForSequenceClassification",
+    "PonderForTokenClassification",
+    "PonderModel",
+    "PonderModelOutput",
+    "PonderQuestionAnsweringOutput",
+]
+
+
+@dataclass
+class PonderClassifierOutput(ModelOutput):
+    """Output of a classifier.
+
+    Args:
+        loss: Scalar, where labels were given.
+        logits: Outputs at each row's exit (in training: of the last step), `(batch, [length,] labels)`.
+        exit_step: The step of `logits`, `(batch,)`, 1-based.
+        step_logits: Outputs of every step in training, `(batch, steps, …)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
+        >>> out.loss.shape, out.step_logits.shape, out.hazard_logits.shape
+        (torch.Size([]), torch.Size([5, 4, 3]), torch.Size([5, 4]))
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_step: Tensor | None = None
+    step_logits: Tensor | None = None
+    hazard_logits: Tensor | None = None
+
+
+@dataclass
+class PonderQuestionAnsweringOutput(ModelOutput):
+    """Output of a model that answers with a span; fields as for `PonderClassifierOutput`, but for the logits.
+
+    Args:
+        loss: Scalar, where both positions were given.
+        start_logits: Logits of the first token of the answer, `(batch, length)`.
+        end_logits: Logits of its last token, likewise.
+        exit_step: The step of these, `(batch,)`, 1-based.
+        step_logits: Logits of both at every step in training, `(batch, steps, length, 2)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    exit_step: Tensor | None = None
+    step_logits: Tensor | None = None
+    hazard_logits: Tensor | None = None
+
+
+@dataclass
+class PonderModelOutput(ModelOutput):
+    """Output of an encoder; fields as for `PonderClassifierOutput`, but for the logits.
+
+    Args:
+        loss: Scalar, where labels were given.
+        last_hidden_state: Tokens at each row's exit, `(batch, length, width)`, of a model that reads tokens.
+        pooler_output: Features at each row's exit, `(batch, width)`, of any other.
+        exit_step: The step of either, `(batch,)`, 1-based.
+        step_logits: Tokens or features of every step, in training, `(batch, steps, …)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
+    """
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    exit_step: Tensor | None = None
+    step_logits: Tensor | None = None
+    hazard_logits: Tensor | None = None
+
+
+class PonderForSequenceClassification(PonderPreTrainedModel):
+    """An encoder of texts that answers once a text; a class, several labels, or numbers, by `problem_type`.
+
+    Example:
+        >>> model = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=3).eval()
+        >>> out = model(**batch, policy=policies.FixedStep(2))
+        >>> out.logits.shape, out.exit_step
+        (torch.Size([5, 3]), tensor([2, 2, 2, 2, 2]))
+    """
+
+    auto_class, output_class = AutoModelForSequenceClassification, PonderClassifierOutput
+    pipeline_tag = "text-classification"
+
+
+class PonderForTokenClassification(PonderPreTrainedModel):
+    """An encoder of texts that answers once a token. A text exits as a whole; its Lambda head reads the mean.
+
+    Example:
+        >>> model = PonderForTokenClassification.from_encoder(encoder, "pabee", num_labels=5).eval()
+        >>> model(**batch).logits.shape
+        torch.Size([5, 7, 5])
+    """
+
+    auto_class, output_class = AutoModelForTokenClassification, PonderClassifierOutput
+    pipeline_tag = "token-classification"
+    task_name, readouts, per_position = "token_classification", ("tokens",), True
+
+
+class PonderForQuestionAnswering(PonderPreTrainedModel):
+    """An encoder of texts that answers with a span of the text.
+
+    Example:
+        >>> model = PonderForQuestionAnswering.from_encoder(encoder, "vanilla").eval()
+        >>> out = model(**batch)
+        >>> out.start_logits.shape, out.exit_step
+        (torch.Size([5, 7]), tensor([4, 4, 4, 4, 4]))
+    """
+
+    auto_class = AutoModelForQuestionAnswering
+    pipeline_tag, heads_name = "question-answering", "qa_outputs"
+    task_name, readouts, per_position = "span", ("tokens",), True
+    output_class = PonderQuestionAnsweringOutput
+
+    @staticmethod
+    def answer(output: Any) -> Tensor:
+        """The logits of both positions, side by side."""
+        return torch.stack((output["start_logits"], output["end_logits"]), -1)
+
+    def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
+        """See `PonderPreTrainedModel.named_outputs`."""
+        start, end = outputs.unbind(-1)
+        return {"start_logits": start, "end_logits": end}
+
+
+class PonderForImageClassification(PonderPreTrainedModel):
+    """An encoder of images that answers once an image.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> vit = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes))
+        >>> model = PonderForImageClassification.from_encoder(vit, "palbert", num_labels=10).eval()
+        >>> model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape
+        torch.Size([2, 10])
+    """
+
+    auto_class, output_class = AutoModelForImageClassification, PonderClassifierOutput
+    pipeline_tag = "image-classification"
+    main_input_name, inputs = "pixel_values", ("pixel_values",)
+
+
+class PonderForAudioClassification(PonderPreTrainedModel):
+    """An encoder of sound that answers once a recording.
+
+    Example:
+        >>> from transformers import ASTConfig, ASTModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> encoder = ASTModel(ASTConfig(max_length=32, num_mel_bins=16, patch_size=8, **sizes))
+        >>> model = PonderForAudioClassification.from_encoder(encoder, "palbert", num_labels=4).eval()
+        >>> model(input_values=torch.randn(2, 32, 16)).logits.shape
+        torch.Size([2, 4])
+    """
+
+    auto_class, output_class = AutoModelForAudioClassification, PonderClassifierOutput
+    pipeline_tag = "audio-classification"
+    main_input_name, inputs = "input_values", ("input_values", "input_features")
+
+
+class PonderModel(PonderPreTrainedModel):
+    """An encoder that answers with its features at the exit: embeddings, or all tokens with ``readout="tokens"``.
+
+    Labels are the features that a row should have, such as the embedding that a larger model gives the same text: the
+    loss of a step is the mean squared error. Of the folder of a classifier, it reads the encoder.
+
+    Example:
+        >>> model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
+        >>> model(**batch, policy=policies.Converged(tolerance=0.3)).pooler_output.shape
+        torch.Size([5, 16])
+    """
+
+    auto_class = AutoModel
+    inputs = ("input_ids", "pixel_values", "input_values", "input_features")
+    readouts = ("pooler", "mean", "first_token", "last_token", "tokens")
+    output_class, task_name = PonderModelOutput, "regression"
+
+    @classmethod
+    def task_of(cls, config: PonderConfig) -> Any:
+        """See `PonderPreTrainedModel.task_of`."""
+        return TokenFeatures() if config.readout == "tokens" else cls.task_name
+
+    @classmethod
+    def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
+        """See `PonderPreTrainedModel.adapt`; a fine-tuned model's encoder is read, and its head left alone."""
+        adapter = adapter_for(whole.base_model if config.finetuned else whole, config.num_steps, config.example)
+        if config.finetuned:
+            config.readout = next(name for name in cls.readouts if adapter.has_readout(name))
+            config.recipe = {**config.recipe, "policy": LastStep().to_dict()}
+        return adapter
+
+    def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
+        """See `PonderPreTrainedModel.make_heads`; the features are the answer."""
+        return nn.Identity(), None if self.config.finetuned else super().make_heads(recipe, num_steps)[1]
+
+    def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
+        """See `PonderPreTrainedModel.named_outputs`."""
+        return {"last_hidden_state" if self.config.readout == "tokens" else "pooler_output": outputs}
+
+
+class TokenFeatures(Regression):
+    """All tokens of a row as its answer: numbers at each position, of which padding does not count."""
+
+    per_token = True
+
+
+AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)
+for _kind in (
+    PonderModel,
+    PonderForSequenceClassification,
+    PonderForTokenClassification,
+    PonderForImageClassification,
+    PonderForAudioClassification,
+    PonderForQuestionAnswering,
+):
+    _kind.auto_class.register(PonderConfig, _kind, exist_ok=True)

@@ -1,0 +1,702 @@
+"""`PonderPreTrainedModel`: a Hugging Face model that exits per example, whatever its heads answer.
+
+What an answer is (a class a text, a class a token, features, …) is a short subclass each, in `heads.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from contextvars import ContextVar
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, initialization
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.generic import ModelOutput
+
+from ponder import recipes
+from ponder._utils.checks import check_choice
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.integrations.transformers.adapters import Adapter, AdapterStem, CapturedAdapter, adapter_for
+from ponder.integrations.transformers.card import evaluate, model_card, write_card
+from ponder.integrations.transformers.config import PonderConfig
+from ponder.integrations.transformers.families import encoder_of, pack
+from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
+from ponder.integrations.transformers.texts import Answers, answer_rows, load_tokenizer, record_rows
+from ponder.model.heads import HazardLayer, PerStep, make_heads
+from ponder.model.readouts import ReadoutCall
+from ponder.objectives import Distillation, FinalStep
+from ponder.policies import ExitPolicy, LastStep
+from ponder.recipes import Recipe, Stage
+from ponder.trajectory import Trajectory
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["Heads", "HeadsWrapper", "PonderPreTrainedModel"]
+
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "regression": "regression",
+    "multi_label_classification": "multilabel",
+}
+_REMEDIES = {
+    "inputs_embeds": "Pass input_ids. Prompt tuning and its kin put embeddings in their place: use LoRA, or another "
+    "method of peft that changes layers.",
+    "past_key_values": "Leave it out: nothing is generated. Of peft's methods, use LoRA.",
+    "output_attentions": "Leave it out, and ask the plain encoder.",
+    "output_hidden_states": "Leave it out; model.unroll(…, keep_features=True) gives what heads read at every step.",
+}
+"""Arguments of other models of Transformers that a model with exits cannot honour."""
+_EXITS = Recipe(
+    name="exits",
+    paper="this library: early heads that learn to answer as a frozen fine-tuned model does",
+    stages=(Stage(Distillation(), train="early_heads"),),
+    policy=LastStep(),
+    per_step_heads=True,
+    tuned_for=None,
+)
+_READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar("_READING", default=None)
+"""What `from_pretrained` reads: the folder or name, whether its code is trusted, and arguments of the hub."""
+
+
+class PonderPreTrainedModel(PreTrainedModel):
+    """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits beside its head.
+
+    Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses differ in what they
+    read (`inputs`, `readouts`), what their answers mean (`task_of`) and how they are named in what a call gives
+    (`output_class`, `answers`).
+
+    Args:
+        config: The configuration; weights are random until they are loaded.
+        encoder: The encoder, or fine-tuned model, instead of a new one made from the configuration.
+        adapter: Its adapter, where it is known.
+
+    Attributes:
+        tokenizer: The tokenizer of `predict`, found beside the weights and saved with them; None where there is none.
+
+    Example:
+        >>> model.policy, model.recipe.name, model.ponder.num_steps
+        (Quantile(q=0.5), 'palbert', 4)
+        >>> model.unroll(**batch).outputs.shape
+        torch.Size([5, 4, 3])
+    """
+
+    config_class = PonderConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol; it adds those of the encoder)
+
+    accepts_loss_kwargs = False
+    """What `Trainer` asks: the loss is a mean over the batch, whatever `forward` takes besides."""
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids",)
+    """Main inputs of the encoders that this model is for."""
+    readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean", "first_token", "last_token")
+    """What heads may read of the encoder; the first that the encoder has is the default."""
+    heads_name: ClassVar[str] = "classifier"
+    """Under which name peft looks for what is new in such a model."""
+    pipeline_tag: ClassVar[str] = "feature-extraction"
+    """What the hub calls the task, for the model card."""
+    task_name: ClassVar[str | None] = None
+    """What an answer means; None where `problem_type` says so."""
+    per_position: ClassVar[bool] = False
+    """Whether there is an answer at each position."""
+    output_class: ClassVar[type[ModelOutput]]
+    auto_class: ClassVar[Any]
+
+    def __init__(
+        self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
+    ) -> None:
+        super().__init__(config)
+        whole = _new_encoder(config) if encoder is None else _as_loaded(encoder)
+        self.ponder = self._wrapper(whole, adapter)
+        self.main_input_name = whole.main_input_name
+        self._tokenizer: Any = None
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
+        """The wrapper around an encoder, as the configuration says, with new heads."""
+        config, recipe = self.config, self.config.make_recipe()
+        adapter = adapter or self.adapt(whole, config)
+        steps, read, per_token = adapter.steps(), config.readout, config.readout == "tokens"
+        head, lambda_head = self.make_heads(recipe, steps.num_steps)
+        wrapper = HeadsWrapper(
+            steps,
+            heads_name=self.heads_name,
+            head=head,
+            lambda_head=lambda_head,
+            prior=recipe.prior,
+            objective=recipe.stages[0].objective,
+            policy=recipe.policy,
+            stem=AdapterStem(adapter, whole),
+            readout=adapter.readout(read),
+            halting_readout=adapter.readout("mean") if per_token and lambda_head is not None else None,
+            task=self.task_of(config),
+            padding=_padding(adapter, per_token),
+        )
+        wrapper.stages = recipe.stages
+        if isinstance(adapter, FinetunedAdapter):
+            whole.requires_grad_(False)
+        for part in wrapper.children():  # the heads go where the encoder is; it stays as it was given
+            if part is not wrapper.stem and not any(weight.is_meta for weight in part.parameters()):
+                part.to(device=whole.device, dtype=whole.dtype)
+        return wrapper
+
+    @classmethod
+    def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
+        """The adapter of an encoder, or of a fine-tuned model."""
+        if config.finetuned:
+            return FinetunedAdapter(whole, cls.answer, cls.per_position, config.num_steps, config.example)
+        return adapter_for(whole, config.num_steps, config.example)
+
+    def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
+        """The head and the Lambda head: a recipe's, or early heads beside a fine-tuned model's own."""
+        config = self.config
+        labels = int(config.num_labels or 1)
+        if config.finetuned:
+            states = 1 if self.per_position else 2
+            early = [EarlyHead(labels, config.feature_size, states) for _ in range(num_steps - 1)]
+            return PerStep([*early, OwnAnswer(labels)]), None
+        return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw linear layers anew as Transformers does; a Lambda head still starts at its hazard, an early head at 0."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, HazardLayer):
+            initialization.constant_(module.bias, module.start_logit)
+        if isinstance(module, EarlyHead):
+            module.reset()
+
+    @classmethod
+    def task_of(cls, config: PonderConfig) -> Any:
+        """The task: the class's own, or what the configuration's `problem_type` says."""
+        return cls.task_name or _PROBLEMS[config.problem_type or "single_label_classification"]
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | PathLike[str] | PreTrainedModel,
+        recipe: str | Recipe = "palbert",
+        num_labels: int | None = None,
+        *,
+        readout: str | None = None,
+        policy: ExitPolicy | None = None,
+        example: Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
+        id2label: Mapping[int, str] | None = None,
+        head_dropout: float = 0.1,
+        **loading: Any,
+    ) -> Self:
+        """Put a recipe's heads on a pretrained encoder.
+
+        Args:
+            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of an
+                encoder-decoder, the encoder is used. A decoder is read as an encoder, best by its last token.
+            recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
+                encoder's steps.
+            num_labels: Classes; 1 is regression. Where None as many as `id2label` names, or 2.
+            readout: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``, as far as the model
+                has them (`readouts`); where None, the first of these that the encoder has.
+            policy: An exit policy instead of the recipe's.
+            example: What the encoder is called with, for two different rows or more, the longest first, where it reads
+                more than its configuration says; it is saved with the model.
+            problem_type: The problem, as in Transformers, for models that have several; taken from `num_labels` where
+                None.
+            id2label: Names of the classes.
+            head_dropout: Dropout in front of the head.
+            loading: Arguments of `AutoModel.from_pretrained`: `dtype` (float32 where it is not given), `device_map`,
+                `trust_remote_code`, ….
+
+        Raises:
+            ArgumentError: An unknown recipe or readout, or an encoder that cannot be used.
+        """
+        source, encoder = encoder, _loaded(AutoModel, encoder, loading)
+        encoder = encoder_of(encoder)
+        check_saveable(encoder)
+        if encoder.main_input_name not in cls.inputs and example is None:
+            raise ArgumentError(
+                "encoder",
+                expected=f"an encoder of {' or '.join(cls.inputs)}, for a {cls.__name__}",
+                got=f"{type(encoder).__name__}, which reads {encoder.main_input_name}",
+                remedy="Use the model of its kind of inputs.",
+            )
+        packed = None if example is None else pack(example)
+        adapter = adapter_for(encoder, None, packed)
+        read = cls._readout(readout, adapter)
+        labels = num_labels or (len(id2label) if id2label else 2)
+        problem = problem_type or ("regression" if labels == 1 else "single_label_classification")
+        config = PonderConfig(
+            encoder=encoder.config,
+            architecture=type(encoder).__name__,
+            readout=read,
+            head_dropout=head_dropout,
+            num_steps=adapter.steps().num_steps,
+            feature_size=adapter.width(read),
+            example=packed,
+            problem_type=problem if cls.task_name is None else None,
+            **({"id2label": dict(id2label)} if id2label else {"num_labels": labels}),
+        )
+        made = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        made = made.for_steps(config.num_steps).for_task(cls.task_of(config))
+        config.recipe = (made if policy is None else dataclasses.replace(made, policy=policy)).to_dict()
+        model = cls(config, encoder, adapter).train()  # the encoder too, which Transformers gives in evaluation mode
+        model.config.name_or_path = source if isinstance(source, str) else encoder.config.name_or_path
+        return model
+
+    @classmethod
+    def _readout(cls, name: str | None, adapter: Adapter) -> str:
+        known = [each for each in cls.readouts if adapter.has_readout(each)]
+        if name is None and known:
+            return known[0]
+        check_choice("readout", name, known)
+        return str(name)
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        model: str | PathLike[str] | PreTrainedModel,
+        *,
+        example: Mapping[str, Any] | None = None,
+        **loading: Any,
+    ) -> Self:
+        """Keep a fine-tuned model, head and all, and put exits beside it; `fit_exits` fits them, from inputs alone.
+
+        At full depth the answers are those of the plain model, bit for bit; until exits are fitted every row runs to
+        the last step. The model is frozen, so training moves the early heads alone, to answer as full depth does.
+
+        Args:
+            model: A fine-tuned model of Transformers, with the head that this class is for; a folder or a hub name.
+            example: As for `from_encoder`.
+            loading: As for `from_encoder`.
+
+        Raises:
+            ArgumentError: It has no such head, or cannot be captured (says why).
+            CheckpointError: The folder holds no whole fine-tuned model.
+        """
+        source, whole = model, _loaded(cls.auto_class, model, loading)
+        check_saveable(whole)
+        config = whole.config
+        if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
+            raise ArgumentError(
+                "model",
+                expected="a fine-tuned model of Transformers, head included, without exits",
+                got=type(whole).__name__,
+                remedy="A bare encoder is for from_encoder, and a model with exits for from_pretrained.",
+            )
+        packed = None if example is None else pack(example)
+        adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
+        labels = int(config.num_labels or 1)
+        problem = config.problem_type or ("regression" if labels == 1 else "single_label_classification")
+        made = PonderConfig(
+            encoder=config,
+            architecture=type(whole).__name__,
+            finetuned=True,
+            recipe=_EXITS.to_dict(),
+            readout="answer",
+            num_steps=adapter.steps().num_steps,
+            feature_size=adapter.width("answer"),
+            example=packed,
+            id2label=config.id2label,
+            label2id=config.label2id,
+            problem_type=problem if cls.task_name is None else None,
+        )
+        wrapped = cls(made, whole, adapter).eval()
+        wrapped.config.name_or_path = source if isinstance(source, str) else config.name_or_path
+        return wrapped
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load what `save_pretrained` wrote, as in Transformers.
+
+        An encoder with code of its own needs ``trust_remote_code=True``, which runs the files beside the weights.
+
+        Raises:
+            CheckpointError: The folder holds weights of another class, or code that is not trusted.
+        """
+        hub = {name: kwargs[name] for name in ("cache_dir", "revision", "token", "local_files_only") if name in kwargs}
+        reading = _READING.set((str(pretrained_model_name_or_path), kwargs.pop("trust_remote_code", None), hub))
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        finally:
+            _READING.reset(reading)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        saved = (model.config.architectures or [cls.__name__])[0]
+        if saved != cls.__name__ and saved.startswith("PonderFor") and cls.__name__.startswith("PonderFor"):
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, whose "
+                f"heads answer something else. Load it with {saved}.from_pretrained."
+            )
+        model._learn()
+        return loaded
+
+    def _learn(self) -> None:
+        """Capture the encoder, which had to wait for its weights; nothing to do where an adapter needs none."""
+        adapter = self.adapter
+        if isinstance(adapter, CapturedAdapter) and adapter.parts is None:
+            wrapper, read = self.ponder, self.config.readout
+            wrapper.steps = adapter.learn().steps
+            padding = wrapper.padding = _padding(adapter, read == "tokens")
+            wrapper.readout = ReadoutCall(adapter.readout(read), padding)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
+        folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
+        recipe = dataclasses.replace(
+            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or recipe.stages
+        )
+        self.config.recipe = recipe.to_dict()
+        if kwargs.get("is_main_process", True):
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in (self.encoder, self.encoder.config):
+                if part._auto_class is not None:
+                    custom_object_save(part, folder, config=self.encoder.config)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            write_card(self, folder)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload the model as in Transformers, with its own model card."""
+        found = super().push_to_hub(repo_id, **kwargs)
+        model_card(self, repo_id.rpartition("/")[2]).push_to_hub(repo_id, token=kwargs.get("token"))
+        return found
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder, or the fine-tuned model with its head."""
+        stem: Any = self.ponder.stem
+        return stem.encoder
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter by which the encoder is read."""
+        stem: Any = self.ponder.stem
+        adapter: Adapter = stem.adapter
+        return adapter
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `predict`, saved with the model; found beside the weights when it is first asked for."""
+        if self._tokenizer is None and self.main_input_name == "input_ids":
+            with contextlib.suppress(CheckpointError):
+                self._tokenizer = load_tokenizer(str(self.config.name_or_path or ""))
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The exit policy, saved with the model; assigning one checks it."""
+        return self.ponder.policy
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy) -> None:
+        self.ponder.policy = policy
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the model was built with, scaled to this encoder."""
+        return self.config.make_recipe()
+
+    @property
+    def head_names(self) -> list[str]:
+        """The name of what is new and is trained in full, heads and Lambda head: peft's `modules_to_save`.
+
+        peft finds it itself by the `task_type` of a classifier or of question answering.
+
+        Example:
+            `LoraConfig(target_modules=["query", "value"], modules_to_save=model.head_names)`
+        """
+        return [f"ponder.{self.heads_name}"]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's."""
+        embeddings: nn.Module = self.encoder.get_input_embeddings()
+        return embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the encoder's embeddings, as in Transformers."""
+        embeddings: nn.Embedding = self.encoder.resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = embeddings.num_embeddings
+        return embeddings
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as PyTorch does; an encoder that is frozen as a whole stays in evaluation mode."""
+        super().train(mode)
+        if mode and "ponder" in self._modules and not any(weight.requires_grad for weight in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
+        self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        row_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
+
+        Args:
+            input_ids: Token ids, `(batch, length)`, of an encoder of texts.
+            attention_mask: 1 at real positions and 0 at padding, `(batch, length)`.
+            token_type_ids: Segments, `(batch, length)`, where the encoder has them.
+            pixel_values: Images, as the encoder's processor gives them.
+            input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it so.
+            input_features: A spectrogram, for the encoders that call it so.
+            labels: Labels, as the model's task has them.
+            start_positions: First tokens of answers, `(batch,)`, where these are spans.
+            end_positions: Their last tokens.
+            policy: An exit policy instead of the model's own.
+            row_ids: Identity of each row, `(batch,)`, for seeded sampling.
+            return_dict: False for a tuple.
+            inputs: What the encoder reads besides, by its own names.
+        """
+        named = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            **inputs,
+        }
+        context = {name: value for name, value in named.items() if value is not None and value is not False}
+        main = self._main_input(context)
+        if start_positions is not None and end_positions is not None:
+            labels = torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)
+        out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
+        run = out.trajectory
+        outputs = _alone(out.outputs) if labels is None and run is not None and self._learns_all_steps else out.outputs
+        made = self.output_class(
+            loss=out.loss,
+            exit_step=out.exit_step,
+            step_logits=None if run is None else run.outputs,
+            hazard_logits=None if run is None else run.hazard_logits,
+            **self.named_outputs(outputs),
+        )
+        return made.to_tuple() if return_dict is False else made
+
+    def _main_input(self, context: dict[str, Any]) -> Tensor:
+        """Take the main input out of the arguments of a call, and refuse what no answer would honour."""
+        name = self.main_input_name
+        for unread in _REMEDIES.keys() & context.keys():
+            raise ArgumentError(
+                unread,
+                expected="None: a model that exits early has no such thing",
+                got=type(context[unread]).__name__,
+                remedy=_REMEDIES[unread],
+            )
+        if name not in context or (missing := self.adapter.required - context.keys()):
+            raise ArgumentError(
+                name if name not in context else ", ".join(sorted(missing)),
+                expected=f"what {type(self.encoder).__name__} reads",
+                got=", ".join(context) or "nothing",
+                remedy="Pass what its tokenizer or processor gives; Trainer keeps all of it with "
+                "remove_unused_columns=False.",
+            )
+        main: Tensor = context.pop(name)
+        return main
+
+    @property
+    def _learns_all_steps(self) -> bool:
+        """Whether the objective teaches more than the last step, so that a loss of `logits` alone would miss it."""
+        return not isinstance(self.ponder.objective, FinalStep)
+
+    @staticmethod
+    def answer(output: Any) -> Tensor:
+        """The answer in the output of a fine-tuned model."""
+        logits: Tensor = output["logits"]
+        return logits
+
+    def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The fields of `output_class` that hold the answer."""
+        return {"logits": outputs}
+
+    def unroll(self, **inputs: Any) -> Trajectory:
+        """Full depth, no exit; arguments as for a call, and `keep_features`."""
+        context = {name: value for name, value in inputs.items() if value is not None}
+        return self.ponder.unroll(self._main_input(context), **context)
+
+    def predict(self, rows: Any, **options: Any) -> Answers:
+        """Run every example to its exit, in its order.
+
+        Args:
+            rows: Texts, or pairs of texts, where there is a tokenizer; or encodings: a dict each with the main input,
+                as a tokenizer or processor gives them, without padding.
+            options: Arguments of `ponder.predict`: `batch_size`, `policy`, `progress`, ….
+
+        Returns:
+            Answers, whose `labels` are names of classes and `probabilities` those of the labels.
+        """
+        return answer_rows(self, rows, options)
+
+    def record(self, rows: Any, **options: Any) -> Trajectory:
+        """Run every step of every example, in its order; arguments as for `predict` and `ponder.record`."""
+        return record_rows(self, rows, options)
+
+    def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: Any = None) -> dict[str, Any]:
+        """Measure the policy on labelled rows, and note it in the configuration and on the model card.
+
+        Args:
+            trajectory: A full-depth run of this model on rows with labels, which chose neither weights nor policy.
+            data: What the rows are, in a few words: ``"RTE, validation"``.
+            metric: The score, as for `ponder.calibration.sweep`; the task's own where None.
+        """
+        noted = evaluate(trajectory, self.policy, data, metric)
+        others = [row for row in self.config.evaluations if (row["data"], row["policy"]) != (data, noted["policy"])]
+        self.config.evaluations = [*others, noted]
+        return noted
+
+
+class Heads(nn.Module):
+    """The head and the Lambda head of a model, which are called one by one.
+
+    Args:
+        head: The head.
+        lambda_head: The Lambda head, or None.
+    """
+
+    def __init__(self, head: nn.Module, lambda_head: nn.Module | None) -> None:
+        super().__init__()
+        self.head, self.lambda_head = head, lambda_head
+
+
+class HeadsWrapper(PonderWrapper):
+    """A `PonderWrapper` whose heads stand in one module, under the name by which peft finds what is new in a model.
+
+    Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier`` or ``qa_outputs``:
+    it puts a module of its own in their place, which holds a copy for each adapter. So heads are read from there.
+
+    Args:
+        args: Arguments of `PonderWrapper`.
+        heads_name: The name of that module.
+        kwargs: Keyword arguments of `PonderWrapper`.
+    """
+
+    def __init__(self, *args: Any, heads_name: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        heads = Heads(self.head, self.lambda_head)
+        del self.head, self.lambda_head
+        self.heads_name = heads_name
+        self.add_module(heads_name, heads)
+
+    def __getattr__(self, name: str) -> Any:
+        """The heads, of the adapter that is active; anything else as PyTorch finds it."""
+        if name in ("head", "lambda_head"):
+            return getattr(self._modules[self.__dict__["heads_name"]], name)
+        return super().__getattr__(name)
+
+
+def check_saveable(model: PreTrainedModel) -> None:
+    """Refuse, before any training, a model that its configuration and files would not make again.
+
+    Raises:
+        ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters of peft.
+    """
+    kind = type(model)
+    known = kind.__module__.startswith("transformers.") or kind._auto_class is not None
+    known = known or kind in _registered(type(model.config))
+    if not known or any(type(part).__module__.startswith("peft.") for part in model.modules()):
+        raise ArgumentError(
+            "encoder",
+            expected="a model that can be read again from its files",
+            got=f"a {kind.__name__} with adapters of peft" if known else f"a {kind.__name__} of {kind.__module__}",
+            remedy="Pass what model.merge_and_unload() gives."
+            if known
+            else "Call its register_for_auto_class('AutoModel'), so that its code is saved beside it; or use "
+            "ponder.PonderWrapper with the parts that ponder.capture gives.",
+        )
+
+
+def _registered(config: type) -> tuple[type, ...]:
+    """The bare classes that users registered for a configuration."""
+    found = transformers.MODEL_MAPPING._extra_content.get(config, ())
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: dict[str, Any]) -> PreTrainedModel:
+    """A model of Transformers, loaded where it is not one yet; no weight may be random."""
+    if isinstance(source, PreTrainedModel):
+        if loading:
+            raise TypeError(f"unexpected keyword arguments for a model that is loaded already: {', '.join(loading)}")
+        return source
+    given = {"dtype": torch.float32, **loading, "output_loading_info": True}
+    model, info = auto.from_pretrained(str(source), **given)
+    missing = sorted(key for key in info["missing_keys"] if auto is not AutoModel or "pooler" not in key.split("."))
+    if missing:
+        raise CheckpointError(
+            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(missing[:3])}, which would "
+            "be random. Pass the folder of a fine-tuned model, or its encoder to from_encoder."
+        )
+    return model
+
+
+def _new_encoder(config: PonderConfig) -> PreTrainedModel:
+    """A new encoder, or model with a head, as the configuration says."""
+    remote = config.remote_code
+    if remote:
+        source, trusted, hub = _READING.get() or (config.name_or_path, None, {})
+        config.trust(source, trusted, **hub)
+    if not config.finetuned:
+        return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote)))
+    name = config.architecture
+    if remote:
+        auto = getattr(transformers, next(auto for auto, at in remote.items() if at.endswith(f".{name}")))
+        made: PreTrainedModel = auto.from_config(config.encoder, trust_remote_code=True)
+        return made
+    return getattr(transformers, name)._from_config(config.encoder)  # type: ignore[no-any-return]
+
+
+def _padding(adapter: Adapter, per_token: bool) -> Any:
+    """Where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
+    padding = adapter.padding()
+    return padding if padding is None or not per_token else dataclasses.replace(padding, pooled=False)
+
+
+def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Mark modules as initialised, or else `post_init` draws their weights anew."""
+    for module in encoder.modules():
+        module._is_hf_initialized = True  # type: ignore[assignment]
+    return encoder
+
+
+def _alone(outputs: Tensor) -> Tensor:
+    """Outputs of the last step, of which a loss of one's own must not be taken: it would train the last head alone."""
+    if not outputs.requires_grad:
+        return outputs
+    outputs = outputs.view_as(outputs)
+    outputs.register_hook(_refuse_alone)
+    return outputs
+
+
+def _refuse_alone(gradient: Tensor) -> None:
+    raise ArgumentError(
+        "labels",
+        expected="labels in the call of a model whose recipe trains every step",
+        got="a loss of out.logits, of the last step alone (as plain Trainer takes with label_smoothing_factor or "
+        "compute_loss_func)",
+        remedy="Use PonderTrainer, which smooths the labels of every step; pass labels to the model and take out.loss; "
+        "or take your loss of out.step_logits.",
+    )

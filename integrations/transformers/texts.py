@@ -1,0 +1,223 @@
+"""Texts and encodings to answers: tokenizers, row ids by content, and data sets through a model with exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.inference import Predictions, predict, record
+from ponder.tasks import Span
+from ponder.trajectory import Trajectory
+
+__all__ = [
+    "Answers",
+    "Encoded",
+    "answer_rows",
+    "encodings_of",
+    "ids_by_content",
+    "load_tokenizer",
+    "max_positions",
+    "record_rows",
+    "tokenize",
+]
+
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
+_NO_LIMIT, _FALLBACK = 10**10, 512
+_SPAN = ("start_positions", "end_positions")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Predictions):
+    """Answers to a data set, in its order.
+
+    Args:
+        names: Names of the classes.
+
+    Example:
+        >>> model.tokenizer = tokenizer
+        >>> answers = model.predict(["a text", "a short text"])
+        >>> len(answers.labels), answers.probabilities.shape, answers.exit_step.shape
+        (2, torch.Size([2]), torch.Size([2]))
+    """
+
+    names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the predicted classes; of a classifier with one class a row."""
+        return [self.names[place] for place in self.outputs.argmax(-1).tolist()]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probability of each predicted class, `(rows,)`."""
+        return self.outputs.float().softmax(-1).amax(-1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised texts.
+
+    Args:
+        rows: One dict each, with `input_ids`.
+        cut: Whether each text was longer than the model takes, and was cut.
+    """
+
+    rows: list[dict[str, Any]]
+    cut: list[bool]
+
+    @property
+    def truncated(self) -> int:
+        """The number of texts that were cut."""
+        return sum(self.cut)
+
+
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a folder, or of a hub name.
+
+    Raises:
+        CheckpointError: There is none that can be read.
+    """
+    folder = Path(source)
+    try:
+        if not source or (folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())):
+            raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            f"tokenizer: expected the tokenizer's files in {source!r}; got none that can be read. "
+            "Save them there: tokenizer.save_pretrained(folder)."
+        ) from error
+
+
+def max_positions(model: Any) -> int:
+    """Return how many tokens an encoder takes, 10¹⁰ where it has no limit.
+
+    In a table of positions with a row for padding they begin behind that row.
+    """
+    count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(count, int) or count < 1:
+        return _NO_LIMIT
+    tables = [table for name, table in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    return count - max((row + 1 for row in padding if row is not None), default=0)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int) -> Encoded:
+    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and counted.
+
+    Args:
+        tokenizer: A tokenizer of Transformers.
+        texts: Texts, or pairs of texts.
+        longest: How many positions the model has.
+    """
+    limit = min(longest, tokenizer.model_max_length)
+    limit = _FALLBACK if limit >= _NO_LIMIT else limit
+    sides = [list(side) for side in zip(*([text] if isinstance(text, str) else text for text in texts), strict=True)]
+    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
+    names = [name for name in tokenizer.model_input_names if name in made]
+    rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
+    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
+    again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"] if full else []
+    longer = {place for place, ids in zip(full, again, strict=True) if len(ids) > limit}
+    return Encoded(rows, [place in longer for place in range(len(rows))])
+
+
+def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
+    """Return texts, or pairs of texts, as encodings by the model's tokenizer; anything else as it is.
+
+    Raises:
+        ArgumentError: Texts for a model without a tokenizer, or one text in the place of a list.
+    """
+    if isinstance(rows, str) or (isinstance(rows, Sequence) and len(rows) and _is_text(rows[0])):
+        if isinstance(rows, str) or model.tokenizer is None:
+            raise ArgumentError(
+                "rows",
+                expected="a list of texts, and a tokenizer",
+                got="one text" if isinstance(rows, str) else "a model without a tokenizer",
+                remedy="Pass [text]." if isinstance(rows, str) else "Set model.tokenizer, or pass encodings.",
+            )
+        return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
+    return rows
+
+
+def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
+    """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
+    found = predict(model.ponder, _pairs(model, encodings_of(model, rows)), **options)
+    names = model.config.id2label or {}
+    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return Answers(**fields, names=tuple(str(names[place]) for place in sorted(names)))
+
+
+def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:
+    """`ponder.inference.record` on texts or encodings; see `PonderPreTrainedModel.record`."""
+    return record(model.ponder, _pairs(model, encodings_of(model, rows)), **options)
+
+
+def _pairs(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Encodings as pairs (inputs, context), by the names of the model's inputs."""
+    name, reads = model.main_input_name, model.adapter.inputs
+    of_spans = isinstance(model.ponder.task, Span)
+    return [_pair(row, name, reads, of_spans) for row in rows]
+
+
+def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(row, Mapping) or row.get(name) is None or not len(row[name]):
+        raise ArgumentError(
+            "rows",
+            expected=f"dicts, each with {name!r} of one input, which is not empty",
+            got=f"a dict with {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__,
+            remedy="Pass texts, or [tokenizer(text) for text in texts], without padding.",
+        )
+    context = {key: row[key] for key in reads if key != name and row.get(key) is not None}
+    labels = row.get("labels", row.get("label"))
+    if labels is None and of_spans and all(row.get(place) is not None for place in _SPAN):
+        labels = [int(row[place]) for place in _SPAN]
+    return row[name], context if labels is None else {**context, "labels": labels}
+
+
+def ids_by_content(given: Mapping[str, Any]) -> Tensor | None:
+    """Return an id for each row, by its tokens, or by the numbers of an image or a sound; None where there are neither.
+
+    Pipelines and data loaders reorder rows, and sampled exits depend on the row. Padding does not count, so that a row
+    draws the same in every batch.
+
+    Args:
+        given: Inputs of a model of Transformers, by name.
+
+    Returns:
+        `(batch,)` int64, at least 0.
+
+    Example:
+        >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7]])
+        >>> alone, beside = ids_by_content({"input_ids": ids[:1, :2]}), ids_by_content(
+        ...     {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+        ... )
+        >>> (beside == alone).tolist()
+        [True, False]
+    """
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if isinstance(ids, Tensor):
+        return _mixed(ids.long(), torch.ones_like(ids) if mask is None else mask.long())
+    for name in ("pixel_values", "input_values", "input_features"):
+        numbers = given.get(name)
+        if isinstance(numbers, Tensor):
+            bits = numbers.float().flatten(1).view(torch.int32).long()
+            return _mixed(bits, (bits != 0).long())  # sounds are padded with 0
+    return None
+
+
+def _mixed(values: Tensor, real: Tensor) -> Tensor:
+    mixed = values * 0x9E3779B1 + real.cumsum(1) * 0x85EBCA77
+    mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
+    return ((mixed ^ (mixed >> 12)) * real).sum(1) & 0x7FFFFFFFFFFFFFFF
+
+
+def _is_text(row: Any) -> bool:
+    return isinstance(row, str) or (isinstance(row, list | tuple) and len(row) > 0 and isinstance(row[0], str))
