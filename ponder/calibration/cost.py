@@ -1,0 +1,308 @@
+"""Costs: FLOPs of the parts of a model, the cost of an exit, and speed-ups in steps, FLOPs and seconds.
+
+A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the policy's readings on the
+way: features are a readout, an output is a readout and a head, a hazard a readout and a Lambda head. At the last step no
+policy is asked. Speed-ups in steps, in FLOPs and in seconds are three quantities, and each is named wherever it stands.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ponder._utils.checks import check_int
+from ponder._utils.modes import evaluating
+from ponder.calibration.families import Floats
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+
+__all__ = ["Breakdown", "SpeedUp", "WallClock", "measure", "seconds", "speed_up", "wall_clock"]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """FLOPs per example of the parts of a model; seconds, or any unit, where you build it yourself.
+
+    `needs`, below, is what the policy reads: `policy.needs`.
+
+    Args:
+        stem: Cost of the stem.
+        steps: Cost of each step, `(steps,)`.
+        readouts: Cost of the readout at each step, `(steps,)`.
+        heads: Cost of the head at each step, `(steps,)`.
+        lambda_head: Cost of the Lambda head at one step; 0 where there is none.
+        first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before; else 0.
+        hazard_reads_features: Whether the Lambda head reads the features, so that a hazard costs their readout; False
+            where it has a readout of its own, which is counted in `lambda_head`.
+
+    Example:
+        >>> cost = ponder.calibration.cost.Breakdown(0, (100, 100, 100), (0, 0, 0), (10, 10, 10))
+        >>> cost.plain, cost.exits({"output"}).tolist()  # with a policy that looks at every answer
+        (310.0, [110.0, 220.0, 330.0])
+        >>> round(cost.break_even({"output"}), 2)
+        2.82
+    """
+
+    stem: float
+    steps: tuple[float, ...]
+    readouts: tuple[float, ...]
+    heads: tuple[float, ...]
+    lambda_head: float = 0.0
+    first_readout: float = 0.0
+    hazard_reads_features: bool = True
+
+    @property
+    def plain(self) -> float:
+        """The cost of the unwrapped encoder: the stem, every step, the last readout and the last head."""
+        return float(self.stem + sum(self.steps) + self.readouts[-1] + self.heads[-1])
+
+    def exits(self, needs: Iterable[str]) -> Floats:
+        """Return the cost of exiting at each step, `(steps,)`."""
+        needs = frozenset(needs)
+        reads = needs & ({"output", "features", "hazard"} if self.hazard_reads_features else {"output", "features"})
+        steps, readouts, heads = (np.array(each, dtype=np.float64) for each in (self.steps, self.readouts, self.heads))
+        asked = readouts * bool(reads) + heads * ("output" in needs) + self.lambda_head * ("hazard" in needs)
+        answer = readouts * (not reads) + heads * ("output" not in needs)
+        asked[-1], answer[-1] = 0.0, readouts[-1] + heads[-1]
+        return self.stem + self.first_readout * ("hazard" in needs) + np.cumsum(steps + asked) + answer
+
+    def cumulative(self, needs: Iterable[str]) -> Floats:
+        """Return the cost of exiting at each step, relative to the unwrapped encoder, `(steps,)`.
+
+        Pass it to a sweep: ``costs=cost.cumulative, full_cost=1.0``.
+        """
+        return self.exits(needs) / self.plain
+
+    def overhead(self, needs: Iterable[str]) -> float:
+        """Return what exits add to a row that reaches the last step, relative to the plain encoder: 0.05 is 5%."""
+        return float(self.cumulative(needs)[-1]) - 1.0
+
+    def break_even(self, needs: Iterable[str]) -> float:
+        """Return the mean exit step below which exits cost less than the plain encoder, by linear interpolation."""
+        return float(np.interp(self.plain, self.exits(needs), np.arange(1, len(self.steps) + 1)))
+
+
+@dataclass(frozen=True)
+class _Probe(ExitPolicy):
+    """Keeps every row, and notes the FLOPs that were counted whenever it is asked; `init` comes after the stem."""
+
+    needs: frozenset[str]
+    count: Callable[[], int]
+    seen: list[int]
+
+    def init(self, batch: PolicyBatch) -> None:
+        self.seen.append(self.count())
+
+    def decide(self, step: StepView, state: Any) -> tuple[bool, Any]:
+        self.seen.append(self.count())
+        return False, state
+
+
+def measure(model: nn.Module, inputs: Any, **context: Any) -> Breakdown:
+    """Return the FLOPs per example of every part of a model on a batch, in evaluation mode.
+
+    The model runs to the end under policies that read nothing, features, outputs and hazards, and the differences are
+    the parts. A FLOP is one multiplication or one addition; matrix products, convolutions, attention and recurrent
+    layers are counted. Padding is computed, and so it is counted: pass one example, or examples of one length.
+
+    Args:
+        model: A `PonderWrapper`.
+        inputs: Inputs of a call of the model, `(batch, …)`.
+        context: Context of the call.
+
+    Example:
+        >>> model = ponder.PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
+        >>> cost = ponder.calibration.cost.measure(model, torch.randn(5, 8))
+        >>> cost.steps, cost.heads[0]
+        ((128.0, 128.0, 128.0, 128.0), 48.0)
+    """
+    size, parts = 1, {}
+    for needs in ((), ("features",), ("output",), *([("hazard",)] if model.lambda_head is not None else [])):
+        heads: list[int] = []
+        with evaluating(model), _counting() as counter:
+            hooks = [
+                model.head.register_forward_pre_hook(lambda *_: heads.append(counter.get_total_flops())),
+                model.head.register_forward_hook(lambda *_: heads.append(counter.get_total_flops())),
+            ]
+            try:
+                probe = _Probe(frozenset(needs), counter.get_total_flops, [])
+                size = len(model(inputs, policy=probe, **context).exit_step)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            parts["".join(needs)] = np.array([*probe.seen, counter.get_total_flops()], dtype=np.float64) / size
+        last_head = (heads[-1] - heads[-2]) / size
+    none, features, output = (np.diff(parts[name]) for name in ("", "features", "output"))
+    readouts = (features - none)[:-1]
+    readouts = np.append(readouts, readouts[-1:])  # the same function at every step; of one step it is part of the step
+    readouts = readouts if len(readouts) else np.zeros(1)
+    read_heads = np.append((output - features)[:-1], last_head)
+    steps = none - np.append(np.zeros(len(none) - 1), readouts[-1] + last_head)
+    hazard = parts.get("hazard", parts[""])
+    own = model.halting_readout is not None
+    asked = (np.diff(hazard) - none)[:-1] - (0.0 if own else readouts[:-1])
+    return Breakdown(
+        stem=float(parts[""][0]),
+        steps=tuple(steps.tolist()),
+        readouts=tuple(readouts.tolist()),
+        heads=tuple(read_heads.tolist()),
+        lambda_head=float(asked[-1]) if len(asked) and "hazard" in parts else 0.0,
+        first_readout=float(hazard[0] - parts[""][0]),
+        hazard_reads_features=not own,
+    )
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """Ratios of seconds, of the plain model by the one with exits, over pairs of runs.
+
+    Args:
+        median: Median of the ratios.
+        low: The lowest ratio.
+        high: The highest ratio.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Return the median and the range of measured values."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times cheaper exits are than the plain model; None where it was not measured.
+
+    Args:
+        steps: N ÷ mean exit step. It does not count stem, heads and readouts.
+        flops: FLOPs of the plain model ÷ FLOPs to the exits, over all examples, with all that the policy reads.
+        wall_clock: Seconds of the plain model ÷ seconds to the exits, on one device at one batch size.
+
+    Example:
+        >>> print(ponder.calibration.cost.SpeedUp(2.0, 1.9, ponder.calibration.cost.WallClock(1.7, 1.6, 1.8)))
+        ×2.00 in steps, ×1.90 in FLOPs, ×1.70 (1.60–1.80) in seconds
+    """
+
+    steps: float | None = None
+    flops: float | None = None
+    wall_clock: WallClock | None = None
+
+    def __str__(self) -> str:
+        named = [f"×{self.steps:.2f} in steps"] if self.steps is not None else []
+        named += [f"×{self.flops:.2f} in FLOPs"] if self.flops is not None else []
+        if (clock := self.wall_clock) is not None:
+            named.append(f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) in seconds")
+        return ", ".join(named)
+
+
+def speed_up(
+    exit_step: Any,
+    num_steps: int,
+    *,
+    costs: Breakdown | Sequence[Breakdown] | None = None,
+    needs: Iterable[str] = (),
+    wall_clock: WallClock | None = None,
+) -> SpeedUp:
+    """Return the speed-up of exits over the plain model.
+
+    Args:
+        exit_step: The exit step of each example, `(batch,)`, 1-based.
+        num_steps: N.
+        costs: Cost of all examples, or one for each, for the speed-up in FLOPs.
+        needs: What the policy reads, `policy.needs`, which costs something at every step.
+        wall_clock: Ratios of seconds that `wall_clock` measured.
+
+    Example:
+        >>> print(ponder.calibration.cost.speed_up([1, 2, 3, 6], 6))
+        ×2.00 in steps
+    """
+    steps = np.asarray(exit_step)
+    flops = None
+    if costs is not None:
+        needs, each = frozenset(needs), [costs] * len(steps) if isinstance(costs, Breakdown) else costs
+        spent = sum(cost.exits(needs)[step - 1] for cost, step in zip(each, steps, strict=True))
+        flops = float(sum(cost.plain for cost in each) / spent)
+    return SpeedUp(float(num_steps / steps.mean()), flops, wall_clock)
+
+
+def wall_clock(
+    plain: Callable[[], object], wrapped: Callable[[], object], *, pairs: int = 5, warm_up: int = 1
+) -> WallClock:
+    """Return how many times longer `plain` takes than `wrapped`; runs are timed in pairs, every other one swapped.
+
+    Accelerators are waited for. Load from elsewhere that lasts longer than a pair cancels out.
+
+    Args:
+        plain: The work that is compared with, repeated enough to take some milliseconds.
+        wrapped: The same work with exits.
+        pairs: Number of pairs, ≥ 1.
+        warm_up: Untimed runs of each before.
+    """
+    check_int("pairs", pairs)
+    for _ in range(warm_up):
+        plain(), wrapped()
+    ratios = []
+    for pair in range(pairs):
+        if pair % 2:
+            after = seconds(wrapped)
+            ratios.append(seconds(plain) / after)
+        else:
+            ratios.append(seconds(plain) / seconds(wrapped))
+    return WallClock.of(ratios)
+
+
+def seconds(call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the seconds of one run of `call`, the mean over `repeats`; accelerators are waited for."""
+    _wait()
+    start = clock()
+    for _ in range(repeats):
+        call()
+    _wait()
+    return (clock() - start) / repeats
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    """Count FLOPs of a block, fused operators that PyTorch's counter does not know included."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a whole layer as one operator cannot be counted
+    try:
+        with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent(sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of a recurrent layer: two products at every position, with the gates' weights."""
+    return 2 * sequence[:-1].numel() * (of_input.numel() + of_hidden.numel())
+
+
+_MISSING: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    torch.ops.aten.mv: lambda left, right, *_, **__: 2 * left.numel(),
+    torch.ops.aten.addmv: lambda _, left, right, *__, **___: 2 * left.numel(),
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+}
