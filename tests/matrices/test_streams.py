@@ -1,0 +1,194 @@
+"""Streams: rows at different depths share steps, whenever they arrive, within the limits, and answer for themselves."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from tests.matrices import models
+from tests.matrices.models import LENGTH, STEPS, WIDTH, Toy, build, name
+
+MANY = 40
+POLICIES = [
+    policies.Patience(1),
+    policies.Patience(2) | policies.Quantile(0.8),
+    policies.Bernoulli(seed=4),
+    policies.Voting(2),
+    policies.Converged(patience=1),
+    models.Rising(1),
+    models.Settled(1.2),
+]
+
+
+def rows(count: int = MANY, seed: int = 1) -> Tensor:
+    """Inputs, `(rows, width)`."""
+    return torch.randn(count, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_answers(futures: list[Future[Any]], expected: Any) -> None:
+    """Row by row what a call of the model gives."""
+    answers = [future.result(60) for future in futures]
+    assert [answer.exit_step for answer in answers] == expected.exit_step.tolist()
+    torch.testing.assert_close(
+        torch.stack([answer.output for answer in answers]), expected.outputs, rtol=1e-9, atol=1e-9
+    )
+
+
+class Arrivals:
+    """Rows that are handed in one after the other, by the test and from within steps."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs, self.futures, self.engine = inputs, list[Future[Any]](), None
+        self._turn = threading.Lock()
+
+    def submit(self, count: int) -> None:
+        """Hand in the next rows, where there are any."""
+        with self._turn:
+            for row in self.inputs[len(self.futures) : len(self.futures) + count]:
+                self.futures.append(self.engine.submit(row))
+
+
+def before_steps(made: Toy, act: Callable[[int, int], None]) -> list[int]:
+    """Call `act(number of the call, place of the step)` before every step, and list the sizes of their batches."""
+    steps = [part for part in made.model.steps.modules() if isinstance(part, models.Tanh)]
+    sizes: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.append(len(args[0]))
+        act(len(sizes), steps.index(module))
+
+    for step in steps:
+        step.register_forward_pre_hook(hook)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ["shared", "stacked", "scheduled"])
+@pytest.mark.parametrize("policy", POLICIES, ids=name)
+@pytest.mark.parametrize("max_batch", [3, 64])
+def test_rows_that_arrive_late_join_rows_that_have_begun(
+    kind: str, policy: policies.ExitPolicy, max_batch: int
+) -> None:
+    """Rows with a policy's state, and rows without one yet, are asked together, and answer as alone."""
+    made, inputs = build(kind), rows()
+    expected = made.model(inputs, policy=policy)
+    arrivals = Arrivals(inputs)
+    sizes = before_steps(made, lambda call, place: arrivals.submit(2))
+    with ponder.StreamEngine(made.model, policy=policy, max_batch=max_batch) as arrivals.engine:
+        while len(arrivals.futures) < MANY:
+            arrivals.submit(1)
+            for future in list(arrivals.futures):
+                future.result(60)
+        assert_answers(arrivals.futures, expected)
+    assert max(sizes) <= max_batch
+    assert sum(sizes) == int(expected.exit_step.sum())
+    if kind == "shared":  # of shared weights, every step takes all that is there
+        assert max(sizes) > 2
+        assert len(sizes) < int(expected.exit_step.sum()) / 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_neither_order_nor_batch_nor_arrival_changes_an_answer(seed: int) -> None:
+    rng = random.Random(seed)
+    kind, policy = rng.choice(["shared", "stacked", "scheduled"]), rng.choice(POLICIES)
+    made, inputs, order = build(kind, per_step=seed % 2 == 0), rows(seed=seed), list(range(MANY))
+    expected = made.model(inputs, policy=policy)
+    if not isinstance(policy, policies.Bernoulli):  # whose numbers go by the place in the stream
+        rng.shuffle(order)
+    futures = {}
+    with ponder.StreamEngine(made.model, policy=policy, max_batch=rng.randint(1, 9)) as engine:
+        for row in order:
+            futures[row] = engine.submit(inputs[row])
+            if rng.random() < 0.2:
+                futures[row].result(60)
+        assert_answers([futures[row] for row in range(MANY)], expected)
+
+
+@pytest.mark.parametrize("kind", ["shared", "stacked"])
+@pytest.mark.parametrize("max_batch", [1, 4, 7])
+def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
+    made, inputs = build(kind, policy=policies.LastStep()), rows(28)
+    expected, gate = made.model(inputs), threading.Event()
+    sizes = before_steps(made, lambda call, place: gate.wait(60) and None)
+    with ponder.StreamEngine(made.model, max_batch=max_batch) as engine:
+        first = engine.submit(inputs[0])
+        futures = [engine.submit(row) for row in inputs[1:]]
+        gate.set()
+        assert_answers([first, *futures], expected)
+        stats = engine.stats
+    assert max(sizes) == max_batch
+    full = sum(size == max_batch for size in sizes) / len(sizes)
+    assert full >= (0.6 if kind == "stacked" else 0.8)
+    assert (stats.done, stats.row_steps) == (28, 28 * STEPS)
+
+
+def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
+    """While rows keep arriving, fuller queues in front of the first step do not starve the last ones."""
+    made, arrivals = build("stacked", policy=policies.LastStep()), Arrivals(rows(400))
+    unfinished: list[int] = []
+
+    def arrive(call: int, place: int) -> None:
+        arrivals.submit(8)
+        if call == 48:
+            unfinished.extend(n for n, future in enumerate(arrivals.futures[:8]) if not future.done())
+
+    before_steps(made, arrive)
+    with ponder.StreamEngine(made.model, max_batch=4) as arrivals.engine:
+        arrivals.submit(8)
+        while len(arrivals.futures) < 400 or not all(future.done() for future in arrivals.futures):
+            for future in list(arrivals.futures):
+                future.result(60)
+    assert not unfinished
+
+
+def test_a_row_that_fails_fails_alone() -> None:
+    made, inputs = build("shared"), rows(9)
+    policy = policies.Confidence(0.7)
+    bad = [torch.randn(WIDTH + 1, dtype=torch.float64), "no tensor"]
+    with ponder.StreamEngine(made.model, policy=policy, max_batch=4) as engine:
+        futures = []
+        for place, row in enumerate(inputs):
+            futures.append(engine.submit(row))
+            if place % 4 == 1:
+                failing = engine.submit(bad[place % 2])
+                with pytest.raises(Exception, match=r".+"):
+                    failing.result(60)
+        assert_answers(futures, made.model(inputs, policy=policy))
+        cancelled = engine.submit(inputs[0])
+        assert cancelled.cancel() or cancelled.result(60).exit_step >= 1
+        assert engine.submit(inputs[1]).result(60).exit_step == int(made.model(inputs, policy=policy).exit_step[1])
+    with pytest.raises(ponder.errors.PonderError):
+        engine.submit(inputs[0])
+
+
+def test_rows_of_several_lengths_share_a_stream_within_its_limits() -> None:
+    made = build("captured-mask", policy=policies.Confidence(0.7))
+    count = 24
+    lengths = [1 + row % LENGTH for row in range(count)]
+    inputs = torch.randn(count, LENGTH, WIDTH, dtype=torch.float64)
+    mask = torch.arange(LENGTH) >= torch.tensor(lengths)[:, None]
+    expected = made.model(inputs, src_key_padding_mask=mask)
+    limits: dict[str, Any] = {"max_batch": 5}
+    if "max_tokens" in inspect.signature(ponder.StreamEngine).parameters:
+        limits["max_tokens"] = 3 * LENGTH
+    shapes: list[tuple[int, ...]] = []
+    for layer in made.plain.layers:
+        layer.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[:2])))
+    with ponder.StreamEngine(made.model, **limits) as engine:
+        futures = []
+        for row, length in enumerate(lengths):
+            whole = (inputs[row], {"src_key_padding_mask": mask[row]})
+            futures.append(engine.submit(whole if row % 2 else inputs[row, :length]))
+        assert_answers(futures, expected)
+    assert max(batch for batch, _ in shapes) <= 5
+    assert max(batch * length for batch, length in shapes) <= limits.get("max_tokens", 5 * LENGTH)
+    assert max(batch for batch, _ in shapes) > 1
