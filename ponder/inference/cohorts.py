@@ -1,0 +1,309 @@
+"""Cohorts: rows that go through a step together, and are regrouped with others before the next.
+
+`ponder.predict` regroups the remaining rows of many batches into full ones after each step; a stream lets rows at
+different depths share a batch. Both use what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.trees import Tree, map_tensors, take_rows
+from ponder.inference.examples import fitting
+from ponder.model.loop import Running, ask
+from ponder.model.padding import Along, Padding, join_rows, positions, with_lengths
+from ponder.model.unroll import ModelSource
+from ponder.policies.base import ExitPolicy, PolicyBatch
+
+__all__ = ["Cohort", "Exited", "Stepper", "join", "regroup", "started"]
+
+_MASK = with_lengths(Along(fill=False))
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Rows between two steps. Taking rows copies nothing large; `join` copies the states of those that remain.
+
+    Args:
+        rows: The caller's name of each row.
+        steps: The step that each has finished.
+        lengths: The length of each; 0 where the model declares no padding.
+        running: The policy's state.
+        past: Features that the Lambda head reads of earlier steps, newest first.
+        hidden: Hidden states of these rows, and perhaps of exited ones.
+        context: The steps' context, likewise.
+        mask: Positions that are no padding, likewise, where outputs or features have positions.
+        policy_context: Values that the policy reads of each row.
+        keep: Where the rows lie in `hidden`, `context` and `mask`; None: all of them, in order.
+    """
+
+    rows: tuple[Any, ...]
+    steps: tuple[int, ...]
+    lengths: tuple[int, ...]
+    running: Running
+    past: list[Tensor]
+    hidden: Tree
+    context: Mapping[str, Any]
+    mask: Tensor | None = None
+    policy_context: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Sequence[int]) -> Cohort:
+        """Return the cohort of the rows at `places`."""
+        index = torch.tensor(places, dtype=torch.long)
+        own = index.to(self.running.index.device)
+        return Cohort(
+            rows=tuple([self.rows[place] for place in places]),
+            steps=tuple([self.steps[place] for place in places]),
+            lengths=tuple([self.lengths[place] for place in places]),
+            running=self.running.take(own),
+            past=[each[own] for each in self.past],
+            hidden=self.hidden,
+            context=self.context,
+            mask=self.mask,
+            policy_context=take_rows(self.policy_context, own) if self.policy_context else self.policy_context,
+            keep=index if self.keep is None else self.keep[index],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Exited:
+    """The rows that exit at a step of a cohort.
+
+    Args:
+        rows: The caller's names of them.
+        steps: Their exit steps.
+        lengths: Their lengths.
+        outputs: Their outputs, `(rows, …)`.
+    """
+
+    rows: tuple[Any, ...]
+    steps: tuple[int, ...]
+    lengths: tuple[int, ...]
+    outputs: Tensor
+
+
+class Stepper:
+    """Run the stem and the steps of a model for cohorts.
+
+    Args:
+        model: A `PonderWrapper`, in evaluation mode.
+        policy: The exit policy, checked against the model.
+        num_steps: Number of steps.
+    """
+
+    def __init__(self, model: Any, policy: ExitPolicy, num_steps: int) -> None:
+        self.model, self.policy, self.num_steps = model, policy, num_steps
+        self.padding: Padding | None = model.padding
+        own: Sequence[int] = model.steps.schedule
+        self.schedule = own if len(own) == num_steps else own[:1] * num_steps
+        """Which weights each step needs."""
+        self.device: torch.device | None = next((weight.device for weight in model.parameters()), None)
+        self._together = policy.exit_of_all(num_steps)
+        self._use_hazard = "hazard" in policy.needs
+        self._batch = PolicyBatch(torch.zeros(0, dtype=torch.long), num_steps, model.task)
+
+    def begin(
+        self,
+        rows: Sequence[Any],
+        inputs: Tree,
+        context: Mapping[str, Any],
+        row_ids: Sequence[int],
+        policy_context: Mapping[str, Tensor] | None = None,
+    ) -> Cohort:
+        """Run the stem for a batch, whose rows then stand before their first step."""
+        if self.device is not None:
+            inputs, context, policy_context = map_tensors(
+                lambda tensor: tensor.to(self.device, non_blocking=True), (inputs, dict(context), policy_context)
+            )
+        source, batch = self.model.start(
+            inputs,
+            context,
+            torch.tensor(row_ids, dtype=torch.long),
+            policy_context,
+            self.num_steps,
+            use_hazard=self._use_hazard,
+            use_features="features" in self.policy.needs,
+        )
+        named = {**context, **inputs} if isinstance(inputs, Mapping) else context
+        lengths = [0] * len(rows)
+        if self.padding is not None:
+            real = positions(source.hidden, (named, source.context), self.padding)
+            width = self.padding.width(source.hidden) or 0
+            lengths = [width] * len(rows) if real is None else _lengths(real)
+        return Cohort(
+            rows=tuple(rows),
+            steps=(0,) * len(rows),
+            lengths=tuple(lengths),
+            running=Running.start(self.policy, batch),
+            past=source.past or [],
+            hidden=source.hidden,
+            context=source.context,
+            mask=source.mask,
+            policy_context=source.policy_context,
+        )
+
+    def step(self, cohort: Cohort) -> tuple[Exited | None, Cohort | None]:
+        """Run the next step of a joined cohort, and return the rows that exit there and those that remain."""
+        steps = tuple([step + 1 for step in cohort.steps])
+        several = min(steps) != max(steps)
+        source = ModelSource(
+            self.model,
+            cohort.hidden,
+            cohort.context,
+            self._use_hazard,
+            past=list(cohort.past),
+            mask=cohort.mask,
+            policy_context=cohort.policy_context,
+            at=steps if several else None,
+        )
+        source.advance(steps[0])
+        exits, running = self._ask(source, cohort, steps)
+        gone = [place for place, leaves in enumerate(exits) if leaves]
+        if not gone:
+            return None, self._after(cohort, source, running, steps)
+        outputs = source.output_of(None if len(gone) == len(steps) else torch.tensor(gone))
+        exited = Exited(
+            tuple([cohort.rows[place] for place in gone]),
+            tuple([steps[place] for place in gone]),
+            tuple([cohort.lengths[place] for place in gone]),
+            outputs,
+        )
+        if len(gone) == len(steps):
+            return exited, None
+        remaining = [place for place, leaves in enumerate(exits) if not leaves]
+        return exited, self._after(cohort, source, running, steps).take(remaining)
+
+    def _ask(self, source: ModelSource, cohort: Cohort, steps: Sequence[int]) -> tuple[list[bool], Running]:
+        """Return which rows exit: all at their last step, and otherwise those that the policy names."""
+        last = self._together or self.num_steps
+        exits = [step == last for step in steps]
+        if self._together is not None or all(exits):
+            return exits, replace(cohort.running, index=cohort.running.index + 1)
+        asked = [place for place, leaves in enumerate(exits) if not leaves]
+        whole = len(asked) == len(exits)
+        index = torch.tensor(asked, device=cohort.running.index.device)
+        view: Any = source if whole else _Rows(source, index)
+        mask, running = ask(view, self.policy, cohort.running if whole else cohort.running.take(index), self._batch)
+        answers = [mask] * len(asked) if isinstance(mask, bool) else mask.tolist()
+        for place, leaves in zip(asked, answers, strict=True):
+            exits[place] = leaves
+        return exits, running if whole else _spread(running, index, len(exits))
+
+    def _after(self, cohort: Cohort, source: ModelSource, running: Running, steps: tuple[int, ...]) -> Cohort:
+        return replace(cohort, hidden=source.hidden, past=source.next_past(), steps=steps, running=running)
+
+
+class _Rows:
+    """Some of the rows of a source, for a policy."""
+
+    def __init__(self, source: ModelSource, index: Tensor) -> None:
+        self._source, self._index = source, index
+        self.mask = None if source.mask is None else source.mask[index]
+        self.policy_context = take_rows(source.policy_context, index)
+
+    def features(self) -> Tensor:
+        return self._source.features()[self._index]
+
+    def output(self) -> Tensor:
+        return self._source.output_of(self._index.cpu())
+
+    def hazard_logit(self) -> Tensor:
+        return self._source.hazard_logit()[self._index]
+
+
+def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
+    """Return one cohort whose states hold its rows and no others, as long as the longest of them."""
+    if len(cohorts) == 1 and cohorts[0].keep is None:
+        return cohorts[0]
+    sizes = [len(cohort) for cohort in cohorts]
+    device = cohorts[0].running.index.device
+    keep = [None if cohort.keep is None else cohort.keep.to(device) for cohort in cohorts]
+    lengths = tuple([length for cohort in cohorts for length in cohort.lengths])
+    longest, of_hidden = max(lengths), with_lengths(None) if padding is None else padding.lengths_of_hidden
+    context = {
+        name: join_rows(
+            [cohort.context[name] for cohort in cohorts],
+            sizes,
+            keep,
+            lengths=with_lengths(None if padding is None else padding.of_context(name)),
+            length=longest,
+            path=f"context[{name!r}]",
+        )
+        for name in cohorts[0].context
+    }
+    return Cohort(
+        rows=tuple([row for cohort in cohorts for row in cohort.rows]),
+        steps=tuple([step for cohort in cohorts for step in cohort.steps]),
+        lengths=lengths,
+        running=_join_running([cohort.running for cohort in cohorts], sizes),
+        past=join_rows([cohort.past for cohort in cohorts], sizes, path="past features"),
+        hidden=join_rows(
+            [c.hidden for c in cohorts], sizes, keep, lengths=of_hidden, length=longest, path="hidden state"
+        ),
+        context=context,
+        mask=join_rows([c.mask for c in cohorts], sizes, keep, lengths=_MASK, length=longest, path="mask"),
+        policy_context=join_rows([dict(c.policy_context) for c in cohorts], sizes, path="policy_context"),
+    )
+
+
+def regroup(
+    cohorts: Sequence[Cohort], padding: Padding | None, max_batch: int, max_tokens: int | None
+) -> list[list[Cohort]]:
+    """Deal the rows of cohorts, the longest first, to full batches; each is a list of parts for `join`."""
+    places = sorted(
+        (
+            (-length, number, place)
+            for number, cohort in enumerate(cohorts)
+            for place, length in enumerate(cohort.lengths)
+        )
+    )
+    lengths = [-negative for negative, _, _ in places]
+    batches, start = [], 0
+    while start < len(places):
+        end = start + fitting(lengths[start:], max_batch, max_tokens)
+        members: dict[int, list[int]] = {}
+        for _, number, place in places[start:end]:
+            members.setdefault(number, []).append(place)
+        parts = [(cohorts[number], sorted(own)) for number, own in members.items()]
+        batches.append([whole if len(own) == len(whole) else whole.take(own) for whole, own in parts])
+        start = end
+    return batches
+
+
+def _join_running(parts: Sequence[Running], sizes: Sequence[int]) -> Running:
+    if len(parts) == 1:
+        return parts[0]
+    state = join_rows([part.state for part in parts], sizes, absent="zeros", path="policy state")
+    log_survival = torch.cat([part.log_survival for part in parts])
+    return Running(torch.cat([part.index for part in parts]), state, log_survival)
+
+
+def _spread(running: Running, index: Tensor, size: int) -> Running:
+    """Return the state of some rows at their places among `size`; the others exit, and theirs is not read."""
+    places = torch.zeros(size, dtype=torch.long, device=index.device)
+    places[index] = torch.arange(len(index), device=index.device)
+    return running.take(places)
+
+
+def _lengths(real: Tensor) -> list[int]:
+    """Return the last real position of every row, 1-based."""
+    counted: list[int] = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1).tolist()
+    return counted
+
+
+def started(state: Tree) -> object:
+    """Return which parts of a policy's state have a value: rows that differ in this are asked in separate batches.
+
+    A policy knows its first step by a state that is None as a whole; inside a mapping None is a value that is not there
+    yet, and becomes zeros beside the values of others.
+    """
+    return tuple(map(started, state)) if isinstance(state, tuple) else state is not None

@@ -1,0 +1,230 @@
+"""One reader of examples for `predict`, `record` and streams: from the rows of a data set to the batches of a model.
+
+An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or lists
+of numbers without a batch dimension. The context may hold ``"labels"``, which the model does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ponder._utils.trees import Tree, first_tensor, map_tensors
+from ponder.errors import ArgumentError
+from ponder.model.padding import Along, Padding, join_rows, with_lengths
+from ponder.tasks import IGNORED_LABEL
+
+__all__ = ["Collate", "Example", "ExampleReader", "examples_in", "fitting", "join_labels"]
+
+Collate = Callable[[list[Any]], Any]
+"""From a list of examples of any kind to the inputs, or the pair (inputs, context), of a batch."""
+
+
+@dataclass(eq=False)
+class Example:
+    """One row, read as a batch of one.
+
+    Args:
+        inputs: Inputs of a call; the caller's own example where a `collate` reads it.
+        context: Context of a call.
+        length: Length of the row; 0 where the model declares no padding.
+        signature: Rows of equal signature may share a batch.
+        labels: Labels of the row, `(1, …)`, or None.
+    """
+
+    inputs: Any
+    context: Mapping[str, Any]
+    length: int = 0
+    signature: Hashable = None
+    labels: Tensor | None = None
+
+
+class ExampleReader:
+    """Reader of examples for one model.
+
+    Args:
+        padding: Where the model's lengths lie; None where rows of one shape alone may share a batch.
+        collate: Makes a batch of examples of any kind, in place of this library's own way.
+        one_length: Whether only rows of one length may share a batch.
+
+    Example:
+        >>> from ponder.inference.examples import ExampleReader
+        >>> reader = ExampleReader(ponder.Padding())
+        >>> rows = [reader.read(torch.tensor([5, 6, 7])), reader.read([8, 9])]
+        >>> reader.batch(rows)[1]["attention_mask"]
+        tensor([[1, 1, 1],
+                [1, 1, 0]])
+    """
+
+    def __init__(self, padding: Padding | None, collate: Collate | None = None, one_length: bool = False) -> None:
+        self.padding, self.collate, self.one_length = padding, collate, one_length
+
+    @classmethod
+    def of(cls, model: Any, collate: Collate | None = None) -> ExampleReader:
+        """Return the reader for a `PonderWrapper`."""
+        padding: Padding | None = model.padding
+        per_position = model.task is not None and model.task.per_position
+        joins = padding is None or (padding.mixed and (padding.pooled or per_position))
+        return cls(padding, collate, one_length=not joins)
+
+    def read(self, example: Any) -> Example:
+        """Read one example; with a `collate` it is collated alone for its length."""
+        if self.collate is not None:
+            inputs, context = _as_pair(self.collate([example]))
+            length = 0 if self.padding is None else self._length(inputs, dict(context))
+            return Example(example, {}, length, length if self.one_length else None)
+        inputs, given = _as_pair(example)
+        context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
+        labels = given.get("labels")
+        inputs = _batch_of_one(inputs)
+        length = 0 if self.padding is None else self._length(inputs, context)
+        names = ((name, _kind(context[name], self.padding)) for name in context)
+        signature = (length if self.one_length else 0, _kind(inputs, self.padding), *names)
+        return Example(inputs, context, length, signature, None if labels is None else torch.as_tensor(labels)[None])
+
+    def batch(self, examples: Sequence[Example]) -> tuple[Tree, dict[str, Any]]:
+        """Inputs and context of a call with one row an example, padded on the right to the longest."""
+        if self.collate is not None:
+            inputs, context = _as_pair(self.collate([example.inputs for example in examples]))
+            return inputs, dict(context)
+        sizes, length = [1] * len(examples), max([example.length for example in examples])
+        rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
+        lengths = with_lengths(None) if self.padding is None else self.padding.lengths_of_inputs(rows[0])
+        inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
+        context = {}
+        for name in contexts[0]:
+            along = with_lengths(None if self.padding is None else self.padding.of_context(name))
+            values = [given[name] for given in contexts]
+            context[name] = join_rows(values, sizes, lengths=along, length=length, path=f"context[{name!r}]")
+        return inputs, context
+
+    def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
+        """The length of a row, whose context is given a mask where it has none."""
+        assert self.padding is not None
+        real = self.padding.positions({**context, **inputs} if isinstance(inputs, Mapping) else context)
+        if real is not None:
+            return max(int((real[0].long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax()), 1)
+        tensor = first_tensor(inputs)
+        dim = self.padding.inputs.dims[0]
+        if tensor.dim() <= dim:
+            raise ArgumentError(
+                "example",
+                expected="a sequence, since the model declares ponder.Padding",
+                got=f"a row of shape {tuple(tensor.shape[1:])}",
+                remedy="Give rows (length, …) without a batch dimension.",
+            )
+        length = tensor.shape[dim]
+        context[self.padding.mask] = torch.full((1, length), self.padding.real, device=tensor.device)
+        return length
+
+
+def examples_in(dataset: Any) -> Iterator[Any]:
+    """Return the examples of an iterable or a sequence; the batches of a `DataLoader` are taken apart into rows."""
+    if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
+        raise ArgumentError(
+            "dataset",
+            expected="a sequence or iterable of examples, one a row",
+            got=f"a {type(dataset).__name__}",
+            remedy="Call the model itself with a batch; give the rows of a table as tensors.",
+        )
+    if isinstance(dataset, DataLoader) and dataset.batch_size is not None:
+        return (row for batch in dataset for row in _rows_of(batch))
+    if isinstance(dataset, Iterable):
+        return iter(dataset)
+    return (dataset[position] for position in range(len(dataset)))
+
+
+def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None) -> int:
+    """Return how many of the first rows fill one batch: at least one.
+
+    Args:
+        lengths: Lengths of the rows, in order.
+        max_batch: Rows of a batch at most.
+        max_tokens: Rows times the longest of them at most; None for any number.
+
+    Example:
+        >>> fitting([9, 8, 4, 4], max_batch=3, max_tokens=20)
+        2
+    """
+    count = min(len(lengths), max_batch)
+    if max_tokens is None:
+        return count
+    longest = 0
+    for rows, length in enumerate(lengths[:count], 1):
+        longest = max(longest, length)
+        if rows > 1 and rows * longest > max_tokens:
+            return rows - 1
+    return count
+
+
+def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:
+    """Labels of rows as those of a batch, those at padding ignored; None where no row has any.
+
+    Args:
+        labels: Labels of each row, `(1, …)`, or None.
+        per_token: Whether a row has a label at each of its positions.
+        length: Length of the batch.
+    """
+    present = [label for label in labels if label is not None]
+    if not present:
+        return None
+    if len(present) < len(labels):
+        raise ArgumentError(
+            "labels",
+            expected="labels of every example, or of none",
+            got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
+            remedy="Label all examples, or pass labels= to the call.",
+        )
+    if not per_token:
+        return torch.cat(present)
+    joined: Tensor = join_rows(
+        present, [1] * len(present), lengths=with_lengths(Along(fill=IGNORED_LABEL)), length=length
+    )
+    return joined
+
+
+def _as_pair(example: Any) -> tuple[Any, Mapping[str, Any]]:
+    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], dict):
+        return example[0], example[1]
+    return example, {}
+
+
+def _as_tensors(tree: Any) -> Any:
+    """Lists of numbers and arrays as tensors; texts and other values stay."""
+    if isinstance(tree, Tensor | str | bytes) or tree is None:
+        return tree
+    if isinstance(tree, Mapping):
+        return {key: _as_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_as_tensors(value) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, list) and any(isinstance(value, Tensor | Mapping) for value in tree):
+        return [_as_tensors(value) for value in tree]
+    return torch.as_tensor(tree) if isinstance(tree, list) or hasattr(tree, "__array__") else tree
+
+
+def _batch_of_one(value: Any) -> Any:
+    return value[None] if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor[None], _as_tensors(value))
+
+
+def _rows_of(batch: Any) -> Iterator[Any]:
+    batch = _as_tensors(tuple(batch) if isinstance(batch, list) else batch)
+    for row in range(first_tensor(batch).shape[0]):
+        yield map_tensors(lambda tensor, row=row: tensor[row], batch)
+
+
+def _kind(tree: Any, padding: Padding | None) -> Hashable:
+    """What two values must have in common to stand in one batch: structure, types, and shapes but for lengths."""
+    if isinstance(tree, Tensor):
+        length_apart = padding is not None and tree.dim() > 1
+        return (tree.dtype, tree.dim(), *tree.shape[2 if length_apart else 1 :])
+    if isinstance(tree, Mapping):
+        return tuple((key, _kind(value, padding)) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return tuple(_kind(value, padding) for value in tree)
+    return tree if isinstance(tree, Hashable) else id(tree)

@@ -1,0 +1,262 @@
+"""`predict` and `record`: a whole data set through a model, each row to its exit, or through every step.
+
+A batch costs its rows times its longest row, so rows of one length stand together. `predict` takes a chunk of many
+batches one step further and deals the remaining rows anew to full batches, so that the last rows of a batch do not run
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import map_tensors
+from ponder.errors import ArgumentError
+from ponder.inference.cohorts import Exited, Stepper, join, regroup
+from ponder.inference.examples import Collate, Example, ExampleReader, examples_in, fitting, join_labels
+from ponder.model.padding import Along, Padding, join_rows, with_lengths
+from ponder.policies.base import ExitPolicy
+from ponder.trajectory import Trajectory
+
+__all__ = ["Predictions", "predict", "record"]
+
+_BATCHES_AT_ONCE = 16  # whose hidden states are in memory together
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers to a data set, in its order, on the CPU.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, the task's blank stands
+            beyond the end of a row.
+        exit_step: The step at which each row exited, `(rows,)` long, 1-based.
+
+    Example:
+        >>> predictions = ponder.predict(model, inputs, policy=policies.FixedStep(2))
+        >>> len(predictions), predictions.outputs.shape, predictions.exit_step[:3]
+        (300, torch.Size([300, 3]), tensor([2, 2, 2]))
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
+
+
+def predict(
+    model: Any,
+    dataset: Iterable[Any] | Sequence[Any],
+    *,
+    policy: ExitPolicy | None = None,
+    batch_size: int = 32,
+    max_tokens: int | None = None,
+    num_steps: int | None = None,
+    policy_context: Mapping[str, Tensor] | None = None,
+    row_ids: Sequence[int] | Tensor | None = None,
+    collate: Collate | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Predictions:
+    """Run every example of a data set to its exit, in evaluation mode and without gradients.
+
+    An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or
+    lists of numbers without a batch dimension. Labels in the context are not looked at. Rows of different lengths share
+    a batch where the model declares its `ponder.Padding`; otherwise rows of one shape do.
+
+    Args:
+        model: A `ponder.PonderWrapper`.
+        dataset: A sequence or iterable of examples, which is read to its end first, or a `torch.utils.data.DataLoader`.
+        policy: Decides instead of the model's own policy.
+        batch_size: Rows of a batch at most.
+        max_tokens: Positions of a batch at most, padding included; a row that is longer runs alone.
+        num_steps: Number of steps, as for a call of the model.
+        policy_context: Values that policies read of each row, by name: tensors with a row for each example.
+        row_ids: Identity of each row, for seeded sampling; its position where None.
+        collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
+        progress: Called with the number of rows that were answered since its last call.
+
+    Example:
+        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
+        >>> ponder.predict(model, torch.randn(100, 8)).outputs.shape
+        torch.Size([100, 3])
+    """
+    policy = model.checked(policy, num_steps)
+    stepper = Stepper(model, policy, num_steps or model.num_steps)
+    reader = ExampleReader.of(model, collate)
+    rows = _read(reader, dataset)
+    ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
+    exited: list[Exited] = []
+    with evaluating(model):
+        for chunk in _chunks(rows, batch_size * _BATCHES_AT_ONCE):
+            cohorts = []
+            for places in _batches(chunk, rows, batch_size, max_tokens):
+                inputs, context = reader.batch([rows[place] for place in places])
+                context.pop("labels", None)
+                given = _rows_of(policy_context, places)
+                cohorts.append(stepper.begin(places, inputs, context, [ids[place] for place in places], given))
+            while cohorts:
+                remaining = []
+                for parts in regroup(cohorts, model.padding, batch_size, max_tokens):
+                    gone, after = stepper.step(join(parts, model.padding))
+                    exited += [] if gone is None else [replace(gone, outputs=gone.outputs.cpu())]
+                    remaining += [] if after is None else [after]
+                    if gone is not None and progress is not None:
+                        progress(len(gone.rows))
+                cohorts = remaining
+    return _in_order(exited, model)
+
+
+def record(
+    model: Any,
+    dataset: Iterable[Any] | Sequence[Any],
+    *,
+    labels: Tensor | Sequence[Any] | None = None,
+    batch_size: int = 32,
+    max_tokens: int | None = None,
+    num_steps: int | None = None,
+    policy_context: Mapping[str, Tensor] | None = None,
+    row_ids: Sequence[int] | Tensor | None = None,
+    keep_features: bool = False,
+    collate: Collate | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Trajectory:
+    """Run every example of a data set through all steps, in evaluation mode, and record them.
+
+    The trajectory is on the CPU, in the order of the data set. `replay` gives what `ponder.predict` gives with the same
+    policy and row ids, seeded sampling included.
+
+    Args:
+        model: A `ponder.PonderWrapper`.
+        dataset: The examples, as for `ponder.predict`.
+        labels: Labels with a row for each example; those that the examples carry as ``"labels"`` where None.
+        batch_size: Rows of a batch at most.
+        max_tokens: Positions of a batch at most, padding included.
+        num_steps: Number of steps, as for a call of the model.
+        policy_context: Kept with the trajectory for policies that read it.
+        row_ids: Identity of each row, its position where None. Rows of two records, one to calibrate and one to test,
+            are known to be different ones by ids of their own: `ponder.split` gives disjoint sides.
+        keep_features: Record features too, for policies that read them.
+        collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
+        progress: Called with the number of rows of each batch.
+
+    Example:
+        >>> model.record(inputs, labels=labels).outputs.shape
+        torch.Size([300, 4, 3])
+    """
+    reader = ExampleReader.of(model, collate)
+    rows = _read(reader, dataset)
+    if not rows:
+        raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
+    ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
+    if labels is not None:
+        rows = [replace(row, labels=torch.as_tensor(label)[None]) for row, label in zip(rows, labels, strict=True)]
+    per_token = model.task is not None and model.task.per_token
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    parts: list[Trajectory] = []
+    order: list[int] = []
+    with evaluating(model):
+        for places in _batches(_sorted(rows), rows, batch_size, max_tokens):
+            examples = [rows[place] for place in places]
+            inputs, context = reader.batch(examples)
+            own = join_labels([row.labels for row in examples], per_token, max(row.length for row in examples))
+            own = context.pop("labels", None) if own is None else own
+            parts.append(
+                model.unroll(
+                    _placed(inputs, device),
+                    labels=own if own is None else own.to(device),
+                    row_ids=torch.tensor([ids[place] for place in places], device=device),
+                    policy_context=_rows_of(policy_context, places),
+                    num_steps=num_steps,
+                    keep_features=keep_features,
+                    **_placed(context, device),
+                ).map(Tensor.cpu)
+            )
+            order += places
+            if progress is not None:
+                progress(len(places))
+    joined = replace(Trajectory.cat(parts), weights=model.weights_digest())
+    return joined.map(lambda tensor: tensor[torch.argsort(torch.tensor(order))])
+
+
+def _placed(tree: Any, device: torch.device) -> Any:
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+
+
+def _read(reader: ExampleReader, dataset: Any) -> list[Example]:
+    """Read a data set; an example that cannot be read is named by its position."""
+    rows: list[Example] = []
+    for example in examples_in(dataset):
+        try:
+            rows.append(reader.read(example))
+        except Exception as error:
+            error.add_note(f"in dataset[{len(rows)}]")
+            raise
+    return rows
+
+
+def _sorted(rows: Sequence[Example]) -> list[int]:
+    """Return the places of rows: those that may share a batch together, the longest of them first."""
+    groups: dict[Any, int] = {}
+    keys = [(groups.setdefault(row.signature, len(groups)), -row.length, place) for place, row in enumerate(rows)]
+    return [place for _, _, place in sorted(keys)]
+
+
+def _chunks(rows: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Cut the sorted places of rows into chunks of one signature."""
+    chunk: list[int] = []
+    for place in _sorted(rows):
+        if chunk and (len(chunk) == size or rows[place].signature != rows[chunk[0]].signature):
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _batches(
+    places: Sequence[int], rows: Sequence[Example], max_batch: int, max_tokens: int | None
+) -> Iterator[list[int]]:
+    """Cut sorted places into batches of one signature, within the limits."""
+    start = 0
+    while start < len(places):
+        end = start + fitting(
+            [rows[place].length for place in places[start : start + max_batch]], max_batch, max_tokens
+        )
+        first = rows[places[start]].signature
+        batch = [place for place in places[start:end] if rows[place].signature == first]
+        yield batch
+        start += len(batch)
+
+
+def _rows_of(tree: Mapping[str, Tensor] | None, places: Sequence[int]) -> dict[str, Tensor] | None:
+    return None if tree is None else {name: value[list(places)] for name, value in tree.items()}
+
+
+def _in_order(exited: Sequence[Exited], model: Any) -> Predictions:
+    if not exited:
+        return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    order = torch.argsort(torch.tensor([row for gone in exited for row in gone.rows]))
+    steps = torch.tensor([step for gone in exited for step in gone.steps])
+    outputs = [_blank_ends(gone, model.padding, model.task) for gone in exited]
+    if len({part.shape[1:] for part in outputs}) > 1:
+        longest = max(part.shape[1] for part in outputs)
+        along = with_lengths(Along(fill=0.0 if model.task is None else model.task.blank))
+        joined = join_rows(outputs, [len(part) for part in outputs], lengths=along, length=longest, path="outputs")
+    else:
+        joined = torch.cat(outputs)
+    return Predictions(joined[order], steps[order])
+
+
+def _blank_ends(gone: Exited, padding: Padding | None, task: Any) -> Tensor:
+    """Outputs at positions with the task's blank beyond the end of every row."""
+    outputs = gone.outputs
+    if padding is None or task is None or not task.per_position:
+        return outputs
+    beyond = torch.arange(outputs.shape[1]) >= torch.tensor(gone.lengths).unsqueeze(1)
+    return outputs.masked_fill(beyond.view(*beyond.shape, *[1] * (outputs.dim() - 2)), task.blank)
