@@ -1,0 +1,504 @@
+"""Contract suites for exit policies and backbones of your own: each returns None, or raises what says which rule broke.
+
+No test runner is needed, and `import ponder` does not import this module.
+
+Example:
+    >>> from ponder.testing import check_backbone, check_policy
+    >>> check_policy(policies.Quantile(0.5))
+    >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), policy=policies.Confidence(0.6))
+    >>> check_backbone(model, torch.randn(6, 8))
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Tree, alike, check_rows, map_tensors, take_rows, tensors
+from ponder.calibration.families import family_of
+from ponder.errors import PonderError
+from ponder.inference import StreamEngine
+from ponder.model.heads import LambdaHead
+from ponder.model.loop import Exits
+from ponder.model.padding import join_rows
+from ponder.policies.base import ExitPolicy, LastStep, ModelSpec, PolicyBatch, StepView, all_within
+from ponder.saving import load, save
+from ponder.tasks import task_named
+from ponder.trajectory import Trajectory
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["ContractError", "check_backbone", "check_policy"]
+
+_ROWS, _LENGTH, _WIDTH = 12, 4, 8
+_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4}
+_COMPARISONS = ("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal")
+
+
+class ContractError(PonderError, AssertionError):
+    """A rule of a contract is broken."""
+
+
+def check_policy(
+    policy: ExitPolicy,
+    *,
+    task: str | None = "classification",
+    num_steps: int = 6,
+    num_outputs: int | None = None,
+    context: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Check that a policy keeps its contract.
+
+    The rules: it is registered and comes back from JSON, pickle and deepcopy; `decide` is pure and reads what `needs`
+    declares; states have the batch first; a row's exit depends on the row alone, also where rows at different steps
+    share a batch, and not on padding; finite outputs, however large, never lead to NaN; replaying a trajectory gives
+    what running a model gives; one pass of `scores` gives the exits under every threshold.
+
+    A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
+
+    Args:
+        policy: The policy, with hyper-parameters that make some rows exit early and others late.
+        task: Name of the task that it is tried on, or None.
+        num_steps: N of the models that it is tried on.
+        num_outputs: Size of the head's last dimension; 1 in regression and 3 elsewhere, where None.
+        context: Values that a policy reads of the context of a call, by name, `(values, …)`; rows draw from them.
+
+    Raises:
+        ContractError: A rule is broken.
+    """
+    samples = _Samples(task, num_steps, num_outputs, context)
+    with _private_randomness(), torch.no_grad():
+        policy.check(ModelSpec(num_steps, task_named(task), has_hazard=True, has_context=context is not None))
+        copies = (ExitPolicy.from_dict(policy.to_dict()), pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy))
+        _require(all(copied == policy for copied in copies), f"copies are {copies}; keep everything in fields")
+        for scale in (0.3, 1.0, 3.0):
+            walk = _Walk(policy, samples.trajectory(_ROWS, scale))
+            _check_pure(walk)
+            _check_rows_alone(walk)
+            _check_depths(walk)
+            _check_replay(walk)
+            _check_scores(policy, walk.trajectory)
+        _check_extremes(policy, samples)
+        _check_padding(policy, samples)
+        _check_run(policy, samples)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Trajectories and a model that a policy is tried on."""
+
+    task: str | None
+    num_steps: int
+    num_outputs: int | None
+    context: Mapping[str, Tensor] | None
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The shape of the outputs of a row at a step."""
+        task = task_named(self.task)
+        size = self.num_outputs or (1 if task.numbers else 3)
+        return ((_LENGTH, size) if task.per_token else (_LENGTH, 2)) if task.per_position else (size,)
+
+    def context_of(self, rows: int) -> dict[str, Tensor] | None:
+        """Draw the context of some rows."""
+        given = self.context
+        return None if given is None else {name: v[torch.randint(len(v), (rows,))] for name, v in given.items()}
+
+    def trajectory(self, rows: int, scale: float) -> Trajectory:
+        """Draw hazards, outputs and features; every third row hardly changes its answer, so that it can settle."""
+        steps = (rows, self.num_steps)
+        outputs = torch.randn(*steps, *self.outputs).double() * scale
+        outputs[::3] = outputs[::3, :1] + 0.05 * torch.randn(*steps, *self.outputs)[::3]
+        mask = torch.arange(_LENGTH) < torch.randint(1, _LENGTH + 1, (rows, 1))
+        return Trajectory(
+            outputs,
+            torch.randn(steps).double() * scale,
+            torch.randint(-(2**62), 2**62, (rows,)),
+            torch.randn(*steps, _WIDTH).double(),
+            task=self.task,
+            mask=mask if task_named(self.task).per_position else None,
+            policy_context=self.context_of(rows),
+        )
+
+    def model(self, policy: ExitPolicy) -> PonderWrapper:
+        """Build one shared step with heads whose weights make the exits differ, in float64."""
+        step = nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
+        head = nn.Sequential(nn.Linear(_WIDTH, math.prod(self.outputs)), nn.Unflatten(1, self.outputs))
+        hazards = LambdaHead(_WIDTH, layers=2, history=2)
+        for module in (step, head, hazards):
+            for weight in module.parameters():
+                nn.init.normal_(weight, std=0.6)
+        options: dict[str, Any] = {"lambda_head": hazards, "policy": policy, "task": self.task}
+        return PonderWrapper(step, self.num_steps, head=head, **options).eval().double()
+
+
+class _Walk:
+    """Asks a policy as the loop does, but keeps every row, and lets rows be at different steps."""
+
+    def __init__(self, policy: ExitPolicy, trajectory: Trajectory) -> None:
+        self.policy, self.trajectory = policy, trajectory
+        self.num_steps, self.rows = trajectory.num_steps, torch.arange(len(trajectory))
+        views = [view.readings for view in trajectory.views(policy.needs)]
+        self.tables = {name: torch.stack([view[name] for view in views], 1) for name in views[0]}
+
+    def init(self, rows: Tensor) -> Tree:
+        return self.policy.init(replace(self.trajectory.batch, row_ids=self.trajectory.row_ids[rows]))
+
+    def view(self, rows: Tensor, at: Tensor) -> StepView:
+        """Return what the policy sees of `rows` at the steps `at`."""
+        run = self.trajectory
+        mask, context = take_rows((run.mask, run.policy_context), rows)
+        readings = {name: table[rows, at - 1] for name, table in self.tables.items()}
+        context = context if "context" in self.policy.needs else None
+        return StepView(at, self.num_steps, readings, run.batch.task, mask, context)
+
+    def decide(self, state: Tree, rows: Tensor, at: Tensor) -> tuple[Tensor, Tree]:
+        """Return the mask, `(rows,)`, and the new state."""
+        mask, state = self.policy.decide(self.view(rows, at), state)
+        mask = torch.full(rows.shape, mask) if isinstance(mask, bool) else mask
+        fits = mask.dtype == torch.bool and mask.shape == rows.shape
+        _require(fits, f"the exit mask of {len(rows)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool a row")
+        check_rows("state", (state, mask), len(rows))
+        return mask, state
+
+    def all_steps(self, rows: Tensor, state: Tree) -> tuple[Tensor, list[Tree]]:
+        """Return the masks `(rows, N − 1)`, and the states before and after each step."""
+        states, masks = [state], []
+        for step in range(1, self.num_steps):
+            mask, state = self.decide(states[-1], rows, torch.full_like(rows, step))
+            masks.append(mask)
+            states.append(state)
+        return torch.stack(masks, 1), states
+
+
+def _check_pure(walk: _Walk) -> None:
+    state, rows, own = walk.init(walk.rows), walk.rows, copy.deepcopy(walk.policy.__dict__)
+    for step in range(1, walk.num_steps):
+        view = walk.view(rows, torch.full_like(rows, step))
+        before = copy.deepcopy((state, dict(view.readings), view.index))
+        first = copy.deepcopy(walk.policy.decide(view, state))
+        second = walk.policy.decide(view, state)
+        same = alike((state, dict(view.readings), view.index), before) and alike(walk.policy.__dict__, own)
+        _require(same, f"decide changed in place what it was given at step {step}; make new tensors: state + 1")
+        _require(
+            alike(first, second),
+            f"two calls of decide at step {step} gave different answers; draw random numbers in init",
+        )
+        state = second[1]
+
+
+def _check_rows_alone(walk: _Walk) -> None:
+    """Compare a row's masks and states among all rows with those in another company or order."""
+    start = walk.init(walk.rows)
+    draws = not alike(start, walk.init(walk.rows))
+    masks, states = walk.all_steps(walk.rows, start)
+    rows_of = [torch.randperm(_ROWS), torch.tensor([3]), torch.arange(_ROWS - 1, 0, -3), torch.tensor([5, 5, 2, 5])]
+    for rows in rows_of:
+        part, own = walk.all_steps(rows, take_rows(start, rows) if draws else walk.init(rows))
+        _require(
+            torch.equal(part, masks[rows]) and alike(own, [take_rows(state, rows) for state in states], 1e-4),
+            f"rows {rows.tolist()} exit in another way as a batch of their own; reduce over every dimension but the "
+            "first, and use no statistic of the batch",
+        )
+
+
+def _check_depths(walk: _Walk) -> None:
+    """Let rows that are some steps behind others share a batch with them."""
+    rows, n = walk.rows, walk.num_steps
+    masks, states = walk.all_steps(rows, walk.init(rows))
+    early, late = rows[: _ROWS // 2], rows[_ROWS // 2 :]
+    for lag in sorted({1, n // 2} & set(range(1, n - 1))):
+        first = next((k for k in range(n - 1 - lag) if _begun(states[k]) == _begun(states[k + lag])), None)
+        if first is None:
+            continue
+        parts = [take_rows(states[first + lag], early), take_rows(states[first], late)]
+        state = join_rows(parts, [len(early), len(late)], absent="zeros", path="state")
+        at, running = torch.where(rows < _ROWS // 2, first + lag + 1, first + 1), rows
+        while len(running):
+            mask, state = walk.decide(state, running, at)
+            _require(
+                torch.equal(mask, masks[running, at - 1]),
+                f"rows at steps {at.tolist()} exit in another way than at one step; ask step.index, a number for each "
+                "row, and do not count calls",
+            )
+            running, at, state = take_rows((running, at + 1, state), (at + 1 < n).nonzero().flatten())
+
+
+def _begun(state: Tree) -> object:
+    """Return which items of a state are not None; a stream joins only rows in which these are the same."""
+    return tuple(map(_begun, state)) if isinstance(state, tuple) else state is not None
+
+
+def _check_replay(walk: _Walk) -> None:
+    with _private_randomness():
+        masks, _ = walk.all_steps(walk.rows, walk.init(walk.rows))
+    got = _replayed(walk.trajectory, walk.policy).exit_step
+    expected = torch.cat([masks, torch.ones(_ROWS, 1, dtype=torch.bool)], 1).int().argmax(1) + 1
+    _require(
+        torch.equal(got, expected),
+        f"exits are {got.tolist()} where rows exit, {expected.tolist()} where all stay; use no statistic of the batch",
+    )
+
+
+def _check_scores(policy: ExitPolicy, trajectory: Trajectory) -> None:
+    """Compare the exits under several thresholds, read from one pass, with those of replays."""
+    if policy.tunable is None and sum(part.tunable is not None for part in all_within(policy)) != 1:
+        return
+    family = family_of(policy, None, trajectory)
+    places = family.late_first()[:: max(1, len(family.values) // 7)]
+    with _private_randomness():
+        read = torch.cat([torch.as_tensor(steps) for _, steps in family.exit_steps(trajectory, places)])
+    built = [family.build(family.values[place]) for place in places]
+    each = torch.stack([_replayed(trajectory, one).exit_step for one in built])
+    means = [steps.double().mean(1).tolist() for steps in (read, each)]
+    _require(
+        torch.equal(read, each),
+        f"mean exits are {means[0]} by scores and {means[1]} by replay; let statistic and state not depend on the "
+        "threshold, and let a wrapper change readiness as it changes decide",
+    )
+    _require(
+        bool((each.diff(dim=0) <= 0).all()),
+        f"mean exits are {means[1]} where they were to fall; declare how the statistic of an exit stands to the "
+        "threshold: Threshold(field, 'above' | 'below' …)",
+    )
+
+
+class _NanWatch(TorchFunctionMode):
+    """Notices comparisons with NaN, which answer False."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.strip("_") in _COMPARISONS:
+            self.seen = self.seen or _has_nan(args)
+        return func(*args, **(kwargs or {}))
+
+
+def _has_nan(tree: Tree) -> bool:
+    return any(bool(leaf.isnan().any()) for _, leaf in tensors(tree))
+
+
+def _check_extremes(policy: ExitPolicy, samples: _Samples) -> None:
+    """Try hazard logits and outputs of ±10⁴ and 0, in three precisions."""
+    base = samples.trajectory(3, 1.0)
+    sign = torch.tensor([1.0, -1.0, 0.0])
+    by_row = sign.view(3, *[1] * (base.outputs.dim() - 1)).expand_as(base.outputs)
+    ramp = torch.linspace(0.0, 1e4, base.outputs.shape[-1]).expand_as(base.outputs)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for outputs, logits in ((1e4 * by_row, 1e4 * sign), (by_row * ramp, -1e4 * sign), (0.0 * ramp, 0.0 * sign)):
+            hazards = logits[:, None].expand(3, samples.num_steps)
+            walk = _Walk(policy, replace(base, outputs=outputs.to(dtype), hazard_logits=hazards))
+            with _NanWatch() as watch:
+                _, states = walk.all_steps(walk.rows, walk.init(walk.rows))
+            _require(
+                not watch.seen and not _has_nan(states),
+                f"{dtype} outputs up to {float(outputs.abs().max()):g} led to NaN; compute in float32, from log_softmax "
+                "or logsigmoid instead of raw exponentials",
+            )
+
+
+def _check_padding(policy: ExitPolicy, samples: _Samples) -> None:
+    run = samples.trajectory(_ROWS, 1.0)
+    if run.mask is not None:
+        other = torch.where(run.mask[:, None, :, None], run.outputs, 5.0 * torch.randn_like(run.outputs))
+        _require(
+            alike(_replayed(replace(run, outputs=other), policy).exit_step, _replayed(run, policy).exit_step),
+            "outputs at padding change exits; compare answers by step.task.same(…, mask=step.mask)",
+        )
+
+
+def _check_run(policy: ExitPolicy, samples: _Samples) -> None:
+    model, inputs = samples.model(policy), torch.randn(_ROWS, _WIDTH).double()
+    context = samples.context_of(_ROWS)
+    expected = _replayed(model.unroll(inputs, keep_features=True, policy_context=context), policy)
+    with _private_randomness():
+        out = model(inputs, policy_context=context)
+    _require(
+        torch.equal(out.exit_step, expected.exit_step) and alike(out.outputs, expected.outputs, 1e-7),
+        f"exits are {out.exit_step.tolist()} by running, {expected.exit_step.tolist()} by replay; read nothing but the "
+        "step and the state",
+    )
+
+
+def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
+    """Check that an encoder works in a wrapper.
+
+    The rules: the batch comes first; nothing is written in place; with `LastStep` the outputs are those of `unroll`, in
+    every call; a row's outputs do not depend on the other rows or their order; rows that exit at any step, the longest
+    or the last first, get what the full-depth run had there, and no step is computed for a row that has exited; so do
+    rows of a stream, which meet rows at other steps and of other lengths; copies and saves give the same outputs.
+
+    Args:
+        model: The wrapped encoder. It is tried in evaluation mode, and keeps its modes and weights.
+        inputs: Inputs of at least two rows, all different.
+        context: Context of the call, as for the model.
+
+    Raises:
+        ContractError: A rule is broken.
+    """
+    case = _Case(model, inputs, context, check_rows("inputs", inputs))
+    check_rows("context", (inputs, context), case.size)
+    with _private_randomness(), evaluating(model):
+        before = copy.deepcopy((inputs, context))
+        whole = case.unroll(torch.arange(case.size))
+        full, again = case.run(LastStep()).outputs, case.run(LastStep()).outputs
+        _require(alike((inputs, context), before), "inputs were written in place; write hidden + update, not hidden +=")
+        _require(
+            _close(full, whole.outputs[:, -1]) and torch.equal(full, again),
+            f"outputs are {_apart(full, whole.outputs[:, -1])} from unroll, {_apart(full, again)} between calls; "
+            "keep no state in modules, write nothing in place, and draw no random numbers in evaluation mode",
+        )
+        _check_company(case, whole)
+        for policy in (*case.orders(), model.policy):
+            _check_exits(case, whole, policy)
+        _check_stream(case, whole)
+        _check_copies(case)
+
+
+@dataclass(frozen=True)
+class _InTurn(ExitPolicy):
+    """Row r exits at the step `order[r]`, or at the last."""
+
+    order: tuple[int, ...]
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        return {"exit": torch.tensor(self.order, device=batch.device)[batch.row_ids]}
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        return step.index >= state["exit"], state
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A model with its inputs, and any of their rows."""
+
+    model: PonderWrapper
+    inputs: Tree
+    context: dict[str, Any]
+    size: int
+
+    def unroll(self, rows: Tensor) -> Trajectory:
+        inputs, context = take_rows((self.inputs, self.context), rows)
+        features = "features" in self.model.policy.needs
+        return self.model.unroll(inputs, row_ids=rows, keep_features=features, **context)
+
+    def run(self, policy: ExitPolicy) -> Exits:
+        with _private_randomness():
+            return self.model.exits(self.inputs, self.context, policy)
+
+    def orders(self) -> list[_InTurn]:
+        """Return policies under which rows exit at all steps, the last row first, and the longest row first."""
+        turns, padding = torch.arange(self.size), self.model.padding
+        orders = [1 + turns % self.model.num_steps, 1 + turns.flip(0)]
+        real = None if padding is None else padding.positions(self.context)
+        if real is not None:
+            orders.append(1 + real.sum(1).argsort(descending=True).argsort())
+        return [_InTurn(tuple(order.tolist())) for order in orders]
+
+
+def _check_company(case: _Case, whole: Trajectory) -> None:
+    for rows in (torch.arange(case.size).flip(0), torch.tensor([case.size - 1]), torch.tensor([0, 0, 1])):
+        part = case.unroll(rows)
+        for got, expected in ((part.outputs, whole.outputs), (part.hazard_logits, whole.hazard_logits)):
+            _require(
+                got is None or expected is None or _close(got, expected[rows]),
+                f"outputs of rows {rows.tolist()} are others as a batch of their own; put the batch first, use no "
+                "statistic of the batch, and pass what belongs to a row as context",
+            )
+
+
+def _check_exits(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
+    """Compare exits with the full-depth run; a statistic at its threshold may fall on either side by rounding."""
+    counted: list[int] = []
+    hook = case.model.steps.register_forward_pre_hook(lambda _, args: counted.append(check_rows("hidden", args[1])))
+    try:
+        ran = case.run(policy)
+    finally:
+        hook.remove()
+    allowed = torch.stack([_replayed(_shifted(whole, shift), policy).exit_step for shift in (0.0, 1e-4, -1e-4)])
+    expected = whole.outputs[torch.arange(case.size), ran.exit_step - 1]
+    _require(
+        bool((allowed == ran.exit_step).any(0).all()) and _close(ran.outputs, expected),
+        f"under {policy} rows exit at {ran.exit_step.tolist()}, where the full-depth run has {allowed[0].tolist()}, "
+        f"and outputs are {_apart(ran.outputs, expected)} apart; every tensor of the hidden state and of the context "
+        "must be per example, or marked with ponder.Shared, and ponder.Padding must say which have a length",
+    )
+    _require(
+        sum(counted) == int(ran.exit_step.sum()),
+        f"{sum(counted)} rows went through steps, not {int(ran.exit_step.sum())}; give hidden one row per example",
+    )
+
+
+def _check_stream(case: _Case, whole: Trajectory) -> None:
+    policy = case.orders()[0]
+    examples = [map_tensors(itemgetter(row), (case.inputs, case.context)) for row in range(case.size)]
+    expected = whole.replay(policy)
+    with StreamEngine(case.model, policy=policy, max_batch=2) as engine:
+        futures = [engine.submit(example, row_id=row) for row, example in enumerate(examples)]
+    for row, answer in enumerate(future.result() for future in futures):
+        own = expected.outputs[row]
+        own = own[: len(answer.outputs)] if case.model.padding is not None and own.dim() else own
+        _require(
+            answer.exit_step == int(expected.exit_step[row]) and _close(answer.outputs, own),
+            f"row {row} of a stream, which exited at step {answer.exit_step}, is {_apart(answer.outputs, own)} from "
+            "the batch; steps must read index of each row, and ponder.Padding say what has a length",
+        )
+
+
+def _check_copies(case: _Case) -> None:
+    policy = case.orders()[0]
+    expected, twin = case.run(policy), copy.deepcopy(case.model)
+    copied = replace(case, model=twin).run(policy)
+    with tempfile.TemporaryDirectory() as folder:
+        save(case.model, Path(folder) / "model.safetensors")
+        for weight in twin.parameters():
+            weight.zero_()
+        load(Path(folder) / "model.safetensors", into=twin)
+    for got in (copied, replace(case, model=twin).run(policy)):
+        _require(
+            torch.equal(got.outputs, expected.outputs) and torch.equal(got.exit_step, expected.exit_step),
+            f"a copy's outputs are {_apart(got.outputs, expected.outputs)} apart; register weights as parameters and "
+            "buffers of the modules that the wrapper is given",
+        )
+
+
+def _shifted(trajectory: Trajectory, shift: float) -> Trajectory:
+    return trajectory.map(lambda x: x * (1 + shift) + shift if x.is_floating_point() else x)
+
+
+def _replayed(trajectory: Trajectory, policy: ExitPolicy) -> Exits:
+    with _private_randomness():
+        return trajectory.replay(policy)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return alike(one, other, _TOLERANCES.get(one.dtype, 0.05))
+
+
+def _apart(one: Tensor, other: Tensor) -> str:
+    return f"{float((one - other).abs().max()):.3g}" if one.shape == other.shape else f"{one.shape}, {other.shape}"
+
+
+@contextmanager
+def _private_randomness() -> Iterator[None]:
+    """Start from one seed, and leave the caller's generators as they are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def _require(holds: bool, broken: str) -> None:
+    if not holds:
+        raise ContractError(f"The contract is broken: {broken}.")
