@@ -104,7 +104,9 @@ class Geometric(Prior):
     def log_pmf(self, num_steps: int) -> Tensor:
         """See `Prior.log_pmf`."""
         logit = math.log(self.rate) - math.log1p(-self.rate)
-        return StepDistribution.from_hazard_logits(torch.full((num_steps,), logit, dtype=torch.float64)).log_pmf
+        logits = torch.full((num_steps,), logit, dtype=torch.float64)
+        log_pmf: Tensor = StepDistribution.from_hazard_logits(logits).log_pmf
+        return log_pmf
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """Return the rate at which as much goes on past the last step: 1 − (1 − r)^(tuned_for / num_steps)."""
@@ -147,10 +149,7 @@ class Tabulated(Prior):
         total = math.fsum(self.probabilities)
         if not all(p >= 0 for p in self.probabilities) or not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ArgumentError(
-                "probabilities",
-                expected="non-negative numbers that sum to 1",
-                got=f"{self.probabilities} (sum {total:.6g})",
-                remedy="Divide them by their sum.",
+                "probabilities", expected="numbers ≥ 0 that sum to 1", got=total, remedy="Divide them by their sum."
             )
 
     @classmethod
@@ -184,10 +183,8 @@ class Learned(Prior):
     The weights are in `module`, which a `PonderWrapper` makes its own: they are among its `parameters()` and in its
     `state_dict()`. Equality and `to_dict` are about the hyper-parameters alone; copies and pickles keep the weights.
 
-    Warning:
-        A prior that only the KL trains follows the posterior: its best value is the posterior's average over the
-        data, and where the posterior is the same for all inputs, the KL vanishes and regularises nothing. Start from a
-        prior that you mean, let it learn slowly, and look at where it went.
+    A prior that only the KL trains follows the posterior, and regularises nothing where that is the same for every
+    input: start from a prior that you mean, and let it learn slowly.
 
     Args:
         num_steps: N, the only number of steps it serves.
@@ -232,10 +229,7 @@ class _Weights(nn.Module):
 def _check_length(num_steps: int, own: int) -> None:
     if num_steps != own:
         raise ArgumentError(
-            "prior",
-            expected=f"a prior over the model's {num_steps} steps",
-            got=f"one over {own}",
-            remedy="Give it as many steps as the model has.",
+            "prior", expected=f"one over {num_steps} steps", got=own, remedy="Give it the model's steps."
         )
 
 

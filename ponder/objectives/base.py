@@ -183,6 +183,10 @@ class Objective(Plugin, ABC):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, number: float) -> Weighted:
+        """Return the objective, divided by a number."""
+        return self * (1.0 / number)
+
 
 @registry.register("weighted")
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class SignalCalibration(Objective):
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
         gap = F.relu(mean_wrong - mean_right + self.margin) * both
         mean = gap.sum() / both.sum().clamp(min=1.0)
-        return mean.to(unrolled.losses.dtype).expand(labels.shape[0])
+        return mean.to(unrolled.losses.dtype).expand(unrolled.losses.shape[0])
 
 
 def _certainty(signal: str, unrolled: Unrolled) -> Tensor:

@@ -11,7 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from ponder._utils.checks import check_choice, check_int
 from ponder._utils.registry import Plugin, Registry
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.tasks import Task, task_named
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = [
     "ExitPolicy",
@@ -41,14 +38,11 @@ __all__ = [
 
 Array = Any
 """A NumPy array or a tensor."""
-READINGS = {
+_REMEDIES = {
     "hazard": "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
-    "output": "",
     "features": "Record them: model.unroll(…, keep_features=True).",
     "context": "Record it: model.unroll(…, policy_context={…}).",
 }
-"""What a policy may need, and what to do where a model or a trajectory does not have it."""
-
 _CLASSIFICATION = task_named(None)
 
 registry: Registry[ExitPolicy] = Registry("policy", "ponder.policies")
@@ -92,11 +86,6 @@ class ModelSpec:
         has_hazard: Whether there is a Lambda head.
         has_features: Whether features can be read (a trajectory may not have kept them).
         has_context: Whether the context of a call can be read (a trajectory may not have kept it).
-
-    Example:
-        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
-        >>> model.spec.num_steps
-        3
     """
 
     num_steps: int
@@ -309,24 +298,14 @@ class ExitPolicy(Plugin, ABC):
 
         A leaf that overrides this calls `super().check(spec)`.
         """
-        if unknown := self.needs - READINGS.keys():
-            raise ArgumentError(
-                f"{type(self).__name__}.needs",
-                expected=f"a frozenset of {sorted(READINGS)}",
-                got=sorted(unknown),
-                remedy="cdf and survival come with 'hazard'.",
-            )
         for need in sorted(self.needs - spec.readings):
+            remedy = _REMEDIES.get(need, "Correct its needs: cdf and survival come with 'hazard'.")
             raise ArgumentError(
-                "policy", expected=f"one that reads no {need}, since there is none", got=self, remedy=READINGS[need]
+                "policy", expected=f"one that needs no {need}, which is not there", got=self, remedy=remedy
             )
 
     def exit_of_all(self, num_steps: int) -> int | None:
-        """Return the step at which every row exits, where that needs no look at any; None by default.
-
-        Args:
-            num_steps: N.
-        """
+        """Return the step at which every row exits, where that needs no look at any; None by default."""
         return None
 
     def parts(self) -> tuple[ExitPolicy, ...]:
@@ -348,7 +327,7 @@ class ExitPolicy(Plugin, ABC):
         stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
         return xp.where(mask | (step.index < 0), math.inf, stays), state
 
-    def scores(self, record: Any, free: ExitPolicy | None = None) -> NDArray[Any]:
+    def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
         """Return the readiness of every row at every step: exits under any threshold are read from it.
 
         Args:
@@ -375,13 +354,7 @@ class ExitPolicy(Plugin, ABC):
 
     def with_threshold(self, value: float) -> Self:
         """Return this policy with its threshold at `value`."""
-        if self.tunable is None:
-            raise ArgumentTypeError(
-                "policy",
-                expected="one with a threshold of its own",
-                got=repr(self),
-                remedy="Build it again around a policy with another threshold: a | b, policy.after(2), ….",
-            )
+        assert self.tunable is not None, f"{self!r} has no threshold of its own: build it around a policy with another"
         changed: Self = replace(self, **self.tunable.argument(value))  # type: ignore[type-var]
         return changed
 
@@ -391,7 +364,7 @@ class ExitPolicy(Plugin, ABC):
 
     def __bool__(self) -> NoReturn:
         raise ArgumentTypeError(
-            "policy", expected="a & b (both exit) or a | b (either does)", got="and, or, not, or an if", remedy=_BOTH
+            "policy", expected="a & b, a | b, or `is None`", got="and, or, not, if", remedy="These would drop a policy."
         )
 
     def __or__(self, other: ExitPolicy) -> ExitPolicy:
@@ -409,9 +382,6 @@ class ExitPolicy(Plugin, ABC):
     def before(self, step: int) -> ExitPolicy:
         """Return this policy, with every row out at `step` at the latest."""
         return registry.get("before", policy=self, step=step)
-
-
-_BOTH = "Python would drop one of them. Compare with None by `is None`."
 
 
 class ThresholdPolicy(ExitPolicy):

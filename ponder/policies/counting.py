@@ -52,13 +52,6 @@ class _Counting(ThresholdPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if self.patience >= spec.num_steps:
-            raise ArgumentError(
-                "patience",
-                expected=f"less than the model's {spec.num_steps} steps, or no row can ever exit early",
-                got=self.patience,
-                remedy="Lower it, or use policies.LastStep() to run to the end.",
-            )
         if "output" in self.needs and spec.task.numbers and not self.tolerance:
             raise ArgumentError(
                 "tolerance",
@@ -91,7 +84,7 @@ class Patience(_Counting):
     every label is; numbers when they move by less than `tolerance` (all of them, where an example has several).
 
     Args:
-        patience: Agreements in a row, ≥ 1 and less than the number of steps.
+        patience: Agreements in a row, ≥ 1; from the number of steps on, no row exits early.
         tolerance: In regression, the distance below which answers agree, > 0, in the unit of the outputs.
 
     Example:
@@ -127,7 +120,7 @@ class Converged(_Counting):
 
     Args:
         tolerance: The greatest change that counts as none, ≥ 0.
-        patience: Such steps in a row, ≥ 1 and less than the number of steps.
+        patience: Such steps in a row, ≥ 1.
         on: ``"answers"`` or ``"features"``.
 
     Example:

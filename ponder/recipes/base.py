@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ponder._utils.checks import check_choice, check_real, check_share
+from ponder._utils.checks import check_choice
 from ponder._utils.registry import Registry
 from ponder.objectives import Objective
 from ponder.policies import ExitPolicy
@@ -43,18 +43,12 @@ class LambdaSpec:
     activation: Literal["tanh", "relu", "gelu"] = "tanh"
     start: Literal["half", "prior"] | float = "half"
 
-    def __post_init__(self) -> None:
-        if isinstance(self.start, str):
-            check_choice("start", self.start, ("half", "prior"))
-        else:
-            check_share("start", self.start)
-
     def hazard(self, prior: Prior | None, num_steps: int) -> float:
         """Return the hazard that a new head starts at, for a prior over `num_steps` steps."""
-        if not isinstance(self.start, str):
-            return self.start
         if self.start == "half" or prior is None:
             return 0.5
+        if self.start != "prior":
+            return float(self.start)
         return min(max(float(prior(num_steps).pmf[0]), 1e-4), 1 - 1e-4)
 
 
@@ -89,9 +83,6 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
-        check_choice("teacher", self.teacher, ("attached", "previous"))
-        check_choice("early_heads", self.early_heads, ("go_on", "last"))
-        check_real("mixing", self.mixing, 0.0, 1.0, open_low=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
