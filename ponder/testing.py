@@ -304,7 +304,7 @@ def _check_extremes(policy: ExitPolicy, samples: _Samples) -> None:
                 _, states = walk.all_steps(walk.rows, walk.init(walk.rows))
             _require(
                 not watch.seen and not _has_nan(states),
-                f"{dtype} outputs up to {float(outputs.abs().max()):g} led to NaN; compute in float32, from log_softmax "
+                f"{dtype} outputs up to {float(outputs.abs().max()):g} led to NaN; compute in float32, by log_softmax "
                 "or logsigmoid instead of raw exponentials",
             )
 
