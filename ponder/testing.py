@@ -374,7 +374,7 @@ class _InTurn(ExitPolicy):
     order: tuple[int, ...]
 
     def init(self, batch: PolicyBatch) -> Tree:
-        return {"exit": torch.tensor(self.order, device=batch.device)[batch.row_ids]}
+        return {"exit": torch.tensor(self.order, device=batch.row_ids.device)[batch.row_ids]}
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         return step.index >= state["exit"], state
