@@ -18,12 +18,12 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import LambdaHead, PerStep, make_heads
 from ponder.model.loop import Exits, run
-from ponder.model.losses import exit_loss, training_loss
+from ponder.model.losses import exit_loss, labelled_mean, step_losses
 from ponder.model.padding import Padding, check_positions, last_position, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
 from ponder.model.unroll import ModelSource, StepRecord, call_stem, checkpointed, no_exits, unroll
-from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
 from ponder.recipes import Recipe, Stage
@@ -95,6 +95,9 @@ class PonderWrapper(nn.Module):
         >>> model.eval()(torch.randn(5, 8)).exit_step.shape
         torch.Size([5])
     """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., PonderOutput]  # which nn.Module types as Any
 
     progress: Progress | None = None
     """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
@@ -262,21 +265,6 @@ class PonderWrapper(nn.Module):
         if labels is not None:
             loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
-
-    if TYPE_CHECKING:  # what nn.Module types as Any
-
-        def __call__(
-            self,
-            inputs: Tree,
-            *,
-            labels: Tensor | None = None,
-            policy: ExitPolicy | None = None,
-            row_ids: Tensor | None = None,
-            policy_context: Mapping[str, Tensor] | None = None,
-            num_steps: int | None = None,
-            **context: Any,
-        ) -> PonderOutput:
-            """See `forward`."""
 
     def exits(
         self,
@@ -565,21 +553,22 @@ class PonderWrapper(nn.Module):
             return PonderOutput(outputs, last, None, trajectory)
         hazards, prior = trajectory.hazard_logits, None
         if self._prior is not None and "prior" in needs:
-            prior = self._prior(
-                depth.steps, dtype=(outputs if hazards is None else hazards).dtype, device=outputs.device
-            )
-        loss = training_loss(
-            objective,
-            self._task or infer_task(outputs, trajectory.labels),
+            dtype = (outputs if hazards is None else hazards).dtype
+            prior = self._prior(depth.steps, dtype=dtype, device=outputs.device)
+        task = self._task or infer_task(outputs, trajectory.labels)
+        unrolled = Unrolled(
             trajectory.outputs,
-            trajectory.labels,
-            hazard_logits=hazards,
-            features=trajectory.features,
+            step_losses(task, trajectory.outputs, trajectory.labels),
+            task,
+            halting=None if hazards is None else trajectory.halting,
             prior=prior,
+            labels=trajectory.labels,
+            features=trajectory.features,
             progress=self.progress,
             teacher_outputs=self._taught(inputs, context, outputs) if "teacher" in needs else None,
             mask=trajectory.mask,
         )
+        loss = labelled_mean(objective.per_example(unrolled), task, trajectory.labels)
         return PonderOutput(outputs, last, loss, trajectory)
 
     @torch.no_grad()
