@@ -345,12 +345,21 @@ class CapturedAdapter(Adapter):
                 hidden, _ = self.parts.stem(given.pop(encoder.main_input_name), **given)
                 self.shapes["hidden"] = tuple(states_of(hidden).shape)
                 output = encoder(**call)
-                fields = {name: output.get(name) for name in ("pooler_output", "last_hidden_state")}
-                self.shapes |= {name: tuple(value.shape) for name, value in fields.items() if value is not None}
+            for select in self.selects(output):
+                self._readouts[select] = self.parts.readout_of(select)
         finally:
             encoder.train(was_training)
         self.num_steps = self.parts.steps.num_steps
         return self.parts
+
+    def selects(self, output: Any) -> list[Callable[[Any], Any]]:
+        """Functions from the encoder's output to what readouts read of it, which are there."""
+        found = []
+        for select, field in ((_pooler_output, "pooler_output"), (_last_hidden_state, "last_hidden_state")):
+            if output.get(field) is not None:
+                self.shapes[field] = tuple(output[field].shape)
+                found.append(select)
+        return found
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -393,8 +402,6 @@ class CapturedAdapter(Adapter):
 
     def read(self, select: Callable[[Any], Tensor], hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """Return `select` of the encoder's output, as if its layers had ended with `hidden`."""
-        if select not in self._readouts:
-            self._readouts[select] = (self.parts or self.learn()).readout_of(select)
         return self._readouts[select](hidden, **context)
 
     def padding(self) -> Padding | None:
@@ -463,7 +470,7 @@ def adapter_for(
         )
     own = config.model_type in registry.names() and example is None and not getattr(config, "is_decoder", False)
     if own and type(encoder) is MODEL_MAPPING.get(
-        type(config)
+        type(config), None
     ):  # a class of one's own may run other code around the layers
         return registry.get(config.model_type, encoder=encoder)
     return CapturedAdapter(encoder, num_steps, example)

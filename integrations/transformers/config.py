@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -41,7 +41,6 @@ class PonderConfig(PretrainedConfig):
     """
 
     model_type = "ponder"
-    sub_configs: ClassVar[dict[str, Any]] = {"encoder": AutoConfig}
     keys_to_ignore_at_inference = ["exit_step", "step_logits", "hazard_logits"]  # noqa: RUF012 (Trainer adds lists)
 
     def __init__(

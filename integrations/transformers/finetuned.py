@@ -107,6 +107,10 @@ class FinetunedAdapter(CapturedAdapter):
         """The size of the hidden state."""
         return self.shapes["hidden"][-1]
 
+    def selects(self, output: Any) -> list[Callable[[Any], Any]]:
+        """See `CapturedAdapter.selects`."""
+        return [self.select]
+
     def learn(self) -> Captured:
         """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
         parts = super().learn()

@@ -37,7 +37,7 @@ from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["Heads", "HeadsWrapper", "PonderPreTrainedModel"]
+__all__ = ["Heads", "HeadsWrapper", "PonderPreTrainedModel", "span_labels"]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -114,8 +114,9 @@ class PonderPreTrainedModel(PreTrainedModel):
     def __init__(
         self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
     ) -> None:
+        attention = config._attn_implementation  # as it was asked for; the base class puts its own choice there
         super().__init__(config)
-        whole = _new_encoder(config) if encoder is None else _as_loaded(encoder)
+        whole = _new_encoder(config, attention) if encoder is None else _as_loaded(encoder)
         self.ponder = self._wrapper(whole, adapter)
         self.main_input_name = whole.main_input_name
         self._tokenizer: Any = None
@@ -484,8 +485,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         }
         context = {name: value for name, value in named.items() if value is not None and value is not False}
         main = self._main_input(context)
-        if start_positions is not None and end_positions is not None:
-            labels = torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)
+        spans = span_labels(start_positions, end_positions)
+        labels = labels if spans is None else spans
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
         run = out.trajectory
         outputs = _alone(out.outputs) if labels is None and run is not None and self._learns_all_steps else out.outputs
@@ -604,9 +605,14 @@ class HeadsWrapper(PonderWrapper):
 
     def __getattr__(self, name: str) -> Any:
         """The heads, of the adapter that is active; anything else as PyTorch finds it."""
-        if name in ("head", "lambda_head"):
-            return getattr(self._modules[self.__dict__["heads_name"]], name)
+        if name in ("head", "lambda_head") and "heads_name" in self.__dict__:
+            return getattr(self._modules[self.heads_name], name)
         return super().__getattr__(name)
+
+
+def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
+    """Return the labels of spans, `(batch, 2)`, of their first and last tokens, `(batch,)` each."""
+    return None if start is None or end is None else torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
 
 
 def check_saveable(model: PreTrainedModel) -> None:
@@ -653,20 +659,20 @@ def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: d
     return model
 
 
-def _new_encoder(config: PonderConfig) -> PreTrainedModel:
+def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
     """A new encoder, or model with a head, as the configuration says."""
-    remote = config.remote_code
+    remote, given = config.remote_code, {"attn_implementation": attention, "dtype": config.dtype}
     if remote:
         source, trusted, hub = _READING.get() or (config.name_or_path, None, {})
         config.trust(source, trusted, **hub)
     if not config.finetuned:
-        return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote)))
-    name = config.architecture
+        return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given))
     if remote:
-        auto = getattr(transformers, next(auto for auto, at in remote.items() if at.endswith(f".{name}")))
-        made: PreTrainedModel = auto.from_config(config.encoder, trust_remote_code=True)
-        return made
-    return getattr(transformers, name)._from_config(config.encoder)  # type: ignore[no-any-return]
+        auto = getattr(
+            transformers, next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
+        )
+        return auto.from_config(config.encoder, trust_remote_code=True, **given)  # type: ignore[no-any-return]
+    return getattr(transformers, config.architecture)._from_config(config.encoder, **given)  # type: ignore[no-any-return]
 
 
 def _padding(adapter: Adapter, per_token: bool) -> Any:

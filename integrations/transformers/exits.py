@@ -1,0 +1,361 @@
+"""`fit_exits`: early heads, a policy and its certificate for a fine-tuned model, from inputs without labels.
+
+The inputs are split in three by what they are, so that a repeated one is never on two sides: the heads learn on the
+first part to answer as full depth does, the second chooses a policy (and, for a speed-up, its threshold), and the third
+certifies how often answers differ from full depth. The frozen model runs once over every input.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ponder._utils.checks import check_int
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder._utils.rows import content_ids, split
+from ponder._utils.seeds import uniform
+from ponder.calibration import RiskControl, certify, promise_curve
+from ponder.calibration.agreement import PromiseCurve, candidates
+from ponder.errors import ArgumentError, NonFiniteError
+from ponder.integrations.transformers.finetuned import EarlyHead
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+from ponder.integrations.transformers.texts import encodings_of, record_rows
+from ponder.policies import LastStep
+from ponder.trajectory import Trajectory
+
+__all__ = ["ExitReport", "distinct", "fit_exits", "may_have_taught", "row_ids"]
+
+_SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
+_FEWEST = 50
+_MEMORY = 2**30  # bytes of the features that the heads learn on
+_INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
+
+Encoding = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ExitReport:
+    """Result of fitting exits.
+
+    Args:
+        statement: The promise in a sentence, or why there is none.
+        met: Whether a promise could be given for exits; where not, every row runs to the last step.
+        policy: The policy, as text.
+        threshold: Its value; NaN where nothing is promised.
+        rows: Inputs that were given.
+        duplicates: Inputs that repeat another one; each is counted once.
+        fitted: Distinct inputs that the heads learned on.
+        chosen_on: Distinct inputs that chose the policy.
+        certified_on: Distinct inputs that certify.
+        disagreement: Share of the certifying inputs whose answer is not that of full depth.
+        disagreement_as_given: The same where each counts as often as it was given.
+        mean_exit_step: Mean exit step of the certifying inputs.
+        exit_shares: The share of the certifying inputs that exits at each step, `(steps,)`.
+        num_steps: N.
+        level: Upper bound of the disagreement that is promised; NaN where nothing is.
+        confidence: Probability with which the promise holds, in (0, 1).
+        best_level: The lowest level that so many rows could certify, were there no disagreement at all.
+        plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where none has.
+        exit_accuracy: Accuracy of the exits on the same.
+        curves: Costs and promises of other kinds and thresholds on the certifying inputs; not in `to_dict`.
+
+    Example:
+        >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
+        >>> encodings = [{"input_ids": [2 + n % 38, 2 + n // 38]} for n in range(300)]
+        >>> report = fit_exits(model, encodings, speed_up=2.0, epochs=1)
+        >>> report.speed_up >= 2.0, report.certified_on
+        (True, 120)
+    """
+
+    statement: str
+    met: bool
+    policy: str
+    threshold: float
+    rows: int
+    duplicates: int
+    fitted: int
+    chosen_on: int
+    certified_on: int
+    disagreement: float
+    disagreement_as_given: float
+    mean_exit_step: float
+    exit_shares: tuple[float, ...]
+    num_steps: int
+    level: float
+    confidence: float
+    best_level: float
+    plain_accuracy: float
+    exit_accuracy: float
+    curves: tuple[PromiseCurve, ...] = field(repr=False)
+
+    @property
+    def speed_up(self) -> float:
+        """N ÷ mean exit step: a speed-up in steps, which leaves out embeddings and heads."""
+        return self.num_steps / self.mean_exit_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; NaN becomes None."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "curves"}
+        plain["exit_shares"] = list(self.exit_shares)
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}
+
+
+def fit_exits(
+    model: PonderPreTrainedModel,
+    rows: Iterable[Any],
+    *,
+    disagreement: float = 0.01,
+    confidence: float = 0.95,
+    speed_up: float | None = None,
+    epochs: int = 40,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> ExitReport:
+    """Train early heads to agree with full depth, choose a policy, and certify it; the model gets both.
+
+    The promise is about inputs like these, drawn as these were, and about the answers at full depth.
+
+    Args:
+        model: A model with exits beside a fine-tuned head (`from_finetuned`).
+        rows: Texts, where the model has a tokenizer, or encodings: a dict each with the main input, without padding.
+            Where they have labels (`labels` or `label`), these tell the accuracy; nothing learns from them.
+        disagreement: Upper bound of the share of answers that differ from full depth, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+        speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about the cost of that.
+        epochs: Passes over the features at most; training stops early by the loss on a held-out tenth.
+        seed: Seed of the split and of the order of training.
+        batch_size: Rows of a batch at most, while the model runs.
+        progress: Called with a phase, what is done of it, and how much it is in all.
+
+    Raises:
+        ArgumentError: Too few distinct inputs to split, or a model without early heads or classes.
+        NonFiniteError: A loss that is NaN or infinite.
+
+    Example:
+        >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
+        >>> encodings = [{"input_ids": torch.randint(2, 40, (6,)).tolist()} for _ in range(400)]
+        >>> report = fit_exits(model, encodings, disagreement=0.2, epochs=2)
+        >>> report.rows, report.num_steps, model.policy.risk
+        (400, 4, 'disagreement')
+    """
+    check_int("epochs", epochs)
+    wrapper = model.ponder
+    if not model.config.finetuned or not wrapper.task.classes:
+        raise ArgumentError(
+            "model",
+            expected="a fine-tuned classifier with exits beside its head",
+            got=f"a {type(model).__name__} of the recipe {model.recipe.name!r}, task {wrapper.task.name!r}",
+            remedy="Make one: PonderForSequenceClassification.from_finetuned(model). Of spans and numbers, choose a "
+            "policy yourself, and certify it by ponder.control_risk.",
+        )
+    given = list(encodings_of(model, rows))
+    once, ids, counts = distinct(given)
+    learn, choose, check = split(ids, _SHARES, seed)
+    if len(once) < _FEWEST:
+        raise ArgumentError(
+            "rows",
+            expected=f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)",
+            got=f"{len(once)} of {len(given)}",
+            remedy="Pass more inputs like those that the model will be asked about; they need no labels.",
+        )
+    model.policy = LastStep()  # what earlier parts of another split have taught must not be certified on them
+    early: list[Any] = list(wrapper.head.heads)[:-1]
+    for head in early:
+        head.reset()
+    longest = max(np.size(row[model.main_input_name]) for row in once) if wrapper.task.per_position else 1
+    most = _MEMORY // (4 * wrapper.num_steps * longest * sum(_sizes(early[0])))
+
+    def record(places: Any, phase: str, **options: Any) -> Trajectory:
+        done = _counter(progress, phase, len(places))
+        given = {"batch_size": batch_size, "row_ids": ids[places], "progress": done, **options}
+        return replace(record_rows(model, [once[place] for place in places], given), content_ids=True)
+
+    taught = record(learn[: max(most, _FEWEST)], "learn", keep_features=True)
+    _train(early, taught, epochs, torch.Generator().manual_seed(seed), progress)
+    choosing, certifying = record(choose, "choose"), record(check, "certify")
+    found = certify(choosing, certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
+    model.policy = found.policy
+    learned = uniform(seed, ids[learn])
+    model.config.exits = {"seed": seed, "learned_below": float(learned.max())}
+    report = _report(found, certifying, counts[check], len(given), (len(learn), len(choose)))
+    if report.met and report.disagreement_as_given > report.level:
+        warnings.warn(
+            f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
+            f"counts as often as it was given. The promise, {rounded_up(100 * report.level, 3)}%, is about distinct "
+            "inputs.",
+            stacklevel=2,
+        )
+    return report
+
+
+def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return ids of encodings by their content, `(rows,)`: what the model is given, without padding."""
+    return content_ids([_content(row) for row in rows])
+
+
+def distinct(rows: Sequence[Encoding]) -> tuple[list[Encoding], Any, Any]:
+    """Return the encodings without those that repeat an earlier one, in their order, their ids, and how often each is."""
+    ids = row_ids(rows)
+    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    places = first[order]
+    return [rows[place] for place in places], ids[places], counts[order]
+
+
+def may_have_taught(model: PonderPreTrainedModel, rows: Sequence[Encoding]) -> Any:
+    """Return which encodings the early heads may have learned from, `(rows,)` bool: those of that side of the split."""
+    exits = model.config.exits
+    if not exits:
+        return np.zeros(len(rows), dtype=bool)
+    return uniform(exits["seed"], row_ids(rows)) <= exits["learned_below"]
+
+
+def _content(row: Encoding) -> str:
+    """What makes two inputs the same: the numbers that the model is given at real positions."""
+    mask = row.get("attention_mask")
+    real = None if mask is None else np.asarray(mask).astype(bool)
+    parts = []
+    for name in _INPUTS:
+        if row.get(name) is None:
+            continue
+        values = np.asarray(row[name])
+        if real is not None and values.shape == real.shape:
+            values = values[real]
+        if name != "token_type_ids" or values.any():
+            values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+            parts.append(f"{name} {values.shape} {values.tobytes().hex()}")
+    return "|".join(parts)
+
+
+def _train(
+    heads: Sequence[nn.Module],
+    seen: Trajectory,
+    epochs: int,
+    generator: torch.Generator,
+    progress: Callable[[str, int, int], object] | None,
+) -> None:
+    """Teach each early head the answers of full depth, by the KL divergence from them."""
+    assert seen.features is not None
+    answers, task = seen.outputs[:, -1].float(), seen.meaning
+    there = torch.as_tensor(task.answered(answers, seen.mask))
+    mask = None if seen.mask is None or not task.per_token else seen.mask[there]
+    done = _counter(progress, "train", len(heads))
+    for step, head in enumerate(heads):
+        weights = next(head.parameters())
+        own = seen.features[there, step].to(weights.device, weights.dtype)
+        own = own.clamp(min=torch.finfo(own.dtype).min)  # the gradient of a scale is NaN where it scales −∞
+        target = answers[there].to(weights.device)
+        mask = None if mask is None else mask.to(weights.device)
+        with torch.enable_grad():
+            _train_one(head, own, target, mask, task, epochs, generator)
+        done(1)
+
+
+def _train_one(
+    head: nn.Module,
+    features: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    task: Any,
+    epochs: int,
+    generator: torch.Generator,
+) -> None:
+    """AdamW until the loss on a held-out tenth has not fallen for four epochs; the best weights are kept."""
+    order, count = torch.randperm(len(target), generator=generator), max(len(target) // 10, 1)
+    held, taught = order[:count], order[count:]
+
+    def loss(rows: Tensor) -> Tensor:
+        own = None if mask is None else mask[rows]
+        each: Tensor = task.distillation_losses(head(features[rows]), target[rows], 1.0, own)
+        return each.mean()
+
+    optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
+    best, kept, since = math.inf, deepcopy(head.state_dict()), 0
+    for _ in range(epochs + 1):
+        with torch.no_grad():
+            now = float(loss(held))
+        if not math.isfinite(now):
+            raise NonFiniteError(f"early head: a loss of {now}. Look for NaN in the weights of the model.")
+        if now < best:
+            best, kept, since = now, deepcopy(head.state_dict()), 0
+        elif (since := since + 1) == 4:
+            break
+        for batch in taught[torch.randperm(len(taught), generator=generator)].split(64):
+            optimiser.zero_grad()
+            loss(batch).backward()
+            optimiser.step()
+    head.load_state_dict(kept)
+
+
+def _sizes(head: EarlyHead) -> tuple[int, int]:
+    return head.labels, head.states * head.width
+
+
+def _counter(progress: Callable[[str, int, int], object] | None, phase: str, total: int) -> Callable[[int], None]:
+    """A callback that counts what is done of a phase."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(phase, done, total)
+
+    return count
+
+
+def _report(found: RiskControl, certifying: Trajectory, counts: Any, given: int, used: tuple[int, int]) -> ExitReport:
+    steps, confidence, rows = certifying.exit_steps(found.policy), found.policy.confidence or 0.0, len(certifying)
+    differs = ~certifying.agreement()[np.arange(rows), steps - 1]
+    inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
+    plain, own = _accuracies(certifying, steps)
+    promise = (
+        f"Answers as full depth does on all but {rounded_up(100 * level, 3)}% of inputs like these, with "
+        f"{rounded_down(100 * confidence)}% confidence (certified on {rows} inputs that chose nothing)."
+    )
+    return ExitReport(
+        statement=promise if found.met else f"No exits: {found.statement}.",
+        met=found.met,
+        policy=repr(inside),
+        threshold=math.nan if threshold is None else float(threshold),
+        rows=given,
+        duplicates=given - int(counts.sum()),
+        fitted=used[0],
+        chosen_on=used[1],
+        certified_on=rows,
+        disagreement=float(differs.mean()),
+        disagreement_as_given=float(np.average(differs, weights=counts)),
+        mean_exit_step=float(steps.mean()),
+        exit_shares=tuple(float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)),
+        num_steps=certifying.num_steps,
+        level=float(level) if found.met else math.nan,
+        confidence=confidence,
+        best_level=1.0 - (1.0 - confidence) ** (1.0 / rows),
+        plain_accuracy=plain,
+        exit_accuracy=own,
+        curves=tuple(
+            promise_curve(certifying, like, values, confidence=confidence)
+            for like, values in candidates(certifying)[:4]
+        ),
+    )
+
+
+def _accuracies(certifying: Trajectory, steps: Any) -> tuple[float, float]:
+    """The accuracies of full depth and of the exits over the rows that have a label; NaN where none has."""
+    if certifying.labels is None:
+        return math.nan, math.nan
+    labelled = certifying.meaning.labelled(certifying.labels)
+    rows = np.arange(len(certifying)) if labelled is None else labelled.nonzero().flatten().numpy()
+    if not len(rows):
+        return math.nan, math.nan
+    right = certifying.correct()[rows]
+    return float(right[:, -1].mean()), float(right[np.arange(len(rows)), steps[rows] - 1].mean())
