@@ -124,7 +124,7 @@ class SignalCalibration(Objective):
         mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
         gap = F.relu(mean_wrong - mean_right + self.margin) * both
-        mean = gap.sum() / both.sum().clamp(min=1.0)
+        mean: Tensor = gap.sum() / both.sum().clamp(min=1.0)
         return mean.to(unrolled.losses.dtype).expand(unrolled.losses.shape[0])
 
 

@@ -1,0 +1,207 @@
+"""Policies as plain data, what they refuse, and what the matrices do not reach."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from ponder.errors import ArgumentError, PonderError
+from ponder.policies import ModelSpec, PolicyBatch, StepView
+from ponder.tasks import task_named
+from tests.policies.records import CERTIFIED, EVERY, POSITIONS, Run, name, run
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=name)
+def test_round_trips(policy: policies.ExitPolicy) -> None:
+    again = [policies.from_dict(json.loads(json.dumps(policy.to_dict())))]
+    again += [pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)]
+    assert again == [policy] * 3
+    assert {type(each) for each in again} == {type(policy)}
+    assert run().exits(again[0]) == run().exits(policy)
+
+
+@pytest.mark.parametrize("policy", [*EVERY, *POSITIONS], ids=name)
+def test_nothing_that_was_passed_in_is_changed(policy: policies.ExitPolicy) -> None:
+    made = run("token_classification" if policy in POSITIONS else "classification")
+    state = policy.init(made.batch)
+    for view in list(made.views(policy.needs))[:-1]:
+        kept = copy.deepcopy((view.readings, view.index, state))
+        _, new = policy.decide(view, state)
+        torch.testing.assert_close((view.readings, view.index, state), kept, rtol=0, atol=0)
+        state = new
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=name)
+def test_needs_are_all_that_is_read(policy: policies.ExitPolicy) -> None:
+    made = run()
+    assert made.exits(policy)  # with what it needs alone
+    for need in policy.needs:
+        view = next(made.views(policy.needs - {need}))
+        with pytest.raises(PonderError, match=f"needs = frozenset.*{need}"):
+            policy.decide(view, policy.init(made.batch))
+
+
+def spec(task: str = "classification", num_steps: int = 6, **has: bool) -> ModelSpec:
+    return ModelSpec(num_steps, task_named(task), **{"has_hazard": True, **has})
+
+
+REFUSED: list[tuple[policies.ExitPolicy, ModelSpec]] = [
+    (policies.Quantile(0.5), spec(has_hazard=False)),
+    (policies.Confidence(0.5) | policies.Quantile(0.5), spec(has_hazard=False)),
+    (policies.Converged(0.1, on="features"), spec(has_features=False)),
+    (policies.Entropy(0.5), spec("regression")),
+    (policies.Tempered(policies.Margin(0.5), (1.0,)), spec("multilabel")),
+    (policies.Voting(2).after(2), spec("span")),
+    (policies.Patience(2), spec("regression")),
+    (policies.Converged(), spec("regression")),
+    (policies.FixedStep(7), spec()),
+    (policies.Tempered(policies.Confidence(0.5), (1.0, 2.0)), spec()),
+    (CERTIFIED, spec(num_steps=5)),
+    (next(p for p in EVERY if isinstance(p, policies.Gate)), spec(num_steps=5)),
+]
+
+
+@pytest.mark.parametrize(("policy", "wrong"), REFUSED, ids=name)
+def test_what_a_model_cannot_serve_is_refused_at_the_door(policy: policies.ExitPolicy, wrong: ModelSpec) -> None:
+    with pytest.raises(ArgumentError):
+        policy.check(wrong)
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=name)
+def test_a_model_that_has_everything_serves_all(policy: policies.ExitPolicy) -> None:
+    policy.check(spec())
+    policy.check(ModelSpec(6, None, has_hazard=True))
+
+
+def test_unknown_needs_and_words_that_drop_a_policy_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Typo(policies.ExitPolicy):
+        needs = frozenset({"cdf"})
+
+        def decide(self, step: Any, state: Any) -> Any:
+            return False, state
+
+    with pytest.raises(ArgumentError, match="'hazard'"):
+        Typo().check(spec())
+    with pytest.raises(TypeError, match="a & b"):
+        policies.Confidence(0.9) and policies.Patience(2)
+    with pytest.raises(ArgumentError, match="confidence"):
+        policies.get("confidense", threshold=0.5)
+
+
+@pytest.mark.parametrize("policy", [policies.Entropy(0.2), policies.Confidence(0.5), policies.Voting(2)], ids=name)
+def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
+    """Its entropy is 0 and its confidence 1: every row would exit at step 1."""
+    view = StepView(torch.ones(2, dtype=torch.long), 4, {"output": torch.zeros(2, 1)})
+    with pytest.raises(ArgumentError, match="class logits"):
+        policy.decide(view, None)
+
+
+def test_a_certificate_is_about_its_number_of_steps() -> None:
+    assert CERTIFIED.rescaled(6, 6) is CERTIFIED
+    assert CERTIFIED.rescaled(6, 12) == policies.Confidence(0.7)
+    assert run().exits(CERTIFIED) == run().exits(policies.Confidence(0.7))
+
+
+def test_numbers_within_the_tolerance_agree_in_all_parts() -> None:
+    outputs = torch.tensor([[[1.0, 5.0], [1.05, 6.0], [1.06, 6.01], [1.07, 6.02]]])
+    made = Run(outputs, outputs[..., 0], outputs, task=task_named("regression"))
+    assert made.exits(policies.Patience(1, tolerance=0.1)) == [3]
+    assert made.exits(policies.Patience(2, tolerance=0.1)) == [4]
+    assert made.exits(policies.Converged(1.1)) == [2]
+
+
+def test_features_converge_by_their_residual() -> None:
+    made = run()
+    for tolerance in (0.1, 0.3, 0.6):
+        for patience in (1, 2):
+            expected = []
+            for row in made.features.tolist():
+                count, step = 0, 6
+                for n in range(1, 5):
+                    moved = sum((a - b) ** 2 for a, b in zip(row[n], row[n - 1], strict=True)) ** 0.5
+                    count = count + 1 if moved <= tolerance * sum(a * a for a in row[n]) ** 0.5 else 0
+                    if count == patience:
+                        step = n + 1
+                        break
+                expected.append(step)
+            assert made.exits(policies.Converged(tolerance, patience, on="features")) == expected
+    zeros = torch.zeros(1, 4, 3)
+    assert Run(zeros, zeros[..., 0], zeros).exits(policies.Converged(on="features")) == [2]
+
+
+@pytest.mark.parametrize("policy", [*POSITIONS, policies.Converged(0.3, on="features")], ids=name)
+def test_padding_does_not_count(policy: policies.ExitPolicy) -> None:
+    made = run("token_classification")
+    assert made.mask is not None
+    made.features = made.outputs
+    noise = torch.where(made.mask[:, None, :, None], 0.0, 50.0 * torch.randn(made.outputs.shape))
+    assert replace(made, outputs=made.outputs + noise, features=made.outputs + noise).exits(policy) == made.exits(
+        policy
+    )
+    if not isinstance(policy, policies.Gate):
+        assert made.exits(policy) != replace(made, mask=torch.ones_like(made.mask)).exits(policy)
+
+
+def test_rows_at_different_depths_share_a_batch() -> None:
+    """A row that begins beside rows whose state has begun is filled with zeros, and told by its index."""
+    made = run()
+    first, second = list(made.views(frozenset({"output"})))[:2]
+    for policy in (policies.Patience(1), policies.Converged(0.0), EVERY[11]):
+        _, state = policy.decide(first, policy.init(made.batch))
+        new = policy.init(made.batch)
+        filled = {key: torch.zeros_like(state[key]) if new[key] is None else new[key] for key in new}
+        joined = {key: torch.cat([state[key][:20], filled[key][20:]]) for key in state}
+        mixed = StepView(
+            torch.cat([second.index[:20], first.index[20:]]),
+            6,
+            {"output": torch.cat([second.output[:20], first.output[20:]])},
+        )
+        mask, _ = policy.decide(mixed, joined)
+        alone = [policy.decide(second, state)[0][:20], policy.decide(first, policy.init(made.batch))[0][20:]]
+        assert torch.equal(mask, torch.cat(alone))
+
+
+def test_unseeded_sampling_draws_anew() -> None:
+    batch = PolicyBatch(torch.arange(1000), 4)
+    one, other = policies.Bernoulli().init(batch), policies.Bernoulli().init(batch)
+    assert not torch.equal(one, other)
+    assert 0.45 < float(one.mean()) < 0.55
+    assert policies.Bernoulli().init(run().as_arrays().batch).shape == (40,)
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=name)
+def test_a_trajectory_replays_as_decide_says(policy: policies.ExitPolicy) -> None:
+    made = run()
+    trajectory = ponder.Trajectory(
+        made.outputs, made.hazard_logits, torch.arange(40), task="classification", features=made.features
+    )
+    assert trajectory.replay(policy).exit_step.tolist() == made.exits(policy)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from ponder import policies, tasks
+import numpy as np
+
+policy = policies.from_dict((policies.Confidence(0.9) | policies.Patience(2).after(2)).to_dict())
+step = policies.StepView(np.array([1, 1]), 3, {"output": np.array([[0.0, 9.0], [0.0, 1.0]])})
+mask, _ = policy.decide(step, policy.init(policies.PolicyBatch(np.arange(2), 3)))
+assert mask.tolist() == [True, False]
+assert "gate" in policies.names()
+"""
+
+
+def test_policies_decide_where_torch_is_not_installed() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)
