@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
-from ponder._utils.trees import Tree, alike, take_rows, tensors, unwrap
+from ponder._utils.trees import Tree, alike, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture_calls import Layered, OtherCallError, Output, grown, has_rows
-from ponder.model.capture_watch import Event, Given, Mark, Select, Watched, layer_lists, private_copy, run, watch
+from ponder.model.capture_calls import Layered, refusal
+from ponder.model.capture_watch import Given, Mark, Select, layer_lists, private_copy, run, watch
 from ponder.model.padding import Padding
 from ponder.model.steps import Steps
 
-__all__ = ["Captured", "CapturedStem", "capture"]
+__all__ = ["Captured", "CapturedReadout", "CapturedStem", "CapturedStep", "capture"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Captured:
     padding: Padding | None
 
     def readout_of(self, select: Select) -> CapturedReadout:
-        """Make a readout of another part of the module's output.
+        """Return a readout of another part of the module's output.
 
         Args:
             select: A function from the output to a tensor, ``lambda output: output.pooler_output``.
         """
-        self.stem.layered.reads(select)
-        return CapturedReadout(self.stem.layered, select)
+        layered = self.stem.layered
+        layered.selects.append(select)
+        layered.kinds.clear()
+        return CapturedReadout(layered, select)
 
 
 def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Captured:
@@ -79,24 +81,23 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
     given = _arguments(example)
-    quiet = private_copy(module)
     with torch.no_grad():
-        watched = watch(private_copy(module), given)
+        events, _ = watch(private_copy(module), given)
     refused: ArgumentError | None = None
-    for _, events in layer_lists(watched, layers):
+    for _, calls in layer_lists(module, events, layers):
         try:
-            layered = _learn(quiet, given, watched, events)
-            layered.reads(first_tensor)
+            layered = Layered(private_copy(module), calls, given)
+            layered.selects.append(_first)
             _prove(layered, given)
         except ArgumentError as error:
             refused = refused or error
             continue
         layered.module = module
         steps = Steps([CapturedStep(layered, number) for number in range(len(layered.order))])
-        return Captured(CapturedStem(layered), steps, CapturedReadout(layered, first_tensor), None)
+        return Captured(CapturedStem(layered), steps, CapturedReadout(layered, _first), None)
     if refused is not None:
         raise refused
-    raise _refusal(f"a {type(module).__name__} without such a list", "Put the layers into an nn.ModuleList.")
+    raise refusal(f"a {type(module).__name__} without such a list", "Put the layers into an nn.ModuleList.")
 
 
 class CapturedStem(nn.Module):
@@ -116,7 +117,7 @@ class CapturedStem(nn.Module):
         return frozenset(inspect.signature(self.module.forward).parameters)
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
-        """Give h_0 and the context of the steps."""
+        """Return h_0 and the context of the steps."""
         return self.layered.stem(inputs, context)
 
 
@@ -125,7 +126,7 @@ class CapturedStep(nn.Module):
 
     Args:
         layered: The module, layer by layer.
-        number: Which layer, counted from 0.
+        number: The number of the layer, counted from 0.
     """
 
     def __init__(self, layered: Layered, number: int) -> None:
@@ -133,7 +134,7 @@ class CapturedStep(nn.Module):
         self.layered, self.number = layered, number
 
     def forward(self, hidden: Tree, **context: Any) -> Tree:
-        """Run the layer and give the state after it."""
+        """Run the layer and return the state after it."""
         return self.layered.step(self.number, hidden, context)
 
 
@@ -150,13 +151,13 @@ class CapturedReadout(nn.Module):
         self.layered, self.select = layered, select
 
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
-        """Read the features of `hidden`."""
+        """Return the features of `hidden`."""
         features: Tensor = self.layered.read(self.select, hidden, context)
         return features
 
 
-def first_tensor(output: Any) -> Any:
-    """The first tensor of a module's output, or its mark."""
+def _first(output: Any) -> Any:
+    """Return the first tensor of a module's output, or its mark."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor | Mark))
 
 
@@ -166,46 +167,12 @@ def _arguments(example: Any) -> dict[str | int, Any]:
     return dict(enumerate(example if isinstance(example, tuple) else (example,)))
 
 
-def _learn(module: nn.Module, given: Given, watched: Watched, events: list[Event]) -> Layered:
-    """Read the watched call as stem, layers and readout, which is not proved yet."""
-    rows = next(value.shape[0] for value in given.values() if isinstance(value, Tensor))
-    outputs: list[Output] = []
-    for event, after in zip(events, [*events[1:], None], strict=True):
-        leaves, spec = tree_flatten(event.output)
-        places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-        read = {id(leaf) for leaf in tree_leaves(after.given)} if after else set()
-        hidden = next((place for place in places if id(leaves[place]) in read), None)
-        if after is None:
-            hidden = outputs[-1].hidden
-        if hidden is None:
-            raise _between(event, after)
-        plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        outputs.append(Output(spec, plain, places, hidden))
-    more = {key: torch.cat([v, v[:1]]) if has_rows(v, rows) else v for key, v in given.items()}
-    with torch.no_grad():
-        larger = watch(private_copy(module), more)
-    large = next(event for event in larger.events if event.path == events[0].path)
-    pairs = zip(tree_leaves(events[0].output), tree_leaves(large.output), strict=True)
-    axes = {n: grown(a, b, rows) for n, (a, b) in enumerate(pairs) if isinstance(a, Tensor)}
-    first = events[0].start
-    before = watched.outermost(event for event in watched.events if 0 <= event.end < first)
-    return Layered(
-        module,
-        [event.path for event in events],
-        outputs,
-        axes,
-        list(dict.fromkeys(event.path for event in before)),
-        given,
-        rows,
-    )
-
-
 def _prove(layered: Layered, given: Given) -> None:
     """Prove that full depth is the module bit for bit, and that rows that remain do not feel those that exit."""
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            whole = run(layered.module, given)
-            _prove_once(layered, given, first_tensor(whole))
+            whole = _first(run(layered.module, given))
+            _prove_once(layered, given, whole)
 
 
 def _prove_once(layered: Layered, given: Given, whole: Tensor) -> None:
@@ -213,30 +180,19 @@ def _prove_once(layered: Layered, given: Given, whole: Tensor) -> None:
     try:
         state, noted = layered.stem(inputs, context)
         few, fewer = state, noted
-        size = next(t for _, t in tensors(state)).shape[0]
-        kept = torch.arange(1, size)
+        kept = torch.arange(1, first_tensor(state).shape[0])
         around = unwrap(noted)
         for number in range(len(layered.order)):
             state, few = layered.step(number, state, around), layered.step(number, few, unwrap(fewer))
             if number == 0:
                 few, fewer = take_rows(few, kept), take_rows(noted, kept)
-            early = layered.read(first_tensor, state, around)
+            early = layered.read(_first, state, around)
             if early.shape != whole.shape:
-                raise _refusal("states", "x")
-        other = layered.read(first_tensor, few, unwrap(fewer))
+                raise refusal("states", "x")
+        other = layered.read(_first, few, unwrap(fewer))
     except (RuntimeError, IndexError, TypeError, KeyError, StopIteration) as error:
-        raise _refusal(f"{type(error).__name__}: {error}", "x") from error
+        raise refusal(f"{type(error).__name__}: {error}", "x") from error
     if not torch.equal(early, whole):
-        raise _refusal(f"another output at full depth, apart by {(early - whole).abs().max():.2g}", "x")
+        raise refusal(f"another output at full depth, apart by {(early - whole).abs().max():.2g}", "x")
     if not alike(other, early[1:], 1e-4):
-        raise _refusal("rows that feel one another", "x")
-
-
-def _between(event: Event, after: Event | None) -> ArgumentError:
-    return _refusal(f"code of the module's own between {event.path!r} and {after.path if after else ''!r}", "Move it.")
-
-
-def _refusal(got: str, remedy: str) -> ArgumentError:
-    return ArgumentError(
-        "module", expected="a list of layers that are called one after the other", got=got, remedy=remedy
-    )
+        raise refusal("rows that feel one another", "x")

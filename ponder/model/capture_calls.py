@@ -1,10 +1,10 @@
 """A module called layer by layer: its forward up to the layers, each layer, and what follows them.
 
 Nothing is patched. A call makes a *twin*: a shallow copy of the modules on the paths to the layers, with the same
-weights, whose layers are stubs. The twin's forward is the stem: the stubs note what each layer would be called with,
-and hand the hidden state on. A step calls the real layer with what was noted, for the rows that still run. What follows
-the layers is a chain of modules, or, where code of the module's own stands there, the twin's forward again, in which
-the modules before the layers answer what they answered the first time.
+weights, whose layers are stubs. The twin's forward is the stem: the stubs note what the layers would be called with.
+A step calls the real layer with that, for the rows that remain. What follows the layers is a chain of modules, or, where
+code of the module's own stands there, the twin's forward again, in which the modules before the layers answer what they
+answered the first time.
 """
 
 from __future__ import annotations
@@ -15,79 +15,116 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
-from ponder._utils.trees import Shared, Tree
+from ponder._utils.trees import Shared, Tree, map_tensors
 from ponder.errors import ArgumentError
-from ponder.model.capture_watch import HIDDEN, LOST, Call, Given, Mark, Tail, Select, find_tail, private_copy, run, watch
-from ponder.model.padding import REAL, Along
+from ponder.model.capture_watch import HIDDEN, LOST, Event, Given, Mark, Select, Tail, Template
+from ponder.model.capture_watch import find_tail, outermost, private_copy, run, watch
+from ponder.model.padding import REAL
 
-__all__ = ["PLAN", "Axis", "Layered", "Output", "OtherCallError", "grown"]
-
-PLAN = "plan"
-
-@dataclass(frozen=True)
-class Axis:
-    """The dimension of a tensor that holds the rows; `folded` where several of its entries belong to one row."""
-
-    dim: int = 0
-    folded: bool = False
-
-    def split(self, tensor: Tensor, rows: int) -> Tensor:
-        """Put the rows first, in a dimension of their own."""
-        first = tensor.movedim(self.dim, 0) if self.dim else tensor
-        return first.unflatten(0, (rows, first.shape[0] // rows)) if self.folded else first
-
-    def merge(self, tensor: Tensor) -> Tensor:
-        """Undo `split`."""
-        first = tensor.flatten(0, 1) if self.folded else tensor
-        return first.movedim(0, self.dim) if self.dim else first
+KIND, FOLDED = "kind", -1  # FOLDED: the first dimension holds several entries a row
+_PLAIN = (bool, int, str, type(None))
 
 
-_FIRST = Axis()
+@dataclass(eq=False)
+class Notes:
+    """The arguments of the layers, and the answers of the modules before them, as noted in one call."""
+
+    calls: list[Template] = field(default_factory=list)
+    before: dict[str, list[Template]] = field(default_factory=dict)
+    tensors: list[Tensor] = field(default_factory=list)
+    entering: int = 0  # number of tensors that are known when the first layer is called
+    hidden: Tensor | None = None
+    _marks: dict[int, Mark] = field(default_factory=dict)
+    _alive: list[Any] = field(default_factory=list)
+
+    def like(self) -> list[Any]:
+        """Return the type of each tensor, and which of its dimensions are 1."""
+        return [(tensor.dtype, [size == 1 for size in tensor.shape]) for tensor in self.tensors]
+
+    def answer(self, path: str, value: Any) -> None:
+        """Note the answer of a module before the layers."""
+        self.before.setdefault(path, []).append(Template.of(value, self._mark))
+
+    def call(self, given: tuple[Any, Any], entry: int) -> None:
+        """Note the arguments of a layer, of which the first has the hidden state at `entry`."""
+        if self.hidden is None:
+            leaves = tree_leaves(given)
+            found = [leaf for leaf in (*leaves[entry : entry + 1], *leaves) if isinstance(leaf, Tensor)]
+            self.hidden = next((leaf for leaf in found if leaf.is_floating_point()), found[0])
+            self._marks[id(self.hidden)] = HIDDEN
+        call = Template.of(given, self._mark)
+        marks = [mark for _, mark in call.marks]
+        if HIDDEN not in marks or LOST in marks:
+            raise refusal(f"code of its own in front of layer {len(self.calls) + 1}")
+        self.calls.append(call)
+        self.entering = self.entering or len(self.tensors)
+        self._marks = {key: LOST if mark.kind == "state" else mark for key, mark in self._marks.items()}
+
+    def hand_on(self, mark: Mark, tensor: Tensor | None = None) -> Tensor:
+        """Note a tensor that a layer gives, or a placeholder for it."""
+        assert self.hidden is not None
+        if tensor is None:
+            tensor = self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(())
+        self._marks[id(tensor)] = mark
+        self._alive.append(tensor)
+        return tensor
+
+    def _mark(self, tensor: Tensor) -> Mark:
+        found = self._marks.get(id(tensor))
+        if found is None:
+            found = self._marks[id(tensor)] = Mark("noted", len(self.tensors))
+            self.tensors.append(tensor)
+        return found
 
 
-@dataclass(frozen=True)
-class Output:
-    """The output of a layer: its structure, its leaves (None for tensors), and the place of the hidden state."""
+@dataclass
+class Kind:
+    """What holds for calls in which the layers are called alike; their rows can share a batch.
 
-    spec: TreeSpec
-    leaves: tuple[Any, ...]
-    tensors: tuple[int, ...]
-    hidden: int
+    Args:
+        calls: The arguments of each layer.
+        outputs: What each gives.
+        before: The answers of the modules before the layers, where the module's code runs again behind them.
+        tail: The modules behind the layers; None where the module's code runs again.
+        dims: The dimension of the rows in each noted tensor, or None, and in what layers give, by its name.
+        given: The module's own arguments, where its code runs again.
+        entry: The place of the hidden state among the arguments of a layer.
+        early: Whether all noted tensors are known when the first layer is called.
+        like: Type of each noted tensor, and which of its dimensions are 1.
+        branches: The ways to the modules that a twin replaces.
+        names: The names of the noted tensors in the context of the steps.
+        leaves: The part of the output that each readout selects, where it is one tensor.
+    """
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the steps and the readout of one call need besides tensors. Equal plans can share a batch."""
-
-    calls: tuple[Call | None, ...]
-    names: tuple[str, ...]
-    axes: tuple[Axis | None, ...]
-    handed: tuple[frozenset[int], ...]
+    calls: list[Template]
+    outputs: list[Template]
+    before: dict[str, list[Template]]
     tail: Tail | None
-    before: Mapping[str, list[Call]]
-    given: Mapping[str | int, Any]
+    dims: dict[int | str, int | None]
+    given: list[str | int]
+    entry: int
+    early: bool
+    like: list[Any] = field(compare=False)
+    branches: dict[str, Any] = field(compare=False, default_factory=dict)
+    names: list[str] = field(compare=False, default_factory=list)
+    leaves: dict[Select, Mark | None] = field(compare=False, default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.places = [{mark.key: place for place, mark in output.marks} for output in self.outputs]
+        marks = [mark for call in self.calls for _, mark in call.marks]
+        self.others = sorted({mark.key for mark in marks if mark.kind == "state" and mark != HIDDEN})
 
-class OtherCallError(ArgumentError):
-    """A call in which the layers are not called as in the example that the module was captured with."""
-
-    def __init__(self, got: str) -> None:
-        super().__init__(
-            "inputs",
-            expected="layers that are called one after the other, each with what the one before gave",
-            got=got,
-            remedy="Capture the module with an example like these inputs, or give PonderWrapper stem, steps and readout "
-            "of your own.",
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.got,)
+    def fits(self, notes: Notes) -> bool:
+        """Whether a call went like this."""
+        calls = self.calls[: len(notes.calls)]
+        return notes.calls == calls and notes.before == self.before and notes.like() == self.like
 
 
 class Layered:
@@ -96,125 +133,185 @@ class Layered:
     Args:
         module: The module.
         order: The names of its layers, in the order of their calls.
-        outputs: What each gives.
-        axes: Where the rows are in the tensors that layers give, by their place.
-        before: The names of the outermost modules that run before the layers.
         example: The example's arguments.
-        rows: The example's rows.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        order: Sequence[str],
-        outputs: Sequence[Output],
-        axes: Mapping[int, Axis | None],
-        before: Sequence[str],
-        example: Given,
-        rows: int,
-    ) -> None:
-        self.module, self.order, self.outputs, self.before = module, tuple(order), tuple(outputs), tuple(before)
-        self.axes, self.axis = dict(axes), axes[outputs[0].hidden] or _FIRST
-        self.first: str | int = next((key for key, value in example.items() if isinstance(value, Tensor)), 0)
+    def __init__(self, module: nn.Module, order: Sequence[str], example: Given) -> None:
+        self.module, self.order = module, list(order)
+        self.first: str | int = next(key for key, value in example.items() if isinstance(value, Tensor))
         self.constants = {key: value for key, value in example.items() if not isinstance(value, Tensor)}
-        self.whole = {key for key, value in example.items() if isinstance(value, Tensor) and not has_rows(value, rows)}
-        self.mask = next((name for name in REAL if isinstance(example.get(name), Tensor)), None)
-        self.lengths: dict[str, Along] = {}
-        self._kinds: dict[Any, tuple[tuple[str, ...], tuple[Axis | None, ...]]] = {}
-        self._tails: dict[Any, Tail | None] = {}
+        rows = example[self.first].shape[0]
+        self.whole = {key for key, value in example.items() if not _has(value, rows)}
         self.selects: list[Select] = []
-        self._parts = [tuple(path.split(".")) for path in self.order]
-        self._to_layers = _branches(module, self.order)
-        self._to_all = _branches(module, [*self.order, *self.before])
+        self.kinds: dict[Any, list[Kind]] = {}
+        self._parts = [path.split(".") for path in order]
 
     def of(self, module: nn.Module) -> Layered:
-        """The same of a copy of the module."""
+        """Return the same of a copy of the module."""
         other = copy(self)
         other.module = module
         return other
 
     def stem(self, inputs: Tree, context: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-        """The module's arguments to h_0 and the context of the steps."""
-        given = self.arguments(inputs, context)
+        """Return h_0 and the context of the steps."""
+        given = self._arguments(inputs, context)
+        kind, notes = self._kind_of(given)
         rows = self._rows(given)
-        key = tuple([(name, value if isinstance(value, _PLAIN) else type(value)) for name, value in given.items()])
-        if key not in self._tails:
-            self._tails[key] = self._learn_tail(given)
-        tail = self._tails[key]
-        notes = self.dry(given, replays=tail is None)
-        names, axes = self._learned(notes, given, rows, key, tail is None)
-        after: dict[str, Any] = {}
-        for name, axis, tensor in zip(names, axes, notes.tensors, strict=True):
-            after[name] = tensor if axis is _FIRST else Shared(tensor) if axis is None else axis.split(tensor, rows)
-        for name in REAL:
-            if name in given:
-                after[name] = given[name]
-        kept: dict[str | int, Any] = {}
-        for name, value in given.items() if tail is None else ():
-            kept[name] = value
-            if isinstance(value, Tensor):
-                kept[name] = Mark(0, 0)
-                after[f"given_{name}"] = value if self._has_rows(name, value, rows) else Shared(value)
-        calls = (*notes.calls, *[None] * (len(self.order) - len(notes.calls)))
-        handed = self._handed(calls)
-        after[PLAN] = Shared(_Plan(calls, names, axes, handed, tail, notes.before, kept))
-        hidden = self.axis.split(notes.hidden, rows)
-        return {"hidden": hidden} if any(handed) else hidden, after
-
-    def reads(self, select: Select) -> None:
-        """Make ready for readouts of `select`, a function from the module's output to a tensor."""
-        self.selects.append(select)
-        self._tails.clear()
+        after: dict[str, Any] = {name: given[name] for name in REAL if name in given}
+        for slot, tensor in enumerate(notes.tensors):
+            after[kind.names[slot]] = _rows_first(tensor, kind.dims[slot], rows)
+        for key in kind.given:
+            whole = isinstance(given[key], Tensor) and not self._has_rows(key, given[key], rows)
+            after[f"given_{key}"] = Shared(given[key]) if whole else given[key]
+        after[KIND] = Shared(kind)
+        hidden = _rows_first(notes.hidden, kind.dims["hidden"], rows)
+        return {"hidden": hidden} if kind.others else hidden, after
 
     def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
-        """Layer `number`, counted from 0, on what the layers before gave."""
-        plan: _Plan = context[PLAN]
-        call = plan.calls[number]
-        if call is None:  # left out by LayerDrop
-            return state
-        args, kwargs = tree_unflatten(self._filled(call, state, context), call.spec)
+        """Run layer `number`, counted from 0, on what the layers before gave."""
+        kind: Kind = context[KIND]
+        args, kwargs = kind.calls[number].fill(_value, state, context)
         layer: Any = self.module
         for name in self._parts[number]:
             layer = layer._modules[name]
         out = layer(*args, **kwargs)
-        output = self.outputs[number]
-        given = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        rows = (state["hidden"] if isinstance(state, dict) else state).shape[0]
-        hidden = given[output.hidden]
-        if self.axis is not _FIRST:
-            hidden = self.axis.split(hidden, rows)
+        leaves, places = [out] if isinstance(out, Tensor) else tree_leaves(out), kind.places[number]
         if not isinstance(state, dict):
-            return hidden
-        others = {str(key): self._split(given[key], self.axes[key], rows) for key in plan.handed[number]}
-        return {"hidden": hidden, **others}
+            dim = kind.dims["hidden"]
+            return _rows_first(leaves[places["hidden"]], dim, state.shape[0]) if dim else leaves[places["hidden"]]
+        rows, names = state["hidden"].shape[0], [name for name in ("hidden", *kind.others) if name in places]
+        return {name: _rows_first(leaves[places[name]], kind.dims[name], rows) for name in names}
 
     def read(self, select: Select, state: Tree, context: Mapping[str, Any]) -> Any:
-        """`select` of the module's output, as if its layers had ended with `state`."""
-        plan: _Plan = context[PLAN]
-        if plan.tail is None:
+        """Return `select` of the module's output, as if its layers had ended with `state`."""
+        kind: Kind = context[KIND]
+        if kind.tail is None:
             return select(self._replay(state, context))
-        made: dict[int, list[Any]] = {-1: [self._merged(state)]}
-        if (found := plan.tail.leaf(select)) is not None:  # then no other is computed
-            return self._value(found, plan.tail, made)
-        output = tree_map(
-            lambda leaf: self._value(leaf, plan.tail, made) if isinstance(leaf, Mark) else leaf, plan.tail.output
-        )
-        return select(output)
+        leaf = kind.leaves[select]
+        if leaf is not None:  # then nothing else is computed
+            return self._made(leaf, state, context, {})
+        return select(kind.tail.output.fill(self._made, state, context, {}))
 
-    def dry(self, given: Given, *, replays: bool = True) -> _Notes:
-        """One forward with stubs for layers, which ends at the last of them."""
-        notes = _Notes(self)
-        answers: dict[str, Callable[..., Any]] = dict.fromkeys(self.order, notes.layer)
-        if replays:
-            answers |= dict.fromkeys(self.before, notes.earlier)
-        with contextlib.suppress(_Enough):
-            run(_twin(self.module, self._to_all if replays else self._to_layers, answers), given)
-        if notes.hidden is None:
-            raise OtherCallError("a call that runs none of the layers")
+    def grown(self, given: Given) -> dict[str | int, Any]:
+        """Return arguments with the first row once more at the end."""
+        rows = self._rows(given)
+        more = {key: torch.cat([v, v[:1]]) for key, v in given.items() if self._has_rows(key, v, rows)}
+        return {**given, **more}
+
+    def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
+        """Return the kind of a call, learned where there was none like it, and its notes."""
+        flags = [(key, type(value), value if isinstance(value, _PLAIN) else None) for key, value in given.items()]
+        kinds = self.kinds.setdefault((self.module.training, *flags), [])
+        for first in {(kind.early, kind.tail is None): kind for kind in kinds}.values():
+            notes = self._dry(given, first)
+            for kind in kinds:
+                if (kind.early, kind.tail is None) == (first.early, first.tail is None) and kind.fits(notes):
+                    return kind, notes
+        kind = self._learn(given)
+        notes = self._dry(given, kind)
+        if not kind.fits(notes):
+            raise refusal("layers that are called in another way each time")
+        known = list(chain.from_iterable(self.kinds.values()))
+        numbers = {tuple(each.names[:1]) for each in known}
+        fresh = [f"noted{len(numbers) or ''}_{slot}" for slot in range(len(kind.like))]
+        kind.names = next((each.names for each in known if each == kind), fresh)
+        kinds.append(kind)
+        return kind, notes
+
+    def _dry(self, given: Given, kind: Kind) -> Notes:
+        """Run the forward with stubs for layers, up to the last of them, or to the first where that is enough."""
+        notes = Notes()
+
+        def layer(path: str, *args: Any, **kwargs: Any) -> Any:
+            if not kind.early and path != self.order[len(notes.calls)]:
+                raise refusal(f"{path!r} called out of order")
+            notes.call((args, kwargs), kind.entry)
+            if kind.early or len(notes.calls) == len(self.order):
+                raise _EnoughError
+            return kind.outputs[len(notes.calls) - 1].fill(notes.hand_on)
+
+        def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
+            value = self.module.get_submodule(path)(*args, **kwargs)
+            if notes.hidden is None:
+                notes.answer(path, value)
+            return value
+
+        answers = dict.fromkeys(self.order, layer) | dict.fromkeys(kind.before, earlier)
+        with contextlib.suppress(_EnoughError):
+            run(_twin(self.module, kind.branches, answers), given)
+        if len(notes.calls) < (1 if kind.early else len(self.order)):
+            raise refusal(f"a call that runs {len(notes.calls)} of {len(self.order)} layers")
         return notes
 
-    def arguments(self, inputs: Tree, context: Mapping[str, Any]) -> dict[str | int, Any]:
-        """The module's own arguments, by name or place."""
+    def _learn(self, given: Given) -> Kind:
+        """Watch a call, and another with one row more."""
+        cuda = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
+        training = self.module.training
+        with torch.random.fork_rng(devices=list(cuda)):
+            seen = [watch(private_copy(self.module, training=training), each) for each in (given, self.grown(given))]
+        layers = [self._layers(events) for events, _ in seen]
+        tails = [find_tail(events, *own[-1], out) for (events, out), own in zip(seen, layers, strict=True)]
+        tail = tails[0] if tails[0] == tails[1] and self._complete(tails[0]) else None
+        (kind, tensors), (other, more) = (
+            self._read(events, own, tail) for (events, _), own in zip(seen, layers, strict=True)
+        )
+        if kind.calls != other.calls or kind.before != other.before:
+            raise refusal("layers whose arguments, but for tensors, depend on the number of rows")
+        rows = self._rows(given)
+        kind.dims = {key: _row_dim(tensor, more[key], rows) for key, tensor in tensors.items()}
+        kind.given = list(given) if tail is None else []
+        kind.leaves = {select: tail.leaf(select) for select in self.selects} if tail else {}
+        kind.branches = _branches(self.module, [*self.order, *kind.before])
+        return kind
+
+    def _layers(self, events: list[Event]) -> list[tuple[Event, Tensor]]:
+        """Find the calls of the layers, and the hidden state in what each gives: the next one reads it."""
+        calls = outermost(event for event in events if event.path in self.order)
+        if [call.path for call in calls] != self.order:
+            raise refusal("layers that are not called one after the other")
+        found: list[tuple[Event, Tensor]] = []
+        place = 0
+        for call, after in zip(calls, [*calls[1:], None], strict=True):
+            leaves = tree_leaves(call.output)
+            read = {id(leaf) for leaf in tree_leaves(after.given)} if after else {id(leaves[place])}
+            places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and id(leaf) in read]
+            if not places:
+                raise refusal(f"code of its own in front of layer {len(found) + 2}", _why_between(call, after))
+            place = places[0]
+            found.append((call, leaves[place]))
+        return found
+
+    def _complete(self, tail: Tail) -> bool:
+        """Whether the tail makes all that is read, and holds nothing that may differ from call to call."""
+        leaves = [tail.leaf(select) for select in self.selects]
+        marks = [mark for _, mark in tail.output.marks] if None in leaves else leaves
+        values = [leaf for template in (tail.output, *tail.calls) for leaf in template.leaves]
+        return LOST not in marks and all(isinstance(value, (*_PLAIN, float)) for value in values)
+
+    def _read(
+        self, events: list[Event], layers: list[tuple[Event, Tensor]], tail: Tail | None
+    ) -> tuple[Kind, dict[int | str, Tensor]]:
+        """Return what holds for a watched call, but for dimensions, and its tensors by their names."""
+        notes, outputs = Notes(), list[Template]()
+        early = [event for event in events if 0 <= event.end < layers[0][0].start]
+        for event in outermost(early) if tail is None else ():
+            notes.answer(event.path, event.output)
+        second = [id(leaf) for leaf in tree_leaves(layers[1][0].given)]
+        entry = second.index(id(layers[0][1]))
+        made: dict[int | str, Tensor] = {}
+        for event, hidden in layers:
+            notes.call(event.given, entry)
+            leaves = tree_leaves(event.output)
+            marks = {id(leaf): Mark("state", f"other{place}") for place, leaf in enumerate(leaves)}
+            marks[id(hidden)] = HIDDEN
+            outputs.append(Template.of(event.output, lambda leaf, marks=marks: marks[id(leaf)]))
+            for place, mark in outputs[-1].marks:
+                made.setdefault(mark.key, notes.hand_on(mark, leaves[place]))
+        early_enough = notes.entering == len(notes.tensors)
+        kind = Kind(notes.calls, outputs, notes.before, tail, {}, [], entry, early_enough, notes.like())
+        return kind, {**dict(enumerate(notes.tensors)), **made}
+
+    def _arguments(self, inputs: Tree, context: Mapping[str, Any]) -> dict[str | int, Any]:
         given: dict[str | int, Any] = {**self.constants, **context}
         if isinstance(inputs, Mapping):
             given.update(inputs)
@@ -230,219 +327,95 @@ class Layered:
             first = next(value for value in given.values() if isinstance(value, Tensor))
         return first.shape[0]
 
-    def _has_rows(self, name: str | int, value: Any, rows: int) -> bool:
-        return name not in self.whole and has_rows(value, rows)
+    def _has_rows(self, key: str | int, value: Any, rows: int) -> bool:
+        return key not in self.whole and _has(value, rows)
 
-    def _learn_tail(self, given: Given) -> Tail | None:
-        """What follows the layers in calls of this kind; None where the module's own code has to run again."""
-        rows = self._rows(given)
-        few = {key: value[:2] if self._has_rows(key, value, rows) else value for key, value in given.items()}
-        tails = []
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=_devices(given)):
-                for training, call in ((False, few), (True, few), (False, self.grown(few))):
-                    watched = watch(private_copy(self.module, training=training), call)
-                    events = [event for event in watched.events if event.path == self.order[-1]]
-                    last = watched.outermost(events)[-1]
-                    tails.append(find_tail(watched, last, self.outputs[-1].hidden))
-        except Exception:  # in training, say, statistics of too few rows
-            return None
-        tail = tails[0]
-        leaves = tree_leaves((tail.output, [(call.leaves, call.state) for call in tail.calls]))
-        plain = all(isinstance(leaf, _VALUES) for leaf in leaves)
-        return tail if plain and tail == tails[1] == tails[2] and all(map(tail.gives, self.selects)) else None
-
-    def grown(self, given: Given) -> dict[str | int, Any]:
-        """Arguments with the first row once more at the end."""
-        rows = self._rows(given)
-        return {
-            key: torch.cat([value, value[:1]]) if self._has_rows(key, value, rows) else value
-            for key, value in given.items()
-        }
-
-    def _learned(
-        self, notes: _Notes, given: Given, rows: int, key: Any, replays: bool
-    ) -> tuple[tuple[str, ...], tuple[Axis | None, ...]]:
-        """Names of the noted tensors, and where their rows are: learned once for calls of one kind."""
-        kind = (key, tuple([(t.dtype, tuple([size == 1 for size in t.shape])) for t in notes.tensors]))
-        if kind not in self._kinds:
-            with torch.no_grad(), torch.random.fork_rng(devices=_devices(given)):
-                quiet = self.of(private_copy(self.module))
-                small, large = (quiet.dry(each, replays=replays) for each in (given, self.grown(given)))
-            if small.calls != large.calls or len(small.tensors) != len(notes.tensors):
-                raise OtherCallError("layers whose arguments, but for tensors, depend on the number of rows")
-            axes = tuple(grown(a, b, rows) for a, b in zip(small.tensors, large.tensors, strict=True))
-            mark = len(self._kinds) or ""
-            self._kinds[kind] = tuple(f"noted{mark}_{slot}" for slot in range(len(axes))), axes
-        return self._kinds[kind]
-
-    def _handed(self, calls: Sequence[Call | None]) -> tuple[frozenset[int], ...]:
-        """What later layers read of what each layer gives, besides the hidden state."""
-        later: frozenset[int] = frozenset()
-        handed = []
-        for call in reversed(calls):
-            handed.append(later)
-            if call is not None:
-                later |= {key for _, key in call.state if key != -1}
-        return tuple(reversed(handed))
-
-    def _filled(self, call: Call, state: Tree, context: Mapping[str, Any]) -> list[Any]:
-        """The leaves of a call's arguments, with the rows that still run."""
-        plan: _Plan = context[PLAN]
-        leaves = list(call.leaves)
-        for place, slot in call.noted:
-            value, axis = context[plan.names[slot]], plan.axes[slot]
-            leaves[place] = value if axis is None or axis is _FIRST else axis.merge(value)
-        for place, key in call.state:
-            if key == -1:
-                leaves[place] = self._merged(state)
-                continue
-            value, axis = state[str(key)], self.axes[key]
-            leaves[place] = value.value if isinstance(value, Shared) else value if axis is None else axis.merge(value)
-        return leaves
-
-    def _merged(self, state: Tree) -> Tensor:
-        hidden: Tensor = state["hidden"] if isinstance(state, dict) else state
-        return hidden if self.axis is _FIRST else self.axis.merge(hidden)
-
-    def _split(self, tensor: Tensor, axis: Axis | None, rows: int) -> Tensor | Shared:
-        return Shared(tensor) if axis is None else axis.split(tensor, rows)
-
-    def _value(self, mark: Mark, tail: Tail, made: dict[int, list[Any]]) -> Tensor:
-        """The tensor of a mark; the modules that make it are called once each."""
-        if mark.call not in made:
-            call = tail.calls[mark.call]
-            leaves = list(call.leaves)
-            for place, origin in call.state:
-                leaves[place] = self._value(origin, tail, made)
-            args, kwargs = tree_unflatten(leaves, call.spec)
-            made[mark.call] = tree_leaves(self.module.get_submodule(call.path)(*args, **kwargs))
-        value: Tensor = made[mark.call][mark.leaf]
-        return value
+    def _made(self, mark: Mark, state: Tree, context: Mapping[str, Any], made: dict[int, list[Any]]) -> Any:
+        """Return the tensor of a mark behind the layers; the modules that make it are called once each."""
+        if mark.kind != "made":
+            return _value(mark, state, context)
+        number, place = mark.key
+        if number not in made:
+            call = context[KIND].tail.calls[number]
+            args, kwargs = call.fill(self._made, state, context, made)
+            made[number] = tree_leaves(self.module.get_submodule(call.path)(*args, **kwargs))
+        return made[number][place]
 
     def _replay(self, state: Tree, context: Mapping[str, Any]) -> Any:
-        """The module's output by its own forward, in which every layer gives `state`."""
-        plan: _Plan = context[PLAN]
-        hidden, remaining = self._merged(state).clone(), {path: list(calls) for path, calls in plan.before.items()}
-        outputs = iter(self.outputs)
+        """Return the module's output by its own forward, in which every layer gives `state`."""
+        kind: Kind = context[KIND]
+        hidden, outputs = _value(HIDDEN, state, context).clone(), iter(kind.outputs)
+        before = {path: iter(answers) for path, answers in kind.before.items()}
 
         def layer(path: str, *args: Any, **kwargs: Any) -> Any:
-            return _given(next(outputs), hidden, hidden)
+            return next(outputs).fill(lambda mark: hidden if mark == HIDDEN else hidden.new_zeros(()))
 
         def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
-            if not remaining.get(path):
+            answer = next(before[path], None)
+            if answer is None:  # it runs behind the layers too
                 return self.module.get_submodule(path)(*args, **kwargs)
-            call = remaining[path].pop(0)
-            leaves = self._filled(call, state, context)  # copies, since some forwards write into them
-            return tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], call.spec)
+            return map_tensors(torch.clone, answer.fill(_value, state, context))  # since some forwards write into it
 
-        given = {
-            key: context[f"given_{key}"] if isinstance(value, Mark) else value for key, value in plan.given.items()
-        }
-        answers: dict[str, Callable[..., Any]] = dict.fromkeys(self.order, layer)
-        return run(_twin(self.module, self._to_all, answers | dict.fromkeys(self.before, earlier)), given)
+        given = {key: context[f"given_{key}"] for key in kind.given}
+        answers = dict.fromkeys(self.order, layer) | dict.fromkeys(kind.before, earlier)
+        return run(_twin(self.module, kind.branches, answers), given)
 
 
-@dataclass(eq=False)
-class _Notes:
-    """What is noted in a dry run: the arguments of the layers, and the answers of the modules before them."""
-
-    layered: Layered
-    hidden: Tensor | None = None
-    calls: list[Call | None] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    before: dict[str, list[Call]] = field(default_factory=dict)
-    _slots: dict[int, int] = field(default_factory=dict)
-    _made: dict[int, int] = field(default_factory=dict)
-    _past: set[int] = field(default_factory=set)
-    _alive: list[Tensor] = field(default_factory=list)
-
-    def layer(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """The stub of a layer: it notes its arguments, and hands on the hidden state."""
-        order, number = self.layered.order, len(self.calls)
-        while number < len(order) and order[number] != path:  # left out by LayerDrop
-            self.calls.append(None)
-            number += 1
-        if number == len(order):
-            raise OtherCallError(f"{path!r} called once more")
-        leaves, spec = tree_flatten((args, kwargs))
-        if self.hidden is None:
-            self.hidden = next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
-            self._made[id(self.hidden)] = -1
-        call = self._noted(leaves, spec)
-        if not any(key == -1 for _, key in call.state):
-            raise OtherCallError(f"code of the module's own in front of {path!r}, layer {number + 1}")
-        self.calls.append(call)
-        if number + 1 == len(order):
-            raise _Enough
-        output = self.layered.outputs[number]
-        out = _given(output, self.hidden.detach(), self.hidden)
-        given = tree_leaves(out)
-        self._past.update(self._made)
-        self._made = {id(given[place]): -1 if place == output.hidden else place for place in output.tensors}
-        self._alive += [given[place] for place in output.tensors]
-        return out
-
-    def earlier(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """A module before the layers: it runs, and its answer is noted."""
-        out = self.layered.module.get_submodule(path)(*args, **kwargs)
-        if self.hidden is None:
-            self.before.setdefault(path, []).append(self._noted(*tree_flatten(out)))
-        return out
-
-    def _noted(self, leaves: list[Any], spec: TreeSpec) -> Call:
-        noted, state = [], []
-        for place, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor):
-                continue
-            key = id(leaf)
-            if key in self._made:
-                state.append((place, self._made[key]))
-            elif key in self._past and leaf is not self.hidden:
-                raise OtherCallError("a layer that reads what another than the one before it gave")
-            else:
-                slot = self._slots.setdefault(key, len(self.tensors))
-                if slot == len(self.tensors):
-                    self.tensors.append(leaf)
-                noted.append((place, slot))
-            leaves[place] = None
-        return Call(spec, tuple(leaves), tuple(noted), tuple(state))
+class _EnoughError(Exception):
+    """Raised by a stub: the stem needs no more of the forward."""
 
 
-class _Enough(Exception):  # noqa: N818
-    """Raised by the stub of the last layer: the stem needs no more of the forward."""
+def refusal(got: str, remedy: str = "") -> ArgumentError:
+    """Return the error for a module, or a call of it, that is not read layer by layer."""
+    return ArgumentError(
+        "module",
+        expected="a list of layers, called one after the other, each with what the one before gave",
+        got=got,
+        remedy=remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own.",
+    )
 
 
-_PLAIN = (bool, str, type(None))
-_VALUES = (Mark, bool, int, float, str, type(None), torch.dtype, torch.device)
+def _why_between(call: Event, after: Event | None) -> str:
+    return ""
 
 
-def has_rows(value: Any, rows: int) -> bool:
-    """Whether an argument is a tensor with so many rows."""
+def _value(mark: Mark, state: Tree, context: Mapping[str, Any]) -> Any:
+    """Return the tensor of a mark as the module has it, with the rows that remain."""
+    kind: Kind = context[KIND]
+    if mark.kind == "noted":
+        value = context[kind.names[mark.key]]
+    else:
+        value = state[mark.key] if isinstance(state, dict) else state
+    if isinstance(value, Shared):
+        return value.value
+    dim = kind.dims[mark.key]
+    return value if not dim else value.flatten(0, 1) if dim == FOLDED else value.movedim(0, dim)
+
+
+def _rows_first(tensor: Any, dim: int | None, rows: int) -> Any:
+    """Return a tensor of the module's with its rows first, or shared where it has none; `_value` undoes it."""
+    if dim is None:
+        return Shared(tensor)
+    return tensor if not dim else tensor.unflatten(0, (rows, -1)) if dim == FOLDED else tensor.movedim(dim, 0)
+
+
+def _row_dim(small: Tensor, large: Tensor, rows: int) -> int | None:
+    """Return the dimension of the rows of a tensor, which is `large` with one row more; None where there is none."""
+    if small.shape == large.shape:
+        return None
+    dims = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
+    each = large.shape[dims[0]] - small.shape[dims[0]]
+    if len(dims) > 1 or small.shape[dims[0]] != rows * each or (each > 1 and dims[0]):
+        raise refusal(f"a tensor of shape {tuple(small.shape)}, and {tuple(large.shape)} with one row more")
+    return FOLDED if each > 1 else dims[0]
+
+
+def _has(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
 
 
-def grown(small: Tensor, large: Tensor, rows: int) -> Axis | None:
-    """The axis of the rows of a tensor, which is `large` with one row more; None where it belongs to the batch."""
-    dims = [dim for dim in range(small.dim()) if small.dim() == large.dim() and small.shape[dim] != large.shape[dim]]
-    if not dims and small.shape == large.shape:
-        return None
-    each = large.shape[dims[0]] - small.shape[dims[0]] if len(dims) == 1 else 0
-    if each < 1 or small.shape[dims[0]] != rows * each:
-        raise OtherCallError(f"a tensor of shape {tuple(small.shape)}, {tuple(large.shape)} with one row more")
-    return Axis(dims[0], True) if each > 1 else Axis(dims[0]) if dims[0] else _FIRST
-
-
-def _given(output: Output, hidden: Tensor, like: Tensor) -> Any:
-    """A layer's output with this hidden state; its other tensors are placeholders."""
-    leaves = list(output.leaves)
-    for place in output.tensors:
-        leaves[place] = hidden if place == output.hidden else like.new_zeros(())
-    return tree_unflatten(leaves, output.spec)
-
-
 def _branches(module: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
-    """The ways from `module` to the modules at `paths`, by all their names: nested dicts whose leaves are these paths."""
+    """Return the ways to the modules at `paths`, by all their names: nested dicts with these paths at their ends."""
     known = {id(module.get_submodule(path)): path for path in paths}
     branches: dict[str, Any] = {}
     for name, part in module.named_modules(remove_duplicate=False):
@@ -456,27 +429,20 @@ def _branches(module: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _twin(module: nn.Module, branches: Mapping[str, Any], answers: Mapping[str, Callable[..., Any]]) -> nn.Module:
-    """A shallow copy of `module` in which the modules at the ends of `branches` answer by `answers`."""
+    """Return a shallow copy of `module` in which the modules at the ends of `branches` answer by `answers`."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     children = twin.__dict__["_modules"] = dict(module._modules)
     for name, below in branches.items():
-        child = module._modules[name]
-        assert child is not None
+        child: Any = module._modules[name]
         if isinstance(below, dict):
             children[name] = _twin(child, below, answers)
             continue
-        stub = object.__new__(type(child))
+        children[name] = stub = object.__new__(type(child))
         stub.__dict__.update(child.__dict__)
-        stub.__dict__.update(forward=partial(answers[below], below), gradient_checkpointing=False, **_no_hooks())
-        children[name] = stub
+        stub.__dict__.update({name: OrderedDict() for name in _HOOKS}, forward=partial(answers[below], below))
+        stub.__dict__["gradient_checkpointing"] = False
     return twin
 
 
-def _no_hooks() -> dict[str, Any]:
-    return {f"_{kind}hooks": OrderedDict() for kind in ("forward_", "forward_pre_", "backward_", "backward_pre_")}
-
-
-def _devices(given: Given) -> list[int]:
-    devices = {value.device for value in given.values() if isinstance(value, Tensor)}
-    return [device.index or 0 for device in devices if device.type == "cuda"]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
