@@ -10,7 +10,7 @@ all the mass that is left. Everything is computed in log space, in float32 or fl
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,6 @@ from ponder.errors import ArgumentError
 
 __all__ = ["StepDistribution"]
 
-D = TypeVar("D", bound=Distribution)
-_VALIDATE = __debug__
 _ROUNDING = 5e-2  # how far from 1 the sum of probabilities may be whose logarithms have 8 or 11 bits
 
 
@@ -35,11 +33,10 @@ class StepDistribution(Distribution):
         log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
             step that cannot happen. Half precision is promoted to float32, and normalised
             again there.
-        validate_args: Whether to check arguments and values. None does, except under ``python -O``; PyTorch's own
-            default is not asked, since `torch.compile` turns it off for the whole process.
+        validate_args: Whether to check that masses sum to one, as for PyTorch's own distributions.
 
     Raises:
-        ArgumentError: `log_pmf` has no steps, or (when validating) does not sum to one.
+        ArgumentError: When validating, `log_pmf` does not sum to one.
 
     Example:
         >>> halting = StepDistribution.from_hazard_logits(torch.tensor([0.0, 0.0, 0.0]))
@@ -54,16 +51,9 @@ class StepDistribution(Distribution):
     has_enumerate_support = True
 
     def __init__(self, log_pmf: Tensor, validate_args: bool | None = None) -> None:
-        if log_pmf.dim() == 0 or log_pmf.shape[-1] == 0:
-            raise ArgumentError(
-                "log_pmf",
-                expected="a tensor (…, steps) with at least one step",
-                got=f"shape {tuple(log_pmf.shape)}",
-                remedy="Pass one log-probability a step.",
-            )
         self.log_pmf = at_least_float32(log_pmf)
         half = self.log_pmf.dtype != log_pmf.dtype
-        super().__init__(log_pmf.shape[:-1], validate_args=_VALIDATE if validate_args is None else validate_args)
+        super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
         if self._validate_args:
             _check_normalised(self.log_pmf.detach(), _ROUNDING if half else 1e-3)
         if half:  # what rounding to 8 or 11 bits took away or added
@@ -75,17 +65,10 @@ class StepDistribution(Distribution):
 
         Finite, with finite gradients, for any finite logits.
         """
-        if logits.dim() == 0 or logits.shape[-1] == 0:
-            raise ArgumentError(
-                "logits",
-                expected="a tensor (…, steps) with at least one step",
-                got=f"shape {tuple(logits.shape)}",
-                remedy="Pass one hazard logit a step.",
-            )
         logits = at_least_float32(logits)[..., :-1]
         log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
-        return _checking_values(cls(log_hazard + log_survival, validate_args=False), _VALIDATE)
+        return cls(log_hazard + log_survival, validate_args=False)
 
     @property
     def num_steps(self) -> int:
@@ -141,8 +124,6 @@ class StepDistribution(Distribution):
         differ only where a CDF equals q exactly.
         """
         value = torch.as_tensor(value, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
-        if self._validate_args and not bool(((value >= 0) & (value <= 1)).all()):
-            raise ArgumentError("value", expected="probabilities in [0, 1]", got=value, remedy="Pass quantile levels.")
         return (self.cdf_table[..., :-1] < value.unsqueeze(-1)).sum(-1) + 1
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -161,14 +142,13 @@ class StepDistribution(Distribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> StepDistribution:
         """The same distribution for a larger batch, without copying."""
         expanded = self.log_pmf.expand(torch.Size(batch_shape) + self.log_pmf.shape[-1:])
-        return _checking_values(StepDistribution(expanded, validate_args=False), self._validate_args)
+        return StepDistribution(expanded, validate_args=False)
 
     def _steps(self) -> Tensor:
         return torch.arange(1, self.num_steps + 1, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
 
     def _look_up(self, table: Tensor, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        self._validate_sample(value)
         index = (value.long() - 1).unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], table.shape[:-1])
         return table.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
@@ -177,28 +157,12 @@ class StepDistribution(Distribution):
 @register_kl(StepDistribution, StepDistribution)  # type: ignore[untyped-decorator]
 def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
     """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite where q excludes a step that p allows."""
-    if p.num_steps != q.num_steps:
-        raise ArgumentError(
-            "q",
-            expected=f"{p.num_steps} steps, as p has",
-            got=f"{q.num_steps}",
-            remedy="Use equal step counts.",
-        )
     return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
-
-
-def _checking_values(distribution: D, validate: bool) -> D:
-    """A distribution that is normalised by construction and still refuses values outside its support."""
-    distribution._validate_args = validate
-    return distribution
 
 
 def _check_normalised(log_pmf: Tensor, tolerance: float) -> None:
     total = log_pmf.logsumexp(-1).exp()
     if not bool(((total - 1).abs() < tolerance).all()):
-        raise ArgumentError(
-            "log_pmf",
-            expected="log-probabilities that sum to 1 over the steps",
-            got=f"sums between {total.min().item():.6g} and {total.max().item():.6g}",
-            remedy="Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits.",
-        )
+        got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
+        remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
+        raise ArgumentError("log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy)

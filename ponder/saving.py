@@ -59,7 +59,7 @@ def load(file: str | Path, *, into: M) -> M:
         raise CheckpointError(f"{file}: not written by ponder.save (format {metadata.get('format')!r}).")
     expected = _unshared(into.state_dict())
     wrong = sorted(expected.keys() ^ weights.keys())
-    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    wrong += [name for name in sorted(expected.keys() & weights.keys()) if expected[name].shape != weights[name].shape]
     if wrong:
         raise CheckpointError(
             f"{file}: of another model: {', '.join(wrong)} missing, unknown or of another shape. "

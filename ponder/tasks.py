@@ -33,6 +33,7 @@ __all__ = [
     "TaskName",
     "TokenClassification",
     "as_task",
+    "fits_positions",
     "hard_labels",
     "infer_task",
     "task_named",
@@ -41,6 +42,8 @@ __all__ = [
 TaskName = Literal["classification", "regression", "multilabel", "token_classification", "span"]
 Array: TypeAlias = Any
 """A tensor, or an array of NumPy."""
+Mask: TypeAlias = Any
+"""The positions that are no padding, `(batch, length)` bool; None for all."""
 IGNORED_LABEL = -100
 
 
@@ -93,18 +96,14 @@ class Task(ABC):
 
     def smoothed(self, label_smoothing: float) -> Task:
         """Return the same task with smoothed labels, see `Classification`."""
-        raise ArgumentError(
-            "label_smoothing",
-            expected="0: only classes can be smoothed (classification, multilabel, token_classification)",
-            got=f"{label_smoothing} with the task {self.name!r}",
-            remedy="Leave it out.",
-        )
+        expected, got = "0: only classes can be smoothed", f"{label_smoothing} with the task {self.name!r}"
+        raise ArgumentError("label_smoothing", expected=expected, got=got, remedy="Leave it out.")
 
     def labelled(self, labels: Array) -> Array | None:
-        """Return which rows have a label, `(batch,)` bool; None where all have."""
-        return None
+        """Return which rows have a label, `(batch,)` bool; None where all must have."""
+        return _parts(self._answers(labels)[1], 1).any(-1)
 
-    def inside(self, labels: Array, mask: Array | None) -> Array:
+    def inside(self, labels: Array, mask: Mask) -> Array:
         """Return checked labels with those at padding ignored."""
         if not self.per_token or mask is None:
             return labels
@@ -114,14 +113,14 @@ class Task(ABC):
         """Return whether the outputs of one step have the shape of class logits, where the task has classes."""
         return not self.classes or (outputs.ndim == 2 + self.per_token and outputs.shape[-1] > 1)
 
-    def answered(self, outputs: Array, mask: Array | None = None) -> Array:
+    def answered(self, outputs: Array, mask: Mask = None) -> Array:
         """Return which rows have outputs without NaN at one step, `(batch,)` bool."""
         nan = outputs != outputs
         if mask is not None and self.per_position and fits_positions(mask, outputs):
             nan = _parts(nan, 2).any(-1) & mask
         return ~_parts(nan, 1).any(-1)
 
-    def without_padding(self, outputs: Array, mask: Array | None) -> Array:
+    def without_padding(self, outputs: Array, mask: Mask) -> Array:
         """Return outputs of one step or of all, `(batch, [steps,] length, …)`, that choose no position of padding."""
         return outputs
 
@@ -129,7 +128,7 @@ class Task(ABC):
         """Return what the outputs `(…, outputs)` predict: the most probable class, `(…)`, unless a task says more."""
         return outputs.argmax(-1)
 
-    def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Array | None = None) -> Array:
+    def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Mask = None) -> Array:
         """Return whether predictions `(batch, …)` are the same in every part, `(batch,)` bool.
 
         Args:
@@ -142,7 +141,7 @@ class Task(ABC):
         counted = self._counted(mask, equal)
         return _parts(equal if counted is None else equal | ~counted, 1).all(-1)
 
-    def distance(self, one: Array, other: Array, *, mask: Array | None = None) -> Array:
+    def distance(self, one: Array, other: Array, *, mask: Mask = None) -> Array:
         """Return how far predictions `(batch, …)` are apart, `(batch,)`; arguments as for `same`.
 
         The share of parts that differ, from 0 to 1; for tasks of numbers, the greatest difference.
@@ -159,7 +158,7 @@ class Task(ABC):
             size if counted is None else _parts(xp.broadcast_to(counted, apart.shape), 1).sum(-1)
         )
 
-    def agreement(self, outputs: Array, mask: Array | None = None) -> Array:
+    def agreement(self, outputs: Array, mask: Mask = None) -> Array:
         """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
         given = self.predictions(outputs)
         equal = given == given[:, -1:]
@@ -168,9 +167,13 @@ class Task(ABC):
 
     def correct(self, outputs: Array, labels: Array) -> Array:
         """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
-        _check_labelled(self, labels)
-        right = self.predictions(outputs) == labels[:, None]
-        return _parts(right | (labels[:, None] == IGNORED_LABEL), 2).all(-1)
+        labelled, (answers, known) = self.labelled(labels), self._answers(labels)
+        if labelled is not None and not bool(labelled.all()):
+            expected = "a label for every row, where rows are counted as right or wrong"
+            got = f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows"
+            raise _wrong_labels(expected, got, "Record the rows that have a label.")
+        right = self.predictions(outputs) == answers[:, None]
+        return _parts(right | ~known[:, None], 2).all(-1)
 
     def scores(self, outputs: Array, labels: Array) -> Array:
         """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`: higher is better."""
@@ -185,12 +188,11 @@ class Task(ABC):
             outputs: Outputs of all steps, `(batch, steps, …)`.
             labels: Labels, batch first.
         """
-        probability = softmax(outputs).amax(-1)
-        return _labelled(probability, self.predictions(outputs) == labels[:, None], labels)
+        answers, known = self._answers(labels)
+        right = self.predictions(outputs) == answers[:, None]
+        return self._certainty(outputs).movedim(1, -1)[known], right.movedim(1, -1)[known]
 
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         """Return losses, `(rows,)`, of outputs against the teacher's outputs of the same rows.
 
         Args:
@@ -199,14 +201,18 @@ class Task(ABC):
             temperature: Divisor of both, where they are logits.
             mask: The positions that are taught, labelled or not, since policies compare the answers of all.
         """
-        raise ArgumentError(
-            "objective",
-            expected="a task that defines distillation_losses",
-            got=f"distillation with the task {self.name!r}",
-            remedy="Distil with a named task, or with a class of your own that derives from one.",
-        )
+        remedy = "Distil with a named task, or with a class of your own that derives from one."
+        raise ArgumentError("task", expected="one that defines distillation_losses", got=repr(self.name), remedy=remedy)
 
-    def _counted(self, mask: Array | None, parts: Array, dim: int = 1) -> Array | None:
+    def _answers(self, labels: Array) -> tuple[Array, Array]:
+        """Return the predictions that labels ask for, and which of them are known."""
+        return labels, labels != IGNORED_LABEL
+
+    def _certainty(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each prediction, `(batch, steps, …)`."""
+        return softmax(outputs).amax(-1)  # type: ignore[no-any-return]
+
+    def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
         if mask is None or not self.per_token or mask.shape[1] != parts.shape[dim]:
             return None  # a stem that makes other positions: their padding is not known
@@ -257,25 +263,17 @@ class Classification(_Smoothable):
         weight = None if self.weight is None else outputs.new_tensor(self.weight)
         return _cross_entropy(outputs, labels, weight=weight, label_smoothing=self.label_smoothing)
 
-    def labelled(self, labels: Array) -> Array | None:
-        return None if labels.ndim == 2 else labels != IGNORED_LABEL
-
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
         if labels.is_floating_point() and labels.shape == outputs.shape:
-            return _check_probabilities(labels.to(at_least_float32(outputs).dtype))
-        return _check_classes(labels, outputs.shape[:1], outputs.shape[-1])
+            return _as_probabilities(labels.to(at_least_float32(outputs).dtype))
+        return _as_classes(labels, outputs.shape[:1], outputs.shape[-1])
 
-    def correct(self, outputs: Array, labels: Array) -> Array:
-        return super().correct(outputs, hard_labels(labels))
+    def _answers(self, labels: Array) -> tuple[Array, Array]:
+        return super()._answers(hard_labels(labels))
 
-    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return super().confidences(outputs, hard_labels(labels))
-
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         return _divergence(student, teacher, temperature, dim=-1)
 
 
@@ -302,17 +300,12 @@ class TokenClassification(_Smoothable):
         each = _cross_entropy(outputs, labels, label_smoothing=self.label_smoothing)
         return each.sum(1) / (labels != IGNORED_LABEL).sum(1).clamp(min=1)
 
-    def labelled(self, labels: Array) -> Array | None:
-        return (labels != IGNORED_LABEL).any(1)
-
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 3 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, length, classes)", outputs, "Use a readout that keeps positions.")
-        return _check_classes(labels, outputs.shape[:2], outputs.shape[-1])
+        return _as_classes(labels, outputs.shape[:2], outputs.shape[-1])
 
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         taught = self._counted(mask, student)
         if taught is None:
             return _divergence(student, teacher, temperature, dim=-1).mean(1)
@@ -343,38 +336,26 @@ class Multilabel(_Smoothable):
         each = xp.where(known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0)
         return each.sum(-1) / known.sum(-1).clamp(min=1)  # type: ignore[no-any-return]
 
-    def labelled(self, labels: Array) -> Array | None:
-        return (labels != IGNORED_LABEL).any(-1)
-
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2:
             raise _wrong_outputs("(batch, labels)", outputs, "Give the head one output per label.")
         _check_shape(labels, outputs.shape)
         labels = labels.to(at_least_float32(outputs).dtype)
         if not bool((((labels >= 0) & (labels <= 1)) | (labels == IGNORED_LABEL)).all()):
-            raise ArgumentError(
-                "labels",
-                expected=f"0 or 1 (or in between; {IGNORED_LABEL} where it is not known)",
-                got=labels,
-                remedy="Encode them so, or name another task.",
-            )
+            expected = f"0 or 1 (or in between; {IGNORED_LABEL} where it is not known)"
+            raise _wrong_labels(expected, labels, "Encode them so, or name another task.")
         return labels
 
     def predictions(self, outputs: Array) -> Array:
         return outputs > 0
 
-    def correct(self, outputs: Array, labels: Array) -> Array:
-        _check_labelled(self, labels)
-        right = self.predictions(outputs) == (labels[:, None] > 0.5)
-        return _parts(right | (labels[:, None] == IGNORED_LABEL), 2).all(-1)
+    def _answers(self, labels: Array) -> tuple[Array, Array]:
+        return labels > 0.5, labels != IGNORED_LABEL
 
-    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        right = self.predictions(outputs) == (labels[:, None] > 0.5)
-        return _labelled(at_least_float32(outputs).abs().sigmoid(), right, labels)
+    def _certainty(self, outputs: Tensor) -> Tensor:
+        return at_least_float32(outputs).abs().sigmoid()  # type: ignore[no-any-return]
 
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = at_least_float32(student) / temperature, at_least_float32(teacher) / temperature
         return temperature**2 * _binary_cross_entropy(student, teacher.sigmoid()).mean(-1)
 
@@ -392,6 +373,9 @@ class Regression(Task):
     comparable = False
     metric = "negative_squared_error"
 
+    def labelled(self, labels: Array) -> Array | None:
+        return None
+
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1).mean(1)
 
@@ -401,9 +385,7 @@ class Regression(Task):
             _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
         labels = labels.to(at_least_float32(outputs).dtype)
         if not bool(labels.isfinite().all()):
-            raise ArgumentError(
-                "labels", expected="finite numbers", got="NaN or infinity", remedy="Leave those rows out."
-            )
+            raise _wrong_labels("finite numbers", "NaN or infinity", "Leave those rows out.")
         return labels
 
     def predictions(self, outputs: Array) -> Array:
@@ -414,9 +396,7 @@ class Regression(Task):
         error = (given - _double(labels).reshape(labels.shape[0], 1, *given.shape[2:])) ** 2
         return -_parts(error, 2).mean(-1)
 
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         return self.losses(student, at_least_float32(teacher))
 
 
@@ -438,23 +418,20 @@ class Span(Task):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(at_least_float32(outputs), labels).mean(1)
 
-    def labelled(self, labels: Array) -> Array | None:
-        return (labels != IGNORED_LABEL).any(1)
-
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 3 or outputs.shape[-1] != 2:
             raise _wrong_outputs("(batch, length, 2)", outputs, "Use a readout that keeps positions, and two outputs.")
-        labels = _check_classes(labels, (outputs.shape[0], 2), None)
+        labels = _as_classes(labels, (outputs.shape[0], 2), None)
         return labels.masked_fill((labels < 0) | (labels >= outputs.shape[1]), IGNORED_LABEL)
 
-    def inside(self, labels: Array, mask: Array | None) -> Array:
+    def inside(self, labels: Array, mask: Mask) -> Array:
         if mask is None:
             return labels
         xp, known = namespace(labels), (labels >= 0) & (labels < mask.shape[1])
         rows = xp.arange(labels.shape[0])[:, None]
         return xp.where(known & ~mask[rows, xp.where(known, labels, 0)], IGNORED_LABEL, labels)
 
-    def without_padding(self, outputs: Array, mask: Array | None) -> Array:
+    def without_padding(self, outputs: Array, mask: Mask) -> Array:
         if mask is None or not fits_positions(mask, outputs, dim=outputs.ndim - 2):
             return outputs
         real = mask.reshape(mask.shape[0], *[1] * (outputs.ndim - 3), mask.shape[1], 1)
@@ -463,13 +440,10 @@ class Span(Task):
     def predictions(self, outputs: Array) -> Array:
         return outputs.argmax(-2)
 
-    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        probability = at_least_float32(outputs).softmax(-2).amax(-2)
-        return _labelled(probability, self.predictions(outputs) == labels[:, None], labels)
+    def _certainty(self, outputs: Tensor) -> Tensor:
+        return at_least_float32(outputs).softmax(-2).amax(-2)  # type: ignore[no-any-return]
 
-    def distillation_losses(
-        self, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))
         return _divergence(student, teacher, temperature, dim=-2).mean(-1)
 
@@ -497,6 +471,9 @@ class Custom(Task):
         self.function = function
         self.classes = classes is not False
         self.numbers = classes is False
+
+    def labelled(self, labels: Array) -> Array | None:
+        return None
 
     def predictions(self, outputs: Array) -> Array:
         return at_least_float32(outputs) if self.numbers else super().predictions(outputs)
@@ -575,7 +552,7 @@ def hard_labels(labels: Array) -> Array:
     return labels.argmax(-1) if _is_floating(labels) else labels
 
 
-def fits_positions(mask: Array | None, array: Array, dim: int = 1) -> bool:
+def fits_positions(mask: Mask, array: Array, dim: int = 1) -> bool:
     """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
     return mask is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
 
@@ -591,12 +568,6 @@ def _double(array: Array) -> Array:
 def _parts(array: Array, kept: int) -> Array:
     """Flatten the dimensions behind the first `kept`; a value without any is one part."""
     return array.reshape(*array.shape[:kept], math.prod(array.shape[kept:]))
-
-
-def _labelled(probability: Tensor, right: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the predictions that have a label, `(predictions, steps)`, of `(batch, steps, …)`."""
-    known = labels != IGNORED_LABEL
-    return probability.movedim(1, -1)[known], right.movedim(1, -1)[known]
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -618,57 +589,37 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) 
 
 def _check_shape(labels: Tensor, shape: Sequence[int]) -> None:
     if tuple(labels.shape) != tuple(shape):
-        raise ArgumentError(
-            "labels",
-            expected=f"shape {tuple(shape)}",
-            got=f"shape {tuple(labels.shape)}",
-            remedy="Reshape them, or name another task.",
-        )
+        remedy = "Reshape them, or name another task."
+        raise _wrong_labels(f"shape {tuple(shape)}", f"shape {tuple(labels.shape)}", remedy)
 
 
-def _check_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Tensor:
+def _as_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Tensor:
     """Return labels as long, where they are class indices of that shape, or −100."""
     _check_shape(labels, shape)
-    if _is_floating(labels) or "int" not in str(labels.dtype):
-        raise ArgumentTypeError(
-            "labels",
-            expected="integers (class indices)",
-            got=str(labels.dtype),
-            remedy="Convert them with .long(), or name another task, task='regression' for numbers.",
-        )
+    if "int" not in str(labels.dtype):
+        remedy = "Convert them with .long(), or name another task, task='regression' for numbers."
+        raise _wrong_labels("integers (class indices)", labels.dtype, remedy, ArgumentTypeError)
     if classes is not None and labels.numel():  # PyTorch's own check aborts the process on a GPU
         low, high = labels.masked_fill(labels == IGNORED_LABEL, 0).aminmax()
         if low < 0 or high >= classes:
-            raise ArgumentError(
-                "labels",
-                expected=f"classes 0 … {classes - 1} (or {IGNORED_LABEL} for none), as the head has {classes} outputs",
-                got=f"values between {low} and {high}",
-                remedy="Give the head one output per class, or map the labels to 0, 1, ….",
-            )
+            expected = f"classes 0 … {classes - 1} (or {IGNORED_LABEL} for none), as the head has {classes} outputs"
+            remedy = "Give the head one output per class, or map the labels to 0, 1, …."
+            raise _wrong_labels(expected, f"values between {low} and {high}", remedy)
     return labels.long()
 
 
-def _check_probabilities(labels: Tensor) -> Tensor:
+def _as_probabilities(labels: Tensor) -> Tensor:
     if not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1.0).abs() < 0.01)).all()):  # half precision sums so
-        raise ArgumentError(
-            "labels",
-            expected="probabilities of the classes that sum to 1, in floating-point labels (batch, classes)",
-            got=f"sums between {labels.sum(-1).min():g} and {labels.sum(-1).max():g}",
-            remedy="Pass logits.softmax(-1), say, or name the task: task='multilabel' or task='regression'.",
-        )
+        expected = "probabilities of the classes that sum to 1, in floating-point labels (batch, classes)"
+        remedy = "Pass logits.softmax(-1), say, or name the task: task='multilabel' or task='regression'."
+        raise _wrong_labels(expected, f"sums between {labels.sum(-1).min():g} and {labels.sum(-1).max():g}", remedy)
     return labels
 
 
-def _check_labelled(task: Task, labels: Array) -> None:
-    """Refuse rows without a label where rows are counted as right or wrong: they are neither."""
-    labelled = task.labelled(labels)
-    if labelled is not None and not bool(labelled.all()):
-        raise ArgumentError(
-            "labels",
-            expected="a label for every row, where rows are counted as right or wrong",
-            got=f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows",
-            remedy="Record the rows that have a label.",
-        )
+def _wrong_labels(
+    expected: str, got: object, remedy: str, kind: type[ArgumentError | ArgumentTypeError] = ArgumentError
+) -> ArgumentError | ArgumentTypeError:
+    return kind("labels", expected=expected, got=got, remedy=remedy)
 
 
 def _wrong_outputs(expected: str, outputs: Tensor, remedy: str) -> ArgumentError:

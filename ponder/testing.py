@@ -396,7 +396,8 @@ class _Case:
 
     def run(self, policy: ExitPolicy) -> Exits:
         with _private_randomness():
-            return self.model.exits(self.inputs, self.context, policy)
+            out = self.model(self.inputs, policy=policy, **self.context)
+        return Exits(out.outputs, out.exit_step)
 
     def orders(self) -> list[_InTurn]:
         """Return policies under which rows exit at all steps, the last row first, and the longest row first."""

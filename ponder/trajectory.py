@@ -75,12 +75,8 @@ class Trajectory:
         check_rows("trajectory", self.tensors(), self.outputs.shape[0])
         steps = {name: tensor.shape[1] for name, tensor in self.tensors().items() if name in _BY_STEP}
         if len(set(steps.values())) > 1:
-            raise ArgumentError(
-                "trajectory",
-                expected="outputs and features (batch, steps, …), and hazard_logits (batch, steps)",
-                got=f"numbers of steps {steps}",
-                remedy="Take the same steps of all of them.",
-            )
+            expected, remedy = "the same steps of all tensors, (batch, steps, …)", "Take the same steps of all of them."
+            raise ArgumentError("trajectory", expected=expected, got=f"numbers of steps {steps}", remedy=remedy)
 
     def __len__(self) -> int:
         return self.outputs.shape[0]
@@ -117,10 +113,7 @@ class Trajectory:
     def halting(self) -> StepDistribution:
         """The halting distribution that the hazards induce, `(batch,)` over the steps."""
         if self.hazard_logits is None:
-            raise PonderError(
-                "trajectory.halting: the model that was unrolled has no Lambda head, so there are no hazards. "
-                "Build it with lambda_head=ponder.LambdaHead(width)."
-            )
+            raise PonderError("The model has no Lambda head: build it with lambda_head=ponder.LambdaHead(width).")
         return StepDistribution.from_hazard_logits(self.hazard_logits)
 
     # Policies.
@@ -194,12 +187,8 @@ class Trajectory:
     def correct(self) -> NDArray[np.bool_]:
         """Return whether the answer of each step is right, `(rows, steps)`; padding does not count, NaN is wrong."""
         if not self.meaning.comparable:
-            raise ArgumentError(
-                "trajectory",
-                expected="answers that are right or wrong (classes)",
-                got=f"the task {self.meaning.name!r}",
-                remedy="Use its metric, or a risk or metric of your own.",
-            )
+            got, remedy = f"the task {self.meaning.name!r}", "Use its metric, or a risk or metric of your own."
+            raise ArgumentError("trajectory", expected="answers that are right or wrong", got=got, remedy=remedy)
         return _array(self.meaning.correct(self._read_outputs(), self._checked_labels()) & self._answered())
 
     def score_name(self, metric: str | Callable[..., Any] | None = None) -> str:
@@ -209,12 +198,8 @@ class Trajectory:
         task = self.meaning
         own = "exact_match" if task.several_answers and task.metric == "accuracy" else task.metric
         if own is None or metric not in (None, own, task.metric):
-            raise ArgumentError(
-                "metric",
-                expected=f"{own!r}, or a callable (outputs, labels) -> float",
-                got=f"{metric!r} with the task {task.name!r}",
-                remedy="Choose one of them.",
-            )
+            expected, got = f"{own!r}, or a callable (outputs, labels) -> float", f"{metric!r} with task {task.name!r}"
+            raise ArgumentError("metric", expected=expected, got=got, remedy="Choose one of them.")
         return own
 
     def score_table(self, metric: str | Callable[..., Any] | None = None) -> NDArray[np.float64] | None:
@@ -261,12 +246,8 @@ class Trajectory:
     def _checked_labels(self) -> Tensor:
         """Return labels as the task takes them, those of padding ignored."""
         if self.labels is None:
-            raise ArgumentError(
-                "trajectory",
-                expected="labels",
-                got="a trajectory without",
-                remedy="Record them: model.unroll(inputs, labels=labels).",
-            )
+            remedy = "Record them: model.unroll(inputs, labels=labels)."
+            raise ArgumentError("trajectory", expected="labels", got="a trajectory without", remedy=remedy)
         labels = self.labels.to(self.outputs.device)
         return self.meaning.inside(self.meaning.check(self.outputs[:, -1], labels), self.mask)  # type: ignore[no-any-return]
 
@@ -305,12 +286,9 @@ class Trajectory:
         parts = [one.tensors() for one in trajectories]
         fields = {(one.task, *part) for one, part in zip(trajectories, parts, strict=True)}
         if len(weights) > 1 or len(fields) > 1:
-            raise ArgumentError(
-                "trajectories",
-                expected="records of one model with the same fields and weights",
-                got=f"{len(weights)} digests of weights, tasks and fields {sorted(map(str, fields))}",
-                remedy="Record all data with one model.",
-            )
+            got = f"{len(weights)} digests of weights, tasks and fields {sorted(map(str, fields))}"
+            remedy = "Record all data with one model."
+            raise ArgumentError("trajectories", expected="records of one model", got=got, remedy=remedy)
         task, sizes = first.meaning, [len(one) for one in trajectories]
         along = {"mask": Along((1,), fill=False), "features": Along((2,))}
         along |= {"outputs": Along((2,), fill=task.blank)} if task.per_position else {}

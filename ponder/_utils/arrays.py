@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-__all__ = ["at_least_float32", "log_softmax", "namespace", "softmax", "weighted"]
+__all__ = ["at_least_float32", "namespace", "softmax", "weighted"]
 
 
 def namespace(x: Any) -> Any:
@@ -23,18 +23,13 @@ def at_least_float32(x: Any) -> Any:
     return x.astype("float32") if xp.__name__ == "numpy" else x.float()
 
 
-def log_softmax(x: Any) -> Any:
-    """Return the logarithm of the softmax over the last dimension, in float32 or float64."""
-    x, xp = at_least_float32(x), namespace(x)
-    if xp.__name__ == "torch":
-        return x.log_softmax(-1)
-    shifted = x - x.max(-1, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(-1, keepdims=True))
-
-
 def softmax(x: Any) -> Any:
     """Return the softmax over the last dimension, in float32 or float64."""
-    return at_least_float32(x).softmax(-1) if namespace(x).__name__ == "torch" else namespace(x).exp(log_softmax(x))
+    x, xp = at_least_float32(x), namespace(x)
+    if xp.__name__ == "torch":
+        return x.softmax(-1)
+    powers = xp.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
 
 
 def weighted(weight: Any, value: Any) -> Any:

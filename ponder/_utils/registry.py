@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.errors import ArgumentError
 
 __all__ = ["Plugin", "Registry"]
 
@@ -21,23 +21,21 @@ _REGISTRIES: dict[str, Registry[Any]] = {}
 class Registry(Generic[T]):
     """Maps names to the callables (classes or functions) that build plug-ins of one kind.
 
-    A name comes from the decorator `register`, which may stand in a module that is imported when the name is asked for:
-    one of `homes`, or an entry point of the group `group`.
+    A name comes from the decorator `register`, or from an entry point of the group `group`, which is imported when its
+    name is asked for.
 
     Args:
         kind: The kind of plug-in, for messages: ``"policy"``.
         group: Entry-point group that other packages use: ``"ponder.policies"``.
-        homes: The modules that register names, by name.
 
     Example:
         >>> "quantile" in policies.names(), policies.get("quantile", q=0.3)
         (True, Quantile(q=0.3))
     """
 
-    def __init__(self, kind: str, group: str, homes: Mapping[str, str] | None = None) -> None:
+    def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
         self.group = group
-        self._homes = homes or {}
         self._factories: dict[str, Callable[..., T]] = {}
         _REGISTRIES[group] = self
 
@@ -48,12 +46,8 @@ class Registry(Generic[T]):
             holder = self._factories.setdefault(name, factory)
             again = (holder.__module__, holder.__qualname__) == (factory.__module__, factory.__qualname__)
             if not again:
-                raise ArgumentError(
-                    "name",
-                    expected=f"a {self.kind} name that is still free",
-                    got=f"{name!r}, which names {holder!r}",
-                    remedy="Register yours under another name.",
-                )
+                got, remedy = f"{name!r}, which names {holder!r}", "Register yours under another name."
+                raise ArgumentError("name", expected=f"a {self.kind} name that is free", got=got, remedy=remedy)
             self._factories[name] = factory  # a class that is defined again, in a notebook, replaces the first
             return factory
 
@@ -61,49 +55,28 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return all known names, sorted, without importing what they stand for."""
-        return sorted({*self._factories, *self._homes, *_entry_points(self.group)})
+        return sorted({*self._factories, *_entry_points(self.group)})
 
     def find(self, name: str) -> Callable[..., T]:
         """Return the class or function called `name`."""
-        if name not in self._factories and name in self._homes:
-            import_module(self._homes[name])
         if name not in self._factories:
             if name not in _entry_points(self.group):
-                raise ArgumentError(
-                    self.kind,
-                    expected=f"one of {', '.join(self.names())}",
-                    got=repr(name),
-                    remedy=f"Correct the name, or register a {self.kind} under it.",
-                )
+                expected, remedy = f"one of {', '.join(self.names())}", f"Correct it, or register a {self.kind}."
+                raise ArgumentError(self.kind, expected=expected, got=repr(name), remedy=remedy)
             self._factories.setdefault(name, _entry_points(self.group)[name].load())
         return self._factories[name]
 
     def get(self, name: str, **arguments: Any) -> T:
         """Build the plug-in called `name` with `arguments`."""
-        factory = self.find(name)
-        try:
-            return factory(**arguments)
-        except TypeError as error:
-            if isinstance(error, PonderError):
-                raise
-            raise ArgumentTypeError(
-                f"arguments of {self.kind} {name!r}",
-                expected="those of its signature",
-                got=f"{', '.join(arguments) or 'none'} ({error})",
-                remedy=f"See help({factory.__module__}.{factory.__qualname__}).",
-            ) from error
+        return self.find(name)(**arguments)
 
     def name_of(self, factory: type) -> str:
         """Return the name under which a class was registered."""
         for name, registered in self._factories.items():
             if (registered.__module__, registered.__qualname__) == (factory.__module__, factory.__qualname__):
                 return name
-        raise ArgumentError(
-            self.kind,
-            expected=f"a registered {self.kind}",
-            got=repr(factory),
-            remedy=f"Give the class a name, with the decorator register('a-name') of the {self.kind} registry.",
-        )
+        remedy = f"Give the class a name, with the decorator register('a-name') of the {self.kind} registry."
+        raise ArgumentError(self.kind, expected=f"a registered {self.kind}", got=repr(factory), remedy=remedy)
 
 
 class Plugin:
@@ -121,7 +94,7 @@ class Plugin:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the registered name under ``"name"``, and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
-        encoded = {name: _encode(self.registry, name, value) for name, value in fields.items()}
+        encoded = {name: _encode(self.registry, value) for name, value in fields.items()}
         return {"name": self.registry.name_of(type(self)), **encoded}
 
     @classmethod
@@ -135,31 +108,17 @@ def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=group)}
 
 
-def _encode(registry: Registry[Any], field: str, value: object) -> object:
+def _encode(registry: Registry[Any], value: object) -> object:
     if isinstance(value, Plugin):
         other = {} if value.registry is registry else {_REGISTRY: value.registry.group}
         return {**value.to_dict(), **other}
     if isinstance(value, list | tuple):
-        return [_encode(registry, field, item) for item in value]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise ArgumentTypeError(
-        field,
-        expected="a value that plain JSON can hold",
-        got=type(value).__name__,
-        remedy="Keep tensors and modules out of hyper-parameter objects.",
-    )
+        return [_encode(registry, item) for item in value]
+    return value
 
 
 def _decode(registry: Registry[Any], value: Any) -> Any:
     if isinstance(value, Mapping):
-        if not isinstance(value.get("name"), str):
-            raise ArgumentTypeError(
-                "data",
-                expected=f"a mapping with the {registry.kind}'s 'name'",
-                got=repr(value),
-                remedy="Pass what to_dict() returned.",
-            )
         registry = _REGISTRIES[value.get(_REGISTRY, registry.group)]
         fields = {key: _decode(registry, item) for key, item in value.items() if key not in ("name", _REGISTRY)}
         return registry.get(value["name"], **fields)
