@@ -16,7 +16,16 @@ from torch import Tensor
 from ponder._utils.trees import Tree, map_tensors, take_rows
 from ponder.inference.examples import fitting
 from ponder.model.loop import Running, ask
-from ponder.model.padding import Along, Padding, join_rows, positions, with_lengths
+from ponder.model.padding import (
+    Along,
+    Padding,
+    join_context,
+    join_rows,
+    last_position,
+    named_in,
+    positions,
+    with_lengths,
+)
 from ponder.model.unroll import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
@@ -103,8 +112,7 @@ class Stepper:
     def __init__(self, model: Any, policy: ExitPolicy, num_steps: int) -> None:
         self.model, self.policy, self.num_steps = model, policy, num_steps
         self.padding: Padding | None = model.padding
-        own: Sequence[int] = model.steps.schedule
-        self.schedule = own if len(own) == num_steps else own[:1] * num_steps
+        self.schedule: Sequence[int] = model.steps.schedule_of(num_steps)
         """Which weights each step needs."""
         self.device: torch.device | None = next((weight.device for weight in model.parameters()), None)
         self._together = policy.exit_of_all(num_steps)
@@ -133,12 +141,11 @@ class Stepper:
             use_hazard=self._use_hazard,
             use_features="features" in self.policy.needs,
         )
-        named = {**context, **inputs} if isinstance(inputs, Mapping) else context
         lengths = [0] * len(rows)
         if self.padding is not None:
-            real = positions(source.hidden, (named, source.context), self.padding)
+            real = positions(source.hidden, (named_in(inputs, context), source.context), self.padding)
             width = self.padding.width(source.hidden) or 0
-            lengths = [width] * len(rows) if real is None else _lengths(real)
+            lengths = [width] * len(rows) if real is None else last_position(real).tolist()
         return Cohort(
             rows=tuple(rows),
             steps=(0,) * len(rows),
@@ -229,17 +236,6 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     keep = [None if cohort.keep is None else cohort.keep.to(device) for cohort in cohorts]
     lengths = tuple([length for cohort in cohorts for length in cohort.lengths])
     longest, of_hidden = max(lengths), with_lengths(None) if padding is None else padding.lengths_of_hidden
-    context = {
-        name: join_rows(
-            [cohort.context[name] for cohort in cohorts],
-            sizes,
-            keep,
-            lengths=with_lengths(None if padding is None else padding.of_context(name)),
-            length=longest,
-            path=f"context[{name!r}]",
-        )
-        for name in cohorts[0].context
-    }
     return Cohort(
         rows=tuple([row for cohort in cohorts for row in cohort.rows]),
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),
@@ -249,15 +245,13 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
         hidden=join_rows(
             [c.hidden for c in cohorts], sizes, keep, lengths=of_hidden, length=longest, path="hidden state"
         ),
-        context=context,
+        context=join_context([cohort.context for cohort in cohorts], sizes, padding, longest, keep),
         mask=join_rows([c.mask for c in cohorts], sizes, keep, lengths=_MASK, length=longest, path="mask"),
         policy_context=join_rows([dict(c.policy_context) for c in cohorts], sizes, path="policy_context"),
     )
 
 
-def regroup(
-    cohorts: Sequence[Cohort], padding: Padding | None, max_batch: int, max_tokens: int | None
-) -> list[list[Cohort]]:
+def regroup(cohorts: Sequence[Cohort], max_batch: int, max_tokens: int | None) -> list[list[Cohort]]:
     """Deal the rows of cohorts, the longest first, to full batches; each is a list of parts for `join`."""
     places = sorted(
         (
@@ -292,12 +286,6 @@ def _spread(running: Running, index: Tensor, size: int) -> Running:
     places = torch.zeros(size, dtype=torch.long, device=index.device)
     places[index] = torch.arange(len(index), device=index.device)
     return running.take(places)
-
-
-def _lengths(real: Tensor) -> list[int]:
-    """Return the last real position of every row, 1-based."""
-    counted: list[int] = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1).tolist()
-    return counted
 
 
 def started(state: Tree) -> object:

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
-from ponder.model.padding import Along, Padding, join_rows, with_lengths
+from ponder.model.padding import Along, Padding, join_context, join_rows, named_in, with_lengths
 from ponder.tasks import IGNORED_LABEL
 
-__all__ = ["Collate", "Example", "ExampleReader", "examples_in", "fitting", "join_labels"]
+__all__ = ["Collate", "Example", "ExampleReader", "can_regroup", "examples_in", "fitting", "join_labels"]
 
 Collate = Callable[[list[Any]], Any]
 """From a list of examples of any kind to the inputs, or the pair (inputs, context), of a batch."""
@@ -64,14 +64,6 @@ class ExampleReader:
     def __init__(self, padding: Padding | None, collate: Collate | None = None, one_length: bool = False) -> None:
         self.padding, self.collate, self.one_length = padding, collate, one_length
 
-    @classmethod
-    def of(cls, model: Any, collate: Collate | None = None) -> ExampleReader:
-        """Return the reader for a `PonderWrapper`."""
-        padding: Padding | None = model.padding
-        per_position = model.task is not None and model.task.per_position
-        joins = padding is None or (padding.mixed and (padding.pooled or per_position))
-        return cls(padding, collate, one_length=not joins)
-
     def read(self, example: Any) -> Example:
         """Read one example; with a `collate` it is collated alone for its length."""
         if self.collate is not None:
@@ -96,19 +88,14 @@ class ExampleReader:
         rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
         lengths = with_lengths(None) if self.padding is None else self.padding.lengths_of_inputs(rows[0])
         inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
-        context = {}
-        for name in contexts[0]:
-            along = with_lengths(None if self.padding is None else self.padding.of_context(name))
-            values = [given[name] for given in contexts]
-            context[name] = join_rows(values, sizes, lengths=along, length=length, path=f"context[{name!r}]")
-        return inputs, context
+        return inputs, join_context(contexts, sizes, self.padding, length)
 
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""
         assert self.padding is not None
-        real = self.padding.positions({**context, **inputs} if isinstance(inputs, Mapping) else context)
-        if real is not None:
-            return max(int((real[0].long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax()), 1)
+        lengths = self.padding.lengths(named_in(inputs, context))
+        if lengths is not None:
+            return max(int(lengths[0]), 1)
         tensor = first_tensor(inputs)
         dim = self.padding.inputs.dims[0]
         if tensor.dim() <= dim:
@@ -121,6 +108,13 @@ class ExampleReader:
         length = tensor.shape[dim]
         context[self.padding.mask] = torch.full((1, length), self.padding.real, device=tensor.device)
         return length
+
+
+def can_regroup(model: Any) -> bool:
+    """Whether rows of several lengths may meet between steps: not where outputs or policy states have positions."""
+    padding: Padding | None = model.padding
+    pooled = model.task is None or not model.task.per_position
+    return pooled and (padding is None or (padding.pooled and padding.mixed))
 
 
 def examples_in(dataset: Any) -> Iterator[Any]:

@@ -17,9 +17,17 @@ from torch import Tensor
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import map_tensors
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import Exited, Stepper, join, regroup
-from ponder.inference.examples import Collate, Example, ExampleReader, examples_in, fitting, join_labels
-from ponder.model.padding import Along, Padding, join_rows, with_lengths
+from ponder.inference.cohorts import Cohort, Exited, Stepper, join, regroup
+from ponder.inference.examples import (
+    Collate,
+    Example,
+    ExampleReader,
+    can_regroup,
+    examples_in,
+    fitting,
+    join_labels,
+)
+from ponder.model.padding import Along, join_rows, last_position, with_lengths
 from ponder.policies.base import ExitPolicy
 from ponder.trajectory import Trajectory
 
@@ -88,7 +96,7 @@ def predict(
     """
     policy = model.checked(policy, num_steps)
     stepper = Stepper(model, policy, num_steps or model.num_steps)
-    reader = ExampleReader.of(model, collate)
+    reader = ExampleReader(model.padding, collate)
     rows = _read(reader, dataset)
     ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
     exited: list[Exited] = []
@@ -100,16 +108,26 @@ def predict(
                 context.pop("labels", None)
                 given = _rows_of(policy_context, places)
                 cohorts.append(stepper.begin(places, inputs, context, [ids[place] for place in places], given))
-            while cohorts:
-                remaining = []
-                for parts in regroup(cohorts, model.padding, batch_size, max_tokens):
-                    gone, after = stepper.step(join(parts, model.padding))
-                    exited += [] if gone is None else [replace(gone, outputs=gone.outputs.cpu())]
-                    remaining += [] if after is None else [after]
-                    if gone is not None and progress is not None:
-                        progress(len(gone.rows))
-                cohorts = remaining
+            for gone in _advanced(stepper, cohorts, batch_size, max_tokens):
+                exited.append(gone)
+                if progress is not None:
+                    progress(len(gone.rows))
     return _in_order(exited, model)
+
+
+def _advanced(stepper: Stepper, cohorts: Sequence[Cohort], batch_size: int, max_tokens: int | None) -> Iterator[Exited]:
+    """Take cohorts step by step to their exits, and deal what remains anew to full batches, where rows may meet."""
+    regroups = can_regroup(stepper.model)
+    while cohorts:
+        remaining = []
+        batches = regroup(cohorts, batch_size, max_tokens) if regroups else [[cohort] for cohort in cohorts]
+        for parts in batches:
+            exited, after = stepper.step(join(parts, stepper.padding if regroups else None))
+            if after is not None:
+                remaining.append(after)
+            if exited is not None:
+                yield replace(exited, outputs=exited.outputs.cpu())
+        cohorts = remaining
 
 
 def record(
@@ -149,7 +167,7 @@ def record(
         >>> model.record(inputs, labels=labels).outputs.shape
         torch.Size([300, 4, 3])
     """
-    reader = ExampleReader.of(model, collate)
+    reader = ExampleReader(model.padding, collate)
     rows = _read(reader, dataset)
     if not rows:
         raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
@@ -166,17 +184,19 @@ def record(
             inputs, context = reader.batch(examples)
             own = join_labels([row.labels for row in examples], per_token, max(row.length for row in examples))
             own = context.pop("labels", None) if own is None else own
-            parts.append(
-                model.unroll(
-                    _placed(inputs, device),
-                    labels=own if own is None else own.to(device),
-                    row_ids=torch.tensor([ids[place] for place in places], device=device),
-                    policy_context=_rows_of(policy_context, places),
-                    num_steps=num_steps,
-                    keep_features=keep_features,
-                    **_placed(context, device),
-                ).map(Tensor.cpu)
-            )
+            found = model.unroll(
+                _placed(inputs, device),
+                labels=own if own is None else own.to(device),
+                row_ids=torch.tensor([ids[place] for place in places], device=device),
+                policy_context=_rows_of(policy_context, places),
+                num_steps=num_steps,
+                keep_features=keep_features,
+                **_placed(context, device),
+            ).map(Tensor.cpu)
+            if found.meaning.per_position and found.mask is not None:
+                ends = last_position(found.mask)
+                found = replace(found, outputs=_blank_ends(found.outputs, ends, found.meaning.blank, dim=2))
+            parts.append(found)
             order += places
             if progress is not None:
                 progress(len(places))
@@ -243,20 +263,20 @@ def _in_order(exited: Sequence[Exited], model: Any) -> Predictions:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     order = torch.argsort(torch.tensor([row for gone in exited for row in gone.rows]))
     steps = torch.tensor([step for gone in exited for step in gone.steps])
-    outputs = [_blank_ends(gone, model.padding, model.task) for gone in exited]
+    outputs, task = [gone.outputs for gone in exited], model.task
+    if model.padding is not None and task is not None and task.per_position:
+        outputs = [_blank_ends(gone.outputs, torch.tensor(gone.lengths), task.blank) for gone in exited]
     if len({part.shape[1:] for part in outputs}) > 1:
         longest = max(part.shape[1] for part in outputs)
-        along = with_lengths(Along(fill=0.0 if model.task is None else model.task.blank))
+        along = with_lengths(Along(fill=0.0 if task is None else task.blank))
         joined = join_rows(outputs, [len(part) for part in outputs], lengths=along, length=longest, path="outputs")
     else:
         joined = torch.cat(outputs)
     return Predictions(joined[order], steps[order])
 
 
-def _blank_ends(gone: Exited, padding: Padding | None, task: Any) -> Tensor:
-    """Outputs at positions with the task's blank beyond the end of every row."""
-    outputs = gone.outputs
-    if padding is None or task is None or not task.per_position:
-        return outputs
-    beyond = torch.arange(outputs.shape[1]) >= torch.tensor(gone.lengths).unsqueeze(1)
-    return outputs.masked_fill(beyond.view(*beyond.shape, *[1] * (outputs.dim() - 2)), task.blank)
+def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:
+    """Outputs with positions in dimension `dim`, and `blank` beyond the length of each row."""
+    beyond = torch.arange(outputs.shape[dim], device=outputs.device) >= lengths.unsqueeze(1)
+    shape = (len(lengths), *[1] * (dim - 1), outputs.shape[dim], *[1] * (outputs.dim() - dim - 1))
+    return outputs.masked_fill(beyond.view(shape), blank)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ponder._utils.checks import check_choice, check_int
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.cohorts import Cohort, Exited, Stepper, join, started
-from ponder.inference.examples import Example, ExampleReader, examples_in, fitting
+from ponder.inference.examples import Example, ExampleReader, can_regroup, examples_in, fitting
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
 __all__ = ["StreamEngine", "StreamOutput", "StreamStats"]
@@ -32,11 +32,11 @@ class StreamOutput:
     """The answer to one example.
 
     Args:
-        outputs: The head's outputs at the exit, without a batch dimension.
+        output: The head's output at the exit, without a batch dimension.
         exit_step: The step at which the row exited, 1-based.
     """
 
-    outputs: Tensor
+    output: Tensor
     exit_step: int
 
 
@@ -115,7 +115,9 @@ class StreamEngine:
         stepper = Stepper(model, model.checked(policy, num_steps), num_steps or model.num_steps)
         self._reads_context = "context" in stepper.policy.needs
         self._numbers, self._max_waiting = itertools.count(), max_waiting
-        self._worker = _Worker(stepper, ExampleReader.of(model), max_batch, max_tokens, max_waiting)
+        self._worker = _Worker(
+            stepper, ExampleReader(model.padding, one_length=not can_regroup(model)), max_batch, max_tokens, max_waiting
+        )
         self._thread = threading.Thread(target=self._worker.work, name="ponder-stream", daemon=True)
         self._thread.start()
         self._finalizer = weakref.finalize(self, self._worker.close, cancel=True)
@@ -410,14 +412,11 @@ class _Worker:
             self._answer(exited)
 
     def _answer(self, exited: Exited) -> None:
-        now, task = time.monotonic(), self._stepper.model.task
-        cut = self._stepper.padding is not None and task is not None and task.per_position
-        for request, outputs, step, length in zip(
-            exited.rows, exited.outputs.unbind(0), exited.steps, exited.lengths, strict=True
-        ):
+        now = time.monotonic()
+        for request, output, step in zip(exited.rows, exited.outputs.unbind(0), exited.steps, strict=True):
             self._ends["done"] += 1
             self._latencies.append(now - request.submitted)
-            request.future.set_result(StreamOutput((outputs[:length] if cut else outputs).clone(), step))
+            request.future.set_result(StreamOutput(output.clone(), step))
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         self._ends["failed"] += 1

@@ -1,0 +1,138 @@
+"""Streams: each row is answered once, fails alone, and nothing hangs; who shares a step stands in tests/matrices."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from ponder.errors import PonderError
+from tests.inference.toys import build, sequences, sizes_of
+
+SURE = policies.Confidence(0.55)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_each_row_is_answered_once_as_predict_answers_it(shared: bool, ordered: bool) -> None:
+    model, rows = build(shared=shared), sequences(150)
+    expected = ponder.predict(model, rows, policy=SURE)
+    sizes_of(model)
+    with ponder.StreamEngine(model, SURE, max_batch=16, max_waiting=64) as engine:
+        answers = list(engine.run(rows, ordered=ordered))
+    keys = [key for key, _ in answers]
+    assert sorted(keys) == list(range(150))
+    assert not ordered or keys == sorted(keys)
+    for key, answer in answers:
+        assert answer.exit_step == expected.exit_step[key]
+        torch.testing.assert_close(answer.output, expected.outputs[key])
+    sizes = [rows for rows, _ in sizes_of(model)]
+    assert sum(sizes) == expected.exit_step.sum() == engine.stats.row_steps
+    assert max(sizes) <= 16
+    assert len(sizes) == engine.stats.steps
+    assert (engine.stats.done, engine.stats.waiting, engine.stats.running) == (150, 0, 0)
+
+
+def test_token_answers_are_as_long_as_their_rows() -> None:
+    model, rows = build("token_classification"), sequences(20)
+    expected = ponder.predict(model, rows, policy=policies.Patience(1))
+    with ponder.StreamEngine(model, policies.Patience(1), max_batch=4) as engine:
+        for key, answer in engine.run(rows):
+            assert answer.exit_step == expected.exit_step[key]
+            torch.testing.assert_close(answer.output, expected.outputs[key, : len(rows[key])])
+
+
+class Breaking(policies.ExitPolicy):
+    """Raises for rows that say so."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        if bool(step.context["breaks"].any()):
+            raise ValueError("it breaks")
+        return step.index >= step.context["budget"], state
+
+
+def test_a_row_that_fails_fails_alone() -> None:
+    model, rows = build(), sequences(30)
+    context = {"breaks": torch.arange(30) % 7 == 3, "budget": torch.arange(30) % 4 + 1}
+    with ponder.StreamEngine(model, Breaking(), max_batch=8) as engine:
+        answers = dict(engine.run(rows, errors="return", policy_context=context))
+        bad = engine.submit("no numbers", policy_context={"breaks": False, "budget": 1})
+        assert bad.exception() is not None
+    for key, answer in answers.items():
+        if context["breaks"][key]:
+            assert isinstance(answer, ValueError)
+        else:
+            assert answer.exit_step == context["budget"][key]
+
+
+class Gate:
+    """Holds the engine in its next step until it is opened."""
+
+    def __init__(self, model: ponder.PonderWrapper) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        model.steps.fns[0].register_forward_pre_hook(self)
+
+    def __call__(self, *_: Any) -> None:
+        self.reached.set()
+        self.opened.wait(60)
+
+
+def test_places_are_bounded_and_waiting_rows_can_be_cancelled() -> None:
+    model, (row, *_) = build(), sequences(1)
+    gate = Gate(model)
+    engine = ponder.StreamEngine(model, policies.FixedStep(1), max_batch=1, max_waiting=1)
+    running = engine.submit(row)
+    gate.reached.wait(60)
+    waiting = engine.submit(row)
+    with pytest.raises(queue.Full):
+        engine.submit(row, timeout=0)
+    assert waiting.cancel()
+    gate.opened.set()
+    engine.close()
+    assert running.result(60).exit_step == 1
+    assert engine.stats.cancelled == 1
+    with pytest.raises(PonderError, match="closed"):
+        engine.submit(row)
+
+
+def test_closing_with_cancel_ends_every_row() -> None:
+    model, rows = build(), sequences(12)
+    gate = Gate(model)
+    engine = ponder.StreamEngine(model, policies.LastStep(), max_batch=2)
+    futures = [engine.submit(row) for row in rows]
+    gate.reached.wait(60)
+    threading.Timer(0, gate.opened.set).start()
+    engine.close(cancel=True)
+    assert all(future.done() for future in futures)
+    with pytest.raises((CancelledError, PonderError)):
+        futures[-1].result(0)
+
+
+def test_callbacks_may_submit_and_an_engine_without_an_owner_ends() -> None:
+    model, rows = build(), sequences(5)
+    engines = [ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1)]
+    chained: Future[Any] = Future()
+
+    def submit_next(done: Future[Any]) -> None:
+        engines[0].submit(rows[1]).add_done_callback(lambda future: chained.set_result(future.result().exit_step))
+
+    engines[0].submit(rows[0]).add_done_callback(submit_next)
+    assert chained.result(60) == 1
+    thread = engines.pop()._thread
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    with pytest.raises(ponder.errors.ArgumentError, match=r"model\.eval\(\)"):
+        ponder.StreamEngine(build().train())
