@@ -367,6 +367,15 @@ def test_a_gain_on_a_row_is_no_money_but_for_bets() -> None:
         assert risks[1] == pytest.approx(-0.5 if bound == "betting" else 0.0)
 
 
+def test_the_cheapest_of_all_that_passed_is_chosen_the_last_of_equals() -> None:
+    """Where a callable makes the policies, the order of its grid is no order of costs."""
+    steps = {1: 4, 2: 2, 3: 3, 4: 2, 5: 4, 6: 1}
+    trajectory = by_step([0.5, 1.0, 1.0, 1.0])
+    found = ponder.control_risk(trajectory, lambda t: policies.FixedStep(steps[int(t)]), level=0.2, grid=sorted(steps))
+    assert [value for value, _, _ in found.policy.path] == sorted(steps)  # the last is tested, and fails
+    assert (found.policy.threshold_value, found.mean_exit_step) == (4, 2.0)
+
+
 @pytest.mark.parametrize("bound", ["hoeffding_bentkus", "exact_binomial", "betting"])
 @pytest.mark.parametrize(("level", "confidence"), [(0.02, 0.95), (0.1, 0.9), (0.3, 0.99)])
 def test_so_many_rows_are_needed(level: float, confidence: float, bound: str) -> None:
