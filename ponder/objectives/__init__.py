@@ -1,13 +1,12 @@
 """Objectives: a frozen dataclass each, one file a family."""
 
-from ponder.objectives.base import NEEDS, Depth, Objective, Progress, Unrolled, Weighted, registry
+from ponder.objectives.base import Depth, Objective, Progress, Unrolled, Weighted, registry
 from ponder.objectives.distillation import Distillation, MutualDistillation
 from ponder.objectives.halting import Ponder
 from ponder.objectives.simulated import SignalCalibration, SimulatedExits
 from ponder.objectives.supervised import DeepSupervision, FinalStep, OneStep, RandomDepth
 
 __all__ = [
-    "NEEDS",
     "DeepSupervision",
     "Depth",
     "Distillation",
@@ -22,7 +21,6 @@ __all__ = [
     "SimulatedExits",
     "Unrolled",
     "Weighted",
-    "from_dict",
     "get",
     "names",
     "register",
@@ -31,4 +29,3 @@ __all__ = [
 register = registry.register
 get = registry.get
 names = registry.names
-from_dict = Objective.from_dict

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ponder._utils.checks import check_int
 from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
@@ -62,8 +61,8 @@ class Progress:
     """The state of training that objectives may read: step `step` of `total`.
 
     Args:
-        step: Steps of the optimiser that are done in this stage, from 0 to `total`.
-        total: Their number at the end, ≥ 1.
+        step: Steps of the optimiser that are done in this stage.
+        total: Their number at the end.
 
     Example:
         >>> objectives.Progress(30, 120).share
@@ -72,10 +71,6 @@ class Progress:
 
     step: int
     total: int
-
-    def __post_init__(self) -> None:
-        check_int("total", self.total)
-        check_int("step", self.step, 0, self.total)
 
     @property
     def share(self) -> float:
@@ -138,7 +133,7 @@ class Objective(Plugin, ABC):
         ... class Worst(objectives.Objective):
         ...     def per_example(self, unrolled):
         ...         return unrolled.losses.amax(1)
-        >>> model.objective = Worst()  # it needs none of `objectives.NEEDS`
+        >>> model.objective = Worst()
         >>> model.train()(inputs, labels=labels).loss.shape
         torch.Size([])
     """

@@ -32,15 +32,14 @@ class SimulatedExits(Objective):
     examples in the end (He et al. 2025, "COSEE: Consistency-Oriented Signal-Based Early Exiting via Calibrated Sample
     Weighting Mechanism", arXiv 2412.13236; Eq. 3–7). No gradient flows through the weights.
 
-    The paper draws the K thresholds at random from the range that the signal had in the epoch before. Here they are
-    the middles of K equal parts of the range in the batch, without the last step, at which every example exits
-    anyway: the same average with less noise, and nothing to remember from batch to batch.
+    The paper draws the thresholds at random from the signal's range in the epoch before; here they are the middles of K
+    equal parts of its range in the batch, without the last step: the same average with less noise, and no memory.
 
     Args:
         thresholds: K ≥ 1.
         sharpness: β at the end of training, ≥ 0; 0 weighs all steps alike.
-        signal: The signal of the simulated policy: ``"confidence"``, ``"energy"`` (the paper's choice), ``"margin"`` or
-            ``"negative_entropy"`` of class logits, or ``"halting"``, the Lambda head's CDF, which every task has.
+        signal: A certainty of class logits (``"energy"`` is the paper's), or ``"halting"``, the Lambda head's CDF,
+            which every task has.
 
     Example:
         >>> model.objective = objectives.SimulatedExits(thresholds=5, sharpness=10.0)

@@ -44,9 +44,6 @@ class OneStep(Objective):
 
     step: int
 
-    def __post_init__(self) -> None:
-        check_int("step", self.step)
-
     def depth(self, num_steps: int) -> Depth:
         return cut_after(self.step, num_steps)
 
@@ -85,14 +82,10 @@ class DeepSupervision(Objective):
 class RandomDepth(Objective):
     r"""ℓ_{k+n}, with k steps without gradient and then n steps with one, both drawn anew for every batch.
 
-    k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k), so that no run is deeper than N.
-    A step that is trained to go on from any state that it has made itself, without knowing how many steps came first,
-    goes on to improve the answer where it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the
-    progressive loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts backpropagation
-    through steps short: memory and time of the backward pass do not grow with N.
-
-    One shared step with one shared head can be trained so, and the loss says nothing about hazards. The random numbers
-    are those of PyTorch's global generator.
+    k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step that is trained to go
+    on from any state that it has made itself goes on to improve the answer where it is run for longer than in training.
+    ``RandomDepth(warm_up=None)`` is the progressive loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small
+    `maximum` cuts backpropagation through steps short: its memory and time do not grow with N.
 
     Args:
         minimum: Fewest steps with a gradient, ≥ 1.
@@ -109,13 +102,6 @@ class RandomDepth(Objective):
     maximum: int | None = None
     warm_up: int | None = 0
     draws_depth = True
-
-    def __post_init__(self) -> None:
-        check_int("minimum", self.minimum)
-        if self.maximum is not None:
-            check_int("maximum", self.maximum, self.minimum)
-        if self.warm_up is not None:
-            check_int("warm_up", self.warm_up, 0)
 
     def depth(self, num_steps: int) -> Depth:
         check_int("num_steps", num_steps, self.minimum + (self.warm_up or 0))

@@ -10,7 +10,6 @@ from ponder.policies.base import (
     StepView,
     Threshold,
     ThresholdPolicy,
-    all_within,
     registry,
 )
 from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
@@ -45,7 +44,6 @@ __all__ = [
     "Threshold",
     "ThresholdPolicy",
     "Voting",
-    "all_within",
     "from_dict",
     "get",
     "names",

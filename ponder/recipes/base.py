@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -71,8 +70,6 @@ class Stage:
     Example:
         >>> [stage.train for stage in recipes.get("deebert").stages]
         ['all', 'early_heads']
-        >>> recipes.Stage(objectives.FinalStep()).to_dict()["train"]
-        'all'
     """
 
     objective: Objective
@@ -113,8 +110,7 @@ class Recipe:
             mean any encoder's own steps.
 
     Example:
-        >>> stage = recipes.Stage(objectives.FinalStep())
-        >>> recipe = recipes.Recipe("mine", "nowhere", stages=(stage,), policy=policies.Patience(6))
+        >>> recipe = recipes.Recipe("mine", "nowhere", (recipes.Stage(objectives.FinalStep()),), policies.Patience(6))
         >>> recipe.for_steps(6).policy  # tuned for 12 steps
         Patience(patience=3, tolerance=0.0)
     """
@@ -145,8 +141,7 @@ class Recipe:
     def for_task(self, task: str | Task) -> Recipe:
         """Return the recipe with the policy that it has for a task, or for the name of one, such as ``"regression"``.
 
-        A Lambda head that this policy does not read is dropped, and so are the stages that train it alone, unless
-        another stage needs its hazards.
+        A Lambda head that neither it nor another stage reads is dropped, and so are the stages that train it alone.
         """
         kind = as_task(task)
         policy = self.policy
@@ -159,24 +154,19 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
+        given = {name: value for name, value in vars(self).items() if isinstance(value, ExitPolicy | Prior)}
         return {
             **vars(self),
+            **{name: value.to_dict() for name, value in given.items()},
             "stages": [stage.to_dict() for stage in self.stages],
-            "policy": self.policy.to_dict(),
-            "without_classes": None if self.without_classes is None else self.without_classes.to_dict(),
-            "lambda_head": None if self.lambda_head is None else dataclasses.asdict(self.lambda_head),
-            "prior": None if self.prior is None else self.prior.to_dict(),
+            "lambda_head": None if self.lambda_head is None else vars(self.lambda_head).copy(),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Invert `to_dict`."""
-        spec, prior, without_classes = data["lambda_head"], data["prior"], data["without_classes"]
-        fields = {
-            "stages": tuple(Stage.from_dict(stage) for stage in data["stages"]),
-            "policy": ExitPolicy.from_dict(data["policy"]),
-            "without_classes": None if without_classes is None else ExitPolicy.from_dict(without_classes),
-            "lambda_head": None if spec is None else LambdaSpec(**spec),
-            "prior": None if prior is None else Prior.from_dict(prior),
-        }
-        return cls(**{**data, **fields})
+        read = {"policy": ExitPolicy, "without_classes": ExitPolicy, "prior": Prior}
+        given = {name: kind.from_dict(data[name]) for name, kind in read.items() if data[name] is not None}
+        stages = tuple(Stage.from_dict(stage) for stage in data["stages"])
+        spec = None if data["lambda_head"] is None else LambdaSpec(**data["lambda_head"])
+        return cls(**{**data, **given, "stages": stages, "lambda_head": spec})

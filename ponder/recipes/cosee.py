@@ -4,8 +4,6 @@ from ponder.objectives import SignalCalibration, SimulatedExits
 from ponder.policies import Energy
 from ponder.recipes.base import Recipe, Stage, registry
 
-__all__ = ["cosee"]
-
 
 @registry.register("cosee")
 def cosee(thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1, threshold: float = 0.9) -> Recipe:
@@ -18,7 +16,7 @@ def cosee(thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1
         threshold: Energy score, in [0, 1], above which a row exits.
 
     Example:
-        >>> recipes.cosee(threshold=0.95).policy
+        >>> recipes.get("cosee", threshold=0.95).policy
         Energy(threshold=0.95)
     """
     simulated = SimulatedExits(thresholds, sharpness, signal="energy")

@@ -4,8 +4,6 @@ from ponder.objectives import DeepSupervision, FinalStep
 from ponder.policies import Entropy
 from ponder.recipes.base import Recipe, Stage, registry
 
-__all__ = ["deebert"]
-
 
 @registry.register("deebert")
 def deebert(threshold: float = 0.2) -> Recipe:
@@ -15,7 +13,7 @@ def deebert(threshold: float = 0.2) -> Recipe:
         threshold: Entropy below which a row exits, in nats.
 
     Example:
-        >>> recipes.deebert(threshold=0.3).policy
+        >>> recipes.get("deebert", threshold=0.3).policy
         Entropy(threshold=0.3, normalize=False)
     """
     return Recipe(

@@ -7,8 +7,6 @@ from ponder.policies import Confidence, Quantile
 from ponder.priors import Geometric
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 
-__all__ = ["ponder"]
-
 
 @registry.register("ponder")
 def ponder(
@@ -30,12 +28,9 @@ def ponder(
        most of what it knew.
     3. Where the task has no classes, and so no confidence: a Lambda head is fitted to the frozen steps, for Q-exit.
 
-    Fine-tuning first keeps the last step as good as without exits; a teacher's soft answers ask less of the early steps
-    than the labels do. Chosen on held-out parts of training sets.
-
     Args:
         labels: Weight of the mean loss of all steps against the labels, beside the teacher's.
-        temperature: Temperature at which the answers of teacher and steps are softened before they are compared.
+        temperature: Temperature of the distillation.
         depth: Share of the depth at which the prior of the Lambda head expects exits.
         mixing: α, the share of the second stage's weights in what comes out of it; 1 keeps them as they were trained.
         beta: Weight of the divergence from that prior.

@@ -4,8 +4,6 @@ from ponder.objectives import Distillation, FinalStep
 from ponder.policies import Entropy
 from ponder.recipes.base import Recipe, Stage, registry
 
-__all__ = ["fastbert"]
-
 
 @registry.register("fastbert")
 def fastbert(speed: float = 0.5) -> Recipe:
@@ -15,7 +13,7 @@ def fastbert(speed: float = 0.5) -> Recipe:
         speed: Normalised entropy, in [0, 1], below which a row exits.
 
     Example:
-        >>> recipes.fastbert(speed=0.4).policy
+        >>> recipes.get("fastbert", speed=0.4).policy
         Entropy(threshold=0.4, normalize=True)
     """
     return Recipe(

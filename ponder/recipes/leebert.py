@@ -4,8 +4,6 @@ from ponder.objectives import DeepSupervision, MutualDistillation
 from ponder.policies import Patience
 from ponder.recipes.base import Recipe, Stage, registry
 
-__all__ = ["leebert"]
-
 
 @registry.register("leebert")
 def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1) -> Recipe:
@@ -13,12 +11,12 @@ def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, to
 
     Args:
         weight: Weight of the distillation beside the losses against the labels.
-        temperature: Temperature at which the answers of the steps are softened before they are compared.
+        temperature: Temperature of that distillation.
         patience: Agreements in a row, for 12 steps.
         tolerance: What counts as agreement in regression, in the unit of the labels.
 
     Example:
-        >>> recipes.leebert(patience=4).policy
+        >>> recipes.get("leebert", patience=4).policy
         Patience(patience=4, tolerance=0.1)
     """
     return Recipe(

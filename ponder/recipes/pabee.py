@@ -4,8 +4,6 @@ from ponder.objectives import DeepSupervision
 from ponder.policies import Patience
 from ponder.recipes.base import Recipe, Stage, registry
 
-__all__ = ["pabee"]
-
 
 @registry.register("pabee")
 def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
@@ -16,7 +14,7 @@ def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
         tolerance: What counts as agreement in regression, in the unit of the labels.
 
     Example:
-        >>> recipes.pabee().for_steps(6).policy  # patience 6 of 12 steps is 3 of 6
+        >>> recipes.get("pabee").for_steps(6).policy  # patience 6 of 12 steps is 3 of 6
         Patience(patience=3, tolerance=0.1)
     """
     return Recipe(

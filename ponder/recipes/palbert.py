@@ -5,8 +5,6 @@ from ponder.policies import Bernoulli, Quantile
 from ponder.priors import Geometric
 from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 
-__all__ = ["palbert", "pondernet"]
-
 
 @registry.register("palbert")
 def palbert(
@@ -33,7 +31,7 @@ def palbert(
         seed: Seed by which exits are sampled, where `q_exit` is off.
 
     Example:
-        >>> recipe = recipes.palbert(beta=0.3)
+        >>> recipe = recipes.get("palbert", beta=0.3)
         >>> recipe.policy, recipe.lambda_head.layers, recipe.lambda_head.history
         (Quantile(q=0.5), 3, 2)
     """
@@ -56,13 +54,11 @@ def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: flo
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
         seed: Seed by which exits are sampled.
-        start: Hazard that the Lambda head starts at, in (0, 1); one half where None. Small for loops: halting then
-            begins late.
+        start: Hazard that the Lambda head starts at, in (0, 1), small for loops; one half where None.
 
     Example:
-        >>> recipe = recipes.pondernet(seed=1)
-        >>> recipe.policy, recipe.lambda_head.layers
-        (Bernoulli(seed=1), 1)
+        >>> recipes.get("pondernet", seed=1).policy
+        Bernoulli(seed=1)
     """
     return Recipe(
         name="pondernet",

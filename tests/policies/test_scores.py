@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ponder import policies
+from ponder.policies.base import all_within
 from tests.policies.records import COMPOSED, EVERY, POSITIONS, SIMPLE, Run, name, run
 
 TUNABLE = [policy for policy in SIMPLE if policy.tunable is not None]
@@ -68,7 +69,7 @@ def test_a_threshold_inside_is_swept_in_one_pass(around: Any, free: policies.Thr
 def test_the_outermost_threshold_is_free_by_default() -> None:
     made, free = run(), policies.Confidence(0.8)
     for policy in (free.after(2), policies.Patience(2) & free, free | policies.Patience(2)):
-        first = next(each for each in policies.all_within(policy) if each.tunable)
+        first = next(each for each in all_within(policy) if each.tunable)
         assert np.array_equal(policy.scores(made), policy.scores(made, first))
     assert set(policies.LastStep().scores(made)[:, :-1].flat) == {-np.inf}
 

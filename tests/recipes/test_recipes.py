@@ -91,28 +91,28 @@ def test_for_steps(name: str, num_steps: int) -> None:
 
 
 def test_learned_priors_are_the_models_own() -> None:
-    recipe = replace(recipes.palbert(), prior=priors.Learned(12))
+    recipe = replace(recipes.get("palbert"), prior=priors.Learned(12))
     one, other = recipe.for_steps(12).prior, recipe.for_steps(12).prior
     assert one == other == recipe.prior
     assert len({id(each.module) for each in (one, other, recipe.prior) if each is not None}) == 3
 
 
 def test_switches() -> None:
-    sampled = recipes.palbert(q_exit=False, seed=4, deep_lambda=False, hidden_concat=False, own_lambda_lr=False)
-    assert sampled.policy == recipes.pondernet(seed=4).policy == policies.Bernoulli(4)
-    assert sampled.lambda_head == recipes.pondernet().lambda_head == LambdaSpec()
-    assert sampled.stages == recipes.pondernet().stages
-    assert recipes.pondernet(start=0.05).lambda_head == LambdaSpec(start=0.05)
-    taught = recipes.static(4, taught=True, temperature=2.0)
+    sampled = recipes.get("palbert", q_exit=False, seed=4, deep_lambda=False, hidden_concat=False, own_lambda_lr=False)
+    assert sampled.policy == recipes.get("pondernet", seed=4).policy == policies.Bernoulli(4)
+    assert sampled.lambda_head == recipes.get("pondernet").lambda_head == LambdaSpec()
+    assert sampled.stages == recipes.get("pondernet").stages
+    assert recipes.get("pondernet", start=0.05).lambda_head == LambdaSpec(start=0.05)
+    taught = recipes.get("static", k=4, taught=True, temperature=2.0)
     assert taught.stages[1].objective.depth(12).steps == 4
     assert taught.policy == policies.FixedStep(4)
-    labelled = recipes.ponder(labels=0.5).stages[1].objective
+    labelled = recipes.get("ponder", labels=0.5).stages[1].objective
     assert labelled == FROZEN + 0.5 * ALL("uniform")
 
 
 def test_the_default_expects_exits_at_a_share_of_the_depth() -> None:
     for num_steps in (4, 6, 12, 24):
-        prior = recipes.ponder(depth=0.55).for_steps(num_steps).prior
+        prior = recipes.get("ponder", depth=0.55).for_steps(num_steps).prior
         assert prior is not None
         assert float(prior(num_steps).mean) == pytest.approx(1 + 0.55 * (num_steps - 1), rel=0.03)
 
