@@ -6,22 +6,23 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from ponder._utils.checks import check_real, check_share
 from ponder.calibration.bounds import binomial_cdf, upper_bound
 from ponder.calibration.control import RiskControl, control_risk, exit_counts
-from ponder.calibration.families import Family, FamilyLike, Floats, Record, at_exits, check_record, family_of
-from ponder.calibration.fresh import check_fresh
+from ponder.calibration.families import Family, FamilyLike, family_of
+from ponder.calibration.records import Floats, Record, at_exits, check_fresh, check_record
 from ponder.calibration.risks import RiskLike, losses_of
 from ponder.calibration.sweeps import as_costs
-from ponder.policies.base import ExitPolicy, FixedStep
+from ponder.policies.base import FixedStep
 from ponder.policies.certainty import Confidence, Entropy, Margin
 
 __all__ = ["PromiseCurve", "candidates", "certify", "promise_curve"]
 
-Candidate = tuple[FamilyLike, Sequence[float]]
+Candidate = tuple[FamilyLike, Iterable[float]]
 """A class of policies, or a policy whose threshold is moved, and the values that are tried."""
 _VALUES, _SAMPLES = 141, 100
 
@@ -60,9 +61,10 @@ def candidates(record: Record) -> list[Candidate]:
         return [(FixedStep, steps)]
     sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
     unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
-    kinds: list[tuple[ExitPolicy, Floats]] = [(Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)]
-    late = [(kind.after(step), values) for kind, values in kinds for step in range(2, record.num_steps)]
-    return [(FixedStep, steps), *kinds, *late]
+    found: list[Candidate] = [(FixedStep, steps)]
+    for kind, values in ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)):
+        found += [(kind, values), *((kind.after(step), values) for step in range(2, record.num_steps))]
+    return found
 
 
 def certify(
@@ -100,8 +102,7 @@ def certify(
     """
     check_share("confidence", confidence)
     check_share("level", level)
-    for name, run in (("choosing", choosing), ("certifying", certifying)):
-        check_record(run, name)
+    check_record(choosing, "choosing")
     check_fresh(certifying, choosing, "certifying")
     by_step = as_costs(costs, choosing.num_steps)
     losses, rows = losses_of(risk, choosing)
@@ -163,7 +164,7 @@ def promise_curve(
     family = family_of(policies, grid, trajectory)
     losses, rows = losses_of(risk, trajectory)
     counting = slice(None) if rows is None else rows
-    columns: list[tuple[float, ...]] = []
+    columns: list[Any] = []
     worst = 0.0
     for places, steps in family.exit_steps(trajectory, family.late_first()):
         at = at_exits(losses, steps)[:, counting]

@@ -15,13 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from ponder._utils.checks import check_choice
-from ponder.calibration.families import Floats
+from ponder.calibration.records import Floats
 from ponder.errors import ArgumentError
 
-__all__ = ["BOUNDS", "Bound", "binomial_cdf", "find", "p_values", "rows_needed", "upper_bound"]
+__all__ = ["BOUNDS", "Bound", "binomial_cdf", "check_losses", "p_values", "rows_needed", "upper_bound"]
 
-_TRIED_OUT = 2**18
 _HIGHEST_STAKE = 0.999  # times 1 / (1 − level), the stake that one full loss would ruin
 
 
@@ -31,21 +29,13 @@ class Bound:
 
     Args:
         p_values: (losses `(rows, thresholds)`, level) → p-values `(thresholds,)`.
-        best_row: Level → the most by which one row without loss lowers the log of the p-value.
         binary: Whether losses must be 0 or 1.
         low: Least loss that it can use; a gap that can be negative is cut at 0 where this is 0.
     """
 
     p_values: Callable[[Floats, float], Floats]
-    best_row: Callable[[float], float]
     binary: bool = False
     low: float = 0.0
-
-
-def find(bound: str) -> Bound:
-    """Return a bound by its name."""
-    check_choice("bound", bound, sorted(BOUNDS))
-    return BOUNDS[bound]
 
 
 def p_values(losses: Floats, level: float, bound: str = "hoeffding_bentkus") -> Floats:
@@ -61,87 +51,78 @@ def p_values(losses: Floats, level: float, bound: str = "hoeffding_bentkus") -> 
         >>> p_values(np.zeros((149, 1)), 0.02, "exact_binomial") < 0.05
         array([ True])
     """
-    chosen = find(bound)
+    check_losses(losses, bound)
+    return BOUNDS[bound].p_values(losses, level)
+
+
+def check_losses(losses: Floats, bound: str) -> None:
+    """Raise where losses are none that a bound says anything of."""
+    chosen = BOUNDS[bound]
     inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
     if not inside.all():
         raise ArgumentError(
             "losses",
-            expected="0 or 1" if chosen.binary else f"numbers from {chosen.low:g} to 1",
+            expected=f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1",
             got=f"values from {losses.min():.6g} to {losses.max():.6g}",
-            remedy="Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1."
-            if chosen.binary
-            else "Divide them by the largest loss there can be.",
+            remedy="Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones.",
         )
-    return chosen.p_values(losses, level)
 
 
 def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:
     r"""Return the least number of rows with which a level can be certified at all, were every loss 0.
 
     Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n. That of
-    ``"betting"`` is computed, up to some 260,000 rows; beyond, this is a lower limit.
-
-    Args:
-        level: The level to certify, in (0, 1).
-        confidence: Probability with which the certificate holds, in (0, 1).
-        bound: Name of the bound.
+    ``"betting"`` is larger, and is computed up to some 260,000 rows; beyond, this is a lower limit.
 
     Example:
         >>> rows_needed(0.02, 0.95)
         149
     """
-    delta, chosen = 1.0 - confidence, find(bound)
-    fewest = max(math.ceil(min(-math.log(delta) / chosen.best_row(level), sys.float_info.max)), 1)
-    if bound != "betting" or fewest > _TRIED_OUT:
+    fewest = max(math.ceil(min(math.log(1.0 - confidence) / math.log1p(-level), sys.float_info.max)), 1)
+    if bound != "betting" or fewest > 2**18:
         return fewest
 
     def enough(rows: int) -> bool:
-        return bool(chosen.p_values(np.zeros((rows, 1)), level)[0] <= delta)
+        return bool(_betting(np.zeros((rows, 1)), level)[0] <= 1.0 - confidence)
 
     most = fewest
     while not enough(most):
         most *= 2
-    return bisect_left(range(most), True, lo=max(most // 2, fewest - 1, 1), key=enough)
+    return bisect_left(range(most), True, lo=max(most // 2, fewest - 1), key=enough)
 
 
-def binomial_cdf(rows: int, p: float) -> Floats:
-    """Return P(Bin(rows, p) ≤ k) for k = 0..rows."""
-    return _binomial_cdf(rows, p)
+def _log_pmf(rows: int, p: float, most: int) -> Floats:
+    """Return log P(Bin(rows, p) = k) for k = 0..most."""
+    k = np.arange(most + 1.0)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
+    return log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
 
 
 @lru_cache(maxsize=64)
-def _binomial_cdf(rows: int, p: float) -> Floats:
-    k = np.arange(rows + 1.0)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
-    log_pmf = log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
-    cdf = np.minimum(np.exp(np.logaddexp.accumulate(log_pmf)), 1.0)
-    cdf.flags.writeable = False
-    return cdf
+def binomial_cdf(rows: int, p: float) -> Floats:
+    """Return P(Bin(rows, p) ≤ k) for k = 0..rows."""
+    return np.minimum(np.exp(np.logaddexp.accumulate(_log_pmf(rows, p, rows))), 1.0)
 
 
 def upper_bound(failures: int, rows: int, confidence: float) -> float:
-    """Return the lowest level that so many failures certify: the upper end of Clopper and Pearson (1934).
-
-    It is found by bisection to 10⁻⁹, from above.
+    """Return the lowest level that so many failures certify, to 10⁻⁹: the upper end of Clopper and Pearson (1934).
 
     Example:
         >>> round(upper_bound(0, 149, 0.95), 4)
         0.0199
     """
-    k = np.arange(failures + 1.0)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
     low, high = failures / rows, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2.0
-        log_pmf = log_choose + k * math.log(middle) + (rows - k) * math.log1p(-middle)
-        passes = np.exp(log_pmf).sum() <= 1.0 - confidence
+        passes = np.exp(_log_pmf(rows, middle, failures)).sum() <= 1.0 - confidence
         low, high = (low, middle) if passes else (middle, high)
     return high
 
 
 def _exact_binomial(losses: Floats, level: float) -> Floats:
     """P(Bin(n, level) ≤ number of losses), for losses that are 0 or 1 (Brown, Cai & DasGupta 2001)."""
-    return binomial_cdf(len(losses), level)[losses.sum(0).round().astype(np.intp)]
+    found: Floats = binomial_cdf(len(losses), level)[losses.sum(0).round().astype(np.intp)]
+    return found
 
 
 def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
@@ -177,16 +158,8 @@ def _betting(losses: Floats, level: float) -> Floats:
     return np.minimum(np.exp(-wealth.max(0)), 1.0)
 
 
-def _honest_row(level: float) -> float:
-    return -math.log1p(-level)
-
-
-def _best_bet(level: float) -> float:
-    return math.log1p(_HIGHEST_STAKE * level / (1 - level))
-
-
 BOUNDS: dict[str, Bound] = {
-    "hoeffding_bentkus": Bound(_hoeffding_bentkus, _honest_row),
-    "betting": Bound(_betting, _best_bet, low=-1.0),
-    "exact_binomial": Bound(_exact_binomial, _honest_row, binary=True),
+    "hoeffding_bentkus": Bound(_hoeffding_bentkus),
+    "betting": Bound(_betting, low=-1.0),
+    "exact_binomial": Bound(_exact_binomial, binary=True),
 }

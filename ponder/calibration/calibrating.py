@@ -9,9 +9,9 @@ from typing import Any
 
 from ponder._utils.checks import check_real
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.calibration.families import FamilyLike, Record, check_record, family_of
-from ponder.calibration.fresh import check_fresh
-from ponder.calibration.sweeps import Costs, Curve, Point, Ruler, point_of
+from ponder.calibration.families import FamilyLike, family_of
+from ponder.calibration.records import Record, check_fresh, check_record
+from ponder.calibration.sweeps import Costs, Curve, Point, Ruler
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, FixedStep, LastStep
 
@@ -47,9 +47,8 @@ class Calibration:
 
     def evaluate(self, test: Record) -> Point:
         """Measure the policy on fresh data, a run of the same model over other rows, as the calibration did."""
-        check_record(test, "test")
         check_fresh(test, self._seen)
-        return point_of(test, self.policy, **self._measured)
+        return Ruler(test, **self._measured).point(self.policy)
 
 
 def calibrate(
@@ -91,8 +90,8 @@ def calibrate(
     """
     check_record(trajectory)
     target = _target(at_least, at_most_steps, at_most_cost)
-    ruler = Ruler(trajectory, metric, costs, full_cost)
     measured = {"metric": metric, "costs": costs, "full_cost": full_cost}
+    ruler = Ruler(trajectory, **measured)
 
     def calibrated(like: FamilyLike) -> Calibration:
         family = family_of(like, grid, trajectory, look=True)

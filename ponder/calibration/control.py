@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ponder._utils.checks import check_choice, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.calibration.bounds import BOUNDS, find, p_values, rows_needed
-from ponder.calibration.families import Family, FamilyLike, Floats, Ints, Record, at_exits, check_record, family_of
-from ponder.calibration.fresh import check_fresh
+from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
+from ponder.calibration.families import Family, FamilyLike, family_of
+from ponder.calibration.records import Bools, Floats, Ints, Record, at_exits, check_fresh, check_record
 from ponder.calibration.risks import RiskLike, losses_of, name_of
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import LastStep
@@ -52,7 +52,6 @@ class RiskControl:
 
     def evaluate(self, test: Record) -> tuple[float, float]:
         """Return risk and mean exit step on fresh data, a run of the same model over other rows."""
-        check_record(test, "test")
         check_fresh(test, self._seen)
         steps = test.exit_steps(self.policy)
         losses, rows = losses_of(self._risk, test, _lowest(self.policy.bound))
@@ -111,78 +110,85 @@ def control_risk(
     """
     check_share("level", level, remedy="Pass level=0.05, say.")
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
-    check_choice("bound", bound, [*sorted(BOUNDS), "conformal"])
+    check_choice("bound", bound, [*BOUNDS, "conformal"])
     check_record(trajectory)
     losses, counting = losses_of(risk, trajectory, _lowest(bound))
+    if bound != "conformal":
+        check_losses(losses, bound)
     family = family_of(policies, grid, trajectory)
-    walk = _Walk(level, 1.0 - confidence, bound)
-    walk.run(family, trajectory, losses, counting, as_costs(costs, trajectory.num_steps))
-    rows = len(trajectory) if counting is None else int(counting.sum())
-    words = _Words(name_of(risk), level, confidence, bound, rows, len(trajectory), family.threshold)
-    chosen = walk.cheapest()
-    value = None if chosen is None else walk.path[chosen][0]
-    inside = LastStep() if value is None else family.build(value)
-    statement = words.statement(walk.path, chosen)
-    policy = Certified(
-        policy=inside,
-        statement=statement,
-        risk=words.risk,
+    by_step = as_costs(costs, trajectory.num_steps)
+    path, passed = _walk(family, trajectory, losses, counting, by_step, level, 1.0 - confidence, bound)
+    place = min(reversed(range(len(passed))), key=lambda i: passed[i][0], default=None)  # the last of equal ones
+    if place is None:
+        full = losses[:, -1] if counting is None else losses[counting, -1]
+        value, p_value, observed = None, None, float(full.mean()) if len(full) else math.nan
+        shares = np.eye(trajectory.num_steps)[-1]
+    else:
+        (value, observed, p_value), shares = path[place], passed[place][1]
+    draft = Certified(
+        policy=LastStep() if value is None else family.build(value),
+        statement="",
+        risk=name_of(risk),
         level=level,
         confidence=None if bound == "conformal" else confidence,
         bound=bound,
-        rows=rows,
+        rows=len(trajectory) if counting is None else int(counting.sum()),
         threshold_name=family.threshold,
         threshold_value=value,
-        p_value=None if chosen is None or bound == "conformal" else walk.path[chosen][2],
-        path=tuple(walk.path),
+        p_value=None if bound == "conformal" else p_value,
+        path=tuple(path),
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
-    shares = np.eye(trajectory.num_steps)[-1] if chosen is None else walk.shares[chosen]
-    full = losses[:, -1] if counting is None else losses[counting, -1]
-    observed = walk.path[chosen][1] if chosen is not None else float(full.mean()) if len(full) else math.nan
+    policy = replace(draft, statement=_statement(draft, observed, len(trajectory)))
     mean_step = float(shares @ np.arange(1, trajectory.num_steps + 1))
     return RiskControl(
-        policy, chosen is not None, mean_step, statement, observed, tuple(shares.tolist()), trajectory, risk
+        policy,
+        value is not None,
+        mean_step,
+        policy.statement,
+        observed,
+        tuple(shares.tolist()),
+        trajectory,
+        risk,
     )
 
 
-class _Walk:
-    """Test the values from late exits to early ones, until one fails."""
+def _walk(
+    family: Family,
+    record: Record,
+    losses: Floats,
+    counting: Bools | None,
+    costs: Floats,
+    level: float,
+    delta: float,
+    bound: str,
+) -> tuple[list[tuple[float, float, float]], list[tuple[float, Floats]]]:
+    """Test the values from late exits to early ones, until one fails.
 
-    def __init__(self, level: float, delta: float, bound: str) -> None:
-        self.level, self.delta, self.bound = level, delta, bound
-        self.path: list[tuple[float, float, float]] = []
-        self.shares: list[Floats] = []
-        self.costs: list[float] = []
-
-    def run(self, family: Family, record: Record, losses: Floats, counting: Floats | None, costs: Floats) -> None:
-        """Fill `path` with value, mean loss and p-value of each value, and `shares` and `costs` of those that passed."""
-        worst = np.zeros(len(record)) - 1.0
-        if counting is not None and not counting.any():
-            return
-        for places, steps in family.exit_steps(record, family.late_first()):
-            at = at_exits(losses, steps)
-            at = at if counting is None else at[:, counting]
-            if self.bound == "conformal":
-                at_worst = np.maximum.accumulate(np.concatenate([worst[None, : at.shape[1]], at]))[1:]
-                worst, limit = at_worst[-1], self.level
-                statistics = (at_worst.sum(1) + 1.0) / (at.shape[1] + 1)
-            else:
-                statistics, limit = p_values(at.T, self.level, self.bound), self.delta
-            values = np.asarray(family.values)[places].tolist()
-            passed = int(np.argmin(np.append(statistics <= limit, False)))
-            tested = slice(passed + 1)
-            self.path += zip(values[tested], at.mean(1)[tested].tolist(), statistics[tested].tolist(), strict=False)
-            counts = exit_counts(steps[:passed], record.num_steps)
-            self.shares += list(counts / len(record))
-            self.costs += (counts @ costs).tolist()
-            if passed < len(places):
-                return
-
-    def cheapest(self) -> int | None:
-        """Return the place of the cheapest value that passed, the last of equal ones; None where there is none."""
-        return min(reversed(range(len(self.costs))), key=self.costs.__getitem__, default=None)
+    Returns:
+        Value, mean loss and p-value of each value that was tested; total cost and shares of exits of each that passed.
+    """
+    path: list[tuple[float, float, float]] = []
+    passed: list[tuple[float, Floats]] = []
+    counting = np.ones(len(record), dtype=bool) if counting is None else counting
+    rows, worst = int(counting.sum()), np.full(int(counting.sum()), -1.0)
+    for places, steps in family.exit_steps(record, family.late_first()) if rows else ():
+        at = at_exits(losses, steps)[:, counting]
+        if bound == "conformal":
+            monotone = np.maximum.accumulate(np.concatenate([worst[None], at]))[1:]
+            worst, limit = monotone[-1], level
+            statistics = (monotone.sum(1) + 1.0) / (rows + 1)
+        else:
+            statistics, limit = BOUNDS[bound].p_values(at.T, level), delta
+        holding = int(np.append(statistics <= limit, False).argmin())
+        values = [family.values[place] for place in places[: holding + 1]]
+        path += zip(values, at[: holding + 1].mean(1).tolist(), statistics[: holding + 1].tolist(), strict=True)
+        counts = exit_counts(steps[:holding], record.num_steps)
+        passed += zip((counts @ costs).tolist(), counts / len(record), strict=True)
+        if holding < len(places):
+            break
+    return path, passed
 
 
 def exit_counts(steps: Ints, num_steps: int) -> Floats:
@@ -191,50 +197,34 @@ def exit_counts(steps: Ints, num_steps: int) -> Floats:
 
 
 def _lowest(bound: str) -> float:
-    return 0.0 if bound == "conformal" else find(bound).low
+    return 0.0 if bound == "conformal" else BOUNDS[bound].low
 
 
-@dataclass(frozen=True)
-class _Words:
-    risk: str
-    level: float
-    confidence: float
-    bound: str
-    rows: int
-    of: int
-    threshold: str
-
-    def statement(self, path: Sequence[tuple[float, float, float]], chosen: int | None) -> str:
-        """Return the promise, or why there is none and how many rows it would take."""
-        promise = f"{self.risk} on fresh data is at most {rounded_up(self.level)}"
-        if self.bound == "conformal":
-            promise += " in the mean over calibration sets"
-            if self.risk not in ("disagreement", "error_gap"):  # full depth, the fallback, may have some of the risk
-                promise += ", those that certify nothing counted as 0"
-        else:
-            promise += f" with confidence {rounded_down(self.confidence)}"
-        rows = f"{self.rows} rows" + ("" if self.rows == self.of else f" that count (of {self.of})")
-        if chosen is not None:
-            value, observed, _ = path[chosen]
-            return f"{promise}: {self.threshold} = {value:.6g} ({self.bound}, {rows}, observed {observed:.4f})"
-        needed = self.needed()
-        if self.rows < needed:
-            why = f"{rows} are too few for this level even without a single loss: at least {needed} are needed"
-            if 0 < self.rows < self.of:
-                why += f", some {math.ceil(needed * self.of / self.rows)} rows in all"
-        else:
-            why = (
-                f"already at {self.threshold} = {path[0][0]:.6g}, tried first, the loss observed is {path[0][1]:.4f}; "
-                "values are tried from the latest exits on where the policy declares which these are (tunable), and "
-                "else in the order of the grid"
-            )
-        return (
-            f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} "
-            f"({self.bound})"
+def _statement(made: Certified, observed: float, given: int) -> str:
+    """Return the promise in words, or why there is none and how many rows it would take."""
+    promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
+    if made.confidence is None:
+        promise += " in the mean over calibration sets"
+        if made.risk not in ("disagreement", "error_gap"):  # full depth, the fallback, may have some of the risk
+            promise += ", those that certify nothing counted as 0"
+        needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
+    else:
+        promise += f" with confidence {rounded_down(made.confidence)}"
+        needed = rows_needed(made.level, made.confidence, made.bound)
+    rows = f"{made.rows} rows" if made.rows == given else f"{made.rows} of {given} rows that count"
+    name = made.threshold_name
+    if made.threshold_value is not None:
+        return f"{promise}: {name} = {made.threshold_value:.6g} ({made.bound}, {rows}, observed {observed:.4f})"
+    if made.rows < needed:
+        why = f"{rows} are too few for this level even without a single loss: at least {needed} are needed"
+        if 0 < made.rows < given:
+            why += f", some {math.ceil(needed * given / made.rows)} rows in all"
+    else:
+        first, loss, _ = made.path[0]
+        why = (
+            f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; values are tried from the "
+            "latest exits on where the policy declares which these are (tunable), and else in the order of the grid"
         )
-
-    def needed(self) -> int:
-        """Return the least number of rows with which the level can be certified, were every loss 0."""
-        if self.bound == "conformal":
-            return math.ceil(min(1.0 / self.level - 1.0 - 1e-9, sys.float_info.max))
-        return rows_needed(self.level, self.confidence, self.bound)
+    return (
+        f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({made.bound})"
+    )

@@ -1,8 +1,8 @@
 """Costs: FLOPs of the parts of a model, the cost of an exit, and speed-ups in steps, FLOPs and seconds.
 
-A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the policy's readings on the
-way: features are a readout, an output is a readout and a head, a hazard a readout and a Lambda head. At the last step no
-policy is asked. Speed-ups in steps, in FLOPs and in seconds are three quantities, and each is named wherever it stands.
+A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the policy's readings on its
+way: features are a readout, an output is a readout and a head, a hazard a readout and a Lambda head. No policy is asked
+at the last step. Speed-ups in steps, in FLOPs and in seconds are three quantities, each named wherever it stands.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ponder._utils.checks import check_int
 from ponder._utils.modes import evaluating
-from ponder.calibration.families import Floats
-from ponder.errors import ArgumentError
+from ponder.calibration.records import Floats
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 
 __all__ = ["Breakdown", "SpeedUp", "WallClock", "measure", "seconds", "speed_up", "wall_clock"]
@@ -82,22 +80,16 @@ class Breakdown:
         """
         return self.exits(needs) / self.plain
 
-    def overhead(self, needs: Iterable[str]) -> float:
-        """Return what exits add to a row that reaches the last step, relative to the plain encoder: 0.05 is 5%."""
-        return float(self.cumulative(needs)[-1]) - 1.0
-
     def break_even(self, needs: Iterable[str]) -> float:
         """Return the mean exit step below which exits cost less than the plain encoder, by linear interpolation."""
         return float(np.interp(self.plain, self.exits(needs), np.arange(1, len(self.steps) + 1)))
 
 
-@dataclass(frozen=True)
 class _Probe(ExitPolicy):
     """Keeps every row, and notes the FLOPs that were counted whenever it is asked; `init` comes after the stem."""
 
-    needs: frozenset[str]
-    count: Callable[[], int]
-    seen: list[int]
+    def __init__(self, needs: frozenset[str], count: Callable[[], int]) -> None:
+        self.needs, self.count, self.seen = needs, count, list[int]()
 
     def init(self, batch: PolicyBatch) -> None:
         self.seen.append(self.count())
@@ -107,7 +99,7 @@ class _Probe(ExitPolicy):
         return False, state
 
 
-def measure(model: nn.Module, inputs: Any, **context: Any) -> Breakdown:
+def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
     """Return the FLOPs per example of every part of a model on a batch, in evaluation mode.
 
     The model runs to the end under policies that read nothing, features, outputs and hazards, and the differences are
@@ -125,51 +117,56 @@ def measure(model: nn.Module, inputs: Any, **context: Any) -> Breakdown:
         >>> cost.steps, cost.heads[0]
         ((128.0, 128.0, 128.0, 128.0), 48.0)
     """
-    size, parts = 1, {}
-    for needs in ((), ("features",), ("output",), *([("hazard",)] if model.lambda_head is not None else [])):
-        heads: list[int] = []
-        with evaluating(model), _counting() as counter:
-            hooks = [
-                model.head.register_forward_pre_hook(lambda *_: heads.append(counter.get_total_flops())),
-                model.head.register_forward_hook(lambda *_: heads.append(counter.get_total_flops())),
-            ]
-            try:
-                probe = _Probe(frozenset(needs), counter.get_total_flops, [])
-                size = len(model(inputs, policy=probe, **context).exit_step)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            parts["".join(needs)] = np.array([*probe.seen, counter.get_total_flops()], dtype=np.float64) / size
-        last_head = (heads[-1] - heads[-2]) / size
-    none, features, output = (np.diff(parts[name]) for name in ("", "features", "output"))
-    readouts = (features - none)[:-1]
-    readouts = np.append(readouts, readouts[-1:])  # the same function at every step; of one step it is part of the step
-    readouts = readouts if len(readouts) else np.zeros(1)
-    read_heads = np.append((output - features)[:-1], last_head)
-    steps = none - np.append(np.zeros(len(none) - 1), readouts[-1] + last_head)
-    hazard = parts.get("hazard", parts[""])
+    halts = model.lambda_head is not None
     own = model.halting_readout is not None
-    asked = (np.diff(hazard) - none)[:-1] - (0.0 if own else readouts[:-1])
+    none, features, output, hazard = (
+        _flops(model, frozenset(needs), inputs, context)
+        for needs in ((), ("features",), ("output",), ("hazard",) if halts else ())
+    )
+    readouts = np.diff(features.seen - none.seen)[:-1]
+    last = readouts[-1:] if len(readouts) else np.zeros(1)  # the same function at every step; of one step a part of it
+    readouts, heads = np.append(readouts, last), np.append(np.diff(output.seen - features.seen)[:-1], none.last_head)
+    steps = np.diff(none.seen)
+    steps[-1] -= readouts[-1] + heads[-1]
+    asked = np.diff(hazard.seen - none.seen)[:1] - (0.0 if own else readouts[:1])
     return Breakdown(
-        stem=float(parts[""][0]),
+        stem=float(none.seen[0]),
         steps=tuple(steps.tolist()),
         readouts=tuple(readouts.tolist()),
-        heads=tuple(read_heads.tolist()),
-        lambda_head=float(asked[-1]) if len(asked) and "hazard" in parts else 0.0,
-        first_readout=float(hazard[0] - parts[""][0]),
+        heads=tuple(heads.tolist()),
+        lambda_head=float(asked[0]) if halts and len(steps) > 1 else 0.0,
+        first_readout=float(hazard.seen[0] - none.seen[0]),
         hazard_reads_features=not own,
     )
 
 
 @dataclass(frozen=True)
-class WallClock:
-    """Ratios of seconds, of the plain model by the one with exits, over pairs of runs.
+class _Counts:
+    """FLOPs per row before the first step, at each question of the policy and at the end; and of the last head."""
 
-    Args:
-        median: Median of the ratios.
-        low: The lowest ratio.
-        high: The highest ratio.
-    """
+    seen: Floats
+    last_head: float
+
+
+def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> _Counts:
+    with evaluating(model), _counting() as counter:
+        probe, heads = _Probe(needs, counter.get_total_flops), list[int]()
+        hooks = [
+            register(lambda *_: heads.append(counter.get_total_flops()))
+            for register in (model.head.register_forward_pre_hook, model.head.register_forward_hook)
+        ]
+        try:
+            rows = len(model(inputs, policy=probe, **context).exit_step)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        seen = [*probe.seen, counter.get_total_flops()]
+    return _Counts(np.array(seen) / rows, (heads[-1] - heads[-2]) / rows)
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """Median, lowest and highest ratio of seconds, of the plain model by the one with exits, over pairs of runs."""
 
     median: float
     low: float

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from statistics import NormalDist
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ponder._utils.checks import check_int, check_real
+from ponder._utils.checks import check_real
 from ponder._utils.rounding import rounded_down
-from ponder.calibration.families import FamilyLike, Floats, Ints, Record, at_exits, check_record, family_of, serves
+from ponder.calibration.families import FamilyLike, family_of
+from ponder.calibration.records import Floats, Ints, Record, at_exits, check_record, halting_distribution, serves
 from ponder.calibration.sweeps import Frontier, as_costs, frontier_of
-from ponder.calibration.temperatures import as_array
 from ponder.errors import ArgumentError
 from ponder.policies.certainty import Confidence, Entropy, Margin
 from ponder.policies.counting import Converged, Patience
@@ -25,30 +25,26 @@ __all__ = ["Collapse", "Diagnosis", "Gain", "StepForAll", "diagnose", "oracle_fr
 Outcome: TypeAlias = Literal["exits pay", "one step is as good", "too few rows", "no policy is cheap enough"]
 _SHARES = ("accuracy", "exact_match")
 _Z = 1.96  # of a 95% interval
-_SPREAD = math.sqrt(math.e - 1.0)  # of means of n/e of n rows, beside that of means of n: √(e/n − 1/n) and √(1/n)
-_SAMPLES_AT_ONCE = 50
+_FOLDS = 10
 
 
 @dataclass(frozen=True)
 class Gain:
     """The gain of the best policy over the best blind choice, at one speed-up.
 
-    Policy, threshold and blind choice are chosen on one bootstrap sample of the rows, each the best that the speed-up
-    allows, and compared on the rows outside the sample; so the choice does not flatter the policy.
+    Policy, threshold and blind choice are chosen on nine tenths of the rows, each the best that the speed-up allows,
+    and compared on the last tenth, ten times over; so the choice does not flatter the policy.
 
     Args:
-        speedup: Cost of full depth ÷ mean cost that was asked for; of steps where no costs were given.
+        speedup: Cost of full depth ÷ mean cost that was asked for; steps where no costs were given.
         policy: The policy that is best on all rows, as text.
         score: Its score on all rows.
         blind: The score of the best blind choice on all rows: one step, or a coin between two.
         oracle: The score of one who knows the labels and is cheap enough.
         static: The score of the encoder cut there and trained so, where it was given; else NaN.
-        gain: Policy minus blind, mean over the bootstrap samples; NaN where no policy is cheap enough.
-        low: Lower end of its 95% interval: the quantile over the samples, drawn by 1/√(e − 1) towards the gain on all
-            rows, since the rows outside are fewer and spread so much more; and then as far away as with z²/2 rows more
-            of the greatest gain that a row can have and as many of the greatest loss, since samples of rows of which
-            few decide know no others (as in Agresti & Coull 1998).
-        high: Upper end, likewise.
+        gain: Policy minus blind, mean over rows that chose neither; NaN where no policy is cheap enough.
+        low: Lower end of its 95% interval.
+        high: Upper end.
     """
 
     speedup: float
@@ -62,14 +58,12 @@ class Gain:
     high: float
 
     @property
-    def headroom(self) -> float:
-        """The most that a policy could gain at this speed-up: oracle minus blind."""
-        return self.oracle - self.blind
-
-    @property
     def pays(self) -> bool:
         """Whether the gain is above 0 beyond doubt and rounding."""
         return self.low > 1e-12 * max(abs(self.blind), abs(self.oracle))
+
+    def __str__(self) -> str:
+        return f"a gain of {self.gain:+.4f}, 95% interval {self.low:+.4f} to {self.high:+.4f}"
 
 
 @dataclass(frozen=True)
@@ -80,16 +74,14 @@ class StepForAll:
         step: The step, from 1; full depth where no earlier one is known to lose no more than the margin.
         score: Its score on these rows.
         full_depth: The score of full depth on them.
-        change: The mean over the rows of what the step's answer is worth above that of full depth.
-        at_least: The least that this can be on rows to come, with 97.5% confidence; of numbers, as long as no row
-            loses more than one of these does.
+        at_least: The least that the step's score minus that of full depth can be on rows to come, with 97.5%
+            confidence; of numbers, as long as no row loses more than one of these does.
         margin: The most that may be lost.
     """
 
     step: int
     score: float
     full_depth: float
-    change: float
     at_least: float
     margin: float
 
@@ -101,8 +93,7 @@ class Collapse:
     Args:
         step: The commonest exit step of Q-exit with q = 0.5.
         share: The share of rows that exit there.
-        information: Mutual information between row and halting step, as a share of log N: 0 where all rows have the
-            same distribution.
+        information: Mutual information between row and halting step, as a share of log N.
     """
 
     step: int
@@ -122,17 +113,15 @@ class Diagnosis:
     Args:
         metric: Name of the score, the higher the better.
         scores: The score at each step, `(steps,)`.
-        frontiers: The frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was
-            given.
+        frontiers: Frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was given.
         gains: Policy against blind at each speed-up.
         step_for_all: The step that all rows may exit at.
-        overthinking: The share of rows that are best before the last step (Kaya et al. 2019): right somewhere, wrong
-            at the end.
+        overthinking: The share of rows that are best before the last step (Kaya et al. 2019).
         collapse: The collapse of the halting distribution; None without a Lambda head.
         rows: Number of rows.
 
     Example:
-        >>> diagnosis = ponder.diagnose(trajectory, samples=50)
+        >>> diagnosis = ponder.diagnose(trajectory)
         >>> [round(score, 2) for score in diagnosis.scores]  # of each step
         [0.33, 0.67, 1.0, 1.0]
         >>> diagnosis.gains[0].speedup, round(diagnosis.gains[0].score, 2)  # the best policy at 1.5 times fewer steps
@@ -165,55 +154,47 @@ class Diagnosis:
     def verdict(self) -> str:
         """The outcome in one sentence, with its uncertainty."""
         known = [gain for gain in self.gains if not math.isnan(gain.gain)]
-        fixed = self.step_for_all
-        use = (
-            f"use FixedStep({fixed.step}), which scores {fixed.score:.4f} where full depth scores "
-            f"{fixed.full_depth:.4f} ({fixed.change:+.4f}, with 97.5% confidence {rounded_down(fixed.at_least, 3)} or "
-            "more)"
-            if fixed.step < len(self.scores)
-            else f"use full depth, which scores {fixed.full_depth:.4f}: each earlier step may be worse by more than "
-            f"{fixed.margin:.4g}"
-        )
-        match self.outcome:
-            case "exits pay":
-                best = max((gain for gain in known if gain.pays), key=lambda gain: gain.gain)
-                verdict = (
-                    f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-                    f"({self.metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind "
-                    f"choice scores {best.blind:.4f} ({_interval(best)})"
-                )
-            case "too few rows":
-                best = max(known, key=lambda gain: gain.high)
-                verdict = (
-                    f"These {self.rows} rows cannot tell whether early exits pay on this model: over blind at "
-                    f"×{best.speedup:g} a policy has {_interval(best)}. Record more rows"
-                )
-            case "one step is as good":
-                best = max(known, key=lambda gain: gain.gain)
-                verdict = (
-                    "On this model one fixed step is as good as any policy tried (the largest over blind, at "
-                    f"×{best.speedup:g}, has {_interval(best)}): {use}"
-                )
-            case "no policy is cheap enough":
-                verdict = f"No policy that was tried is cheap enough for any of the speed-ups: {use}"
-        cuts = [gain for gain in self.gains if gain.static > np.fmax(gain.score, gain.blind)]
-        for cut in cuts[:1]:
-            verdict += f"; but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
-        return f"{verdict}."
+        fixed, outcome = self.step_for_all, self.outcome
+        use = f"use full depth, which scores {fixed.full_depth:.4f}: earlier steps may lose over {fixed.margin:.4g}"
+        if fixed.step < len(self.scores):
+            use = (
+                f"use FixedStep({fixed.step}), which scores {fixed.score:.4f} where full depth scores "
+                f"{fixed.full_depth:.4f} (with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more above it)"
+            )
+        if outcome == "exits pay":
+            best = max((gain for gain in known if gain.pays), key=lambda gain: gain.gain)
+            said = (
+                f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+                f"({self.metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice "
+                f"scores {best.blind:.4f} ({best})"
+            )
+        elif outcome == "too few rows":
+            best = max(known, key=lambda gain: gain.high)
+            said = (
+                f"These {self.rows} rows cannot tell whether early exits pay on this model: over blind at "
+                f"×{best.speedup:g} a policy has {best}. Record more rows"
+            )
+        elif outcome == "one step is as good":
+            best = max(known, key=lambda gain: gain.gain)
+            said = (
+                f"On this model one fixed step is as good as any policy tried (over blind the best has {best}, at "
+                f"×{best.speedup:g}): {use}"
+            )
+        else:
+            said = f"No policy that was tried is cheap enough for any of the speed-ups: {use}"
+        cut = next((gain for gain in self.gains if gain.static > np.fmax(gain.score, gain.blind)), None)
+        if cut is not None:
+            said += f"; but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
+        return f"{said}."
 
     def __repr__(self) -> str:
         return f"Diagnosis({self.outcome}, {self.rows} rows: {self.verdict})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""
-        made = {name: getattr(self, name) for name in ("outcome", "verdict", "metric", "rows", "overthinking")}
-        made |= {"scores": list(self.scores), "step_for_all": asdict(self.step_for_all)}
-        made["frontiers"] = {name: asdict(frontier) for name, frontier in self.frontiers.items()}
-        made["gains"] = [
-            {name: None if value != value else value for name, value in asdict(gain).items()} for gain in self.gains
-        ]
-        made["collapse"] = None if self.collapse is None else asdict(self.collapse)
-        return made
+        own = {"outcome": self.outcome, "verdict": self.verdict, **vars(self)}
+        plain: dict[str, Any] = _plain(own)
+        return plain
 
     def __str__(self) -> str:
         """Return the diagnosis as a page of text."""
@@ -236,6 +217,16 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return None if value != value else value
+
+
 def diagnose(
     trajectory: Record,
     compare: FamilyLike | Sequence[FamilyLike] | None = None,
@@ -244,7 +235,6 @@ def diagnose(
     metric: Any = None,
     speedups: Sequence[float] = (1.5, 2.0, 3.0),
     costs: Sequence[float] | None = None,
-    samples: int = 500,
     seed: int = 0,
 ) -> Diagnosis:
     """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same speed-up.
@@ -262,15 +252,13 @@ def diagnose(
             where None.
         speedups: Cost of full depth ÷ mean cost at which policy and blind are compared.
         costs: Cost of exiting after each step, `(steps,)`; n where None.
-        samples: Bootstrap samples, at least 40.
-        seed: Seed of the bootstrap.
+        seed: Seed of the folds.
 
     Example:
-        >>> print(diagnose(trajectory, policies.Confidence, samples=40).metric)
+        >>> print(diagnose(trajectory, policies.Confidence).metric)
         accuracy
     """
     check_record(trajectory)
-    check_int("samples", samples, 40, remedy="Pass samples=500: fewer than 40 have no 2.5% at either end.")
     for speedup in speedups:
         check_real("speedups", speedup, 1.0)
     metric_name, values = trajectory.score_name(metric), trajectory.score_table(metric)
@@ -294,14 +282,14 @@ def diagnose(
     frontiers["oracle"] = oracle_frontier(values, cost)
     if static:
         frontiers["static"] = frontier_of([(cost[n - 1], s, f"cut after step {n}") for n, s in static.items()])
-    bootstrap = _Bootstrap(values, cost, exits, samples, seed)
+    cross = _CrossFit(values, cost, exits, seed)
     reached = [speedup for speedup in speedups if speedup <= cost[-1] / cost[0]]
     margin = 0.03 if shares else 0.1 * (max(scores) - min(scores))
     return Diagnosis(
         metric=metric_name,
         scores=tuple(scores),
         frontiers=frontiers,
-        gains=tuple(_gain(speedup, cost[-1] / speedup, frontiers, names, bootstrap) for speedup in reached),
+        gains=tuple(_gain(speedup, frontiers, names, cross) for speedup in reached),
         step_for_all=_step_for_all(values, margin, shares=shares),
         overthinking=float((values.max(1) > values[:, -1]).mean()),
         collapse=_collapse(trajectory) if serves(trajectory, Quantile(0.5)) else None,
@@ -333,93 +321,87 @@ def _tried(
     return points, np.concatenate(exits)
 
 
-class _Bootstrap:
-    """Policy against blind on the rows outside each sample, with all choices made on the sample.
-
-    Args:
-        values: The worth of each row's answer at each step, `(rows, steps)`.
-        cost: The cost of each step, `(steps,)`.
-        exits: Exit steps under every policy tried, `(policies, rows)`.
-        samples: Number of bootstrap samples.
-        seed: Seed of the samples.
-    """
-
-    def __init__(self, values: Floats, cost: Floats, exits: Ints, samples: int, seed: int) -> None:
-        rng, rows, many = np.random.default_rng(seed), len(values), len(exits)
-        columns = np.concatenate([at_exits(values, exits).T, at_exits(cost, exits).T, values], axis=1)
-        inside, outside = [], []
-        for start in range(0, samples, _SAMPLES_AT_ONCE):
-            size = min(_SAMPLES_AT_ONCE, samples - start)
-            counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
-            absent = (counts == 0) * 1.0
-            inside.append(counts @ columns / rows)
-            outside.append(absent @ columns / absent.sum(1, keepdims=True))
-        self._cost = cost
-        self._inside, self._outside = (np.split(np.concatenate(of), [many, 2 * many], 1) for of in (inside, outside))
-        self._all = np.split(np.broadcast_to(columns.mean(0), (samples, columns.shape[1])), [many, 2 * many], 1)
-        self._unseen = _Z**2 * float(np.ptp(values, axis=1).max()) / (rows + _Z**2)
-
-    def gain(self, cost: float) -> tuple[float, float, float]:
-        """Return policy minus the best blind choice at a cost, and the ends of its interval."""
-        score, spent, blind = self._inside
-        affordable = np.where(spent <= cost * (1 + 1e-9), score, -np.inf)
-        chosen = best_and_dearest(affordable, spent)
-        possible = affordable.max(1) > -np.inf
-
-        def gained(scores: Floats, spent: Floats, blind_scores: Floats) -> Floats:
-            at = np.maximum(np.take_along_axis(spent, chosen, 1)[:, 0], cost)
-            won: Floats = np.take_along_axis(scores, chosen, 1)[:, 0] - blind_mix(blind, blind_scores, self._cost, at)
-            return won[possible]
-
-        if not possible.any():
-            return math.nan, math.nan, math.nan
-        outside, everywhere = gained(*self._outside), gained(*self._all)
-        low, high = np.quantile(everywhere + (outside - everywhere) / _SPREAD, [0.025, 0.975])
-        middle, apart = (low + high) / 2, math.hypot((high - low) / 2, self._unseen)
-        return float(outside.mean()), float(middle - apart), float(middle + apart)
-
-
-def _gain(
-    speedup: float, cost: float, frontiers: Mapping[str, Frontier], tried: Sequence[str], bootstrap: _Bootstrap
-) -> Gain:
+def _gain(speedup: float, frontiers: Mapping[str, Frontier], tried: Sequence[str], cross: _CrossFit) -> Gain:
+    cost = cross.cost[-1] / speedup
     places = {name: frontiers[name].best_within(cost) for name in tried}
     found = [(frontiers[name].scores[p], frontiers[name].names[p]) for name, p in places.items() if p is not None]
     score, policy = max(found, key=lambda each: each[0], default=(math.nan, f"none within a cost of {cost:.2f}"))
     cut = frontiers["static"].best_within(cost) if "static" in frontiers else None
     static = math.nan if cut is None else frontiers["static"].scores[cut]
     blind, oracle = frontiers["blind"].mixed(cost), frontiers["oracle"].mixed(cost)
-    ends = bootstrap.gain(cost) if found else (math.nan,) * 3
-    return Gain(speedup, policy, score, blind, oracle, static, *ends)
+    return Gain(speedup, policy, score, blind, oracle, static, *cross.gain(cost))
 
 
-def blind_mix(chosen_by: Floats, scores: Floats, cost: Floats, at: Floats) -> Floats:
-    """Return the score of the best blind choice within a mean cost, chosen by one set of scores, judged by another.
+class _CrossFit:
+    """Policy against blind on each fold of the rows, with all choices made on the other folds.
+
+    Args:
+        values: The worth of each row's answer at each step, `(rows, steps)`.
+        cost: The cost of each step, `(steps,)`.
+        exits: Exit steps under every policy tried, `(policies, rows)`.
+        seed: Seed of the folds.
+    """
+
+    def __init__(self, values: Floats, cost: Floats, exits: Ints, seed: int) -> None:
+        self.values, self.cost = values, cost
+        self._scores, self._spent = at_exits(values, exits), at_exits(cost, exits)
+        self._folds = np.array_split(np.random.default_rng(seed).permutation(len(values)), _FOLDS)
+
+    def gain(self, cost: float) -> tuple[float, float, float]:
+        """Return policy minus the best blind choice at a cost, and the ends of its interval; NaN where none fits.
+
+        A policy that costs more than that on the fold where it is judged is compared with blind at what it costs there.
+        """
+        won = np.empty(len(self.values))
+        for fold in self._folds:
+            others = np.setdiff1d(np.arange(len(won)), fold)
+            score, spent = self._scores[:, others].mean(1), self._spent[:, others].mean(1)
+            affordable = np.where(spent <= cost * (1 + 1e-9), score, -np.inf)
+            if affordable.max() == -np.inf:
+                return math.nan, math.nan, math.nan
+            chosen = best_and_dearest(affordable, spent)
+            low, high, share = best_blind(
+                self.values[others].mean(0), self.cost, max(cost, self._spent[chosen, fold].mean())
+            )
+            blind = (1.0 - share) * self.values[fold, low] + share * self.values[fold, high]
+            won[fold] = self._scores[chosen, fold] - blind
+        greatest = float(np.ptp(self.values, axis=1).max())
+        mean, error = interval(won, _Z, greatest)
+        return float(won.mean()), float(mean - _Z * error), float(mean + _Z * error)
+
+
+def interval(values: Floats, z: float, greatest: Any) -> tuple[Any, Any]:
+    """Return mean and standard error, `(…,)`, over rows `(rows, …)` and z²/2 rows more at either end, ±`greatest`.
+
+    Without these, a few rows that agree would promise that all do (Agresti & Coull 1998).
+    """
+    size = len(values) + z**2
+    mean = values.sum(0) / size
+    return mean, np.sqrt(((values**2).sum(0) + z**2 * greatest**2) / size - mean**2) / np.sqrt(size)
+
+
+def best_blind(scores: Floats, cost: Floats, at: float) -> tuple[int, int, float]:
+    """Return the best blind choice within a mean cost: two steps, and the share of rows at the second.
 
     It is a single step that costs no more, or a coin between two steps with that mean. No other coin can be better: one
     that costs less lies below a single step or below a coin with the whole mean.
-
-    Args:
-        chosen_by: Scores of every step by which the choice is made, `(samples, steps)`.
-        scores: Scores of every step by which the choice is judged, `(samples, steps)`.
-        cost: Cost of every step, `(steps,)`.
-        at: The mean cost of each sample's choice, `(samples,)`.
     """
     low, high = np.triu_indices(len(cost))  # a pair of one and the same is a single step
-    ahead, apart = at[:, None] - cost[low], cost[high] - cost[low]
-    share = np.where(apart > 0, ahead / np.where(apart > 0, apart, 1.0), 0.0)
-    mixed = [of[:, low] * (1.0 - share) + of[:, high] * share for of in (chosen_by, scores)]
-    possible = (ahead >= -1e-9 * cost[low]) & (share <= 1.0)
-    best = best_and_dearest(np.where(possible, mixed[0], -np.inf), cost[low] + share * apart)
-    return np.take_along_axis(mixed[1], best, 1)[:, 0]
+    apart = cost[high] - cost[low]
+    share = np.where(apart > 0, (at - cost[low]) / np.where(apart > 0, apart, 1.0), 0.0)
+    possible = (at >= cost[low] * (1 - 1e-9)) & (share <= 1.0)
+    mixed = np.where(possible, (1.0 - share) * scores[low] + share * scores[high], -np.inf)
+    best = best_and_dearest(mixed, cost[low] + share * apart)
+    return int(low[best]), int(high[best]), float(share[best])
 
 
-def best_and_dearest(scores: Floats, cost: Floats) -> Ints:
-    """Return the place of the best choice in each sample, `(samples, 1)`, of equal ones the dearest.
+def best_and_dearest(scores: Floats, cost: Floats) -> int:
+    """Return the place of the best choice, of equal ones the dearest.
 
     Where few rows distinguish choices, many score the same; the earliest of them would be the worst for other rows.
     """
-    best = scores.max(1, keepdims=True)
-    return np.where(scores >= best - 1e-12 * np.abs(best), cost, -np.inf).argmax(1)[:, None]
+    best = scores.max()
+    return int(np.where(scores >= best - 1e-12 * abs(best), cost, -np.inf).argmax())
 
 
 def oracle_frontier(values: Floats, cost: Floats) -> Frontier:
@@ -433,7 +415,7 @@ def oracle_frontier(values: Floats, cost: Floats) -> Frontier:
         cost: Cost of every step, `(steps,)`.
     """
     rows, num_steps = values.shape
-    at, slopes, climbs, gains = np.zeros(rows, dtype=np.intp), [], [], []
+    at, slopes, climbs = np.zeros(rows, dtype=np.intp), [], []
     for _ in range(num_steps - 1):
         here = values[np.arange(rows), at][:, None]
         apart = cost - cost[at][:, None]
@@ -458,13 +440,11 @@ def oracle_frontier(values: Floats, cost: Floats) -> Frontier:
 
 
 def _step_for_all(values: Floats, margin: float, *, shares: bool) -> StepForAll:
-    """Return the first step that is not clearly worse than full depth or the best step, and known to lose at most a margin.
+    """Return the first step that is not clearly worse than any other, and known to lose at most a margin.
 
-    It is clearly worse where it is so by more than 1.96 standard errors, row by row. The least by which it is above
-    full depth holds for all steps at once with 97.5% confidence (Bonferroni): it is the end of a normal interval with
-    z²/2 rows more of the greatest loss that a row can have and as many of the greatest gain (as in Agresti & Coull
-    1998), without which a few rows that agree would promise that all do. Of numbers that loss is taken to be the
-    greatest of any row at any step.
+    Clearly worse is by more than 1.96 standard errors, row by row. The least by which a step is above full depth holds
+    for all steps at once with 97.5% confidence (Bonferroni). Of numbers, the greatest loss of any row at any step is
+    taken for the greatest that there is.
     """
     rows, num_steps = values.shape
     clearly_worse = np.zeros(num_steps, dtype=bool)
@@ -473,31 +453,22 @@ def _step_for_all(values: Floats, margin: float, *, shares: bool) -> StepForAll:
         clearly_worse |= worse.mean(0) > _Z * worse.std(0, ddof=1) / math.sqrt(rows)
     above = values - values[:, -1:]
     z = NormalDist().inv_cdf(1.0 - 0.025 / (num_steps - 1))
-    size, greatest = rows + z**2, 1.0 if shares else float(np.abs(above).max())
-    mean = above.sum(0) / size
-    variance = ((above**2).sum(0) + z**2 * greatest**2) / size - mean**2
-    at_least = mean - z * np.sqrt(variance / size)
+    mean, error = interval(above, z, 1.0 if shares else float(np.abs(above).max()))
+    at_least = mean - z * error
     known = ~clearly_worse & (at_least >= -margin)
     known[-1], at_least[-1] = True, 0.0
     place = int(known.argmax())
     scores = values.mean(0).tolist()
-    change = float(above[:, place].mean())
-    return StepForAll(place + 1, scores[place], scores[-1], change, float(at_least[place]), margin)
+    return StepForAll(place + 1, scores[place], scores[-1], float(at_least[place]), margin)
 
 
 def _collapse(trajectory: Record) -> Collapse:
     steps = trajectory.exit_steps(Quantile(0.5))
     counts = np.bincount(steps, minlength=trajectory.num_steps + 1)
-    cdf = np.stack([as_array(view.cdf) for view in trajectory.views(frozenset({"hazard"}))], axis=1)
-    cdf[:, -1] = 1.0
-    p = np.diff(cdf, axis=1, prepend=0.0)
+    p = halting_distribution(trajectory)
 
     def entropy(q: Floats) -> Any:
         return -np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0.0).sum(-1)
 
     information = float(entropy(p.mean(0)) - entropy(p).mean()) / math.log(trajectory.num_steps)
     return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))
-
-
-def _interval(gain: Gain) -> str:
-    return f"a gain of {gain.gain:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"

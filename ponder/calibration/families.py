@@ -1,7 +1,7 @@
 """Families of policies that differ in one threshold, with the exits under all its values from one pass.
 
 A policy scores how ready each row is to exit at each step (`ExitPolicy.scores`). A row exits at the first step whose
-score crosses the bar, so the running maximum of its scores tells the exits under any number of bars.
+score crosses the bar, so the running maximum of its scores gives the exits under any number of bars.
 """
 
 from __future__ import annotations
@@ -9,83 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ponder.calibration.records import Floats, Ints, Record
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, all_within
+from ponder.policies.base import ExitPolicy, Threshold, all_within
+from ponder.policies.combine import Certified
 
-if TYPE_CHECKING:
-    from ponder.policies.base import PolicyBatch, StepView
-    from ponder.tasks import Task
+__all__ = ["Family", "FamilyLike", "family_of"]
 
-__all__ = ["Family", "FamilyLike", "Record", "at_exits", "check_record", "family_of", "serves"]
-
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.intp]
 FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
-_CELLS = 2**21  # rows × thresholds that are held at a time
+_CELLS = 2**16  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
 _BETWEEN = 201
-
-
-class Record(Protocol):
-    """A full-depth run, as everything in this package reads it: a `Trajectory`, or the record of a cascade.
-
-    Matrices are NumPy arrays, `(rows, steps)`. `width` is the size of the outputs' last dimension; `content_ids` says
-    that equal ids are equal rows; `score_table` holds values whose mean at the exits is the score, or is None where the
-    score is no mean over rows, and `answers_at` gives the outputs and labels of which a metric is computed.
-    """
-
-    num_steps: int
-    width: int
-    row_ids: Any
-    content_ids: bool
-    weights: str | None
-    labels: Any
-    meaning: Task
-    batch: PolicyBatch
-    is_training_run: bool
-
-    def __len__(self) -> int: ...
-    def check(self, policy: ExitPolicy) -> None: ...
-    def views(self, needs: frozenset[str]) -> Iterator[StepView]: ...
-    def exit_steps(self, policy: ExitPolicy) -> Ints: ...
-    def agreement(self) -> NDArray[np.bool_]: ...
-    def correct(self) -> NDArray[np.bool_]: ...
-    def losses(self, risk: Any, low: float) -> Floats: ...
-    def score_table(self, metric: Any) -> Floats | None: ...
-    def score_name(self, metric: Any) -> str: ...
-    def answers_at(self, steps: Ints) -> tuple[Any, Any]: ...
-
-
-def check_record(record: Record, argument: str = "trajectory") -> None:
-    """Raise where nothing can be estimated from a record: no rows, or the answers of training mode."""
-    if not len(record) or record.is_training_run:
-        raise ArgumentError(
-            argument,
-            expected="a run in evaluation mode over at least one row",
-            got="a run of training mode, with dropout on" if len(record) else "no rows",
-            remedy="Record one with model.record(dataset).",
-        )
-
-
-def serves(record: Record, policy: ExitPolicy) -> bool:
-    """Return whether a policy can be replayed on a record."""
-    try:
-        record.check(policy)
-    except ArgumentError:
-        return False
-    return True
-
-
-def at_exits(table: NDArray[Any], steps: Ints) -> NDArray[Any]:
-    """Return the values of a table `(rows, steps)`, or `(steps,)` for all rows, at exits `(…, rows)`, 1-based."""
-    if table.ndim == 1:
-        return table.take(steps - 1)
-    rows, num_steps = table.shape
-    return table.ravel().take(steps - 1 + np.arange(rows) * num_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +50,16 @@ class Family:
         threshold; values of a callable stay in the order in which they were given.
         """
         places = np.arange(len(self.values))
-        if self.free is None or self.free.tunable is None:
+        if self.free is None:
             return places
         rising = self.values[0] < self.values[-1]
-        return places[::-1] if rising == self.free.tunable.higher_exits_later else places
+        return places[::-1] if rising == _tunable(self.free).higher_exits_later else places
 
     def exit_steps(self, record: Record, places: Ints | None = None) -> Iterator[tuple[Ints, Ints]]:
         """Yield the exit steps `(thresholds, rows)` of blocks of the values, with their places, `(thresholds,)`."""
         places = np.arange(len(self.values)) if places is None else places
         size = max(_CELLS // len(record), 1)
-        reached = None if self.free is None else self.reached(record)
+        reached = None if self.free is None else self._reached(record)
         for start in range(0, len(places), size):
             block = places[start : start + size]
             if reached is None:
@@ -131,15 +68,13 @@ class Family:
             else:
                 yield block, self._crossings(reached, block)
 
-    def reached(self, record: Record) -> Floats:
+    def _reached(self, record: Record) -> Floats:
         """Return the running maximum of the readiness, `(rows, steps − 1)`."""
         return np.fmax.accumulate(self.policy.scores(record, self.free)[:, :-1], axis=1)
 
-    def _crossings(self, reached: Floats, places: Ints) -> Ints:
-        assert self.free is not None
-        assert self.free.tunable is not None
-        threshold = self.free.tunable
-        bars = np.asarray(self.values)[places, None] * (1.0 if threshold.higher_exits_later else -1.0)
+    def _crossings(self, reached: Any, places: Ints) -> Ints:
+        threshold = _tunable(self.free)
+        bars: Any = np.asarray(self.values)[places, None] * (1.0 if threshold.higher_exits_later else -1.0)
         single = reached.astype(np.float32)
         if np.array_equal(single, reached, equal_nan=True):  # computed in float32, in which a run compares them too
             reached, bars = single, bars.astype(np.float32)
@@ -149,20 +84,19 @@ class Family:
             steps += ~crosses(column, bars)
         return steps
 
-    def between(self, record: Record) -> list[float]:
-        """Return values between the scores of the rows, spread so that about as many exits change from each to the next.
+    def with_values_between(self, record: Record) -> Family:
+        """Return the family with values between the scores of the rows added, each of which moves about as many exits.
 
         No label takes part.
         """
-        if self.free is None or record.num_steps < 2:
-            return []
-        assert self.free.tunable is not None
-        reached = self.reached(record)
+        reached = self._reached(record)
         reached = np.sort(reached[np.isfinite(reached)])
         if len(reached) > _BETWEEN:
             reached = reached[np.linspace(0, len(reached) - 1, _BETWEEN).astype(np.intp)]
-        sign = 1.0 if self.free.tunable.higher_exits_later else -1.0
-        return [sign * _short_between(low, high) for low, high in pairwise(np.unique(reached).tolist())]
+        sign = 1.0 if _tunable(self.free).higher_exits_later else -1.0
+        between = {sign * _short_between(low, high) for low, high in pairwise(np.unique(reached).tolist())}
+        inside = {value for value in between if self.values[0] <= value <= self.values[-1]}
+        return replace(self, values=tuple(sorted({*self.values, *inside})))
 
 
 def family_of(
@@ -179,34 +113,37 @@ def family_of(
         argument: Name of the argument, for errors.
     """
     values = None if grid is None else _ordered(grid)
-    if not isinstance(like, ExitPolicy) and not (isinstance(like, type) and issubclass(like, ExitPolicy)):
-        if values is None:
-            raise _no_values("grid", like)
-        return Family("value", values, like, like(values[0]), None)
-    free = like if isinstance(like, type) else _part_with_threshold(like)
-    threshold = None if free is None else free.tunable
-    if threshold is None:
-        raise _no_values(argument, like)
+    free = _part_with_threshold(like)
+    if free is None and values is not None and not isinstance(like, ExitPolicy):
+        make: Any = like
+        return Family("value", values, make, make(values[0]), None)
+    if free is None:
+        raise ArgumentError(
+            argument,
+            expected="a class of policies with one threshold, a policy with one inside, or a callable with a grid",
+            got=getattr(like, "__name__", repr(like)),
+            remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
+        )
+    threshold = _tunable(free)
 
     def build(value: float) -> ExitPolicy:
-        if isinstance(like, type):
-            return like(**{threshold.field: int(value) if threshold.whole and value == int(value) else value})
-        assert isinstance(free, ExitPolicy)
-        return _exchanged(like, free, free.with_threshold(value))
+        if isinstance(like, ExitPolicy):
+            return _exchanged(like, free, free.with_threshold(value))
+        make: Any = like
+        made: ExitPolicy = make(**{threshold.field: int(value) if threshold.whole and value == int(value) else value})
+        return made
 
     if values is None:
         values = _accepted(build, threshold.values(record.num_steps, record.width))
-        if not values:
-            raise _no_values(argument, like)
     policy = build(values[len(values) // 2])
     record.check(policy)
-    part = _part_with_threshold(policy)
-    assert part is not None
-    family = Family(threshold.field, values, build, policy, part)
-    if look and grid is None and not threshold.whole:
-        found = [value for value in family.between(record) if values[0] <= value <= values[-1]]
-        family = replace(family, values=tuple(sorted({*values, *found})))
-    return family
+    family = Family(threshold.field, values, build, policy, _part_with_threshold(policy))
+    return family.with_values_between(record) if look and grid is None and not threshold.whole else family
+
+
+def _tunable(part: Any) -> Threshold:
+    threshold: Threshold = part.tunable
+    return threshold
 
 
 def _accepted(build: Callable[[float], ExitPolicy], values: Sequence[float]) -> tuple[float, ...]:
@@ -219,15 +156,19 @@ def _accepted(build: Callable[[float], ExitPolicy], values: Sequence[float]) -> 
             return False
         return True
 
-    if len(values) and accepts(values[0]) and accepts(values[-1]):
+    if accepts(values[0]) and accepts(values[-1]):
         return tuple(values)
     return tuple(value for value in values if accepts(value))
 
 
-def _part_with_threshold(policy: ExitPolicy) -> ExitPolicy | None:
-    """Return the part whose threshold is the policy's: itself, or the only one inside that has any."""
-    found = [part for part in all_within(policy) if part.tunable is not None]
-    return found[0] if len(found) == 1 or policy.tunable is not None else None
+def _part_with_threshold(like: FamilyLike) -> Any:
+    """Return the part whose threshold is moved: a class or policy itself, or the only part inside that has one."""
+    if isinstance(like, ExitPolicy):
+        parts = all_within(like)
+        found = [part for part in parts if part.tunable is not None]
+        promised = any(isinstance(part, Certified) for part in parts)  # a certificate is about one value
+        return found[0] if len(found) == 1 and not promised else None
+    return like if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None else None
 
 
 def _exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
@@ -255,15 +196,6 @@ def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
             remedy="Sort them and leave out repetitions.",
         )
     return values
-
-
-def _no_values(argument: str, like: Any) -> ArgumentError:
-    return ArgumentError(
-        argument,
-        expected="a class of policies with one threshold, a policy with one inside, or a callable with a grid",
-        got=getattr(like, "__name__", repr(like)),
-        remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
-    )
 
 
 def _short_between(low: float, high: float) -> float:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.checks import check_choice, check_int, check_real
-from ponder.calibration.families import Floats, Record, check_record, serves
-from ponder.calibration.temperatures import as_array
+from ponder.calibration.records import Bools, Floats, Record, as_array, check_record, serves
 from ponder.errors import ArgumentError
 from ponder.policies.gate import Gate, default_signals
 from ponder.policies.halting import Quantile
@@ -84,7 +82,7 @@ def fit_gate(
     return Gate(steps, tuple(signals), tables, threshold, floor, target, float(delta))
 
 
-def staying_pays(trajectory: Record, target: Target, delta: float = 0.0) -> NDArray[np.bool_]:
+def staying_pays(trajectory: Record, target: Target, delta: float = 0.0) -> Bools:
     """Return the event of each row and step in hindsight, `(rows, steps)`; False at the last step.
 
     Args:
@@ -94,10 +92,8 @@ def staying_pays(trajectory: Record, target: Target, delta: float = 0.0) -> NDAr
     """
     if target == "agreement":
         return ~trajectory.agreement()
-    if target == "gain":
-        losses = trajectory.losses(trajectory.meaning.losses, -np.inf)
-    else:
-        losses = 1.0 - trajectory.correct()
+    gains = target == "gain"
+    losses = trajectory.losses(trajectory.meaning.losses, -np.inf) if gains else 1.0 - trajectory.correct()
     if target == "unsettled":
         pays = np.maximum.accumulate(losses[:, ::-1], axis=1)[:, ::-1] > 0  # wrong here or at a later step
     else:
@@ -118,7 +114,7 @@ def _signals(trajectory: Record, names: tuple[str, ...]) -> Floats:
     return np.stack(read) if read else np.empty((0, len(trajectory), len(names)))
 
 
-def _logistic(x: Floats, y: NDArray[np.bool_]) -> tuple[float, ...]:
+def _logistic(x: Floats, y: Bools) -> tuple[float, ...]:
     """Return weights and bias on the raw signals, by Newton's method on signals of unit variance with a ridge."""
     if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
         return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))

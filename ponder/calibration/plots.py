@@ -1,4 +1,8 @@
-"""Figures (matplotlib, the extra `plots`): each takes one run, or one a seed, and returns the axes."""
+"""Figures (matplotlib, the extra `plots`): each takes one run, or one a seed, and returns the axes.
+
+Seeds are drawn as their mean and ± one standard deviation. All take `ax` (a new pyplot figure where None), `label` (the
+name in the legend) and `color` (any of matplotlib; the next that is free where None).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import numpy as np
 
 from ponder._utils.arrays import softmax
 from ponder.calibration.diagnosing import Diagnosis
-from ponder.calibration.families import Floats, Record
+from ponder.calibration.records import Floats, Record, halting_distribution, step_outputs
 from ponder.calibration.sweeps import Curve
-from ponder.calibration.temperatures import as_array, step_outputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "exit_histogram",
     "frontiers",
+    "halting",
     "overthinking",
-    "posterior",
     "reliability",
     "score_by_speed_up",
     "score_by_threshold",
@@ -37,21 +40,20 @@ def score_by_threshold(
     """Draw the score against the threshold of a policy (the PALBERT paper, Figure 3); full depth is dotted.
 
     Args:
-        curves: A sweep, or one a seed over the same grid: mean and ± one standard deviation over the seeds.
-        ax: Where to draw; a new pyplot figure where None.
-        label: Name in the legend.
-        color: Any matplotlib colour; the next that is free where None.
+        curves: A sweep, or one a seed over the same grid.
+        ax: Axes.
+        label: Name.
+        color: Colour.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_threshold(trajectory.sweep(policies.Confidence))
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('threshold', 'accuracy')
     """
-    items, ax = _listed(curves, Curve), _axes(ax)
+    items, ax = _listed(curves), _axes(ax)
     values = [point.threshold for point in items[0].points]
     chosen = _band(ax, values, [[point.score for point in curve.points] for curve in items], label, color)
-    full = float(np.mean([curve.full_depth.score for curve in items]))
-    ax.axhline(full, color=chosen, linestyle=":", linewidth=1.5)
+    ax.axhline(_full_depth(items), color=chosen, linestyle=":", linewidth=1.5)
     return _finished(ax, items[0].threshold, items[0].metric)
 
 
@@ -64,15 +66,15 @@ def score_by_speed_up(
 ) -> Axes:
     """Draw the score against the speed-up, for several policies or models (the PALBERT paper, Figure 4).
 
-    Diamonds are full depth. Seeds do not share their speed-ups, so they are compared at equal cost: the line is the
-    mean over the seeds, the band ± one standard deviation, over the costs that all of them reach. Between two points of
-    a seed its score is linear in the cost, which is what a coin between the two policies gives.
+    Diamonds are full depth. Seeds do not share their speed-ups, so they are compared at equal cost, over the costs that
+    all of them reach. Between two points of a seed its score is linear in the cost, which is what a coin between the
+    two policies gives.
 
     Args:
         curves: Sweeps by name: one, or one a seed.
         by: Speed-up in steps, N over the mean exit step, or in the costs that the sweeps were given.
         baseline: Score of a model without exits: a horizontal line.
-        ax: Where to draw; a new pyplot figure where None.
+        ax: Axes.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_speed_up({"sure": trajectory.sweep(policies.Confidence)})
@@ -81,7 +83,7 @@ def score_by_speed_up(
     """
     ax, field, metric = _axes(ax), "mean_exit_step" if by == "steps" else "cost", ""
     for name, each in curves.items():
-        items = _listed(each, Curve)
+        items = _listed(each)
         lines = [_by_cost(curve, field) for curve in items]
         low, high = max(cost[0] for cost, _ in lines), min(cost[-1] for cost, _ in lines)
         at = np.unique(np.concatenate([np.linspace(low, high, 65), *(cost for cost, _ in lines)]))
@@ -89,8 +91,7 @@ def score_by_speed_up(
         chosen = _band(ax, 1.0 / at, [np.interp(at, cost, score) for cost, score in lines], name, marker="")
         for cost, score in lines:
             ax.plot(1.0 / cost, score, ".", color=chosen, markersize=4, alpha=1.0 if len(lines) == 1 else 0.3)
-        full = float(np.mean([curve.full_depth.score for curve in items]))
-        ax.plot([1.0], [full], "D", color=chosen, markersize=6, markerfacecolor="white")
+        ax.plot([1.0], [_full_depth(items)], "D", color=chosen, markersize=6, markerfacecolor="white")
         metric = items[0].metric
     if baseline is not None:
         ax.axhline(baseline, color=_GREY, linestyle="--", linewidth=1.2, label="baseline")
@@ -101,15 +102,11 @@ def score_by_speed_up(
 def frontiers(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     """Draw the score against the mean cost, with a line for each frontier of a diagnosis.
 
-    Policies are solid; blind is dashed and the oracle dotted, both grey; small dots are the steps themselves.
-
-    Args:
-        diagnosis: A diagnosis.
-        ax: Where to draw; a new pyplot figure where None.
+    Policies are solid; blind is dashed and the oracle dotted, both grey; crosses are encoders that were cut.
 
     Example:
-        >>> ponder.calibration.plots.frontiers(ponder.diagnose(trajectory, samples=40)).get_xlabel()
-        'mean exit step'
+        >>> ponder.calibration.plots.frontiers(ponder.diagnose(trajectory)).get_ylabel()
+        'accuracy'
     """
     ax, styles = _axes(ax), {"blind": "--", "oracle": ":", "static": "x"}
     for name, line in diagnosis.frontiers.items():
@@ -117,16 +114,11 @@ def frontiers(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
             ax.plot(line.costs, line.scores, styles[name], color=_GREY, linewidth=1.5, label=name)
         else:
             ax.plot(line.costs, line.scores, color=_next_color(ax), gid=_SERIES, label=name)
-    return _finished(ax, "mean exit step", diagnosis.metric)
+    return _finished(ax, "mean cost", diagnosis.metric)
 
 
 def exit_histogram(
-    exit_steps: Any,
-    num_steps: int,
-    by: Sequence[Any] | None = None,
-    *,
-    ax: Axes | None = None,
-    label: str | None = None,
+    exit_steps: Any, num_steps: int, by: Any = None, *, ax: Axes | None = None, label: str | None = None
 ) -> Axes:
     """Draw how many rows exit at each step: shares of the rows, of each group where there are groups.
 
@@ -134,7 +126,7 @@ def exit_histogram(
         exit_steps: Exit steps from 1 to N, `(batch,)`.
         num_steps: N.
         by: A group for each row, `(batch,)`: a difficulty, say.
-        ax: Where to draw; a new pyplot figure where None.
+        ax: Axes.
         label: Title of the legend.
 
     Example:
@@ -144,20 +136,18 @@ def exit_histogram(
         1.0
     """
     ax, steps = _axes(ax), np.asarray(exit_steps)
-    groups = np.zeros(len(steps)) if by is None else np.asarray(by)
+    groups = np.full(len(steps), "all rows") if by is None else np.asarray(by)
     names = np.unique(groups)
     width = 0.8 / len(names)
     for place, (name, color) in enumerate(zip(names, _shades(len(names), ax), strict=True)):
         rows = steps[groups == name]
         shares = np.bincount(rows, minlength=num_steps + 1)[1:] / len(rows)
         x = np.arange(1, num_steps + 1) - 0.4 + width * (place + 0.5)
-        entry = f"{'all rows' if by is None else name}: mean exit step {rows.mean():.2f}"
-        ax.bar(x, shares, width * 0.92, color=color, label=entry)
-    ax.set_xlim(0.5, num_steps + 0.5)
+        ax.bar(x, shares, width * 0.92, color=color, label=f"{name}: mean exit step {rows.mean():.2f}")
     return _finished(ax, "exit step", "share of rows" if by is None else "share of the group's rows", title=label)
 
 
-def posterior(
+def halting(
     trajectories: Record | Sequence[Record],
     prior: Iterable[float] | None = None,
     *,
@@ -168,37 +158,28 @@ def posterior(
     """Draw the mean halting distribution E_x[p(n|x)] over the steps (the PALBERT paper, Figure 2).
 
     Args:
-        trajectories: A full-depth run with hazards, or one a seed: mean and ± one standard deviation over the seeds.
-        prior: Probabilities of the steps, `(steps,)`, drawn beside it, dashed: ``prior(num_steps).pmf``.
-        ax: Where to draw; a new pyplot figure where None.
-        label: Name in the legend.
-        color: Any matplotlib colour; the next that is free where None.
+        trajectories: A full-depth run with hazards, or one a seed.
+        prior: Probabilities of the steps, `(steps,)`, drawn beside it, dashed: ``model.prior(num_steps).pmf``.
+        ax: Axes.
+        label: Name.
+        color: Colour.
 
     Example:
         >>> record = Trajectory(torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8))
-        >>> ponder.calibration.plots.posterior(record, [0.4, 0.3, 0.2, 0.1]).get_xlabel()
-        'step n'
+        >>> ponder.calibration.plots.halting(record, [0.4, 0.3, 0.2, 0.1]).get_xlabel()
+        'step'
     """
-    ax, means = _axes(ax), []
-    for item in _listed(trajectories, None):
-        cdf = np.stack([as_array(view.cdf) for view in item.views(frozenset({"hazard"}))], axis=1)
-        cdf[:, -1] = 1.0  # the last step takes all the mass that remains
-        means.append(np.diff(cdf, axis=1, prepend=0.0).mean(0))
+    ax, means = _axes(ax), [halting_distribution(item).mean(0) for item in _listed(trajectories)]
     steps = np.arange(1, len(means[0]) + 1)
     _band(ax, steps, means, label or "posterior", color)
     if prior is not None:
         ax.plot(steps, [float(p) for p in prior], "s--", color=_GREY, markersize=3.5, linewidth=1.2, label="prior")
     ax.set_ylim(bottom=0, auto=None)
-    return _finished(ax, "step n", "mean probability of exit, E[p(n|x)]")
+    return _finished(ax, "step", "mean probability of exit")
 
 
 def reliability(
-    trajectory: Record,
-    step: int | None = None,
-    *,
-    bins: int = 10,
-    ax: Axes | None = None,
-    label: str | None = None,
+    trajectory: Record, step: int | None = None, *, bins: int = 10, ax: Axes | None = None, label: str | None = None
 ) -> Axes:
     """Draw accuracy against confidence in bins of equal width, with the expected calibration error (Guo et al. 2017).
 
@@ -208,35 +189,34 @@ def reliability(
         trajectory: A full-depth run of a classifier of rows, with labels.
         step: The step to draw, from 1 to N; every step where None, from dark (early) to light.
         bins: Number of bins over [0, 1].
-        ax: Where to draw; a new pyplot figure where None.
-        label: Name in the legend.
+        ax: Axes.
+        label: Name.
 
     Example:
         >>> ax = ponder.calibration.plots.reliability(trajectory, step=4)
         >>> ax.get_xlabel(), ax.get_ylabel()
-        ('confidence, mean of the bin', 'accuracy of the bin')
+        ('confidence', 'accuracy')
     """
     ax, right, outputs = _axes(ax), trajectory.correct(), step_outputs(trajectory)
     steps = range(1, trajectory.num_steps + 1) if step is None else [step]
     for n, color in zip(steps, _shades(len(steps), ax), strict=True):
-        confidence, accuracy, _, error = reliability_bins(softmax(outputs[n - 1]).max(-1), right[:, n - 1], bins)
+        sure, accuracy, error = reliability_bins(softmax(outputs[n - 1]).max(-1), right[:, n - 1], bins)
         name = f"step {n}" if label is None else f"{label}, step {n}"
-        ax.plot(confidence, accuracy, "o-", color=color, markersize=4, label=f"{name}, ECE {error:.3f}")
+        ax.plot(sure, accuracy, "o-", color=color, markersize=4, label=f"{name}, ECE {error:.3f}")
     ax.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1.0, zorder=1)
-    return _finished(ax, "confidence, mean of the bin", "accuracy of the bin")
+    return _finished(ax, "confidence", "accuracy")
 
 
-def reliability_bins(confidence: Floats, right: Any, bins: int) -> tuple[Floats, Floats, Floats, float]:
-    """Return mean confidence, accuracy and size of the bins that hold any row, and Σ_m |B_m|/n · |acc − conf|.
+def reliability_bins(confidence: Floats, right: Any, bins: int) -> tuple[Floats, Floats, float]:
+    """Return mean confidence and accuracy of the bins that hold any row, and Σ_m |B_m|/n · |acc(B_m) − conf(B_m)|.
 
     Bin m of M holds the confidences in ((m − 1)/M, m/M], and the first holds 0 too (Guo et al. 2017, Eq. 3).
     """
     place = np.clip(np.ceil(confidence * bins).astype(np.intp) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     full = count > 0
-    sums = [np.bincount(place, weights=each, minlength=bins)[full] / count[full] for each in (confidence, right * 1.0)]
-    error = float((count[full] * np.abs(sums[1] - sums[0])).sum() / len(confidence))
-    return sums[0], sums[1], count[full], error
+    sure, accurate = (np.bincount(place, each, bins)[full] / count[full] for each in (confidence, right * 1.0))
+    return sure, accurate, float((count[full] * np.abs(accurate - sure)).sum() / len(confidence))
 
 
 def overthinking(
@@ -248,39 +228,35 @@ def overthinking(
 ) -> Axes:
     """Draw the cost of overthinking: rows that are right at some step and wrong at the last (Kaya et al. 2019).
 
-    The solid line is the share of rows that are right at step n, the dashed one that of rows right at step n or
-    before. At the last step the dashed line is what the best exit of every row would give.
-
-    Args:
-        trajectories: A full-depth run of a classifier with labels, or one a seed: mean and ± one standard deviation.
-        ax: Where to draw; a new pyplot figure where None.
-        label: Name in the legend.
-        color: Any matplotlib colour; the next that is free where None.
+    The solid line is the share of rows that are right at step n, the dashed one that of rows right at step n or before:
+    at the last step, what the best exit of every row would give.
 
     Example:
         >>> ponder.calibration.plots.overthinking(trajectory).get_ylabel()
         'share of rows'
     """
-    ax, right = _axes(ax), [item.correct() for item in _listed(trajectories, None)]
+    ax, right = _axes(ax), [item.correct() for item in _listed(trajectories)]
     steps = np.arange(1, right[0].shape[1] + 1)
     chosen = _band(ax, steps, [each.mean(0) for each in right], label or "right at step n", color)
     by = np.mean([np.maximum.accumulate(each, axis=1).mean(0) for each in right], axis=0)
     ax.plot(steps, by, "--", color=chosen, linewidth=1.5, label="right at step n or before")
-    return _finished(ax, "step n", "share of rows")
+    return _finished(ax, "step", "share of rows")
 
 
 def _by_cost(curve: Curve, field: str) -> tuple[Floats, Floats]:
     """Return the costs of a curve relative to full depth, rising, and the mean score at each."""
     cost = np.array([getattr(point, field) for point in curve.points]) / getattr(curve.full_depth, field)
     unique, place = np.unique(cost.round(12), return_inverse=True)
-    scores = np.bincount(place, weights=[point.score for point in curve.points]) / np.bincount(place)
-    return unique, scores
+    return unique, np.bincount(place, [point.score for point in curve.points]) / np.bincount(place)
 
 
-def _listed(items: Any, kind: type | None) -> list[Any]:
+def _full_depth(curves: Sequence[Curve]) -> float:
+    return float(np.mean([curve.full_depth.score for curve in curves]))
+
+
+def _listed(items: Any) -> list[Any]:
     """Return one item, or one a seed, as a list."""
-    single = isinstance(items, kind) if kind is not None else not isinstance(items, list | tuple)
-    return [items] if single else list(items)
+    return list(items) if isinstance(items, list | tuple) else [items]
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -321,11 +297,10 @@ def _band(
 
 
 def _finished(ax: Axes, xlabel: str, ylabel: str, title: str | None = None) -> Axes:
+    """Label the axes, with ticks on whole steps, and draw the legend."""
     ax.set(xlabel=xlabel.replace("_", " "), ylabel=ylabel.replace("_", " "))
-    if "step" in xlabel and xlabel != "speed-up in steps":
-        from matplotlib.ticker import MaxNLocator
-
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if xlabel.endswith("step"):
+        ax.locator_params(axis="x", integer=True)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(loc="best", fontsize=9, framealpha=0.8, edgecolor="none", title=title)
     return ax

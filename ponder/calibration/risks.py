@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ponder.calibration.families import Floats, Record
+from ponder.calibration.records import Bools, Floats, Record
 from ponder.errors import ArgumentError
 
 __all__ = ["Missed", "Risk", "RiskLike", "losses_of", "name_of"]
@@ -28,7 +27,7 @@ class Risk(ABC):
     def losses(self, record: Record) -> Floats:
         """Return the loss of each row, should it exit at each step, `(rows, steps)` in [0, 1]."""
 
-    def rows(self, record: Record) -> NDArray[np.bool_] | None:
+    def rows(self, record: Record) -> Bools | None:
         """Return the rows that count, `(rows,)` bool; None for all."""
         return None
 
@@ -63,7 +62,7 @@ class Missed(Risk):
         same = record.agreement() if self.reference == "full_depth" else record.correct()
         return 1.0 - same
 
-    def rows(self, record: Record) -> NDArray[np.bool_]:
+    def rows(self, record: Record) -> Bools:
         """Return which rows have a positive reference, `(rows,)`."""
         if self.reference == "labels":
             reference = np.asarray(record.labels)
@@ -79,7 +78,7 @@ def name_of(risk: RiskLike) -> str:
     return "custom risk" if name == "<lambda>" else name
 
 
-def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, NDArray[np.bool_] | None]:
+def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, Bools | None]:
     """Return the loss of each row at each step, `(rows, steps)`, and the rows that count, None for all.
 
     Args:

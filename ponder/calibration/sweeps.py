@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ponder.calibration.families import Family, FamilyLike, Floats, Ints, Record, at_exits, check_record, family_of
+from ponder.calibration.families import Family, FamilyLike, family_of
+from ponder.calibration.records import Floats, Ints, Record, at_exits, check_record
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Costs", "Curve", "Frontier", "Point", "Ruler", "as_costs", "frontier_of", "point_of", "sweep"]
+__all__ = ["Costs", "Curve", "Frontier", "Point", "Ruler", "as_costs", "frontier_of", "sweep"]
 
 Costs: TypeAlias = Sequence[float] | Callable[[frozenset[str]], Any]
 """Costs of exiting after each step, `(steps,)`, or a function of what a policy `needs`, as `Breakdown.cumulative`."""
@@ -79,13 +78,6 @@ class Curve:
         """Return one list a column: threshold, score, mean_exit_step, cost, agreement."""
         return {each.name: [getattr(point, each.name) for point in self.points] for each in fields(Point)}
 
-    def to_csv(self, path: str | Path) -> None:
-        """Write the table, with a header line."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([each.name for each in fields(Point)])
-            writer.writerows(map(astuple, self.points))
-
 
 def sweep(
     trajectory: Record,
@@ -117,19 +109,6 @@ def sweep(
     return Ruler(trajectory, metric, costs, full_cost).curve(family)
 
 
-def point_of(
-    trajectory: Record,
-    policy: ExitPolicy,
-    *,
-    metric: Any = None,
-    costs: Costs | None = None,
-    full_cost: float | None = None,
-) -> Point:
-    """Return the score and cost of one policy; arguments as for `sweep`."""
-    ruler = Ruler(trajectory, metric, costs, full_cost)
-    return ruler.points([math.nan], trajectory.exit_steps(policy)[None], policy.needs)[0]
-
-
 def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozenset()) -> Floats:
     """Return the cost of exiting at each step, `(steps,)`; 1..N where None."""
     if costs is None:
@@ -146,22 +125,21 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
 
 
 class Ruler:
-    """Measures exits on one record: their score, mean exit step, cost and agreement with full depth.
+    """Measures exits on one record: their score, mean exit step, cost and agreement; arguments as for `sweep`."""
 
-    Args:
-        trajectory: The record.
-        metric: The score, as for `sweep`.
-        costs: Costs, as for `sweep`.
-        full_cost: The cost that all are relative to, as for `sweep`.
-    """
-
-    def __init__(self, trajectory: Record, metric: Any, costs: Costs | None, full_cost: float | None) -> None:
+    def __init__(
+        self, trajectory: Record, metric: Any = None, costs: Costs | None = None, full_cost: float | None = None
+    ) -> None:
         self.trajectory, self._metric, self._costs, self._full_cost = trajectory, metric, costs, full_cost
         task = trajectory.meaning
         unlabelled = (trajectory.labels is None or task.metric is None) and not callable(metric)
         self._table = None if unlabelled else trajectory.score_table(metric)
         self.metric = "score" if unlabelled else trajectory.score_name(metric)
         self._agrees = trajectory.agreement() * 1.0 if task.comparable else None
+
+    def point(self, policy: ExitPolicy) -> Point:
+        """Return the score and cost of one policy."""
+        return self.points([math.nan], self.trajectory.exit_steps(policy)[None], policy.needs)[0]
 
     def curve(self, family: Family) -> Curve:
         """Return the points of every value of a family."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ponder._utils.arrays import namespace, softmax
-from ponder.calibration.families import Floats, Record, check_record
+from ponder._utils.arrays import softmax
+from ponder.calibration.records import Floats, Record, check_record, step_outputs
 from ponder.errors import ArgumentError
 from ponder.tasks import hard_labels
 
-__all__ = ["fit_temperatures", "step_outputs"]
+__all__ = ["fit_temperatures"]
 
 
 def fit_temperatures(trajectory: Record) -> tuple[float, ...]:
@@ -44,17 +44,6 @@ def fit_temperatures(trajectory: Record) -> tuple[float, ...]:
     labels = np.asarray(hard_labels(trajectory.labels))
     labelled = labels >= 0
     return tuple(_fit(outputs[labelled], labels[labelled]) for outputs in step_outputs(trajectory))
-
-
-def step_outputs(trajectory: Record) -> list[Floats]:
-    """Return the outputs of every step, `(rows, …)` each, as arrays."""
-    return [as_array(view.output) for view in trajectory.views(frozenset({"output"}))]
-
-
-def as_array(values: Any) -> Floats:
-    """Return an array or a tensor as an array of float64."""
-    made = values if namespace(values) is np else values.detach().double().cpu().numpy()
-    return np.asarray(made, dtype=np.float64)
 
 
 def _fit(outputs: Floats, labels: Any) -> float:
