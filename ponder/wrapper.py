@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ponder import recipes
 from ponder._utils.checks import check_int, check_type
 from ponder._utils.digest import digest_of_weights
-from ponder._utils.trees import Tree, check_rows, first_tensor, unwrap
+from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import LambdaHead, PerStep, make_heads
-from ponder.model.loop import Exits, run
+from ponder.model.loop import run
 from ponder.model.losses import exit_loss, labelled_mean, step_losses
 from ponder.model.padding import Padding, check_positions, last_position, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
@@ -135,8 +135,8 @@ class PonderWrapper(nn.Module):
             check_int("the number of heads", len(head), self.num_steps, self.num_steps, remedy="Pass one head a step.")
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
-        self.readout = ReadoutCall(readout, padding)
-        self.halting_readout = None if halting_readout is None else ReadoutCall(halting_readout, padding)
+        self.readout = _as_readout(readout, padding)
+        self.halting_readout = None if halting_readout is None else _as_readout(halting_readout, padding)
         self.check_finite, self.padding, self.checkpoint_steps = check_finite, padding, checkpoint_steps
         self._task, self._stages = as_task(task), tuple[Stage, ...]()
         self._context_names: frozenset[str] = frozenset()
@@ -162,16 +162,12 @@ class PonderWrapper(nn.Module):
         head_dropout: float = 0.1,
         layers: str | None = None,
     ) -> Self:
-        """Build a model from an encoder and the name of a recipe, with new heads for `num_outputs` outputs.
-
-        What the recipe's paper tuned is scaled to the number of steps. The stages of training are kept as `stages`,
-        which `ponder.fit` runs.
+        """Build a model from an encoder and a recipe, scaled to its steps, with new heads for `num_outputs` outputs.
 
         Args:
             module_or_steps: A module with a list of layers, which is captured (`ponder.capture`), its stem, masks and
-                final norm included; a list of steps; or one shared step, with `num_steps`. Its weights are used, not
-                copied.
-            recipe: A recipe or its name.
+                final norm included; a list of steps; or one shared step, with `num_steps`. Its weights are used.
+            recipe: A recipe or its name; its stages of training are kept as `stages`, which `ponder.fit` runs.
             num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
             example: The call of the encoder, for two rows or more: a tensor, or a dict of arguments by name, of
                 which the first that holds a tensor is the `inputs` of the model, and the others are its context.
@@ -185,7 +181,7 @@ class PonderWrapper(nn.Module):
             layers: The name of the list of layers (``"encoder.layer"``), where the largest is not meant.
 
         Raises:
-            ArgumentError: An unknown recipe, or an encoder that cannot be read or run; says what to change.
+            ArgumentError: The encoder cannot be read or run, or is a classifier with a head of its own.
 
         Example:
             >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -260,42 +256,21 @@ class PonderWrapper(nn.Module):
                     remedy="Call model.eval() first.",
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
-        exits = self.exits(inputs, context, policy, row_ids=row_ids, policy_context=policy_context, num_steps=num_steps)
-        loss = None
-        if labels is not None:
-            loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
-        return PonderOutput(exits.outputs, exits.exit_step, loss)
-
-    def exits(
-        self,
-        inputs: Tree,
-        context: Mapping[str, Any],
-        policy: ExitPolicy | None = None,
-        *,
-        row_ids: Tensor | None = None,
-        policy_context: Mapping[str, Tensor] | None = None,
-        num_steps: int | None = None,
-    ) -> Exits:
-        """Run every row to its exit; arguments as for a call, with the context as a dict."""
         policy = self.checked(policy, num_steps)
-        depth, needs = num_steps or self.num_steps, policy.needs
-        if "context" in needs and policy_context is None:
-            raise ArgumentError(
-                "policy_context",
-                expected=f"the values that {policy!r} reads of each row",
-                got="None",
-                remedy="Pass model(inputs, policy_context={'budget': budgets}), say, a tensor with a row for each.",
-            )
         source, batch = self.start(
             inputs,
             context,
             row_ids,
             policy_context,
-            depth,
-            use_hazard="hazard" in needs,
-            use_features="features" in needs,
+            num_steps,
+            use_hazard="hazard" in policy.needs,
+            use_features="features" in policy.needs,
         )
-        return run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, depth)
+        exits = run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, batch.num_steps)
+        loss = None
+        if labels is not None:
+            loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
+        return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     def start(
         self,
@@ -308,32 +283,24 @@ class PonderWrapper(nn.Module):
         use_hazard: bool,
         use_features: bool,
     ) -> tuple[ModelSource, PolicyBatch]:
-        """Open the door: what is checked once a call; return the rows before their first step.
+        """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
         Args:
             inputs: The argument of the stem.
             context: The arguments of the stem and the steps besides.
-            row_ids: Identity of each row; the position where None.
-            policy_context: Values that policies read of each row, or None.
-            num_steps: Number of steps; N where None.
+            row_ids: Identity of each row.
+            policy_context: Values that policies read of each row.
+            num_steps: Number of steps.
             use_hazard: Whether hazards will be asked for.
             use_features: Whether features will be: these may have positions where outputs have none.
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
-        named = named_in(inputs, context)
-        check_positions(named, self.padding)
+        task, padding = self._task, self.padding
+        named = context if isinstance(inputs, Tensor) else named_in(inputs, context)
+        if named:
+            check_positions(named, padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
-        task, padding, device = self._task, self.padding, first_tensor(hidden).device
-        if row_ids is None:
-            row_ids = torch.arange(size, device=device)
-        elif row_ids.is_floating_point() or row_ids.shape != (size,):
-            raise ArgumentError(
-                "row_ids",
-                expected=f"integers, shape ({size},)",
-                got=f"{row_ids.dtype} {tuple(row_ids.shape)}",
-                remedy="One id for each row.",
-            )
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         per_position = task is not None and task.per_position
@@ -350,7 +317,12 @@ class PonderWrapper(nn.Module):
             mask=mask if has_positions else None,
             policy_context=policy_context or {},
         )
-        return source, PolicyBatch(row_ids.to(device=device, dtype=torch.long), num_steps or self.num_steps, task)
+        if row_ids is None:
+            row_ids = torch.arange(size, device=source.device)
+        else:
+            check_rows("row_ids", row_ids, size)
+            row_ids = row_ids.to(source.device, torch.long)
+        return source, PolicyBatch(row_ids, num_steps or self.num_steps, task)
 
     def unroll(
         self,
@@ -648,13 +620,13 @@ class PonderWrapper(nn.Module):
                 got=repr(objective),
                 remedy="Wrap one shared step with one head, or use objectives.OneStep.",
             )
+        if not objective.draws_depth:
+            objective.depth(self.num_steps)  # which raises where it reads a step that is not there
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
         parts = [parameters_of(part) for part in (self.stem, *self.steps.fns) if part is not None]
-        own: frozenset[str] | None = getattr(
-            self.stem, "argument_names", None
-        )  # of a captured module: it takes no others
+        own: frozenset[str] | None = getattr(self.stem, "argument_names", None)  # a captured module takes no others
         named = own or {name for part in parts for name in part}
         takes_any = own is None and any(p.kind is p.VAR_KEYWORD for part in parts for p in part.values())
         for name in context.keys() - named:
@@ -667,6 +639,10 @@ class PonderWrapper(nn.Module):
                     remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
                 )
         self._context_names = frozenset({*self._context_names, *context})  # looked at once
+
+
+def _as_readout(readout: Readout | None, padding: Padding | None) -> ReadoutCall:
+    return readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
 
 
 def _is_frozen(part: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.capture import capture
 from ponder.model.padding import Padding
-from ponder.model.readouts import Pooled, Readout, ReadoutCall
+from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps
 from ponder.model.unroll import call_stem
 
@@ -85,15 +85,15 @@ def read_encoder(
         steps = Steps.of(encoder, num_steps)
     if isinstance(readout, str):
         check_choice("readout", readout, tuple(_POOLS))
-        chosen: Readout = Pooled(own, _POOLS[readout], padding)
+        chosen: Readout = ReadoutCall(own or readouts.identity, padding, _POOLS[readout])
     else:
         chosen = readout or own or readouts.identity
     features = _features_of(steps, stem, chosen, example)
     halting: Readout | None = None
     if per_position:
-        halting = Pooled(chosen, readouts.mean, padding)
+        halting = ReadoutCall(chosen, padding, readouts.mean)
     elif features.dim() == 3 and readout is None:
-        chosen = Pooled(own, readouts.mean, padding)
+        chosen = ReadoutCall(chosen, padding, readouts.mean)
         features = _features_of(steps, stem, chosen, example)
     if features.dim() != (3 if per_position else 2) or not features.is_floating_point():
         raise ArgumentError(
@@ -129,9 +129,9 @@ def main_input_of(example: Mapping[str, Any]) -> str:
 def _features_of(steps: Steps, stem: Callable[..., Tree] | None, readout: Readout, example: Any) -> Tensor:
     """Return the features of the example at the first step; nothing of the model changes."""
     inputs, context = as_call(example)
-    read = ReadoutCall(readout)
+    read = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
     parts = nn.ModuleList([steps, read, *([stem] if isinstance(stem, nn.Module) else [])])
     with evaluating(parts):
         hidden, context, _ = call_stem(stem, inputs, context)
         given = unwrap(context)
-        return read(steps(1, hidden, **given), read.reads(given))
+        return read(steps(1, hidden, **given), **given)

@@ -149,11 +149,14 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
         outputs = source.output().clone()  # a policy that writes into it changes no answer
-        readings["output"] = outputs if task is None else task.without_padding(outputs, source.mask)
+        readings["output"] = (
+            outputs if source.mask is None or task is None else task.without_padding(outputs, source.mask)
+        )
     if "features" in needs:
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
-    view = StepView(index, batch.num_steps, readings, task, _mask_of(source.mask, task, readings), context)
+    mask = None if source.mask is None else _mask_of(source.mask, task, readings)
+    view = StepView(index, batch.num_steps, readings, task, mask, context)
     exits, state = policy.decide(view, running.state)
     if not isinstance(exits, bool):
         if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
@@ -169,9 +172,9 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
     return exits, Running(index, state, log_survival)
 
 
-def _mask_of(mask: Tensor | None, task: Task | None, readings: Mapping[str, Tensor]) -> Tensor | None:
+def _mask_of(mask: Tensor, task: Task | None, readings: Mapping[str, Tensor]) -> Tensor | None:
     """Return the mask where what the policy reads has positions: outputs by their task, features by their shape."""
-    if mask is None or (task is not None and task.per_position):
+    if task is not None and task.per_position:
         return mask
     features = readings.get("features")
     return mask if features is not None and features.dim() > 2 and features.shape[1] == mask.shape[1] else None

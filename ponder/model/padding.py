@@ -27,6 +27,7 @@ __all__ = [
     "last_position",
     "named_in",
     "positions",
+    "real_positions",
     "with_lengths",
 ]
 
@@ -136,6 +137,9 @@ class Padding:
         named = {name: self.of_context(name) for name in inputs}
         return {name: self._of_input if along is None else with_lengths(along) for name, along in named.items()}
 
+    def _of_input(self, tensor: Tensor) -> Along | None:
+        return self.inputs if tensor.dim() > 1 else None
+
     def of_context(self, name: str) -> Along | None:
         """Return the lengths of a context value, or None."""
         own = Along((1,), fill=not self.real) if name == self.mask else None
@@ -177,13 +181,14 @@ def positions(hidden: Tree, contexts: Sequence[Mapping[str, Any]], padding: Padd
     """
     declared = padding or _DEFAULT
     for context in contexts:
-        real = _real(context, padding)
+        real = real_positions(context, padding)
         if real is not None and real.shape[1] == declared.width(hidden):
             return real
     return None
 
 
-def _real(context: Mapping[str, Any], padding: Padding | None = None) -> Tensor | None:
+def real_positions(context: Mapping[str, Any], padding: Padding | None = None) -> Tensor | None:
+    """Return the positions that are not padding, `(batch, length)` bool, by the declared mask or one that is known."""
     if padding is not None and padding.mask not in REAL:
         return padding.positions(context)
     for name, real in REAL.items():
@@ -205,7 +210,7 @@ def named_in(inputs: Tree, context: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def check_positions(context: Mapping[str, Any], padding: Padding | None) -> None:
     """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
-    real = _real(context, padding)
+    real = real_positions(context, padding)
     if real is None or torch.compiler.is_compiling():
         return
     filled = real.any(1)

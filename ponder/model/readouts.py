@@ -7,6 +7,7 @@ signature names (all of them where it takes `**context`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Padding
+from ponder.model.padding import REAL, Padding, real_positions
 from ponder.model.steps import FunctionModule, as_module, parameters_of
 
-__all__ = ["Pooled", "Readout", "ReadoutCall", "first_token", "identity", "last", "last_token", "mean"]
+__all__ = ["Readout", "ReadoutCall", "first_token", "identity", "last", "last_token", "mean"]
 
 Readout = Callable[..., Tensor]
 
@@ -55,10 +56,9 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_m
         >>> ponder.readouts.mean(states, attention_mask=torch.tensor([[1, 1, 0]]))
         tensor([[1., 2.]])
     """
-    real = _real(attention_mask, src_key_padding_mask)
-    if real is None:
+    if attention_mask is None and src_key_padding_mask is None:
         return hidden.mean(1)
-    weights = real.to(hidden.dtype).unsqueeze(-1)
+    weights = _real(attention_mask, src_key_padding_mask).to(hidden.dtype).unsqueeze(-1)
     fine = torch.promote_types(hidden.dtype, torch.float32)
     total = (hidden * weights).sum(1, dtype=fine)  # a sum over a long text overflows in half precision
     return (total / weights.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
@@ -74,9 +74,9 @@ def last_token(
         >>> ponder.readouts.last(states, attention_mask=torch.tensor([[1, 1, 0]]))
         tensor([[2., 3.]])
     """
-    real = _real(attention_mask, src_key_padding_mask)
-    if real is None:
+    if attention_mask is None and src_key_padding_mask is None:
         return hidden[:, -1]
+    real = _real(attention_mask, src_key_padding_mask)
     position = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), position]
 
@@ -84,69 +84,58 @@ def last_token(
 last = last_token
 
 
-class Pooled(nn.Module):
-    """Features with positions, pooled to one vector a row; `forward` is a readout.
+class ReadoutCall(nn.Module):
+    """A readout that is given exactly the context it names, and whose features may be pooled over the positions.
 
     Args:
-        readout: Hidden state to features with positions; None is the hidden state itself.
-        pool: `mean`, `last` or `first_token`.
-        padding: The mask of the context that says where padding is; those of the two known names where None.
+        readout: The user's readout; None is the identity for 2-D hidden states.
+        padding: The mask that says where padding is; where its name is not one of the two that readouts know, they
+            get it as `attention_mask`.
+        pool: `mean`, `last_token` or `first_token`, where features have positions and are to have none.
 
     Example:
-        >>> pooled = ponder.readouts.Pooled(None, ponder.readouts.mean)  # of features (batch, length, width)
+        >>> pooled = ponder.readouts.ReadoutCall(ponder.readouts.identity, pool=ponder.readouts.mean)
         >>> pooled(torch.randn(2, 3, 8), attention_mask=torch.tensor([[1, 1, 1], [1, 0, 0]])).shape
         torch.Size([2, 8])
     """
 
-    def __init__(self, readout: Readout | None, pool: Readout, padding: Padding | None = None) -> None:
-        super().__init__()
-        self.readout, self.pool = ReadoutCall(readout or identity), ReadoutCall(pool, padding)
-
-    def forward(self, hidden: Tree, **context: Any) -> Tensor:
-        """`(batch, length, …)` → `(batch, width)`."""
-        return self.pool(self.readout(hidden, self.readout.reads(context)), self.pool.reads(context))
-
-
-class ReadoutCall(nn.Module):
-    """A readout that is given exactly the context it names.
-
-    Args:
-        readout: The user's readout; None is the identity for 2-D hidden states.
-        padding: Of a mask with a name of its own, which readouts of this file know as `attention_mask`.
-    """
-
-    def __init__(self, readout: Readout | None, padding: Padding | None = None) -> None:
+    def __init__(self, readout: Readout | None, padding: Padding | None = None, pool: Readout | None = None) -> None:
         super().__init__()
         self.readout = as_module("readout", _two_dimensional if readout is None else readout)
+        self.padding, self.pool = padding, pool
         parameters = list(parameters_of(self.readout).values())
-        self._names = frozenset(p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD)
-        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        named = padding is not None and padding.mask not in REAL and padding.mask not in self._names
-        self._padding = padding if named and "attention_mask" in self._names else None
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = None if takes_all else frozenset(p.name for p in parameters[1:])
 
-    def forward(self, hidden: Tree, given: Mapping[str, Any]) -> Tensor:
-        """Return the features of `hidden`, batch first; `given` is what `reads` gave."""
+    def forward(self, hidden: Tree, **context: Any) -> Tensor:
+        """Return the features of `hidden`, batch first."""
+        return self.bind(context)(hidden)
+
+    def bind(self, context: Mapping[str, Any]) -> Callable[[Tree], Tensor]:
+        """Return the readout of hidden states in this context, in which masks are read once."""
+        names, padding, pool = self._names, self.padding, self.pool
+        given = context if names is None or not context else {n: v for n, v in context.items() if n in names}
+        if names and "attention_mask" in names and padding is not None and padding.mask not in REAL:
+            given = {"attention_mask": padding.positions(context), **given}
         readout = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
-        features: Tensor = readout(hidden, **given)
-        return features
-
-    def reads(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the part of `context` that the readout is given."""
-        if self._takes_all or not context:
-            return context
-        reads = {name: value for name, value in context.items() if name in self._names}
-        if self._padding is not None and "attention_mask" not in reads:
-            reads["attention_mask"] = self._padding.positions(context)
-        return reads
+        read = partial(readout, **given) if given else readout
+        if pool is None:
+            return read
+        pool = (
+            pool
+            if pool is first_token or not context
+            else partial(pool, attention_mask=real_positions(context, padding))
+        )
+        return pool if readout is identity else lambda hidden: pool(read(hidden))
 
     @property
     def known_name(self) -> str | None:
         """Name by which a readout of this file is known in another process; None of a user's own."""
-        if isinstance(self.readout, Pooled):
-            within, pool = self.readout.readout.known_name, self.readout.pool.known_name
-            return pool if within == "identity" else f"{pool} of {within}" if within and pool else None
         function = self.readout.fn if isinstance(self.readout, FunctionModule) else None
-        return "identity" if function is _two_dimensional else _NAMES.get(function)
+        name = _NAMES.get(function)
+        if self.pool is None or name is None:
+            return name
+        return _NAMES[self.pool] if name == "identity" else f"{_NAMES[self.pool]} of {name}"
 
 
 def _two_dimensional(hidden: Tree) -> Tensor:
@@ -160,10 +149,17 @@ def _two_dimensional(hidden: Tree) -> Tensor:
     )
 
 
-def _real(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:
+def _real(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor:
     if attention_mask is not None:
         return attention_mask != 0
-    return None if padding_mask is None else ~padding_mask.bool()
+    assert padding_mask is not None
+    return ~padding_mask.bool()
 
 
-_NAMES: dict[Any, str] = {identity: "identity", first_token: "first_token", mean: "mean", last_token: "last"}
+_NAMES: dict[Any, str] = {
+    identity: "identity",
+    _two_dimensional: "identity",
+    first_token: "first_token",
+    mean: "mean",
+    last_token: "last",
+}

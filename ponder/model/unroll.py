@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from ponder._utils.arrays import at_least_float32
 from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.model.heads import LambdaHead, PerStep
@@ -45,7 +44,7 @@ def call_stem(
     """
     hidden = inputs
     if stem is not None:
-        made = stem(inputs, **unwrap(context))
+        made = stem(inputs, **(unwrap(context) if context else {}))
         hidden = made
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict):
             hidden, after = made
@@ -95,8 +94,10 @@ class ModelSource:
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
         self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
+        first = self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
+        self.device = first.device
         if parts.check_finite:
-            self._rows = torch.arange(first_tensor(self.hidden).shape[0])
+            self._rows = torch.arange(first.shape[0])
         self._bind_context()
         if self.past is None:
             self.past = self._past_of_stem() if self.use_hazard else []
@@ -109,7 +110,7 @@ class ModelSource:
         self.step = step
         at = None
         if self.at is not None and self.parts.steps.index:
-            at = torch.tensor(self.at, device=first_tensor(self.hidden).device)
+            at = torch.tensor(self.at, device=self.device)
         self.hidden = self.run_step(step, self.hidden, at, **self._call)
         if self._rows is not None:
             _check_finite(self.hidden, step, self._rows)
@@ -121,15 +122,15 @@ class ModelSource:
     def features(self) -> Tensor:
         """See `Readings.features`."""
         if "features" not in self._cache:
-            self._cache["features"] = self._readout(self.hidden, self._read)
+            self._cache["features"] = self._read(self.hidden)
         return self._cache["features"]
 
     def halting_features(self) -> Tensor:
         """Return what the Lambda head reads of this step: the features, unless it has a readout of its own."""
-        if self._halting_readout is None:
+        if self._halting_read is None:
             return self.features()
         if "halting_features" not in self._cache:
-            self._cache["halting_features"] = self._halting_readout(self.hidden, self._halting_read)
+            self._cache["halting_features"] = self._halting_read(self.hidden)
         return self._cache["halting_features"]
 
     def output(self) -> Tensor:
@@ -144,24 +145,25 @@ class ModelSource:
             now, head = self.halting_features(), self._lambda_head
             assert head is not None  # policies and objectives were checked
             logit = head(torch.cat([now, *self.past], dim=-1) if self.past else now)
-            self._cache["hazard"] = at_least_float32(logit.reshape(now.shape[0]))
+            logit = logit.reshape(now.shape[0])
+            self._cache["hazard"] = logit if logit.dtype == torch.float64 else logit.float()
         return self._cache["hazard"]
 
     def output_of(self, index: Tensor | None) -> Tensor:
         """See `Source.output_of`."""
         if index is None:
             return self.output()
-        rows = index.to(first_tensor(self.hidden).device)
+        rows = index.to(self.device)
         if "output" in self._cache:
             return self._cache["output"][rows]
         if "features" in self._cache:
             return self.answer(self._cache["features"][rows], index)
-        given = unwrap(take_rows(self._readout.reads(self.context), rows))
-        return self.answer(self._readout(take_rows(self.hidden, rows), given), index)
+        context = unwrap(take_rows(self.context, rows)) if self.context else {}
+        return self.answer(self._readout.bind(context)(take_rows(self.hidden, rows)), index)
 
     def keep(self, index: Tensor) -> None:
         """See `Source.keep`."""
-        rows = index.to(first_tensor(self.hidden).device)
+        rows = index.to(self.device)
         if self.lengths is not None and self._padding is not None:
             before, self.lengths = int(self.lengths.max()), self.lengths[index]
             if (length := int(self.lengths.max())) < before:
@@ -172,7 +174,8 @@ class ModelSource:
         if self.context:
             self.context = take_rows(self.context, rows)
             self._bind_context()
-        self.past = [each[rows] for each in self.past or ()]
+        if self.past:
+            self.past = [each[rows] for each in self.past]
         self.mask = None if self.mask is None else self.mask[rows]
         if self.policy_context:
             self.policy_context = take_rows(self.policy_context, rows)
@@ -199,9 +202,9 @@ class ModelSource:
 
     def _bind_context(self) -> None:
         """Make what steps and readouts are called with; it serves as long as the rows stay."""
-        self._call = unwrap(self.context)
-        self._read = self._readout.reads(self._call)
-        self._halting_read = {} if self._halting_readout is None else self._halting_readout.reads(self._call)
+        self._call = unwrap(self.context) if self.context else {}
+        self._read = self._readout.bind(self._call)
+        self._halting_read = None if self._halting_readout is None else self._halting_readout.bind(self._call)
 
     def _past_of_stem(self) -> list[Tensor]:
         head = self._lambda_head
@@ -246,6 +249,7 @@ def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_featur
         torch.clear_autocast_cache()
     parts, use_hazard = source.parts, source.use_hazard
     late_outputs, late_hazards = _one_call(parts.head), use_hazard and _one_call(parts.lambda_head)
+    own_halting = parts.halting_readout is not None
     past = source.next_past() if source.step else source.past or []  # of the first step that is recorded
     if late_hazards:
         source.past = []  # the features of all steps will be here
@@ -258,7 +262,7 @@ def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_featur
         if late_outputs or keep_features:
             features.append(of_step.clone())  # no view, by which the hidden state would stay alive
         if late_hazards:
-            halting.append(source.halting_features().clone())
+            halting.append((source.halting_features() if own_halting else of_step).clone())
         elif use_hazard:
             hazards.append(source.hazard_logit())
         if not late_outputs:
@@ -266,7 +270,8 @@ def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_featur
     stacked = torch.stack(features, dim=1) if features else None
     if late_hazards:
         logits = _of_all_steps(parts.lambda_head, _with_history(past, halting))
-        hazards = list(at_least_float32(logits).reshape(-1, num_steps).unbind(1))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        hazards = list(logits.reshape(-1, num_steps).unbind(1))
     return StepRecord(
         outputs=_of_all_steps(source.answer, stacked) if late_outputs else torch.stack(outputs, dim=1),
         hazard_logits=torch.stack(hazards, dim=1) if hazards else None,
@@ -296,7 +301,7 @@ def checkpointed(steps: Steps) -> Callable[..., Tree]:
 
 def _one_call(head: nn.Module | None) -> bool:
     """Whether a head may be called once with the rows of all steps: not one that takes statistics over its rows."""
-    return head is not None and not any(isinstance(part, PerStep | _NormBase) for part in head.modules())
+    return head is not None and not [part for part in head.modules() if isinstance(part, PerStep | _NormBase)]
 
 
 def _of_all_steps(head: Callable[[Tensor], Tensor] | None, features: Tensor | None) -> Tensor:
