@@ -51,7 +51,7 @@ class StepDistribution(Distribution):
     has_enumerate_support = True
 
     def __init__(self, log_pmf: Tensor, validate_args: bool | None = None) -> None:
-        self.log_pmf = at_least_float32(log_pmf)
+        self.log_pmf: Tensor = at_least_float32(log_pmf)
         half = self.log_pmf.dtype != log_pmf.dtype
         super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
         if self._validate_args:

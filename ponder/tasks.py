@@ -210,7 +210,7 @@ class Task(ABC):
 
     def _certainty(self, outputs: Tensor) -> Tensor:
         """Return the probability of each prediction, `(batch, steps, …)`."""
-        return softmax(outputs).amax(-1)  # type: ignore[no-any-return]
+        return softmax(outputs).amax(-1)
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
@@ -259,7 +259,7 @@ class Classification(_Smoothable):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = at_least_float32(outputs)
         if labels.is_floating_point() and not self.label_smoothing and self.weight is None:
-            return -weighted(labels, outputs.log_softmax(-1)).sum(-1)  # type: ignore[no-any-return] # logits of −inf
+            return -weighted(labels, outputs.log_softmax(-1)).sum(-1)  # logits may be −inf
         weight = None if self.weight is None else outputs.new_tensor(self.weight)
         return _cross_entropy(outputs, labels, weight=weight, label_smoothing=self.label_smoothing)
 
@@ -310,8 +310,8 @@ class TokenClassification(_Smoothable):
         if taught is None:
             return _divergence(student, teacher, temperature, dim=-1).mean(1)
         student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))  # NaN in padding
-        each = _divergence(student, teacher, temperature, dim=-1)
-        return each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
+        count: Tensor = taught.flatten(1).sum(1).clamp(min=1)
+        return _divergence(student, teacher, temperature, dim=-1).sum(1) / count
 
 
 class Multilabel(_Smoothable):
@@ -333,8 +333,8 @@ class Multilabel(_Smoothable):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         known, xp = labels != IGNORED_LABEL, namespace(outputs)
         target = xp.where(known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0)
-        each = xp.where(known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0)
-        return each.sum(-1) / known.sum(-1).clamp(min=1)  # type: ignore[no-any-return]
+        each: Tensor = xp.where(known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0)
+        return each.sum(-1) / known.sum(-1).clamp(min=1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2:
@@ -353,7 +353,7 @@ class Multilabel(_Smoothable):
         return labels > 0.5, labels != IGNORED_LABEL
 
     def _certainty(self, outputs: Tensor) -> Tensor:
-        return at_least_float32(outputs).abs().sigmoid()  # type: ignore[no-any-return]
+        return at_least_float32(outputs).abs().sigmoid()
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = at_least_float32(student) / temperature, at_least_float32(teacher) / temperature
@@ -377,7 +377,8 @@ class Regression(Task):
         return None
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1).mean(1)
+        errors: Tensor = _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1)
+        return errors.mean(1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         single = outputs.ndim == 2 and outputs.shape[-1] == 1
@@ -441,7 +442,7 @@ class Span(Task):
         return outputs.argmax(-2)
 
     def _certainty(self, outputs: Tensor) -> Tensor:
-        return at_least_float32(outputs).softmax(-2).amax(-2)  # type: ignore[no-any-return]
+        return at_least_float32(outputs).softmax(-2).amax(-2)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))
@@ -571,20 +572,20 @@ def _parts(array: Array, kept: int) -> Array:
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    cross_entropy: Any = namespace(outputs).nn.functional.cross_entropy
-    return cross_entropy(outputs, labels, reduction="none", **options)  # type: ignore[no-any-return]
+    cross_entropy: Callable[..., Tensor] = namespace(outputs).nn.functional.cross_entropy
+    return cross_entropy(outputs, labels, reduction="none", **options)
 
 
 def _binary_cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    binary: Any = namespace(outputs).nn.functional.binary_cross_entropy_with_logits
-    return binary(outputs, target, reduction="none")  # type: ignore[no-any-return]
+    binary: Callable[..., Tensor] = namespace(outputs).nn.functional.binary_cross_entropy_with_logits
+    return binary(outputs, target, reduction="none")
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     """Return T² KL(teacher ‖ student) of logits over a dimension (Hinton et al. 2015); logits of −inf teach nothing."""
     log_student = (at_least_float32(student) / temperature).log_softmax(dim)
     log_teacher = (at_least_float32(teacher) / temperature).log_softmax(dim)
-    return temperature**2 * weighted(log_teacher.exp(), log_teacher - log_student).sum(dim)  # type: ignore[no-any-return]
+    return temperature**2 * weighted(log_teacher.exp(), log_teacher - log_student).sum(dim)
 
 
 def _check_shape(labels: Tensor, shape: Sequence[int]) -> None:

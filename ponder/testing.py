@@ -450,10 +450,10 @@ def _check_stream(case: _Case, whole: Trajectory) -> None:
         futures = [engine.submit(example, row_id=row) for row, example in enumerate(examples)]
     for row, answer in enumerate(future.result() for future in futures):
         own = expected.outputs[row]
-        own = own[: len(answer.outputs)] if case.model.padding is not None and own.dim() else own
+        own = own[: len(answer.output)] if case.model.padding is not None and own.dim() else own
         _require(
-            answer.exit_step == int(expected.exit_step[row]) and _close(answer.outputs, own),
-            f"row {row} of a stream, which exited at step {answer.exit_step}, is {_apart(answer.outputs, own)} from "
+            answer.exit_step == int(expected.exit_step[row]) and _close(answer.output, own),
+            f"row {row} of a stream, which exited at step {answer.exit_step}, is {_apart(answer.output, own)} from "
             "the batch; steps must read index of each row, and ponder.Padding say what has a length",
         )
 

@@ -116,13 +116,10 @@ class Trajectory:
             raise PonderError("The model has no Lambda head: build it with lambda_head=ponder.LambdaHead(width).")
         return StepDistribution.from_hazard_logits(self.hazard_logits)
 
-    # Policies.
-
     @property
     def batch(self) -> PolicyBatch:
         """The rows, as policies see them."""
-        task = self.task_object or (None if self.task is None else task_named(self.task))
-        return PolicyBatch(self.row_ids, self.num_steps, task)
+        return PolicyBatch(self.row_ids, self.num_steps, self.task_object or task_named(self.task))
 
     def check(self, policy: ExitPolicy) -> None:
         """Raise where `policy` cannot be replayed on this record."""
@@ -160,7 +157,8 @@ class Trajectory:
     def scores(self, policy: ExitPolicy, free: ExitPolicy | None = None) -> NDArray[np.float64]:
         """Return the readiness of `policy` to exit, `(rows, steps)`; see `ExitPolicy.scores`."""
         self.check(policy)
-        return policy.scores(self, free)
+        scores: NDArray[np.float64] = policy.scores(self, free)
+        return scores
 
     def sweep(self, policies: Any, grid: Any = None, **options: Any) -> Curve:
         """Try every value of a threshold; see `ponder.calibration.sweep`.
@@ -171,8 +169,6 @@ class Trajectory:
             3
         """
         return sweep(self, policies, grid, **options)
-
-    # Answers against full depth, and against labels: arrays of NumPy.
 
     def agreement(self) -> NDArray[np.bool_]:
         """Return whether the answer of each step is that of full depth, `(rows, steps)`; padding does not count.
@@ -237,7 +233,8 @@ class Trajectory:
         return _array(each.masked_fill(~self._answered(), 1.0).clamp(min=low))
 
     def _read_outputs(self) -> Tensor:
-        return self.meaning.without_padding(self.outputs, self.mask)  # type: ignore[no-any-return]
+        outputs: Tensor = self.meaning.without_padding(self.outputs, self.mask)
+        return outputs
 
     def _answered(self) -> Tensor:
         """Return where outputs are no NaN, `(batch, steps)` bool."""
@@ -248,10 +245,9 @@ class Trajectory:
         if self.labels is None:
             remedy = "Record them: model.unroll(inputs, labels=labels)."
             raise ArgumentError("trajectory", expected="labels", got="a trajectory without", remedy=remedy)
-        labels = self.labels.to(self.outputs.device)
-        return self.meaning.inside(self.meaning.check(self.outputs[:, -1], labels), self.mask)  # type: ignore[no-any-return]
-
-    # Tensors.
+        checked = self.meaning.check(self.outputs[:, -1], self.labels.to(self.outputs.device))
+        labels: Tensor = self.meaning.inside(checked, self.mask)
+        return labels
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name; those of `policy_context` as ``policy_context.NAME``."""
@@ -339,15 +335,16 @@ class Trajectory:
         return dataclasses.replace(self, **own, policy_context=given or None)
 
 
-@dataclass(frozen=True)
 class _Reader(ExitPolicy):
     """Keeps every row, and what it was shown last."""
 
+    view: StepView
+
     def __init__(self, needs: frozenset[str]) -> None:
-        object.__setattr__(self, "needs", needs)
+        self.needs = needs
 
     def decide(self, step: StepView, state: Any) -> tuple[bool, Any]:
-        object.__setattr__(self, "view", step)
+        self.view = step
         return False, state
 
 
@@ -373,7 +370,7 @@ class _RecordedSource:
 
     def hazard_logit(self) -> Tensor:
         assert self.trajectory.hazard_logits is not None  # the policy was checked
-        return at_least_float32(self.trajectory.hazard_logits[self.rows, self.step - 1])  # type: ignore[no-any-return]
+        return at_least_float32(self.trajectory.hazard_logits[self.rows, self.step - 1])
 
     def output_of(self, index: Tensor | None) -> Tensor:
         rows = self.rows if index is None else self.rows[index.to(self.rows.device)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar, cast
 
+A = TypeVar("A")
 __all__ = ["at_least_float32", "namespace", "softmax", "weighted"]
 
 
@@ -15,24 +16,24 @@ def namespace(x: Any) -> Any:
     return torch if torch is not None and isinstance(x, torch.Tensor) else import_module("numpy")
 
 
-def at_least_float32(x: Any) -> Any:
+def at_least_float32(x: A) -> A:
     """Convert to float32 what is neither float32 nor float64: the precision of all statistics."""
-    xp = namespace(x)
-    if x.dtype in (xp.float32, xp.float64):
+    xp, given = namespace(x), cast(Any, x)
+    if given.dtype in (xp.float32, xp.float64):
         return x
-    return x.astype("float32") if xp.__name__ == "numpy" else x.float()
+    return cast(A, given.astype("float32") if xp.__name__ == "numpy" else given.float())
 
 
-def softmax(x: Any) -> Any:
+def softmax(x: A) -> A:
     """Return the softmax over the last dimension, in float32 or float64."""
-    x, xp = at_least_float32(x), namespace(x)
+    xp, given = namespace(x), cast(Any, at_least_float32(x))
     if xp.__name__ == "torch":
-        return x.softmax(-1)
-    powers = xp.exp(x - x.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+        return cast(A, given.softmax(-1))
+    powers = xp.exp(given - given.max(-1, keepdims=True))
+    return cast(A, powers / powers.sum(-1, keepdims=True))
 
 
-def weighted(weight: Any, value: Any) -> Any:
+def weighted(weight: A, value: A) -> A:
     """Return weight · value, and 0 (with zero gradient) where the weight is 0 and the value may be infinite."""
     xp, inside = namespace(weight), weight != 0
-    return xp.where(inside, weight * xp.where(inside, value, 0.0), 0.0)
+    return cast(A, xp.where(inside, weight * xp.where(inside, value, 0.0), 0.0))

@@ -242,7 +242,7 @@ def test_labels_show_the_task_of_a_model_that_names_none() -> None:
     outputs = torch.randn(4, 3, 1)
     numbers = Trajectory(outputs, None, torch.arange(4), labels=torch.randn(4))
     assert numbers.meaning.name == "regression"
-    assert numbers.batch.task is None or numbers.batch.task.classes  # as the model's policies saw it
+    assert numbers.batch.task.classes  # as the policies of the model saw it
     with pytest.raises(ArgumentError, match="right or wrong"):
         numbers.correct()
     with pytest.raises(ArgumentError, match=r"Record them: model.unroll\(inputs, labels=labels\)"):
