@@ -136,35 +136,32 @@ class StepView:
     @property
     def hazard(self) -> Array:
         """The hazard λ_n of the step, `(batch,)`."""
-        return self._read("hazard")
+        return self.readings["hazard"] if "hazard" in self.readings else _undeclared("hazard")
 
     @property
     def cdf(self) -> Array:
         """The probability P(stop at n or before), `(batch,)`; comes with the hazard."""
-        return self._read("cdf")
+        return self.readings["cdf"] if "cdf" in self.readings else _undeclared("cdf")
 
     @property
     def survival(self) -> Array:
         """The probability P(not stopped before n), `(batch,)`; comes with the hazard."""
-        return self._read("survival")
+        return self.readings["survival"] if "survival" in self.readings else _undeclared("survival")
 
     @property
     def output(self) -> Array:
         """The head's outputs at this step, `(batch, …)`."""
-        return self._read("output")
+        return self.readings["output"] if "output" in self.readings else _undeclared("output")
 
     @property
     def features(self) -> Array:
         """The readout's features at this step, `(batch, …)`."""
-        return self._read("features")
+        return self.readings["features"] if "features" in self.readings else _undeclared("features")
 
     @property
     def context(self) -> Mapping[str, Array]:
         """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
         return _undeclared("context") if self.policy_context is None else self.policy_context
-
-    def _read(self, name: str) -> Any:
-        return self.readings[name] if name in self.readings else _undeclared(name)
 
 
 def _task(task: Task | str | None) -> Task:

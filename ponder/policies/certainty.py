@@ -200,9 +200,10 @@ def require_classes(policy: ThresholdPolicy, spec: ModelSpec) -> None:
 
 def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:
     """Return the outputs of a step, which have to be class logits: of one output there is no entropy."""
-    if not step.task.fits(step.output):
-        raise _no_classes(policy, f"outputs of shape {tuple(step.output.shape)}")
-    return step.output
+    output = step.output
+    if not step.task.fits(output):
+        raise _no_classes(policy, f"outputs of shape {tuple(output.shape)}")
+    return output
 
 
 def _no_classes(policy: ThresholdPolicy, got: str) -> ArgumentError:
