@@ -1,7 +1,7 @@
 """Tasks: what outputs and labels mean. Every question about an answer is asked here.
 
-A task gives the loss of an answer, what is predicted, whether two predictions are the same, whether one is right, and
-how sure the head is of it. Policies, scores, risks and plots ask the task object, and know no task by its name.
+A task gives the loss of an answer, what is predicted, whether two predictions are the same, and whether one is right.
+Policies, scores, risks and plots ask the task object, and know no task by its name.
 
 A class label of −100 is no label, as in PyTorch: its row or token counts for nothing in the loss and its gradient.
 Questions about predictions take NumPy arrays as well as tensors (a cascade has no torch); losses take tensors.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from ponder._utils.arrays import at_least_float32, namespace, softmax, weighted
+from ponder._utils.arrays import at_least_float32, namespace, weighted
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError, ArgumentTypeError
 
@@ -153,10 +153,9 @@ class Task(ABC):
             apart = xp.where(counted, apart, 0.0)
         if self.numbers:
             return xp.amax(_parts(apart, 1), -1)
-        size = math.prod(apart.shape[1:])
-        return _parts(apart, 1).sum(-1) / (
-            size if counted is None else _parts(xp.broadcast_to(counted, apart.shape), 1).sum(-1)
-        )
+        if counted is None:
+            return _parts(apart, 1).mean(-1)
+        return _parts(apart, 1).sum(-1) / _parts(xp.broadcast_to(counted, apart.shape), 1).sum(-1)
 
     def agreement(self, outputs: Array, mask: Mask = None) -> Array:
         """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
@@ -179,19 +178,6 @@ class Task(ABC):
         """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`: higher is better."""
         return _double(self.correct(outputs, labels))
 
-    def confidences(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probability of each prediction, and whether it is right: both `(predictions, steps)`.
-
-        A prediction is a row, or one label or one labelled token of a row.
-
-        Args:
-            outputs: Outputs of all steps, `(batch, steps, …)`.
-            labels: Labels, batch first.
-        """
-        answers, known = self._answers(labels)
-        right = self.predictions(outputs) == answers[:, None]
-        return self._certainty(outputs).movedim(1, -1)[known], right.movedim(1, -1)[known]
-
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         """Return losses, `(rows,)`, of outputs against the teacher's outputs of the same rows.
 
@@ -207,10 +193,6 @@ class Task(ABC):
     def _answers(self, labels: Array) -> tuple[Array, Array]:
         """Return the predictions that labels ask for, and which of them are known."""
         return labels, labels != IGNORED_LABEL
-
-    def _certainty(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each prediction, `(batch, steps, …)`."""
-        return softmax(outputs).amax(-1)
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
@@ -352,9 +334,6 @@ class Multilabel(_Smoothable):
     def _answers(self, labels: Array) -> tuple[Array, Array]:
         return labels > 0.5, labels != IGNORED_LABEL
 
-    def _certainty(self, outputs: Tensor) -> Tensor:
-        return at_least_float32(outputs).abs().sigmoid()
-
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = at_least_float32(student) / temperature, at_least_float32(teacher) / temperature
         return temperature**2 * _binary_cross_entropy(student, teacher.sigmoid()).mean(-1)
@@ -440,9 +419,6 @@ class Span(Task):
 
     def predictions(self, outputs: Array) -> Array:
         return outputs.argmax(-2)
-
-    def _certainty(self, outputs: Tensor) -> Tensor:
-        return at_least_float32(outputs).softmax(-2).amax(-2)
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
         student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ponder._utils.arrays import at_least_float32
 from ponder._utils.checks import check_type
 from ponder._utils.files import read_tensors, write_tensors
-from ponder._utils.trees import check_rows, take_rows
+from ponder._utils.trees import take_rows
 from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, CheckpointError, PonderError
@@ -31,7 +31,6 @@ __all__ = ["Trajectory"]
 
 _FORMAT = "ponder-trajectory-2"
 _CONTEXT = "policy_context."
-_BY_STEP = ("outputs", "hazard_logits", "features")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +71,17 @@ class Trajectory:
     content_ids: bool = False
 
     def __post_init__(self) -> None:
-        check_rows("trajectory", self.tensors(), self.outputs.shape[0])
-        steps = {name: tensor.shape[1] for name, tensor in self.tensors().items() if name in _BY_STEP}
-        if len(set(steps.values())) > 1:
-            expected, remedy = "the same steps of all tensors, (batch, steps, …)", "Take the same steps of all of them."
-            raise ArgumentError("trajectory", expected=expected, got=f"numbers of steps {steps}", remedy=remedy)
+        steps = self.outputs.shape[:2]
+        hazards, features, mask = self.hazard_logits, self.features, self.mask
+        if (  # no loop, since a trajectory is made in every training step
+            self.row_ids.shape != steps[:1]
+            or (hazards is not None and hazards.shape != steps)
+            or (features is not None and features.shape[:2] != steps)
+            or (mask is not None and mask.shape[:1] != steps[:1])
+        ):
+            got = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+            expected, remedy = "tensors (batch, steps, …) of the same rows and steps", "Take the same of all of them."
+            raise ArgumentError("trajectory", expected=expected, got=got, remedy=remedy)
 
     def __len__(self) -> int:
         return self.outputs.shape[0]

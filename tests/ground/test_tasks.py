@@ -157,16 +157,6 @@ def test_a_teacher_teaches_its_answer_and_no_padding(name: str) -> None:
         torch.testing.assert_close(task.distillation_losses(noise, teacher, 2.0, mask), losses)
 
 
-@pytest.mark.parametrize("name", ["classification", "multilabel", "token_classification", "span"])
-def test_confidences_are_of_labelled_predictions(name: str) -> None:
-    task, (outputs, labels) = task_named(name), sample(name)
-    probability, right = task.confidences(outputs, task.check(outputs[:, 0], labels))
-    assert probability.shape == right.shape == (int((labels != IGNORED_LABEL).sum()), STEPS)
-    assert bool(((probability > 0) & (probability <= 1)).all())
-    if name == "classification":
-        torch.testing.assert_close(probability, outputs.softmax(-1).amax(-1))
-
-
 def test_soft_labels_and_weights_of_classes() -> None:
     outputs, labels = sample("classification")
     soft = F.one_hot(labels, CLASSES).float()

@@ -128,10 +128,9 @@ def test_map_takes_rows_and_keeps_integers() -> None:
 
 def test_tensors_must_be_of_the_same_rows_and_steps() -> None:
     outputs = torch.randn(3, 2, 4)
-    with pytest.raises(ArgumentError, match="numbers of steps"):
-        Trajectory(outputs, torch.randn(3, 3), torch.arange(3))
-    with pytest.raises(ArgumentError, match="row_ids"):
-        Trajectory(outputs, None, torch.arange(4))
+    for hazards, ids in ((torch.randn(3, 3), torch.arange(3)), (None, torch.arange(4))):
+        with pytest.raises(ArgumentError, match="of the same rows and steps"):
+            Trajectory(outputs, hazards, ids)
 
 
 # -- policies ----------------------------------------------------------------------------------------------------
