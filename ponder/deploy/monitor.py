@@ -1,0 +1,322 @@
+r"""The audit of a promise: a share of the answers is computed again at full depth, after they were given.
+
+An e-process tests "at most m of the answers differ" (Waudby-Smith & Ramdas 2020, "Estimating means of bounded random
+variables by betting", Sections 4 and 5.3). Its wealth W_t = Π_i (1 + λ (x_i − m)), with x_i = 1 for a disagreement, is
+a nonnegative supermartingale from 1 while the promise holds, and P(some W_t ≥ 1/δ) ≤ δ (Ville 1939): one may look
+after every audit, for years. With the bet λ = (q − m) / (m (1 − m)) each factor is the likelihood ratio of q against m; the
+wealth is a mixture over a few q, written by the ratio r of their odds: r^x / (1 + (r − 1) m).
+
+A test that bets all from the first day has lost nearly everything when a shift comes a year later. So the mixture has
+a delayed start: half of the wealth bets from the first audit on, and the rest joins a little at each audit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ponder._utils.checks import check_real, check_share
+from ponder._utils.files import replace_text
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.policies.base import ExitPolicy, LastStep
+
+__all__ = ["Audit", "StepBack", "Watch", "audits_needed", "confidence_sequence"]
+
+_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class StepBack:
+    """The end of a stage: its promise can no longer be held.
+
+    Args:
+        stage: Number of the stage, from 0.
+        audits: Number of its audits.
+        disagreements: Audited answers that differed from full depth.
+        low: Lowest disagreement that the audits leave possible by `confidence_sequence`, which is two-sided and proves
+            less than the e-process: often the level is above it.
+        high: Highest.
+        statement: The same in words.
+    """
+
+    stage: int
+    audits: int
+    disagreements: int
+    low: float
+    high: float
+    statement: str
+
+
+class Audit:
+    """Audit of a share of the answers against the promise that at most `level` of them differ from full depth.
+
+    It asks for audits (`chosen`), takes their outcome (`record`) and ends a stage where the promise can no longer be
+    held. As long as at most `level` of the answers differ, given those before, a stage ends with probability
+    1 − `confidence` at most, over all time.
+
+    Args:
+        level: The share of answers that may differ, in (0, 1).
+        confidence: The least probability with which no stage ends while the promise holds, in (0, 1).
+        share: The share of answers that is audited, in (0, 1]; an audit costs a full-depth answer.
+        seed: Seed by which the audited answers are drawn.
+
+    Example:
+        >>> audit = ponder.monitor.Audit(level=0.01, confidence=0.95, share=0.5)
+        >>> sum(audit.chosen() for _ in range(1000))
+        524
+        >>> audit.record(True), audit.record(True).disagreements  # the second disagreement in two audits is too many
+        (None, 2)
+    """
+
+    def __init__(self, level: float = 0.01, confidence: float = 0.95, share: float = 0.01, *, seed: int = 0) -> None:
+        check_share("level", level)
+        check_share("confidence", confidence)
+        check_real("share", share, 0.0, 1.0, open_low=True)
+        self.level, self.confidence, self.share, self.seed = level, confidence, share, seed
+        self.answers = self.stage = 0
+        self._begin_stage()
+
+    @property
+    def wealth(self) -> float:
+        """The wealth of the e-process; at 1 / (1 − confidence) the stage ends."""
+        return math.fsum(self._bets) + _reserve(self.audits)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest disagreement that this stage's audits leave possible; see `confidence_sequence`."""
+        return confidence_sequence(self.disagreements, self.audits, self.confidence)
+
+    def chosen(self) -> bool:
+        """Count one answer, and say whether it is to be audited: a draw that does not look at the answer."""
+        drawn = _mix(_mix(self.seed + _GAMMA) + self.answers * _GAMMA) * 2.0**-64
+        self.answers += 1
+        return drawn < self.share
+
+    def record(self, disagrees: bool) -> StepBack | None:
+        """Take the outcome of an audit, and return the end of the stage where the promise can no longer be held.
+
+        Args:
+            disagrees: Whether the answer that was given differs from the one at full depth.
+        """
+        joining = (_reserve(self.audits) - _reserve(self.audits + 1)) / len(_RATIOS)
+        self._bets = [
+            bet * (ratio if disagrees else 1.0) / (1.0 + (ratio - 1.0) * self.level) + joining
+            for ratio, bet in zip(_RATIOS, self._bets, strict=True)
+        ]
+        self.audits, self.disagreements = self.audits + 1, self.disagreements + bool(disagrees)
+        if self.wealth * (1.0 - self.confidence) < 1.0:
+            return None
+        low, high = self.bounds
+        end = StepBack(
+            stage=self.stage,
+            audits=self.audits,
+            disagreements=self.disagreements,
+            low=low,
+            high=high,
+            statement=f"the promise that at most {rounded_up(self.level)} of the answers differ from full depth can no "
+            f"longer be held: {self.disagreements} of {self.audits} audited answers differ (confidence "
+            f"{rounded_down(self.confidence)}; two-sided interval {rounded_down(low, 4)} to {rounded_up(high, 4)})",
+        )
+        self.stage += 1
+        self._begin_stage()
+        return end
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return settings and state in plain JSON types: an audit that goes on from there decides as this one does."""
+        names = ("level", "confidence", "share", "seed", "answers", "stage", "audits", "disagreements")
+        return {**{name: getattr(self, name) for name in names}, "bets": list(self._bets)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the audit that `to_dict` described."""
+        try:
+            audit = cls(data["level"], data["confidence"], data["share"], seed=data["seed"])
+            for name in ("answers", "stage", "audits", "disagreements"):
+                setattr(audit, name, int(data[name]))
+            audit._bets = [float(bet) for bet in data["bets"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the saved audit cannot be read: {error!r}.") from error
+        return audit
+
+    def __repr__(self) -> str:
+        return (
+            f"Audit(level={rounded_up(self.level)}, confidence={rounded_down(self.confidence)}, share={self.share:g}; "
+            f"stage {self.stage}: {self.disagreements} of {self.audits} differ, wealth {self.wealth:.3g})"
+        )
+
+    def _begin_stage(self) -> None:
+        self.audits = self.disagreements = 0
+        self._bets = [0.5 / len(_RATIOS)] * len(_RATIOS)
+
+
+class Watch:
+    """A promise on live traffic: policies from the cheapest to the safest, an audit, and its state in a JSON file.
+
+    The first policy answers until its stage ends, then the next, and full depth after the last. Any thread may call it.
+
+    Args:
+        policies: The policies, from the cheapest to the safest.
+        audit: The promise, and the share of the answers that is audited.
+        path: A JSON file in which the state survives a restart; None for none.
+        on_step_back: Called with every `StepBack`.
+
+    Example:
+        >>> order = [policies.Confidence(0.8), policies.Confidence(0.95)]
+        >>> watch = ponder.monitor.Watch(order, ponder.monitor.Audit(level=0.01, share=1.0))
+        >>> for answer in range(3):
+        ...     stage = watch.stage  # of the policy that gives this answer
+        ...     if watch.chosen(stage):
+        ...         watch.record(True, stage)  # another answer than at full depth
+        >>> watch.policy  # the first one's promise could not be held
+        Confidence(threshold=0.95)
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[ExitPolicy],
+        audit: Audit,
+        path: str | Path | None = None,
+        on_step_back: Callable[[StepBack], object] | None = None,
+    ) -> None:
+        self.policies, self.audit, self.on_step_back = tuple(policies), audit, on_step_back
+        self.path, self._lock = None if path is None else Path(path), threading.Lock()
+        self._described = [policy.to_dict() for policy in self.policies]
+        if self.path is not None and self.path.exists():
+            self._resume(self.path)
+        self._save()  # a place that cannot be written fails at once
+
+    @property
+    def stage(self) -> int:
+        """Number of the policy that answers now, from 0; a step back is for good."""
+        return self.audit.stage
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy that answers now; full depth after the last."""
+        stage = self.stage
+        return self.policies[stage] if stage < len(self.policies) else LastStep()
+
+    def chosen(self, stage: int) -> bool:
+        """Count an answer that the policy of `stage` gives, and say whether it is to be audited."""
+        with self._lock:
+            return self.audit.chosen() and stage == self.stage < len(self.policies)
+
+    def record(self, disagrees: bool, stage: int) -> None:
+        """Take the outcome of an audit; an answer of a policy that was stepped back from says nothing of this one.
+
+        Args:
+            disagrees: Whether the answer that was given differs from the one at full depth.
+            stage: The stage in which it was given.
+        """
+        with self._lock:
+            end = self.audit.record(disagrees) if stage == self.stage < len(self.policies) else None
+            self._save()
+        if end is not None and self.on_step_back is not None:
+            self.on_step_back(end)
+
+    def _resume(self, path: Path) -> None:
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            audit, policies = Audit.from_dict(saved["audit"]), saved["policies"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no state of an audit ({error}).") from error
+        if policies != self._described or (audit.level, audit.confidence) != (self.audit.level, self.audit.confidence):
+            raise ArgumentError(
+                "path",
+                expected="the state of these policies and of this promise",
+                got=f"that of others, in {path}",
+                remedy="Give each promise a file of its own, or delete this one to begin anew.",
+            )
+        self.audit = audit
+
+    def _save(self) -> None:
+        if self.path is not None:
+            replace_text(self.path, json.dumps({"policies": self._described, "audit": self.audit.to_dict()}, indent=1))
+
+
+def audits_needed(level: float, confidence: float, disagreement: float, *, after: int = 0) -> float:
+    r"""Return a bound on the mean number of audits until a rise of the disagreement above the level is noticed.
+
+    The wealth w that bets at the shift has to grow to 1/δ by the best of the bets, whose logarithm grows by
+    g(q) = p log(q/m) + (1 − p) log((1 − q)/(1 − m)) an audit in the mean: log(1/(δ w)) / max_q g(q), and one overshoot,
+    log(q/m), more (Wald 1945). It is infinite where no bet grows.
+
+    Args:
+        level: m, the promised disagreement.
+        confidence: 1 − δ.
+        disagreement: p, the disagreement after the shift; above the level.
+        after: Number of audits before the shift.
+
+    Example:
+        >>> round(ponder.monitor.audits_needed(0.01, 0.95, 0.03))
+        520
+    """
+    check_share("level", level)
+    check_share("confidence", confidence)
+    check_real("disagreement", disagreement, level, 1.0, open_low=True)
+    betting = 0.5 if after == 0 else _reserve(after) - _reserve(after + 1)
+    needed = math.log(len(_RATIOS) / ((1.0 - confidence) * betting))
+
+    def audits(ratio: float) -> float:
+        price = math.log1p((ratio - 1.0) * level)
+        growth = disagreement * math.log(ratio) - price
+        return (needed + math.log(ratio) - price) / growth if growth > 0.0 else math.inf
+
+    return min(map(audits, _RATIOS))
+
+
+def confidence_sequence(disagreements: int, audits: int, confidence: float) -> tuple[float, float]:
+    r"""Return the lowest and the highest disagreement that the audits leave possible, at every time at once.
+
+    The mixture over all q by Jeffreys's prior has the closed form
+    W(m) = B(k + ½, n − k + ½) / (B(½, ½) m^k (1 − m)^(n − k)); the values with W(m) < 1/δ remain. With probability
+    `confidence` they hold the true disagreement after every audit, if it does not change.
+
+    Args:
+        disagreements: k.
+        audits: n.
+        confidence: 1 − δ.
+
+    Example:
+        >>> low, high = ponder.monitor.confidence_sequence(5, 1000, 0.95)
+        >>> low < 0.005 < high < 0.02
+        True
+    """
+    if not audits:
+        return 0.0, 1.0
+    k, n = disagreements, audits
+    mixed = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1.0) - math.log(math.pi)
+
+    def possible(m: float) -> bool:
+        if m >= 1.0:
+            return n == k
+        spent = (k * math.log(m) if k else 0.0) + ((n - k) * math.log1p(-m) if n > k else 0.0)
+        return mixed - spent < -math.log(1.0 - confidence)
+
+    def border(inside: float, outside: float) -> float:
+        for _ in range(100):
+            middle = (inside + outside) / 2.0
+            inside, outside = (middle, outside) if possible(middle) else (inside, middle)
+        return outside
+
+    return 0.0 if k == 0 else border(k / n, 0.0), 1.0 if k == n else border(k / n, 1.0)
+
+
+def _reserve(audits: int) -> float:
+    """Return the wealth that does not bet yet: from a half it falls to nothing, ever more slowly."""
+    return 0.5 / math.log2(audits + 2)
+
+
+def _mix(x: int) -> int:
+    """Return the SplitMix64 finaliser of `x` (Steele, Lea & Flood 2014)."""
+    x &= _MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
