@@ -3,8 +3,8 @@ r"""The audit of a promise: a share of the answers is computed again at full dep
 An e-process tests "at most m of the answers differ" (Waudby-Smith & Ramdas 2020, "Estimating means of bounded random
 variables by betting", Sections 4 and 5.3). Its wealth W_t = Π_i (1 + λ (x_i − m)), with x_i = 1 for a disagreement, is
 a nonnegative supermartingale from 1 while the promise holds, and P(some W_t ≥ 1/δ) ≤ δ (Ville 1939): one may look
-after every audit, for years. With the bet λ = (q − m) / (m (1 − m)) each factor is the likelihood ratio of q against m; the
-wealth is a mixture over a few q, written by the ratio r of their odds: r^x / (1 + (r − 1) m).
+after every audit, for years. With the bet λ = (q − m) / (m (1 − m)) each factor is the likelihood ratio of q against m;
+the wealth is a mixture over a few q, written by the ratio r of their odds: r^x / (1 + (r − 1) m).
 
 A test that bets all from the first day has lost nearly everything when a shift comes a year later. So the mixture has
 a delayed start: half of the wealth bets from the first audit on, and the rest joins a little at each audit.
