@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from ponder._utils.trees import Tree, alike, first_tensor, take_rows, unwrap
+from ponder._utils.trees import Tree, alike, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture_calls import Layered, refusal
 from ponder.model.capture_watch import Given, Mark, Select, layer_lists, private_copy, run, watch
-from ponder.model.padding import Padding
+from ponder.model.padding import REAL, Padding, join_context, join_rows
 from ponder.model.steps import Steps
 
 __all__ = ["Captured", "CapturedReadout", "CapturedStem", "CapturedStep", "capture"]
@@ -82,22 +85,31 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
             part.use_nested_tensor = False
     given = _arguments(example)
     with torch.no_grad():
-        events, _ = watch(private_copy(module), given)
-    refused: ArgumentError | None = None
-    for _, calls in layer_lists(module, events, layers):
+        events, output = watch(private_copy(module), given)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        raise refusal(
+            f"an output of type {type(output).__name__}, in which no tensor is seen",
+            "Return a tensor, or a tuple or dict of them; make a class of your own known by torch.utils._pytree.",
+        )
+    found = layer_lists(module, events, layers)
+    refused: list[ArgumentError] = []
+    for _, order in found:
+        layered = Layered(private_copy(module), order, given)
+        layered.selects.append(_first)
         try:
-            layered = Layered(private_copy(module), calls, given)
-            layered.selects.append(_first)
             _prove(layered, given)
         except ArgumentError as error:
-            refused = refused or error
+            refused.append(error)
             continue
+        except Exception as error:  # of the module's own code, which cannot go on with the state of an earlier layer
+            refused.append(refusal(f"{type(error).__name__} in a call layer by layer: {error}"))
+            continue
+        padding = _padding(layered, given)
         layered.module = module
-        steps = Steps([CapturedStep(layered, number) for number in range(len(layered.order))])
-        return Captured(CapturedStem(layered), steps, CapturedReadout(layered, _first), None)
-    if refused is not None:
-        raise refused
-    raise refusal(f"a {type(module).__name__} without such a list", "Put the layers into an nn.ModuleList.")
+        steps: Any = [CapturedStep(layered, number) for number in range(len(order))]
+        shared = Steps.of(steps[0], len(order)) if layered.shared else Steps(steps)
+        return Captured(CapturedStem(layered), shared, CapturedReadout(layered, _first), padding)
+    raise _explained(module, refused)
 
 
 class CapturedStem(nn.Module):
@@ -168,31 +180,134 @@ def _arguments(example: Any) -> dict[str | int, Any]:
 
 
 def _prove(layered: Layered, given: Given) -> None:
-    """Prove that full depth is the module bit for bit, and that rows that remain do not feel those that exit."""
-    for grad in (False, True):
+    """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
+
+    Without, it is the module with other numbers for parameters that are constant, as those of new biases and gates:
+    what they multiply would not be seen.
+    """
+    inputs, context = given[layered.first], {key: value for key, value in given.items() if key != layered.first}
+    quiet, rows = layered.module, len(given[layered.first])
+    for module, grad in ((_varied(quiet), False), (quiet, True)):
         with torch.set_grad_enabled(grad):
-            whole = _first(run(layered.module, given))
-            _prove_once(layered, given, whole)
+            own = layered.of(module)
+            whole, again = _first(run(module, given)), _first(run(module, given))
+            if not torch.equal(whole, again):
+                raise refusal("a module that draws random numbers in evaluation mode", "Draw them outside of it.")
+            state, around = own.stem(inputs, context)
+            with _Flops() as layers:
+                states = [state := own.step(number, state, unwrap(around)) for number in range(len(own.order))]
+            with _Flops() as tail:
+                full = own.read(_first, state, unwrap(around))
+            if not alike(full, whole):
+                raise refusal("another output at full depth: code of its own around the layers")
+            if grad and tail.total > layers.total:
+                raise refusal("layers that cost less than what follows them, which runs at every exit")
+            early = [own.read(_first, each, unwrap(around)) for each in states]
+            if any(each.shape != whole.shape for each in early):
+                raise refusal("layers whose states differ in shape", "Pass layers=… that keep the shape.")
+            kept = torch.arange(1, rows)
+            few, fewer = take_rows(states[0], kept), unwrap(take_rows(around, kept))
+            for number in range(1, len(own.order)):
+                few = own.step(number, few, fewer)
+            if not alike(own.read(_first, few, fewer), full[1:], 1e-4):
+                raise refusal("rows that feel one another")
+    with contextlib.suppress(RuntimeError, ValueError):
+        layered.of(private_copy(quiet, training=True)).stem(inputs, context)
 
 
-def _prove_once(layered: Layered, given: Given, whole: Tensor) -> None:
-    inputs, context = given[layered.first], {k: v for k, v in given.items() if k != layered.first}
+class _Flops(TorchDispatchMode):
+    """Floating-point operations of the matrix products and convolutions in a block."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _varied(module: nn.Module) -> nn.Module:
+    """Return a copy whose constant parameters have other numbers."""
+    twin, generator = private_copy(module), torch.Generator().manual_seed(0)
+    for part in twin.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None and weight.is_floating_point() and weight.numel() and len(weight.unique()) == 1:
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                part._parameters[name] = nn.Parameter(weight.detach() + 0.05 * noise * weight.abs().clamp(min=1.0))
+    return twin
+
+
+def _padding(layered: Layered, given: Given) -> Padding | None:
+    """Prove, on the example with shorter rows, that batches may get narrower, and that rows of several lengths meet."""
+    masks = [name for name in REAL if isinstance(given.get(name), Tensor) and given[name].dim() == 2]
+    if not masks or given[masks[0]].shape[1] < 3:
+        return None
+    layered.mask, layered.kinds = masks[0], {}
+    padding = Padding(mask=masks[0], real=REAL[masks[0]], context=layered.lengths)
+    ended = torch.full_like(given[masks[0]], padding.real)
+    ended[1:, -2:] = not padding.real
+    call = {**given, masks[0]: ended}
+    if not _holds(_narrows, layered, call, padding):
+        layered.mask, layered.kinds = None, {}
+        return None
+    return replace(padding, mixed=_holds(_meet, layered, call, padding))
+
+
+def _holds(check: Callable[..., bool], *args: Any) -> bool:
     try:
-        state, noted = layered.stem(inputs, context)
-        few, fewer = state, noted
-        kept = torch.arange(1, first_tensor(state).shape[0])
-        around = unwrap(noted)
-        for number in range(len(layered.order)):
-            state, few = layered.step(number, state, around), layered.step(number, few, unwrap(fewer))
-            if number == 0:
-                few, fewer = take_rows(few, kept), take_rows(noted, kept)
-            early = layered.read(_first, state, around)
-            if early.shape != whole.shape:
-                raise refusal("states", "x")
-        other = layered.read(_first, few, unwrap(fewer))
-    except (RuntimeError, IndexError, TypeError, KeyError, StopIteration) as error:
-        raise refusal(f"{type(error).__name__}: {error}", "x") from error
-    if not torch.equal(early, whole):
-        raise refusal(f"another output at full depth, apart by {(early - whole).abs().max():.2g}", "x")
-    if not alike(other, early[1:], 1e-4):
-        raise refusal("rows that feel one another", "x")
+        with torch.no_grad():
+            return check(*args)
+    except Exception:  # of the module's own code, which takes no such inputs
+        return False
+
+
+def _narrows(layered: Layered, call: Given, padding: Padding) -> bool:
+    """Whether short rows give the same once the long one has exited and the batch is narrower."""
+    state, around = _stem(layered, call)
+    length, kept = call[padding.mask].shape[1] - 2, torch.arange(1, len(call[padding.mask]))
+    first = layered.step(0, state, unwrap(around))
+    few, fewer = padding.trim(take_rows(first, kept), take_rows(around, kept), length)
+    if isinstance(state, dict) or padding.width(few) != length:
+        return False
+    whole, narrow = _through(layered, first, around, 1)[1:], _through(layered, few, fewer, 1)
+    return alike(narrow, whole[:, :length] if whole.shape[1] == length + 2 else whole, 1e-4)
+
+
+def _meet(layered: Layered, call: Given, padding: Padding) -> bool:
+    """Whether rows that were given alone, at their own lengths, give the same in one batch."""
+    rows, length = call[padding.mask].shape
+    parts = [_stem(layered, _cut(call, row, length - 2 * (row > 0))) for row in range(rows)]
+    state = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.lengths_of_hidden, length=length)
+    around = join_context([own for _, own in parts], [1] * rows, padding, length)
+    met, whole = _through(layered, state, around), _through(layered, *_stem(layered, call))
+    ends = (slice(1, None), slice(length - 2, None))
+    if met.shape[1] == length:
+        met[ends] = whole[ends] = 0
+    return alike(met, whole, 1e-4)
+
+
+def _cut(call: Given, row: int, length: int) -> dict[str | int, Any]:
+    """Return one row of a call at its own length."""
+    rows, longest = call[next(name for name in REAL if name in call)].shape
+    cut = dict(call)
+    for key, value in call.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
+            cut[key] = value[row : row + 1, :length] if value.shape[1:2] == (longest,) else value[row : row + 1]
+    return cut
+
+
+def _stem(layered: Layered, call: Given) -> tuple[Tree, dict[str, Any]]:
+    return layered.stem(call[layered.first], {key: value for key, value in call.items() if key != layered.first})
+
+
+def _through(layered: Layered, state: Tree, around: Mapping[str, Any], start: int = 0) -> Tensor:
+    given = unwrap(around)
+    for number in range(start, len(layered.order)):
+        state = layered.step(number, state, given)
+    features: Tensor = layered.read(_first, state, given)
+    return features
+
+
+def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError:
+    return refused[0] if refused else refusal("no list")

@@ -26,7 +26,7 @@ from ponder._utils.trees import Shared, Tree, map_tensors
 from ponder.errors import ArgumentError
 from ponder.model.capture_watch import HIDDEN, LOST, Event, Given, Mark, Select, Tail, Template
 from ponder.model.capture_watch import find_tail, outermost, private_copy, run, watch
-from ponder.model.padding import REAL
+from ponder.model.padding import REAL, Along
 
 KIND, FOLDED = "kind", -1  # FOLDED: the first dimension holds several entries a row
 _PLAIN = (bool, int, str, type(None))
@@ -144,7 +144,15 @@ class Layered:
         self.whole = {key for key, value in example.items() if not _has(value, rows)}
         self.selects: list[Select] = []
         self.kinds: dict[Any, list[Kind]] = {}
+        self.mask: str | None = None  # name of the mask by which batches get narrower
+        self.lengths: dict[str, Along] = {}
         self._parts = [path.split(".") for path in order]
+
+    @property
+    def shared(self) -> bool:
+        """Whether one layer runs at every step, called alike in all calls that are known."""
+        calls = [kind.calls for kinds in self.kinds.values() for kind in kinds]
+        return len(set(self.order)) == 1 and all(call == own[0] for own in calls for call in own)
 
     def of(self, module: nn.Module) -> Layered:
         """Return the same of a copy of the module."""
@@ -216,7 +224,29 @@ class Layered:
         fresh = [f"noted{len(numbers) or ''}_{slot}" for slot in range(len(kind.like))]
         kind.names = next((each.names for each in known if each == kind), fresh)
         kinds.append(kind)
+        if self.mask in given:
+            self._learn_lengths(kind, notes, given)
         return kind, notes
+
+    def _learn_lengths(self, kind: Kind, notes: Notes, given: Given) -> None:
+        """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
+        mask: Tensor = given[self.mask or ""]
+        rows, length = mask.shape
+        longs = [key for key, value in given.items() if isinstance(value, Tensor) and value.shape[1:2] == (length,)]
+        longer = {**given, **{key: torch.cat([given[key], given[key][:, -1:]], 1) for key in longs}}
+        more = self.of(private_copy(self.module))._dry(longer, kind)
+        ends = (mask[:, -1] != 0) != bool(REAL[self.mask or ""])
+        for name, dim, one, other in zip(kind.names, kind.dims.values(), notes.tensors, more.tensors, strict=False):
+            one, other = unwrapped(_rows_first(one, dim, rows)), unwrapped(_rows_first(other, dim, rows))
+            dims = tuple(n for n, size in enumerate(one.shape) if other.shape[n] == size + 1)
+            fill: Any = 0
+            if dims and dim is not None and bool(ends.any()):
+                values = one[ends].select(dims[-1], -1).unique()
+                low = one.is_floating_point() and bool(values[0] == torch.finfo(one.dtype).min)
+                fill = _lowest if low else values[0].item() if len(values) == 1 else 0
+            if dims:
+                self.lengths.setdefault(name, Along(dims, fill))
+        self.lengths |= {f"given_{key}": Along() for key in longs if key in kind.given}
 
     def _dry(self, given: Given, kind: Kind) -> Notes:
         """Run the forward with stubs for layers, up to the last of them, or to the first where that is enough."""
@@ -276,7 +306,10 @@ class Layered:
             read = {id(leaf) for leaf in tree_leaves(after.given)} if after else {id(leaves[place])}
             places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and id(leaf) in read]
             if not places:
-                raise refusal(f"code of its own in front of layer {len(found) + 2}", _why_between(call, after))
+                raise refusal(
+                    f"code of its own between {call.path!r} and {after.path!r}" if after else "",
+                    "Move it into the layers: `x = x + block(x)` becomes a block whose forward returns `x + …`.",
+                )
             place = places[0]
             found.append((call, leaves[place]))
         return found
@@ -361,6 +394,14 @@ class Layered:
         return run(_twin(self.module, kind.branches, answers), given)
 
 
+def unwrapped(value: Any) -> Any:
+    return value.value if isinstance(value, Shared) else value
+
+
+def _lowest(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).min
+
+
 class _EnoughError(Exception):
     """Raised by a stub: the stem needs no more of the forward."""
 
@@ -373,10 +414,6 @@ def refusal(got: str, remedy: str = "") -> ArgumentError:
         got=got,
         remedy=remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own.",
     )
-
-
-def _why_between(call: Event, after: Event | None) -> str:
-    return ""
 
 
 def _value(mark: Mark, state: Tree, context: Mapping[str, Any]) -> Any:
