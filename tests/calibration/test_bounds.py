@@ -1,0 +1,90 @@
+"""p-values against plain Python, and the promise that they keep."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ponder.calibration.bounds import BOUNDS, binomial_cdf, p_values, rows_needed, upper_bound
+
+
+def exact_cdf(k: int, n: int, p: float) -> float:
+    q = Fraction(p)
+    return float(sum(math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(k + 1)))
+
+
+def oracle(bound: str, losses: list[float], level: float) -> float:
+    n, mean = len(losses), math.fsum(losses) / len(losses)
+    if bound == "exact_binomial":
+        return exact_cdf(round(sum(losses)), n, level)
+    if bound == "hoeffding_bentkus":
+        a = min(mean, level)
+        h = (a * math.log(a / level) if a else 0.0) + (1 - a) * math.log((1 - a) / (1 - level))
+        return min(math.exp(-n * h), math.e * exact_cdf(math.ceil(math.fsum(losses) - 1e-9), n, level), 1.0)
+    wealth, best, seen = 0.0, 0.0, []
+    variance = 0.25
+    spread = 0.0
+    for i, place in enumerate(np.random.default_rng(n).permutation(n), start=1):
+        loss = losses[place]
+        stake = min(math.sqrt(2 * math.log(20) / (n * variance)), 0.999 / (1 - level))
+        wealth += math.log1p(stake * (level - loss))
+        best = max(best, wealth) if i > 1 else wealth
+        seen.append(loss)
+        spread += (loss - (0.5 + math.fsum(seen)) / (i + 1)) ** 2
+        variance = (0.25 + spread) / (i + 1)
+    return min(math.exp(-best), 1.0)
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+@pytest.mark.parametrize("rows", [1, 40, 200])
+@pytest.mark.parametrize("level", [0.02, 0.3])
+def test_p_values_equal_plain_python(bound: str, rows: int, level: float) -> None:
+    rng = np.random.default_rng(rows)
+    losses = (rng.random((rows, 4)) < [0.0, 0.02, 0.3, 1.0]).astype(float)
+    if bound != "exact_binomial":
+        losses *= rng.random((rows, 1))
+    found = p_values(losses, level, bound)
+    assert found == pytest.approx([oracle(bound, column, level) for column in losses.T.tolist()], rel=1e-9, abs=1e-300)
+
+
+def test_betting_takes_gains() -> None:
+    losses = np.where(np.random.default_rng(0).random((300, 1)) < 0.1, -1.0, 0.0)
+    assert p_values(losses, 0.05, "betting") < p_values(np.maximum(losses, 0), 0.05, "betting")
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+def test_no_bound_promises_too_often(bound: str) -> None:
+    rng, level, draws = np.random.default_rng(1), 0.1, 1000
+    for rows in (30, 300):
+        losses = (rng.random((rows, draws)) < level).astype(float)  # the mean is the level: the worst case
+        assert (p_values(losses, level, bound) <= 0.05).mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+@pytest.mark.parametrize("level", [0.01, 0.2])
+def test_rows_needed_is_the_least_number(bound: str, level: float) -> None:
+    rows = rows_needed(level, 0.95, bound)
+    assert p_values(np.zeros((rows, 1)), level, bound) <= 0.05
+    assert p_values(np.zeros((rows - 1, 1)), level, bound) > 0.05
+
+
+def test_rows_needed_of_tiny_levels_is_told_at_once() -> None:
+    assert rows_needed(1e-9, 0.95, "betting") >= 2.9e9
+
+
+@pytest.mark.parametrize(("failures", "rows"), [(0, 50), (3, 50), (50, 50), (7, 4000)])
+def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -> None:
+    level = upper_bound(failures, rows, 0.95)
+    if failures == rows:
+        assert level == 1.0
+    else:
+        assert binomial_cdf(rows, level)[failures] <= 0.05 < binomial_cdf(rows, level - 1e-6)[failures]
+
+
+def test_losses_that_a_bound_says_nothing_of_are_refused() -> None:
+    for losses, bound in (([[0.5]], "exact_binomial"), ([[1.5]], "betting"), ([[-0.5]], "hoeffding_bentkus")):
+        with pytest.raises(ValueError, match="losses: expected"):
+            p_values(np.array(losses), 0.1, bound)

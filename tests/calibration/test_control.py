@@ -1,0 +1,290 @@
+"""Risk control against a plain fixed sequence, its statement in words, and the promise over many redraws."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ponder.calibration import Missed, certify, control_risk, promise_curve
+from ponder.calibration.agreement import candidates, most_failures
+from ponder.calibration.bounds import binomial_cdf, p_values, upper_bound
+from ponder.calibration.risks import Risk, losses_of
+from ponder.policies import Confidence, Entropy, FixedStep, LastStep, Margin, Patience
+from tests.calibration.records import ArrayRecord, record
+
+
+def absolute(outputs: Any, labels: Any) -> Any:
+    return np.abs(outputs.argmax(-1) - labels) / 2.0
+
+
+@dataclass(frozen=True)
+class Late(Risk):
+    name: str = "late"
+
+    def losses(self, record: Any) -> Any:
+        return np.tile(np.linspace(0.0, 1.0, record.num_steps)[::-1], (len(record), 1))
+
+
+RISKS = {"disagreement": "disagreement", "error": "error", "gap": "error_gap", "callable": absolute, "own": Late()}
+
+
+def plain(seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: str, grid: list[float]) -> Any:
+    """Fixed-sequence testing, or conformal risk control, as in the papers; values from late exits to early ones."""
+    rows, best = np.arange(len(seen)), None
+    worst = np.full(len(seen), -1.0)
+    for value in grid:
+        exits = seen.exit_steps(policies(value))
+        at = losses[rows, exits - 1]
+        if bound == "conformal":
+            worst = np.maximum(worst, at)
+            passes = (worst.sum() + 1) / (len(seen) + 1) <= level
+        else:
+            passes = p_values(at[:, None], level, bound)[0] <= 0.05
+        if not passes:
+            break
+        if best is None or exits.sum() <= best[1]:
+            best = (value, exits.sum())
+    return best
+
+
+@pytest.mark.parametrize("risk", RISKS.values(), ids=RISKS)
+@pytest.mark.parametrize("bound", ["hoeffding_bentkus", "betting", "exact_binomial", "conformal"])
+@pytest.mark.parametrize(("like", "late"), [(Confidence, True), (Entropy, False), (Patience, True), (FixedStep, True)])
+def test_control_risk_is_the_plain_fixed_sequence(risk: Any, bound: str, like: Any, late: bool) -> None:
+    seen = record(250)
+    if bound == "exact_binomial" and not isinstance(risk, str):
+        return
+    losses, _ = losses_of(risk, seen, -1.0 if bound == "betting" else 0.0)
+    for level in (0.001, 0.15, 0.6):
+        found = control_risk(seen, like, risk=risk, level=level, bound=bound)
+        grid = [value for value in like.tunable.values(5, 3) if like is not Patience or value < 5]
+        build = (lambda value: like(int(value))) if like in (Patience, FixedStep) else like
+        best = plain(seen, build, losses, level, bound, grid[::-1] if late else grid)
+        assert found.met == (best is not None)
+        assert found.policy.threshold_value == (None if best is None else best[0])
+        exits = seen.exit_steps(found.policy)
+        assert found.mean_exit_step == pytest.approx(exits.mean())
+        assert found.observed == pytest.approx(losses[np.arange(250), exits - 1].mean())
+        assert found.exit_shares == pytest.approx([(exits == n).mean() for n in range(1, 6)])
+        if best is None:
+            assert found.policy.policy == LastStep()
+
+
+def test_the_cheapest_is_chosen_by_cost_and_not_by_step() -> None:
+    seen = record(100, steps=3)
+    seen.outputs[:] = np.array([5.0, 0.0, 0.0])  # full depth is agreed with everywhere, so every value passes
+    exits = {0.0: [1, 3] * 50, 1.0: [2, 2] * 50}
+    seen.exit_steps = lambda policy: np.array(exits[policy.threshold])  # type: ignore[method-assign]
+
+    def chosen(**options: Any) -> Any:
+        return control_risk(seen, lambda value: Confidence(value), grid=[0.0, 1.0], level=0.1, **options).policy
+
+    assert chosen().threshold_value == 1.0  # the last of equal ones
+    assert chosen(costs=[1.0, 5.0, 6.0]).threshold_value == 0.0
+    assert chosen(costs=[1.0, 3.0, 6.0]).threshold_value == 1.0
+
+
+def test_conformal_losses_never_fall_along_the_walk() -> None:
+    """A value at which rows are right again would pass by itself: what was lost before still counts."""
+    outputs = np.zeros((99, 3, 2))
+    outputs[:, 0], outputs[:, 1], outputs[:, 2] = [1.0, 0.0], [0.0, 0.2], [1.0, 0.0]  # wrong at step 2 alone
+    seen = ArrayRecord(outputs, labels=np.zeros(99, dtype=int))
+    found = control_risk(seen, FixedStep, level=0.5, bound="conformal")
+    assert found.policy.threshold_value == 3
+    assert [round(statistic, 2) for _, _, statistic in found.policy.path] == [0.01, 1.0]
+
+
+def test_values_behind_a_failure_are_not_looked_at() -> None:
+    seen = record(200)
+    path = control_risk(seen, Confidence, level=0.1).policy.path
+    assert [p <= 0.05 for _, _, p in path] == [True] * (len(path) - 1) + [False]
+
+
+def test_gains_count_for_betting_alone() -> None:
+    seen = record(300)
+    low = {
+        bound: losses_of("error_gap", seen, 0.0 if bound != "betting" else -1.0)[0].min() for bound in ("betting", "x")
+    }
+    assert low == {"betting": -1.0, "x": 0.0}
+
+
+def test_missed_is_about_positive_rows_alone() -> None:
+    seen = record(600)
+    found = control_risk(seen, Margin, risk=Missed([1]), level=0.05, bound="exact_binomial")
+    full = seen.outputs[:, -1].argmax(-1)
+    positive = seen.labels >= 0
+    positive = full == 1
+    alone = record(600)
+    alone.outputs, alone.labels, alone.row_ids = (
+        alone.outputs[positive],
+        alone.labels[positive],
+        alone.row_ids[positive],
+    )
+    alone.__post_init__()
+    same = control_risk(alone, Margin, level=0.05, bound="exact_binomial")
+    assert [each[1:] for each in found.policy.path] == [each[1:] for each in same.policy.path]
+    assert found.policy.rows == positive.sum() == len(alone)
+    assert f"{positive.sum()} of 600 rows that count" in found.statement
+    by_label = control_risk(seen, Margin, risk=Missed([1], "labels"), level=0.4, bound="exact_binomial")
+    assert by_label.policy.rows == (seen.labels == 1).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"level": 0.05}, "disagreement on fresh data is at most 0.05 with confidence 0.95: threshold = 0."),
+        ({"level": 0.001}, "300 rows are too few for this level even without a single loss: at least 2995 are needed"),
+        ({"level": 0.001, "bound": "conformal"}, "at least 999 are needed (conformal)"),
+        ({"level": 0.02, "risk": "error"}, "already at threshold = 1, tried first, the loss observed is 0."),
+        ({"level": 0.5, "risk": "error", "bound": "conformal"}, "those that certify nothing counted as 0: threshold ="),
+        ({"level": 0.01, "risk": Missed([0])}, "at least 299 are needed, some"),
+        ({"level": 0.01, "risk": Missed([7])}, "0 of 300 rows that count are too few"),
+        ({"level": 0.2, "risk": lambda outputs, labels: 0.0 * labels}, "custom risk on fresh data"),
+    ],
+)
+def test_the_statement_says_what_is_promised_or_how_many_rows_it_takes(options: Any, words: str) -> None:
+    found = control_risk(record(300), Confidence, **options)
+    assert words in found.statement
+    assert found.statement == found.policy.statement
+    assert found.met == (not found.statement.startswith("nothing could be certified"))
+
+
+def test_evaluation_measures_the_risk_on_other_rows() -> None:
+    found = control_risk(record(300), Confidence, level=0.1, bound="betting", risk="error_gap")
+    test = record(300, seed=1)
+    risk, mean = found.evaluate(test)
+    exits = test.exit_steps(found.policy)
+    right = test.correct()
+    rows = np.arange(300)
+    assert risk == pytest.approx((right[:, -1].astype(float) - right[rows, exits - 1]).mean())
+    assert mean == exits.mean()
+    with pytest.raises(ValueError, match="test: expected"):
+        found.evaluate(record(300, is_training_run=True))
+
+
+def test_non_finite_rows_lose() -> None:
+    seen = record(200)
+    seen.outputs[:50, 0] = np.nan
+    assert losses_of("disagreement", seen)[0][:50, 0].all()
+    assert losses_of("error", seen)[0][:50, 0].all()
+
+
+def test_losses_out_of_range_or_reduced_are_refused() -> None:
+    for risk in (lambda outputs, labels: 2.0 + labels, lambda outputs, labels: labels[:5] * 0.0, "accuracy"):
+        with pytest.raises(ValueError, match="risk: expected"):
+            control_risk(record(60), Confidence, risk=risk, level=0.1)
+
+
+# Promises over many redraws: rows are drawn anew from a world whose true risks are known.
+
+WORLD = record(8_000, steps=4, seed=9)
+GRID = np.linspace(0.99, 0.4, 25).tolist()
+
+
+def drawn(rng: Any, rows: int) -> ArrayRecord:
+    places = rng.integers(len(WORLD), size=rows)
+    return ArrayRecord(WORLD.outputs[places], labels=WORLD.labels[places])
+
+
+@pytest.mark.parametrize("bound", ["hoeffding_bentkus", "betting", "exact_binomial", "conformal"])
+@pytest.mark.parametrize("risk", ["disagreement", "error_gap"])
+def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str, risk: Any) -> None:
+    rng, level = np.random.default_rng(0), 0.1
+    low = -1.0 if bound == "betting" else 0.0
+    losses = losses_of(risk, WORLD, low)[0]
+    true = {None: losses[:, -1].mean()}
+    for value in GRID:
+        true[value] = losses[np.arange(len(WORLD)), WORLD.exit_steps(Confidence(value)) - 1].mean()
+    risks = [
+        true[
+            control_risk(
+                drawn(rng, 300), Confidence, risk=risk, level=level, bound=bound, grid=GRID
+            ).policy.threshold_value
+        ]
+        for _ in range(1000)
+    ]
+    if bound == "conformal":
+        assert np.mean(risks) <= level + 0.002
+    else:
+        assert np.mean(np.array(risks) > level) <= 0.05 + 0.02
+    assert np.mean(risks) > 0.3 * level  # and promises are worth something
+
+
+def test_promises_hold_where_the_kind_was_chosen_on_the_way() -> None:
+    rng, level, broken = np.random.default_rng(1), 0.1, 0
+    kinds = [(like, values[::2]) for like, values in candidates(WORLD)[::2]]
+    losses = losses_of("disagreement", WORLD)[0]
+    for _ in range(200):
+        found = certify(drawn(rng, 150), drawn(rng, 250), kinds, level=level)
+        risk = losses[np.arange(len(WORLD)), WORLD.exit_steps(found.policy) - 1].mean()
+        broken += risk > level
+    assert broken / 200 <= 0.05 + 0.045
+
+
+def test_a_speed_up_is_certified_at_what_it_costs() -> None:
+    choosing, certifying = record(400, seed=3), record(500, seed=4)
+    found = certify(choosing, certifying, speed_up=2.0)
+    assert found.met
+    failures = round(found.observed * 500)
+    assert found.policy.level == upper_bound(failures, 500, 0.95)
+    assert choosing.exit_steps(found.policy).mean() <= 5 / 2.0 + 1e-9
+    dear = certify(choosing, certifying, speed_up=2.0, costs=[1, 10, 20, 30, 40])
+    exits = choosing.exit_steps(dear.policy)
+    assert np.array([1, 10, 20, 30, 40])[exits - 1].mean() <= 20.0 + 1e-9
+
+
+def test_rows_of_the_choosing_side_do_not_certify() -> None:
+    ids = {"content_ids": True, "row_ids": np.arange(200)}
+    with pytest.raises(ValueError, match="certifying: expected"):
+        certify(record(200, **ids), record(200, seed=1, **ids))
+
+
+def test_a_promise_curve_is_what_would_have_been_certified() -> None:
+    seen = record(300)
+    curve = promise_curve(seen, Confidence, GRID)
+    assert list(curve.promise) == sorted(curve.promise)  # values are tested in this order
+    for value, observed, level in zip(curve.values, curve.observed, curve.promise, strict=True):
+        if level < 0.98:
+            found = control_risk(seen, Confidence, level=level + 1e-6, bound="exact_binomial", grid=GRID)
+            assert value in [tested for tested, _, p in found.policy.path if p <= 0.05]
+        assert observed <= level
+    assert curve.exits[0] == pytest.approx([(seen.exit_steps(Confidence(GRID[0])) == n).mean() for n in range(1, 6)])
+
+
+def test_a_promise_curve_rises_where_answers_get_better_again() -> None:
+    outputs = np.zeros((100, 3, 2))
+    outputs[:, 0], outputs[:, 1], outputs[:, 2] = [1.0, 0.0], [0.0, 0.2], [1.0, 0.0]
+    curve = promise_curve(ArrayRecord(outputs), FixedStep)
+    assert curve.observed == (0.0, 1.0, 0.0)
+    assert curve.promise[1] == curve.promise[2] == 1.0
+
+
+@pytest.mark.parametrize("rows", [50, 333])
+def test_most_failures(rows: int) -> None:
+    for level in (0.01, 0.2):
+        most = most_failures(rows, level, 0.95)
+        assert binomial_cdf(rows, level)[most + 1] > 0.05
+        assert most < 0 or binomial_cdf(rows, level)[most] <= 0.05
+
+
+def test_few_python_calls() -> None:
+    seen, calls = record(600, steps=6), 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and "/ponder/" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        found = control_risk(seen, Confidence, level=0.05, bound="exact_binomial")
+    finally:
+        sys.setprofile(None)
+    assert len(found.policy.path) > 10
+    assert calls <= 400
+    assert seen.asked == 0
+    assert math.isfinite(found.observed)

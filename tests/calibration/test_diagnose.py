@@ -1,0 +1,147 @@
+"""Diagnoses against brute force, and verdicts on worlds whose answer is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ponder.calibration import diagnose
+from ponder.calibration.diagnosing import best_blind, oracle_frontier
+from ponder.policies import Confidence, FixedStep, Margin
+from tests.calibration.records import ArrayRecord, record
+
+
+def test_the_oracle_is_the_best_choice_of_a_step_for_every_row() -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.random((5, 4)), (rng.random((6, 3)) < 0.5) * 1.0, np.ones((4, 3)), -rng.random((5, 3)) * 1e6):
+        rows, steps = values.shape
+        cost = np.array([1.0, 2.0, 7.0, 9.0])[:steps]
+        choices = [np.array(choice) for choice in itertools.product(range(steps), repeat=rows)]
+        points = [(cost[each].mean(), values[np.arange(rows), each].mean()) for each in choices]
+        line = oracle_frontier(values, cost)
+        for at in np.linspace(1.0, cost[-1], 9):
+            best = max(score for spent, score in points if spent <= at + 1e-9)
+            coins = [  # a coin between two choices
+                a[1] + (at - a[0]) / (b[0] - a[0]) * (b[1] - a[1])
+                for a, b in itertools.product(points, points)
+                if a[0] <= at < b[0]
+            ]
+            assert line.mixed(at) == pytest.approx(max([best, *coins]), rel=1e-9)
+
+
+def test_the_best_blind_choice_is_a_step_or_a_coin_between_two() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        scores, cost = rng.random(4), np.cumsum(rng.random(4) + 0.1)
+        at = float(rng.uniform(cost[0], cost[-1]))
+        low, high, share = best_blind(scores, cost, at)
+        assert (1 - share) * cost[low] + share * cost[high] <= at + 1e-9
+        coins = [
+            (1 - share) * scores[a] + share * scores[b]
+            for a, b in itertools.product(range(4), range(4))
+            for share in np.linspace(0, 1, 201)
+            if (1 - share) * cost[a] + share * cost[b] <= at
+        ]
+        assert (1 - share) * scores[low] + share * scores[high] >= max(coins) - 1e-9
+
+
+@pytest.mark.parametrize("costs", [None, [1.0, 1.2, 5.0, 6.0, 20.0]])
+def test_every_number_of_a_diagnosis(costs: Any) -> None:
+    seen = record(400)
+    made = diagnose(seen, [Confidence, Margin], speedups=(1.5, 3.0, 100.0), costs=costs, static={2: 0.99})
+    cost = np.arange(1.0, 6) if costs is None else np.array(costs)
+    right = seen.correct()
+    assert made.scores == pytest.approx(right.mean(0))
+    assert made.overthinking == (right.any(1) & ~right[:, -1]).mean()
+    assert list(made.frontiers) == ["Confidence", "Margin", "blind", "oracle", "static"]
+    assert [gain.speedup for gain in made.gains] == [1.5, 3.0]  # no exit is as early as 100
+    for gain in made.gains:
+        within = cost[-1] / gain.speedup
+        exits = {repr(Confidence(v)): seen.exit_steps(Confidence(v)) for v in Confidence.tunable.values(5, 3)}
+        scores = [right[np.arange(400), e - 1].mean() for e in exits.values() if cost[e - 1].mean() <= within]
+        assert gain.score >= max(scores)
+        assert gain.blind == made.frontiers["blind"].mixed(within)
+        assert gain.oracle >= gain.score >= gain.blind - 0.05
+        assert gain.low < gain.gain < gain.high
+        assert gain.static == 0.99 if cost[1] <= within else math.isnan(gain.static)
+    assert "cut and trained so scores 0.9900" in made.verdict
+    assert json.loads(json.dumps(made.to_dict()))["outcome"] == made.outcome
+    assert made.verdict in str(made)
+    assert f"{100 * made.overthinking:.1f}% of the rows" in str(made)
+
+
+def world(rows: int, seed: int, sure: bool) -> ArrayRecord:
+    """Rows of which half are right from step 1 and half at step 4 alone; confidence shows which, or is noise."""
+    rng = np.random.default_rng(seed)
+    easy = rng.random(rows) < 0.5
+    labels = np.zeros(rows, dtype=int)
+    shown = easy if sure else rng.random(rows) < 0.5
+    outputs = np.zeros((rows, 4, 2))
+    outputs[:, :, 0] = (
+        np.where(easy, 1.0, -1.0)[:, None] * np.where(shown, 4.0, 0.5)[:, None] * rng.uniform(0.9, 1.1, (rows, 4))
+    )
+    outputs[:, 3, 0] = 4.0
+    return ArrayRecord(outputs, labels=labels)
+
+
+def test_exits_pay_where_confidence_knows_the_easy_rows() -> None:
+    made = diagnose(world(400, 0, True))
+    assert made.outcome == "exits pay"
+    best = made.gains[0]
+    assert best.score > 0.95 > best.blind
+    assert "Early exits pay on this model: at ×" in made.verdict
+
+
+def test_noise_seldom_pays() -> None:
+    outcomes = [diagnose(world(200, seed, False), Confidence).outcome for seed in range(100)]
+    assert outcomes.count("exits pay") <= 8  # three speed-ups, each with 2.5%
+    assert outcomes.count("one step is as good") + outcomes.count("too few rows") >= 92
+
+
+def test_one_step_is_as_good_where_all_rows_are_right_at_once() -> None:
+    seen = record(3000)
+    seen.outputs[:] = seen.outputs[:, -1:]
+    made = diagnose(seen)
+    assert (made.outcome, made.step_for_all.step) == ("one step is as good", 1)
+    assert f"use FixedStep(1), which scores {made.scores[0]:.4f}" in made.verdict
+
+
+def test_full_depth_is_used_where_earlier_steps_lose() -> None:
+    fixed = diagnose(world(400, 0, True)).step_for_all
+    assert (fixed.step, fixed.score, fixed.at_least) == (4, 1.0, 0.0)
+
+
+def test_no_policy_is_cheap_enough() -> None:
+    made = diagnose(record(100), FixedStep(5).after(5) if False else Confidence(0.5).after(5), speedups=[2.0])
+    assert made.outcome == "no policy is cheap enough"
+    assert math.isnan(made.gains[0].score)
+
+
+def test_few_rows_cannot_tell() -> None:
+    made = diagnose(world(30, 3, False), Confidence, speedups=[2.0])
+    assert made.outcome == "too few rows"
+    assert "Record more rows" in made.verdict
+    with pytest.raises(ValueError, match="at least 20 rows"):
+        diagnose(record(19))
+
+
+def test_a_collapsed_halting_distribution_is_seen() -> None:
+    import torch
+
+    from ponder import Trajectory
+
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(100, 4, 3), torch.randint(3, (100,))
+    same = Trajectory(outputs, torch.tensor([-3.0, 3.0, 0.0, 0.0]).expand(100, 4), torch.arange(100), labels=labels)
+    spread = Trajectory(outputs, 4 * torch.randn(100, 4), torch.arange(100), labels=labels)
+    collapse, other = diagnose(same).collapse, diagnose(spread).collapse
+    assert collapse is not None
+    assert other is not None
+    assert (collapse.collapsed, collapse.step, collapse.share, round(collapse.information, 9)) == (True, 2, 1.0, 0.0)
+    assert not other.collapsed
+    assert other.information > 0.1
