@@ -63,8 +63,8 @@ def check_policy(
 
     The rules: it is registered and comes back from JSON, pickle and deepcopy; `decide` is pure and reads what `needs`
     declares; states have the batch first; a row's exit depends on the row alone, also where rows at different steps
-    share a batch, and not on padding; finite outputs, however large, never lead to NaN; replaying a trajectory gives
-    what running a model gives; one pass of `scores` gives the exits under every threshold.
+    share a batch, and not on padding; finite outputs, however large, never lead to NaN; running a model, replaying its
+    trajectory and streaming its rows give the same exits; one pass of `scores` gives those under every threshold.
 
     A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
 
@@ -320,15 +320,24 @@ def _check_padding(policy: ExitPolicy, samples: _Samples) -> None:
 
 
 def _check_run(policy: ExitPolicy, samples: _Samples) -> None:
+    """Compare running a model, and a stream of its rows, with replaying its full-depth run."""
     model, inputs = samples.model(policy), torch.randn(_ROWS, _WIDTH).double()
     context = samples.context_of(_ROWS)
-    expected = _replayed(model.unroll(inputs, keep_features=True, policy_context=context), policy)
+    whole = model.unroll(inputs, keep_features=True, policy_context=context)
+    expected, draws = _replayed(whole, policy), not alike(policy.init(whole.batch), policy.init(whole.batch))
     with _private_randomness():
         out = model(inputs, policy_context=context)
+    with StreamEngine(model, max_batch=4) as engine:
+        futures = [
+            engine.submit(inputs[row], row_id=row, policy_context=map_tensors(itemgetter(row), context))
+            for row in range(_ROWS)
+        ]
+    streamed = [future.result().exit_step for future in futures]
+    exits = (out.exit_step.tolist(), expected.exit_step.tolist(), streamed)
     _require(
-        torch.equal(out.exit_step, expected.exit_step) and alike(out.outputs, expected.outputs, 1e-7),
-        f"exits are {out.exit_step.tolist()} by running, {expected.exit_step.tolist()} by replay; read nothing but the "
-        "step and the state",
+        exits[0] == exits[1] and (draws or exits[1] == exits[2]) and alike(out.outputs, expected.outputs, 1e-7),
+        f"exits are {exits[0]} by running, {exits[1]} by replay and {exits[2]} in a stream; read nothing but the step "
+        "and the state",
     )
 
 

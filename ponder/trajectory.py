@@ -279,10 +279,8 @@ class Trajectory:
         first = trajectories[0]
         weights = {one.weights for one in trajectories}
         lengths = [_length(one) for one in trajectories]
-        if (
-            any(lengths)
-            and len({(one.mask is None, length) for one, length in zip(trajectories, lengths, strict=True)}) > 1
-        ):
+        masked = [one.mask is not None for one in trajectories]
+        if any(lengths) and len({*zip(lengths, masked, strict=True)}) > 1:
             trajectories = [_with_mask(one, length) for one, length in zip(trajectories, lengths, strict=True)]
         parts = [one.tensors() for one in trajectories]
         fields = {(one.task, *part) for one, part in zip(trajectories, parts, strict=True)}

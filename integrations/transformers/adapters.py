@@ -237,7 +237,7 @@ class BertAdapter(StackAdapter):
     """`BertModel` as an encoder.
 
     Example:
-        >>> type(adapter_for(encoder)).__name__, adapters.names()
+        >>> type(adapter_for(encoder)).__name__, registry.names()
         ('BertAdapter', ['albert', 'bert', 'mpnet'])
     """
 

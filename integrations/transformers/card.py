@@ -33,7 +33,7 @@ def model_card(model: Any, name: str) -> ModelCard:
     """
     config, kind, policy = model.config, type(model), model.policy
     base = str(config.encoder.name_or_path or config.name_or_path or "")
-    of_base = _data_of(Path(base) / _FILE)
+    of_base = _data_of(Path(base) / _FILE) if base else ModelCardData()
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,

@@ -186,7 +186,7 @@ def fit_exits(
     model.policy = found.policy
     learned = uniform(seed, ids[learn])
     model.config.exits = {"seed": seed, "learned_below": float(learned.max())}
-    report = _report(found, certifying, counts[check], len(given), (len(learn), len(choose)))
+    report = _report(found, certifying, counts, check, (len(learn), len(choose)))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(
             f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
@@ -313,7 +313,7 @@ def _counter(progress: Callable[[str, int, int], object] | None, phase: str, tot
     return count
 
 
-def _report(found: RiskControl, certifying: Trajectory, counts: Any, given: int, used: tuple[int, int]) -> ExitReport:
+def _report(found: RiskControl, certifying: Trajectory, counts: Any, check: Any, used: tuple[int, int]) -> ExitReport:
     steps, confidence, rows = certifying.exit_steps(found.policy), found.policy.confidence or 0.0, len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
     inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
@@ -327,13 +327,13 @@ def _report(found: RiskControl, certifying: Trajectory, counts: Any, given: int,
         met=found.met,
         policy=repr(inside),
         threshold=math.nan if threshold is None else float(threshold),
-        rows=given,
-        duplicates=given - int(counts.sum()),
+        rows=int(counts.sum()),
+        duplicates=int(counts.sum()) - len(counts),
         fitted=used[0],
         chosen_on=used[1],
         certified_on=rows,
         disagreement=float(differs.mean()),
-        disagreement_as_given=float(np.average(differs, weights=counts)),
+        disagreement_as_given=float(np.average(differs, weights=counts[check])),
         mean_exit_step=float(steps.mean()),
         exit_shares=tuple(float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)),
         num_steps=certifying.num_steps,

@@ -220,7 +220,7 @@ class PonderModel(PonderPreTrainedModel):
         """See `PonderPreTrainedModel.adapt`; a fine-tuned model's encoder is read, and its head left alone."""
         adapter = adapter_for(whole.base_model if config.finetuned else whole, config.num_steps, config.example)
         if config.finetuned:
-            config.readout = next(name for name in cls.readouts if adapter.has_readout(name))
+            config.readout = "tokens" if whole.main_input_name == "input_ids" else "mean"
             config.recipe = {**config.recipe, "policy": LastStep().to_dict()}
         return adapter
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
 from os import PathLike
@@ -32,7 +33,7 @@ from ponder.integrations.transformers.texts import Answers, answer_rows, load_to
 from ponder.model.heads import HazardLayer, PerStep, make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.objectives import Distillation, FinalStep
-from ponder.policies import ExitPolicy, LastStep
+from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
@@ -335,7 +336,15 @@ class PonderPreTrainedModel(PreTrainedModel):
                 f"heads answer something else. Load it with {saved}.from_pretrained."
             )
         model._learn()
+        model._check_certificate()
         return loaded
+
+    def _check_certificate(self) -> None:
+        """Drop a promise that is about other weights than the model's."""
+        policy = self.policy
+        if isinstance(policy, Certified) and policy.weights not in (None, self.ponder.weights_digest()):
+            warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
+            self.policy = policy.policy
 
     def _learn(self) -> None:
         """Capture the encoder, which had to wait for its weights; nothing to do where an adapter needs none."""
@@ -348,6 +357,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
+        self._check_certificate()
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
         recipe = dataclasses.replace(
             recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or recipe.stages
@@ -624,7 +634,7 @@ def check_saveable(model: PreTrainedModel) -> None:
     kind = type(model)
     known = kind.__module__.startswith("transformers.") or kind._auto_class is not None
     known = known or kind in _registered(type(model.config))
-    if not known or any(type(part).__module__.startswith("peft.") for part in model.modules()):
+    if not known or any([type(part).__module__.startswith("peft.") for part in model.modules()]):
         raise ArgumentError(
             "encoder",
             expected="a model that can be read again from its files",

@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.gates import fit_gate
     from ponder.calibration.risks import Missed
-    from ponder.calibration.sweeps import Curve, Point, sweep
+    from ponder.calibration.sweeps import sweep
     from ponder.calibration.temperatures import fit_temperatures
 
 _HOMES = {
     "Calibration": "calibrating",
-    "Curve": "sweeps",
     "Diagnosis": "diagnosing",
     "Missed": "risks",
-    "Point": "sweeps",
     "RiskControl": "control",
     "calibrate": "calibrating",
     "certify": "agreement",
@@ -37,10 +35,8 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
-    "Curve",
     "Diagnosis",
     "Missed",
-    "Point",
     "RiskControl",
     "calibrate",
     "certify",

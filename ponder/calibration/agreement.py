@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,32 +22,9 @@ from ponder.policies.certainty import Confidence, Entropy, Margin
 
 __all__ = ["PromiseCurve", "candidates", "certify", "promise_curve"]
 
-Candidate = tuple[FamilyLike, Iterable[float]]
+Candidate: TypeAlias = tuple[FamilyLike, Iterable[float]]
 """A class of policies, or a policy whose threshold is moved, and the values that are tried."""
 _VALUES, _SAMPLES = 141, 100
-
-
-@dataclass(frozen=True)
-class PromiseCurve:
-    """Costs and promises of every value of a threshold, from late exits to early ones.
-
-    Args:
-        policy: Name of the kind of policy.
-        values: The values.
-        mean_exit_step: Mean exit step under each value.
-        observed: Share of the rows that lose, under each value.
-        promise: The lowest level that these rows would have certified at each value, had it been asked for before they
-            were seen: the greatest of the bounds up to there, since values are tested in this order. Only the promise
-            that was asked for is one.
-        exits: The share of rows that exit at each step, for each value.
-    """
-
-    policy: str
-    values: tuple[float, ...]
-    mean_exit_step: tuple[float, ...]
-    observed: tuple[float, ...]
-    promise: tuple[float, ...]
-    exits: tuple[tuple[float, ...], ...]
 
 
 def candidates(record: Record) -> list[Candidate]:
@@ -56,14 +33,12 @@ def candidates(record: Record) -> list[Candidate]:
     Values are dense where answers are sure, and were picked on no data. Early steps that are sure and wrong spoil a
     whole kind, so each is also tried from every later step on.
     """
-    steps = np.arange(record.num_steps, 0, -1.0)
-    if record.width < 2 or not record.meaning.classes:
-        return [(FixedStep, steps)]
-    sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
-    unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
-    found: list[Candidate] = [(FixedStep, steps)]
-    for kind, values in ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)):
-        found += [(kind, values), *((kind.after(step), values) for step in range(2, record.num_steps))]
+    found: list[Candidate] = [(FixedStep, range(record.num_steps, 0, -1))]
+    if record.width > 1 and record.meaning.classes:
+        sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
+        unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
+        for kind, values in ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)):
+            found += [(kind, values), *((kind.after(step), values) for step in range(2, record.num_steps))]
     return found
 
 
@@ -86,7 +61,7 @@ def certify(
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold).
         certifying: The same over rows on which nothing was chosen.
-        policies: The kinds and their values, from late exits to early ones; `candidates` where None.
+        policies: The kinds and their values; `candidates` where None.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
         level: Upper limit of the risk, in (0, 1); not read where a speed-up is given.
         confidence: Probability with which the promise holds, in (0, 1).
@@ -97,8 +72,8 @@ def certify(
         >>> from dataclasses import replace
         >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # in earnest: other rows
         >>> found = ponder.calibration.certify(trajectory, certifying, level=0.02)
-        >>> found.policy.policy, found.mean_exit_step
-        (Confidence(threshold=0.9999938558253978), 2.0)
+        >>> type(found.policy.policy).__name__, found.mean_exit_step
+        ('Confidence', 2.0)
     """
     check_share("confidence", confidence)
     check_share("level", level)
@@ -107,73 +82,24 @@ def certify(
     by_step = as_costs(costs, choosing.num_steps)
     losses, rows = losses_of(risk, choosing)
     counting = np.ones(len(choosing)) if rows is None else rows * 1.0
+    losses = losses * counting[:, None]
     likes = candidates(choosing) if policies is None else list(policies)
     tried = [family_of(like, values, choosing) for like, values in likes]
     if speed_up is None:
         drawn = _resampled(len(choosing), len(certifying))
         allowed = np.array([most_failures(int(n), level, confidence) for n in counting @ drawn])
-        certified = [
-            _certified_cost(choosing, each, losses * counting[:, None], by_step, drawn, allowed) for each in tried
-        ]
-        place = int(np.argmin(certified))
-        values = likes[place][1]
+        place = int(np.argmin([_certified_cost(choosing, one, losses, by_step, drawn, allowed) for one in tried]))
+        values = tried[place].values
     else:
         check_real("speed_up", speed_up, 1.0, by_step[-1] / by_step[0], open_low=True)
-        place, value = _least_risk(choosing, tried, losses * counting[:, None], by_step, by_step[-1] / speed_up)
-        values = [value]
+        place, value = _least_risk(choosing, tried, losses, by_step, by_step[-1] / speed_up)
+        values = (value,)
         lost, which = losses_of(risk, certifying)
         at = at_exits(lost, certifying.exit_steps(tried[place].build(value)))
         at = at if which is None else at[which]
         level = upper_bound(int(at.sum()), len(at), confidence)
-    return control_risk(
-        certifying,
-        likes[place][0],
-        risk=risk,
-        level=level,
-        confidence=confidence,
-        bound="exact_binomial",
-        grid=values,
-        costs=costs,
-    )
-
-
-def promise_curve(
-    trajectory: Record,
-    policies: FamilyLike,
-    grid: Iterable[float] | None = None,
-    *,
-    risk: RiskLike = "disagreement",
-    confidence: float = 0.95,
-) -> PromiseCurve:
-    """Return the lowest level that each threshold would have certified, by the exact binomial bound.
-
-    Args:
-        trajectory: A full-depth run.
-        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-        grid: Values of the threshold; those that the policy declares where None.
-        risk: A risk whose losses are 0 or 1, as for `control_risk`.
-        confidence: Probability with which each promise holds, in (0, 1).
-
-    Example:
-        >>> curve = ponder.calibration.promise_curve(trajectory, policies.FixedStep)
-        >>> curve.mean_exit_step, [round(share, 2) for share in curve.observed]
-        ((4.0, 3.0, 2.0, 1.0), [0.0, 0.0, 0.33, 0.67])
-    """
-    check_record(trajectory)
-    check_share("confidence", confidence)
-    family = family_of(policies, grid, trajectory)
-    losses, rows = losses_of(risk, trajectory)
-    counting = slice(None) if rows is None else rows
-    columns: list[Any] = []
-    worst = 0.0
-    for places, steps in family.exit_steps(trajectory, family.late_first()):
-        at = at_exits(losses, steps)[:, counting]
-        shares = exit_counts(steps, trajectory.num_steps) / len(trajectory)
-        for place, lost, share, mean in zip(places, at.sum(1), shares, steps.mean(1), strict=True):
-            worst = max(worst, upper_bound(int(lost), at.shape[1], confidence))
-            columns.append((family.values[place], float(mean), float(lost) / at.shape[1], worst, tuple(share.tolist())))
-    name = repr(family.free) if family.free is None else type(family.free).__name__
-    return PromiseCurve(name, *zip(*columns, strict=True))
+    given: Any = {"risk": risk, "level": level, "confidence": confidence, "grid": values, "costs": costs}
+    return control_risk(certifying, likes[place][0], bound="exact_binomial", **given)
 
 
 @cache
@@ -209,10 +135,59 @@ def _least_risk(
     found = []
     for number, family in enumerate(tried):
         for places, steps in family.exit_steps(record):
-            risks, spent = at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1)
-            found += [
-                (risks[i], spent[i], number, family.values[place])
-                for i, place in enumerate(places)
-                if spent[i] <= at_most * (1 + 1e-9)
-            ]
+            rows = zip(at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1), places, strict=True)
+            found += [(r, c, number, family.values[place]) for r, c, place in rows if c <= at_most * (1 + 1e-9)]
     return min(found)[2:]
+
+
+@dataclass(frozen=True)
+class PromiseCurve:
+    """Costs and promises of every value of a threshold, from late exits to early ones.
+
+    Args:
+        values: The values.
+        mean_exit_step: Mean exit step under each value.
+        observed: Share of the rows that lose, under each value.
+        promise: The lowest level that these rows would have certified at each value, had it been asked for before they
+            were seen: the greatest of the bounds up to there, since values are tested in this order. Only the promise
+            that was asked for is one.
+        exits: The share of rows that exit at each step, for each value.
+    """
+
+    values: tuple[float, ...]
+    mean_exit_step: tuple[float, ...]
+    observed: tuple[float, ...]
+    promise: tuple[float, ...]
+    exits: tuple[tuple[float, ...], ...]
+
+
+def promise_curve(
+    trajectory: Record,
+    policies: FamilyLike,
+    grid: Iterable[float] | None = None,
+    *,
+    risk: RiskLike = "disagreement",
+    confidence: float = 0.95,
+) -> PromiseCurve:
+    """Return the lowest level that each threshold would have certified, by the exact binomial bound.
+
+    Arguments are those of `control_risk`, with a risk whose losses are 0 or 1.
+
+    Example:
+        >>> curve = ponder.calibration.promise_curve(trajectory, policies.FixedStep)
+        >>> curve.mean_exit_step, [round(share, 2) for share in curve.observed]
+        ((4.0, 3.0, 2.0, 1.0), [0.0, 0.0, 0.33, 0.67])
+    """
+    check_record(trajectory)
+    check_share("confidence", confidence)
+    family = family_of(policies, grid, trajectory)
+    losses, rows = losses_of(risk, trajectory)
+    columns: list[Any] = []
+    worst = 0.0
+    for places, steps in family.exit_steps(trajectory, family.late_first()):
+        at = at_exits(losses, steps)[:, slice(None) if rows is None else rows]
+        shares = exit_counts(steps, trajectory.num_steps) / len(trajectory)
+        for place, lost, share, mean in zip(places, at.sum(1), shares, steps.mean(1), strict=True):
+            worst = max(worst, upper_bound(int(lost), at.shape[1], confidence))
+            columns.append((family.values[place], float(mean), float(lost) / at.shape[1], worst, tuple(share.tolist())))
+    return PromiseCurve(*zip(*columns, strict=True))

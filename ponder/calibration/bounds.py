@@ -39,12 +39,9 @@ class Bound:
 
 
 def p_values(losses: Floats, level: float, bound: str = "hoeffding_bentkus") -> Floats:
-    """Return the p-value of "the mean loss is above `level`" for each column, `(thresholds,)`.
+    """Return the p-value of "the mean loss is above `level`" for each column of losses `(rows, thresholds)`.
 
-    Args:
-        losses: `(rows, thresholds)`, in [0, 1] (``"betting"`` takes [−1, 1] too).
-        level: The level that the mean loss is compared with, in (0, 1).
-        bound: ``"hoeffding_bentkus"``, ``"betting"`` or ``"exact_binomial"`` (losses 0 or 1).
+    Losses are in [0, 1]; ``"betting"`` takes [−1, 1] too, and ``"exact_binomial"`` 0 or 1 alone.
 
     Example:
         >>> import numpy as np
@@ -133,7 +130,8 @@ def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
         loss = np.where(below > 0, below * np.log(below / level), 0.0)
     entropy = loss + (1 - below) * np.log((1 - below) / (1 - level))
     bentkus = math.e * binomial_cdf(rows, level)[np.ceil(total - 1e-9).astype(np.intp)]
-    return np.minimum(np.minimum(np.exp(-rows * entropy), bentkus), 1.0)
+    found: Floats = np.minimum(np.minimum(np.exp(-rows * entropy), bentkus), 1.0)
+    return found
 
 
 def _betting(losses: Floats, level: float) -> Floats:
@@ -155,7 +153,8 @@ def _betting(losses: Floats, level: float) -> Floats:
     before = np.concatenate([np.full((1, losses.shape[1]), 0.25), variance[:-1]])
     stake = np.minimum(np.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)), _HIGHEST_STAKE / (1 - level))
     wealth = np.log1p(stake * (level - losses)).cumsum(0)
-    return np.minimum(np.exp(-wealth.max(0)), 1.0)
+    found: Floats = np.minimum(np.exp(-wealth.max(0)), 1.0)
+    return found
 
 
 BOUNDS: dict[str, Bound] = {

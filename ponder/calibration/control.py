@@ -84,9 +84,8 @@ def control_risk(
     safe only where it has none of the risk, as of ``"disagreement"`` and ``"error_gap"``; of other risks the promise is
     about what is certified alone: E[risk · 1(certified)] ≤ level.
 
-    The rows must be like those to come (exchangeable with them), and neither the values nor their order may have been
-    picked on them. The default grid is known in advance. Values of a callable are tested in the order in which you give
-    them, so begin with the one that you expect to exit latest.
+    The rows must be like those to come (exchangeable with them), and neither the values nor their order picked on them.
+    The default grid is known in advance; values of a callable are tested in their order, so begin with the latest exits.
 
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
@@ -142,16 +141,8 @@ def control_risk(
     )
     policy = replace(draft, statement=_statement(draft, observed, len(trajectory)))
     mean_step = float(shares @ np.arange(1, trajectory.num_steps + 1))
-    return RiskControl(
-        policy,
-        value is not None,
-        mean_step,
-        policy.statement,
-        observed,
-        tuple(shares.tolist()),
-        trajectory,
-        risk,
-    )
+    exits = tuple(shares.tolist())
+    return RiskControl(policy, value is not None, mean_step, policy.statement, observed, exits, trajectory, risk)
 
 
 def _walk(

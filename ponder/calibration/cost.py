@@ -218,12 +218,8 @@ def speed_up(
         exit_step: The exit step of each example, `(batch,)`, 1-based.
         num_steps: N.
         costs: Cost of all examples, or one for each, for the speed-up in FLOPs.
-        needs: What the policy reads, `policy.needs`, which costs something at every step.
-        wall_clock: Ratios of seconds that `wall_clock` measured.
-
-    Example:
-        >>> print(ponder.calibration.cost.speed_up([1, 2, 3, 6], 6))
-        ×2.00 in steps
+        needs: The policy's readings, `policy.needs`, which cost something at every step.
+        wall_clock: Ratios that `wall_clock` measured.
     """
     steps = np.asarray(exit_step)
     flops = None
@@ -237,15 +233,10 @@ def speed_up(
 def wall_clock(
     plain: Callable[[], object], wrapped: Callable[[], object], *, pairs: int = 5, warm_up: int = 1
 ) -> WallClock:
-    """Return how many times longer `plain` takes than `wrapped`; runs are timed in pairs, every other one swapped.
+    """Return how many times longer `plain` takes than `wrapped`, the same work with exits.
 
-    Accelerators are waited for. Load from elsewhere that lasts longer than a pair cancels out.
-
-    Args:
-        plain: The work that is compared with, repeated enough to take some milliseconds.
-        wrapped: The same work with exits.
-        pairs: Number of pairs, ≥ 1.
-        warm_up: Untimed runs of each before.
+    Runs are timed in pairs, every other one swapped, so that load from elsewhere that lasts longer than a pair cancels
+    out; the first `warm_up` of each are not timed.
     """
     check_int("pairs", pairs)
     for _ in range(warm_up):

@@ -68,10 +68,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class StepForAll:
-    """The step that all rows may exit at, and what is known of it against full depth.
+    """The first step that all rows may exit at, full depth where none is known to lose at most a margin.
 
     Args:
-        step: The step, from 1; full depth where no earlier one is known to lose no more than the margin.
+        step: The step, from 1.
         score: Its score on these rows.
         full_depth: The score of full depth on them.
         at_least: The least that the step's score minus that of full depth can be on rows to come, with 97.5%
@@ -192,8 +192,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""
-        own = {"outcome": self.outcome, "verdict": self.verdict, **vars(self)}
-        plain: dict[str, Any] = _plain(own)
+        plain: dict[str, Any] = _plain({"outcome": self.outcome, "verdict": self.verdict, **vars(self)})
         return plain
 
     def __str__(self) -> str:
@@ -208,11 +207,11 @@ class Diagnosis:
                 f"{gain.oracle:.4f}"
             )
         lines.append(f"{100 * self.overthinking:.1f}% of the rows are best before the last step (overthinking).")
-        if self.collapse is not None:
+        if (found := self.collapse) is not None:
             lines.append(
-                f"The halting distribution has {'' if self.collapse.collapsed else 'not '}collapsed onto one step: "
-                f"{100 * self.collapse.share:.0f}% of the rows would exit at step {self.collapse.step} (q = 0.5); it "
-                f"carries {100 * self.collapse.information:.1f}% of the information that it could."
+                f"The halting distribution has {'' if found.collapsed else 'not '}collapsed: {100 * found.share:.0f}% of "
+                f"the rows would exit at step {found.step} (q = 0.5); it carries {100 * found.information:.1f}% of the "
+                "information that it could."
             )
         return "\n".join(lines)
 
@@ -325,7 +324,7 @@ def _gain(speedup: float, frontiers: Mapping[str, Frontier], tried: Sequence[str
     cost = cross.cost[-1] / speedup
     places = {name: frontiers[name].best_within(cost) for name in tried}
     found = [(frontiers[name].scores[p], frontiers[name].names[p]) for name, p in places.items() if p is not None]
-    score, policy = max(found, key=lambda each: each[0], default=(math.nan, f"none within a cost of {cost:.2f}"))
+    score, policy = max(found, default=(math.nan, f"none within a cost of {cost:.2f}"))
     cut = frontiers["static"].best_within(cost) if "static" in frontiers else None
     static = math.nan if cut is None else frontiers["static"].scores[cut]
     blind, oracle = frontiers["blind"].mixed(cost), frontiers["oracle"].mixed(cost)
@@ -335,11 +334,7 @@ def _gain(speedup: float, frontiers: Mapping[str, Frontier], tried: Sequence[str
 class _CrossFit:
     """Policy against blind on each fold of the rows, with all choices made on the other folds.
 
-    Args:
-        values: The worth of each row's answer at each step, `(rows, steps)`.
-        cost: The cost of each step, `(steps,)`.
-        exits: Exit steps under every policy tried, `(policies, rows)`.
-        seed: Seed of the folds.
+    From the worth of answers `(rows, steps)`, costs `(steps,)` and exit steps of all policies tried `(policies, rows)`.
     """
 
     def __init__(self, values: Floats, cost: Floats, exits: Ints, seed: int) -> None:
@@ -405,14 +400,10 @@ def best_and_dearest(scores: Floats, cost: Floats) -> int:
 
 
 def oracle_frontier(values: Floats, cost: Floats) -> Frontier:
-    """Return the frontier of one who knows the worth of every answer: no policy on these answers lies above.
+    """Return the frontier of one who knows the worth of every answer, `(rows, steps)`: no policy lies above.
 
     Each row climbs the upper hull of its own values, and the steepest climbs of all rows come first: as many as a mean
     cost allows are the best that can be had for it. Of more than a thousand corners a thousand are kept.
-
-    Args:
-        values: The worth of each row's answer at each step, `(rows, steps)`, finite; the score is their mean.
-        cost: Cost of every step, `(steps,)`.
     """
     rows, num_steps = values.shape
     at, slopes, climbs = np.zeros(rows, dtype=np.intp), [], []

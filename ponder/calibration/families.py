@@ -6,7 +6,7 @@ score crosses the bar, so the running maximum of its scores gives the exits unde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -134,7 +134,9 @@ def family_of(
         return made
 
     if values is None:
-        values = _accepted(build, threshold.values(record.num_steps, record.width))
+        values = tuple(threshold.values(record.num_steps, record.width))
+        if not (_accepts(build, values[0]) and _accepts(build, values[-1])):  # a normalised entropy ends at 1, say
+            values = tuple(value for value in values if _accepts(build, value))
     policy = build(values[len(values) // 2])
     record.check(policy)
     family = Family(threshold.field, values, build, policy, _part_with_threshold(policy))
@@ -146,19 +148,12 @@ def _tunable(part: Any) -> Threshold:
     return threshold
 
 
-def _accepted(build: Callable[[float], ExitPolicy], values: Sequence[float]) -> tuple[float, ...]:
-    """Return the values that the class accepts: a normalised entropy ends at 1, say."""
-
-    def accepts(value: float) -> bool:
-        try:
-            build(value)
-        except ArgumentError:
-            return False
-        return True
-
-    if accepts(values[0]) and accepts(values[-1]):
-        return tuple(values)
-    return tuple(value for value in values if accepts(value))
+def _accepts(build: Callable[[float], ExitPolicy], value: float) -> bool:
+    try:
+        build(value)
+    except ArgumentError:
+        return False
+    return True
 
 
 def _part_with_threshold(like: FamilyLike) -> Any:

@@ -41,8 +41,7 @@ def fit_gate(
     * ``"agreement"``: the answer is not that of full depth, which needs no labels;
     * ``"unsettled"``: the answer is not right yet, or will not stay so. A row that is never right runs to the end.
 
-    The idea is that of Ouro's second stage (Zhu et al. 2025, arXiv 2510.25741), where the gate learns from the loss
-    that a further step saves.
+    The idea is that of Ouro's second stage (Zhu et al. 2025, arXiv 2510.25741).
 
     Args:
         trajectory: A full-depth run on held-out rows.
@@ -83,13 +82,7 @@ def fit_gate(
 
 
 def staying_pays(trajectory: Record, target: Target, delta: float = 0.0) -> Bools:
-    """Return the event of each row and step in hindsight, `(rows, steps)`; False at the last step.
-
-    Args:
-        trajectory: A full-depth run.
-        target: The event, as for `fit_gate`.
-        delta: The amount by which a later step has to lower the loss, as for `fit_gate`.
-    """
+    """Return the event of each row and step in hindsight, `(rows, steps)`; arguments as for `fit_gate`."""
     if target == "agreement":
         return ~trajectory.agreement()
     gains = target == "gain"

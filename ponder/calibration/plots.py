@@ -1,7 +1,7 @@
 """Figures (matplotlib, the extra `plots`): each takes one run, or one a seed, and returns the axes.
 
-Seeds are drawn as their mean and ± one standard deviation. All take `ax` (a new pyplot figure where None), `label` (the
-name in the legend) and `color` (any of matplotlib; the next that is free where None).
+Seeds are drawn as their mean and ± one standard deviation. Everywhere `ax` is where to draw (a new pyplot figure where
+None), `label` the name in the legend, and `color` any of matplotlib (the next that is free where None).
 """
 
 from __future__ import annotations
@@ -41,9 +41,6 @@ def score_by_threshold(
 
     Args:
         curves: A sweep, or one a seed over the same grid.
-        ax: Axes.
-        label: Name.
-        color: Colour.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_threshold(trajectory.sweep(policies.Confidence))
@@ -74,7 +71,6 @@ def score_by_speed_up(
         curves: Sweeps by name: one, or one a seed.
         by: Speed-up in steps, N over the mean exit step, or in the costs that the sweeps were given.
         baseline: Score of a model without exits: a horizontal line.
-        ax: Axes.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_speed_up({"sure": trajectory.sweep(policies.Confidence)})
@@ -126,7 +122,6 @@ def exit_histogram(
         exit_steps: Exit steps from 1 to N, `(batch,)`.
         num_steps: N.
         by: A group for each row, `(batch,)`: a difficulty, say.
-        ax: Axes.
         label: Title of the legend.
 
     Example:
@@ -160,9 +155,6 @@ def halting(
     Args:
         trajectories: A full-depth run with hazards, or one a seed.
         prior: Probabilities of the steps, `(steps,)`, drawn beside it, dashed: ``model.prior(num_steps).pmf``.
-        ax: Axes.
-        label: Name.
-        color: Colour.
 
     Example:
         >>> record = Trajectory(torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8))
@@ -189,8 +181,6 @@ def reliability(
         trajectory: A full-depth run of a classifier of rows, with labels.
         step: The step to draw, from 1 to N; every step where None, from dark (early) to light.
         bins: Number of bins over [0, 1].
-        ax: Axes.
-        label: Name.
 
     Example:
         >>> ax = ponder.calibration.plots.reliability(trajectory, step=4)

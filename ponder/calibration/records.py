@@ -1,5 +1,6 @@
 """Records of full-depth runs, as everything in this package reads them: arrays `(rows, steps)`, and no PyTorch."""
 
+# ruff: noqa: D102 (the class describes the members of the protocol)
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -38,31 +39,38 @@ Bools: TypeAlias = NDArray[Any]
 class Record(Protocol):
     """A full-depth run: a `Trajectory`, or the record of a cascade.
 
-    `width` is the size of the outputs' last dimension; with `content_ids` equal ids are equal rows; `score_table` holds
-    values whose mean at the exits is the score, or is None where the score is no mean over rows, and `answers_at` gives
-    the outputs and labels of which a metric is computed.
+    `width` is the size of the outputs' last dimension; with `content_ids` equal ids are equal rows; the mean of
+    `score_table` at the exits is the score; where it is None, the metric takes the outputs and labels of `answers_at`.
     """
 
-    num_steps: int
-    width: int
-    row_ids: Any
-    content_ids: bool
-    weights: str | None
-    labels: Any
-    meaning: Task
-    batch: PolicyBatch
-    is_training_run: bool
-
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def row_ids(self) -> Any: ...
+    @property
+    def content_ids(self) -> bool: ...
+    @property
+    def weights(self) -> str | None: ...
+    @property
+    def labels(self) -> Any: ...
+    @property
+    def meaning(self) -> Task: ...
+    @property
+    def batch(self) -> PolicyBatch: ...
+    @property
+    def is_training_run(self) -> bool: ...
     def __len__(self) -> int: ...
-    def check(self, policy: ExitPolicy) -> None: ...  # noqa: D102
-    def views(self, needs: frozenset[str]) -> Iterator[StepView]: ...  # noqa: D102
-    def exit_steps(self, policy: ExitPolicy) -> Ints: ...  # noqa: D102
-    def agreement(self) -> Bools: ...  # noqa: D102
-    def correct(self) -> Bools: ...  # noqa: D102
-    def losses(self, risk: Any, low: float) -> Floats: ...  # noqa: D102
-    def score_table(self, metric: Any) -> Floats | None: ...  # noqa: D102
-    def score_name(self, metric: Any) -> str: ...  # noqa: D102
-    def answers_at(self, steps: Ints) -> tuple[Any, Any]: ...  # noqa: D102
+    def check(self, policy: ExitPolicy) -> None: ...
+    def views(self, needs: frozenset[str]) -> Iterator[StepView]: ...
+    def exit_steps(self, policy: ExitPolicy) -> Ints: ...
+    def agreement(self) -> Bools: ...
+    def correct(self) -> Bools: ...
+    def losses(self, risk: Any, low: float) -> Floats: ...
+    def score_table(self, metric: Any) -> Floats | None: ...
+    def score_name(self, metric: Any) -> str: ...
+    def answers_at(self, steps: Ints) -> tuple[Any, Any]: ...
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:

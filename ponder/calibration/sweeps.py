@@ -169,7 +169,8 @@ class Ruler:
 
     def _scores(self, steps: Ints) -> Floats:
         if self._table is not None:
-            return at_exits(self._table, steps).mean(1)
+            means: Floats = at_exits(self._table, steps).mean(1)
+            return means
         if callable(self._metric):
             return np.array([float(self._metric(*self.trajectory.answers_at(each))) for each in steps])
         return np.full(len(steps), math.nan)
@@ -177,13 +178,7 @@ class Ruler:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The best score at a mean cost, as a polyline of points that rise in both.
-
-    Args:
-        costs: Mean costs, strictly rising: mean exit steps where no costs were given.
-        scores: The score at each, strictly rising: points that cost more for no better score are no part of it.
-        names: The policy of each point, for example ``"Confidence(threshold=0.9)"``.
-    """
+    """The best score at a mean cost: points that rise in both, and the policy of each, as text."""
 
     costs: tuple[float, ...]
     scores: tuple[float, ...]
@@ -202,9 +197,7 @@ class Frontier:
 def frontier_of(points: Iterable[tuple[float, float, str]], *, hull: bool = False) -> Frontier:
     """Return the frontier of points (mean cost, score, name); of equal costs the best score counts.
 
-    Args:
-        points: The points, at least one.
-        hull: Keep the upper concave hull alone, since a coin between two points gives all that lies between them.
+    With `hull` the upper concave hull alone, since a coin between two points gives all that lies between them.
 
     Example:
         >>> frontier_of([(1.0, 0.5, "a"), (2.0, 0.4, "b"), (3.0, 0.9, "c")]).names

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ponder._utils.trees import Tree, alike, take_rows, unwrap
+from ponder._utils.trees import Shared, Tree, alike, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture_calls import Layered, refusal
-from ponder.model.capture_watch import Given, Mark, Select, layer_lists, private_copy, run, watch
-from ponder.model.padding import REAL, Padding, join_context, join_rows
+from ponder.model.capture_kind import KIND, Kind, Notes, Select, leaf_of, read_kind, refusal, row_dim
+from ponder.model.capture_watch import LOST, Given, Mark, layer_lists, private_copy, run, watch
+from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
 from ponder.model.steps import Steps
 
 __all__ = ["Captured", "CapturedReadout", "CapturedStem", "CapturedStep", "capture"]
+
+_PLAIN = (bool, int, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,17 @@ class Captured:
     Args:
         stem: Inputs to the hidden state h_0 and the context of the steps; it registers the module, and with it all
             weights, under ``module``.
-        steps: One step a layer.
+        steps: One step a layer; one shared step where one layer runs again and again.
         readout: Hidden state to features: the first tensor of what the module would give if its layers ended there.
         padding: Where lengths lie, if the example has an `attention_mask` or `src_key_padding_mask`; else None.
+        classifier: The name of the linear layer whose answer the features are, None where they are none.
     """
 
     stem: CapturedStem
     steps: Steps
     readout: CapturedReadout
     padding: Padding | None
+    classifier: str | None = None
 
     def readout_of(self, select: Select) -> CapturedReadout:
         """Return a readout of another part of the module's output.
@@ -47,17 +51,16 @@ class Captured:
         Args:
             select: A function from the output to a tensor, ``lambda output: output.pooler_output``.
         """
-        layered = self.stem.layered
-        layered.selects.append(select)
-        layered.kinds.clear()
-        return CapturedReadout(layered, select)
+        self.stem.selects.append(select)
+        self.stem.kinds.clear()
+        return CapturedReadout(select)
 
 
 def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Captured:
     """Read a module as stem, steps and readout, and prove on an example that they compute what it computes.
 
     The module is not changed, but for one switch: an `nn.TransformerEncoder` no longer turns padded batches into nested
-    tensors in evaluation mode, so that it answers the same with and without gradients. Its weights are used, not copied.
+    tensors in evaluation mode, so that it answers the same with and without gradients. Weights are used, not copied.
 
     Args:
         module: Any module whose forward runs a list of layers one after the other.
@@ -72,8 +75,7 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        >>> encoder = nn.TransformerEncoder(layer, num_layers=3)
-        >>> parts = ponder.capture(encoder, torch.randn(2, 5, 8))
+        >>> parts = ponder.capture(nn.TransformerEncoder(layer, num_layers=3), torch.randn(2, 5, 8))
         >>> model = ponder.PonderWrapper(
         ...     parts.steps, stem=parts.stem, readout=lambda hidden: hidden.mean(1), head=nn.Linear(8, 2)
         ... )
@@ -83,92 +85,199 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
     for part in module.modules():
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
-    given = _arguments(example)
+    named = example.items() if isinstance(example, Mapping) else enumerate(_tuple(example))
+    given = {key: value for key, value in named if value is not None}
     with torch.no_grad():
         events, output = watch(private_copy(module), given)
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
-        raise refusal(
-            f"an output of type {type(output).__name__}, in which no tensor is seen",
-            "Return a tensor, or a tuple or dict of them; make a class of your own known by torch.utils._pytree.",
-        )
-    found = layer_lists(module, events, layers)
-    refused: list[ArgumentError] = []
+    found, refused = layer_lists(module, events, layers), list[ArgumentError]()
     for _, order in found:
-        layered = Layered(private_copy(module), order, given)
-        layered.selects.append(_first)
         try:
-            _prove(layered, given)
-        except ArgumentError as error:
-            refused.append(error)
+            stem = CapturedStem(private_copy(module), order, given)
+            kind = _prove(stem, given)
+        except Exception as error:  # of the module's own code too, which cannot go on with an earlier layer's state
+            met = error if isinstance(error, ArgumentError) else refusal(f"{type(error).__name__}: {error}")
+            refused.append(met)
             continue
-        except Exception as error:  # of the module's own code, which cannot go on with the state of an earlier layer
-            refused.append(refusal(f"{type(error).__name__} in a call layer by layer: {error}"))
-            continue
-        padding = _padding(layered, given)
-        layered.module = module
-        steps: Any = [CapturedStep(layered, number) for number in range(len(order))]
-        shared = Steps.of(steps[0], len(order)) if layered.shared else Steps(steps)
-        return Captured(CapturedStem(layered), shared, CapturedReadout(layered, _first), padding)
-    raise _explained(module, refused)
+        padding = _padding(stem, given)
+        stem.module = module
+        for kind in [kind for kinds in stem.kinds.values() for kind in kinds]:
+            kind.module = module
+        shared = len(set(order)) == 1 and all(call == kind.calls[0] for call in kind.calls)
+        steps = Steps.of(CapturedStep(0), len(order)) if shared else Steps(map(CapturedStep, range(len(order))))
+        answer = [event.path for event in events if event.output is first_tensor(output)]
+        linear = [path for path in answer if isinstance(module.get_submodule(path), nn.Linear)]
+        return Captured(stem, steps, CapturedReadout(first_tensor), padding, linear[0] if linear else None)
+    raise refused[0]
 
 
 class CapturedStem(nn.Module):
-    """The stem of a captured module, which registers it.
+    """The stem of a captured module, which registers it; it learns each kind of call when it meets the first.
 
     Args:
-        layered: The module, layer by layer.
+        module: The module.
+        order: The names of its layers.
+        example: The arguments of a call.
     """
 
-    def __init__(self, layered: Layered) -> None:
+    def __init__(self, module: nn.Module, order: list[str], example: Given) -> None:
         super().__init__()
-        self.module, self.layered = layered.module, layered
+        self.module, self.order = module, order
+        self.first: str | int = next(key for key, value in example.items() if isinstance(value, Tensor))
+        self.constants = {key: value for key, value in example.items() if not isinstance(value, Tensor)}
+        rows = len(example[self.first])
+        self.whole = {key for key, value in example.items() if not _has(value, rows)}
+        self.selects: list[Select] = [first_tensor]
+        self.kinds: dict[Any, list[Kind]] = {}
+        self.mask: str | None = None  # by which batches get narrower
+        self.lengths: dict[str, Along] = {}
 
     @property
     def argument_names(self) -> frozenset[str]:
         """The names of the module's own arguments."""
         return frozenset(inspect.signature(self.module.forward).parameters)
 
+    def of(self, module: nn.Module) -> CapturedStem:
+        """Return a stem of a copy of the module."""
+        other = CapturedStem(module, self.order, {self.first: torch.zeros(1)})
+        other.constants, other.whole, other.selects = self.constants, self.whole, self.selects
+        return other
+
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Return h_0 and the context of the steps."""
-        return self.layered.stem(inputs, context)
+        given = self._arguments(inputs, context)
+        kind, notes = self._kind_of(given)
+        rows = self._rows(given)
+        after: dict[str, Any] = {name: given[name] for name in REAL if name in given}
+        for slot, tensor in enumerate(notes.tensors):
+            after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
+        for key in kind.given:
+            whole = isinstance(given[key], Tensor) and not self._has_rows(key, given[key], rows)
+            after[f"given_{key}"] = Shared(given[key]) if whole else given[key]
+        after[KIND] = Shared(kind)
+        assert notes.hidden is not None
+        hidden = kind.rows_first(notes.hidden, "hidden", rows)
+        return {"hidden": hidden} if kind.others else hidden, after
+
+    def _arguments(self, inputs: Tree, context: Mapping[str, Any]) -> dict[str | int, Any]:
+        given: dict[str | int, Any] = {**self.constants, **context}
+        if isinstance(inputs, Mapping | tuple):
+            given.update(inputs if isinstance(inputs, Mapping) else enumerate(inputs))
+        elif inputs is not None:
+            given[self.first] = inputs
+        return {key: value for key, value in given.items() if value is not None or isinstance(key, int)}
+
+    def _rows(self, given: Given) -> int:
+        first = given.get(self.first)
+        return len(first if isinstance(first, Tensor) else next(v for v in given.values() if isinstance(v, Tensor)))
+
+    def _has_rows(self, key: str | int, value: Any, rows: int) -> bool:
+        return key not in self.whole and _has(value, rows)
+
+    def grown(self, given: Given) -> dict[str | int, Any]:
+        """Return arguments with the first row once more at the end."""
+        rows = self._rows(given)
+        return {**given, **{k: torch.cat([v, v[:1]]) for k, v in given.items() if self._has_rows(k, v, rows)}}
+
+    def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
+        """Return the kind of a call, learned where there was none like it, and its notes."""
+        flags = [(key, type(value), value if isinstance(value, _PLAIN) else None) for key, value in given.items()]
+        kinds = self.kinds.setdefault((self.module.training, *flags), [])
+        for kind in kinds:
+            if kind.fits(notes := kind.stem(given)):
+                return kind, notes
+        kind = self._learn(given)
+        if not kind.fits(notes := kind.stem(given)):
+            raise refusal("layers that are called in another way each time")
+        known = [each for own in self.kinds.values() for each in own]
+        fresh = len({tuple(each.names[:1]) for each in known})
+        fresh_names = [f"noted{fresh or ''}_{slot}" for slot in range(len(kind.like))]
+        kind.names = next((each.names for each in known if each == kind), fresh_names)
+        kinds.append(kind)
+        if self.mask in given:
+            self._learn_lengths(kind, notes, given)
+        return kind, notes
+
+    def _learn(self, given: Given) -> Kind:
+        """Watch a call, and another with one row more."""
+        cuda = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
+        training, calls = self.module.training, (given, self.grown(given))
+        with torch.random.fork_rng(devices=list(cuda)):
+            watched = [watch(private_copy(self.module, training=training), call) for call in calls]
+        for replays in (False, True):
+            (kind, small), (other, large) = (
+                read_kind(self.module, self.order, *each, replays=replays) for each in watched
+            )
+            kind.leaves = {select: leaf_of(kind.output, select) for select in self.selects}
+            leaves = [*kind.leaves.values()]
+            read = [mark for _, mark in kind.output.marks] if None in leaves else leaves
+            if kind.tail == other.tail and LOST not in read:
+                break
+        if kind.calls != other.calls or kind.before != other.before:
+            raise refusal("layers whose arguments, but for tensors, depend on the number of rows")
+        rows = self._rows(given)
+        kind.dims = {key: row_dim(tensor, large[key], rows) for key, tensor in small.items()}
+        kind.given = list(given) if kind.tail is None else []
+        return kind
+
+    def _learn_lengths(self, kind: Kind, notes: Notes, given: Given) -> None:
+        """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
+        mask: Tensor = given[self.mask or ""]
+        rows, length = mask.shape
+        longs = [key for key, value in given.items() if isinstance(value, Tensor) and value.shape[1:2] == (length,)]
+        longer = {**given, **{key: torch.cat([given[key], given[key][:, -1:]], 1) for key in longs}}
+        more = replace(kind, module=private_copy(self.module)).stem(longer)
+        ends = (mask[:, -1] != 0) != bool(REAL[self.mask or ""])
+        for slot, pair in enumerate(zip(notes.tensors, more.tensors, strict=True)):
+            one, other = unwrap({n: kind.rows_first(tensor, slot, rows) for n, tensor in enumerate(pair)}).values()
+            dims = tuple(n for n, size in enumerate(one.shape) if other.shape[n] == size + 1)
+            fill: Any = 0
+            if dims and kind.dims[slot] is not None and bool(ends.any()):
+                values = one[ends].select(dims[-1], -1).unique()
+                low = one.is_floating_point() and bool(values[0] == torch.finfo(one.dtype).min)
+                fill = _lowest if low else values[0].item() if len(values) == 1 else 0
+            if dims:
+                self.lengths.setdefault(kind.names[slot], Along(dims, fill))
+        self.lengths |= {f"given_{key}": Along() for key in longs if key in kind.given}
 
 
 class CapturedStep(nn.Module):
-    """One layer as a step. It registers nothing: the stem has the weights.
+    """One layer as a step, counted from 0. It registers nothing: the stem has the weights."""
 
-    Args:
-        layered: The module, layer by layer.
-        number: The number of the layer, counted from 0.
-    """
-
-    def __init__(self, layered: Layered, number: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.layered, self.number = layered, number
+        self.number = number
 
-    def forward(self, hidden: Tree, **context: Any) -> Tree:
+    def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tree:
         """Run the layer and return the state after it."""
-        return self.layered.step(self.number, hidden, context)
+        return kind.step(self.number, hidden, context)
 
 
 class CapturedReadout(nn.Module):
     """A part of the module's own output as features.
 
     Args:
-        layered: The module, layer by layer.
         select: From the output to that part.
     """
 
-    def __init__(self, layered: Layered, select: Select) -> None:
+    def __init__(self, select: Select) -> None:
         super().__init__()
-        self.layered, self.select = layered, select
+        self.select = select
 
-    def forward(self, hidden: Tree, **context: Any) -> Tensor:
+    def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tensor:
         """Return the features of `hidden`."""
-        features: Tensor = self.layered.read(self.select, hidden, context)
+        features: Tensor = kind.read(self.select, hidden, context)
         return features
 
 
-def _first(output: Any) -> Any:
+def _has(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _lowest(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).min
+
+
+def first_tensor(output: Any) -> Any:
     """Return the first tensor of a module's output, or its mark."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor | Mark))
 
@@ -179,40 +288,53 @@ def _arguments(example: Any) -> dict[str | int, Any]:
     return dict(enumerate(example if isinstance(example, tuple) else (example,)))
 
 
-def _prove(layered: Layered, given: Given) -> None:
+def _tuple(example: Any) -> tuple[Any, ...]:
+    return example if isinstance(example, tuple) else (example,)
+
+
+def _prove(stem: CapturedStem, given: Given) -> Kind:
     """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
 
-    Without, it is the module with other numbers for parameters that are constant, as those of new biases and gates:
-    what they multiply would not be seen.
+    Without gradients it is proved of the module with other numbers for parameters that are constant, as those of new
+    biases and gates: what they multiply would not be seen.
     """
-    inputs, context = given[layered.first], {key: value for key, value in given.items() if key != layered.first}
-    quiet, rows = layered.module, len(given[layered.first])
-    for module, grad in ((_varied(quiet), False), (quiet, True)):
+    for module, grad in ((_varied(stem.module), False), (stem.module, True)):
         with torch.set_grad_enabled(grad):
-            own = layered.of(module)
-            whole, again = _first(run(module, given)), _first(run(module, given))
-            if not torch.equal(whole, again):
+            whole, again = first_tensor(run(module, given)), first_tensor(run(module, given))
+            if not alike(whole, again):
                 raise refusal("a module that draws random numbers in evaluation mode", "Draw them outside of it.")
-            state, around = own.stem(inputs, context)
+            state, around = stem.of(module)(given)
+            call: dict[str, Any] = unwrap(around)
+            kind: Kind = call[KIND]
             with _Flops() as layers:
-                states = [state := own.step(number, state, unwrap(around)) for number in range(len(own.order))]
+                states = [state := kind.step(number, state, call) for number in range(len(kind.order))]
             with _Flops() as tail:
-                full = own.read(_first, state, unwrap(around))
+                full = kind.read(first_tensor, state, call)
             if not alike(full, whole):
                 raise refusal("another output at full depth: code of its own around the layers")
             if grad and tail.total > layers.total:
                 raise refusal("layers that cost less than what follows them, which runs at every exit")
-            early = [own.read(_first, each, unwrap(around)) for each in states]
-            if any(each.shape != whole.shape for each in early):
+            if any(kind.read(first_tensor, early, call).shape != whole.shape for early in states):
                 raise refusal("layers whose states differ in shape", "Pass layers=… that keep the shape.")
-            kept = torch.arange(1, rows)
-            few, fewer = take_rows(states[0], kept), unwrap(take_rows(around, kept))
-            for number in range(1, len(own.order)):
-                few = own.step(number, few, fewer)
-            if not alike(own.read(_first, few, fewer), full[1:], 1e-4):
+            kept = torch.arange(1, len(whole))
+            if not alike(_through(take_rows(states[0], kept), take_rows(around, kept), 1), full[1:], 1e-4):
                 raise refusal("rows that feel one another")
-    with contextlib.suppress(RuntimeError, ValueError):
-        layered.of(private_copy(quiet, training=True)).stem(inputs, context)
+    try:
+        stem.of(private_copy(stem.module, training=True))(given)
+    except ArgumentError:
+        raise
+    except Exception:  # noqa: S110  # of the module's own code: labels that are missing, too few rows for statistics
+        pass
+    return kind
+
+
+def _through(state: Tree, around: Mapping[str, Any], start: int = 0) -> Tensor:
+    call: dict[str, Any] = unwrap(around)
+    kind: Kind = call[KIND]
+    for number in range(start, len(kind.order)):
+        state = kind.step(number, state, call)
+    features: Tensor = kind.read(first_tensor, state, call)
+    return features
 
 
 class _Flops(TorchDispatchMode):
@@ -238,76 +360,52 @@ def _varied(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _padding(layered: Layered, given: Given) -> Padding | None:
+def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     """Prove, on the example with shorter rows, that batches may get narrower, and that rows of several lengths meet."""
-    masks = [name for name in REAL if isinstance(given.get(name), Tensor) and given[name].dim() == 2]
-    if not masks or given[masks[0]].shape[1] < 3:
+    mask = next((name for name in REAL if isinstance(given.get(name), Tensor) and given[name].dim() == 2), None)
+    if mask is None:
         return None
-    layered.mask, layered.kinds = masks[0], {}
-    padding = Padding(mask=masks[0], real=REAL[masks[0]], context=layered.lengths)
-    ended = torch.full_like(given[masks[0]], padding.real)
+    stem.mask, stem.kinds = mask, {}
+    padding = Padding(mask=mask, real=REAL[mask], context=stem.lengths)
+    ended = torch.full_like(given[mask], padding.real)
     ended[1:, -2:] = not padding.real
-    call = {**given, masks[0]: ended}
-    if not _holds(_narrows, layered, call, padding):
-        layered.mask, layered.kinds = None, {}
-        return None
-    return replace(padding, mixed=_holds(_meet, layered, call, padding))
+    with torch.no_grad():
+        if _holds(_narrows, stem, {**given, mask: ended}, padding):
+            return replace(padding, mixed=_holds(_meet, stem, {**given, mask: ended}, padding))
+    stem.mask, stem.kinds = None, {}
+    return None
 
 
 def _holds(check: Callable[..., bool], *args: Any) -> bool:
     try:
-        with torch.no_grad():
-            return check(*args)
+        return check(*args)
     except Exception:  # of the module's own code, which takes no such inputs
         return False
 
 
-def _narrows(layered: Layered, call: Given, padding: Padding) -> bool:
+def _narrows(stem: CapturedStem, call: Given, padding: Padding) -> bool:
     """Whether short rows give the same once the long one has exited and the batch is narrower."""
-    state, around = _stem(layered, call)
-    length, kept = call[padding.mask].shape[1] - 2, torch.arange(1, len(call[padding.mask]))
-    first = layered.step(0, state, unwrap(around))
-    few, fewer = padding.trim(take_rows(first, kept), take_rows(around, kept), length)
-    if isinstance(state, dict) or padding.width(few) != length:
-        return False
-    whole, narrow = _through(layered, first, around, 1)[1:], _through(layered, few, fewer, 1)
-    return alike(narrow, whole[:, :length] if whole.shape[1] == length + 2 else whole, 1e-4)
+    (rows, longest), (state, around) = call[padding.mask].shape, stem(call)
+    kept = torch.arange(1, rows)
+    first = around[KIND].value.step(0, state, unwrap(around))
+    few, fewer = padding.trim(take_rows(first, kept), take_rows(around, kept), longest - 2)
+    whole, narrow = _through(first, around, 1)[1:], _through(few, fewer, 1)
+    positions = whole[:, : longest - 2] if whole.shape[1] == longest else whole
+    return isinstance(state, Tensor) and padding.width(few) == longest - 2 and alike(narrow, positions, 1e-4)
 
 
-def _meet(layered: Layered, call: Given, padding: Padding) -> bool:
+def _meet(stem: CapturedStem, call: Given, padding: Padding) -> bool:
     """Whether rows that were given alone, at their own lengths, give the same in one batch."""
     rows, length = call[padding.mask].shape
-    parts = [_stem(layered, _cut(call, row, length - 2 * (row > 0))) for row in range(rows)]
-    state = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.lengths_of_hidden, length=length)
-    around = join_context([own for _, own in parts], [1] * rows, padding, length)
-    met, whole = _through(layered, state, around), _through(layered, *_stem(layered, call))
-    ends = (slice(1, None), slice(length - 2, None))
+    parts = []
+    for row in range(rows):
+        alone = {k: v[row : row + 1] if isinstance(v, Tensor) and len(v) == rows else v for k, v in call.items()}
+        own = length - 2 * (row > 0)
+        long = {k: v[:, :own] for k, v in alone.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)}
+        parts.append(stem(alone | long))
+    hidden = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.lengths_of_hidden, length=length)
+    met = _through(hidden, join_context([own for _, own in parts], [1] * rows, padding, length))
+    whole = _through(*stem(call))
     if met.shape[1] == length:
-        met[ends] = whole[ends] = 0
+        met[1:, -2:] = whole[1:, -2:] = 0
     return alike(met, whole, 1e-4)
-
-
-def _cut(call: Given, row: int, length: int) -> dict[str | int, Any]:
-    """Return one row of a call at its own length."""
-    rows, longest = call[next(name for name in REAL if name in call)].shape
-    cut = dict(call)
-    for key, value in call.items():
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
-            cut[key] = value[row : row + 1, :length] if value.shape[1:2] == (longest,) else value[row : row + 1]
-    return cut
-
-
-def _stem(layered: Layered, call: Given) -> tuple[Tree, dict[str, Any]]:
-    return layered.stem(call[layered.first], {key: value for key, value in call.items() if key != layered.first})
-
-
-def _through(layered: Layered, state: Tree, around: Mapping[str, Any], start: int = 0) -> Tensor:
-    given = unwrap(around)
-    for number in range(start, len(layered.order)):
-        state = layered.step(number, state, given)
-    features: Tensor = layered.read(_first, state, given)
-    return features
-
-
-def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError:
-    return refused[0] if refused else refusal("no list")

@@ -1,4 +1,4 @@
-"""One watched call of a module: which modules ran, and with what; the lists of layers among them; what follows these."""
+"""One watched call of a module: the modules that ran, in their order, and the lists of layers among them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from itertools import count, groupby
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Given = Mapping[str | int, Any]  # arguments of a call, by name or place
-Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The origin of a tensor: ``"noted"`` (by the stem), ``"state"`` (from a layer) or ``"made"`` (behind the layers).
-
-    Its key is a number, a name among a layer's outputs, or the number of a call and the place in its output.
-    """
+    """Origin of a tensor: ``"noted"`` by the stem, ``"state"`` from a layer, ``"made"`` behind the layers; and where."""
 
     kind: str
     key: Any
 
 
-HIDDEN, LOST = Mark("state", "hidden"), Mark("made", None)
+HIDDEN, LOST = Mark("state", "hidden"), Mark("lost", None)
 
 
 @dataclass(frozen=True)
@@ -54,22 +50,6 @@ class Template:
         for place, mark in self.marks:
             leaves[place] = tensor(mark, *args)
         return tree_unflatten(leaves, self.spec)
-
-
-@dataclass(frozen=True)
-class Tail:
-    """The modules that follow the layers, with no code of the module's own between, and the output of the whole."""
-
-    calls: tuple[Template, ...]
-    output: Template
-
-    def leaf(self, select: Select) -> Mark | None:
-        """Return the one tensor of the output that `select` takes; None where it computes something of several."""
-        try:
-            found = select(self.output.fill(lambda mark: mark))
-        except Exception:  # of a user's function, which treats marks as tensors
-            return None
-        return found if isinstance(found, Mark) else None
 
 
 @dataclass(eq=False)
@@ -102,18 +82,17 @@ def watch(module: nn.Module, given: Given) -> tuple[list[Event], Any]:
     """Call a private copy that serves for this alone; return the calls of its modules as they began, and its output."""
     events: list[Event] = []
     clock = count()
+
+    def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        events.append(event := Event(path, next(clock), (args, kwargs)))
+        event.output = forward(*args, **kwargs)
+        event.end = next(clock)
+        return event.output
+
     for path, part in module.named_modules():
         if path:
-            part.__dict__["forward"] = partial(_noted, events, clock, path, part.forward)
+            part.__dict__["forward"] = partial(noted, path, part.forward)
     return events, run(module, given)
-
-
-def _noted(events: list[Event], clock: Any, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    event = Event(path, next(clock), (args, kwargs))
-    events.append(event)
-    event.output = forward(*args, **kwargs)
-    event.end = next(clock)
-    return event.output
 
 
 def outermost(events: Iterable[Event]) -> list[Event]:
@@ -125,7 +104,7 @@ def outermost(events: Iterable[Event]) -> list[Event]:
     return found
 
 
-def layer_lists(module: nn.Module, events: list[Event], name: str | None) -> list[tuple[str, list[str]]]:
+def layer_lists(module: nn.Module, events: list[Event], name: str | None = None) -> list[tuple[str, list[str]]]:
     """Find lists of modules that were called one after the other; the one with most parameters comes first.
 
     Neighbours of one class in an `nn.Sequential`, or in a list of several classes, are a list of their own.
@@ -152,18 +131,3 @@ def layer_lists(module: nn.Module, events: list[Event], name: str | None) -> lis
                 weights = {id(weight): weight.numel() for layer in layers for weight in layer.parameters()}
                 found.append((sum(weights.values()), path, calls))
     return [(path, calls) for _, path, calls in sorted(found, key=lambda item: -item[0])]
-
-
-def find_tail(events: list[Event], last: Event, hidden: Tensor, output: Any) -> Tail:
-    """Find what follows the last layer, and its `hidden`, as a chain of calls; other tensors of `output` are `LOST`."""
-    marks = {id(hidden): HIDDEN}
-    calls: list[Template] = []
-    for event in outermost(event for event in events if event.start > last.end):
-        call = Template.of(event.given, lambda tensor: marks.get(id(tensor), LOST), event.path)
-        if LOST in [mark for _, mark in call.marks]:
-            continue
-        for place, leaf in enumerate(tree_leaves(event.output)):
-            if isinstance(leaf, Tensor):  # also what a dropout hands on as it is: in training it does not
-                marks[id(leaf)] = Mark("made", (len(calls), place))
-        calls.append(call)
-    return Tail(tuple(calls), Template.of(output, lambda tensor: marks.get(id(tensor), LOST)))

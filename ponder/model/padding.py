@@ -251,7 +251,8 @@ def join_rows(
         keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
         lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`. A function of
             the tensor, or such functions in a tuple or dict like the trees.
-        length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right.
+        length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right. With
+            0 they keep theirs, which is one.
         absent: What a None that meets a tensor stands for: ``"zeros"`` in the state of a policy, a value that is not
             there yet; elsewhere it says something of its own (a mask that is None hides nothing), and is refused.
         path: What the trees are, for messages.
@@ -326,7 +327,7 @@ def _join_tensors(
             parts.append(first.new_zeros(size, *first.shape[1:]))
             continue
         own = tensor if rows is None else tensor.index_select(0, rows)
-        parts.append(own if along is None else along.extend(own, length))
+        parts.append(along.extend(own, length) if along and length else own)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -57,6 +57,9 @@ def test_files_hold_all_of_it(task: str | None, tmp_path: Path) -> None:
         again = Trajectory.load(tmp_path / "run.safetensors")
         assert same(again, given)
         assert again.meaning.name == given.meaning.name
+        assert f"({ROWS} rows, {STEPS} steps, outputs {tuple(given.outputs.shape[2:])} with hazard_logits, " in repr(
+            again
+        )
     tiny = Trajectory(trajectory.outputs[:0], None, torch.arange(0))
     tiny.save(tmp_path / "none.safetensors")
     assert len(Trajectory.load(tmp_path / "none.safetensors")) == 0

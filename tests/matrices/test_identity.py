@@ -183,16 +183,6 @@ def test_calls_leave_the_model_as_it_was(kind: str) -> None:
 # -- round trips ---------------------------------------------------------------------------------------------------
 
 
-def by_state_dict(made: Toy, tmp_path: Path) -> Any:
-    other = build_other(made)
-    other.load_state_dict(made.model.state_dict())
-    return other
-
-
-def by_file(made: Toy, tmp_path: Path) -> Any:
-    return models.reloaded(made.model, build_other(made), tmp_path / "model")
-
-
 def build_other(made: Toy) -> Any:
     """A model of the same shape with other weights."""
     other = copy.deepcopy(made.model)
@@ -202,11 +192,18 @@ def build_other(made: Toy) -> Any:
     return other
 
 
+def by_state_dict(made: Toy) -> Any:
+    """A model of the same shape that has read the weights."""
+    other = build_other(made)
+    other.load_state_dict(made.model.state_dict())
+    return other
+
+
 TRIPS: dict[str, Callable[[Toy, Path], Any]] = {
     "deepcopy": lambda made, tmp_path: copy.deepcopy(made.model),
     "pickle": lambda made, tmp_path: pickle.loads(pickle.dumps(made.model)),
-    "state_dict": by_state_dict,
-    "file": by_file,
+    "state_dict": lambda made, tmp_path: by_state_dict(made),
+    "file": lambda made, tmp_path: models.reloaded(made.model, build_other(made), tmp_path / "model"),
     "dtypes": lambda made, tmp_path: copy.deepcopy(made.model).to(torch.float64),
     "modes": lambda made, tmp_path: copy.deepcopy(made.model).train().eval(),
 }
@@ -275,7 +272,8 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
     whole = made.unroll(labels=models.labels_for(task), keep_features=True)
     whole.save(tmp_path / "run.safetensors")
     ids = torch.arange(ROWS)
-    parts = [made.model.unroll(*_some(made, rows), row_ids=rows, **_context(made, rows)) for rows in ids.split(5)]
+    batches = [(*models.take((made.inputs, made.context), rows), rows) for rows in ids.split(5)]
+    parts = [made.model.unroll(inputs, row_ids=rows, **context) for inputs, context, rows in batches]
     bare = replace(whole, labels=None, features=None)
     for other in (
         ponder.Trajectory.load(tmp_path / "run.safetensors"),
@@ -292,14 +290,6 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
     loaded = ponder.Trajectory.load(tmp_path / "run.safetensors")
     assert torch.equal(loaded.labels, whole.labels)
     assert torch.equal(loaded.features, whole.features)
-
-
-def _some(made: Toy, rows: Tensor) -> tuple[Any]:
-    return (models.take(made.inputs, rows),)
-
-
-def _context(made: Toy, rows: Tensor) -> Any:
-    return models.take(made.context, rows)
 
 
 def test_rows_of_several_lengths_are_what_they_are_alone() -> None:

@@ -314,11 +314,13 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(objective: objectives.Ob
     labels = labels_for(task, models.ROWS)
     out = made.model.train()(made.inputs, labels=labels, **made.context)
     trajectory = out.trajectory
+    logits = trajectory.hazard_logits  # computed where the objective reads them
+    halting = StepDistribution.from_hazard_logits(logits) if "hazard" in objective.needs else None
     unrolled = objectives.Unrolled(
         outputs=trajectory.outputs,
         losses=torch.stack([tasks.task_named(task).losses(o, labels) for o in trajectory.outputs.unbind(1)], dim=1),
         task=tasks.task_named(task),
-        halting=StepDistribution.from_hazard_logits(trajectory.hazard_logits),
+        halting=halting,
         prior=PRIOR(models.STEPS, dtype=torch.float64),
         labels=labels,
         mask=trajectory.mask,

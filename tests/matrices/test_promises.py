@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 import ponder
 from ponder import policies
-from ponder.calibration import rows_needed
+from ponder.calibration.bounds import rows_needed
 from tests.matrices import models, oracles
 from tests.matrices.models import random_trajectory
 
@@ -223,11 +223,16 @@ def test_points_of_equal_cost_or_score(
     assert several.point.cost == found.point.cost
 
 
+def costs_of(frontier: Any) -> Any:
+    """The mean exit steps of a frontier's points, where no other costs were given."""
+    return frontier.costs if hasattr(frontier, "costs") else frontier.steps
+
+
 def test_frontiers_rise_in_cost_and_score_and_none_beats_the_oracle() -> None:
     trajectory = rows_at(population(), np.arange(300))
-    frontiers = ponder.diagnose(trajectory, [policies.Confidence, policies.Patience], samples=40).frontiers
+    frontiers = ponder.diagnose(trajectory, [policies.Confidence, policies.Patience]).frontiers
     for kind, frontier in frontiers.items():
-        pairs = list(zip(frontier.steps, frontier.scores, strict=True))
+        pairs = list(zip(costs_of(frontier), frontier.scores, strict=True))
         for (step, score), (after, better) in itertools.pairwise(pairs):
             assert step < after, kind
             assert score < better, kind
@@ -235,8 +240,8 @@ def test_frontiers_rise_in_cost_and_score_and_none_beats_the_oracle() -> None:
     blind, oracle = frontiers["blind"], frontiers["oracle"]
     assert blind.scores[-1] == pytest.approx(max(right))
     assert oracle.scores[-1] >= max(right)
-    for step, score in zip(blind.steps, blind.scores, strict=True):
-        assert max(s for n, s in zip(oracle.steps, oracle.scores, strict=True) if n <= step + 1e-9) >= score - 1e-9
+    for step, score in zip(costs_of(blind), blind.scores, strict=True):
+        assert max(s for n, s in zip(costs_of(oracle), oracle.scores, strict=True) if n <= step + 1e-9) >= score - 1e-9
 
 
 # -- certificates against plain NumPy and MAPIE ----------------------------------------------------------------------
@@ -329,12 +334,26 @@ def test_bounds_are_ordered_and_monotone(level: float) -> None:
     lost = (rng.random((200, 2)) < level / 3).astype(float)
     lost[:, 1] = 0.0
     paths = {bound: path_of(lost, level, bound) for bound in ("exact_binomial", "hoeffding_bentkus", "betting")}
-    exact, looser, betting = (path[0][2] for path in paths.values())
+    exact, looser, _ = (path[0][2] for path in paths.values())
     assert exact == pytest.approx((1 - level) ** 200)
     assert exact <= looser
-    assert betting <= 1.0
     for path in paths.values():
         assert path[0][2] <= path[1][2]  # more losses, less evidence
+
+
+def test_the_betting_bound_of_equal_losses_equals_a_plain_loop() -> None:
+    """The plug-in stakes of Waudby-Smith & Ramdas 2020, on rows whose order is nothing."""
+    for loss, level, rows in ((0.0, 0.1, 50), (0.25, 0.4, 80), (0.5, 0.4, 30)):
+        total, squares, capital, best, before = 0.0, 0.0, 0.0, -math.inf, 0.25
+        for n in range(1, rows + 1):
+            stake = min(math.sqrt(2 * math.log(20) / (rows * before)), 0.999 / (1 - level))
+            total += loss
+            squares += (loss - (0.5 + total) / (n + 1)) ** 2
+            before = (0.25 + squares) / (n + 1)
+            capital += math.log1p(stake * (level - loss))
+            best = max(best, capital)
+        p = path_of(np.full((rows, 1), loss), level, "betting")[0][2]
+        assert p == pytest.approx(min(1.0, math.exp(-best)), rel=1e-6)
 
 
 def test_the_betting_bound_is_a_valid_test() -> None:

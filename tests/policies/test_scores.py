@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,22 @@ def test_half_precision_is_compared_in_float32(dtype: torch.dtype) -> None:
         assert scores.dtype == np.float32
         for value in values_of(scores, policy.tunable)[:10]:
             assert crossings(scores, policy.tunable, value) == made.exits(policy.with_threshold(value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(dtype: torch.dtype) -> None:
+    @dataclass(frozen=True)
+    class Largest(policies.ThresholdPolicy):
+        threshold: float
+        needs, tunable = frozenset({"output"}), policies.Threshold("threshold", "above")
+
+        def statistic(self, step: Any, state: Any) -> Any:
+            return step.output.amax(-1), state
+
+    made = run(dtype=dtype)
+    scores = Largest(0.0).scores(made)
+    for value in np.unique(scores)[:-1] + 1e-6:  # which half precision does not tell from the score
+        assert crossings(scores, Largest.tunable, float(value)) == made.exits(Largest(float(value)))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 77])
