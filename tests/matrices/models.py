@@ -113,7 +113,7 @@ class Toy:
 
     def examples(self) -> list[Any]:
         """The rows one by one, as streams take them."""
-        return [_drop((self.inputs, self.context), row) for row in range(ROWS)]
+        return [take((self.inputs, self.context), row) for row in range(ROWS)]
 
 
 KINDS = ("shared", "stacked", "scheduled", "nested", "cell", "transformer", "captured", "captured-mask")
@@ -207,13 +207,9 @@ def _applied(step: Any, times: int) -> Any:
     return run
 
 
-def take(tree: Any, rows: Tensor) -> Any:
-    """Some rows of nested tensors."""
+def take(tree: Any, rows: Tensor | int) -> Any:
+    """Some rows of nested tensors, or one without its batch dimension."""
     return torch.utils._pytree.tree_map(lambda tensor: tensor[rows], tree)
-
-
-def _drop(tree: Any, row: int) -> Any:
-    return torch.utils._pytree.tree_map(lambda tensor: tensor[row], tree)
 
 
 def labels_for(task: str, rows: int = ROWS, seed: int = 0) -> Tensor:

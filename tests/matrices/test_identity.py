@@ -227,11 +227,10 @@ def test_a_model_survives_its_trip(kind: str, trip: str, tmp_path: Path) -> None
 
 
 def test_a_saved_policy_prior_and_objective_come_back(tmp_path: Path) -> None:
-    made, other = build("shared", policy=policies.Confidence(0.9).after(2)), build("shared")
-    made.model.prior, made.model.objective = priors.Uniform(), objectives.DeepSupervision("uniform")
-    found = models.reloaded(made.model, other.model, tmp_path / "model")
-    assert (found.policy, found.prior) == (policies.Confidence(0.9).after(2), priors.Uniform())
-    assert found.objective == objectives.DeepSupervision("uniform")
+    chosen = {"policy": policies.Confidence(0.9).after(2), "prior": priors.Uniform()}
+    made = build("shared", objective=objectives.FinalStep(), **chosen)
+    found = models.reloaded(made.model, build("shared").model, tmp_path / "model")
+    assert (found.policy, found.prior, found.objective) == (*chosen.values(), objectives.FinalStep())
 
 
 PLUGINS: list[Any] = [

@@ -350,12 +350,11 @@ def test_objectives_add_up_and_say_what_they_need() -> None:
 
 # -- recipes -------------------------------------------------------------------------------------------------------
 
-ALL_STEPS = objectives.DeepSupervision
 RECIPES: dict[str, tuple[Any, Any, tuple[int, int] | None, bool]] = {  # policy at 6 steps, first objective, Lambda head
     "vanilla": (policies.LastStep(), objectives.FinalStep(), None, False),
     "pondernet": (policies.Bernoulli(0), objectives.Ponder(0.5), (1, 1), False),
     "palbert": (policies.Quantile(0.5), objectives.Ponder(0.5), (3, 2), False),
-    "pabee": (policies.Patience(3, 0.1), ALL_STEPS("linear"), None, True),
+    "pabee": (policies.Patience(3, 0.1), objectives.DeepSupervision("linear"), None, True),
     "deebert": (policies.Entropy(0.2), objectives.FinalStep(), None, True),
     "fastbert": (policies.Entropy(0.5, normalize=True), objectives.FinalStep(), None, True),
 }
