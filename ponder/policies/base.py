@@ -322,7 +322,7 @@ class ExitPolicy(Plugin, ABC):
         mask, state = self.decide(step, state)
         xp = namespace(step.index)
         stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
-        return xp.where(mask | (step.index < 0), math.inf, stays), state
+        return xp.where(mask | (step.index < 0), math.inf, stays), state  # one bool for all becomes one a row
 
     def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
         """Return the readiness of every row at every step: exits under any threshold are read from it.

@@ -140,6 +140,14 @@ def test_wrong_answers_become_less_sure() -> None:
     assert not grad[:, -1].any()
 
 
+@pytest.mark.parametrize("signal", ["confidence", "margin", "negative_entropy", "energy"])
+def test_gradients_of_signals_are_finite_on_the_surest_rows(signal: Any) -> None:
+    outputs = (1e4 * batch().outputs).requires_grad_()
+    objectives.SignalCalibration(2.0, signal).per_example(batch(outputs=outputs)).mean().backward()
+    assert outputs.grad is not None
+    assert bool(outputs.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("objective", [objectives.SimulatedExits(), objectives.SignalCalibration()], ids=str)
 def test_signals_of_classes_need_classes(objective: objectives.Objective) -> None:
     with pytest.raises(ArgumentError, match="one class an example"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +107,20 @@ def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
     view = StepView(torch.ones(2, dtype=torch.long), 4, {"output": torch.zeros(2, 1)})
     with pytest.raises(ArgumentError, match="class logits"):
         policy.decide(view, None)
+
+
+@pytest.mark.parametrize("policy", [policies.Entropy(0.1), policies.Confidence(0.9), policies.Energy(0.9)], ids=name)
+def test_the_surest_rows_exit_and_an_overflow_is_no_certainty(policy: policies.ExitPolicy) -> None:
+    for top, exit_step in ((1e4, 1), (math.inf, 3)):
+        outputs = torch.tensor([[[0.0, top], [0.0, top], [0.0, 0.0]]])
+        made = Run(outputs, outputs[..., 0], outputs)
+        with np.errstate(invalid="ignore"):
+            assert made.exits(policy) == made.as_arrays().exits(policy) == [exit_step]
+
+
+def test_steps_are_rescaled_to_one_at_least() -> None:
+    for policy in (policies.Patience(1), policies.Voting(1), policies.FixedStep(1), policies.Confidence(0.5).after(1)):
+        assert policy.rescaled(12, 3) == policy
 
 
 def test_a_certificate_is_about_its_number_of_steps() -> None:

@@ -126,7 +126,7 @@ def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(dtype:
 
     made = run(dtype=dtype)
     scores = Largest(0.0).scores(made)
-    for value in np.unique(scores)[:-1] + 1e-6:  # which half precision does not tell from the score
+    for value in np.unique(scores)[:-1] - 1e-6:  # which half precision does not tell from the score
         assert crossings(scores, Largest.tunable, float(value)) == made.exits(Largest(float(value)))
 
 
