@@ -21,8 +21,8 @@ from transformers.utils.generic import ModelOutput
 
 from ponder.integrations.transformers.adapters import Adapter, adapter_for
 from ponder.integrations.transformers.config import PonderConfig
-from ponder.integrations.transformers.modeling import PonderPreTrainedModel
-from ponder.policies import LastStep
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel, span_labels
+from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe
 from ponder.tasks import Regression
 
@@ -152,6 +152,21 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
     def answer(output: Any) -> Tensor:
         """The logits of both positions, side by side."""
         return torch.stack((output["start_logits"], output["end_logits"]), -1)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        row_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> PonderQuestionAnsweringOutput:
+        """See `PonderPreTrainedModel.forward`; labels are the first and last tokens of answers, `(batch,)` each."""
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return self.run(inputs, span_labels(start_positions, end_positions), policy, row_ids)  # type: ignore[return-value]
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """See `PonderPreTrainedModel.named_outputs`."""

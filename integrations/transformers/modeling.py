@@ -447,6 +447,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             self.encoder.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether steps are checkpointed; peft asks by this name, of which Transformers warns."""
+        return self.ponder.checkpoint_steps
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
         self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
@@ -456,12 +461,10 @@ class PonderPreTrainedModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
         input_values: Tensor | None = None,
         input_features: Tensor | None = None,
-        labels: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
         return_dict: bool | None = None,
@@ -473,41 +476,38 @@ class PonderPreTrainedModel(PreTrainedModel):
             input_ids: Token ids, `(batch, length)`, of an encoder of texts.
             attention_mask: 1 at real positions and 0 at padding, `(batch, length)`.
             token_type_ids: Segments, `(batch, length)`, where the encoder has them.
+            labels: Labels, as the model's task has them.
             pixel_values: Images, as the encoder's processor gives them.
             input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it so.
             input_features: A spectrogram, for the encoders that call it so.
-            labels: Labels, as the model's task has them.
-            start_positions: First tokens of answers, `(batch,)`, where these are spans.
-            end_positions: Their last tokens.
             policy: An exit policy instead of the model's own.
             row_ids: Identity of each row, `(batch,)`, for seeded sampling.
             return_dict: False for a tuple.
-            inputs: What the encoder reads besides, by its own names.
+            inputs: Further inputs of the encoder, by its own names.
         """
-        named = {
-            "input_ids": input_ids,
-            "pixel_values": pixel_values,
-            "input_values": input_values,
-            "input_features": input_features,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            **inputs,
-        }
-        context = {name: value for name, value in named.items() if value is not None and value is not False}
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= {"pixel_values": pixel_values, "input_values": input_values, "input_features": input_features}
+        made = self.run(inputs, labels, policy, row_ids)
+        return made.to_tuple() if return_dict is False else made
+
+    def run(
+        self, inputs: Mapping[str, Any], labels: Tensor | None, policy: ExitPolicy | None, row_ids: Tensor | None
+    ) -> ModelOutput:
+        """Make one call of the wrapper, for `forward`, whose inputs are given by name."""
+        context = {name: value for name, value in inputs.items() if value is not None and value is not False}
         main = self._main_input(context)
-        spans = span_labels(start_positions, end_positions)
-        labels = labels if spans is None else spans
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
-        run = out.trajectory
-        outputs = _alone(out.outputs) if labels is None and run is not None and self._learns_all_steps else out.outputs
-        made = self.output_class(
+        trajectory, outputs = out.trajectory, out.outputs
+        if labels is None and outputs.requires_grad and not isinstance(self.ponder.objective, FinalStep):
+            outputs = outputs.view_as(outputs)
+            outputs.register_hook(_refuse_alone)
+        return self.output_class(
             loss=out.loss,
             exit_step=out.exit_step,
-            step_logits=None if run is None else run.outputs,
-            hazard_logits=None if run is None else run.hazard_logits,
+            step_logits=None if trajectory is None else trajectory.outputs,
+            hazard_logits=None if trajectory is None else trajectory.hazard_logits,
             **self.named_outputs(outputs),
         )
-        return made.to_tuple() if return_dict is False else made
 
     def _main_input(self, context: dict[str, Any]) -> Tensor:
         """Take the main input out of the arguments of a call, and refuse what no answer would honour."""
@@ -529,11 +529,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         main: Tensor = context.pop(name)
         return main
-
-    @property
-    def _learns_all_steps(self) -> bool:
-        """Whether the objective teaches more than the last step, so that a loss of `logits` alone would miss it."""
-        return not isinstance(self.ponder.objective, FinalStep)
 
     @staticmethod
     def answer(output: Any) -> Tensor:
@@ -696,15 +691,6 @@ def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
     for module in encoder.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
     return encoder
-
-
-def _alone(outputs: Tensor) -> Tensor:
-    """Outputs of the last step, of which a loss of one's own must not be taken: it would train the last head alone."""
-    if not outputs.requires_grad:
-        return outputs
-    outputs = outputs.view_as(outputs)
-    outputs.register_hook(_refuse_alone)
-    return outputs
 
 
 def _refuse_alone(gradient: Tensor) -> None:

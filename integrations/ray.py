@@ -1,0 +1,111 @@
+"""Ray: a service of several machines (Ray Serve), and answers beside the texts of large tables (Ray Data)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import torch
+
+from ponder.errors import ArgumentError, PonderError
+from ponder.integrations.transformers import PonderForSequenceClassification
+
+__all__ = ["Predictor", "deployment"]
+
+
+class Predictor:
+    """A class for `ray.data.Dataset.map_batches`: each worker reads the model once, and answers tables of texts.
+
+    It adds the columns `label`, `probability` and `exit_step`.
+
+    Args:
+        folder: The folder of a classifier of texts, with its tokenizer; every worker must see it.
+        column: The column with the texts.
+        second: That with the second texts of pairs, or None.
+        batch_size: Texts of a batch.
+        threads: Threads of one operation, of a worker; as many workers as cores share a machine best with 1 each.
+
+    Example:
+        >>> model.tokenizer = tokenizer
+        >>> model.save_pretrained("saved")
+        >>> table = Predictor("saved")({"text": ["a short text", "a text"]})  # or dataset.map_batches(Predictor, …)
+        >>> sorted(table)
+        ['exit_step', 'label', 'probability', 'text']
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        column: str = "text",
+        second: str | None = None,
+        *,
+        batch_size: int = 32,
+        threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.columns = (column,) if second is None else (column, second)
+        self.model, self.batch_size = PonderForSequenceClassification.from_pretrained(fspath(folder)), batch_size
+
+    def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
+        """Return the answer to each text, or pair of texts, in plain Python types."""
+        answers = self.model.predict(texts, batch_size=self.batch_size)
+        columns = (answers.labels, answers.probabilities.tolist(), answers.exit_step.tolist())
+        return [
+            {"label": label, "probability": probability, "exit_step": step}
+            for label, probability, step in zip(*columns, strict=True)
+        ]
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a table, as arrays by column, with the answers beside it."""
+        absent = [name for name in self.columns if name not in batch]
+        if absent:
+            raise ArgumentError(
+                "column", expected=f"one of {', '.join(batch)}", got=absent[0], remedy="Name a column of texts."
+            )
+        sides = [list(batch[name]) for name in self.columns]
+        texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
+        answers = self.answer(texts) if texts else []
+        columns: dict[str, Any] = {"label": np.str_, "probability": np.float64, "exit_step": np.int64}
+        made = {name: np.array([answer[name] for answer in answers], dtype=kind) for name, kind in columns.items()}
+        return {**batch, **made}
+
+
+def deployment(
+    folder: str | PathLike[str], *, max_batch: int = 32, max_wait: float = 0.005, threads: int = 1, **options: Any
+) -> Any:
+    """Return an application for `ray.serve.run`, whose replicas answer ``{"text": …}`` with label and exit step.
+
+    Requests that reach a replica within `max_wait` seconds share a batch.
+
+    Args:
+        folder: The folder, as for `Predictor`; every node must see it.
+        max_batch: Requests of a batch at most.
+        max_wait: Seconds that the first request of a batch waits for others.
+        threads: Threads of one operation, of a replica.
+        options: Arguments of `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
+
+    Raises:
+        PonderError: Ray Serve is not installed.
+    """
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise PonderError("deployment needs Ray Serve: pip install 'ponder-torch[ray]'.") from error
+    place = fspath(folder)
+
+    class Replica:
+        def __init__(self) -> None:
+            self.predictor = Predictor(place, batch_size=max_batch, threads=threads)
+
+        @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=max_wait)  # type: ignore[untyped-decorator]
+        async def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
+            return self.predictor.answer(texts)
+
+        async def __call__(self, request: Any) -> dict[str, Any]:
+            body = await request.json()
+            found: dict[str, Any] = await self.answer(body["text"])
+            return found
+
+    return serve.deployment(name="ponder", **options)(Replica).bind()

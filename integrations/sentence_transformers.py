@@ -1,0 +1,247 @@
+"""Sentence Transformers whose rows exit early; needs the extra `sentence-transformers`.
+
+`with_exits(model)` gives a `SentenceTransformer` whose encoder exits per row; `PonderTransformer` is the module that
+does it, in the place of the library's own `Transformer`, in a `CrossEncoder` too. `encode` and `predict` then take
+`policy=`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+
+from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
+from ponder.integrations.transformers.texts import ids_by_content
+from ponder.policies import ExitPolicy
+from ponder.recipes import Recipe
+
+__all__ = ["PonderTransformer", "predict", "with_exits"]
+
+_TASKS: dict[type[Any], Any] = {
+    PonderModel: "feature-extraction",
+    PonderForSequenceClassification: "sequence-classification",
+}
+_OF_THE_MODULE = ("transformer_task", "modality_config", "module_output_name", "unpad_inputs")
+"""Settings of a `Transformer` that say what its model is, which is another one here; all others are kept."""
+
+
+class PonderTransformer(Transformer):
+    """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows exit at steps of their own.
+
+    A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``), and the modules behind
+    pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores. The
+    features also hold `exit_step`: `encode(texts, output_value=None)` shows it, and `predict` gives it.
+
+    In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
+    `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit; they are so in evaluation mode
+    too, at full depth, while `config.output_hidden_states` is set, as that loss sets it, and no policy is named.
+
+    Args:
+        model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
+        options: Arguments of `Transformer`.
+
+    Example:
+        >>> from ponder.integrations.transformers import PonderModel
+        >>> module = PonderTransformer.of(PonderModel.from_encoder(encoder, "vanilla", readout="tokens"), tokenizer)
+        >>> module.get_embedding_dimension()
+        16
+    """
+
+    forward_kwargs = {"policy", "exit_column"}  # noqa: RUF012 (the base class's protocol)
+    """What `encode` and `predict` hand on to `forward`."""
+
+    def __init__(self, model_name_or_path: str, **options: Any) -> None:
+        super().__init__(model_name_or_path, **options)
+        self._limit_length()
+
+    def _limit_length(self) -> None:
+        longest = getattr(self._exiting.encoder.config, "max_position_embeddings", None)
+        if self.tokenizer is not None and isinstance(longest, int) and longest > 0:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
+
+    @classmethod
+    def of(cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any) -> Self:
+        """Make the module around a model that is in memory; its weights are used, not copied.
+
+        Args:
+            model: A `PonderModel`, or a `PonderForSequenceClassification`.
+            processor: Its tokenizer, or another processor of Transformers.
+            options: Arguments of `Transformer`.
+        """
+        if type(model) not in _TASKS:
+            raise ArgumentTypeError(
+                "model",
+                expected=" or ".join(kind.__name__ for kind in _TASKS),
+                got=type(model).__name__,
+                remedy="Build one with from_encoder or from_finetuned; a SentenceTransformer is for with_exits.",
+            )
+        with TemporaryDirectory() as folder:  # the base class reads configuration and processor from files only
+            model.config.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            given = {**(options.pop("model_kwargs", None) or {}), "model": model}
+            made = cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
+        made.processor = copy.deepcopy(processor)  # files do not know all that was set on it, such as truncation_side
+        made._limit_length()
+        return made
+
+    def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
+        """Return the model that `of` was given, or else the one in the folder."""
+        return super()._load_model(*args, **options) if model is None else model
+
+    def get_embedding_dimension(self) -> int:
+        """Return the size of the features of a token or a row."""
+        return int(self._exiting.config.feature_size)
+
+    @property
+    def _exiting(self) -> Any:
+        return self.model
+
+    def forward(
+        self, features: dict[str, Any], policy: ExitPolicy | None = None, exit_column: bool = False, **ignored: Any
+    ) -> dict[str, Any]:
+        """Run each row to its exit.
+
+        Args:
+            features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`, and `exit_step`,
+                `(batch,)`, are added.
+            policy: An exit policy instead of the model's own.
+            exit_column: Append the exit step to the scores, as one more column.
+            ignored: What other modules read.
+        """
+        model = self._exiting
+        given = {name: features[name] for name in model.adapter.inputs if name in features}
+        if policy is None and _asks_for_layers(model):
+            layers = features["all_layer_embeddings"] = list(model.unroll(**given).outputs.unbind(1))
+            features["token_embeddings"] = last = layers[-1]
+            features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)
+            return features
+        out = model(**given, policy=policy, row_ids=ids_by_content(given))
+        if isinstance(model, PonderForSequenceClassification):
+            scores = out.logits
+            features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
+        elif out.last_hidden_state is None:
+            features["sentence_embedding"] = out.pooler_output
+        else:
+            features["token_embeddings"] = out.last_hidden_state
+            if out.step_logits is not None:
+                features["all_layer_embeddings"] = list(out.step_logits.unbind(1))
+        features["exit_step"] = out.exit_step
+        return features
+
+
+def with_exits(
+    model: SentenceTransformer, recipe: str | Recipe = "vanilla", *, policy: ExitPolicy | None = None
+) -> SentenceTransformer:
+    """Return the model with a `PonderTransformer` in the place of its first module; all other modules are its own.
+
+    The weights are used, not copied, and the model itself stays as it is. Until a policy is named, every row runs to
+    the last step, and the embeddings are those of the model. Early steps of an encoder that was never trained to exit
+    are poor embeddings: train them (`AdaptiveLayerLoss`), then choose the policy on data of your own.
+
+    Args:
+        model: The model.
+        recipe: A recipe or its name: what heads the model gets, and the policy of calls that name none. `vanilla` adds
+            no weights, and runs to the end.
+        policy: An exit policy instead of the recipe's.
+
+    Raises:
+        ArgumentError: Its first module is no `Transformer`, or a subclass with code of its own, which would be lost.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        >>> encoder.save_pretrained("encoder")
+        >>> _ = tokenizer.save_pretrained("encoder")
+        >>> plain = SentenceTransformer(modules=[Transformer("encoder"), Pooling(16)], device="cpu")
+        >>> with_exits(plain).encode(["a short text"], policy=policies.FixedStep(2)).shape
+        (1, 16)
+    """
+    (name, own), *others = model.named_children()
+    plain = isinstance(own, Transformer) and not isinstance(own, PonderTransformer)
+    if not (plain and type(own).__module__.startswith("sentence_transformers.")):
+        raise ArgumentError(
+            "model",
+            expected="one whose first module is the library's own Transformer",
+            got=f"{type(own).__name__} of {type(own).__module__}",
+            remedy="Assign the policy of one that exits already: model[0].model.policy = …; or build the model from "
+            "PonderTransformer.of(exiting_model, tokenizer).",
+        )
+    first: Any = own
+    exiting = PonderModel.from_encoder(first.auto_model, recipe, readout="tokens", policy=policy).eval()
+    settings = {each: getattr(first, each) for each in first.config_keys if each not in _OF_THE_MODULE}
+    modules: Any = OrderedDict([(name, PonderTransformer.of(exiting, first.processor, **settings)), *others])
+    prompts: Any = model.prompts
+    made = SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        prompts=prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
+    )
+    handed_on = model.module_kwargs or {}  # by `encode`; the first module would not read it
+    made.module_kwargs = {place: names for place, names in handed_on.items() if place != name}
+    return made
+
+
+def predict(
+    model: CrossEncoder, pairs: Any, *, policy: ExitPolicy | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Return scores and exit steps, for which `CrossEncoder.predict` has no place, in the order of the pairs.
+
+    Args:
+        model: A `CrossEncoder` whose first module is a `PonderTransformer`.
+        pairs: A list of pairs, as for `CrossEncoder.predict`.
+        policy: An exit policy instead of the model's own.
+        options: Arguments of `CrossEncoder.predict`: `batch_size`, `activation_fn`, `apply_softmax`, ….
+
+    Returns:
+        Scores, `(pairs,)` or `(pairs, labels)`, and exit steps, `(pairs,)` long, 1-based.
+
+    Example:
+        >>> from sentence_transformers import CrossEncoder
+        >>> scorer = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=1)
+        >>> ranker = CrossEncoder(modules=[PonderTransformer.of(scorer, tokenizer)], device="cpu")
+        >>> scores, exit_step = predict(ranker, [("a text", "short"), ("a text", "a")])
+        >>> scores.shape, exit_step.shape
+        (torch.Size([2]), torch.Size([2]))
+    """
+    activation = _BesideExits(
+        options.pop("activation_fn", None) or model.activation_fn, options.pop("apply_softmax", False)
+    )
+    found = model.predict(
+        list(pairs), policy=policy, exit_column=True, activation_fn=activation, convert_to_tensor=True, **options
+    )
+    if not len(found):
+        return found, found.long()
+    scores, exit_step = found[:, :-1], found[:, -1].round().long()
+    return scores.squeeze(1) if scores.shape[1] == 1 else scores, exit_step
+
+
+class _BesideExits(nn.Module):
+    """An activation of the scores that leaves the last column, the exits, as it is."""
+
+    def __init__(self, activation: Any, softmax: bool) -> None:
+        super().__init__()
+        self.activation, self.softmax = activation, softmax
+
+    def forward(self, scores: Tensor) -> Tensor:
+        active = self.activation(scores[:, :-1])
+        if self.softmax and active.shape[1] > 1:
+            active = active.softmax(1)
+        return torch.cat([active, scores[:, -1:].to(active)], 1)
+
+
+def _asks_for_layers(model: Any) -> bool:
+    """Whether a loss that reads the tokens of every layer is evaluated; in training they come by themselves."""
+    if not isinstance(model, PonderModel) or model.training or model.config.readout != "tokens":
+        return False
+    return bool(model.config.output_hidden_states)
