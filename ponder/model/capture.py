@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from ponder._utils.trees import Shared, Tree, alike, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture_kind import KIND, Kind, Notes, Select, leaf_of, read_kind, refusal, row_dim
-from ponder.model.capture_watch import LOST, Given, Mark, layer_lists, private_copy, run, watch
+from ponder.model.capture_watch import LOST, Event, Given, Mark, layer_lists, private_copy, run, watch
 from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
 from ponder.model.steps import Steps
 
@@ -89,25 +90,27 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
     given = {key: value for key, value in named if value is not None}
     with torch.no_grad():
         events, output = watch(private_copy(module), given)
-    found, refused = layer_lists(module, events, layers), list[ArgumentError]()
-    for _, order in found:
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        raise refusal(
+            f"an output of type {type(output).__name__}, in which no tensor is seen",
+            "Return a tensor, or a tuple or dict of them, or register the class with torch.utils._pytree.",
+        )
+    refused: list[ArgumentError] = []
+    for path, order in layer_lists(module, events, layers):
         try:
-            stem = CapturedStem(private_copy(module), order, given)
-            kind = _prove(stem, given)
+            kept, kind = _proved(module, path, order, given, named=layers is not None)
         except Exception as error:  # of the module's own code too, which cannot go on with an earlier layer's state
             met = error if isinstance(error, ArgumentError) else refusal(f"{type(error).__name__}: {error}")
             refused.append(met)
             continue
-        padding = _padding(stem, given)
-        stem.module = module
-        for kind in [kind for kinds in stem.kinds.values() for kind in kinds]:
-            kind.module = module
+        padding = _padding(kept, given)
+        stem = kept.of(module)
         shared = len(set(order)) == 1 and all(call == kind.calls[0] for call in kind.calls)
         steps = Steps.of(CapturedStep(0), len(order)) if shared else Steps(map(CapturedStep, range(len(order))))
         answer = [event.path for event in events if event.output is first_tensor(output)]
         linear = [path for path in answer if isinstance(module.get_submodule(path), nn.Linear)]
         return Captured(stem, steps, CapturedReadout(first_tensor), padding, linear[0] if linear else None)
-    raise refused[0]
+    raise _explained(module, events, given, layers, refused)
 
 
 class CapturedStem(nn.Module):
@@ -137,9 +140,10 @@ class CapturedStem(nn.Module):
         return frozenset(inspect.signature(self.module.forward).parameters)
 
     def of(self, module: nn.Module) -> CapturedStem:
-        """Return a stem of a copy of the module."""
-        other = CapturedStem(module, self.order, {self.first: torch.zeros(1)})
-        other.constants, other.whole, other.selects = self.constants, self.whole, self.selects
+        """Return a stem of a copy of the module, that knows what is known."""
+        other = copy(self)
+        other._modules = {"module": module}
+        other.kinds = {key: [replace(kind, module=module) for kind in own] for key, own in self.kinds.items()}
         return other
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
@@ -292,18 +296,23 @@ def _tuple(example: Any) -> tuple[Any, ...]:
     return example if isinstance(example, tuple) else (example,)
 
 
-def _prove(stem: CapturedStem, given: Given) -> Kind:
+def _proved(module: nn.Module, path: str, order: list[str], given: Given, *, named: bool) -> tuple[CapturedStem, Kind]:
     """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
 
     Without gradients it is proved of the module with other numbers for parameters that are constant, as those of new
     biases and gates: what they multiply would not be seen.
     """
-    for module, grad in ((_varied(stem.module), False), (stem.module, True)):
+    attributes, layers = _attributes(module), module.get_submodule(path)
+    if not named and any(path.startswith(f"{each}.") for each in attributes):
+        if 2 * _weights(layers) < _weights(module.get_submodule(attributes[0])):
+            raise _not_in_a_list(attributes)
+    stem = CapturedStem(private_copy(module), order, given)
+    for twin, grad in ((_varied(module), False), (stem.module, True)):
         with torch.set_grad_enabled(grad):
-            whole, again = first_tensor(run(module, given)), first_tensor(run(module, given))
+            whole, again = first_tensor(run(twin, given)), first_tensor(run(twin, given))
             if not alike(whole, again):
                 raise refusal("a module that draws random numbers in evaluation mode", "Draw them outside of it.")
-            state, around = stem.of(module)(given)
+            state, around = stem.of(twin)(given)
             call: dict[str, Any] = unwrap(around)
             kind: Kind = call[KIND]
             with _Flops() as layers:
@@ -325,7 +334,8 @@ def _prove(stem: CapturedStem, given: Given) -> Kind:
         raise
     except Exception:  # noqa: S110  # of the module's own code: labels that are missing, too few rows for statistics
         pass
-    return kind
+    _check_buffers(module, order, given)
+    return stem, kind
 
 
 def _through(state: Tree, around: Mapping[str, Any], start: int = 0) -> Tensor:
@@ -409,3 +419,80 @@ def _meet(stem: CapturedStem, call: Given, padding: Padding) -> bool:
     if met.shape[1] == length:
         met[1:, -2:] = whole[1:, -2:] = 0
     return alike(met, whole, 1e-4)
+
+
+def _check_buffers(module: nn.Module, order: list[str], given: Given) -> None:
+    """Refuse buffers that the code around the layers keeps in training: it runs more than once a call."""
+    around = {"", *(path.rpartition(".")[0] for path in order)}
+    around |= {path[:at] for path in around for at, sign in enumerate(path) if sign == "."}
+    twin = private_copy(module, training=True)
+    held = {
+        f"{path}.{name}".strip("."): buffer.clone()
+        for path in around
+        for name, buffer in twin.get_submodule(path)._buffers.items()
+        if buffer is not None
+    }
+    if held:
+        run(twin, given)
+        kept = [name for name, buffer in held.items() if not torch.equal(buffer, twin.get_buffer(name))]
+        if kept:
+            raise refusal(
+                f"buffers that its forward changes in training: {', '.join(kept)}",
+                "Keep them in a module in front of the layers or behind them.",
+            )
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _attributes(module: nn.Module) -> list[str]:
+    """Return the names of the modules of one class, the heaviest, that are attributes of one module."""
+    groups: dict[Any, list[str]] = {}
+    for path, part in module.named_modules():
+        if not isinstance(part, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            for name, child in part.named_children():
+                groups.setdefault((path, type(child)), []).append(f"{path}.{name}".strip("."))
+    several = [names for names in groups.values() if len(names) > 1]
+    return max(several, key=lambda names: sum(_weights(module.get_submodule(name)) for name in names), default=[])
+
+
+def _not_in_a_list(names: list[str]) -> ArgumentError:
+    return refusal(
+        f"layers that are attributes: {', '.join(names)}",
+        f"Put them into one: self.layers = nn.ModuleList([self.{names[0].rpartition('.')[2]}, …]).",
+    )
+
+
+def _explained(
+    module: nn.Module, events: list[Event], given: Given, layers: str | None, refused: list[ArgumentError]
+) -> ArgumentError:
+    """Return the refusal that names the cause."""
+    parts = list(module.modules())
+    if any(getattr(part, "batch_first", True) is False for part in parts):
+        return refusal(
+            "layers with batch_first=False, which take the length first",
+            "Build them with batch_first=True; the weights are the same.",
+        )
+    if not refused and any(isinstance(part, nn.RNNBase) and part.num_layers > 1 for part in parts):
+        return refusal(
+            "a recurrent module that runs its layers inside",
+            "Put recurrent modules of one layer each into an nn.ModuleList.",
+        )
+    if layers is not None:
+        better = []
+        for path, order in layer_lists(module, events):
+            with contextlib.suppress(Exception):
+                _proved(module, path, order, given, named=False)
+                better.append(f"layers={path!r}")
+        return refusal(
+            refused[0].got if refused else f"{layers!r}, which is no list of modules called in order",
+            f"Pass {better[0]}." if better else "",
+        )
+    if refused:
+        return refused[0]
+    return (
+        _not_in_a_list(names)
+        if (names := _attributes(module))
+        else refusal(f"a {type(module).__name__} without such a list", "Put its layers into an nn.ModuleList.")
+    )

@@ -124,7 +124,8 @@ def layer_lists(module: nn.Module, events: list[Event], name: str | None = None)
             continue
         children = list(box._modules.values())
         alike = [list(group) for _, group in groupby(children, key=type)]
-        for layers in [children, *(alike if len(alike) > 1 else [])]:
+        whole = name is not None or isinstance(box, nn.ModuleList) or len(alike) == 1
+        for layers in [*([children] if whole else []), *(alike if len(alike) > 1 else [])]:
             order = [known[id(layer)] for layer in layers]
             calls = [call.path for call in outermost(event for event in events if event.path in order)]
             if len(calls) > 1 and calls == order * (len(calls) // len(order)):

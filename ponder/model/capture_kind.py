@@ -1,0 +1,309 @@
+"""A module called layer by layer: its forward up to the layers, each layer, and what follows them.
+
+Nothing is patched. A call makes a *twin*: a shallow copy of the modules on the paths to the layers, with the same
+weights, whose layers are stubs. The twin's forward is the stem: the stubs note what the layers would be called with. A
+step calls the real layer with that, for the rows that remain. What follows the layers is a chain of modules or, where
+code of the module's own stands there, the twin's forward again, in which the modules before the layers answer what they
+answered the first time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ponder._utils.trees import Shared, Tree, map_tensors
+from ponder.errors import ArgumentError
+from ponder.model.capture_watch import HIDDEN, LOST, Event, Given, Mark, Template, outermost, run
+
+KIND, FOLDED = "kind", -1  # FOLDED: the first dimension holds several entries a row
+Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
+
+
+@dataclass(eq=False)
+class Notes:
+    """The arguments of the layers, and the answers of the modules before them, as noted in one call."""
+
+    entry: int  # place of the hidden state among the arguments of the first layer
+    calls: list[Template] = field(default_factory=list)
+    before: list[Template] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    entering: int = 0  # number of tensors that are known when the first layer is called
+    hidden: Tensor | None = None
+    marks: dict[int, Mark] = field(default_factory=dict)
+    alive: list[Any] = field(default_factory=list)
+
+    def mark(self, tensor: Tensor) -> Mark:
+        """Return the mark of a tensor, by its identity."""
+        found = self.marks.get(id(tensor))
+        if found is None:
+            found = self.marks[id(tensor)] = Mark("noted", len(self.tensors))
+            self.tensors.append(tensor)
+        return found
+
+    def call(self, given: tuple[Any, Any]) -> None:
+        """Note the arguments of a layer; all but the first have the hidden state of the one before."""
+        if self.hidden is None:
+            leaves = tree_leaves(given)
+            found = [leaf for leaf in (*leaves[self.entry : self.entry + 1], *leaves) if isinstance(leaf, Tensor)]
+            self.hidden = next((leaf for leaf in found if leaf.is_floating_point()), found[0])
+            self.marks[id(self.hidden)] = HIDDEN
+        self.calls.append(Template.of(given, self.mark))
+        marks = [mark for _, mark in self.calls[-1].marks]
+        if HIDDEN not in marks or LOST in marks:
+            raise refusal(f"code of its own in front of layer {len(self.calls)}")
+        self.entering = self.entering or len(self.tensors)
+        self.marks = {key: LOST if mark.kind == "state" else mark for key, mark in self.marks.items()}
+
+    def hand_on(self, mark: Mark, tensor: Tensor | None = None) -> Tensor:
+        """Note a tensor that a layer gives, or a placeholder for it."""
+        assert self.hidden is not None
+        if tensor is None:
+            tensor = self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(())
+        self.marks[id(tensor)] = mark
+        self.alive.append(tensor)
+        return tensor
+
+    def like(self) -> list[Any]:
+        """Return the type of each tensor, and which of its dimensions are 1."""
+        return [(tensor.dtype, [size == 1 for size in tensor.shape]) for tensor in self.tensors]
+
+
+@dataclass
+class Kind:
+    """One kind of call of a module, in which its layers are called alike: rows of such calls can share a batch."""
+
+    module: nn.Module = field(compare=False)
+    order: list[str]  # the names of the layers
+    calls: list[Template]  # their arguments
+    outputs: list[Template]  # what they give
+    before: list[Template]  # answers of the modules before them, where the module's code runs again behind them
+    tail: list[Template] | None  # calls of the modules behind them; None where the module's code runs again
+    output: Template = field(compare=False)  # of the module
+    entry: int  # place of the hidden state among the arguments of a layer
+    early: bool  # whether all noted tensors are known when the first layer is called
+    like: list[Any] = field(compare=False)  # type of each noted tensor, and which of its dimensions are 1
+    dims: dict[Any, int | None] = field(default_factory=dict)  # of the rows, in noted tensors and outputs of layers
+    given: list[str | int] = field(default_factory=list)  # arguments of the module, where its code runs again
+    names: list[str] = field(default_factory=list, compare=False)  # of the noted tensors in the context
+    leaves: dict[Select, Mark | None] = field(default_factory=dict, compare=False)  # of the output, by readout
+
+    def __post_init__(self) -> None:
+        self.places = [{mark.key: place for place, mark in output.marks} for output in self.outputs]
+        marks = {mark for call in self.calls for _, mark in call.marks}
+        self.others = sorted([mark.key for mark in marks if mark.kind == "state" and mark != HIDDEN])
+        self.branches = _branches(self.module, [*self.order, *[answer.path for answer in self.before]])
+
+    def fits(self, notes: Notes) -> bool:
+        """Whether a call went like this."""
+        return (notes.calls, notes.before, notes.like()) == (self.calls[: len(notes.calls)], self.before, self.like)
+
+    def stem(self, given: Given) -> Notes:
+        """Run the forward with stubs for layers, up to the last of them, or to the first where that is enough."""
+        notes = Notes(self.entry)
+
+        def layer(path: str, *args: Any, **kwargs: Any) -> Any:
+            if not self.early and path != self.order[len(notes.calls)]:
+                raise refusal(f"{path!r} called out of order")
+            notes.call((args, kwargs))
+            if self.early or len(notes.calls) == len(self.order):
+                raise _EnoughError
+            return self.outputs[len(notes.calls) - 1].fill(notes.hand_on)
+
+        def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
+            value = self.module.get_submodule(path)(*args, **kwargs)
+            if notes.hidden is None:
+                notes.before.append(Template.of(value, notes.mark, path))
+            return value
+
+        with contextlib.suppress(_EnoughError):
+            self._run(given, layer, earlier)
+        if len(notes.calls) < (1 if self.early else len(self.order)):
+            raise refusal(f"a call that runs {len(notes.calls)} of {len(self.order)} layers")
+        return notes
+
+    def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
+        """Run layer `number`, counted from 0, on what the layers before gave."""
+        args, kwargs = self.calls[number].fill(self._value, state, context)
+        out = self.module.get_submodule(self.order[number])(*args, **kwargs)
+        leaves, places = [out] if isinstance(out, Tensor) else tree_leaves(out), self.places[number]
+        if isinstance(state, Tensor):
+            return self.rows_first(leaves[places["hidden"]], "hidden", len(state))
+        rows, names = len(state["hidden"]), [name for name in ("hidden", *self.others) if name in places]
+        return {name: self.rows_first(leaves[places[name]], name, rows) for name in names}
+
+    def read(self, select: Select, state: Tree, context: Mapping[str, Any]) -> Any:
+        """Return `select` of the module's output, as if its layers had ended with `state`."""
+        if self.tail is None:
+            return select(self._replay(state, context))
+        leaf = self.leaves[select]
+        if leaf is not None:  # then nothing else is computed
+            return self._value(leaf, state, context, {})
+        return select(self.output.fill(self._value, state, context, {}))
+
+    def rows_first(self, tensor: Tensor, name: int | str, rows: int) -> Any:
+        """Return a tensor of the module's with its rows first, or shared where it has none."""
+        dim = self.dims[name]
+        if dim is None:
+            return Shared(tensor)
+        return tensor if not dim else tensor.unflatten(0, (rows, -1)) if dim == FOLDED else tensor.movedim(dim, 0)
+
+    def _value(self, mark: Mark, state: Tree, context: Mapping[str, Any], made: dict[int, Any] | None = None) -> Any:
+        """Return the tensor of a mark as the module has it; modules behind the layers are called once each."""
+        if mark.kind == "made" and made is not None and self.tail is not None:
+            number, place = mark.key
+            if number not in made:
+                args, kwargs = self.tail[number].fill(self._value, state, context, made)
+                made[number] = tree_leaves(self.module.get_submodule(self.tail[number].path)(*args, **kwargs))
+            return made[number][place]
+        if mark.kind == "noted":
+            value = context[self.names[mark.key]]
+        else:
+            value = state if isinstance(state, Tensor) else state[mark.key]
+        if isinstance(value, Shared):
+            return value.value
+        dim = self.dims[mark.key]
+        return value if not dim else value.flatten(0, 1) if dim == FOLDED else value.movedim(0, dim)
+
+    def _replay(self, state: Tree, context: Mapping[str, Any]) -> Any:
+        """Return the module's output by its own forward, in which every layer gives `state`."""
+        hidden, outputs, before = self._value(HIDDEN, state, context).clone(), iter(self.outputs), list(self.before)
+
+        def layer(path: str, *args: Any, **kwargs: Any) -> Any:
+            return next(outputs).fill(lambda mark: hidden if mark == HIDDEN else hidden.new_zeros(()))
+
+        def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
+            answer = next((answer for answer in before if answer.path == path), None)
+            if answer is None:  # it runs behind the layers too
+                return self.module.get_submodule(path)(*args, **kwargs)
+            before.remove(answer)
+            return map_tensors(torch.clone, answer.fill(self._value, state, context))  # since it may be written into
+
+        return self._run({key: context[f"given_{key}"] for key in self.given}, layer, earlier)
+
+    def _run(self, given: Given, layer: Callable[..., Any], earlier: Callable[..., Any]) -> Any:
+        answers = dict.fromkeys(self.order, layer) | dict.fromkeys([each.path for each in self.before], earlier)
+        return run(_twin(self.module, self.branches, answers), given)
+
+
+def read_kind(
+    module: nn.Module, order: list[str], events: list[Event], output: Any, *, replays: bool
+) -> tuple[Kind, dict[int | str, Tensor]]:
+    """Read a watched call; return its kind, but for dimensions, and the tensors in it by their names."""
+    layers = outermost(event for event in events if event.path in order)
+    if [event.path for event in layers] != order:
+        raise refusal("layers that are not called one after the other")
+    found = [tree_leaves(event.output) for event in layers]
+    places = [_read_by(one, leaves, after) for one, leaves, after in zip(layers, found, layers[1:], strict=False)]
+    places.append(places[-1])
+    entry = [id(leaf) for leaf in tree_leaves(layers[1].given)].index(id(found[0][places[0]]))
+    notes, outputs, tensors = Notes(entry), list[Template](), dict[int | str, Tensor]()
+    early = outermost(event for event in events if 0 <= event.end < layers[0].start)
+    notes.before = [Template.of(event.output, notes.mark, event.path) for event in (early if replays else ())]
+    for event, leaves, place in zip(layers, found, places, strict=True):
+        notes.call(event.given)
+        marks = {id(leaf): Mark("state", f"other{n}") for n, leaf in enumerate(leaves)} | {id(leaves[place]): HIDDEN}
+        outputs.append(Template.of(event.output, lambda leaf, marks=marks: marks[id(leaf)]))
+        tensors |= {mark.key: notes.hand_on(mark, leaves[n]) for n, mark in outputs[-1].marks}
+    made: dict[int, Mark] = {id(found[-1][places[-1]]): HIDDEN}
+    tail: list[Template] = []
+    for event in outermost(event for event in events if event.start > layers[-1].end):
+        call = Template.of(event.given, lambda tensor: made.get(id(tensor), LOST), event.path)
+        if LOST not in [mark for _, mark in call.marks]:
+            for n, leaf in enumerate(
+                tree_leaves(event.output)
+            ):  # also what a dropout hands on: in training it does not
+                made[id(leaf)] = Mark("made", (len(tail), n)) if isinstance(leaf, Tensor) else LOST
+            tail.append(call)
+    whole = Template.of(output, lambda tensor: made.get(id(tensor), LOST))
+    known = notes.entering == len(notes.tensors)
+    kind = Kind(
+        module, order, notes.calls, outputs, notes.before, None if replays else tail, whole, entry, known, notes.like()
+    )
+    return kind, tensors | dict(enumerate(notes.tensors))
+
+
+def leaf_of(output: Template, select: Select) -> Mark | None:
+    """Return the one tensor of a module's output that `select` takes; None where it computes something of several."""
+    try:
+        found = select(output.fill(lambda mark: mark))
+    except Exception:  # of a user's function, which treats marks as tensors
+        return None
+    return found if isinstance(found, Mark) else None
+
+
+def refusal(got: str, remedy: str = "") -> ArgumentError:
+    """Return the error for a module, or a call of it, that is not read layer by layer."""
+    return ArgumentError(
+        "module",
+        expected="a list of layers, called one after the other, each with what the one before gave",
+        got=got,
+        remedy=remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own.",
+    )
+
+
+class _EnoughError(Exception):
+    """Raised by a stub: the stem needs no more of the forward."""
+
+
+def _read_by(event: Event, leaves: list[Any], after: Event) -> int:
+    """Return the place of the tensor in what a layer gives that the next one reads."""
+    read = {id(leaf) for leaf in tree_leaves(after.given) if isinstance(leaf, Tensor)}
+    places = [place for place, leaf in enumerate(leaves) if id(leaf) in read]
+    if places:
+        return places[0]
+    raise refusal(
+        f"code of its own between {event.path!r} and {after.path!r}",
+        "Move it into the layers: of `x = x + block(x)`, the addition into the block.",
+    )
+
+
+def row_dim(small: Tensor, large: Tensor, rows: int) -> int | None:
+    """Return the dimension of the rows of a tensor, which is `large` with one row more; None where there is none."""
+    if small.shape == large.shape:
+        return None
+    dims = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
+    each = large.shape[dims[0]] - small.shape[dims[0]]
+    if len(dims) > 1 or small.shape[dims[0]] != rows * each or (each > 1 and dims[0]):
+        raise refusal(f"a tensor of shape {tuple(small.shape)}, and {tuple(large.shape)} with one row more")
+    return FOLDED if each > 1 else dims[0]
+
+
+def _branches(module: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the ways to the modules at `paths`, by all their names: nested dicts with these paths at their ends."""
+    known = {id(module.get_submodule(path)): path for path in paths}
+    branches: dict[str, Any] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        *above, last = name.split(".")
+        node: Any = branches
+        for each in above if id(part) in known else ():
+            node = node.setdefault(each, {}) if isinstance(node, dict) else node
+        if id(part) in known and isinstance(node, dict):
+            node[last] = known[id(part)]
+    return branches
+
+
+def _twin(module: nn.Module, branches: Mapping[str, Any], answers: Mapping[str, Callable[..., Any]]) -> nn.Module:
+    """Return a shallow copy of `module` in which the modules at the ends of `branches` answer by `answers`."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__, _modules=dict(module._modules))
+    for name, below in branches.items():
+        child: Any = module._modules[name]
+        if isinstance(below, dict):
+            twin._modules[name] = _twin(child, below, answers)
+            continue
+        twin._modules[name] = stub = object.__new__(type(child))
+        stub.__dict__.update(child.__dict__, forward=partial(answers[below], below), gradient_checkpointing=False)
+        stub.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    return twin
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
