@@ -102,12 +102,10 @@ class Toy:
     plain: Any = None
 
     def call(self, rows: Tensor | None = None, **options: Any) -> Any:
-        """Call the model on some of the rows."""
         chosen = (self.inputs, self.context) if rows is None else take((self.inputs, self.context), rows)
         return self.model(chosen[0], **chosen[1], **options)
 
     def unroll(self, **options: Any) -> Any:
-        """Record all steps of all rows."""
         with torch.no_grad():
             return self.model.unroll(self.inputs, **self.context, **options)
 
@@ -194,8 +192,8 @@ class Pooled(nn.Module):
         super().__init__()
         self.readout = readout
 
-    def forward(self, hidden: Any) -> Tensor:
-        return self.readout(hidden)[:, 0]
+    def forward(self, hidden: Any, **context: Any) -> Tensor:
+        return self.readout(hidden, **context)[:, 0]
 
 
 def _applied(step: Any, times: int) -> Any:
@@ -210,6 +208,14 @@ def _applied(step: Any, times: int) -> Any:
 def take(tree: Any, rows: Tensor | int) -> Any:
     """Some rows of nested tensors, or one without its batch dimension."""
     return torch.utils._pytree.tree_map(lambda tensor: tensor[rows], tree)
+
+
+def answered(outputs: Tensor, task: str = "classification") -> Tensor:
+    """Outputs `(rows, …)` or `(rows, steps, …)` in which padding is blank: what stands there is no answer."""
+    if task not in PER_POSITION:
+        return outputs
+    beyond = padding(ROWS).view(ROWS, *[1] * (outputs.dim() - 3), LENGTH, 1)
+    return outputs.masked_fill(beyond.to(outputs.device), 0.0)
 
 
 def labels_for(task: str, rows: int = ROWS, seed: int = 0) -> Tensor:
@@ -340,7 +346,6 @@ def leaves(policy: policies.ExitPolicy) -> list[policies.ExitPolicy]:
 
 
 def serves(policy: policies.ExitPolicy, task: str) -> bool:
-    """Whether a policy fits a task."""
     of_classes = (policies.Entropy, policies.Confidence, policies.Margin, policies.Energy, policies.Voting)
     return task in CLASSES_ONLY or not any(isinstance(leaf, of_classes) for leaf in leaves(policy))
 
@@ -356,7 +361,6 @@ KIND_OF_TASK = {
 
 
 def name(value: Any) -> str:
-    """The id of a case."""
     return value if isinstance(value, str) else repr(value).replace("policies=", "").replace("policy=", "")
 
 
@@ -365,7 +369,6 @@ def name(value: Any) -> str:
 
 @contextmanager
 def counted(*modules: nn.Module) -> Iterator[dict[nn.Module, int]]:
-    """Count the rows that go through modules."""
     rows = dict.fromkeys(modules, 0)
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

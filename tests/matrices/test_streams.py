@@ -31,7 +31,6 @@ POLICIES = [
 
 
 def rows(count: int = MANY, seed: int = 1) -> Tensor:
-    """Inputs, `(rows, width)`."""
     return torch.randn(count, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
