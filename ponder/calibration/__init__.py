@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
-    from ponder.calibration.gates import fit_gate
+    from ponder.calibration.fitting import fit_gate, fit_temperatures
     from ponder.calibration.risks import Missed
     from ponder.calibration.sweeps import sweep
-    from ponder.calibration.temperatures import fit_temperatures
 
 _HOMES = {
     "Calibration": "calibrating",
@@ -27,8 +26,8 @@ _HOMES = {
     "certify": "agreement",
     "control_risk": "control",
     "diagnose": "diagnosing",
-    "fit_gate": "gates",
-    "fit_temperatures": "temperatures",
+    "fit_gate": "fitting",
+    "fit_temperatures": "fitting",
     "promise_curve": "agreement",
     "sweep": "sweeps",
 }

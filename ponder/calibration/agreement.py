@@ -28,7 +28,7 @@ _VALUES, _SAMPLES = 141, 100
 
 
 def candidates(record: Record) -> list[Candidate]:
-    """Return the kinds of policy that outputs admit: a fixed step, and three certainties, each also from a later step.
+    """Return the kinds of policy that outputs admit: a fixed step, three certainties, and these from later steps on.
 
     Values are dense where answers are sure, and were picked on no data. Early steps that are sure and wrong spoil a
     whole kind, so each is also tried from every later step on.
@@ -37,8 +37,9 @@ def candidates(record: Record) -> list[Candidate]:
     if record.width > 1 and record.meaning.classes:
         sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
         unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
-        for kind, values in ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)):
-            found += [(kind, values), *((kind.after(step), values) for step in range(2, record.num_steps))]
+        kinds = ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure))
+        found += kinds
+        found += [(kind.after(step), values) for kind, values in kinds for step in range(2, record.num_steps)]
     return found
 
 
@@ -86,7 +87,8 @@ def certify(
     likes = candidates(choosing) if policies is None else list(policies)
     tried = [family_of(like, values, choosing) for like, values in likes]
     if speed_up is None:
-        drawn = _resampled(len(choosing), len(certifying))
+        shares = np.full(len(choosing), 1 / len(choosing))
+        drawn = np.random.default_rng(0).multinomial(len(certifying), shares, size=_SAMPLES).T.astype(np.float64)
         allowed = np.array([most_failures(int(n), level, confidence) for n in counting @ drawn])
         place = int(np.argmin([_certified_cost(choosing, one, losses, by_step, drawn, allowed) for one in tried]))
         values = tried[place].values
@@ -108,17 +110,10 @@ def most_failures(rows: int, level: float, confidence: float) -> int:
     return int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
 
 
-def _resampled(rows: int, drawn: int) -> Floats:
-    """Return how often each row is in each bootstrap sample of so many rows, `(rows, samples)`."""
-    generator = np.random.default_rng(0)
-    samples = [np.bincount(generator.integers(rows, size=drawn), minlength=rows) for _ in range(_SAMPLES)]
-    return np.stack(samples, axis=1).astype(np.float64)
-
-
 def _certified_cost(
     record: Record, family: Family, losses: Floats, costs: Floats, drawn: Floats, allowed: Floats
 ) -> float:
-    """Return the mean cost that bootstrap samples of the rows would certify, on average over them."""
+    """Return the mean cost that bootstrap samples would certify; `drawn` is how often each holds a row."""
     failures, totals = [], []
     for _, steps in family.exit_steps(record, family.late_first()):
         failures.append(at_exits(losses, steps) @ drawn)
@@ -145,6 +140,7 @@ class PromiseCurve:
     """Costs and promises of every value of a threshold, from late exits to early ones.
 
     Args:
+        policy: Name of the kind of policy.
         values: The values.
         mean_exit_step: Mean exit step under each value.
         observed: Share of the rows that lose, under each value.
@@ -154,6 +150,7 @@ class PromiseCurve:
         exits: The share of rows that exit at each step, for each value.
     """
 
+    policy: str
     values: tuple[float, ...]
     mean_exit_step: tuple[float, ...]
     observed: tuple[float, ...]
@@ -190,4 +187,4 @@ def promise_curve(
         for place, lost, share, mean in zip(places, at.sum(1), shares, steps.mean(1), strict=True):
             worst = max(worst, upper_bound(int(lost), at.shape[1], confidence))
             columns.append((family.values[place], float(mean), float(lost) / at.shape[1], worst, tuple(share.tolist())))
-    return PromiseCurve(*zip(*columns, strict=True))
+    return PromiseCurve(type(family.policy).__name__, *zip(*columns, strict=True))

@@ -71,18 +71,15 @@ def calibrate(
     Args:
         trajectory: A full-depth run on calibration data, with labels.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-            Of several in a list, with `FixedStep` among them, the best is taken: it is never worse, on these data, than
-            any single step that meets the target. A coin between two steps is not tried, and can be better (`diagnose`
-            compares with it).
-        metric: Name of a score, a callable (outputs, labels) → number, the higher the better, or None for the task's
-            own.
+            Of several in a list, and `FixedStep`, the best is taken: it is never worse, on these data, than any single
+            step that meets the target. A coin between two steps can be better (`diagnose` compares with it).
+        metric: A score, as for `sweep`.
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
         at_most_cost: Take the best score at a mean cost of at most this, relative to `full_cost`.
-        grid: Values of the threshold, strictly rising or falling; those that the policy declares, and some between the
-            scores of the rows, where None.
+        grid: Values of the threshold; those that the policy declares, and some between the rows' scores, where None.
         costs: Cost of exiting after each step, as for `sweep`.
-        full_cost: The cost that all are relative to, as for `sweep`.
+        full_cost: The cost that all are relative to.
 
     Example:
         >>> calibrate(trajectory, policies.Confidence, at_most_steps=2.5).point.mean_exit_step <= 2.5
@@ -113,19 +110,16 @@ def calibrate(
     if not isinstance(policies, Sequence):
         return calibrated(policies)
     tried = list(map(calibrated, [FixedStep, *(like for like in policies if like is not FixedStep)]))
-    best = _best(tried, cheapest=at_least is not None)
-    name = type(best.policy).__name__
-    return replace(best, statement=f"{name}, the best of {len(tried)} families, {best.statement}")
-
-
-def _best(tried: Sequence[Calibration], *, cheapest: bool) -> Calibration:
-    """Return the best of those that meet the target; the first of equal ones, `FixedStep`, looks at nothing."""
 
     def rank(one: Calibration) -> tuple[float, float]:
         cost, loss = one.point.cost, -one.point.score
-        return (cost, loss) if cheapest else (loss, cost)
+        return (loss, cost) if at_least is None else (cost, loss)
 
-    return min((one for one in tried if one.met), key=rank, default=tried[0])
+    best = min(
+        (one for one in tried if one.met), key=rank, default=tried[0]
+    )  # of equal ones the first looks at nothing
+    name = type(best.policy).__name__
+    return replace(best, statement=f"{name}, the best of {len(tried)} families, {best.statement}")
 
 
 def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:

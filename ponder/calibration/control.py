@@ -75,8 +75,7 @@ def control_risk(
     Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
     the earliest, each at 1 − confidence, and the walk ends at the first that fails. All that passed have a risk of at
     most `level`, at once, with probability at least `confidence` over the draw of the calibration rows, whatever the
-    policy and the distribution; so the cheapest of them may be taken, which need not be the last. Schuster et al.
-    (2021, 2022) and Jazbec et al. (2024) use it for early exits.
+    policy and the distribution; so the cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
 
     With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
     calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least as much as
@@ -85,15 +84,14 @@ def control_risk(
     about what is certified alone: E[risk · 1(certified)] ≤ level.
 
     The rows must be like those to come (exchangeable with them), and neither the values nor their order picked on them.
-    The default grid is known in advance; values of a callable are tested in their order, so begin with the latest exits.
+    The default grid is known in advance; values of a callable are tested in their order: begin with the latest exits.
 
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
-            full depth, ``"error"``, a callable (outputs, labels) → losses in [0, 1], or a `Risk`, such as `Missed`. A
-            gap can be negative on a row; ``"betting"`` uses that, the other bounds count gains as 0 and so promise
-            more.
+            full depth, ``"error"``, a callable (outputs, labels) → losses in [0, 1], or a `Risk`, such as `Missed`.
+            Gains, negative losses, are used by ``"betting"`` and count as 0 with other bounds.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where

@@ -117,38 +117,24 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
         >>> cost.steps, cost.heads[0]
         ((128.0, 128.0, 128.0, 128.0), 48.0)
     """
-    halts = model.lambda_head is not None
-    own = model.halting_readout is not None
-    none, features, output, hazard = (
+    halts, own = model.lambda_head is not None, model.halting_readout is not None
+    (none, last_head), (features, _), (output, _), (hazard, _) = (
         _flops(model, frozenset(needs), inputs, context)
         for needs in ((), ("features",), ("output",), ("hazard",) if halts else ())
     )
-    readouts = np.diff(features.seen - none.seen)[:-1]
+    readouts = np.diff(features - none)[:-1]
     last = readouts[-1:] if len(readouts) else np.zeros(1)  # the same function at every step; of one step a part of it
-    readouts, heads = np.append(readouts, last), np.append(np.diff(output.seen - features.seen)[:-1], none.last_head)
-    steps = np.diff(none.seen)
-    steps[-1] -= readouts[-1] + heads[-1]
-    asked = np.diff(hazard.seen - none.seen)[:1] - (0.0 if own else readouts[:1])
-    return Breakdown(
-        stem=float(none.seen[0]),
-        steps=tuple(steps.tolist()),
-        readouts=tuple(readouts.tolist()),
-        heads=tuple(heads.tolist()),
-        lambda_head=float(asked[0]) if halts and len(steps) > 1 else 0.0,
-        first_readout=float(hazard.seen[0] - none.seen[0]),
-        hazard_reads_features=not own,
-    )
+    readouts, heads = np.append(readouts, last), np.append(np.diff(output - features)[:-1], last_head)
+    steps = np.diff(none)
+    steps[-1] -= readouts[-1] + last_head
+    asked = np.diff(hazard - none)[:1] - (0.0 if own else readouts[:1])
+    lambda_head = float(asked[0]) if halts and len(steps) > 1 else 0.0
+    parts = (tuple(each.tolist()) for each in (steps, readouts, heads))
+    return Breakdown(float(none[0]), *parts, lambda_head, float(hazard[0] - none[0]), not own)
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """FLOPs per row before the first step, at each question of the policy and at the end; and of the last head."""
-
-    seen: Floats
-    last_head: float
-
-
-def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> _Counts:
+def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> tuple[Floats, float]:
+    """Return FLOPs per row before step 1, at each question of the policy and at the end; and those of the last head."""
     with evaluating(model), _counting() as counter:
         probe, heads = _Probe(needs, counter.get_total_flops), list[int]()
         hooks = [
@@ -160,8 +146,7 @@ def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, An
         finally:
             for hook in hooks:
                 hook.remove()
-        seen = [*probe.seen, counter.get_total_flops()]
-    return _Counts(np.array(seen) / rows, (heads[-1] - heads[-2]) / rows)
+        return np.array([*probe.seen, counter.get_total_flops()]) / rows, (heads[-1] - heads[-2]) / rows
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import numpy as np
 from ponder._utils.checks import check_real
 from ponder._utils.rounding import rounded_down
 from ponder.calibration.families import FamilyLike, family_of
-from ponder.calibration.records import Floats, Ints, Record, at_exits, check_record, halting_distribution, serves
+from ponder.calibration.records import Floats, Ints, Record, at_exits, check_record, serves
 from ponder.calibration.sweeps import Frontier, as_costs, frontier_of
 from ponder.errors import ArgumentError
 from ponder.policies.certainty import Confidence, Entropy, Margin
 from ponder.policies.counting import Converged, Patience
 from ponder.policies.halting import Quantile
 
-__all__ = ["Collapse", "Diagnosis", "Gain", "StepForAll", "diagnose", "oracle_frontier"]
+__all__ = ["Diagnosis", "Gain", "StepForAll", "diagnose", "oracle_frontier"]
 
 Outcome: TypeAlias = Literal["exits pay", "one step is as good", "too few rows", "no policy is cheap enough"]
 _SHARES = ("accuracy", "exact_match")
@@ -41,7 +41,6 @@ class Gain:
         score: Its score on all rows.
         blind: The score of the best blind choice on all rows: one step, or a coin between two.
         oracle: The score of one who knows the labels and is cheap enough.
-        static: The score of the encoder cut there and trained so, where it was given; else NaN.
         gain: Policy minus blind, mean over rows that chose neither; NaN where no policy is cheap enough.
         low: Lower end of its 95% interval.
         high: Upper end.
@@ -52,7 +51,6 @@ class Gain:
     score: float
     blind: float
     oracle: float
-    static: float
     gain: float
     low: float
     high: float
@@ -86,26 +84,6 @@ class StepForAll:
     margin: float
 
 
-@dataclass(frozen=True)
-class Collapse:
-    """Whether the halting distribution has collapsed onto one step for all rows.
-
-    Args:
-        step: The commonest exit step of Q-exit with q = 0.5.
-        share: The share of rows that exit there.
-        information: Mutual information between row and halting step, as a share of log N.
-    """
-
-    step: int
-    share: float
-    information: float
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether nine rows in ten exit at one step, or the distribution carries next to no information."""
-        return self.share >= 0.9 or self.information < 0.01
-
-
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """One page that answers "should I let examples exit early?".
@@ -113,11 +91,12 @@ class Diagnosis:
     Args:
         metric: Name of the score, the higher the better.
         scores: The score at each step, `(steps,)`.
-        frontiers: Frontiers by name: each policy tried, ``"blind"``, ``"oracle"``, and ``"static"`` where it was given.
+        frontiers: Frontiers by name: each policy tried, ``"blind"`` and ``"oracle"``.
         gains: Policy against blind at each speed-up.
         step_for_all: The step that all rows may exit at.
         overthinking: The share of rows that are best before the last step (Kaya et al. 2019).
-        collapse: The collapse of the halting distribution; None without a Lambda head.
+        collapse: The commonest exit step of Q-exit with q = 0.5, and the share of rows that exit there: nine in ten or
+            more are a collapse of the halting distribution. None without a Lambda head.
         rows: Number of rows.
 
     Example:
@@ -136,7 +115,7 @@ class Diagnosis:
     gains: tuple[Gain, ...]
     step_for_all: StepForAll
     overthinking: float
-    collapse: Collapse | None
+    collapse: tuple[int, float] | None
     rows: int
 
     @property
@@ -154,38 +133,26 @@ class Diagnosis:
     def verdict(self) -> str:
         """The outcome in one sentence, with its uncertainty."""
         known = [gain for gain in self.gains if not math.isnan(gain.gain)]
-        fixed, outcome = self.step_for_all, self.outcome
-        use = f"use full depth, which scores {fixed.full_depth:.4f}: earlier steps may lose over {fixed.margin:.4g}"
+        fixed = self.step_for_all
+        use = f"use full depth, which scores {fixed.full_depth:.4f}: earlier steps may lose over {fixed.margin:.4g}."
         if fixed.step < len(self.scores):
             use = (
                 f"use FixedStep({fixed.step}), which scores {fixed.score:.4f} where full depth scores "
-                f"{fixed.full_depth:.4f} (with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more above it)"
+                f"{fixed.full_depth:.4f} (with 97.5% confidence {rounded_down(fixed.at_least, 3)} or more above it)."
             )
-        if outcome == "exits pay":
-            best = max((gain for gain in known if gain.pays), key=lambda gain: gain.gain)
-            said = (
-                f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-                f"({self.metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice "
-                f"scores {best.blind:.4f} ({best})"
-            )
-        elif outcome == "too few rows":
-            best = max(known, key=lambda gain: gain.high)
-            said = (
-                f"These {self.rows} rows cannot tell whether early exits pay on this model: over blind at "
-                f"×{best.speedup:g} a policy has {best}. Record more rows"
-            )
-        elif outcome == "one step is as good":
-            best = max(known, key=lambda gain: gain.gain)
-            said = (
-                f"On this model one fixed step is as good as any policy tried (over blind the best has {best}, at "
-                f"×{best.speedup:g}): {use}"
-            )
-        else:
-            said = f"No policy that was tried is cheap enough for any of the speed-ups: {use}"
-        cut = next((gain for gain in self.gains if gain.static > np.fmax(gain.score, gain.blind)), None)
-        if cut is not None:
-            said += f"; but at ×{cut.speedup:g} the encoder cut and trained so scores {cut.static:.4f}"
-        return f"{said}."
+        if self.outcome == "no policy is cheap enough":
+            return f"No policy that was tried is cheap enough for any of the speed-ups: {use}"
+        best = max(known, key=lambda gain: (gain.pays, gain.gain))
+        won = f"over the best blind choice at ×{best.speedup:g} the best policy has {best}"
+        if self.outcome == "too few rows":
+            return f"These {self.rows} rows cannot tell whether early exits pay on this model: {won}. Record more rows."
+        if self.outcome == "one step is as good":
+            return f"On this model one fixed step is as good as any policy tried ({won}): {use}"
+        return (
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
+            f"({self.metric.replace('_', ' ')}; {fixed.full_depth:.4f} at full depth) where the best blind choice "
+            f"scores {best.blind:.4f} ({best})."
+        )
 
     def __repr__(self) -> str:
         return f"Diagnosis({self.outcome}, {self.rows} rows: {self.verdict})"
@@ -207,11 +174,11 @@ class Diagnosis:
                 f"{gain.oracle:.4f}"
             )
         lines.append(f"{100 * self.overthinking:.1f}% of the rows are best before the last step (overthinking).")
-        if (found := self.collapse) is not None:
+        if self.collapse is not None:
+            step, share = self.collapse
+            said = "has collapsed" if share >= 0.9 else "has not collapsed"
             lines.append(
-                f"The halting distribution has {'' if found.collapsed else 'not '}collapsed: {100 * found.share:.0f}% of "
-                f"the rows would exit at step {found.step} (q = 0.5); it carries {100 * found.information:.1f}% of the "
-                "information that it could."
+                f"The halting distribution {said}: {share:.0%} of the rows would exit at step {step} (q = 0.5)."
             )
         return "\n".join(lines)
 
@@ -230,7 +197,6 @@ def diagnose(
     trajectory: Record,
     compare: FamilyLike | Sequence[FamilyLike] | None = None,
     *,
-    static: Mapping[int, float] | None = None,
     metric: Any = None,
     speedups: Sequence[float] = (1.5, 2.0, 3.0),
     costs: Sequence[float] | None = None,
@@ -239,14 +205,12 @@ def diagnose(
     """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same speed-up.
 
     Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
-    lies above it is the work of a policy; and only what lies above an encoder that was cut and trained so (`static`)
-    pays over training a smaller one.
+    lies above it is the work of a policy.
 
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
         compare: Classes of policies with a threshold, or policies whose threshold is moved; those of the papers that
             the record serves where None.
-        static: Scores of the encoder cut after a step and trained so, by step.
         metric: A mean over rows: ``"accuracy"``, ``"exact_match"``, ``"negative_squared_error"``, or the task's own
             where None.
         speedups: Cost of full depth ÷ mean cost at which policy and blind are compared.
@@ -279,10 +243,12 @@ def diagnose(
         hull=True,
     )
     frontiers["oracle"] = oracle_frontier(values, cost)
-    if static:
-        frontiers["static"] = frontier_of([(cost[n - 1], s, f"cut after step {n}") for n, s in static.items()])
     cross = _CrossFit(values, cost, exits, seed)
     reached = [speedup for speedup in speedups if speedup <= cost[-1] / cost[0]]
+    collapse = None
+    if serves(trajectory, Quantile(0.5)):
+        counts = np.bincount(trajectory.exit_steps(Quantile(0.5)))
+        collapse = int(counts.argmax()), float(counts.max() / len(trajectory))
     margin = 0.03 if shares else 0.1 * (max(scores) - min(scores))
     return Diagnosis(
         metric=metric_name,
@@ -291,7 +257,7 @@ def diagnose(
         gains=tuple(_gain(speedup, frontiers, names, cross) for speedup in reached),
         step_for_all=_step_for_all(values, margin, shares=shares),
         overthinking=float((values.max(1) > values[:, -1]).mean()),
-        collapse=_collapse(trajectory) if serves(trajectory, Quantile(0.5)) else None,
+        collapse=collapse,
         rows=len(trajectory),
     )
 
@@ -325,10 +291,8 @@ def _gain(speedup: float, frontiers: Mapping[str, Frontier], tried: Sequence[str
     places = {name: frontiers[name].best_within(cost) for name in tried}
     found = [(frontiers[name].scores[p], frontiers[name].names[p]) for name, p in places.items() if p is not None]
     score, policy = max(found, default=(math.nan, f"none within a cost of {cost:.2f}"))
-    cut = frontiers["static"].best_within(cost) if "static" in frontiers else None
-    static = math.nan if cut is None else frontiers["static"].scores[cut]
     blind, oracle = frontiers["blind"].mixed(cost), frontiers["oracle"].mixed(cost)
-    return Gain(speedup, policy, score, blind, oracle, static, *cross.gain(cost))
+    return Gain(speedup, policy, score, blind, oracle, *cross.gain(cost))
 
 
 class _CrossFit:
@@ -451,15 +415,3 @@ def _step_for_all(values: Floats, margin: float, *, shares: bool) -> StepForAll:
     place = int(known.argmax())
     scores = values.mean(0).tolist()
     return StepForAll(place + 1, scores[place], scores[-1], float(at_least[place]), margin)
-
-
-def _collapse(trajectory: Record) -> Collapse:
-    steps = trajectory.exit_steps(Quantile(0.5))
-    counts = np.bincount(steps, minlength=trajectory.num_steps + 1)
-    p = halting_distribution(trajectory)
-
-    def entropy(q: Floats) -> Any:
-        return -np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0.0).sum(-1)
-
-    information = float(entropy(p.mean(0)) - entropy(p).mean()) / math.log(trajectory.num_steps)
-    return Collapse(int(counts.argmax()), float(counts.max()) / len(trajectory), max(information, 0.0))

@@ -23,7 +23,6 @@ __all__ = [
     "exit_histogram",
     "frontiers",
     "halting",
-    "overthinking",
     "reliability",
     "score_by_speed_up",
     "score_by_threshold",
@@ -37,10 +36,7 @@ _SERIES = "ponder-series"  # marks the main line of each series, so that the nex
 def score_by_threshold(
     curves: Curve | Sequence[Curve], *, ax: Axes | None = None, label: str | None = None, color: str | None = None
 ) -> Axes:
-    """Draw the score against the threshold of a policy (the PALBERT paper, Figure 3); full depth is dotted.
-
-    Args:
-        curves: A sweep, or one a seed over the same grid.
+    """Draw the score of sweeps over one grid against the threshold (the PALBERT paper, Figure 3); full depth is dotted.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_threshold(trajectory.sweep(policies.Confidence))
@@ -50,7 +46,7 @@ def score_by_threshold(
     items, ax = _listed(curves), _axes(ax)
     values = [point.threshold for point in items[0].points]
     chosen = _band(ax, values, [[point.score for point in curve.points] for curve in items], label, color)
-    ax.axhline(_full_depth(items), color=chosen, linestyle=":", linewidth=1.5)
+    ax.axhline(float(np.mean([curve.full_depth.score for curve in items])), color=chosen, linestyle=":", linewidth=1.5)
     return _finished(ax, items[0].threshold, items[0].metric)
 
 
@@ -61,16 +57,12 @@ def score_by_speed_up(
     baseline: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the score against the speed-up, for several policies or models (the PALBERT paper, Figure 4).
+    """Draw the score of sweeps, by name, against their speed-up (the PALBERT paper, Figure 4).
 
-    Diamonds are full depth. Seeds do not share their speed-ups, so they are compared at equal cost, over the costs that
-    all of them reach. Between two points of a seed its score is linear in the cost, which is what a coin between the
-    two policies gives.
-
-    Args:
-        curves: Sweeps by name: one, or one a seed.
-        by: Speed-up in steps, N over the mean exit step, or in the costs that the sweeps were given.
-        baseline: Score of a model without exits: a horizontal line.
+    The speed-up is in steps, N over the mean exit step, or in the costs that the sweeps were given. Diamonds are full
+    depth, `baseline` is the score of a model without exits. Seeds do not share their speed-ups, so they are compared at
+    equal cost, over the costs that all of them reach: between two points of a seed its score is linear in the cost,
+    which is what a coin between the two policies gives.
 
     Example:
         >>> ax = ponder.calibration.plots.score_by_speed_up({"sure": trajectory.sweep(policies.Confidence)})
@@ -87,7 +79,8 @@ def score_by_speed_up(
         chosen = _band(ax, 1.0 / at, [np.interp(at, cost, score) for cost, score in lines], name, marker="")
         for cost, score in lines:
             ax.plot(1.0 / cost, score, ".", color=chosen, markersize=4, alpha=1.0 if len(lines) == 1 else 0.3)
-        ax.plot([1.0], [_full_depth(items)], "D", color=chosen, markersize=6, markerfacecolor="white")
+        full = np.mean([curve.full_depth.score for curve in items])
+        ax.plot([1.0], [full], "D", color=chosen, markersize=6, markerfacecolor="white")
         metric = items[0].metric
     if baseline is not None:
         ax.axhline(baseline, color=_GREY, linestyle="--", linewidth=1.2, label="baseline")
@@ -98,13 +91,13 @@ def score_by_speed_up(
 def frontiers(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     """Draw the score against the mean cost, with a line for each frontier of a diagnosis.
 
-    Policies are solid; blind is dashed and the oracle dotted, both grey; crosses are encoders that were cut.
+    Policies are solid; blind is dashed and the oracle dotted, both grey.
 
     Example:
         >>> ponder.calibration.plots.frontiers(ponder.diagnose(trajectory)).get_ylabel()
         'accuracy'
     """
-    ax, styles = _axes(ax), {"blind": "--", "oracle": ":", "static": "x"}
+    ax, styles = _axes(ax), {"blind": "--", "oracle": ":"}
     for name, line in diagnosis.frontiers.items():
         if name in styles:
             ax.plot(line.costs, line.scores, styles[name], color=_GREY, linewidth=1.5, label=name)
@@ -116,13 +109,7 @@ def frontiers(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
 def exit_histogram(
     exit_steps: Any, num_steps: int, by: Any = None, *, ax: Axes | None = None, label: str | None = None
 ) -> Axes:
-    """Draw how many rows exit at each step: shares of the rows, of each group where there are groups.
-
-    Args:
-        exit_steps: Exit steps from 1 to N, `(batch,)`.
-        num_steps: N.
-        by: A group for each row, `(batch,)`: a difficulty, say.
-        label: Title of the legend.
+    """Draw the shares of rows that exit at each step, `(batch,)`, of each group where `by` has a group for each row.
 
     Example:
         >>> plots = ponder.calibration.plots
@@ -152,9 +139,7 @@ def halting(
 ) -> Axes:
     """Draw the mean halting distribution E_x[p(n|x)] over the steps (the PALBERT paper, Figure 2).
 
-    Args:
-        trajectories: A full-depth run with hazards, or one a seed.
-        prior: Probabilities of the steps, `(steps,)`, drawn beside it, dashed: ``model.prior(num_steps).pmf``.
+    The probabilities of a prior, ``model.prior(num_steps).pmf``, are drawn beside it, dashed.
 
     Example:
         >>> record = Trajectory(torch.randn(8, 4, 2), torch.randn(8, 4), torch.arange(8))
@@ -175,12 +160,8 @@ def reliability(
 ) -> Axes:
     """Draw accuracy against confidence in bins of equal width, with the expected calibration error (Guo et al. 2017).
 
-    Above the diagonal a head is less sure than it could be, below it is too sure.
-
-    Args:
-        trajectory: A full-depth run of a classifier of rows, with labels.
-        step: The step to draw, from 1 to N; every step where None, from dark (early) to light.
-        bins: Number of bins over [0, 1].
+    Above the diagonal a head is less sure than it could be, below it is too sure. Every step is drawn where `step` is
+    None, from dark (early) to light.
 
     Example:
         >>> ax = ponder.calibration.plots.reliability(trajectory, step=4)
@@ -209,39 +190,11 @@ def reliability_bins(confidence: Floats, right: Any, bins: int) -> tuple[Floats,
     return sure, accurate, float((count[full] * np.abs(accurate - sure)).sum() / len(confidence))
 
 
-def overthinking(
-    trajectories: Record | Sequence[Record],
-    *,
-    ax: Axes | None = None,
-    label: str | None = None,
-    color: str | None = None,
-) -> Axes:
-    """Draw the cost of overthinking: rows that are right at some step and wrong at the last (Kaya et al. 2019).
-
-    The solid line is the share of rows that are right at step n, the dashed one that of rows right at step n or before:
-    at the last step, what the best exit of every row would give.
-
-    Example:
-        >>> ponder.calibration.plots.overthinking(trajectory).get_ylabel()
-        'share of rows'
-    """
-    ax, right = _axes(ax), [item.correct() for item in _listed(trajectories)]
-    steps = np.arange(1, right[0].shape[1] + 1)
-    chosen = _band(ax, steps, [each.mean(0) for each in right], label or "right at step n", color)
-    by = np.mean([np.maximum.accumulate(each, axis=1).mean(0) for each in right], axis=0)
-    ax.plot(steps, by, "--", color=chosen, linewidth=1.5, label="right at step n or before")
-    return _finished(ax, "step", "share of rows")
-
-
 def _by_cost(curve: Curve, field: str) -> tuple[Floats, Floats]:
     """Return the costs of a curve relative to full depth, rising, and the mean score at each."""
     cost = np.array([getattr(point, field) for point in curve.points]) / getattr(curve.full_depth, field)
     unique, place = np.unique(cost.round(12), return_inverse=True)
     return unique, np.bincount(place, [point.score for point in curve.points]) / np.bincount(place)
-
-
-def _full_depth(curves: Sequence[Curve]) -> float:
-    return float(np.mean([curve.full_depth.score for curve in curves]))
 
 
 def _listed(items: Any) -> list[Any]:

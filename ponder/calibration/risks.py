@@ -81,13 +81,9 @@ def name_of(risk: RiskLike) -> str:
 def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, Bools | None]:
     """Return the loss of each row at each step, `(rows, steps)`, and the rows that count, None for all.
 
-    Args:
-        risk: ``"disagreement"``: 1 where the answer is not that of full depth. ``"error"``: 1 where it is wrong (NaN
-            always is). ``"error_gap"``: 1 where it is wrong and that of full depth right, −1 the other way round. A
-            callable (outputs `(rows, …)`, labels) → losses in [0, 1], `(rows,)`; or a `Risk`.
-        record: A full-depth run.
-        low: The lowest loss that the bound takes; negative losses are cut at 0 where it is 0, which can only raise the
-            risk.
+    ``"disagreement"`` is 1 where the answer is not that of full depth, ``"error"`` 1 where it is wrong (NaN always is),
+    ``"error_gap"`` 1 where it is wrong and that of full depth right, −1 the other way round. Losses below `low`, the
+    lowest that the bound takes, are raised to it, which can only raise the risk.
     """
     rows = None
     if not isinstance(risk, str):

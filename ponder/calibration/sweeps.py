@@ -58,7 +58,7 @@ class Curve:
     Example:
         >>> curve = trajectory.sweep(policies.Confidence, [0.7, 0.9])
         >>> curve.to_dict()["mean_exit_step"], curve.policy(1)
-        ([1.67, 2.0], Confidence(threshold=0.9))
+        ([2.0, 2.0], Confidence(threshold=0.9))
     """
 
     threshold: str
@@ -94,11 +94,10 @@ def sweep(
         trajectory: A full-depth run.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
-        metric: Name of a score, a callable (outputs, labels) → number, or None for the task's own.
+        metric: Name of a score, a callable (outputs, labels) → number, higher is better, or None for the task's own.
         costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it for what the
             policies read, such as `cost.Breakdown.cumulative`; n where None.
-        full_cost: The cost that all are relative to, in the same unit: 1.0 beside `Breakdown.cumulative`. Where None,
-            that of going all the way with the policy.
+        full_cost: The cost that all are relative to, 1.0 beside `Breakdown.cumulative`; the last where None.
 
     Example:
         >>> len(sweep(trajectory, policies.Confidence, [0.25, 0.5, 0.75]))

@@ -77,7 +77,7 @@ def test_transformer_layers_are_counted_unfused() -> None:
 
 def test_costs_serve_sweeps(capsys: Any) -> None:
     made = model()
-    run = made.unroll(torch.randn(64, 4), labels=torch.randint(3, (64,)))
+    run = made.eval().unroll(torch.randn(64, 4), labels=torch.randint(3, (64,)))
     found = cost.measure(made, torch.randn(1, 4))
     curve = run.sweep(ponder.policies.Confidence, costs=found.cumulative, full_cost=1.0)
     for point in curve.points:
@@ -98,9 +98,7 @@ def test_break_even_is_where_the_lines_cross() -> None:
 
 
 def test_seconds_are_ratios_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(
-        np.cumsum([0, 3, 0, 1, 0, 1, 0, 4, 0, 2, 0, 1]).tolist()
-    )  # plain 3, wrapped 1; swapped: 1, 4; 2, 1
+    clock = iter(np.cumsum([0, 3, 0, 1, 0, 1, 0, 4, 0, 2, 0, 1]).tolist())  # plain 3, wrapped 1; swapped: 1, 4; 2, 1
     monkeypatch.setattr(cost.seconds, "__defaults__", (1, lambda: next(clock)))
     calls: list[str] = []
     found = cost.wall_clock(lambda: calls.append("plain"), lambda: calls.append("exits"), pairs=3, warm_up=1)

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from ponder import Trajectory, policies
 from ponder.calibration import calibrate, fit_gate, fit_temperatures
-from ponder.calibration.gates import staying_pays
+from ponder.calibration.fitting import staying_pays
 from tests.calibration.records import record
 
 

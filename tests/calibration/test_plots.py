@@ -58,7 +58,7 @@ def test_score_by_speed_up_compares_seeds_at_equal_cost(by: Any) -> None:
 
 
 def test_frontiers_of_a_diagnosis() -> None:
-    made = diagnose(record(60), [Confidence, Patience], static={2: 0.4})
+    made = diagnose(record(60), [Confidence, Patience])
     found = lines(plots.frontiers(made))
     for name, line in made.frontiers.items():
         assert found[name] == pytest.approx(np.stack([line.costs, line.scores], 1))
@@ -93,11 +93,3 @@ def test_reliability_bins_equal_a_plain_loop() -> None:
     found = lines(plots.reliability(seen, step=2))
     assert found[f"step 2, ECE {error:.3f}"] == pytest.approx(np.array(dots))
     assert len(plots.reliability(seen).lines) == 6
-
-
-def test_overthinking() -> None:
-    seen = record(100)
-    found = lines(plots.overthinking(seen))
-    right = seen.correct()
-    assert found["right at step n"][:, 1] == pytest.approx(right.mean(0))
-    assert found["right at step n or before"][-1, 1] == right.any(1).mean()
