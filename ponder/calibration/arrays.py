@@ -15,6 +15,8 @@ from ponder.tasks import IGNORED_LABEL, Task, task_named
 
 __all__ = ["ArrayRecord", "run_policy"]
 
+_CLASSIFICATION = task_named("classification")
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayRecord:
@@ -45,7 +47,7 @@ class ArrayRecord:
     hazard_logits: Floats | None = None
     features: Floats | None = None
     mask: Bools | None = None
-    meaning: Task = task_named("classification")
+    meaning: Task = _CLASSIFICATION
     weights: str | None = None
     content_ids: bool = False
 
