@@ -39,7 +39,7 @@ class Template:
     def of(cls, value: Any, mark: Callable[[Tensor], Mark], path: str = "") -> Template:
         """Mark the tensors of a value."""
         leaves, spec = tree_flatten(value)
-        marks = tuple([(place, mark(leaf)) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)])
+        marks = tuple([(place, mark(leaf)) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor | Mark)])
         for place, _ in marks:
             leaves[place] = None
         return cls(spec, tuple(leaves), marks, path)
@@ -50,6 +50,13 @@ class Template:
         for place, mark in self.marks:
             leaves[place] = tensor(mark, *args)
         return tree_unflatten(leaves, self.spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a TreeSpec is not copied without a warning
+        return Template.of, (self.fill(_itself), _itself, self.path)
+
+
+def _itself(mark: Any) -> Any:
+    return mark
 
 
 @dataclass(eq=False)

@@ -1,0 +1,394 @@
+"""Captured modules: full depth, exits, gradients, other calls, padding, and what is refused with its cause."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ponder._utils.trees import take_rows, unwrap
+from ponder.errors import ArgumentError
+from ponder.model.capture import Captured, capture
+from ponder.model.padding import join_context, join_rows
+from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, make, states, token_ids
+
+
+def through(parts: Captured, call: dict[str, Any], *, every: bool = True) -> list[Tensor]:
+    """The features after each step, or after the last alone."""
+    state, context = parts.stem(dict(call))
+    given, features = unwrap(context), []
+    for step in range(1, parts.steps.num_steps + 1):
+        state = parts.steps(step, state, **given)
+        if every or step == parts.steps.num_steps:
+            features.append(parts.readout(state, **given))
+    return features
+
+
+def answer(module: nn.Module, call: dict[str, Any]) -> Tensor:
+    return next(leaf for leaf in tree_leaves(module(**call)) if isinstance(leaf, Tensor))
+
+
+def cut(module: nn.Module, order: list[str], depth: int) -> nn.Module:
+    """A copy whose layers behind `depth` give what they are given."""
+    module = copy.deepcopy(module)
+    for path in set(order[depth:]) - set(order[:depth]):
+        layer = module.get_submodule(path)
+        own = layer.forward
+
+        def forward(*args: Any, _own: Callable[..., Any] = own, **kwargs: Any) -> Any:
+            out = _own(*args, **kwargs)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
+
+        layer.forward = forward
+    return module
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_steps_are_the_module_cut_at_that_layer(name: str, grad: bool) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    for call in (example, MODULES[name][1](1)):
+        with torch.set_grad_enabled(grad):
+            features = through(parts, call)
+            assert len(features) == LAYERS
+            assert torch.equal(features[-1], answer(module, call))
+            if name != "looped":
+                for depth in range(1, LAYERS):
+                    assert torch.equal(features[depth - 1], answer(cut(module, parts.stem.order, depth), call))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_other_batches_lengths_and_masks(name: str) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    calls = [{key: value[:rows] for key, value in example.items()} for rows in (1, 2)]
+    calls += [{key: torch.cat([value, value, value[:1]]) for key, value in example.items()}]
+    if name not in ("image-classifier", "sequential", "length-first"):
+        calls += [{key: value[:, :-1] for key, value in example.items()}]
+    if name in ("torch", "text", "pooling"):
+        mask = {"src_key_padding_mask": ~REAL} if name == "torch" else {"attention_mask": REAL.long()}
+        calls += [
+            {**example, **mask},
+            {**example, **{key: torch.full_like(value, key[0] == "a") for key, value in mask.items()}},
+        ]
+    if name in ("torch-masked", "text-masked", "pooling-masked"):
+        calls += [{key: value for key, value in example.items() if "mask" not in key}]
+    for call in calls:
+        assert torch.equal(through(parts, call)[-1], answer(module, call))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_rows_exit_and_others_do_not_feel_it(name: str) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    whole = through(parts, example)
+    state, context = parts.stem(dict(example))
+    rows = torch.arange(ROWS)
+    for step in range(1, LAYERS + 1):
+        state = parts.steps(step, state, **unwrap(context))
+        torch.testing.assert_close(parts.readout(state, **unwrap(context)), whole[step - 1][rows])
+        if step < LAYERS:
+            keep = torch.arange(len(rows)) != 1 if step == 1 else torch.arange(len(rows)) > 0
+            index = keep.nonzero().flatten()
+            state, context, rows = take_rows(state, index), take_rows(context, index), rows[index]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_training_is_the_modules_own(name: str) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    module.train()
+    through(parts, example)  # learns this kind of call
+    gradients = []
+    for call in (lambda: through(parts, example, every=False)[-1], lambda: answer(module, example)):
+        torch.manual_seed(3)
+        module.zero_grad()
+        out = call()
+        out.square().sum().backward()
+        gradients.append((out, [weight.grad for weight in module.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_copies_and_pickles_have_one_module(name: str) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    whole = through(parts, example)
+    for other in (copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))):
+        assert len(list(nn.ModuleList([other.stem, other.steps, other.readout]).parameters())) == len(
+            list(module.parameters())
+        )
+        torch.testing.assert_close(through(other, example), whole, rtol=0, atol=0)
+        with torch.no_grad():
+            for weight in other.stem.parameters():
+                weight.zero_()
+        assert not torch.equal(through(other, example)[-1], whole[-1])
+    torch.testing.assert_close(through(parts, example), whole, rtol=0, atol=0)
+    assert list(module.state_dict()) == list(parts.stem.module.state_dict())
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> None:
+    module, example = make(name)
+    parts = capture(module, example)
+    assert parts.padding is not None
+    whole = through(parts, example)[-1]
+
+    def at_real(features: Tensor, rows: Tensor) -> Tensor:
+        return features[REAL[rows, : features.shape[1]]] if features.dim() == 3 else features
+
+    state, context = parts.stem(dict(example))
+    state = parts.steps(1, state, **unwrap(context))
+    index = torch.tensor([1, 3])
+    state, context = parts.padding.trim(take_rows(state, index), take_rows(context, index), 4)
+    for step in range(2, LAYERS + 1):
+        state = parts.steps(step, state, **unwrap(context))
+    narrow = parts.readout(state, **unwrap(context))
+    torch.testing.assert_close(at_real(narrow, index), at_real(whole[index], index))
+    assert parts.padding.mixed
+    alone = []
+    for row, length in enumerate(REAL.sum(1).tolist()):
+        alone.append(parts.stem({key: value[row : row + 1, :length] for key, value in example.items()}))
+    state = join_rows([own for own, _ in alone], [1] * ROWS, lengths=parts.padding.lengths_of_hidden, length=LENGTH)
+    context = join_context([own for _, own in alone], [1] * ROWS, parts.padding, LENGTH)
+    for step in range(1, LAYERS + 1):
+        state = parts.steps(step, state, **unwrap(context))
+    every = torch.arange(ROWS)
+    torch.testing.assert_close(at_real(parts.readout(state, **unwrap(context)), every), at_real(whole, every))
+
+
+def test_shared_layers_are_one_step() -> None:
+    module, example = make("looped")
+    parts = capture(module, example)
+    assert parts.steps.shared
+    state, context = parts.stem(dict(example))
+    hidden = example["hidden"]
+    for step in range(1, 9):
+        state, hidden = parts.steps(step, state, **unwrap(context)), module.block(hidden)
+        assert torch.equal(state, hidden)
+
+
+def test_a_classifier_is_known_by_its_head() -> None:
+    module, example = make("image-classifier")
+    assert capture(module, example).classifier == "head"
+    module, example = make("text")
+    assert capture(module, example).classifier is None
+
+
+def test_readouts_of_other_parts_of_the_output() -> None:
+    class Two(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.pooler = nn.ModuleList([Block() for _ in range(LAYERS)]), nn.Linear(WIDTH, 3)
+
+        def forward(self, hidden: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            for layer in self.layers:
+                hidden = layer(hidden)
+            return {"tokens": hidden, "pooled": self.pooler(hidden)}
+
+    module = Two().eval()
+    parts = capture(module, {"hidden": states(0)})
+    read = parts.readout_of(lambda output: output["pooled"])
+    both = parts.readout_of(lambda output: torch.cat([output["tokens"], output["pooled"]], -1))
+    state, context = parts.stem({"hidden": states(1)})
+    for step in range(1, LAYERS + 1):
+        state = parts.steps(step, state, **unwrap(context))
+    out = module(states(1))
+    assert torch.equal(read(state, **unwrap(context)), out["pooled"])
+    assert torch.equal(both(state, **unwrap(context)), torch.cat([*out.values()], -1))
+
+
+def layers() -> nn.ModuleList:
+    return nn.ModuleList([Block() for _ in range(LAYERS)])
+
+
+def module_of(forward: Callable[..., Any], **parts: Any) -> nn.Module:
+    """A module with these parts, whose forward is a function of itself and the input."""
+
+    class Own(nn.Module):
+        def forward(self, hidden: Tensor) -> Any:
+            return forward(self, hidden)
+
+    module = Own()
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            module.register_buffer(name, part)
+        else:
+            setattr(module, name, part)
+    return module.eval()
+
+
+def in_a_loop(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = layer(hidden)
+    return hidden
+
+
+def adding(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = hidden + layer(hidden)
+    return hidden
+
+
+def as_attributes(module: Any, hidden: Tensor) -> Tensor:
+    return module.third(module.second(module.first(hidden)))
+
+
+def counting(module: Any, hidden: Tensor) -> Tensor:
+    if module.training:
+        module.calls += 1
+    return in_a_loop(module, hidden)
+
+
+@dataclass
+class Answer:
+    hidden: Tensor
+
+
+def to_dataclass(module: Any, hidden: Tensor) -> Answer:
+    return Answer(in_a_loop(module, hidden))
+
+
+def mixing(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = layer(hidden)
+    return hidden - hidden.mean(0)
+
+
+def gated(module: Any, hidden: Tensor) -> Tensor:
+    start = hidden
+    for layer in module.layers:
+        hidden = layer(hidden)
+    return hidden + module.gate(start) * hidden.mean(1, keepdim=True).roll(1, 0)
+
+
+def noisy(module: Any, hidden: Tensor) -> Tensor:
+    return in_a_loop(module, hidden) + torch.randn(())
+
+
+def dropping_between(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = nn.functional.dropout(layer(hidden), 0.5, module.training)
+    return hidden
+
+
+def heavy_end(module: Any, hidden: Tensor) -> Tensor:
+    return module.end(in_a_loop(module, hidden))
+
+
+def zeros() -> nn.Linear:
+    linear = nn.Linear(WIDTH, WIDTH)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Growing(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH + number, WIDTH + number + 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden)
+
+
+class Listed(nn.Module):
+    """A block whose own list is small beside the rest of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+        self.wide, self.back = nn.Linear(WIDTH, 40), nn.Linear(40, WIDTH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.feed(self.back(self.wide(hidden)))
+
+
+def recurrent(module: Any, hidden: Tensor) -> Tensor:
+    return module.lstm(hidden)[0]
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "batch_first": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 2, 16), LAYERS, enable_nested_tensor=False),
+        "batch_first=False",
+        "batch_first=True",
+    ),
+    "attributes": (
+        lambda: module_of(as_attributes, first=Block(), second=Block(), third=Block()),
+        "attributes: first, second, third",
+        "nn.ModuleList([self.first, …])",
+    ),
+    "attributes with lists inside": (
+        lambda: module_of(as_attributes, first=Listed(), second=Listed(), third=Listed()),
+        "attributes: first, second, third",
+        "nn.ModuleList",
+    ),
+    "recurrent": (
+        lambda: module_of(recurrent, lstm=nn.LSTM(WIDTH, WIDTH, num_layers=2, batch_first=True)),
+        "recurrent",
+        "one layer each",
+    ),
+    "adding": (
+        lambda: module_of(adding, layers=layers()),
+        "between 'layers.0' and 'layers.1'",
+        "the addition into the block",
+    ),
+    "a dataclass": (lambda: module_of(to_dataclass, layers=layers()), "type Answer", "tuple or dict"),
+    "buffers": (lambda: module_of(counting, layers=layers(), calls=torch.zeros(())), "calls", "Keep them in a module"),
+    "rows that mix": (lambda: module_of(mixing, layers=layers()), "rows that feel one another", ""),
+    "rows that will mix": (lambda: module_of(gated, layers=layers(), gate=zeros()), "rows that feel one another", ""),
+    "random": (lambda: module_of(noisy, layers=layers()), "random numbers", ""),
+    "dropout between": (lambda: module_of(dropping_between, layers=layers()), "code of its own", ""),
+    "a heavy end": (
+        lambda: module_of(
+            heavy_end, layers=layers(), end=nn.Sequential(nn.Linear(WIDTH, 999), nn.ReLU(), nn.Linear(999, 999))
+        ),
+        "cost less than what follows",
+        "",
+    ),
+    "states that grow": (
+        lambda: module_of(in_a_loop, layers=nn.ModuleList(map(Growing, range(LAYERS)))),
+        "differ in shape",
+        "",
+    ),
+    "no layers": (lambda: nn.Linear(WIDTH, WIDTH), "a Linear without such a list", "nn.ModuleList"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_cause_and_the_cure(name: str) -> None:
+    make_module, cause, cure = REFUSED[name]
+    module = make_module().eval()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ArgumentError) as caught:
+        capture(module, states(0))
+    assert cause in str(caught.value)
+    assert cure in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert not any(part._forward_hooks or "forward" in vars(part) for part in module.modules())
+
+
+def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:
+    small = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
+
+    def forward(module: Any, hidden: Tensor) -> Tensor:
+        for layer in module.small:
+            hidden = layer(hidden)
+        return in_a_loop(module, hidden)
+
+    module = module_of(forward, small=small, layers=layers())
+    with pytest.raises(ArgumentError, match="layers='layers'"):
+        capture(module, states(0), layers="small")
+    assert capture(module, states(0)).stem.order == ["layers.0", "layers.1", "layers.2"]
+    with pytest.raises(ArgumentError, match="'wrong'"):
+        capture(module, states(0), layers="wrong")
