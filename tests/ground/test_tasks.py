@@ -140,6 +140,14 @@ def test_answers_equal_a_plain_loop(name: str, library: str) -> None:
                 assert bool(same[row]) == (max(gaps) < (0.05 if task.numbers else 0.5))
 
 
+def test_nan_at_padding_is_no_missing_answer() -> None:
+    outputs, _ = sample("token_classification")
+    outputs = torch.where(MASK[:, None, :, None], outputs, torch.nan)[:, 0]
+    task = task_named("token_classification")
+    assert task.answered(outputs, MASK).tolist() == [True] * ROWS
+    assert task.answered(outputs).tolist() == [row in (0, 5) for row in range(ROWS)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_teaches_its_answer_and_no_padding(name: str) -> None:
     task, (outputs, _) = task_named(name), sample(name)

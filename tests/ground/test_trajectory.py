@@ -99,6 +99,8 @@ def test_batches_of_several_lengths_join(task: str | None) -> None:
     parts = [make(task, LENGTH), make(task, LENGTH - 2), make(task, LENGTH - 1, masked=False)]
     joined = Trajectory.cat(parts)
     assert (len(joined), joined.task, joined.weights) == (3 * ROWS, task, "0" * 64)
+    if joined.meaning.per_position:  # beyond the end of the second batch
+        assert bool((joined.outputs[ROWS : 2 * ROWS, :, LENGTH - 2 :] == joined.meaning.blank).all())
     for part, start in zip(parts, range(0, 3 * ROWS, ROWS), strict=True):
         own = joined.map(lambda tensor, start=start: tensor[start : start + ROWS])  # type: ignore[misc]
         for policy in (policies.Quantile(0.6), policies.Patience(1, tolerance=0.5), policies.LastStep()):
@@ -212,6 +214,12 @@ def test_nan_is_no_answer() -> None:
     losses = trajectory.losses(lambda outputs, labels: (outputs.argmax(-1) != labels).float())
     assert losses[0, 1] == losses[1, -1] == 1.0
     assert np.array_equal(losses, 1.0 - correct)
+    table = trajectory.score_table()
+    assert table is not None
+    assert table[0, 1] == 0.0
+    numbers = make("regression")
+    numbers.outputs[0, 1] = torch.nan
+    assert np.isnan(numbers.score_table()[0, 1])  # 0 would be the best
 
 
 @pytest.mark.parametrize("task", TASKS)
