@@ -32,6 +32,7 @@ __all__ = [
     "margin",
     "negative_entropy",
     "require_classes",
+    "sigmoid",
 ]
 
 
@@ -63,11 +64,14 @@ def energy(logits: Array) -> Array:
     overflow is no certainty.
     """
     logits, xp = at_least_float32(logits), namespace(logits)
-    if xp is np:
-        total = np.logaddexp.reduce(logits, axis=-1)
-        return np.where(total == np.inf, np.nan, np.exp(-np.logaddexp(0.0, -total)))
-    total = logits.logsumexp(-1)
-    return total.masked_fill(total == math.inf, math.nan).sigmoid()
+    top = xp.amax(logits, -1)
+    top = xp.where(top == math.inf, math.nan, top)
+    return sigmoid(top + xp.log(xp.exp(logits - top[..., None]).sum(-1)))
+
+
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + exp(−x)), without an overflow for any finite x."""
+    return 0.5 + 0.5 * np.tanh(0.5 * x) if namespace(x) is np else x.sigmoid()
 
 
 SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(

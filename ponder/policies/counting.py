@@ -68,8 +68,7 @@ class _Counting(ThresholdPolicy):
         now, answered = self.compared(step)
         count, before = state["count"], state["before"]
         if before is not None:
-            comparable = answered & state["answered"] & (step.index > 1)
-            same = self.unchanged(now, before, step) & comparable
+            same = self.unchanged(now, before, step) & answered & state["answered"]  # no row has answered before step 1
             count = namespace(count).where(same, count + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
 

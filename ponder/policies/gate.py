@@ -12,7 +12,7 @@ from ponder._utils.arrays import at_least_float32, namespace, softmax
 from ponder._utils.checks import check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.policies.base import Array, ModelSpec, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
-from ponder.policies.certainty import SIGNALS, require_classes
+from ponder.policies.certainty import SIGNALS, require_classes, sigmoid
 from ponder.tasks import fits_positions
 
 __all__ = ["GATE_SIGNALS", "Gate", "default_signals"]
@@ -105,8 +105,7 @@ class Gate(ThresholdPolicy):
         own = tables[xp.where(step.index < len(tables), step.index, len(tables)) - 1]
         score = (signals * own[:, :-1]).sum(1) + own[:, -1]  # in float64: great weights cancel one another
         score = xp.where(xp.isfinite(signals).all(1), score, math.nan)  # such rows never exit
-        pays = (0.5 + 0.5 * xp.tanh(0.5 * score)).astype("float32") if xp is np else score.sigmoid().float()
-        return xp.where(step.index < self.floor, math.inf, pays), state
+        return xp.where(step.index < self.floor, math.inf, sigmoid(score)), state
 
     def read(self, step: StepView, state: Any) -> tuple[Array, Any]:
         """Return the signals, `(batch, signals)`, and the state for the next step."""

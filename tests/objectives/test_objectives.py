@@ -108,6 +108,15 @@ def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
         torch.testing.assert_close(objective.per_example(made), made.losses.mean(1))
 
 
+def test_a_frozen_teacher_teaches_the_step_that_is_named() -> None:
+    made = batch()
+    for step in range(1, STEPS + 1):
+        pairs = zip(made.outputs[:, step - 1].tolist(), made.given("teacher_outputs").tolist(), strict=True)
+        expected = [0.5 * oracles.distillation_loss("classification", s, t, 2.0) for s, t in pairs]
+        found = objectives.Distillation(2.0, 0.5, teacher="frozen", step=step).per_example(made)
+        assert found.tolist() == pytest.approx(expected)
+
+
 def test_no_gradient_flows_through_the_weights_of_simulated_exits() -> None:
     outputs = batch().outputs.requires_grad_()
     made = batch(outputs=outputs, losses=batch().losses.detach())

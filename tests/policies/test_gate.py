@@ -89,7 +89,7 @@ def test_hidden_features_come_last_and_rows_that_are_not_finite_stay() -> None:
     exits = [next((n for n in range(1, 6) if row[n - 1] < 0.0), 6) for row in made.features[..., 0].tolist()]
     assert made.exits(policy) == exits
     made.features[0] = torch.nan
-    made.features[1] = -torch.inf
+    made.features[1, :, 0] = -torch.inf
     assert made.exits(policy)[:2] == [6, 6]
 
 

@@ -20,6 +20,7 @@ from ponder import policies
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ModelSpec, PolicyBatch, StepView
 from ponder.tasks import task_named
+from tests.matrices import oracles
 from tests.policies.records import CERTIFIED, EVERY, POSITIONS, Run, name, run
 
 
@@ -194,6 +195,38 @@ def test_unseeded_sampling_draws_anew() -> None:
     assert not torch.equal(one, other)
     assert 0.45 < float(one.mean()) < 0.55
     assert policies.Bernoulli().init(run().as_arrays().batch).shape == (40,)
+
+
+def oracle_exits(policy: policies.ExitPolicy, made: Run) -> list[set[int]]:
+    """The steps at which each row may exit, by the plain loops of the matrices."""
+    found = []
+    for row, outputs in enumerate(made.outputs):
+        cells = outputs.unsqueeze(1) if made.mask is None else outputs[:, made.mask[row]]
+        given = {"outputs": cells.tolist(), "task": made.task.name, "row_id": row}
+        found.append(oracles.exits(policy.to_dict(), given | {"hazard_logits": made.hazard_logits[row].tolist()}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "task"),
+    [*((p, "classification") for p in EVERY), *((p, "token_classification") for p in POSITIONS)],
+    ids=name,
+)
+def test_exits_are_the_oracles(policy: policies.ExitPolicy, task: str) -> None:
+    if isinstance(policy, policies.Gate) or "features" in policy.needs:
+        return  # loops of their own
+    made = run(task)
+    for exits in (made.exits(policy), made.as_arrays().exits(policy)):
+        assert all(step in allowed for step, allowed in zip(exits, oracle_exits(policy, made), strict=True))
+
+
+def test_nan_is_no_answer_and_equals_none() -> None:
+    nan = math.nan
+    outputs = torch.tensor([[[nan, 1.0], [9.0, 0.0], [nan, 1.0], [8.0, 0.0], [7.0, 0.0], [0.0, 0.0]]])
+    made = Run(outputs, outputs[..., 0], outputs)
+    for policy in (policies.Patience(1), policies.Converged(), policies.Voting(3)):
+        assert made.exits(policy) == made.as_arrays().exits(policy) == [5]
+    assert made.exits(policies.Confidence(0.9)) == made.as_arrays().exits(policies.Energy(0.9)) == [2]
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=name)
