@@ -1,4 +1,4 @@
-"""The halting distribution at levels that a CDF equals, in half precision and in copies; oracles are in the matrices."""
+"""The halting distribution at levels that a CDF equals, in half precision and in copies; its oracle is a matrix."""
 
 from __future__ import annotations
 
