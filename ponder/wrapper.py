@@ -193,7 +193,7 @@ class PonderWrapper(nn.Module):
         check_int("num_outputs", num_outputs)
         meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        read = read_encoder(
+        parts, features = read_encoder(
             module_or_steps,
             example,
             num_steps,
@@ -202,21 +202,17 @@ class PonderWrapper(nn.Module):
             readout=readout,
             layers=layers,
         )
-        count = read.steps.num_steps
+        count = parts["steps"].num_steps
         scaled = chosen.for_steps(count).for_task(meaning)
-        head, lambda_head = make_heads(scaled, read.features.shape[-1], num_outputs, count, head_dropout)
+        head, lambda_head = make_heads(scaled, features.shape[-1], num_outputs, count, head_dropout)
         model = cls(
-            read.steps,
-            head=head.to(read.features),
-            lambda_head=None if lambda_head is None else lambda_head.to(read.features),
+            **parts,
+            head=head.to(features),
+            lambda_head=None if lambda_head is None else lambda_head.to(features),
             prior=scaled.prior,
-            objective=scaled.stages[0].objective,
             policy=scaled.policy if policy is None else policy,
-            stem=read.stem,
-            readout=read.readout,
-            halting_readout=None if lambda_head is None else read.halting_readout,
+            objective=scaled.stages[0].objective,
             task=meaning,
-            padding=read.padding,
         )
         model.stages = scaled.stages
         model.main_input_name = main_input_of(example) if isinstance(example, Mapping) else None

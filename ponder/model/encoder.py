@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps
 from ponder.model.unroll import call_stem
 
-__all__ = ["EncoderParts", "ReadoutName", "as_call", "main_input_of", "read_encoder"]
+__all__ = ["ReadoutName", "as_call", "main_input_of", "read_encoder"]
 
 ReadoutName = Literal["mean", "first_token", "last"]
 _POOLS: dict[str, Readout] = {
@@ -28,27 +27,6 @@ _POOLS: dict[str, Readout] = {
     "first_token": readouts.first_token,
     "last": readouts.last,
 }
-
-
-@dataclass(frozen=True)
-class EncoderParts:
-    """An encoder as a model takes it.
-
-    Args:
-        steps: The steps.
-        stem: Inputs to hidden state; None is the identity.
-        readout: Hidden state to the features that the head reads; None is the identity.
-        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`; None where that is the features.
-        padding: Where lengths lie, if that is known.
-        features: The features of the example at the first step, `(batch, width)`, or `(batch, length, width)`.
-    """
-
-    steps: Steps
-    stem: Callable[..., Tree] | None
-    readout: Readout | None
-    halting_readout: Readout | None
-    padding: Padding | None
-    features: Tensor
 
 
 def read_encoder(
@@ -60,7 +38,7 @@ def read_encoder(
     stem: Callable[..., Tree] | None = None,
     readout: Readout | ReadoutName | None = None,
     layers: str | None = None,
-) -> EncoderParts:
+) -> tuple[dict[str, Any], Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
 
     Args:
@@ -73,14 +51,26 @@ def read_encoder(
             over those that are no padding, unless there is an answer at each.
         layers: The name of the list of layers, where the largest is not meant.
 
+    Returns:
+        The arguments of `PonderWrapper` that are the encoder, and the features of the example at the first step,
+        `(batch, width)`, or `(batch, length, width)` with an answer at each position.
+
     Raises:
-        ArgumentError: The encoder cannot be read or run, or its features are no vectors.
+        ArgumentError: The encoder cannot be read or run, its features are no vectors, or it is a classifier.
     """
     own: Readout | None = None
     padding: Padding | None = None
     if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
         captured = capture(encoder, example, layers=layers)
         steps, stem, own, padding = captured.steps, captured.stem, captured.readout, captured.padding
+        if captured.classifier is not None and not callable(readout):
+            raise ArgumentError(
+                "module_or_steps",
+                expected="an encoder, whose features new heads read",
+                got=f"a model that ends in a head of its own, {captured.classifier!r}",
+                remedy=f"Take it off: module.{captured.classifier} = nn.Identity() (in timm, num_classes=0). If it is "
+                "no head, pass readout=, a function of the hidden state.",
+            )
     else:
         steps = Steps.of(encoder, num_steps)
     if isinstance(readout, str):
@@ -91,7 +81,7 @@ def read_encoder(
     features = _features_of(steps, stem, chosen, example)
     halting: Readout | None = None
     if per_position:
-        halting = ReadoutCall(chosen, padding, readouts.mean)
+        halting = ReadoutCall(chosen, padding, readouts.mean)  # what the Lambda head reads, one vector a row
     elif features.dim() == 3 and readout is None:
         chosen = ReadoutCall(chosen, padding, readouts.mean)
         features = _features_of(steps, stem, chosen, example)
@@ -104,7 +94,8 @@ def read_encoder(
         )
     if padding is not None:
         padding = dataclasses.replace(padding, pooled=not per_position)
-    return EncoderParts(steps, stem, chosen, halting, padding, features)
+    parts = {"steps": steps, "stem": stem, "readout": chosen, "halting_readout": halting, "padding": padding}
+    return parts, features
 
 
 def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:

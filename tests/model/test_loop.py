@@ -1,0 +1,184 @@
+"""The loop and its computing source: what runs, for which rows, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder import policies
+from ponder._utils.trees import map_tensors
+from tests.model import toys
+from tests.model.toys import CLOSE, CONFIDENT, KINDS, ROWS, STEPS, WIDTH, Counting, by_hand, exits_by_hand, toy
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+both_heads = pytest.mark.parametrize("per_step", [False, True])
+
+
+@every_kind
+@both_heads
+def test_rows_exit_as_a_plain_loop_says(kind: str, per_step: bool) -> None:
+    made = toy(kind, per_step=per_step)
+    policy = toys.middle(made)
+    out, expected = made(policy=policy), exits_by_hand(made, policy.threshold)
+    assert out.exit_step.tolist() == expected
+    assert len(set(expected)) > 1
+    outputs = torch.stack([by_hand(made)[step - 1][0][row] for row, step in enumerate(expected)])
+    torch.testing.assert_close(out.outputs, outputs, **CLOSE)
+    assert (out.loss, out.trajectory) == (None, None)
+
+
+@every_kind
+@both_heads
+def test_an_unroll_is_the_plain_loop_over_all_steps(kind: str, per_step: bool) -> None:
+    made = toy(kind, per_step=per_step)
+    run = made.unroll(keep_features=True)
+    for step, (outputs, hazards) in enumerate(by_hand(made)):
+        torch.testing.assert_close(run.outputs[:, step], outputs, **CLOSE)
+        torch.testing.assert_close(run.hazard_logits[:, step], hazards, **CLOSE)
+    assert run.features.shape == (ROWS, STEPS, WIDTH)
+
+
+@pytest.mark.parametrize("policy", [CONFIDENT, policies.Quantile(0.6), policies.Patience(1), policies.FixedStep(2)])
+def test_nothing_is_computed_that_no_row_needs(policy: policies.ExitPolicy) -> None:
+    ran: list[int] = []
+    head, halting = Counting(toys.heads()["head"]), Counting(nn.Linear(WIDTH, 1))
+    steps = [toys.Tanh(ran) for _ in range(STEPS)]
+    model = ponder.PonderWrapper(steps, head=head, lambda_head=halting, task="classification", policy=policy).eval()
+    out = model(torch.randn(ROWS, WIDTH))
+    assert sum(ran) == int(out.exit_step.sum())
+    asked = int(out.exit_step.clamp(max=STEPS - 1).sum())  # nobody is asked at the last step
+    assert sum(halting.ran) == (asked if "hazard" in policy.needs else 0)
+    last = int((out.exit_step == STEPS).sum())
+    assert sum(head.ran) == (asked + last if "output" in policy.needs else ROWS)
+
+
+@dataclass(frozen=True)
+class Spoiler(policies.ExitPolicy):
+    """Writes into what it reads."""
+
+    needs = frozenset({"output"})
+
+    def decide(self, step: Any, state: Any) -> tuple[Any, Any]:
+        sure = step.output.softmax(-1).amax(-1) > CONFIDENT.threshold
+        step.output.fill_(7.0)
+        return sure, state
+
+
+def test_a_policy_that_writes_into_the_outputs_changes_no_answer() -> None:
+    made = toy("stacked")
+    torch.testing.assert_close(made(policy=Spoiler()).outputs, made(policy=CONFIDENT).outputs, rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class Answers(policies.ExitPolicy):
+    """Gives what it was made with."""
+
+    mask: Any
+
+    def decide(self, step: Any, state: Any) -> tuple[Any, Any]:
+        return self.mask, state
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(ROWS), torch.zeros(ROWS, 1, dtype=torch.bool), None, torch.tensor(True)])
+def test_an_exit_mask_is_one_bool_a_row(mask: Any) -> None:
+    with pytest.raises(ponder.errors.ArgumentError, match="exit mask of Answers"):
+        toy("shared")(policy=Answers(mask))
+
+
+@pytest.mark.parametrize(("mask", "step"), [(True, 1), (False, STEPS)])
+def test_one_bool_answers_for_all_rows(mask: bool, step: int) -> None:
+    assert toy("shared")(policy=Answers(mask)).exit_step.tolist() == [step] * ROWS
+
+
+@dataclass(frozen=True)
+class Budget(policies.ExitPolicy):
+    """Reads everything that a policy may read."""
+
+    needs = frozenset({"hazard", "output", "features", "context"})
+
+    def decide(self, step: Any, state: Any) -> tuple[Any, Any]:
+        survival = step.survival * (1 - step.hazard)
+        torch.testing.assert_close(step.cdf, 1 - survival, **CLOSE)
+        assert step.features.shape == (len(step.index), WIDTH)
+        return step.index >= step.context["budget"], state
+
+
+def test_the_context_of_a_policy_goes_with_its_rows() -> None:
+    budget = 1 + torch.arange(ROWS).remainder(STEPS)
+    for kind in KINDS:
+        assert torch.equal(toy(kind)(policy=Budget(), policy_context={"budget": budget}).exit_step, budget)
+
+
+@every_kind
+def test_no_rows_have_no_exits(kind: str) -> None:
+    made = toy(kind)
+    inputs, context = map_tensors(lambda tensor: tensor[:0], (made.inputs, made.context))
+    out = made.model(inputs, labels=torch.zeros(0, dtype=torch.long), **context)
+    assert (tuple(out.outputs.shape), out.exit_step.tolist(), out.loss.item()) == ((0, toys.CLASSES), [], 0.0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_a_shared_step_runs_for_any_number_of_steps(depth: int) -> None:
+    made = toy("shared", policy=policies.LastStep())
+    assert made(num_steps=depth).exit_step.tolist() == [depth] * ROWS
+    torch.testing.assert_close(made(num_steps=depth).outputs, by_hand(made, depth)[-1][0], **CLOSE)
+    assert made.unroll(num_steps=depth).num_steps == depth
+    with pytest.raises(ponder.errors.ArgumentError, match="num_steps"):
+        toy("stacked")(num_steps=depth)
+
+
+def test_the_checking_mode_names_step_and_rows() -> None:
+    made = toy("shared", check_finite=True)
+    made.inputs[3] = torch.nan
+    with pytest.raises(ponder.errors.NonFiniteError, match=r"step 1 .* rows \[3\]"):
+        made()
+    assert torch.equal(toy("shared")(policy=policies.FixedStep(1)).exit_step, torch.ones(ROWS, dtype=torch.long))
+
+
+class Failing(nn.Module):
+    """A step that fails once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.fails = toys.Tanh(), True
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.fails:
+            raise RuntimeError("no memory")
+        return self.inside(hidden)
+
+
+def test_after_an_exception_the_next_call_works() -> None:
+    step = Failing()
+    model = ponder.PonderWrapper(step, STEPS, head=nn.Linear(WIDTH, 2)).eval()
+    for call in (model, model.train()):
+        step.fails = True
+        with pytest.raises(RuntimeError, match="no memory"):
+            call(torch.randn(2, WIDTH))
+        step.fails = False
+        assert call(torch.randn(2, WIDTH)).exit_step.tolist() == [STEPS] * 2
+
+
+def test_rows_of_an_unknown_order_come_back_in_their_own() -> None:
+    made = toy("padded", policy=CONFIDENT)
+    whole, order = made(), torch.randperm(ROWS)
+    context = {name: mask[order] for name, mask in made.context.items()}
+    mixed = made.model(made.inputs[order], **context)
+    assert torch.equal(mixed.exit_step, whole.exit_step[order])
+    torch.testing.assert_close(mixed.outputs, whole.outputs[order], **CLOSE)
+
+
+def test_a_batch_is_as_wide_as_its_longest_running_row() -> None:
+    made = toy("padded", policy=Budget())
+    lengths = (~toys.padding_mask()).sum(1)
+    budget = torch.where(lengths > 2, 1, STEPS)  # long rows exit at once
+    made(policy_context={"budget": budget})
+    assert [step.lengths for step in made.model.steps.fns] == [[5], [2], [2], [2]]
+    wide = toy("padded", padding=None)
+    wide(policy=Budget(), policy_context={"budget": budget})
+    assert [step.lengths for step in wide.model.steps.fns] == [[5]] * STEPS

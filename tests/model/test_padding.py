@@ -1,0 +1,141 @@
+"""Masks and lengths: where they are found, how batches get narrower, and how rows of several lengths are joined."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ponder
+from ponder.model.padding import Along, join_context, join_rows, positions, with_lengths
+from tests.model.toys import LENGTH, ROWS, WIDTH, padding_mask
+
+REAL = ~padding_mask()
+STATES = torch.randn(ROWS, LENGTH, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "padding", "found"),
+    [
+        ([{"attention_mask": REAL.long()}], None, True),
+        ([{"src_key_padding_mask": ~REAL}], None, True),
+        ([{}, {"attention_mask": REAL.float()}], None, True),
+        ([{"frames": ~REAL}], ponder.Padding("frames", 0), True),
+        ([{"frames": ~REAL}], None, False),
+        ([{}], None, False),
+        ([{"attention_mask": REAL[:, None, None]}], None, False),  # added to scores: says nothing of positions
+        ([{"attention_mask": REAL[:, :3]}, {"attention_mask": REAL}], None, True),  # the stem made other positions
+        ([{"attention_mask": REAL[:, :3]}], None, False),
+    ],
+)
+def test_the_mask_of_the_states_is_found(contexts: Any, padding: ponder.Padding | None, found: bool) -> None:
+    made = positions(STATES, contexts, padding)
+    assert (made is not None and torch.equal(made, REAL)) if found else made is None
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "src_key_padding_mask", "frames"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_without_a_real_position_is_refused_at_the_door(name: str, training: bool) -> None:
+    mask = torch.ones(3, LENGTH, dtype=torch.bool)
+    mask[1] = False
+    step = lambda hidden, **context: hidden  # noqa: E731
+    padding = ponder.Padding(name, name == "attention_mask") if name != "attention_mask" else None
+    model = ponder.PonderWrapper(
+        step, num_steps=2, readout=ponder.readouts.mean, head=nn.Linear(WIDTH, 2), padding=padding
+    ).train(training)
+    with pytest.raises(ponder.errors.ArgumentError, match=r"none in rows \[1\]"):
+        model(STATES[:3], **{name: mask if name == "attention_mask" else ~mask})
+
+
+def test_a_known_mask_keeps_its_meaning() -> None:
+    with pytest.raises(ponder.errors.ArgumentError, match="attention_mask"):
+        ponder.Padding(real=0)
+
+
+def test_lengths_are_the_last_real_positions() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 0]])
+    padding = ponder.Padding()
+    assert padding.lengths({"attention_mask": mask}).tolist() == [2, 3, 1]
+    assert padding.lengths({}) is None
+
+
+def test_trimming_gives_views_of_what_has_a_length() -> None:
+    padding = ponder.Padding(hidden={"tokens": Along(), "slots": None}, context={"bias": Along((2, 3))})
+    state = {"tokens": STATES, "slots": STATES}
+    bias = ponder.Shared(torch.randn(1, 2, LENGTH, LENGTH))
+    context = {"attention_mask": REAL, "bias": bias, "scale": torch.ones(ROWS, LENGTH), "flag": True}
+    hidden, trimmed = padding.trim(state, context, 2)
+    assert (hidden["tokens"].shape, hidden["slots"].shape) == ((ROWS, 2, WIDTH), STATES.shape)
+    assert hidden["tokens"].data_ptr() == STATES.data_ptr()
+    assert trimmed["attention_mask"].shape == (ROWS, 2)
+    assert trimmed["bias"].value.shape == (1, 2, 2, 2)
+    assert (trimmed["scale"].shape, trimmed["flag"]) == ((ROWS, LENGTH), True)
+    assert padding.width(state) == LENGTH
+    assert ponder.Padding().width(torch.ones(2, 3)) is None
+
+
+class State(NamedTuple):
+    """A named tuple, of which one part has a length."""
+
+    tokens: Tensor
+    seen: Tensor
+
+
+def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
+    sizes, lengths = [2, 3, 1], [4, 2, 3]
+    trees = [State(torch.randn(n, own, WIDTH), torch.randn(n)) for n, own in zip(sizes, lengths, strict=True)]
+    keep = [None, torch.tensor([2, 0]), None]
+    along = State(with_lengths(Along(fill=9.0)), with_lengths(None))
+    made = join_rows(trees, [2, 2, 1], keep, lengths=dict(enumerate(along)), length=3)
+    assert isinstance(made, State)
+    rows = [*trees[0].tokens, trees[1].tokens[2], trees[1].tokens[0], *trees[2].tokens]
+    for row, expected in zip(made.tokens, rows, strict=True):
+        cut = expected[:3]
+        assert torch.equal(row[: len(cut)], cut)
+        assert bool((row[len(cut) :] == 9.0).all())
+    assert torch.equal(made.seen, torch.cat([trees[0].seen, trees[1].seen[[2, 0]], trees[2].seen]))
+
+
+def test_contexts_are_joined_by_their_names() -> None:
+    padding = ponder.Padding(context={"bias": Along((1, 2))})
+    long, short = torch.randn(2, 4, 4), torch.randn(1, 2, 2)
+    shared = [ponder.Shared(torch.arange(4)), ponder.Shared(torch.arange(4))]
+    contexts = [
+        {"attention_mask": torch.ones(2, 4), "bias": long, "table": shared[0], "heads": 2},
+        {"attention_mask": torch.ones(1, 2), "bias": short, "table": shared[1], "heads": 2},
+    ]
+    made = join_context(contexts, [2, 1], padding, length=4)
+    assert made["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert torch.equal(made["bias"][2, :2, :2], short[0])
+    assert (made["bias"].shape, made["heads"]) == ((3, 4, 4), 2)
+    assert torch.equal(made["table"].value, torch.arange(4))
+
+
+def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
+    values = [ponder.Shared(torch.arange(size)) for size in (3, 5)]
+    made = join_rows(values, [1, 1], lengths=with_lengths(Along((0,))), length=4)
+    assert made.value.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        [torch.ones(1), None],
+        [torch.ones(1), 3],
+        [1, 2],
+        [ponder.Shared(1), ponder.Shared(2)],
+        [ponder.Shared(torch.ones(2)), ponder.Shared(torch.zeros(2))],
+        [(torch.ones(1),), [torch.ones(1)]],
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(trees: list[Any]) -> None:
+    with pytest.raises(ponder.errors.ArgumentError, match="rows"):
+        join_rows(trees, [1, 1])
+
+
+def test_a_value_that_is_not_there_yet_is_zero() -> None:
+    made = join_rows([(torch.tensor([2.0, 3.0]),), (None,), None], [2, 1, 2], absent="zeros")
+    assert made[0].tolist() == [2.0, 3.0, 0.0, 0.0, 0.0]
+    assert join_rows([None, None], [1, 1]) is None

@@ -1,0 +1,30 @@
+"""A training that two processes share; each writes what it has at the end into a folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import ponder
+
+
+def main(folder: Path, recipe: str) -> None:
+    """Train, and write losses and weights."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(24, 4), torch.arange(24).remainder(2)
+    labels[0] = -100  # the ranks have different numbers of labelled rows
+    steps = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]
+    model = ponder.PonderWrapper.from_recipe(steps, recipe, num_outputs=2, example=inputs[:2], head_dropout=0.0)
+    loader = DataLoader(list(zip(inputs, labels, strict=True)), batch_size=int(sys.argv[3]))
+    ponder.fit(model, loader, epochs=2, lr=1e-2, head_lr=1e-2, clip=None)
+    torch.save(dict(model.state_dict()), folder / f"rank{os.environ.get('RANK', 'alone')}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
