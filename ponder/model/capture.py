@@ -491,6 +491,10 @@ def _explained(
         )
     if refused:
         return refused[0]
+    called = {event.path for event in events}
+    for path, box in module.named_modules():
+        if isinstance(box, nn.ModuleList | nn.Sequential) and {f"{path}.{name}".strip(".") for name in box._modules} & called:
+            return refusal(f"{path!r}, which is not called layer by layer, each once", "Remove from the list what never runs, and call what runs in order.")
     return (
         _not_in_a_list(names)
         if (names := _attributes(module))

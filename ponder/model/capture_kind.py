@@ -202,6 +202,8 @@ def read_kind(
     if [event.path for event in layers] != order:
         raise refusal("layers that are not called one after the other")
     found = [tree_leaves(event.output) for event in layers]
+    if any(isinstance(leaf, int | float) for leaves in found for leaf in leaves):
+        raise refusal("layers that hand on numbers, which may hang on their input", "Let them hand on tensors.")
     places = [_read_by(one, leaves, after) for one, leaves, after in zip(layers, found, layers[1:], strict=False)]
     places.append(places[-1])
     entry = [id(leaf) for leaf in tree_leaves(layers[1].given)].index(id(found[0][places[0]]))

@@ -45,6 +45,8 @@ def cut(module: nn.Module, order: list[str], depth: int) -> nn.Module:
         def forward(*args: Any, _own: Callable[..., Any] = own, **kwargs: Any) -> Any:
             out = _own(*args, **kwargs)
             hidden = args[0] if args else kwargs["hidden_states"]
+            if isinstance(out, dict):
+                return {**out, "hidden": hidden}
             return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
 
         layer.forward = forward
