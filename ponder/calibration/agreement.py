@@ -99,7 +99,7 @@ def certify(
         lost, which = losses_of(risk, certifying)
         at = at_exits(lost, certifying.exit_steps(tried[place].build(value)))
         at = at if which is None else at[which]
-        level = upper_bound(int(at.sum()), len(at), confidence)
+        level = min(upper_bound(int(at.sum()), len(at), confidence), 1.0 - 1e-9)
     given: Any = {"risk": risk, "level": level, "confidence": confidence, "grid": values, "costs": costs}
     return control_risk(certifying, likes[place][0], bound="exact_binomial", **given)
 

@@ -139,8 +139,9 @@ class ArrayRecord:
         if self.labels is None:
             raise ArgumentError("record", expected="labels", got="a record without", remedy="Pass labels with it.")
         labels = np.asarray(self.labels)
-        padded = self.meaning.per_token and self.mask is not None
-        return np.where(self.mask, labels, IGNORED_LABEL) if padded else labels
+        if self.mask is None or not self.meaning.per_token:
+            return labels
+        return np.where(self.mask, labels, IGNORED_LABEL)
 
 
 def run_policy(policy: ExitPolicy, batch: PolicyBatch, views: Iterator[StepView]) -> Ints:

@@ -109,7 +109,8 @@ def control_risk(
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("bound", bound, [*BOUNDS, "conformal"])
     check_record(trajectory)
-    losses, counting = losses_of(risk, trajectory, _lowest(bound))
+    losses, rows = losses_of(risk, trajectory, _lowest(bound))
+    counting = np.ones(len(trajectory), dtype=bool) if rows is None else rows
     if bound != "conformal":
         check_losses(losses, bound)
     family = family_of(policies, grid, trajectory)
@@ -117,7 +118,7 @@ def control_risk(
     path, passed = _walk(family, trajectory, losses, counting, by_step, level, 1.0 - confidence, bound)
     place = min(reversed(range(len(passed))), key=lambda i: passed[i][0], default=None)  # the last of equal ones
     if place is None:
-        full = losses[:, -1] if counting is None else losses[counting, -1]
+        full = losses[counting, -1]
         value, p_value, observed = None, None, float(full.mean()) if len(full) else math.nan
         shares = np.eye(trajectory.num_steps)[-1]
     else:
@@ -129,7 +130,7 @@ def control_risk(
         level=level,
         confidence=None if bound == "conformal" else confidence,
         bound=bound,
-        rows=len(trajectory) if counting is None else int(counting.sum()),
+        rows=int(counting.sum()),
         threshold_name=family.threshold,
         threshold_value=value,
         p_value=None if bound == "conformal" else p_value,
@@ -144,30 +145,23 @@ def control_risk(
 
 
 def _walk(
-    family: Family,
-    record: Record,
-    losses: Floats,
-    counting: Bools | None,
-    costs: Floats,
-    level: float,
-    delta: float,
-    bound: str,
+    family: Family, record: Record, losses: Floats, rows: Bools, costs: Floats, level: float, delta: float, bound: str
 ) -> tuple[list[tuple[float, float, float]], list[tuple[float, Floats]]]:
-    """Test the values from late exits to early ones, until one fails.
+    """Test the values from late exits to early ones, on the rows that count, until one fails.
 
     Returns:
         Value, mean loss and p-value of each value that was tested; total cost and shares of exits of each that passed.
     """
     path: list[tuple[float, float, float]] = []
     passed: list[tuple[float, Floats]] = []
-    counting = np.ones(len(record), dtype=bool) if counting is None else counting
-    rows, worst = int(counting.sum()), np.full(int(counting.sum()), -1.0)
-    for places, steps in family.exit_steps(record, family.late_first()) if rows else ():
-        at = at_exits(losses, steps)[:, counting]
+    many = int(rows.sum())
+    worst = np.full(many, -1.0)
+    for places, steps in family.exit_steps(record, family.late_first()) if many else ():
+        at = at_exits(losses, steps)[:, rows]
         if bound == "conformal":
             monotone = np.maximum.accumulate(np.concatenate([worst[None], at]))[1:]
             worst, limit = monotone[-1], level
-            statistics = (monotone.sum(1) + 1.0) / (rows + 1)
+            statistics = (monotone.sum(1) + 1.0) / (many + 1)
         else:
             statistics, limit = BOUNDS[bound].p_values(at.T, level), delta
         holding = int(np.append(statistics <= limit, False).argmin())

@@ -129,8 +129,8 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
     steps[-1] -= readouts[-1] + last_head
     asked = np.diff(hazard - none)[:1] - (0.0 if own else readouts[:1])
     lambda_head = float(asked[0]) if halts and len(steps) > 1 else 0.0
-    parts = (tuple(each.tolist()) for each in (steps, readouts, heads))
-    return Breakdown(float(none[0]), *parts, lambda_head, float(hazard[0] - none[0]), not own)
+    by_step, by_readout, by_head = (tuple(each.tolist()) for each in (steps, readouts, heads))
+    return Breakdown(float(none[0]), by_step, by_readout, by_head, lambda_head, float(hazard[0] - none[0]), not own)
 
 
 def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> tuple[Floats, float]:

@@ -17,7 +17,7 @@ from ponder.calibration.records import Floats, Ints, Record, at_exits, check_rec
 from ponder.calibration.sweeps import Frontier, as_costs, frontier_of
 from ponder.errors import ArgumentError
 from ponder.policies.certainty import Confidence, Entropy, Margin
-from ponder.policies.counting import Converged, Patience
+from ponder.policies.counting import Patience
 from ponder.policies.halting import Quantile
 
 __all__ = ["Diagnosis", "Gain", "StepForAll", "diagnose", "oracle_frontier"]
@@ -267,7 +267,7 @@ def _tried(
 ) -> tuple[dict[str, list[tuple[float, float, str]]], Ints]:
     """Return points (cost, score, policy) of each family of policies by its name, and the exits of all, one a row."""
     if compare is None:
-        tried = (Confidence(0.5), Margin(0.5), Entropy(0.5), Patience(1), Converged(), Quantile(0.5))
+        tried = (Confidence(0.5), Margin(0.5), Entropy(0.5), Patience(1, tolerance=1.0), Quantile(0.5))
         likes = [type(policy) for policy in tried if serves(trajectory, policy)]
     else:
         likes = list(compare) if isinstance(compare, Sequence) else [compare]

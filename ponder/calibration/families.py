@@ -13,16 +13,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ponder.calibration.records import Floats, Ints, Record
+from ponder.calibration.records import Floats, Ints, Record, step_outputs
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, Threshold, all_within
 from ponder.policies.combine import Certified
+from ponder.policies.counting import Patience
 
 __all__ = ["Family", "FamilyLike", "family_of"]
 
 FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 _CELLS = 2**16  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
-_BETWEEN = 201
+_BETWEEN, _TOLERANCES = 201, 41
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +109,18 @@ def family_of(
         like: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
         record: The record on which they are tried.
-        look: Whether values between the scores of the rows are added to those that are declared. A promise needs values
-            that no data chose.
+        look: Whether values between the scores of the rows are tried too, and tolerances of `Patience` where answers
+            are numbers. A promise needs values that no data chose.
         argument: Name of the argument, for errors.
     """
     values = None if grid is None else _ordered(grid)
+    if look and grid is None and like is Patience and record.meaning.numbers:
+
+        def patient(tolerance: float) -> ExitPolicy:
+            return Patience(1, tolerance=tolerance)
+
+        values = _tolerances(record)
+        return Family("tolerance", values, patient, patient(values[0]), None)
     free = _part_with_threshold(like)
     if free is None and values is not None and not isinstance(like, ExitPolicy):
         make: Any = like
@@ -191,6 +199,18 @@ def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
             remedy="Sort them and leave out repetitions.",
         )
     return values
+
+
+def _tolerances(record: Record) -> tuple[float, ...]:
+    """Return tolerances between the changes that the steps make to numbers, and one above them all."""
+    outputs = np.stack(step_outputs(record), axis=1).reshape(len(record), record.num_steps, -1)
+    changes = np.abs(np.diff(outputs, axis=1)).max(-1)
+    changes = np.unique(changes[np.isfinite(changes) & (changes > 0)])
+    if not len(changes):
+        return (1.0,)
+    edges = np.append(changes, 2.0 * changes[-1]).tolist()  # the greatest change is below its double
+    places = np.unique(np.linspace(0, len(changes) - 1, _TOLERANCES).astype(np.intp))
+    return tuple(_short_between(edges[place], edges[place + 1]) for place in places)
 
 
 def _short_between(low: float, high: float) -> float:

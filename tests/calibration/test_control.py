@@ -288,3 +288,15 @@ def test_few_python_calls() -> None:
     assert calls <= 400
     assert seen.asked == 0
     assert math.isfinite(found.observed)
+
+
+@pytest.mark.parametrize("bound", ["exact_binomial", "conformal"])
+def test_blocks_of_thresholds_do_not_matter(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = np.random.default_rng(0).normal(size=(200, 5, 3))  # answers get better and worse again
+    found = control_risk(ArrayRecord(outputs), Confidence, level=0.3, bound=bound)
+    kinds = candidates(WORLD)[:2]
+    chosen = certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1)
+    monkeypatch.setattr("ponder.calibration.families._CELLS", 1)
+    again = control_risk(ArrayRecord(outputs), Confidence, level=0.3, bound=bound)
+    assert (again.policy, again.exit_shares) == (found.policy, found.exit_shares)
+    assert certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1).policy == chosen.policy
