@@ -166,13 +166,11 @@ class Diagnosis:
         """Return the diagnosis as a page of text."""
         scores = "  ".join(f"{n}: {score:.4g}" for n, score in enumerate(self.scores, start=1))
         lines = [self.verdict, "", f"{self.metric} of each step, on {self.rows} rows:", f"  {scores}", ""]
-        lines.append("speed-up  best policy                       score   blind   gain [95% interval]        oracle")
+        lines.append("speed-up  score   blind   oracle  gain [95% interval]         best policy")
         for gain in self.gains:
+            scores = f"{gain.score:<7.4f} {gain.blind:<7.4f} {gain.oracle:<7.4f}"
             interval = f"{gain.gain:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-            lines.append(
-                f"×{gain.speedup:<8g} {gain.policy:<33} {gain.score:<7.4f} {gain.blind:<7.4f} {interval:<26} "
-                f"{gain.oracle:.4f}"
-            )
+            lines.append(f"×{gain.speedup:<8g} {scores} {interval:<27} {gain.policy}")
         lines.append(f"{100 * self.overthinking:.1f}% of the rows are best before the last step (overthinking).")
         if self.collapse is not None:
             step, share = self.collapse
