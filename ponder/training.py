@@ -20,7 +20,7 @@ from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
 from ponder.model.heads import PerStep
-from ponder.model.losses import count_labelled, exit_loss, joined_loss
+from ponder.model.losses import count_labelled, joined_loss, step_losses
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Stage
@@ -285,15 +285,16 @@ class _StageRun:
         self.rates = LambdaLR(optimizer, self._rate)
         plain = "forward" not in vars(self.wrapper)
         self.prepared, self.optimizer = self.accelerator.prepare(self.wrapper, optimizer)
-        done, best, weights = list[EpochReport](), -inf, None
+        done, best, weights, kept = list[EpochReport](), -inf, None, self.epochs
         try:
             for epoch in range(1, self.epochs + 1):
                 report = EpochReport(number, epoch, self._epoch(f"stage {number}, epoch {epoch}"))
                 if held_out is not None:
                     score, exit_step = self._score(held_out, policy)
                     report = EpochReport(number, epoch, report.loss, score, exit_step)
-                    if score > best or (weights is None and isnan(score)):
-                        best, weights, kept = score, copy.deepcopy(self.wrapper.state_dict()), epoch
+                    if weights is None or score > best:
+                        best, kept = -inf if isnan(score) else score, epoch
+                        weights = copy.deepcopy(self.wrapper.state_dict())
                 done.append(report)
         finally:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
@@ -301,8 +302,7 @@ class _StageRun:
                 vars(self.wrapper).pop("forward", None)
         if weights is not None:
             self.wrapper.load_state_dict(weights)
-        chosen = self.epochs if weights is None else kept
-        return [replace(each, kept=each.epoch == chosen) for each in done]
+        return [replace(each, kept=each.epoch == kept) for each in done]
 
     def _rate(self, step: int) -> float:
         """Return the share of the learning rates at a step of the optimiser, counted from 0."""
@@ -349,7 +349,7 @@ class _StageRun:
         self.accelerator.backward(loss)
         trained = [weight for group in self.groups for weight in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, inf if self.clip is None else self.clip)
-        value, size = float(loss.detach()), float(norm)
+        value, size = float(loss.item()), float(norm)
         if not (abs(value) < inf and (size < inf or self.accelerator.scaler is not None)):
             raise NonFiniteError(
                 f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a gradient of norm {size:g}. "
@@ -372,13 +372,10 @@ class _StageRun:
                 inputs, labels, context = map_tensors(
                     lambda tensor: tensor.to(self.accelerator.device), read_batch(batch, wrapper.main_input_name)
                 )
-                run = wrapper.unroll(inputs, labels=labels, **context)
+                run = wrapper.unroll(inputs, labels=labels, keep_features="features" in policy.needs, **context)
                 steps = run.replay(policy).exit_step.cpu()
                 if run.meaning.metric is None:
-                    table = torch.stack(
-                        [-exit_loss(run.meaning, each, run.labels).cpu() for each in run.outputs.unbind(1)]
-                    )
-                    table = table.expand(len(run), -1)
+                    table = -step_losses(run.meaning, run.outputs, run.meaning.check(run.outputs[:, -1], labels)).cpu()
                 else:
                     table = torch.as_tensor(run.score_table())
                 scores.append(table.mean(1) if every else table[torch.arange(len(table)), steps - 1])
@@ -448,8 +445,7 @@ def _freeze(model: PonderWrapper, stage: Stage, early: list[nn.Module]) -> None:
     moves = {id(weight) for part in trained[stage.train] for weight in part.parameters() if weight.requires_grad}
     if stage.train != "all":
         last = model.head.heads[-1] if isinstance(model.head, PerStep) else model.head
-        parts = {"encoder": [model.stem, model.steps, model.readout, last], **trained}
-        others = [part for name, held in parts.items() if name not in ("all", stage.train) for part in held]
+        others = [model.stem, model.steps, model.readout, last, *(halting if stage.train == "early_heads" else early)]
         moves -= {id(weight) for part in others if part is not None for weight in part.parameters()}
     if not moves:
         raise ArgumentError(

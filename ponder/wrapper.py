@@ -292,17 +292,16 @@ class PonderWrapper(nn.Module):
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
-        task, padding = self._task, self.padding
+        task, padding = self._task or task_named(None), self.padding
         named = context if isinstance(inputs, Tensor) else named_in(inputs, context)
         if named:
             check_positions(named, padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        per_position = task is not None and task.per_position
-        pooled = padding is not None and padding.pooled and not per_position
+        pooled = padding is not None and padding.pooled and not task.per_position
         narrows = pooled and size > 1 and not (self.training or torch.compiler.is_compiling())
-        has_positions = per_position or (use_features and not pooled)
+        has_positions = task.per_position or (use_features and not pooled)
         mask = positions(hidden, (named, step_context), padding) if narrows or has_positions else None
         source = ModelSource(
             self,
@@ -404,7 +403,7 @@ class PonderWrapper(nn.Module):
     @task.setter
     def task(self, task: TaskName | LossFunction | Task | None) -> None:
         meant = as_task(task)
-        self._policy.check(replace(self.spec, task=meant))
+        self._policy.check(replace(self.spec, task=meant or task_named(None)))
         self._task = meant
 
     @property
@@ -422,7 +421,7 @@ class PonderWrapper(nn.Module):
     @property
     def spec(self) -> ModelSpec:
         """The facts of the model that policies look at."""
-        return ModelSpec(self.num_steps, self._task, self.lambda_head is not None)
+        return ModelSpec(self.num_steps, self._task or task_named(None), self.lambda_head is not None)
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""

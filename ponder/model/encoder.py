@@ -119,10 +119,9 @@ def main_input_of(example: Mapping[str, Any]) -> str:
 
 def _features_of(steps: Steps, stem: Callable[..., Tree] | None, readout: Readout, example: Any) -> Tensor:
     """Return the features of the example at the first step; nothing of the model changes."""
-    inputs, context = as_call(example)
+    inputs, given = as_call(example)
     read = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
-    parts = nn.ModuleList([steps, read, *([stem] if isinstance(stem, nn.Module) else [])])
-    with evaluating(parts):
-        hidden, context, _ = call_stem(stem, inputs, context)
-        given = unwrap(context)
-        return read(steps(1, hidden, **given), **given)
+    with evaluating(nn.ModuleList([steps, read, *([stem] if isinstance(stem, nn.Module) else [])])):
+        hidden, context, _ = call_stem(stem, inputs, given)
+        features: Tensor = read(steps(1, hidden, **unwrap(context)), **unwrap(context))
+    return features

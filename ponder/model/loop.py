@@ -149,9 +149,7 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
         outputs = source.output().clone()  # a policy that writes into it changes no answer
-        readings["output"] = (
-            outputs if source.mask is None or task is None else task.without_padding(outputs, source.mask)
-        )
+        readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
     if "features" in needs:
         readings["features"] = source.features()
     context = source.policy_context if "context" in needs else None
@@ -172,9 +170,9 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
     return exits, Running(index, state, log_survival)
 
 
-def _mask_of(mask: Tensor, task: Task | None, readings: Mapping[str, Tensor]) -> Tensor | None:
+def _mask_of(mask: Tensor, task: Task, readings: Mapping[str, Tensor]) -> Tensor | None:
     """Return the mask where what the policy reads has positions: outputs by their task, features by their shape."""
-    if task is not None and task.per_position:
+    if task.per_position:
         return mask
     features = readings.get("features")
     return mask if features is not None and features.dim() > 2 and features.shape[1] == mask.shape[1] else None

@@ -22,7 +22,8 @@ def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
         return torch.stack([task.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
     steps = outputs.shape[1]
     repeated = labels.unsqueeze(1).expand(-1, steps, *labels.shape[1:]).flatten(0, 1)
-    return task.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
+    losses: Tensor = task.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
+    return losses
 
 
 def exit_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def exit_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
 
 def labelled_mean(losses: Tensor, task: Task, labels: Tensor) -> Tensor:
     """Return the mean of losses, `(batch,)`, over the rows that have a label; 0 where none has."""
-    labelled = task.labelled(labels)
+    labelled: Tensor | None = task.labelled(labels)
     if labelled is not None:
         return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
     return losses.mean() if losses.shape[0] else losses.sum()
@@ -41,7 +42,7 @@ def labelled_mean(losses: Tensor, task: Task, labels: Tensor) -> Tensor:
 
 def count_labelled(task: Task, labels: Tensor) -> Tensor:
     """Return how many rows have a label, and so count in the mean over a batch; a scalar where the labels are."""
-    labelled = task.labelled(labels)
+    labelled: Tensor | None = task.labelled(labels)
     return labels.new_tensor(len(labels), dtype=torch.long) if labelled is None else labelled.sum()
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "with_lengths",
 ]
 
-REAL: Mapping[str, int] = {"attention_mask": 1, "src_key_padding_mask": 0}
+REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
 """What stands at real positions in the masks that Transformers and PyTorch know, by name."""
 
 Lengths = Any  # a function from a tensor to its `Along` or None, or a tuple or mapping of such
@@ -80,7 +80,7 @@ class Padding:
 
     Args:
         mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
-        real: Its value at real positions: 1, or 0 (False) as in PyTorch's `src_key_padding_mask`.
+        real: Its value at real positions: 1, or False as in PyTorch's `src_key_padding_mask`.
         inputs: The inputs' tensors of two or more dimensions.
         hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
             every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
@@ -92,7 +92,7 @@ class Padding:
             own length.
 
     Example:
-        >>> padding = ponder.Padding(mask="src_key_padding_mask", real=0)
+        >>> padding = ponder.Padding(mask="src_key_padding_mask", real=False)
         >>> padding.positions({"src_key_padding_mask": torch.tensor([[False, False, True]])})
         tensor([[ True,  True, False]])
         >>> along = ponder.model.padding.Along()

@@ -12,7 +12,11 @@ import ponder
 from ponder import objectives, policies, recipes
 from tests.model.toys import CLOSE, LENGTH, ROWS, STEPS, WIDTH, Tanh, padding_mask
 
-ROWS_OF = {"vector": torch.randn(ROWS, WIDTH), "sequence": torch.randn(ROWS, LENGTH, WIDTH)}
+SEED = torch.Generator().manual_seed(0)
+ROWS_OF = {
+    "vector": torch.randn(ROWS, WIDTH, generator=SEED),
+    "sequence": torch.randn(ROWS, LENGTH, WIDTH, generator=SEED),
+}
 
 
 def transformer() -> nn.Module:

@@ -153,4 +153,4 @@ def test_rows_without_a_label_count_for_nothing() -> None:
     labels[4:] = -100
     part = made.model(made.inputs[:4], labels=LABELS[:4])
     torch.testing.assert_close(made(labels=labels).loss, part.loss, **CLOSE)
-    assert float(made(labels=torch.full_like(LABELS, -100)).loss) == 0.0
+    assert made(labels=torch.full_like(LABELS, -100)).loss.item() == 0.0
