@@ -333,7 +333,8 @@ class CapturedAdapter(Adapter):
         """Capture the encoder, with its weights."""
         encoder = self.encoder
         example = example_for(encoder) if self.example is None else unpack(self.example, encoder)
-        call = {**example, **constants_of(encoder)}
+        main = encoder.main_input_name
+        call = {main: example[main], **example, **constants_of(encoder)}
         was_training = encoder.training
         encoder.eval()
         try:
@@ -341,8 +342,8 @@ class CapturedAdapter(Adapter):
             with torch.no_grad():
                 given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
                 self.shapes = {name: tuple(value.shape) for name, value in given.items()}
-                self._required = frozenset(given) - {encoder.main_input_name, "attention_mask", "token_type_ids"}
-                hidden, _ = self.parts.stem(given.pop(encoder.main_input_name), **given)
+                self._required = frozenset(given) - {main, "attention_mask", "token_type_ids"}
+                hidden, _ = self.parts.stem(given.pop(main), **given)
                 self.shapes["hidden"] = tuple(states_of(hidden).shape)
                 output = encoder(**call)
             for select in self.selects(output):

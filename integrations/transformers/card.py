@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ponder.calibration import sweep
-from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.policies import Certified, ExitPolicy
 from ponder.trajectory import Trajectory
 
 __all__ = ["evaluate", "model_card", "write_card"]
@@ -70,16 +70,22 @@ model = {kind.__name__}.from_pretrained("{name}")
 
 def evaluate(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None) -> dict[str, Any]:
     """Return the score of a policy on labelled rows, beside full depth, as plain JSON."""
-    points = [sweep(trajectory, [each], metric=metric)[0] for each in (policy, LastStep())]
+    steps, table = trajectory.exit_steps(policy), trajectory.score_table(metric)
+
+    def score(at: Any) -> float:
+        if table is None:
+            return float(metric(*trajectory.answers_at(at)))
+        return float(table[np.arange(len(table)), at - 1].mean())
+
     return {
         "data": data,
         "rows": len(trajectory),
         "metric": trajectory.score_name(metric).replace("_", " "),
         "policy": repr(policy),
-        "score": float(points[0].score),
-        "full_depth": float(points[1].score),
-        "mean_exit_step": float(points[0].mean_exit_step),
-        "speed_up": trajectory.num_steps / float(points[0].mean_exit_step),
+        "score": score(steps),
+        "full_depth": score(np.full_like(steps, trajectory.num_steps)),
+        "mean_exit_step": float(steps.mean()),
+        "speed_up": trajectory.num_steps / float(steps.mean()),
     }
 
 

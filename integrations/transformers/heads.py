@@ -163,10 +163,10 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
         **inputs: Any,
-    ) -> PonderQuestionAnsweringOutput:
+    ) -> Any:
         """See `PonderPreTrainedModel.forward`; labels are the first and last tokens of answers, `(batch,)` each."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        return self.run(inputs, span_labels(start_positions, end_positions), policy, row_ids)  # type: ignore[return-value]
+        return self.run(inputs, span_labels(start_positions, end_positions), policy, row_ids)
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """See `PonderPreTrainedModel.named_outputs`."""

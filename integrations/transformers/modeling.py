@@ -125,8 +125,9 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
         """The wrapper around an encoder, as the configuration says, with new heads."""
-        config, recipe = self.config, self.config.make_recipe()
+        config = self.config
         adapter = adapter or self.adapt(whole, config)
+        recipe = config.make_recipe()
         steps, read, per_token = adapter.steps(), config.readout, config.readout == "tokens"
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         wrapper = HeadsWrapper(
@@ -283,7 +284,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             CheckpointError: The folder holds no whole fine-tuned model.
         """
         source, whole = model, _loaded(cls.auto_class, model, loading)
-        check_saveable(whole)
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
             raise ArgumentError(
@@ -292,6 +292,7 @@ class PonderPreTrainedModel(PreTrainedModel):
                 got=type(whole).__name__,
                 remedy="A bare encoder is for from_encoder, and a model with exits for from_pretrained.",
             )
+        check_saveable(whole)
         packed = None if example is None else pack(example)
         adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
         labels = int(config.num_labels or 1)
@@ -467,7 +468,6 @@ class PonderPreTrainedModel(PreTrainedModel):
         input_features: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
-        return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
         """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
@@ -482,18 +482,17 @@ class PonderPreTrainedModel(PreTrainedModel):
             input_features: A spectrogram, for the encoders that call it so.
             policy: An exit policy instead of the model's own.
             row_ids: Identity of each row, `(batch,)`, for seeded sampling.
-            return_dict: False for a tuple.
-            inputs: Further inputs of the encoder, by its own names.
+            inputs: Further inputs of the encoder, by its own names; `return_dict=False` asks for a tuple.
         """
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= {"pixel_values": pixel_values, "input_values": input_values, "input_features": input_features}
-        made = self.run(inputs, labels, policy, row_ids)
-        return made.to_tuple() if return_dict is False else made
+        return self.run(inputs, labels, policy, row_ids)
 
     def run(
-        self, inputs: Mapping[str, Any], labels: Tensor | None, policy: ExitPolicy | None, row_ids: Tensor | None
-    ) -> ModelOutput:
+        self, inputs: dict[str, Any], labels: Tensor | None, policy: ExitPolicy | None, row_ids: Tensor | None
+    ) -> Any:
         """Make one call of the wrapper, for `forward`, whose inputs are given by name."""
+        as_tuple = inputs.pop("return_dict", None) is False
         context = {name: value for name, value in inputs.items() if value is not None and value is not False}
         main = self._main_input(context)
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
@@ -501,13 +500,14 @@ class PonderPreTrainedModel(PreTrainedModel):
         if labels is None and outputs.requires_grad and not isinstance(self.ponder.objective, FinalStep):
             outputs = outputs.view_as(outputs)
             outputs.register_hook(_refuse_alone)
-        return self.output_class(
+        made = self.output_class(
             loss=out.loss,
             exit_step=out.exit_step,
             step_logits=None if trajectory is None else trajectory.outputs,
             hazard_logits=None if trajectory is None else trajectory.hazard_logits,
             **self.named_outputs(outputs),
         )
+        return made.to_tuple() if as_tuple else made
 
     def _main_input(self, context: dict[str, Any]) -> Tensor:
         """Take the main input out of the arguments of a call, and refuse what no answer would honour."""

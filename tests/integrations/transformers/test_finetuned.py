@@ -1,0 +1,262 @@
+"""Fine-tuned models with exits beside their heads: the plain answers at full depth, and exits that are fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
+
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel, PonderTrainer, fit_exits
+from ponder.integrations.transformers.exits import distinct, may_have_taught, row_ids
+from ponder.policies import Certified, Confidence, FixedStep, LastStep
+from tests.integrations.encoders import (
+    HEADS,
+    answer,
+    make_batch,
+    make_plain,
+    make_tokenizer,
+    rows_computed,
+    some_texts,
+    stir,
+)
+
+CASES = [
+    *(("sequence", family) for family in ("albert", "bert", "mpnet", "distilbert")),
+    *(("token", family) for family in ("albert", "distilbert")),
+    *(("span", family) for family in ("bert", "mpnet")),
+    ("image", "vit"),
+    ("audio", "ast"),
+]
+TEXTS = some_texts(400)
+
+
+def build(plain: Any = None, tokenizer: bool = True) -> Any:
+    model = PonderForSequenceClassification.from_finetuned(make_plain() if plain is None else plain)
+    model.tokenizer = make_tokenizer() if tokenizer else None
+    return model
+
+
+@pytest.mark.parametrize(("head", "family"), CASES)
+def test_at_full_depth_it_answers_as_the_plain_model_bit_for_bit(head: str, family: str, tmp_path: Path) -> None:
+    plain, batch = make_plain(head, family), make_batch(head)
+    model = HEADS[head].from_finetuned(plain)
+    assert type(model) is HEADS[head]
+    with torch.no_grad():
+        expected = answer(plain(**batch))
+        assert torch.equal(answer(model(**batch)), expected)
+        model.policy = FixedStep(2)
+        early = model(**batch)
+        assert early.exit_step.tolist() == [2] * 6
+        assert not torch.equal(answer(early), expected)
+        plain.save_pretrained(tmp_path / "plain")
+        of_folder = HEADS[head].from_finetuned(tmp_path / "plain")
+        assert torch.equal(answer(of_folder(**batch)), expected)
+        model.save_pretrained(tmp_path / "exits")
+        for read in (HEADS[head], HEADS[head].auto_class):
+            again = read.from_pretrained(tmp_path / "exits")
+            assert again.policy == FixedStep(2)
+            assert torch.equal(answer(again(**batch)), answer(early))
+            assert torch.equal(answer(again(**batch, policy=LastStep())), expected)
+        bare = AutoModel.from_pretrained(tmp_path / "exits")
+        assert type(bare) is PonderModel
+        features = answer(bare(**batch))
+        if bare.config.readout == "tokens":
+            assert torch.equal(features, plain.base_model(**batch).last_hidden_state)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_decoder_that_classifies_reads_its_last_token(padding: str) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=4, n_head=2, n_positions=32, num_labels=3, pad_token_id=0)
+    plain = GPT2ForSequenceClassification(config).eval()
+    stir(plain)
+    model = PonderForSequenceClassification.from_finetuned(plain)
+    batch = make_batch()
+    if padding == "left":
+        batch = {name: value.flip(1) for name, value in batch.items()}
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, plain(**batch).logits)
+        assert model(**batch, policy=FixedStep(1)).logits.isfinite().all()
+
+
+def test_models_that_make_other_positions_of_their_inputs() -> None:
+    """Longformer pads within, and wav2vec 2.0 makes frames of samples: early heads leave padding out all the same."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    longformer = LongformerForSequenceClassification(
+        LongformerConfig(**sizes, vocab_size=40, attention_window=4, max_position_embeddings=64, num_labels=3)
+    ).eval()
+    waves = {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2, "num_conv_pos_embeddings": 4}
+    speech = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**sizes, **waves, num_labels=3)).eval()
+    for plain, batch, kind in (
+        (longformer, make_batch(), "sequence"),
+        (speech, {"input_values": torch.randn(2, 3000), "attention_mask": torch.ones(2, 3000).long()}, "audio"),
+    ):
+        stir(plain)
+        model = HEADS[kind].from_finetuned(plain)
+        with torch.no_grad():
+            assert torch.equal(model(**batch).logits, plain(**batch).logits)
+            early = model(**batch, policy=FixedStep(1)).logits
+        assert early.shape == (len(early), 3)
+
+
+def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -> None:
+    plain = make_plain()
+    model = build(plain)
+    report = fit_exits(model, TEXTS, disagreement=0.15, epochs=8)
+    assert report.met
+    assert report.mean_exit_step < 4
+    assert report.rows == 400
+    assert report.duplicates == 0
+    assert report.fitted + report.chosen_on + report.certified_on == 400
+    assert isinstance(model.policy, Certified)
+    assert report.disagreement <= report.level == 0.15
+    assert sum(report.exit_shares) == pytest.approx(1.0)
+    assert "all but 15% of inputs like these, with 95% confidence" in report.statement
+    assert report.to_dict()["plain_accuracy"] is None
+    assert {"Confidence", "Margin", "Entropy"} <= {curve.policy for curve in report.curves}
+    fresh = some_texts(300, seed=9)
+    answers, full = model.predict(fresh), model.predict(fresh, policy=LastStep())
+    with torch.no_grad():
+        encoded = make_tokenizer()(fresh[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
+        names = [plain.config.id2label[int(place)] for place in plain(**encoded).logits.argmax(-1)]
+    assert full.labels[:5] == names
+    assert np.mean([a != b for a, b in zip(answers.labels, full.labels, strict=True)]) < 0.25
+    model.save_pretrained(tmp_path)
+    again = PonderForSequenceClassification.from_pretrained(tmp_path)
+    assert again.policy == model.policy
+    found = again.predict(fresh)
+    assert torch.equal(found.outputs, answers.outputs)
+    assert torch.equal(found.exit_step, answers.exit_step)
+    assert len(set(found.exit_step.tolist())) > 0
+    classify = transformers.pipeline("text-classification", model=str(tmp_path))
+    assert [one["label"] for one in classify(fresh[:5])] == found.labels[:5]
+
+
+def test_the_sides_of_the_split_are_known_again_and_equal_rows_are_on_one() -> None:
+    model = build()
+    given = [model.tokenizer(text) for text in TEXTS[:200]]
+    padded = [
+        {**row, "input_ids": [*row["input_ids"], 1], "attention_mask": [*row["attention_mask"], 0]} for row in given
+    ]
+    assert np.array_equal(row_ids(given), row_ids(padded)), "padding makes no other input"
+    assert len(distinct([*given, *padded])[0]) == 200
+    report = fit_exits(model, [*given, *given[:50]], disagreement=0.2, epochs=1, seed=3)
+    assert (report.rows, report.duplicates) == (250, 50)
+    taught = may_have_taught(model, given)
+    assert taught.sum() == report.fitted
+    assert np.array_equal(may_have_taught(model, padded), taught)
+
+
+def test_labels_tell_accuracies_and_a_speed_up_may_be_asked_for() -> None:
+    model = build()
+    rows = [{**model.tokenizer(text), "labels": place % 3} for place, text in enumerate(TEXTS)]
+    report = fit_exits(model, rows, speed_up=2.0, epochs=2)
+    assert report.speed_up >= 1.9
+    assert 0 <= report.exit_accuracy <= 1
+    assert 0 <= report.plain_accuracy <= 1
+    assert report.level >= report.disagreement
+
+
+def test_heads_of_tokens_learn_without_padding() -> None:
+    model = HEADS["token"].from_finetuned(make_plain("token", "distilbert"))
+    rows = [{"input_ids": [3 + (7 * n + k) % 37 for k in range(2 + n % 6)]} for n in range(200)]
+    report = fit_exits(model, rows, disagreement=0.3, epochs=3)
+    assert report.certified_on == 80
+    assert model.predict(rows[:5]).outputs.shape == (5, 6, 3)
+
+
+def test_training_moves_early_heads_alone(tmp_path: Path) -> None:
+    model, batch = build(), make_batch(labels=True)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        learning_rate=0.01,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+    )
+    for trainer in (PonderTrainer, Trainer):
+        trained = trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        trained.train()
+        assert trained.evaluate()["eval_loss"] > 0
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(before[name], weight)}
+    assert moved
+    assert all(name.startswith("ponder.classifier.head.heads.") for name in moved)
+
+
+def test_it_is_a_citizen_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    assert model.device == torch.device("cpu")
+    assert model.encoder.config.num_labels == model.config.num_labels == 3
+    uploaded: list[Any] = []
+    from huggingface_hub import ModelCard
+
+    monkeypatch.setattr(
+        transformers.utils.hub.PushToHubMixin,
+        "push_to_hub",
+        lambda self, repo_id, **options: uploaded.append(repo_id),
+    )
+    monkeypatch.setattr(ModelCard, "push_to_hub", lambda card, repo_id, **options: uploaded.append(card.data))
+    model.push_to_hub("me/exits")
+    assert uploaded[0] == "me/exits"
+    assert (uploaded[1].library_name, uploaded[1].pipeline_tag) == ("transformers", "text-classification")
+
+
+def test_a_promise_is_dropped_where_weights_changed(tmp_path: Path) -> None:
+    model = build()
+    fit_exits(model, TEXTS, disagreement=0.3, epochs=1)
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(1.0)
+    with pytest.warns(UserWarning, match="promise is dropped"):
+        model.save_pretrained(tmp_path)
+    assert not isinstance(PonderForSequenceClassification.from_pretrained(tmp_path).policy, Certified)
+
+
+def test_nothing_is_computed_that_no_row_needs() -> None:
+    plain = make_plain()
+    model = build(plain)
+    model.policy = Confidence(0.6)
+    model.predict(TEXTS[:60])  # the first call of a kind is looked at
+    with rows_computed(list(plain.bert.encoder.layer)) as calls:
+        found = model.predict(TEXTS[:60])
+    assert sum(calls) == int(found.exit_step.sum())
+    assert len(set(found.exit_step.tolist())) > 2
+
+
+def test_newcomers_mistakes(tmp_path: Path) -> None:
+    plain = make_plain()
+    with pytest.raises(ArgumentError, match=r"model: expected a fine-tuned model .*; got BertModel"):
+        PonderForSequenceClassification.from_finetuned(plain.base_model)
+    plain.base_model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="lacks classifier"):
+        PonderForSequenceClassification.from_finetuned(tmp_path)
+    model = build(plain, tokenizer=False)
+    with pytest.raises(ArgumentError, match=r"rows: expected a list of texts, and a tokenizer"):
+        model.predict(["a text"])
+    with pytest.raises(ArgumentError, match="at least 50 distinct inputs"):
+        fit_exits(build(), TEXTS[:20])
+    with pytest.raises(ArgumentError, match="a fine-tuned classifier with exits beside its head"):
+        fit_exits(HEADS["span"].from_finetuned(make_plain("span")), [{"input_ids": [3, 4]}])
+    with pytest.raises(ArgumentError, match="without exits"):
+        PonderForSequenceClassification.from_finetuned(model)
