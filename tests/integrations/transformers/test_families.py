@@ -1,0 +1,51 @@
+"""Families beyond those of the matrix: built from a configuration, exiting, saved and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ponder.integrations.transformers import (
+    PonderForAudioClassification,
+    PonderForImageClassification,
+    PonderForSequenceClassification,
+    PonderModel,
+)
+from ponder.policies import FixedStep, LastStep
+from tests.families import FAMILIES, example_of
+
+HEADS: dict[str, Any] = {
+    "input_ids": PonderForSequenceClassification,
+    "pixel_values": PonderForImageClassification,
+    "input_values": PonderForAudioClassification,
+    "input_features": PonderForAudioClassification,
+}
+EVERY_DAY = ("roberta", "modernbert", "electra", "deit", "wav2vec2", "whisper", "t5", "qwen3", "layoutlm")
+"""Families that are built at every run of the tests; the others are slow together."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(each, marks=() if each.name in EVERY_DAY else pytest.mark.slow, id=each.name) for each in FAMILIES],
+)
+@pytest.mark.filterwarnings("default")
+def test_a_family_exits_and_comes_back(family: Any, tmp_path: Path) -> None:
+    encoder = family.encoder()
+    example = example_of(encoder)
+    inputs = {name: value for name, value in example.items() if isinstance(value, Tensor)}
+    try:
+        model = HEADS[encoder.main_input_name].from_encoder(encoder, "pabee", num_labels=3).eval()
+    except ValueError as error:  # ArgumentError
+        pytest.skip(str(error))
+    with torch.no_grad():
+        features = PonderModel.from_encoder(encoder, "vanilla").eval()
+        if features.config.readout == "pooler":
+            assert torch.equal(features(**inputs).pooler_output, encoder(**example).pooler_output)
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+        for policy in (FixedStep(1), LastStep()):
+            assert torch.equal(again(**inputs, policy=policy).logits, model(**inputs, policy=policy).logits)

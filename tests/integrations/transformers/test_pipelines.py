@@ -1,0 +1,96 @@
+"""Transformers' own pipelines, and ours with a policy and the exits; data sets through a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import pipeline
+from ponder.policies import FixedStep, LastStep
+from tests.integrations.encoders import make_batch, make_model, make_tokenizer, some_texts
+
+TEXTS = some_texts(12)
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "mpnet", "distilbert"])
+def test_texts_are_classified_as_by_the_model(family: str) -> None:
+    model = make_model("sequence", family)
+    model.tokenizer = make_tokenizer()
+    ours = pipeline("text-classification", model)
+    theirs = transformers.pipeline("text-classification", model=model, tokenizer=make_tokenizer())
+    for policy in (FixedStep(2), LastStep()):
+        answers = model.predict(TEXTS, policy=policy)
+        found = ours(TEXTS, policy=policy, exit_step=True, batch_size=5)
+        assert [one["label"] for one in found] == answers.labels
+        assert [one["exit_step"] for one in found] == answers.exit_step.tolist()
+        model.policy = policy
+        assert [one["label"] for one in theirs(TEXTS)] == answers.labels
+
+
+def test_tokens_and_features() -> None:
+    tokens = make_model("token")
+    found: Any = pipeline("ner", tokens, tokenizer=make_tokenizer())("a b c", policy=FixedStep(1), exit_step=True)
+    assert {one["exit_step"] for one in found} == {1}
+    plain: Any = transformers.pipeline("token-classification", model=tokens, tokenizer=make_tokenizer())("a b c")
+    assert len(plain) == 3
+    features = make_model("features", recipe="vanilla", readout="tokens")
+    extract = pipeline("feature-extraction", features, tokenizer=make_tokenizer())
+    assert torch.tensor(extract("a b c")).shape == (1, 3, 16)
+
+
+def test_images_and_sound() -> None:
+    from PIL import Image
+    from transformers import ASTFeatureExtractor, ViTImageProcessor
+
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    classify = pipeline("image-classification", make_model("image", "vit"), image_processor=processor)
+    found: Any = classify(Image.new("RGB", (20, 20)), policy=FixedStep(3), exit_step=True)
+    assert {one["exit_step"] for one in found} == {3}
+    extractor = ASTFeatureExtractor(num_mel_bins=16, max_length=24)
+    listen = pipeline("audio-classification", make_model("audio", "ast"), feature_extractor=extractor)
+    heard: Any = listen(torch.randn(16000).numpy(), policy=FixedStep(3), exit_step=True)
+    assert {one["exit_step"] for one in heard} == {3}
+
+
+def test_sampled_exits_depend_on_the_row_and_not_on_its_batch() -> None:
+    model = make_model(recipe="pondernet")
+    classify = pipeline("text-classification", model, tokenizer=make_tokenizer())
+    exits = [[one["exit_step"] for one in classify(TEXTS, exit_step=True, batch_size=size)] for size in (1, 5, 12)]
+    assert exits[0] == exits[1] == exits[2]
+    assert len(set(exits[0])) > 1
+
+
+@pytest.mark.parametrize("head", ["sequence", "token", "span", "image", "audio", "features"])
+def test_a_data_set_through_a_model(head: str) -> None:
+    family = {"image": "vit", "audio": "ast"}.get(head, "bert")
+    model, batch = make_model(head, family), make_batch(head, labels=True)
+    real = batch["attention_mask"].sum(1).tolist() if "attention_mask" in batch else [None] * 6
+    sequences = {"input_ids", "attention_mask"} | ({"labels"} if head == "token" else set())
+    rows = [
+        {name: value[row][: real[row]] if name in sequences else value[row] for name, value in batch.items()}
+        for row in range(6)
+    ]
+    found = model.predict(rows, policy=FixedStep(2), batch_size=2)
+    assert found.exit_step.tolist() == [2] * 6
+    trajectory = model.record(rows, batch_size=4)
+    assert len(trajectory) == 6
+    assert trajectory.labels is not None
+    replayed = trajectory.replay(FixedStep(2)).outputs
+    if head in ("token", "span"):
+        for row, length in enumerate(real):
+            torch.testing.assert_close(found.outputs[row, :length], replayed[row, :length], atol=1e-5, rtol=1e-4)
+    else:
+        torch.testing.assert_close(found.outputs, replayed, atol=1e-5, rtol=1e-4)
+
+
+def test_newcomers_mistakes() -> None:
+    with pytest.raises(ArgumentError, match="task: expected one of text-classification"):
+        pipeline("translation", make_model())
+    with pytest.raises(ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"):
+        make_model().predict("a text")
+    with pytest.raises(ArgumentError, match="rows: expected dicts, each with 'input_ids'"):
+        make_model().predict([{"input_ids": []}])
