@@ -10,9 +10,11 @@ answered the first time.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ponder._utils.trees import Shared, Tree, map_tensors
+from ponder._utils.trees import Shared, Tree, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture_watch import HIDDEN, LOST, Event, Given, Mark, Template, outermost, run
+from ponder.model.capture_watch import HIDDEN, LOST, Event, Given, Mark, Template, outermost, private_copy, run, watch
+from ponder.model.padding import REAL, Along
 
+_PLAIN = (bool, int, str, type(None))
 KIND, FOLDED = "kind", -1  # FOLDED: the first dimension holds several entries a row
 Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
 
@@ -37,12 +41,12 @@ class Notes:
     before: list[Template] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     entering: int = 0  # number of tensors that are known when the first layer is called
-    hidden: Tensor | None = None
-    marks: dict[int, Mark] = field(default_factory=dict)
+    hidden: Any = None
+    marks: dict[int, Mark] = field(default_factory=dict)  # by the identity of tensors
     alive: list[Any] = field(default_factory=list)
 
     def mark(self, tensor: Tensor) -> Mark:
-        """Return the mark of a tensor, by its identity."""
+        """Return the mark of a tensor."""
         found = self.marks.get(id(tensor))
         if found is None:
             found = self.marks[id(tensor)] = Mark("noted", len(self.tensors))
@@ -53,24 +57,27 @@ class Notes:
         """Note the arguments of a layer; all but the first have the hidden state of the one before."""
         if self.hidden is None:
             leaves = tree_leaves(given)
-            found = [leaf for leaf in (*leaves[self.entry : self.entry + 1], *leaves) if isinstance(leaf, Tensor)]
-            self.hidden = next((leaf for leaf in found if leaf.is_floating_point()), found[0])
+            self.hidden = leaves[self.entry] if self.entry < len(leaves) else None
+            if not (isinstance(self.hidden, Tensor) and self.hidden.is_floating_point()):
+                self.hidden = next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
             self.marks[id(self.hidden)] = HIDDEN
         self.calls.append(Template.of(given, self.mark))
         marks = [mark for _, mark in self.calls[-1].marks]
         if HIDDEN not in marks or LOST in marks:
             raise refusal(f"code of its own in front of layer {len(self.calls)}")
         self.entering = self.entering or len(self.tensors)
-        self.marks = {key: LOST if mark.kind == "state" else mark for key, mark in self.marks.items()}
 
     def hand_on(self, mark: Mark, tensor: Tensor | None = None) -> Tensor:
         """Note a tensor that a layer gives, or a placeholder for it."""
-        assert self.hidden is not None
         if tensor is None:
             tensor = self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(())
         self.marks[id(tensor)] = mark
         self.alive.append(tensor)
         return tensor
+
+    def forget(self) -> None:
+        """Lose what the layer before gave."""
+        self.marks = {key: LOST if mark.kind == "state" else mark for key, mark in self.marks.items()}
 
     def like(self) -> list[Any]:
         """Return the type of each tensor, and which of its dimensions are 1."""
@@ -100,7 +107,8 @@ class Kind:
         self.places = [{mark.key: place for place, mark in output.marks} for output in self.outputs]
         marks = {mark for call in self.calls for _, mark in call.marks}
         self.others = sorted([mark.key for mark in marks if mark.kind == "state" and mark != HIDDEN])
-        self.branches = _branches(self.module, [*self.order, *[answer.path for answer in self.before]])
+        self.early_paths = [answer.path for answer in self.before]
+        self.branches = _branches(self.module, [*self.order, *self.early_paths])
 
     def fits(self, notes: Notes) -> bool:
         """Whether a call went like this."""
@@ -116,6 +124,7 @@ class Kind:
             notes.call((args, kwargs))
             if self.early or len(notes.calls) == len(self.order):
                 raise _EnoughError
+            notes.forget()
             return self.outputs[len(notes.calls) - 1].fill(notes.hand_on)
 
         def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
@@ -130,25 +139,6 @@ class Kind:
             raise refusal(f"a call that runs {len(notes.calls)} of {len(self.order)} layers")
         return notes
 
-    def step(self, number: int, state: Tree, context: Mapping[str, Any]) -> Tree:
-        """Run layer `number`, counted from 0, on what the layers before gave."""
-        args, kwargs = self.calls[number].fill(self._value, state, context)
-        out = self.module.get_submodule(self.order[number])(*args, **kwargs)
-        leaves, places = [out] if isinstance(out, Tensor) else tree_leaves(out), self.places[number]
-        if isinstance(state, Tensor):
-            return self.rows_first(leaves[places["hidden"]], "hidden", len(state))
-        rows, names = len(state["hidden"]), [name for name in ("hidden", *self.others) if name in places]
-        return {name: self.rows_first(leaves[places[name]], name, rows) for name in names}
-
-    def read(self, select: Select, state: Tree, context: Mapping[str, Any]) -> Any:
-        """Return `select` of the module's output, as if its layers had ended with `state`."""
-        if self.tail is None:
-            return select(self._replay(state, context))
-        leaf = self.leaves[select]
-        if leaf is not None:  # then nothing else is computed
-            return self._value(leaf, state, context, {})
-        return select(self.output.fill(self._value, state, context, {}))
-
     def rows_first(self, tensor: Tensor, name: int | str, rows: int) -> Any:
         """Return a tensor of the module's with its rows first, or shared where it has none."""
         dim = self.dims[name]
@@ -156,12 +146,12 @@ class Kind:
             return Shared(tensor)
         return tensor if not dim else tensor.unflatten(0, (rows, -1)) if dim == FOLDED else tensor.movedim(dim, 0)
 
-    def _value(self, mark: Mark, state: Tree, context: Mapping[str, Any], made: dict[int, Any] | None = None) -> Any:
+    def value(self, mark: Mark, state: Tree, context: Mapping[str, Any], made: dict[int, Any] | None = None) -> Any:
         """Return the tensor of a mark as the module has it; modules behind the layers are called once each."""
         if mark.kind == "made" and made is not None and self.tail is not None:
             number, place = mark.key
             if number not in made:
-                args, kwargs = self.tail[number].fill(self._value, state, context, made)
+                args, kwargs = self.tail[number].fill(self.value, state, context, made)
                 made[number] = tree_leaves(self.module.get_submodule(self.tail[number].path)(*args, **kwargs))
             return made[number][place]
         if mark.kind == "noted":
@@ -173,9 +163,9 @@ class Kind:
         dim = self.dims[mark.key]
         return value if not dim else value.flatten(0, 1) if dim == FOLDED else value.movedim(0, dim)
 
-    def _replay(self, state: Tree, context: Mapping[str, Any]) -> Any:
+    def replay(self, state: Tree, context: Mapping[str, Any]) -> Any:
         """Return the module's output by its own forward, in which every layer gives `state`."""
-        hidden, outputs, before = self._value(HIDDEN, state, context).clone(), iter(self.outputs), list(self.before)
+        hidden, outputs, before = self.value(HIDDEN, state, context).clone(), iter(self.outputs), list(self.before)
 
         def layer(path: str, *args: Any, **kwargs: Any) -> Any:
             return next(outputs).fill(lambda mark: hidden if mark == HIDDEN else hidden.new_zeros(()))
@@ -185,12 +175,12 @@ class Kind:
             if answer is None:  # it runs behind the layers too
                 return self.module.get_submodule(path)(*args, **kwargs)
             before.remove(answer)
-            return map_tensors(torch.clone, answer.fill(self._value, state, context))  # since it may be written into
+            return map_tensors(torch.clone, answer.fill(self.value, state, context))  # since it may be written into
 
         return self._run({key: context[f"given_{key}"] for key in self.given}, layer, earlier)
 
     def _run(self, given: Given, layer: Callable[..., Any], earlier: Callable[..., Any]) -> Any:
-        answers = dict.fromkeys(self.order, layer) | dict.fromkeys([each.path for each in self.before], earlier)
+        answers = dict.fromkeys(self.order, layer) | dict.fromkeys(self.early_paths, earlier)
         return run(_twin(self.module, self.branches, answers), given)
 
 
@@ -212,6 +202,7 @@ def read_kind(
     notes.before = [Template.of(event.output, notes.mark, event.path) for event in (early if replays else ())]
     for event, leaves, place in zip(layers, found, places, strict=True):
         notes.call(event.given)
+        notes.forget()
         marks = {id(leaf): Mark("state", f"other{n}") for n, leaf in enumerate(leaves)} | {id(leaves[place]): HIDDEN}
         outputs.append(Template.of(event.output, lambda leaf, marks=marks: marks[id(leaf)]))
         tensors |= {mark.key: notes.hand_on(mark, leaves[n]) for n, mark in outputs[-1].marks}
@@ -304,8 +295,187 @@ def _twin(module: nn.Module, branches: Mapping[str, Any], answers: Mapping[str, 
             continue
         twin._modules[name] = stub = object.__new__(type(child))
         stub.__dict__.update(child.__dict__, forward=partial(answers[below], below), gradient_checkpointing=False)
-        stub.__dict__.update({name: OrderedDict() for name in _HOOKS})
+        stub.__dict__.update(_NO_HOOKS)
     return twin
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NO_HOOKS: dict[str, Any] = {name: OrderedDict() for name in _HOOKS}
+
+
+class CapturedStem(nn.Module):
+    """The stem of a captured module, which registers it; it learns each kind of call when it meets the first.
+
+    Args:
+        module: The module.
+        order: The names of its layers.
+        example: The arguments of a call.
+    """
+
+    def __init__(self, module: nn.Module, order: list[str], example: Given) -> None:
+        super().__init__()
+        self.module, self.order = module, order
+        self.first: str | int = next(key for key, value in example.items() if isinstance(value, Tensor))
+        self.constants = {key: value for key, value in example.items() if not isinstance(value, Tensor)}
+        self.whole = {key for key, value in example.items() if not _has(value, len(example[self.first]))}
+        self.selects: list[Select] = [first_leaf]
+        self.kinds: dict[Any, list[Kind]] = {}
+        self.mask = ""  # the mask by which batches get narrower
+        self.lengths: dict[str, Along] = {}
+
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The names of the module's own arguments."""
+        return frozenset(inspect.signature(self.module.forward).parameters)
+
+    def of(self, module: nn.Module) -> CapturedStem:
+        """Return the stem of a copy of the module, which knows what this one knows."""
+        other = copy(self)
+        other._modules = {"module": module}
+        other.kinds = {key: [replace(kind, module=module) for kind in own] for key, own in self.kinds.items()}
+        return other
+
+    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
+        """Return h_0 and the context of the steps."""
+        given: dict[str | int, Any] = {**self.constants, **context}
+        if isinstance(inputs, Mapping | tuple):
+            given.update(inputs if isinstance(inputs, Mapping) else enumerate(inputs))
+        elif inputs is not None:
+            given[self.first] = inputs
+        if None in given.values():
+            given = {key: value for key, value in given.items() if value is not None or isinstance(key, int)}
+        kind, notes = self._kind_of(given)
+        rows = self._rows(given)
+        after: dict[str, Any] = {name: given[name] for name in REAL if name in given}
+        for slot, tensor in enumerate(notes.tensors):
+            after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
+        for key in kind.given:
+            whole = isinstance(given[key], Tensor) and key not in self._rowwise(given, rows)
+            after[f"given_{key}"] = Shared(given[key]) if whole else given[key]
+        after[KIND] = Shared(kind)
+        hidden = kind.rows_first(notes.hidden, "hidden", rows)
+        return {"hidden": hidden} if kind.others else hidden, after
+
+    def _rows(self, given: Given) -> int:
+        first = given.get(self.first)
+        return len(first if isinstance(first, Tensor) else next(v for v in given.values() if isinstance(v, Tensor)))
+
+    def _rowwise(self, given: Given, rows: int) -> dict[str | int, Tensor]:
+        return {key: value for key, value in given.items() if key not in self.whole and _has(value, rows)}
+
+    def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
+        """Return the kind of a call, learned where there was none like it, and its notes."""
+        flags = [(key, type(value), value if isinstance(value, _PLAIN) else None) for key, value in given.items()]
+        kinds = self.kinds.setdefault((self.module.training, *flags), [])
+        for kind in kinds:
+            if kind.fits(notes := kind.stem(given)):
+                return kind, notes
+        kind = self._learn(given)
+        if not kind.fits(notes := kind.stem(given)):
+            raise refusal("layers that are called in another way each time")
+        known = [each for own in self.kinds.values() for each in own]
+        same = next((each for each in known if each == kind), None)
+        number = len({tuple(each.names[:1]) for each in known})
+        kind.names = same.names if same else [f"noted{number or ''}_{slot}" for slot in range(len(kind.like))]
+        if same is None and self.mask in given:
+            self._learn_lengths(kind, notes, given)
+        kinds.append(kind)
+        return kind, notes
+
+    def _learn(self, given: Given) -> Kind:
+        """Watch a call, and another with one row more."""
+        rows, training = self._rows(given), self.module.training
+        more = {key: torch.cat([value, value[:1]]) for key, value in self._rowwise(given, rows).items()}
+        cuda = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
+        with torch.random.fork_rng(devices=list(cuda)):
+            calls = [watch(private_copy(self.module, training=training), each) for each in (given, {**given, **more})]
+        for replays in (False, True):
+            (kind, small), (other, large) = (
+                read_kind(self.module, self.order, *call, replays=replays) for call in calls
+            )
+            kind.leaves = {select: leaf_of(kind.output, select) for select in self.selects}
+            leaves = [*kind.leaves.values()]
+            read = [mark for _, mark in kind.output.marks] if None in leaves else leaves
+            if kind.tail == other.tail and LOST not in read:
+                break
+        if kind.calls != other.calls or kind.before != other.before:
+            raise refusal("layers whose arguments, but for tensors, depend on the number of rows")
+        kind.dims = {key: row_dim(tensor, large[key], rows) for key, tensor in small.items()}
+        kind.given = list(given) if kind.tail is None else []
+        return kind
+
+    def _learn_lengths(self, kind: Kind, notes: Notes, given: Given) -> None:
+        """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
+        rows, length = given[self.mask].shape
+        longs = {key: v for key, v in given.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)}
+        longer = {**given, **{key: torch.cat([value, value[:, -1:]], 1) for key, value in longs.items()}}
+        more: list[Any] = [None] * len(kind.names)
+        with contextlib.suppress(Exception):  # of the module's own code, at the greatest length it takes
+            more = replace(kind, module=private_copy(self.module)).stem(longer).tensors
+        ends = (given[self.mask][:, -1] != 0) != bool(REAL[self.mask])
+        for slot, (tensor, other) in enumerate(zip(notes.tensors, more, strict=True)):
+            own, dim = unwrap({"": kind.rows_first(tensor, slot, rows)})[""], kind.dims[slot]
+            sizes = own.shape if other is None else unwrap({"": kind.rows_first(other, slot, rows)})[""].shape
+            dims = tuple(n for n, size in enumerate(own.shape) if size == length and (other is None or sizes[n] > size))
+            fill: Any = 0
+            if dims and dim is not None and ends.any():
+                values = own[ends].select(dims[-1], -1).unique().tolist()
+                fill = values[0] if len(values) == 1 else 0
+                fill = _lowest if own.is_floating_point() and fill == torch.finfo(own.dtype).min else fill
+            if dims:
+                self.lengths[kind.names[slot]] = Along(dims, fill)
+        self.lengths |= {f"given_{key}": Along() for key in longs if key in kind.given}
+
+
+class CapturedStep(nn.Module):
+    """One layer as a step, counted from 0. It registers nothing: the stem has the weights."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tree:
+        """Run the layer and return the state after it."""
+        args, kwargs = kind.calls[self.number].fill(kind.value, hidden, context)
+        out = kind.module.get_submodule(kind.order[self.number])(*args, **kwargs)
+        if isinstance(out, Tensor) and isinstance(hidden, Tensor) and not kind.dims["hidden"]:
+            return out
+        leaves, places, rows = tree_leaves(out), kind.places[self.number], len(first_tensor(hidden))
+        names = [name for name in ("hidden", *kind.others) if name in places]
+        after = {name: kind.rows_first(leaves[places[name]], name, rows) for name in names}
+        return after if kind.others else after["hidden"]
+
+
+class CapturedReadout(nn.Module):
+    """A part of the module's own output as features.
+
+    Args:
+        select: From the output to that part.
+    """
+
+    def __init__(self, select: Select) -> None:
+        super().__init__()
+        self.select = select
+
+    def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tensor:
+        """Return the features of `hidden`, as if the layers had ended with it."""
+        if kind.tail is None:
+            features = self.select(kind.replay(hidden, context))
+        elif (leaf := kind.leaves[self.select]) is not None:  # then nothing else is computed
+            features = kind.value(leaf, hidden, context, {})
+        else:
+            features = self.select(kind.output.fill(kind.value, hidden, context, {}))
+        return features
+
+
+def first_leaf(output: Any) -> Any:
+    """Return the first tensor of a module's output, or its mark."""
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor | Mark))
+
+
+def _has(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _lowest(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).min

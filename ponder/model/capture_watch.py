@@ -17,7 +17,7 @@ Given = Mapping[str | int, Any]  # arguments of a call, by name or place
 
 @dataclass(frozen=True)
 class Mark:
-    """Origin of a tensor: ``"noted"`` by the stem, ``"state"`` from a layer, ``"made"`` behind the layers; and where."""
+    """Origin of a tensor: ``"noted"`` by the stem, ``"state"`` from a layer, ``"made"`` behind the layers."""
 
     kind: str
     key: Any
@@ -81,8 +81,10 @@ def private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
 
 def run(module: Callable[..., Any], given: Given) -> Any:
     """Call a module."""
-    places = sorted([key for key in given if isinstance(key, int)])
-    return module(*[given[key] for key in places], **{k: v for k, v in given.items() if isinstance(k, str)})
+    named, places = dict(given), 0
+    while places in named:
+        places += 1
+    return module(*map(named.pop, range(places)), **named)
 
 
 def watch(module: nn.Module, given: Given) -> tuple[list[Event], Any]:
