@@ -1,8 +1,8 @@
 """Adapters: a Hugging Face encoder read as stem, steps and readouts.
 
 Most families need none of their own: they are captured (`CapturedAdapter`). To write one, for a family that capture
-refuses or to make it faster, subclass `EncoderAdapter`, register it under the family's `model_type`, and import it before
-you build a model (or name it in the entry-point group ``ponder.adapters``).
+refuses or to make it faster, subclass `EncoderAdapter`, register it under the family's `model_type`, and import it
+before you build a model (or name it in the entry-point group ``ponder.adapters``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ponder.model.padding import Along, Padding
 from ponder.model.steps import Steps
 
 __all__ = ["READOUTS", "Adapter", "AdapterStem", "CapturedAdapter", "EncoderAdapter", "StackAdapter", "adapter_for"]
-__all__ += ["AlbertAdapter", "BertAdapter", "MPNetAdapter", "registry"]
+__all__ += ["AlbertAdapter", "BertAdapter", "MPNetAdapter", "as_long", "registry", "states_of"]
 
 READOUTS: Mapping[str, Callable[..., Tensor]] = {
     "mean": readouts.mean,
@@ -49,6 +49,14 @@ READOUTS: Mapping[str, Callable[..., Tensor]] = {
 registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
 
 
+def _pooler_output(output: Any) -> Any:
+    return output.get("pooler_output")
+
+
+def _last_hidden_state(output: Any) -> Any:
+    return output.get("last_hidden_state")
+
+
 class Adapter(ABC):
     """An encoder as the parts of a `PonderWrapper`. It keeps its modules and weights; an adapter only calls them.
 
@@ -58,7 +66,7 @@ class Adapter(ABC):
     Example:
         >>> adapter = adapter_for(encoder)
         >>> hidden, context = adapter.stem(**batch)
-        >>> hidden.shape, adapter.steps().num_steps, adapter.readout("tokens")(hidden).shape
+        >>> hidden.shape, adapter.steps().num_steps, adapter.features("tokens", hidden, context).shape
         (torch.Size([5, 7, 16]), 4, torch.Size([5, 7, 16]))
     """
 
@@ -77,21 +85,31 @@ class Adapter(ABC):
         """The layers as steps."""
 
     @abstractmethod
-    def has_readout(self, name: str) -> bool:
-        """Whether the encoder can be read so; see `readout`."""
-
-    @abstractmethod
-    def readout(self, name: str) -> Callable[..., Tensor]:
-        """Hidden state to features, as if the encoder ended there.
-
-        Args:
-            name: ``"pooler"``, what the encoder's pooler gives, or of `last_hidden_state`, final norm included, one of
-                `READOUTS`.
-        """
-
-    @abstractmethod
     def padding(self) -> Padding | None:
         """Where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
+
+    @abstractmethod
+    def has_readout(self, name: str) -> bool:
+        """Whether the encoder can be read so; see `features`."""
+
+    @abstractmethod
+    def output(self, field: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """`last_hidden_state` or `pooler_output`, as if the encoder ended with `hidden`."""
+
+    def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """Hidden state to features: ``"pooler"``, or one of `READOUTS` on `last_hidden_state`, final norm included."""
+        if name == "pooler":
+            return self.output("pooler_output", hidden, context)
+        tokens = self.output("last_hidden_state", hidden, context)
+        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
+            return tokens.mean((2, 3))
+        if name in ("first_token", "tokens"):
+            return READOUTS[name](tokens)
+        return READOUTS[name](tokens, attention_mask=as_long(context.get("token_mask"), tokens.shape[1]))
+
+    def readout(self, name: str) -> Features:
+        """Return `features` as a readout."""
+        return Features(self, name)
 
     def width(self, name: str) -> int:
         """Return the size of the features of a readout."""
@@ -108,18 +126,33 @@ class Adapter(ABC):
         return frozenset()
 
 
+class Features:
+    """A readout of an adapter.
+
+    Args:
+        adapter: The adapter.
+        name: The name of the readout.
+    """
+
+    def __init__(self, adapter: Adapter, name: str) -> None:
+        self.adapter, self.name = adapter, name
+
+    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
+        """See `Adapter.features`."""
+        return self.adapter.features(self.name, hidden, context)
+
+
 class AdapterStem(nn.Module):
     """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes.
 
     Args:
         adapter: The adapter.
-        whole: The model that the encoder is a part of, where it is not the encoder itself.
+        whole: The model that the encoder is a part of, or the encoder itself.
     """
 
-    def __init__(self, adapter: Adapter, whole: PreTrainedModel | None = None) -> None:
+    def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder = adapter.encoder if whole is None else whole
-        self.adapter = adapter
+        self.encoder, self.adapter = whole, adapter
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`."""
@@ -127,15 +160,7 @@ class AdapterStem(nn.Module):
 
 
 class EncoderAdapter(Adapter):
-    """One family of text encoders of BERT's kind, whose last layer's output is `last_hidden_state`.
-
-    Args:
-        encoder: The bare encoder (`AlbertModel`, `BertModel`, …).
-
-    Example:
-        >>> adapter_for(encoder).has_readout("pooler")
-        True
-    """
+    """One family of text encoders of BERT's kind, whose last layer's output is `last_hidden_state`."""
 
     extra_lengths: Mapping[str, Along] = MappingProxyType({})
     """Dimensions of what `extra_context` gives that are as long as the text; none by default."""
@@ -152,9 +177,9 @@ class EncoderAdapter(Adapter):
         """See `Adapter.has_readout`."""
         return name in READOUTS or (name == "pooler" and self.encoder.pooler is not None)
 
-    def readout(self, name: str) -> Callable[..., Tensor]:
-        """See `Adapter.readout`."""
-        return _Pool(self) if name == "pooler" else _OfTokens(READOUTS[name])
+    def output(self, field: str, hidden: Tensor, context: Mapping[str, Any]) -> Tensor:
+        """See `Adapter.output`."""
+        return hidden if field == "last_hidden_state" else self.pool(hidden)
 
     def extra_context(self, hidden: Tensor) -> dict[str, Any]:
         """Further context of the layers, computed once a call; nothing by default."""
@@ -303,7 +328,8 @@ class CapturedAdapter(Adapter):
     Args:
         encoder: The bare encoder.
         num_steps: N, where weights are not there yet.
-        example: What the encoder is called with, as `families.pack` gives it; made up from its configuration where None.
+        example: What the encoder is called with, as `families.pack` gives it; made up from its configuration where
+            None.
 
     Raises:
         ArgumentError: It cannot be captured; says why.
@@ -311,10 +337,14 @@ class CapturedAdapter(Adapter):
     Example:
         >>> from transformers import DistilBertConfig, DistilBertModel
         >>> distilbert = DistilBertModel(DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24))
-        >>> adapter = adapter_for(distilbert)
-        >>> type(adapter).__name__, adapter.steps().num_steps
+        >>> type(adapter_for(distilbert)).__name__, adapter_for(distilbert).steps().num_steps
         ('CapturedAdapter', 3)
     """
+
+    selects: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+        {"pooler_output": _pooler_output, "last_hidden_state": _last_hidden_state}
+    )
+    """Functions from the encoder's output to what readouts read of it."""
 
     def __init__(
         self, encoder: PreTrainedModel, num_steps: int | None = None, example: Mapping[str, Any] | None = None
@@ -324,43 +354,33 @@ class CapturedAdapter(Adapter):
         self.parts: Captured | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._takes = frozenset(inspect.signature(encoder.forward).parameters)
-        self._required: frozenset[str] = frozenset()
-        self._readouts: dict[Any, Callable[..., Tensor]] = {}
+        self._given: frozenset[str] = frozenset()
+        self._readouts: dict[str, Callable[..., Tensor]] = {}
         if not on_meta(encoder):
             self.learn()
 
     def learn(self) -> Captured:
         """Capture the encoder, with its weights."""
-        encoder = self.encoder
+        encoder, main = self.encoder, self.encoder.main_input_name
         example = example_for(encoder) if self.example is None else unpack(self.example, encoder)
-        main = encoder.main_input_name
         call = {main: example[main], **example, **constants_of(encoder)}
+        given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
+        self._given = frozenset(given)
         was_training = encoder.training
         encoder.eval()
         try:
-            self.parts = capture(encoder, call)
+            parts = self.parts = capture(encoder, call)
             with torch.no_grad():
-                given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
-                self.shapes = {name: tuple(value.shape) for name, value in given.items()}
-                self._required = frozenset(given) - {main, "attention_mask", "token_type_ids"}
-                hidden, _ = self.parts.stem(given.pop(main), **given)
-                self.shapes["hidden"] = tuple(states_of(hidden).shape)
+                hidden, _ = parts.stem(**{"inputs" if name == main else name: value for name, value in given.items()})
                 output = encoder(**call)
-            for select in self.selects(output):
-                self._readouts[select] = self.parts.readout_of(select)
+            seen = {name: value for name, select in self.selects.items() if (value := select(output)) is not None}
+            self._readouts = {name: parts.readout_of(self.selects[name]) for name in seen}
         finally:
             encoder.train(was_training)
-        self.num_steps = self.parts.steps.num_steps
-        return self.parts
-
-    def selects(self, output: Any) -> list[Callable[[Any], Any]]:
-        """Functions from the encoder's output to what readouts read of it, which are there."""
-        found = []
-        for select, field in ((_pooler_output, "pooler_output"), (_last_hidden_state, "last_hidden_state")):
-            if output.get(field) is not None:
-                self.shapes[field] = tuple(output[field].shape)
-                found.append(select)
-        return found
+        shown = {**given, **seen, "hidden": states_of(hidden)}
+        self.shapes = {name: tuple(value.shape) for name, value in shown.items()}
+        self.num_steps = parts.steps.num_steps
+        return parts
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -370,10 +390,10 @@ class CapturedAdapter(Adapter):
     @property
     def required(self) -> frozenset[str]:
         """See `Adapter.required`: what the example has besides a mask and token types."""
-        return self._required
+        return self._given - {self.encoder.main_input_name, "attention_mask", "token_type_ids"}
 
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
-        """See `Adapter.stem`; token types are left out where the encoder has none."""
+        """See `Adapter.stem`; token types are dropped where the encoder has none."""
         if "token_type_ids" not in self._takes:
             named.pop("token_type_ids", None)
         hidden, context = (self.parts or self.learn()).stem(inputs, **named)
@@ -384,63 +404,31 @@ class CapturedAdapter(Adapter):
         return hidden, context
 
     def steps(self) -> Steps:
-        """See `Adapter.steps`."""
-        return Steps([_Later()] * self.num_steps) if self.parts is None else self.parts.steps
+        """See `Adapter.steps`; of weights that are not there yet, placeholders."""
+        return Steps([_later] * self.num_steps) if self.parts is None else self.parts.steps
 
     def has_readout(self, name: str) -> bool:
         """See `Adapter.has_readout`."""
-        field, dimensions = _FIELDS.get(name, ("last_hidden_state", (3,)))
-        return self.parts is None or len(self.shapes.get(field, ())) in dimensions
+        dimensions = len(self.shapes.get(_field(name), ()))
+        return self.parts is None or dimensions in {"pooler": (2,), "mean": (3, 4)}.get(name, (3,))
 
     def width(self, name: str) -> int:
         """See `Adapter.width`."""
-        shape = self.shapes[_FIELDS.get(name, ("last_hidden_state",))[0]]
+        shape = self.shapes[_field(name)]
         return shape[1 if len(shape) == 4 else -1]
 
-    def readout(self, name: str) -> Callable[..., Tensor]:
-        """See `Adapter.readout`."""
-        return CapturedFeatures(self, name)
-
-    def read(self, select: Callable[[Any], Tensor], hidden: Tree, context: Mapping[str, Any]) -> Tensor:
-        """Return `select` of the encoder's output, as if its layers had ended with `hidden`."""
-        return self._readouts[select](hidden, **context)
+    def output(self, field: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """See `Adapter.output`."""
+        return self._readouts[field](hidden, **context)
 
     def padding(self) -> Padding | None:
         """See `Adapter.padding`."""
         if self.parts is None or self.parts.padding is None:
             return None
-        padding = self.parts.padding
+        padding, of_text = self.parts.padding, self.encoder.main_input_name == "input_ids"
         own = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
-        fill = getattr(self.encoder.config, "pad_token_id", None) if self.encoder.main_input_name == "input_ids" else 0
+        fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
         return replace(padding, inputs=Along(fill=fill or 0), context={**padding.context, **own}, pooled=True)
-
-
-class CapturedFeatures:
-    """A readout of a captured encoder: its pooler's output, or its last hidden state, pooled.
-
-    Args:
-        adapter: The adapter.
-        name: Name of the readout.
-    """
-
-    def __init__(self, adapter: CapturedAdapter, name: str) -> None:
-        self.adapter, self.name = adapter, name
-
-    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
-        """Features of the hidden state."""
-        if self.name == "pooler":
-            return self.adapter.read(_pooler_output, hidden, context)
-        tokens = self.adapter.read(_last_hidden_state, hidden, context)
-        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
-            return tokens.mean((2, 3))
-        return _pooled(READOUTS[self.name], tokens, as_long(context.get("token_mask"), tokens.shape[1]))
-
-
-class _Later:
-    """A step of an encoder whose weights are not there yet."""
-
-    def __call__(self, hidden: Tree, **context: Any) -> Tree:
-        raise AssertionError("captured when the weights are loaded")
 
 
 def adapter_for(
@@ -465,14 +453,12 @@ def adapter_for(
     if config._attn_implementation == "flex_attention" or getattr(config, "attention_type", None) == "block_sparse":
         raise ArgumentError(
             "encoder",
-            expected="attention from which rows can leave",
+            expected="attention from which rows can exit",
             got="flex attention, or BigBird's block-sparse one, which are made for the whole batch",
             remedy="Load it with attn_implementation='sdpa', or attention_type='original_full'.",
         )
-    own = config.model_type in registry.names() and example is None and not getattr(config, "is_decoder", False)
-    if own and type(encoder) is MODEL_MAPPING.get(
-        type(config), None
-    ):  # a class of one's own may run other code around the layers
+    plain = type(encoder) is MODEL_MAPPING.get(type(config), None)  # another class may run other code around the layers
+    if plain and example is None and config.model_type in registry.names() and not getattr(config, "is_decoder", False):
         return registry.get(config.model_type, encoder=encoder)
     return CapturedAdapter(encoder, num_steps, example)
 
@@ -491,47 +477,14 @@ def as_long(mask: Tensor | None, length: int) -> Tensor | None:
     return mask[:, places]
 
 
-class _Pool:
-    """The encoder's own pooler as a readout."""
-
-    def __init__(self, adapter: EncoderAdapter) -> None:
-        self.adapter = adapter
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return self.adapter.pool(hidden)
+def _field(name: str) -> str:
+    return "pooler_output" if name == "pooler" else "last_hidden_state"
 
 
-class _OfTokens:
-    """A readout of the tokens, without padding."""
-
-    def __init__(self, pool: Callable[..., Tensor]) -> None:
-        self.pool = pool
-
-    def __call__(self, hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        return _pooled(self.pool, hidden, token_mask)
-
-
-def _pooled(pool: Callable[..., Tensor], tokens: Tensor, mask: Tensor | None) -> Tensor:
-    if pool is readouts.mean or pool is readouts.last_token:
-        return pool(tokens, attention_mask=mask)
-    return pool(tokens)
+def _later(hidden: Tree, **context: Any) -> Tree:
+    raise AssertionError("captured when the weights are loaded")
 
 
 def _hidden_key(mask: Tensor) -> float:
     """The value of a layers' mask at keys that are padding."""
     return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
-
-
-def _pooler_output(output: Any) -> Any:
-    return output["pooler_output"]
-
-
-def _last_hidden_state(output: Any) -> Any:
-    return output["last_hidden_state"]
-
-
-_FIELDS: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "pooler": ("pooler_output", (2,)),
-    "mean": ("last_hidden_state", (3, 4)),
-}
-"""What a readout reads of an encoder's output, and how many dimensions that has; else 3 of `last_hidden_state`."""

@@ -20,7 +20,7 @@ __all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "on_meta"
 
 _ROWS = 3
 _LENGTHS = (9, 6, 4)  # the longest first, so that it is seen to leave first; no two dimensions of one size
-_SAMPLES = 3000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
+_SAMPLES = 5000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
 _LARGEST = 4096  # integers of an example that a configuration holds one by one
 
 

@@ -76,6 +76,9 @@ class OwnAnswer(nn.Module):
 class FinetunedAdapter(CapturedAdapter):
     """A fine-tuned model, captured with its head; its one readout, ``"answer"``, is what early heads read.
 
+    That is the model's own answer if it had ended here, and its states, side by side: the first token and the mean of
+    the tokens, without the padding on either side; where there is an answer at each position, that of the position.
+
     Args:
         model: The fine-tuned model.
         select: A function from the model's output to its answer.
@@ -92,30 +95,13 @@ class FinetunedAdapter(CapturedAdapter):
         num_steps: int | None = None,
         example: Mapping[str, Any] | None = None,
     ) -> None:
-        self.select, self.per_position = select, per_position
+        self.selects, self.per_position = {"answer": select}, per_position
         super().__init__(model, num_steps, example)
-
-    def has_readout(self, name: str) -> bool:
-        """See `Adapter.has_readout`."""
-        return name == "answer"
-
-    def readout(self, name: str) -> Callable[..., Tensor]:
-        """See `Adapter.readout`."""
-        return AnswerAndStates(self)
-
-    def width(self, name: str) -> int:
-        """The size of the hidden state."""
-        return self.shapes["hidden"][-1]
-
-    def selects(self, output: Any) -> list[Callable[[Any], Any]]:
-        """See `CapturedAdapter.selects`."""
-        return [self.select]
 
     def learn(self) -> Captured:
         """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
         parts = super().learn()
-        shape = self.shapes["hidden"]
-        inputs = self.shapes[self.encoder.main_input_name]
+        shape, inputs = self.shapes["hidden"], self.shapes[self.encoder.main_input_name]
         if len(shape) != 3 or (self.per_position and shape[1] != inputs[1]):
             raise ArgumentError(
                 "model",
@@ -125,24 +111,14 @@ class FinetunedAdapter(CapturedAdapter):
             )
         return parts
 
+    def width(self, name: str) -> int:
+        """The size of the hidden state."""
+        return self.shapes["hidden"][-1]
 
-class AnswerAndStates:
-    """What an early head reads: the model's own answer if it had ended here, and its states, side by side.
-
-    The states are the first token and the mean of the tokens, without the padding on either side; where there is an
-    answer at each position, that of the position.
-
-    Args:
-        adapter: The adapter of the fine-tuned model.
-    """
-
-    def __init__(self, adapter: FinetunedAdapter) -> None:
-        self.adapter = adapter
-
-    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
-        """Features `(batch, …, labels + states · width)`."""
-        logits, states = self.adapter.read(self.adapter.select, hidden, context), states_of(hidden)
-        if self.adapter.per_position:
+    def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
+        """What early heads read, `(batch, …, labels + states · width)`."""
+        logits, states = self.output(name, hidden, context), states_of(hidden)
+        if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
         mask = self._mask(states, context.get("token_mask"))
         mean = readouts.mean(states, attention_mask=mask)
@@ -155,7 +131,7 @@ class AnswerAndStates:
             return mask
         if mask.shape[1] < length:  # a model that pads within, as Longformer does to a multiple of its window
             return F.pad(mask, (0, length - mask.shape[1]))
-        frames = frames_mask(self.adapter.encoder, mask, length)
+        frames = frames_mask(self.encoder, mask, length)
         return None if frames is mask else as_long(frames, length)
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, initialization
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel, initialization
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.generic import ModelOutput
 
@@ -66,11 +66,11 @@ _READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVa
 
 
 class PonderPreTrainedModel(PreTrainedModel):
-    """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits beside its head.
+    """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits.
 
     Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses differ in what they
     read (`inputs`, `readouts`), what their answers mean (`task_of`) and how they are named in what a call gives
-    (`output_class`, `answers`).
+    (`output_class`, `named_outputs`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
@@ -170,7 +170,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw linear layers anew as Transformers does; a Lambda head still starts at its hazard, an early head at 0."""
+        """Draw weights as Transformers does; a Lambda head still starts at its hazard, an early head at 0."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, HazardLayer):
             initialization.constant_(module.bias, module.start_logit)
@@ -333,14 +333,14 @@ class PonderPreTrainedModel(PreTrainedModel):
         saved = (model.config.architectures or [cls.__name__])[0]
         if saved != cls.__name__ and saved.startswith("PonderFor") and cls.__name__.startswith("PonderFor"):
             raise CheckpointError(
-                f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, whose "
-                f"heads answer something else. Load it with {saved}.from_pretrained."
+                f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, "
+                f"whose heads answer something else. Load it with {saved}.from_pretrained."
             )
         model._learn()
-        model._check_certificate()
+        model._drop_stale_promise()
         return loaded
 
-    def _check_certificate(self) -> None:
+    def _drop_stale_promise(self) -> None:
         """Drop a promise that is about other weights than the model's."""
         policy = self.policy
         if isinstance(policy, Certified) and policy.weights not in (None, self.ponder.weights_digest()):
@@ -358,7 +358,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
-        self._check_certificate()
+        self._drop_stale_promise()
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
         recipe = dataclasses.replace(
             recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or recipe.stages
@@ -421,32 +421,14 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def head_names(self) -> list[str]:
-        """The name of what is new and is trained in full, heads and Lambda head: peft's `modules_to_save`.
-
-        peft finds it itself by the `task_type` of a classifier or of question answering.
-
-        Example:
-            `LoraConfig(target_modules=["query", "value"], modules_to_save=model.head_names)`
-        """
+        """peft's `modules_to_save`: heads and Lambda head; it finds them itself by the `task_type` of the head."""
         return [f"ponder.{self.heads_name}"]
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The encoder's."""
-        embeddings: nn.Module = self.encoder.get_input_embeddings()
-        return embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the encoder's embeddings, as in Transformers."""
         embeddings: nn.Embedding = self.encoder.resize_token_embeddings(*args, **kwargs)
         self.config.vocab_size = embeddings.num_embeddings
         return embeddings
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode as PyTorch does; an encoder that is frozen as a whole stays in evaluation mode."""
-        super().train(mode)
-        if mode and "ponder" in self._modules and not any(weight.requires_grad for weight in self.encoder.parameters()):
-            self.encoder.eval()
-        return self
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -577,12 +559,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
 
 class Heads(nn.Module):
-    """The head and the Lambda head of a model, which are called one by one.
-
-    Args:
-        head: The head.
-        lambda_head: The Lambda head, or None.
-    """
+    """The head and the Lambda head of a model, which are called one by one."""
 
     def __init__(self, head: nn.Module, lambda_head: nn.Module | None) -> None:
         super().__init__()
@@ -627,8 +604,8 @@ def check_saveable(model: PreTrainedModel) -> None:
         ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters of peft.
     """
     kind = type(model)
-    known = kind.__module__.startswith("transformers.") or kind._auto_class is not None
-    known = known or kind in _registered(type(model.config))
+    registered = MODEL_MAPPING.get(type(model.config), None)
+    known = kind.__module__.startswith("transformers.") or kind._auto_class is not None or kind is registered
     if not known or any([type(part).__module__.startswith("peft.") for part in model.modules()]):
         raise ArgumentError(
             "encoder",
@@ -639,12 +616,6 @@ def check_saveable(model: PreTrainedModel) -> None:
             else "Call its register_for_auto_class('AutoModel'), so that its code is saved beside it; or use "
             "ponder.PonderWrapper with the parts that ponder.capture gives.",
         )
-
-
-def _registered(config: type) -> tuple[type, ...]:
-    """The bare classes that users registered for a configuration."""
-    found = transformers.MODEL_MAPPING._extra_content.get(config, ())
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: dict[str, Any]) -> PreTrainedModel:
@@ -658,8 +629,8 @@ def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: d
     missing = sorted(key for key in info["missing_keys"] if auto is not AutoModel or "pooler" not in key.split("."))
     if missing:
         raise CheckpointError(
-            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(missing[:3])}, which would "
-            "be random. Pass the folder of a fine-tuned model, or its encoder to from_encoder."
+            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(missing[:3])}, which "
+            "would be random. Pass the folder of a fine-tuned model, or its encoder to from_encoder."
         )
     return model
 
@@ -673,9 +644,8 @@ def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel
     if not config.finetuned:
         return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given))
     if remote:
-        auto = getattr(
-            transformers, next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
-        )
+        name = next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
+        auto = getattr(transformers, name)
         return auto.from_config(config.encoder, trust_remote_code=True, **given)  # type: ignore[no-any-return]
     return getattr(transformers, config.architecture)._from_config(config.encoder, **given)  # type: ignore[no-any-return]
 
