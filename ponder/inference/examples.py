@@ -106,7 +106,8 @@ class ExampleReader:
                 remedy="Give rows (length, …) without a batch dimension.",
             )
         length = tensor.shape[dim]
-        context[self.padding.mask] = torch.full((1, length), self.padding.real, device=tensor.device)
+        real = self.padding.real or False  # masks that mark padding are bool, as in PyTorch
+        context[self.padding.mask] = torch.full((1, length), real, device=tensor.device)
         return length
 
 

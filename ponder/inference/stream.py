@@ -365,7 +365,7 @@ class _Worker:
         cohorts = self._queues.pop(key, [])
         if admitted:
             cohorts += self._begin(admitted)
-        if sum(map(len, cohorts)) > self._max_batch or self._max_tokens is not None:
+        if sum(map(len, cohorts)) > self._max_batch or (cohorts and self._max_tokens is not None):
             cohorts, rest = _oldest(cohorts, self._max_batch, self._max_tokens)
             self._queues.update({key: rest} if rest else {})
         if cohorts:

@@ -1,0 +1,245 @@
+"""The parts of a model, and its policy, as ONNX graphs, each run once and compared with PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ponder._utils.trees import Shared, Tree
+from ponder.deploy.manifest import PolicyGraphs, TensorSpec
+from ponder.deploy.sessions import Graph
+from ponder.errors import ArgumentError, PonderError
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, all_within
+from ponder.tasks import Task
+
+__all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
+
+_READINGS = {"output": ("output",), "hazard": ("hazard", "cdf", "survival"), "features": ("features",)}
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A tensor of a graph: its description, and its value in the example."""
+
+    spec: TensorSpec
+    value: Tensor
+
+    @property
+    def dynamic(self) -> dict[int, Any]:
+        """The dimensions that vary."""
+        names = {dim: torch.export.Dim("length") for dim in self.spec.along}
+        return names if self.spec.shared else {0: torch.export.Dim("batch"), **names}
+
+
+class _Part(nn.Module):
+    """A function of tensors, with the module whose weights it uses."""
+
+    def __init__(self, module: nn.Module, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        super().__init__()
+        self.module, self.run = module, run
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        return self.run(given)
+
+
+def flatten(tree: Tree) -> list[Tensor]:
+    """Return the tensors of a tree, those in `Shared` values included."""
+    leaves = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in pytree.tree_leaves(tree)]
+    return [leaf for leaf in pytree.tree_leaves(leaves) if isinstance(leaf, Tensor)]
+
+
+def refilled(tree: Tree, values: Sequence[Tensor]) -> Tree:
+    """Return a tree with other tensors, in its order; everything else is a constant."""
+    rest = iter(values)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, Shared):
+            return Shared(pytree.tree_map(put, leaf.value))
+        return next(rest) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(put, tree)
+
+
+@torch.no_grad()
+def write_graph(
+    module: nn.Module,
+    run: Callable[[list[Tensor]], list[Tensor]],
+    given: Sequence[Slot],
+    outputs: Sequence[str],
+    path: Path,
+) -> list[Tensor]:
+    """Trace a part, write it as a graph for any number of rows and any length, and compare it with PyTorch.
+
+    Args:
+        module: The module whose weights the part uses.
+        run: The part, a function of the values of the slots.
+        given: Its inputs; those that it does not read are left out of the graph.
+        outputs: Names of its outputs.
+        path: The file.
+
+    Returns:
+        The outputs of the example.
+
+    Raises:
+        PonderError: PyTorch cannot trace the part, or the graph answers in another way.
+    """
+    onnx, part, values = _onnx(), _Part(module, run), [slot.value.clone() for slot in given]
+    try:
+        with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
+            warnings.simplefilter("ignore")  # of the exporter's own insides
+            program: Any = torch.onnx.export(
+                part,
+                (values,),
+                input_names=[slot.spec.name for slot in given],
+                output_names=list(outputs),
+                dynamic_shapes=([slot.dynamic for slot in given],),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        why = str(error).strip().splitlines()
+        raise PonderError(
+            f"{path.stem}: PyTorch cannot export this part of the model ({why[0] if why else type(error).__name__}). "
+            "Steps, stem, readout, heads and policies must be traceable by torch.export, for any batch and length."
+        ) from error
+    proto = program.model_proto
+    read = {name for node in proto.graph.node for name in node.input} | {made.name for made in proto.graph.output}
+    for unread in [value for value in proto.graph.input if value.name not in read]:
+        proto.graph.input.remove(unread)
+    onnx.save(proto, str(path))
+    expected = run([value.clone() for value in values])
+    for rows in (slice(None), slice(-1, None)):  # of all rows, and of the last alone
+        chosen = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
+        found = Graph(path, 1)({slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)})
+        wanted = expected if rows == slice(None) else run([value.clone() for value in chosen])
+        for name, value in zip(outputs, wanted, strict=True):
+            if not np.allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
+                raise PonderError(
+                    f"{path.name}: {name!r} is not what PyTorch gives on the example. A part cannot be traced whose "
+                    "code depends on the values of its input: write it without Python conditions on tensors."
+                )
+    return expected
+
+
+def write_policy(
+    policy: ExitPolicy, num_steps: int, task: Task, readings: Mapping[str, Slot], folder: Path
+) -> PolicyGraphs:
+    """Write a policy's `init` and `decide` as graphs; its thresholds are inputs of them.
+
+    Args:
+        policy: Any policy, one of the user's own included.
+        num_steps: N.
+        task: The meaning of the outputs.
+        readings: Examples of what a policy may read, by name, and of the mask.
+        folder: The folder.
+    """
+    if "context" in policy.needs:
+        raise ArgumentError(
+            "policy",
+            expected="a policy that reads the model alone",
+            got=f"{policy!r}, which reads policy_context",
+            remedy="Serve it with PyTorch.",
+        )
+    together = policy.exit_of_all(num_steps)
+    if together is not None:
+        return PolicyGraphs(together=together)
+    tunable = [part for part in all_within(policy) if part.tunable is not None]
+    thresholds = {f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)}  # type: ignore[union-attr]
+    names = [name for need in sorted(policy.needs) for name in _READINGS[need]]
+    names += ["mask"] if "mask" in readings else []
+    rows = next(iter(readings.values())).value.shape[0]
+    length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
+    ids = Slot(TensorSpec("row_ids", "int64"), torch.arange(rows))
+    state = policy.init(PolicyBatch(ids.value, num_steps, task))
+    init, module = None, nn.Module()
+    if flatten(state):
+        outputs = [f"state_{n}" for n in range(len(flatten(state)))]
+        write_graph(
+            module,
+            lambda given: flatten(policy.init(PolicyBatch(given[0], num_steps, task))),
+            [ids],
+            outputs,
+            folder / "policy_init.onnx",
+        )
+        init = "policy_init.onnx"
+    bars = [Slot(TensorSpec(name, "float32", shared=True), torch.tensor(v)) for name, v in thresholds.items()]
+    files: list[str] = []
+    for step, name in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
+        index = Slot(TensorSpec("index", "int64"), torch.full((rows,), step))
+        fixed = [index, *(readings[name] for name in names)]
+
+        def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> list[Tensor]:
+            moved = _with_thresholds(policy, given[count : count + len(bars)])
+            seen = dict(zip(names, given[1:count], strict=True))
+            view = StepView(given[0], num_steps, seen, task, seen.pop("mask", None))
+            mask, after = moved.decide(view, refilled(state, given[count + len(bars) :]))
+            mask = torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask
+            return [mask, *flatten(after)]
+
+        held = [
+            Slot(TensorSpec(f"state_{n}", "", along=(1,) if value.shape[1:2] == (length,) else ()), value)
+            for n, value in enumerate(flatten(state))
+        ]
+        view = StepView(index.value, num_steps, {n: readings[n].value for n in names if n != "mask"}, task)
+        after = policy.decide(view if "mask" not in names else _masked(view, readings["mask"].value), state)[1]
+        outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
+        write_graph(module, decide, [*fixed, *bars, *held], outputs, folder / name)
+        files.append(name)
+        if _filled(after) == _filled(state):
+            break
+        state = after
+    return PolicyGraphs(
+        tuple(sorted(policy.needs)), thresholds, None, init, files[0], files[1] if len(files) > 1 else None
+    )
+
+
+def _filled(tree: Tree) -> list[bool]:
+    """Return which leaves of a state have a value: before the first step some are None."""
+    return [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]
+
+
+def _masked(view: StepView, mask: Tensor) -> StepView:
+    return StepView(view.index, view.num_steps, view.readings, view.task, mask)
+
+
+def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy:
+    """Return a copy of a policy whose thresholds are tensors, which its constructor would refuse."""
+    made = copy.deepcopy(policy)
+    parts = [part for part in all_within(made) if part.tunable is not None]
+    for part, value in zip(parts, values, strict=True):
+        object.__setattr__(part, part.tunable.field, value)  # type: ignore[union-attr]
+    return made
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let loggers report errors alone while a block runs."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch.onnx.export needs it)
+    except ImportError as error:
+        raise PonderError("exporting needs onnx and onnxscript: pip install 'ponder-torch[onnx]'.") from error
+    return onnx

@@ -1,0 +1,439 @@
+"""`OnnxModel`: an exported model, run to its exits with NumPy, onnxruntime and tokenizers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.rows import content_ids
+from ponder.calibration.arrays import ArrayRecord
+from ponder.deploy.manifest import Manifest, PolicyGraphs, TensorSpec
+from ponder.deploy.sessions import Graph
+from ponder.errors import ArgumentError, PonderError
+from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
+from ponder.tasks import Task, task_named
+
+__all__ = ["Answers", "OnnxModel"]
+
+Array = NDArray[Any]
+_TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+_NEXT = ".next"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers to examples, in their order.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have positions, `(rows, longest, …)`.
+        exit_step: The step at which each row exited, `(rows,)`, 1-based.
+        names: Names of the classes.
+    """
+
+    outputs: Array
+    exit_step: Array
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the predicted classes."""
+        return [self.names[place] if self.names else str(place) for place in self.outputs.argmax(-1).tolist()]
+
+    @property
+    def probabilities(self) -> Array:
+        """Probability of each predicted class, `(rows,)`."""
+        shifted = np.exp(self.outputs - self.outputs.max(-1, keepdims=True))
+        probabilities: Array = shifted.max(-1) / shifted.sum(-1)
+        return probabilities
+
+
+class OnnxModel:
+    """A model that `ponder.export.onnx` wrote: rows leave the batch at their exits, as they do in PyTorch.
+
+    Args:
+        folder: The export.
+        threads: Threads of one operation; onnxruntime's own choice where None.
+
+    Raises:
+        CheckpointError: The folder is no export.
+
+    Example:
+        >>> exported = ponder.export.OnnxModel(folder)
+        >>> exported.num_steps, exported.predict(inputs.numpy()).exit_step.shape
+        (4, (300,))
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self._graphs = {
+            name: Graph(self.folder / name, threads) for name in self.manifest.files() if name[-5:] == ".onnx"
+        }
+        self.task: Task = task_named(self.manifest.task)
+        graphs = self.manifest.graphs
+        self._policy: Any = self.policy if graphs is None else _GraphPolicy(graphs, self._graphs)
+        self._tokenizer = None if self.manifest.tokenizer is None else _open_tokenizer(self.folder, self.manifest)
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of steps at full depth."""
+        return self.manifest.num_steps
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The exit policy as an object; a user's own class must be registered where this is read."""
+        return ExitPolicy.from_dict(self.manifest.policy)
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy) -> None:
+        """Take a policy: of the same kinds, another threshold for its graphs; any other is run in NumPy."""
+        graphs, data = self.manifest.graphs, policy.to_dict()
+        if graphs is not None and _kinds(data) == _kinds(self.manifest.policy):
+            moved = [getattr(part, part.tunable.field) for part in all_within(policy) if part.tunable is not None]
+            bars = dict(zip(graphs.thresholds, map(float, moved), strict=True)) if graphs.thresholds else {}
+            graphs = replace(graphs, thresholds=bars, together=policy.exit_of_all(self.num_steps))
+            self._policy = _GraphPolicy(graphs, self._graphs)
+        else:
+            graphs, self._policy = None, policy
+        self.manifest = replace(self.manifest, policy=data, graphs=graphs)
+
+    def save_policy(self) -> None:
+        """Keep the policy in the folder."""
+        self.manifest.write(self.folder)
+
+    def predict(
+        self, examples: Any, *, policy: ExitPolicy | None = None, batch_size: int = 32, row_ids: Any = None
+    ) -> Answers:
+        """Run every example to its exit, in batches of similar length.
+
+        Args:
+            examples: Texts (or pairs of texts), arrays or dicts of arrays, one an example.
+            policy: Decides instead of the export's own, in NumPy.
+            batch_size: Rows of a batch at most.
+            row_ids: Identity of each row, for seeded sampling; its position where None.
+        """
+        rows = self._rows(examples)
+        ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)
+        exit_step, found = np.zeros(len(rows), dtype=np.int64), list[Any]()
+        if policy is not None:
+            policy.check(ModelSpec(self.num_steps, self.task, self.manifest.lambda_head is not None))
+        for places, batch in self._batches(rows, batch_size):
+            outputs, exit_step[places] = self._run(batch, self._policy if policy is None else policy, ids[places])
+            found += zip(places, self._cut(outputs, batch), strict=True)
+        return Answers(_in_order(found, self), exit_step, self.manifest.labels)
+
+    def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> ArrayRecord:
+        """Run every example through all steps, and record outputs, features and hazards.
+
+        Args:
+            examples: As for `predict`; texts are known again by their content.
+            batch_size: Rows of a batch at most.
+            labels: Labels of the examples, kept with the record.
+        """
+        rows, texts = self._rows(examples), _are_texts(examples)
+        outputs, features, hazards = list[Any](), list[Any](), list[Any]()
+        for places, batch in self._batches(rows, batch_size):
+            running = _Running(self, batch)
+            for step in range(1, self.num_steps + 1):
+                running.advance(step)
+                outputs += zip([(n, step) for n in places], self._cut(running.output(), batch), strict=True)
+                features += zip([(n, step) for n in places], running.features(), strict=True)
+                if self.manifest.lambda_head is not None:
+                    hazards += zip([(n, step) for n in places], running.hazard(), strict=True)
+        shape = (len(rows), self.num_steps)
+        stacked = {
+            name: _in_order(found, self) for name, found in (("outputs", outputs), ("hazards", hazards)) if found
+        }
+        longest = stacked["outputs"].shape[1] if self.task.per_position else 0
+        mask = np.arange(longest) < np.array([row.length for row in rows])[:, None] if longest else None
+        pooled = features and not self.task.per_position
+        return ArrayRecord(
+            stacked["outputs"].reshape(*shape, *stacked["outputs"].shape[1:]),
+            content_ids(examples) if texts else np.arange(len(rows)),
+            labels=labels,
+            hazard_logits=stacked["hazards"].reshape(shape) if hazards else None,
+            features=_in_order(features, self).reshape(*shape, -1) if pooled else None,
+            mask=mask,
+            meaning=self.task,
+            weights=self.manifest.weights,
+            content_ids=texts,
+        )
+
+    def _cut(self, outputs: Any, batch: _Batch) -> list[Array]:
+        """Outputs of a batch, each as long as its row where outputs have positions."""
+        if not self.task.per_position:
+            return list(outputs)
+        return [output[:length] for output, length in zip(outputs, batch.lengths, strict=True)]
+
+    def _run(self, batch: _Batch, policy: Any, row_ids: Array) -> tuple[list[Array], Array]:
+        """Run a batch to its exits: the loop of `ponder.model.loop`, in NumPy."""
+        steps, task = self.num_steps, self.task
+        running, state = _Running(self, batch), policy.init(PolicyBatch(row_ids, steps, task))
+        rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
+        log_survival, outputs = np.zeros(len(rows), dtype=np.float32), [np.zeros(0)] * len(rows)
+        together = policy.exit_of_all(steps)
+        for step in range(1, steps + 1):
+            running.advance(step)
+            exits = np.full(len(rows), step == (together or steps))
+            if not exits.any() and together is None:
+                readings: dict[str, Array] = {}
+                if "hazard" in policy.needs:
+                    logit = running.hazard()
+                    readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(log_survival)
+                    log_survival = log_survival - np.logaddexp(0, logit)
+                    readings["cdf"] = -np.expm1(log_survival)
+                mask = running.mask() if task.per_position else None
+                if "output" in policy.needs:
+                    readings["output"] = task.without_padding(running.output().copy(), mask)
+                if "features" in policy.needs:
+                    readings["features"] = running.features()
+                view = StepView(np.full(len(rows), step), steps, readings, task, mask)
+                answer, state = policy.decide(view, state)
+                exits = np.broadcast_to(answer, exits.shape)
+            gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
+            if len(gone):
+                for place, output in zip(rows[gone], running.output_of(gone), strict=True):
+                    outputs[place], exit_step[place] = output, step
+                if not len(stay):
+                    break
+                rows, state, log_survival = rows[stay], _take(state, stay), log_survival[stay]
+                running.keep(stay)
+        return outputs, exit_step
+
+    def _rows(self, examples: Any) -> list[_Row]:
+        """Read what a caller gives, as rows."""
+        if isinstance(examples, str):
+            raise ArgumentError("examples", expected="a list of texts", got="one text", remedy="Pass [text].")
+        if _are_texts(examples):
+            if self._tokenizer is None:
+                raise ArgumentError(
+                    "examples",
+                    expected="arrays, for an export without a tokenizer",
+                    got="texts",
+                    remedy="Export with tokenizer=.",
+                )
+            given = [text if isinstance(text, str) else tuple(text) for text in examples]
+            encoded = self._tokenizer.encode_batch(given)
+            names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]
+            dicts = [{name: np.array(getattr(each, _TOKENS[name])) for name in names} for each in encoded]
+        else:
+            main = self.manifest.inputs[0].name
+            dicts = [dict(row) if isinstance(row, Mapping) else {main: np.asarray(row)} for row in examples]
+        return [self._row(row) for row in dicts]
+
+    def _row(self, given: Mapping[str, Any]) -> _Row:
+        arrays = {name: np.asarray(value) for name, value in given.items()}
+        along = next((spec for spec in self.manifest.inputs if spec.name in arrays and spec.along), None)
+        length = 0 if along is None else arrays[along.name].shape[along.along[0] - 1]
+        for spec in self.manifest.inputs:
+            if spec.name not in arrays:
+                if spec.default is None:
+                    raise ArgumentError(
+                        "examples",
+                        expected=f"{[spec.name for spec in self.manifest.inputs]} in each example",
+                        got=sorted(arrays),
+                        remedy="Give dicts of arrays by these names.",
+                    )
+                arrays[spec.name] = np.full(length, spec.default)
+        mask = self.manifest.mask
+        if mask is not None:
+            real = (arrays[mask] != 0) == bool(self.manifest.real)
+            length = max(int(np.max(np.flatnonzero(real), initial=0)) + 1, 1)
+        return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
+
+    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Batch]]:
+        """Rows of similar length together, the longest first; without lengths, rows of one shape."""
+        keys = [(row.shapes if self.manifest.mask is None else (), -row.length, n) for n, row in enumerate(rows)]
+        order = [n for _, _, n in sorted(keys)]
+        start = 0
+        while start < len(order):
+            places = [n for n in order[start : start + batch_size] if keys[n][0] == keys[order[start]][0]]
+            yield places, _joined([rows[n] for n in places], self.manifest.inputs)
+            start += len(places)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    arrays: dict[str, Array]
+    length: int
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        return tuple(array.shape for array in self.arrays.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    arrays: dict[str, Array]
+    lengths: Array
+
+
+class _GraphPolicy:
+    """A policy in graphs, used as an `ExitPolicy`; its state is a tuple of arrays."""
+
+    def __init__(self, graphs: PolicyGraphs, sessions: Mapping[str, Graph]) -> None:
+        self.graphs, self._sessions, self.needs = graphs, sessions, frozenset(graphs.needs)
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return self.graphs.together
+
+    def init(self, batch: PolicyBatch) -> tuple[int, list[Array]]:
+        if self.graphs.init is None:
+            return 0, []
+        return 0, list(self._sessions[self.graphs.init]({"row_ids": batch.row_ids}).values())
+
+    def decide(self, view: StepView, state: tuple[int, list[Array]]) -> tuple[Array, tuple[int, list[Array]]]:
+        asked, held = state
+        name = self.graphs.later if asked and self.graphs.later else self.graphs.first
+        assert name is not None
+        given = {"index": view.index, **view.readings, **self.graphs.thresholds}
+        given |= {f"state_{n}": value for n, value in enumerate(held)}
+        found = self._sessions[name]({**given, **({} if view.mask is None else {"mask": view.mask})})
+        return found.pop("exits"), (asked + 1, list(found.values()))
+
+
+class _Running:
+    """The running rows of a batch, computed by graphs; what nobody asks for is not run."""
+
+    def __init__(self, model: OnnxModel, batch: _Batch) -> None:
+        self._model, self._made, self._graphs = model, model.manifest, model._graphs
+        made = self._made
+        self._arrays = batch.arrays if made.stem is None else self._graphs[made.stem](batch.arrays)
+        for spec in (*made.hidden, *made.context):  # a stem's graph hands on nothing that it does not make
+            if spec.name not in self._arrays:
+                self._arrays[spec.name] = batch.arrays[spec.name.removeprefix("context.")]
+        self._lengths, self._step, self._cache = batch.lengths, 0, dict[str, Array]()
+        self._past: list[Array] = []
+        if made.history > 1:
+            first = self._halting_features()
+            self._past = [first if made.initial == "stem" else np.zeros_like(first)] * (made.history - 1)
+
+    def advance(self, step: int) -> None:
+        if step > 1 and self._past:
+            self._past = [self._halting_features(), *self._past[:-1]]
+        self._cache, self._step = {}, step
+        name = self._made.steps[self._made.schedule[step - 1]]
+        size = len(self._arrays[self._made.hidden[0].name])
+        found = self._graphs[name]({**self._arrays, "index": np.full(size, step)})
+        self._arrays = {**self._arrays, **{key.removesuffix(_NEXT): value for key, value in found.items()}}
+
+    def features(self) -> Array:
+        return self._cached("features", lambda: self._graphs[self._made.readout](self._arrays)["features"])
+
+    def output(self) -> Array:
+        return self._cached("output", lambda: self._answer(self.features()))
+
+    def hazard(self) -> Array:
+        assert self._made.lambda_head is not None
+        read = np.concatenate([self._halting_features(), *self._past], axis=-1)
+        return self._graphs[self._made.lambda_head]({"features": read})["hazard"]
+
+    def output_of(self, index: Array) -> Array:
+        if "output" in self._cache or len(index) == len(self.features()):
+            return self.output()[index]
+        return self._answer(self.features()[index])
+
+    def mask(self) -> Array:
+        """Positions that are no padding, `(rows, length)`."""
+        length = self._arrays[self._made.hidden[0].name].shape[1]
+        mask: Array = np.arange(length) < self._lengths[:, None]
+        return mask
+
+    def keep(self, index: Array) -> None:
+        kept = {name: value[index] for name, value in self._cache.items() if self._past and name.endswith("features")}
+        self._cache, self._lengths = kept, self._lengths[index]
+        self._past = [each[index] for each in self._past]
+        for spec in (*self._made.hidden, *self._made.context):
+            array = self._arrays[spec.name] if spec.shared else self._arrays[spec.name][index]
+            for dim in spec.along if self._made.narrows else ():
+                array = array[(slice(None),) * dim + (slice(int(self._lengths.max())),)]
+            self._arrays[spec.name] = array
+
+    def _answer(self, features: Array) -> Array:
+        heads = self._made.heads
+        return self._graphs[heads[0 if len(heads) == 1 else self._step - 1]]({"features": features})["output"]
+
+    def _halting_features(self) -> Array:
+        name = self._made.halting_readout
+        if name is None:
+            return self.features()
+        return self._cached("halting_features", lambda: self._graphs[name](self._arrays)["features"])
+
+    def _cached(self, name: str, make: Any) -> Array:
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+
+def _are_texts(examples: Any) -> bool:
+    first = next(iter(examples), None) if not isinstance(examples, np.ndarray) else None
+    return isinstance(first, str) or (isinstance(first, tuple | list) and len(first) > 0 and isinstance(first[0], str))
+
+
+def _joined(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> _Batch:
+    """Stack rows, each padded on the right to the longest."""
+    arrays = {}
+    for spec in specs:
+        parts = [row.arrays[spec.name] for row in rows]
+        if spec.shared:
+            arrays[spec.name] = parts[0]
+            continue
+        for dim in spec.along:
+            longest = max(row.length for row in rows)
+            parts = [_resized(part, dim - 1, longest, spec.fill) for part in parts]
+        arrays[spec.name] = np.stack(parts)
+    return _Batch(arrays, np.array([row.length for row in rows]))
+
+
+def _resized(array: Array, dim: int, length: int, fill: float) -> Array:
+    cut = array[(slice(None),) * dim + (slice(length),)]
+    width = [(0, length - cut.shape[n] if n == dim else 0) for n in range(cut.ndim)]
+    return np.pad(cut, width, constant_values=fill)
+
+
+def _in_order(found: Sequence[tuple[Any, Array]], model: OnnxModel) -> Array:
+    """Stack outputs by their places; where they have positions, blanks stand beyond the end of a row."""
+    ordered = [value for _, value in sorted(found, key=lambda pair: pair[0])]
+    if not ordered:
+        return np.zeros((0, *model.manifest.outputs), dtype=np.float32)
+    if len({value.shape for value in ordered}) > 1:
+        longest = max(len(value) for value in ordered)
+        ordered = [_resized(value, 0, longest, model.task.blank) for value in ordered]
+    return np.stack(ordered)
+
+
+def _take(tree: Any, index: Array) -> Any:
+    if isinstance(tree, np.ndarray):
+        return tree[index]
+    if isinstance(tree, Mapping):
+        return {name: _take(value, index) for name, value in tree.items()}
+    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+
+
+def _kinds(data: Any) -> Any:
+    """The names of a policy and of those inside it, without their numbers."""
+    if isinstance(data, Mapping):
+        return {name: _kinds(value) for name, value in data.items()}
+    return (
+        [_kinds(value) for value in data] if isinstance(data, list | tuple) else data if isinstance(data, str) else None
+    )
+
+
+def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[onnx]'.") from error
+    tokenizer = Tokenizer.from_file(str(folder / str(manifest.tokenizer)))
+    tokenizer.no_padding()
+    if manifest.max_length is not None:
+        tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
+    return tokenizer

@@ -1,0 +1,174 @@
+"""Exports: graphs and policies answer as PyTorch does, thresholds move, int8 agrees, and nothing needs PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import policies
+from ponder.deploy.graphs import Slot, write_policy
+from ponder.deploy.manifest import Manifest, TensorSpec
+from ponder.errors import ArgumentError, CheckpointError, PonderError
+from tests.inference.toys import build, sequences
+
+SURE = policies.Confidence(0.55)
+ROWS = sequences(60)
+ARRAYS = [row.numpy() for row in ROWS]
+EXAMPLE = (torch.arange(12).reshape(2, 6), {"attention_mask": torch.ones(2, 6)})
+
+
+@dataclass(frozen=True)
+class Norm(policies.ThresholdPolicy):
+    """A user's own policy, which nobody registered where it is served."""
+
+    least: float
+    needs, tunable = frozenset({"output"}), policies.Threshold("least", "above", high=9.0)
+
+    def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        return step.output.norm(dim=-1), state
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "norm", "least": self.least}
+
+
+@pytest.fixture(scope="module")
+def made() -> ponder.PonderWrapper:
+    return build(policy=SURE)
+
+
+@pytest.fixture(scope="module")
+def folder(made: ponder.PonderWrapper, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ponder.export.onnx(made, tmp_path_factory.mktemp("export") / "model", example=EXAMPLE)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    np.testing.assert_allclose(found.outputs, expected.outputs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_exit_and_answer_as_in_pytorch(made: ponder.PonderWrapper, folder: Path) -> None:
+    exported = ponder.export.OnnxModel(folder, threads=1)
+    assert_same(exported.predict(ARRAYS, batch_size=8), ponder.predict(made, ROWS))
+    record, expected = exported.record(ARRAYS), made.record(ROWS)
+    np.testing.assert_allclose(record.outputs, expected.outputs.numpy(), rtol=1e-4, atol=1e-5)
+    assert record.weights == made.weights_digest()
+    promised = ponder.control_risk(record, policies.Confidence, level=0.3)
+    assert promised.statement == ponder.control_risk(expected, policies.Confidence, level=0.3).statement
+    assert len(exported.predict([])) == 0
+
+
+def test_thresholds_are_inputs_of_the_graph_and_other_policies_run_in_numpy(
+    made: ponder.PonderWrapper, folder: Path
+) -> None:
+    exported = ponder.export.OnnxModel(folder, threads=1)
+    for policy in (policies.Confidence(0.7), policies.Patience(2), policies.FixedStep(3), policies.Confidence(0.4)):
+        exported.policy = policy
+        assert_same(exported.predict(ARRAYS), ponder.predict(made, ROWS, policy=policy))
+        assert_same(exported.predict(ARRAYS, policy=SURE), ponder.predict(made, ROWS))
+        assert exported.policy == policy
+
+
+POLICIES = [
+    policies.Patience(1) | policies.Confidence(0.7),
+    (policies.Entropy(0.9) & policies.Margin(0.2)).after(2),
+    policies.Voting(2),
+    Norm(1.5),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_a_policy_is_graphs_of_its_own(
+    policy: policies.ExitPolicy, made: ponder.PonderWrapper, folder: Path, tmp_path: Path
+) -> None:
+    readings = {"output": Slot(TensorSpec("output", "float32"), torch.randn(2, 3))}
+    graphs = write_policy(policy, made.num_steps, made.task, readings, tmp_path)
+    manifest = Manifest.read(folder)
+    for name in manifest.files():
+        if not name.startswith("policy"):
+            (tmp_path / name).symlink_to(folder / name)
+    replace(manifest, policy=policy.to_dict(), graphs=graphs).write(tmp_path)
+    exported = ponder.export.OnnxModel(tmp_path, threads=1)
+    assert_same(exported.predict(ARRAYS, batch_size=16), ponder.predict(made, ROWS, policy=policy))
+
+
+@pytest.mark.slow
+def test_shared_steps_with_hazards_sample_the_same_exits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    step = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    heads = {"head": nn.Linear(8, 3), "lambda_head": ponder.LambdaHead(8, layers=3, history=2)}
+    model = ponder.PonderWrapper(step, num_steps=5, policy=policies.Bernoulli(3), **heads).eval()
+    rows, ids = torch.randn(50, 8), torch.arange(100, 150)
+    exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=rows[:2]))
+    assert_same(exported.predict(rows.numpy(), row_ids=ids.numpy()), ponder.predict(model, rows, row_ids=ids))
+    quantile = policies.Quantile(0.6)
+    assert_same(exported.predict(rows.numpy(), policy=quantile), ponder.predict(model, rows, policy=quantile))
+    assert (exported.record(rows.numpy()).exit_steps(quantile) == model.record(rows).exit_steps(quantile)).all()
+
+
+@pytest.mark.slow
+def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
+    model = build("token_classification", policy=policies.Patience(1))
+    exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=EXAMPLE))
+    assert_same(exported.predict(ARRAYS, batch_size=8), ponder.predict(model, ROWS))
+    record = exported.record(ARRAYS)
+    assert (record.exit_steps(model.policy) == model.record(ROWS).exit_steps(model.policy)).all()
+
+
+@pytest.mark.parametrize("calibration", [None, ARRAYS[:40]], ids=["dynamic", "static"])
+def test_eight_bits_agree_mostly_and_say_what_they_are(folder: Path, tmp_path: Path, calibration: Any) -> None:
+    full = ponder.export.OnnxModel(folder).predict(ARRAYS, policy=policies.LastStep()).outputs
+    for everything in (True, "all"):
+        made = ponder.export.quantized(folder, tmp_path / str(everything), everything, calibration=calibration)
+        exported = ponder.export.OnnxModel(made)
+        assert exported.manifest.int8
+        assert exported.manifest.weights is None  # no certificate of the fp32 weights holds here
+        found = exported.predict(ARRAYS, policy=policies.LastStep()).outputs
+        assert np.abs(found - full).max() > 0
+        assert (found.argmax(-1) == full.argmax(-1)).mean() > 0.9
+    with pytest.raises(ArgumentError, match="every value is finite"):
+        ponder.export.quantized(folder, tmp_path / "none", calibration=[])
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_export_is_run_where_torch_and_transformers_are_not_installed(folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "import ponder, numpy, json; model = ponder.export.OnnxModel(sys.argv[1])\n"
+        "rows = [numpy.array(row) for row in json.loads(sys.argv[2])]\n"
+        "found = model.predict(rows); promise = ponder.control_risk(model.record(rows), model.policy, level=0.5)\n"
+        "print(json.dumps([found.exit_step.tolist(), promise.met]))"
+    )
+    given = [sys.executable, "-c", code, str(folder), json.dumps([row.tolist() for row in ROWS])]
+    steps, met = json.loads(subprocess.run(given, capture_output=True, text=True, check=True).stdout)
+    assert steps == ponder.export.OnnxModel(folder).predict(ARRAYS).exit_step.tolist()
+    assert met
+
+
+class Branching(nn.Module):
+    """A step whose code depends on the values that it is given."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * 2 if hidden.sum() > 0 else hidden
+
+
+def test_faults_name_their_cause_and_leave_nothing(tmp_path: Path) -> None:
+    branching = ponder.PonderWrapper(Branching(), num_steps=2, head=nn.Linear(4, 2)).eval()
+    with pytest.raises(PonderError, match="step_1: PyTorch cannot export"):
+        ponder.export.onnx(branching, tmp_path / "new", example=torch.ones(2, 4))
+    with pytest.raises(ArgumentError, match="with an example of a call"):
+        ponder.export.onnx(branching, tmp_path / "new")
+    with pytest.raises(ArgumentError, match=r"float\(\)"):
+        ponder.export.onnx(branching.half(), tmp_path / "new", example=torch.ones(2, 4))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="no export of this version"):
+        ponder.export.OnnxModel(tmp_path)
