@@ -22,7 +22,7 @@ from ponder.model.losses import exit_loss, labelled_mean, step_losses
 from ponder.model.padding import Padding, check_positions, last_position, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
-from ponder.model.unroll import ModelSource, StepRecord, call_stem, checkpointed, no_exits, unroll
+from ponder.model.unroll import ModelSource, call_stem, checkpointed, unroll
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -236,10 +236,8 @@ class PonderWrapper(nn.Module):
             labels: Labels, batch first, for the loss.
             policy: An exit policy instead of the model's own, for this call (eval mode).
             row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position where None.
-            policy_context: Values that policies read of each row (a budget, say), by name, `(batch, …)` each; neither
-                stem nor steps see it.
-            num_steps: Number of steps of this call, where one shared step can run for longer (or shorter)
-                than it was trained; N where None.
+            policy_context: Values that only policies read of each row (a budget, say), by name, `(batch, …)` each.
+            num_steps: Number of steps, where one shared step can run for longer (or shorter) than it was trained.
             context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
                 in `ponder.Shared`.
         """
@@ -262,7 +260,7 @@ class PonderWrapper(nn.Module):
             use_hazard="hazard" in policy.needs,
             use_features="features" in policy.needs,
         )
-        exits = run(source, policy, batch) if batch.row_ids.shape[0] else no_exits(source, batch.num_steps)
+        exits = run(source, policy, batch)
         loss = None
         if labels is not None:
             loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
@@ -281,14 +279,7 @@ class PonderWrapper(nn.Module):
     ) -> tuple[ModelSource, PolicyBatch]:
         """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
-        Args:
-            inputs: The argument of the stem.
-            context: The arguments of the stem and the steps besides.
-            row_ids: Identity of each row.
-            policy_context: Values that policies read of each row.
-            num_steps: Number of steps.
-            use_hazard: Whether hazards will be asked for.
-            use_features: Whether features will be: these may have positions where outputs have none.
+        `use_hazard` and `use_features` say what will be asked for: features may have positions where outputs have none.
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
@@ -332,17 +323,13 @@ class PonderWrapper(nn.Module):
     ) -> Trajectory:
         """Run all steps for all rows and record them; arguments as for a call.
 
-        Args:
-            inputs: The argument of the stem.
-            labels: Kept with the trajectory.
-            row_ids: Identity of each row.
-            policy_context: Kept with the trajectory, for policies that read it.
-            num_steps: Number of steps, as for a call.
-            keep_features: Record features too, for policies that read them.
-            context: Context of the call.
+        With `keep_features` the features are recorded too, for policies that read them.
         """
         depth, use_hazard = Depth(0, self.depth(num_steps)), self.lambda_head is not None
-        return self._unroll(inputs, context, labels, row_ids, policy_context, depth, use_hazard, keep_features)
+        source, batch = self.start(
+            inputs, context, row_ids, policy_context, depth.steps, use_hazard=use_hazard, use_features=keep_features
+        )
+        return self._unroll(source, batch, depth, labels, policy_context, keep_features)
 
     def predict(self, dataset: Any, **options: Any) -> Any:
         """Run every example of a data set to its exit, in batches of similar length; see `ponder.predict`."""
@@ -425,12 +412,12 @@ class PonderWrapper(nn.Module):
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
-        if policy is None and num_steps in (None, self.num_steps):
+        if policy is None and num_steps is None:
             return self._policy
-        policy = self._policy if policy is None else policy
-        check_type("policy", policy, ExitPolicy)
-        policy.check(replace(self.spec, num_steps=self.depth(num_steps)))
-        return policy
+        chosen = self._policy if policy is None else policy
+        check_type("policy", chosen, ExitPolicy)
+        chosen.check(replace(self.spec, num_steps=self.depth(num_steps)))
+        return chosen
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
@@ -441,8 +428,7 @@ class PonderWrapper(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
-        The dropout of a frozen encoder, and the running statistics of its BatchNorm, do not move. A stem, step or
-        readout without parameters is as the encoder is.
+        A stem, step or readout without parameters is as the encoder is.
         """
         super().train(mode)
         if not mode:
@@ -513,7 +499,11 @@ class PonderWrapper(nn.Module):
     ) -> PonderOutput:
         objective = self._objective.at(self.progress)
         needs, depth = objective.needs, objective.depth(self.depth(num_steps))
-        trajectory = self._unroll(inputs, context, labels, row_ids, None, depth, "hazard" in needs, "features" in needs)
+        features = "features" in needs
+        source, batch = self.start(
+            inputs, context, row_ids, None, depth.total, use_hazard="hazard" in needs, use_features=features
+        )
+        trajectory = self._unroll(source, batch, depth, labels, keep_features=features)
         outputs = trajectory.outputs[:, -1]
         last = torch.full_like(trajectory.row_ids, depth.total)
         if trajectory.labels is None:
@@ -559,29 +549,22 @@ class PonderWrapper(nn.Module):
 
     def _unroll(
         self,
-        inputs: Tree,
-        context: Mapping[str, Any],
-        labels: Tensor | None,
-        row_ids: Tensor | None,
-        policy_context: Mapping[str, Tensor] | None,
+        source: ModelSource,
+        batch: PolicyBatch,
         depth: Depth,
-        use_hazard: bool,
-        keep_features: bool,
+        labels: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        keep_features: bool = False,
     ) -> Trajectory:
-        source, batch = self.start(
-            inputs, context, row_ids, policy_context, depth.total, use_hazard=use_hazard, use_features=keep_features
-        )
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = checkpointed(self.steps)
-        record: StepRecord = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep_features)
-        last = record.outputs[:, -1]
+        record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep_features)
         if labels is not None:
+            last = record["outputs"][:, -1]
             labels = (self._task or infer_task(last, labels)).check(last, labels)
         return Trajectory(
-            outputs=record.outputs,
-            hazard_logits=record.hazard_logits,
+            **record,
             row_ids=batch.row_ids,
-            features=record.features,
             labels=labels,
             task=None if self._task is None else self._task.name,
             mask=source.mask,

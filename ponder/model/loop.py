@@ -59,7 +59,9 @@ class Readings(Protocol):
 
 
 class Source(Readings, Protocol):
-    """The running rows. Row numbers are given on the host."""
+    """The running rows, and the step they stand at. Row numbers are given on the host."""
+
+    step: int
 
     def advance(self, step: int) -> None:
         """Bring all running rows to `step`."""
@@ -100,11 +102,14 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     """Run all rows of a batch to their exits.
 
     Args:
-        source: The rows, at least one.
+        source: The rows.
         policy: The exit policy; it has been checked against the model.
         batch: The ids of the rows, and the number of steps.
     """
     device, num_steps = batch.row_ids.device, batch.num_steps
+    if not batch.row_ids.shape[0]:  # the last head, on h_0, gives the outputs a shape
+        source.step = num_steps
+        return Exits(source.output(), torch.zeros_like(batch.row_ids))
     rows, running = torch.arange(batch.row_ids.shape[0]), Running.start(policy, batch)
     exited: list[tuple[Tensor, Tensor, int]] = []
     together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree, map_tensors, tensors
+from ponder._utils.trees import Shared, Tree, alike, map_tensors, tensors
 from ponder.errors import ArgumentError
 
 __all__ = [
@@ -80,7 +80,8 @@ class Padding:
 
     Args:
         mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
-        real: Its value at real positions: 1, or False as in PyTorch's `src_key_padding_mask`.
+        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of these two names as all
+            know them.
         inputs: The inputs' tensors of two or more dimensions.
         hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
             every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
@@ -110,15 +111,6 @@ class Padding:
     context: Mapping[str, Along] = field(default_factory=dict)
     pooled: bool = True
     mixed: bool = True
-
-    def __post_init__(self) -> None:
-        if bool(self.real) != bool(REAL.get(self.mask, self.real)):
-            raise ArgumentError(
-                "real",
-                expected=f"{REAL[self.mask]} for a mask called {self.mask!r}, as readouts read it",
-                got=self.real,
-                remedy="Pass the mask under another name, or with its values turned round.",
-            )
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Return the positions that are not padding, `(batch, length)` bool; None where there is no mask."""
@@ -241,21 +233,19 @@ def join_rows(
     absent: Literal["refused", "zeros"] = "refused",
     path: str = "rows",
 ) -> Tree:
-    """Join the rows of several trees to one tree, in their order.
-
-    Leaves that belong to the whole batch (numbers, `Shared` values) must be the same in all trees.
+    """Join the rows of several trees to one tree, in their order; what belongs to all rows must be the same in all.
 
     Args:
         trees: Trees of one structure, batch first.
         sizes: The number of rows of each.
         keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
-        lengths: The dimensions of a tensor that differ from tree to tree, if any: they become `length`. A function of
-            the tensor, or such functions in a tuple or dict like the trees.
-        length: The length of the joined sequences; what is longer is cropped, what is shorter padded on the right. With
-            0 they keep theirs, which is one.
-        absent: What a None that meets a tensor stands for: ``"zeros"`` in the state of a policy, a value that is not
+        lengths: The dimensions of a tensor that differ from tree to tree: a function of the tensor to its `Along` or
+            None, or such functions in a tuple or dict like the trees.
+        length: The length of the joined sequences: longer ones are cropped, shorter ones padded on the right. 0 leaves
+            them as they are.
+        absent: The meaning of a None that meets a tensor: ``"zeros"`` in the state of a policy, a value that is not
             there yet; elsewhere it says something of its own (a mask that is None hides nothing), and is refused.
-        path: What the trees are, for messages.
+        path: The name of the trees, for messages.
 
     Raises:
         ArgumentError: The trees do not fit one another; says where.
@@ -266,35 +256,38 @@ def join_rows(
         tensor([7, 8, 0])
     """
     keep = [None] * len(trees) if keep is None else keep
-    first = next((tree for tree in trees if tree is not None), None)
-    fits = all(type(tree) is type(first) or (tree is None and absent == "zeros") for tree in trees)
-    if isinstance(first, Tensor):
-        fits = all(isinstance(tree, Tensor) or (tree is None and absent == "zeros") for tree in trees)
-        if fits:
-            return _join_tensors(first, trees, sizes, keep, lengths(first), length)
-    elif isinstance(first, Shared):
-        return _join_shared(first, trees, lengths, length, path)
-    elif fits and isinstance(first, Mapping | list | tuple):
-        keys: Any = list(first) if isinstance(first, Mapping) else range(len(first))
-        parts = [
-            join_rows(
-                [None if tree is None else tree[key] for tree in trees],
-                sizes,
-                keep,
-                lengths=lengths if callable(lengths) else lengths[key],
-                length=length,
-                absent=absent,
-                path=f"{path}[{key!r}]",
-            )
-            for key in keys
-        ]
+    first: Any = next((tree for tree in trees if tree is not None), None)
+    present = [tree for tree in trees if tree is not None or absent == "refused"]
+    if isinstance(first, Tensor) and all(isinstance(tree, Tensor) for tree in present):
+        along = lengths(first) if length else None
+        rows = [first.new_zeros(n, *first.shape[1:]) if t is None else t for t, n in zip(trees, sizes, strict=True)]
+        rows = [t if index is None else t.index_select(0, index) for t, index in zip(rows, keep, strict=True)]
+        rows = rows if along is None else [along.extend(tensor, length) for tensor in rows]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+    if isinstance(first, Mapping | list | tuple) and all(type(tree) is type(first) for tree in present):
+        parts = {}
+        for key in first if isinstance(first, Mapping) else range(len(first)):
+            own = lengths if callable(lengths) else lengths[key]
+            place, children = f"{path}[{key!r}]", [None if tree is None else tree[key] for tree in trees]
+            parts[key] = join_rows(children, sizes, keep, lengths=own, length=length, absent=absent, path=place)
         kind: Any = type(first)
         if isinstance(first, Mapping):
-            return kind(zip(keys, parts, strict=True))
-        return kind(*parts) if hasattr(first, "_fields") else kind(parts)
-    elif all(tree is None or tree == first for tree in trees) and (fits or first is None):
-        return first
-    raise _misfit(path, f"a {type(first).__name__} like the first in all rows", [type(tree).__name__ for tree in trees])
+            return kind(parts)
+        return kind(*parts.values()) if hasattr(first, "_fields") else kind(parts.values())
+    if isinstance(first, Shared):
+        values = [tree.value for tree in trees]
+        along = lengths(first.value) if isinstance(first.value, Tensor) else None
+        if along is not None:
+            return Shared(along.narrow(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length))
+        present, first = values, first.value
+    if all(tree is first or alike(tree, first) for tree in present):
+        return trees[0]
+    raise ArgumentError(
+        path,
+        expected="rows of one kind, with one value of what belongs to the whole batch",
+        got=[type(tree).__name__ for tree in trees],
+        remedy="Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding.",
+    )
 
 
 def join_context(
@@ -311,42 +304,6 @@ def join_context(
         values = [context.get(name) for context in contexts]
         joined[name] = join_rows(values, sizes, keep, lengths=with_lengths(along), length=length, path=name)
     return joined
-
-
-def _join_tensors(
-    first: Tensor,
-    trees: Sequence[Tensor | None],
-    sizes: Sequence[int],
-    keep: Sequence[Tensor | None],
-    along: Along | None,
-    length: int,
-) -> Tensor:
-    parts = []
-    for tensor, size, rows in zip(trees, sizes, keep, strict=True):
-        if tensor is None:
-            parts.append(first.new_zeros(size, *first.shape[1:]))
-            continue
-        own = tensor if rows is None else tensor.index_select(0, rows)
-        parts.append(along.extend(own, length) if along and length else own)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _join_shared(first: Shared, trees: Sequence[Any], lengths: Lengths, length: int, path: str) -> Shared:
-    values = [tree.value for tree in trees]
-    along = lengths(first.value) if isinstance(first.value, Tensor) else None
-    if along is not None:
-        longest = max(values, key=lambda tensor: tensor.shape[along.dims[-1]])
-        return Shared(along.narrow(longest, length))
-    for value in values[1:]:
-        same = torch.equal(value, first.value) if isinstance(value, Tensor) else value == first.value
-        if value is not first.value and not same:
-            raise _misfit(path, "one Shared value for all rows of a batch", "two that differ")
-    return first
-
-
-def _misfit(path: str, expected: str, got: object) -> ArgumentError:
-    remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
-    return ArgumentError(path, expected=expected, got=got, remedy=remedy)
 
 
 def _functions(parts: Any) -> Lengths:
@@ -367,7 +324,6 @@ def _paired(tree: Tree, lengths: Lengths) -> list[tuple[Tensor, Along | None]]:
 def _narrow(value: Any, along: Along | None, length: int) -> Any:
     if along is None:
         return value
-    narrowed = map_tensors(
-        lambda tensor: along.narrow(tensor, length), value.value if isinstance(value, Shared) else value
-    )
-    return Shared(narrowed) if isinstance(value, Shared) else narrowed
+    if isinstance(value, Shared):
+        return Shared(_narrow(value.value, along, length))
+    return map_tensors(lambda tensor: along.narrow(tensor, length), value)

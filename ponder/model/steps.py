@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_int
-from ponder._utils.trees import Tree, check_rows, first_tensor, tensors
+from ponder._utils.trees import Tree, first_tensor, tensors
 from ponder.errors import ArgumentError
 
 __all__ = ["FunctionModule", "Step", "Steps", "as_module", "parameters_of"]
@@ -34,8 +34,7 @@ class Steps(nn.Module):
             (attention weights, an auxiliary loss); None where they return the hidden state alone.
 
     Raises:
-        ArgumentError: A schedule that leaves a callable out, a whole encoder in place of its layers, a layer that does
-            not take the batch first, or a function that closes over weights.
+        ArgumentError: A layer that does not take the batch first, or a function that closes over weights.
 
     Example:
         >>> steps = Steps([torch.sin, torch.cos], schedule=[0, 0, 1, 1])
@@ -53,22 +52,21 @@ class Steps(nn.Module):
     ) -> None:
         super().__init__()
         fns = list(fns)
-        for fn in fns:
-            _check_step(fn)
-        schedule = list(range(len(fns))) if schedule is None else list(schedule)
-        if not fns or set(schedule) != set(range(len(fns))):
-            raise ArgumentError(
-                "schedule",
-                expected=f"indices that name each of the {len(fns)} callables at least once",
-                got=schedule,
-                remedy="Give every step the index of one callable; drop callables that no step uses.",
-            )
+        schedule = range(len(fns)) if schedule is None else schedule
         unique = list({id(fn): fn for fn in fns}.values())
         place = {id(fn): position for position, fn in enumerate(unique)}
         self.schedule = tuple(place[id(fns[position])] for position in schedule)
         self.num_steps = len(self.schedule)
         """N, the number of steps at full depth."""
         self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
+        for layer in self.fns.modules():
+            if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
+                raise ArgumentError(
+                    "steps",
+                    expected="layers that take the batch first, (batch, length, width)",
+                    got="attention with batch_first=False, which would take rows for positions",
+                    remedy="Build it with batch_first=True; the weights are the same.",
+                )
         self.index, self.state = index, state
         self.shared = len(unique) == 1
         """Whether one callable runs at every step: then it can run for any number of them."""
@@ -84,13 +82,9 @@ class Steps(nn.Module):
             check_int("num_steps", num_steps, remedy="Pass num_steps=12, say, or a list with one callable a step.")
             assert num_steps is not None
             return cls([steps], schedule=[0] * num_steps)
-        if num_steps not in (None, made.num_steps):
-            raise ArgumentError(
-                "num_steps",
-                expected=f"{made.num_steps}, the number of steps given",
-                got=num_steps,
-                remedy="Leave num_steps out when steps is a sequence.",
-            )
+        if num_steps is not None:
+            count = made.num_steps
+            check_int("num_steps", num_steps, count, count, remedy="Leave num_steps out when steps is a sequence.")
         return made
 
     def schedule_of(self, num_steps: int) -> tuple[int, ...]:
@@ -118,24 +112,17 @@ class Steps(nn.Module):
 
     def _check_state(self, step: int, before: Tree, after: Tree) -> None:
         """Refuse a state of another kind, with other rows or, of a shared step, of another shape."""
-        if isinstance(before, Tensor) != isinstance(after, Tensor):
+        old, new = ([tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after))
+        fits = old == new if self.shared and self.num_steps > 1 else {shape[:1] for shape in new} == {old[0][:1]}
+        if not fits or isinstance(before, Tensor) != isinstance(after, Tensor):
             raise ArgumentError(
-                f"step {step}",
-                expected=f"a hidden state like the one before, a {type(before).__name__}",
-                got=f"a {type(after).__name__}",
-                remedy="Say where the hidden state lies: ponder.Steps([…], state=0), or state='hidden' in a dict.",
+                f"hidden state returned by step {step}",
+                expected=f"a {type(before).__name__} of the shape before, {old}, since rows exit one by one"
+                + (" and the step is shared" if self.shared else ", or of another width"),
+                got=f"a {type(after).__name__}, {new}",
+                remedy="Where a step returns more, say where the hidden state lies: ponder.Steps([…], state=0). What "
+                "grows (a memory of past states, say) belongs into a tensor of a fixed size.",
             )
-        name = f"hidden state returned by step {step}"
-        check_rows(name, after, first_tensor(before).shape[0])
-        if self.shared and self.num_steps > 1:
-            shapes = [[tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after)]
-            if shapes[0] != shapes[1]:
-                raise ArgumentError(
-                    name,
-                    expected=f"the shape that it had before, {shapes[0]}, since the step is shared",
-                    got=shapes[1],
-                    remedy="Keep what grows (a memory of past states, say) in a tensor of a fixed size.",
-                )
 
 
 class FunctionModule(nn.Module):
@@ -186,21 +173,3 @@ def parameters_of(part: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _any(hidden: Tree, **context: Any) -> None: ...
-
-
-def _check_step(fn: Step) -> None:
-    if isinstance(fn, nn.TransformerEncoder | nn.TransformerDecoder):
-        raise ArgumentError(
-            "steps",
-            expected="the layers of an encoder, one a step",
-            got=f"a whole {type(fn).__name__} of {len(fn.layers)} layers",
-            remedy="Pass encoder.layers, and its final norm, where it has one, as part of the readout.",
-        )
-    for layer in fn.modules() if isinstance(fn, nn.Module) else ():
-        if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
-            raise ArgumentError(
-                "steps",
-                expected="layers that take the batch first, (batch, length, width)",
-                got=f"a {type(fn).__name__} with batch_first=False, which would take rows for positions",
-                remedy="Build it with batch_first=True; the weights are the same.",
-            )

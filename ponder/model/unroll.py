@@ -14,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.model.heads import LambdaHead, PerStep
-from ponder.model.loop import Exits
 from ponder.model.padding import Padding
 from ponder.model.readouts import ReadoutCall
 from ponder.model.steps import Steps
 
-__all__ = ["ModelParts", "ModelSource", "StepRecord", "call_stem", "checkpointed", "no_exits", "unroll"]
+__all__ = ["ModelParts", "ModelSource", "call_stem", "checkpointed", "unroll"]
 
 
 class ModelParts(Protocol):
@@ -39,19 +38,14 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, the identity where None, and return h_0, the context of the steps, and the number of rows.
 
-    A pair whose second item is a dict is read as (hidden, context). A value of it that the stem was given in
-    `ponder.Shared`, and hands on as it is, under its name, is shared again.
+    A pair whose second item is a dict is read as (hidden, context). A `ponder.Shared` value that the stem hands on
+    under its name is shared again.
     """
-    hidden = inputs
-    if stem is not None:
-        made = stem(inputs, **(unwrap(context) if context else {}))
-        hidden = made
-        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict):
-            hidden, after = made
-            for name, given in context.items():
-                if isinstance(given, Shared) and after.get(name) is given.value:
-                    after = {**after, name: given}
-            context = after
+    hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
+    if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+        hidden, after = hidden
+        again = {n: v for n, v in context.items() if isinstance(v, Shared) and after.get(n) is v.value}
+        context = {**after, **again}
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -64,9 +58,9 @@ class ModelSource:
 
     Args:
         parts: The model.
-        hidden: h_0, the stem's output, for the whole batch.
+        hidden: h_0, the stem's output.
         context: The arguments of every step besides the hidden state.
-        use_hazard: Whether hazards will be asked for (then the past features that they read are kept).
+        use_hazard: Whether hazards will be asked for, and past features are kept.
         step: The step at which the rows stand.
         lengths: The length of each row, `(rows,)` on the host, where the batch is to get narrower.
         past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
@@ -215,23 +209,10 @@ class ModelSource:
         return [features if head.initial == "stem" else torch.zeros_like(features)] * (head.history - 1)
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """The record of an unroll.
-
-    Args:
-        outputs: `(batch, steps, …)`.
-        hazard_logits: `(batch, steps)`, at least float32; None where they were not asked for.
-        features: `(batch, steps, …)`; None where they were not asked for.
-    """
-
-    outputs: Tensor
-    hazard_logits: Tensor | None
-    features: Tensor | None
-
-
-def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_features: bool = False) -> StepRecord:
-    """Run all steps for all rows and record them.
+def unroll(
+    source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_features: bool = False
+) -> dict[str, Tensor | None]:
+    """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
 
     A head that reads pooled features, `(batch, width)`, is called once, after the last step, with the features of all
     steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`).
@@ -268,29 +249,21 @@ def unroll(source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_featur
         if not late_outputs:
             outputs.append(source.output())
     stacked = torch.stack(features, dim=1) if features else None
+    logits = torch.stack(hazards, dim=1) if hazards else None
     if late_hazards:
-        logits = _of_all_steps(parts.lambda_head, _with_history(past, halting))
+        logits = _of_all_steps(parts.lambda_head, _with_history(past, halting)).reshape(-1, num_steps)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        hazards = list(logits.reshape(-1, num_steps).unbind(1))
-    return StepRecord(
-        outputs=_of_all_steps(source.answer, stacked) if late_outputs else torch.stack(outputs, dim=1),
-        hazard_logits=torch.stack(hazards, dim=1) if hazards else None,
-        features=stacked if keep_features else None,
-    )
-
-
-def no_exits(source: ModelSource, num_steps: int) -> Exits:
-    """Return the exits of no rows; the last head, on h_0, gives their outputs a shape."""
-    source.step = num_steps
-    outputs = source.output()
-    return Exits(outputs, torch.zeros(0, dtype=torch.long, device=outputs.device))
+    return {
+        "outputs": _of_all_steps(source.answer, stacked) if late_outputs else torch.stack(outputs, dim=1),
+        "hazard_logits": logits,
+        "features": stacked if keep_features else None,
+    }
 
 
 def checkpointed(steps: Steps) -> Callable[..., Tree]:
     """Return steps that keep no inner activations for the backward pass, which computes them again.
 
-    What stays is the hidden state between steps, so that memory does not grow with the depth but by those. Random
-    numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
+    Random numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
     """
 
     def run_step(step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
@@ -313,12 +286,7 @@ def _of_all_steps(head: Callable[[Tensor], Tensor] | None, features: Tensor | No
 
 
 def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
-    """Return what a Lambda head reads of every step, newest first: `(batch, steps, history · width)`.
-
-    Args:
-        past: The features of the steps before the first, newest first.
-        features: The features of each step, `(batch, width)`.
-    """
+    """Return what a Lambda head reads of every step, `(batch, steps, history · width)`; all are newest first."""
     if not past:
         return torch.stack(list(features), dim=1)
     newest_last = torch.stack([*reversed(past), *features], dim=1)

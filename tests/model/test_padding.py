@@ -49,11 +49,6 @@ def test_a_row_without_a_real_position_is_refused_at_the_door(name: str, trainin
         model(STATES[:3], **{name: mask if name == "attention_mask" else ~mask})
 
 
-def test_a_known_mask_keeps_its_meaning() -> None:
-    with pytest.raises(ponder.errors.ArgumentError, match="attention_mask"):
-        ponder.Padding(real=0)
-
-
 def test_lengths_are_the_last_real_positions() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 0]])
     padding = ponder.Padding()

@@ -64,10 +64,8 @@ LAYER = nn.TransformerEncoderLayer(4, 2, 8)  # batch_first=False
     [
         (nn.Linear(2, 2), None, "Pass num_steps=12"),
         ([nn.Linear(2, 2)], 2, "Leave num_steps out"),
-        ([], None, "at least once"),
         (_closes_over(nn.Linear(2, 2)), 2, "Pass the module itself"),
         (Owner().method, 2, "Pass the module itself"),
-        (nn.TransformerEncoder(LAYER, 2, enable_nested_tensor=False), 2, "Pass encoder.layers"),
         ([LAYER], None, "batch_first=True"),
         (["gelu"], None, "an nn.Module, or a pure function"),
     ],
@@ -81,8 +79,8 @@ def test_steps_that_newcomers_try_are_refused_with_the_remedy(steps: Any, num_st
     ("after", "says"),
     [
         (lambda hidden: (hidden, None), "state=0"),
-        (lambda hidden: hidden[:1], "the batch first"),
-        (lambda hidden: torch.cat([hidden, hidden], 1), "since the step is shared"),
+        (lambda hidden: hidden[:1], "rows exit one by one"),
+        (lambda hidden: torch.cat([hidden, hidden], 1), "the step is shared"),
     ],
 )
 def test_a_state_of_another_shape_is_refused(after: Any, says: str) -> None:
