@@ -101,8 +101,8 @@ def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
 
 def _measured(evaluations: list[dict[str, Any]]) -> str:
     lines = [
-        f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, {row['full_depth']:.4f} at "
-        f"full depth; mean exit step {row['mean_exit_step']:.2f}, ×{row['speed_up']:.2f} in steps\n"
+        f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, {row['full_depth']:.4f} "
+        f"at full depth; mean exit step {row['mean_exit_step']:.2f}, ×{row['speed_up']:.2f} in steps\n"
         for row in evaluations
     ]
     return "".join(lines)

@@ -203,7 +203,7 @@ def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def distinct(rows: Sequence[Encoding]) -> tuple[list[Encoding], Any, Any]:
-    """Return the encodings without those that repeat an earlier one, in their order, their ids, and how often each is."""
+    """Return the encodings without those that repeat an earlier one, their ids, and how often each is there."""
     ids = row_ids(rows)
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     order = np.argsort(first)

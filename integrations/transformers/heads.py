@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.utils.generic import ModelOutput
 
 from ponder.integrations.transformers.adapters import Adapter, adapter_for
 from ponder.integrations.transformers.config import PonderConfig
@@ -27,82 +25,13 @@ from ponder.recipes import Recipe
 from ponder.tasks import Regression
 
 __all__ = [
-    "PonderClassifierOutput",
     "PonderForAudioClassification",
     "PonderForImageClassification",
     "PonderForQuestionAnswering",
     "PonderForSequenceClassification",
     "PonderForTokenClassification",
     "PonderModel",
-    "PonderModelOutput",
-    "PonderQuestionAnsweringOutput",
 ]
-
-
-@dataclass
-class PonderClassifierOutput(ModelOutput):
-    """Output of a classifier.
-
-    Args:
-        loss: Scalar, where labels were given.
-        logits: Outputs at each row's exit (in training: of the last step), `(batch, [length,] labels)`.
-        exit_step: The step of `logits`, `(batch,)`, 1-based.
-        step_logits: Outputs of every step in training, `(batch, steps, …)`.
-        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
-
-    Example:
-        >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
-        >>> out.loss.shape, out.step_logits.shape, out.hazard_logits.shape
-        (torch.Size([]), torch.Size([5, 4, 3]), torch.Size([5, 4]))
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    exit_step: Tensor | None = None
-    step_logits: Tensor | None = None
-    hazard_logits: Tensor | None = None
-
-
-@dataclass
-class PonderQuestionAnsweringOutput(ModelOutput):
-    """Output of a model that answers with a span; fields as for `PonderClassifierOutput`, but for the logits.
-
-    Args:
-        loss: Scalar, where both positions were given.
-        start_logits: Logits of the first token of the answer, `(batch, length)`.
-        end_logits: Logits of its last token, likewise.
-        exit_step: The step of these, `(batch,)`, 1-based.
-        step_logits: Logits of both at every step in training, `(batch, steps, length, 2)`.
-        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
-    """
-
-    loss: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    exit_step: Tensor | None = None
-    step_logits: Tensor | None = None
-    hazard_logits: Tensor | None = None
-
-
-@dataclass
-class PonderModelOutput(ModelOutput):
-    """Output of an encoder; fields as for `PonderClassifierOutput`, but for the logits.
-
-    Args:
-        loss: Scalar, where labels were given.
-        last_hidden_state: Tokens at each row's exit, `(batch, length, width)`, of a model that reads tokens.
-        pooler_output: Features at each row's exit, `(batch, width)`, of any other.
-        exit_step: The step of either, `(batch,)`, 1-based.
-        step_logits: Tokens or features of every step, in training, `(batch, steps, …)`.
-        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
-    """
-
-    loss: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    exit_step: Tensor | None = None
-    step_logits: Tensor | None = None
-    hazard_logits: Tensor | None = None
 
 
 class PonderForSequenceClassification(PonderPreTrainedModel):
@@ -115,7 +44,7 @@ class PonderForSequenceClassification(PonderPreTrainedModel):
         (torch.Size([5, 3]), tensor([2, 2, 2, 2, 2]))
     """
 
-    auto_class, output_class = AutoModelForSequenceClassification, PonderClassifierOutput
+    auto_class = AutoModelForSequenceClassification
     pipeline_tag = "text-classification"
 
 
@@ -128,7 +57,7 @@ class PonderForTokenClassification(PonderPreTrainedModel):
         torch.Size([5, 7, 5])
     """
 
-    auto_class, output_class = AutoModelForTokenClassification, PonderClassifierOutput
+    auto_class = AutoModelForTokenClassification
     pipeline_tag = "token-classification"
     task_name, readouts, per_position = "token_classification", ("tokens",), True
 
@@ -146,7 +75,6 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
     auto_class = AutoModelForQuestionAnswering
     pipeline_tag, heads_name = "question-answering", "qa_outputs"
     task_name, readouts, per_position = "span", ("tokens",), True
-    output_class = PonderQuestionAnsweringOutput
 
     @staticmethod
     def answer(output: Any) -> Tensor:
@@ -186,7 +114,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
         torch.Size([2, 10])
     """
 
-    auto_class, output_class = AutoModelForImageClassification, PonderClassifierOutput
+    auto_class = AutoModelForImageClassification
     pipeline_tag = "image-classification"
     main_input_name, inputs = "pixel_values", ("pixel_values",)
 
@@ -203,7 +131,7 @@ class PonderForAudioClassification(PonderPreTrainedModel):
         torch.Size([2, 4])
     """
 
-    auto_class, output_class = AutoModelForAudioClassification, PonderClassifierOutput
+    auto_class = AutoModelForAudioClassification
     pipeline_tag = "audio-classification"
     main_input_name, inputs = "input_values", ("input_values", "input_features")
 
@@ -223,7 +151,7 @@ class PonderModel(PonderPreTrainedModel):
     auto_class = AutoModel
     inputs = ("input_ids", "pixel_values", "input_values", "input_features")
     readouts = ("pooler", "mean", "first_token", "last_token", "tokens")
-    output_class, task_name = PonderModelOutput, "regression"
+    task_name = "regression"
 
     @classmethod
     def task_of(cls, config: PonderConfig) -> Any:

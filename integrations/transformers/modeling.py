@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -38,7 +39,7 @@ from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["Heads", "HeadsWrapper", "PonderPreTrainedModel", "span_labels"]
+__all__ = ["Heads", "HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -65,12 +66,43 @@ _READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVa
 """What `from_pretrained` reads: the folder or name, whether its code is trusted, and arguments of the hub."""
 
 
+@dataclass
+class PonderModelOutput(ModelOutput):
+    """Output of a model with exits: in training of the last step, else of each row's exit.
+
+    Args:
+        loss: Scalar, where labels were given.
+        logits: Logits of a classifier, or numbers, `(batch, [length,] labels)`.
+        start_logits: Logits of the first token of an answer, `(batch, length)`.
+        end_logits: Logits of its last token, likewise.
+        last_hidden_state: Tokens, `(batch, length, width)`, of an encoder that reads tokens.
+        pooler_output: Features, `(batch, width)`, of an encoder that reads anything else.
+        exit_step: The step of these, `(batch,)`, 1-based.
+        step_logits: All of it at every step in training, `(batch, steps, …)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
+
+    Example:
+        >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
+        >>> out.loss.shape, out.step_logits.shape, out.hazard_logits.shape
+        (torch.Size([]), torch.Size([5, 4, 3]), torch.Size([5, 4]))
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    exit_step: Tensor | None = None
+    step_logits: Tensor | None = None
+    hazard_logits: Tensor | None = None
+
+
 class PonderPreTrainedModel(PreTrainedModel):
     """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits.
 
     Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses differ in what they
-    read (`inputs`, `readouts`), what their answers mean (`task_of`) and how they are named in what a call gives
-    (`output_class`, `named_outputs`).
+    read (`inputs`, `readouts`), what their answers mean (`task_of`) and how these are called (`named_outputs`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
@@ -109,7 +141,6 @@ class PonderPreTrainedModel(PreTrainedModel):
     """What an answer means; None where `problem_type` says so."""
     per_position: ClassVar[bool] = False
     """Whether there is an answer at each position."""
-    output_class: ClassVar[type[ModelOutput]]
     auto_class: ClassVar[Any]
 
     def __init__(
@@ -220,8 +251,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         Raises:
             ArgumentError: An unknown recipe or readout, or an encoder that cannot be used.
         """
-        source, encoder = encoder, _loaded(AutoModel, encoder, loading)
-        encoder = encoder_of(encoder)
+        encoder = encoder_of(_loaded(AutoModel, encoder, loading))
         check_saveable(encoder)
         if encoder.main_input_name not in cls.inputs and example is None:
             raise ArgumentError(
@@ -232,26 +262,38 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         packed = None if example is None else pack(example)
         adapter = adapter_for(encoder, None, packed)
-        read = cls._readout(readout, adapter)
         labels = num_labels or (len(id2label) if id2label else 2)
-        problem = problem_type or ("regression" if labels == 1 else "single_label_classification")
-        config = PonderConfig(
-            encoder=encoder.config,
-            architecture=type(encoder).__name__,
-            readout=read,
-            head_dropout=head_dropout,
-            num_steps=adapter.steps().num_steps,
-            feature_size=adapter.width(read),
+        config = cls._config(
+            encoder,
+            adapter,
+            cls._readout(readout, adapter),
+            labels,
+            problem_type,
             example=packed,
-            problem_type=problem if cls.task_name is None else None,
+            head_dropout=head_dropout,
             **({"id2label": dict(id2label)} if id2label else {"num_labels": labels}),
         )
         made = recipes.get(recipe) if isinstance(recipe, str) else recipe
         made = made.for_steps(config.num_steps).for_task(cls.task_of(config))
         config.recipe = (made if policy is None else dataclasses.replace(made, policy=policy)).to_dict()
-        model = cls(config, encoder, adapter).train()  # the encoder too, which Transformers gives in evaluation mode
-        model.config.name_or_path = source if isinstance(source, str) else encoder.config.name_or_path
-        return model
+        config.name_or_path = encoder.config.name_or_path
+        return cls(config, encoder, adapter).train()  # the encoder too, which Transformers gives in evaluation mode
+
+    @classmethod
+    def _config(
+        cls, whole: PreTrainedModel, adapter: Adapter, read: str, labels: int, problem: str | None, **fields: Any
+    ) -> PonderConfig:
+        """The configuration of a new model; a problem that is not named is told by the number of labels."""
+        problem = problem or ("regression" if labels == 1 else "single_label_classification")
+        return PonderConfig(
+            encoder=whole.config,
+            architecture=type(whole).__name__,
+            readout=read,
+            num_steps=adapter.steps().num_steps,
+            feature_size=adapter.width(read),
+            problem_type=problem if cls.task_name is None else None,
+            **fields,
+        )
 
     @classmethod
     def _readout(cls, name: str | None, adapter: Adapter) -> str:
@@ -263,11 +305,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls,
-        model: str | PathLike[str] | PreTrainedModel,
-        *,
-        example: Mapping[str, Any] | None = None,
-        **loading: Any,
+        cls, model: str | PathLike[str] | PreTrainedModel, *, example: Mapping[str, Any] | None = None, **loading: Any
     ) -> Self:
         """Keep a fine-tuned model, head and all, and put exits beside it; `fit_exits` fits them, from inputs alone.
 
@@ -283,7 +321,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             ArgumentError: It has no such head, or cannot be captured (says why).
             CheckpointError: The folder holds no whole fine-tuned model.
         """
-        source, whole = model, _loaded(cls.auto_class, model, loading)
+        whole = _loaded(cls.auto_class, model, loading)
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
             raise ArgumentError(
@@ -295,24 +333,20 @@ class PonderPreTrainedModel(PreTrainedModel):
         check_saveable(whole)
         packed = None if example is None else pack(example)
         adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
-        labels = int(config.num_labels or 1)
-        problem = config.problem_type or ("regression" if labels == 1 else "single_label_classification")
-        made = PonderConfig(
-            encoder=config,
-            architecture=type(whole).__name__,
+        made = cls._config(
+            whole,
+            adapter,
+            "answer",
+            int(config.num_labels or 1),
+            config.problem_type,
             finetuned=True,
             recipe=_EXITS.to_dict(),
-            readout="answer",
-            num_steps=adapter.steps().num_steps,
-            feature_size=adapter.width("answer"),
             example=packed,
             id2label=config.id2label,
             label2id=config.label2id,
-            problem_type=problem if cls.task_name is None else None,
         )
-        wrapped = cls(made, whole, adapter).eval()
-        wrapped.config.name_or_path = source if isinstance(source, str) else config.name_or_path
-        return wrapped
+        made.name_or_path = config.name_or_path
+        return cls(made, whole, adapter).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -372,7 +406,8 @@ class PonderPreTrainedModel(PreTrainedModel):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             write_card(self, folder)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # Under the names that weights have here: Trainer reads its checkpoints without renaming any.
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the model as in Transformers, with its own model card."""
@@ -421,7 +456,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def head_names(self) -> list[str]:
-        """peft's `modules_to_save`: heads and Lambda head; it finds them itself by the `task_type` of the head."""
+        """Peft's `modules_to_save`: heads and Lambda head; it finds them itself by the `task_type` of the head."""
         return [f"ponder.{self.heads_name}"]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -482,7 +517,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         if labels is None and outputs.requires_grad and not isinstance(self.ponder.objective, FinalStep):
             outputs = outputs.view_as(outputs)
             outputs.register_hook(_refuse_alone)
-        made = self.output_class(
+        made = PonderModelOutput(
             loss=out.loss,
             exit_step=out.exit_step,
             step_logits=None if trajectory is None else trajectory.outputs,
@@ -519,7 +554,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return logits
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
-        """The fields of `output_class` that hold the answer."""
+        """The fields of the output that hold the answer."""
         return {"logits": outputs}
 
     def unroll(self, **inputs: Any) -> Trajectory:
@@ -606,7 +641,7 @@ def check_saveable(model: PreTrainedModel) -> None:
     kind = type(model)
     registered = MODEL_MAPPING.get(type(model.config), None)
     known = kind.__module__.startswith("transformers.") or kind._auto_class is not None or kind is registered
-    if not known or any([type(part).__module__.startswith("peft.") for part in model.modules()]):
+    if not known or "peft" in {type(part).__module__.partition(".")[0] for part in model.modules()}:
         raise ArgumentError(
             "encoder",
             expected="a model that can be read again from its files",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel, span_labels
@@ -52,8 +49,8 @@ class PonderTrainer(Trainer):
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
-        ArgumentError: A `compute_loss_func` is given, which would replace the objective of the recipe, or the heads of a
-            model with adapters of peft are frozen.
+        ArgumentError: A `compute_loss_func` is given, which would replace the objective of the recipe, or the heads of
+            a model with adapters of peft are frozen.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -160,7 +157,7 @@ class PonderTrainer(Trainer):
         return super().training_step(model, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the batches of one step of the optimiser, and how many of their rows have a label, in all processes."""
+        """Return the batches of one step of the optimiser, and the number of their labelled rows in all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = torch.as_tensor(sum(self._labelled(batch) for batch in batches), device=device)
         return batches, self.accelerator.gather(own).sum()
@@ -238,34 +235,9 @@ class PonderTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load weights as Transformers does, and those whose names it changes in files by their names here."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        _load_renamed(self._trained if model is None else model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.state.best_model_checkpoint is not None:
-            _load_renamed(self._trained, self.state.best_model_checkpoint)
-
     def _labelled(self, inputs: Mapping[str, Any]) -> Tensor:
         """The number of rows of a batch that have a label."""
         labels = span_labels(inputs.get("start_positions"), inputs.get("end_positions"))
         labels = inputs.get("labels") if labels is None else labels
         task: Task | None = self.wrapper.task
         return torch.tensor(0) if labels is None or task is None else count_labelled(task, labels)
-
-
-def _load_renamed(model: Any, folder: str) -> None:
-    """Load the weights of a checkpoint whose names are not those of the model, as `from_pretrained` does.
-
-    Transformers writes the layers of ViT, say, by the names of earlier versions, and its Trainer reads the file as it
-    is, so that they stay what they were.
-    """
-    path = os.path.join(folder, SAFE_WEIGHTS_NAME)
-    if not isinstance(model, PonderPreTrainedModel) or not os.path.isfile(path):
-        return
-    with safe_open(path, framework="pt") as file:
-        unknown = set(file.keys()) - model.state_dict().keys()
-    if unknown:
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
