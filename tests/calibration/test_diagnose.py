@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ponder.calibration import diagnose
-from ponder.calibration.diagnosing import best_blind, oracle_frontier
+from ponder.calibration.diagnosing import _CrossFit, best_and_dearest, best_blind, oracle_frontier
 from ponder.policies import Confidence, Margin, Quantile
 from tests.calibration.records import ArrayRecord, record
 
@@ -71,6 +71,45 @@ def test_every_number_of_a_diagnosis(costs: Any) -> None:
     assert json.loads(json.dumps(made.to_dict()))["outcome"] == made.outcome
     assert made.verdict in str(made)
     assert f"{100 * made.overthinking:.1f}% of the rows" in str(made)
+
+
+def test_gains_are_of_rows_that_chose_nothing() -> None:
+    """Plain cross-fitting: all is chosen on nine tenths and compared on the last, at what the policy costs there."""
+    rng = np.random.default_rng(2)
+    values, cost = rng.random((60, 4)).round(1), np.array([1.0, 2.0, 3.0, 7.0])
+    exits = rng.integers(1, 5, size=(30, 60))
+    exits[7] = exits[3]  # a policy that is as good, and as dear, as another
+    for within in (1.5, 3.0, 4.0):
+        won = np.empty(60)
+        for fold in np.array_split(np.random.default_rng(5).permutation(60), 10):
+            others = np.array([row for row in range(60) if row not in fold])
+            tried = []
+            for policy in exits:
+                spent = cost[policy - 1]
+                if spent[others].mean() <= within:
+                    tried.append(
+                        (values[others, policy[others] - 1].mean().round(12), spent[others].mean(), tuple(policy))
+                    )
+            if not tried:
+                break
+            chosen = np.array(max(tried, key=lambda one: one[:2])[2])
+            at = max(within, cost[chosen[fold] - 1].mean())
+            low, high, share = best_blind(values[others].mean(0), cost, at)
+            blind = (1 - share) * values[fold, low] + share * values[fold, high]
+            won[fold] = values[fold, chosen[fold] - 1] - blind
+        found = _CrossFit(values, cost, exits, 5).gain(within)
+        if not tried:
+            assert all(map(math.isnan, found))
+            continue
+        assert found[0] == pytest.approx(won.mean())
+        greatest, size = (values.max(1) - values.min(1)).max(), 60 + 1.96**2
+        mean = won.sum() / size
+        error = math.sqrt(((won**2).sum() + 1.96**2 * greatest**2) / size - mean**2) / math.sqrt(size)
+        assert found[1:] == pytest.approx((mean - 1.96 * error, mean + 1.96 * error))
+
+
+def test_of_equal_choices_the_dearest_is_taken() -> None:
+    assert best_and_dearest(np.array([0.5, 0.7, 0.7, 0.7 - 1e-15]), np.array([9.0, 1.0, 2.0, 3.0])) == 3
 
 
 def world(rows: int, seed: int, sure: bool) -> ArrayRecord:
