@@ -113,14 +113,12 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
 
 def _arguments(module: nn.Module, example: Any) -> dict[str | int, Any]:
     """Return the arguments of an example, by name where they have one."""
-    if isinstance(example, Mapping):
-        return {name: value for name, value in example.items() if value is not None}
-    places = example if isinstance(example, tuple) else (example,)
-    try:
-        named = inspect.signature(module.forward).bind(*places).arguments
-    except (TypeError, ValueError):
-        return dict(enumerate(places))
-    return dict(enumerate(places)) if "args" in named else {**named}
+    if not isinstance(example, Mapping):
+        places = example if isinstance(example, tuple) else (example,)
+        parameters = inspect.signature(module.forward).parameters.values()
+        names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+        example = dict(zip(names if len(names) >= len(places) else range(len(places)), places, strict=False))
+    return {name: value for name, value in example.items() if value is not None}
 
 
 def _proved(module: nn.Module, order: list[str], given: Given) -> CapturedStem:
@@ -162,17 +160,11 @@ def _copy_in_training(module: nn.Module, order: list[str], given: Given) -> nn.M
     with contextlib.suppress(Exception):  # of the module's own code: statistics of too few rows, say
         run(twin, given) if before else None
     changed = [name for name, buffer in twin.named_buffers() if not torch.equal(buffer, before[name])]
-    owners = {name: f"{name}.".rpartition(".")[0].rpartition(".")[0] for name in changed}
-    kept = [
-        name
-        for name, owner in owners.items()
-        if not owner or any(f"{p}.".startswith(f"{owner}.") for p in order if p != owner)
-    ]
+    around = {path[:end] for path in order for end, sign in enumerate(path) if sign == "."} | {""}
+    kept = [name for name in changed if name.rpartition(".")[0] in around]
     if kept:
-        raise refusal(
-            f"buffers that its forward changes in training: {', '.join(kept)}",
-            "Keep them in a module in front of the layers or behind them.",
-        )
+        cure = "Keep them in a module in front of the layers or behind them."
+        raise refusal(f"buffers that its forward changes in training: {', '.join(kept)}", cure)
     return twin
 
 

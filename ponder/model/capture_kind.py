@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,17 +67,11 @@ class Notes:
             raise refusal(f"code of its own in front of layer {len(self.calls)}")
         self.entering = self.entering or len(self.tensors)
 
-    def hand_on(self, mark: Mark, tensor: Tensor | None = None) -> Tensor:
-        """Note a tensor that a layer gives, or a placeholder for it."""
-        if tensor is None:
-            tensor = self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(())
-        self.marks[id(tensor)] = mark
-        self.alive.append(tensor)
-        return tensor
-
-    def forget(self) -> None:
-        """Lose what the layer before gave."""
-        self.marks = {key: LOST if mark.kind == "state" else mark for key, mark in self.marks.items()}
+    def hand_on(self, mark: Mark) -> Tensor:
+        """Return a placeholder for what a layer gives."""
+        self.alive.append(self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(()))
+        self.marks[id(self.alive[-1])] = mark
+        return self.alive[-1]
 
     def like(self) -> list[Any]:
         """Return the type of each tensor, and which of its dimensions are 1."""
@@ -108,7 +102,10 @@ class Kind:
         marks = {mark for call in self.calls for _, mark in call.marks}
         self.others = sorted([mark.key for mark in marks if mark.kind == "state" and mark != HIDDEN])
         self.early_paths = [answer.path for answer in self.before]
-        self.branches = _branches(self.module, [*self.order, *self.early_paths])
+        stubs = {id(self.module.get_submodule(path)): path for path in (*self.order, *self.early_paths)}
+        names = self.module.named_modules(remove_duplicate=False)
+        self.stubs = {name: stubs[id(part)] for name, part in names if id(part) in stubs}
+        self.around = {name[:end] for name in self.stubs for end, sign in enumerate(name) if sign == "."}
 
     def fits(self, notes: Notes) -> bool:
         """Whether a call went like this."""
@@ -124,7 +121,6 @@ class Kind:
             notes.call((args, kwargs))
             if self.early or len(notes.calls) == len(self.order):
                 raise _EnoughError
-            notes.forget()
             return self.outputs[len(notes.calls) - 1].fill(notes.hand_on)
 
         def earlier(path: str, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +177,7 @@ class Kind:
 
     def _run(self, given: Given, layer: Callable[..., Any], earlier: Callable[..., Any]) -> Any:
         answers = dict.fromkeys(self.order, layer) | dict.fromkeys(self.early_paths, earlier)
-        return run(_twin(self.module, self.branches, answers), given)
+        return run(_twin(self.module, self.stubs, self.around, answers), given)
 
 
 def read_kind(
@@ -198,29 +194,29 @@ def read_kind(
     places.append(places[-1])
     entry = [id(leaf) for leaf in tree_leaves(layers[1].given)].index(id(found[0][places[0]]))
     notes, outputs, tensors = Notes(entry), list[Template](), dict[int | str, Tensor]()
-    early = outermost(event for event in events if 0 <= event.end < layers[0].start)
-    notes.before = [Template.of(event.output, notes.mark, event.path) for event in (early if replays else ())]
+    first = outermost(event for event in events if 0 <= event.end < layers[0].start)
+    notes.before = [Template.of(event.output, notes.mark, event.path) for event in (first if replays else ())]
     for event, leaves, place in zip(layers, found, places, strict=True):
         notes.call(event.given)
-        notes.forget()
-        marks = {id(leaf): Mark("state", f"other{n}") for n, leaf in enumerate(leaves)} | {id(leaves[place]): HIDDEN}
-        outputs.append(Template.of(event.output, lambda leaf, marks=marks: marks[id(leaf)]))
-        tensors |= {mark.key: notes.hand_on(mark, leaves[n]) for n, mark in outputs[-1].marks}
+        given = {id(leaf): Mark("state", f"other{n}") for n, leaf in enumerate(leaves)} | {id(leaves[place]): HIDDEN}
+        known = {key: LOST if mark.kind == "state" else mark for key, mark in notes.marks.items()}
+        notes.marks = known | given
+        outputs.append(Template.of(event.output, notes.mark))
+        tensors |= {mark.key: leaves[n] for n, mark in outputs[-1].marks}
     made: dict[int, Mark] = {id(found[-1][places[-1]]): HIDDEN}
     tail: list[Template] = []
+
+    def origin(tensor: Tensor) -> Mark:
+        return made.get(id(tensor), LOST)
+
     for event in outermost(event for event in events if event.start > layers[-1].end):
-        call = Template.of(event.given, lambda tensor: made.get(id(tensor), LOST), event.path)
+        call = Template.of(event.given, origin, event.path)
         if LOST not in [mark for _, mark in call.marks]:
-            for n, leaf in enumerate(
-                tree_leaves(event.output)
-            ):  # also what a dropout hands on: in training it does not
-                made[id(leaf)] = Mark("made", (len(tail), n)) if isinstance(leaf, Tensor) else LOST
+            made.update({id(leaf): Mark("made", (len(tail), n)) for n, leaf in enumerate(tree_leaves(event.output))})
             tail.append(call)
-    whole = Template.of(output, lambda tensor: made.get(id(tensor), LOST))
-    known = notes.entering == len(notes.tensors)
-    kind = Kind(
-        module, order, notes.calls, outputs, notes.before, None if replays else tail, whole, entry, known, notes.like()
-    )
+    whole = Template.of(output, origin)
+    early, like = notes.entering == len(notes.tensors), notes.like()
+    kind = Kind(module, order, notes.calls, outputs, notes.before, None if replays else tail, whole, entry, early, like)
     return kind, tensors | dict(enumerate(notes.tensors))
 
 
@@ -270,32 +266,24 @@ def row_dim(small: Tensor, large: Tensor, rows: int) -> int | None:
     return FOLDED if each > 1 else dims[0]
 
 
-def _branches(module: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
-    """Return the ways to the modules at `paths`, by all their names: nested dicts with these paths at their ends."""
-    known = {id(module.get_submodule(path)): path for path in paths}
-    branches: dict[str, Any] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        *above, last = name.split(".")
-        node: Any = branches
-        for each in above if id(part) in known else ():
-            node = node.setdefault(each, {}) if isinstance(node, dict) else node
-        if id(part) in known and isinstance(node, dict):
-            node[last] = known[id(part)]
-    return branches
-
-
-def _twin(module: nn.Module, branches: Mapping[str, Any], answers: Mapping[str, Callable[..., Any]]) -> nn.Module:
-    """Return a shallow copy of `module` in which the modules at the ends of `branches` answer by `answers`."""
+def _twin(
+    module: nn.Module,
+    stubs: Mapping[str, str],
+    around: set[str],
+    answers: Mapping[str, Callable[..., Any]],
+    at: str = "",
+) -> nn.Module:
+    """Return a shallow copy of `module` in which the modules named by `stubs` answer by `answers`."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__, _modules=dict(module._modules))
-    for name, below in branches.items():
-        child: Any = module._modules[name]
-        if isinstance(below, dict):
-            twin._modules[name] = _twin(child, below, answers)
-            continue
-        twin._modules[name] = stub = object.__new__(type(child))
-        stub.__dict__.update(child.__dict__, forward=partial(answers[below], below), gradient_checkpointing=False)
-        stub.__dict__.update(_NO_HOOKS)
+    for name, child in module._modules.items():
+        path = at + name
+        if path in stubs:
+            twin._modules[name] = stub = object.__new__(type(child))
+            answer = partial(answers[stubs[path]], stubs[path])
+            stub.__dict__.update(child.__dict__, forward=answer, gradient_checkpointing=False, **_NO_HOOKS)
+        elif path in around and child is not None:
+            twin._modules[name] = _twin(child, stubs, around, answers, f"{path}.")
     return twin
 
 
@@ -409,9 +397,10 @@ class CapturedStem(nn.Module):
         rows, length = given[self.mask].shape
         longs = {key: v for key, v in given.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)}
         longer = {**given, **{key: torch.cat([value, value[:, -1:]], 1) for key, value in longs.items()}}
-        more: list[Any] = [None] * len(kind.names)
+        quiet, more = private_copy(self.module, training=self.module.training), list[Any]()
         with contextlib.suppress(Exception):  # of the module's own code, at the greatest length it takes
-            more = replace(kind, module=private_copy(self.module)).stem(longer).tensors
+            more = replace(kind, module=quiet).stem(longer).tensors
+        more = more if len(more) == len(kind.names) else [None] * len(kind.names)
         ends = (given[self.mask][:, -1] != 0) != bool(REAL[self.mask])
         for slot, (tensor, other) in enumerate(zip(notes.tensors, more, strict=True)):
             own, dim = unwrap({"": kind.rows_first(tensor, slot, rows)})[""], kind.dims[slot]

@@ -117,14 +117,7 @@ def layer_lists(module: nn.Module, events: list[Event], name: str | None = None)
     """Find lists of modules that were called one after the other; the one with most parameters comes first.
 
     Neighbours of one class in an `nn.Sequential`, or in a list of several classes, are a list of their own.
-
-    Args:
-        module: The module.
-        events: The calls in it.
-        name: The name of the list, where only that is meant.
-
-    Returns:
-        The name of each list, and the paths of its modules in the order of their calls.
+    Each has its name, and the paths of its modules in the order of their calls; `name` asks for one alone.
     """
     known = {id(part): path for path, part in module.named_modules()}
     found = []

@@ -17,7 +17,7 @@ from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
 from ponder.model.padding import join_context, join_rows
-from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, make, states, token_ids
+from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, make, states
 
 
 def through(parts: Captured, call: dict[str, Any], *, every: bool = True) -> list[Tensor]:
