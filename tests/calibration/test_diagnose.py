@@ -148,6 +148,13 @@ def test_one_step_is_as_good_where_all_rows_are_right_at_once() -> None:
     assert f"use FixedStep(1), which scores {made.scores[0]:.4f}" in made.verdict
 
 
+def test_a_step_that_is_clearly_worse_is_not_for_all_even_within_the_margin() -> None:
+    outputs = np.zeros((5000, 3, 2))
+    outputs[:, :, 0] = 2.0
+    outputs[:50, 0, 0] = -2.0  # 1% are wrong at step 1: less than the margin of 3%, and beyond doubt
+    assert diagnose(ArrayRecord(outputs, labels=np.zeros(5000, dtype=int)), Confidence).step_for_all.step == 2
+
+
 def test_full_depth_is_used_where_earlier_steps_lose() -> None:
     fixed = diagnose(world(400, 0, True)).step_for_all
     assert (fixed.step, fixed.score, fixed.at_least) == (4, 1.0, 0.0)
