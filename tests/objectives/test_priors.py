@@ -33,6 +33,7 @@ def test_round_trips_and_mass(prior: priors.Prior) -> None:
         torch.testing.assert_close(made.pmf, again(4, dtype=dtype).pmf)
         assert float(made.pmf.detach().sum()) == pytest.approx(1.0, abs=1e-6)
         assert made.pmf.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(made.pmf.float(), prior(4).pmf, rtol=1e-6, atol=0)
     with torch.device("meta"):
         assert not priors.Geometric(0.1)(4).pmf.is_meta  # numbers, while a model is being built without any
 
