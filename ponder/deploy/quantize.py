@@ -85,14 +85,12 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
     with tempfile.TemporaryDirectory() as scratch:
         watched = {name: _Watched(folder / name, Path(scratch) / name) for name in model.manifest.steps}
         model._graphs = {**model._graphs, **watched}
-        seen = len(model.record(examples))
-    if not seen or not all(
-        np.isfinite(end).all() for g in watched.values() for pair in g.ranges.values() for end in pair
-    ):
+        model.record(examples)
+    if not all(np.isfinite(end).all() for graph in watched.values() for pair in graph.ranges.values() for end in pair):
         raise ArgumentError(
             "calibration",
             expected="examples on which every value is finite",
-            got="none" if not seen else "one with NaN or infinity on its way",
+            got="one with NaN or infinity on its way",
             remedy="Pass some hundred examples like those to come.",
         )
     return [graph.ranges for graph in watched.values()]

@@ -139,6 +139,8 @@ class OnnxModel:
             labels: Labels of the examples, kept with the record.
         """
         rows, texts = self._rows(examples), _are_texts(examples)
+        if not rows:
+            raise ArgumentError("examples", expected="at least one", got="none", remedy="Record some.")
         outputs, features, hazards = list[Any](), list[Any](), list[Any]()
         for places, batch in self._batches(rows, batch_size):
             running = _Running(self, batch)

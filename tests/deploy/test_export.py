@@ -135,7 +135,7 @@ def test_eight_bits_agree_mostly_and_say_what_they_are(folder: Path, tmp_path: P
         found = exported.predict(ARRAYS, policy=policies.LastStep()).outputs
         assert np.abs(found - full).max() > 0
         assert (found.argmax(-1) == full.argmax(-1)).mean() > 0.9
-    with pytest.raises(ArgumentError, match="every value is finite"):
+    with pytest.raises(ArgumentError, match="at least one"):
         ponder.export.quantized(folder, tmp_path / "none", calibration=[])
     assert not (tmp_path / "none").exists()
 

@@ -1,0 +1,365 @@
+"""`Cascade`: stages from the cheapest to the dearest, a bar between each two, and the promise that goes with them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.files import replace_text
+from ponder._utils.rows import content_ids, split
+from ponder.calibration.agreement import certify
+from ponder.calibration.arrays import ArrayRecord
+from ponder.calibration.bounds import rows_needed
+from ponder.calibration.control import RiskControl
+from ponder.calibration.risks import Missed, RiskLike
+from ponder.cascade.stages import Stage, read_stage, stage_of
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.policies.base import ExitPolicy, LastStep, StepView, ThresholdPolicy, registry
+from ponder.policies.certainty import Confidence, Entropy, Margin
+
+__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageBars"]
+
+Floats = NDArray[Any]
+_FILE, _FORMAT, _FEWEST = "cascade.json", "ponder-cascade-1", 1e-12
+_BARS = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, 141)))  # dense where answers are sure; picked on no data
+
+
+@registry.register("stage-bars")
+@dataclass(frozen=True)
+class StageBars(ExitPolicy):
+    """A certainty policy with a bar of its own at each stage.
+
+    Args:
+        policy: The kind, such as `Confidence`; its own threshold is not read.
+        bars: The threshold of each stage but the last.
+    """
+
+    policy: ThresholdPolicy
+    bars: tuple[float, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The readings of the kind."""
+        return self.policy.needs
+
+    def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
+        """Compare each row's certainty with the bar of its stage."""
+        value, state = self.policy.statistic(step, state)
+        return self.policy.tunable.crossed(value, np.asarray(self.bars)[np.asarray(step.index) - 1]), state
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeAnswers:
+    """The answers of a cascade, in the order of the inputs.
+
+    Args:
+        labels: Name of each predicted class; None where the stage that was to answer failed.
+        distribution: Probabilities of the classes by the stage that answered, `(rows, classes)`.
+        stage: The stage that answered each row, `(rows,)`, from 1.
+        errors: Errors of stages, by the position of the rows that they were to answer.
+    """
+
+    labels: list[str | None]
+    distribution: Floats
+    stage: NDArray[Any]
+    errors: dict[int, Exception] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def probabilities(self) -> Floats:
+        """Probability of each predicted class, `(rows,)`."""
+        return np.asarray(self.distribution.max(1, initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeReport:
+    """Result of certifying a cascade.
+
+    Args:
+        statement: The promise in words, or why none could be given.
+        met: Whether some bar was certified; if none was, the last stage answers everything.
+        policy: The policy with its certificate.
+        shares: The share of the certifying rows that each stage answers, `(stages,)`.
+        observed: The risk on the certifying rows.
+        seconds: Measured or given cost of each stage for a text, `(stages,)`.
+        speed_up: Cost of the last stage alone ÷ mean cost of the cascade.
+        chosen_on: Number of rows that chose the kind of policy and the order of the bars.
+        certified_on: Number of rows that certify.
+    """
+
+    statement: str
+    met: bool
+    policy: ExitPolicy
+    shares: tuple[float, ...]
+    observed: float
+    seconds: tuple[float, ...]
+    speed_up: float
+    chosen_on: int
+    certified_on: int
+
+
+class Cascade:
+    """Models from the cheapest to the dearest: each answers the rows of which it is sure, and defers the others.
+
+    Args:
+        stages: Two or more of: models with `predict_proba` (scikit-learn, `Student`), models of ponder, exports,
+            folders of any of these, functions from inputs to probabilities, other cascades.
+        costs: The cost of each stage for one input; measured by `certify` where None.
+        policy: Decides which rows are answered; everything goes to the last stage where None.
+        classes: Names of the classes; those of the last stage, or of the first that has names, where None.
+
+    Example:
+        >>> cheap = lambda texts: np.array([[0.99, 0.01] if "card" in text else [0.5, 0.5] for text in texts])
+        >>> dear = lambda texts: np.array([[1.0, 0.0] if "card" in text else [0.0, 1.0] for text in texts])
+        >>> cascade = ponder.cascade.Cascade([cheap, dear], costs=[1, 20], classes=["card", "loan"])
+        >>> report = cascade.certify([f"{word} {n}" for n in range(500) for word in ("card", "loan")], level=0.02)
+        >>> report.met, report.shares, cascade.predict(["my card", "a loan"]).stage.tolist()
+        (True, (0.5, 0.5), [1, 2])
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Any],
+        costs: Sequence[float] | None = None,
+        *,
+        policy: ExitPolicy | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.stages: list[Stage] = [stage_of(stage) for stage in stages]
+        if len(self.stages) < 2 or (costs is not None and len(costs) != len(self.stages)):
+            raise ArgumentError(
+                "stages",
+                expected="two or more, and a cost for each where costs are given",
+                got=f"{len(self.stages)} stages, costs {costs}",
+                remedy="Pass [cheap, dear].",
+            )
+        self.costs = None if costs is None else tuple(map(float, costs))
+        self.policy: ExitPolicy = LastStep() if policy is None else policy
+        named = next((stage.classes for stage in reversed(self.stages) if stage.classes is not None), None)
+        self._given = named if classes is None else tuple(map(str, classes))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        if self._given is None:
+            raise ArgumentError(
+                "classes", expected="names of the classes", got="None", remedy="Pass Cascade([…], classes=[…])."
+            )
+        return self._given
+
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 256) -> CascadeAnswers:
+        """Answer every input at the first stage that is sure of it; what a stage defers is batched for the next.
+
+        Args:
+            inputs: The inputs, texts say.
+            batch_size: Inputs of a call of a stage at most.
+        """
+        size, count = len(inputs), len(self.stages)
+        distribution, at = np.full((size, len(self.classes)), np.nan), np.full(size, count)
+        rows, errors = np.arange(size), dict[int, Exception]()
+        for number, stage in enumerate(self.stages, 1):
+            deferred = []
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                try:
+                    made = stage.probabilities([inputs[row] for row in batch], self.classes)
+                except Exception as error:  # of the stage; the rows of other batches are answered
+                    errors |= dict.fromkeys(batch.tolist(), error)
+                    continue
+                sure = np.ones(len(batch), dtype=bool) if number == count else self._sure(made, number)
+                distribution[batch[sure]], at[batch[sure]] = made[sure], number
+                deferred.append(batch[~sure])
+            rows = np.concatenate(deferred) if deferred else rows[:0]
+        best = np.where(np.isnan(distribution).any(1), -1, np.nan_to_num(distribution, nan=-1.0).argmax(1))
+        return CascadeAnswers([None if n < 0 else self.classes[n] for n in best], distribution, at, errors)
+
+    def record(self, inputs: Sequence[Any], labels: Any = None, *, reference: Any = None) -> ArrayRecord:
+        """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
+
+        Args:
+            inputs: The inputs.
+            labels: Names of the right classes, or None.
+            reference: A model whose answers are the ones to keep, in the place of the last stage's.
+        """
+        seconds, columns = list[float](), list[Floats]()
+        for stage in (*self.stages, *([] if reference is None else [stage_of(reference)])):
+            start = time.perf_counter()
+            columns.append(stage.probabilities(inputs, self.classes))
+            seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
+        if self.costs is None:
+            self.costs = tuple(seconds[: len(self.stages)])
+        with np.errstate(divide="ignore"):
+            outputs = np.log(np.maximum(np.stack(columns, axis=1), _FEWEST))
+        numbers = None if labels is None else np.array([self._number(label) for label in labels])
+        ids = content_ids([str(each) for each in inputs])
+        return ArrayRecord(outputs, ids, labels=numbers, content_ids=True)
+
+    def certify(
+        self,
+        inputs: Sequence[Any],
+        labels: Sequence[Any] | None = None,
+        *,
+        risk: Literal["disagreement", "error", "missed"] = "disagreement",
+        level: float = 0.02,
+        confidence: float = 0.95,
+        positive: Any = None,
+        reference: Any = None,
+        seed: int = 0,
+    ) -> CascadeReport:
+        """Choose the bars, and certify how often answers differ from those of the last stage.
+
+        A third of the inputs chooses the kind of policy and the order of the bars; the others, on which nothing was
+        chosen, certify by the exact binomial bound (see `ponder.calibration.certify`). An input that repeats another
+        counts once. The cascade has the policy afterwards.
+
+        Args:
+            inputs: Inputs like those to come, which taught no stage.
+            labels: Names of the right classes, for ``"error"``.
+            risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
+                reference is in the `positive` classes, the share that is answered otherwise.
+            level: Upper limit of the risk.
+            confidence: Probability with which the promise holds.
+            positive: The class or classes of ``"missed"``.
+            reference: A model whose answers are the ones to keep, in the place of the last stage's: the whole of a last
+                stage that exits early itself.
+            seed: Seed of the split.
+        """
+        once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
+        needed = rows_needed(level, confidence, "exact_binomial")
+        whole = self.record(
+            [inputs[n] for n in once], None if labels is None else [labels[n] for n in once], reference=reference
+        )
+        sides = [_taken(whole, np.asarray(side)) for side in split(whole.row_ids, (1 / 3, 2 / 3), seed=seed)]
+        chosen: RiskLike = risk if risk != "missed" else Missed([self._number(name) for name in _listed(positive)])
+        counts = sides[1] if not isinstance(chosen, Missed) else sides[1].row_ids[chosen.rows(sides[1])]
+        if len(counts) < needed:
+            raise ArgumentError(
+                "inputs",
+                expected=f"{needed} {'positives' if risk == 'missed' else 'inputs'} that certify, or more, for a level "
+                f"of {level:g} with confidence {confidence:g}",
+                got=f"{len(counts)}, after a third of {len(whole)} different inputs chose",
+                remedy=f"Give about {needed * len(whole) // max(len(counts), 1) + 1} inputs, or a higher level.",
+            )
+        costs = np.cumsum(self.costs)
+        costs = costs if reference is None else np.append(costs, costs[-1])
+        found = certify(
+            *sides, self._candidates(sides[0], reference is not None), risk=chosen, level=level,
+            confidence=confidence, costs=costs.tolist(),
+        )  # fmt: skip
+        self.policy = found.policy if reference is None else found.policy.policy
+        return self._report(found, costs, sides)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the cascade with its stages; functions cannot be written."""
+        target = Path(folder)
+        for number, stage in enumerate(self.stages, 1):
+            stage.save(target / f"stage_{number}")
+        said = {"policy": self.policy.to_dict(), "costs": self.costs, "classes": self.classes}
+        replace_text(target / _FILE, json.dumps({"format": _FORMAT, "stages": len(self.stages), **said}, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            folder: The folder.
+            stages: The stages, where they could not be written.
+        """
+        path = Path(folder) / _FILE
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if said["format"] != _FORMAT:
+                raise KeyError(said["format"])
+            count, policy, costs, classes = (said[name] for name in ("stages", "policy", "costs", "classes"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no cascade of this version ({error!r}).") from error
+        made = [read_stage(Path(folder) / f"stage_{n}") for n in range(1, count + 1)] if stages is None else stages
+        return cls(made, costs, policy=ExitPolicy.from_dict(policy), classes=classes)
+
+    def _sure(self, probabilities: Floats, number: int) -> NDArray[Any]:
+        outputs = np.log(np.maximum(probabilities, _FEWEST))
+        view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
+        together = self.policy.exit_of_all(len(self.stages))
+        if together is not None:
+            return np.full(len(outputs), number == together)
+        return np.broadcast_to(np.asarray(self.policy.decide(view, None)[0]), len(outputs))
+
+    def _number(self, name: Any) -> int:
+        if str(name) not in self.classes:
+            raise ArgumentError("labels", expected=f"one of {self.classes}", got=repr(name), remedy="Name a class.")
+        return self.classes.index(str(name))
+
+    def _candidates(self, choosing: ArrayRecord, referred: bool) -> list[Any]:
+        """The kinds of policy, each with its bars from the latest exits to the earliest."""
+        entropies = np.geomspace(1e-6, np.log(choosing.width), 141)
+        kinds = ((Confidence(0.5), _BARS), (Margin(0.5), _BARS), (Entropy(0.5), entropies))
+        if choosing.num_steps == 2:
+            return list(kinds)
+        made: list[Any] = []
+        for kind, values in kinds:
+            stages = choosing.num_steps - 1 - referred
+            bars = _bars_at_equal_loss(choosing, kind, values, stages)
+            made.append((_family(kind, bars, len(self.stages), referred), range(len(bars))))
+        return made
+
+    def _report(self, found: RiskControl, costs: Floats, sides: Sequence[ArrayRecord]) -> CascadeReport:
+        stages = len(self.stages)
+        shares = (*found.exit_shares[: stages - 1], float(sum(found.exit_shares[stages - 1 :])))
+        alone = (self.costs or (1.0,))[-1]
+        return CascadeReport(
+            statement=found.statement,
+            met=found.met,
+            policy=found.policy,
+            shares=tuple(round(share, 12) for share in shares),
+            observed=found.observed,
+            seconds=self.costs or (),
+            speed_up=float(alone / (np.asarray(shares) @ costs[:stages])),
+            chosen_on=len(sides[0]),
+            certified_on=len(sides[1]),
+        )
+
+
+def _taken(record: ArrayRecord, rows: NDArray[Any]) -> ArrayRecord:
+    labels = None if record.labels is None else record.labels[rows]
+    return replace(record, outputs=record.outputs[rows], row_ids=record.row_ids[rows], labels=labels)
+
+
+def _listed(positive: Any) -> list[Any]:
+    if positive is None:
+        raise ArgumentError(
+            "positive", expected="the classes that are not to be missed", got="None", remedy="Pass positive='attack'."
+        )
+    return [positive] if isinstance(positive, str | int) else list(positive)
+
+
+def _bars_at_equal_loss(record: ArrayRecord, kind: Any, values: Any, stages: int) -> list[tuple[float, ...]]:
+    """Return bars of the stages, from late exits to early: at each place stages lose about as many rows."""
+    agrees, tables = record.agreement(), []
+    sign = 1.0 if kind.tunable.higher_exits_later else -1.0
+    for stage, view in zip(range(stages), record.views(kind.needs), strict=False):
+        score = sign * np.asarray(kind.statistic(view, None)[0])
+        tables.append([float((~agrees[score > sign * value, stage]).sum()) / len(record) for value in values])
+    rising = np.maximum.accumulate(np.asarray(tables), axis=1)
+    made = [tuple(float(values[int((row <= loss).sum()) - 1]) for row in rising) for loss in np.unique(rising)]
+    start = tuple(float(values[0]) for _ in range(stages))
+    return list(dict.fromkeys([start, *made]))
+
+
+def _family(
+    kind: ThresholdPolicy, bars: Sequence[tuple[float, ...]], stages: int, referred: bool
+) -> Callable[[float], ExitPolicy]:
+    def build(place: float) -> ExitPolicy:
+        own = bars[int(place)]
+        made: ExitPolicy = kind.with_threshold(own[0]) if len(own) == 1 else StageBars(kind, (*own, np.inf)[:stages])
+        return made.before(stages) if referred else made
+
+    return build

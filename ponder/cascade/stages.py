@@ -1,0 +1,149 @@
+"""Stages of a cascade: anything that gives the probabilities of classes for a list of inputs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.errors import ArgumentError, CheckpointError
+
+__all__ = ["Stage", "read_stage", "stage_of"]
+
+Floats = NDArray[Any]
+_READERS = {
+    "cascade.json": "ponder.cascade.cascade:Cascade.load",
+    "student.json": "ponder.cascade.student:Student.load",
+    "export.json": "ponder.deploy.runtime:OnnxModel",
+    "config.json": "ponder.integrations.transformers:read_classifier",
+}
+"""How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
+
+
+class Stage:
+    """A model in a cascade.
+
+    Args:
+        model: The model as it was given.
+        answer: A list of inputs to the probabilities of its classes, `(rows, classes)`.
+        classes: Names of the classes, in its order; None where it has none, and they are those of the last stage.
+        folder: The folder it was read from, if any.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        answer: Callable[[Sequence[Any]], Any],
+        classes: Sequence[Any] | None,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self._answer, self.folder = model, answer, folder
+        self.classes = None if classes is None else tuple(map(str, classes))
+
+    def probabilities(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
+        """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks."""
+        made = np.asarray(self._answer(inputs), dtype=np.float64)
+        own = tuple(classes) if self.classes is None else self.classes
+        sound = made.ndim == 2 and made.shape == (len(inputs), len(own))
+        if (
+            not sound
+            or not set(own) <= set(classes)
+            or np.nanmin(made, initial=0) < 0
+            or np.nanmax(made, initial=0) > 1.001
+        ):
+            raise ArgumentError(
+                "stages",
+                expected=f"probabilities ({len(inputs)}, {len(own)}) of classes among those of the last stage",
+                got=f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}",
+                remedy="Return one probability a class, such as predict_proba; name the same classes in every stage.",
+            )
+        if own == tuple(classes):
+            return made
+        spread = np.zeros((len(inputs), len(classes)))
+        spread[:, [classes.index(name) for name in own]] = made
+        return spread
+
+    def save(self, folder: Path) -> None:
+        """Write the stage to a folder, from which `read_stage` reads it."""
+        for name in ("save", "save_pretrained"):
+            if hasattr(self.model, name):
+                getattr(self.model, name)(folder)
+                tokenizer = getattr(self.model, "tokenizer", None)
+                if name == "save_pretrained" and tokenizer is not None:
+                    tokenizer.save_pretrained(folder)
+                return
+        if self.folder is None:
+            raise ArgumentError(
+                "stages",
+                expected="stages that can be written: a Student, a model of ponder, a folder",
+                got=f"a {type(self.model).__name__}",
+                remedy="Keep it yourself, and give it again: Cascade.load(folder, stages=[…]).",
+            )
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+def stage_of(given: Any) -> Stage:
+    """Return anything that can be a stage as one: a model, a function, or the folder of either.
+
+    A model has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
+    (logits), as those of ponder, or `probabilities`, as a cascade's. A function gives probabilities.
+    """
+    if isinstance(given, Stage):
+        return given
+    if isinstance(given, str | Path):
+        return read_stage(Path(given))
+    if hasattr(given, "predict_proba"):
+        return Stage(given, given.predict_proba, getattr(given, "classes_", None))
+    if hasattr(given, "predict"):
+        return Stage(given, lambda inputs: _answers_of(given.predict(inputs)), _classes_of(given), _folder_of(given))
+    if callable(given):
+        return Stage(given, given, None)
+    raise ArgumentError(
+        "stages",
+        expected="models with predict_proba or predict, functions, or folders",
+        got=repr(given),
+        remedy="Pass a function from a list of inputs to probabilities (rows, classes).",
+    )
+
+
+def read_stage(folder: Path) -> Stage:
+    """Read a stage from its folder."""
+    name = next((name for name in _READERS if (folder / name).is_file()), None)
+    if name is None:
+        raise CheckpointError(f"{folder}: no model that can be a stage (none of {', '.join(_READERS)}).")
+    module, _, path = _READERS[name].partition(":")
+    read: Any = import_module(module)
+    for part in path.split("."):
+        read = getattr(read, part)
+    stage = stage_of(read(folder))
+    stage.folder = folder
+    return stage
+
+
+def _answers_of(found: Any) -> Floats:
+    """Return the probabilities in the answers of `predict`."""
+    probabilities = getattr(found, "distribution", None)
+    if probabilities is not None:
+        return np.asarray(probabilities)
+    logits = found.outputs
+    logits = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits, dtype=np.float64)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+def _classes_of(model: Any) -> Sequence[Any] | None:
+    config, manifest = getattr(model, "config", None), getattr(model, "manifest", None)
+    names = getattr(config, "id2label", None)
+    if isinstance(names, Mapping):
+        return [names[place] for place in sorted(names)]
+    return getattr(manifest, "labels", None) or getattr(model, "classes", None)
+
+
+def _folder_of(model: Any) -> Path | None:
+    folder = getattr(model, "folder", None)
+    return folder if isinstance(folder, Path) else None

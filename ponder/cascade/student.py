@@ -1,0 +1,222 @@
+"""`Student`: a linear model of words and characters, taught by the answers of a large one on texts without labels.
+
+TF-IDF of words and pairs of words, and of the characters inside words, and where given the mean of the large model's
+own input embeddings, into a logistic regression. scikit-learn fits it; NumPy alone runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.files import read_tensors, replace_text, write_tensors
+from ponder._utils.rows import split
+from ponder.errors import ArgumentError, CheckpointError, PonderError
+
+__all__ = ["Embeddings", "Student"]
+
+_WORD = re.compile(r"\w\w+")
+_FORMAT, _SCALE = "ponder-student-1", 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Input embeddings of a large model.
+
+    Args:
+        tokenizer: Content of its `tokenizer.json`.
+        matrix: The embedding of each token, `(tokens, width)`.
+    """
+
+    tokenizer: str
+    matrix: NDArray[Any]
+
+    def means(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return the mean embedding of each text's tokens, `(texts, width)`."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise PonderError("a student with embeddings needs tokenizers: pip install tokenizers.") from error
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_padding()
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        made = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
+        for row, each in enumerate(encoded):
+            if each.ids:
+                made[row] = self.matrix[each.ids].mean(0)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A linear text classifier.
+
+    Args:
+        classes: Names of the classes.
+        vocabulary: The place of each gram among the features.
+        idf: Inverse document frequency of each gram, `(grams,)`.
+        weights: `(grams + width of the embeddings, classes)`.
+        bias: `(classes,)`.
+        temperature: By which logits are divided, so that probabilities are calibrated on held-out texts.
+        embeddings: Input embeddings of the large model, or None.
+
+    Example:
+        >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
+        >>> student = ponder.cascade.Student.fit(texts, ["card", "loan"] * 40)
+        >>> student.classes, student.predict_proba(["where is my card", "zzz"]).round(1).tolist()
+        (('card', 'loan'), [[1.0, 0.0], [0.5, 0.5]])
+    """
+
+    classes: tuple[str, ...]
+    vocabulary: dict[str, int]
+    idf: NDArray[Any]
+    weights: NDArray[Any]
+    bias: NDArray[Any]
+    temperature: float = 1.0
+    embeddings: Embeddings | None = None
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """Names of the classes, as in scikit-learn."""
+        return self.classes
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        answers: Sequence[Any],
+        *,
+        embeddings: Embeddings | None = None,
+        strength: float = 20.0,
+        max_grams: int = 200_000,
+        seed: int = 0,
+    ) -> Self:
+        """Teach a student the answers of a large model.
+
+        Args:
+            texts: Texts without labels.
+            answers: The large model's answer to each, a class.
+            embeddings: Input embeddings of the large model.
+            strength: Inverse strength of the regularisation.
+            max_grams: Number of grams at most, the most frequent.
+            seed: Seed of the fifth of the texts on which probabilities are calibrated.
+        """
+        try:
+            from scipy.sparse import csr_matrix, hstack
+            from sklearn.linear_model import LogisticRegression
+        except ImportError as error:
+            raise PonderError("teaching a student needs scikit-learn: pip install 'ponder-torch[cascade]'.") from error
+        names = np.asarray([str(answer) for answer in answers])
+        if len(np.unique(names)) < 2:
+            raise ArgumentError(
+                "answers",
+                expected="two classes or more",
+                got=f"{len(names)} answers of {np.unique(names).tolist()}",
+                remedy="Give texts on which the large model's answers differ, or use no model at all.",
+            )
+        counts = [Counter(_grams(text)) for text in texts]
+        frequency = Counter(gram for each in counts for gram in each)
+        known = [gram for gram, seen in frequency.most_common(max_grams) if seen > 1 or not gram.startswith("#")]
+        idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
+        empty = cls((), {gram: n for n, gram in enumerate(known)}, idf.astype(np.float32), np.zeros(0), np.zeros(0))
+        rows = [empty._features(each) for each in counts]
+        ends = np.cumsum([0, *(len(places) for places, _ in rows)])
+        places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
+        features = csr_matrix((values, places, ends), shape=(len(texts), len(known)))
+        if embeddings is not None:
+            features = hstack([features, csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
+        taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
+        model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+        model.fit(features[taught], names[taught])
+        temperature = _temperature(model.decision_function(features[held_out]), names[held_out], model.classes_)
+        model.fit(features, names)
+        weights, bias = model.coef_.T, model.intercept_
+        if weights.shape[1] == 1:  # two classes have one column of weights there
+            weights, bias = np.hstack([-weights / 2, weights / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+        arrays = (weights.astype(np.float32), bias.astype(np.float32))
+        return cls(tuple(model.classes_), empty.vocabulary, empty.idf, *arrays, temperature, embeddings)
+
+    def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return the probabilities of the classes, `(texts, classes)`; all alike for a text without a known word."""
+        grams, logits = len(self.idf), np.zeros((len(texts), len(self.classes)))
+        means = None if self.embeddings is None else self.embeddings.means(texts) * _SCALE
+        for row, text in enumerate(texts):
+            places, values = self._features(Counter(_grams(text)))
+            if len(places):
+                logits[row] = values @ self.weights[places] + self.bias
+                logits[row] += 0.0 if means is None else means[row] @ self.weights[grams:]
+        powers = np.exp((logits - logits.max(1, keepdims=True)) / self.temperature)
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
+        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
+        said: dict[str, Any] = {"format": _FORMAT, "classes": self.classes, "temperature": self.temperature}
+        if self.embeddings is not None:
+            arrays["embeddings"], said["tokenizer"] = self.embeddings.matrix, self.embeddings.tokenizer
+        write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
+        said["vocabulary"] = list(self.vocabulary)
+        replace_text(Path(folder) / "student.json", json.dumps(said, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote."""
+        path = Path(folder) / "student.json"
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
+            classes, temperature = tuple(said["classes"]), float(said["temperature"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no student ({error!r}).") from error
+        arrays, _ = read_tensors(Path(folder) / "student.safetensors")
+        matrix = arrays.get("embeddings")
+        embeddings = None if matrix is None else Embeddings(said["tokenizer"], matrix)
+        return cls(classes, vocabulary, arrays["idf"], arrays["weights"], arrays["bias"], temperature, embeddings)
+
+    def _features(self, counts: Counter[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the places of a text's known grams, and their TF-IDF; words and characters have length 1 each."""
+        known = [(self.vocabulary[gram], gram[:1] == "#", n) for gram, n in counts.items() if gram in self.vocabulary]
+        if not known:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        places, of_characters, numbers = (np.array(column) for column in zip(*known, strict=True))
+        values = (1.0 + np.log(numbers)) * self.idf[places]
+        for part in (of_characters, ~of_characters):
+            values[part] /= max(float(np.linalg.norm(values[part])), 1e-12)
+        return places, values.astype(np.float32)
+
+
+def _grams(text: str) -> Iterable[str]:
+    """Yield words and pairs of words, and "#" with two to five characters inside a word and its ends."""
+    words = _WORD.findall(text.lower())
+    yield from words
+    yield from (f"{one} {other}" for one, other in pairwise(words))
+    for word in text.lower().split():
+        padded = f" {word} "
+        for size in range(2, 6):
+            for start in range(max(len(padded) - size, 0) + 1):
+                yield "#" + padded[start : start + size]
+
+
+def _temperature(logits: NDArray[Any], names: NDArray[Any], classes: Sequence[Any]) -> float:
+    """Return the temperature with the least negative log-likelihood, of those from 0.05 to 5."""
+    if logits.ndim == 1:
+        logits = np.stack([-logits / 2, logits / 2], axis=1)
+    place = {name: n for n, name in enumerate(classes)}
+    rows = [n for n, name in enumerate(names) if name in place]
+    target = [place[names[n]] for n in rows]
+
+    def loss(temperature: float) -> float:
+        scaled = logits[rows] / temperature
+        scaled = scaled - scaled.max(1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(rows)), target]).mean())
+
+    return float(min(np.geomspace(0.05, 5.0, 80), key=loss)) if rows else 1.0

@@ -1,0 +1,358 @@
+"""`onnx`: a model as a folder of ONNX graphs, one a part, so that rows exit between steps; `OnnxModel` runs it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ponder._utils.modes import evaluating
+from ponder._utils.trees import Shared, Tree, tensors, unwrap
+from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
+from ponder.deploy.manifest import FILE, Manifest, TensorSpec
+from ponder.deploy.quantize import quantize, ranges_of
+from ponder.errors import ArgumentError
+from ponder.model.heads import PerStep
+from ponder.model.padding import Along
+from ponder.model.readouts import ReadoutCall
+from ponder.model.unroll import call_stem
+from ponder.tasks import task_named
+from ponder.wrapper import PonderWrapper
+
+__all__ = ["ExportSource", "SupportsExport", "onnx", "quantized"]
+
+_TOKENIZER, _LONGEST = "tokenizer.json", 512
+NEXT = ".next"  # a graph cannot give a tensor the name of one that it takes
+
+
+@dataclass(frozen=True, eq=False)
+class ExportSource:
+    """A model with all that an export needs besides.
+
+    Args:
+        model: The wrapper.
+        inputs: Inputs of an example call, batch first, two rows at least.
+        context: The context of that call.
+        name: Name of the inputs in the export.
+        defaults: Values of the context's tensors where a caller leaves them out, by name.
+        tokenizer: A fast tokenizer of Transformers, or None.
+        max_length: Number of tokens that the model takes; None where it is not known.
+        labels: Names of the classes.
+        columns: Names of the columns of texts to which the exits were fitted.
+    """
+
+    model: PonderWrapper
+    inputs: Tree
+    context: Mapping[str, Any]
+    name: str = "inputs"
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    tokenizer: Any = None
+    max_length: int | None = None
+    labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class SupportsExport(Protocol):
+    """A model around a `PonderWrapper` that brings an example of its own."""
+
+    def export_source(self) -> ExportSource:
+        """Return the model with all that an export needs besides."""
+
+
+def onnx(
+    model: Any,
+    folder: str | Path,
+    int8: bool | Literal["all"] = False,
+    *,
+    example: Any = None,
+    tokenizer: Any = None,
+    calibration: Any = None,
+) -> Path:
+    """Write a model as ONNX graphs for `ponder.export.OnnxModel`, which needs neither PyTorch nor Transformers.
+
+    Stem, steps (one graph where weights are shared), readout, heads, Lambda head and the policy are graphs of their
+    own; thresholds are inputs of the policy's. Each graph is run and compared with PyTorch.
+
+    Args:
+        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`; with its policy.
+        folder: Made where it does not exist; an earlier export there is replaced.
+        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the second of a
+            feed-forward block), which some encoders do not bear; ``"all"`` quantises these too. Outputs move, so choose
+            the threshold again on `OnnxModel.record`.
+        example: Inputs of a call, or a pair (inputs, context), batch first, two rows at least; models of Transformers
+            bring their own.
+        tokenizer: A fast tokenizer of Transformers; the model's own where None.
+        calibration: With `int8`, some hundred examples, by which the ranges of activations are fixed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentError: A policy that reads `policy_context`, weights that are not float32 on the CPU, or no example.
+        PonderError: A part cannot be traced.
+
+    Example:
+        >>> folder = ponder.export.onnx(model, "exported", example=torch.randn(2, 8))
+        >>> ponder.export.OnnxModel(folder).predict(inputs.numpy()).exit_step.shape
+        (300,)
+    """
+    source = _source(model, example)
+    if tokenizer is not None:
+        source = replace(source, tokenizer=tokenizer)
+    wrong = [(n, p) for n, p in source.model.named_parameters() if p.dtype != torch.float32 or p.device.type != "cpu"]
+    if wrong:
+        raise ArgumentError(
+            "model",
+            expected="weights in float32 on the CPU",
+            got=f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}",
+            remedy="Export a copy: copy.deepcopy(model).cpu().float().",
+        )
+    target = Path(folder)
+    with tempfile.TemporaryDirectory(dir=_parent(target)) as made, evaluating(source.model):
+        manifest = _Tracer(source, Path(made)).write()
+        manifest.write(Path(made))
+        if int8:
+            _quantize(Path(made), manifest, int8, calibration)
+        _put(Path(made), target)
+    return target
+
+
+def quantized(
+    export: str | Path, folder: str | Path, int8: Literal[True, "all"] = True, *, calibration: Any = None
+) -> Path:
+    """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
+    source, target = Path(export), Path(folder)
+    with tempfile.TemporaryDirectory(dir=_parent(target)) as made:
+        manifest = Manifest.read(source)
+        for name in (*manifest.files(), FILE):
+            shutil.copyfile(source / name, Path(made) / name)
+        _quantize(Path(made), manifest, int8, calibration)
+        _put(Path(made), target)
+    return target
+
+
+def _source(model: Any, example: Any) -> ExportSource:
+    if isinstance(model, SupportsExport) and example is None:
+        return model.export_source()
+    if not isinstance(model, PonderWrapper) or example is None:
+        raise ArgumentError(
+            "example" if isinstance(model, PonderWrapper) else "model",
+            expected="a ponder.PonderWrapper with an example of a call, or a model of ponder.integrations.transformers",
+            got=type(model).__name__,
+            remedy="Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run.",
+        )
+    pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
+    inputs, context = example if pair else (example, {})
+    mask = None if model.padding is None else model.padding.mask
+    defaults = {mask: float(model.padding.real)} if model.padding is not None and mask in context else {}
+    return ExportSource(model, inputs, context, defaults=defaults)
+
+
+def _parent(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
+
+
+def _put(made: Path, target: Path) -> None:
+    """Move a whole export into its folder; the description goes first and comes last."""
+    target.mkdir(exist_ok=True)
+    (target / FILE).unlink(missing_ok=True)
+    for path in sorted(made.iterdir(), key=lambda path: path.name == FILE):
+        shutil.move(path, target / path.name)
+
+
+def _quantize(folder: Path, manifest: Manifest, int8: bool | Literal["all"], calibration: Any) -> None:
+    channels = None if calibration is None else ranges_of(folder, calibration)
+    for place, name in enumerate(manifest.steps):
+        quantize(folder / name, int8 == "all", None if channels is None else channels[place])
+    replace(manifest, int8=True, weights=None).write(folder)
+
+
+class _Tracer:
+    """Writes the graphs of a model, one part after the other."""
+
+    def __init__(self, source: ExportSource, folder: Path) -> None:
+        self.source, self.model, self.folder = source, source.model, folder
+        self.task = self.model.task or task_named(None)
+        inputs, context = source.inputs, dict(source.context)
+        with torch.no_grad():
+            self.hidden, self.after, self.rows = call_stem(self.model.stem, inputs, context)
+        padding = self.model.padding
+        pooled = padding is not None and padding.pooled and not self.task.per_position
+        self.padding = padding if padding is not None and (pooled or self.task.per_position) else None
+        self.narrows = pooled and padding is not None and padding.mask in self.after
+        of_inputs = None if padding is None else padding.lengths_of_inputs(inputs)
+        self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
+        own = self.model.stem is not None  # the given is the hidden state itself where there is no stem
+        of_hidden = None if padding is None else padding.lengths_of_hidden
+        self.state = self._slots("hidden", self.hidden, of_hidden) if own else self.inputs[: len(flatten(inputs))]
+        self.steps_context = self._context("context." if own else "", self.after)
+
+    def write(self) -> Manifest:
+        """Write all graphs, and describe them."""
+        model, padding = self.model, self.model.padding
+        stem = self._write_stem()
+        readout, features = self._read("readout", model.readout)
+        heads, outputs = self._write_heads(features)
+        halting, hazard = self._write_halting(features)
+        specs = tuple(slot.spec for slot in self.inputs)
+        mask = None if padding is None or padding.mask not in {spec.name for spec in specs} else padding.mask
+        return Manifest(
+            num_steps=model.num_steps,
+            schedule=tuple(model.steps.schedule),
+            task=self.task.name,
+            inputs=specs,
+            hidden=tuple(slot.spec for slot in self.state),
+            context=tuple(slot.spec for slot in self.steps_context),
+            outputs=tuple(outputs.shape[2 if self.task.per_position else 1 :]),
+            policy=model.policy.to_dict(),
+            graphs=self._write_policy(features, outputs, hazard),
+            steps=self._write_steps(),
+            readout=readout,
+            heads=heads,
+            stem=stem,
+            mask=mask,
+            real=1 if padding is None else int(padding.real),
+            narrows=self.narrows,
+            labels=self.source.labels,
+            columns=self.source.columns,
+            weights=model.weights_digest(),
+            **halting,
+            **self._write_tokenizer(),
+        )
+
+    def _write(
+        self, name: str, run: Callable[[list[Tensor]], list[Tensor]], given: Sequence[Slot], outputs: Sequence[str]
+    ) -> list[Tensor]:
+        return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx")
+
+    def _write_stem(self) -> str | None:
+        if self.model.stem is None:
+            return None
+        count, source = len(flatten(self.source.inputs)), self.source
+
+        def run(given: list[Tensor]) -> list[Tensor]:
+            inputs, context = refilled(source.inputs, given[:count]), refilled(dict(source.context), given[count:])
+            hidden, after, _ = call_stem(self.model.stem, inputs, context)
+            return [*flatten(hidden), *flatten(dict(after))]
+
+        self._write("stem", run, self.inputs, [slot.spec.name for slot in (*self.state, *self.steps_context)])
+        return "stem.onnx"
+
+    def _write_steps(self) -> tuple[str, ...]:
+        count, schedule, names = len(self.state), self.model.steps.schedule, list[str]()
+        at = Slot(TensorSpec("index", "int64"), torch.ones(self.rows, dtype=torch.long))
+        for place in range(len(self.model.steps.fns)):
+            step = schedule.index(place) + 1
+
+            def run(given: list[Tensor], step: int = step) -> list[Tensor]:
+                called = unwrap(refilled(dict(self.after), given[count:-1]))
+                return flatten(self.model.steps(step, refilled(self.hidden, given[:count]), given[-1], **called))
+
+            outputs = [slot.spec.name + NEXT for slot in self.state]
+            self._write(f"step_{place + 1}", run, [*self.state, *self.steps_context, at], outputs)
+            names.append(f"step_{place + 1}.onnx")
+        return tuple(names)
+
+    def _read(self, name: str, readout: ReadoutCall) -> tuple[str, Tensor]:
+        count = len(self.state)
+
+        def run(given: list[Tensor]) -> list[Tensor]:
+            called = unwrap(refilled(dict(self.after), given[count:]))
+            return [readout(refilled(self.hidden, given[:count]), **called)]
+
+        (features,) = self._write(name, run, [*self.state, *self.steps_context], ["features"])
+        return f"{name}.onnx", features
+
+    def _write_heads(self, features: Tensor) -> tuple[tuple[str, ...], Tensor]:
+        head, slot = self.model.head, self._at_positions("features", features)
+        if not isinstance(head, PerStep):
+            (outputs,) = self._write("head", lambda given: [head(given[0])], [slot], ["output"])
+            return ("head.onnx",), outputs
+        for step in range(1, self.model.num_steps + 1):
+            (outputs,) = self._write(f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"])
+        return tuple(f"head_{step}.onnx" for step in range(1, self.model.num_steps + 1)), outputs
+
+    def _write_halting(self, features: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        model, head, made = self.model, self.model.lambda_head, dict[str, Any]()
+        if head is None:
+            return made, None
+        if model.halting_readout is not None:
+            made["halting_readout"], features = self._read("halting", model.halting_readout)
+        history = getattr(head, "history", 1)
+        read = Slot(TensorSpec("features", "float32"), torch.cat([features] * history, dim=-1))
+        (hazard,) = self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
+        made |= {"lambda_head": "lambda.onnx", "history": history, "initial": getattr(head, "initial", "stem")}
+        return made, hazard
+
+    def _write_policy(self, features: Tensor, outputs: Tensor, hazard: Tensor | None) -> Any:
+        readings = {
+            "output": self._at_positions("output", outputs),
+            "features": self._at_positions("features", features),
+        }
+        if hazard is not None:
+            share = hazard.sigmoid()
+            named = {"hazard": share, "cdf": share, "survival": torch.ones_like(share)}
+            readings |= {name: Slot(TensorSpec(name, "float32"), value) for name, value in named.items()}
+        if self.task.per_position and self.model.padding is not None:
+            real = torch.ones(outputs.shape[:2], dtype=torch.bool)
+            readings["mask"] = self._at_positions("mask", real)
+        return write_policy(self.model.policy, self.model.num_steps, self.task, readings, self.folder)
+
+    def _at_positions(self, name: str, value: Tensor) -> Slot:
+        """A slot whose second dimension is as long as the sequences, where features or outputs have positions."""
+        lengths = {slot.value.shape[dim] for slot in self.state for dim in slot.spec.along}
+        along = (1,) if not self.narrows and value.dim() > 1 and value.shape[1] in lengths else ()
+        return Slot(TensorSpec(name, str(value.dtype).removeprefix("torch."), along), value)
+
+    def _write_tokenizer(self) -> dict[str, Any]:
+        tokenizer = self.source.tokenizer
+        if tokenizer is None:
+            return {}
+        limit = min(tokenizer.model_max_length, self.source.max_length or _LONGEST)
+        (self.folder / _TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        limit = _LONGEST if limit > 10**9 else limit
+        return {"tokenizer": _TOKENIZER, "max_length": limit, "truncation_side": tokenizer.truncation_side}
+
+    def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
+        padding, made = self.model.padding, list[Slot]()
+        for name, value in context.items():
+            along = None if padding is None else padding.of_context(name)
+            shared = isinstance(value, Shared)
+            tree = value.value if isinstance(value, Shared) else value
+            default = self.source.defaults.get(name)
+            made += self._slots(prefix + name, tree, lambda _, along=along: along, default=default, shared=shared)
+        return made
+
+    def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
+        return [
+            _slot(
+                name + path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", ""),
+                tensor,
+                along,
+                options,
+            )
+            for (path, tensor), along in zip(tensors(tree), _alongs(tree, lengths), strict=True)
+        ]
+
+
+def _alongs(tree: Tree, lengths: Any) -> list[Along | None]:
+    """Return the lengths of every tensor of a tree, in its order."""
+    if lengths is None or callable(lengths):
+        return [None if lengths is None else lengths(tensor) for tensor in flatten(tree)]
+    named = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return [along for key, part in named for along in _alongs(part, lengths[key])]
+
+
+def _slot(name: str, value: Tensor, along: Along | None, options: Mapping[str, Any]) -> Slot:
+    dims = () if along is None else tuple(sorted(dim % value.dim() for dim in along.dims))
+    fill = 0.0 if along is None else float(along.fill(value) if callable(along.fill) else along.fill)
+    spec = TensorSpec(name, str(value.dtype).removeprefix("torch."), dims, fill, **options)
+    return Slot(spec, value.detach().cpu().contiguous())

@@ -1,0 +1,210 @@
+"""Cascades: rows go where they are sure, promises hold over redraws, and stages are anything that answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ponder import policies
+from ponder.calibration import control_risk, diagnose, sweep
+from ponder.cascade import Cascade, Student
+from ponder.errors import ArgumentError, CheckpointError
+
+CLASSES = ("card", "loan", "other")
+
+
+def world(rows: int, seed: int = 0, hard: float = 0.3) -> tuple[list[str], NDArray[Any]]:
+    """Inputs whose text says their class, and how unsure a cheap model is of it."""
+    draw = np.random.default_rng(seed)
+    numbers = draw.integers(3, size=rows)
+    unsure = draw.uniform(size=rows) < hard
+    return [f"{CLASSES[c]} {int(u)} {draw.integers(10**9)}" for c, u in zip(numbers, unsure, strict=True)], numbers
+
+
+def cheap(inputs: Sequence[str]) -> NDArray[Any]:
+    """Sure and right, or unsure and mostly wrong."""
+    made = np.full((len(inputs), 3), 0.02)
+    for row, text in enumerate(inputs):
+        name, unsure, salt = text.split()
+        place, wrong = CLASSES.index(name), unsure == "1" and int(salt) % 4
+        made[row] = 0.25 if unsure == "1" else 0.02
+        made[row, (place + 1) % 3 if wrong else place] = 0.5 if unsure == "1" else 0.96
+    return made
+
+
+def middle(inputs: Sequence[str]) -> NDArray[Any]:
+    made = cheap(inputs)
+    unsure = np.array([text.split()[1] == "1" and int(text.split()[2]) % 2 == 0 for text in inputs])
+    return np.where(unsure[:, None], dear(inputs), made)
+
+
+def dear(inputs: Sequence[str]) -> NDArray[Any]:
+    return np.eye(3)[[CLASSES.index(text.split()[0]) for text in inputs]]
+
+
+def test_what_is_sure_is_answered_at_once_and_the_rest_is_deferred_in_batches() -> None:
+    asked: list[int] = []
+
+    def counted(inputs: Sequence[str]) -> NDArray[Any]:
+        asked.append(len(inputs))
+        return dear(inputs)
+
+    cascade = Cascade([cheap, counted], costs=[1, 30], classes=CLASSES, policy=policies.Confidence(0.8))
+    texts, numbers = world(1000)
+    answers = cascade.predict(texts)
+    unsure = np.array([text.split()[1] == "1" for text in texts])
+    assert (answers.stage == 1 + unsure).all()
+    assert answers.labels == [CLASSES[n] for n in numbers]
+    assert sum(asked) == unsure.sum()
+    assert len(asked) == 2  # what four batches deferred
+    np.testing.assert_allclose(answers.distribution.sum(1), 1)
+    assert len(cascade.predict([])) == 0
+
+
+def test_a_cascade_is_a_trajectory_with_unequal_costs() -> None:
+    cascade = Cascade([cheap, middle, dear], costs=[1, 5, 30], classes=CLASSES)
+    texts, _ = world(900)
+    record = cascade.record(texts, [text.split()[0] for text in texts])
+    promise = control_risk(record, policies.Confidence, level=0.05, costs=[1, 6, 36], bound="exact_binomial")
+    assert promise.met
+    assert len(sweep(record, policies.Confidence, [0.5, 0.9], costs=[1, 6, 36])) == 2
+    assert diagnose(record) is not None
+    assert (record.exit_steps(promise.policy) < 3).mean() > 0.5
+
+
+@pytest.mark.parametrize("stages", [[cheap, dear], [cheap, middle, dear]], ids=["two", "three"])
+@pytest.mark.parametrize("risk", ["disagreement", "error", "missed"])
+def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[Callable[..., Any]], risk: Any) -> None:
+    cascade = Cascade(stages, costs=[1, 30] if len(stages) == 2 else [1, 5, 30], classes=CLASSES)
+    texts, _ = world(3000)
+    report = cascade.certify(
+        texts, [text.split()[0] for text in texts], risk=risk, level=0.02, positive="card" if risk == "missed" else None
+    )
+    assert report.met, report.statement
+    assert report.chosen_on + report.certified_on == 3000
+    fresh, _ = world(3000, seed=1)
+    answers = cascade.predict(fresh)
+    assert np.mean([label != text.split()[0] for label, text in zip(answers.labels, fresh, strict=True)]) <= 0.03
+    shares = np.bincount(answers.stage, minlength=len(stages) + 1)[1:] / 3000
+    np.testing.assert_allclose(shares, report.shares, atol=0.05)
+    assert report.speed_up > 2
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds: int) -> None:
+    """Scores overlap, so that any bar has some risk; kinds of policy, bars and order are chosen on each draw."""
+    draw, broken, met = np.random.default_rng(0), 0, 0
+    table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
+
+    def drawn(rows: int) -> list[int]:
+        sure = np.concatenate([draw.beta(2, 1, size=(rows, kinds - 1)) * 2 / 3 + 1 / 3, np.ones((rows, 1))], axis=1)
+        right = draw.uniform(size=sure.shape) < sure**0.5
+        truth = draw.integers(3, size=(rows, 1))
+        answer = np.where(right, truth, (truth + 1) % 3)
+        table[:] = [np.where(np.eye(3)[answer] == 1, sure[..., None], (1 - sure[..., None]) / 2)]
+        return list(range(rows))
+
+    stages = [lambda inputs, k=k: table[0][inputs, k] for k in range(kinds)]
+    costs = [1, 20] if kinds == 2 else [1, 4, 20]
+    for seed in range(60):
+        cascade = Cascade(stages, costs=costs, classes=CLASSES)
+        report = cascade.certify(drawn(900), level=0.1, confidence=0.9, seed=seed)
+        found = cascade.predict(drawn(4000))
+        wrong = np.mean([CLASSES.index(str(label)) for label in found.labels] != table[0][:, -1].argmax(1))
+        broken += wrong > 0.1 + 3 * np.sqrt(0.1 * 0.9 / 4000)
+        met += report.met
+    assert met > 40
+    assert broken <= 0.1 * 60 + 3 * np.sqrt(60 * 0.1 * 0.9)
+
+
+def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
+    texts, numbers = world(400)
+    named = [CLASSES[n] for n in numbers]
+    student = Student.fit(texts, named)
+    inner = Cascade([student, dear], costs=[1, 5], classes=CLASSES, policy=policies.Confidence(0.99))
+    outer = Cascade([inner, dear], costs=[2, 9], policy=policies.Confidence(0.9))
+    assert outer.classes == CLASSES
+    assert outer.predict(texts).labels == named
+    cascade = Cascade([student, student], costs=[1, 1], policy=policies.Confidence(0.9))
+    cascade.certify(texts, level=0.05)
+    cascade.save(tmp_path / "cascade")
+    again = Cascade.load(tmp_path / "cascade")
+    assert again.policy == cascade.policy
+    assert (again.predict(texts).stage == cascade.predict(texts).stage).all()
+    np.testing.assert_allclose(again.predict(texts).distribution, cascade.predict(texts).distribution)
+    nested = Cascade([str(tmp_path / "cascade" / "stage_1"), tmp_path / "cascade"], costs=[1, 2])
+    assert nested.predict(texts[:5]).labels == again.predict(texts[:5]).labels
+    with pytest.raises(ArgumentError, match=r"Cascade\.load"):
+        Cascade([dear, dear], classes=CLASSES).save(tmp_path / "functions")
+    given = Cascade([cheap, dear], costs=[1, 2], classes=CLASSES)
+    with pytest.raises(CheckpointError, match="no cascade"):
+        Cascade.load(tmp_path)
+    assert given.predict(texts).labels == named
+
+
+def test_a_stage_that_fails_leaves_the_other_rows_answered() -> None:
+    def breaking(inputs: Sequence[str]) -> NDArray[Any]:
+        if any(text.startswith("loan") for text in inputs):
+            raise OSError("the service is gone")
+        return dear(inputs)
+
+    cascade = Cascade([cheap, breaking], costs=[1, 9], classes=CLASSES, policy=policies.Confidence(0.8))
+    answers = cascade.predict(["card 0 1", "loan 0 2", "loan 1 3", "card 1 5"], batch_size=1)
+    assert answers.labels == ["card", "loan", None, "card"]
+    assert [str(error) for error in answers.errors.values()] == ["the service is gone"]
+    assert list(answers.errors) == [2]
+
+
+def test_bad_stages_and_too_few_rows_are_refused() -> None:
+    texts, _ = world(60)
+    for wrong in (
+        lambda inputs: np.ones((len(inputs), 2)),
+        lambda inputs: -dear(inputs),
+        lambda inputs: 7 * dear(inputs),
+    ):
+        with pytest.raises(ArgumentError, match="probabilities"):
+            Cascade([wrong, dear], classes=CLASSES).record(texts)
+    with pytest.raises(ArgumentError, match=r"149 inputs that certify.*got 40"):
+        Cascade([cheap, dear], classes=CLASSES).certify(texts, level=0.02)
+    with pytest.raises(ArgumentError, match="positives"):
+        Cascade([cheap, dear], classes=CLASSES).certify(texts * 5, level=0.02, risk="missed", positive="card")
+    nan = Cascade([lambda inputs: dear(inputs) * np.nan, dear], costs=[1, 2], classes=CLASSES)
+    nan.policy = policies.Confidence(0.5)
+    assert nan.predict(texts).stage.tolist() == [2] * 60  # what is no number defers
+
+
+def test_students_are_calibrated_and_defer_texts_without_a_known_word(tmp_path: Path) -> None:
+    texts, numbers = world(600)
+    named = [CLASSES[n] for n in numbers]
+    student = Student.fit(texts[:400], named[:400])
+    found = student.predict_proba(texts[400:])
+    assert np.mean([student.classes[n] == name for n, name in zip(found.argmax(1), named[400:], strict=True)]) > 0.99
+    np.testing.assert_allclose(student.predict_proba(["çéñ"]), 1 / 3)
+    student.save(tmp_path)
+    np.testing.assert_allclose(Student.load(tmp_path).predict_proba(texts), student.predict_proba(texts))
+    two = Student.fit(["good film", "bad film"] * 30, ["yes", "no"] * 30)
+    assert two.predict_proba(["good film", "bad film"]).argmax(1).tolist() == [
+        two.classes.index("yes"),
+        two.classes.index("no"),
+    ]
+    with pytest.raises(ArgumentError, match="two classes"):
+        Student.fit(texts, ["one"] * 600)
+
+
+def test_cascades_run_where_torch_is_not_installed(tmp_path: Path) -> None:
+    texts, numbers = world(300)
+    student = Student.fit(texts, [CLASSES[n] for n in numbers])
+    Cascade([student, student], costs=[1, 2], policy=policies.Confidence(0.9)).save(tmp_path)
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None; import ponder.cascade as c\n"
+        "print(c.Cascade.load(sys.argv[1]).predict(['card 0 1']).labels)"
+    )
+    made = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "['card']"
