@@ -62,6 +62,20 @@ def test_a_hazard_may_have_a_readout_of_its_own() -> None:
     assert (found.lambda_head, found.hazard_reads_features) == (128.0 + 16.0, False)
 
 
+def test_a_readout_is_counted_apart_from_the_heads_that_read_it() -> None:
+    def wide(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ torch.ones(8, 8)
+
+    made = ponder.PonderWrapper(
+        [nn.Linear(8, 8)] * 3, readout=wide, head=nn.Linear(8, 3), lambda_head=ponder.LambdaHead(8)
+    )
+    found = cost.measure(made, torch.randn(2, 8))
+    assert (found.steps, found.readouts, found.heads) == ((128.0,) * 3, (128.0,) * 3, (48.0,) * 3)
+    assert (found.lambda_head, found.plain) == (16.0, 3 * 128.0 + 128.0 + 48.0)
+    assert found.exits(()).tolist() == [304.0, 432.0, 560.0]
+    assert found.exits({"hazard"}).tolist() == [320.0, 592.0, 848.0]
+
+
 def test_one_step_has_no_exits() -> None:
     found = cost.measure(ponder.PonderWrapper(nn.Linear(8, 8), 1, head=nn.Linear(8, 3)), torch.randn(5, 8))
     assert (found.steps, found.heads, found.plain) == ((128.0,), (48.0,), 176.0)
