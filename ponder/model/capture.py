@@ -51,7 +51,7 @@ class Captured:
         """
         self.stem.selects.append(select)
         self.stem.kinds.clear()
-        return CapturedReadout(select)
+        return CapturedReadout(select, self.stem.kinds)
 
 
 def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Captured:
@@ -107,7 +107,7 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         steps = Steps.of(CapturedStep(0), len(order)) if shared else Steps(map(CapturedStep, range(len(order))))
         heads = [event.path for event in events if event.output is first_leaf(output)]
         linear = next((path for path in heads if isinstance(module.get_submodule(path), nn.Linear)), None)
-        return Captured(stem, steps, CapturedReadout(first_leaf), padding, linear)
+        return Captured(stem, steps, CapturedReadout(first_leaf, stem.kinds), padding, linear)
     raise _explained(module, events, given, layers, refused)
 
 
@@ -141,14 +141,16 @@ def _proved(module: nn.Module, order: list[str], given: Given) -> CapturedStem:
                 raise refusal("a module that draws random numbers in evaluation mode", "Draw them outside of it.")
             call, last = unwrap(around), CapturedStep(len(order) - 1)
             states = [state := CapturedStep(number)(state, **call) for number in range(len(order))]
-            if not alike(CapturedReadout(first_leaf)(state, **call), whole):
+            if not alike(CapturedReadout(first_leaf, {})(state, **call), whole):
                 raise refusal("another output at full depth: code of its own around the layers")
-            if any(CapturedReadout(first_leaf)(early, **call).shape != whole.shape for early in states):
+            if any(CapturedReadout(first_leaf, {})(early, **call).shape != whole.shape for early in states):
                 raise refusal("layers whose states differ in shape", "Pass layers=… that keep the shape.")
             kept = torch.arange(1, len(whole))
             if not alike(_through(take_rows(states[0], kept), take_rows(around, kept), 1), whole[1:], 1e-4):
                 raise refusal("rows that feel one another", "Keep rows apart, with the batch first.")
-            if grad and _flops(CapturedReadout(first_leaf), state, call) > len(order) * _flops(last, states[-2], call):
+            if grad and _flops(CapturedReadout(first_leaf, {}), state, call) > len(order) * _flops(
+                last, states[-2], call
+            ):
                 raise refusal("layers that cost less than what follows them, which runs at every exit")
     return stem
 
@@ -169,15 +171,16 @@ def _copy_in_training(module: nn.Module, order: list[str], given: Given) -> nn.M
 
 
 def _flops(part: nn.Module, state: Tree, call: Mapping[str, Any]) -> int:
-    with _Flops() as counter:
+    with _Flops() as counter:  # type: ignore[no-untyped-call]
         part(state, **call)
-    return counter.total
+    total: int = counter.total
+    return total
 
 
 class _Flops(TorchDispatchMode):
     """Floating-point operations of the matrix products and convolutions in a block."""
 
-    total = 0
+    total: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -202,7 +205,7 @@ def _through(state: Tree, around: Mapping[str, Any], start: int = 0) -> Tensor:
     call: dict[str, Any] = unwrap(around)
     for number in range(start, len(call[KIND].order)):
         state = CapturedStep(number)(state, **call)
-    features: Tensor = CapturedReadout(first_leaf)(state, **call)
+    features: Tensor = CapturedReadout(first_leaf, {})(state, **call)
     return features
 
 

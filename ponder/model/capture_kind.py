@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from ponder._utils.trees import Shared, Tree, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
@@ -69,13 +69,14 @@ class Notes:
 
     def hand_on(self, mark: Mark) -> Tensor:
         """Return a placeholder for what a layer gives."""
-        self.alive.append(self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(()))
-        self.marks[id(self.alive[-1])] = mark
-        return self.alive[-1]
+        tensor: Tensor = self.hidden.detach() if mark == HIDDEN else self.hidden.new_zeros(())
+        self.marks[id(tensor)] = mark
+        self.alive.append(tensor)
+        return tensor
 
     def like(self) -> list[Any]:
         """Return the type of each tensor, and which of its dimensions are 1."""
-        return [(tensor.dtype, [size == 1 for size in tensor.shape]) for tensor in self.tensors]
+        return [(tensor.dtype, [bool(size == 1) for size in tensor.shape]) for tensor in self.tensors]
 
 
 @dataclass
@@ -325,7 +326,8 @@ class CapturedStem(nn.Module):
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Return h_0 and the context of the steps."""
-        given: dict[str | int, Any] = {**self.constants, **context}
+        given: dict[str | int, Any] = dict(self.constants)
+        given.update(context)
         if isinstance(inputs, Mapping | tuple):
             given.update(inputs if isinstance(inputs, Mapping) else enumerate(inputs))
         elif inputs is not None:
@@ -353,8 +355,10 @@ class CapturedStem(nn.Module):
 
     def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
         """Return the kind of a call, learned where there was none like it, and its notes."""
-        flags = [(key, type(value), value if isinstance(value, _PLAIN) else None) for key, value in given.items()]
-        kinds = self.kinds.setdefault((self.module.training, *flags), [])
+        flags = [
+            (k, v if isinstance(v, _PLAIN) else Tensor if isinstance(v, Tensor) else type(v)) for k, v in given.items()
+        ]
+        kinds = self.kinds.setdefault((self.module.training, frozenset(flags)), [])
         for kind in kinds:
             if kind.fits(notes := kind.stem(given)):
                 return kind, notes
@@ -376,7 +380,7 @@ class CapturedStem(nn.Module):
         more = {key: torch.cat([value, value[:1]]) for key, value in self._rowwise(given, rows).items()}
         cuda = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
         with torch.random.fork_rng(devices=list(cuda)):
-            calls = [watch(private_copy(self.module, training=training), each) for each in (given, {**given, **more})]
+            calls = [watch(private_copy(self.module, training=training), each) for each in (given, dict(given) | more)]
         for replays in (False, True):
             (kind, small), (other, large) = (
                 read_kind(self.module, self.order, *call, replays=replays) for call in calls
@@ -396,7 +400,7 @@ class CapturedStem(nn.Module):
         """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
         rows, length = given[self.mask].shape
         longs = {key: v for key, v in given.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)}
-        longer = {**given, **{key: torch.cat([value, value[:, -1:]], 1) for key, value in longs.items()}}
+        longer = dict(given) | {key: torch.cat([value, value[:, -1:]], 1) for key, value in longs.items()}
         quiet, more = private_copy(self.module, training=self.module.training), list[Any]()
         with contextlib.suppress(Exception):  # of the module's own code, at the greatest length it takes
             more = replace(kind, module=quiet).stem(longer).tensors
@@ -425,9 +429,13 @@ class CapturedStep(nn.Module):
 
     def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tree:
         """Run the layer and return the state after it."""
-        args, kwargs = kind.calls[self.number].fill(kind.value, hidden, context)
+        call, plain = kind.calls[self.number], isinstance(hidden, Tensor) and not kind.dims["hidden"]
+        leaves = list(call.leaves)
+        for place, mark in call.marks:  # in line, since it is what every step does
+            leaves[place] = hidden if plain and mark is HIDDEN else kind.value(mark, hidden, context)
+        args, kwargs = tree_unflatten(leaves, call.spec)
         out = kind.module.get_submodule(kind.order[self.number])(*args, **kwargs)
-        if isinstance(out, Tensor) and isinstance(hidden, Tensor) and not kind.dims["hidden"]:
+        if plain and isinstance(out, Tensor):
             return out
         leaves, places, rows = tree_leaves(out), kind.places[self.number], len(first_tensor(hidden))
         names = [name for name in ("hidden", *kind.others) if name in places]
@@ -440,14 +448,17 @@ class CapturedReadout(nn.Module):
 
     Args:
         select: From the output to that part.
+        kinds: The kinds of calls that the stem knows.
     """
 
-    def __init__(self, select: Select) -> None:
+    def __init__(self, select: Select, kinds: Mapping[Any, list[Kind]]) -> None:
         super().__init__()
-        self.select = select
+        self.select, self.kinds = select, kinds
 
-    def forward(self, hidden: Tree, *, kind: Kind, **context: Any) -> Tensor:
-        """Return the features of `hidden`, as if the layers had ended with it."""
+    def forward(self, hidden: Tree, *, kind: Kind | None = None, **context: Any) -> Tensor:
+        """Return the features of `hidden`, as if the layers had ended with it; of the first kind without a context."""
+        features: Tensor
+        kind = kind or next(own[0] for own in self.kinds.values() if own)
         if kind.tail is None:
             features = self.select(kind.replay(hidden, context))
         elif (leaf := kind.leaves[self.select]) is not None:  # then nothing else is computed

@@ -36,7 +36,7 @@ class Template:
     path: str = ""
 
     @classmethod
-    def of(cls, value: Any, mark: Callable[[Tensor], Mark], path: str = "") -> Template:
+    def of(cls, value: Any, mark: Callable[[Any], Mark], path: str = "") -> Template:
         """Mark the tensors of a value."""
         leaves, spec = tree_flatten(value)
         marks = tuple([(place, mark(leaf)) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor | Mark)])
@@ -81,7 +81,8 @@ def private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
 
 def run(module: Callable[..., Any], given: Given) -> Any:
     """Call a module."""
-    named, places = dict(given), 0
+    named: dict[Any, Any] = dict(given)
+    places = 0
     while places in named:
         places += 1
     return module(*map(named.pop, range(places)), **named)
