@@ -1,0 +1,176 @@
+"""The commands with their options; what a command does is in a module of its own, `ponder.cli.exits`, say.
+
+That module is loaded when the command runs, so that `ponder --help` answers at once, and exports need no PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ponder.cli.output import sentences
+from ponder.errors import ArgumentError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Exits for a fine-tuned classifier: the same answers, sooner, with a promise.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_SHARE: dict[str, Any] = {"min": 1e-6, "max": 1.0 - 1e-6}
+Folder = Annotated[
+    Path, typer.Argument(help="A folder that `ponder exits` or `ponder export` wrote.", metavar="FOLDER")
+]
+TextsFile = Annotated[Path, typer.Option("--texts", help="CSV, TSV, JSON lines, Parquet, or a text on each line.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="The column with the texts; twice for pairs.", metavar="NAME")
+]
+Labels = Annotated[
+    str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
+]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="The first row of the table is a text.")]
+Disagreement = Annotated[
+    float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE)
+]
+Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.", **_SHARE)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ponder {version_of('ponder-torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def exits(
+    model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")],
+    texts: TextsFile,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Disagreement = None,
+    confidence: Confidence = 0.95,
+    speed_up: Annotated[
+        float | None, typer.Option(help="Aim at this many times fewer steps instead, and say what it costs.", min=1.01)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
+    json: Json = False,
+) -> None:
+    """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
+    with sentences():
+        if speed_up is not None and disagreement is not None:
+            expected = "--speed-up or --disagreement, of which one says what the other comes to"
+            raise ArgumentError("--speed-up", expected=expected, got="both", remedy="Leave one of them out.")
+        given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
+        given |= {} if disagreement is None else {"disagreement": disagreement}
+        _module("exits").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    texts: TextsFile,
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    column: Columns = None,
+    no_header: NoHeader = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are in --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Answer every text, each at its exit; the answers stand beside all columns of the file."""
+    with sentences():
+        _module("predict").run(folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json)
+
+
+@app.command()
+def check(
+    folder: Folder,
+    texts: TextsFile,
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Annotated[
+        float | None, typer.Option(help="Judge by this level instead of the promised one.", **_SHARE)
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The folder whose full depth was promised: that before --int8.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Does the promise hold on fresh texts? Exit code 0 where it does, 1 where it is broken, 3 for too few to say."""
+    with sentences():
+        options = {"disagreement": disagreement, "reference": reference, "as_json": json}
+        code = _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[Literal["onnx"], typer.Option(help="The format.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; the policy is chosen again on the texts.")] = False,
+    texts: Annotated[Path | None, typer.Option(help="With --int8: texts that choose and certify.")] = None,
+    column: Columns = None,
+    no_header: NoHeader = False,
+    disagreement: Annotated[
+        float | None, typer.Option(help="How often answers may differ; what FOLDER promises where left out.", **_SHARE)
+    ] = None,
+    confidence: Confidence = 0.95,
+    json: Json = False,
+) -> None:
+    """Write FOLDER as ONNX graphs that exit early, which run without PyTorch."""
+    with sentences():
+        options = {"int8": int8, "disagreement": disagreement, "confidence": confidence, "as_json": json}
+        _module("export").run(folder, out, texts, _reading(column, None, no_header), **options)
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, help="Texts of a batch.")] = 32,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Texts that may wait; more is answered by 429.")] = 1024,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 64,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 16,
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds a request may take; 0 for no limit.")] = 30.0,
+    fixed_policy: Annotated[bool, typer.Option("--fixed-policy", help="Refuse thresholds in requests.")] = False,
+    audit_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the answers checked at full depth, after a certificate.")
+    ] = 0.01,
+    audit_file: Annotated[Path | None, typer.Option(help="File with the state of the audits.")] = None,
+) -> None:
+    """Answer texts over HTTP: /predict, /healthz, /metrics and /docs."""
+    with sentences():
+        bounds = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts, "max_body": max_body}
+        limits = _module("deploy.server", "ponder").Limits(
+            **bounds, deadline=deadline or None, fixed_policy=fixed_policy
+        )
+        _module("serve").run(folder, host, port, limits, audit_share, audit_file)
+
+
+def _module(name: str, package: str = "ponder.cli") -> Any:
+    return import_module(f"{package}.{name}")
+
+
+def _reading(column: list[str] | None, labels: str | None, no_header: bool) -> dict[str, Any]:
+    """Return the arguments of `read_texts`."""
+    return {"columns": column or [], "labels": labels, "header": not no_header}

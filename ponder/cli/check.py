@@ -1,0 +1,125 @@
+"""The command `check`: does the promise of a folder hold on fresh texts, and do exits pay there?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.rounding import rounded_up
+from ponder.calibration import diagnose
+from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
+from ponder.cli.folders import Folder, open_folder
+from ponder.cli.output import short, show
+from ponder.cli.texts import count, read_texts
+from ponder.policies.base import LastStep
+from ponder.policies.combine import Certified
+
+__all__ = ["BROKEN", "HOLDS", "TOO_FEW", "Verdict", "judge", "run"]
+
+HOLDS, BROKEN, TOO_FEW = 0, 1, 3
+_DIAGNOSED = 20  # texts, at least
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A promise, judged on fresh rows.
+
+    Args:
+        code: 0 where it holds, 1 where it is broken, 3 where there are too few rows to say.
+        sentence: The same in words.
+    """
+
+    code: int
+    sentence: str
+
+
+def judge(differ: int, rows: int, level: float, confidence: float) -> Verdict:
+    """Judge the promise that at most `level` of the answers differ, by the exact binomial test.
+
+    It is broken where so many differences have a probability of at most 1 − `confidence` while it holds. It is said to
+    hold where no more differ than was promised, and there are as many rows as could have certified it.
+
+    Example:
+        >>> judge(9, 300, 0.01, 0.95).code, judge(2, 300, 0.01, 0.95).code, judge(0, 20, 0.01, 0.95).code
+        (1, 0, 3)
+    """
+    promised = f"promised: at most {rounded_up(100 * level, 3)}%"
+    seen = f"{differ} of {count(rows, 'fresh text')} answered otherwise ({100 * differ / rows:.2f}%)"
+    if differ and 1.0 - float(binomial_cdf(rows, level)[differ - 1]) <= 1.0 - confidence:
+        return Verdict(BROKEN, f"The promise is broken: {seen}; {promised}.")
+    needed = rows_needed(level, confidence, "exact_binomial")
+    if rows < needed or differ > level * rows:
+        return Verdict(TOO_FEW, f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.")
+    most = (
+        f"with {100 * confidence:g}% confidence at most {rounded_up(100 * upper_bound(differ, rows, confidence), 3)}%"
+    )
+    return Verdict(HOLDS, f"The promise holds: {seen}, {most}; {promised}.")
+
+
+def run(
+    folder: Path,
+    texts: Path,
+    reading: Mapping[str, Any],
+    *,
+    disagreement: float | None,
+    reference: Path | None,
+    as_json: bool,
+) -> int:
+    """Judge the promise of a folder on texts that taught it nothing, and diagnose its exits.
+
+    Args:
+        folder: The folder of exits, or of an export.
+        texts: The file of fresh texts.
+        reading: Arguments of `read_texts`.
+        disagreement: The level that is judged instead of the promised one.
+        reference: The folder whose full depth the promise is about; the folder itself where None.
+        as_json: Print JSON instead of a table.
+
+    Returns:
+        The exit code.
+    """
+    made = open_folder(folder)
+    found = read_texts(texts, **reading, known=made.columns).without_empty()
+    fresh = made.fresh(found, 1)
+    seen = made.record(fresh.texts, fresh.numbered(made.labels))
+    answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
+    full = answers[:, -1]
+    if reference is not None:
+        names = {name: place for place, name in enumerate(made.labels)}
+        full = np.array([names.get(n, -1) for n in open_folder(reference).answer(fresh.texts, LastStep()).labels])
+    other = ~seen.agreement() if reference is None else answers != full[:, None]
+    differs = other[np.arange(len(seen)), steps - 1]
+    verdict = _verdict(made, int(differs.sum()), len(seen), disagreement, reference)
+    facts = {"other_answers": float(differs.mean()), "mean_exit_step": float(steps.mean()), "texts": len(seen)}
+    card, said = {"code": verdict.code, "verdict": verdict.sentence, **facts}, [verdict.sentence]
+    if len(seen) >= _DIAGNOSED:
+        labels = full if isinstance(seen.outputs, np.ndarray) else seen.outputs.new_tensor(full).long()
+        diagnosis = diagnose(seen if seen.labels is not None else replace(seen, labels=labels))
+        if seen.labels is None:
+            diagnosis = replace(diagnosis, metric="agreement with full depth")
+        said, card = [*said, diagnosis.verdict], {**card, "diagnosis": diagnosis.to_dict()}
+    rows = [
+        ("texts", f"{len(seen)} distinct ones that taught the exits nothing, of {len(found)}"),
+        ("policy", short(getattr(made.policy, "policy", made.policy))),
+        ("other answers", f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}"),
+    ]
+    right = None if seen.labels is None else seen.correct().mean(0)
+    for step in range(made.num_steps):
+        score = "" if right is None else f", accuracy {100 * right[step]:.2f}%"
+        rows.append((f"step {step + 1}", f"{100 * other[:, step].mean():.2f}% other answers{score}"))
+    show(card, said, rows, as_json=as_json)
+    return verdict.code
+
+
+def _verdict(made: Folder, differ: int, rows: int, level: float | None, reference: Path | None) -> Verdict:
+    policy = made.policy if isinstance(made.policy, Certified) and made.policy.threshold_value is not None else None
+    level = policy.level if level is None and policy is not None else level
+    if level is None:
+        return Verdict(TOO_FEW, "Nothing is promised here: pass --disagreement 0.01, say, to judge it by.")
+    if policy is not None and policy.risk != "disagreement" and reference is None:
+        return Verdict(TOO_FEW, "Its promise is about the answers of the folder before int8: pass --reference FOLDER.")
+    return judge(differ, rows, level, (policy.confidence if policy is not None else None) or 0.95)

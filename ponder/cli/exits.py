@@ -1,0 +1,157 @@
+"""The command `exits`: fit exits to a classifier, time them, and write the folder with its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ponder._utils.files import replace_text
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.calibration.cost import WallClock, wall_clock
+from ponder.cli.exits_folder import names_of, quiet
+from ponder.cli.output import BATCH, CARD, probe_folder, progress, short, show
+from ponder.cli.report import write_report
+from ponder.cli.texts import count, read_texts
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
+from ponder.integrations.transformers.texts import load_tokenizer, max_positions, tokenize
+
+__all__ = ["run", "timed"]
+
+_FEWEST = 50  # of `fit_exits`
+_TIMED = 512  # texts, at most
+
+
+def run(
+    model: str, texts: Path, out: Path, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """Fit exits to a classifier, time them, and write the folder.
+
+    Args:
+        model: A folder or a hub name.
+        texts: The file of texts.
+        out: The folder to write.
+        reading: Arguments of `read_texts`.
+        options: Arguments of `fit_exits`.
+        as_json: Print the card instead of a table.
+    """
+    quiet()
+    probe_folder(out, "exits", model)
+    found = read_texts(texts, **reading).without_empty()
+    if (distinct := len(set(found.texts))) < _FEWEST:
+        raise ArgumentError(
+            "--texts",
+            expected=f"at least {_FEWEST} distinct texts (some 1,000 certify 1%)",
+            got=f"{distinct} in {texts}",
+            remedy="Name a file with more texts like those to come; they need no labels.",
+        )
+    made = _loaded(model)
+    encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))
+    labels = found.numbered(names_of(made)) or [None] * len(found)
+    started = time.perf_counter()
+    with progress() as advance:
+        rows = [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]
+        report = fit_exits(made, rows, progress=advance, **options)
+    took = time.perf_counter() - started
+    if not hasattr(report, "certifying"):  # TEMPORARY
+        from ponder import split
+        from ponder.integrations.transformers.exits import distinct, row_ids
+
+        once, ids, _ = distinct(encoded.rows)
+        check = split(ids, (0.4, 0.2, 0.4), options["seed"])[2]
+        everything = row_ids(encoded.rows).tolist()
+        object.__setattr__(report, "places", [everything.index(ids[place]) for place in check])
+        object.__setattr__(report, "certifying", made.record([once[place] for place in check]))
+    certifying = [encoded.rows[place] for place in report.places]
+    clock = timed(made, certifying)
+    made.save_pretrained(out)
+    card = {
+        "command": "exits",
+        "columns": list(found.columns),
+        **report.to_dict(),
+        "speed_up_in_steps": report.speed_up,
+        "speed_up_in_seconds": [clock.low, clock.median, clock.high],
+        "speed_up_asked": options.get("speed_up"),
+        "batch_size": BATCH,
+        "threads": torch.get_num_threads(),
+        "truncated": encoded.truncated,
+        "seconds_of_fitting": took,
+    }
+    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
+    said = [report.statement, *_remarks(report, clock)]
+    table = [*_rows(report, clock, card), ("took", f"{took:.0f} s")]
+    answers = [found.texts[place] for place in report.places], names_of(made)
+    write_report(out / "report.html", Path(model).name, said, table, report, made.policy, *answers)
+    show(card, said, [*table, ("written to", f"{out} (report.html)")], as_json=as_json)
+
+
+def _loaded(model: str) -> Any:
+    """Read a fine-tuned classifier with its tokenizer, and refuse one without classes."""
+    try:
+        made = PonderForSequenceClassification.from_finetuned(model)
+        made.tokenizer = load_tokenizer(model)
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            "MODEL",
+            expected="the folder or hub name of a fine-tuned classifier, with its tokenizer",
+            got=f"{model} ({str(error).strip().splitlines()[0]})",
+            remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
+        ) from error
+    if not made.ponder.task.one_class:
+        expected, got = "a classifier of two classes or more, on which exits agree", made.ponder.task.name
+        raise ArgumentError("MODEL", expected=expected, got=f"one of {got}", remedy="Name a classifier.")
+    return made
+
+
+def timed(model: Any, rows: Sequence[Mapping[str, Any]], pairs: int = 3) -> WallClock:
+    """Return how many times longer the plain model takes than its exits, on some rows, in batches of similar length."""
+    some = [rows[place * len(rows) // min(_TIMED, len(rows))] for place in range(min(_TIMED, len(rows)))]
+    some.sort(key=lambda row: -len(row[model.main_input_name]))
+    batches = []
+    for start in range(0, len(some), BATCH):
+        batch = model.tokenizer.pad(some[start : start + BATCH], return_tensors="pt").to(model.device)
+        batches.append({name: batch[name] for name in batch if name in model.adapter.inputs})
+
+    def run(call: Any) -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                call(**batch)
+
+    return wall_clock(lambda: run(model.encoder), lambda: run(model), pairs=pairs)
+
+
+def _remarks(report: ExitReport, clock: WallClock) -> list[str]:
+    said = []
+    if not report.met:
+        said.append(f"With so many texts, {rounded_up(100 * report.best_level, 2)}% is the least that can be promised.")
+    if clock.high < 1.0:
+        said.append("On this machine it is slower than the plain model: layers so cheap save less than exits take.")
+    return said
+
+
+def _rows(report: ExitReport, clock: WallClock, card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    again = f", {report.duplicates} repeated (counted once)" if report.duplicates else ""
+    cut = f", {card['truncated']} longer than the model takes (cut)" if card["truncated"] else ""
+    rows = [("asked for", f"×{card['speed_up_asked']:g} in steps, with the fewest other answers")]
+    rows = [
+        *(rows if card["speed_up_asked"] else []),
+        ("texts", count(report.rows, "text") + again + cut),
+        ("used to", f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"),
+        ("policy", short(report.policy)),
+        ("other answers", f"{100 * report.disagreement:.2f}% of {report.certified_on} texts that chose nothing"),
+    ]
+    if not math.isnan(report.plain_accuracy):
+        rows.append(("accuracy", f"{100 * report.exit_accuracy:.2f}%, plain model {100 * report.plain_accuracy:.2f}%"))
+    return [
+        *rows,
+        ("steps", f"{report.mean_exit_step:.2f} of {report.num_steps} (×{rounded_down(report.speed_up, 3)})"),
+        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {BATCH}, this machine"),
+    ]

@@ -1,0 +1,77 @@
+"""A folder of `ponder exits`: a fine-tuned classifier of Transformers with exits beside its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ponder.cli.folders import CHARACTERS, Folder
+from ponder.cli.output import BATCH, card_of
+from ponder.deploy.server_batching import Answers, Batching, Some, StreamBatcher, Text
+from ponder.errors import CheckpointError
+from ponder.inference import StreamEngine
+from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.integrations.transformers.exits import may_have_taught, row_ids
+from ponder.integrations.transformers.texts import encodings_of, max_positions
+
+__all__ = ["ExitsFolder", "names_of", "open_exits", "quiet"]
+
+
+class ExitsFolder(Folder):
+    """A folder of exits; arguments as for `Folder`."""
+
+    def record(self, texts: Sequence[Text], labels: Any = None) -> Any:
+        """See `Folder`."""
+        rows = encodings_of(self.model, list(texts))
+        if labels is not None:
+            rows = [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+        with torch.no_grad():
+            return self.model.record(rows, row_ids=row_ids(rows), batch_size=BATCH)
+
+    def taught(self, texts: Sequence[Text]) -> Any:
+        """See `Folder`."""
+        return may_have_taught(self.model, encodings_of(self.model, list(texts)))
+
+    def batching(self, max_batch: int) -> Batching:
+        """See `Folder`."""
+        wrapper, main, reads = self.model.ponder, self.model.main_input_name, self.model.adapter.inputs
+
+        def encode(texts: Sequence[Text]) -> list[Any]:
+            rows = encodings_of(self.model, list(texts))
+            return [(row[main], {name: row[name] for name in row if name in reads - {main}}) for row in rows]
+
+        def read(outputs: list[Any], steps: list[int]) -> Answers:
+            shares, places = torch.stack(outputs).float().softmax(-1).max(-1)
+            return Some([self.labels[place] for place in places.tolist()], shares.tolist(), steps)
+
+        return StreamBatcher(encode, lambda policy: StreamEngine(wrapper, policy, max_batch=max_batch), read)
+
+
+def open_exits(folder: Path) -> ExitsFolder:
+    """Read a folder that `ponder exits` wrote, or `save_pretrained` of a classifier of texts with exits.
+
+    Raises:
+        CheckpointError: It holds another model, or no tokenizer.
+    """
+    quiet()
+    model = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
+    if model.tokenizer is None or not model.ponder.task.one_class:
+        raise CheckpointError(f"{folder}: expected a classifier of texts, with its tokenizer beside it.")
+    longest = int(min(max_positions(model.encoder), model.tokenizer.model_max_length, 1 << 16))
+    columns = card_of(folder).get("columns", ())
+    return ExitsFolder(model, model.ponder.num_steps, model.policy, names_of(model), columns, CHARACTERS * longest)
+
+
+def names_of(model: Any) -> list[str]:
+    """Return the names of a model's classes, in their order."""
+    return [str(model.config.id2label[place]) for place in sorted(model.config.id2label)]
+
+
+def quiet() -> None:
+    """Silence Transformers' own bars and notes, which would stand between ours."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,174 @@
+"""What commands share: errors as one sentence, tables of 80 columns, progress, and places that can be written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+
+__all__ = ["BATCH", "CARD", "card_of", "probe_file", "probe_folder", "progress", "say", "sentences", "short", "show"]
+
+BATCH = 32
+"""Texts of a batch, wherever a command runs or times some."""
+CARD = "ponder.json"
+"""The file of a folder that says which command wrote it, of what texts, and all that it found."""
+_WIDTH, _EVERY = 80, 10.0
+_OPTIONS = {
+    **dict.fromkeys(("rows", "examples", "trajectory", "choosing", "certifying"), "--texts"),
+    **dict.fromkeys(("model", "encoder"), "MODEL"),
+    "level": "--disagreement",
+    "path": "--audit-file",
+}
+"""The options behind arguments of the library that are called otherwise."""
+Advance: TypeAlias = Callable[[str, int, int], None]
+"""Called with a phase, the number of its texts that are done, and of all of them."""
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Show errors and warnings of the library as a sentence on the standard error; an error is exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        try:
+            yield
+        except (ArgumentError, ArgumentTypeError) as error:
+            option = _OPTIONS.get(error.argument, error.argument)
+            option = option if option.startswith("-") or option.isupper() else f"--{option.replace('_', '-')}"
+            say(f"{option}: expected {error.expected}; got {error.got}. {error.remedy}")
+            raise typer.Exit(2) from error
+        except (PonderError, OSError) as error:
+            say(str(error))
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            say(f"{error.name} is not installed. Run: pip install 'ponder-torch[cli,onnx,serve]'")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            say("stopped.")
+            raise typer.Exit(130) from error
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on the standard error."""
+    line = f"ponder: {' '.join(sentence.split())}"
+    typer.echo(textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
+
+
+def show(card: Mapping[str, Any], said: Iterable[str], rows: Iterable[tuple[str, str]], *, as_json: bool) -> None:
+    """Print results: one JSON object for machines, or sentences and a table of 80 columns.
+
+    Args:
+        card: All results.
+        said: Sentences above the table.
+        rows: Names and values of the table.
+        as_json: Whether to print the object.
+    """
+    if as_json:
+        typer.echo(json.dumps(card))
+        return
+    console, table = Console(width=_WIDTH, highlight=False, markup=False), Table(show_header=False, box=None)
+    table.pad_edge = False
+    for name, value in rows:
+        table.add_row(name, value)
+    with console.capture() as drawn:
+        console.print(*said, *([table] if table.rows else []), sep="\n")
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # it pads to the full width
+
+
+def short(policy: object) -> str:
+    """Return a policy as text, its numbers with six digits."""
+    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", str(policy))
+
+
+@contextmanager
+def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
+    """Give a callback that shows progress: a bar on a terminal, elsewhere one plain line every ten seconds."""
+    last = clock()
+
+    def write(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if clock() - last >= _EVERY:
+            last = clock()
+            typer.echo(f"{phase}: {done} of {total}", err=True)
+
+    if not sys.stderr.isatty():
+        yield write
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def draw(phase: str, done: int, total: int) -> None:
+            tasks.setdefault(phase, bars.add_task(phase) if phase not in tasks else None)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield draw
+
+
+def probe_folder(out: Path, command: str, source: str | Path) -> None:
+    """Refuse, before any work, a folder that cannot be written, or that something else wrote.
+
+    Args:
+        out: The folder to write.
+        command: Name of the command.
+        source: The model that is read, as large as which the folder will be.
+    """
+    model = Path(source)
+    if out.exists() and model.exists() and out.samefile(model):
+        raise ArgumentError("--out", expected="another folder than the model's", got=str(out), remedy="Name a new one.")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command)):
+        expected = f"a new or empty folder, or one of `ponder {command}`"
+        raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name a new one.")
+    _probe(out, sum(path.stat().st_size for path in model.iterdir() if path.is_file()) if model.is_dir() else 0)
+
+
+def probe_file(out: Path, sources: Iterable[Path]) -> None:
+    """Refuse, before any work, a file that cannot be written, or that is read or lies in a folder that is.
+
+    Args:
+        out: The file to write.
+        sources: Files and folders that are read.
+    """
+    place = out.resolve()
+    if out.is_dir() or any(place == path.resolve() or path.resolve() in place.parents for path in sources):
+        expected = "a file of its own, neither that of the texts nor in the model's folder"
+        raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name another.")
+    _probe(out.parent, 0)
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """Return what the command that wrote a folder says of it; nothing for other folders."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _probe(folder: Path, needed: int) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"probe")
+            file.flush()
+        free = shutil.disk_usage(there).free
+        why = None if free >= needed else f"{free / 1e6:.0f} MB free, and {needed / 1e6:.0f} needed"
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        expected = "a place that can be written"
+        raise ArgumentError("--out", expected=expected, got=f"{folder} ({why})", remedy="Name another.")

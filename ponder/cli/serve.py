@@ -1,0 +1,75 @@
+"""The command `serve`: a folder behind HTTP, until the process is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from ponder._utils.rounding import rounded_up
+from ponder.cli.folders import open_folder
+from ponder.cli.output import say
+from ponder.deploy.monitor import StepBack, Watch
+from ponder.deploy.server import Limits, create_app, watch_of
+from ponder.errors import ArgumentError
+
+__all__ = ["app_of", "run"]
+
+_GRACE = 10  # seconds beyond the deadline, when the service is told to stop
+
+
+def run(folder: Path, host: str, port: int, limits: Limits, audit_share: float, audit_file: Path | None) -> None:
+    """Serve a folder until SIGINT or SIGTERM; what was accepted is answered.
+
+    Args:
+        folder: The folder of exits, or of an export.
+        host: The address to listen on.
+        port: The port; 0 for one that is free.
+        limits: What is accepted.
+        audit_share: The share of the answers that is audited.
+        audit_file: File with the state of the audits.
+    """
+    _check_free(host, port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    grace = None if limits.deadline is None else int(limits.deadline) + _GRACE
+    app = app_of(folder, limits, audit_share, audit_file)
+    uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, timeout_graceful_shutdown=grace)
+
+
+def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | None) -> FastAPI:
+    """Return the application of a folder, and say what answers and what is audited."""
+    served = open_folder(folder)
+    watch = watch_of(served.policy, audit_share, audit_file, _step_back)
+    say(f"policy: {served.policy if watch is None else watch.policy!r}")
+    say(_audit(watch, audit_file))
+    return create_app(served, limits, watch)
+
+
+def _audit(watch: Watch | None, path: Path | None) -> str:
+    if watch is None:
+        return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
+    kept = f"kept in {path}" if path is not None else "not kept over a restart (--audit-file keeps it)"
+    back = f"; stepped back {watch.stage} of {len(watch.policies)} times" if watch.stage else ""
+    share, level = f"{watch.audit.share:g} of the answers", rounded_up(watch.audit.level)
+    return f"audit: {share}, of which at most {level} may differ; {kept}{back}"
+
+
+def _step_back(end: StepBack) -> None:
+    logging.getLogger("ponder.server").warning("stepped back: %s", end.statement)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address on which nothing can listen, before the model is read."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ArgumentError(
+            "--port",
+            expected=f"a port that is free on {host}, an address of this machine",
+            got=f"{port} ({error.strerror or error})",
+            remedy="Pass another, or --port 0 for any that is free.",
+        ) from error

@@ -1,0 +1,180 @@
+"""Texts from files: CSV, TSV, JSON lines, Parquet (by pandas, where it is installed), or a text on each line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import typer
+
+from ponder.errors import ArgumentError
+
+__all__ = ["Texts", "count", "read_texts"]
+
+Row: TypeAlias = Mapping[str, Any]
+_USUAL = ("text", "texts", "sentence", "content")
+_WORDS, _LOOKED_AT = 3, 200
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The rows of a file.
+
+    Args:
+        columns: Names of the one or two columns of texts.
+        rows: All columns of each row.
+        label_column: Name of the column of labels; None where none is read.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    label_column: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def texts(self) -> list[Any]:
+        """The texts, or pairs of texts."""
+        one = self.columns[0]
+        return [row[one] if len(self.columns) == 1 else tuple(row[name] for name in self.columns) for row in self.rows]
+
+    def take(self, places: Iterable[int]) -> Texts:
+        """Return some of the rows."""
+        return replace(self, rows=[self.rows[place] for place in places])
+
+    def without_empty(self) -> Texts:
+        """Return the rows that hold a text, and say how many do not."""
+        kept = [n for n, row in enumerate(self.rows) if any(row[name].strip() for name in self.columns)]
+        if len(kept) < len(self):
+            typer.echo(f"{count(len(self) - len(kept), 'empty text')} left out.", err=True)
+        return self.take(kept)
+
+    def numbered(self, names: Sequence[str]) -> list[int] | None:
+        """Return labels, which are names of the classes or their numbers, as numbers; None where none are read."""
+        if self.label_column is None:
+            return None
+        labels = [str(row[self.label_column]) for row in self.rows]
+        numbers = {name: place for place, name in enumerate(names)}
+        if not set(labels) <= numbers.keys():
+            numbers = {str(place): place for place in range(len(names))}
+        if unknown := sorted(set(labels) - numbers.keys()):
+            expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
+            raise ArgumentError("--labels", expected=expected, got=repr(unknown[0]), remedy="Name the right column.")
+        return [numbers[label] for label in labels]
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural: ``"1 text"``, ``"2 texts"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def read_texts(
+    path: Path,
+    columns: Sequence[str] = (),
+    labels: str | None = None,
+    *,
+    header: bool = True,
+    known: Sequence[str] = (),
+) -> Texts:
+    """Read a file of texts.
+
+    Args:
+        path: `.csv`, `.tsv`, `.jsonl` or `.parquet`; anything else has a text on each line.
+        columns: Names of the columns of texts. Where none is named: those of `known` if the file has them, the only
+            column there is, or the only one with a usual name or with texts in it.
+        labels: Name of the column of labels.
+        header: Whether the first row of a table has the names of its columns.
+        known: The columns to which a model was fitted.
+
+    Raises:
+        ArgumentError: The file cannot be read as such, or has no such column.
+    """
+    try:
+        rows = _read(path, header)
+    except OSError as error:
+        raise _wrong(path, "a file that can be read", error.strerror, "Name another.") from error
+    except UnicodeDecodeError as error:
+        raise _wrong(path, "text in UTF-8", "other bytes", "Save it as UTF-8.") from error
+    except (ValueError, csv.Error) as error:
+        raise _wrong(path, f"a {path.suffix[1:].upper() or 'text'} file", error, "Mend it there.") from error
+    if not rows:
+        raise _wrong(path, "at least one text", "none", "Name a file with texts in it.")
+    names = list(rows[0])
+    chosen = tuple(columns) or (tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels))
+    for option, name in [*(("--column", name) for name in chosen), *([("--labels", labels)] if labels else [])]:
+        if name not in names:
+            raise ArgumentError(option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}.")
+    if known and len(known) != len(chosen):
+        expected = f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
+        raise ArgumentError("--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each.")
+    for place, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(name), str) for name in chosen) or (labels and row.get(labels) is None):
+            raise _wrong(
+                path, f"{', '.join([*chosen, *([labels] if labels else [])])} in every row", f"none in {place}"
+            )
+    return Texts(chosen, rows, labels)
+
+
+def _guessed(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
+    names = [name for name in rows[0] if name != labels]
+    found = names if len(names) == 1 else [n for n in names if n.lower() in _USUAL or _holds_texts(n, rows)]
+    if len(found) != 1:
+        expected = "the name of the column with the texts (twice for pairs)"
+        raise ArgumentError("--column", expected=expected, got=f"none, of {', '.join(names)}", remedy="Pass it.")
+    return tuple(found)
+
+
+def _holds_texts(name: str, rows: Sequence[Row]) -> bool:
+    """Return whether most cells of a column have several words, as no label or number has."""
+    words = sorted(len(row[name].split()) for row in rows[:_LOOKED_AT] if isinstance(row.get(name), str))
+    return bool(words) and words[len(words) // 2] >= _WORDS
+
+
+def _read(path: Path, header: bool) -> list[Row]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return list(import_module("pandas").read_parquet(path).to_dict("records"))
+    text = path.read_bytes().decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("bytes that are no text")
+    if kind in (".csv", ".tsv"):
+        return _table(path, text, header)
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    if kind in (".jsonl", ".ndjson", ".json"):
+        found = [json.loads(line) for line in lines if line.strip()]
+        return [row if isinstance(row, dict) else {"text": row} for row in found]
+    return [{"text": line} for line in lines]
+
+
+def _table(path: Path, text: str, header: bool) -> list[Row]:
+    csv.field_size_limit(1 << 30)
+    tabs = path.suffix.lower() == ".tsv"
+    plain = list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE)) if tabs else []
+    # In tables with tabs, as those of GLUE, a quotation mark is mostly a part of the text.
+    even = len({len(row) for row in plain if row}) == 1
+    kind = csv.excel_tab if tabs else csv.excel
+    table = plain if even else list(csv.reader(io.StringIO(text, newline=""), kind, strict=True))
+    width = len(table[0]) if table else 0
+    table = [row or [""] for row in table] if width == 1 else [row for row in table if row]
+    if not table:
+        return []
+    if width == 1 and any(mark in table[0][0] for mark in ";\t"):
+        raise ValueError(f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv")
+    names = table[0] if header else ["text"] if width == 1 else [f"column{n}" for n in range(1, width + 1)]
+    if header and width == 1 and names[0].lower() not in _USUAL:
+        typer.echo(f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass --no-header.", err=True)
+    wrong = next((place for place, row in enumerate(table, start=1) if len(row) != width), None)
+    if wrong or len(set(names)) < width:
+        raise ValueError(f"another number of columns in row {wrong}" if wrong else "two columns of one name")
+    return [dict(zip(names, row, strict=True)) for row in table[1 if header else 0 :]]
+
+
+def _wrong(path: Path, expected: str, got: object, remedy: str = "Mend the file.") -> ArgumentError:
+    return ArgumentError("--texts", expected=expected, got=f"{got} ({path})", remedy=remedy)

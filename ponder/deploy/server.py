@@ -1,0 +1,376 @@
+"""`create_app`: a model behind HTTP (needs `pip install 'ponder-torch[serve]'`).
+
+`POST /predict` answers texts, each at its exit; a share of the answers is audited at full depth after it was given, and
+the policy steps back where the promise can no longer be held. TLS, authentication and slow clients belong to the proxy
+in front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ponder.deploy.monitor import Audit, StepBack, Watch
+from ponder.deploy.server_batching import Answers, Batching, Served, Text
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, LastStep
+from ponder.policies.combine import Certified
+
+__all__ = ["Limits", "PredictRequest", "Service", "create_app", "watch_of", "with_threshold"]
+
+_log = logging.getLogger("ponder.server")
+_SAFER = (1 / 2, 1 / 4)
+_AUDITS_AT_ONCE = 32
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a service.
+
+    Args:
+        max_batch: Texts of a batch.
+        max_waiting: Texts that may wait for an answer; beyond, requests are answered by 429.
+        max_texts: Texts of a request.
+        max_body: Bytes of a request.
+        deadline: Seconds that a request may take, tokenising and waiting included; None for any time.
+        fixed_policy: Whether thresholds in requests are refused.
+    """
+
+    max_batch: int = 32
+    max_waiting: int = 1024
+    max_texts: int = 64
+    max_body: int = 1 << 16
+    deadline: float | None = 30.0
+    fixed_policy: bool = False
+
+
+class PredictRequest(BaseModel):
+    """A request of `POST /predict`."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"texts": ["a text", "another text"], "threshold": 0.9}]}
+    )
+
+    texts: list[str | tuple[str, str]] = Field(min_length=1, description="Texts, or pairs of texts.")
+    threshold: float | None = Field(None, allow_inf_nan=False, description="Instead of the policy's own threshold.")
+
+
+class Service:
+    """A model that answers requests, until it is closed.
+
+    Args:
+        served: The model.
+        limits: What is accepted.
+        watch: The audit of its promise; None for none.
+    """
+
+    def __init__(self, served: Served, limits: Limits, watch: Watch | None = None) -> None:
+        self.served, self.limits, self.watch = served, limits, watch
+        self.waiting = self.audits_running = 0
+        self.metrics = _Metrics(self)
+        self._batching: Batching = served.batching(limits.max_batch)
+        self._auditing = ThreadPoolExecutor(1, thread_name_prefix="ponder-audits")
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy that answers now, where a request brings no threshold."""
+        return self.served.policy if self.watch is None else self.watch.policy
+
+    async def predict(self, texts: Sequence[Text], threshold: float | None = None) -> Answers:
+        """Answer the texts of a request.
+
+        Raises:
+            HTTPException: Too many texts wait (429), or the deadline has passed (504).
+            ArgumentError: Too many texts in the request, or a threshold that the policy cannot have.
+        """
+        self._check(texts, threshold)
+        policy = self.policy if threshold is None else with_threshold(self.served.policy, threshold)
+        if self.waiting + len(texts) > self.limits.max_waiting:
+            raise HTTPException(429, "too many texts wait. Ask again later.", {"retry-after": "1"})
+        self.waiting += len(texts)
+        try:
+            async with asyncio.timeout(self.limits.deadline):
+                most = self.served.max_characters
+                return await asyncio.wrap_future(self._batching.submit([_cut(text, most) for text in texts], policy))
+        except TimeoutError:
+            raise HTTPException(504, f"no answer within {self.limits.deadline:g} seconds.") from None
+        finally:
+            self.waiting -= len(texts)
+
+    def audit(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
+        """Answer a share of texts again at full depth, after their answers were given by the policy of a stage."""
+        watch, most = self.watch, self.served.max_characters
+        for text, label in zip(texts, labels, strict=True):
+            if watch is None or not watch.chosen(stage):
+                continue
+            if self.audits_running >= _AUDITS_AT_ONCE:  # the traffic goes first
+                self.metrics.skipped.inc()
+                continue
+            self.audits_running += 1
+            full = self._batching.submit([_cut(text, most)], LastStep())
+            full.add_done_callback(lambda done, label=label: self._auditing.submit(self._record, done, label, stage))
+
+    def close(self) -> None:
+        """Return when all that was accepted is answered, and the audits are kept."""
+        self._batching.close()
+        self._auditing.shutdown()
+
+    def _record(self, done: Future[Answers], label: str, stage: int) -> None:
+        self.audits_running -= 1
+        assert self.watch is not None
+        try:
+            self.watch.record(done.result().labels[0] != label, stage)
+        except Exception:
+            _log.exception("an audit failed")
+
+    def _check(self, texts: Sequence[Text], threshold: float | None) -> None:
+        limits, sides = self.limits, len(self.served.columns)
+        if len(texts) > limits.max_texts:
+            raise ArgumentError(
+                "texts",
+                expected=f"{limits.max_texts} at most",
+                got=str(len(texts)),
+                remedy="Send several requests.",
+            )
+        if sides and any((1 if isinstance(text, str) else 2) != sides for text in texts):
+            raise ArgumentError(
+                "texts",
+                expected="texts" if sides == 1 else f"pairs of texts, [{', '.join(self.served.columns)}]",
+                got="pairs" if sides == 1 else "single texts",
+                remedy="Send what the exits were fitted to.",
+            )
+        if threshold is not None and limits.fixed_policy:
+            raise ArgumentError(
+                "threshold", expected="none: the policy is fixed", got=f"{threshold:g}", remedy="Leave it out."
+            )
+
+
+def create_app(served: Served, limits: Limits | None = None, watch: Watch | None = None) -> FastAPI:
+    """Return the application that serves a model; the server's lifespan opens and closes it.
+
+    Args:
+        served: The model.
+        limits: What is accepted.
+        watch: The audit of its promise (`watch_of`); None for none.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = Service(served, limits, watch)
+        yield
+        await asyncio.to_thread(app.state.service.close)
+
+    app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
+    app.add_middleware(_Door, app_of=app, max_body=limits.max_body)
+
+    @app.post("/predict")
+    async def predict(body: PredictRequest, request: Request) -> Response:
+        """Answer texts, each at its exit."""
+        service: Service = app.state.service
+        stage = -1 if service.watch is None or body.threshold is not None else service.watch.stage
+        answers = await service.predict(body.texts, body.threshold)
+        labels, steps = list(answers.labels), [int(step) for step in answers.exit_step]
+        shares = [float(share) for share in answers.probabilities]
+        request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
+        service.metrics.steps(steps)
+        answer = {
+            "labels": [None if math.isnan(share) else label for label, share in zip(labels, shares, strict=True)],
+            "probabilities": [None if math.isnan(share) else share for share in shares],
+            "exit_step": steps,
+            "num_steps": served.num_steps,
+        }
+        later = BackgroundTask(_audit, service, body.texts, labels, stage) if stage >= 0 else None
+        return JSONResponse(answer, background=later)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """Say by which policy requests are answered, and where the audits stand."""
+        service: Service = app.state.service
+        state = None if watch is None else {**watch.audit.to_dict(), "wealth": watch.audit.wealth}
+        return {"status": "ok", "policy": repr(service.policy), "waiting": service.waiting, "audit": state}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Give counters, histograms and gauges, as Prometheus reads them."""
+        return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    _add_errors(app)
+    return app
+
+
+def watch_of(
+    policy: ExitPolicy,
+    share: float,
+    path: Path | None = None,
+    on_step_back: Callable[[StepBack], object] | None = None,
+) -> Watch | None:
+    """Return the watch over a certified policy; None where nothing is promised that full depth can be asked about.
+
+    The safer policies have thresholds that the certificate tested before its own, the latest exits first: half-way and
+    a quarter of the way to it. Full depth comes after them.
+
+    Args:
+        policy: The policy of a model.
+        share: The share of the answers that is audited, in [0, 1]; 0 for no audit.
+        path: A JSON file in which the state survives a restart.
+        on_step_back: Called with every `StepBack`.
+
+    Example:
+        >>> watch_of(policies.Confidence(0.8), share=0.01) is None  # nothing is certified
+        True
+    """
+    if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.confidence is None or not share:
+        return None
+    chosen, tested = policy.threshold_value, [value for value, _, _ in policy.path]
+    if chosen is None or chosen not in tested:
+        return None
+    safer = sorted({int(tested.index(chosen) * part) for part in _SAFER}, reverse=True)
+    order = [policy, *(with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen)]
+    return Watch(order, Audit(policy.level, policy.confidence, share), path, on_step_back)
+
+
+def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
+    """Return a policy with its one threshold at `value`, without the promise that was made for another.
+
+    Example:
+        >>> with_threshold(policies.Confidence(0.8).after(2), 0.9)
+        After(policy=Confidence(threshold=0.9), step=2)
+    """
+    if isinstance(policy, Certified):
+        return with_threshold(policy.policy, value)
+    if policy.tunable is not None:
+        return policy.with_threshold(value)
+    inside = [each.name for each in fields(policy) if isinstance(getattr(policy, each.name), ExitPolicy)]  # type: ignore[arg-type]
+    if len(inside) != 1:
+        raise ArgumentError(
+            "threshold",
+            expected="none: the policy has no threshold of its own",
+            got=f"{value:g}",
+            remedy="Leave it out.",
+        )
+    moved = with_threshold(getattr(policy, inside[0]), value)
+    return replace(policy, **{inside[0]: moved})  # type: ignore[type-var]
+
+
+class _Metrics:
+    """Counters, histograms and gauges of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("ponder_requests", "Requests of /predict, by status.", ["status"], registry=registry)
+        self.latency = Histogram("ponder_latency_seconds", "Latency of 200s.", buckets=_SECONDS, registry=registry)
+        buckets = range(1, service.served.num_steps + 1)
+        self.exit_step = Histogram("ponder_exit_step", "Exit step of each text.", buckets=buckets, registry=registry)
+        waiting = Gauge("ponder_waiting_texts", "Texts that wait for an answer.", registry=registry)
+        waiting.set_function(lambda: service.waiting)
+        self.skipped = Counter("ponder_audit_skipped", "Audits that were left out under load.", registry=registry)
+        for name in ("stage", "audits", "disagreements", "wealth") if service.watch is not None else ():
+            gauge = Gauge(f"ponder_audit_{name}", f"{name.title()} of the audit.", registry=registry)
+            gauge.set_function(partial(_audited, service, name))
+
+    def steps(self, steps: Sequence[int]) -> None:
+        """Count answered texts."""
+        for step in steps:
+            self.exit_step.observe(step)
+
+    def ended(self, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(status).inc()
+        if status == 200:
+            self.latency.observe(seconds)
+
+
+def _audited(service: Service, name: str) -> float:
+    assert service.watch is not None
+    return float(getattr(service.watch.audit, name))
+
+
+class _Door:
+    """ASGI middleware: bounds the body, counts the request, and writes one line of log about it."""
+
+    def __init__(self, app: ASGIApp, app_of: FastAPI, max_body: int) -> None:
+        self._app, self._of, self._max = app, app_of, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        size, status, started = 0, 500, time.perf_counter()
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max:
+                raise HTTPException(413, f"the request is larger than {self._max} bytes.", {"connection": "close"})
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if length.isdigit() and int(length[:20]) > self._max:
+                detail = {"detail": f"the request is larger than {self._max} bytes."}
+                await JSONResponse(detail, 413, {"connection": "close"})(scope, receive, noted)
+            else:
+                await self._app(scope, limited, noted)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        asked = scope["path"] == "/predict"
+        if asked:
+            self._of.state.service.metrics.ended(status, seconds)
+        note = scope.get("state", {}).get("note", "")
+        line = f"{scope['method']} {scope['path']} {status} {1000 * seconds:.1f} ms {note}".rstrip()
+        _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Make every error `{"detail": …}`; the content of a request is never sent back."""
+
+    def refuse(status: int, detail: Callable[[Any], Any]) -> Callable[[Request, Any], Awaitable[Response]]:
+        async def answer(request: Request, error: Exception) -> Response:
+            return JSONResponse({"detail": detail(error)}, status)
+
+        return answer
+
+    app.add_exception_handler(ArgumentError, refuse(422, str))
+    app.add_exception_handler(RequestValidationError, refuse(422, _invalid))
+    failed = "the model failed on this request; the log of the service says how."
+    app.add_exception_handler(Exception, refuse(500, lambda error: failed))
+
+
+def _invalid(error: RequestValidationError) -> list[dict[str, Any]]:
+    return [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in error.errors()[:8]]
+
+
+async def _audit(service: Service, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
+    service.audit(texts, labels, stage)
+
+
+def _cut(text: Text, most: int) -> Text:
+    return text[:most] if isinstance(text, str) else (text[0][:most], text[1][:most])
