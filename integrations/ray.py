@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import PonderError
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["Predictor", "deployment"]
@@ -59,11 +59,6 @@ class Predictor:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a table, as arrays by column, with the answers beside it."""
-        absent = [name for name in self.columns if name not in batch]
-        if absent:
-            raise ArgumentError(
-                "column", expected=f"one of {', '.join(batch)}", got=absent[0], remedy="Name a column of texts."
-            )
         sides = [list(batch[name]) for name in self.columns]
         texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
         answers = self.answer(texts) if texts else []

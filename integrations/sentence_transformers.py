@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
 from ponder.integrations.transformers.texts import ids_by_content
 from ponder.policies import ExitPolicy
@@ -76,13 +76,6 @@ class PonderTransformer(Transformer):
             processor: Its tokenizer, or another processor of Transformers.
             options: Arguments of `Transformer`.
         """
-        if type(model) not in _TASKS:
-            raise ArgumentTypeError(
-                "model",
-                expected=" or ".join(kind.__name__ for kind in _TASKS),
-                got=type(model).__name__,
-                remedy="Build one with from_encoder or from_finetuned; a SentenceTransformer is for with_exits.",
-            )
         with TemporaryDirectory() as folder:  # the base class reads configuration and processor from files only
             model.config.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -175,7 +168,8 @@ def with_exits(
             "PonderTransformer.of(exiting_model, tokenizer).",
         )
     first: Any = own
-    exiting = PonderModel.from_encoder(first.auto_model, recipe, readout="tokens", policy=policy).eval()
+    exiting = PonderModel.from_encoder(first.auto_model, recipe, readout="tokens", policy=policy)
+    exiting.train(False)
     settings = {each: getattr(first, each) for each in first.config_keys if each not in _OF_THE_MODULE}
     modules: Any = OrderedDict([(name, PonderTransformer.of(exiting, first.processor, **settings)), *others])
     prompts: Any = model.prompts

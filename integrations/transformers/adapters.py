@@ -21,7 +21,6 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from ponder._utils.registry import Registry
 from ponder._utils.trees import Shared, Tree, first_tensor
-from ponder.errors import ArgumentError
 from ponder.integrations.transformers.families import (
     constants_of,
     encoder_of,
@@ -442,7 +441,7 @@ def adapter_for(
         example: An example of one's own, as `families.pack` gives it; the encoder is then captured with it.
 
     Raises:
-        ArgumentError: The model has heads already, runs flex attention, or cannot be captured (the message says why).
+        ArgumentError: The model has heads already, or cannot be captured (the message says why).
 
     Example:
         >>> adapter_for(encoder).width("mean")
@@ -450,14 +449,8 @@ def adapter_for(
     """
     encoder = encoder_of(encoder)
     config = encoder.config
-    if config._attn_implementation == "flex_attention" or getattr(config, "attention_type", None) == "block_sparse":
-        raise ArgumentError(
-            "encoder",
-            expected="attention from which rows can exit",
-            got="flex attention, or BigBird's block-sparse one, which are made for the whole batch",
-            remedy="Load it with attn_implementation='sdpa', or attention_type='original_full'.",
-        )
-    plain = type(encoder) is MODEL_MAPPING.get(type(config), None)  # another class may run other code around the layers
+    kind: Any = type(encoder)
+    plain = kind is MODEL_MAPPING.get(type(config), None)  # another class may run other code around the layers
     if plain and example is None and config.model_type in registry.names() and not getattr(config, "is_decoder", False):
         return registry.get(config.model_type, encoder=encoder)
     return CapturedAdapter(encoder, num_steps, example)

@@ -148,7 +148,7 @@ def fit_exits(
         (400, 4, 'disagreement')
     """
     check_int("epochs", epochs)
-    wrapper = model.ponder
+    wrapper: Any = model.ponder
     if not model.config.finetuned or not wrapper.task.classes:
         raise ArgumentError(
             "model",

@@ -116,7 +116,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
 
     auto_class = AutoModelForImageClassification
     pipeline_tag = "image-classification"
-    main_input_name, inputs = "pixel_values", ("pixel_values",)
+    main_input_name = "pixel_values"
 
 
 class PonderForAudioClassification(PonderPreTrainedModel):
@@ -133,7 +133,7 @@ class PonderForAudioClassification(PonderPreTrainedModel):
 
     auto_class = AutoModelForAudioClassification
     pipeline_tag = "audio-classification"
-    main_input_name, inputs = "input_values", ("input_values", "input_features")
+    main_input_name = "input_values"
 
 
 class PonderModel(PonderPreTrainedModel):
@@ -149,7 +149,6 @@ class PonderModel(PonderPreTrainedModel):
     """
 
     auto_class = AutoModel
-    inputs = ("input_ids", "pixel_values", "input_values", "input_features")
     readouts = ("pooler", "mean", "first_token", "last_token", "tokens")
     task_name = "regression"
 
@@ -161,7 +160,8 @@ class PonderModel(PonderPreTrainedModel):
     @classmethod
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
         """See `PonderPreTrainedModel.adapt`; a fine-tuned model's encoder is read, and its head left alone."""
-        adapter = adapter_for(whole.base_model if config.finetuned else whole, config.num_steps, config.example)
+        read: Any = whole.base_model if config.finetuned else whole
+        adapter = adapter_for(read, config.num_steps, config.example)
         if config.finetuned:
             config.readout = "tokens" if whole.main_input_name == "input_ids" else "mean"
             config.recipe = {**config.recipe, "policy": LastStep().to_dict()}

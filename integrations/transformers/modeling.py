@@ -102,7 +102,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits.
 
     Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses differ in what they
-    read (`inputs`, `readouts`), what their answers mean (`task_of`) and how these are called (`named_outputs`).
+    read (`readouts`), what their answers mean (`task_of`) and how these are called (`named_outputs`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
@@ -129,8 +129,6 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     accepts_loss_kwargs = False
     """What `Trainer` asks: the loss is a mean over the batch, whatever `forward` takes besides."""
-    inputs: ClassVar[tuple[str, ...]] = ("input_ids",)
-    """Main inputs of the encoders that this model is for."""
     readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean", "first_token", "last_token")
     """What heads may read of the encoder; the first that the encoder has is the default."""
     heads_name: ClassVar[str] = "classifier"
@@ -156,7 +154,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
         """The wrapper around an encoder, as the configuration says, with new heads."""
-        config = self.config
+        config: Any = self.config
         adapter = adapter or self.adapt(whole, config)
         recipe = config.make_recipe()
         steps, read, per_token = adapter.steps(), config.readout, config.readout == "tokens"
@@ -253,13 +251,6 @@ class PonderPreTrainedModel(PreTrainedModel):
         """
         encoder = encoder_of(_loaded(AutoModel, encoder, loading))
         check_saveable(encoder)
-        if encoder.main_input_name not in cls.inputs and example is None:
-            raise ArgumentError(
-                "encoder",
-                expected=f"an encoder of {' or '.join(cls.inputs)}, for a {cls.__name__}",
-                got=f"{type(encoder).__name__}, which reads {encoder.main_input_name}",
-                remedy="Use the model of its kind of inputs.",
-            )
         packed = None if example is None else pack(example)
         adapter = adapter_for(encoder, None, packed)
         labels = num_labels or (len(id2label) if id2label else 2)
@@ -274,10 +265,12 @@ class PonderPreTrainedModel(PreTrainedModel):
             **({"id2label": dict(id2label)} if id2label else {"num_labels": labels}),
         )
         made = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        made = made.for_steps(config.num_steps).for_task(cls.task_of(config))
+        made = made.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
         config.recipe = (made if policy is None else dataclasses.replace(made, policy=policy)).to_dict()
         config.name_or_path = encoder.config.name_or_path
-        return cls(config, encoder, adapter).train()  # the encoder too, which Transformers gives in evaluation mode
+        model = cls(config, encoder, adapter)
+        model.train()  # the encoder too, which Transformers gives in evaluation mode
+        return model
 
     @classmethod
     def _config(
@@ -346,7 +339,9 @@ class PonderPreTrainedModel(PreTrainedModel):
             label2id=config.label2id,
         )
         made.name_or_path = config.name_or_path
-        return cls(made, whole, adapter).eval()
+        wrapped = cls(made, whole, adapter)
+        wrapped.train(False)
+        return wrapped
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -357,8 +352,10 @@ class PonderPreTrainedModel(PreTrainedModel):
         Raises:
             CheckpointError: The folder holds weights of another class, or code that is not trusted.
         """
-        hub = {name: kwargs[name] for name in ("cache_dir", "revision", "token", "local_files_only") if name in kwargs}
-        reading = _READING.set((str(pretrained_model_name_or_path), kwargs.pop("trust_remote_code", None), hub))
+        names = ("cache_dir", "revision", "token", "local_files_only")
+        hub: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
+        source = str(pretrained_model_name_or_path)
+        reading = _READING.set((source, kwargs.pop("trust_remote_code", None), hub))
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         finally:
@@ -390,7 +387,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             padding = wrapper.padding = _padding(adapter, read == "tokens")
             wrapper.readout = ReadoutCall(adapter.readout(read), padding)
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
         self._drop_stale_promise()
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
@@ -409,9 +406,10 @@ class PonderPreTrainedModel(PreTrainedModel):
         # Under the names that weights have here: Trainer reads its checkpoints without renaming any.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload the model as in Transformers, with its own model card."""
-        found = super().push_to_hub(repo_id, **kwargs)
+        base: Any = super()
+        found = base.push_to_hub(repo_id, **kwargs)
         model_card(self, repo_id.rpartition("/")[2]).push_to_hub(repo_id, token=kwargs.get("token"))
         return found
 
@@ -452,7 +450,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     @property
     def recipe(self) -> Recipe:
         """The recipe that the model was built with, scaled to this encoder."""
-        return self.config.make_recipe()
+        recipe: Recipe = self.config.make_recipe()
+        return recipe
 
     @property
     def head_names(self) -> list[str]:
@@ -638,7 +637,7 @@ def check_saveable(model: PreTrainedModel) -> None:
     Raises:
         ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters of peft.
     """
-    kind = type(model)
+    kind: Any = type(model)
     registered = MODEL_MAPPING.get(type(model.config), None)
     known = kind.__module__.startswith("transformers.") or kind._auto_class is not None or kind is registered
     if not known or "peft" in {type(part).__module__.partition(".")[0] for part in model.modules()}:
@@ -660,6 +659,7 @@ def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: d
             raise TypeError(f"unexpected keyword arguments for a model that is loaded already: {', '.join(loading)}")
         return source
     given = {"dtype": torch.float32, **loading, "output_loading_info": True}
+    model: PreTrainedModel
     model, info = auto.from_pretrained(str(source), **given)
     missing = sorted(key for key in info["missing_keys"] if auto is not AutoModel or "pooler" not in key.split("."))
     if missing:
@@ -674,7 +674,7 @@ def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel
     """A new encoder, or model with a head, as the configuration says."""
     remote, given = config.remote_code, {"attn_implementation": attention, "dtype": config.dtype}
     if remote:
-        source, trusted, hub = _READING.get() or (config.name_or_path, None, {})
+        source, trusted, hub = _READING.get() or (str(config.name_or_path), None, {})
         config.trust(source, trusted, **hub)
     if not config.finetuned:
         return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given))
@@ -682,7 +682,7 @@ def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel
         name = next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
         auto = getattr(transformers, name)
         return auto.from_config(config.encoder, trust_remote_code=True, **given)  # type: ignore[no-any-return]
-    return getattr(transformers, config.architecture)._from_config(config.encoder, **given)  # type: ignore[no-any-return]
+    return getattr(transformers, str(config.architecture))._from_config(config.encoder, **given)  # type: ignore[no-any-return]
 
 
 def _padding(adapter: Adapter, per_token: bool) -> Any:

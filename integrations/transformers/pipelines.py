@@ -66,10 +66,13 @@ class _Exits(Pipeline):
         forward = forward if policy is None else {**forward, "policy": policy}
         return before, forward, after if exit_step is None else {**after, "exit_step": exit_step}
 
-    def _forward(self, inputs: Any, policy: ExitPolicy | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self, *args: Any, policy: ExitPolicy | None = None, **kwargs: Any
+    ) -> Any:
         base: Any = super()
+        inputs, *others = args
         with evaluating(self.model):
-            return base._forward({**inputs, "policy": policy, "row_ids": ids_by_content(inputs)}, **kwargs)
+            return base._forward({**inputs, "policy": policy, "row_ids": ids_by_content(inputs)}, *others, **kwargs)
 
     def postprocess(self, *args: Any, exit_step: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         """Make the results as Transformers does, with the exit in each where it is asked for."""
@@ -104,9 +107,10 @@ class _TokenClassification(_Exits, TokenClassificationPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: Mapping[str, Any], policy: ExitPolicy | None = None
     ) -> Any:
-        given = {name: model_inputs[name] for name in self.model.adapter.inputs if name in model_inputs}
-        with evaluating(self.model):
-            out = self.model(**given, policy=policy, row_ids=ids_by_content(given))
+        model: Any = self.model
+        given = {name: model_inputs[name] for name in model.adapter.inputs if name in model_inputs}
+        with evaluating(model):
+            out = model(**given, policy=policy, row_ids=ids_by_content(given))
         return {"offset_mapping": None, **model_inputs, "logits": out.logits, "exit_step": out.exit_step}
 
 

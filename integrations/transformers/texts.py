@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import Predictions, predict, record
@@ -88,7 +88,7 @@ def load_tokenizer(source: str) -> Any:
     try:
         if not source or (folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())):
             raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
-        return AutoTokenizer.from_pretrained(source)
+        return transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise CheckpointError(
             f"tokenizer: expected the tokenizer's files in {source!r}; got none that can be read. "

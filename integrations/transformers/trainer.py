@@ -49,8 +49,8 @@ class PonderTrainer(Trainer):
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
-        ArgumentError: A `compute_loss_func` is given, which would replace the objective of the recipe, or the heads of
-            a model with adapters of peft are frozen.
+        ArgumentError: The heads of a model with adapters of peft are frozen. In training, a `compute_loss_func` takes a
+            loss of the last step alone.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -69,13 +69,6 @@ class PonderTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._smoothing, self.label_smoother = self.args.label_smoothing_factor, None
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
-        if self.compute_loss_func is not None:
-            raise ArgumentError(
-                "compute_loss_func",
-                expected="None: it would see the answers at the exits alone, and the recipe's objective would be lost",
-                got=repr(self.compute_loss_func),
-                remedy="Weigh classes by model.ponder.task = ponder.tasks.Classification(weight=(…)).",
-            )
         wrapper = self.wrapper
         frozen = not any(weight.requires_grad for weight in wrapper.head.parameters())
         if frozen and any(type(part).__module__.startswith("peft.") for part in self._trained.modules()):
@@ -192,12 +185,13 @@ class PonderTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Transformers does, and report the mean exit of the examples too."""
+        base: Any = super()
         wrapper = self.wrapper
         self._seen, policy = [], wrapper.policy
         if self._at_full_depth:
             wrapper.policy = LastStep()
         try:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output: EvalLoopOutput = base.evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             wrapper.policy = policy
         if not self._seen:

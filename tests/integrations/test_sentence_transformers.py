@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss,
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from ponder import policies
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 from ponder.integrations.sentence_transformers import PonderTransformer, predict, with_exits
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
 from ponder.policies import FixedStep, LastStep
@@ -171,5 +171,3 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
         with_exits(with_exits(model))
     with pytest.raises(ArgumentError, match="got Own of"):
         with_exits(SentenceTransformer(modules=[Own(str(tmp_path)), model[1]], device="cpu"))
-    with pytest.raises(ArgumentTypeError, match="got PonderForTokenClassification"):
-        PonderTransformer.of(make_model("token"), make_tokenizer())

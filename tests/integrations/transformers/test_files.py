@@ -285,8 +285,6 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Load it with PonderForTokenClassification"):
         PonderForSequenceClassification.from_pretrained(tmp_path)
     assert type(PonderForTokenClassification.from_pretrained(tmp_path)) is PonderForTokenClassification
-    with pytest.raises(ArgumentError, match=r"encoder: expected an encoder of input_ids.*, which reads pixel_values"):
-        PonderForSequenceClassification.from_encoder(make_encoder("vit"))
     with pytest.raises(ArgumentError, match="encoder: expected a bare encoder; got BertForSequenceClassification"):
         PonderForSequenceClassification.from_encoder(make_plain())
     with pytest.raises(ArgumentError, match="readout: expected one of mean"):

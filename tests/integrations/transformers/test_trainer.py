@@ -183,8 +183,9 @@ def test_a_column_that_the_encoder_reads_is_kept(tmp_path: Path) -> None:
 
 
 def test_newcomers_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="compute_loss_func: expected None"):
-        make_trainer(make_model(), tmp_path, own={"compute_loss_func": lambda *_: None})
+    own = {"compute_loss_func": lambda out, labels, **_: out.logits.logsumexp(-1).mean()}
+    with pytest.raises(ArgumentError, match="of the last step alone"):
+        make_trainer(make_model(), tmp_path, own=own).train()
     with pytest.raises(ArgumentError, match="policy"):
         make_model().train()(**BATCH, policy=FixedStep(2))
 
