@@ -1,40 +1,37 @@
-"""What the command lines of the benchmarks have in common: how errors are shown, folders checked, values written."""
+"""Shared parts of the command lines: how errors, tables and bars are shown, and how values are written."""
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ponder import policies
-from ponder._utils.files import read_json
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ExitPolicy
 
-__all__ = [
-    "MAX_SEED",
-    "check_file",
-    "check_folder",
-    "check_free",
-    "check_writable",
-    "parse_fields",
-    "parse_policy",
-    "run_app",
-]
+__all__ = ["bar", "hide_bars", "parse_fields", "parse_policy", "print_table", "run_app"]
 
-MAX_SEED = 2**63 - 1
-"""The largest seed that every generator of random numbers takes."""
+_AS_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
+class Advance(Protocol):
+    """Moves a bar on, by one or to a count."""
+
+    def __call__(self, by: int = 1) -> None: ...
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line; errors of `ponder`, and of files and disks, are one clear message, and exit code 2."""
+    """Run a command line; errors of `ponder`, and of files, are one clear message, and exit code 2."""
     try:
         app()
     except (PonderError, OSError) as error:
@@ -42,72 +39,27 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(2)
 
 
-def check_folder(option: str, folder: Path | None) -> None:
-    """Refuse a folder to read from that is not there; `option` gave it."""
-    if folder is not None and not folder.is_dir():
-        raise ArgumentError(option, expected="a folder that is there", got=str(folder), remedy="Correct the path.")
-
-
-def check_file(option: str, path: Path | None) -> None:
-    """Refuse, before anything is measured, a file that cannot be written; `option` gave it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ArgumentError(option, expected="a file", got=f"the folder {path}", remedy="Name a file in it.")
-    check_writable(path.parent, option)
-
-
-def check_free(path: Path, made_by: Mapping[str, Any]) -> None:
-    """Refuse, before anything is measured, to write over a result of other settings, or of another model."""
-    found = read_json(path) if path.is_file() else made_by
-    before = {name: found.get(name) for name in made_by}
-    if before != made_by:
-        told = {name: found.get(name, "that it does not tell") for name in made_by}  # as older ones
-        other = ", ".join(f"{name} {told[name]}" for name in made_by if before[name] != made_by[name])
-        raise ArgumentError(
-            "--out",
-            expected=f"a folder without a result of other settings, or of another model, called {path.name}",
-            got=f"{path.parent}, where it was made with {other}",
-            remedy="Pass another folder, or move that result.",
-        )
-
-
-def check_writable(folder: Path | None, option: str = "--out") -> None:
-    """Refuse, before anything is trained, a folder that cannot be written to; `option` gave it."""
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # it has no name, so a kill leaves nothing
-    except OSError as error:
-        got = f"{folder} ({error.strerror})"
-        raise ArgumentError(
-            option, expected="a folder that can be written", got=got, remedy="Choose another."
-        ) from error
-
-
-_AS_JSON = {"True": "true", "False": "false", "None": "null"}
-
-
 def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
-    """`field=value` pairs, with values as in JSON, or as Python writes True, False and None (other text stays text)."""
+    """Parse `field=value` pairs, with values as in JSON or Python's True, False and None; other text stays text.
+
+    Example:
+        >>> parse_fields("--option", ["k=3", "taught=True"])
+        {'k': 3, 'taught': True}
+    """
     fields: dict[str, Any] = {}
     for part in parts:
-        field, equals, value = part.partition("=")
-        if not equals or not field.strip():
-            raise ArgumentError(option, expected="field=value", got=repr(part), remedy="Write for example q=0.3.")
-        if field.strip() in fields:
-            remedy = "Leave one out."
-            raise ArgumentError(option, expected="each field once", got=f"{field.strip()} again", remedy=remedy)
+        field, equals, value = (text.strip() for text in part.partition("="))
+        if not equals or not field or field in fields:
+            raise ArgumentError(option, expected="field=value, each once", got=repr(part), remedy="Write q=0.3, say.")
         try:
-            fields[field.strip()] = json.loads(_AS_JSON.get(value.strip(), value))
+            fields[field] = json.loads(_AS_JSON.get(value, value))
         except ValueError:
-            fields[field.strip()] = value.strip()
+            fields[field] = value
     return fields
 
 
 def parse_policy(text: str) -> ExitPolicy:
-    """A policy as it is written on a command line: `name`, or `name:field=value,field=value`.
+    """Parse a policy as it is written on a command line: `name`, or `name:field=value,field=value`.
 
     Example:
         >>> parse_policy("quantile:q=0.4")
@@ -115,3 +67,32 @@ def parse_policy(text: str) -> ExitPolicy:
     """
     name, _, rest = text.partition(":")
     return policies.get(name.strip(), **parse_fields("--policy", filter(None, rest.split(","))))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print a table; words are wrapped, nothing is cut."""
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def hide_bars() -> None:
+    """Silence the bars and notes of Transformers and `datasets`, which would stand between ours."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Advance]:
+    """Show a bar on a terminal, and nothing in a log or a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda by=1: progress.advance(task, by)

@@ -1,4 +1,4 @@
-"""What a result says about the process that made it: versions, commit and device, and nothing of the machine."""
+"""The process that made a result: versions, commit and device, and nothing of the machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ __all__ = ["environment"]
 _PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and device of this process, without anything that names the machine."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Return versions, commit and device of this process, without anything that names the machine."""
+    on_gpu = device is not None and device.type == "cuda"
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": _command(sys.argv),
@@ -28,14 +29,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # below AVX512, see `benchmarks.bf16`
         "threads": torch.get_num_threads(),
     }
 
 
 def _command(argv: Sequence[str]) -> str:
-    """How this process was started; of absolute paths the last part alone, since others mean one machine."""
+    """Return how this process was started; of absolute paths the last part alone, since others mean one machine."""
     program = Path(argv[0])
     if program.name != "__main__.py" or "benchmarks" not in program.parts:
         return "library"

@@ -13,30 +13,25 @@ from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from benchmarks import backbones
-from ponder.errors import ArgumentError, CheckpointError, DataError
-from ponder.integrations.transformers.loading import check_reached
+from benchmarks.files import DataError
+from ponder.errors import ArgumentError, CheckpointError
 
-__all__ = ["Collator", "MissingDataError", "features_of", "hold_out", "load_tokenizer", "read_text", "tokenize"]
-
-
-class MissingDataError(DataError):
-    """A split is not there: no file, or no hub."""
+__all__ = ["Collator", "features_of", "hold_out", "load_tokenizer", "read_text", "tokenize"]
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file; one that is something else is refused, with its line."""
+def read_text(path: Path, option: str) -> str:
+    """Read a file of UTF-8 text; `option` names the folder that it lies in, for errors."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file. Pass as {option} the folder above its own.")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The offset counts from behind a byte-order mark, which holds no newline either way.
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise DataError(
-            f"{path}, line {line}: expected UTF-8 text; got the byte {byte:#04x}. Fetch the file anew."
-        ) from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: expected UTF-8 text. Fetch the file anew.") from None
 
 
 def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
-    """The columns of examples: `idx`, one sentence or a pair, and a class, or a score where there are no names."""
+    """Return the columns of examples: `idx`, one sentence or a pair, and a class, or a number without names."""
     label = datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
     sentences = {name: datasets.Value("string") for name in ("sentence1", "sentence2")[: 1 + pair]}
     return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
@@ -45,16 +40,12 @@ def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Feat
 def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split off a part of the training data, to select an epoch or a threshold on.
 
-    The result is a function of the data, the fraction and the seed alone. Classes keep their proportions
-    to within one example, and a class is only left without a training example where nothing else is
-    possible. Neither part is ever empty.
+    The result is a function of the data, the fraction and the seed alone. Classes keep their proportions to within one
+    example, and a class stays without a training example only where nothing else is possible.
 
     Returns:
-        What is left for training, and what is held out; both in the order of `train`.
+        The rest for training, and the held-out part; both in the order of `train`.
     """
-    if not 0.0 < fraction < 1.0:
-        remedy = "Pass 0.1 to hold out a tenth."
-        raise ArgumentError("fraction", expected="a number in (0, 1)", got=fraction, remedy=remedy)
     if len(train) < 2:
         remedy = "Raise the limit on training examples: one part would be empty."
         raise ArgumentError("train", expected="at least two examples", got=len(train), remedy=remedy)
@@ -79,34 +70,26 @@ def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarra
 
 
 def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone."""
-    source = backbones.resolve(backbone)
+    """Return the tokenizer of a backbone."""
+    source = str(backbones.resolve(backbone))
     try:
-        if not Path(source).is_dir():
-            check_reached(str(source))
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        why = str(error).partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"backbone: no tokenizer at {str(source)!r} ({why}). Pass one of {', '.join(backbones.names())}, a "
-            "folder with a tokenizer and a safetensors encoder, or (with a network) a hub name."
+            f"backbone: no tokenizer at {source!r} ({str(error).partition(chr(10))[0]}). Pass one of "
+            f"{', '.join(backbones.names())}, a folder with a tokenizer and an encoder, or a hub name."
         ) from error
     return tokenizer
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Turn sentences into token numbers, truncated to a length but not padded to one (the collator pads a batch).
+    """Turn sentences into token numbers, truncated to a length; the collator pads a batch.
 
     Returns:
         Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
         `length` in tokens.
     """
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
-    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
-    if max_length <= special:
-        expected = f"more than the {special} special tokens of this tokenizer"
-        remedy = "Pass 128, the length of most work on GLUE."
-        raise ArgumentError("max_length", expected=expected, got=max_length, remedy=remedy)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         encoded = tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
@@ -125,6 +108,6 @@ class Collator:
         self._pad = DataCollatorWithPadding(tokenizer)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors for `PonderForSequenceClassification.forward`."""
+        """Return tensors for `PonderForSequenceClassification.forward`."""
         batch = self._pad([{k: v for k, v in e.items() if k not in ("idx", "length")} for e in examples])
         return {**batch, "row_ids": torch.tensor([e["idx"] for e in examples])}

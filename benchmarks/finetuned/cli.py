@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command_line import MAX_SEED, check_folder, run_app
-from benchmarks.finetuned import demo as demonstration
-from benchmarks.finetuned.run import run
+from benchmarks.command_line import hide_bars, print_table, run_app
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of texts, training and splits.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of texts, training and splits.")]
 
 
 @app.callback()
@@ -31,7 +29,9 @@ def demo_command(
     seed: Seed = 0,
 ) -> None:
     """A classifier of generated reviews gets exits: a promise, and the seconds that they save."""
-    demonstration.demo(out, backbone=backbone, scale=scale, seed=seed)
+    from benchmarks.finetuned.demo import demo
+
+    demo(out, backbone=backbone, scale=scale, seed=seed)
 
 
 @app.command("run")
@@ -44,37 +44,21 @@ def run_command(
     texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-4,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16, where the processor has it.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16.")] = False,
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.01,
-    deep: Annotated[bool, typer.Option("--deep", help="Let the encoder learn too.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Export to int8 as well.")] = False,
-    kept: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a kept BERT (glue run --keep-model); exits then get a part of the reported texts."
-        ),
-    ] = None,
     seed: Seed = 0,
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
-    out: Annotated[
-        Path, typer.Option(help="Folder of results; of the committed ones where left out.", show_default=False)
-    ] = Path("benchmarks/results/finetuned"),
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/finetuned/results"),
 ) -> None:
     """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
-    check_folder("--glue-dir", glue_dir)
-    check_folder("--text-dir", text_dir)
-    check_folder("--kept", kept)
-    settings = {
-        "train": train,
-        "texts": texts,
-        "epochs": epochs,
-        "lr": lr,
-        "bf16": bf16,
-        "disagreement": disagreement,
-        "seed": seed,
-    }
-    folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-    run(task, backbone, settings, folders, work, out, deep=deep, int8=int8, kept=kept)
+    from benchmarks.finetuned.measuring import run
+
+    hide_bars()
+    settings = {"train": train, "texts": texts, "epochs": epochs, "lr": lr, "bf16": bf16}
+    settings |= {"disagreement": disagreement, "seed": seed}
+    result = run(task, backbone, settings, {"--glue-dir": glue_dir, "--text-dir": text_dir}, work, out)
+    print_table(("on fresh texts", result["task"]), [(name, f"{value:.4g}") for name, value in result["test"].items()])
+    print(result["exits"]["statement"])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The demo: a classifier of generated reviews gets exits by `ponder exits`, and answers the same texts sooner.
+"""The demo: a classifier of generated reviews gets exits, and answers the same texts sooner.
 
 The reviews praise or blame something under none to three nested negations (the graded task `negation`). As in real
 traffic most are easy: three in five have no negation, and one in twenty has three.
@@ -6,27 +6,22 @@ traffic most are easy: three in five have no negation, and one in twenty has thr
 
 from __future__ import annotations
 
-import csv
-import shutil
-import sys
+import statistics
 import time
-from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmarks import graded
-from benchmarks.command_line import check_writable
-from benchmarks.finetuned.training import accuracy, fine_tune
-from benchmarks.terminal import hide_bars
-from ponder.cli import exits
-from ponder.cli.measuring import batches_of
-from ponder.cli.running import WIDTH
-from ponder.cli.telling import check_out
-from ponder.integrations.transformers import FinetunedClassifier
-from ponder.integrations.transformers.tokenizing import load_tokenizer, max_positions, tokenize
+from benchmarks.command_line import hide_bars
+from benchmarks.figures import new_figure, svg
+from benchmarks.finetuned.fine_tune import fine_tune
+from benchmarks.finetuned.measuring import give_exits, on_fresh
+from ponder._utils.files import replace_text
+from ponder.calibration.agreement import PromiseCurve
+from ponder.integrations.transformers import ExitReport
 
 __all__ = ["demo"]
 
@@ -41,80 +36,81 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
     """Fine-tune, give exits, measure; print a summary of 80 columns and write `<out>/report.html`.
 
     Args:
-        out: Folder of the texts, the plain model, the model with exits, and the report.
+        out: Folder of the plain model, the model with exits, and the report.
         backbone: An embedded backbone, a folder, or a hub name.
         scale: Share of the default number of texts.
         seed: Seed of the texts and of training.
 
     Returns:
-        The card of `ponder exits`, and what was measured on fresh texts besides.
+        The report of `fit_exits` as plain JSON, and under `fresh` the measurements on fresh texts.
     """
-    check_writable(out)
-    check_out(out / "exits", str(out / "plain"), "exits.json")  # before anything is fine-tuned
     hide_bars()
-    console, shown, begun = Console(width=WIDTH, highlight=False), sys.stderr.isatty(), time.perf_counter()
+    console, begun = Console(width=80, highlight=False), time.perf_counter()
     sizes = [max(16, round(scale * size)) for size in (TRAIN, TRAFFIC, FRESH)]
-    splits = {
-        split: graded.traffic(TASK, split, size, SHARES, seed) for split, size in zip(graded.SPLITS, sizes, strict=True)
-    }
+    train, texts, fresh = (
+        graded.traffic(TASK, split, size, SHARES, seed) for split, size in zip(graded.SPLITS, sizes, strict=True)
+    )
+    console.print(f"1. Fine-tune {backbone} on {len(train)} generated reviews, as you did with your own model.")
     names = list(graded.get(TASK).labels)
-    console.print(f"1. Fine-tune {backbone} on {sizes[0]} generated reviews, as you did with your own model.")
-    train, traffic, fresh = (splits[split] for split in graded.SPLITS)
-    plain = fine_tune(
-        backbone,
-        train["sentence1"],
-        train["label"],
-        names,
-        out / "plain",
-        epochs=EPOCHS,
-        lr=LEARNING_RATE,
-        seed=seed,
-        progress=shown,
-    )
-    score = accuracy(plain, out / "plain", fresh["sentence1"], fresh["label"])
-    console.print(f"   Accuracy on {sizes[2]} fresh reviews: {100 * score:.1f}%.\n")
-    texts = out / "traffic.csv"
-    with texts.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["text"], *([text] for text in traffic["sentence1"])])
-    console.print(f"2. ponder exits {out / 'plain'} --texts {texts} --out {out / 'exits'}\n", markup=False)
-    options = {"disagreement": 0.01, "confidence": 0.95, "speed_up": None, "seed": seed}
-    card = exits.run(str(out / "plain"), texts, out / "exits", [], None, options, deep=False, as_json=False)
-    shutil.copyfile(out / "exits" / "report.html", out / "report.html")
-    told = _on_fresh(out / "exits", fresh["sentence1"], fresh["difficulty"])
-    before, after = told["seconds_plain"], told["seconds_exits"]
-    console.print(
-        f"\n3. {sizes[2]} fresh reviews, which nothing was chosen on: {before:.2f} s → {after:.2f} s "
-        f"(×{before / after:.2f}), {100 * told['disagreement']:.2f}% other answers.\n"
-        "   Mean exit step by negations: "
-        + ", ".join(f"{level}: {mean:.2f}" for level, mean in told["mean_exit_step_by_difficulty"].items())
-        + f" of {card['num_steps']}."
-    )
-    console.print(f"   Took {time.perf_counter() - begun:.0f} s. Now open {out / 'report.html'}", markup=False)
-    return {**card, "accuracy": score, "fresh": told}
-
-
-def _on_fresh(folder: Path, texts: list[str], difficulty: list[int]) -> dict[str, Any]:
-    """Seconds of the plain model and to the exits on texts, in turn, and how often answers differ."""
-    model, tokenizer = FinetunedClassifier.from_pretrained(folder), load_tokenizer(str(folder))
-    rows = tokenize(tokenizer, [(text,) for text in texts], max_positions(model)).rows
-    batches = batches_of(model, rows)
-    with torch.inference_mode():
-        calls: tuple[Callable[[Any], Any], ...] = (lambda b: model.classifier(**b), lambda b: model(**b))
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(3):
-            for call, taken in zip(calls, times, strict=True):
-                start = time.perf_counter()
-                for batch in batches:
-                    call(batch)
-                taken.append(time.perf_counter() - start)
-        differ = torch.cat([model(**b).outputs.argmax(-1) != model.classifier(**b).logits.argmax(-1) for b in batches])
-        steps = model.predict(rows).exit_step
-    levels = torch.tensor(difficulty)
-    return {
-        "seconds_plain": min(times[0]),
-        "seconds_exits": min(times[1]),
-        "disagreement": differ.double().mean().item(),
-        "mean_exit_step_by_difficulty": {
-            level: steps[levels == level].double().mean().item() for level in sorted(set(difficulty))
-        },
+    own = {"epochs": EPOCHS, "lr": LEARNING_RATE, "seed": seed}
+    fine_tune(backbone, list(train["sentence1"]), list(train["label"]), names, out / "plain", **own)
+    console.print(f"2. Give it exits by {len(texts)} reviews without labels: fit_exits(model, texts).")
+    model, report = give_exits(out / "plain", list(texts["sentence1"]), out / "exits", disagreement=0.01, seed=seed)
+    console.print(f"   {report.statement}")
+    found = on_fresh(model, list(fresh["sentence1"]), list(fresh["label"]))
+    levels = fresh["difficulty"]
+    by_level = {
+        level: statistics.fmean(s for s, of in zip(found["exit_steps"], levels, strict=True) if of == level)
+        for level in sorted(set(levels))
     }
+    before, after = found["seconds_plain"], found["seconds_exits"]
+    means = ", ".join(f"{level}: {mean:.2f}" for level, mean in by_level.items())
+    lines = (
+        f"{found['rows']} fresh reviews, which nothing was chosen on: {before:.2f} s → {after:.2f} s "
+        f"(×{before / after:.2f}), {100 * found['disagreement']:.2f}% other answers, accuracy "
+        f"{100 * found['plain_accuracy']:.1f}% → {100 * found['exit_accuracy']:.1f}%.",
+        f"Mean exit step by negations: {means} of {report.num_steps}.",
+    )
+    console.print(f"3. {lines[0]}\n   {lines[1]}")
+    replace_text(out / "report.html", _page(backbone, report, lines, found["exit_steps"], list(levels)))
+    console.print(f"   Took {time.perf_counter() - begun:.0f} s. Now open {out / 'report.html'}", markup=False)
+    return {**report.to_dict(), "fresh": {**found, "mean_exit_step_by_difficulty": by_level}}
+
+
+def _page(backbone: str, report: ExitReport, lines: tuple[str, ...], steps: list[int], levels: list[int]) -> str:
+    shown = {
+        "Promise": report.statement,
+        "Policy": report.policy,
+        "On fresh reviews": lines[0],
+        "By difficulty": lines[1],
+        "Reviews": f"{report.fitted} to learn, {report.chosen_on} to choose, {report.certified_on} to certify",
+    }
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in shown.items())
+    drawn = _figure(report.curves, steps, levels, report.num_steps)
+    style = (
+        "body{font:16px sans-serif;max-width:60em;margin:2em auto}th{text-align:left;padding-right:1em}svg{width:100%}"
+    )
+    title = f"{backbone} with exits"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{style}</style>'
+        f"<h1>{escape(title)}</h1><table>{rows}</table>{drawn[drawn.index('<svg') :]}</html>\n"
+    )
+
+
+def _figure(curves: tuple[PromiseCurve, ...], steps: list[int], levels: list[int], num_steps: int) -> str:
+    """Draw the share of the reviews at each exit by their negations, and what each promise costs."""
+    figure = new_figure(10, 3.6)
+    left, right = figure.subplots(1, 2)
+    bottom = [0.0] * num_steps
+    for level in sorted(set(levels)):
+        own = [step for step, of in zip(steps, levels, strict=True) if of == level]
+        shares = [own.count(step) / len(steps) for step in range(1, num_steps + 1)]
+        left.bar(range(1, num_steps + 1), shares, bottom=bottom, label=f"{level} negations")
+        bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+    left.set(xlabel="exit step", ylabel="share of the fresh reviews")
+    left.legend()
+    for curve in curves:
+        right.plot([100 * level for level in curve.promise], curve.mean_exit_step, ".-", label=curve.policy)
+    right.set(xlabel="promised disagreement, in percent (95% confidence)", ylabel="mean exit step", xlim=(0, 10))
+    right.legend()
+    return svg(figure, "demo")

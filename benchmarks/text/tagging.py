@@ -20,20 +20,16 @@ from transformers import DataCollatorForTokenClassification, PrinterCallback, Tr
 
 from benchmarks import backbones
 from benchmarks.bf16 import quick_products
-from benchmarks.checksum import digest, with_checksum
 from benchmarks.environment import environment
 from benchmarks.examples import load_tokenizer
-from benchmarks.glue.curves import fits
-from benchmarks.text.entities import EntityScore, score, spans
-from benchmarks.text.wnut import TAGS, Sentence, Tokenized, load, tokenize, word_tags
-from ponder import recipes
-from ponder.errors import ArgumentError, NonFiniteError
+from benchmarks.files import digest, with_digest
+from benchmarks.text.wnut import TAGS, EntityScore, Sentence, Tokenized, load, score, spans, tokenize, word_tags
+from ponder import Trajectory, recipes
+from ponder.calibration.records import serves
 from ponder.integrations.transformers import PonderForTokenClassification, PonderTrainer
 from ponder.policies import ExitPolicy
-from ponder.recipes import Recipe
-from ponder.trajectory import Trajectory
 
-__all__ = ["FORMAT", "TaggingConfig", "recipe_of", "run"]
+__all__ = ["FORMAT", "TaggingConfig", "run"]
 
 FORMAT = "ponder-text-1"
 _KEEPS = 0.99
@@ -42,22 +38,7 @@ _VALUES = 101
 
 @dataclass(frozen=True)
 class TaggingConfig:
-    """Everything that decides the result of a run; the defaults were not tuned.
-
-    Args:
-        recipe: Name of a recipe.
-        policy: An exit policy instead of the recipe's, as `ExitPolicy.to_dict` gives it.
-        backbone: The backbone, as for `benchmarks.backbones.resolve`.
-        seed: Seed of the first weights, of order and of dropout.
-        epochs: Epochs of each stage, ≥ 1.
-        lr: Learning rate of the encoder.
-        head_lr: Learning rate of the heads, which are new.
-        lambda_lr: Learning rate of the Lambda head, where the recipe gives it one of its own.
-        batch_size: Sentences a step of the optimiser.
-        max_length: Pieces of words; longer sentences are cut.
-        max_train: Train on the first so many sentences; all where None.
-        bf16: Train under bfloat16 autocast.
-    """
+    """Everything that decides the result of a run; the defaults were not tuned. Rates are as in `benchmarks.glue`."""
 
     recipe: str = "palbert"
     policy: dict[str, Any] | None = None
@@ -71,15 +52,6 @@ class TaggingConfig:
     max_length: int = 128
     max_train: int | None = None
     bf16: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "max_train"):
-            value = getattr(self, name)
-            if value is not None and value < (4 if name == "max_length" else 1):
-                raise ArgumentError(name, expected="a whole number ≥ 1 (pieces: ≥ 4)", got=value, remedy="Pass more.")
-        for name in ("lr", "head_lr", "lambda_lr"):
-            if not 0 < getattr(self, name) < 1:
-                raise ArgumentError(name, expected="a number in (0, 1)", got=getattr(self, name), remedy="Pass 1e-4.")
 
     @property
     def key(self) -> str:
@@ -106,43 +78,35 @@ def run(config: TaggingConfig, folder: Path | None, *, progress: bool = True) ->
         backbones.resolve(config.backbone), config.recipe, len(TAGS), policy=policy, id2label=dict(enumerate(TAGS))
     )
     started = time.perf_counter()
-    collate = DataCollatorForTokenClassification(tokenizer)
-    log = _train(config, model, ready["train"], collate, progress)
+    _train(config, model, ready["train"], DataCollatorForTokenClassification(tokenizer), progress)
     seconds = time.perf_counter() - started
-    model.train(False)
     measured = {
-        split: _Measured(
-            sentences[split], ready[split], model.record(ready[split].rows, batch_size=64, progress=progress)
-        )
+        split: _Measured(sentences[split], ready[split], model.record(ready[split].rows, batch_size=64))
         for split in ("dev", "test")
     }
     chosen = _choose(measured["dev"], model.policy)
-    splits = {split: part.summary(model.policy, chosen) for split, part in measured.items()}
-    return with_checksum(
+    num_steps = model.ponder.num_steps
+    recipe = recipes.get(config.recipe).for_steps(num_steps).for_task("token_classification")
+    return with_digest(
         {
             "format": FORMAT,
             "task": "WNUT-17",
             "config": dataclasses.asdict(config),
-            "num_steps": model.ponder.num_steps,
-            "recipe_fields": recipe_of(config, model.ponder.num_steps).to_dict(),
+            "num_steps": num_steps,
+            "recipe_fields": recipe.to_dict(),
             "policy": model.policy.to_dict(),
             "policy_by_dev": None if chosen is None else chosen.to_dict(),
-            "splits": splits,
-            "training": {"seconds": round(seconds, 1), "log": log},
+            "splits": {split: part.summary(model.policy, chosen) for split, part in measured.items()},
+            "training": {"seconds": round(seconds, 1)},
             "environment": environment(model.device),
         }
     )
 
 
-def recipe_of(config: TaggingConfig, num_steps: int) -> Recipe:
-    """The recipe of a run on so many steps, with the policy that it has for tokens."""
-    return recipes.get(config.recipe).for_steps(num_steps).for_task("token_classification")
-
-
 def _train(
     config: TaggingConfig, model: PonderForTokenClassification, data: Tokenized, collate: Any, progress: bool
-) -> list[dict[str, float]]:
-    """Every stage of the recipe; what was logged after each epoch."""
+) -> None:
+    """Run every stage of the recipe."""
     steps = -(-len(data.rows) // config.batch_size) * config.epochs
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -153,7 +117,6 @@ def _train(
             per_device_train_batch_size=config.batch_size,
             train_sampling_strategy="group_by_length",
             save_strategy="no",
-            logging_strategy="epoch",
             seed=config.seed,
             bf16=config.bf16,
             use_cpu=not torch.accelerator.is_available(),
@@ -161,46 +124,31 @@ def _train(
             disable_tqdm=not progress,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = PonderTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.rows,
-            data_collator=collate,
-            head_lr=config.head_lr,
-            lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
-            all_stages=True,
-        )
+        lambda_lr = config.lambda_lr if model.recipe.own_lambda_lr else None
+        given = {"train_dataset": data.rows, "data_collator": collate, "head_lr": config.head_lr}
+        trainer = PonderTrainer(model, arguments, lambda_lr=lambda_lr, **given)
         trainer.remove_callback(PrinterCallback)
         with quick_products(config.bf16):
             trainer.train()
-    names = ("epoch", "loss", "expected_steps", "kl")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{name: round(entry[name], 6) for name in names if name in entry} for entry in history]
+    model.train(False)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A split with everything that the model answers to it at any step."""
+    """A split with the model's answers to it at every step."""
 
     sentences: Sequence[Sentence]
     tokenized: Tokenized
     trajectory: Trajectory
 
-    def __post_init__(self) -> None:
-        if unanswered := int((~self.trajectory.answered()).any(1).sum()):
-            raise NonFiniteError(
-                f"outputs: {unanswered} of {len(self.sentences)} sentences have an answer that is NaN at some step, of "
-                "which the class with the highest logit would be the first. The run diverged: lower the learning rates."
-            )
-
     def score(self, outputs: Tensor) -> EntityScore:
-        """The score of outputs, `(sentences, length, tags)`."""
+        """Return the score of outputs, `(sentences, length, tags)`."""
         predicted = outputs.argmax(-1).tolist()
         rows = zip(predicted, self.sentences, self.tokenized.first_pieces, strict=True)
         return score([word_tags(*row) for row in rows], [sentence.tags for sentence in self.sentences])
 
     def at(self, policy: ExitPolicy) -> dict[str, Any]:
-        """The score where `policy` lets sentences leave, and how deep they go."""
+        """Return the score and the depth of the exits of a policy."""
         exits = self.trajectory.replay(policy)
         counts = torch.bincount(exits.exit_step, minlength=self.trajectory.num_steps + 1)[1:]
         return {
@@ -210,7 +158,7 @@ class _Measured:
         }
 
     def summary(self, policy: ExitPolicy, chosen: ExitPolicy | None) -> dict[str, Any]:
-        """What is reported of the split."""
+        """Return the measurements of the split."""
         each = [self.score(outputs) for outputs in self.trajectory.outputs.unbind(1)]
         return {
             "sentences": len(self.sentences),
@@ -223,17 +171,16 @@ class _Measured:
 
 
 def _choose(dev: _Measured, policy: ExitPolicy) -> ExitPolicy | None:
-    """The policy with the threshold that takes the fewest steps and keeps 99% of the F1 of full depth.
+    """Return the policy with the threshold that takes the fewest steps and keeps 99% of the F1 of full depth.
 
-    Chosen on the development set. None for a policy that has no threshold, or where no threshold keeps as much.
+    None for a policy that has no threshold, or where no threshold keeps as much.
     """
     if policy.tunable is None:
         return None
-    outputs = dev.trajectory.outputs
-    least = _KEEPS * dev.score(outputs[:, -1]).f1
-    values = policy.tunable.values(dev.trajectory.num_steps, outputs.shape[-1], _VALUES)
-    candidates = (policy.with_threshold(value) for value in values if fits(policy, value, dev.trajectory))
-    measured = [(candidate, dev.at(candidate)) for candidate in candidates]
+    least = _KEEPS * dev.score(dev.trajectory.outputs[:, -1]).f1
+    values = policy.tunable.values(dev.trajectory.num_steps, dev.trajectory.width, _VALUES)
+    candidates = [policy.with_threshold(value) for value in values]
+    measured = [(each, dev.at(each)) for each in candidates if serves(dev.trajectory, each)]
     keeping = [(at["mean_exit_step"], place) for place, (_, at) in enumerate(measured) if at["f1"] >= least]
     return measured[min(keeping)[1]][0] if keeping else None
 

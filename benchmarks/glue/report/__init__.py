@@ -1,6 +1,11 @@
-"""The report: tables and figures from the JSON results alone, as Markdown and as one HTML page."""
+"""The report: tables in Markdown and figures, from the JSON results alone.
 
-from benchmarks.glue.report.build import PARTS, REPLICATES, report, write
-from benchmarks.glue.report.tables import run_cells
+A page of the documentation calls `headline(results)`, `page(results, parts, backbone)` or `repeats(one, other)` when it
+is built; `summary(results)` is the contents of `docs/results-summary.json`.
+"""
 
-__all__ = ["PARTS", "REPLICATES", "report", "run_cells", "write"]
+from benchmarks.glue.report.pages import PARTS, page, write
+from benchmarks.glue.report.summary import COMPARED, fair_gaps, headline, summary
+from benchmarks.glue.report.tables import repeats, run_rows
+
+__all__ = ["COMPARED", "PARTS", "fair_gaps", "headline", "page", "repeats", "run_rows", "summary", "write"]

@@ -1,108 +1,98 @@
-"""The paper's Figures 2, 3 and 4: one panel a task or a recipe, from what the results hold."""
+"""Figures of the report: score against speed-up, of the macro average and of every task, and mean posteriors."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
-from benchmarks.figures import Draw, panels_as_figure
-from benchmarks.glue.curves import read_curve
-from benchmarks.glue.report.groups import Group, Groups, by_task
-from benchmarks.glue.results import Result
-from ponder import Trajectory, plots, recipes
-from ponder._utils.numerics import interpolate
-from ponder.analysis.sweeps import Curve, Point
-from ponder.errors import ArgumentError
-from ponder.pages import Figure
+from benchmarks.figures import Draw, panels
+from benchmarks.glue.config import DEFAULT
+from benchmarks.glue.report.groups import BLIND_FAIR, Group, Groups, by_task
 
-_HAZARD = 1e-6  # a mean posterior of exactly 0 or 1 has no logit
+__all__ = ["macro", "posteriors", "score_by_speed_up"]
+
+_GRID = [1 + place / 10 for place in range(26)]
 
 
-def posteriors(groups: Groups, prefix: str) -> list[Figure]:
-    """Figure 2: the mean posterior E[p(n|x)] over dev, a panel for each recipe with hazards, a line for each task."""
-    panels: dict[str, list[Draw]] = {}
+def macro(path: Path, by_backbone: Mapping[str, Groups]) -> None:
+    """Draw the macro average against speed-up in steps: recipes left by their own policies, blind choices, cuts."""
+    named: dict[str, list[Draw]] = {}
+    for backbone, groups in by_backbone.items():
+        tasks = [task for name, task in groups if name == DEFAULT and ("vanilla", task) in groups]
+        if tasks:
+            lines = [name for name in dict.fromkeys((DEFAULT, "palbert", "pabee")) if (name, tasks[0]) in groups]
+            draws: list[Draw] = [partial(_macro_line, groups, tasks, name, None) for name in lines]
+            draws += [partial(_macro_line, groups, tasks, DEFAULT, BLIND_FAIR), partial(_cuts, groups, tasks)]
+            draws.append(partial(_level, [groups["vanilla", task] for task in tasks]))
+            named[f"{backbone}, {len(tasks)} tasks"] = draws
+    panels(path, named)
+
+
+def score_by_speed_up(path: Path, groups: Groups) -> None:
+    """Draw the score of every task against the speed-up in steps, each recipe left by its own policy."""
+    named: dict[str, list[Draw]] = {}
+    for task, shown in by_task(groups):
+        curved = [group for group in shown if group.policies]
+        if curved:
+            named[task] = [partial(_macro_line, groups, [task], group.label, None) for group in curved]
+            named[task] += [partial(_level, [groups["vanilla", task]])] if ("vanilla", task) in groups else []
+    panels(path, named)
+
+
+def posteriors(path: Path, groups: Groups) -> None:
+    """Draw the mean posterior E[p(n|x)] over dev, a panel for each recipe with hazards, a line for each task."""
+    named: dict[str, list[Draw]] = {}
     for task, shown in by_task(groups):
         for group in shown:
             if all(split["halting"] for run in group.runs for split in run.reported):
-                panels.setdefault(group.label, []).append(
-                    partial(plots.posterior, [_of_halting(run) for run in group.runs], label=task)
-                )
-    for name, draws in panels.items():
-        run = next(group.runs[0] for (label, _), group in groups.items() if label == name)
-        made = recipes.get(run["recipe"], **run["config"]["recipe_options"]).for_steps(run["num_steps"])
-        draws[-1] = partial(draws[-1], prior=made.prior)
-    caption = "Mean posterior E[p(n|x)] over dev (Figure 2 of the PALBERT paper, which takes train); dashed: the prior."
-    return panels_as_figure(f"{prefix}-posterior", caption, panels)
+                named.setdefault(group.label, []).append(partial(_posterior, group, task))
+    if named:
+        panels(path, named)
 
 
-def by_threshold(groups: Groups, prefix: str) -> list[Figure]:
-    """Figure 3: the score against Q-exit's q, for the recipes whose policy it is."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in by_task(groups):
-        for group in shown:
-            if group.own_policy == "quantile" and (curves := _curves(group)):
-                panels.setdefault(task, []).append(
-                    partial(plots.score_by_threshold, on_one_grid(curves), label=group.label)
-                )
-    caption = "Score against the threshold q of Q-exit (as Figure 3 of the PALBERT paper); dotted: full depth."
-    return panels_as_figure(f"{prefix}-score-by-q", caption, panels)
+def _macro_line(groups: Groups, tasks: list[str], name: str, policy: str | None, axes: Any) -> None:
+    points = []
+    for speed_up in _GRID:
+        own = [groups.get((name, task)) for task in tasks]
+        scores = [None if group is None else group.at(speed_up, policy or group.own_policy) for group in own]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(tasks):
+            points.append((speed_up, statistics.fmean(known)))
+    if points:
+        style: dict[str, Any] = {} if policy is None else {"color": "0.4", "linestyle": "--"}
+        axes.plot(
+            *zip(*points, strict=True), label=name if policy is None else "blind, chosen on held-out rows", **style
+        )
+    axes.set(xlabel="speed-up in steps, N / mean exit step", ylabel="score, in percent")
 
 
-def by_speed_up(groups: Groups, prefix: str, by: Literal["steps", "cost"] = "steps") -> list[Figure]:
-    """Figure 4: the score against the speed-up in steps or FLOPs, each recipe with its own policy."""
-    panels: dict[str, list[Draw]] = {}
-    for task, shown in by_task(groups):
-        curves = {group.label: found for group in shown if (found := _curves(group))}
-        vanilla = groups.get(("vanilla", task))
-        if curves:
-            level = None if vanilla is None else [score / 100 for score in vanilla.scores]
-            panels[task] = [partial(_lines, curves, by=by, baseline=level)]
-    name = "steps" if by == "steps" else "FLOPs"
-    of_mean = "" if by == "steps" else " (every example at the mean cost of its exit)"
-    caption = (
-        f"Score against speed-up in {name}{of_mean}, each recipe with its own policy, "
-        "whose threshold is varied (as Figure 4); dashed: vanilla."
+def _cuts(groups: Groups, tasks: list[str], axes: Any) -> None:
+    for taught, marker in ((False, "x"), (True, "s")):
+        cuts: dict[float, list[float]] = {}
+        for (_, task), group in groups.items():
+            if group.is_cut and group.is_taught == taught and task in tasks:
+                cuts.setdefault(round(group.speed_up, 6), []).append(statistics.median(group.scores))
+        points = [(speed_up, statistics.fmean(own)) for speed_up, own in cuts.items() if len(own) == len(tasks)]
+        if points:
+            name = "cut, taught by the whole" if taught else "cut and fine-tuned"
+            axes.plot(*zip(*points, strict=True), marker, color="black", fillstyle="none", label=name)
+
+
+def _level(plain: list[Group], axes: Any) -> None:
+    axes.axhline(
+        statistics.fmean(statistics.median(group.scores) for group in plain),
+        color="0.5",
+        linestyle=":",
+        label="vanilla",
     )
-    return panels_as_figure(f"{prefix}-score-by-{name.lower()}", caption, panels)
 
 
-def _of_halting(run: Result) -> Trajectory:
-    """A trajectory of one row whose halting distribution is the mean one of the run."""
-    pmf = torch.tensor([split["halting"] for split in run.reported], dtype=torch.float64).mean(0, keepdim=True)
-    before = 1.0 - pmf.cumsum(1) + pmf
-    hazards = (pmf / before.clamp_min(_HAZARD)).clamp(_HAZARD, 1 - _HAZARD)
-    return Trajectory(torch.zeros(1, pmf.shape[1], 2), hazards.logit(), torch.arange(1))
-
-
-def _curves(group: Group) -> list[Curve]:
-    """The curves of the recipe's own policy, one a seed; none where a seed lacks it."""
-    found = [read_curve(run, group.own_policy) for run in group.runs]
-    return [curve for curve in found if curve is not None] if None not in found else []
-
-
-def on_one_grid(curves: Sequence[Curve]) -> list[Curve]:
-    """Curves read at the thresholds of all of them, on straight lines, where some runs tried others than the rest."""
-    grids = [[point.threshold for point in curve.points] for curve in curves]
-    if all(grid == grids[0] for grid in grids):
-        return list(curves)
-    low, high = max(map(min, grids)), min(map(max, grids))
-    values = sorted({value for grid in grids for value in grid if low <= value <= high})
-    names = [field.name for field in dataclasses.fields(Point) if field.name != "threshold"]
-    made = []
-    for curve, grid in zip(curves, grids, strict=True):
-        columns = [interpolate(grid, [getattr(point, name) for point in curve.points], values) for name in names]
-        points = tuple(Point(value, *rest) for value, *rest in zip(values, *columns, strict=True))
-        made.append(dataclasses.replace(curve, points=points))
-    return made
-
-
-def _lines(curves: Mapping[str, Sequence[Curve]], **options: Any) -> object:
-    try:
-        return plots.score_by_speed_up(curves, **options)
-    except ArgumentError:  # seeds that share no cost cannot be averaged
-        apart = {f"{name}, seed {n}": curve for name, seeds in curves.items() for n, curve in enumerate(seeds)}
-        return plots.score_by_speed_up(apart, **options)
+def _posterior(group: Group, task: str, axes: Any) -> None:
+    pmf = np.mean([split["halting"] for run in group.runs for split in run.reported], axis=0)
+    axes.plot(range(1, len(pmf) + 1), pmf, ".-", label=task)
+    axes.set(xlabel="step n", ylabel="mean p(n|x)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from random import Random
 
-from benchmarks.graded.base import Example, GradedTask, register
+from benchmarks.graded.grading import Example, GradedTask, register
 
 __all__ = ["generate"]
 
@@ -41,7 +41,7 @@ def generate(rng: Random, difficulty: int) -> Example:
     if rng.random() < 0.4:
         words = [_opening(rng), *words]
     text = " ".join(words)
-    return Example(text[0].upper() + text[1:] + ".", None, grammatical)
+    return Example(text[0].upper() + text[1:] + ".", grammatical)
 
 
 def _phrase(rng: Random) -> str:
@@ -66,6 +66,5 @@ register(
         difficulty="phrases between subject and verb",
         levels=(0, 3),
         generate=generate,
-        demo_examples=1000,
     )
 )

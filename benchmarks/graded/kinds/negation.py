@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from random import Random
 
-from benchmarks.graded.base import Example, GradedTask, register
+from benchmarks.graded.grading import Example, GradedTask, register
 
 __all__ = ["generate"]
 
@@ -50,7 +50,7 @@ def generate(rng: Random, difficulty: int) -> Example:
     where = [rng.choice(_WHERE)] if rng.random() < 0.5 else []
     words = [*operators, "the", rng.choice(_THINGS), *where, "was", *["not"] * inner, adjective]
     text = " ".join(words)
-    return Example(text[0].upper() + text[1:] + ".", None, int(praises) ^ (difficulty % 2))
+    return Example(text[0].upper() + text[1:] + ".", int(praises) ^ (difficulty % 2))
 
 
 register(

@@ -1,0 +1,60 @@
+"""JSON files of results: read, written whole or not at all, and with a digest by which a later edit is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ponder._utils.files import replace_text
+from ponder.errors import PonderError
+
+__all__ = ["DataError", "digest", "is_intact", "read_json", "with_digest", "write_json"]
+
+
+class DataError(PonderError, ValueError):
+    """Data or a result are missing, or of another form than they should be."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds an object of JSON."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON file ({error}). Remove it, or make it anew.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: expected an object of JSON; got a {type(data).__name__}.")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write an object of JSON in one act."""
+    replace_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Return ten hexadecimal digits that stand for plain JSON values, whatever the order of their fields."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same data with their digest.
+
+    Example:
+        >>> data = with_digest({"score": 0.5})
+        >>> is_intact(data), is_intact({**data, "score": 0.9}), is_intact({"score": 0.5})
+        (True, False, False)
+    """
+    return {**data, "digest": _digest_of_rest(data)}
+
+
+def is_intact(data: Mapping[str, Any]) -> bool:
+    """Return whether these data are what `with_digest` gave."""
+    return data.get("digest") == _digest_of_rest(data)
+
+
+def _digest_of_rest(data: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in data.items() if name != "digest"}
+    return digest(json.loads(json.dumps(rest)))  # as a file gives it back

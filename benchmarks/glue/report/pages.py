@@ -1,0 +1,79 @@
+"""The whole report: its parts by name, as Markdown, and the files that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.files import DataError, write_json
+from benchmarks.glue.report import figures, tables
+from benchmarks.glue.report.groups import Groups, choose
+from benchmarks.glue.report.summary import SUITES, compared_groups, headline, summary
+from benchmarks.glue.results import Result
+from benchmarks.glue.sweep import suite_named
+from ponder.errors import ArgumentError
+
+__all__ = ["PARTS", "page", "write"]
+
+PARTS: dict[str, Callable[[Groups], str]] = {
+    "scores": tables.scores,
+    "ablation": tables.ablation,
+    "equal-cost": tables.equal_cost,
+    "out-of-scope": tables.out_of_scope,
+    "runs": tables.runs,
+    "published": tables.published,
+}
+"""The parts of a backbone's section; ``"headline"`` is that of all."""
+
+
+def page(results: Sequence[Result], parts: Sequence[str] = (), backbone: str | None = None) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        results: The results, as `read_all` gives them.
+        parts: Names of `PARTS`, or ``"headline"``; all where empty.
+        backbone: One backbone alone.
+    """
+    unknown = [part for part in parts if part not in (*PARTS, "headline")]
+    if unknown:
+        expected = f"some of headline, {', '.join(PARTS)}"
+        raise ArgumentError("--part", expected=expected, got=", ".join(unknown), remedy="Choose of them.")
+    if not results:
+        raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
+    blocks = [headline(results)] if backbone is None and ("headline" in parts or not parts) else []
+    for title, groups in sections(results, backbone):
+        found = [PARTS[name](groups) for name in parts or PARTS if name not in ("headline", "published")]
+        blocks += [f"## {title}", *filter(None, found)] if any(found) else []
+    if "published" in parts or not parts:
+        blocks.append(tables.published({}))
+    return "\n\n".join(blocks)
+
+
+def sections(results: Sequence[Result], backbone: str | None = None) -> Iterator[tuple[str, Groups]]:
+    """Yield title and groups of each backbone: the runs of its suite, and all others."""
+    for name in sorted({str(result["backbone"]) for result in results}):
+        if backbone not in (None, name):
+            continue
+        own = [result for result in results if result["backbone"] == name]
+        suite = suite_named(SUITES[name]) if name in SUITES else None
+        inside = [result for result in own if suite is not None and suite.has(result)]
+        steps = " / ".join(map(str, sorted({result["num_steps"] for result in own})))
+        if inside:
+            yield f"`{name}`, {steps} steps: the suite `{SUITES[name]}`", choose(inside)
+        rest = [result for result in own if result not in inside]
+        if rest:
+            yield f"`{name}`, {steps} steps" + ": other runs" * bool(inside), choose(rest)
+
+
+def write(results: Sequence[Result], out: Path) -> list[Path]:
+    """Write `results-summary.json`, and the figures into the folder `figures`."""
+    folder = out / "figures"
+    written = [out / "results-summary.json", folder / "pays.svg"]
+    write_json(written[0], summary(results))
+    groups = compared_groups(results)
+    figures.macro(written[1], groups)
+    for backbone, own in groups.items():
+        written += [folder / f"{backbone}-score-by-steps.svg", folder / f"{backbone}-posterior.svg"]
+        figures.score_by_speed_up(written[-2], own)
+        figures.posteriors(written[-1], own)
+    return written

@@ -1,1 +1,0 @@
-"""Sweeps: suites, what is left to do, where it is done, and the loop that does it."""

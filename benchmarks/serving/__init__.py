@@ -1,1 +1,0 @@
-"""A service under load: throughput and latency against the plain model, and what is lost when much goes wrong."""
