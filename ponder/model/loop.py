@@ -170,8 +170,10 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
                 remedy="Compare per row, and reduce over every dimension but the first.",
             )
         exits = exits.cpu()
-        if not exits.any() or exits.all():
-            exits = bool(exits[0])
+        if not exits.any():
+            exits = False
+        elif exits.all():
+            exits = True
     return exits, Running(index, state, log_survival)
 
 

@@ -100,10 +100,14 @@ class Steps(nn.Module):
             at: The step of each row, `(batch,)` long, where they differ.
             context: What the step is called with besides.
         """
+        return self.run(list(self.fns), step, hidden, at, **context)
+
+    def run(self, fns: Sequence[Step], step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
+        """Run a step as `forward` does, of callables that were looked up before: in an `nn.ModuleList` that is slow."""
         if self.index:
             rows = first_tensor(hidden)
             context["index"] = torch.full(rows.shape[:1], step, device=rows.device) if at is None else at
-        after = self.fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
+        after = fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
         if self.state is not None:
             after = after[self.state]
         if not (isinstance(after, Tensor) and isinstance(hidden, Tensor) and after.shape == hidden.shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -84,9 +85,10 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
-        self.run_step: Callable[..., Tree] = parts.steps
+        self.run_step: Callable[..., Tree] = partial(parts.steps.run, list(parts.steps.fns))
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
         self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
+        self._heads = list(self._head.heads) if isinstance(self._head, PerStep) else None
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
         first = self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
         self.device = first.device
@@ -177,13 +179,12 @@ class ModelSource:
 
     def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the outputs of the rows `index` (None: all) from their features."""
-        head = self._head
-        if not isinstance(head, PerStep):
-            outputs = head(features)
+        if self._heads is None:
+            outputs = self._head(features)
         elif self.at is None:
-            outputs = head(features, self.step)
+            outputs = self._heads[self.step - 1](features)
         else:
-            outputs = head(features, self.at if index is None else [self.at[row] for row in index.tolist()])
+            outputs = self._head(features, self.at if index is None else [self.at[row] for row in index.tolist()])
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
             raise ArgumentError(
                 "outputs of the head",
