@@ -62,7 +62,7 @@ class Notes:
                 self.hidden = next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
             self.marks[id(self.hidden)] = HIDDEN
         self.calls.append(Template.of(given, self.mark))
-        marks = [mark for _, mark in self.calls[-1].marks]
+        marks = dict(self.calls[-1].marks).values()
         if HIDDEN not in marks or LOST in marks:
             raise refusal(f"code of its own in front of layer {len(self.calls)}")
         self.entering = self.entering or len(self.tensors)
@@ -110,7 +110,9 @@ class Kind:
 
     def fits(self, notes: Notes) -> bool:
         """Whether a call went like this."""
-        return (notes.calls, notes.before, notes.like()) == (self.calls[: len(notes.calls)], self.before, self.like)
+        if notes.calls != self.calls[: len(notes.calls)] or notes.before != self.before:
+            return False
+        return not notes.tensors or notes.like() == self.like
 
     def stem(self, given: Given) -> Notes:
         """Run the forward with stubs for layers, up to the last of them, or to the first where that is enough."""
@@ -335,20 +337,27 @@ class CapturedStem(nn.Module):
         if None in given.values():
             given = {key: value for key, value in given.items() if value is not None or isinstance(key, int)}
         kind, notes = self._kind_of(given)
-        rows = self._rows(given)
-        after: dict[str, Any] = {name: given[name] for name in REAL if name in given}
+        if kind.module is not self.module:  # of a replica on another device
+            kind = replace(kind, module=self.module)
+        rows, after = self._rows(given), dict[str, Any]()
+        for name in REAL:
+            if name in given:
+                after[name] = given[name]
         for slot, tensor in enumerate(notes.tensors):
             after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
         for key in kind.given:
             whole = isinstance(given[key], Tensor) and key not in self._rowwise(given, rows)
             after[f"given_{key}"] = Shared(given[key]) if whole else given[key]
         after[KIND] = Shared(kind)
-        hidden = kind.rows_first(notes.hidden, "hidden", rows)
+        hidden = kind.rows_first(notes.hidden, "hidden", rows) if kind.dims["hidden"] else notes.hidden
         return {"hidden": hidden} if kind.others else hidden, after
 
     def _rows(self, given: Given) -> int:
-        first = given.get(self.first)
-        return len(first if isinstance(first, Tensor) else next(v for v in given.values() if isinstance(v, Tensor)))
+        first: Any = given.get(self.first)
+        if not isinstance(first, Tensor):
+            first = next(value for value in given.values() if isinstance(value, Tensor))
+        rows: int = first.shape[0]  # no `len`, which a traced size is lost in
+        return rows
 
     def _rowwise(self, given: Given, rows: int) -> dict[str | int, Tensor]:
         return {key: value for key, value in given.items() if key not in self.whole and _has(value, rows)}
@@ -432,12 +441,12 @@ class CapturedStep(nn.Module):
         call, plain = kind.calls[self.number], isinstance(hidden, Tensor) and not kind.dims["hidden"]
         leaves = list(call.leaves)
         for place, mark in call.marks:  # in line, since it is what every step does
-            leaves[place] = hidden if plain and mark is HIDDEN else kind.value(mark, hidden, context)
+            leaves[place] = hidden if plain and mark.key == "hidden" else kind.value(mark, hidden, context)
         args, kwargs = tree_unflatten(leaves, call.spec)
         out = kind.module.get_submodule(kind.order[self.number])(*args, **kwargs)
         if plain and isinstance(out, Tensor):
             return out
-        leaves, places, rows = tree_leaves(out), kind.places[self.number], len(first_tensor(hidden))
+        leaves, places, rows = tree_leaves(out), kind.places[self.number], first_tensor(hidden).shape[0]
         names = [name for name in ("hidden", *kind.others) if name in places]
         after = {name: kind.rows_first(leaves[places[name]], name, rows) for name in names}
         return after if kind.others else after["hidden"]
@@ -461,10 +470,12 @@ class CapturedReadout(nn.Module):
         kind = kind or next(own[0] for own in self.kinds.values() if own)
         if kind.tail is None:
             features = self.select(kind.replay(hidden, context))
-        elif (leaf := kind.leaves[self.select]) is not None:  # then nothing else is computed
-            features = kind.value(leaf, hidden, context, {})
-        else:
+        elif (leaf := kind.leaves[self.select]) is None:
             features = self.select(kind.output.fill(kind.value, hidden, context, {}))
+        elif leaf.key == "hidden" and isinstance(hidden, Tensor) and not kind.dims["hidden"]:
+            features = hidden
+        else:  # of the modules behind the layers, only those that make it run
+            features = kind.value(leaf, hidden, context, {})
         return features
 
 
