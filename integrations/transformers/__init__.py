@@ -7,16 +7,9 @@ trainer and pipelines, which these are made of, take longer than all the rest.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ponder.integrations.transformers.adapters import (
-    Adapter,
-    CapturedAdapter,
-    EncoderAdapter,
-    StackAdapter,
-    adapter_for,
-)
+from ponder.integrations.transformers.adapters import EncoderAdapter, adapter_for
 from ponder.integrations.transformers.adapters import registry as adapters
 from ponder.integrations.transformers.config import PonderConfig
-from ponder.integrations.transformers.families import encoder_of
 from ponder.integrations.transformers.heads import (
     PonderForAudioClassification,
     PonderForImageClassification,
@@ -33,8 +26,6 @@ if TYPE_CHECKING:
     from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
-    "Adapter",
-    "CapturedAdapter",
     "EncoderAdapter",
     "ExitReport",
     "PonderConfig",
@@ -46,10 +37,8 @@ __all__ = [
     "PonderModel",
     "PonderPreTrainedModel",
     "PonderTrainer",
-    "StackAdapter",
     "adapter_for",
     "adapters",
-    "encoder_of",
     "fit_exits",
     "pipeline",
 ]

@@ -65,7 +65,9 @@ class ExitReport:
         best_level: The lowest level that so many rows could certify, were there no disagreement at all.
         plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where none has.
         exit_accuracy: Accuracy of the exits on the same.
-        curves: Costs and promises of other kinds and thresholds on the certifying inputs; not in `to_dict`.
+        curves: Costs and promises of other thresholds on the certifying inputs; as all that follow, not in `to_dict`.
+        certifying: The full-depth run over the certifying inputs.
+        places: Where these stand among the inputs that were given, `(rows,)`.
 
     Example:
         >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
@@ -95,6 +97,8 @@ class ExitReport:
     plain_accuracy: float
     exit_accuracy: float
     curves: tuple[PromiseCurve, ...] = field(repr=False)
+    certifying: Trajectory = field(repr=False)
+    places: tuple[int, ...] = field(repr=False)
 
     @property
     def speed_up(self) -> float:
@@ -103,7 +107,7 @@ class ExitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "curves"}
+        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
         plain["exit_shares"] = list(self.exit_shares)
         return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}
 
@@ -158,7 +162,8 @@ def fit_exits(
             "policy yourself, and certify it by ponder.control_risk.",
         )
     given = list(encodings_of(model, rows))
-    once, ids, counts = distinct(given)
+    first, ids, counts = distinct(given)
+    once = [given[place] for place in first]
     learn, choose, check = split(ids, _SHARES, seed)
     if len(once) < _FEWEST:
         raise ArgumentError(
@@ -186,7 +191,7 @@ def fit_exits(
     model.policy = found.policy
     learned = uniform(seed, ids[learn])
     model.config.exits = {"seed": seed, "learned_below": float(learned.max())}
-    report = _report(found, certifying, counts, check, (len(learn), len(choose)))
+    report = _report(found, certifying, counts, check, first[check], (len(learn), len(choose)))
     if report.met and report.disagreement_as_given > report.level:
         warnings.warn(
             f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
@@ -202,13 +207,12 @@ def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return content_ids([_content(row) for row in rows])
 
 
-def distinct(rows: Sequence[Encoding]) -> tuple[list[Encoding], Any, Any]:
-    """Return the encodings without those that repeat an earlier one, their ids, and how often each is there."""
+def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any, Any]:
+    """Return where the distinct encodings stand first, in their order, their ids, and how often each is there."""
     ids = row_ids(rows)
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     order = np.argsort(first)
-    places = first[order]
-    return [rows[place] for place in places], ids[places], counts[order]
+    return first[order], ids[first[order]], counts[order]
 
 
 def may_have_taught(model: PonderPreTrainedModel, rows: Sequence[Encoding]) -> Any:
@@ -313,7 +317,9 @@ def _counter(progress: Callable[[str, int, int], object] | None, phase: str, tot
     return count
 
 
-def _report(found: RiskControl, certifying: Trajectory, counts: Any, check: Any, used: tuple[int, int]) -> ExitReport:
+def _report(
+    found: RiskControl, certifying: Trajectory, counts: Any, check: Any, places: Any, used: tuple[int, int]
+) -> ExitReport:
     steps, confidence, rows = certifying.exit_steps(found.policy), found.policy.confidence or 0.0, len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
     inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
@@ -346,6 +352,8 @@ def _report(found: RiskControl, certifying: Trajectory, counts: Any, check: Any,
             promise_curve(certifying, like, values, confidence=confidence)
             for like, values in candidates(certifying)[:4]
         ),
+        certifying=certifying,
+        places=tuple(places.tolist()),
     )
 
 

@@ -578,6 +578,12 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Run every step of every example, in its order; arguments as for `predict` and `ponder.record`."""
         return record_rows(self, rows, options)
 
+    def export_source(self) -> Any:
+        """Return what `ponder.export.onnx` writes: the wrapper, an example of its call, tokenizer and labels."""
+        from ponder.integrations.transformers.exporting import source_of  # which loads the exporter of PyTorch
+
+        return source_of(self)
+
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: Any = None) -> dict[str, Any]:
         """Measure the policy on labelled rows, and note it in the configuration and on the model card.
 

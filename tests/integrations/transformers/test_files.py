@@ -25,6 +25,7 @@ from transformers import (
     T5Model,
 )
 
+import ponder
 from ponder import policies
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import (
@@ -34,7 +35,15 @@ from ponder.integrations.transformers import (
     PonderModel,
 )
 from ponder.policies import FixedStep
-from tests.integrations.encoders import make_batch, make_encoder, make_model, make_plain, make_tokenizer, stir
+from tests.integrations.encoders import (
+    make_batch,
+    make_encoder,
+    make_model,
+    make_plain,
+    make_tokenizer,
+    some_texts,
+    stir,
+)
 
 _CONFIGURATION = """
 from transformers import PretrainedConfig
@@ -297,3 +306,17 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
         make_model()(attention_mask=make_batch()["attention_mask"])
     assert AutoConfig.from_pretrained(tmp_path).model_type == "ponder"
     assert type(AutoModel.from_pretrained(tmp_path)) is PonderModel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_an_export_answers_as_the_model_does(family: str, tmp_path: Path) -> None:
+    model = make_model("sequence", family, policy=policies.Confidence(0.6))
+    model.tokenizer = make_tokenizer()
+    texts = some_texts(20)
+    exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path / "export"))
+    found, expected = exported.predict(texts), model.predict(texts)
+    assert found.exit_step.tolist() == expected.exit_step.tolist()
+    assert torch.from_numpy(found.outputs).allclose(expected.outputs, atol=1e-4)
+    with pytest.raises(ArgumentError, match="reads pixel_values"):
+        ponder.export.onnx(make_model("image", "vit"), tmp_path / "none")

@@ -132,6 +132,9 @@ def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -
     assert "all but 15% of inputs like these, with 95% confidence" in report.statement
     assert report.to_dict()["plain_accuracy"] is None
     assert {"Confidence", "Margin", "Entropy"} <= {curve.policy for curve in report.curves}
+    assert [TEXTS[place] for place in report.places[:2]] != TEXTS[:2]
+    again = model.record([TEXTS[place] for place in report.places])
+    assert torch.equal(again.outputs, report.certifying.outputs)
     fresh = some_texts(300, seed=9)
     answers, full = model.predict(fresh), model.predict(fresh, policy=LastStep())
     with torch.no_grad():
@@ -157,7 +160,7 @@ def test_the_sides_of_the_split_are_known_again_and_equal_rows_are_on_one() -> N
         {**row, "input_ids": [*row["input_ids"], 1], "attention_mask": [*row["attention_mask"], 0]} for row in given
     ]
     assert np.array_equal(row_ids(given), row_ids(padded)), "padding makes no other input"
-    assert len(distinct([*given, *padded])[0]) == 200
+    assert distinct([*given, *padded])[0].tolist() == list(range(200))
     report = fit_exits(model, [*given, *given[:50]], disagreement=0.2, epochs=1, seed=3)
     assert (report.rows, report.duplicates) == (250, 50)
     taught = may_have_taught(model, given)

@@ -1,0 +1,55 @@
+"""The example by which `ponder.export.onnx` traces a model of tokens, with its tokenizer and its labels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder._utils.modes import evaluating
+from ponder.deploy.export import ExportSource
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.texts import max_positions
+
+__all__ = ["source_of"]
+
+_LENGTHS = (11, 11, 9, 7, 3)  # five rows, a number that no other dimension has; shorter where the model takes less
+
+
+def source_of(model: Any) -> ExportSource:
+    """Return what an export of a model of tokens needs; see `PonderPreTrainedModel.export_source`."""
+    if model.main_input_name != "input_ids":
+        raise ArgumentError(
+            "model",
+            expected="a model that reads tokens",
+            got=f"one that reads {model.main_input_name}",
+            remedy="Export its wrapper with an example: ponder.export.onnx(model.ponder, folder, example=…).",
+        )
+    encoder, config = model.encoder, model.encoder.config.get_text_config()
+    pad, longest = int(config.pad_token_id or 0), min(_LENGTHS[0], max_positions(encoder))
+    lengths = torch.tensor([max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device)
+    mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
+    ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
+    names = model.config.id2label or {}
+    return ExportSource(
+        model=model.ponder,
+        inputs=ids,
+        context={"attention_mask": mask, **_zero_types(encoder, ids, mask)},
+        name="input_ids",
+        defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
+        tokenizer=model.tokenizer,
+        max_length=max_positions(encoder),
+        labels=tuple(str(names[place]) for place in sorted(names)),
+    )
+
+
+def _zero_types(encoder: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Token types of zeros, where an encoder means by them what it means by none; in GPT-2, say, they are tokens."""
+    if "token_type_ids" not in inspect.signature(encoder.forward).parameters:
+        return {}
+    zeros = {"token_type_ids": torch.zeros_like(ids)}
+    with evaluating(encoder):
+        without, given = (encoder(input_ids=ids, attention_mask=mask, **types)[0] for types in ({}, zeros))
+    return zeros if torch.allclose(without, given, atol=1e-5, equal_nan=True) else {}
