@@ -56,7 +56,7 @@ class PonderTransformer(Transformer):
     """
 
     forward_kwargs = {"policy", "exit_column"}  # noqa: RUF012 (the base class's protocol)
-    """What `encode` and `predict` hand on to `forward`."""
+    """Arguments that `encode` and `predict` hand on to `forward`."""
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
         super().__init__(model_name_or_path, **options)
@@ -235,7 +235,7 @@ class _BesideExits(nn.Module):
 
 
 def _asks_for_layers(model: Any) -> bool:
-    """Whether a loss that reads the tokens of every layer is evaluated; in training they come by themselves."""
+    """Return whether a loss that reads the tokens of every layer is evaluated; in training they are always there."""
     if not isinstance(model, PonderModel) or model.training or model.config.readout != "tokens":
         return False
     return bool(model.config.output_hidden_states)

@@ -89,7 +89,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def has_readout(self, name: str) -> bool:
-        """Whether the encoder can be read so; see `features`."""
+        """Return whether the encoder has a readout; see `features`."""
 
     @abstractmethod
     def output(self, field: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:

@@ -224,7 +224,7 @@ def may_have_taught(model: PonderPreTrainedModel, rows: Sequence[Encoding]) -> A
 
 
 def _content(row: Encoding) -> str:
-    """What makes two inputs the same: the numbers that the model is given at real positions."""
+    """The content of an input, as text: the numbers that the model is given at real positions."""
     mask = row.get("attention_mask")
     real = None if mask is None else np.asarray(mask).astype(bool)
     parts = []

@@ -158,7 +158,7 @@ def _like_weights(example: dict[str, Any], model: PreTrainedModel) -> dict[str, 
 
 
 def _reads_the_end(model: PreTrainedModel) -> bool:
-    """Whether the head of an encoder-decoder reads the end of each text, which BART's, say, looks for by its id."""
+    """True for an encoder-decoder whose head reads the end of each text, as BART's does, by its id."""
     config: Any = model.config
     ends = isinstance(getattr(config, "eos_token_id", None), int) and getattr(config, "is_encoder_decoder", False)
     return bool(ends) and type(model).__name__.endswith("ForSequenceClassification")

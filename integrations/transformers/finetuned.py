@@ -1,4 +1,4 @@
-"""A fine-tuned model as stem, steps and readout: what follows its last layer is its own head, whatever that is made of.
+"""Fine-tuned models as stem, steps and readout; the tail behind their last layer, head included, is the readout.
 
 The head of an early step is the model's own head on that step's hidden state, times a number, plus a linear map of the
 state: it starts as the model's own head, and learns on inputs without labels to answer as full depth does
@@ -116,7 +116,7 @@ class FinetunedAdapter(CapturedAdapter):
         return self.shapes["hidden"][-1]
 
     def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
-        """What early heads read, `(batch, …, labels + states · width)`."""
+        """The features of early heads, `(batch, …, labels + states · width)`."""
         logits, states = self.output(name, hidden, context), states_of(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
@@ -125,7 +125,7 @@ class FinetunedAdapter(CapturedAdapter):
         return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
 
     def _mask(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask of the states by that of a call; None where there is none, or it is not known of what they are."""
+        """The mask of the states by that of a call; None where the states are of unknown positions."""
         length = states.shape[1]
         if mask is None or mask.shape[1] == length:
             return mask

@@ -159,7 +159,7 @@ class PonderModel(PonderPreTrainedModel):
 
     @classmethod
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
-        """See `PonderPreTrainedModel.adapt`; a fine-tuned model's encoder is read, and its head left alone."""
+        """See `PonderPreTrainedModel.adapt`; of a fine-tuned model, the encoder is read."""
         read: Any = whole.base_model if config.finetuned else whole
         adapter = adapter_for(read, config.num_steps, config.example)
         if config.finetuned:

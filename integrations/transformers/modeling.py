@@ -1,6 +1,6 @@
-"""`PonderPreTrainedModel`: a Hugging Face model that exits per example, whatever its heads answer.
+"""`PonderPreTrainedModel`: a Hugging Face model that exits per example.
 
-What an answer is (a class a text, a class a token, features, …) is a short subclass each, in `heads.py`.
+A kind of answer (a class a text, a class a token, features, …) is a short subclass each, in `heads.py`.
 """
 
 from __future__ import annotations
@@ -128,17 +128,17 @@ class PonderPreTrainedModel(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol; it adds those of the encoder)
 
     accepts_loss_kwargs = False
-    """What `Trainer` asks: the loss is a mean over the batch, whatever `forward` takes besides."""
+    """The loss is a mean over the batch: `Trainer` scales it itself."""
     readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean", "first_token", "last_token")
-    """What heads may read of the encoder; the first that the encoder has is the default."""
+    """Readouts of the encoder that suit the heads; the first that the encoder has is the default."""
     heads_name: ClassVar[str] = "classifier"
-    """Under which name peft looks for what is new in such a model."""
+    """The name under which peft looks for the heads of such a model."""
     pipeline_tag: ClassVar[str] = "feature-extraction"
-    """What the hub calls the task, for the model card."""
+    """The name of the task on the hub."""
     task_name: ClassVar[str | None] = None
-    """What an answer means; None where `problem_type` says so."""
+    """The name of the task; None where `problem_type` says so."""
     per_position: ClassVar[bool] = False
-    """Whether there is an answer at each position."""
+    """True for an answer at each position."""
     auto_class: ClassVar[Any]
 
     def __init__(
@@ -276,7 +276,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def _config(
         cls, whole: PreTrainedModel, adapter: Adapter, read: str, labels: int, problem: str | None, **fields: Any
     ) -> PonderConfig:
-        """The configuration of a new model; a problem that is not named is told by the number of labels."""
+        """The configuration of a new model; where no problem is named, one label is regression."""
         problem = problem or ("regression" if labels == 1 else "single_label_classification")
         return PonderConfig(
             encoder=whole.config,
@@ -466,11 +466,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether steps are checkpointed; peft asks by this name, of which Transformers warns."""
+        """True where steps are checkpointed; peft asks by this name, of which Transformers warns."""
         return self.ponder.checkpoint_steps
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        """What `gradient_checkpointing_enable` calls: steps are checkpointed, whole, whatever the family of layers."""
+        """Checkpoint whole steps, of any family of layers; `activation_checkpointing_enable` calls this."""
         self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
 
     def forward(

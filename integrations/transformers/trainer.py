@@ -85,7 +85,7 @@ class PonderTrainer(Trainer):
 
     @property
     def wrapper(self) -> PonderWrapper:
-        """The wrapper in the model, whatever peft has put around it."""
+        """The wrapper in the model, also where peft has put modules around it."""
         return next(part for part in self._trained.modules() if isinstance(part, PonderWrapper))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +117,7 @@ class PonderTrainer(Trainer):
 
     @contextmanager
     def _stage(self, stage: Stage, *, last: bool) -> Iterator[None]:
-        """Train one stage inside the block; its last weights are kept where no evaluation tells epochs apart."""
+        """Train one stage inside the block; its last weights are kept where all epochs score alike."""
         wrapper, best, frozen = self.wrapper, self.args.load_best_model_at_end, stage.train != "all"
         moves = not frozen or ("hazard" in wrapper.policy.needs if stage.train == "lambda_head" else True)
         alike = not moves or (frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps)
