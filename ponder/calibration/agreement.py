@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ponder._utils.checks import check_real, check_share
-from ponder.calibration.bounds import binomial_cdf, upper_bound
+from ponder.calibration.bounds import binomial_cdf, upper_bound, upper_bounds
 from ponder.calibration.control import RiskControl, control_risk, exit_counts
 from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Record, at_exits, check_fresh, check_record
@@ -179,12 +179,18 @@ def promise_curve(
     check_share("confidence", confidence)
     family = family_of(policies, grid, trajectory)
     losses, rows = losses_of(risk, trajectory)
-    columns: list[Any] = []
-    worst = 0.0
-    for places, steps in family.exit_steps(trajectory, family.late_first()):
-        at = at_exits(losses, steps)[:, slice(None) if rows is None else rows]
-        shares = exit_counts(steps, trajectory.num_steps) / len(trajectory)
-        for place, lost, share, mean in zip(places, at.sum(1), shares, steps.mean(1), strict=True):
-            worst = max(worst, upper_bound(int(lost), at.shape[1], confidence))
-            columns.append((family.values[place], float(mean), float(lost) / at.shape[1], worst, tuple(share.tolist())))
-    return PromiseCurve(type(family.policy).__name__, *zip(*columns, strict=True))
+    counting = np.ones(len(trajectory), dtype=bool) if rows is None else rows
+    order, many = family.late_first(), int(counting.sum())
+    lost, shares = [], []
+    for _, steps in family.exit_steps(trajectory, order):
+        lost.append(at_exits(losses, steps)[:, counting].sum(1))
+        shares.append(exit_counts(steps, trajectory.num_steps) / len(trajectory))
+    failures, exits = np.concatenate(lost), np.concatenate(shares)
+    return PromiseCurve(
+        policy=type(family.policy).__name__,
+        values=tuple(family.values[place] for place in order),
+        mean_exit_step=tuple((exits @ np.arange(1, trajectory.num_steps + 1)).tolist()),
+        observed=tuple((failures / many).tolist()),
+        promise=tuple(np.maximum.accumulate(upper_bounds(failures, many, confidence)).tolist()),
+        exits=tuple(map(tuple, exits.tolist())),
+    )

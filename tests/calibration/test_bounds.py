@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ponder.calibration.bounds import BOUNDS, binomial_cdf, p_values, rows_needed, upper_bound
+from ponder.calibration.bounds import BOUNDS, binomial_cdf, p_values, rows_needed, upper_bounds
 
 
 def exact_cdf(k: int, n: int, p: float) -> float:
@@ -77,7 +77,7 @@ def test_rows_needed_of_tiny_levels_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(("failures", "rows"), [(0, 50), (3, 50), (50, 50), (7, 4000)])
 def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -> None:
-    level = upper_bound(failures, rows, 0.95)
+    level = upper_bounds([0, failures], rows, 0.95)[1]
     if failures == rows:
         assert level == 1.0
     else:

@@ -76,7 +76,7 @@ def test_every_number_of_a_diagnosis(costs: Any) -> None:
 def test_gains_are_of_rows_that_chose_nothing() -> None:
     """Plain cross-fitting: all is chosen on nine tenths and compared on the last, at what the policy costs there."""
     rng = np.random.default_rng(2)
-    values, cost = (rng.random((60, 4)) + [0.0, 0.3, 0.6, 0.9]).round(1), np.array([1.0, 2.0, 3.0, 7.0])
+    values, cost = (rng.random((60, 4)) + np.array([0.0, 0.3, 0.6, 0.9])).round(1), np.array([1.0, 2.0, 3.0, 7.0])
     exits = rng.integers(1, 5, size=(30, 60))
     exits[7] = exits[3]  # a policy that is as good, and as dear, as another
     for within in (1.5, 3.0, 4.0):
