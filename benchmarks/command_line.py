@@ -71,12 +71,14 @@ def parse_policy(text: str) -> ExitPolicy:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Print a table; words are wrapped, nothing is cut."""
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left")
+    table = Table(box=SIMPLE_HEAD)
     for place, name in enumerate(columns):
         table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    if title:
+        print(title)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def hide_bars() -> None:

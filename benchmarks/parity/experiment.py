@@ -1,140 +1,194 @@
-"""One seed of the experiment: every model in every scene, on evaluation sets that no seed changes."""
+"""PonderNet on the parity task: is the number of ones among the elements of a vector odd?
+
+Graves 2016, Section 3.1; Banino et al. 2021, Section 3.1. Of the elements of a vector k, drawn uniformly from a range,
+are 1 or −1 and the others 0, in random places. The answer is 1 where the number of ones is odd; elements that are −1
+only hide them. The difficulty of a vector is k, and the vectors of the reported set may be harder than any trained on.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from benchmarks.checksum import check_copies, is_intact, own_seed, with_checksum
+import ponder
 from benchmarks.environment import environment
-from benchmarks.parity.act import ACT
-from benchmarks.parity.config import ExperimentConfig
-from benchmarks.parity.learners import Learner, PonderNet
-from benchmarks.parity.task import Range, Sample, Scene, draw
-from benchmarks.parity.training import measure, train
-from ponder._utils.files import read_json, write_json
-from ponder.errors import DataError
+from benchmarks.files import with_digest
+from ponder import objectives, policies, priors
 
-__all__ = ["FORMAT", "LEARNERS", "differences", "evaluation_sets", "experiment", "read_result", "read_results"]
+__all__ = ["FORMAT", "PAPER", "SMALL", "Experiment", "Range", "Scene", "draw", "pondernet", "run"]
 
 FORMAT = "ponder-parity-2"
-LEARNERS: dict[str, Callable[[int, ExperimentConfig], Learner]] = {"PonderNet": PonderNet, "ACT": ACT}
 _VALIDATION_SEED, _TEST_SEED = 1_000_003, 2_000_003  # far from those of training
 
-Tell = Callable[[str, int, float | None], object]
+
+@dataclass(frozen=True)
+class Range:
+    """Difficulties from `low` to `high`, both included."""
+
+    low: int
+    high: int
 
 
-def experiment(
-    config: ExperimentConfig,
-    seed: int,
-    minutes: float | None = None,
-    tell: Tell = lambda *_: None,
-    parts: Path | None = None,
-) -> dict[str, Any]:
-    """Train and measure everything for one seed.
+@dataclass(frozen=True)
+class Scene:
+    """Vectors of so many elements, the difficulties in training and validation, and those of the reported set."""
+
+    name: str
+    size: int
+    train: Range
+    test: Range
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything but the seed.
 
     Args:
-        config: The size of the experiment.
-        seed: Seed of the first weights and of the vectors in training.
-        minutes: Most minutes for each model; None makes all updates.
-        tell: Told of the model, its updates, and the validation accuracy where it was just measured.
-        parts: Folder in which every model that is done leaves its numbers, so that an experiment that was cut off goes
-            on after them; the caller empties it.
-
-    Returns:
-        The result, as plain JSON.
+        name: Stands in the names of result files.
+        scenes: The vectors.
+        hidden: Width of the recurrent cell.
+        num_steps: N, the most steps that an answer may take.
+        beta: Weight of the divergence.
+        rate: Hazard of the geometric prior.
+        learning_rate: Learning rate of Adam, constant.
+        batch_size: Vectors of an update.
+        steps: Updates.
+        examples: Vectors of the validation set, and of the reported set.
     """
-    experiment_of = {"format": FORMAT, "setting": asdict(config), "seed": seed, "minutes": minutes}
-    runs = []
-    for scene in config.scenes:
-        for name in LEARNERS:
-            path = None if parts is None else parts / f"{scene.name}-{name}.json"
-            done = _part(path, experiment_of)
-            run = done or _run(config, scene, name, seed, minutes, tell)
-            if path is not None and done is None:
-                write_json(path, with_checksum({**experiment_of, "run": run}))
-            runs.append(run)
-    return with_checksum({**experiment_of, "runs": runs, "environment": environment(torch.device("cpu"))})
+
+    name: str
+    scenes: tuple[Scene, ...]
+    hidden: int
+    num_steps: int
+    beta: float
+    rate: float
+    learning_rate: float
+    batch_size: int
+    steps: int
+    examples: int
 
 
-def evaluation_sets(scene: Scene, examples: int) -> tuple[Sample, Sample]:
-    """The validation set, of the difficulties trained on, and the reported set: the same for every seed and model."""
-    return _fixed(scene.size, scene.train, examples, _VALIDATION_SEED), _fixed(
-        scene.size, scene.test, examples, _TEST_SEED
+SMALL = Experiment(
+    "small",
+    (Scene("interpolation", 8, Range(1, 8), Range(1, 8)), Scene("extrapolation", 12, Range(1, 6), Range(7, 12))),
+    hidden=64, num_steps=10, beta=0.05, rate=0.2, learning_rate=3e-3, batch_size=128, steps=5000, examples=4000,
+)  # fmt: skip
+PAPER = Experiment(
+    "paper",
+    (Scene("interpolation", 64, Range(1, 64), Range(1, 64)), Scene("extrapolation", 96, Range(1, 48), Range(49, 96))),
+    hidden=128, num_steps=20, beta=0.01, rate=0.2, learning_rate=3e-4, batch_size=128, steps=1_000_000, examples=10_000,
+)  # fmt: skip
+
+
+def draw(size: int, levels: Range, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw `count` vectors, with replacement: elements `(count, size)`, labels and difficulties `(count,)`.
+
+    Example:
+        >>> inputs, labels, difficulty = draw(6, Range(2, 2), 4, torch.Generator().manual_seed(0))
+        >>> difficulty, bool(((inputs == 1).sum(-1) % 2 == labels).all())
+        (tensor([2, 2, 2, 2]), True)
+    """
+    difficulty = torch.randint(levels.low, levels.high + 1, (count,), generator=generator)
+    order = torch.rand(count, size, generator=generator).argsort(-1)  # a random permutation of the places
+    signs = torch.randint(0, 2, (count, size), generator=generator) * 2 - 1
+    inputs = torch.where(order < difficulty.unsqueeze(-1), signs, 0)
+    return inputs.float(), (inputs == 1).sum(-1) % 2, difficulty
+
+
+class Cell(nn.Module):
+    """One step, h_n = GRU(x, h_{n−1}): the whole vector is read again at every step."""
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.gru = nn.GRUCell(size, hidden)
+
+    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        """Return h_n, `(batch, hidden)`, from h_{n−1} and x, `(batch, size)`."""
+        state: Tensor = self.gru(vector, hidden)
+        return state
+
+
+class Start(nn.Module):
+    """h_0 = 0, and x as the context of every step."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, vector: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return h_0, `(batch, hidden)`, and the context."""
+        return vector.new_zeros(vector.shape[0], self.hidden), {"vector": vector}
+
+
+def pondernet(size: int, setting: Experiment) -> ponder.PonderWrapper:
+    """Return the recurrent cell with PonderNet's Lambda head, objective and prior."""
+    return ponder.PonderWrapper(
+        Cell(size, setting.hidden),
+        num_steps=setting.num_steps,
+        head=nn.Linear(setting.hidden, 2),
+        lambda_head=ponder.LambdaHead(setting.hidden, start=setting.rate),
+        prior=priors.Geometric(setting.rate),
+        objective=objectives.Ponder(beta=setting.beta),
+        policy=policies.Bernoulli(seed=0),
+        stem=Start(setting.hidden),
+        task="classification",
     )
 
 
-def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The results of the configuration `name` in a folder, by seed: those of one experiment.
-
-    Raises:
-        DataError: There are none, or a file is foreign, or they differ in more than the seed.
-    """
-    found = {path: own_seed(path, read_result(path)) for path in sorted(folder.glob(f"{name}-s*.json"))}
-    check_copies(found.items())
-    results = sorted(found.values(), key=lambda result: int(result["seed"]))
-    if not results:
-        raise DataError(f"{folder}: no results {name}-s*.json. Run `python -m benchmarks.parity` first.")
-    for result in results[1:]:
-        differing = differences(results[0], result["setting"], result["minutes"])
-        if differing:
-            raise DataError(
-                f"{folder}: expected seeds of one experiment; seeds {results[0]['seed']} and {result['seed']} differ "
-                f"in {', '.join(differing)}. Keep them in folders of their own."
-            )
-    return results
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read the result of one seed, which must be as the experiment wrote it."""
-    result = read_json(path)
-    if result.get("format") != FORMAT:
-        raise DataError(f"{path}: expected a result of the format {FORMAT!r}; got {result.get('format')!r}.")
-    if not is_intact(result):
-        raise DataError(
-            f"{path}: expected what the experiment wrote; it was edited since. Remove it, and run it again."
-        )
-    return result
-
-
-def differences(result: dict[str, Any], config: dict[str, Any], minutes: float | None) -> list[str]:
-    """Name the fields in which a result is of another experiment."""
-    fields = [name for name, value in config.items() if result["setting"].get(name) != value]
-    return fields + ["minutes"] * (result["minutes"] != minutes)
-
-
-def _part(path: Path | None, experiment_of: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The numbers of a model that is done, or None: where there are none, or others than those of this experiment."""
-    if path is None or not path.exists():
-        return None
-    part = read_json(path)
-    run: dict[str, Any] | None = part.get("run")
-    return run if part == json.loads(json.dumps(with_checksum({**experiment_of, "run": run}))) else None
-
-
-def _run(
-    config: ExperimentConfig, scene: Scene, name: str, seed: int, minutes: float | None, tell: Tell
-) -> dict[str, Any]:
-    validation, test = evaluation_sets(scene, config.examples)
-    with torch.random.fork_rng(devices=[]):
+def run(setting: Experiment, seed: int, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Train and measure every scene for one seed; plain JSON."""
+    runs = []
+    for scene in setting.scenes:
         torch.manual_seed(seed)
-        learner = LEARNERS[name](scene.size, config)
-    told = partial(tell, f"{scene.name}, {name}, seed {seed}")
-    training = train(learner, scene, config, validation, seed=seed, minutes=minutes, tell=told)
-    return {
-        "scene": scene.name,
-        "learner": name,
-        "training": training.to_dict(),
-        "validation": measure(learner, validation),
-        "test": measure(learner, test),
-    }
+        model, started = pondernet(scene.size, setting), time.monotonic()
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=setting.learning_rate)
+        for _ in range(setting.steps):
+            inputs, labels, _ = draw(scene.size, scene.train, setting.batch_size, generator)
+            loss = model(inputs, labels=labels).loss
+            assert loss is not None  # there are labels
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            advance()
+        training = {"updates": setting.steps, "seconds": round(time.monotonic() - started, 1)}
+        sets = {"validation": (scene.train, _VALIDATION_SEED), "test": (scene.test, _TEST_SEED)}
+        measured = {name: _measured(model.eval(), scene, *of, setting.examples) for name, of in sets.items()}
+        runs.append({"scene": scene.name, "learner": "PonderNet", "training": training, **measured})
+    made_by = {"format": FORMAT, "setting": asdict(setting), "seed": seed}
+    return with_digest({**made_by, "runs": runs, "environment": environment()})
 
 
-def _fixed(size: int, difficulties: Range, examples: int, seed: int) -> Sample:
-    return draw(size, difficulties, examples, torch.Generator().manual_seed(seed))
+@torch.no_grad()
+def _measured(model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: int, examples: int) -> dict[str, Any]:
+    """Return accuracy and exit steps by way of halting, overall and for each difficulty; PonderNet itself samples."""
+    inputs, labels, difficulty = draw(scene.size, levels, examples, torch.Generator().manual_seed(seed))
+    trajectory = model.unroll(inputs)
+    ways = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5), "last step": policies.LastStep()}
+    told = {}
+    for name, policy in ways.items():
+        exits = trajectory.replay(policy)
+        right, steps = (exits.outputs.argmax(-1) == labels).double(), exits.exit_step.double()
+        by_level = [(level, difficulty == level) for level in difficulty.unique().tolist()]
+        spread = len(by_level) > 1 and float(steps.std()) > 0
+        told[name] = {
+            "accuracy": float(right.mean()),
+            "mean_exit_step": float(steps.mean()),
+            "steps_per_element": float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0]) if spread else 0.0,
+            "by_difficulty": [
+                {
+                    "difficulty": level,
+                    "accuracy": float(right[rows].mean()),
+                    "mean_exit_step": float(steps[rows].mean()),
+                }
+                for level, rows in by_level
+            ],
+        }
+    return told

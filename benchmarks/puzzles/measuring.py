@@ -1,209 +1,193 @@
-"""What a trained learner does on the sets that choose and report: every way to stop, every fixed depth, the oracle."""
+"""Measurements of a trained solver: every way to stop, every fixed depth, the oracle; and a stream against the clock.
+
+One rule of each family is chosen on problems that are not reported: the cheapest that is as accurate there as the best
+fixed depth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch import Tensor
 
 import ponder
-from benchmarks.puzzles.canvas import on_canvas
-from benchmarks.puzzles.config import ExperimentConfig
-from benchmarks.puzzles.learners import ACT, FeedForward, Learner, Looped, PonderNet
-from benchmarks.puzzles.puzzle import Problems
-from benchmarks.puzzles.rules import FAMILIES, SLACK, Score, cheapest, gate_rules
+from benchmarks.puzzles.problems import Problems
+from benchmarks.puzzles.solver import Setting
 from ponder import policies
-from ponder.calibration import fit_gate
-from ponder.parts.tasks import task_named
-from ponder.policies import ExitPolicy, Gate
+from ponder.policies import ExitPolicy, FixedStep
 
-__all__ = ["SPLITS", "fitted_gates", "measure", "oracle", "problems_of", "replayed", "told"]
+__all__ = ["Score", "measure", "problems_of", "replayed", "stream"]
 
-SPLITS = {"fitting": 1_000_003, "validation": 2_000_003, "test": 5_000_011}
-"""Seeds of the sets, the same for every training: one fits the gate, one chooses the rules, one is reported."""
-_TASK = task_named("token_classification")
+SPLITS = {"validation": 2_000_003, "test": 5_000_011}
+"""Seeds of the sets, the same for every training: one chooses the rules, one is reported."""
+SLACK = 0.002
+"""How much less accurate than the best depth a shallower one may be on validation and still count as its equal."""
 _ROWS = 125  # of a chunk: a trajectory holds every step's output
+_SURE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
+FAMILIES: Mapping[str, Sequence[ExitPolicy]] = {
+    "converged": [policies.Converged(patience=patience) for patience in range(1, 9)],
+    "confidence": [policies.Confidence(threshold) for threshold in _SURE],
+    "converged and confident": [
+        policies.Converged(patience=patience) & policies.Confidence(threshold)
+        for patience in (1, 2)
+        for threshold in _SURE
+    ],
+}
 
 
 @dataclass(frozen=True)
-class Replays:
-    """Full-depth runs of a set, and what rules make of them.
+class Score:
+    """A rule on a set: whether each answer at the exit is right, all positions of it; exit steps; levels; `(rows,)`."""
 
-    Args:
-        scores: One for each rule.
-        by_step: Whether the answer of every step is right, `(problems, steps)` bool.
-        levels: Level of each problem, `(problems,)` long.
-    """
+    right: NDArray[np.bool_]
+    steps: NDArray[np.int64]
+    levels: NDArray[np.int64]
 
-    scores: list[Score]
-    by_step: Tensor
-    levels: Tensor
+    @property
+    def accuracy(self) -> float:
+        """Share of problems solved."""
+        return float(self.right.mean())
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean exit step."""
+        return float(self.steps.mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON: overall, by level, and Spearman's correlation of the levels with their mean steps."""
+        by_level = [
+            {
+                "level": int(level),
+                "problems": int(rows.sum()),
+                "accuracy": float(self.right[rows].mean()),
+                "mean_steps": float(self.steps[rows].mean()),
+            }
+            for level in np.unique(self.levels)
+            for rows in [self.levels == level]
+        ]
+        means = [each["mean_steps"] for each in by_level]
+        varies = len(set(means)) > 1
+        correlation = float(spearmanr([each["level"] for each in by_level], means).statistic) if varies else 0.0
+        whole = {"accuracy": self.accuracy, "mean_steps": self.mean_steps}
+        return {**whole, "rank_correlation": correlation, "by_level": by_level}
 
 
-def problems_of(config: ExperimentConfig, split: str, levels: Sequence[int] | None = None) -> dict[int, Problems]:
-    """The problems of a split by level, as many of every level."""
-    puzzle = config.task
-    return {level: puzzle.draw(level, config.examples, SPLITS[split]) for level in levels or puzzle.levels}
+def problems_of(setting: Setting, split: str) -> list[Problems]:
+    """Return the problems of a split, as many of every level."""
+    return [setting.task.draw(level, setting.examples, SPLITS[split]) for level in setting.task.levels]
 
 
 @torch.no_grad()
-def measure(learner: Learner, config: ExperimentConfig) -> dict[str, Any]:
-    """Accuracy and steps of a learner's ways to stop, as plain JSON."""
-    learner.eval()
-    if isinstance(learner, Looped):
-        return _looped(learner, config)
-    ways: dict[str, Any] = {}
-    test = problems_of(config, "test")
-    if isinstance(learner, PonderNet):
-        rules = {"sampled": learner.model.policy, "Q-exit 0.5": policies.Quantile(0.5)}
-        scores = replayed(learner.model, test, config.run_steps, list(rules.values())).scores
-        ways = dict(zip(rules, scores, strict=True))
-    elif isinstance(learner, FeedForward):
-        ways = {"all layers": replayed(learner.model, test, None, [policies.LastStep()]).scores[0]}
-    elif isinstance(learner, ACT):
-        ways = {"mixed": Score.cat([_mixed(learner, config, level, chunk) for level, chunk in chunks(test)])}
-    return {"ways": {name: {"test": told(score)} for name, score in ways.items()}}
-
-
-def _looped(learner: Looped, config: ExperimentConfig) -> dict[str, Any]:
-    """Rules are chosen on validation, to be as accurate there as the best fixed depth, and told on both sets."""
-    families = {**FAMILIES, "fitted gate": gate_rules(fitted_gates(learner.model, config))}
-    rules = [policy for family in families.values() for policy in family]
-    on = {
-        split: replayed(learner.model, problems_of(config, split), config.run_steps, rules)
-        for split in ("validation", "test")
-    }
-    solved = on["validation"].by_step.double().mean(0)
-    depth = int((solved >= float(solved.max()) - SLACK).int().argmax()) + 1
-    wanted = float(solved[depth - 1])
-    chosen, first = {}, 0
-    for name, family in families.items():
-        chosen[name] = first + cheapest(on["validation"].scores[first : first + len(family)], wanted)
-        first += len(family)
-    names = list(chosen)
-    best = names[cheapest([on["validation"].scores[chosen[name]] for name in names], wanted)]
-    ways = {
-        name: {"policy": rules[index].to_dict(), **{split: told(of.scores[index]) for split, of in on.items()}}
-        for name, index in chosen.items()
-    }
-    ways["best fixed depth"] = {"policy": policies.FixedStep(depth).to_dict()} | {
-        split: told(fixed(of, depth)) for split, of in on.items()
-    }
-    ways["last step"] = {split: told(fixed(of, config.run_steps)) for split, of in on.items()}
-    ways["oracle"] = {split: told(oracle(of.by_step, of.levels)) for split, of in on.items()}
-    return {
-        "best_rule": best,
-        "ways": ways,
-        "by_step": {split: _by_step(of) for split, of in on.items()},
-    }
-
-
-def fitted_gates(model: ponder.PonderWrapper, config: ExperimentConfig) -> list[Gate]:
-    """Gates of the frozen solver, fitted on problems of the trained levels: one for each event that hindsight tells."""
-    canvas = on_canvas(problems_of(config, "fitting", config.task.trained_levels).values())
-    context: dict[str, Any] = {**canvas.context(slice(None))}
-    trajectory = model.unroll(canvas.inputs, labels=canvas.labels, **context)
-    return [fit_gate(trajectory, target, shared=True) for target in ("unsettled", "error")]
-
-
 def replayed(
-    model: ponder.PonderWrapper, problems: Mapping[int, Problems], num_steps: int | None, rules: Sequence[ExitPolicy]
-) -> Replays:
+    model: ponder.PonderWrapper, problems: Sequence[Problems], num_steps: int, rules: Sequence[ExitPolicy]
+) -> tuple[list[Score], NDArray[np.bool_], NDArray[np.int64]]:
     """Run every problem to the last step, in chunks, and replay the rules.
 
-    Args:
-        model: The model, in evaluation mode.
-        problems: The problems of each level.
-        num_steps: How deep; the model's own number where None.
-        rules: The rules to replay.
+    Returns:
+        A score for each rule; whether the answer of every step is right, `(rows, steps)`; levels, `(rows,)`.
     """
-    parts: list[list[Score]] = []
-    by_step, levels = [], []
-    done = 0
-    for level, chunk in chunks(problems):
-        row_ids = torch.arange(done, done + len(chunk))  # each problem its own: sampled exits follow from them
-        trajectory = model.unroll(chunk.inputs, num_steps=num_steps, row_ids=row_ids)
-        done += len(chunk)
-        right = _TASK.correct(trajectory.outputs, chunk.labels)
-        of_level = torch.full((len(chunk),), level)
-        parts.append([_score(right, trajectory.replay(rule).exit_step, of_level) for rule in rules])
-        by_step.append(right)
-        levels.append(of_level)
-    scores = [Score.cat(of_rule) for of_rule in zip(*parts, strict=True)]
-    return Replays(scores, torch.cat(by_step), torch.cat(levels))
+    right, levels, done = [], [], 0
+    steps: list[list[NDArray[np.int64]]] = [[] for _ in rules]
+    for whole in problems:
+        for start in range(0, len(whole), _ROWS):
+            part = whole.rows(start, _ROWS)
+            ids = torch.arange(done, done + len(part))  # each problem its own: sampled exits follow from them
+            run = model.unroll(part.inputs, labels=part.labels, num_steps=num_steps, row_ids=ids)
+            right.append(run.correct())
+            levels.append(np.full(len(part), whole.level))
+            for own, rule in zip(steps, rules, strict=True):
+                own.append(run.exit_steps(rule))
+            done += len(part)
+    table, of_level = np.concatenate(right), np.concatenate(levels)
+    scores = [_score(table, np.concatenate(own), of_level) for own in steps]
+    return scores, table, of_level
 
 
-def chunks(problems: Mapping[int, Problems]) -> Iterator[tuple[int, Problems]]:
-    """Levels with some of their problems, small enough to keep every step's output."""
-    for level, of_level in problems.items():
-        for start in range(0, len(of_level), _ROWS):
-            rows = slice(start, start + _ROWS)
-            yield level, Problems(of_level.inputs[rows], of_level.labels[rows], of_level.difficulty[rows])
+def _score(table: NDArray[np.bool_], steps: NDArray[np.int64], levels: NDArray[np.int64]) -> Score:
+    return Score(table[np.arange(len(table)), steps - 1], steps, levels)
 
 
-def fixed(replays: Replays, step: int) -> Score:
-    """Every problem stopped at one step."""
-    right = replays.by_step[:, step - 1]
-    return Score(right, torch.full_like(replays.levels, step), replays.levels)
+def measure(model: ponder.PonderWrapper, setting: Setting) -> dict[str, Any]:
+    """Return accuracy and steps of a solver's ways to stop, as plain JSON."""
+    test = problems_of(setting, "test")
+    if model.lambda_head is not None:
+        rules = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5)}
+        scores, _, _ = replayed(model, test, setting.run_steps, list(rules.values()))
+        return {"ways": {name: {"test": score.to_dict()} for name, score in zip(rules, scores, strict=True)}}
+    own = [rule for family in FAMILIES.values() for rule in family]
+    on = {split: replayed(model, problems_of(setting, split), setting.run_steps, own) for split in SPLITS}
+    solved = on["validation"][1].mean(0)
+    depth = int((solved >= solved.max() - SLACK).argmax()) + 1
+    chosen, first = dict[str, int](), 0
+    for name, family in FAMILIES.items():
+        chosen[name] = first + _cheapest(on["validation"][0][first : first + len(family)], solved[depth - 1])
+        first += len(family)
+    best = list(chosen)[_cheapest([on["validation"][0][place] for place in chosen.values()], solved[depth - 1])]
+    ways: dict[str, Any] = {name: {"policy": own[place].to_dict()} for name, place in chosen.items()}
+    ways |= {"best fixed depth": {"policy": FixedStep(depth).to_dict()}, "last step": {}, "oracle": {}}
+    for split, (scores, table, levels) in on.items():
+        for name, place in chosen.items():
+            ways[name][split] = scores[place].to_dict()
+        for name, step in (("best fixed depth", depth), ("last step", setting.run_steps)):
+            ways[name][split] = _score(table, np.full(len(table), step), levels).to_dict()
+        # At the first right answer; a problem that never has one is given up after the first step.
+        ways["oracle"][split] = Score(table.any(1), table.argmax(1) + 1, levels).to_dict()
+    by_step = {split: {"all": np.round(table.mean(0), 6).tolist()} for split, (_, table, _) in on.items()}
+    return {"best_rule": best, "ways": ways, "by_step": by_step}
 
 
-def oracle(by_step: Tensor, levels: Tensor) -> Score:
-    """Stop at the first right answer; a problem that never has one is given up after the first step.
+def _cheapest(scores: Sequence[Score], wanted: float) -> int:
+    """Return the rule with the fewest steps of those that reach an accuracy; the most accurate where none does."""
+    able = [place for place, score in enumerate(scores) if score.accuracy >= wanted]
+    if able:
+        return min(able, key=lambda place: scores[place].mean_steps)
+    return max(range(len(scores)), key=lambda place: (scores[place].accuracy, -scores[place].mean_steps))
 
-    Example:
-        >>> oracle(torch.tensor([[False, True, True], [False, False, False]]), torch.tensor([1, 1])).steps
-        tensor([2, 1])
+
+def stream(
+    model: ponder.PonderWrapper, setting: Setting, policy: ExitPolicy, depth: int, repeats: int = 3, max_batch: int = 64
+) -> dict[str, Any]:
+    """Time `StreamEngine` on problems of all levels against a fixed depth in full batches; plain JSON.
+
+    Problems of one level share steps: sizes differ, and rows of several depths meet.
     """
-    return Score(by_step.any(1), by_step.int().argmax(1) + 1, levels)
+    test = problems_of(setting, "test")
 
+    def fixed() -> int:
+        for whole in test:
+            for start in range(0, len(whole), max_batch):
+                model(whole.rows(start, max_batch).inputs, policy=FixedStep(depth), num_steps=setting.run_steps)
+        return depth * sum(map(len, test))
 
-def told(score: Score) -> dict[str, Any]:
-    """A score as plain JSON: overall, by level, and how steps go with difficulty.
+    def streamed() -> int:
+        with ponder.StreamEngine(model, policy, max_batch=max_batch, num_steps=setting.run_steps) as engine:
+            return sum(answer.exit_step for whole in test for _, answer in engine.run(iter(whole.inputs)))
 
-    The rank correlation is Spearman's, of the levels with their mean exit steps; 0 where these are all the same.
-    """
-    levels = score.levels.unique().tolist()
-    by_level = [
-        {
-            "level": level,
-            "problems": int(rows.sum()),
-            "accuracy": float(score.right[rows].double().mean()),
-            "mean_steps": float(score.steps[rows].double().mean()),
-        }
-        for level in levels
-        for rows in [score.levels == level]
-    ]
+    ways: dict[str, Callable[[], int]] = {"fixed": fixed, "stream": streamed}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
+    steps = dict[str, int]()
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for name, way in ways.items():
+                start, cpu = time.perf_counter(), time.process_time()
+                steps[name] = way()
+                seconds[name].append(time.perf_counter() - start)
+                processor[name].append(time.process_time() - cpu)
+    clock, cpus = ({name: statistics.median(own) for name, own in each.items()} for each in (seconds, processor))
     return {
-        "accuracy": score.accuracy,
-        "mean_steps": score.mean_steps,
-        "rank_correlation": _rank_correlation(levels, [entry["mean_steps"] for entry in by_level]),
-        "by_level": by_level,
+        "problems": sum(map(len, test)),
+        "max_batch": max_batch,
+        "depth": depth,
+        "policy": policy.to_dict(),
+        "steps_saved": 1 - steps["stream"] / steps["fixed"],
+        "time_saved": 1 - clock["stream"] / clock["fixed"],
+        "cpu_time_saved": 1 - cpus["stream"] / cpus["fixed"],
     }
-
-
-def _score(right: Tensor, exit_step: Tensor, levels: Tensor) -> Score:
-    return Score(right.gather(1, exit_step.unsqueeze(1) - 1).squeeze(1), exit_step, levels)
-
-
-def _mixed(learner: ACT, config: ExperimentConfig, level: int, problems: Problems) -> Score:
-    outputs, mixed = learner.mixed(problems.inputs, config.run_steps)
-    right = _TASK.correct(outputs.unsqueeze(1), problems.labels).squeeze(1)
-    return Score(right, mixed.exit_step, torch.full_like(mixed.exit_step, level))
-
-
-def _rank_correlation(levels: Sequence[int], mean_steps: Sequence[float]) -> float:
-    if len(set(mean_steps)) < 2:
-        return 0.0
-    return float(spearmanr(levels, mean_steps).statistic)
-
-
-def _by_step(replays: Replays) -> dict[str, list[float]]:
-    """The accuracy of every fixed depth: of all levels together, and of each."""
-    told = {"all": replays.by_step.double().mean(0).tolist()}
-    for level in replays.levels.unique().tolist():
-        told[str(level)] = replays.by_step[replays.levels == level].double().mean(0).tolist()
-    return {name: [round(value, 6) for value in values] for name, values in told.items()}

@@ -1,1 +1,1 @@
-"""How far 8 bits move the hidden states of encoders: kinds of quantisation side by side."""
+"""The distance of encoders in 8 bits from those in fp32, kinds of quantisation side by side."""

@@ -1,77 +1,137 @@
-"""The command line, `python -m benchmarks.quantised`."""
+"""The command line, `python -m benchmarks.quantised`: the cosine of encoders in 8 bits with those in fp32."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
+from transformers import AutoModel
 
-from benchmarks import backbones
-from benchmarks.command_line import check_free, check_writable, run_app
+from benchmarks import backbones, graded
+from benchmarks.command_line import hide_bars, print_table, run_app
 from benchmarks.environment import environment
-from benchmarks.quantised.measuring import KINDS, measure
-from benchmarks.tables import check_marks, write_between_marks
-from benchmarks.terminal import hide_bars, print_table
-from ponder._utils.files import read_json, write_json
-from ponder._utils.markdown import markdown_table
-from ponder.errors import DataError
+from benchmarks.examples import load_tokenizer
+from benchmarks.files import read_json, write_json
+from benchmarks.markdown import table
+from ponder import export
+from ponder.deploy.manifest import Manifest
+from ponder.deploy.runtime import OnnxModel
+from ponder.integrations.transformers import PonderForSequenceClassification
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-FILE = "quantised.json"
+COMMITTED = Path(__file__).parents[1] / "results" / "quantised" / "quantised.json"
 
 
 @app.command()
 def run(
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(help="Embedded, a folder, or a hub name; repeatable. All embedded by default."),
-    ] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Embedded, a folder, or a hub name; repeatable.")] = None,
     texts: Annotated[int, typer.Option(min=1, help="Texts that are compared.")] = 200,
     calibrating: Annotated[int, typer.Option(min=1, help="Other texts, which fix the ranges.")] = 200,
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("benchmarks/results/quantised"),
-    page: Annotated[Path | None, typer.Option(help="Markdown page to write the table into.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Measure nothing; tell what the folder holds.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("runs/quantised"),
 ) -> None:
-    """Say how near encoders in 8 bits are to those in fp32, by the cosine of their last mean hidden states.
+    """Measure the cosine of the last mean hidden states of encoders in 8 bits with those in fp32."""
+    hide_bars()
+    cosines = {name: measure(name, texts, calibrating) for name in backbone or backbones.names()}
+    settings = {"texts": texts, "calibrating": calibrating}
+    made_in = dict.fromkeys(cosines, environment())
+    write_json(out / "quantised.json", {"settings": settings, "cosines": cosines, "environments": made_in})
+    print_table(("median, worst cosine", *cosines), rows(cosines))
 
-    Each backbone is written as it is measured, beside the others that the folder holds, which are of the same settings.
-    """
-    path, settings = out / FILE, {"texts": texts, "calibrating": calibrating}
-    check_marks(page)
-    if not report:
-        check_free(path, {"settings": settings})
-        check_writable(out)
-        hide_bars()
-        for name in backbone or backbones.names():
-            _add(path, settings, name, measure(name, texts, calibrating))
-    if not path.is_file():
-        raise DataError(f"{out}: no results {FILE}. Run `python -m benchmarks.quantised` first.")
+
+def markdown(path: Path = COMMITTED) -> str:
+    """Return the committed cosines as a table."""
     cosines = read_json(path)["cosines"]
-    print_table(("quantised", *cosines), rows(cosines), title="Cosine with fp32: median, worst")
-    if page is not None:
-        write_between_marks(page, "\n".join(markdown_table(("", *cosines), rows(cosines))))
+    return table(("", *cosines), rows(cosines))
 
 
-def _add(path: Path, settings: dict[str, int], name: str, cosines: dict[str, dict[str, float]]) -> None:
-    """Write what one backbone came to; the others of the file stay, each with the environment that it was made in."""
-    found: dict[str, Any] = read_json(path) if path.is_file() else {"cosines": {}, "environments": {}}
-    before = found["cosines"]
-    made_in = found.get("environments") or dict.fromkeys(before, found.get("environment"))  # older ones have one
-    told = {
-        "cosines": {**before, name: cosines},
-        "environments": {**made_in, name: environment(torch.device("cpu"))},
-    }
-    write_json(path, {"settings": settings, **told})
-
-
-def rows(cosines: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
-    """A line a kind: its name, and the median and the worst cosine of each backbone."""
+def rows(cosines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+    """Return a line a kind: its name, and the median and the worst cosine of each backbone."""
+    kinds = next(iter(cosines.values()))
     return [
-        [kind, *(f"{told[kind]['median']:.3f}, {told[kind]['worst']:.3f}" for told in cosines.values())]
-        for kind in KINDS
+        [kind, *(f"{of[kind]['median']:.3f}, {of[kind]['worst']:.3f}" for of in cosines.values())] for kind in kinds
     ]
+
+
+def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, float]]:
+    """Return the median and the worst cosine with fp32, by kind of quantisation.
+
+    Args:
+        backbone: A name of `benchmarks.backbones`, a folder, or a hub name.
+        texts: How many are compared.
+        calibrating: How many others fix the ranges of activations, where a kind has fixed ones.
+    """
+    data = graded.load("agreement", train=calibrating, dev=1, test=texts)
+    others, compared = list(data["train"]["sentence1"]), list(data["test"]["sentence1"])
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = Path(folder) / "fp32"
+        export.onnx(_headless(backbone), fp32, tokenizer=load_tokenizer(backbone))
+        expected, found = _last(fp32, compared), {}
+        for place, (name, write) in enumerate(KINDS.items()):
+            write(fp32, Path(folder) / str(place), others)
+            cosines = _cosines(_last(Path(folder) / str(place), compared), expected)
+            found[name] = {"median": float(np.median(cosines)), "worst": float(cosines.min())}
+    return found
+
+
+def _headless(backbone: str) -> PonderForSequenceClassification:
+    """An encoder whose answer at each step is the mean hidden state itself."""
+    encoder = AutoModel.from_pretrained(backbones.resolve(backbone))
+    width = encoder.config.hidden_size
+    model = PonderForSequenceClassification.from_encoder(encoder, "vanilla", width, readout="mean")
+    head = next(part for part in model.ponder.head.modules() if isinstance(part, torch.nn.Linear))
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(width))
+        head.bias.zero_()
+    return model.train(False)
+
+
+def _last(folder: Path, texts: Sequence[str]) -> NDArray[Any]:
+    """Return the answers of the last step, `(texts, width)`."""
+    model = OnnxModel(folder, threads=torch.get_num_threads())
+    outputs: NDArray[Any] = np.asarray(model.record(list(texts)).outputs)[:, -1]
+    return outputs
+
+
+def _cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    return np.asarray((found * expected).sum(-1) / lengths)
+
+
+def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> None:
+    """Quantise as onnxruntime does by itself: one scale for each matrix of weights."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    shutil.copytree(fp32, folder)
+    logging.disable(logging.WARNING)  # it gives advice for every graph
+    try:
+        for name in Manifest.read(fp32).steps:
+            quantize_dynamic(str(fp32 / name), str(folder / name), op_types_to_quantize=["MatMul", "Gemm"])
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _ours(int8: Literal[True, "all"], calibrated: bool) -> Callable[[Path, Path, Sequence[str]], object]:
+    return lambda fp32, folder, others: export.quantized(
+        fp32, folder, int8, calibration=list(others) if calibrated else None
+    )
+
+
+KINDS: Mapping[str, Callable[[Path, Path, Sequence[str]], object]] = {
+    "onnxruntime's default": _by_default,
+    "all products": _ours("all", calibrated=False),
+    "all products, calibrated": _ours("all", calibrated=True),
+    "but for those that narrow": _ours(True, calibrated=False),
+    "but for those that narrow, calibrated": _ours(True, calibrated=True),
+}
+"""By name, a function that writes an export in 8 bits: from one in fp32, into a new folder, by other texts."""
 
 
 def main() -> None:

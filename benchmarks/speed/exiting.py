@@ -2,7 +2,7 @@
 
 Speed-up in steps is N ÷ mean exit step; speed-up in wall-clock is the plain model's time at full depth ÷ the wrapped
 model's time to the exits, on the same rows in batches of the same size. The stem and the answer are not saved, and a
-batch that has shrunk runs less efficiently than a full one: what is lost to both shows here.
+batch that has shrunk runs less efficiently than a full one: both losses show here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.speed.figures import Options, figure
-from benchmarks.speed.forced import Forced
-from benchmarks.speed.subjects import Subject, albert_base
-from benchmarks.speed.timing import interleaved, ratio
-from ponder.cost import WallClock, speed_up
+from benchmarks.speed.subjects import Options, Subject, albert_base, figure, interleaved, ratio
+from ponder._utils.trees import Tree
+from ponder.calibration.cost import WallClock
+from ponder.policies import ExitPolicy, PolicyBatch, StepView
 
 __all__ = ["SECTION", "measure", "mixes", "recorded", "spread"]
 
@@ -31,7 +32,7 @@ RECORDED = "rte-mpnet-palbert-*.json"  # of the results with N = 12, ALBERT-base
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """The section's figures."""
+    """Return the section's figures."""
     subject, found = albert_base(options), []
     for batch in BATCHES[:2] if options.quick else BATCHES:
         rows = batch if options.quick else max(batch, ROWS)
@@ -39,8 +40,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         calls = _calls(subject, tables, rows, batch, 8 if options.quick else LENGTH)
         seconds = interleaved(calls, rounds=1 if options.quick else options.pairs, least=0.0)
         for name, table in tables.items():
-            steps = speed_up(torch.tensor(table), subject.wrapped.ponder.num_steps).steps
-            assert steps is not None
+            steps = subject.wrapped.ponder.num_steps * len(table) / sum(table)
             clock = ratio(seconds, "plain", name)
             share = WallClock(*(value / steps for value in (clock.median, clock.low, clock.high)))
             more = {"steps": steps, "wall_clock": clock.median}
@@ -51,7 +51,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def mixes(num_steps: int) -> dict[str, list[float]]:
-    """Weights of the steps by name: uniform, halving with every step, doubling, and as a run on GLUE recorded."""
+    """Return weights of the steps by name: uniform, halving with every step, doubling, and of a run on GLUE."""
     return {
         "uniform": [1.0] * num_steps,
         "early-heavy": [0.5**step for step in range(num_steps)],
@@ -61,7 +61,7 @@ def mixes(num_steps: int) -> dict[str, list[float]]:
 
 
 def recorded(pattern: str, num_steps: int) -> list[float]:
-    """The exit histogram of a committed result on GLUE, as weights of `num_steps` steps.
+    """Return the exit histogram of a committed result on GLUE, as weights of `num_steps` steps.
 
     Args:
         pattern: Name of the file in `benchmarks/results/glue`, with wildcards.
@@ -74,7 +74,7 @@ def recorded(pattern: str, num_steps: int) -> list[float]:
 
 
 def spread(weights: Sequence[float], rows: int, seed: int = 0) -> tuple[int, ...]:
-    """Exit steps of `rows` rows, each step as often as its weight says to within one row, in random order.
+    """Return exit steps of `rows` rows, each step as often as its weight says to within one row, in random order.
 
     Example:
         >>> sorted(spread([2.0, 1.0, 1.0], 9))
@@ -90,10 +90,25 @@ def spread(weights: Sequence[float], rows: int, seed: int = 0) -> tuple[int, ...
     return tuple(steps)
 
 
+@dataclass(frozen=True)
+class Forced(ExitPolicy):
+    """Row i exits at step `table[i mod length of the table]`, 1-based."""
+
+    table: tuple[int, ...]
+
+    def init(self, batch: PolicyBatch) -> Tree:
+        """Look the exits up."""
+        return torch.tensor(self.table)[batch.row_ids % len(self.table)]
+
+    def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
+        """Let rows go at their step."""
+        return step.index >= state, state
+
+
 def _calls(
     subject: Subject, tables: dict[str, tuple[int, ...]], rows: int, batch: int, length: int
 ) -> dict[str, Callable[[], object]]:
-    """All rows, in batches: the plain model, and the wrapped one with each table of exits."""
+    """Return all rows, in batches: the plain model, and the wrapped one with each table of exits."""
     whole = subject.batch(rows, length)
     ids = torch.arange(rows, device=whole["input_ids"].device)
     parts = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ponder
-from benchmarks.speed.figures import Options, figure, not_measured
-from benchmarks.speed.subjects import minilm, mpnet_encoder
-from benchmarks.speed.timing import Seconds, interleaved, ratio
+from benchmarks.speed.subjects import Options, Seconds, figure, interleaved, minilm, mpnet_encoder, ratio
 from ponder import policies
-from ponder.cost import WallClock
-from ponder.export import OnnxModel
+from ponder.calibration.cost import WallClock
+from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["SECTION", "measure"]
@@ -40,21 +37,17 @@ OVER_FP32 = {"MiniLM": 4.0, "MPNet-base": 8.0}
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """The section's figures."""
-    if not all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
-        return [
-            not_measured(SECTION, name, "needs the extra onnx: pip install 'ponder-torch[onnx]'") for name in OVER_FP32
-        ]
+    """Return the section's figures."""
     encoders: dict[str, Callable[[], PreTrainedModel]] = {
         "MiniLM": lambda: minilm(options).wrapped.encoder,
         "MPNet-base": lambda: mpnet_encoder(options),
     }
-    return [told for name, encoder in encoders.items() for told in _of_model(name, _model(encoder()), options)]
+    return [each for name, encoder in encoders.items() for each in _of_model(name, _model(encoder()), options)]
 
 
 def _of_model(name: str, model: PonderForSequenceClassification, options: Options) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
-    others = {"input_ids": _rows(64, 32, seed=1).numpy()}
+    others = [{"input_ids": row} for row in _rows(64, 32, seed=1).numpy()]
     with tempfile.TemporaryDirectory() as folder:
         fp32, *places = (Path(folder) / str(place) for place in range(1 + len(KINDS)))
         ponder.export.onnx(model, fp32)
@@ -62,7 +55,7 @@ def _of_model(name: str, model: PonderForSequenceClassification, options: Option
         for place, (kind, int8) in zip(places, KINDS.items(), strict=True):
             written = ponder.export.quantized(fp32, place, int8, calibration=others)
             exports[kind] = OnnxModel(written, threads=threads)
-        return [told for batch in SHAPES for told in _figures(name, model, exports, batch, options)]
+        return [each for batch in SHAPES for each in _figures(name, model, exports, batch, options)]
 
 
 def _rows(rows: int, length: int, seed: int = 0) -> Tensor:
@@ -92,7 +85,7 @@ def _figures(
     rows, length = SHAPES[batch]
     ids = _rows(rows, length)
     exits, full = model.policy, policies.LastStep()
-    arrays = {"input_ids": ids.numpy()}
+    arrays = [{"input_ids": row} for row in ids.numpy()]
     calls: dict[str, Callable[[], object]] = {
         "PyTorch": _torch(model, ids, batch, full),
         "PyTorch, exits": _torch(model, ids, batch, exits),
@@ -104,18 +97,18 @@ def _figures(
     seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs), least=0.0)
     steps = float(exports["fp32"].predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
     case, more = f"{name}, {batch} × {length}", {"mean_exit_step": steps, "rows": rows}
-    told = []
+    found = []
     for call in list(calls)[1:]:
         goal = OVER_FP32[name] if call.startswith("int8") and call.endswith("exits") else None
         value = ratio(seconds, "PyTorch", call)
-        told.append(figure(SECTION, case, f"speed-up of {call} over PyTorch fp32", value, at_least=goal, **more))
+        found.append(figure(SECTION, case, f"speed-up of {call} over PyTorch fp32", value, at_least=goal, **more))
     for kind in list(exports)[1:]:
         both = f"{kind}, exits"
         over = ratio(seconds, BF16, both)
-        told.append(figure(SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more))
+        found.append(figure(SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more))
         share = _of_product(seconds, kind)
-        told.append(figure(SECTION, case, f"exits × {kind} ÷ their product", share, at_least=OF_PRODUCT, **more))
-    return told
+        found.append(figure(SECTION, case, f"exits × {kind} ÷ their product", share, at_least=OF_PRODUCT, **more))
+    return found
 
 
 def _of_product(seconds: Seconds, name: str) -> WallClock:
@@ -147,5 +140,5 @@ def _torch(
     return run
 
 
-def _onnx(model: OnnxModel, arrays: Mapping[str, Any], batch: int, policy: policies.ExitPolicy) -> Callable[[], object]:
+def _onnx(model: OnnxModel, arrays: list[Any], batch: int, policy: policies.ExitPolicy) -> Callable[[], object]:
     return lambda: model.predict(arrays, batch_size=batch, policy=policy)

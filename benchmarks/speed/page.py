@@ -1,90 +1,48 @@
-"""The figures as cells of a table, and as a part of a page."""
+"""The figures of speed as cells of a table, and as a page of Markdown."""
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ponder._utils.files import write_text
-from ponder._utils.markdown import markdown_table
+from benchmarks.files import read_json
+from benchmarks.markdown import table
 
-__all__ = ["COLUMNS", "MARK", "cells", "markdown", "write_page"]
+__all__ = ["COLUMNS", "COMMITTED", "cells", "markdown"]
 
 COLUMNS = ("case", "figure", "median", "range", "goal", "reached")
-MARK = "<!-- figures: everything below is written by `python -m benchmarks.speed --page` -->"
-_READ = {"section", "number", "quick", "figures", "environment"}
-TITLES = {
-    "overhead": "Wrapper at full depth, compiled layers, bfloat16",
-    "exiting": "Exits in wall-clock",
-    "predictor": "The predictor on GLUE",
-    "peers": "Other packages",
-    "streaming": "Streaming",
-    "training": "Training",
-    "scale": "Scale",
-    "device": "On an accelerator",
-    "sweeps": "Sweeps",
-    "exporting": "Exits and int8 in onnxruntime",
-    "capturing": "Captured encoders",
-}
+COMMITTED = Path(__file__).parents[1] / "results" / "speed"
 
 
-def cells(told: dict[str, Any]) -> tuple[str, ...]:
-    """The columns of one figure; a goal that is missed says so."""
-    if told["value"] is None:
-        return (told["case"], f"{told['figure']}: {told['why']}", "—", "—", "—", "—")
-    goals = [f"{sign} {told[key]:g}" for key, sign in (("at_least", "≥"), ("at_most", "≤")) if told[key] is not None]
-    reached = {True: "yes", False: "missed", None: "—"}[told["kept"]]
-    spread = "—" if told["low"] == told["high"] else f"{_number(told['low'])}–{_number(told['high'])}"
-    return (told["case"], told["figure"], _number(told["value"]), spread, ", ".join(goals) or "—", reached)
+def cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of one figure; a goal that is missed says so."""
+    if one["value"] is None:
+        return (one["case"], f"{one['figure']}: {one['why']}", "–", "–", "–", "–")
+    goals = [f"{sign} {one[key]:g}" for key, sign in (("at_least", "≥"), ("at_most", "≤")) if one[key] is not None]
+    reached = {True: "yes", False: "missed", None: "–"}[one["kept"]]
+    spread = "–" if one["low"] == one["high"] else f"{_number(one['low'])}–{_number(one['high'])}"
+    return (one["case"], one["figure"], _number(one["value"]), spread, ", ".join(goals) or "–", reached)
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    """One table that says which goals are reached, and sections of results, each a table that is folded up."""
-    ordered = sorted(results, key=lambda result: result["number"])
-    lines = [
-        *markdown_table(("what", "figures", "goals reached", "farthest from its goal"), map(_in_short, ordered)),
-        "",
-    ]
-    for result in ordered:
-        where = result["environment"]
-        lines += [f"## {TITLES.get(result['section'], result['section'].capitalize())}", ""]
-        lines += ["A quick run on small models: the figures mean little.", ""] if result["quick"] else []
-        torch = where["versions"].get("torch", "?")
-        lines += [f"{where['device']}, {where['threads']} threads, torch {torch}, {where['date']}.", ""]
-        lines += [f'<details markdown="1"><summary>{len(result["figures"])} figures</summary>', ""]
-        lines += markdown_table(COLUMNS, map(cells, result["figures"]))
-        lines += ["", "</details>", ""]
-    return "\n".join(lines)
+def markdown(folder: Path = COMMITTED, version: str | None = None) -> str:
+    """Return a table for each section of a folder, with the version and commit that made it.
 
-
-def _in_short(result: dict[str, Any]) -> list[str]:
-    """A section in one line, with a link to its table."""
-    title = TITLES.get(result["section"], result["section"].capitalize())
-    anchor = re.sub(r"[^\w\s-]", "", title).lower().replace(" ", "-")
-    goals = [told for told in result["figures"] if told["kept"] is not None]
-    missed = [told for told in goals if not told["kept"]]
-    farthest = ""
-    if missed:
-        case, figure, median, _, goal, _ = cells(max(missed, key=_short_of_goal))
-        farthest = f"{case}, {figure}: {median} for {goal}"
-    reached = f"{len(goals) - len(missed)} of {len(goals)}" if goals else "none set"
-    return [f"[{title}](#{anchor})", str(len(result["figures"])), reached, farthest]
-
-
-def _short_of_goal(told: dict[str, Any]) -> float:
-    """The factor by which a figure misses its goal."""
-    value, most, least = max(told["value"], 1e-9), told["at_most"], told["at_least"]
-    return max(0.0 if most is None else value / max(most, 1e-9), 0.0 if least is None else least / value)
-
-
-def write_page(page: Path, folder: Path) -> None:
-    """Put the results of a folder below the mark of a page; what stands above it stays."""
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    results = [result for result in read if isinstance(result, dict) and result.keys() >= _READ]  # others lie beside
-    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.is_file() else "# Speed\n\n"
-    write_text(page, f"{before}{MARK}\n\n{markdown(results)}")
+    Args:
+        folder: The results.
+        version: The version of the code that the page speaks of; sections that an earlier one made are marked.
+    """
+    blocks = []
+    for result in sorted(map(read_json, folder.glob("*.json")), key=lambda result: int(result["number"])):
+        made = result["environment"]
+        own = made["versions"].get("ponder-torch")
+        old = " **These figures are older than the code.**" if version is not None and own != version else ""
+        goals = [one for one in result["figures"] if one["kept"] is not None]
+        kept = f" {sum(one['kept'] for one in goals)} of {len(goals)} goals are reached." if goals else ""
+        device = f"{made['device']}, {made['threads']} threads, torch {made['versions'].get('torch')}"
+        line = f"Version {own}, commit {made['commit']}, {made['date']}: {device}.{kept}{old}"
+        blocks += [f"### {result['section'].capitalize()}", line, table(COLUMNS, map(cells, result["figures"]))]
+    return "\n\n".join(blocks)
 
 
 def _number(value: float) -> str:

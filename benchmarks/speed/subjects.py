@@ -1,9 +1,10 @@
-"""Encoders to measure: the plain model of Transformers, and the wrapped one with the same weights and answers."""
+"""Encoders to measure, figures as rows of plain JSON, and interleaved timings."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
     MPNetConfig,
@@ -20,14 +22,14 @@ from transformers import (
 )
 
 from benchmarks import backbones
-from benchmarks.speed.figures import Options
-from ponder import compile_steps
+from ponder.calibration.cost import WallClock, seconds
 from ponder.integrations.transformers import PonderForSequenceClassification
-from ponder.integrations.transformers.loading import load_encoder
 from ponder.policies import ExitPolicy
 
-__all__ = ["Subject", "albert_base", "minilm", "mpnet_encoder"]
+__all__ = ["Options", "Seconds", "Subject", "albert_base", "figure", "interleaved", "minilm", "mpnet_encoder", "ratio"]
 
+Seconds = Mapping[str, list[float]]
+MOST_ROUNDS = 21
 _ALBERT_BASE: dict[str, Any] = {
     "hidden_size": 768,
     "num_attention_heads": 12,
@@ -38,54 +40,53 @@ _NARROW: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "interme
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A plain model and a wrapped one, in evaluation mode.
+class Options:
+    """Choices of the caller of a section.
 
     Args:
-        name: Its name in tables.
-        plain: The model of Transformers, with its classifier.
-        wrapped: The same encoder with one exit head, whose weights are the classifier's.
+        quick: Small models and few rows, to see that it runs; the figures mean little.
+        pairs: Rounds of interleaved timings, at least.
     """
+
+    quick: bool = False
+    pairs: int = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A plain model of Transformers with its classifier, and the wrapped one with the same weights and answers."""
 
     name: str
     plain: Any
     wrapped: PonderForSequenceClassification
 
-    def batch(self, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-        """Random rows without padding, and their mask."""
-        ids = torch.randint(5, 1000, (rows, length), generator=torch.Generator().manual_seed(seed))
-        ids = ids.to(self.wrapped.device)
+    def batch(self, rows: int, length: int) -> dict[str, Tensor]:
+        """Return random rows without padding, and their mask."""
+        ids = torch.randint(5, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def run_plain(self, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
-        """A call of the plain model."""
+        """Return a call of the plain model."""
         return torch.inference_mode()(lambda: self.plain(**batch).logits)
 
     def run_wrapped(self, batch: dict[str, Tensor], policy: ExitPolicy | None = None) -> Callable[[], Tensor]:
-        """A call of the wrapped model, at full depth where no policy is given."""
+        """Return a call of the wrapped model, at full depth where no policy is given."""
         return torch.inference_mode()(lambda: self.wrapped(**batch, policy=policy).logits)
 
     def compiled(self, **options: Any) -> Subject:
-        """Copies whose layers are compiled, each once for all sizes: the plain model's as the wrapped model's."""
+        """Return copies whose layers are compiled, each once for all sizes."""
         plain, wrapped = copy.deepcopy((self.plain, self.wrapped))
-        for layer in _layers(plain):
-            layer.compile(dynamic=True, **options)
-        compile_steps(wrapped.ponder, **options)
+        for encoder in (plain.base_model.encoder, wrapped.encoder.encoder):
+            for layer in encoder.albert_layer_groups if hasattr(encoder, "albert_layer_groups") else encoder.layer:
+                layer.compile(dynamic=True, **options)
         return Subject(f"{self.name}, compiled", plain, wrapped)
-
-    def to(self, dtype: torch.dtype) -> Subject:
-        """A copy in another precision."""
-        plain, wrapped = copy.deepcopy((self.plain, self.wrapped))
-        module: torch.nn.Module = wrapped
-        module.to(dtype)
-        return Subject(self.name, plain.to(dtype), wrapped)
 
 
 def albert_base(options: Options) -> Subject:
     """ALBERT-base's architecture with random weights; a narrow one where it has to be quick."""
     torch.manual_seed(0)
     config = AlbertConfig(**{**_ALBERT_BASE, **(_NARROW if options.quick else {})})
-    return _subject("ALBERT-base", AlbertForSequenceClassification(config), options)
+    return _subject("ALBERT-base", AlbertForSequenceClassification(config))
 
 
 def minilm(options: Options) -> Subject:
@@ -95,8 +96,8 @@ def minilm(options: Options) -> Subject:
         plain: Any = BertForSequenceClassification(BertConfig(num_hidden_layers=6, **_NARROW))
     else:
         plain = BertForSequenceClassification(BertConfig.from_pretrained(backbones.resolve("minilm")))
-        plain.bert = load_encoder(backbones.resolve("minilm"))
-    return _subject("MiniLM", plain, options)
+        plain.bert = AutoModel.from_pretrained(backbones.resolve("minilm"))
+    return _subject("MiniLM", plain)
 
 
 def mpnet_encoder(options: Options) -> PreTrainedModel:
@@ -105,12 +106,67 @@ def mpnet_encoder(options: Options) -> PreTrainedModel:
     return MPNetModel(MPNetConfig(**(_NARROW if options.quick else {})))
 
 
-def _subject(name: str, plain: Any, options: Options) -> Subject:
-    wrapped: Any = PonderForSequenceClassification.from_encoder(plain.base_model, "vanilla")
+def _subject(name: str, plain: Any) -> Subject:
+    wrapped: Any = PonderForSequenceClassification.from_encoder(plain.base_model, "vanilla", readout="pooler")
     wrapped.ponder.head[-1].load_state_dict(plain.classifier.state_dict())
-    return Subject(name, plain.eval().to(options.device), wrapped.eval().to(options.device))
+    return Subject(name, plain.eval(), wrapped.eval())
 
 
-def _layers(plain: Any) -> Any:
-    encoder = plain.base_model.encoder
-    return encoder.albert_layer_groups if hasattr(encoder, "albert_layer_groups") else encoder.layer
+def figure(
+    section: str,
+    case: str,
+    name: str,
+    value: float | WallClock,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a figure, as it is kept: the measured value and its goal.
+
+    Args:
+        section: The section that gives it.
+        case: The measured case: model, mix of exits, batch.
+        name: Its name with its unit; a ratio says of what.
+        value: A number, or the median and the range of interleaved pairs.
+        at_least: The goal, where more is better.
+        at_most: The goal, where less is better.
+        more: Further fields.
+
+    Example:
+        >>> figure("overhead", "batch 8", "time ÷ plain", 1.01, at_most=1.03)["kept"]
+        True
+    """
+    spread = value if isinstance(value, WallClock) else WallClock(value, value, value)
+    kept = None
+    if at_least is not None or at_most is not None:
+        kept = (at_least is None or spread.median >= at_least) and (at_most is None or spread.median <= at_most)
+    found = {"section": section, "case": case, "figure": name, "value": spread.median}
+    limits = {"at_least": at_least, "at_most": at_most, "kept": kept}
+    return {**found, "low": spread.low, "high": spread.high, **limits, **more}
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 3, budget: float = 0.0, least: float = 0.05
+) -> Seconds:
+    """Return the seconds of every call in every round, each once a round, so that other load meets all of them.
+
+    Args:
+        calls: The calls, by name, after one run each to warm up. Every other round goes through them backwards.
+        rounds: Rounds at least.
+        budget: Seconds that may be spent: more rounds are run within it, up to 21.
+        least: A timing lasts so many seconds at least: quick calls are repeated, all of them as often.
+    """
+    first = {name: seconds(call) for name, call in calls.items()}
+    repeats = max(1, math.ceil(least / max(min(first.values()), 1e-9)))
+    rounds = max(rounds, min(MOST_ROUNDS, int(budget / (repeats * sum(first.values())))))
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            found[name].append(seconds(calls[name], repeats))
+    return found
+
+
+def ratio(took: Seconds, over: str, under: str) -> WallClock:
+    """Return the seconds of `over` ÷ those of `under`: median and range over the rounds."""
+    return WallClock.of([a / b for a, b in zip(took[over], took[under], strict=True)])
