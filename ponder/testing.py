@@ -432,11 +432,16 @@ def _check_company(case: _Case, whole: Trajectory) -> None:
 def _check_exits(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
     """Compare exits with the full-depth run; a statistic at its threshold may fall on either side by rounding."""
     counted: list[int] = []
-    hook = case.model.steps.register_forward_pre_hook(lambda _, args: counted.append(check_rows("hidden", args[1])))
+
+    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
+        counted.append(check_rows("hidden", given[0]))
+
+    hooks = [step.register_forward_pre_hook(count) for step in case.model.steps.fns]
     try:
         ran = case.run(policy)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     allowed = torch.stack([_replayed(_shifted(whole, shift), policy).exit_step for shift in (0.0, 1e-4, -1e-4)])
     expected = whole.outputs[torch.arange(case.size), ran.exit_step - 1]
     _require(

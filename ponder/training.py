@@ -188,7 +188,7 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
         >>> model = PonderWrapper.from_recipe(steps, "deebert", num_outputs=2, example=torch.randn(2, 8))
         >>> with ponder.training.run_stage(model, model.stages[1]):  # the early heads, on everything else frozen
         ...     [weight.requires_grad for weight in model.head.heads[0].parameters()], model.objective
-        ([True, True], DeepSupervision(weights='uniform', include_last=False))
+        ([True, True], DeepSupervision(weights='uniform'))
     """
     objective, stages, teacher = model.objective, model.stages, model.teacher
     learned = [weight for weight in model.parameters() if weight.requires_grad]
@@ -311,7 +311,7 @@ class _StageRun:
         rising = round(self.warmup * self.total)
         if step < rising:
             return (step + 1) / (rising + 1)
-        return self.schedule(max(self.total - step, 0) / max(self.total - rising, 1))
+        return float(self.schedule(max(self.total - step, 0) / max(self.total - rising, 1)))
 
     def _epoch(self, where: str) -> float:
         """Make one pass over the loader, and return the mean loss."""

@@ -15,6 +15,7 @@ from ponder._utils.checks import check_int, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
+from ponder.inference import Predictions, predict, record
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import LambdaHead, PerStep, make_heads
 from ponder.model.loop import run
@@ -298,7 +299,7 @@ class PonderWrapper(nn.Module):
             self,
             hidden,
             step_context,
-            use_hazard and size > 0,
+            use_hazard,
             lengths=last_position(mask).cpu() if narrows and mask is not None else None,
             mask=mask if has_positions else None,
             policy_context=policy_context or {},
@@ -331,16 +332,12 @@ class PonderWrapper(nn.Module):
         )
         return self._unroll(source, batch, depth, labels, policy_context, keep_features)
 
-    def predict(self, dataset: Any, **options: Any) -> Any:
+    def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Run every example of a data set to its exit, in batches of similar length; see `ponder.predict`."""
-        from ponder.inference import predict
-
         return predict(self, dataset, **options)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
-        from ponder.inference import record
-
         return record(self, dataset, **options)
 
     @property
