@@ -173,7 +173,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             task=self.task_of(config),
             padding=_padding(adapter, per_token),
         )
-        wrapper.stages = recipe.stages
+        wrapper.stages, wrapper.main_input_name = recipe.stages, whole.main_input_name
         if isinstance(adapter, FinetunedAdapter):
             whole.requires_grad_(False)
         for part in wrapper.children():  # the heads go where the encoder is; it stays as it was given
@@ -392,7 +392,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         self._drop_stale_promise()
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
         recipe = dataclasses.replace(
-            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or recipe.stages
+            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or (Stage(wrapper.objective),)
         )
         self.config.recipe = recipe.to_dict()
         if kwargs.get("is_main_process", True):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import Predictions, predict, record
+from ponder.inference.examples import examples_in
 from ponder.tasks import Span
 from ponder.trajectory import Trajectory
 
@@ -151,8 +152,8 @@ def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
     found = predict(model.ponder, _pairs(model, encodings_of(model, rows)), **options)
     names = model.config.id2label or {}
-    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    return Answers(**fields, names=tuple(str(names[place]) for place in sorted(names)))
+    outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
+    return Answers(outputs, found.exit_step, tuple(str(names[place]) for place in sorted(names)))
 
 
 def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:
@@ -164,7 +165,7 @@ def _pairs(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
     """Encodings as pairs (inputs, context), by the names of the model's inputs."""
     name, reads = model.main_input_name, model.adapter.inputs
     of_spans = isinstance(model.ponder.task, Span)
-    return [_pair(row, name, reads, of_spans) for row in rows]
+    return [_pair(row, name, reads, of_spans) for row in examples_in(rows)]
 
 
 def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool) -> tuple[Any, dict[str, Any]]:

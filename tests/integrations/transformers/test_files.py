@@ -265,6 +265,7 @@ def test_what_is_assigned_is_saved(tmp_path: Path) -> None:
     model = make_model(recipe="palbert")
     model.policy = policies.Quantile(0.9) | FixedStep(3)
     model.ponder.prior = type(model.ponder.prior)(0.3)
+    model.ponder.objective = ponder.objectives.Ponder(0.1)
     model.save_pretrained(tmp_path)
     again = PonderForSequenceClassification.from_pretrained(tmp_path)
     assert again.policy == model.policy

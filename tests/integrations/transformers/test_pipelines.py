@@ -87,6 +87,14 @@ def test_a_data_set_through_a_model(head: str) -> None:
         torch.testing.assert_close(found.outputs, replayed, atol=1e-5, rtol=1e-4)
 
 
+def test_batches_of_a_loader_and_no_rows_at_all() -> None:
+    model, batch = make_model(), make_batch(labels=True)
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=4)
+    assert torch.equal(model.predict(loader).exit_step, model.predict(rows).exit_step)
+    assert model.predict([]).labels == []
+
+
 def test_newcomers_mistakes() -> None:
     with pytest.raises(ArgumentError, match="task: expected one of text-classification"):
         pipeline("translation", make_model())
