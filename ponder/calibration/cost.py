@@ -134,19 +134,23 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
 
 
 def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> tuple[Floats, float]:
-    """Return FLOPs per row before step 1, at each question of the policy and at the end; and those of the last head."""
+    """Return FLOPs per row before step 1, at each question of the policy and at the end; and from first to last head.
+
+    A policy that reads no outputs has one head called, the last.
+    """
     with evaluating(model), _counting() as counter:
         probe, heads = _Probe(needs, counter.get_total_flops), list[int]()
-        hooks = [
+        hooks = [  # on parts of the head too, which a model may call by themselves
             register(lambda *_: heads.append(counter.get_total_flops()))
-            for register in (model.head.register_forward_pre_hook, model.head.register_forward_hook)
+            for module in model.head.modules()
+            for register in (module.register_forward_pre_hook, module.register_forward_hook)
         ]
         try:
             rows = len(model(inputs, policy=probe, **context).exit_step)
         finally:
             for hook in hooks:
                 hook.remove()
-        return np.array([*probe.seen, counter.get_total_flops()]) / rows, (heads[-1] - heads[-2]) / rows
+        return np.array([*probe.seen, counter.get_total_flops()]) / rows, (heads[-1] - heads[0]) / rows
 
 
 @dataclass(frozen=True)
