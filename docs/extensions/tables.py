@@ -1,0 +1,177 @@
+"""What MkDocs draws when it builds the site: result tables from committed JSON, and the reference from `__all__`.
+
+A page names a table by `<!-- table: name -->`, and the public names of a module by `<!-- names: module -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKER = re.compile(r"<!-- table: (\w+) -->")
+FACE = re.compile(r"<!-- names: ([\w.]+) -->")
+RECIPES = ("vanilla", "ponder", "palbert", "pabee", "blind", "static")
+NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet"}
+
+
+def read(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table as Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def score(value: float | None) -> str:
+    """Return a score in percent, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def pays() -> str:
+    """Return the macro scores of recipes and rivals, by speed-up in steps, and the gaps between them."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    return str(import_module("benchmarks.glue.report").headline(results))
+
+
+def pays_by_task() -> str:
+    """Return scores at ×2 by task."""
+    summary = {name: part for name, part in read(ROOT / "docs" / "results-summary.json").items() if name in NAMES}
+    shown = [recipe for recipe in RECIPES if recipe != "vanilla"]
+    rows = [
+        [NAMES.get(backbone, backbone), task, score(by_speed["1"]["tasks"][task]["vanilla"]), *map(score, own)]
+        for backbone, by_speed in summary.items()
+        for task, scores in by_speed["2"]["tasks"].items()
+        for own in [[scores[recipe] for recipe in shown]]
+    ]
+    names = [NAMES.get(recipe, f"`{recipe}`") for recipe in shown]
+    return table(["backbone", "task", "plain, full depth", *(f"{name}, ×2" for name in names)], rows)
+
+
+def finetuned() -> str:
+    """Return what `ponder exits` gave on two tasks."""
+    folder = RESULTS / "finetuned"
+    found = [read(next(folder.glob(f"{task}-minilm-*.json"))) for task in ("sst-2", "banking77")]
+    lines: list[tuple[str, Callable[[Any], str]]] = [
+        ("unlabelled texts", lambda one: f"{one['exits']['rows']:,}"),
+        ("other answers, promised at most", lambda one: f"{one['exits']['level']:.0%}"),
+        ("other answers on the certifying texts", lambda one: f"{one['exits']['disagreement']:.2%}"),
+        ("other answers on test texts", lambda one: f"{one['test']['disagreement']:.2%}"),
+        ("accuracy there, without exits", lambda one: f"{one['test']['plain_accuracy']:.1%}"),
+        ("accuracy there, with exits", lambda one: f"{one['test']['exit_accuracy']:.1%}"),
+        ("speed-up in steps", lambda one: f"×{one['exits']['speed_up_in_steps']:.2f}"),
+        ("speed-up in seconds, batches of 32", lambda one: f"×{one['exits']['speed_up_in_seconds']:.2f}"),
+    ]
+    return table(["", "SST-2", "Banking77"], ([name, *map(cell, found)] for name, cell in lines))
+
+
+def cosines() -> str:
+    """Return how near int8 stays to fp32."""
+    found = read(RESULTS / "quantised" / "quantised.json")["cosines"]
+    rows = (
+        [name, *(f"{found[b][name]['median']:.3f}, {found[b][name]['worst']:.3f}" for b in found)]
+        for name in found["minilm"]
+    )
+    return table(["quantised", *(NAMES[backbone] for backbone in found)], rows)
+
+
+def risk() -> str:
+    """Return how often promises were broken in 1,000 draws."""
+    found = [one for one in read(RESULTS / "risk" / "risk.json")["outcomes"] if one["bound"] != "conformal"]
+    rows = (
+        [
+            one["scene"], one["risk"].replace("_", " "), one["bound"].replace("_", " "), f"{one['level']:g}",
+            f"{one['violations']:.1%}", f"{one['mean_risk']:.4f}", f"{one['mean_exit_step']:.2f}",
+        ]
+        for one in found
+        if "halves" not in one["scene"]
+    )  # fmt: skip
+    return table(["scene", "risk", "bound", "level", "broken", "mean risk", "mean exit step"], rows)
+
+
+def speed() -> str:
+    """Return how much of the saved steps arrives in seconds, by the size of the batch."""
+    found = {one["case"]: one for one in read(RESULTS / "speed" / "exiting.json")["figures"]}
+    kinds = {case.split(", ")[1]: None for case in found}
+    sizes = {case.rpartition(" ")[2]: None for case in found}
+    rows = (
+        [kind, *(f"{found[f'ALBERT-base, {kind}, batch {size}']['value']:.2f}" for size in sizes)] for kind in kinds
+    )
+    return table(["exits", *(f"batch of {size}" for size in sizes)], rows)
+
+
+def exporting() -> str:
+    """Return the throughput of exits, int8 and both, over PyTorch in fp32."""
+    found = read(RESULTS / "speed" / "exporting.json")["figures"]
+    kinds = ("PyTorch, exits", "fp32", "fp32, exits", "int8 of all", "int8 of all, exits")
+    values = {(one["case"], one["figure"]): one["value"] for one in found}
+    cases = list(dict.fromkeys(one["case"] for one in found))
+    rows = (
+        [case, *(f"×{values[case, f'speed-up of {kind} over PyTorch fp32']:.1f}" for kind in kinds)] for case in cases
+    )
+    names = ("exits in PyTorch", "onnxruntime", "with exits", "int8", "int8 with exits")
+    return table(["model, rows × tokens", *names], rows)
+
+
+def puzzles() -> str:
+    """Return what halting is worth in puzzles of known difficulty."""
+    found = read(RESULTS / "puzzles" / "summary.json")
+    lines: list[tuple[str, Callable[[Any], str]]] = [
+        ("solved by halting", lambda one: f"{one['accuracy']:.2%}"),
+        ("solved at the best fixed depth", lambda one: f"{one['best_fixed_accuracy']:.2%}"),
+        ("mean steps of halting", lambda one: f"{one['mean_steps']:.1f}"),
+        ("steps of the best fixed depth", lambda one: f"{one['best_fixed_steps']:.1f}"),
+        ("steps of the oracle", lambda one: f"{one['oracle_steps']:.1f}"),
+        ("rank correlation of steps with difficulty", lambda one: f"{one['rank_correlation']:.2f}"),
+        ("a feed-forward network of the same cost", lambda one: f"{one['feed_forward_accuracy']:.1%}"),
+    ]
+    return table(["", *found], ([name, *map(cell, found.values())] for name, cell in lines))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (pays, pays_by_task, finetuned, cosines, risk, speed, exporting, puzzles)
+}
+
+
+def module_of(face: str) -> Any:
+    """Return a module by the name that users give it: `ponder.export` is an attribute of `ponder`."""
+    try:
+        return import_module(face)
+    except ModuleNotFoundError:
+        return reduce(getattr, face.split(".")[1:], import_module("ponder"))
+
+
+def names(faces: Iterable[str]) -> dict[str, list[str]]:
+    """Return the classes and functions of each face, each where it stands first."""
+    seen: set[int] = set()
+    found: dict[str, list[str]] = {}
+    for face in faces:
+        module = module_of(face)
+        found[face] = []
+        for name in module.__all__:
+            value = getattr(module, name)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and id(value) not in seen:
+                seen.add(id(value))
+                found[face].append(f"{module.__name__}.{name}")
+    return found
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put tables and names in the places of their markers; MkDocs calls this for every page."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # where `benchmarks` lies
+    listed = names(FACE.findall(markdown))
+    markdown = FACE.sub(lambda marker: "\n".join(f"::: {name}\n" for name in listed[marker[1]]), markdown)
+    return MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)

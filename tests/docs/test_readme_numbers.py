@@ -1,0 +1,64 @@
+"""The numbers of README are those of the committed results; the message of a failure is the row to write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text().splitlines()
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def figure(name: str, case: str, figure: str) -> float:
+    (found,) = [one for one in read(f"speed/{name}.json")["figures"] if one["case"] == case and one["figure"] == figure]
+    return float(found["value"])
+
+
+@pytest.mark.parametrize("task", ["banking77-minilm-kept-exits", "sst-2-minilm-exits"])
+def test_fine_tuned_models(task: str) -> None:
+    one = read(f"finetuned/{task}-s0.json")
+    exits, test = one["exits"], one["test"]
+    row = (
+        f"| {one['task']}, {exits['rows']:,} texts | {exits['level']:.0%} | {test['disagreement']:.2%} "
+        f"| {test['plain_accuracy']:.1%}, {test['exit_accuracy']:.1%} "
+        f"| {exits['speed_up_in_steps']:.2f} | {exits['speed_up_in_seconds']:.2f} |"
+    )
+    assert row in README, row
+
+
+def test_int8() -> None:
+    alone, exits = (
+        figure("exporting", "MiniLM, 8 × 32", f"speed-up of {kind} over PyTorch fp32")
+        for kind in ("int8 of all", "int8 of all, exits")
+    )
+    row = (
+        f"| int8 alone, in onnxruntime | {alone:.1f} times the throughput of PyTorch fp32; with exits {exits:.1f} "
+        "times (MiniLM, 8 rows of 32 tokens) |"
+    )
+    assert row in README, row
+
+
+def test_earlyon() -> None:
+    one, many = (
+        figure("peers", f"earlyon, MiniLM, early-heavy, batch {size}", "throughput ÷ the peer's") for size in (1, 32)
+    )
+    row = f"| `earlyon` | {one:.2f} times its throughput one row at a time; {many:.1f} times in batches of 32 |"
+    assert row in README, row
+
+
+def test_smaller_models() -> None:
+    tasks = json.loads((ROOT / "docs" / "results-summary.json").read_text())["minilm"]["2"]["tasks"]
+    pairs = [f"{task} {scores['static']:.1f} against {scores['ponder']:.1f}" for task, scores in tasks.items()]
+    row = (
+        "| a model with fewer layers, fine-tuned | it depends on the task; MiniLM at ×2 in steps, "
+        f"against exits of `ponder`: {', '.join(pairs)} |"
+    )
+    assert row in README, row

@@ -1,0 +1,41 @@
+"""The reference is made of the public faces, and every public name has a docstring of its own."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import ponder
+from docs.extensions.tables import FACE, module_of, names
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
+NAMES = names(FACE.findall(PAGE.read_text()))
+ARCHITECTURE = PAGE.with_name("architecture.md")
+INNER = ("cli", "deploy", "distributions", "integrations", "model", "saving", "trajectory", "wrapper", "advice")
+"""Rooms whose public names are those of `ponder`, or of modules below them."""
+
+
+def test_every_room_is_in_the_reference() -> None:
+    rooms = {room.name for room in pkgutil.iter_modules(ponder.__path__) if not room.name.startswith("_")}
+    assert {f"ponder.{room}" for room in rooms.difference(INNER)} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for listed in NAMES.values() for name in listed])
+def test_a_public_name_is_described(name: str) -> None:
+    module, _, last = name.rpartition(".")
+    value = getattr(module_of(module), last)
+    own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert (own or "").strip(), f"{name} has no docstring"
+
+
+def test_the_rooms_stand_in_the_order_of_their_imports() -> None:
+    from tests.ground.test_architecture import LAYERS
+
+    shown = ARCHITECTURE.read_text().split("```")[1]
+    lines = [line.split("   ")[0].split() for line in shown.splitlines()]
+    floor = {name: number for number, names in enumerate(lines) for name in names}
+    found = [[floor[room.split(".")[1]] for room in layer] for layer in LAYERS]
+    assert [max(row) for row in found] == [min(row) for row in found] == sorted(max(row) for row in found)
