@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.files import DataError
 from ponder.errors import ArgumentError
@@ -93,8 +94,8 @@ def _extract(parts: Sequence[Path], folder: Path) -> None:
     """Copy the encoder's files, and no others: no pickled weights and no code."""
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(part.open("rb")) for part in parts]
-            archive = stack.enter_context(zipfile.ZipFile(io.BufferedReader(_Joined(files), buffer_size=1 << 20)))
+            joined: Any = _Joined([stack.enter_context(part.open("rb")) for part in parts])
+            archive = stack.enter_context(zipfile.ZipFile(io.BufferedReader(joined, buffer_size=1 << 20)))
             members = set(archive.namelist())
             weights = min((name for name in members if name.endswith(f"/{_WEIGHTS}")), key=lambda n: n.count("/"))
             root = weights.removesuffix(_WEIGHTS)

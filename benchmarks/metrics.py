@@ -49,7 +49,9 @@ def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     inside = np.ones(len(labels), dtype=bool) if task.outside is None else labels != task.outside
-    found = {name: float(_METRICS[name](labels[inside], predictions[inside])) for name in task.metrics}
+    found: dict[str, float] = {
+        name: float(_METRICS[name](labels[inside], predictions[inside])) for name in task.metrics
+    }
     found["score"] = statistics.fmean(found.values())
     if not inside.all():
         found["out_of_scope_recall"] = float(np.mean(predictions[~inside] == task.outside))

@@ -276,6 +276,8 @@ class _StageRun:
     warmup: float
     schedule: Callable[[float], float]
     clip: float | None
+    total: int | None = None
+    """The number of steps of the optimiser, where the loader has a length."""
 
     def train(self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy) -> list[EpochReport]:
         """Train, and leave the best epoch in the model, and nothing of accelerate."""

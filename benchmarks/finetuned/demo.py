@@ -52,7 +52,7 @@ def demo(out: Path, *, backbone: str = "minilm", scale: float = 1.0, seed: int =
     )
     console.print(f"1. Fine-tune {backbone} on {len(train)} generated reviews, as you did with your own model.")
     names = list(graded.get(TASK).labels)
-    own = {"epochs": EPOCHS, "lr": LEARNING_RATE, "seed": seed}
+    own: dict[str, Any] = {"epochs": EPOCHS, "lr": LEARNING_RATE, "seed": seed}
     fine_tune(backbone, list(train["sentence1"]), list(train["label"]), names, out / "plain", **own)
     console.print(f"2. Give it exits by {len(texts)} reviews without labels: fit_exits(model, texts).")
     model, report = give_exits(out / "plain", list(texts["sentence1"]), out / "exits", disagreement=0.01, seed=seed)

@@ -70,7 +70,8 @@ class Result:
     @property
     def is_mean(self) -> bool:
         """Whether the score is a mean over rows, so that a coin between two policies has the mean of their scores."""
-        return self.reported[0]["full_depth"].keys() - {"score", "out_of_scope_recall"} == {"accuracy"}
+        measured = set(self.reported[0]["full_depth"])
+        return measured - {"score", "out_of_scope_recall"} == {"accuracy"}
 
     def score(self, where: str) -> float:
         """Return the score of the reported splits, ``"full_depth"`` or at the ``"exits"``."""

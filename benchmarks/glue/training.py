@@ -89,8 +89,9 @@ def train(
     model.ponder.stages = stages
     model.requires_grad_(True)
     model.train(False)
+    module: torch.nn.Module = model
     if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+        module.to(torch.accelerator.current_accelerator())
     return model, log
 
 

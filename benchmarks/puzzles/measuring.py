@@ -138,7 +138,7 @@ def measure(model: ponder.PonderWrapper, setting: Setting) -> dict[str, Any]:
         for name, step in (("best fixed depth", depth), ("last step", setting.run_steps)):
             ways[name][split] = _score(table, np.full(len(table), step), levels).to_dict()
         # At the first right answer; a problem that never has one is given up after the first step.
-        ways["oracle"][split] = Score(table.any(1), table.argmax(1) + 1, levels).to_dict()
+        ways["oracle"][split] = Score(np.asarray(table.any(1)), table.argmax(1) + 1, levels).to_dict()
     by_step = {split: {"all": np.round(table.mean(0), 6).tolist()} for split, (_, table, _) in on.items()}
     return {"best_rule": best, "ways": ways, "by_step": by_step}
 

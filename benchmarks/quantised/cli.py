@@ -85,12 +85,15 @@ def _headless(backbone: str) -> PonderForSequenceClassification:
     """An encoder whose answer at each step is the mean hidden state itself."""
     encoder = AutoModel.from_pretrained(backbones.resolve(backbone))
     width = encoder.config.hidden_size
-    model = PonderForSequenceClassification.from_encoder(encoder, "vanilla", width, readout="mean")
+    model: PonderForSequenceClassification = PonderForSequenceClassification.from_encoder(
+        encoder, "vanilla", width, readout="mean"
+    )
     head = next(part for part in model.ponder.head.modules() if isinstance(part, torch.nn.Linear))
     with torch.no_grad():
         head.weight.copy_(torch.eye(width))
         head.bias.zero_()
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def _last(folder: Path, texts: Sequence[str]) -> NDArray[Any]:

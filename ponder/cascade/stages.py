@@ -20,7 +20,7 @@ _READERS = {
     "cascade.json": "ponder.cascade.cascade:Cascade.load",
     "student.json": "ponder.cascade.student:Student.load",
     "export.json": "ponder.deploy.runtime:OnnxModel",
-    "config.json": "ponder.integrations.transformers:read_classifier",
+    "config.json": "ponder.integrations.transformers.reading:read_classifier",
 }
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 

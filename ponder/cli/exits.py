@@ -59,17 +59,7 @@ def run(
         rows = [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]
         report = fit_exits(made, rows, progress=advance, **options)
     took = time.perf_counter() - started
-    if not hasattr(report, "certifying"):  # TEMPORARY
-        from ponder import split
-        from ponder.integrations.transformers.exits import distinct, row_ids
-
-        once, ids, _ = distinct(encoded.rows)
-        check = split(ids, (0.4, 0.2, 0.4), options["seed"])[2]
-        everything = row_ids(encoded.rows).tolist()
-        object.__setattr__(report, "places", [everything.index(ids[place]) for place in check])
-        object.__setattr__(report, "certifying", made.record([once[place] for place in check]))
-    certifying = [encoded.rows[place] for place in report.places]
-    clock = timed(made, certifying)
+    clock = timed(made, [encoded.rows[place] for place in report.places])
     made.save_pretrained(out)
     card = {
         "command": "exits",
@@ -140,9 +130,9 @@ def _remarks(report: ExitReport, clock: WallClock) -> list[str]:
 def _rows(report: ExitReport, clock: WallClock, card: Mapping[str, Any]) -> list[tuple[str, str]]:
     again = f", {report.duplicates} repeated (counted once)" if report.duplicates else ""
     cut = f", {card['truncated']} longer than the model takes (cut)" if card["truncated"] else ""
-    rows = [("asked for", f"×{card['speed_up_asked']:g} in steps, with the fewest other answers")]
+    asked = card["speed_up_asked"]
     rows = [
-        *(rows if card["speed_up_asked"] else []),
+        *([("asked for", f"×{asked:g} in steps, with the fewest other answers")] if asked else []),
         ("texts", count(report.rows, "text") + again + cut),
         ("used to", f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"),
         ("policy", short(report.policy)),

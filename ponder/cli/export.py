@@ -137,11 +137,11 @@ def _quantized(
     All products are quantised, if on the choosing texts this takes at most half of the differences that the certifying
     ones could show and still promise; else what moves fewer answers.
     """
+    fp32, tried = onnx(made.model, scratch / "fp32"), list[_Quantized]()
     seed = (made.model.config.exits or {}).get("seed", 0)  # the split of the heads goes on: who chose, chooses
     choose, check = split(content_ids(texts), (1 / 3, 2 / 3), seed)
     answers = {label: place for place, label in enumerate(made.labels)}
     full = np.array([answers[label] for label in made.answer(texts, LastStep()).labels])
-    fp32, tried = onnx(made.model, scratch / "fp32"), list[_Quantized]()
     kinds: tuple[Literal[True, "all"], ...] = ("all", True)
     for number, kind in enumerate(kinds):
         ranges = [texts[place] for place in choose[:_RANGES]]

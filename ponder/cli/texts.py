@@ -51,7 +51,7 @@ class Texts:
 
     def without_empty(self) -> Texts:
         """Return the rows that hold a text, and say how many do not."""
-        kept = [n for n, row in enumerate(self.rows) if any(row[name].strip() for name in self.columns)]
+        kept = [n for n, text in enumerate(self.texts) if (text if isinstance(text, str) else "".join(text)).strip()]
         if len(kept) < len(self):
             typer.echo(f"{count(len(self) - len(kept), 'empty text')} left out.", err=True)
         return self.take(kept)
@@ -114,11 +114,9 @@ def read_texts(
     if known and len(known) != len(chosen):
         expected = f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
         raise ArgumentError("--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each.")
-    for place, row in enumerate(rows, start=1):
-        if not all(isinstance(row.get(name), str) for name in chosen) or (labels and row.get(labels) is None):
-            raise _wrong(
-                path, f"{', '.join([*chosen, *([labels] if labels else [])])} in every row", f"none in {place}"
-            )
+    for name, kind in [*((name, str) for name in chosen), *([(labels, str | int)] if labels else [])]:
+        if absent := [place for place, row in enumerate(rows, start=1) if not isinstance(row.get(name), kind)]:
+            raise _wrong(path, f"{name} in every row", f"none in row {absent[0]}")
     return Texts(chosen, rows, labels)
 
 

@@ -84,7 +84,7 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "banking77" / f"{split}.csv").write_text("\n".join(["text,category", *rows]) + "\n")
     (folder / "clinc150").mkdir()
     inside = [[f"is it {n}", f"intent {n:03}"] for n in range(150)]
-    parts = {key: inside for key in ("train", "val", "test")}
+    parts = dict.fromkeys(("train", "val", "test"), inside)
     (folder / "clinc150" / "data_full.json").write_text(
         json.dumps({**parts, **{f"oos_{key}": [["the one", "oos"]] * 3 for key in parts}})
     )

@@ -73,8 +73,9 @@ def test_commands_exist(words: list[str]) -> None:
     elif words[0] == "ponder":
         check_options("ponder.cli.app", words[1:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
-        program = f"{words[2]}.cli"
-        check_options(program if importlib.util.find_spec(program) else f"{words[2]}.__main__", words[3:])
+        if importlib.util.find_spec(f"{words[2]}.cli"):
+            check_options(f"{words[2]}.cli", words[3:])
+        assert importlib.util.find_spec(f"{words[2]}.__main__")
     elif words[:2] == ["python", "-m"] and words[2].startswith("tests."):
         assert '__name__ == "__main__"' in inspect.getsource(importlib.import_module(words[2]))
     else:

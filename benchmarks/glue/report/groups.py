@@ -141,10 +141,11 @@ def choose(results: Iterable[Result]) -> Groups:
     for result in results:
         rest = {key: value for key, value in result.config.items() if key != "seed"}
         found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
-    return {
-        key: Group(*key, tuple(sorted(max(by_config.values(), key=_merit), key=lambda run: run.seed)))
-        for key, by_config in found.items()
-    }
+    groups = {}
+    for key, by_config in found.items():
+        best: list[Result] = max(by_config.values(), key=_merit)
+        groups[key] = Group(*key, tuple(sorted(best, key=lambda run: run.seed)))
+    return groups
 
 
 def _merit(runs: Sequence[Result]) -> tuple[bool, bool, float, int]:
