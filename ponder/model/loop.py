@@ -156,7 +156,7 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         outputs = source.output().clone()  # a policy that writes into it changes no answer
         readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
     if "features" in needs:
-        readings["features"] = source.features()
+        readings["features"] = source.features().clone()
     context = source.policy_context if "context" in needs else None
     mask = None if source.mask is None else _mask_of(source.mask, task, readings)
     view = StepView(index, batch.num_steps, readings, task, mask, context)
