@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import transformers
@@ -30,7 +31,6 @@ from ponder.integrations.transformers.card import evaluate, model_card, write_ca
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.families import encoder_of, pack
 from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
-from ponder.integrations.transformers.texts import Answers, answer_rows, load_tokenizer, record_rows
 from ponder.model.heads import HazardLayer, PerStep, make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.objectives import Distillation, FinalStep
@@ -38,6 +38,9 @@ from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
+
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.texts import Answers
 
 __all__ = ["Heads", "HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 
@@ -431,7 +434,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         """The tokenizer of `predict`, saved with the model; found beside the weights when it is first asked for."""
         if self._tokenizer is None and self.main_input_name == "input_ids":
             with contextlib.suppress(CheckpointError):
-                self._tokenizer = load_tokenizer(str(self.config.name_or_path or ""))
+                self._tokenizer = _texts().load_tokenizer(str(self.config.name_or_path or ""))
         return self._tokenizer
 
     @tokenizer.setter
@@ -572,17 +575,17 @@ class PonderPreTrainedModel(PreTrainedModel):
         Returns:
             Answers, whose `labels` are names of classes and `probabilities` those of the labels.
         """
-        return answer_rows(self, rows, options)
+        answers: Answers = _texts().answer_rows(self, rows, options)
+        return answers
 
     def record(self, rows: Any, **options: Any) -> Trajectory:
         """Run every step of every example, in its order; arguments as for `predict` and `ponder.record`."""
-        return record_rows(self, rows, options)
+        trajectory: Trajectory = _texts().record_rows(self, rows, options)
+        return trajectory
 
     def export_source(self) -> Any:
         """Return what `ponder.export.onnx` writes: the wrapper, an example of its call, tokenizer and labels."""
-        from ponder.integrations.transformers.exporting import source_of  # which loads the exporter of PyTorch
-
-        return source_of(self)
+        return import_module("ponder.integrations.transformers.exporting").source_of(self)
 
     def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: Any = None) -> dict[str, Any]:
         """Measure the policy on labelled rows, and note it in the configuration and on the model card.
@@ -630,6 +633,11 @@ class HeadsWrapper(PonderWrapper):
         if name in ("head", "lambda_head") and "heads_name" in self.__dict__:
             return getattr(self._modules[self.heads_name], name)
         return super().__getattr__(name)
+
+
+def _texts() -> Any:
+    """The module of data sets and tokenizers, loaded when it is first used: it takes as long as the model's own."""
+    return import_module("ponder.integrations.transformers.texts")
 
 
 def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
