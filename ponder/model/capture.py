@@ -49,8 +49,7 @@ class Captured:
         Args:
             select: A function from the output to a tensor, ``lambda output: output.pooler_output``.
         """
-        self.stem.selects.append(select)
-        self.stem.kinds.clear()
+        self.stem.add(select)
         return CapturedReadout(select, self.stem.kinds)
 
 

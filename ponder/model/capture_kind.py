@@ -114,6 +114,15 @@ class Kind:
             return False
         return not notes.tensors or notes.like() == self.like
 
+    def gives(self, select: Select) -> bool:
+        """Find what `select` takes of the output; whether the modules behind the layers make it."""
+        try:
+            found = select(self.output.fill(lambda mark: mark))
+        except Exception:  # of a function that computes something of several tensors
+            found = None
+        leaf = self.leaves[select] = found if isinstance(found, Mark) else None
+        return LOST not in ([leaf] if leaf else dict(self.output.marks).values())
+
     def stem(self, given: Given) -> Notes:
         """Run the forward with stubs for layers, up to the last of them, or to the first where that is enough."""
         notes = Notes(self.entry)
@@ -221,15 +230,6 @@ def read_kind(
     early, like = notes.entering == len(notes.tensors), notes.like()
     kind = Kind(module, order, notes.calls, outputs, notes.before, None if replays else tail, whole, entry, early, like)
     return kind, tensors | dict(enumerate(notes.tensors))
-
-
-def leaf_of(output: Template, select: Select) -> Mark | None:
-    """Return the one tensor of a module's output that `select` takes; None where it computes something of several."""
-    try:
-        found = select(output.fill(lambda mark: mark))
-    except Exception:  # of a user's function, which treats marks as tensors
-        return None
-    return found if isinstance(found, Mark) else None
 
 
 def refusal(got: str, remedy: str = "") -> ArgumentError:
@@ -352,6 +352,12 @@ class CapturedStem(nn.Module):
         hidden = kind.rows_first(notes.hidden, "hidden", rows) if kind.dims["hidden"] else notes.hidden
         return {"hidden": hidden} if kind.others else hidden, after
 
+    def add(self, select: Select) -> None:
+        """Get ready for readouts of `select`; kinds of calls that cannot give it are learned anew."""
+        self.selects.append(select)
+        for kinds in self.kinds.values():
+            kinds[:] = [kind for kind in kinds if kind.tail is None or kind.gives(select)]
+
     def _rows(self, given: Given) -> int:
         first: Any = given.get(self.first)
         if not isinstance(first, Tensor):
@@ -394,10 +400,8 @@ class CapturedStem(nn.Module):
             (kind, small), (other, large) = (
                 read_kind(self.module, self.order, *call, replays=replays) for call in calls
             )
-            kind.leaves = {select: leaf_of(kind.output, select) for select in self.selects}
-            leaves = [*kind.leaves.values()]
-            read = [mark for _, mark in kind.output.marks] if None in leaves else leaves
-            if kind.tail == other.tail and LOST not in read:
+            given_all = [kind.gives(select) for select in self.selects]
+            if all(given_all) and kind.tail == other.tail:
                 break
         if kind.calls != other.calls or kind.before != other.before:
             raise refusal("layers whose arguments, but for tensors, depend on the number of rows")
