@@ -8,14 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ponder import objectives, policies, priors, recipes, tasks
+    from ponder import objectives as objectives
+    from ponder import policies as policies
+    from ponder import priors as priors
+    from ponder import recipes as recipes
+    from ponder import tasks as tasks
     from ponder._utils.rows import split
     from ponder._utils.trees import Shared
+    from ponder.advice import advise
     from ponder.calibration import calibrate, control_risk, diagnose
-    from ponder.deploy import export, monitor
+    from ponder.cascade import Cascade
+    from ponder.deploy import export as export
+    from ponder.deploy import monitor as monitor
     from ponder.distributions import StepDistribution
     from ponder.inference import StreamEngine, predict
-    from ponder.model import readouts
+    from ponder.model import readouts as readouts
     from ponder.model.capture import capture
     from ponder.model.heads import LambdaHead, PerStep
     from ponder.model.padding import Padding
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
+    "Cascade": "cascade",
     "LambdaHead": "model.heads",
     "Padding": "model.padding",
     "PerStep": "model.heads",
@@ -37,23 +45,23 @@ _HOMES = {
     "Steps": "model.steps",
     "StreamEngine": "inference",
     "Trajectory": "trajectory",
+    "advise": "advice",
     "calibrate": "calibration",
     "capture": "model.capture",
     "control_risk": "calibration",
     "diagnose": "calibration",
-    "export": "deploy",
     "fit": "training",
     "load": "saving",
-    "monitor": "deploy",
     "parameter_groups": "training",
     "predict": "inference",
-    "readouts": "model",
     "save": "saving",
     "split": "_utils.rows",
 }
-"""The module that each public name comes from; those that are modules themselves are loaded by their name."""
+_MODULES = {"export": "deploy.export", "monitor": "deploy.monitor", "readouts": "model.readouts"}
+"""Modules that are known by a shorter name."""
 
 __all__ = [
+    "Cascade",
     "LambdaHead",
     "Padding",
     "PerStep",
@@ -63,40 +71,37 @@ __all__ = [
     "Steps",
     "StreamEngine",
     "Trajectory",
+    "advise",
     "calibrate",
     "capture",
     "control_risk",
     "diagnose",
-    "export",
     "fit",
     "load",
-    "monitor",
-    "objectives",
     "parameter_groups",
-    "policies",
     "predict",
-    "priors",
-    "readouts",
-    "recipes",
     "save",
     "split",
-    "tasks",
 ]
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package
 
     def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = import_module(f"ponder.{_HOMES.get(name, name)}")
         if name in _HOMES:
-            value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
+            value = getattr(import_module(f"ponder.{_HOMES[name]}"), name)
+        elif name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         else:
-            value = home
+            try:
+                value = import_module(f"ponder.{_MODULES.get(name, name)}")
+            except ModuleNotFoundError as error:
+                if not str(error.name).startswith("ponder"):
+                    raise
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

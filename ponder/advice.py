@@ -182,11 +182,12 @@ class _Race:
         self.level, self.confidence, self.seed, self.found = level, confidence, seed, list[Way]()
         self.exits = PonderForSequenceClassification.from_finetuned(source)
         self.exits.tokenizer = load_tokenizer(source)
-        if not self.exits.ponder.task.one_class:
+        task: Any = self.exits.ponder.task
+        if not task.one_class:
             raise ArgumentError(
                 "MODEL",
                 expected="a classifier of one class a text",
-                got=f"the task {self.exits.ponder.task.name!r}",
+                got=f"the task {task.name!r}",
                 remedy="Rerankers and regressions have no answers that are the same or not.",
             )
         rows = tokenize(self.exits.tokenizer, texts, max_positions(self.exits.encoder)).rows
@@ -198,7 +199,7 @@ class _Race:
                 "--texts", expected="50 different texts or more", got=str(len(self.texts)), remedy="Give more."
             )
         self.teach, self.choose, self.check = (np.asarray(side) for side in split(ids, _SHARES, seed))
-        names = self.exits.config.id2label or {}
+        names: Any = self.exits.config.id2label or {}
         self.names = [str(names[place]) for place in sorted(names)]
         self.timing = [self.texts[n] for n in self.check[:_TIMED]]
 
@@ -206,8 +207,7 @@ class _Race:
         """Yield every way once it can answer."""
         report = fit_exits(self.exits, self.rows, disagreement=self.level, confidence=self.confidence, seed=self.seed)
         policy, self.exits.policy = self.exits.policy, LastStep()
-        sides = [np.concatenate([self.choose, self.check]), len(self.choose)]
-        record = self.exits.record([self.rows[n] for n in sides[0]])
+        record = self.exits.record([self.rows[n] for n in (*self.choose, *self.check)])
         self.outputs = np.asarray(record.outputs, dtype=np.float64)
         self.answers = self.outputs[:, -1].argmax(-1)
         plain = _Plain(self.exits)
@@ -308,7 +308,8 @@ class _Race:
         """Choose and certify a policy whose reference, the last column, is never asked for."""
         choosing, certifying = self._sides(record)
         last = record.num_steps - 1
-        kinds = [(like.before(last), values) for like, values in candidates(choosing)[1:4]]
+        found: list[Any] = candidates(choosing)[1:4]
+        kinds = [(like.before(last), values) for like, values in found]
         return certify(choosing, certifying, kinds, level=self.level, confidence=self.confidence, costs=costs)
 
     def _sides(self, record: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
@@ -327,10 +328,10 @@ class _Race:
         wrong = np.mean([self.student.classes[a] for a in sure] != self._named(self.answers[len(self.choose) :]))
         share = min(1.0, self.level / max(float(wrong), 1e-9))
         kept = 1.0 - share
-        taken = tuple(max(second * kept, 1e-9) for second in ways[0].seconds)
+        median, low, high = (max(second * kept, 1e-9) for second in ways[0].seconds)
         speed = 1.0 / max(kept, 1e-9)
         way = Way("coin: student or model", None, share * float(wrong), math.nan, math.nan, cascade.megabytes, True)
-        return [replace(way, seconds=taken, speed_up=(speed,) * 3)]
+        return [replace(way, seconds=(median, low, high), speed_up=(speed,) * 3)]
 
     def changed(self, way: Way) -> tuple[tuple[str, str, str], ...]:
         """Certifying texts whose answer a way changes."""

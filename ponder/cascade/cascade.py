@@ -249,12 +249,11 @@ class Cascade:
                 got=f"{len(counts)}, after a third of {len(whole)} different inputs chose",
                 remedy=f"Give about {needed * len(whole) // max(len(counts), 1) + 1} inputs, or a higher level.",
             )
-        costs = np.cumsum(self.costs)
+        costs: Floats = np.cumsum(self.costs or ())
         costs = costs if reference is None else np.append(costs, costs[-1])
-        found = certify(
-            *sides, self._candidates(sides[0], reference is not None), risk=chosen, level=level,
-            confidence=confidence, costs=costs.tolist(),
-        )  # fmt: skip
+        kinds = self._candidates(sides[0], reference is not None)
+        options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
+        found = certify(sides[0], sides[1], kinds, **options)
         self.policy = found.policy if reference is None else found.policy.policy
         return self._report(found, costs, sides)
 

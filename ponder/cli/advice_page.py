@@ -44,5 +44,6 @@ def _figure(advice: Advice) -> str:
     axes.set_xscale("log")
     axes.legend(fontsize="small")
     stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream)
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(stream)
     return stream.getvalue()[stream.getvalue().index("<svg") :]

@@ -42,7 +42,12 @@ def run(
     column = found.label_column
     labels = None if column is None else [str(row[column]) for row in found.rows]
     advice = advise(model, found.texts, labels, **options, progress=lambda phase: say(f"{phase} …"))
-    card = {"command": "advise", "columns": list(found.columns), "sentence": advice.sentence, "ways": _plain(advice)}
+    card: dict[str, Any] = {
+        "command": "advise",
+        "columns": list(found.columns),
+        "sentence": advice.sentence,
+        "ways": _plain(advice),
+    }
     card |= {"threads": advice.threads, "texts": list(advice.texts), "remarks": list(advice.remarks)}
     if out is not None:
         advice.save(out)

@@ -150,8 +150,8 @@ def _source(model: Any, example: Any) -> ExportSource:
         )
     pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
     inputs, context = example if pair else (example, {})
-    mask = None if model.padding is None else model.padding.mask
-    defaults = {mask: float(model.padding.real)} if model.padding is not None and mask in context else {}
+    padding = model.padding
+    defaults = {padding.mask: float(padding.real)} if padding is not None and padding.mask in context else {}
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
@@ -277,7 +277,11 @@ class _Tracer:
             (outputs,) = self._write("head", lambda given: [head(given[0])], [slot], ["output"])
             return ("head.onnx",), outputs
         for step in range(1, self.model.num_steps + 1):
-            (outputs,) = self._write(f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"])
+
+            def run(given: list[Tensor], step: int = step) -> list[Tensor]:
+                return [head(given[0], step)]
+
+            (outputs,) = self._write(f"head_{step}", run, [slot], ["output"])
         return tuple(f"head_{step}.onnx" for step in range(1, self.model.num_steps + 1)), outputs
 
     def _write_halting(self, features: Tensor) -> tuple[dict[str, Any], Tensor | None]:

@@ -80,8 +80,8 @@ class Audit:
         check_share("confidence", confidence)
         check_real("share", share, 0.0, 1.0, open_low=True)
         self.level, self.confidence, self.share, self.seed = level, confidence, share, seed
-        self.answers = self.stage = 0
-        self._begin_stage()
+        self.answers = self.stage = self.audits = self.disagreements = 0
+        self._bets = _first_bets()
 
     @property
     def wealth(self) -> float:
@@ -124,8 +124,7 @@ class Audit:
             f"longer be held: {self.disagreements} of {self.audits} audited answers differ (confidence "
             f"{rounded_down(self.confidence)}; two-sided interval {rounded_down(low, 4)} to {rounded_up(high, 4)})",
         )
-        self.stage += 1
-        self._begin_stage()
+        self.stage, self.audits, self.disagreements, self._bets = self.stage + 1, 0, 0, _first_bets()
         return end
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,10 +149,6 @@ class Audit:
             f"Audit(level={rounded_up(self.level)}, confidence={rounded_down(self.confidence)}, share={self.share:g}; "
             f"stage {self.stage}: {self.disagreements} of {self.audits} differ, wealth {self.wealth:.3g})"
         )
-
-    def _begin_stage(self) -> None:
-        self.audits = self.disagreements = 0
-        self._bets = [0.5 / len(_RATIOS)] * len(_RATIOS)
 
 
 class Watch:
@@ -307,6 +302,10 @@ def confidence_sequence(disagreements: int, audits: int, confidence: float) -> t
         return outside
 
     return 0.0 if k == 0 else border(k / n, 0.0), 1.0 if k == n else border(k / n, 1.0)
+
+
+def _first_bets() -> list[float]:
+    return [0.5 / len(_RATIOS)] * len(_RATIOS)
 
 
 def _reserve(audits: int) -> float:

@@ -66,7 +66,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
         finally:
             logging.root.setLevel(level)
         made = onnx.load(str(made_path))
-    count = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
+    count: int = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
     if ranges is not None:
         _fix(made.graph, ranges)
         _fuse(made)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -210,7 +211,7 @@ def _batch_of_one(value: Any) -> Any:
 def _rows_of(batch: Any) -> Iterator[Any]:
     batch = _as_tensors(tuple(batch) if isinstance(batch, list) else batch)
     for row in range(first_tensor(batch).shape[0]):
-        yield map_tensors(lambda tensor, row=row: tensor[row], batch)
+        yield map_tensors(itemgetter(row), batch)
 
 
 def _kind(tree: Any, padding: Padding | None) -> Hashable:

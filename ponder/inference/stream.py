@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -203,7 +204,7 @@ class StreamEngine:
                     if more:
                         given = {name: value[position] for name, value in (policy_context or {}).items()} or None
                         futures[position] = self.submit(example, row_id=position, policy_context=given)
-                        futures[position].add_done_callback(lambda _, position=position: done.put(position))
+                        futures[position].add_done_callback(partial(_report, done, position))
                 if futures:
                     ready.add(done.get())
                 while ready and (not ordered or turn in ready):
@@ -238,6 +239,10 @@ class StreamEngine:
     ) -> None:
         """Close; after an error, cancel what is not answered."""
         self.close(cancel=kind is not None)
+
+
+def _report(done: queue.SimpleQueue[int], position: int, _: Future[StreamOutput]) -> None:
+    done.put(position)
 
 
 _END: Any = object()

@@ -27,6 +27,7 @@ LAYERS = (
     ("ponder.cascade",),
     ("ponder.deploy",),
     ("ponder.integrations",),
+    ("ponder.advice",),
     ("ponder.cli",),
 )
 """Rooms from the ground up; imports go to the same room or down. `ponder` itself loads nothing."""
@@ -48,6 +49,9 @@ WITHOUT_TORCH = (
     "ponder.calibration.calibrating",
     "ponder.calibration.control",
     "ponder.calibration.sweeps",
+    "ponder.cascade",
+    "ponder.cli.certify",
+    "ponder.deploy.export",
     "ponder.deploy.monitor",
     "ponder.deploy.runtime",
 )
