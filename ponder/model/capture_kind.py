@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ponder._utils.trees import Shared, Tree, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
@@ -55,13 +55,13 @@ class Notes:
 
     def call(self, given: tuple[Any, Any]) -> None:
         """Note the arguments of a layer; all but the first have the hidden state of the one before."""
+        leaves, spec = tree_flatten(given)
         if self.hidden is None:
-            leaves = tree_leaves(given)
             self.hidden = leaves[self.entry] if self.entry < len(leaves) else None
             if not (isinstance(self.hidden, Tensor) and self.hidden.is_floating_point()):
                 self.hidden = next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
             self.marks[id(self.hidden)] = HIDDEN
-        self.calls.append(Template.of(given, self.mark))
+        self.calls.append(Template.flat(leaves, spec, self.mark))
         marks = dict(self.calls[-1].marks).values()
         if HIDDEN not in marks or LOST in marks:
             raise refusal(f"code of its own in front of layer {len(self.calls)}")
@@ -102,6 +102,7 @@ class Kind:
         self.places = [{mark.key: place for place, mark in output.marks} for output in self.outputs]
         marks = {mark for call in self.calls for _, mark in call.marks}
         self.others = sorted([mark.key for mark in marks if mark.kind == "state" and mark != HIDDEN])
+        self.parts = [path.split(".") for path in self.order]
         self.early_paths = [answer.path for answer in self.before]
         stubs = {id(self.module.get_submodule(path)): path for path in (*self.order, *self.early_paths)}
         names = self.module.named_modules(remove_duplicate=False)
@@ -447,7 +448,10 @@ class CapturedStep(nn.Module):
         for place, mark in call.marks:  # in line, since it is what every step does
             leaves[place] = hidden if plain and mark.key == "hidden" else kind.value(mark, hidden, context)
         args, kwargs = tree_unflatten(leaves, call.spec)
-        out = kind.module.get_submodule(kind.order[self.number])(*args, **kwargs)
+        layer: Any = kind.module
+        for name in kind.parts[self.number]:
+            layer = layer._modules[name]
+        out = layer(*args, **kwargs)
         if plain and isinstance(out, Tensor):
             return out
         leaves, places, rows = tree_leaves(out), kind.places[self.number], first_tensor(hidden).shape[0]

@@ -38,7 +38,11 @@ class Template:
     @classmethod
     def of(cls, value: Any, mark: Callable[[Any], Mark], path: str = "") -> Template:
         """Mark the tensors of a value."""
-        leaves, spec = tree_flatten(value)
+        return cls.flat(*tree_flatten(value), mark, path)
+
+    @classmethod
+    def flat(cls, leaves: list[Any], spec: TreeSpec, mark: Callable[[Any], Mark], path: str = "") -> Template:
+        """Mark the tensors of a value that was taken apart."""
         marks = tuple([(place, mark(leaf)) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor | Mark)])
         for place, _ in marks:
             leaves[place] = None
