@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -425,9 +426,9 @@ class CapturedAdapter(Adapter):
         if self.parts is None or self.parts.padding is None:
             return None
         padding, of_text = self.parts.padding, self.encoder.main_input_name == "input_ids"
-        own = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
+        own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
         fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
-        return replace(padding, inputs=Along(fill=fill or 0), context={**padding.context, **own}, pooled=True)
+        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, padding.context), pooled=True)
 
 
 def adapter_for(
