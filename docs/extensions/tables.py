@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKER = re.compile(r"<!-- table: (\w+) -->")
 FACE = re.compile(r"<!-- names: ([\w.]+) -->")
-RECIPES = ("vanilla", "ponder", "palbert", "pabee", "blind", "static")
+RECIPES = ("ponder", "palbert", "pabee", "static")
 NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet"}
 
 
@@ -46,17 +46,23 @@ def pays() -> str:
     return str(import_module("benchmarks.glue.report").headline(results))
 
 
+def ablation() -> str:
+    """Return PALBERT's four changes to PonderNet, one after the other."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    drawn = str(import_module("benchmarks.glue.report").page(results, ["ablation"], backbone="minilm"))
+    return "\n".join(line for line in drawn.splitlines() if line.startswith("|"))
+
+
 def pays_by_task() -> str:
     """Return scores at ×2 by task."""
     summary = {name: part for name, part in read(ROOT / "docs" / "results-summary.json").items() if name in NAMES}
-    shown = [recipe for recipe in RECIPES if recipe != "vanilla"]
     rows = [
         [NAMES.get(backbone, backbone), task, score(by_speed["1"]["tasks"][task]["vanilla"]), *map(score, own)]
         for backbone, by_speed in summary.items()
         for task, scores in by_speed["2"]["tasks"].items()
-        for own in [[scores[recipe] for recipe in shown]]
+        for own in [[scores[recipe] for recipe in RECIPES]]
     ]
-    names = [NAMES.get(recipe, f"`{recipe}`") for recipe in shown]
+    names = [NAMES.get(recipe, f"`{recipe}`") for recipe in RECIPES]
     return table(["backbone", "task", "plain, full depth", *(f"{name}, ×2" for name in names)], rows)
 
 
@@ -141,7 +147,7 @@ def puzzles() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (pays, pays_by_task, finetuned, cosines, risk, speed, exporting, puzzles)
+    made.__name__: made for made in (pays, pays_by_task, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
 }
 
 
