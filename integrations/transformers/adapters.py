@@ -428,7 +428,8 @@ class CapturedAdapter(Adapter):
         padding, of_text = self.parts.padding, self.encoder.main_input_name == "input_ids"
         own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
         fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
-        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, padding.context), pooled=True)
+        later: Any = padding.context  # where lengths of other kinds of calls are added
+        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later), pooled=True)
 
 
 def adapter_for(
