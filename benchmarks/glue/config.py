@@ -22,53 +22,73 @@ REMADE = {"ponder": "palbert-joint"}
 """A recipe that became another one under its name, and what its earlier results are called."""
 
 
-def _field(default: Any, help: str, expected: str = "", holds: Callable[[Any], bool] = lambda value: True) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "expected": expected, "holds": holds})
-
-
-def _whole(default: int | None, low: int, help: str) -> Any:
-    return _field(default, help, f"a whole number ≥ {low}", lambda value: value >= low)
-
-
-def _rate(default: float | None, help: str) -> Any:
-    return _field(default, help, "a number in (0, 1)", lambda rate: 0 < rate < 1)
-
-
-def _choice(*choices: str, help: str) -> Any:
-    return _field(choices[0], help, " or ".join(choices), lambda value: value in choices)
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("seed",), ("a whole number ≥ 0", lambda value: value >= 0)),
+    **dict.fromkeys(("epochs", "batch_size", "stop_after"), ("a whole number ≥ 1", lambda value: value >= 1)),
+    **dict.fromkeys(("max_train", "max_length"), ("a whole number ≥ 4", lambda value: value >= 4)),
+    **dict.fromkeys(("lr", "lambda_lr", "head_lr", "held_out"), ("a number in (0, 1)", lambda value: 0 < value < 1)),
+    "warmup": ("a number in [0, 1)", lambda value: 0 <= value < 1),
+    "readout": ("mean or pooler", ("mean", "pooler").__contains__),
+    "schedule": ("linear or constant", ("linear", "constant").__contains__),
+    "selection": ("held_out or dev", ("held_out", "dev").__contains__),
+}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every hyper-parameter of a run; names and defaults are part of the file names of results, and so stay."""
+    """Every hyper-parameter of a run; names and defaults are part of the file names of results, and so stay.
+
+    Args:
+        task: A task, for example RTE.
+        recipe: A recipe, for example palbert.
+        backbone: minilm, mpnet, a folder, or a hub name.
+        recipe_options: Arguments of the recipe.
+        policy: An exit policy instead of the recipe's, as `ExitPolicy.to_dict` gives it.
+        readout: Features of the heads: mean or pooler.
+        seed: Seed of initialisation, order, dropout and the held-out split.
+        epochs: Epochs of each stage, at most.
+        lr: Learning rate.
+        lambda_lr: Learning rate of the Lambda head, where the recipe gives it one of its own.
+        batch_size: Examples a step of the optimiser.
+        warmup: Share of the steps over which rates rise.
+        stop_after: Epochs without gain on the held-out part that end a stage.
+        held_out: Share of train that selects the epoch.
+        max_train: Use at most so many training examples, drawn by seed.
+        max_length: Tokens; longer inputs are cut.
+        bf16: Train under bfloat16 autocast.
+        schedule: Rates fall linearly to zero, or (as in PALBERT's paper) stay constant.
+        selection: Choose the epoch on held_out, or (as PALBERT's paper) on dev.
+        head_lr: Learning rate of the heads; `lr` where None.
+    """
 
     task: str
-    recipe: str = _field(DEFAULT, "A recipe, for example palbert.")
-    backbone: str = _field("minilm", "minilm, mpnet, a folder, or a hub name.")
+    recipe: str = DEFAULT
+    backbone: str = "minilm"
     recipe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy: Mapping[str, Any] | None = None
-    readout: str = _choice("mean", "pooler", help="Features of the heads: mean or pooler.")
-    seed: int = _whole(0, 0, "Seed of initialisation, order, dropout and the held-out split.")
-    epochs: int = _whole(3, 1, "Epochs of each stage, at most.")
-    lr: float = _rate(5e-5, "Learning rate.")
-    lambda_lr: float = _rate(5e-5, "Of the Lambda head, where the recipe gives it one of its own.")
-    batch_size: int = _whole(32, 1, "Examples a step of the optimiser.")
-    warmup: float = _field(0.1, "Share of the steps over which rates rise.", "in [0, 1)", lambda share: 0 <= share < 1)
-    stop_after: int = _whole(5, 1, "Epochs without gain on the held-out part that end a stage.")
-    held_out: float = _rate(0.1, "Share of train that selects the epoch.")
-    max_train: int | None = _whole(None, 4, "Use at most so many training examples, drawn by seed.")
-    max_length: int = _whole(128, 4, "Tokens; longer inputs are cut.")
-    bf16: bool = _field(False, "Train under bfloat16 autocast.")
-    schedule: str = _choice("linear", "constant", help="Rates fall to zero, or (PALBERT's paper) stay constant.")
-    selection: str = _choice("held_out", "dev", help="Choose the epoch on held_out, or (PALBERT's paper) on dev.")
-    head_lr: float | None = _rate(None, "Of the heads; --lr where not given.")
+    readout: str = "mean"
+    seed: int = 0
+    epochs: int = 3
+    lr: float = 5e-5
+    lambda_lr: float = 5e-5
+    batch_size: int = 32
+    warmup: float = 0.1
+    stop_after: int = 5
+    held_out: float = 0.1
+    max_train: int | None = None
+    max_length: int = 128
+    bf16: bool = False
+    schedule: str = "linear"
+    selection: str = "held_out"
+    head_lr: float | None = None
 
     def __post_init__(self) -> None:
+        for name, (expected, holds) in _EXPECTED.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ArgumentError(name, expected=expected, got=repr(value), remedy=f"Leave {name} out, say.")
         for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), field.metadata.get("expected")
-            if expected and value is not None and not field.metadata["holds"](value):
-                remedy = f"Pass {field.default}, say."
-                raise ArgumentError(field.name, expected=expected, got=repr(value), remedy=remedy)
+            value = getattr(self, field.name)
             if str(field.type).startswith("float") and value is not None:
                 object.__setattr__(self, field.name, float(value))  # 2 and 2.0 are one configuration
 

@@ -21,7 +21,6 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
-    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -164,9 +163,8 @@ def _train(
         lambda_lr=config.lambda_lr if model.recipe.own_lambda_lr else None,
         head_lr=config.head_lr,
     )
-    trainer.remove_callback(ProgressCallback if progress else PrinterCallback)
-    if progress:
-        trainer.add_callback(ShortLines)
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     log.objectives = lambda: model.ponder.objective.to_dict()
     attention = model.encoder.config._attn_implementation
     if not torch.accelerator.is_available():  # the fused kernel of a CPU has no dropout, and falls back to slower ones
@@ -280,21 +278,3 @@ class StageLog(TrainerCallback):
             "held_out_exit_steps": [round(each["eval_exit_step"], 4) for each in history],
         }
         write_json(self.path, self.stages)
-
-
-class ShortLines(ProgressCallback):
-    """The bar of Transformers, and above it a line an epoch in place of all that is logged."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write a line once an epoch was evaluated."""
-        bar: Any = self.training_bar
-        if bar is not None and logs is not None and "eval_score" in logs:
-            score, step = 100 * logs["eval_score"], logs["eval_exit_step"]
-            bar.write(f"epoch {logs['epoch']:.0f}: score {score:.1f} %, mean exit step {step:.2f}")

@@ -43,8 +43,8 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
     recipe: str, backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
     arguments = (
-        *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir, "--epochs", 1),
-        *("--batch-size", 16, "--out", tmp_path / "out", "--work", tmp_path / "work"),
+        *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir),
+        *("--set", "epochs=1", "--set", "batch_size=16", "--out", tmp_path / "out", "--work", tmp_path / "work"),
     )
     done, again = invoke(*arguments), invoke(*arguments)
     assert done.exit_code == again.exit_code == 0, done.output

@@ -66,14 +66,8 @@ def sections(results: Sequence[Result], backbone: str | None = None) -> Iterator
 
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:
-    """Write `results-summary.json`, and the figures into the folder `figures`."""
-    folder = out / "figures"
-    written = [out / "results-summary.json", folder / "pays.svg"]
+    """Write `results-summary.json`, and the figure `figures/pays.svg`."""
+    written = [out / "results-summary.json", out / "figures" / "pays.svg"]
     write_json(written[0], summary(results))
-    groups = compared_groups(results)
-    figures.macro(written[1], groups)
-    for backbone, own in groups.items():
-        written += [folder / f"{backbone}-score-by-steps.svg", folder / f"{backbone}-posterior.svg"]
-        figures.score_by_speed_up(written[-2], own)
-        figures.posteriors(written[-1], own)
+    figures.macro(written[1], compared_groups(results))
     return written

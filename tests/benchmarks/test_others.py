@@ -1,0 +1,266 @@
+"""Every other benchmark in its smallest size, and what it says of the committed results."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import benchmarks
+from benchmarks import graded
+from benchmarks.bf16 import FloatProducts
+from benchmarks.finetuned import cli as finetuned
+from benchmarks.finetuned import demo as demonstration
+from benchmarks.gallery.drawing import FIGURES, draw
+from benchmarks.parity import cli as parity
+from benchmarks.puzzles import cli as puzzles
+from benchmarks.puzzles import measuring, report
+from benchmarks.puzzles.problems import PUZZLES
+from benchmarks.quantised.cli import markdown as cosines
+from benchmarks.risk import cli as risk
+from benchmarks.risk.simulation import synthetic_scene, true_risk
+from benchmarks.speed import cli as speed
+from benchmarks.speed.page import cells
+from benchmarks.speed.page import markdown as speed_page
+from benchmarks.speed.subjects import figure, interleaved, ratio
+from benchmarks.text import cli as text
+from ponder import policies
+from ponder.integrations.transformers import PonderForSequenceClassification
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    if not module.name.endswith("__main__")
+]
+
+
+def invoke(app: typer.Typer, *arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name, extraglobs={"torch": torch}):
+        assert runner.run(test).failed == 0, f"{test.name}: see the output above"
+
+
+# ---- Fine-tuned classifiers ------------------------------------------------------------------------------------------
+
+
+def test_the_demo_keeps_a_promise_and_says_what_it_saved(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demonstration, "EPOCHS", 1)
+    found = demonstration.demo(tmp_path, backbone=backbone, scale=0.1)
+    said = capsys.readouterr().out
+    assert found["statement"].split(":")[0] in " ".join(said.split())
+    assert "fresh reviews, which nothing was chosen on" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert found["policy"].split("(")[0] in page
+    assert sorted(found["fresh"]["mean_exit_step_by_difficulty"]) == [0, 1, 2, 3]
+    assert found["fresh"]["seconds_plain"] > 0
+    model = PonderForSequenceClassification.from_pretrained(tmp_path / "exits")
+    assert model.ponder.num_steps == 4
+    assert found["num_steps"] == 4
+
+
+def test_a_measurement_of_a_fine_tuned_model_is_written_down(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+    out = ("--work", tmp_path / "work", "--out", tmp_path / "out")
+    sizes = ("--train", 64, "--texts", 200, "--disagreement", 0.2)
+    invoke(finetuned.app, "run", "--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, *sizes, *out)
+    (path,) = (tmp_path / "out").glob("sst-2-tiny-exits-s0.json")
+    result = json.loads(path.read_text())
+    assert result["test"]["rows"] == 20
+    assert result["exits"]["rows"] == 200
+    assert result["exits"]["speed_up_in_steps"] >= 1
+    assert 0 <= result["test"]["disagreement"] <= 1
+
+
+def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
+    made = {split: graded.traffic("negation", split, 200, demonstration.SHARES) for split in graded.SPLITS}
+    levels = list(made["train"]["difficulty"])
+    assert [levels.count(level) for level in range(4)] == [120, 50, 20, 10]
+    assert list(made["train"]["label"]).count(0) == 100
+    texts = [set(part["sentence1"]) for part in made.values()]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    assert graded.names() == ["agreement", "negation"]
+    other = graded.load("agreement", train=16, dev=8, test=8)["train"]
+    assert other["sentence1"] == graded.load("agreement", train=16, dev=8, test=8)["train"]["sentence1"]
+
+
+def test_entities_are_trained_scored_and_shown_again(backbone: str, text_dir: Path, tmp_path: Path) -> None:
+    arguments = ("run", "wnut17", "--text-dir", text_dir, "--recipe", "pabee", "--policy", "confidence:threshold=0.5")
+    settings = ("--set", f"backbone={backbone}", "--set", "epochs=1", "--out", tmp_path)
+    first, again = (invoke(text.app, *arguments, *settings) for _ in range(2))
+    assert first == again
+    (path,) = tmp_path.glob("wnut17-tiny-pabee-s0-*.json")
+    test = json.loads(path.read_text())["splits"]["test"]
+    assert len(test["per_step"]) == 4
+    assert test["entities"] == 20
+    assert sum(test["exits"]["exit_histogram"]) == 10
+
+
+# ---- Puzzles and parity ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_problems_are_right_and_follow_from_the_seed(name: str) -> None:
+    puzzle = PUZZLES[name]
+    one, again, other = (puzzle.draw(puzzle.levels[0], 8, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.inputs, again.inputs)
+    assert not torch.equal(one.inputs, other.inputs)
+    if name == "prefix-sums":
+        assert torch.equal(one.labels, (one.inputs[:, 0] > 0).long().cumsum(-1) % 2)
+    else:  # every cell of the way but its ends is open to two others of the way
+        side = puzzle.levels[0]
+        way = one.labels.view(8, side, side)
+        ends = (one.inputs[:, 4:6] > 0).any(1)
+        neighbours = torch.zeros_like(way)
+        for channel, (down, right) in enumerate(((0, 1), (1, 0), (0, -1), (-1, 0))):
+            there = torch.roll(way, shifts=(-down, -right), dims=(1, 2))
+            neighbours += (one.inputs[:, channel] > 0) & (there == 1)
+        assert (neighbours[way == 1] == torch.where(ends, 1, 2)[way == 1]).all()
+
+
+def test_a_puzzle_runs_reports_and_streams_in_its_smallest_size(tmp_path: Path) -> None:
+    small = [f"--set={field}" for field in ("updates=4", "examples=3", "num_steps=3", "gradient_steps=3", "width=4")]
+    arguments = ("run", "prefix-sums", *small, "--set=run_steps=10", "--out", tmp_path)
+    assert invoke(puzzles.app, *arguments) == invoke(puzzles.app, *arguments)
+    found = report.results(tmp_path)["prefix-sums"]
+    assert set(found) == {"looped", "pondernet", "stream"}
+    looped = found["looped"][0]
+    assert len(looped["by_step"]["test"]["all"]) == 10
+    oracle, last = (looped["ways"][way]["test"] for way in ("oracle", "last step"))
+    assert oracle["accuracy"] >= last["accuracy"]
+    assert found["stream"][0]["steps_saved"] <= 1
+    assert "A stream of 24 problems" in report.markdown(tmp_path)
+    report.draw_figure(tmp_path / "figure.svg", report.results(tmp_path))
+
+
+def test_the_cheapest_rule_that_is_as_accurate_is_chosen() -> None:
+    levels = np.array([1, 1, 2, 2])
+    scores = [
+        measuring.Score(np.array(right, dtype=bool), np.array(steps), levels)
+        for right, steps in (([1, 1, 0, 0], [1, 1, 1, 1]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 1, 1, 1], [4, 4, 4, 4]))
+    ]
+    assert measuring._cheapest(scores, 1.0) == 1
+    assert measuring._cheapest(scores, 0.5) == 0
+    assert measuring._cheapest(scores[:1], 1.0) == 0
+    assert scores[1].to_dict()["rank_correlation"] == pytest.approx(1.0)
+
+
+def test_the_demo_of_puzzles_draws_its_figure(tmp_path: Path) -> None:
+    from benchmarks.puzzles import demo
+
+    found = demo.demo(2, examples=2)
+    demo.draw(tmp_path / "puzzles.svg", found)
+    assert [level["level"] for level in found["by_level"]] == list(PUZZLES["prefix-sums"].levels)
+    assert "<svg" in (tmp_path / "puzzles.svg").read_text()
+
+
+def test_parity_runs_in_its_smallest_size_and_goes_on(tmp_path: Path) -> None:
+    arguments = ("--steps", 2, "--seed", 0, "--seed", 1, "--out", tmp_path)
+    assert invoke(parity.app, *arguments) == invoke(parity.app, *arguments)
+    result = parity.results(tmp_path)[1]
+    assert result["seed"] == 1
+    assert [run["scene"] for run in result["runs"]] == ["interpolation", "extrapolation"]
+    assert result["runs"][1]["test"]["last step"]["mean_exit_step"] == 10.0
+
+
+# ---- Risk and speed --------------------------------------------------------------------------------------------------
+
+
+def test_promises_are_counted_against_the_true_risk(tmp_path: Path) -> None:
+    said = invoke(risk.app, "--trials", 20, "--rows", 300, "--out", tmp_path)
+    outcomes = json.loads((tmp_path / "risk.json").read_text())["outcomes"]
+    assert len(outcomes) == 12
+    assert all(outcome["kept"] for outcome in outcomes)
+    assert {outcome["confidence"] for outcome in outcomes if outcome["bound"] == "conformal"} == {None}
+    assert "hoeffding" in said
+
+
+def test_the_closed_form_of_the_risk_is_that_of_many_rows() -> None:
+    drawn = synthetic_scene(200_000).draw(torch.Generator().manual_seed(0))
+    rows = np.arange(len(drawn))
+    for q in (0.0, 0.3, 0.8):
+        steps = drawn.exit_steps(policies.Quantile(q)) - 1
+        wrong, differs = ~drawn.correct(), ~drawn.agreement()
+        assert differs[rows, steps].mean() == pytest.approx(true_risk("disagreement", q), abs=0.005)
+        assert wrong[rows, steps].mean() == pytest.approx(true_risk("error", q), abs=0.005)
+        gap = wrong[rows, steps].mean() - wrong[:, -1].mean()
+        assert gap == pytest.approx(true_risk("error_gap", q), abs=0.005)
+
+
+def test_speed_runs_quickly_on_small_models(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        said = invoke(speed.app, "--quick", "--sections", "2", "--threads", 1, "--out", tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "exiting.json").read_text())
+    assert "ALBERT-base, uniform, batch 1" in said
+    assert {"uniform", "early-heavy", "late-heavy", "recorded"} == {
+        one["case"].split(", ")[1] for one in result["figures"]
+    }
+    assert result["figures"][0]["steps"] > 1
+
+
+def test_a_ratio_is_the_median_of_interleaved_rounds_and_a_goal_is_kept_or_missed() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
+    interleaved(calls, rounds=2, least=0.0)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    value = ratio({"a": [1.0, 4.0, 2.0], "b": [1.0, 1.0, 1.0]}, "a", "b")
+    assert (value.median, value.low, value.high) == (2.0, 1.0, 4.0)
+    missed = figure("overhead", "case", "ratio", value, at_most=1.5)
+    assert cells(missed)[2:] == ("2.00", "1.00–4.00", "≤ 1.5", "missed")
+
+
+def test_exits_and_int8_together_are_held_against_their_product() -> None:
+    from benchmarks.speed.exporting import _of_product
+
+    seconds = {"fp32": [8.0], "fp32, exits": [4.0], "int8": [2.0], "int8, exits": [2.0]}
+    assert _of_product(seconds, "int8").median == 0.5  # ×2 and ×4 should be ×8, and are ×4
+
+
+def test_bfloat16_products_round_as_instructions_for_them_do() -> None:
+    left, right = torch.randn(4, 8, requires_grad=True), torch.randn(8, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        slow = left @ right
+        with FloatProducts():
+            quick = left @ right
+    assert quick.dtype == slow.dtype == torch.bfloat16
+    torch.testing.assert_close(quick, slow, rtol=0.02, atol=0.02)
+    quick.float().sum().backward()
+    assert left.grad is not None
+
+
+# ---- Committed results -----------------------------------------------------------------------------------------------
+
+
+def test_committed_results_make_tables_and_figures(tmp_path: Path) -> None:
+    assert risk.markdown().count("\n| ") > 10
+    assert "PonderNet" in parity.markdown()
+    assert "commit" in speed_page()
+    assert "older than the code" in speed_page(version="9")
+    assert "onnxruntime's default" in cosines()
+    pages = report.markdown()
+    assert all(f"### {name}" in pages for name in ("Prefix-sums", "Mazes", "Sudoku-9x9"))
+    assert [path.stem for path in draw(tmp_path)] == list(FIGURES)
+    assert all("<svg" in path.read_text() for path in tmp_path.iterdir())
