@@ -1,0 +1,238 @@
+"""The commands end to end, on a tiny fine-tuned BERT."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ponder.cli.check import judge
+from ponder.cli.folders import Folder, open_folder
+from ponder.cli.output import progress
+from ponder.policies import Certified, LastStep
+from tests.cli.conftest import NAMES, Folders
+
+Run = Callable[..., Any]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fits(output: str) -> bool:
+    return max(map(len, output.splitlines())) <= 80
+
+
+def test_exits_writes_a_folder_with_its_promise_and_report(run: Run, folders: Folders, tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled.csv"
+    labelled.write_text(
+        "".join(
+            f"{line},{NAMES[n % 3] if n else 'label'}\n"
+            for n, line in enumerate(folders.texts.read_text().split("\n")[:301])
+        )
+    )
+    out = tmp_path / "new" / "exits"
+    arguments = ("exits", folders.model, "--texts", labelled, "--out", out, "--disagreement", 0.1, "--labels", "label")
+    result = run(*arguments, "--column", "text")
+    assert fits(result.stdout)
+    assert "Answers as full depth does on all but 10%" in result.stdout
+    assert "300 texts" in result.stdout
+    assert "accuracy" in result.stdout
+    card = json.loads((out / "ponder.json").read_text())
+    assert (card["command"], card["columns"], card["met"], card["level"]) == ("exits", ["text"], True, 0.1)
+    policy = open_folder(out).policy
+    assert isinstance(policy, Certified)
+    assert (policy.risk, policy.level, policy.num_steps) == ("disagreement", 0.1, 4)
+    again = json.loads(run(*arguments, "--column", "text", "--json").stdout)  # its own folder may be written again
+    timed = {"speed_up_in_seconds", "seconds_of_fitting"}
+    assert {name: again[name] for name in again.keys() - timed} == {name: card[name] for name in card.keys() - timed}
+
+
+def test_a_speed_up_is_reached_with_the_fewest_other_answers(folders: Folders) -> None:
+    card = json.loads((folders.exits / "ponder.json").read_text())
+    assert card["speed_up_asked"] == 1.4
+    assert card["speed_up_in_steps"] >= 1.3  # on other texts than those that chose it
+    page = (folders.exits / "report.html").read_text()
+    assert "×1.4 in steps" in page
+    assert page.count("<svg") == 1
+    changed = round(card["disagreement"] * card["certified_on"])
+    assert (f"{changed} of {card['certified_on']}" if changed else f"None of {card['certified_on']}") in page
+
+
+def test_the_report_lists_texts_whose_answer_changed(run: Run, folders: Folders, tmp_path: Path) -> None:
+    from ponder.cli.report import write_report
+    from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
+    from ponder.policies import FixedStep
+
+    model = PonderForSequenceClassification.from_pretrained(str(folders.exits))
+    texts = [row["text"] for row in rows_of(folders.fresh)]
+    report = fit_exits(model, texts, epochs=1, disagreement=0.3)
+    certifying = [texts[place] for place in report.places]
+    report.certifying.outputs[:, 0] = report.certifying.outputs[:, 0].roll(1, dims=-1)  # other answers at step 1
+    answers = report.certifying.outputs.argmax(-1)
+    other = (answers[:, 0] != answers[:, -1]).nonzero().flatten().tolist()
+    path = tmp_path / "report.html"
+    write_report(path, "<model>", ["a & b"], [("name", "value")], report, FixedStep(1), certifying, NAMES)
+    page = path.read_text()
+    assert "&lt;model&gt;" in page
+    assert f"{len(other)} of {len(certifying)}; the first 50" in page
+    assert page.count('<td class="text">') == 50
+    assert f'<td class="text">{certifying[other[0]]}</td><td>{NAMES[answers[other[0], -1]]}</td>' in page
+
+
+@pytest.mark.parametrize("kind", ["exits", "export"])
+def test_predict_keeps_every_column_and_answers_as_the_model(
+    run: Run, folders: Folders, tmp_path: Path, kind: str
+) -> None:
+    out, folder = tmp_path / "answers.csv", getattr(folders, kind)
+    result = run("predict", folder, "--texts", folders.fresh, "--out", out)
+    assert "300 answers in" in result.stdout
+    given, found = rows_of(folders.fresh), rows_of(out)
+    assert list(found[0]) == ["id", "label", "text", "predicted_label", "probability", "exit_step"]
+    assert [{name: row[name] for name in given[0]} for row in found] == given
+    answers = open_folder(folder).answer([row["text"] for row in given])
+    assert [row["predicted_label"] for row in found] == list(answers.labels)
+    assert [int(row["exit_step"]) for row in found] == [int(step) for step in answers.exit_step]
+    assert len({row["exit_step"] for row in found}) > 1
+
+
+def test_predict_survives_a_stop_and_goes_on(
+    run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ponder.cli.predict._CHUNK", 100)
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    arguments = ("predict", folders.exits, "--texts", folders.fresh, "--out")
+    run(*arguments, whole)
+    answer, calls = Folder.answer, list[int]()
+
+    def stop(self: Folder, texts: Any, policy: Any = None) -> Any:
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, texts, policy)
+
+    monkeypatch.setattr(Folder, "answer", stop)
+    assert "stopped" in run(*arguments, part, code=130).stderr
+    assert part.read_text() == "".join(whole.read_text().splitlines(keepends=True)[:201])
+    assert "--resume" in run(*arguments, part, code=2).stderr
+    part.write_text(part.read_text() + '200,no,"a half')
+    assert "200 answers more" in run(*arguments, part, "--resume").stdout
+    assert (calls[3:], part.read_bytes()) == ([100], whole.read_bytes())
+    assert "others" in run("predict", folders.exits, "--texts", folders.texts, "--out", part, "--resume", code=2).stderr
+    assert part.read_bytes() == whole.read_bytes()
+
+
+def test_check_judges_a_promise_on_fresh_texts(run: Run, folders: Folders) -> None:
+    result = run("check", folders.exits, "--texts", folders.fresh, "--labels", "label", "--disagreement", 0.2)
+    assert fits(result.stdout)
+    assert "The promise holds" in result.stdout
+    assert "accuracy" in result.stdout
+    assert (
+        "Too few texts" in run("check", folders.export, "--texts", folders.fresh, "--disagreement", 1e-4, code=3).stdout
+    )
+    card = json.loads(run("check", folders.export, "--texts", folders.texts, "--json", "--disagreement", 0.2).stdout)
+    assert card["code"] == 0
+    assert card["diagnosis"]["metric"] == "agreement with full depth"
+    assert card["texts"] == 400  # an export does not know what taught the exits …
+    card = json.loads(run("check", folders.exits, "--texts", folders.texts, "--json", "--disagreement", 0.2).stdout)
+    assert card["texts"] == 240  # … and the folder does
+
+
+@pytest.mark.parametrize(
+    ("differ", "rows", "level", "code"),
+    [
+        (0, 299, 0.01, 0),
+        (0, 298, 0.01, 3),
+        (3, 300, 0.01, 0),
+        (4, 300, 0.01, 3),
+        (7, 300, 0.01, 1),
+        (1, 1, 0.01, 1),
+        (2, 4, 0.3, 3),
+    ],
+)
+def test_a_verdict_is_the_exact_binomial_test(differ: int, rows: int, level: float, code: int) -> None:
+    from math import comb
+
+    tail = sum(comb(rows, k) * level**k * (1 - level) ** (rows - k) for k in range(differ, rows + 1))
+    assert (tail <= 0.05 and differ > 0) == (code == 1)
+    verdict = judge(differ, rows, level, 0.95)
+    assert verdict.code == code
+    assert ("1 fresh text " in verdict.sentence) == (rows == 1)
+
+
+def test_export_answers_as_the_folder_does(folders: Folders) -> None:
+    texts = [row["text"] for row in rows_of(folders.fresh)]
+    exits, export = open_folder(folders.exits), open_folder(folders.export)
+    assert export.columns == ("text",)
+    assert export.policy == exits.policy
+    for policy in (None, LastStep()):
+        one, other = exits.answer(texts, policy), export.answer(texts, policy)
+        assert list(one.labels) == list(other.labels)
+        assert [int(step) for step in one.exit_step] == [int(step) for step in other.exit_step]
+
+
+def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    arguments = ("export", folders.exits, "--out", out, "--int8", "--texts", folders.fresh, "--disagreement", 0.2)
+    result = run(*arguments)
+    assert fits(result.stdout)
+    assert "Answers as the folder does at full depth on all but 20%" in result.stdout
+    policy = open_folder(out).policy
+    assert isinstance(policy, Certified)
+    assert (policy.risk, policy.rows, policy.weights) == ("disagreement_with_reference", 200, None)
+    assert "--reference" in run("check", out, "--texts", folders.texts, code=3).stdout
+    run("check", out, "--texts", folders.texts, "--reference", folders.exits)
+
+
+def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: Path) -> None:
+    names = ("torch", "transformers", "safetensors", "jinja2", "matplotlib")
+    blocked = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
+    out = tmp_path / "answers.csv"
+    command = (
+        f"sys.argv[1:] = ['predict', {str(folders.export)!r}, '--texts', {str(folders.fresh)!r}, '--out', {str(out)!r}]"
+    )
+    code = f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.serve\nmain()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    assert len(rows_of(out)) == 300
+
+
+def test_serve_opens_folders_and_refuses_a_port_in_use(run: Run, folders: Folders) -> None:
+    from fastapi.testclient import TestClient
+
+    from ponder.cli.serve import app_of
+    from ponder.deploy.server import Limits
+
+    found = []
+    for folder in (folders.exits, folders.export):
+        with TestClient(app_of(folder, Limits(), 1.0, None)) as client:
+            found.append(client.post("/predict", json={"texts": ["a b c", "d e"]}).json())
+            assert client.get("/healthz").json()["audit"] is not None
+    assert found[0]["labels"] == found[1]["labels"]
+    assert found[0]["exit_step"] == found[1]["exit_step"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"got {port}" in run("serve", folders.export, "--port", port, code=2).stderr
+
+
+def test_version_and_help(run: Run) -> None:
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"ponder {version('ponder-torch')}\n"
+    shown = run("--help").stdout
+    assert all(name in shown for name in ("exits", "predict", "check", "export", "serve"))
+
+
+def test_progress_is_a_line_every_ten_seconds_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter([0.0, 4.0, 11.0, 11.0, 20.0, 22.0, 22.0])
+    with progress(lambda: next(now)) as advance:
+        for done in range(1, 5):
+            advance("learn", done, 4)
+    assert capsys.readouterr().err == "learn: 2 of 4\nlearn: 4 of 4\n"
