@@ -111,7 +111,9 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         source.step = num_steps
         return Exits(source.output(), torch.zeros_like(batch.row_ids))
     rows, running = torch.arange(batch.row_ids.shape[0]), Running.start(policy, batch)
-    exited: list[tuple[Tensor, Tensor, int]] = []
+    order: list[Tensor] = []
+    outputs: list[Tensor] = []
+    exit_step = torch.empty_like(rows)
     together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
@@ -125,11 +127,16 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
                 break
             continue
         exiting, remaining = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-        exited.append((rows[exiting], source.output_of(exiting), step))
+        exit_step[rows[exiting]] = step
+        order.append(rows[exiting])
+        outputs.append(source.output_of(exiting))
         rows, running = rows[remaining], running.take(remaining.to(device))
         source.keep(remaining)
-    exited.append((rows, source.output_of(None), step))
-    return _in_order(exited, device)
+    if not order:
+        return Exits(source.output_of(None), torch.full(rows.shape, step, device=device))
+    exit_step[rows] = step
+    place = torch.argsort(torch.cat([*order, rows])).to(device)
+    return Exits(torch.cat([*outputs, source.output_of(None)])[place], exit_step.to(device))
 
 
 def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBatch) -> tuple[Tensor | bool, Running]:
@@ -183,13 +190,3 @@ def _mask_of(mask: Tensor, task: Task, readings: Mapping[str, Tensor]) -> Tensor
         return mask
     features = readings.get("features")
     return mask if features is not None and features.dim() > 2 and features.shape[1] == mask.shape[1] else None
-
-
-def _in_order(exited: list[tuple[Tensor, Tensor, int]], device: torch.device) -> Exits:
-    """Put what exited at different steps back into the order of the batch."""
-    rows, outputs, steps = zip(*exited, strict=True)
-    if len(exited) == 1:
-        return Exits(outputs[0], torch.full(rows[0].shape, steps[0], device=device))
-    order = torch.argsort(torch.cat(rows))
-    exit_step = torch.cat([torch.full_like(*of_step) for of_step in zip(rows, steps, strict=True)])[order]
-    return Exits(torch.cat(outputs)[order.to(device)], exit_step.to(device))

@@ -45,8 +45,10 @@ def call_stem(
     hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
         hidden, after = hidden
-        again = {n: v for n, v in context.items() if isinstance(v, Shared) and after.get(n) is v.value}
-        context = {**after, **again}
+        for name, given in context.items():
+            if isinstance(given, Shared) and after.get(name) is given.value:
+                after = {**after, name: given}
+        context = after
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -235,8 +237,10 @@ def unroll(
     past = source.next_past() if source.step else source.past or []  # of the first step that is recorded
     if late_hazards:
         source.past = []  # the features of all steps will be here
-    outputs, hazards = list[Tensor](), list[Tensor]()
-    features, halting = list[Tensor](), list[Tensor]()
+    outputs: list[Tensor] = []
+    hazards: list[Tensor] = []
+    features: list[Tensor] = []
+    halting: list[Tensor] = []
     for step in range(warm_up + 1, warm_up + num_steps + 1):
         source.advance(step)
         of_step = source.features()

@@ -209,6 +209,10 @@ def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_m
 # -- the compiler --------------------------------------------------------------------------------------------------
 
 
+def _distance(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs - labels).abs().mean(-1)
+
+
 class Counter:
     """A backend that compiles nothing and counts graphs."""
 
@@ -230,6 +234,16 @@ def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.
     assert counter.graphs == 1
     assert torch.equal(found.outputs, expected.outputs)
     assert torch.equal(found.exit_step, expected.exit_step)
+
+
+def test_a_training_call_is_one_graph() -> None:
+    torch.compiler.reset()
+    made, counter = toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance), Counter()
+    made.model.train()
+    labels = torch.randn(ROWS, CLASSES)
+    found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, labels=labels)
+    torch.testing.assert_close(found.loss, made(labels=labels).loss)
+    assert counter.graphs == 1
 
 
 @torch.no_grad()
