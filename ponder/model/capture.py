@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ponder._utils.trees import Tree, alike, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture_kind import KIND, CapturedReadout, CapturedStem, CapturedStep, Select, first_leaf, refusal
-from ponder.model.capture_watch import Event, Given, layer_lists, private_copy, run, watch
+from ponder.model.capture_watch import Event, Given, layer_lists, outermost, private_copy, run, watch
 from ponder.model.padding import REAL, Padding, join_context, join_rows
 from ponder.model.steps import Steps
 
@@ -103,7 +101,7 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         try:
             if layers is None:
                 _check_place(module, path)
-            proved = _proved(module, order, given)
+            proved = _proved(module, order, given, events)
         except Exception as error:  # of the module's own code too, which cannot go on with an earlier layer's state
             met = error if isinstance(error, ArgumentError) else refusal(f"{type(error).__name__}: {error}")
             refused.append(met)
@@ -128,12 +126,16 @@ def _arguments(module: nn.Module, example: Any) -> dict[str | int, Any]:
     return {name: value for name, value in example.items() if value is not None}
 
 
-def _proved(module: nn.Module, order: list[str], given: Given) -> CapturedStem:
+def _proved(module: nn.Module, order: list[str], given: Given, events: list[Event]) -> CapturedStem:
     """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
 
     Without gradients it is proved of the module with other numbers for parameters that are constant, as those of new
     biases and gates: what they multiply would not be seen.
     """
+    end = [event.end for event in events if event.path == order[-1]][-1]
+    behind = outermost(event for event in events if event.start > end)
+    if sum([_weights(module, each.path) for each in behind]) > sum([_weights(module, path) for path in order]):
+        raise refusal("layers that cost less than what follows them, which runs at every exit")
     stem = CapturedStem(_copy_in_training(module, order, given), order, given)
     try:
         stem(given)  # learns how layers are called in training
@@ -152,14 +154,8 @@ def _proved(module: nn.Module, order: list[str], given: Given) -> CapturedStem:
                 raise refusal("a module that draws random numbers in evaluation mode", "Draw them outside of it.")
             call: dict[str, Any] = unwrap(around)
             states = [state := CapturedStep(number)(state, **call) for number in range(len(order))]
-            with _Flops() as layer:  # type: ignore[no-untyped-call]
-                CapturedStep(len(order) - 1)(states[-2], **call)
-            with _Flops() as tail:  # type: ignore[no-untyped-call]
-                full = read(state, **call)
-            if not alike(full, whole):
+            if not alike(read(state, **call), whole):
                 raise refusal("another output at full depth: code of its own around the layers")
-            if grad and tail.total > len(order) * layer.total:
-                raise refusal("layers that cost less than what follows them, which runs at every exit")
             if any(read(early, **call).shape != whole.shape for early in states):
                 raise refusal("layers whose states differ in shape", "Pass layers=… that keep the shape.")
             kept = torch.arange(1, whole.shape[0], device=whole.device)
@@ -186,18 +182,6 @@ def _copy_in_training(module: nn.Module, order: list[str], given: Given) -> nn.M
         cure = "Keep them in a module in front of the layers or behind them."
         raise refusal(f"buffers that its forward changes in training: {', '.join(kept)}", cure)
     return twin
-
-
-class _Flops(TorchDispatchMode):
-    """Floating-point operations of the matrix products and convolutions in a block."""
-
-    total: int = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def _varied(module: nn.Module) -> nn.Module:
@@ -279,12 +263,12 @@ def _check_place(module: nn.Module, path: str) -> None:
         above, inner = (module.get_submodule(".".join(names[:end])) for end in (depth - 1, depth))
         alike_names = [name for name, child in above.named_children() if type(child) is type(inner)]
         in_a_list = isinstance(above, nn.ModuleList | nn.Sequential | nn.ModuleDict)
-        if len(alike_names) > 1 and not in_a_list and 2 * _weights(module.get_submodule(path)) < _weights(inner):
+        if len(alike_names) > 1 and not in_a_list and 2 * _weights(module, path) < _weights(inner):
             raise _not_in_a_list(alike_names)
 
 
-def _weights(module: nn.Module) -> int:
-    return sum([weight.numel() for weight in module.parameters()])
+def _weights(module: nn.Module, path: str = "") -> int:
+    return sum([weight.numel() for weight in module.get_submodule(path).parameters()])
 
 
 def _not_in_a_list(names: list[str]) -> ArgumentError:
@@ -304,7 +288,9 @@ def _explained(
         return refusal("layers with batch_first=False, which take the length first", cure)
     if layers is not None:
         found = layer_lists(module, events)
-        better = [path for path, order in found if _holds(lambda order=order: bool(_proved(module, order, given)))]
+        better = [
+            path for path, order in found if _holds(lambda order=order: bool(_proved(module, order, given, events)))
+        ]
         got = refused[0].got if refused else f"{layers!r}, which is no list of modules called in order"
         return refusal(got, f"Pass layers={better[0]!r}." if better else "")
     if refused:

@@ -65,7 +65,7 @@ class Notes:
         marks = dict(self.calls[-1].marks).values()
         if HIDDEN not in marks or LOST in marks:
             raise refusal(f"code of its own in front of layer {len(self.calls)}")
-        self.entering = self.entering or len(self.tensors)
+        self.entering = len(self.tensors) if len(self.calls) == 1 else self.entering
 
     def hand_on(self, mark: Mark) -> Tensor:
         """Return a placeholder for what a layer gives."""

@@ -153,6 +153,17 @@ class TurningLayer(nn.Module):
         return hidden + self.linear(mixed.squeeze(1))
 
 
+class Late(TextEncoder):
+    """A mask that all layers but the first are given."""
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        hidden, hide = self.words(ids), None
+        for layer in self.layers:
+            hidden = layer(hidden, hide)
+            hide = None if attention_mask is None else attention_mask == 0
+        return hidden
+
+
 class Looped(nn.Module):
     """One block that runs again and again, in a list that repeats it."""
 
@@ -213,6 +224,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Example]] = {
     "length-first": (LengthFirst, lambda seed: {"hidden": states(seed)}),
     "folded": (Folded, lambda seed: {"hidden": states(seed)}),
     "rotary": (Rotary, lambda seed: {"hidden": states(seed), "attention_mask": REAL.long()}),
+    "late": (Late, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),
     "looped": (Looped, lambda seed: {"hidden": states(seed)}),
     "noisy": (Noisy, lambda seed: {"ids": token_ids(seed)}),
 }
