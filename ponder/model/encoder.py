@@ -41,15 +41,7 @@ def read_encoder(
 ) -> tuple[dict[str, Any], Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
 
-    Args:
-        encoder: A module with a list of layers, one step, several, or `ponder.Steps`.
-        example: The arguments of its call, see `as_call`.
-        num_steps: N, for one shared step; None for everything else.
-        per_position: Whether there is an answer at each position.
-        stem: Inputs to h_0, for steps; a module with a list of layers has its own.
-        readout: Hidden state to features. A name pools the positions. Where None, features with positions are averaged
-            over those that are no padding, unless there is an answer at each.
-        layers: The name of the list of layers, where the largest is not meant.
+    Arguments as for `PonderWrapper.from_recipe`; `per_position` says whether there is an answer at each position.
 
     Returns:
         The arguments of `PonderWrapper` that are the encoder, and the features of the example at the first step,

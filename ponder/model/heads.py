@@ -137,15 +137,7 @@ class PerStep(nn.Module):
 def make_heads(
     recipe: Recipe, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
 ) -> tuple[nn.Module, LambdaHead | None]:
-    """Return a recipe's head (dropout, then linear; one a step where it wants so) and its Lambda head.
-
-    Args:
-        recipe: The recipe, for this number of steps.
-        width: Size of the features.
-        num_outputs: Classes, or 1 in regression.
-        num_steps: N.
-        dropout: Dropout in front of the linear layer.
-    """
+    """Return a recipe's head (dropout, then linear; one a step where it wants so) and its Lambda head."""
 
     def head() -> nn.Module:
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))

@@ -99,13 +99,7 @@ class Running:
 
 
 def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
-    """Run all rows of a batch to their exits.
-
-    Args:
-        source: The rows.
-        policy: The exit policy; it has been checked against the model.
-        batch: The ids of the rows, and the number of steps.
-    """
+    """Run all rows of a batch to their exits, under a policy that has been checked against the model."""
     device, num_steps = batch.row_ids.device, batch.num_steps
     if not batch.row_ids.shape[0]:  # the last head, on h_0, gives the outputs a shape
         source.step = num_steps
@@ -146,7 +140,7 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         source: The rows.
         policy: The exit policy.
         running: The state of the rows before the step.
-        batch: The number of steps, and the meaning of the outputs; its rows are not read.
+        batch: The number of steps, and the task; its rows are not read.
 
     Returns:
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit

@@ -11,13 +11,7 @@ __all__ = ["count_labelled", "exit_loss", "joined_loss", "labelled_mean", "step_
 
 
 def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the losses of every step, `(batch, steps)`, in one call where the task looks at each row alone.
-
-    Args:
-        task: The meaning of outputs and labels.
-        outputs: Outputs of all steps, `(batch, steps, …)`.
-        labels: Labels as the task takes them.
-    """
+    """Return the losses of outputs `(batch, steps, …)`, in one call where the task looks at each row alone."""
     if not task.each_row_alone:
         return torch.stack([task.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1)
     steps = outputs.shape[1]
@@ -49,13 +43,7 @@ def count_labelled(task: Task, labels: Tensor) -> Tensor:
 def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:
     """Weigh the loss of one of several parts of a batch by its rows: the mean over the parts is that over all rows.
 
-    Parts of as many labelled rows keep their losses to the last bit.
-
-    Args:
-        loss: The mean over the labelled rows of this part.
-        labelled: The number of those, `count_labelled`.
-        total: The number of labelled rows of all parts.
-        parts: The number of parts, over which losses or gradients are then averaged.
+    Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last bit.
 
     Example:
         >>> from ponder.model.losses import joined_loss

@@ -92,14 +92,7 @@ class Steps(nn.Module):
         return self.schedule if num_steps == self.num_steps else self.schedule[:1] * num_steps
 
     def forward(self, step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
-        """Run step `step` (1-based) on `hidden`.
-
-        Args:
-            step: The step; where rows are at different depths, the step of any of them.
-            hidden: The hidden state, batch first.
-            at: The step of each row, `(batch,)` long, where they differ.
-            context: What the step is called with besides.
-        """
+        """Run step `step` (1-based) on `hidden`; `at`, `(batch,)` long, is the step of each row where they differ."""
         return self.run(list(self.fns), step, hidden, at, **context)
 
     def run(self, fns: Sequence[Step], step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:

@@ -221,7 +221,7 @@ def unroll(
     steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`).
 
     Args:
-        source: The rows before their first step, at least one. Its `use_hazard` says whether to record hazards.
+        source: The rows before their first step; its `use_hazard` says whether to record hazards.
         num_steps: Number of recorded steps.
         warm_up: Number of steps before them, without a gradient and unrecorded.
         keep_features: Record features too.
