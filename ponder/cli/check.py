@@ -71,14 +71,6 @@ def run(
 ) -> int:
     """Judge the promise of a folder on texts that taught it nothing, and diagnose its exits.
 
-    Args:
-        folder: The folder of exits, or of an export.
-        texts: The file of fresh texts.
-        reading: Arguments of `read_texts`.
-        disagreement: The level that is judged instead of the promised one.
-        reference: The folder whose full depth the promise is about; the folder itself where None.
-        as_json: Print JSON instead of a table.
-
     Returns:
         The exit code.
     """

@@ -31,16 +31,7 @@ _TIMED = 512  # texts, at most
 def run(
     model: str, texts: Path, out: Path, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
 ) -> None:
-    """Fit exits to a classifier, time them, and write the folder.
-
-    Args:
-        model: A folder or a hub name.
-        texts: The file of texts.
-        out: The folder to write.
-        reading: Arguments of `read_texts`.
-        options: Arguments of `fit_exits`.
-        as_json: Print the card instead of a table.
-    """
+    """Fit exits to a classifier, time them, and write the folder."""
     quiet()
     probe_folder(out, "exits", model)
     found = read_texts(texts, **reading).without_empty()
@@ -53,7 +44,7 @@ def run(
         )
     made = _loaded(model)
     encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))
-    labels = found.numbered(names_of(made)) or [None] * len(found)
+    labels: Sequence[int | None] = found.numbered(names_of(made)) or [None] * len(found)
     started = time.perf_counter()
     with progress() as advance:
         rows = [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]
@@ -95,8 +86,9 @@ def _loaded(model: str) -> Any:
             got=f"{model} ({str(error).strip().splitlines()[0]})",
             remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
         ) from error
-    if not made.ponder.task.one_class:
-        expected, got = "a classifier of two classes or more, on which exits agree", made.ponder.task.name
+    task: Any = made.ponder.task
+    if not task.one_class:
+        expected, got = "a classifier of two classes or more, on which exits agree", task.name
         raise ArgumentError("MODEL", expected=expected, got=f"one of {got}", remedy="Name a classifier.")
     return made
 

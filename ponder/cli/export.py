@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,18 +73,7 @@ def run(
     confidence: float,
     as_json: bool,
 ) -> None:
-    """Write an export; in int8, with a policy that is chosen and certified against the folder's full depth.
-
-    Args:
-        folder: The folder of exits.
-        out: The folder to write.
-        texts: The file of texts that choose and certify, with `int8`.
-        reading: Arguments of `read_texts`.
-        int8: Quantise.
-        disagreement: Upper bound of the share of other answers; what the folder promises where None, or 1%.
-        confidence: Probability with which the promise holds.
-        as_json: Print JSON instead of a table.
-    """
+    """Write an export; in int8, with a policy that is chosen and certified against the folder's full depth."""
     if int8 == (texts is None):
         expected = "a file of texts with --int8, which moves answers, so that the policy is chosen again; else none"
         raise ArgumentError(
@@ -110,7 +100,8 @@ def run(
             )
             small.model.policy = found.policy
             small.model.save_policy()
-            model = OnnxModel(_copied(small.model.folder, out))
+            shutil.copytree(small.model.folder, out, dirs_exist_ok=True)
+        model = OnnxModel(out)
         said, facts = _promise(small, found)
         some = fresh[:_TIMED]
         clock = wall_clock(lambda: made.answer(some, LastStep()), lambda: model.predict(some, batch_size=BATCH))
@@ -152,14 +143,6 @@ def _quantized(
         if 2 * tried[-1].moved * len(check) <= max(most_failures(len(check), level, confidence), 0):
             break
     return min(tried, key=lambda each: each.moved)
-
-
-def _copied(made: Path, out: Path) -> Path:
-    """Put an export that is whole in its place."""
-    out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".json"):
-        (out / path.name).write_bytes(path.read_bytes())
-    return out
 
 
 def _promise(small: _Quantized, found: RiskControl) -> tuple[str, dict[str, str]]:

@@ -70,14 +70,7 @@ def say(sentence: str) -> None:
 
 
 def show(card: Mapping[str, Any], said: Iterable[str], rows: Iterable[tuple[str, str]], *, as_json: bool) -> None:
-    """Print results: one JSON object for machines, or sentences and a table of 80 columns.
-
-    Args:
-        card: All results.
-        said: Sentences above the table.
-        rows: Names and values of the table.
-        as_json: Whether to print the object.
-    """
+    """Print results: one JSON object for machines, or sentences and a table of 80 columns."""
     if as_json:
         typer.echo(json.dumps(card))
         return
@@ -120,13 +113,7 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
 
 
 def probe_folder(out: Path, command: str, source: str | Path) -> None:
-    """Refuse, before any work, a folder that cannot be written, or that something else wrote.
-
-    Args:
-        out: The folder to write.
-        command: Name of the command.
-        source: The model that is read, as large as which the folder will be.
-    """
+    """Refuse, before any work, a folder that cannot be written, or that something else wrote."""
     model = Path(source)
     if out.exists() and model.exists() and out.samefile(model):
         raise ArgumentError("--out", expected="another folder than the model's", got=str(out), remedy="Name a new one.")
@@ -137,12 +124,7 @@ def probe_folder(out: Path, command: str, source: str | Path) -> None:
 
 
 def probe_file(out: Path, sources: Iterable[Path]) -> None:
-    """Refuse, before any work, a file that cannot be written, or that is read or lies in a folder that is.
-
-    Args:
-        out: The file to write.
-        sources: Files and folders that are read.
-    """
+    """Refuse, before any work, a file that cannot be written, or that is read or lies in a folder that is."""
     place = out.resolve()
     if out.is_dir() or any(place == path.resolve() or path.resolve() in place.parents for path in sources):
         expected = "a file of its own, neither that of the texts nor in the model's folder"

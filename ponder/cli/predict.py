@@ -21,17 +21,7 @@ _CHUNK = 512  # texts that are written at once
 
 
 def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
-    """Write the answers to texts, each at its exit, as CSV.
-
-    Args:
-        folder: The folder of exits, or of an export.
-        texts: The file of texts.
-        out: The CSV file to write: all columns of the texts, label, probability and exit step. Where the model answers
-            NaN, label and probability are empty.
-        reading: Arguments of `read_texts`.
-        resume: Go on with the answers that are there.
-        as_json: Print JSON instead of a sentence.
-    """
+    """Write the answers to texts, each at its exit, as CSV."""
     probe_file(out, [texts, folder])
     if out.exists() and not resume:
         remedy = "Pass --resume to go on with it, or name another."

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
@@ -33,18 +32,7 @@ def write_report(
     texts: Sequence[Any],
     names: Sequence[str],
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: The file.
-        model: Name of the plain model.
-        said: The promise, and remarks.
-        rows: Names and values of the table.
-        report: Result of fitting.
-        policy: The policy.
-        texts: The certifying texts, or pairs.
-        names: Names of the classes.
-    """
+    """Write the page."""
     steps, answers = report.certifying.exit_steps(policy), np.asarray(report.certifying.outputs).argmax(-1)
     given = answers[np.arange(len(steps)), steps - 1]
     changed = [
@@ -81,7 +69,7 @@ def _figure(report: ExitReport) -> str:
     axes.secondary_xaxis("top", functions=(_speed_up(report.num_steps),) * 2).set_xlabel("× in steps")
     axes.legend(fontsize=9)
     drawn = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
 
 

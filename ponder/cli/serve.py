@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
 from ponder.cli.folders import open_folder
-from ponder.cli.output import say
+from ponder.cli.output import say, short
 from ponder.deploy.monitor import StepBack, Watch
 from ponder.deploy.server import Limits, create_app, watch_of
 from ponder.errors import ArgumentError
@@ -22,16 +22,7 @@ _GRACE = 10  # seconds beyond the deadline, when the service is told to stop
 
 
 def run(folder: Path, host: str, port: int, limits: Limits, audit_share: float, audit_file: Path | None) -> None:
-    """Serve a folder until SIGINT or SIGTERM; what was accepted is answered.
-
-    Args:
-        folder: The folder of exits, or of an export.
-        host: The address to listen on.
-        port: The port; 0 for one that is free.
-        limits: What is accepted.
-        audit_share: The share of the answers that is audited.
-        audit_file: File with the state of the audits.
-    """
+    """Serve a folder until SIGINT or SIGTERM; what was accepted is answered."""
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     grace = None if limits.deadline is None else int(limits.deadline) + _GRACE
@@ -43,7 +34,8 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
     """Return the application of a folder, and say what answers and what is audited."""
     served = open_folder(folder)
     watch = watch_of(served.policy, audit_share, audit_file, _step_back)
-    say(f"policy: {served.policy if watch is None else watch.policy!r}")
+    policy = served.policy if watch is None else watch.policy
+    say(f"policy: {short(getattr(policy, 'policy', policy))}")
     say(_audit(watch, audit_file))
     return create_app(served, limits, watch)
 
@@ -53,8 +45,8 @@ def _audit(watch: Watch | None, path: Path | None) -> str:
         return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
     kept = f"kept in {path}" if path is not None else "not kept over a restart (--audit-file keeps it)"
     back = f"; stepped back {watch.stage} of {len(watch.policies)} times" if watch.stage else ""
-    share, level = f"{watch.audit.share:g} of the answers", rounded_up(watch.audit.level)
-    return f"audit: {share}, of which at most {level} may differ; {kept}{back}"
+    share, level = f"{watch.audit.share:g} of the answers", rounded_up(100 * watch.audit.level, 3)
+    return f"audit: {share}, of which at most {level}% may differ; {kept}{back}"
 
 
 def _step_back(end: StepBack) -> None:
@@ -70,6 +62,6 @@ def _check_free(host: str, port: int) -> None:
         raise ArgumentError(
             "--port",
             expected=f"a port that is free on {host}, an address of this machine",
-            got=f"{port} ({error.strerror or error})",
+            got=f"{port} ({str(error.strerror).split(' (')[0]})",
             remedy="Pass another, or --port 0 for any that is free.",
         ) from error

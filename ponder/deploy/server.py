@@ -127,14 +127,18 @@ class Service:
                 continue
             self.audits_running += 1
             full = self._batching.submit([_cut(text, most)], LastStep())
-            full.add_done_callback(lambda done, label=label: self._auditing.submit(self._record, done, label, stage))
+            full.add_done_callback(self._recording(label, stage))
 
     def close(self) -> None:
         """Return when all that was accepted is answered, and the audits are kept."""
         self._batching.close()
         self._auditing.shutdown()
 
-    def _record(self, done: Future[Answers], label: str, stage: int) -> None:
+    def _recording(self, label: str, stage: int) -> Callable[[Future[Answers]], object]:
+        """Return what takes the answer at full depth, on a thread of its own, since the state is written to a disk."""
+        return lambda done: self._auditing.submit(self._record, label, stage, done)
+
+    def _record(self, label: str, stage: int, done: Future[Answers]) -> None:
         self.audits_running -= 1
         assert self.watch is not None
         try:
