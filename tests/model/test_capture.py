@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import ponder
 from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
 from ponder.model.padding import join_context, join_rows
+from ponder.model.readouts import ReadoutCall
 from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, make, states
 
 
@@ -394,3 +396,64 @@ def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:
     assert capture(module, states(0)).stem.order == ["layers.0", "layers.1", "layers.2"]
     with pytest.raises(ArgumentError, match="'wrong'"):
         capture(module, states(0), layers="wrong")
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(inner, outer, 3, outer // inner, 1), nn.Conv2d(outer, outer, 3, 1, 1)
+        self.short = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1, 2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.short(maps) + self.second(self.first(maps).relu())
+
+
+class ResNet(nn.Module):
+    """Stages as attributes, each a list of blocks (torchvision)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(Residual(4, 4), Residual(4, 4))
+        self.layer2 = nn.Sequential(Residual(4, 8), Residual(8, 8), Residual(8, 8))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.fc(self.layer2(self.layer1(maps)).mean((2, 3)))
+
+
+def test_of_stages_the_last_is_taken() -> None:
+    module, maps = ResNet().eval(), torch.randn(3, 4, 8, 8)
+    parts = capture(module, maps)
+    assert parts.stem.order == ["layer2.0", "layer2.1", "layer2.2"]
+    assert parts.classifier == "fc"
+    assert torch.equal(through(parts, {"maps": maps})[-1], module(maps))
+    with pytest.raises(ArgumentError, match="Pass layers='layer2'"):
+        capture(module, maps, layers="layer1")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    module, example = make("torch")
+    parts = capture(module.to(dtype), {"src": example["src"].to(dtype)})
+    assert torch.equal(through(parts, {"src": example["src"].to(dtype)})[-1], module(example["src"].to(dtype)))
+
+
+def test_a_wrapper_of_a_captured_module_exits_like_its_steps_by_hand() -> None:
+    module, example = make("torch-masked")
+    parts = capture(module, example)
+    head = ponder.PerStep(nn.Linear(WIDTH, 2) for _ in range(LAYERS))
+    own = ponder.PonderWrapper(
+        parts.steps,
+        stem=parts.stem,
+        readout=ReadoutCall(parts.readout, parts.padding, ponder.readouts.mean),
+        head=head,
+        padding=parts.padding,
+        policy=ponder.policies.Confidence(0.6),
+        task="classification",
+    ).eval()
+    out = own(example["src"], src_key_padding_mask=example["src_key_padding_mask"])
+    assert out.exit_step.unique().numel() > 1
+    features = through(parts, example)
+    for row, step in enumerate(out.exit_step.tolist()):
+        mean = features[step - 1][row][REAL[row]].mean(0)
+        torch.testing.assert_close(out.outputs[row], head(mean[None], step)[0])

@@ -19,7 +19,6 @@ from ponder.model.capture import Captured, capture
 from tests.families import FAMILIES, Family, example_of
 
 REFUSED = {
-    "canine": "cost less than what follows",
     "convnext": "differ in shape",
     "deberta-v2 (with a convolution)": "code of its own between",
     "flaubert": "code of its own between",
