@@ -96,8 +96,19 @@ def make_stand_ins(folder: Path) -> None:
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
     torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-    config = AlbertConfig(vocab_size=len(words), num_labels=2, **sizes)
-    for name, family in (("albert-base-v2", AlbertModel), ("my-classifier", AlbertForSequenceClassification)):
-        family(config).save_pretrained(folder / name)
+    sizes = {
+        "embedding_size": 8,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "num_hidden_layers": 4,
+    }
+    config = AlbertConfig(vocab_size=len(words), num_labels=2, initializer_range=0.1, **sizes)
+    encoder, classifier = AlbertModel(config), AlbertForSequenceClassification(config)
+    with torch.no_grad():  # both classes are answered
+        texts = [f"{word} text {'long ' * (n % 40)}{n}" for n in range(40) for word in ("good", "bad", "one")]
+        logits = classifier.eval()(**named(texts, padding=True, return_tensors="pt")).logits
+        classifier.classifier.bias -= logits.median(0).values
+    for name, model in (("albert-base-v2", encoder), ("my-classifier", classifier)):
+        model.save_pretrained(folder / name)
         named.save_pretrained(folder / name)
