@@ -85,7 +85,7 @@ class Service:
 
     def __init__(self, served: Served, limits: Limits, watch: Watch | None = None) -> None:
         self.served, self.limits, self.watch = served, limits, watch
-        self.waiting = self.audits_running = 0
+        self.waiting = self._audits = 0
         self.metrics = _Metrics(self)
         self._batching: Batching = served.batching(limits.max_batch)
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="ponder-audits")
@@ -118,28 +118,33 @@ class Service:
 
     def audit(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
         """Answer a share of texts again at full depth, after their answers were given by the policy of a stage."""
-        watch, most = self.watch, self.served.max_characters
-        for text, label in zip(texts, labels, strict=True):
-            if watch is None or not watch.chosen(stage):
-                continue
-            if self.audits_running >= _AUDITS_AT_ONCE:  # the traffic goes first
-                self.metrics.skipped.inc()
-                continue
-            self.audits_running += 1
-            full = self._batching.submit([_cut(text, most)], LastStep())
-            full.add_done_callback(self._recording(label, stage))
+        self._auditing.submit(self._draw, texts, labels, stage)
 
     def close(self) -> None:
         """Return when all that was accepted is answered, and the audits are kept."""
+        self._auditing.submit(int).result()  # what was answered is drawn for audits
         self._batching.close()
         self._auditing.shutdown()
 
+    def _draw(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
+        """Draw answers, on the thread of the audits, which alone writes their state."""
+        assert self.watch is not None
+        for text, label in zip(texts, labels, strict=True):
+            if not self.watch.chosen(stage):
+                continue
+            if self._audits >= _AUDITS_AT_ONCE:  # the traffic goes first
+                self.metrics.skipped.inc()
+                continue
+            self._audits += 1
+            full = self._batching.submit([_cut(text, self.served.max_characters)], LastStep())
+            full.add_done_callback(self._recording(label, stage))
+
     def _recording(self, label: str, stage: int) -> Callable[[Future[Answers]], object]:
-        """Return what takes the answer at full depth, on a thread of its own, since the state is written to a disk."""
+        """Return what takes the answer at full depth to the thread of the audits."""
         return lambda done: self._auditing.submit(self._record, label, stage, done)
 
     def _record(self, label: str, stage: int, done: Future[Answers]) -> None:
-        self.audits_running -= 1
+        self._audits -= 1
         assert self.watch is not None
         try:
             self.watch.record(done.result().labels[0] != label, stage)
