@@ -81,14 +81,10 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
     given = _arguments(module, example)
-    rows = [value.shape[0] for value in given.values() if isinstance(value, Tensor) and value.dim()]
-    if not rows or rows[0] < 2:
-        raise ArgumentError(
-            "example",
-            expected="what the module is called with, for two different rows or more: tensors, batch first",
-            got=f"{rows[0]} row" if rows else "no tensor",
-            remedy="Pass a small batch.",
-        )
+    rows = next((value.shape[0] for value in given.values() if isinstance(value, Tensor) and value.dim()), 0)
+    if rows < 2:
+        cure = "Pass a small batch of what the module is called with."
+        raise ArgumentError("example", expected="two different rows or more, batch first", got=rows, remedy=cure)
     with torch.no_grad():
         events, output = watch(private_copy(module), given)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
@@ -175,12 +171,10 @@ def _copy_in_training(module: nn.Module, order: list[str], given: Given) -> nn.M
     before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     with contextlib.suppress(Exception):  # of the module's own code: statistics of too few rows, say
         run(twin, given) if before else None
-    changed = [name for name, buffer in twin.named_buffers() if not torch.equal(buffer, before[name])]
     around = {path[:end] for path in order for end, sign in enumerate(path) if sign == "."} | {""}
-    kept = [name for name in changed if name.rpartition(".")[0] in around]
-    if kept:
-        cure = "Keep them in a module in front of the layers or behind them."
-        raise refusal(f"buffers that its forward changes in training: {', '.join(kept)}", cure)
+    kept = [name for name, value in twin.named_buffers() if name.rpartition(".")[0] in around]
+    if kept := [name for name in kept if not torch.equal(twin.get_buffer(name), before[name])]:
+        raise refusal(f"buffers that its forward changes in training: {', '.join(kept)}", "Keep them in a module.")
     return twin
 
 
@@ -215,7 +209,9 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     call[mask][1:, -2:] = not padding.real
     with torch.no_grad():
         if _holds(_narrows, stem, call, padding):
-            return replace(padding, mixed=_holds(_meet, stem, call, padding))
+            mixed = _holds(_meet, stem, call, padding)
+            optional = not mixed and _holds(_meet, stem, call, padding, True)
+            return replace(padding, mixed=mixed or optional, optional=optional)
     stem.mask, stem.kinds = "", kinds
     return None
 
@@ -239,15 +235,20 @@ def _narrows(stem: CapturedStem, call: Given, padding: Padding) -> bool:
     )
 
 
-def _meet(stem: CapturedStem, call: Given, padding: Padding) -> bool:
-    """Whether rows that were given alone, at their own lengths, give the same in one batch."""
+def _meet(stem: CapturedStem, call: Given, padding: Padding, spare: bool = False) -> bool:
+    """Whether rows that were given alone, or beside a spare one, at their own lengths, give the same in one batch."""
     rows, length = call[padding.mask].shape
     parts = []
     for row in range(rows):
         alone = {k: v[row : row + 1] if isinstance(v, Tensor) and len(v) == rows else v for k, v in call.items()}
         own = length - 2 * (row > 0)
         long = {k: v[:, :own] for k, v in alone.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)}
-        parts.append(stem(alone | long))
+        given = alone | long
+        if spare:
+            given = {k: torch.cat([v, v]) if isinstance(v, Tensor) and len(v) == 1 else v for k, v in given.items()}
+            given[padding.mask][1, 1:] = not padding.real
+        own_state = stem(given)
+        parts.append(take_rows(own_state, torch.zeros(1, dtype=torch.long)) if spare else own_state)
     hidden = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.lengths_of_hidden, length=length)
     met = _through(hidden, join_context([own for _, own in parts], [1] * rows, padding, length))
     whole = _through(*stem(call))
@@ -282,8 +283,7 @@ def _explained(
     module: nn.Module, events: list[Event], given: Given, layers: str | None, refused: list[ArgumentError]
 ) -> ArgumentError:
     """Return the refusal that names the cause."""
-    parts = list(module.modules())
-    if any(getattr(part, "batch_first", True) is False for part in parts):
+    if any(getattr(part, "batch_first", True) is False for part in module.modules()):
         cure = "Build them with batch_first=True; the weights are the same."
         return refusal("layers with batch_first=False, which take the length first", cure)
     if layers is not None:
@@ -295,18 +295,15 @@ def _explained(
         return refusal(got, f"Pass layers={better[0]!r}." if better else "")
     if refused:
         return refused[0]
-    if any(isinstance(part, nn.RNNBase) and part.num_layers > 1 for part in parts):
+    if any(isinstance(part, nn.RNNBase) and part.num_layers > 1 for part in module.modules()):
         cure = "Put modules of one layer each into an nn.ModuleList."
         return refusal("a recurrent module that runs its layers inside", cure)
-    called = {event.path.rpartition(".")[0] for event in events}
-    for path, box in module.named_modules():
-        if isinstance(box, nn.ModuleList) and path in called:
-            cure = "Remove from the list what never runs."
-            return refusal(f"{path!r}, whose modules are not called once each, in order", cure)
-    groups: dict[type, list[str]] = {}
-    for name, child in module.named_children():
-        groups.setdefault(type(child), []).append(name)
-    names = max(groups.values(), key=len, default=[])
-    if len(names) > 1:
+    boxes = {path for path, box in module.named_modules() if isinstance(box, nn.ModuleList)}
+    for path in [event.path.rpartition(".")[0] for event in events]:
+        if path in boxes:
+            return refusal(f"{path!r}, whose modules are not called once each, in order", "Remove what never runs.")
+    kinds = [type(child) for child in module.children()]
+    names = [name for name, child in module.named_children() if kinds.count(type(child)) > 1]
+    if names:
         return _not_in_a_list(names)
     return refusal(f"a {type(module).__name__} without such a list", "Put its layers into an nn.ModuleList.")

@@ -296,13 +296,7 @@ _NO_HOOKS: dict[str, Any] = {name: OrderedDict() for name in _HOOKS}
 
 
 class CapturedStem(nn.Module):
-    """The stem of a captured module, which registers it; it learns each kind of call when it meets the first.
-
-    Args:
-        module: The module.
-        order: The names of its layers.
-        example: The arguments of a call.
-    """
+    """The stem of a captured module, which registers it; it learns each kind of call when it meets the first."""
 
     def __init__(self, module: nn.Module, order: list[str], example: Given) -> None:
         super().__init__()
@@ -461,12 +455,7 @@ class CapturedStep(nn.Module):
 
 
 class CapturedReadout(nn.Module):
-    """A part of the module's own output as features.
-
-    Args:
-        select: From the output to that part.
-        kinds: The kinds of calls that the stem knows.
-    """
+    """A part of the module's own output as features."""
 
     def __init__(self, select: Select, kinds: Mapping[Any, list[Kind]]) -> None:
         super().__init__()
