@@ -207,7 +207,7 @@ class EncoderAdapter(Adapter):
         }
 
     def padding(self) -> Padding:
-        """See `Adapter.padding`; a mask that hides nothing is None here, so rows of several lengths do not join."""
+        """See `Adapter.padding`; a mask that hides nothing is None here."""
         return Padding(
             inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
             context={
@@ -216,7 +216,7 @@ class EncoderAdapter(Adapter):
                 "token_type_ids": Along((-1,)),
                 **self.extra_lengths,
             },
-            mixed=False,
+            optional=True,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, map_tensors, take_rows
-from ponder.inference.examples import fitting
+from ponder.inference.examples import Example, ExampleReader, can_regroup, fitting
 from ponder.model.loop import Running, ask
 from ponder.model.padding import (
     Along,
@@ -121,16 +121,22 @@ class Stepper:
 
     def begin(
         self,
+        reader: ExampleReader,
+        examples: Sequence[Example],
         rows: Sequence[Any],
-        inputs: Tree,
-        context: Mapping[str, Any],
         row_ids: Sequence[int],
         policy_context: Mapping[str, Tensor] | None = None,
     ) -> Cohort:
-        """Run the stem for a batch, whose rows then stand before their first step."""
+        """Run the stem for examples, whose rows then stand before their first step."""
+        spare = can_regroup(self.model) and reader.needs_spare(examples)
+        inputs, context = reader.batch(examples, spare=spare)
+        context.pop("labels", None)
+        if spare:
+            row_ids, first = [*row_ids, 0], torch.tensor([*range(len(rows)), 0])
+            policy_context = None if policy_context is None else take_rows(dict(policy_context), first)
         if self.device is not None:
             inputs, context, policy_context = map_tensors(
-                lambda tensor: tensor.to(self.device, non_blocking=True), (inputs, dict(context), policy_context)
+                lambda tensor: tensor.to(self.device, non_blocking=True), (inputs, context, policy_context)
             )
         source, batch = self.model.start(
             inputs,
@@ -141,14 +147,15 @@ class Stepper:
             use_hazard=self._use_hazard,
             use_features="features" in self.policy.needs,
         )
-        lengths = [0] * len(rows)
+        size = len(row_ids)
+        lengths = [0] * size
         if self.padding is not None:
             real = positions(source.hidden, (named_in(inputs, context), source.context), self.padding)
             width = self.padding.width(source.hidden) or 0
-            lengths = [width] * len(rows) if real is None else last_position(real).tolist()
-        return Cohort(
-            rows=tuple(rows),
-            steps=(0,) * len(rows),
+            lengths = [width] * size if real is None else last_position(real).tolist()
+        cohort = Cohort(
+            rows=(*rows, None) if spare else tuple(rows),
+            steps=(0,) * size,
             lengths=tuple(lengths),
             running=Running.start(self.policy, batch),
             past=source.past or [],
@@ -157,6 +164,7 @@ class Stepper:
             mask=source.mask,
             policy_context=source.policy_context,
         )
+        return cohort.take(range(len(rows))) if spare else cohort
 
     def step(self, cohort: Cohort) -> tuple[Exited | None, Cohort | None]:
         """Run the next step of a joined cohort, and return the rows that exit there and those that remain."""

@@ -80,16 +80,30 @@ class ExampleReader:
         signature = (length if self.one_length else 0, _kind(inputs, self.padding), *names)
         return Example(inputs, context, length, signature, None if labels is None else torch.as_tensor(labels)[None])
 
-    def batch(self, examples: Sequence[Example]) -> tuple[Tree, dict[str, Any]]:
-        """Inputs and context of a call with one row an example, padded on the right to the longest."""
+    def batch(self, examples: Sequence[Example], *, spare: bool = False) -> tuple[Tree, dict[str, Any]]:
+        """Return inputs and context of a call with one row an example, padded on the right to the longest.
+
+        Args:
+            examples: The examples.
+            spare: Add a row of length 1, beside which a mask hides something (see `Padding.optional`).
+        """
         if self.collate is not None:
             inputs, context = _as_pair(self.collate([example.inputs for example in examples]))
             return inputs, dict(context)
-        sizes, length = [1] * len(examples), max([example.length for example in examples])
+        length, padding = max([example.length for example in examples]), self.padding
         rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
-        lengths = with_lengths(None) if self.padding is None else self.padding.lengths_of_inputs(rows[0])
+        lengths = with_lengths(None) if padding is None else padding.lengths_of_inputs(rows[0])
+        if spare:
+            rows.append(join_rows(rows[:1], [1], lengths=lengths, length=1, path="inputs"))
+            contexts.append(join_context(contexts[:1], [1], padding, 1))
+        sizes = [1] * len(rows)
         inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
-        return inputs, join_context(contexts, sizes, self.padding, length)
+        return inputs, join_context(contexts, sizes, padding, length)
+
+    def needs_spare(self, examples: Sequence[Example]) -> bool:
+        """Whether a batch of these needs a spare row; batches of length 1 cannot hide anything."""
+        optional = self.padding is not None and self.padding.optional and self.collate is None
+        return optional and max([example.length for example in examples]) > 1
 
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""

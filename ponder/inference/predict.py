@@ -104,10 +104,8 @@ def predict(
         for chunk in _chunks(rows, batch_size * _BATCHES_AT_ONCE):
             cohorts = []
             for places in _batches(chunk, rows, batch_size, max_tokens):
-                inputs, context = reader.batch([rows[place] for place in places])
-                context.pop("labels", None)
-                given = _rows_of(policy_context, places)
-                cohorts.append(stepper.begin(places, inputs, context, [ids[place] for place in places], given))
+                examples, given = [rows[place] for place in places], _rows_of(policy_context, places)
+                cohorts.append(stepper.begin(reader, examples, places, [ids[place] for place in places], given))
             for gone in _advanced(stepper, cohorts, batch_size, max_tokens):
                 exited.append(gone)
                 if progress is not None:

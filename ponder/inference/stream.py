@@ -245,6 +245,7 @@ def _report(done: queue.SimpleQueue[int], position: int, _: Future[StreamOutput]
     done.put(position)
 
 
+_POOL = 4  # batches that a queue collects under load, so that rows of similar length stand together
 _END: Any = object()
 _Key = tuple[int, Hashable, object]
 """The rows that may share a step: its weights, the kind of the rows, and whether their policy state has begun."""
@@ -268,8 +269,8 @@ class _Worker:
     ) -> None:
         self.reader, self._stepper = reader, stepper
         self._max_batch, self._max_tokens, self._max_waiting = max_batch, max_tokens, max_waiting
-        self._max_running = 2 * max_batch * len(set(stepper.schedule))
-        self._max_skips = 4 * len(set(stepper.schedule))
+        self._max_running = 2 * _POOL * max_batch * len(set(stepper.schedule))
+        self._max_skips = 4 * _POOL * len(set(stepper.schedule))
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, list[_Request]] = {}
         self._queues: dict[_Key, list[Cohort]] = {}
@@ -341,7 +342,7 @@ class _Worker:
             for signature, requests in self._waiting.items():
                 rows[first, signature, self._fresh] += len(requests)
         chosen = max(
-            rows, key=lambda key: (self._skips[key] >= self._max_skips, min(rows[key], self._max_batch), key[0])
+            rows, key=lambda key: (self._skips[key] >= self._max_skips, min(rows[key], _POOL * self._max_batch), key[0])
         )
         self._skips = Counter({key: self._skips[key] + 1 for key in rows if key != chosen})
         return chosen
@@ -355,7 +356,7 @@ class _Worker:
             return []
         waiting.sort(key=lambda request: -request.example.length)
         oldest = min(range(len(waiting)), key=lambda place: waiting[place].number)
-        start = oldest if self._max_tokens else max(min(oldest, len(waiting) - room), 0)
+        start = _window(oldest, len(waiting), room, self._max_tokens)
         lengths = [request.example.length for request in waiting[start : start + room]]
         taken = waiting[start : start + fitting(lengths, room, self._max_tokens)]
         del waiting[start : start + len(taken)]
@@ -379,13 +380,13 @@ class _Worker:
     def _begin(self, requests: Sequence[_Request]) -> list[Cohort]:
         """Run the stem; where it raises, for halves of the rows, down to the one that fails."""
         try:
-            inputs, context = self.reader.batch([request.example for request in requests])
+            examples = [request.example for request in requests]
             given = {
                 name: torch.cat([request.policy_context[name] for request in requests])
                 for name in requests[0].policy_context
             }
             ids = [request.row_id for request in requests]
-            return [self._stepper.begin(requests, inputs, context, ids, given or None)]
+            return [self._stepper.begin(self.reader, examples, requests, ids, given or None)]
         except Exception as error:
             if len(requests) == 1:
                 self._fail(requests[0], error)
@@ -459,10 +460,18 @@ def _oldest(cohorts: Sequence[Cohort], max_batch: int, max_tokens: int | None) -
         (-cohort.lengths[place], number, place) for number, cohort in enumerate(cohorts) for place in range(len(cohort))
     )
     oldest = min(range(len(rows)), key=lambda at: cohorts[rows[at][1]].rows[rows[at][2]].number)
-    start = oldest if max_tokens else max(min(oldest, len(rows) - max_batch), 0)
+    start = _window(oldest, len(rows), max_batch, max_tokens)
     end = start + fitting([-length for length, _, _ in rows[start : start + max_batch]], max_batch, max_tokens)
     taken, rest = rows[start:end], rows[:start] + rows[end:]
     return _parts(cohorts, taken), _parts(cohorts, rest)
+
+
+def _window(place: int, rows: int, size: int, max_tokens: int | None) -> int:
+    """Return where a batch begins that holds the row at `place` among rows sorted by length.
+
+    Batches are cut at multiples of their size, since windows around one row leave gaps that later ones have to span.
+    """
+    return place if max_tokens else max(min(place // size * size, rows - size), 0)
 
 
 def _parts(cohorts: Sequence[Cohort], rows: Sequence[tuple[int, int, int]]) -> list[Cohort]:

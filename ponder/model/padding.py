@@ -91,6 +91,8 @@ class Padding:
         pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
         mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
             own length.
+        optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one could not meet, so a
+            short spare row goes through the stem with every batch of a data set or a stream.
 
     Example:
         >>> padding = ponder.Padding(mask="src_key_padding_mask", real=False)
@@ -111,6 +113,7 @@ class Padding:
     context: Mapping[str, Along] = field(default_factory=dict)
     pooled: bool = True
     mixed: bool = True
+    optional: bool = False
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
         """Return the positions that are not padding, `(batch, length)` bool; None where there is no mask."""
