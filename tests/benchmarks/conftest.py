@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from glue_files import write
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 WORDS = ["one", "two", ".", *(str(number) for number in range(10)), "not", "the", "a", "is", "true", "that", "it"]
-SHARED = Path(__file__).parents[3] / "shared"
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +47,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return str(folder)
-
-
-def write(folder: Path, name: str, split: str, lines: Sequence[str], end: str = "\n") -> Path:
-    """Write a file in GLUE's layout."""
-    path = folder / name / f"{split}.tsv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
-    return path
 
 
 @pytest.fixture(scope="session")

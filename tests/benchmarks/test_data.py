@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED, write
 from datasets import Dataset
+from glue_files import SHARED, write
 
 from benchmarks import backbones, metrics, tasks
 from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
