@@ -35,7 +35,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def digest(fields: Mapping[str, Any]) -> str:
-    """Return ten hexadecimal digits that stand for plain JSON values, whatever the order of their fields."""
+    """Return ten hexadecimal digits that stand for plain JSON values; the order of their fields does not matter."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -33,7 +33,7 @@ class Task(ABC):
         label_names: Names of the classes, in the order of their numbers; empty for regression.
         label_range: Lowest and highest score of a regression task; None for classification.
         classes: Number of the classes, where their names stand in the data alone.
-        outside: A class that is reported apart from the others (out of scope), where there is one.
+        outside: A class that is reported separately (out of scope), where there is one.
     """
 
     name: str

@@ -43,13 +43,13 @@ def give_exits(
     with bar("answering", len(texts)) as advance:
         done = 0
 
-        def tell(phase: str, now: int, total: int) -> None:
+        def note(phase: str, now: int, total: int) -> None:
             nonlocal done
             if phase != "train":
                 advance(now - done if now > done else now)
                 done = now if now < total else 0
 
-        report = fit_exits(model, list(texts), progress=tell, **options)
+        report = fit_exits(model, list(texts), progress=note, **options)
     model.save_pretrained(out)
     return model, report
 

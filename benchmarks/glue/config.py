@@ -103,11 +103,11 @@ class RunConfig:
 
 
 def key_of(config: Mapping[str, Any], *, remade: bool = True) -> str:
-    """Return the name of a run from the plain fields of its configuration, whatever version wrote them.
+    """Return the name of a run from the plain fields of its configuration, of any version.
 
     Args:
         config: The fields.
-        remade: Whether a recipe of `REMADE` is the one that has the name now, or the one of before.
+        remade: Whether a recipe of `REMADE` is the one that has the name now, or the earlier one.
     """
     hashed = {"recipe_version": 2} if remade and config["recipe"] in REMADE else {}
     for name, value in config.items():

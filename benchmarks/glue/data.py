@@ -126,7 +126,7 @@ class GlueTask(Task):
     def _hub(self) -> DatasetDict:
         try:
             return datasets.load_dataset(_HUB, self.hub_name)
-        except Exception as error:  # whatever keeps the hub away, the remedy is the same
+        except Exception as error:  # one remedy for every reason
             raise DataError(
                 f"{self.name}: no folder was given, and the hub's {_HUB} ({self.hub_name}) could not be loaded "
                 f"({type(error).__name__}: {error}). Pass GLUE_DIR (--glue-dir), a folder that holds "

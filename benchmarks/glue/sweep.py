@@ -70,7 +70,7 @@ class Suite:
 
         Args:
             backbone: The backbone of all runs.
-            changed: Fields that are the same for all runs, whatever the suite says.
+            changed: Fields that are the same for all runs, instead of those of the suite.
         """
         made = []
         for name, spec in itertools.product(self.tasks, self.recipes):
@@ -141,7 +141,7 @@ def sweep(cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], objec
         there = (folder / f"{config.key}.json").exists()
         try:
             result = run(config, folder)
-        except Exception as error:  # whatever one run fails of, the others go on
+        except Exception as error:  # of any kind: the other runs go on
             failed.append(config.key)
             write_json(note, {"error": f"{type(error).__name__}: {error}", "details": traceback.format_exc()})
             say(f"{config.key}: failed ({error})")

@@ -125,7 +125,7 @@ def start_at(model: PonderForSequenceClassification, value: float) -> None:
     """Let every head of a new regression model answer about `value`, the mean of the training labels.
 
     A head that starts at 0 far from the labels sends one large common gradient through every step that is trained,
-    which shifts the features of the encoder until they tell no examples from others.
+    which shifts the features of the encoder until all examples look alike.
     """
     for module in model.ponder.head.modules():
         if isinstance(module, torch.nn.Linear):

@@ -172,13 +172,13 @@ def _measured(model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: in
     inputs, labels, difficulty = draw(scene.size, levels, examples, torch.Generator().manual_seed(seed))
     trajectory = model.unroll(inputs)
     ways = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5), "last step": policies.LastStep()}
-    told = {}
+    found = {}
     for name, policy in ways.items():
         exits = trajectory.replay(policy)
         right, steps = (exits.outputs.argmax(-1) == labels).double(), exits.exit_step.double()
         by_level = [(level, difficulty == level) for level in difficulty.unique().tolist()]
         spread = len(by_level) > 1 and float(steps.std()) > 0
-        told[name] = {
+        found[name] = {
             "accuracy": float(right.mean()),
             "mean_exit_step": float(steps.mean()),
             "steps_per_element": float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0]) if spread else 0.0,
@@ -191,4 +191,4 @@ def _measured(model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: in
                 for level, rows in by_level
             ],
         }
-    return told
+    return found

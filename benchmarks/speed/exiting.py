@@ -45,8 +45,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
             share = WallClock(*(value / steps for value in (clock.median, clock.low, clock.high)))
             more = {"steps": steps, "wall_clock": clock.median}
             case = f"{subject.name}, {name}, batch {batch}"
-            told = figure(SECTION, case, "speed-up in wall-clock ÷ in steps", share, at_least=GOALS.get(batch), **more)
-            found.append(told)
+            measured = figure(
+                SECTION, case, "speed-up in wall-clock ÷ in steps", share, at_least=GOALS.get(batch), **more
+            )
+            found.append(measured)
     return found
 
 
