@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,7 @@ def run(
     answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
     full = answers[:, -1]
     if reference is not None:
-        names = {name: place for place, name in enumerate(made.labels)}
-        full = np.array([names.get(n, -1) for n in open_folder(reference).answer(fresh.texts, LastStep()).labels])
+        full = _answers_of(reference, fresh.texts, made.labels)
     other = ~seen.agreement() if reference is None else answers != full[:, None]
     differs = other[np.arange(len(seen)), steps - 1]
     verdict = _verdict(made, int(differs.sum()), len(seen), disagreement, reference)
@@ -105,6 +104,12 @@ def run(
         rows.append((f"step {step + 1}", f"{100 * other[:, step].mean():.2f}% other answers{score}"))
     show(card, said, rows, as_json=as_json)
     return verdict.code
+
+
+def _answers_of(reference: Path, texts: list[Any], names: Sequence[str]) -> Any:
+    """Return the answers of another folder at full depth, as numbers of the classes of this one, `(rows,)`."""
+    places = {name: place for place, name in enumerate(names)}
+    return np.array([places.get(label, -1) for label in open_folder(reference).answer(texts, LastStep()).labels])
 
 
 def _verdict(made: Folder, differ: int, rows: int, level: float | None, reference: Path | None) -> Verdict:

@@ -84,40 +84,40 @@ def run(
     card: dict[str, Any] = {"command": "export", "int8": int8, "columns": list(made.columns)}
     said, rows = "Exits and answers are those of the folder, within 1e-4.", [("int8", "yes" if int8 else "no")]
     if texts is None:
-        model = OnnxModel(onnx(made.model, out))
+        onnx(made.model, out)
     else:
         fresh = made.fresh(read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST).texts
         own = made.policy
         promised = own.level if isinstance(own, Certified) and own.threshold_value is not None else 0.01
-        with TemporaryDirectory() as scratch, progress() as advance:
-            small = _quantized(made, Path(scratch), fresh, disagreement or promised, confidence, advance)
-            found = certify(
-                small.choosing,
-                small.certifying,
-                risk=OtherAnswers(),
-                level=disagreement or promised,
-                confidence=confidence,
-            )
-            small.model.policy = found.policy
-            small.model.save_policy()
-            shutil.copytree(small.model.folder, out, dirs_exist_ok=True)
-        model = OnnxModel(out)
-        said, facts = _promise(small, found)
-        some = fresh[:_TIMED]
-        clock = wall_clock(lambda: made.answer(some, LastStep()), lambda: model.predict(some, batch_size=BATCH))
-        rows += [
-            *facts.items(),
-            ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth"),
-        ]
-        card |= {"met": found.met, "level": found.policy.level if found.met else None, "confidence": confidence}
-        card |= {"other_answers": found.observed, "mean_exit_step": found.mean_exit_step}
-        card |= {"moved": small.moved, "speed_up_in_seconds": [clock.low, clock.median, clock.high]}
+        said, more, facts = _write_int8(made, out, fresh, disagreement or promised, confidence)
+        rows, card = [*rows, *more.items()], {**card, **facts}
+    model = OnnxModel(out)
     model.manifest = replace(model.manifest, columns=tuple(made.columns))
     model.save_policy()
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     card |= {"megabytes": size, "num_steps": model.num_steps, "statement": said, "policy": repr(model.policy)}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     show(card, [said], [*rows, ("size", f"{size:.1f} MB"), ("written to", str(out))], as_json=as_json)
+
+
+def _write_int8(
+    made: Folder, out: Path, texts: list[Any], level: float, confidence: float
+) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Write an export in int8, and return its promise, rows of the table, and facts for the card."""
+    with TemporaryDirectory() as scratch, progress() as advance:
+        small = _quantized(made, Path(scratch), texts, level, confidence, advance)
+        given = small.choosing, small.certifying
+        found = certify(*given, risk=OtherAnswers(), level=level, confidence=confidence)
+        small.model.policy = found.policy
+        small.model.save_policy()
+        shutil.copytree(small.model.folder, out, dirs_exist_ok=True)
+    some, model = texts[:_TIMED], OnnxModel(out)
+    clock = wall_clock(lambda: made.answer(some, LastStep()), lambda: model.predict(some, batch_size=BATCH))
+    said, rows = _promise(small, found)
+    rows["seconds"] = f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth"
+    card = {"met": found.met, "level": level if found.met else None, "confidence": confidence}
+    card |= {"other_answers": found.observed, "moved": small.moved, "mean_exit_step": found.mean_exit_step}
+    return said, rows, {**card, "speed_up_in_seconds": [clock.low, clock.median, clock.high]}
 
 
 def _quantized(
