@@ -1,8 +1,8 @@
 """Metrics of a task, and the one score that is made of them, as GLUE does.
 
 The score is the mean of the task's metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
-MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. A class that a task reports separately (out of
-scope) takes no part in the score. A correlation with something constant is undefined (0/0); it is reported as 0.
+MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. A class with a number of its own
+(out of scope) takes no part in the score. A correlation with something constant is undefined (0/0); it is reported as 0.
 """
 
 from __future__ import annotations
