@@ -2,7 +2,7 @@
 
 The score is the mean of the task's metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
 MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. A class with a number of its own
-(out of scope) takes no part in the score. A correlation with something constant is undefined (0/0); it is reported as 0.
+(out of scope) takes no part in the score. A correlation with something constant, 0/0, is reported as 0.
 """
 
 from __future__ import annotations
