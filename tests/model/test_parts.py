@@ -94,6 +94,8 @@ def test_stacked_steps_may_change_the_width() -> None:
     model = ponder.PonderWrapper([nn.Linear(4, 3), nn.Linear(3, 5)], head=heads, policy=ponder.policies.Confidence(0.6))
     assert model.eval()(torch.randn(6, 4)).outputs.shape == (6, 2)
     assert model.unroll(torch.randn(6, 4)).outputs.shape == (6, 2, 2)
+    single = ponder.PonderWrapper(nn.Linear(4, 3), num_steps=1, head=nn.Linear(3, 2)).eval()
+    assert single(torch.randn(6, 4)).outputs.shape == (6, 2)
 
 
 # -- heads ---------------------------------------------------------------------------------------------------------
