@@ -38,7 +38,7 @@ from ponder.policies import FixedStep, LastStep
 __all__ = ["Advice", "Way", "advise"]
 
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
-_ROUNDS, _TIMED, _ALONE = 5, 160, 24  # rounds of timing, texts in batches of 32 and by themselves
+_ROUNDS, _TIMED, _ALONE = 3, 128, 16  # rounds of timing, texts in batches of 32 and by themselves
 _CERTIFIED = 7  # ways that are certified
 
 
@@ -266,7 +266,7 @@ class _Race:
         sure = np.log(np.maximum(cheap.probabilities(texts, self.names), 1e-12))
         behind = [(f"cascade{ending}", model, outputs)]
         if not ending:
-            behind.append(("cascade, exits behind", self.exits, self.early))
+            behind.append(("cascade + exits", self.exits, self.early))
         for name, dear, answers in behind:
             whole = ArrayRecord(
                 np.stack([sure, answers, self.outputs[:, -1]], axis=1), np.arange(len(texts)), content_ids=False
@@ -295,14 +295,14 @@ class _Race:
         differs = int((last.argmax(-1) != self.answers)[len(self.choose) :].sum())
         bound = upper_bound(differs, len(self.check), self.confidence)
         yield self._way("int8", whole, last.argmax(-1), self.level if bound <= self.level else math.nan, size, False)
-        say("int8, exits")
+        say("int8 + exits")
         outputs = np.concatenate([record.outputs, self.outputs[:, -1:]], axis=1)
         found = self._certified(ArrayRecord(outputs, np.arange(len(texts))))
         eight.policy = _inside(found.policy.policy)
         steps = ArrayRecord(outputs, np.arange(len(texts))).exit_steps(found.policy.policy)
         made = outputs[np.arange(len(steps)), steps - 1].argmax(-1)
-        yield self._way("int8, exits", eight, made, self.level if found.met else math.nan, size, False)
-        yield from self._cascades(whole, last, size, False, ", int8")
+        yield self._way("int8 + exits", eight, made, self.level if found.met else math.nan, size, False)
+        yield from self._cascades(whole, last, size, False, " in int8")
 
     def _certified(self, record: ArrayRecord, costs: Sequence[float] | None = None) -> RiskControl:
         """Choose and certify a policy whose reference, the last column, is never asked for."""
@@ -330,7 +330,7 @@ class _Race:
         kept = 1.0 - share
         median, low, high = (max(second * kept, 1e-9) for second in ways[0].seconds)
         speed = 1.0 / max(kept, 1e-9)
-        way = Way("coin: student or model", None, share * float(wrong), math.nan, math.nan, cascade.megabytes, True)
+        way = Way("coin", None, share * float(wrong), math.nan, math.nan, cascade.megabytes, True)
         return [replace(way, seconds=(median, low, high), speed_up=(speed,) * 3)]
 
     def changed(self, way: Way) -> tuple[tuple[str, str, str], ...]:

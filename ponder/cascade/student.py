@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -40,15 +41,19 @@ class Embeddings:
     tokenizer: str
     matrix: NDArray[Any]
 
-    def means(self, texts: Sequence[str]) -> NDArray[Any]:
-        """Return the mean embedding of each text's tokens, `(texts, width)`."""
+    @cached_property
+    def _encoder(self) -> Any:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise PonderError("a student with embeddings needs tokenizers: pip install tokenizers.") from error
-        tokenizer = Tokenizer.from_str(self.tokenizer)
-        tokenizer.no_padding()
-        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        made = Tokenizer.from_str(self.tokenizer)
+        made.no_padding()
+        return made
+
+    def means(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return the mean embedding of each text's tokens, `(texts, width)`."""
+        encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
         made = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
         for row, each in enumerate(encoded):
             if each.ids:

@@ -70,9 +70,9 @@ def _plain(advice: Advice) -> list[dict[str, Any]]:
 
 
 def _table(advice: Advice) -> str:
-    console, table = Console(width=80, highlight=False, markup=False), Table(box=None)
+    console, table = Console(width=80, highlight=False, markup=False), Table(box=None, padding=(0, 2, 0, 0))
     table.pad_edge = False
-    for name in ("way", "ms a text", "alone", "× (range)", "other", "≤", "right", "MB", "torch"):
+    for name in ("way", "ms", "alone", "×", "range", "other", "≤", "right", "MB", "torch"):
         table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
     for way in advice.ways:
         table.add_row(*_cells(way, wins=way is advice.winner))
@@ -80,7 +80,7 @@ def _table(advice: Advice) -> str:
     with console.capture() as drawn:
         console.print(advice.sentence, table, sep="\n")
         console.print(
-            f"{check} texts certify ({teach} taught, {choose} chose); batches of 32 and texts alone (median), "
+            f"{check} texts certify ({teach} taught, {choose} chose); ms a text in batches of 32, and alone (median), "
             f"{count(advice.threads, 'thread')}, in turn; other: answers unlike now; ≤: promised.",
             *advice.remarks,
             sep="\n",
@@ -98,7 +98,8 @@ def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
         ("▸ " if wins else "  ") + way.name,
         f"{1e3 * way.seconds[0]:.2f}",
         alone,
-        f"{speed:.2f} ({low:.1f}–{high:.1f})",
+        f"{speed:.2f}",
+        f"{low:.1f}–{high:.1f}",
         share(way.disagreement),
         share(way.promise),
         share(way.accuracy),
