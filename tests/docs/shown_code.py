@@ -106,9 +106,10 @@ def make_stand_ins(folder: Path) -> None:
     config = AlbertConfig(vocab_size=len(words), num_labels=2, initializer_range=0.1, **sizes)
     encoder, classifier = AlbertModel(config), AlbertForSequenceClassification(config)
     with torch.no_grad():  # both classes are answered
-        texts = [f"{word} text {'long ' * (n % 40)}{n}" for n in range(40) for word in ("good", "bad", "one")]
-        logits = classifier.eval()(**named(texts, padding=True, return_tensors="pt")).logits
-        classifier.classifier.bias -= logits.median(0).values
+        both = named(["good text 1", "bad text 1"], return_tensors="pt")
+        logits = classifier.eval()(**both).logits
+        classifier.classifier.weight *= 10 / (logits[0] - logits[1]).abs().max()
+        classifier.classifier.bias -= classifier(**both).logits.mean(0)
     for name, model in (("albert-base-v2", encoder), ("my-classifier", classifier)):
         model.save_pretrained(folder / name)
         named.save_pretrained(folder / name)
