@@ -108,6 +108,18 @@ def test_contexts_are_joined_by_their_names() -> None:
     assert torch.equal(made["table"].value, torch.arange(4))
 
 
+def test_inputs_are_joined_by_their_lengths() -> None:
+    padding = ponder.Padding(inputs=Along(fill=7))
+    ids, weight = [torch.tensor([[1, 2]]), torch.tensor([[3]])], [torch.ones(1), torch.ones(1)]
+    joined = join_rows(ids, [1, 1], lengths=padding.lengths_of_inputs(ids[0]), length=2)
+    assert joined.tolist() == [[1, 2], [3, 7]]
+    rows = [{"ids": i, "attention_mask": torch.ones_like(i), "w": w} for i, w in zip(ids, weight, strict=True)]
+    made = join_rows(rows, [1, 1], lengths=padding.lengths_of_inputs(rows[0]), length=2)
+    assert made["ids"].tolist() == [[1, 2], [3, 7]]
+    assert made["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert made["w"].tolist() == [1.0, 1.0]
+
+
 def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
     values = [ponder.Shared(torch.arange(size)) for size in (3, 5)]
     made = join_rows(values, [1, 1], lengths=with_lengths(Along((0,))), length=4)
