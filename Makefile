@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo puzzles glue test counted compiled lint types format docs links clean
+.PHONY: help install demo puzzles glue test counted compiled lint types format docs clean
 
 ifneq ($(filter glue,$(MAKECMDGOALS)),)
 ifeq ($(strip $(TASK)),)
@@ -87,9 +87,6 @@ format: $(STAMP) ## Format the code and repair what the linter can.
 
 docs: $(STAMP) ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
-
-links: $(STAMP) ## Ask for every link of the documentation to another site; needs a network.
-	$(BIN)/python -m tests.docs.external_links --check
 
 clean: ## Remove what tools leave behind; .venv, runs/ and demo/ stay.
 	rm -rf .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

@@ -79,6 +79,11 @@ class CascadeAnswers:
         """Probability of each predicted class, `(rows,)`."""
         return np.asarray(self.distribution.max(1, initial=0.0))
 
+    @property
+    def exit_step(self) -> NDArray[Any]:
+        """The stage that answered, as the exits of a model are called."""
+        return self.stage
+
 
 @dataclass(frozen=True, eq=False)
 class CascadeReport:
@@ -156,13 +161,17 @@ class Cascade:
             )
         return self._given
 
-    def predict(self, inputs: Sequence[Any], *, batch_size: int = 256) -> CascadeAnswers:
+    def predict(
+        self, inputs: Sequence[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
+    ) -> CascadeAnswers:
         """Answer every input at the first stage that is sure of it; what a stage defers is batched for the next.
 
         Args:
             inputs: The inputs, texts say.
+            policy: Decides instead of the cascade's own policy.
             batch_size: Inputs of a call of a stage at most.
         """
+        policy = self.policy if policy is None else policy
         size, count = len(inputs), len(self.stages)
         distribution, at = np.full((size, len(self.classes)), np.nan), np.full(size, count)
         rows, errors = np.arange(size), dict[int, Exception]()
@@ -175,20 +184,23 @@ class Cascade:
                 except Exception as error:  # of the stage; the rows of other batches are answered
                     errors |= dict.fromkeys(batch.tolist(), error)
                     continue
-                sure = np.ones(len(batch), dtype=bool) if number == count else self._sure(made, number)
+                sure = np.ones(len(batch), dtype=bool) if number == count else self._sure(policy, made, number)
                 distribution[batch[sure]], at[batch[sure]] = made[sure], number
                 deferred.append(batch[~sure])
             rows = np.concatenate(deferred) if deferred else rows[:0]
         best = np.where(np.isnan(distribution).any(1), -1, np.nan_to_num(distribution, nan=-1.0).argmax(1))
         return CascadeAnswers([None if n < 0 else self.classes[n] for n in best], distribution, at, errors)
 
-    def record(self, inputs: Sequence[Any], labels: Any = None, *, reference: Any = None) -> ArrayRecord:
+    def record(
+        self, inputs: Sequence[Any], labels: Any = None, *, reference: Any = None, batch_size: int | None = None
+    ) -> ArrayRecord:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
 
         Args:
             inputs: The inputs.
             labels: Names of the right classes, or None.
             reference: A model whose answers are the ones to keep, in the place of the last stage's.
+            batch_size: Not read: stages batch as they do.
         """
         seconds, columns = list[float](), list[Floats]()
         for stage in (*self.stages, *([] if reference is None else [stage_of(reference)])):
@@ -284,15 +296,17 @@ class Cascade:
         made = [read_stage(Path(folder) / f"stage_{n}") for n in range(1, count + 1)] if stages is None else stages
         return cls(made, costs, policy=ExitPolicy.from_dict(policy), classes=classes)
 
-    def _sure(self, probabilities: Floats, number: int) -> NDArray[Any]:
+    def _sure(self, policy: ExitPolicy, probabilities: Floats, number: int) -> NDArray[Any]:
         outputs = np.log(np.maximum(probabilities, _FEWEST))
         view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
-        together = self.policy.exit_of_all(len(self.stages))
+        together = policy.exit_of_all(len(self.stages))
         if together is not None:
             return np.full(len(outputs), number == together)
-        return np.broadcast_to(np.asarray(self.policy.decide(view, None)[0]), len(outputs))
+        return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
 
     def _number(self, name: Any) -> int:
+        if isinstance(name, int) and str(name) not in self.classes:
+            return name
         if str(name) not in self.classes:
             raise ArgumentError("labels", expected=f"one of {self.classes}", got=repr(name), remedy="Name a class.")
         return self.classes.index(str(name))

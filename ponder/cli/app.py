@@ -40,6 +40,7 @@ Disagreement = Annotated[
     float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE)
 ]
 Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.", **_SHARE)]
+Model = Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -59,8 +60,67 @@ def _root(
 
 
 @app.command()
+def advise(
+    model: Model,
+    texts: TextsFile,
+    out: Annotated[Path | None, typer.Option(help="The folder for the way that wins.")] = None,
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Disagreement = None,
+    within: Annotated[
+        str | None, typer.Option(help="Take the most faithful way that answers a text within 5ms, say.")
+    ] = None,
+    confidence: Confidence = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
+    json: Json = False,
+) -> None:
+    """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
+    with sentences():
+        given = {"disagreement": disagreement or 0.01, "confidence": confidence, "seed": seed}
+        given |= {"within": None if within is None else _seconds(within)}
+        _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+
+
+@app.command()
+def cascade(
+    model: Annotated[Path, typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL")],
+    texts: TextsFile,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    column: Columns = None,
+    no_header: NoHeader = False,
+    disagreement: Annotated[float, typer.Option(help="How often answers may differ.", **_SHARE)] = 0.02,
+    confidence: Confidence = 0.95,
+    json: Json = False,
+) -> None:
+    """Put a student in front of MODEL, taught by its answers, with a bar and a promise."""
+    with sentences():
+        options = {"level": disagreement, "confidence": confidence}
+        _module("cascade").run(model, texts, out, _reading(column, None, no_header), options, as_json=json)
+
+
+@app.command()
+def certify(
+    answers: Annotated[Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")],
+    out: Annotated[Path, typer.Option(help="The JSON file of the bar.")],
+    answer: Annotated[str, typer.Option(help="Column of the answers.")] = "answer",
+    confidence_column: Annotated[
+        str, typer.Option("--confidence-column", help="Column of their confidences.")
+    ] = "confidence",
+    reference: Annotated[str, typer.Option(help="Column of the answers that are to be kept.")] = "reference",
+    disagreement: Annotated[float, typer.Option(help="How often answers may differ.", **_SHARE)] = 0.02,
+    confidence: Confidence = 0.95,
+    json: Json = False,
+) -> None:
+    """Certify a bar on anybody's answers: those above it are taken, the others asked of the reference."""
+    with sentences():
+        columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
+        _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
+
+
+@app.command()
 def exits(
-    model: Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")],
+    model: Model,
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     column: Columns = None,
@@ -101,8 +161,9 @@ def predict(
 
 @app.command()
 def check(
-    folder: Folder,
-    texts: TextsFile,
+    folder: Annotated[Path, typer.Argument(help="A folder of another command, or the bar of `ponder certify`.")],
+    answers: Annotated[Path | None, typer.Argument(help="Fresh answers, for a bar.")] = None,
+    texts: Annotated[Path | None, typer.Option("--texts", help="Fresh texts, for a folder.")] = None,
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
@@ -117,6 +178,11 @@ def check(
     """Does the promise hold on fresh texts? Exit code 0 where it does, 1 where it is broken, 3 for too few to say."""
     with sentences():
         options = {"disagreement": disagreement, "reference": reference, "as_json": json}
+        if answers is not None:
+            raise typer.Exit(_module("certify").check_bar(folder, answers, as_json=json))
+        if texts is None:
+            expected = "fresh texts for a folder, or fresh answers behind a bar"
+            raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
         code = _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
     raise typer.Exit(code)
 
@@ -169,6 +235,14 @@ def serve(
 
 def _module(name: str, package: str = "ponder.cli") -> Any:
     return import_module(f"{package}.{name}")
+
+
+def _seconds(given: str) -> float:
+    """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
+    try:
+        return float(given.removesuffix("ms")) / 1e3 if given.endswith("ms") else float(given.removesuffix("s"))
+    except ValueError as error:
+        raise ArgumentError("--within", expected="a time", got=given, remedy="Write 5ms, say.") from error
 
 
 def _reading(column: list[str] | None, labels: str | None, no_header: bool) -> dict[str, Any]:

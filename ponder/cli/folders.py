@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.rows import content_ids
-from ponder.cli.output import BATCH
+from ponder.cascade import Cascade
+from ponder.cli.output import BATCH, card_of
 from ponder.cli.texts import Texts
 from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
@@ -22,6 +23,7 @@ from ponder.policies.base import ExitPolicy
 
 __all__ = ["CHARACTERS", "Folder", "open_folder"]
 
+CASCADE = "cascade.json"
 CHARACTERS = 16
 """Characters that are kept of a text for each token that a model takes: several times what a token has."""
 
@@ -101,6 +103,10 @@ def open_folder(folder: Path, *, exits: bool = False) -> Folder:
             raise CheckpointError(f"{folder}: expected an export of a classifier of texts, with its tokenizer.")
         longest = CHARACTERS * (made.max_length or 512)
         return Folder(model, made.num_steps, model.policy, made.labels, made.columns, longest)
+    if (folder / CASCADE).is_file() and not exits:
+        cascade = Cascade.load(folder)
+        columns = card_of(folder).get("columns", ())
+        return Folder(cascade, len(cascade.stages), cascade.policy, cascade.classes, columns, CHARACTERS * 512)
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError):

@@ -1,0 +1,88 @@
+"""`certify`, `cascade` and `advise`: bars on anybody's answers, students, and the race."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Folders
+
+
+def answers(path: Path, rows: int, seed: int = 0, wrong: float = 0.0) -> Path:
+    """Answers that are right as often as they are sure, and wrong more often by `wrong`."""
+    draw = random.Random(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "a", "p", "b"])
+        for n in range(rows):
+            sure = draw.random() ** 0.3
+            writer.writerow([n, "yes" if draw.random() < sure - wrong else "no", sure, "yes"])
+    return path
+
+
+COLUMNS = ("--answer", "a", "--confidence-column", "p", "--reference", "b")
+
+
+def test_a_bar_is_certified_and_judged_on_fresh_answers(run: Callable[..., Any], tmp_path: Path) -> None:
+    bar = tmp_path / "bar.json"
+    found = run("certify", answers(tmp_path / "a.csv", 4000), *COLUMNS, "--out", bar, "--json")
+    card = json.loads(found.output)
+    assert card == json.loads(bar.read_text())
+    assert 0.1 < card["taken"] < 0.9
+    assert card["observed"] <= 0.02
+    held = run("check", bar, answers(tmp_path / "fresh.csv", 4000, seed=1), code=0)
+    assert "The promise holds" in held.output
+    assert "broken" in run("check", bar, answers(tmp_path / "worse.csv", 4000, 2, wrong=0.2), code=1).output
+    run("check", bar, answers(tmp_path / "few.csv", 5, 3), code=3)
+
+
+def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
+    out, few = tmp_path / "bar.json", answers(tmp_path / "few.csv", 40)
+    assert "149 rows or more" in " ".join(run("certify", few, *COLUMNS, "--out", out, code=2).output.split())
+    assert "no column 'confidence'" in run("certify", few, "--answer", "a", "--out", out, code=2).output
+    few.write_text("a,p,b\nyes,0.5,yes\nno,0.4,\n")
+    assert "no reference in row 2" in run("certify", few, *COLUMNS, "--out", out, code=2).output
+    assert not out.exists()
+    out.write_text('{"format": "another"}')
+    run("check", out, few, code=2)
+
+
+def test_certify_needs_no_torch(tmp_path: Path) -> None:
+    given = [str(answers(tmp_path / "a.csv", 2000)), *COLUMNS, "--out", str(tmp_path / "bar.json")]
+    code = "import sys; sys.modules['torch'] = None; from ponder.cli.app import app; app(['certify', *sys.argv[1:]])"
+    subprocess.run([sys.executable, "-c", code, *given], check=True, capture_output=True)
+
+
+def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
+    out = tmp_path / "cascade"
+    options = ("--texts", folders.texts, "--disagreement", 0.3, "--json")
+    card = json.loads(run("cascade", folders.model, *options, "--out", out).output.splitlines()[-1])
+    assert len(card["shares"]) == 2
+    found = tmp_path / "answers.csv"
+    run("predict", out, "--texts", folders.fresh, "--out", found)
+    with found.open() as file:
+        assert len(list(csv.DictReader(file))) == 300
+    run("check", out, "--texts", folders.fresh, "--disagreement", 0.9)
+
+
+@pytest.mark.slow
+def test_the_race_ends_with_a_table_and_a_folder(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+    out = tmp_path / "winner"
+    options = ("--texts", folders.texts, "--disagreement", 0.2, "--out", out)
+    table = run("advise", folders.model, *options).output
+    assert not [line for line in table.splitlines() if len(line) > 80 and str(out) not in line]
+    for name in ("as it is", "best fixed step", "exits", "int8", "▸"):
+        assert name in table
+    card = json.loads((out / "ponder.json").read_text())
+    assert sum(way["wins"] for way in card["ways"]) == 1
+    assert "<svg" in (out / "report.html").read_text()
