@@ -77,8 +77,8 @@ def advise(
 ) -> None:
     """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
     with sentences():
-        given = {"disagreement": disagreement or 0.01, "confidence": confidence, "seed": seed}
-        given |= {"within": None if within is None else _seconds(within)}
+        given: dict[str, Any] = {"disagreement": disagreement or 0.01, "confidence": confidence, "seed": seed}
+        given["within"] = None if within is None else _seconds(within)
         _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
 
 
