@@ -123,12 +123,13 @@ class Cascade:
         classes: Names of the classes; those of the last stage, or of the first that has names, where None.
 
     Example:
+        >>> import numpy as np
         >>> cheap = lambda texts: np.array([[0.99, 0.01] if "card" in text else [0.5, 0.5] for text in texts])
         >>> dear = lambda texts: np.array([[1.0, 0.0] if "card" in text else [0.0, 1.0] for text in texts])
         >>> cascade = ponder.cascade.Cascade([cheap, dear], costs=[1, 20], classes=["card", "loan"])
         >>> report = cascade.certify([f"{word} {n}" for n in range(500) for word in ("card", "loan")], level=0.02)
-        >>> report.met, report.shares, cascade.predict(["my card", "a loan"]).stage.tolist()
-        (True, (0.5, 0.5), [1, 2])
+        >>> report.met, [round(share, 1) for share in report.shares], cascade.predict(["my card", "a loan"]).stage.tolist()
+        (True, [0.5, 0.5], [1, 2])
     """
 
     def __init__(

@@ -148,7 +148,7 @@ class Student:
         if weights.shape[1] == 1:  # two classes have one column of weights there
             weights, bias = np.hstack([-weights / 2, weights / 2]), np.array([-bias[0] / 2, bias[0] / 2])
         arrays = (weights.astype(np.float32), bias.astype(np.float32))
-        return cls(tuple(model.classes_), empty.vocabulary, empty.idf, *arrays, temperature, embeddings)
+        return cls(tuple(map(str, model.classes_)), empty.vocabulary, empty.idf, *arrays, temperature, embeddings)
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the probabilities of the classes, `(texts, classes)`; all alike for a text without a known word."""

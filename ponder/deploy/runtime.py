@@ -64,11 +64,6 @@ class OnnxModel:
 
     Raises:
         CheckpointError: The folder is no export.
-
-    Example:
-        >>> exported = ponder.export.OnnxModel(folder)
-        >>> exported.num_steps, exported.predict(inputs.numpy()).exit_step.shape
-        (4, (300,))
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from glue_files import write
+from tests.benchmarks.glue_files import write
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

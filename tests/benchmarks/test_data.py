@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from glue_files import SHARED, write
+from tests.benchmarks.glue_files import SHARED, write
 
 from benchmarks import backbones, metrics, tasks
 from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
