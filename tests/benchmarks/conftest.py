@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.benchmarks.glue_files import write
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from tests.benchmarks.glue_files import write
 
 WORDS = ["one", "two", ".", *(str(number) for number in range(10)), "not", "the", "a", "is", "true", "that", "it"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from tests.benchmarks.glue_files import SHARED, write
 
 from benchmarks import backbones, metrics, tasks
 from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
@@ -19,6 +18,7 @@ from benchmarks.text.wnut import TAGS, Sentence, load, spans, word_tags
 from benchmarks.text.wnut import score as entity_score
 from benchmarks.text.wnut import tokenize as tokenize_words
 from ponder.errors import ArgumentError, CheckpointError, NonFiniteError
+from tests.benchmarks.glue_files import SHARED, write
 
 MNLI = "index\tpromptID\tpairID\tgenre\ta\tb\tc\td\tsentence1\tsentence2\tlabel1\tgold_label"
 # task: lines of a labelled file, and what the first row of it is read as.
