@@ -57,7 +57,9 @@ def assert_oracle(trajectory: Any, policy: policies.ExitPolicy) -> None:
 def test_every_registered_policy_has_a_case() -> None:
     covered = {leaf.to_dict()["name"] for case in CASES for leaf in [case, *models.leaves(case)]}
     covered |= {"any", "all", "after", "before"}
-    own = {name for name in policies.names() if policies.base.registry.find(name).__module__.startswith("ponder.policies")}
+    own = {
+        name for name in policies.names() if policies.base.registry.find(name).__module__.startswith("ponder.policies")
+    }
     assert own - models.RETIRING <= covered
 
 
