@@ -247,18 +247,22 @@ class _Race:
         answers = self.outputs[np.arange(len(steps)), steps - 1].argmax(-1)
         return self._way("best fixed step", model, answers, self.level if found.met else math.nan, size, True)
 
-    def _student(self, plain: Any) -> Student:
+    def _student(self, plain: Any) -> Student | None:
         texts = [self.texts[n] for n in self.teach]
         matrix = self.exits.encoder.get_input_embeddings().weight.detach().float().numpy()
         fast = getattr(self.exits.tokenizer, "backend_tokenizer", None)
         embeddings = None if fast is None else Embeddings(fast.to_str(), np.ascontiguousarray(matrix))
         taught = plain.predict(texts).labels
+        if len(set(taught)) < 2:
+            return None  # a model of one answer needs no student
         return Student.fit(texts, taught, embeddings=embeddings, seed=self.seed)
 
     def _cascades(
         self, model: Any, outputs: NDArray[Any], size: float, torch_needed: bool, ending: str
     ) -> Iterator[Way]:
         """The student before a model, and before it with its exits."""
+        if self.student is None:
+            return
         own = sum(array.nbytes for array in (self.student.weights, self.student.idf)) / 1e6
         own += self.student.embeddings.matrix.nbytes / 1e6 if self.student.embeddings is not None else 0.0
         texts = [self.texts[n] for n in np.concatenate([self.choose, self.check])]
@@ -322,7 +326,7 @@ class _Race:
     def blind(self, ways: Sequence[Way]) -> list[Way]:
         """A coin between student and model that changes as many answers as were asked for: it looks at nothing."""
         cascade = next((way for way in ways if way.name == "cascade"), None)
-        if cascade is None:
+        if cascade is None or self.student is None:
             return []
         sure = self.student.predict_proba([self.texts[n] for n in self.check]).argmax(1)
         wrong = np.mean([self.student.classes[a] for a in sure] != self._named(self.answers[len(self.choose) :]))
@@ -351,6 +355,8 @@ class _Race:
             )
         elif len(self.texts) < 5000:
             said.append("More texts teach better exits and students, and certify lower bars: they need no labels.")
+        if len(set(self.answers.tolist())) < 2:
+            said.append("The model gives all of these texts one answer: give texts on which its answers differ.")
         if self.labels is None:
             said.append("With --labels the table shows accuracies.")
         return tuple(said)

@@ -118,7 +118,9 @@ def _advanced(stepper: Stepper, cohorts: Sequence[Cohort], batch_size: int, max_
     regroups = can_regroup(stepper.model)
     while cohorts:
         remaining = []
-        batches = regroup(cohorts, batch_size, max_tokens) if regroups else [[cohort] for cohort in cohorts]
+        batches = (
+            regroup(cohorts, batch_size, max_tokens) if regroups and len(cohorts) > 1 else [[each] for each in cohorts]
+        )
         for parts in batches:
             exited, after = stepper.step(join(parts, stepper.padding if regroups else None))
             if after is not None:
