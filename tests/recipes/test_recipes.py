@@ -30,6 +30,11 @@ STAGES: dict[str, tuple[Stage, ...]] = {
             objectives.SimulatedExits(5, 10.0, signal="energy") + 0.1 * objectives.SignalCalibration(signal="energy")
         ),
     ),
+    "frozen": (
+        BY_LABELS,
+        Stage(objectives.Distillation(), train="early_heads"),
+        Stage(objectives.Ponder(0.5), train="lambda_head"),
+    ),
     "ponder": (
         BY_LABELS,
         Stage(FROZEN, teacher="previous", early_heads="last", mixing=0.7),
@@ -41,6 +46,8 @@ FOR_TASKS: list[tuple[str, str, policies.ExitPolicy, int, bool]] = [  # recipe, 
     ("ponder", "regression", policies.Quantile(0.25), 3, True),
     ("ponder", "multilabel", policies.Quantile(0.25), 3, True),
     ("ponder", "token_classification", policies.Quantile(0.25), 3, True),
+    ("frozen", "classification", policies.Confidence(0.8), 2, False),
+    ("frozen", "regression", policies.Quantile(0.25), 3, True),
     ("palbert", "classification", policies.Quantile(0.5), 1, True),
     ("pabee", "regression", policies.Patience(6, 0.1), 1, False),
     ("deebert", "classification", policies.Entropy(0.2), 2, False),
