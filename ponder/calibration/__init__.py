@@ -1,4 +1,4 @@
-"""Thresholds from full-depth records: sweeps, calibration, promises with a confidence, diagnoses, costs, figures.
+"""Thresholds from full-depth records: sweeps, calibration, promises with a confidence, diagnoses, costs.
 
 Everything but `cost` works on NumPy arrays (rows × steps) and runs where PyTorch is not installed. Names are loaded
 when they are first used.
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ponder.calibration import cost, plots
+    from ponder.calibration import cost
     from ponder.calibration.agreement import certify, promise_curve
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.control import RiskControl, control_risk
@@ -44,7 +44,6 @@ __all__ = [
     "diagnose",
     "fit_gate",
     "fit_temperatures",
-    "plots",
     "promise_curve",
     "sweep",
 ]

@@ -1,20 +1,20 @@
-"""Records of full-depth runs, as everything in this package reads them: arrays `(rows, steps)`, and no PyTorch."""
+"""Records of full-depth runs, in tensors or in NumPy arrays: all that calibration reads; PyTorch is not needed."""
 
-# ruff: noqa: D102 (the class describes the members of the protocol)
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import namespace
+from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmoid
+from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
-    from ponder.tasks import Task
+from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
+from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task, task_named
 
 __all__ = [
     "Bools",
@@ -34,48 +34,234 @@ Floats: TypeAlias = NDArray[Any]
 Ints: TypeAlias = NDArray[Any]
 Bools: TypeAlias = NDArray[Any]
 """Arrays of float64, of integers and of bool: types of the numbers stay open, which NumPy's own functions widen."""
+Array: TypeAlias = Any
+"""A tensor, or an array of NumPy; all of a record are of one library."""
+_CONTEXT = "policy_context."
 
 
-class Record(Protocol):
-    """A full-depth run: a `Trajectory`, or the record of a cascade.
+@dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """The record of a full-depth run; a `ponder.Trajectory` is one in tensors.
 
-    `width` is the size of the outputs' last dimension; with `content_ids` equal ids are equal rows; the mean of
-    `score_table` at the exits is the score; where it is None, the metric takes the outputs and labels of `answers_at`.
+    Args:
+        outputs: The head's outputs at every step, `(batch, steps, …)`.
+        hazard_logits: Logits of the hazards, `(batch, steps)`, at least float32; None without a Lambda head.
+        row_ids: Identity of each row, `(batch,)` long (seeded sampling depends on it).
+        features: The readout's features, `(batch, steps, …)`; None unless they were kept.
+        labels: Labels of the examples, batch first, where they were given.
+        task: The task or its name; None where the model names none.
+        mask: The positions that are no padding, `(batch, length)` bool, where outputs or features have positions.
+        policy_context: Values that the caller gave for policies to read, by name, `(batch, …)` each.
+        training: Whether the run was one of training mode, whose answers are not those that the model gives.
+        weights: SHA-256 of the weights that gave the outputs, as `model.record` notes it. A certificate is about these.
+        content_ids: Whether row ids are hashes of the rows' contents, so that equal ids are equal rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from ponder.calibration.records import Record
+        >>> record = Record(np.array([[[0.0, 0.5], [0.0, 4.0]]]), None, np.arange(1))
+        >>> record.exit_steps(policies.Confidence(0.9)), record.agreement()
+        (array([2]), array([[ True,  True]]))
     """
 
+    outputs: Array
+    hazard_logits: Array | None
+    row_ids: Array
+    features: Array | None = None
+    labels: Array | None = None
+    task: Task | str | None = None
+    mask: Array | None = None
+    policy_context: Mapping[str, Array] | None = None
+    training: bool = False
+    weights: str | None = None
+    content_ids: bool = False
+
+    def __post_init__(self) -> None:
+        steps = self.outputs.shape[:2]
+        hazards, features, mask = self.hazard_logits, self.features, self.mask
+        if (  # no loop, since a record is made in every training step
+            self.row_ids.shape != steps[:1]
+            or (hazards is not None and hazards.shape != steps)
+            or (features is not None and features.shape[:2] != steps)
+            or (mask is not None and mask.shape[:1] != steps[:1])
+        ):
+            got = {name: tuple(value.shape) for name, value in self.tensors().items()}
+            expected, remedy = "tensors (batch, steps, …) of the same rows and steps", "Take the same of all of them."
+            raise ArgumentError("record", expected=expected, got=got, remedy=remedy)
+
+    def __len__(self) -> int:
+        return int(self.outputs.shape[0])
+
+    def __repr__(self) -> str:
+        parts = [name for name in ("hazard_logits", "features", "labels", "mask") if getattr(self, name) is not None]
+        kept = f" with {', '.join(parts)}" if parts else ""
+        sizes = f"{len(self)} rows, {self.num_steps} steps, outputs {tuple(self.outputs.shape[2:])}"
+        return f"{type(self).__name__}({sizes}{kept}, task {self.meaning.name!r})"
+
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """The number of steps N."""
+        return int(self.outputs.shape[1])
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """The size of the last dimension of the outputs."""
+        return int(self.outputs.shape[-1])
+
     @property
-    def row_ids(self) -> Any: ...
+    def meaning(self) -> Task:
+        """The task; where the model named none, the one that the labels show, and classification without labels."""
+        if self.task is None and self.labels is not None:
+            return infer_task(self.outputs[:, -1], self.labels)
+        return self.batch.task
+
     @property
-    def content_ids(self) -> bool: ...
-    @property
-    def weights(self) -> str | None: ...
-    @property
-    def labels(self) -> Any: ...
-    @property
-    def meaning(self) -> Task: ...
-    @property
-    def batch(self) -> PolicyBatch: ...
-    @property
-    def is_training_run(self) -> bool: ...
-    def __len__(self) -> int: ...
-    def check(self, policy: ExitPolicy) -> None: ...
-    def views(self, needs: frozenset[str]) -> Iterator[StepView]: ...
-    def exit_steps(self, policy: ExitPolicy) -> Ints: ...
-    def agreement(self) -> Bools: ...
-    def correct(self) -> Bools: ...
-    def losses(self, risk: Any, low: float) -> Floats: ...
-    def score_table(self, metric: Any) -> Floats | None: ...
-    def score_name(self, metric: Any) -> str: ...
-    def answers_at(self, steps: Ints) -> tuple[Any, Any]: ...
+    def batch(self) -> PolicyBatch:
+        """The rows, as policies see them."""
+        return PolicyBatch(self.row_ids, self.num_steps, self.task)  # type: ignore[arg-type]
+
+    def check(self, policy: ExitPolicy) -> None:
+        """Raise where `policy` cannot be replayed on this record."""
+        check_type("policy", policy, ExitPolicy)
+        has = {"has_hazard": self.hazard_logits, "has_features": self.features, "has_context": self.policy_context}
+        task = self.batch.task
+        policy.check(ModelSpec(self.num_steps, task, **{name: value is not None for name, value in has.items()}))
+
+    def views(self, needs: frozenset[str]) -> Iterator[StepView]:
+        """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
+        batch, xp, log_survival = self.batch, namespace(self.outputs), at_least_float32(self.row_ids * 0)
+        rows = xp.arange(len(self))  # an index array, since slices would let policies write into the record
+        task, context = batch.task, self.policy_context if "context" in needs else None
+        for step in range(self.num_steps):
+            readings: dict[str, Any] = {}
+            if "hazard" in needs:
+                assert self.hazard_logits is not None  # the policy was checked
+                logit = at_least_float32(self.hazard_logits[:, step])
+                readings |= {"hazard": sigmoid(logit), "survival": xp.exp(log_survival)}
+                log_survival = log_survival + log_sigmoid(-logit)
+                readings["cdf"] = -xp.expm1(log_survival)
+            if "output" in needs:
+                readings["output"] = task.without_padding(self.outputs[rows, step], self.mask)
+            if "features" in needs:
+                assert self.features is not None
+                readings["features"] = self.features[rows, step]
+            has_positions = task.per_position or fits_positions(self.mask, readings.get("features"))
+            mask = self.mask if has_positions else None
+            yield StepView(self.row_ids * 0 + step + 1, self.num_steps, readings, task, mask, context)
+
+    def exit_steps(self, policy: ExitPolicy) -> Ints:
+        """Return the exit step of each row under a policy, `(rows,)`: of all rows it is asked about at every step."""
+        self.check(policy)
+        state, exits = policy.init(self.batch), np.full(len(self), self.num_steps)
+        for step, view in zip(range(1, self.num_steps), self.views(policy.needs), strict=False):
+            mask, state = policy.decide(view, state)
+            exits[(exits == self.num_steps) & as_bools(mask)] = step
+        return exits
+
+    def agreement(self) -> Bools:
+        """Return whether the answer of each step is that of full depth, `(rows, steps)`; padding does not count.
+
+        NaN is no answer, so it agrees with none; full depth agrees with itself.
+        """
+        answered = self._answered()
+        agrees: Bools = as_bools(self.meaning.agreement(self._read(), self.mask)) & answered & answered[:, -1:]
+        agrees[:, -1] = True
+        return agrees
+
+    def correct(self) -> Bools:
+        """Return whether the answer of each step is right, `(rows, steps)`; padding does not count, NaN is wrong."""
+        if not self.meaning.comparable:
+            got, remedy = f"the task {self.meaning.name!r}", "Use its metric, or a risk or metric of your own."
+            raise ArgumentError("record", expected="answers that are right or wrong", got=got, remedy=remedy)
+        return as_bools(self.meaning.correct(self._read(), self._labels())) & self._answered()
+
+    def losses(self, risk: Callable[[Any, Any], Any], low: float = 0.0) -> Floats:
+        """Return a risk of each row, should it exit at each step, `(rows, steps)`; 1 where there is no answer.
+
+        Args:
+            risk: Losses `(rows,)` in [0, 1] from outputs of one step, `(rows, …)`, and labels.
+            low: The lowest loss; lower ones are raised to it.
+        """
+        outputs, labels = self._read(), self._labels()
+        each = np.stack([as_array(risk(outputs[:, step], labels)) for step in range(self.num_steps)], axis=1)
+        return np.maximum(np.where(self._answered(), each, 1.0), low)
+
+    def score_name(self, metric: str | Callable[..., Any] | None = None) -> str:
+        """Return the name of a score: the task's own, ``"exact_match"`` where all of several answers must be right."""
+        if callable(metric):
+            return getattr(metric, "__name__", "score")
+        task = self.meaning
+        own = "exact_match" if task.several_answers and task.metric == "accuracy" else task.metric
+        if own is None or metric not in (None, own, task.metric):
+            expected, got = f"{own!r}, or a callable (outputs, labels) -> float", f"{metric!r} with task {task.name!r}"
+            raise ArgumentError("metric", expected=expected, got=got, remedy="Choose one of them.")
+        return own
+
+    def score_table(self, metric: str | Callable[..., Any] | None = None) -> Floats | None:
+        """Return the score of each row at each step, `(rows, steps)`, whose mean over rows is the metric.
+
+        Args:
+            metric: ``"accuracy"``, ``"exact_match"`` (tokens, several labels) or ``"negative_squared_error"``; None for
+                the task's own. A callable is no mean over rows, and gives None: see `answers_at`.
+        """
+        if callable(metric):
+            return None
+        self.score_name(metric)
+        without = 0.0 if self.meaning.metric == "accuracy" else np.nan  # of other scores 0 may be the best
+        return np.where(self._answered(), as_array(self.meaning.scores(self._read(), self._labels())), without)
+
+    def answers_at(self, steps: Ints) -> tuple[Array, Array]:
+        """Return the outputs at exits, `(rows,)`, and the labels, as a metric takes them: labelled rows or tokens."""
+        task, labels, xp = self.meaning, self._labels(), namespace(self.outputs)
+        outputs = self.outputs[xp.arange(len(self)), xp.asarray(steps) - 1]
+        outputs = at_least_float32(task.without_padding(outputs, self.mask))
+        labelled = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
+        return (outputs, labels) if labelled is None else (outputs[labelled], labels[labelled])
+
+    def tensors(self) -> dict[str, Array]:
+        """Return every tensor, or array, by name; those of `policy_context` as ``policy_context.NAME``."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = {_CONTEXT + name: value for name, value in (self.policy_context or {}).items()}
+        return {name: value for name, value in {**own, **given}.items() if hasattr(value, "dtype")}
+
+    def map(self, fn: Callable[[Any], Any]) -> Self:
+        """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.half)``; integers and flags stay such."""
+
+        def apply(value: Any) -> Any:
+            made = fn(value)
+            became_float = "float" in str(made.dtype) and "float" not in str(value.dtype)
+            return namespace(value).asarray(made, dtype=value.dtype) if became_float else made
+
+        return self._with({name: apply(value) for name, value in self.tensors().items()})
+
+    def _with(self, tensors: Mapping[str, Array]) -> Self:
+        """Return the same record with other tensors, by the names of `tensors`."""
+        given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
+        own: dict[str, Any] = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
+        return dataclasses.replace(self, **own, policy_context=given or None)
+
+    def _read(self) -> Array:
+        return self.meaning.without_padding(self.outputs, self.mask)
+
+    def _answered(self) -> Bools:
+        """Return where outputs are no NaN, `(rows, steps)`."""
+        steps = range(self.num_steps)
+        return np.stack([as_bools(self.meaning.answered(self.outputs[:, n], self.mask)) for n in steps], axis=1)
+
+    def _labels(self) -> Array:
+        """Return labels as the task takes them, those of padding ignored."""
+        if self.labels is None:
+            remedy = "Record them: model.unroll(inputs, labels=labels)."
+            raise ArgumentError("record", expected="labels", got="a record without", remedy=remedy)
+        labels = self.labels
+        if namespace(labels) is not np:
+            labels = self.meaning.check(self.outputs[:, -1], labels.to(self.outputs.device))
+        return self.meaning.inside(labels, self.mask)
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:
     """Raise where nothing can be estimated from a record: no rows, or the answers of training mode."""
-    if not len(record) or record.is_training_run:
+    if not len(record) or record.training:
         raise ArgumentError(
             argument,
             expected="a run in evaluation mode over at least one row",
@@ -119,6 +305,11 @@ def at_exits(table: NDArray[Any], steps: Ints) -> NDArray[Any]:
 def as_array(values: Any) -> Floats:
     """Return an array or a tensor as an array of float64."""
     return np.asarray(values if namespace(values) is np else values.detach().double().cpu(), dtype=np.float64)
+
+
+def as_bools(values: Any) -> Bools:
+    """Return an array or a tensor of flags, or one flag, as an array of bool."""
+    return np.asarray(values if namespace(values) is np else values.detach().cpu(), dtype=bool)
 
 
 def step_outputs(record: Record) -> list[Floats]:

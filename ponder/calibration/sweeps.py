@@ -14,7 +14,7 @@ from ponder.calibration.records import Floats, Ints, Record, at_exits, check_rec
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Costs", "Curve", "Frontier", "Point", "Ruler", "as_costs", "frontier_of", "sweep"]
+__all__ = ["Costs", "Curve", "Point", "Ruler", "as_costs", "sweep"]
 
 Costs: TypeAlias = Sequence[float] | Callable[[frozenset[str]], Any]
 """Costs of exiting after each step, `(steps,)`, or a function of what a policy `needs`, as `Breakdown.cumulative`."""
@@ -173,46 +173,3 @@ class Ruler:
         if callable(self._metric):
             return np.array([float(self._metric(*self.trajectory.answers_at(each))) for each in steps])
         return np.full(len(steps), math.nan)
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The best score at a mean cost: points that rise in both, and the policy of each, as text."""
-
-    costs: tuple[float, ...]
-    scores: tuple[float, ...]
-    names: tuple[str, ...]
-
-    def best_within(self, cost: float) -> int | None:
-        """Return the place of the best point at a mean cost of at most this; None where all cost more."""
-        affordable = int(np.searchsorted(self.costs, cost + 1e-9 * abs(cost), side="right"))
-        return affordable - 1 if affordable else None
-
-    def mixed(self, cost: float) -> float:
-        """Return the best score within a mean cost, where a coin between two neighbouring points is allowed."""
-        return float(np.interp(cost, self.costs, self.scores))
-
-
-def frontier_of(points: Iterable[tuple[float, float, str]], *, hull: bool = False) -> Frontier:
-    """Return the frontier of points (mean cost, score, name); of equal costs the best score counts.
-
-    With `hull` the upper concave hull alone, since a coin between two points gives all that lies between them.
-
-    Example:
-        >>> frontier_of([(1.0, 0.5, "a"), (2.0, 0.4, "b"), (3.0, 0.9, "c")]).names
-        ('a', 'c')
-    """
-    kept: list[tuple[float, float, str]] = []
-    for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if kept and point[1] <= kept[-1][1]:
-            continue
-        while hull and len(kept) > 1 and _below(kept[-2], kept[-1], point):
-            kept.pop()
-        kept.append(point)
-    costs, scores, names = zip(*kept, strict=True)
-    return Frontier(costs, scores, names)
-
-
-def _below(first: tuple[float, float, str], middle: tuple[float, float, str], last: tuple[float, float, str]) -> bool:
-    """Whether `middle` lies on or below the line from `first` to `last`."""
-    return (middle[1] - first[1]) * (last[0] - first[0]) <= (last[1] - first[1]) * (middle[0] - first[0])

@@ -19,7 +19,7 @@ class ArrayRecord:
     row_ids: Any = None
     content_ids: bool = False
     weights: str | None = None
-    is_training_run: bool = False
+    training: bool = False
     meaning: Task = field(default_factory=lambda: task_named("classification"))
     asked: int = 0  # how often a policy was replayed
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ponder import Trajectory, policies
-from ponder.calibration.arrays import ArrayRecord
+from ponder.calibration.records import Record
 from tests.calibration.records import record
 
 POLICIES = [
@@ -21,7 +21,7 @@ POLICIES = [
 ]
 
 
-def pair(tokens: bool) -> tuple[Trajectory, ArrayRecord]:
+def pair(tokens: bool) -> tuple[Trajectory, Record]:
     generator = torch.Generator().manual_seed(0)
     shape = (40, 5, 6, 3) if tokens else (40, 5, 3)
     outputs = torch.randn(shape, generator=generator) * torch.arange(1, 6).view(1, 5, *[1] * (len(shape) - 2))
@@ -32,7 +32,7 @@ def pair(tokens: bool) -> tuple[Trajectory, ArrayRecord]:
     task = "token_classification" if tokens else "classification"
     run = Trajectory(outputs, hazards, torch.arange(40), labels=labels, task=task, mask=mask)
     arrays: Any = {"hazard_logits": hazards.numpy(), "mask": None if mask is None else mask.numpy()}
-    return run, ArrayRecord(outputs.numpy(), np.arange(40), labels.numpy(), meaning=run.meaning, **arrays)
+    return run, Record(outputs.numpy(), row_ids=np.arange(40), labels=labels.numpy(), task=run.task, **arrays)
 
 
 @pytest.mark.parametrize("tokens", [False, True])
@@ -48,7 +48,7 @@ def test_it_says_what_a_trajectory_says(tokens: bool) -> None:
 
 def test_it_says_what_the_record_of_these_tests_says() -> None:
     own = record(100)
-    seen = ArrayRecord(own.outputs, own.row_ids, own.labels)
+    seen = Record(own.outputs, None, own.row_ids, labels=own.labels)
 
     def risk(outputs: Any, labels: Any) -> Any:
         return outputs.argmax(-1) != labels

@@ -165,7 +165,7 @@ def test_evaluation_measures_the_risk_on_other_rows() -> None:
     assert risk == pytest.approx((right[:, -1].astype(float) - right[rows, exits - 1]).mean())
     assert mean == exits.mean()
     with pytest.raises(ValueError, match="test: expected"):
-        found.evaluate(record(300, is_training_run=True))
+        found.evaluate(record(300, training=True))
 
 
 def test_non_finite_rows_lose() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from ponder.calibration import calibrate, diagnose, sweep
 from ponder.calibration.families import family_of
-from ponder.calibration.sweeps import Ruler, frontier_of
+from ponder.calibration.sweeps import Ruler
 from ponder.policies import Confidence, Energy, Entropy, FixedStep, LastStep, Margin, Patience, Tempered, Voting
 from ponder.tasks import task_named
 from tests.calibration.records import ArrayRecord, record
@@ -171,34 +170,11 @@ def test_evaluation_is_on_other_rows_of_the_same_model() -> None:
     for other in (
         record(50, content_ids=True, row_ids=np.arange(49, 99), weights="a"),
         record(50, content_ids=True, row_ids=np.arange(50, 100), weights="b"),
-        record(50, is_training_run=True),
+        record(50, training=True),
     ):
         with pytest.raises(ValueError, match="test: expected"):
             found.evaluate(other)
     found.evaluate(record(50))  # ids that are positions say nothing
-
-
-def test_a_frontier_has_one_point_a_cost_and_rises() -> None:
-    points = [(1.0, 0.5, "a"), (1.0, 0.7, "b"), (2.0, 0.7, "c"), (3.0, 0.9, "d"), (3.0, 0.8, "e"), (4.0, 0.85, "f")]
-    for order in itertools.permutations(points, 6):
-        line = frontier_of(order)
-        assert (line.costs, line.scores, line.names) == ((1.0, 3.0), (0.7, 0.9), ("b", "d"))
-    assert [line.best_within(cost) for cost in (0.5, 1.0, 2.9, 3.0, 9.0)] == [None, 0, 0, 1, 1]
-    assert [line.mixed(cost) for cost in (0.5, 1.0, 2.0, 9.0)] == pytest.approx([0.7, 0.7, 0.8, 0.9])
-
-
-def test_a_hull_is_what_a_coin_between_two_points_gives() -> None:
-    rng = np.random.default_rng(0)
-    points = [(float(c), float(s), str(i)) for i, (c, s) in enumerate(rng.random((12, 2)))]
-    hull = frontier_of(points, hull=True)
-    for cost in np.linspace(min(hull.costs), 1.0, 20):
-        coins = [
-            (1 - share) * a[1] + share * b[1]
-            for a, b in itertools.product(points, points)
-            for share in np.linspace(0, 1, 101)
-            if (1 - share) * a[0] + share * b[0] <= cost
-        ]
-        assert max(coins) - 1e-12 <= hull.mixed(cost) <= max(coins) + 0.02
 
 
 def test_patience_on_numbers_is_calibrated_by_its_tolerance() -> None:
@@ -213,4 +189,4 @@ def test_patience_on_numbers_is_calibrated_by_its_tolerance() -> None:
     assert steps == sorted(steps, reverse=True)
     assert (steps[0], steps[-1]) == (pytest.approx(5.0, abs=0.05), 2.0)
     made = diagnose(seen)
-    assert list(made.frontiers) == ["Patience", "blind", "oracle"]
+    assert made.gains[0].policy.startswith("Patience(patience=1, tolerance=")

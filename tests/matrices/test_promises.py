@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from functools import cache
 from typing import Any
@@ -221,27 +220,6 @@ def test_points_of_equal_cost_or_score(
     several = ponder.calibrate(by_step(right), [policies.FixedStep], costs=costs, **target)
     assert several.point.score == found.point.score
     assert several.point.cost == found.point.cost
-
-
-def costs_of(frontier: Any) -> Any:
-    """The mean exit steps of a frontier's points, where no other costs were given."""
-    return frontier.costs if hasattr(frontier, "costs") else frontier.steps
-
-
-def test_frontiers_rise_in_cost_and_score_and_none_beats_the_oracle() -> None:
-    trajectory = rows_at(population(), np.arange(300))
-    frontiers = ponder.diagnose(trajectory, [policies.Confidence, policies.Patience]).frontiers
-    for kind, frontier in frontiers.items():
-        pairs = list(zip(costs_of(frontier), frontier.scores, strict=True))
-        for (step, score), (after, better) in itertools.pairwise(pairs):
-            assert step < after, kind
-            assert score < better, kind
-    right = [float((answers(trajectory)[:, n] == trajectory.labels.numpy()).mean()) for n in range(STEPS)]
-    blind, oracle = frontiers["blind"], frontiers["oracle"]
-    assert blind.scores[-1] == pytest.approx(max(right))
-    assert oracle.scores[-1] >= max(right)
-    for step, score in zip(costs_of(blind), blind.scores, strict=True):
-        assert max(s for n, s in zip(costs_of(oracle), oracle.scores, strict=True) if n <= step + 1e-9) >= score - 1e-9
 
 
 # -- certificates against plain NumPy and MAPIE ----------------------------------------------------------------------

@@ -28,7 +28,6 @@ MODULES |= {"sklearn": "scikit-learn", "huggingface_hub": "transformers", "pydan
 MODULES |= {"markupsafe": "jinja2"}
 """Distributions of modules that have another name, or that come with another distribution."""
 WANTS = {
-    "ponder/calibration": {"plots"},
     "ponder/cascade": {"cascade", "onnx"},
     "ponder/deploy": {"onnx", "serve"},
     "ponder/cli": {"cli", "onnx", "serve"},

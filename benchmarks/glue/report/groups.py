@@ -18,7 +18,6 @@ import numpy as np
 from benchmarks.glue.config import recipe_label
 from benchmarks.glue.results import Result
 from benchmarks.tasks import names
-from ponder.calibration.sweeps import Frontier, frontier_of
 
 __all__ = ["BLIND", "BLIND_FAIR", "NOT_AVERAGED", "SPEED_UPS", "Group", "Groups", "by_task", "choose", "label",
            "ordered", "task_order"]  # fmt: skip
@@ -126,9 +125,20 @@ def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
 
 def _blind(chosen_by: Sequence[float], judged_by: Sequence[float], mean_exit_step: float) -> float:
     """Return the score of the best blind choice by one set of per-step scores, as another judges it."""
-    points = [(float(step), score, str(step)) for step, score in enumerate(chosen_by, start=1)]
-    frontier: Frontier = frontier_of(points, hull=True)
-    return float(np.interp(mean_exit_step, frontier.costs, [judged_by[int(step) - 1] for step in frontier.names]))
+    hull: list[int] = []
+    for step, score in enumerate(chosen_by, start=1):
+        if hull and score <= chosen_by[hull[-1] - 1]:
+            continue
+        while len(hull) > 1 and _below(chosen_by, hull[-2], hull[-1], step):
+            hull.pop()
+        hull.append(step)
+    return float(np.interp(mean_exit_step, hull, [judged_by[step - 1] for step in hull]))
+
+
+def _below(scores: Sequence[float], first: int, middle: int, last: int) -> bool:
+    """Whether the middle step scores no more than a coin between the other two."""
+    rise = scores[last - 1] - scores[first - 1]
+    return (scores[middle - 1] - scores[first - 1]) * (last - first) <= rise * (middle - first)
 
 
 def choose(results: Iterable[Result]) -> Groups:
