@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from ponder._utils.rounding import rounded_up
 from ponder._utils.rows import split
 from ponder.calibration.agreement import candidates, certify
-from ponder.calibration.arrays import ArrayRecord
 from ponder.calibration.bounds import rows_needed, upper_bound
 from ponder.calibration.control import RiskControl
+from ponder.calibration.records import Record
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import Stage, stage_of
 from ponder.cascade.student import Embeddings, Student
@@ -238,7 +238,7 @@ class _Race:
 
     def _fixed(self, plain: Any, size: float) -> Way:
         """The earliest step at which all texts may exit: a rival that looks at nothing."""
-        record = ArrayRecord(self.outputs, np.arange(len(self.outputs)))
+        record = Record(self.outputs, None, np.arange(len(self.outputs)))
         choosing, certifying = self._sides(record)
         family = [(FixedStep, range(record.num_steps, 0, -1))]
         found = certify(choosing, certifying, family, level=self.level, confidence=self.confidence)
@@ -264,7 +264,7 @@ class _Race:
         if self.student is None:
             return
         own = sum(array.nbytes for array in (self.student.weights, self.student.idf)) / 1e6
-        own += self.student.embeddings.matrix.nbytes / 1e6 if self.student.embeddings is not None else 0.0
+        own += self.student.tokens.matrix.nbytes / 1e6 if self.student.tokens is not None else 0.0
         texts = [self.texts[n] for n in np.concatenate([self.choose, self.check])]
         cheap = Cascade([self.student, _stage(model, self.names)], costs=[1.0, 2.0]).stages[0]
         sure = np.log(np.maximum(cheap.probabilities(texts, self.names), 1e-12))
@@ -272,9 +272,7 @@ class _Race:
         if not ending:
             behind.append(("cascade + exits", self.exits, self.early))
         for name, dear, answers in behind:
-            whole = ArrayRecord(
-                np.stack([sure, answers, self.outputs[:, -1]], axis=1), np.arange(len(texts)), content_ids=False
-            )
+            whole = Record(np.stack([sure, answers, self.outputs[:, -1]], axis=1), None, np.arange(len(texts)))
             found = self._certified(whole, costs=[1.0, 30.0, 30.0])
             inside = found.policy.policy
             cascade = Cascade([self.student, _stage(dear, self.names)], costs=[1.0, 30.0], policy=_inside(inside))
@@ -301,14 +299,14 @@ class _Race:
         yield self._way("int8", whole, last.argmax(-1), self.level if bound <= self.level else math.nan, size, False)
         say("int8 + exits")
         outputs = np.concatenate([record.outputs, self.outputs[:, -1:]], axis=1)
-        found = self._certified(ArrayRecord(outputs, np.arange(len(texts))))
+        found = self._certified(Record(outputs, None, np.arange(len(texts))))
         eight.policy = _inside(found.policy.policy)
-        steps = ArrayRecord(outputs, np.arange(len(texts))).exit_steps(found.policy.policy)
+        steps = Record(outputs, None, np.arange(len(texts))).exit_steps(found.policy.policy)
         made = outputs[np.arange(len(steps)), steps - 1].argmax(-1)
         yield self._way("int8 + exits", eight, made, self.level if found.met else math.nan, size, False)
         yield from self._cascades(whole, last, size, False, " in int8")
 
-    def _certified(self, record: ArrayRecord, costs: Sequence[float] | None = None) -> RiskControl:
+    def _certified(self, record: Record, costs: Sequence[float] | None = None) -> RiskControl:
         """Choose and certify a policy whose reference, the last column, is never asked for."""
         choosing, certifying = self._sides(record)
         last = record.num_steps - 1
@@ -316,7 +314,7 @@ class _Race:
         kinds = [(like.before(last), values) for like, values in found]
         return certify(choosing, certifying, kinds, level=self.level, confidence=self.confidence, costs=costs)
 
-    def _sides(self, record: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
+    def _sides(self, record: Record) -> tuple[Record, Record]:
         cut = len(self.choose)
         parts = (slice(cut), slice(cut, None))
         return tuple(  # type: ignore[return-value]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ponder._utils.files import replace_text
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.agreement import certify
-from ponder.calibration.arrays import ArrayRecord
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.control import RiskControl
+from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, RiskLike
 from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.errors import ArgumentError, CheckpointError
@@ -194,7 +194,7 @@ class Cascade:
 
     def record(
         self, inputs: Sequence[Any], labels: Any = None, *, reference: Any = None, batch_size: int | None = None
-    ) -> ArrayRecord:
+    ) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
 
         Args:
@@ -214,7 +214,7 @@ class Cascade:
             outputs = np.log(np.maximum(np.stack(columns, axis=1), _FEWEST))
         numbers = None if labels is None else np.array([self._number(label) for label in labels])
         ids = content_ids([str(each) for each in inputs])
-        return ArrayRecord(outputs, ids, labels=numbers, content_ids=True)
+        return Record(outputs, None, ids, labels=numbers, content_ids=True)
 
     def certify(
         self,
@@ -312,7 +312,7 @@ class Cascade:
             raise ArgumentError("labels", expected=f"one of {self.classes}", got=repr(name), remedy="Name a class.")
         return self.classes.index(str(name))
 
-    def _candidates(self, choosing: ArrayRecord, referred: bool) -> list[Any]:
+    def _candidates(self, choosing: Record, referred: bool) -> list[Any]:
         """The kinds of policy, each with its bars from the latest exits to the earliest."""
         entropies = np.geomspace(1e-6, np.log(choosing.width), 141)
         kinds = ((Confidence(0.5), _BARS), (Margin(0.5), _BARS), (Entropy(0.5), entropies))
@@ -325,7 +325,7 @@ class Cascade:
             made.append((_family(kind, bars, len(self.stages), referred), range(len(bars))))
         return made
 
-    def _report(self, found: RiskControl, costs: Floats, sides: Sequence[ArrayRecord]) -> CascadeReport:
+    def _report(self, found: RiskControl, costs: Floats, sides: Sequence[Record]) -> CascadeReport:
         stages = len(self.stages)
         shares = (*found.exit_shares[: stages - 1], float(sum(found.exit_shares[stages - 1 :])))
         alone = (self.costs or (1.0,))[-1]
@@ -342,7 +342,7 @@ class Cascade:
         )
 
 
-def _taken(record: ArrayRecord, rows: NDArray[Any]) -> ArrayRecord:
+def _taken(record: Record, rows: NDArray[Any]) -> Record:
     labels = None if record.labels is None else record.labels[rows]
     return replace(record, outputs=record.outputs[rows], row_ids=record.row_ids[rows], labels=labels)
 
@@ -355,7 +355,7 @@ def _listed(positive: Any) -> list[Any]:
     return [positive] if isinstance(positive, str | int) else list(positive)
 
 
-def _bars_at_equal_loss(record: ArrayRecord, kind: Any, values: Any, stages: int) -> list[tuple[float, ...]]:
+def _bars_at_equal_loss(record: Record, kind: Any, values: Any, stages: int) -> list[tuple[float, ...]]:
     """Return bars of the stages, from late exits to early: at each place stages lose about as many rows."""
     agrees, tables = record.agreement(), []
     sign = 1.0 if kind.tunable.higher_exits_later else -1.0

@@ -7,11 +7,12 @@ own input embeddings, into a logistic regression. scikit-learn fits it; NumPy al
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -69,10 +70,10 @@ class Student:
         classes: Names of the classes.
         vocabulary: The place of each gram among the features.
         idf: Inverse document frequency of each gram, `(grams,)`.
-        weights: `(grams + width of the embeddings, classes)`.
+        weights: `(grams, classes)`.
         bias: `(classes,)`.
         temperature: By which logits are divided, so that probabilities are calibrated on held-out texts.
-        embeddings: Input embeddings of the large model, or None.
+        tokens: What each token of the large model adds to the logits, its embedding times weights; None without.
 
     Example:
         >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
@@ -87,7 +88,7 @@ class Student:
     weights: NDArray[Any]
     bias: NDArray[Any]
     temperature: float = 1.0
-    embeddings: Embeddings | None = None
+    tokens: Embeddings | None = None
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -128,12 +129,11 @@ class Student:
                 got=f"{len(names)} answers of {np.unique(names).tolist()}",
                 remedy="Give texts on which the large model's answers differ, or use no model at all.",
             )
-        counts = [Counter(_grams(text)) for text in texts]
-        frequency = Counter(gram for each in counts for gram in each)
+        frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
         known = [gram for gram, seen in frequency.most_common(max_grams) if seen > 1 or not gram.startswith("#")]
         idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
         empty = cls((), {gram: n for n, gram in enumerate(known)}, idf.astype(np.float32), np.zeros(0), np.zeros(0))
-        rows = [empty._features(each) for each in counts]
+        rows = [empty._features(text) for text in texts]
         ends = np.cumsum([0, *(len(places) for places, _ in rows)])
         places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
         features = csr_matrix((values, places, ends), shape=(len(texts), len(known)))
@@ -147,18 +147,21 @@ class Student:
         weights, bias = model.coef_.T, model.intercept_
         if weights.shape[1] == 1:  # two classes have one column of weights there
             weights, bias = np.hstack([-weights / 2, weights / 2]), np.array([-bias[0] / 2, bias[0] / 2])
-        arrays = (weights.astype(np.float32), bias.astype(np.float32))
-        return cls(tuple(map(str, model.classes_)), empty.vocabulary, empty.idf, *arrays, temperature, embeddings)
+        tokens = None
+        if embeddings is not None:  # the mean times weights is the mean of the products, which are narrower
+            product = _SCALE * embeddings.matrix @ weights[len(known) :]
+            tokens = Embeddings(embeddings.tokenizer, product.astype(np.float32))
+        arrays = (weights[: len(known)].astype(np.float32), bias.astype(np.float32))
+        return cls(tuple(map(str, model.classes_)), empty.vocabulary, empty.idf, *arrays, temperature, tokens)
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the probabilities of the classes, `(texts, classes)`; all alike for a text without a known word."""
-        grams, logits = len(self.idf), np.zeros((len(texts), len(self.classes)))
-        means = None if self.embeddings is None else self.embeddings.means(texts) * _SCALE
+        logits = np.zeros((len(texts), len(self.classes)))
+        means = logits if self.tokens is None else self.tokens.means(texts)
         for row, text in enumerate(texts):
-            places, values = self._features(Counter(_grams(text)))
+            places, values = self._features(text)
             if len(places):
-                logits[row] = values @ self.weights[places] + self.bias
-                logits[row] += 0.0 if means is None else means[row] @ self.weights[grams:]
+                logits[row] = values @ self.weights[places] + self.bias + means[row]
         powers = np.exp((logits - logits.max(1, keepdims=True)) / self.temperature)
         return np.asarray(powers / powers.sum(1, keepdims=True))
 
@@ -166,8 +169,8 @@ class Student:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
         said: dict[str, Any] = {"format": _FORMAT, "classes": self.classes, "temperature": self.temperature}
-        if self.embeddings is not None:
-            arrays["embeddings"], said["tokenizer"] = self.embeddings.matrix, self.embeddings.tokenizer
+        if self.tokens is not None:
+            arrays["tokens"], said["tokenizer"] = self.tokens.matrix, self.tokens.tokenizer
         write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
         said["vocabulary"] = list(self.vocabulary)
         replace_text(Path(folder) / "student.json", json.dumps(said, ensure_ascii=False))
@@ -183,27 +186,37 @@ class Student:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no student ({error!r}).") from error
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
-        matrix = arrays.get("embeddings")
-        embeddings = None if matrix is None else Embeddings(said["tokenizer"], matrix)
-        return cls(classes, vocabulary, arrays["idf"], arrays["weights"], arrays["bias"], temperature, embeddings)
+        tokens = Embeddings(said["tokenizer"], arrays["tokens"]) if "tokens" in arrays else None
+        return cls(classes, vocabulary, arrays["idf"], arrays["weights"], arrays["bias"], temperature, tokens)
 
-    def _features(self, counts: Counter[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    @cached_property
+    def _inside(self) -> Callable[[str], list[int]]:
+        """Return the places of the known grams inside a word; words come again, so they are kept."""
+        return lru_cache(2**16)(
+            lambda word: [self.vocabulary[gram] for gram in _characters(word) if gram in self.vocabulary]
+        )
+
+    def _features(self, text: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the places of a text's known grams, and their TF-IDF; words and characters have length 1 each."""
-        known = [(self.vocabulary[gram], gram[:1] == "#", n) for gram, n in counts.items() if gram in self.vocabulary]
-        if not known:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        places, of_characters, numbers = (np.array(column) for column in zip(*known, strict=True))
-        values = (1.0 + np.log(numbers)) * self.idf[places]
-        for part in (of_characters, ~of_characters):
-            values[part] /= max(float(np.linalg.norm(values[part])), 1e-12)
-        return places, values.astype(np.float32)
+        known = (self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary)
+        inside = (place for word in text.lower().split() for place in self._inside(word))
+        parts = []
+        for counts in (Counter(known), Counter(inside)):
+            places = np.fromiter(counts, np.int64, len(counts))
+            values = (1.0 + np.log(np.fromiter(counts.values(), np.float32, len(counts)))) * self.idf[places]
+            parts.append((places, values / max(math.sqrt(float(values @ values)), 1e-12)))
+        return np.concatenate([places for places, _ in parts]), np.concatenate([values for _, values in parts])
 
 
-def _grams(text: str) -> Iterable[str]:
-    """Yield words and pairs of words, and "#" with two to five characters inside a word and its ends."""
+def _words(text: str) -> Iterable[str]:
+    """Yield words and pairs of words."""
     words = _WORD.findall(text.lower())
     yield from words
     yield from (f"{one} {other}" for one, other in pairwise(words))
+
+
+def _characters(text: str) -> Iterable[str]:
+    """Yield "#" with two to five characters inside a word and its ends."""
     for word in text.lower().split():
         padded = f" {word} "
         for size in range(2, 6):
