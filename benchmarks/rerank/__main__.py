@@ -1,0 +1,5 @@
+"""`python -m benchmarks.rerank`."""
+
+from benchmarks.rerank.cli import main
+
+main()
