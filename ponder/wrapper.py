@@ -563,11 +563,10 @@ class PonderWrapper(nn.Module):
             **record,
             row_ids=batch.row_ids,
             labels=labels,
-            task=None if self._task is None else self._task.name,
+            task=self._task,
             mask=source.mask,
             policy_context=policy_context,
             training=self.training,
-            task_object=self._task,
         )
 
     def depth(self, num_steps: int | None) -> int:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, TypeVar, cast
 
 A = TypeVar("A")
-__all__ = ["at_least_float32", "namespace", "softmax", "weighted"]
+__all__ = ["at_least_float32", "log_sigmoid", "namespace", "sigmoid", "softmax", "weighted"]
 
 
 def namespace(x: Any) -> Any:
@@ -31,6 +31,18 @@ def softmax(x: A) -> A:
         return cast(A, given.softmax(-1))
     powers = xp.exp(given - given.max(-1, keepdims=True))
     return cast(A, powers / powers.sum(-1, keepdims=True))
+
+
+def sigmoid(x: A) -> A:
+    """Return σ(x)."""
+    xp, given = namespace(x), cast(Any, x)
+    return cast(A, given.sigmoid() if xp.__name__ == "torch" else xp.exp(-xp.logaddexp(0, -given)))
+
+
+def log_sigmoid(x: A) -> A:
+    """Return log σ(x), without overflow."""
+    xp, given = namespace(x), cast(Any, x)
+    return cast(A, xp.nn.functional.logsigmoid(given) if xp.__name__ == "torch" else -xp.logaddexp(0, -given))
 
 
 def weighted(weight: A, value: A) -> A:

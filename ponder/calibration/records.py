@@ -14,7 +14,7 @@ from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmo
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
-from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task, task_named
+from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task
 
 __all__ = [
     "Bools",

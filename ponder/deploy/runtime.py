@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.rows import content_ids
-from ponder.calibration.arrays import ArrayRecord
+from ponder.calibration.records import Record
 from ponder.deploy.manifest import Manifest, PolicyGraphs, TensorSpec
 from ponder.deploy.sessions import Graph
 from ponder.errors import ArgumentError, PonderError
@@ -125,7 +125,7 @@ class OnnxModel:
             found += zip(places, self._cut(outputs, batch), strict=True)
         return Answers(_in_order(found, self), exit_step, self.manifest.labels)
 
-    def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> ArrayRecord:
+    def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> Record:
         """Run every example through all steps, and record outputs, features and hazards.
 
         Args:
@@ -152,14 +152,14 @@ class OnnxModel:
         longest = stacked["outputs"].shape[1] if self.task.per_position else 0
         mask = np.arange(longest) < np.array([row.length for row in rows])[:, None] if longest else None
         pooled = features and not self.task.per_position
-        return ArrayRecord(
+        return Record(
             stacked["outputs"].reshape(*shape, *stacked["outputs"].shape[1:]),
+            stacked["hazards"].reshape(shape) if hazards else None,
             content_ids(examples) if texts else np.arange(len(rows)),
-            labels=labels,
-            hazard_logits=stacked["hazards"].reshape(shape) if hazards else None,
+            labels=None if labels is None else np.asarray(labels),
             features=_in_order(features, self).reshape(*shape, -1) if pooled else None,
             mask=mask,
-            meaning=self.task,
+            task=self.task,
             weights=self.manifest.weights,
             content_ids=texts,
         )

@@ -11,7 +11,7 @@ import pytest
 from ponder.calibration import calibrate, diagnose, sweep
 from ponder.calibration.families import family_of
 from ponder.calibration.sweeps import Ruler
-from ponder.policies import Confidence, Energy, Entropy, FixedStep, LastStep, Margin, Patience, Tempered, Voting
+from ponder.policies import Confidence, Energy, Entropy, FixedStep, LastStep, Margin, Patience, Voting
 from ponder.tasks import task_named
 from tests.calibration.records import ArrayRecord, record
 
@@ -26,8 +26,7 @@ FAMILIES: dict[str, Any] = {
     "fixed": FixedStep,
     "after": Confidence(0.5).after(3),
     "before": Margin(0.5).before(4),
-    "tempered": Tempered(Confidence(0.5), (2.0,)),
-    "after of any": (Confidence(0.5) | Tempered(LastStep(), (1.0,))).after(2),
+    "after of any": (Confidence(0.5) | LastStep()).after(2),
 }
 
 

@@ -253,7 +253,7 @@ def rows_of(trajectory: Any) -> list[dict[str, Any]]:
     rows = []
     for i in range(len(trajectory)):
         outputs = trajectory.outputs[i].double()
-        if trajectory.task in PER_POSITION:
+        if trajectory.batch.task.name in PER_POSITION:
             cells = (outputs if trajectory.mask is None else outputs[:, trajectory.mask[i]]).tolist()
         else:
             cells = outputs.unsqueeze(1).tolist()
@@ -261,7 +261,7 @@ def rows_of(trajectory: Any) -> list[dict[str, Any]]:
         rows.append(
             {
                 "outputs": cells,
-                "task": trajectory.task,
+                "task": trajectory.batch.task.name,
                 "row_id": int(trajectory.row_ids[i]),
                 "hazard_logits": None if hazards is None else hazards[i].double().tolist(),
             }
@@ -326,7 +326,6 @@ CASES: list[policies.ExitPolicy] = [
     policies.Margin(0.4),
     policies.Energy(0.8),
     policies.Voting(3),
-    policies.Tempered(policies.Confidence(0.6), (1.5,)),
     policies.Quantile(0.6) | policies.Patience(2, tolerance=0.5),
     policies.Quantile(0.3) & policies.Patience(1, tolerance=0.9),
     policies.Patience(1, tolerance=0.9).after(3),
@@ -335,8 +334,8 @@ CASES: list[policies.ExitPolicy] = [
     Rising(1),
     Settled(1.2),
 ]
-RETIRING = {"learned", "expected", "certified", "gate"}
-"""Registered names without a case: what is fitted or made by others, and what is on its way out."""
+RETIRING = {"certified", "gate"}
+"""Registered names without a case: what is fitted or made by others."""
 
 
 def leaves(policy: policies.ExitPolicy) -> list[policies.ExitPolicy]:
