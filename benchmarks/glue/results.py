@@ -68,6 +68,12 @@ class Result:
         return [split for name, split in self.data["splits"].items() if name != "held_out"]
 
     @property
+    def held_out(self) -> Result:
+        """The run as if its held-out rows were reported: what a default may be chosen on."""
+        split = self.data["splits"]["held_out"]
+        return Result({**self.data, "splits": {"held-out": split, "held_out": split}}, self.path)
+
+    @property
     def is_mean(self) -> bool:
         """Whether the score is a mean over rows, so that a coin between two policies has the mean of their scores."""
         measured = set(self.reported[0]["full_depth"])

@@ -46,14 +46,6 @@ def test_int8() -> None:
     assert row in README, row
 
 
-def test_earlyon() -> None:
-    one, many = (
-        figure("peers", f"earlyon, MiniLM, early-heavy, batch {size}", "throughput ÷ the peer's") for size in (1, 32)
-    )
-    row = f"| `earlyon` | {one:.2f} times its throughput one row at a time; {many:.1f} times in batches of 32 |"
-    assert row in README, row
-
-
 def test_smaller_models() -> None:
     tasks = json.loads((ROOT / "docs" / "results-summary.json").read_text())["minilm"]["2"]["tasks"]
     pairs = [f"{task} {scores['static']:.1f} against {scores['ponder']:.1f}" for task, scores in tasks.items()]

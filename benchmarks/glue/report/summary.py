@@ -17,7 +17,7 @@ __all__ = ["COMMON", "COMPARED", "compared_groups", "fair_gaps", "headline", "su
 SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
 COMMON = "confidence"
 """The one policy by which all recipes are left in the headline, where an answer is a class."""
-_RECIPES = tuple(dict.fromkeys(("vanilla", "ponder", DEFAULT, "palbert", "pabee", "deebert")))
+_RECIPES = tuple(dict.fromkeys(("vanilla", DEFAULT, "frozen", "ponder", "palbert", "pabee", "deebert")))
 COMPARED = (*_RECIPES, BLIND, BLIND_FAIR, "static", "static_taught")
 """Names in the summary: blind choices are made on the models of the default; `static` is the encoder cut and fine-tuned
 so, `static_taught` the one that the whole encoder taught."""

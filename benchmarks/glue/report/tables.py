@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from benchmarks.glue.report.groups import (
 from benchmarks.glue.results import Result
 from benchmarks.markdown import mark, spread, table
 
-__all__ = ["ablation", "at_equal_cost", "equal_cost", "out_of_scope", "published", "repeats", "run_rows", "runs",
-           "scores"]  # fmt: skip
+__all__ = ["ablation", "at_equal_cost", "equal_cost", "held_out", "out_of_scope", "published", "repeats", "run_rows",
+           "runs", "scores"]  # fmt: skip
 
+_CANDIDATES = ("frozen", "deebert", "ponder", "pabee")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
 _ABLATION = {
     "vanilla": None,
@@ -56,6 +58,27 @@ def scores(groups: Groups) -> str:
         "over the tasks of a row. †: something was selected on dev, the split that is shown."
     )
     return _part("Scores", note, table(["recipe", "×steps", *tasks], rows))
+
+
+def held_out(groups: Groups) -> str:
+    """What the default is chosen on: recipes left by confidence, on the rows of train that select the epochs."""
+    known = {key: group for key, group in groups.items() if "held_out" in group.runs[0]["splits"]}
+    own = {key: replace(group, runs=tuple(run.held_out for run in group.runs)) for key, group in known.items()}
+    tasks = [t for t in task_order(task for _, task in own) if all((name, t) in own for name in _CANDIDATES)]
+    tasks = [task for task in tasks if all("confidence" in own[name, task].policies for name in _CANDIDATES)]
+    rows, seeds = [], {t: set.intersection(*({r.seed for r in own[n, t].runs} for n in _CANDIDATES)) for t in tasks}
+    for name in _CANDIDATES if tasks else ():
+        for task in tasks:
+            found = [own[name, task].by_seed(speed_up, "confidence") for speed_up in SPEED_UPS]
+            scores = [statistics.median(of[seed] for seed in seeds[task]) for of in found]
+            rows.append([name, task, *scores])
+        rows.append([name, "mean", *map(statistics.fmean, zip(*(row[2:] for row in rows[-len(tasks) :]), strict=True))])
+    cells = [[*row[:2], *(f"{score:.1f}" for score in row[2:])] for row in rows]
+    shown = ", ".join(f"{task}: {len(own)}" for task, own in seeds.items())
+    note = f"Medians over the seeds that all recipes have ({shown}), at the same mean exit step."
+    return (
+        _part("Held-out rows", note, table(["recipe", "task", *(f"×{s:g}" for s in SPEED_UPS)], cells)) if rows else ""
+    )
 
 
 def ablation(groups: Groups) -> str:
