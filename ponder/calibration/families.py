@@ -60,7 +60,8 @@ class Family:
         """Yield the exit steps `(thresholds, rows)` of blocks of the values, with their places, `(thresholds,)`."""
         places = np.arange(len(self.values)) if places is None else places
         size = max(_CELLS // len(record), 1)
-        reached = None if self.free is None else self._reached(record)
+        together = "group" in self.policy.needs  # where the exits of one row move those of others
+        reached = None if self.free is None or together else self._reached(record)
         for start in range(0, len(places), size):
             block = places[start : start + size]
             if reached is None:

@@ -131,7 +131,7 @@ class Record:
         """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
         batch, xp, log_survival = self.batch, namespace(self.outputs), at_least_float32(self.row_ids * 0)
         rows = xp.arange(len(self))  # an index array, since slices would let policies write into the record
-        task, context = batch.task, self.policy_context if "context" in needs else None
+        task, context = batch.task, self.policy_context if needs & {"context", "group"} else None
         for step in range(self.num_steps):
             readings: dict[str, Any] = {}
             if "hazard" in needs:

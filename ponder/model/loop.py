@@ -158,7 +158,7 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
     if "features" in needs:
         readings["features"] = source.features().clone()
-    context = source.policy_context if "context" in needs else None
+    context = source.policy_context if needs & {"context", "group"} else None
     mask = None if source.mask is None else _mask_of(source.mask, task, readings)
     view = StepView(index, batch.num_steps, readings, task, mask, context)
     exits, state = policy.decide(view, running.state)

@@ -13,10 +13,11 @@ from ponder.policies.base import (
     registry,
 )
 from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
-from ponder.policies.combine import After, All, Any_, Before, Certified, Tempered
+from ponder.policies.combine import After, All, Any_, Before, Certified
 from ponder.policies.counting import Converged, Patience, Voting
 from ponder.policies.gate import Gate
 from ponder.policies.halting import Bernoulli, Quantile
+from ponder.policies.topk import TopK
 
 __all__ = [
     "After",
@@ -40,9 +41,9 @@ __all__ = [
     "PolicyWrapper",
     "Quantile",
     "StepView",
-    "Tempered",
     "Threshold",
     "ThresholdPolicy",
+    "TopK",
     "Voting",
     "from_dict",
     "get",

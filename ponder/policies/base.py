@@ -42,6 +42,7 @@ _REMEDIES = {
     "hazard": "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
     "features": "Record them: model.unroll(…, keep_features=True).",
     "context": "Record it: model.unroll(…, policy_context={…}).",
+    "group": "Record it: model.unroll(…, policy_context={'group': …}).",
 }
 _CLASSIFICATION = task_named(None)
 
@@ -100,7 +101,8 @@ class ModelSpec:
     @property
     def readings(self) -> frozenset[str]:
         """The names that a policy's `needs` may hold."""
-        there = {"hazard": self.has_hazard, "features": self.has_features, "context": self.has_context}
+        there = {"hazard": self.has_hazard, "features": self.has_features}
+        there |= {"context": self.has_context, "group": self.has_context}
         return frozenset({"output", *(name for name, has in there.items() if has)})
 
 
@@ -162,6 +164,13 @@ class StepView:
     def context(self) -> Mapping[str, Array]:
         """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
         return _undeclared("context") if self.policy_context is None else self.policy_context
+
+    @property
+    def group(self) -> Array:
+        """The group of each row, `(batch,)` integers, whose rows are decided together: ``"group"`` of the context."""
+        if self.policy_context is None or "group" not in self.policy_context:
+            raise PonderError("the policy decides on groups of rows: pass policy_context={'group': …} with the call.")
+        return self.policy_context["group"]
 
 
 def _task(task: Task | str | None) -> Task:
@@ -268,7 +277,7 @@ class ExitPolicy(Plugin, ABC):
 
     registry = registry
     needs: frozenset[str] = frozenset()
-    """Which of "hazard", "output", "features", "context" the policy reads; only these are computed."""
+    """Which of "hazard", "output", "features", "context", "group" the policy reads; only these are computed."""
     tunable: ClassVar[Threshold | None] = None
     """The field that moves the exits between early and late, where there is one."""
 

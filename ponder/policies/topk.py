@@ -1,0 +1,97 @@
+r"""`TopK`: the rows of a group are decided together, and those that can no longer be among its best k exit.
+
+In a reranker the rows are the candidates of a query. Nobody needs the score of one that has lost, and nobody the scores
+of the winners once only they remain, unless their order is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ponder._utils.arrays import at_least_float32, namespace
+from ponder._utils.checks import check_int, check_real
+from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, registry
+
+__all__ = ["TopK"]
+
+
+@registry.register("top-k")
+@dataclass(frozen=True)
+class TopK(ExitPolicy):
+    r"""Let go of rows whose score is more than a margin below the k-th of their group.
+
+    A row of group g exits at step n where z < z₍ₖ₎ − margin · σ_n, z₍ₖ₎ being the k-th highest score of the rows of g
+    that remain; and all of g exit once at most k remain. Rows that tie with the k-th stay. NaN is the lowest score.
+
+    The groups are integers in the `policy_context` of a call: ``policy_context={"group": …}``, `(batch,)`.
+
+    Args:
+        k: How many of each group are wanted.
+        margin: The margin, in units of `spread`, ≥ 0.
+        spread: σ_n, how far the scores of each step are from those of the last, `(steps − 1,)` or more; 1 where empty.
+        ordered: Whether the order of the k is wanted too, so that they run to the last step.
+
+    Example:
+        >>> scores = torch.tensor([[4.0, 4.0], [3.0, 5.0], [1.0, 0.0], [7.0, 7.0]]).unsqueeze(-1)
+        >>> groups = {"group": torch.tensor([0, 0, 0, 1])}
+        >>> record = Trajectory(scores, None, torch.arange(4), task="regression", policy_context=groups)
+        >>> record.replay(policies.TopK(1, margin=2.0)).exit_step
+        tensor([2, 2, 1, 1])
+    """
+
+    k: int
+    margin: float
+    spread: tuple[float, ...] = ()
+    ordered: bool = False
+    needs = frozenset({"output", "group"})
+    tunable = Threshold("margin", "above", high=10.0)
+
+    def __post_init__(self) -> None:
+        check_int("k", self.k)
+        check_real("margin", self.margin, 0.0, math.inf)
+        object.__setattr__(self, "spread", tuple(self.spread))
+
+    def init(self, batch: PolicyBatch) -> Array:
+        return batch.row_ids == batch.row_ids  # the rows that remain, where a record shows those that exited too
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
+        scores, xp = at_least_float32(step.output[:, 0]), namespace(step.output)
+        scores = xp.where(state & ~xp.isnan(scores), scores, -math.inf)
+        order = _stable(-scores)
+        order = order[_stable(step.group[order])]  # by group, and by falling score within
+        kth, last, place = _places(step.group[order], self.k)
+        ranked = scores[order]
+        stays = (ranked >= ranked[kth] - self.margin * self._spread_of(step)[order]) & state[order]
+        if not self.ordered:
+            many = xp.cumsum(stays, 0)
+            before = xp.where(place > 0, many[place - 1], 0)
+            stays = stays & (many[last] - before > self.k)
+        stays = stays[_stable(order)]
+        return ~stays, stays
+
+    def _spread_of(self, step: StepView) -> Array:
+        """The σ of each row's step."""
+        xp, like = namespace(step.output), at_least_float32(step.output[:, 0])
+        given = xp.ones_like(like)
+        for number, spread in enumerate(self.spread, 1):
+            given = xp.where(step.index == number, given * 0 + spread, given)
+        return given
+
+
+def _stable(values: Array) -> Array:
+    """The stable order of values, rising."""
+    xp = namespace(values)
+    return xp.argsort(values, kind="stable") if xp.__name__ == "numpy" else xp.argsort(values, stable=True)
+
+
+def _places(groups: Array, k: int) -> tuple[Array, Array, Array]:
+    """Of sorted groups, the places of the k-th, the last, and the first of each row's group, `(rows,)`."""
+    xp = namespace(groups)
+    changes = xp.concatenate([groups[:1] == groups[:1], groups[1:] != groups[:-1]])
+    starts = xp.where(changes)[0]
+    number = xp.cumsum(changes, 0) - 1
+    ends = xp.concatenate([starts[1:], starts[:1] + len(groups)]) - 1
+    first, last = starts[number], ends[number]
+    return xp.where(first + k - 1 < last, first + k - 1, last), last, first
