@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKER = re.compile(r"<!-- table: (\w+) -->")
 FACE = re.compile(r"<!-- names: ([\w.]+) -->")
-RECIPES = ("ponder", "palbert", "pabee", "static")
 NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet"}
 
 
@@ -33,6 +33,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def made_by(found: dict[str, Any], version: str | None = None) -> str:
+    """Return the version and commit that measured a result, marked where the code it speaks of is newer."""
+    made, now = found["environment"], version or str(import_module("ponder").__version__)
+    own = made["versions"]["ponder-torch"]
+    old = "" if own == now and not made["uncommitted_changes"] else f" **Older than the code, which is {now}.**"
+    return f"\n\nVersion {own}, commit `{made['commit'][:8]}`, {made['date']}, {made['threads']} threads.{old}"
 
 
 def score(value: float | None) -> str:
@@ -55,14 +63,15 @@ def ablation() -> str:
 
 def pays_by_task() -> str:
     """Return scores at ×2 by task."""
-    summary = {name: part for name, part in read(ROOT / "docs" / "results-summary.json").items() if name in NAMES}
+    summary = read(ROOT / "docs" / "results-summary.json")
+    recipes = (summary.pop("default"), "palbert", "pabee", "static")
     rows = [
         [NAMES.get(backbone, backbone), task, score(by_speed["1"]["tasks"][task]["vanilla"]), *map(score, own)]
         for backbone, by_speed in summary.items()
         for task, scores in by_speed["2"]["tasks"].items()
-        for own in [[scores[recipe] for recipe in RECIPES]]
+        for own in [[scores[recipe] for recipe in recipes]]
     ]
-    names = [NAMES.get(recipe, f"`{recipe}`") for recipe in RECIPES]
+    names = [NAMES.get(recipe, f"`{recipe}`") for recipe in recipes]
     return table(["backbone", "task", "plain, full depth", *(f"{name}, ×2" for name in names)], rows)
 
 
@@ -85,17 +94,19 @@ def finetuned() -> str:
 
 def cosines() -> str:
     """Return how near int8 stays to fp32."""
-    found = read(RESULTS / "quantised" / "quantised.json")["cosines"]
+    whole = read(RESULTS / "quantised" / "quantised.json")
+    found = whole["cosines"]
     rows = (
         [name, *(f"{found[b][name]['median']:.3f}, {found[b][name]['worst']:.3f}" for b in found)]
         for name in found["minilm"]
     )
-    return table(["quantised", *(NAMES[backbone] for backbone in found)], rows)
+    return table(["quantised", *(NAMES[backbone] for backbone in found)], rows) + made_by(whole)
 
 
 def risk() -> str:
     """Return how often promises were broken in 1,000 draws."""
-    found = [one for one in read(RESULTS / "risk" / "risk.json")["outcomes"] if one["bound"] != "conformal"]
+    whole = read(RESULTS / "risk" / "risk.json")
+    found = [one for one in whole["outcomes"] if one["bound"] != "conformal"]
     rows = (
         [
             one["scene"], one["risk"].replace("_", " "), one["bound"].replace("_", " "), f"{one['level']:g}",
@@ -104,23 +115,25 @@ def risk() -> str:
         for one in found
         if "halves" not in one["scene"]
     )  # fmt: skip
-    return table(["scene", "risk", "bound", "level", "broken", "mean risk", "mean exit step"], rows)
+    return table(["scene", "risk", "bound", "level", "broken", "mean risk", "mean exit step"], rows) + made_by(whole)
 
 
 def speed() -> str:
     """Return how much of the saved steps arrives in seconds, by the size of the batch."""
-    found = {one["case"]: one for one in read(RESULTS / "speed" / "exiting.json")["figures"]}
+    whole = read(RESULTS / "speed" / "exiting.json")
+    found = {one["case"]: one for one in whole["figures"]}
     kinds = {case.split(", ")[1]: None for case in found}
     sizes = {case.rpartition(" ")[2]: None for case in found}
     rows = (
         [kind, *(f"{found[f'ALBERT-base, {kind}, batch {size}']['value']:.2f}" for size in sizes)] for kind in kinds
     )
-    return table(["exits", *(f"batch of {size}" for size in sizes)], rows)
+    return table(["exits", *(f"batch of {size}" for size in sizes)], rows) + made_by(whole)
 
 
 def exporting() -> str:
     """Return the throughput of exits, int8 and both, over PyTorch in fp32."""
-    found = read(RESULTS / "speed" / "exporting.json")["figures"]
+    whole = read(RESULTS / "speed" / "exporting.json")
+    found = whole["figures"]
     kinds = ("PyTorch, exits", "fp32", "fp32, exits", "int8 of all", "int8 of all, exits")
     values = {(one["case"], one["figure"]): one["value"] for one in found}
     cases = list(dict.fromkeys(one["case"] for one in found))
@@ -128,26 +141,38 @@ def exporting() -> str:
         [case, *(f"×{values[case, f'speed-up of {kind} over PyTorch fp32']:.1f}" for kind in kinds)] for case in cases
     )
     names = ("exits in PyTorch", "onnxruntime", "with exits", "int8", "int8 with exits")
-    return table(["model, rows × tokens", *names], rows)
+    return table(["model, rows × tokens", *names], rows) + made_by(whole)
 
 
 def puzzles() -> str:
-    """Return what halting is worth in puzzles of known difficulty."""
-    found = read(RESULTS / "puzzles" / "summary.json")
-    lines: list[tuple[str, Callable[[Any], str]]] = [
-        ("solved by halting", lambda one: f"{one['accuracy']:.2%}"),
-        ("solved at the best fixed depth", lambda one: f"{one['best_fixed_accuracy']:.2%}"),
-        ("mean steps of halting", lambda one: f"{one['mean_steps']:.1f}"),
-        ("steps of the best fixed depth", lambda one: f"{one['best_fixed_steps']:.1f}"),
-        ("steps of the oracle", lambda one: f"{one['oracle_steps']:.1f}"),
-        ("rank correlation of steps with difficulty", lambda one: f"{one['rank_correlation']:.2f}"),
-        ("a feed-forward network of the same cost", lambda one: f"{one['feed_forward_accuracy']:.1%}"),
+    """Return what halting is worth in puzzles of known difficulty, medians over seeds."""
+    found: dict[str, Any] = import_module("benchmarks.puzzles.report").results()
+    lines: list[tuple[str, str, str | None, str, str]] = [
+        ("solved by halting", "looped", None, "accuracy", "{:.2%}"),
+        ("solved at the best fixed depth", "looped", "best fixed depth", "accuracy", "{:.2%}"),
+        ("mean steps of halting", "looped", None, "mean_steps", "{:.1f}"),
+        ("steps of the best fixed depth", "looped", "best fixed depth", "mean_steps", "{:.1f}"),
+        ("steps of the oracle", "looped", "oracle", "mean_steps", "{:.1f}"),
+        ("rank correlation of steps with difficulty", "looped", None, "rank_correlation", "{:.2f}"),
+        ("a feed-forward network of the same cost", "feed-forward", "all layers", "accuracy", "{:.1%}"),
     ]
-    return table(["", *found], ([name, *map(cell, found.values())] for name, cell in lines))
+    rows = (
+        [name, *(form.format(median(one["ways"][way or one["best_rule"]]["test"][key] for one in of[learner]))
+                 for of in found.values())]
+        for name, learner, way, key, form in lines
+    )  # fmt: skip
+    return table(["", *found], rows)
+
+
+def repeats() -> str:
+    """Return runs that were done twice with one seed, on other machines or versions."""
+    results, report = import_module("benchmarks.glue.results"), import_module("benchmarks.glue.report")
+    return str(report.repeats(results.read_all(RESULTS / "glue"), results.read_all(RESULTS / "repeated")))
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (pays, pays_by_task, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
+    made.__name__: made
+    for made in (pays, pays_by_task, repeats, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
 }
 
 

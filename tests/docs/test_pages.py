@@ -122,6 +122,16 @@ def test_every_figure_is_shown() -> None:
     assert shown == {path.name for path in (DOCS / "figures").glob("*.svg")}
 
 
+def test_figures_that_are_older_than_the_code_are_marked() -> None:
+    for name in ("exiting", "exporting"):
+        found = tables.read(tables.RESULTS / "speed" / f"{name}.json")
+        made = found["environment"]
+        assert f"commit `{made['commit'][:8]}`" in tables.made_by(found)
+        assert "Older than the code" not in tables.made_by(found, made["versions"]["ponder-torch"])
+        assert "Older than the code" in tables.made_by(found, "9.9")
+    assert all("\n\nVersion " in tables.TABLES[name]() for name in ("speed", "exporting", "risk", "cosines"))
+
+
 def test_tables_are_drawn_and_all_are_shown() -> None:
     shown = [name for page in PAGES for name in tables.MARKER.findall(page.read_text())]
     assert sorted(shown) == sorted(tables.TABLES)
