@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,12 @@ from benchmarks.glue.config import recipe_label
 from benchmarks.glue.results import Result
 from benchmarks.tasks import names
 
-__all__ = ["BLIND", "BLIND_FAIR", "NOT_AVERAGED", "SPEED_UPS", "Group", "Groups", "by_task", "choose", "label",
-           "ordered", "task_order"]  # fmt: skip
+__all__ = ["BLIND", "BLIND_FAIR", "SPEED_UPS", "Group", "Groups", "choose", "label", "ordered", "task_order"]
 
 BLIND, BLIND_FAIR = "blind", "blind_fair"
 """One step for all rows or a coin between two, in the place of a policy: chosen on the reported rows, which bounds what
 can be had, or on held-out rows, as every other choice is."""
 SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
-NOT_AVERAGED = ("WNLI",)  # as in the papers: its dev holds sentences of train with the other label
 _KNOWN = ("vanilla", "static", "pabee", "deebert", "fastbert", "pondernet", "palbert")
 
 
@@ -180,9 +178,3 @@ def ordered(labels: Iterable[str]) -> list[str]:
     """Return recipes in the order of the literature, then the others by name."""
     places = {name: place for place, name in enumerate(_KNOWN)}
     return sorted(set(labels), key=lambda text: (places.get(text.partition(" ")[0], len(places)), text))
-
-
-def by_task(groups: Groups) -> Iterator[tuple[str, list[Group]]]:
-    """Yield each task with its groups, both in order."""
-    for task in task_order(task for _, task in groups):
-        yield task, [groups[name, task] for name in ordered(name for name, _ in groups) if (name, task) in groups]

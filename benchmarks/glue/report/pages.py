@@ -19,8 +19,6 @@ PARTS: dict[str, Callable[[Groups], str]] = {
     "scores": tables.scores,
     "held-out": tables.held_out,
     "ablation": tables.ablation,
-    "equal-cost": tables.equal_cost,
-    "out-of-scope": tables.out_of_scope,
     "runs": tables.runs,
     "published": tables.published,
 }

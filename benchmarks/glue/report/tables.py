@@ -5,28 +5,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue.report.groups import (
-    BLIND,
-    BLIND_FAIR,
-    NOT_AVERAGED,
-    SPEED_UPS,
-    Group,
-    Groups,
-    by_task,
-    label,
-    ordered,
-    task_order,
-)
+from benchmarks.glue.report.groups import SPEED_UPS, Group, Groups, label, ordered, task_order
 from benchmarks.glue.results import Result
-from benchmarks.markdown import mark, spread, table
+from benchmarks.markdown import spread, table
 
-__all__ = ["ablation", "at_equal_cost", "equal_cost", "held_out", "out_of_scope", "published", "repeats", "run_rows",
-           "runs", "scores"]  # fmt: skip
+__all__ = ["ablation", "held_out", "published", "repeats", "run_rows", "runs", "scores"]
 
 _CANDIDATES = ("frozen", "deebert", "ponder", "pabee")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
@@ -110,67 +98,6 @@ def _switches(result: Result) -> tuple[bool, ...] | None:
     return tuple(bool(options.get(name, on)) for name in _SWITCHES)
 
 
-def equal_cost(groups: Groups) -> str:
-    """Every recipe with every policy that its curves know, and the encoder cut short, a table for each speed-up."""
-    blocks = []
-    for speed_up in SPEED_UPS[1:]:
-        found = dict(at_equal_cost(groups, speed_up))
-        if not found:
-            continue
-        tasks = task_order(task for _, task in found)
-        counted = [task for task in tasks if task not in NOT_AVERAGED]
-        rows = list(dict.fromkeys(row for row, _ in found))
-        columns = [[found.get((row, task)) for row in rows] for task in tasks]
-        averages = [[found.get((row, task)) for task in counted] for row in rows]
-        columns.append(
-            [None if None in own else statistics.fmean(score for score in own if score is not None) for own in averages]
-        )
-        # A bound is in no competition.
-        marked = [mark([v if row[1] != BLIND else None for v, row in zip(c, rows, strict=True)]) for c in columns]
-        cells = [
-            [*row, *(column[place] for column in marked)]
-            if row[1] != BLIND
-            else [*row, *("–" if column[place] is None else f"*{column[place]:.1f}*" for column in columns)]
-            for place, row in enumerate(rows)
-        ]
-        blocks += [f"*×{speed_up:g} in steps*", table(["recipe", "policy", *tasks, "macro"], cells)]
-    note = (
-        "Medians over the seeds at one mean exit step, so that all pay the same. *its own* is the policy of the recipe "
-        "for the task, other rows are other policies on the same models. *blind_fair* is one step for all rows or a "
-        "coin between two, chosen on held-out rows: a policy that tells rows from one another is ahead of it. *blind* "
-        "is the same chosen on the rows shown, a bound. *cut* is the encoder cut after k steps and fine-tuned so, *cut "
-        "and taught* learned from the whole one."
-    )
-    return _part("At the same cost", note, *blocks) if blocks else ""
-
-
-def at_equal_cost(groups: Groups, speed_up: float) -> Iterator[tuple[tuple[tuple[str, str], str], float]]:
-    """Yield ((recipe, policy), task) and the score there, as far as it is known."""
-    for group in (group for _, of_task in by_task(groups) for group in of_task):
-        if group.is_cut and abs(group.speed_up - speed_up) < 1e-6:
-            named = "cut and taught" if group.is_taught else "cut"
-            yield (("static", named), group.task), statistics.median(group.scores)
-        for policy in [*group.policies, BLIND_FAIR, BLIND] if group.policies else []:
-            score = group.at(speed_up, policy)
-            if score is not None:
-                named = "its own" if policy == group.own_policy else policy
-                yield ((group.label, named), group.task), score
-
-
-def out_of_scope(groups: Groups) -> str:
-    """Recall of the examples out of scope, which take no part in the score, where a task has such."""
-    rows = []
-    for task, of_task in by_task(groups):
-        for group in of_task:
-            recalls = [[_recall(run, where) for run in group.runs] for where in ("full_depth", "exits")]
-            if all(map(math.isfinite, recalls[0])):
-                full, exits = map(spread, recalls)  # of a cut encoder the last step is not trained
-                rows.append([task, group.label, "–" if group.is_cut else full, exits])
-    note = "Percentage of the examples out of scope that is recognised; the score leaves them out."
-    head = ["task", "recipe", "at full depth", "at the exits"]
-    return _part("Out of scope", note, table(head, rows)) if rows else ""
-
-
 def runs(groups: Groups) -> str:
     """One line a run, by task, recipe and seed."""
     found = sorted(
@@ -181,10 +108,10 @@ def runs(groups: Groups) -> str:
     for run in found:
         epochs = " + ".join(str(stage["epochs"]) for stage in run["training"])
         made = run["environment"]
-        version = f"{made['versions'].get('ponder-torch')}, {made['commit']}" + "*" * bool(made["uncommitted_changes"])
+        version = f"{made['versions'].get('ponder-torch')}, {made['commit']}"
         rows.append([run["task"], label(run), f"`{_policy(run)}`", run.seed, epochs, *_numbers(run), version])
     head = ["task", "recipe", "policy", "seed", "epochs", "at full depth", "at exits", "mean exit step"]
-    note = "The last column is the version and the commit that made a run, with a star where the tree was not clean."
+    note = "The last column is the version and the commit that made a run."
     return _part("Every run", note, table([*head, "×steps", "×FLOPs", "×wall-clock", "made by"], rows))
 
 
