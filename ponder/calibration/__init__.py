@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
-    from ponder.calibration.fitting import fit_gate, fit_temperatures
+    from ponder.calibration.fitting import fit_gate
     from ponder.calibration.risks import Missed
     from ponder.calibration.sweeps import sweep
 
@@ -27,7 +27,6 @@ _HOMES = {
     "control_risk": "control",
     "diagnose": "diagnosing",
     "fit_gate": "fitting",
-    "fit_temperatures": "fitting",
     "promise_curve": "agreement",
     "sweep": "sweeps",
 }
@@ -43,7 +42,6 @@ __all__ = [
     "cost",
     "diagnose",
     "fit_gate",
-    "fit_temperatures",
     "promise_curve",
     "sweep",
 ]

@@ -1,4 +1,4 @@
-"""Policies made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, temperatures, certificates.
+"""Policies made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, certificates.
 
 Exits under a moved threshold form a lattice: either policy's exit is the maximum of their readiness, both policies'
 exit is the minimum, and a bound on the step is ±∞. So a composite policy is swept in one pass, as a simple one is.
@@ -13,10 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
-from ponder._utils.arrays import at_least_float32, namespace
-from ponder._utils.checks import check_int, check_real, check_type
+from ponder._utils.arrays import namespace
+from ponder._utils.checks import check_int, check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import (
     Array,
@@ -29,7 +27,7 @@ from ponder.policies.base import (
     scaled_step,
 )
 
-__all__ = ["After", "All", "Any_", "Before", "Certified", "Tempered"]
+__all__ = ["After", "All", "Any_", "Before", "Certified"]
 
 
 @dataclass(frozen=True)
@@ -155,51 +153,6 @@ class Before(_Bounded):
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
         inside, state = super().readiness(step, state, free)
         return namespace(inside).where(step.index >= self.step, math.inf, inside), state
-
-
-@registry.register("tempered")
-@dataclass(frozen=True)
-class Tempered(PolicyWrapper):
-    """The policy inside, on outputs divided by a temperature that belongs to the step (Guo et al. 2017).
-
-    The outputs that the model gives are not changed: the temperatures are for deciding only.
-
-    Args:
-        policy: A policy on the output: entropy, confidence, margin, or a combination with one.
-        temperatures: One positive number a step, for example from `ponder.calibration.fit_temperatures`; or one for
-            all steps.
-
-    Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
-        >>> record.replay(policies.Tempered(policies.Confidence(0.8), (2.0,))).exit_step  # outputs ÷ 2
-        tensor([3])
-    """
-
-    temperatures: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperatures", tuple(map(float, self.temperatures)))
-        for temperature in self.temperatures:
-            check_real("temperatures", temperature, open_low=True)
-
-    def check(self, spec: ModelSpec) -> None:
-        super().check(spec)
-        if len(self.temperatures) not in (1, spec.num_steps):
-            raise ArgumentError(
-                "temperatures",
-                expected=f"one, or one for each of the model's {spec.num_steps} steps",
-                got=len(self.temperatures),
-                remedy="Fit them on a trajectory of this model.",
-            )
-
-    def transform(self, step: StepView) -> StepView:
-        if "output" not in step.readings:
-            return step
-        output = at_least_float32(step.output)
-        table = np.asarray(self.temperatures) if namespace(output) is np else output.new_tensor(self.temperatures)
-        own = table[step.index - 1] if len(self.temperatures) > 1 else table
-        scaled = output / own.reshape(-1, *[1] * (output.ndim - 1))
-        return replace(step, readings={**step.readings, "output": scaled})
 
 
 @registry.register("certified")

@@ -20,8 +20,7 @@ assert ponder.calibrate(seen, [policies.Confidence, policies.Margin], at_least=0
 assert ponder.diagnose(seen, policies.Confidence, costs=[1.0, 30.0]).outcome
 assert c.certify(record(500, seed=1), record(500, seed=2), level=0.2).met
 assert c.promise_curve(seen, policies.FixedStep).values
-assert len(c.fit_temperatures(seen)) == 2
-assert len(c.fit_gate(record(200), "error").tables) == 4
+assert len(c.fit_gate(record(200)).tables) == 4
 print("done")
 """
 

@@ -238,6 +238,17 @@ def _counted(changes: Sequence[Answer], patience: int) -> list[Answer]:
     return answers
 
 
+def _gated(tables: Any, given: list[Any], outputs: Any, threshold: float) -> list[Answer]:
+    """A line through confidence, margin, negative entropy and the steps for which the answer has stayed."""
+    streak, found = 0, list[Answer]()
+    for n, ((cell,), table) in enumerate(zip(outputs, [*tables, tables[-1]], strict=True)):
+        streak = streak + 1 if n and given[n] == given[n - 1] else 0
+        p = sorted((math.exp(z) for z in log_softmax(cell)), reverse=True)
+        signals = [p[0], p[0] - p[1], -entropy(p), streak, 1.0]
+        found.append(above(threshold, sigmoid(math.fsum(w * each for w, each in zip(table, signals, strict=True)))))
+    return found
+
+
 def _answers(spec: Spec, row: Spec) -> list[Answer]:
     name, outputs, task = spec["name"], row["outputs"], row["task"]
     steps = range(1, len(outputs) + 1)
@@ -254,6 +265,8 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
         given = [_prediction(task, cells) for cells in outputs]
         votes = [[[old[k] for old in given[:n]].count(now) for k, now in enumerate(given[n - 1])] for n in steps]
         return [min(each) >= spec["votes"] for each in votes]
+    if name == "gate":
+        return _gated(spec["tables"], [_prediction(task, cells) for cells in outputs], outputs, spec["threshold"])
     if name == "fixed-step":
         return [n >= spec["step"] for n in steps]
     if name == "last-step":
@@ -261,10 +274,6 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
     if name in ("any", "all"):
         merged: Callable[[Sequence[Answer]], Answer] = _any if name == "any" else _all
         return [merged(each) for each in zip(*(_answers(p, row) for p in spec["policies"]), strict=True)]
-    if name == "tempered":
-        own = list(spec["temperatures"]) * (len(outputs) if len(spec["temperatures"]) == 1 else 1)
-        divided = [[[z / t for z in cell] for cell in cells] for cells, t in zip(outputs, own, strict=True)]
-        return _answers(spec["policy"], {**row, "outputs": divided})
     inside = _answers(spec["policy"], row)
     if name == "certified":
         return inside

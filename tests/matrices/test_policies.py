@@ -335,16 +335,6 @@ def test_thresholds_move_exits_one_way(policy: policies.ExitPolicy) -> None:
     assert means[0] != means[-1]
 
 
-def test_temperatures_decide_and_are_not_answered() -> None:
-    trajectory = recorded("classification")
-    policy = policies.Tempered(policies.Confidence(0.6), (4.0, 3.0, 2.0, 1.0, 0.5))
-    assert_oracle(trajectory, policy)
-    assert_same(toy("classification").call(policy=policy), trajectory.replay(policy))
-    exits = trajectory.replay(policy)
-    assert exits.exit_step.tolist() != trajectory.replay(policies.Confidence(0.6)).exit_step.tolist()
-    assert torch.equal(exits.outputs, trajectory.outputs[torch.arange(ROWS), exits.exit_step - 1])
-
-
 # -- sampling ----------------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,6 @@ def test_a_sweep_is_a_replay_of_every_threshold(family: Any) -> None:
 COMBINED = [
     (policies.Confidence(0.5) | policies.Patience(2)),
     (policies.Patience(1) & policies.Margin(0.5)).after(2),
-    policies.Tempered(policies.Entropy(0.3), (2.0,)),
     policies.Energy(0.9).before(3),
     policies.Patience(1),
     policies.Voting(2),

@@ -85,11 +85,9 @@ def run(task: str = "classification", rows: int = 40, steps: int = 6, dtype: tor
     return Run(outputs.to(dtype), hazards.to(dtype), features.to(dtype), mask, task_named(task))
 
 
-def gate(signals: tuple[str, ...], steps: int | None = 5, width: int = 0, **options: Any) -> policies.Gate:
+def gate(threshold: float = 0.5) -> policies.Gate:
     """A gate with random weights."""
-    draw = np.random.default_rng(1)
-    tables = draw.normal(size=(steps or 1, len(signals) + width + 1)) * 0.7
-    return policies.Gate(steps and steps + 1, signals, tuple(map(tuple, tables.tolist())), **options)
+    return policies.Gate(tuple(np.random.default_rng(1).normal(size=(5, 5)).tolist()), threshold)
 
 
 SIMPLE: list[policies.ExitPolicy] = [
@@ -104,8 +102,7 @@ SIMPLE: list[policies.ExitPolicy] = [
     policies.Converged(0.3, on="features"),
     policies.Quantile(0.5),
     policies.FixedStep(3),
-    gate(("confidence", "margin", "energy", "negative_entropy", "streak", "shift", "movement")),
-    gate(("hazard", "cdf", "expected", "hidden"), width=3, floor=2),
+    gate(),
 ]
 CERTIFIED = policies.Certified(
     policies.Confidence(0.7), "promise", "disagreement", 0.05, 0.95, "exact", 300, "threshold", 0.7, 0.01, (), 6
@@ -113,7 +110,6 @@ CERTIFIED = policies.Certified(
 COMPOSED: list[policies.ExitPolicy] = [
     policies.Bernoulli(seed=3),
     policies.LastStep(),
-    policies.Tempered(policies.Confidence(0.6), (2.0, 2.0, 1.5, 1.0, 1.0, 1.0)),
     policies.Confidence(0.95) | policies.Patience(2),
     policies.Confidence(0.6) & policies.Quantile(0.4),
     policies.Margin(0.4).after(2).before(5),
@@ -127,7 +123,6 @@ POSITIONS: list[policies.ExitPolicy] = [
     policies.Patience(1),
     policies.Voting(2),
     policies.Converged(0.3),
-    gate(("confidence", "streak", "shift", "movement")),
 ]
 
 

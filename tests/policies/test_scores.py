@@ -19,8 +19,7 @@ FREE: list[tuple[Any, policies.ThresholdPolicy]] = [
     (lambda p: p | policies.Patience(3), policies.Confidence(0.8)),
     (lambda p: policies.Quantile(0.3) & p, policies.Confidence(0.8)),
     (lambda p: p.after(2).before(5), policies.Confidence(0.8)),
-    (lambda p: policies.Tempered(p, (2.0,)), policies.Entropy(0.4)),
-    (lambda p: policies.Tempered(policies.Margin(0.9) | p, (2.0,)).after(2), policies.Voting(3)),
+    (lambda p: (policies.Margin(0.9) | p).after(2), policies.Voting(3)),
     (lambda p: (p | policies.FixedStep(4)) & policies.Patience(1), policies.Patience(2)),
 ]
 
