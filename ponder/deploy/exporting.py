@@ -300,6 +300,7 @@ class _Tracer:
         readings = {
             "output": self._at_positions("output", outputs),
             "features": self._at_positions("features", features),
+            "group": Slot(TensorSpec("group", "int64"), torch.arange(self.rows) // 2),
         }
         if hazard is not None:
             share = hazard.sigmoid()

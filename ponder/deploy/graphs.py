@@ -25,7 +25,12 @@ from ponder.tasks import Task
 
 __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
 
-_READINGS = {"output": ("output",), "hazard": ("hazard", "cdf", "survival"), "features": ("features",)}
+_READINGS = {
+    "output": ("output",),
+    "hazard": ("hazard", "cdf", "survival"),
+    "features": ("features",),
+    "group": ("group",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +187,9 @@ def write_policy(
         def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> list[Tensor]:
             moved = _with_thresholds(policy, given[count : count + len(bars)])
             seen = dict(zip(names, given[1:count], strict=True))
-            view = StepView(given[0], num_steps, seen, task, seen.pop("mask", None))
-            mask, after = moved.decide(view, refilled(state, given[count + len(bars) :]))
+            mask, after = moved.decide(
+                _view(given[0], num_steps, seen, task), refilled(state, given[count + len(bars) :])
+            )
             mask = torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask
             return [mask, *flatten(after)]
 
@@ -191,8 +197,7 @@ def write_policy(
             Slot(TensorSpec(f"state_{n}", "", along=(1,) if value.shape[1:2] == (length,) else ()), value)
             for n, value in enumerate(flatten(state))
         ]
-        view = StepView(index.value, num_steps, {n: readings[n].value for n in names if n != "mask"}, task)
-        after = policy.decide(view if "mask" not in names else _masked(view, readings["mask"].value), state)[1]
+        after = policy.decide(_view(index.value, num_steps, {n: readings[n].value for n in names}, task), state)[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
         write_graph(module, decide, [*fixed, *bars, *held], outputs, folder / name)
         files.append(name)
@@ -209,8 +214,10 @@ def _filled(tree: Tree) -> list[bool]:
     return [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]
 
 
-def _masked(view: StepView, mask: Tensor) -> StepView:
-    return StepView(view.index, view.num_steps, view.readings, view.task, mask)
+def _view(index: Tensor, num_steps: int, values: Mapping[str, Tensor], task: Task) -> StepView:
+    readings = {name: value for name, value in values.items() if name not in ("mask", "group")}
+    context = {"group": values["group"]} if "group" in values else None
+    return StepView(index, num_steps, readings, task, values.get("mask"), context)
 
 
 def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy:

@@ -105,7 +105,13 @@ class OnnxModel:
         self.manifest.write(self.folder)
 
     def predict(
-        self, examples: Any, *, policy: ExitPolicy | None = None, batch_size: int = 32, row_ids: Any = None
+        self,
+        examples: Any,
+        *,
+        policy: ExitPolicy | None = None,
+        batch_size: int = 32,
+        row_ids: Any = None,
+        groups: Any = None,
     ) -> Answers:
         """Run every example to its exit, in batches of similar length.
 
@@ -114,14 +120,16 @@ class OnnxModel:
             policy: Decides instead of the export's own, in NumPy.
             batch_size: Rows of a batch at most.
             row_ids: Identity of each row, for seeded sampling; its position where None.
+            groups: The group of each row, `(rows,)` integers, for policies that decide on groups; these stay together.
         """
         rows = self._rows(examples)
         ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)
         exit_step, found = np.zeros(len(rows), dtype=np.int64), list[Any]()
         if policy is not None:
             policy.check(ModelSpec(self.num_steps, self.task, self.manifest.lambda_head is not None))
-        for places, batch in self._batches(rows, batch_size):
-            outputs, exit_step[places] = self._run(batch, self._policy if policy is None else policy, ids[places])
+        for places, batch in self._batches(rows, batch_size) if groups is None else self._pools(rows, groups):
+            own = None if groups is None else {"group": np.asarray(groups)[places]}
+            outputs, exit_step[places] = self._run(batch, self._policy if policy is None else policy, ids[places], own)
             found += zip(places, self._cut(outputs, batch), strict=True)
         return Answers(_in_order(found, self), exit_step, self.manifest.labels)
 
@@ -170,7 +178,9 @@ class OnnxModel:
             return list(outputs)
         return [output[:length] for output, length in zip(outputs, batch.lengths, strict=True)]
 
-    def _run(self, batch: _Batch, policy: Any, row_ids: Array) -> tuple[list[Array], Array]:
+    def _run(
+        self, batch: _Batch, policy: Any, row_ids: Array, context: Mapping[str, Array] | None = None
+    ) -> tuple[list[Array], Array]:
         """Run a batch to its exits: the loop of `ponder.model.loop`, in NumPy."""
         steps, task = self.num_steps, self.task
         running, state = _Running(self, batch), policy.init(PolicyBatch(row_ids, steps, task))
@@ -192,7 +202,8 @@ class OnnxModel:
                     readings["output"] = task.without_padding(running.output().copy(), mask)
                 if "features" in policy.needs:
                     readings["features"] = running.features()
-                view = StepView(np.full(len(rows), step), steps, readings, task, mask)
+                given = None if context is None else _take(context, rows)
+                view = StepView(np.full(len(rows), step), steps, readings, task, mask, given)
                 answer, state = policy.decide(view, state)
                 exits = np.broadcast_to(answer, exits.shape)
             gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
@@ -246,6 +257,12 @@ class OnnxModel:
             length = max(int(np.max(np.flatnonzero(real), initial=0)) + 1, 1)
         return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
 
+    def _pools(self, rows: Sequence[_Row], groups: Any) -> Iterator[tuple[list[int], _Batch]]:
+        """The rows of each group together."""
+        for group in np.unique(groups):
+            places = np.flatnonzero(np.asarray(groups) == group).tolist()
+            yield places, _joined([rows[n] for n in places], self.manifest.inputs)
+
     def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Batch]]:
         """Rows of similar length together, the longest first; without lengths, rows of one shape."""
         keys = [(row.shapes if self.manifest.mask is None else (), -row.length, n) for n, row in enumerate(rows)]
@@ -292,7 +309,7 @@ class _GraphPolicy:
         name = self.graphs.later if asked and self.graphs.later else self.graphs.first
         assert name is not None
         given = {"index": view.index, **view.readings, **self.graphs.thresholds}
-        given |= {f"state_{n}": value for n, value in enumerate(held)}
+        given |= {f"state_{n}": value for n, value in enumerate(held)} | dict(view.policy_context or {})
         found = self._sessions[name]({**given, **({} if view.mask is None else {"mask": view.mask})})
         return found.pop("exits"), (asked + 1, list(found.values()))
 

@@ -100,8 +100,11 @@ def predict(
     rows = _read(reader, dataset)
     ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
     exited: list[Exited] = []
+    chunks = _chunks(rows, batch_size * _BATCHES_AT_ONCE)
+    if "group" in policy.needs and policy_context:  # rows that are decided together stay together
+        chunks, batch_size, max_tokens = _whole_groups(policy_context["group"], batch_size), len(rows), None
     with evaluating(model):
-        for chunk in _chunks(rows, batch_size * _BATCHES_AT_ONCE):
+        for chunk in chunks:
             cohorts = []
             for places in _batches(chunk, rows, batch_size, max_tokens):
                 examples, given = [rows[place] for place in places], _rows_of(policy_context, places)
@@ -235,6 +238,18 @@ def _chunks(rows: Sequence[Example], size: int) -> Iterator[list[int]]:
             yield chunk
             chunk = []
         chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _whole_groups(groups: Tensor, size: int) -> Iterator[list[int]]:
+    """Cut the places of rows into chunks of whole groups, of `size` rows or one group at least."""
+    chunk: list[int] = []
+    for group in groups.unique():
+        chunk += (groups == group).nonzero().flatten().tolist()
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
     if chunk:
         yield chunk
 

@@ -114,6 +114,13 @@ class StreamEngine:
                 "model", expected="a model in evaluation mode", got="training mode", remedy="Call model.eval() first."
             )
         stepper = Stepper(model, model.checked(policy, num_steps), num_steps or model.num_steps)
+        if "group" in stepper.policy.needs:
+            raise ArgumentError(
+                "policy",
+                expected="a policy that decides on each row alone, since a stream deals rows one by one",
+                got=repr(stepper.policy),
+                remedy="Hand whole groups to ponder.predict, or whole queries to CrossEncoder.rank.",
+            )
         self._reads_context = "context" in stepper.policy.needs
         self._numbers, self._max_waiting = itertools.count(), max_waiting
         self._worker = _Worker(

@@ -59,39 +59,31 @@ class TopK(ExitPolicy):
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
         scores, xp = at_least_float32(step.output[:, 0]), namespace(step.output)
         scores = xp.where(state & ~xp.isnan(scores), scores, -math.inf)
-        order = _stable(-scores)
-        order = order[_stable(step.group[order])]  # by group, and by falling score within
-        kth, last, place = _places(step.group[order], self.k)
-        ranked = scores[order]
+        order, first, last = _by_group(step.group, scores)
+        ranked, kth = scores[order], xp.where(first + self.k - 1 < last, first + self.k - 1, last)
         stays = (ranked >= ranked[kth] - self.margin * self._spread_of(step)[order]) & state[order]
         if not self.ordered:
             many = xp.cumsum(stays, 0)
-            before = xp.where(place > 0, many[place - 1], 0)
-            stays = stays & (many[last] - before > self.k)
-        stays = stays[_stable(order)]
+            stays = stays & (many[last] - many[first] + xp.where(stays[first], 1, 0) > self.k)
+        stays = stays[xp.argsort(order)]
         return ~stays, stays
 
     def _spread_of(self, step: StepView) -> Array:
         """The σ of each row's step."""
-        xp, like = namespace(step.output), at_least_float32(step.output[:, 0])
-        given = xp.ones_like(like)
+        given = namespace(step.output).ones_like(at_least_float32(step.output[:, 0]))
         for number, spread in enumerate(self.spread, 1):
-            given = xp.where(step.index == number, given * 0 + spread, given)
+            given = namespace(given).where(step.index == number, spread, given)
         return given
 
 
-def _stable(values: Array) -> Array:
-    """The stable order of values, rising."""
-    xp = namespace(values)
-    return xp.argsort(values, kind="stable") if xp.__name__ == "numpy" else xp.argsort(values, stable=True)
-
-
-def _places(groups: Array, k: int) -> tuple[Array, Array, Array]:
-    """Of sorted groups, the places of the k-th, the last, and the first of each row's group, `(rows,)`."""
-    xp = namespace(groups)
-    changes = xp.concatenate([groups[:1] == groups[:1], groups[1:] != groups[:-1]])
-    starts = xp.where(changes)[0]
+def _by_group(groups: Array, scores: Array) -> tuple[Array, Array, Array]:
+    """The order of rows by group, and by falling score within; and where the group of each begins and ends in it."""
+    xp, size = namespace(groups), groups.shape[0]  # `len` would be a constant of a graph
+    order = xp.argsort(groups)
+    found = groups[order]
+    changes = xp.concatenate([found[:1] == found[:1], found[1:] != found[:-1]])
     number = xp.cumsum(changes, 0) - 1
-    ends = xp.concatenate([starts[1:], starts[:1] + len(groups)]) - 1
-    first, last = starts[number], ends[number]
-    return xp.where(first + k - 1 < last, first + k - 1, last), last, first
+    starts = xp.where(changes)[0]
+    ends = xp.concatenate([starts[1:], starts[:1] + size]) - 1
+    place = xp.argsort(xp.argsort(-scores))  # no two are equal, so that the sort below need not be stable
+    return xp.argsort(number[xp.argsort(order)] * size + place), starts[number], ends[number]
