@@ -30,10 +30,10 @@ _TRIED, _KEPT = 2001, 41
 _THRESHOLD = "knob"  # its name in the files, since the first of them
 
 
-def record(model: PonderForSequenceClassification, data: Dataset, batch_size: int = 64) -> Trajectory:
-    """Return the full-depth trajectory of `data`, with its own row ids, and features where the policy reads them."""
-    keep = "features" in model.policy.needs
-    return model.record(list(data), batch_size=batch_size, row_ids=list(data["idx"]), keep_features=keep)
+def record(model: PonderForSequenceClassification, data: Dataset, *, features: bool = False) -> Trajectory:
+    """Return the full-depth trajectory of `data`, with its own row ids; with features where the policy reads them."""
+    keep = features or "features" in model.policy.needs
+    return model.record(list(data), batch_size=64, row_ids=list(data["idx"]), keep_features=keep)
 
 
 def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Breakdown | None = None) -> dict[str, Any]:

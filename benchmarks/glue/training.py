@@ -34,6 +34,7 @@ from benchmarks.bf16 import quick_products
 from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.files import read_json, write_json
 from benchmarks.glue.config import RunConfig
+from benchmarks.glue.heads import train_heads
 from benchmarks.glue.measuring import record
 from benchmarks.tasks import Task
 from ponder import PerStep, recipes
@@ -84,7 +85,11 @@ def train(
         begun, log = _vanilla(plain, task, data, selected_on, work, progress)
         begin_with(model, begun)
         model.ponder.stages = stages[1:]
-    log = log + _train(config, task, model, data, selected_on, folder, progress)
+        if stages[1].train == "early_heads":
+            log = [*log, train_heads(config, task, model, stages[1], data, selected_on)]
+            model.ponder.stages = stages[2:]
+    if model.ponder.stages:
+        log = log + _train(config, task, model, data, selected_on, folder, progress)
     model.ponder.stages = stages
     model.requires_grad_(True)
     model.train(False)

@@ -26,7 +26,7 @@ from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 # One of every build of heads, stages and policies; the others differ in numbers.
-RECIPES = ["deebert", "pabee", "palbert", "ponder", "static", "vanilla"]
+RECIPES = ["deebert", "frozen", "pabee", "palbert", "ponder", "static", "vanilla"]
 
 
 def config(backbone: str, **changes: Any) -> RunConfig:
@@ -56,7 +56,7 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
     assert sum(dev["exit_histogram"]) == dev["examples"] == 20
     assert len(dev["per_step"]) == 4
     assert result["splits"]["held_out"]["examples"] == 6
-    assert len(result["training"]) == (2 if recipe in ("deebert", "ponder") else 1)
+    assert len(result["training"]) == (2 if recipe in ("deebert", "frozen", "ponder") else 1)
     assert all(stage["epochs"] == 1 for stage in result["training"])
     assert math.isclose(result["speed_up"]["steps"], 4 / dev["mean_exit_step"])
     assert (dev["halting"] is not None) == (recipe == "palbert")
