@@ -14,7 +14,7 @@ import torch
 import ponder
 from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.risks import losses_of
-from ponder.policies import Quantile
+from ponder.policies import Confidence, ExitPolicy, Quantile
 
 __all__ = ["GRID", "RISKS", "Outcome", "Scene", "real_scene", "simulate", "synthetic_scene", "true_risk"]
 
@@ -23,7 +23,7 @@ RISKS: tuple[Risk, ...] = ("disagreement", "error_gap", "error")
 GRID = [i / 100 for i in range(101)]
 LAST_ERROR = 0.1
 Truth = Callable[[Risk, bool, float | None], tuple[float, float]]
-"""(risk, signed, q) → the true risk of Q-exit at q, and its mean exit step; of full depth where q is None."""
+"""(risk, signed, q) → the true risk of the policy at q, and its mean exit step; of full depth where q is None."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Scene:
         draw: Draws a calibration set.
         truth: The risk under the law from which the rows are drawn.
         levels: Level of each risk.
+        policy: The policy whose threshold is certified.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scene:
     draw: Callable[[torch.Generator], ponder.Trajectory]
     truth: Truth
     levels: dict[Risk, float]
+    policy: Callable[[float], ExitPolicy] = Quantile
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: i
             for _ in range(trials):
                 done = ponder.control_risk(
                     scene.draw(generator),
-                    Quantile,
+                    scene.policy,
                     risk=risk,
                     level=level,
                     confidence=confidence,
@@ -187,13 +189,13 @@ def true_risk(risk: Risk, q: float | None, *, signed: bool = True) -> float:
 
 
 def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
-    """Calibration sets drawn, with replacement, from a recorded trajectory that is taken as the whole world."""
+    """Confidence on calibration sets drawn, with replacement, from a trajectory that is taken as the whole world."""
     tables: dict[tuple[Risk, bool], tuple[Any, Any]] = {}
 
     def truth(risk: Risk, signed: bool, q: float | None) -> tuple[float, float]:
         if (risk, signed) not in tables:
             by_step, _ = losses_of(risk, population, -1.0 if signed else 0.0)
-            steps = np.stack([population.exit_steps(Quantile(value)) for value in GRID])
+            steps = np.stack([population.exit_steps(Confidence(value)) for value in GRID])
             steps = np.concatenate([steps, np.full_like(steps[:1], population.num_steps)])
             tables[risk, signed] = by_step[np.arange(len(population)), steps - 1].mean(1), steps.mean(1)
         risks, means = tables[risk, signed]
@@ -207,4 +209,4 @@ def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
 
     full = 1.0 - float(population.correct()[:, -1].mean())
     levels: dict[Risk, float] = {"disagreement": 0.05, "error_gap": 0.02, "error": round(full + 0.03, 2)}
-    return Scene(f"{name}, resampled", rows, population.num_steps, draw, truth, levels)
+    return Scene(f"{name}, resampled", rows, population.num_steps, draw, truth, levels, Confidence)
