@@ -52,7 +52,7 @@ def fine_tune(
     model: Any = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(names), **named)
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")  # on a CPU the fused kernel has no dropout, and falls back to slower ones
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     total = epochs * -(-len(texts) // _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)

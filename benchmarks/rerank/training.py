@@ -57,7 +57,9 @@ def _learn(
     total, rng = epochs * (len(queries) // _QUERIES), random.Random(seed)
     heads = [weight for name, weight in model.named_parameters() if name.startswith("classifier")]
     rest = [weight for name, weight in model.named_parameters() if not name.startswith("classifier")]
-    optimiser = torch.optim.AdamW([{"params": rest, "lr": lr}, {"params": heads, "lr": 10 * lr}], weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        [{"params": rest, "lr": lr}, {"params": heads, "lr": 10 * lr}], weight_decay=0.01, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
     )
