@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,8 +13,8 @@ from ponder._utils.checks import check_choice, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
 from ponder.calibration.families import Family, FamilyLike, family_of
-from ponder.calibration.records import Bools, Floats, Ints, Record, at_exits, check_fresh, check_record
-from ponder.calibration.risks import RiskLike, losses_of, name_of
+from ponder.calibration.records import Floats, Ints, Record, check_fresh, check_record
+from ponder.calibration.risks import Ranking, RiskLike, loss_at, name_of, resolved
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import LastStep
 from ponder.policies.combine import Certified
@@ -54,9 +54,8 @@ class RiskControl:
         """Return risk and mean exit step on fresh data, a run of the same model over other rows."""
         check_fresh(test, self._seen)
         steps = test.exit_steps(self.policy)
-        losses, rows = losses_of(self._risk, test, _lowest(self.policy.bound))
-        at = at_exits(losses, steps)
-        return float((at if rows is None else at[rows]).mean()), float(steps.mean())
+        losses = loss_at(self._risk, test, _lowest(self.policy.bound))(steps[None])
+        return float(losses.mean()), float(steps.mean())
 
 
 def control_risk(
@@ -90,7 +89,8 @@ def control_risk(
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
         risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
-            full depth, ``"error"``, a callable (outputs, labels) → losses in [0, 1], or a `Risk`, such as `Missed`.
+            full depth, ``"error"``, a callable (outputs, labels) → losses in [0, 1], or a `Risk`, such as `Missed`;
+            with `policies.TopK` also ``"top_k"``, ``"top_1"``, ``"ndcg"``, ``"ndcg_gap"``, of queries (see `Ranking`).
             Gains, negative losses, are used by ``"betting"`` and count as 0 with other bounds.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
@@ -109,16 +109,14 @@ def control_risk(
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("bound", bound, [*BOUNDS, "conformal"])
     check_record(trajectory)
-    losses, rows = losses_of(risk, trajectory, _lowest(bound))
-    counting = np.ones(len(trajectory), dtype=bool) if rows is None else rows
-    if bound != "conformal":
-        check_losses(losses, bound)
     family = family_of(policies, grid, trajectory)
+    risk = resolved(risk, family.policy)
+    at = loss_at(risk, trajectory, _lowest(bound))
+    full = at(np.full((1, len(trajectory)), trajectory.num_steps))[0]
     by_step = as_costs(costs, trajectory.num_steps)
-    path, passed = _walk(family, trajectory, losses, counting, by_step, level, 1.0 - confidence, bound)
+    path, passed = _walk(family, trajectory, at, len(full), by_step, level, 1.0 - confidence, bound)
     place = min(reversed(range(len(passed))), key=lambda i: passed[i][0], default=None)  # the last of equal ones
     if place is None:
-        full = losses[counting, -1]
         value, p_value, observed = None, None, float(full.mean()) if len(full) else math.nan
         shares = np.eye(trajectory.num_steps)[-1]
     else:
@@ -130,7 +128,7 @@ def control_risk(
         level=level,
         confidence=None if bound == "conformal" else confidence,
         bound=bound,
-        rows=int(counting.sum()),
+        rows=len(full),
         threshold_name=family.threshold,
         threshold_value=value,
         p_value=None if bound == "conformal" else p_value,
@@ -138,31 +136,40 @@ def control_risk(
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
-    policy = replace(draft, statement=_statement(draft, observed, len(trajectory)))
+    policy = replace(
+        draft, statement=_statement(draft, observed, None if isinstance(risk, Ranking) else len(trajectory))
+    )
     mean_step = float(shares @ np.arange(1, trajectory.num_steps + 1))
     exits = tuple(shares.tolist())
     return RiskControl(policy, value is not None, mean_step, policy.statement, observed, exits, trajectory, risk)
 
 
 def _walk(
-    family: Family, record: Record, losses: Floats, rows: Bools, costs: Floats, level: float, delta: float, bound: str
+    family: Family,
+    record: Record,
+    losses: Callable[[Ints], Floats],
+    many: int,
+    costs: Floats,
+    level: float,
+    delta: float,
+    bound: str,
 ) -> tuple[list[tuple[float, float, float]], list[tuple[float, Floats]]]:
-    """Test the values from late exits to early ones, on the rows that count, until one fails.
+    """Test the values from late exits to early ones, on the rows or queries that count, until one fails.
 
     Returns:
         Value, mean loss and p-value of each value that was tested; total cost and shares of exits of each that passed.
     """
     path: list[tuple[float, float, float]] = []
     passed: list[tuple[float, Floats]] = []
-    many = int(rows.sum())
     worst = np.full(many, -1.0)
     for places, steps in family.exit_steps(record, family.late_first()) if many else ():
-        at = at_exits(losses, steps)[:, rows]
+        at = losses(steps)
         if bound == "conformal":
             monotone = np.maximum.accumulate(np.concatenate([worst[None], at]))[1:]
             worst, limit = monotone[-1], level
             statistics = (monotone.sum(1) + 1.0) / (many + 1)
         else:
+            check_losses(at, bound)
             statistics, limit = BOUNDS[bound].p_values(at.T, level), delta
         holding = int(np.append(statistics <= limit, False).argmin())
         values = [family.values[place] for place in places[: holding + 1]]
@@ -183,7 +190,7 @@ def _lowest(bound: str) -> float:
     return 0.0 if bound == "conformal" else BOUNDS[bound].low
 
 
-def _statement(made: Certified, observed: float, given: int) -> str:
+def _statement(made: Certified, observed: float, given: int | None) -> str:
     """Return the promise in words, or why there is none and how many rows it would take."""
     promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
     if made.confidence is None:
@@ -194,13 +201,17 @@ def _statement(made: Certified, observed: float, given: int) -> str:
     else:
         promise += f" with confidence {rounded_down(made.confidence)}"
         needed = rows_needed(made.level, made.confidence, made.bound)
-    rows = f"{made.rows} rows" if made.rows == given else f"{made.rows} of {given} rows that count"
+    rows = (
+        f"{made.rows} {'queries' if given is None else 'rows'}"
+        if given in (None, made.rows)
+        else f"{made.rows} of {given} rows that count"
+    )
     name = made.threshold_name
     if made.threshold_value is not None:
         return f"{promise}: {name} = {made.threshold_value:.6g} ({made.bound}, {rows}, observed {observed:.4f})"
     if made.rows < needed:
         why = f"{rows} are too few for this level even without a single loss: at least {needed} are needed"
-        if 0 < made.rows < given:
+        if given is not None and 0 < made.rows < given:
             why += f", some {math.ceil(needed * given / made.rows)} rows in all"
     else:
         first, loss, _ = made.path[0]

@@ -9,10 +9,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ponder.calibration.records import Bools, Floats, Record
+from ponder.calibration.records import Bools, Floats, Ints, Record, as_array, at_exits
 from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, all_within
 
-__all__ = ["Missed", "Risk", "RiskLike", "losses_of", "name_of"]
+__all__ = ["Missed", "Ranking", "Risk", "RiskLike", "loss_at", "losses_of", "name_of", "ranked", "resolved"]
 
 
 class Risk(ABC):
@@ -32,8 +33,10 @@ class Risk(ABC):
         return None
 
 
-RiskLike: TypeAlias = Literal["disagreement", "error_gap", "error"] | Callable[[Any, Any], Any] | Risk
+Named: TypeAlias = Literal["disagreement", "error_gap", "error", "top_k", "top_1", "ndcg", "ndcg_gap"]
+RiskLike: TypeAlias = Named | Callable[[Any, Any], Any] | Risk
 _NAMED = ("disagreement", "error_gap", "error")
+_RANKINGS = ("top_k", "top_1", "ndcg", "ndcg_gap")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,82 @@ class Missed(Risk):
         return np.isin(reference, np.asarray(self.classes))
 
 
+@dataclass(frozen=True)
+class Ranking(Risk):
+    r"""The loss of a query, whose candidates are the rows of a group, against the order of full depth.
+
+    Candidates that exit later rank higher, and those that exit together rank by their scores. ``"top_k"`` is 1 where
+    one of the first k has a lower score at full depth than the k-th there (a tie is no change), and ``"top_1"`` where
+    the first has another than the highest. ``"ndcg"`` is 1 − nDCG@k with the gains k, k − 1, … 1 of the order at full
+    depth; ``"ndcg_gap"`` is what nDCG@k loses against it with the labels as gains, below 0 where it wins.
+
+    Args:
+        name: ``"top_k"``, ``"top_1"``, ``"ndcg"`` or ``"ndcg_gap"``.
+        k: How many of the candidates count.
+
+    Example:
+        >>> scores = torch.tensor([[4.0, 4.0], [3.0, 5.0], [1.0, 0.0]]).unsqueeze(-1)
+        >>> record = Trajectory(scores, None, torch.arange(3), policy_context={"group": torch.zeros(3)})
+        >>> Ranking("top_1", 1).of_exits(record, [1, 1, 1]), Ranking("top_1", 1).of_exits(record, [1, 2, 1])
+        (array([1.]), array([0.]))
+    """
+
+    name: str
+    k: int
+
+    def losses(self, record: Record) -> Floats:
+        """See `Risk.losses`: a row has no loss of its own."""
+        raise ArgumentError("risk", expected="a risk of single rows", got=self.name, remedy="Use ponder.control_risk.")
+
+    def of_exits(self, record: Record, steps: Any) -> Floats:
+        """Return the loss of each query, `(queries,)` in [−1, 1], where rows exit at `steps`, `(rows,)`."""
+        groups = np.unique(as_array((record.policy_context or {})["group"]), return_inverse=True)[1]
+        scores, steps = as_array(record.outputs)[..., 0], np.asarray(steps)
+        last = np.where(np.isnan(scores[:, -1]), -np.inf, scores[:, -1])
+        found = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
+        wanted = ranked(groups, last)
+        queries = int(groups.max()) + 1
+        if self.name in ("top_k", "top_1"):
+            k = self.k if self.name == "top_k" else 1
+            lowest, of_found = np.full(queries, np.inf), np.full(queries, np.inf)
+            np.minimum.at(lowest, groups[wanted < k], last[wanted < k])
+            np.minimum.at(of_found, groups[found < k], last[found < k])
+            return (of_found < lowest).astype(np.float64)
+        gains = (
+            np.maximum(self.k - wanted, 0.0) if self.name == "ndcg" else as_array(record.labels).reshape(len(scores))
+        )
+        made, plain, best = (
+            np.bincount(groups, np.where(place < self.k, gains / np.log2(place + 2.0), 0.0), queries)
+            for place in (found, wanted, ranked(groups, gains))
+        )
+        lost: Floats = (plain - made) / np.where(best > 0, best, 1.0)
+        return lost
+
+
+def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
+    """Return the place of each row in its group, from 0: by exit step, then by score, then as they were given."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    order = np.lexsort((-scores, -np.broadcast_to(steps, scores.shape), groups))
+    _, starts, number = np.unique(groups[order], return_index=True, return_inverse=True)
+    places = np.empty(len(order), dtype=np.intp)
+    places[order] = np.arange(len(order)) - starts[number]
+    return places
+
+
+def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
+    """Return a risk of queries with the k of the policy, by its name; any other as it is."""
+    found = [part.k for part in all_within(policy) if hasattr(part, "k")]
+    return Ranking(risk, found[0]) if found and isinstance(risk, str) and risk in _RANKINGS else risk
+
+
+def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:
+    """Return a function from exit steps, `(thresholds, rows)`, to the losses of the rows or queries that count."""
+    if isinstance(risk, Ranking):
+        return lambda steps: np.stack([np.maximum(risk.of_exits(record, each), low) for each in steps])
+    losses, rows = losses_of(risk, record, low)
+    return lambda steps: at_exits(losses, steps)[:, slice(None) if rows is None else rows]
+
+
 def name_of(risk: RiskLike) -> str:
     """Return the name of a risk in certificates; a lambda is a "custom risk"."""
     name = risk if isinstance(risk, str) else str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
@@ -102,7 +181,7 @@ def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats,
             "risk",
             expected="'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, or a Risk",
             got=repr(risk),
-            remedy="Choose one.",
+            remedy=f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK.",
         )
     if losses.shape != (len(record), record.num_steps) or not ((losses >= -1.0) & (losses <= 1.0)).all():
         raise ArgumentError(
