@@ -20,7 +20,7 @@ from benchmarks.figures import new_figure, svg
 from benchmarks.finetuned.fine_tune import fine_tune
 from benchmarks.finetuned.measuring import give_exits, on_fresh
 from ponder._utils.files import replace_text
-from ponder.calibration.agreement import PromiseCurve
+from ponder.calibration.agreement import candidates
 from ponder.integrations.transformers import ExitReport
 
 __all__ = ["demo"]
@@ -86,7 +86,7 @@ def _page(backbone: str, report: ExitReport, lines: tuple[str, ...], steps: list
         "Reviews": f"{report.fitted} to learn, {report.chosen_on} to choose, {report.certified_on} to certify",
     }
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in shown.items())
-    drawn = _figure(report.curves, steps, levels, report.num_steps)
+    drawn = _figure(report, steps, levels)
     style = (
         "body{font:16px sans-serif;max-width:60em;margin:2em auto}th{text-align:left;padding-right:1em}svg{width:100%}"
     )
@@ -97,9 +97,9 @@ def _page(backbone: str, report: ExitReport, lines: tuple[str, ...], steps: list
     )
 
 
-def _figure(curves: tuple[PromiseCurve, ...], steps: list[int], levels: list[int], num_steps: int) -> str:
-    """Draw the share of the reviews at each exit by their negations, and what each promise costs."""
-    figure = new_figure(10, 3.6)
+def _figure(report: ExitReport, steps: list[int], levels: list[int]) -> str:
+    """Draw the share of the reviews at each exit by their negations, and other answers against the mean exit step."""
+    figure, num_steps = new_figure(10, 3.6), report.num_steps
     left, right = figure.subplots(1, 2)
     bottom = [0.0] * num_steps
     for level in sorted(set(levels)):
@@ -109,8 +109,11 @@ def _figure(curves: tuple[PromiseCurve, ...], steps: list[int], levels: list[int
         bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
     left.set(xlabel="exit step", ylabel="share of the fresh reviews")
     left.legend()
-    for curve in curves:
-        right.plot([100 * level for level in curve.promise], curve.mean_exit_step, ".-", label=curve.policy)
-    right.set(xlabel="promised disagreement, in percent (95% confidence)", ylabel="mean exit step", xlim=(0, 10))
+    for like, values in candidates(report.certifying)[:4]:
+        curve = report.certifying.sweep(like, values)
+        other = [100 * (1 - point.agreement) for point in curve.points]
+        name = type(curve.family.policy).__name__
+        right.plot([point.mean_exit_step for point in curve.points], other, ".-", label=name)
+    right.set(xlabel="mean exit step", ylabel="other answers than full depth, in percent", ylim=(0, 10))
     right.legend()
     return svg(figure, "demo")

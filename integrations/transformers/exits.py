@@ -22,8 +22,7 @@ from ponder._utils.checks import check_int
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import content_ids, split
 from ponder._utils.seeds import uniform
-from ponder.calibration import RiskControl, certify, promise_curve
-from ponder.calibration.agreement import PromiseCurve, candidates
+from ponder.calibration import RiskControl, certify
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers.finetuned import EarlyHead
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
@@ -65,8 +64,7 @@ class ExitReport:
         best_level: The lowest level that so many rows could certify, were there no disagreement at all.
         plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where none has.
         exit_accuracy: Accuracy of the exits on the same.
-        curves: Costs and promises of other thresholds on the certifying inputs; as all that follow, not in `to_dict`.
-        certifying: The full-depth run over the certifying inputs.
+        certifying: The full-depth run over the certifying inputs; neither it nor what follows is in `to_dict`.
         places: Where these stand among the inputs that were given, `(rows,)`.
 
     Example:
@@ -96,7 +94,6 @@ class ExitReport:
     best_level: float
     plain_accuracy: float
     exit_accuracy: float
-    curves: tuple[PromiseCurve, ...] = field(repr=False)
     certifying: Trajectory = field(repr=False)
     places: tuple[int, ...] = field(repr=False)
 
@@ -348,10 +345,6 @@ def _report(
         best_level=1.0 - (1.0 - confidence) ** (1.0 / rows),
         plain_accuracy=plain,
         exit_accuracy=own,
-        curves=tuple(
-            promise_curve(certifying, like, values, confidence=confidence)
-            for like, values in candidates(certifying)[:4]
-        ),
         certifying=certifying,
         places=tuple(places.tolist()),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ponder.calibration import cost
-    from ponder.calibration.agreement import certify, promise_curve
+    from ponder.calibration.agreement import certify
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
@@ -27,7 +27,6 @@ _HOMES = {
     "control_risk": "control",
     "diagnose": "diagnosing",
     "fit_gate": "fitting",
-    "promise_curve": "agreement",
     "sweep": "sweeps",
 }
 
@@ -42,7 +41,6 @@ __all__ = [
     "cost",
     "diagnose",
     "fit_gate",
-    "promise_curve",
     "sweep",
 ]
 

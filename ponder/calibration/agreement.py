@@ -1,18 +1,17 @@
-"""Choose a kind of policy on some rows, and certify its threshold on others; and the promises of all thresholds."""
+"""Choose a kind of policy on some rows, and certify its threshold on others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ponder._utils.checks import check_real, check_share
-from ponder.calibration.bounds import binomial_cdf, upper_bound, upper_bounds
-from ponder.calibration.control import RiskControl, control_risk, exit_counts
+from ponder.calibration.bounds import binomial_cdf, upper_bound
+from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Record, at_exits, check_fresh, check_record
 from ponder.calibration.risks import RiskLike, losses_of
@@ -20,7 +19,7 @@ from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import FixedStep
 from ponder.policies.certainty import Confidence, Entropy, Margin
 
-__all__ = ["PromiseCurve", "candidates", "certify", "promise_curve"]
+__all__ = ["candidates", "certify", "most_failures"]
 
 Candidate: TypeAlias = tuple[FamilyLike, Iterable[float]]
 """A class of policies, or a policy whose threshold is moved, and the values that are tried."""
@@ -133,64 +132,3 @@ def _least_risk(
             rows = zip(at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1), places, strict=True)
             found += [(r, c, number, family.values[place]) for r, c, place in rows if c <= at_most * (1 + 1e-9)]
     return min(found)[2:]
-
-
-@dataclass(frozen=True)
-class PromiseCurve:
-    """Costs and promises of every value of a threshold, from late exits to early ones.
-
-    Args:
-        policy: Name of the kind of policy.
-        values: The values.
-        mean_exit_step: Mean exit step under each value.
-        observed: Share of the rows that lose, under each value.
-        promise: The lowest level that these rows would have certified at each value, had it been asked for before they
-            were seen: the greatest of the bounds up to there, since values are tested in this order. Only the promise
-            that was asked for is one.
-        exits: The share of rows that exit at each step, for each value.
-    """
-
-    policy: str
-    values: tuple[float, ...]
-    mean_exit_step: tuple[float, ...]
-    observed: tuple[float, ...]
-    promise: tuple[float, ...]
-    exits: tuple[tuple[float, ...], ...]
-
-
-def promise_curve(
-    trajectory: Record,
-    policies: FamilyLike,
-    grid: Iterable[float] | None = None,
-    *,
-    risk: RiskLike = "disagreement",
-    confidence: float = 0.95,
-) -> PromiseCurve:
-    """Return the lowest level that each threshold would have certified, by the exact binomial bound.
-
-    Arguments are those of `control_risk`, with a risk whose losses are 0 or 1.
-
-    Example:
-        >>> curve = ponder.calibration.promise_curve(trajectory, policies.FixedStep)
-        >>> curve.mean_exit_step, [round(share, 2) for share in curve.observed]
-        ((4.0, 3.0, 2.0, 1.0), [0.0, 0.0, 0.33, 0.67])
-    """
-    check_record(trajectory)
-    check_share("confidence", confidence)
-    family = family_of(policies, grid, trajectory)
-    losses, rows = losses_of(risk, trajectory)
-    counting = np.ones(len(trajectory), dtype=bool) if rows is None else rows
-    order, many = family.late_first(), int(counting.sum())
-    lost, shares = [], []
-    for _, steps in family.exit_steps(trajectory, order):
-        lost.append(at_exits(losses, steps)[:, counting].sum(1))
-        shares.append(exit_counts(steps, trajectory.num_steps) / len(trajectory))
-    failures, exits = np.concatenate(lost), np.concatenate(shares)
-    return PromiseCurve(
-        policy=type(family.policy).__name__,
-        values=tuple(family.values[place] for place in order),
-        mean_exit_step=tuple((exits @ np.arange(1, trajectory.num_steps + 1)).tolist()),
-        observed=tuple((failures / many).tolist()),
-        promise=tuple(np.maximum.accumulate(upper_bounds(failures, many, confidence)).tolist()),
-        exits=tuple(map(tuple, exits.tolist())),
-    )

@@ -12,14 +12,13 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from ponder.calibration.records import Floats
 from ponder.errors import ArgumentError
 
-__all__ = ["BOUNDS", "Bound", "binomial_cdf", "check_losses", "p_values", "rows_needed", "upper_bound", "upper_bounds"]
+__all__ = ["BOUNDS", "Bound", "binomial_cdf", "check_losses", "rows_needed", "upper_bound"]
 
 _HIGHEST_STAKE = 0.999  # times 1 / (1 − level), the stake that one full loss would ruin
 
@@ -37,20 +36,6 @@ class Bound:
     p_values: Callable[[Floats, float], Floats]
     binary: bool = False
     low: float = 0.0
-
-
-def p_values(losses: Floats, level: float, bound: str = "hoeffding_bentkus") -> Floats:
-    """Return the p-value of "the mean loss is above `level`" for each column of losses `(rows, thresholds)`.
-
-    Losses are in [0, 1]; ``"betting"`` takes [−1, 1] too, and ``"exact_binomial"`` 0 or 1 alone.
-
-    Example:
-        >>> import numpy as np
-        >>> p_values(np.zeros((149, 1)), 0.02, "exact_binomial") < 0.05
-        array([ True])
-    """
-    check_losses(losses, bound)
-    return BOUNDS[bound].p_values(losses, level)
 
 
 def check_losses(losses: Floats, bound: str) -> None:
@@ -89,11 +74,11 @@ def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus
     return bisect_left(range(most), True, lo=max(most // 2, fewest - 1), key=enough)
 
 
-def _log_pmf(rows: int, p: Any, most: int) -> Floats:
-    """Return log P(Bin(rows, p) = k) for k = 0..most, `(…, most + 1)`."""
+def _log_pmf(rows: int, p: float, most: int) -> Floats:
+    """Return log P(Bin(rows, p) = k) for k = 0..most."""
     k = np.arange(most + 1.0)
     log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
-    found: Floats = log_choose + k * np.log(p) + (rows - k) * np.log1p(-p)
+    found: Floats = log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
     return found
 
 
@@ -104,25 +89,18 @@ def binomial_cdf(rows: int, p: float) -> Floats:
 
 
 def upper_bound(failures: int, rows: int, confidence: float) -> float:
-    """Return the lowest level that one number of failures certifies, see `upper_bounds`."""
-    return float(upper_bounds([failures], rows, confidence)[0])
-
-
-def upper_bounds(failures: Any, rows: int, confidence: float) -> Floats:
-    """Return the lowest levels that numbers of failures certify, to 10⁻⁹: the upper ends of Clopper and Pearson (1934).
+    """Return the lowest level that so many failures certify, to 10⁻⁹: the upper end of Clopper and Pearson (1934).
 
     Example:
-        >>> upper_bounds([0, 3], 149, 0.95).round(4)
-        array([0.0199, 0.0512])
+        >>> round(upper_bound(3, 149, 0.95), 4)
+        0.0512
     """
-    unique, place = np.unique(np.asarray(failures, dtype=np.intp), return_inverse=True)
-    low, high = unique / rows, np.ones(len(unique))
-    inside = np.arange(unique[-1] + 1) <= unique[:, None]
+    low, high = failures / rows, 1.0
     for _ in range(31):
-        middle = np.minimum((low + high) / 2.0, 1.0 - 1e-12)
-        cdf = (np.exp(_log_pmf(rows, middle[:, None], int(unique[-1]))) * inside).sum(1)
-        low, high = np.where(cdf <= 1.0 - confidence, [low, middle], [middle, high])
-    return high[place]
+        middle = min((low + high) / 2.0, 1.0 - 1e-12)
+        cdf = float(np.exp(_log_pmf(rows, middle, failures)).sum())
+        low, high = (low, middle) if cdf <= 1.0 - confidence else (middle, high)
+    return high
 
 
 def _exact_binomial(losses: Floats, level: float) -> Floats:

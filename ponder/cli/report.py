@@ -13,12 +13,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
+from ponder.calibration.agreement import candidates
 from ponder.integrations.transformers import ExitReport
 from ponder.policies import ExitPolicy
 
 __all__ = ["write_report"]
 
 _MOST = 50  # texts
+_KINDS = 4  # a fixed step and three certainties; the rest are these from later steps on
 _LEAST = 2.0  # percent of other answers that the axis shows at least
 
 
@@ -57,9 +59,13 @@ def _figure(report: ExitReport) -> str:
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
     level, point = 100 * report.level, (report.mean_exit_step, 100 * report.disagreement)
-    for curve in report.curves:
-        marker = "o" if curve.policy == "FixedStep" else None
-        axes.plot(curve.mean_exit_step, [100 * share for share in curve.observed], marker=marker, label=curve.policy)
+    for like, values in candidates(report.certifying)[:_KINDS]:
+        curve = report.certifying.sweep(like, values)
+        steps, other = zip(
+            *((point.mean_exit_step, 100 * (1 - point.agreement)) for point in curve.points), strict=True
+        )
+        name = type(curve.family.policy).__name__
+        axes.plot(steps, other, marker="o" if name == "FixedStep" else None, label=name)
     if report.met:
         axes.axhline(level, color="#595959", linestyle="--", label=f"promised: {level:.3g}%")
     axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% at step {point[0]:.2f}")

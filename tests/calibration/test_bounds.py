@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ponder.calibration.bounds import BOUNDS, binomial_cdf, p_values, rows_needed, upper_bounds
+from ponder.calibration.bounds import BOUNDS, binomial_cdf, check_losses, rows_needed, upper_bound
 
 
 def exact_cdf(k: int, n: int, p: float) -> float:
@@ -36,6 +37,10 @@ def oracle(bound: str, losses: list[float], level: float) -> float:
         spread += (loss - (0.5 + math.fsum(seen)) / (i + 1)) ** 2
         variance = (0.25 + spread) / (i + 1)
     return min(math.exp(-best), 1.0)
+
+
+def p_values(losses: Any, level: float, bound: str) -> Any:
+    return BOUNDS[bound].p_values(losses, level)
 
 
 @pytest.mark.parametrize("bound", sorted(BOUNDS))
@@ -77,7 +82,7 @@ def test_rows_needed_of_tiny_levels_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(("failures", "rows"), [(0, 50), (3, 50), (50, 50), (7, 4000)])
 def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -> None:
-    level = upper_bounds([0, failures], rows, 0.95)[1]
+    level = upper_bound(failures, rows, 0.95)
     if failures == rows:
         assert level == 1.0
     else:
@@ -87,4 +92,4 @@ def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -
 def test_losses_that_a_bound_says_nothing_of_are_refused() -> None:
     for losses, bound in (([[0.5]], "exact_binomial"), ([[1.5]], "betting"), ([[-0.5]], "hoeffding_bentkus")):
         with pytest.raises(ValueError, match="losses: expected"):
-            p_values(np.array(losses), 0.1, bound)
+            check_losses(np.array(losses), bound)

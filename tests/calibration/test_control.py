@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ponder.calibration import Missed, certify, control_risk, promise_curve
+from ponder.calibration import Missed, certify, control_risk
 from ponder.calibration.agreement import _certified_cost, candidates, most_failures
-from ponder.calibration.bounds import binomial_cdf, p_values, upper_bound
+from ponder.calibration.bounds import BOUNDS, binomial_cdf, upper_bound
 from ponder.calibration.families import family_of
 from ponder.calibration.risks import Risk, losses_of
 from ponder.policies import Confidence, Entropy, FixedStep, LastStep, Margin, Patience
@@ -45,7 +45,7 @@ def plain(seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: st
             worst = np.maximum(worst, at)
             passes = (worst.sum() + 1) / (len(seen) + 1) <= level
         else:
-            passes = p_values(at[:, None], level, bound)[0] <= 0.05
+            passes = BOUNDS[bound].p_values(at[:, None], level)[0] <= 0.05
         if not passes:
             break
         if best is None or exits.sum() <= best[1]:
@@ -268,26 +268,6 @@ def test_rows_of_the_choosing_side_do_not_certify() -> None:
     ids = {"content_ids": True, "row_ids": np.arange(200)}
     with pytest.raises(ValueError, match="certifying: expected"):
         certify(record(200, **ids), record(200, seed=1, **ids))
-
-
-def test_a_promise_curve_is_what_would_have_been_certified() -> None:
-    seen = record(300)
-    curve = promise_curve(seen, Confidence, GRID)
-    assert list(curve.promise) == sorted(curve.promise)  # values are tested in this order
-    for value, observed, level in zip(curve.values, curve.observed, curve.promise, strict=True):
-        if level < 0.98:
-            found = control_risk(seen, Confidence, level=level + 1e-6, bound="exact_binomial", grid=GRID)
-            assert value in [tested for tested, _, p in found.policy.path if p <= 0.05]
-        assert observed <= level
-    assert curve.exits[0] == pytest.approx([(seen.exit_steps(Confidence(GRID[0])) == n).mean() for n in range(1, 6)])
-
-
-def test_a_promise_curve_rises_where_answers_get_better_again() -> None:
-    outputs = np.zeros((100, 3, 2))
-    outputs[:, 0], outputs[:, 1], outputs[:, 2] = [1.0, 0.0], [0.0, 0.2], [1.0, 0.0]
-    curve = promise_curve(ArrayRecord(outputs), FixedStep)
-    assert curve.observed == (0.0, 1.0, 0.0)
-    assert curve.promise[1] == curve.promise[2] == 1.0
 
 
 @pytest.mark.parametrize("rows", [50, 333])
