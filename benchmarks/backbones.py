@@ -1,7 +1,8 @@
-"""Find a pretrained encoder: embedded in a package of the Python package index, in a folder, or on the hub.
+"""Find a pretrained encoder: embedded in a package of the Python package index, made here, in a folder, or on the hub.
 
 `minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which are read as one
 file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else `ponder` in the user's cache folder.
+There lies `shared` too, once `python -m benchmarks.shared` has made it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from benchmarks.files import DataError
 from ponder.errors import ArgumentError
 
-__all__ = ["names", "resolve"]
+__all__ = ["cache", "names", "resolve"]
 
 _FILES = ("config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _WEIGHTS = "model.safetensors"
@@ -64,10 +65,21 @@ def _minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _mpnet() -> Path:
+def cache() -> Path:
+    """Return the folder of backbones that were made or extracted here."""
     own = os.environ.get("PONDER_CACHE")
-    target = Path(own).expanduser() if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    target = (target if own else target / "ponder") / "mpnet"
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ponder")).expanduser()
+
+
+def _shared() -> Path:
+    if not (cache() / "shared" / _WEIGHTS).is_file():
+        remedy = "python -m benchmarks.shared --glue-dir FOLDER --text-dir FOLDER"
+        raise DataError(f"shared: it has not been made yet. Run, for some 80 minutes: {remedy}")
+    return cache() / "shared"
+
+
+def _mpnet() -> Path:
+    target = cache() / "mpnet"
     if not (target / _WEIGHTS).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".mpnet-", dir=target.parent) as scratch:
@@ -136,4 +148,4 @@ class _Joined(io.RawIOBase):
         return count
 
 
-_EMBEDDED: Mapping[str, Callable[[], Path]] = {"minilm": _minilm, "mpnet": _mpnet}
+_EMBEDDED: Mapping[str, Callable[[], Path]] = {"minilm": _minilm, "mpnet": _mpnet, "shared": _shared}

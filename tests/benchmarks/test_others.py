@@ -15,8 +15,9 @@ import typer
 from typer.testing import CliRunner
 
 import benchmarks
-from benchmarks import graded
+from benchmarks import backbones, graded
 from benchmarks.bf16 import FloatProducts
+from benchmarks.files import DataError
 from benchmarks.finetuned import cli as finetuned
 from benchmarks.finetuned import demo as demonstration
 from benchmarks.gallery.drawing import FIGURES, draw
@@ -27,6 +28,7 @@ from benchmarks.puzzles.problems import PUZZLES
 from benchmarks.quantised.cli import markdown as cosines
 from benchmarks.risk import cli as risk
 from benchmarks.risk.simulation import synthetic_scene, true_risk
+from benchmarks.shared import cli as shared
 from benchmarks.speed import cli as speed
 from benchmarks.speed.page import cells
 from benchmarks.speed.page import markdown as speed_page
@@ -181,6 +183,23 @@ def test_parity_runs_in_its_smallest_size_and_goes_on(tmp_path: Path) -> None:
     assert result["seed"] == 1
     assert [run["scene"] for run in result["runs"]] == ["interpolation", "extrapolation"]
     assert result["runs"][1]["test"]["last step"]["mean_exit_step"] == 10.0
+
+
+def test_a_weight_shared_encoder_is_taught_and_kept(
+    backbone: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDER_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="has not been made yet"):
+        backbones.resolve("shared")
+    said = invoke(
+        *(shared.app, "--teacher", backbone, "--glue-dir", glue_dir, "--text-dir", tmp_path),
+        *("--tasks", "RTE,SST-2", "--updates", 20),
+    )
+    assert "20 updates" in said
+    model = PonderForSequenceClassification.from_encoder(backbones.resolve("shared"), "palbert", 2).eval()
+    assert model.ponder.num_steps == 4
+    deep = model(torch.tensor([[2, 5, 6, 3]]), policy=policies.LastStep(), num_steps=9)
+    assert deep.exit_step.tolist() == [9]  # one layer, as often as asked
 
 
 # ---- Risk and speed --------------------------------------------------------------------------------------------------

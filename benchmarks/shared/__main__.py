@@ -1,0 +1,5 @@
+"""`python -m benchmarks.shared`."""
+
+from benchmarks.shared.cli import main
+
+main()
