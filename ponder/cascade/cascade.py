@@ -1,8 +1,9 @@
-"""`Cascade`: stages from the cheapest to the dearest, a bar between each two, and the promise that goes with them."""
+"""`Cascade`: stages from the cheapest to the dearest, a threshold for each but the last, and the promise on both."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.arrays import namespace
 from ponder._utils.files import replace_text
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.agreement import certify
@@ -21,28 +23,30 @@ from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, RiskLike
 from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.policies.base import ExitPolicy, LastStep, StepView, ThresholdPolicy, registry
+from ponder.policies.base import ExitPolicy, LastStep, StepView, ThresholdPolicy, all_within, registry
 from ponder.policies.certainty import Confidence, Entropy, Margin
 
-__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageBars"]
+__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 
 Floats = NDArray[Any]
 _FILE, _FORMAT, _FEWEST = "cascade.json", "ponder-cascade-1", 1e-12
-_BARS = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, 141)))  # dense where answers are sure; picked on no data
+_TIMED = 128  # inputs, by which a last stage with exits is timed
+_SHARES = (1e-9, 0.25, 1.0, 4.0)  # rows that later stages may lose for each of the first; tried on the choosing rows
+_VALUES = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, 141)))  # dense where answers are sure; picked on no data
 
 
-@registry.register("stage-bars")
+@registry.register("stage-thresholds")
 @dataclass(frozen=True)
-class StageBars(ExitPolicy):
-    """A certainty policy with a bar of its own at each stage.
+class StageThresholds(ExitPolicy):
+    """A certainty policy with a threshold of its own at each stage.
 
     Args:
         policy: The kind, such as `Confidence`; its own threshold is not read.
-        bars: The threshold of each stage but the last.
+        thresholds: The threshold of each stage but the last.
     """
 
     policy: ThresholdPolicy
-    bars: tuple[float, ...]
+    thresholds: tuple[float, ...]
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -50,9 +54,16 @@ class StageBars(ExitPolicy):
         return self.policy.needs
 
     def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
-        """Compare each row's certainty with the bar of its stage."""
+        """Compare each row's certainty with the threshold of its stage."""
         value, state = self.policy.statistic(step, state)
-        return self.policy.tunable.crossed(value, np.asarray(self.bars)[np.asarray(step.index) - 1]), state
+        xp = namespace(value)
+        each = xp.asarray(self.thresholds, dtype=value.dtype)
+        each = each if xp is np else each.to(value.device)
+        return self.policy.tunable.crossed(value, each[step.index - 1]), state
+
+    def behind(self, stages: int) -> StageThresholds | None:
+        """Return the thresholds of what stands behind some stages; None where there are none."""
+        return replace(self, thresholds=self.thresholds[stages:]) if len(self.thresholds) > stages else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +102,13 @@ class CascadeReport:
 
     Args:
         statement: The promise in words, or why none could be given.
-        met: Whether some bar was certified; if none was, the last stage answers everything.
+        met: Whether some threshold was certified; if none was, the last stage answers everything.
         policy: The policy with its certificate.
         shares: The share of the certifying rows that each stage answers, `(stages,)`.
         observed: The risk on the certifying rows.
         seconds: Measured or given cost of each stage for a text, `(stages,)`.
         speed_up: Cost of the last stage alone ÷ mean cost of the cascade.
-        chosen_on: Number of rows that chose the kind of policy and the order of the bars.
+        chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
         certified_on: Number of rows that certify.
     """
 
@@ -114,6 +125,8 @@ class CascadeReport:
 
 class Cascade:
     """Models from the cheapest to the dearest: each answers the rows of which it is sure, and defers the others.
+
+    Where the last stage has exits, `certify` chooses these anew: its steps are stages as well.
 
     Args:
         stages: Two or more of: models with `predict_proba` (scikit-learn, `Student`), models of ponder, exports,
@@ -180,8 +193,9 @@ class Cascade:
             deferred = []
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
+                own = self._exits(policy) if number == count else None
                 try:
-                    made = stage.probabilities([inputs[row] for row in batch], self.classes)
+                    made = stage.probabilities([inputs[row] for row in batch], self.classes, own)
                 except Exception as error:  # of the stage; the rows of other batches are answered
                     errors |= dict.fromkeys(batch.tolist(), error)
                     continue
@@ -203,18 +217,23 @@ class Cascade:
             reference: A model whose answers are the ones to keep, in the place of the last stage's.
             batch_size: Not read: stages batch as they do.
         """
-        seconds, columns = list[float](), list[Floats]()
+        return self._record(inputs, labels, reference, exits=self._exits(self.policy) is not None)
+
+    def _record(self, inputs: Sequence[Any], labels: Any, reference: Any, *, exits: bool) -> Record:
+        """Return the record; with `exits` the steps of the last stage stand in its place."""
+        seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
         for stage in (*self.stages, *([] if reference is None else [stage_of(reference)])):
-            start = time.perf_counter()
-            columns.append(stage.probabilities(inputs, self.classes))
-            seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
+            inside = exits and stage is last
+            start, some = time.perf_counter(), inputs[:_TIMED] if inside else inputs
+            made = stage.probabilities(some, self.classes, LastStep() if inside else None)
+            seconds.append((time.perf_counter() - start) / max(len(some), 1))
+            columns.append(stage.steps(inputs, self.classes) if inside else made[:, None])
         if self.costs is None:
             self.costs = tuple(seconds[: len(self.stages)])
-        with np.errstate(divide="ignore"):
-            outputs = np.log(np.maximum(np.stack(columns, axis=1), _FEWEST))
+        outputs = np.log(np.maximum(np.concatenate(columns, axis=1), _FEWEST))
         numbers = None if labels is None else np.array([self._number(label) for label in labels])
         ids = content_ids([str(each) for each in inputs])
-        return Record(outputs, None, ids, labels=numbers, content_ids=True)
+        return Record(outputs, None, ids, labels=numbers, task="classification", content_ids=True)
 
     def certify(
         self,
@@ -228,9 +247,9 @@ class Cascade:
         reference: Any = None,
         seed: int = 0,
     ) -> CascadeReport:
-        """Choose the bars, and certify how often answers differ from those of the last stage.
+        """Choose the thresholds, and certify how often answers differ from those of the last stage.
 
-        A third of the inputs chooses the kind of policy and the order of the bars; the others, on which nothing was
+        A third of the inputs chooses the kind of policy and the order of thresholds; the others, on which nothing was
         chosen, certify by the exact binomial bound (see `ponder.calibration.certify`). An input that repeats another
         counts once. The cascade has the policy afterwards.
 
@@ -242,15 +261,13 @@ class Cascade:
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
-            reference: A model whose answers are the ones to keep, in the place of the last stage's: the whole of a last
-                stage that exits early itself.
+            reference: A model whose answers are the ones to keep, in the place of the last stage's: that before int8.
             seed: Seed of the split.
         """
         once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
         needed = rows_needed(level, confidence, "exact_binomial")
-        whole = self.record(
-            [inputs[n] for n in once], None if labels is None else [labels[n] for n in once], reference=reference
-        )
+        names = None if labels is None else [labels[n] for n in once]
+        whole = self._record([inputs[n] for n in once], names, reference, exits=self.stages[-1].num_steps > 1)
         sides = [_taken(whole, np.asarray(side)) for side in split(whole.row_ids, (1 / 3, 2 / 3), seed=seed)]
         chosen: RiskLike = risk if risk != "missed" else Missed([self._number(name) for name in _listed(positive)])
         counts = sides[1] if not isinstance(chosen, Missed) else sides[1].row_ids[chosen.rows(sides[1])]
@@ -262,8 +279,7 @@ class Cascade:
                 got=f"{len(counts)}, after a third of {len(whole)} different inputs chose",
                 remedy=f"Give about {needed * len(whole) // max(len(counts), 1) + 1} inputs, or a higher level.",
             )
-        costs: Floats = np.cumsum(self.costs or ())
-        costs = costs if reference is None else np.append(costs, costs[-1])
+        costs = self._costs(whole.num_steps, reference is not None)
         kinds = self._candidates(sides[0], reference is not None)
         options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
         found = certify(sides[0], sides[1], kinds, **options)
@@ -305,6 +321,17 @@ class Cascade:
             return np.full(len(outputs), number == together)
         return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
 
+    def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
+        """Return the part of a policy that decides on the steps of the last stage; None where it has its own."""
+        parts = (each.behind(len(self.stages) - 1) for each in all_within(policy) if isinstance(each, StageThresholds))
+        return next((each for each in parts if each is not None), None)
+
+    def _costs(self, columns: int, referred: bool) -> Floats:
+        """Return the cost of an answer in each column of a record; steps of the last stage cost the same each."""
+        costs, steps = np.asarray(self.costs), columns - referred - len(self.stages) + 1
+        each = np.concatenate([costs[:-1], np.full(steps, costs[-1] / steps), np.zeros(int(referred))])
+        return np.cumsum(each)
+
     def _number(self, name: Any) -> int:
         if isinstance(name, int) and str(name) not in self.classes:
             return name
@@ -313,22 +340,22 @@ class Cascade:
         return self.classes.index(str(name))
 
     def _candidates(self, choosing: Record, referred: bool) -> list[Any]:
-        """The kinds of policy, each with its bars from the latest exits to the earliest."""
-        entropies = np.geomspace(1e-6, np.log(choosing.width), 141)
-        kinds = ((Confidence(0.5), _BARS), (Margin(0.5), _BARS), (Entropy(0.5), entropies))
-        if choosing.num_steps == 2:
-            return list(kinds)
+        """The kinds of policy, each with its thresholds from the latest exits to the earliest."""
+        entropies, deciding = np.geomspace(1e-6, np.log(choosing.width), 141), choosing.num_steps - 1 - referred
         made: list[Any] = []
-        for kind, values in kinds:
-            stages = choosing.num_steps - 1 - referred
-            bars = _bars_at_equal_loss(choosing, kind, values, stages)
-            made.append((_family(kind, bars, len(self.stages), referred), range(len(bars))))
+        for kind, values in ((Confidence(0.5), _VALUES), (Margin(0.5), _VALUES), (Entropy(0.5), entropies)):
+            if choosing.num_steps == 2:
+                made.append((kind, values))
+                continue
+            lost = _lost(choosing, kind, values, deciding)
+            for share in _SHARES if deciding > 1 else (1.0,):
+                found = _at_equal_loss(lost / np.array([1.0, *[share] * (deciding - 1)])[:, None], values)
+                made.append((_family(kind, found, deciding + 1, referred), range(len(found))))
         return made
 
     def _report(self, found: RiskControl, costs: Floats, sides: Sequence[Record]) -> CascadeReport:
-        stages = len(self.stages)
+        stages, alone = len(self.stages), (self.costs or (1.0,))[-1]
         shares = (*found.exit_shares[: stages - 1], float(sum(found.exit_shares[stages - 1 :])))
-        alone = (self.costs or (1.0,))[-1]
         return CascadeReport(
             statement=found.statement,
             met=found.met,
@@ -336,7 +363,7 @@ class Cascade:
             shares=tuple(round(share, 12) for share in shares),
             observed=found.observed,
             seconds=self.costs or (),
-            speed_up=float(alone / (np.asarray(shares) @ costs[:stages])),
+            speed_up=float(alone / (np.asarray(found.exit_shares) @ costs)),
             chosen_on=len(sides[0]),
             certified_on=len(sides[1]),
         )
@@ -355,25 +382,32 @@ def _listed(positive: Any) -> list[Any]:
     return [positive] if isinstance(positive, str | int) else list(positive)
 
 
-def _bars_at_equal_loss(record: Record, kind: Any, values: Any, stages: int) -> list[tuple[float, ...]]:
-    """Return bars of the stages, from late exits to early: at each place stages lose about as many rows."""
+def _lost(record: Record, kind: Any, values: Any, stages: int) -> Floats:
+    """Return the share of rows that each stage would lose under each value, and late exits lose no more than early."""
     agrees, tables = record.agreement(), []
     sign = 1.0 if kind.tunable.higher_exits_later else -1.0
     for stage, view in zip(range(stages), record.views(kind.needs), strict=False):
-        score = sign * np.asarray(kind.statistic(view, None)[0])
-        tables.append([float((~agrees[score > sign * value, stage]).sum()) / len(record) for value in values])
-    rising = np.maximum.accumulate(np.asarray(tables), axis=1)
-    made = [tuple(float(values[int((row <= loss).sum()) - 1]) for row in rising) for loss in np.unique(rising)]
-    start = tuple(float(values[0]) for _ in range(stages))
-    return list(dict.fromkeys([start, *made]))
+        score = sign * np.asarray(kind.statistic(view, None)[0])[:, None]
+        tables.append(((score > sign * values) & ~agrees[:, stage, None]).mean(0))
+    return np.maximum.accumulate(np.asarray(tables), axis=1)
+
+
+def _at_equal_loss(lost: Floats, values: Any) -> list[tuple[float, ...]]:
+    """Return thresholds of the stages, from late exits to early: at each place all stages lose about as many rows."""
+    levels = np.unique(lost)
+    levels = levels[np.unique(np.linspace(0, len(levels) - 1, len(values)).astype(int))]
+    made = [tuple(float(values[max(int((row <= loss).sum()) - 1, 0)]) for row in lost) for loss in levels]
+    return list(dict.fromkeys([tuple(float(values[0]) for _ in lost), *made]))
 
 
 def _family(
-    kind: ThresholdPolicy, bars: Sequence[tuple[float, ...]], stages: int, referred: bool
+    kind: ThresholdPolicy, thresholds: Sequence[tuple[float, ...]], steps: int, referred: bool
 ) -> Callable[[float], ExitPolicy]:
     def build(place: float) -> ExitPolicy:
-        own = bars[int(place)]
-        made: ExitPolicy = kind.with_threshold(own[0]) if len(own) == 1 else StageBars(kind, (*own, np.inf)[:stages])
-        return made.before(stages) if referred else made
+        own = thresholds[int(place)]
+        made: ExitPolicy = kind.with_threshold(own[0])
+        if len(own) > 1:
+            made = StageThresholds(kind, (*own, math.inf) if referred else own)
+        return made.before(steps) if referred else made
 
     return build

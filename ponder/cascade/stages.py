@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder.errors import ArgumentError, CheckpointError
+from ponder.policies.base import ExitPolicy
 
 __all__ = ["Stage", "read_stage", "stage_of"]
 
@@ -33,6 +34,7 @@ class Stage:
         answer: A list of inputs to the probabilities of its classes, `(rows, classes)`.
         classes: Names of the classes, in its order; None where it has none, and they are those of the last stage.
         folder: The folder it was read from, if any.
+        num_steps: The number of steps of a model with exits; 1 of any other.
     """
 
     def __init__(
@@ -41,30 +43,45 @@ class Stage:
         answer: Callable[[Sequence[Any]], Any],
         classes: Sequence[Any] | None,
         folder: Path | None = None,
+        num_steps: int = 1,
     ) -> None:
-        self.model, self._answer, self.folder = model, answer, folder
+        self.model, self._answer, self.folder, self.num_steps = model, answer, folder, num_steps
         self.classes = None if classes is None else tuple(map(str, classes))
 
-    def probabilities(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
-        """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks."""
-        made = np.asarray(self._answer(inputs), dtype=np.float64)
+    def probabilities(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
+        """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks.
+
+        Args:
+            inputs: The inputs.
+            classes: Names of the classes.
+            policy: Decides on the exits of a model that has some, instead of its own.
+        """
+        return self._of(inputs, classes, self._answer(inputs, **({} if policy is None else {"policy": policy})))
+
+    def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
+        """Return the probabilities at each step of a model with exits, `(rows, steps, classes)`."""
+        made = _answers_of(self.model.record(inputs))
+        return self._of(inputs, classes, made.reshape(-1, made.shape[-1]), self.num_steps).reshape(*made.shape[:2], -1)
+
+    def _of(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, steps: int = 1) -> Floats:
+        """Return answers in the order of `classes`, or raise where they are no probabilities of them."""
+        made, rows = np.asarray(answers, dtype=np.float64), len(inputs) * steps
         own = tuple(classes) if self.classes is None else self.classes
-        sound = made.ndim == 2 and made.shape == (len(inputs), len(own))
         if (
-            not sound
+            made.shape != (rows, len(own))
             or not set(own) <= set(classes)
             or np.nanmin(made, initial=0) < 0
             or np.nanmax(made, initial=0) > 1.001
         ):
             raise ArgumentError(
                 "stages",
-                expected=f"probabilities ({len(inputs)}, {len(own)}) of classes among those of the last stage",
+                expected=f"probabilities ({rows}, {len(own)}) of classes among those of the last stage",
                 got=f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}",
                 remedy="Return one probability a class, such as predict_proba; name the same classes in every stage.",
             )
         if own == tuple(classes):
             return made
-        spread = np.zeros((len(inputs), len(classes)))
+        spread = np.zeros((rows, len(classes)))
         spread[:, [classes.index(name) for name in own]] = made
         return spread
 
@@ -100,7 +117,11 @@ def stage_of(given: Any) -> Stage:
     if hasattr(given, "predict_proba"):
         return Stage(given, given.predict_proba, getattr(given, "classes_", None))
     if hasattr(given, "predict"):
-        return Stage(given, lambda inputs: _answers_of(given.predict(inputs)), _classes_of(given), _folder_of(given))
+
+        def answer(inputs: Sequence[Any], **policy: ExitPolicy) -> Floats:
+            return _answers_of(given.predict(inputs, **policy))
+
+        return Stage(given, answer, _classes_of(given), _folder_of(given), _steps_of(given))
     if callable(given):
         return Stage(given, given, None)
     raise ArgumentError(
@@ -142,6 +163,12 @@ def _classes_of(model: Any) -> Sequence[Any] | None:
     if isinstance(names, Mapping):
         return [names[place] for place in sorted(names)]
     return getattr(manifest, "labels", None) or getattr(model, "classes", None)
+
+
+def _steps_of(model: Any) -> int:
+    """Return the number of steps of a model whose policy lets rows exit; 1 of any other."""
+    steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
+    return steps if isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None else 1
 
 
 def _folder_of(model: Any) -> Path | None:
