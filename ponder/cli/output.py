@@ -56,7 +56,7 @@ def sentences() -> Iterator[None]:
             say(str(error))
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
-            say(f"{error.name} is not installed. Run: pip install 'ponder-torch[cli,onnx,serve]'")
+            say(f"{error.name} is not installed. Run: pip install 'ponder-torch[cli,serve]'")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             say("stopped.")

@@ -29,7 +29,7 @@ class Graph:
         try:
             import onnxruntime
         except ImportError as error:
-            raise PonderError("running an export needs onnxruntime: pip install 'ponder-torch[onnx]'.") from error
+            raise PonderError("running an export needs onnxruntime: pip install 'ponder-torch[runtime]'.") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads starve all others
