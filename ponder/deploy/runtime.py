@@ -18,7 +18,7 @@ from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "OnnxModel"]
+__all__ = ["Answers", "OnnxModel", "take"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -172,6 +172,10 @@ class OnnxModel:
             content_ids=texts,
         )
 
+    def start(self, examples: Any, batch_size: int) -> list[tuple[list[int], _Running]]:
+        """Return batches of similar length before their first step, each with the places of its rows."""
+        return [(places, _Running(self, batch)) for places, batch in self._batches(self._rows(examples), batch_size)]
+
     def _cut(self, outputs: Any, batch: _Batch) -> list[Array]:
         """Outputs of a batch, each as long as its row where outputs have positions."""
         if not self.task.per_position:
@@ -202,7 +206,7 @@ class OnnxModel:
                     readings["output"] = task.without_padding(running.output().copy(), mask)
                 if "features" in policy.needs:
                     readings["features"] = running.features()
-                given = None if context is None else _take(context, rows)
+                given = None if context is None else take(context, rows)
                 view = StepView(np.full(len(rows), step), steps, readings, task, mask, given)
                 answer, state = policy.decide(view, state)
                 exits = np.broadcast_to(answer, exits.shape)
@@ -212,7 +216,7 @@ class OnnxModel:
                     outputs[place], exit_step[place] = output, step
                 if not len(stay):
                     break
-                rows, state, log_survival = rows[stay], _take(state, stay), log_survival[stay]
+                rows, state, log_survival = rows[stay], take(state, stay), log_survival[stay]
                 running.keep(stay)
         return outputs, exit_step
 
@@ -424,12 +428,13 @@ def _in_order(found: Sequence[tuple[Any, Array]], model: OnnxModel) -> Array:
     return np.stack(ordered)
 
 
-def _take(tree: Any, index: Array) -> Any:
+def take(tree: Any, index: Array) -> Any:
+    """Return the rows `index` of every array of a tree."""
     if isinstance(tree, np.ndarray):
         return tree[index]
     if isinstance(tree, Mapping):
-        return {name: _take(value, index) for name, value in tree.items()}
-    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+        return {name: take(value, index) for name, value in tree.items()}
+    return type(tree)(take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
 
 
 def _kinds(data: Any) -> Any:
@@ -445,7 +450,7 @@ def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[onnx]'.") from error
+        raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[runtime]'.") from error
     tokenizer = Tokenizer.from_file(str(folder / str(manifest.tokenizer)))
     tokenizer.no_padding()
     if manifest.max_length is not None:

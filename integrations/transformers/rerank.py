@@ -1,0 +1,318 @@
+"""`CrossEncoder`: a fine-tuned cross encoder that lets go of candidates that cannot be among the best of their query.
+
+Early heads regress the model's own last score on the states of the frozen model, in closed form and without labels; the
+margin of `policies.TopK` is then certified on other queries: "the same top k on 95% of them".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
+
+from ponder._utils.checks import check_int
+from ponder._utils.rows import content_ids, split
+from ponder.calibration.control import RiskControl
+from ponder.calibration.risks import ranked
+from ponder.deploy.ranking import Pool, Ranker, Ranking, Running, pools_of
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.heads import PonderForSequenceClassification
+from ponder.integrations.transformers.texts import load_tokenizer, max_positions, record_rows, tokenize
+from ponder.policies import LastStep
+
+__all__ = ["CrossEncoder"]
+
+_LEARN = (0.5, 0.5)  # shares of the queries that teach heads, and that certify
+_MEMORY = 2**30  # bytes of the features that the heads learn on
+_RIDGES = (1.0, 10.0, 100.0, 1000.0)
+
+
+class CrossEncoder(Ranker):
+    """A cross encoder whose candidates leave early, used as that of Sentence Transformers.
+
+    Args:
+        model: A fine-tuned sequence classifier of Transformers: a folder, a hub name, or the model itself.
+        label: Which output ranks, where the model has several.
+        tokenizer: The tokenizer, where the model is in memory.
+
+    Example:
+        >>> ranker = CrossEncoder(BertForSequenceClassification(scoring), tokenizer=tokenizer)
+        >>> [best] = ranker.rank("a text", ["short", "a text", "long"], top_k=1)
+        >>> sorted(best)
+        ['corpus_id', 'exit_step', 'score']
+        >>> pools = [{"query": f"a text {n}", "documents": ["short", "a text", "long"]} for n in range(200)]
+        >>> report = ranker.fit_exits(pools, top_k=1, changed=0.1)
+        >>> ranker.ranking.top_k
+        1
+    """
+
+    def __init__(
+        self, model: str | PathLike[str] | nn.Module, label: int | None = None, *, tokenizer: Any = None
+    ) -> None:
+        whole: Any = model
+        if not isinstance(model, nn.Module):
+            tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
+            whole = AutoModelForSequenceClassification.from_pretrained(str(model))
+        sigmoid = not _activation(whole.config, model).endswith("Identity")
+        made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
+        made.tokenizer = tokenizer
+        super().__init__(_TorchScorer(made), Ranking(sigmoid=sigmoid))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a folder that `save` wrote."""
+        made = cls.__new__(cls)
+        model = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
+        Ranker.__init__(made, _TorchScorer(model))
+        made.ranking = Ranking.read(Path(folder), made.scorer.weights)
+        return made
+
+    def save(self, folder: str | Path) -> None:
+        """Write model, tokenizer, policy and promise into a folder."""
+        self.model.save_pretrained(folder)
+        self.ranking.write(Path(folder))
+
+    @property
+    def model(self) -> Any:
+        """The model with its early heads."""
+        scorer: Any = self.scorer
+        return scorer.model
+
+    def fit_exits(
+        self,
+        queries: Sequence[Any],
+        *,
+        top_k: int = 10,
+        changed: float = 0.05,
+        risk: str = "top_k",
+        confidence: float = 0.95,
+        ordered: bool | None = None,
+        seed: int = 0,
+        progress: Callable[[str, int, int], object] | None = None,
+    ) -> RiskControl:
+        """Fit early heads on half of the queries, and certify the margin on the other half; no labels are needed.
+
+        First-stage scores, where all queries have them, become the first step of the policy and an input of the heads.
+
+        Args:
+            queries: Queries with their candidates, as those to come: dicts with `query`, `documents`, and perhaps
+                `scores` (first stage) and `labels`.
+            top_k: How many candidates of a query are wanted.
+            changed: Bound of the risk: of ``"top_k"`` and ``"top_1"`` the share of queries with another answer than the
+                full rerank, of ``"ndcg"`` and ``"ndcg_gap"`` a mean loss.
+            risk: ``"top_k"``, ``"top_1"``, ``"ndcg"`` (against the full order) or ``"ndcg_gap"`` (against labels).
+            confidence: Probability with which the promise holds.
+            ordered: Whether the best run to the last step, so that their order is that of the full rerank; where None,
+                unless the risk is about the set alone.
+            seed: Seed of the split.
+            progress: Called with a phase, what is done of it, and how much it is in all.
+
+        Returns:
+            The policy with its statement; the ranker has taken it.
+        """
+        check_int("top_k", top_k)
+        pools = pools_of(queries)
+        staged = bool(pools) and all(len(pool.scores) for pool in pools)
+        learn, check = split(content_ids([pool.query for pool in pools]), _LEARN, seed) if pools else ([], [])
+        if len(learn) < 2 or not len(check):
+            expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
+            raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
+        self.ranking = replace(self.ranking, top_k=None, policy=LastStep(), blend=(), fitted={})
+        spread = self._learn([pools[n] for n in learn], top_k, staged, progress)
+        found = self.certify(
+            [pools[n] for n in check],
+            top_k=top_k,
+            changed=changed,
+            confidence=confidence,
+            risk=risk,
+            ordered=risk != "top_k" if ordered is None else ordered,
+            spread=spread,
+        )
+        steps = np.arange(1, self.num_steps + 1) - self.first_stage
+        noted = {
+            "statement": found.statement,
+            "met": found.met,
+            "risk": risk,
+            "level": changed,
+            "observed": found.observed,
+        }
+        noted |= {"queries": len(pools), "learned_on": len(learn), "certified_on": len(check)}
+        noted |= {"pair_layers": float(self.scorer.num_steps / (steps @ np.asarray(found.exit_shares)))}
+        self.ranking = replace(self.ranking, fitted={**noted, "exit_shares": list(found.exit_shares)})
+        return found
+
+    def _learn(
+        self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
+    ) -> tuple[float, ...]:
+        """Set the early heads, and return how far the scores of each step stray from the last on held-out queries."""
+        wrapper, last = self.model.ponder, self.scorer.num_steps
+        heads = list(wrapper.head.heads)[:-1]
+        most = _MEMORY // (4 * last * (1 + heads[0].linear.in_features))
+        pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
+        numbers = torch.tensor(np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]))
+        pairs = [(pool.query, document) for pool in pools for document in pool.documents]
+        done = 0
+
+        def count(rows: int) -> None:
+            nonlocal done
+            done += rows
+            if progress is not None:
+                progress("learn", done, len(pairs))
+
+        rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
+        seen = record_rows(self.model, rows, {"keep_features": True, "progress": count})
+        target = seen.outputs[:, -1, 0].double()
+        first, blend = torch.zeros(len(pairs), 1 if staged else 0, dtype=torch.float64), [(0.0, 0.0)] * (last + staged)
+        if staged:
+            first[:, 0] = torch.tensor([float(score) for pool in pools for score in pool.scores]).nan_to_num()
+        fit = _Ridge(target, numbers, top_k)
+        spread = list[float]()
+        if staged:
+            weight, offset, error = fit(first)
+            blend[0] = (offset, float(weight[0]))
+            spread.append(error)
+        assert seen.features is not None
+        for step, head in enumerate(heads):
+            features = seen.features[:, step]
+            states = features[:, 1:].unflatten(-1, (head.states, head.width))
+            inputs = [features[:, :1], F.layer_norm(states, (head.width,)).flatten(1), first]
+            weight, offset, error = fit(torch.cat([part.double() for part in inputs], 1))
+            with torch.no_grad():
+                head.scale.copy_(weight[0])
+                head.linear.weight.copy_(weight[None, 1 : 1 + head.linear.in_features])
+                head.linear.bias.fill_(offset)
+            if staged:
+                blend[step + 1] = (0.0, float(weight[-1]))
+            spread.append(error)
+        self.ranking = replace(self.ranking, blend=tuple(blend) if staged else ())
+        return tuple(round(each, 6) for each in spread)
+
+
+class _Ridge:
+    """Ridge regressions of one target; the strength is chosen, and the error measured, on every fifth query."""
+
+    def __init__(self, target: Tensor, groups: Tensor, top_k: int) -> None:
+        self.target, self.held = target, groups % 5 == 0
+        held = self.held.nonzero().flatten()
+        if not len(held) or len(held) == len(target):
+            self.held = torch.arange(len(target)) % 5 == 0
+        place = torch.from_numpy(ranked(groups.numpy(), target.numpy()))
+        self.near = self.held & (place < 4 * top_k)  # those whose order decides
+        self.groups = groups
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, float, float]:
+        """Return weights, `(inputs,)`, offset, and the held-out error within queries."""
+        mean, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
+        scaled = (inputs - mean) / scale
+        taught = ~self.held
+        errors = {
+            ridge: self._error(scaled, self._solve(scaled[taught], self.target[taught], ridge)) for ridge in _RIDGES
+        }
+        ridge = min(errors, key=lambda each: errors[each])
+        weight = self._solve(scaled, self.target, ridge) / scale
+        return weight, float(self.target.mean() - mean @ weight), max(errors[ridge], 1e-6)
+
+    @staticmethod
+    def _solve(inputs: Tensor, target: Tensor, ridge: float) -> Tensor:
+        centred = inputs - inputs.mean(0)
+        gram = centred.T @ centred + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        solved: Tensor = torch.linalg.solve(gram, centred.T @ (target - target.mean()))
+        return solved
+
+    def _error(self, inputs: Tensor, weight: Tensor) -> float:
+        error, groups = (inputs[self.near] @ weight - self.target[self.near]), self.groups[self.near]
+        counts = torch.bincount(groups).clamp(min=1)
+        own = error - (torch.bincount(groups, error) / counts)[groups]
+        return float(own.square().mean().sqrt())
+
+
+class _TorchScorer:
+    """A model of Transformers, as a `Scorer`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.num_steps = model, model.ponder.num_steps
+
+    @property
+    def weights(self) -> str | None:
+        digest: str | None = self.model.ponder.weights_digest()
+        return digest
+
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[tuple[list[int], Running]]:
+        """See `Scorer`."""
+        model = self.model
+        rows = tokenize(model.tokenizer, pairs, max_positions(model.encoder)).rows
+        order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return [(places, _Part(model, [rows[n] for n in places])) for places in batches]
+
+
+class _Part:
+    """One batch of a model of Transformers, as `Running`."""
+
+    @torch.inference_mode()
+    def __init__(self, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        longest, pad = len(rows[0]["input_ids"]), int(model.tokenizer.pad_token_id or 0)
+        reads = [name for name in rows[0] if name in model.adapter.inputs]
+        inputs = {
+            name: torch.tensor(
+                [
+                    [*row[name], *[pad if name == "input_ids" else 0] * (longest - len(row["input_ids"]))]
+                    for row in rows
+                ],
+                device=model.device,
+            )
+            for name in reads
+        }
+        self._source, _ = model.ponder.start(inputs.pop("input_ids"), inputs, use_hazard=False, use_features=False)
+
+    @torch.inference_mode()
+    def advance(self, step: int) -> None:
+        self._source.advance(step)
+
+    @torch.inference_mode()
+    def output(self) -> Any:
+        return self._source.output().float().cpu().numpy()
+
+    @torch.inference_mode()
+    def keep(self, index: Any) -> None:
+        self._source.keep(torch.from_numpy(index))
+
+
+def _activation(config: Any, model: Any) -> str:
+    """Return the name of the activation of Sentence Transformers, beside the model or in its configuration."""
+    named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    with suppress(OSError, ValueError, TypeError):
+        named = json.loads((Path(model) / "config_sentence_transformers.json").read_text()).get("activation_fn") or named
+    return str(named or "Sigmoid")
+
+
+def _with_one_label(model: Any, label: int | None) -> Any:
+    """Return a model with one output: its own, or the row `label` of its last linear layer."""
+    labels = int(model.config.num_labels)
+    if labels > 1:
+        if label is None or not 0 <= label < labels:
+            raise ArgumentError(
+                "label",
+                expected=f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}",
+                got=repr(label),
+                remedy="Pass label=1, say; a model that was trained to rank has one output.",
+            )
+        last = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == labels][-1]
+        with torch.no_grad():
+            last.weight = nn.Parameter(last.weight[label : label + 1].clone())
+            last.bias = None if last.bias is None else nn.Parameter(last.bias[label : label + 1].clone())
+        last.out_features = 1
+        model.num_labels = model.config.num_labels = 1
+    model.config.problem_type = "regression"
+    return model
