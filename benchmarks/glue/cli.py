@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -72,7 +72,7 @@ def sweep_command(
     suite: Annotated[str, typer.Option(help="pays, paper, ablation, mini, …, or a JSON file of your own.")],
     backbone: Backbone = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
-    recipes: Annotated[str | None, typer.Option(help="Instead of the suite's, for example pabee,static:k=3.")] = None,
+    recipes: Annotated[str | None, typer.Option(help="Those of the suite alone, for example pabee,static.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
     fixed: Fixed = None,
     glue_dir: GlueDir = None,
@@ -91,7 +91,7 @@ def sweep_command(
     if tasks is not None:
         chosen = dataclasses.replace(chosen, tasks=tuple(tasks.split(",")))
     if recipes is not None:
-        specs = tuple(spec for text in recipes.split(",") for spec in _specs(chosen.recipes, text))
+        specs = tuple(spec for spec in chosen.recipes if spec.recipe in recipes.split(","))
         chosen = dataclasses.replace(chosen, recipes=specs)
     if seeds is not None:
         chosen = dataclasses.replace(chosen, seeds=seeds)
@@ -108,24 +108,13 @@ def sweep_command(
         raise typer.Exit(1)
 
 
-def _specs(of_suite: Any, text: str) -> list[Any]:
-    """Read `name`, as the suite has it; or `name:argument=value:…`, with these arguments and the suite's fields."""
-    from benchmarks.glue.sweep import RecipeSpec
-
-    name, *arguments = text.split(":")
-    known = [spec for spec in of_suite if spec.recipe == name]
-    if not arguments:
-        return known or [RecipeSpec(name)]
-    return [RecipeSpec(name, parse_fields("--recipes", arguments), known[0].fields if known else {})]
-
-
 @app.command("report")
 def report_command(
     results: Out = COMMITTED,
-    out: Annotated[Path | None, typer.Option(help="Folder of figures and summary; docs for the committed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the summary; docs for the committed.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Print this part alone; repeatable.")] = None,
 ) -> None:
-    """Print the tables as Markdown, or write figures and `results-summary.json`, from the JSON results alone."""
+    """Print the tables as Markdown, or write `results-summary.json`, from the JSON results alone."""
     from benchmarks.glue.report import page, write
     from benchmarks.glue.results import read_all
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.files import digest
-from ponder.errors import ArgumentError
 
 __all__ = ["DEFAULT", "RunConfig", "key_of", "recipe_label"]
 
@@ -20,18 +19,6 @@ _LATER = {"schedule": "linear", "selection": "held_out", "head_lr": None}
 _GONE = ("knob", "knob_keeps", "budget")
 REMADE = {"ponder": "palbert-joint"}
 """A recipe that became another one under its name, and what its earlier results are called."""
-
-
-_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("seed",), ("a whole number ≥ 0", lambda value: value >= 0)),
-    **dict.fromkeys(("epochs", "batch_size", "stop_after"), ("a whole number ≥ 1", lambda value: value >= 1)),
-    **dict.fromkeys(("max_train", "max_length"), ("a whole number ≥ 4", lambda value: value >= 4)),
-    **dict.fromkeys(("lr", "lambda_lr", "head_lr", "held_out"), ("a number in (0, 1)", lambda value: 0 < value < 1)),
-    "warmup": ("a number in [0, 1)", lambda value: 0 <= value < 1),
-    "readout": ("mean or pooler", ("mean", "pooler").__contains__),
-    "schedule": ("linear or constant", ("linear", "constant").__contains__),
-    "selection": ("held_out or dev", ("held_out", "dev").__contains__),
-}
 
 
 @dataclass(frozen=True)
@@ -83,10 +70,6 @@ class RunConfig:
     head_lr: float | None = None
 
     def __post_init__(self) -> None:
-        for name, (expected, holds) in _EXPECTED.items():
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise ArgumentError(name, expected=expected, got=repr(value), remedy=f"Leave {name} out, say.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if str(field.type).startswith("float") and value is not None:

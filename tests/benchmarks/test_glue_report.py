@@ -106,7 +106,7 @@ def test_files_are_written_from_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", "--results", str(few), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert made == {"results-summary.json", "figures/pays.svg"}
+    assert made == {"results-summary.json"}
     shown = CliRunner().invoke(app, ["report", "--results", str(few), "--part", "scores"])
     assert "| STS-B |" in shown.stdout
 

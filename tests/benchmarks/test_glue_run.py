@@ -136,15 +136,6 @@ def test_a_policy_that_does_not_serve_a_task_is_refused_before_training(
         run(config(backbone, task="STS-B", recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [({"epochs": 0}, "epochs"), ({"lr": 2.0}, "lr"), ({"selection": "test"}, "selection"), ({"warmup": 1.0}, "warmup")],
-)
-def test_fields_out_of_range_are_refused(changes: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ArgumentError, match=fault):
-        RunConfig("RTE", **changes)
-
-
 def test_names_of_runs_do_not_change() -> None:
     # TRAP: a field that is added, or a default that moves, would make strangers of all committed results.
     pays = {"epochs": 8, "stop_after": 2, "lr": 1e-4, "head_lr": 2e-3, "lambda_lr": 1e-4, "bf16": True}

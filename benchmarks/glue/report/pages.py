@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.files import DataError, write_json
-from benchmarks.glue.report import figures, tables
+from benchmarks.glue.report import tables
 from benchmarks.glue.report.groups import Groups, choose
-from benchmarks.glue.report.summary import SUITES, compared_groups, headline, summary
+from benchmarks.glue.report.summary import SUITES, headline, summary
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweep import suite_named
 from ponder.errors import ArgumentError
@@ -65,8 +65,6 @@ def sections(results: Sequence[Result], backbone: str | None = None) -> Iterator
 
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:
-    """Write `results-summary.json`, and the figure `figures/pays.svg`."""
-    written = [out / "results-summary.json", out / "figures" / "pays.svg"]
-    write_json(written[0], summary(results))
-    figures.macro(written[1], compared_groups(results))
-    return written
+    """Write `results-summary.json`."""
+    write_json(out / "results-summary.json", summary(results))
+    return [out / "results-summary.json"]
