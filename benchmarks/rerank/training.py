@@ -97,5 +97,6 @@ def _loss(model: Any, teacher: Any, batch: Any) -> Tensor:
     scores = model(**batch).logits.float().view(_QUERIES, -1)
     if teacher is not None:
         with torch.no_grad():
-            return F.mse_loss(scores, teacher(**batch).logits.float().view(_QUERIES, -1))
+            target = teacher(**batch).logits.float().view(_QUERIES, -1)
+        return F.mse_loss(scores, target)
     return F.cross_entropy(scores, torch.zeros(_QUERIES, dtype=torch.long))
