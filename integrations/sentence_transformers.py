@@ -2,7 +2,7 @@
 
 `with_exits(model)` gives a `SentenceTransformer` whose encoder exits per row; `PonderTransformer` is the module that
 does it, in the place of the library's own `Transformer`, in a `CrossEncoder` too. `encode` and `predict` then take
-`policy=`.
+`policy=`. `CrossEncoder`, here, ranks: candidates that cannot be among the best leave early.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from collections import OrderedDict
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+import sentence_transformers
 import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
+from ponder.integrations.transformers.rerank import CrossEncoder
 from ponder.integrations.transformers.texts import ids_by_content
 from ponder.policies import ExitPolicy
 from ponder.recipes import Recipe
 
-__all__ = ["PonderTransformer", "predict", "with_exits"]
+__all__ = ["CrossEncoder", "PonderTransformer", "predict", "with_exits"]
 
 _TASKS: dict[type[Any], Any] = {
     PonderModel: "feature-extraction",
@@ -187,7 +189,7 @@ def with_exits(
 
 
 def predict(
-    model: CrossEncoder, pairs: Any, *, policy: ExitPolicy | None = None, **options: Any
+    model: sentence_transformers.CrossEncoder, pairs: Any, *, policy: ExitPolicy | None = None, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Return scores and exit steps, for which `CrossEncoder.predict` has no place, in the order of the pairs.
 

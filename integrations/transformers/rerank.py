@@ -123,7 +123,7 @@ class CrossEncoder(Ranker):
         check_int("top_k", top_k)
         pools = pools_of(queries)
         staged = bool(pools) and all(len(pool.scores) for pool in pools)
-        learn, check = split(content_ids([pool.query for pool in pools]), _LEARN, seed) if pools else ([], [])
+        learn, check = split(content_ids([pool.query for pool in pools]), _LEARN, seed)
         if len(learn) < 2 or not len(check):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
@@ -247,7 +247,7 @@ class _TorchScorer:
         digest: str | None = self.model.ponder.weights_digest()
         return digest
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[tuple[list[int], Running]]:
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
         """See `Scorer`."""
         model = self.model
         rows = tokenize(model.tokenizer, pairs, max_positions(model.encoder)).rows
@@ -293,7 +293,9 @@ def _activation(config: Any, model: Any) -> str:
     named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
     named = named or getattr(config, "sbert_ce_default_activation_function", None)
     with suppress(OSError, ValueError, TypeError):
-        named = json.loads((Path(model) / "config_sentence_transformers.json").read_text()).get("activation_fn") or named
+        named = (
+            json.loads((Path(model) / "config_sentence_transformers.json").read_text()).get("activation_fn") or named
+        )
     return str(named or "Sigmoid")
 
 

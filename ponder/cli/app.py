@@ -145,6 +145,22 @@ def exits(
 
 
 @app.command()
+def rerank(
+    model: Annotated[str, typer.Argument(help="A cross encoder: a folder or a hub name.", metavar="MODEL")],
+    queries: Annotated[Path, typer.Option(help="JSON lines with query, documents, and scores if there are any.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
+    changed: Annotated[float, typer.Option(help="Share of queries with another top k; or the loss.", **_SHARE)] = 0.05,
+    risk: Annotated[Literal["top_k", "top_1", "ndcg", "ndcg_gap"], typer.Option(help="What is promised.")] = "top_k",
+    confidence: Confidence = 0.95,
+    json: Json = False,
+) -> None:
+    """Let candidates of MODEL that cannot be among the best leave early, with a promise; no labels are needed."""
+    with sentences():
+        _module("rerank").run(model, queries, out, top_k, changed, risk, confidence, as_json=json)
+
+
+@app.command()
 def predict(
     folder: Folder,
     texts: TextsFile,

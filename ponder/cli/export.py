@@ -22,6 +22,7 @@ from ponder.calibration.records import Floats, Record
 from ponder.calibration.risks import Risk
 from ponder.cli.folders import Folder, open_folder
 from ponder.cli.output import BATCH, CARD, Advance, probe_folder, progress, short, show
+from ponder.cli.rerank import export_ranker, is_ranker
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx, quantized
 from ponder.deploy.runtime import OnnxModel
@@ -74,6 +75,9 @@ def run(
     as_json: bool,
 ) -> None:
     """Write an export; in int8, with a policy that is chosen and certified against the folder's full depth."""
+    if is_ranker(folder):
+        export_ranker(folder, out, texts, int8=int8, as_json=as_json)
+        return
     if int8 == (texts is None):
         expected = "a file of texts with --int8, which moves answers, so that the policy is chosen again; else none"
         raise ArgumentError(

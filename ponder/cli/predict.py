@@ -11,6 +11,7 @@ from typing import Any
 
 from ponder.cli.folders import Folder, open_folder
 from ponder.cli.output import probe_file, progress, show
+from ponder.cli.rerank import is_ranker, rank_file
 from ponder.cli.texts import Texts, count, read_texts
 from ponder.errors import ArgumentError
 
@@ -21,7 +22,10 @@ _CHUNK = 512  # texts that are written at once
 
 
 def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
-    """Write the answers to texts, each at its exit, as CSV."""
+    """Write the answers to texts, each at its exit, as CSV; of a folder that ranks, orders as JSON lines."""
+    if is_ranker(folder):
+        rank_file(folder, texts, out, as_json=as_json)
+        return
     probe_file(out, [texts, folder])
     if out.exists() and not resume:
         remedy = "Pass --resume to go on with it, or name another."

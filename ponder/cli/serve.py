@@ -12,8 +12,9 @@ from fastapi import FastAPI
 from ponder._utils.rounding import rounded_up
 from ponder.cli.folders import open_folder
 from ponder.cli.output import say, short
+from ponder.cli.rerank import is_ranker, open_ranker
 from ponder.deploy.monitor import StepBack, Watch
-from ponder.deploy.server import Limits, create_app, watch_of
+from ponder.deploy.server import Limits, create_app, create_rank_app, watch_of
 from ponder.errors import ArgumentError
 
 __all__ = ["app_of", "run"]
@@ -32,6 +33,10 @@ def run(folder: Path, host: str, port: int, limits: Limits, audit_share: float, 
 
 def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | None) -> FastAPI:
     """Return the application of a folder, and say what answers and what is audited."""
+    if is_ranker(folder):
+        ranker = open_ranker(folder)
+        say(f"ranks: {ranker.ranking.fitted.get('statement', 'every candidate to the last step')}")
+        return create_rank_app(ranker, limits)
     served = open_folder(folder)
     watch = watch_of(served.policy, audit_share, audit_file, _step_back)
     policy = served.policy if watch is None else watch.policy

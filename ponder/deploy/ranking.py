@@ -113,9 +113,12 @@ class Scorer(Protocol):
     """A model that scores pairs of query and document."""
 
     num_steps: int
-    weights: str | None
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[tuple[list[int], Running]]:
+    @property
+    def weights(self) -> str | None:
+        """Digest of the weights that scores come from."""
+
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
         """Return batches of pairs of similar length before their first step, with the places of the pairs."""
 
 
@@ -220,7 +223,7 @@ class Ranker:
 
     def record(self, pools: Sequence[Any]) -> Record:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
-        outputs, groups, pairs, labels = list[Array](), list[Array](), list[tuple[str, str]](), list[float]()
+        outputs, pairs, labels = list[Array](), list[tuple[str, str]](), list[float]()
         given = pools_of(pools, self.first_stage)
         for part in _chunks(given):
             own, first = _pairs_of(part), _first_of(part)
@@ -231,14 +234,13 @@ class Ranker:
             outputs.append(np.stack(columns, 1)[..., None])
             pairs += own
             labels += [label for pool in part for label in pool.labels]
-        groups = np.repeat(np.arange(len(given)), [len(pool.documents) for pool in given])
         return Record(
             np.concatenate(outputs).astype(np.float32),
             None,
             content_ids(pairs),
             labels=np.asarray(labels) if len(labels) == len(pairs) else None,
             task="regression",
-            policy_context={"group": groups},
+            policy_context={"group": np.repeat(np.arange(len(given)), [len(pool.documents) for pool in given])},
             weights=self.scorer.weights,
             content_ids=True,
         )
@@ -255,7 +257,9 @@ class Ranker:
         spread: Sequence[float] = (),
     ) -> RiskControl:
         """Choose the margin of `TopK` on queries that chose nothing else, and take it; arguments as for `fit_exits`."""
-        costs = np.maximum(np.arange(1.0, self.num_steps + 1) - self.first_stage, 0.01)  # the first stage is paid already
+        costs = np.maximum(
+            np.arange(1.0, self.num_steps + 1) - self.first_stage, 0.01
+        )  # the first stage is paid already
         found = control_risk(
             self.record(pools),
             TopK(top_k, 1.0, tuple(spread), ordered),
@@ -352,7 +356,7 @@ class OnnxScorer:
     def __init__(self, model: OnnxModel) -> None:
         self.model, self.num_steps, self.weights = model, model.num_steps, model.manifest.weights
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[tuple[list[int], Running]]:
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
         """See `Scorer`."""
         return self.model.start(list(pairs), batch_size)
 
@@ -418,7 +422,7 @@ def _pairs_of(pools: Sequence[Pool]) -> list[tuple[str, str]]:
 
 
 def _first_of(pools: Sequence[Pool]) -> Array:
-    """The first-stage scores, `(rows,)`: the lowest of its pool for one that is no number, and 0 where there are none."""
+    """The first-stage scores, `(rows,)`: the lowest of its pool for one that is no number; 0 without any."""
     parts = [np.zeros(0)]
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)

@@ -29,12 +29,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponder.deploy.monitor import Audit, StepBack, Watch
+from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_batching import Answers, Batching, Served, Text
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
 
-__all__ = ["Limits", "PredictRequest", "Service", "create_app", "watch_of", "with_threshold"]
+__all__ = [
+    "Limits",
+    "PredictRequest",
+    "RankRequest",
+    "Service",
+    "create_app",
+    "create_rank_app",
+    "watch_of",
+    "with_threshold",
+]
 
 _log = logging.getLogger("ponder.server")
 _SAFER = (1 / 2, 1 / 4)
@@ -72,6 +82,18 @@ class PredictRequest(BaseModel):
 
     texts: list[str | tuple[str, str]] = Field(min_length=1, description="Texts, or pairs of texts.")
     threshold: float | None = Field(None, allow_inf_nan=False, description="Instead of the policy's own threshold.")
+
+
+class RankRequest(BaseModel):
+    """A request of `POST /rank`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a", "documents": ["b", "c"]}]})
+
+    query: str
+    documents: list[str] = Field(min_length=1)
+    scores: list[float] = Field([], description="First-stage scores, where the exits were fitted with such.")
+    top_k: int | None = Field(None, ge=1)
+    within: float | None = Field(None, gt=0, description="Seconds that the answer may take.")
 
 
 class Service:
@@ -222,6 +244,39 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
     async def metrics() -> Response:
         """Give counters, histograms and gauges, as Prometheus reads them."""
         return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    _add_errors(app)
+    return app
+
+
+def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
+    """Return the application of a folder that ranks: `POST /rank` orders the candidates of a query.
+
+    Args:
+        ranker: The folder's model.
+        limits: Bytes of a request, here 16 times as many as of texts, and its deadline.
+    """
+    limits, busy = limits or Limits(), ThreadPoolExecutor(1, thread_name_prefix="ponder-rank")
+    app = FastAPI(title="ponder", version=version("ponder-torch"))
+    app.add_middleware(_Door, app_of=app, max_body=16 * limits.max_body)
+
+    @app.post("/rank")
+    async def rank(body: RankRequest) -> Response:
+        """Order the candidates of a query, the best first."""
+        try:
+            async with asyncio.timeout(limits.deadline):
+                pools = [Pool(body.query, body.documents, body.scores)]
+                run = partial(ranker.rank_all, pools, body.top_k, within=body.within)
+                (found,) = await asyncio.get_running_loop().run_in_executor(busy, run)
+        except TimeoutError:
+            raise HTTPException(504, f"no answer within {limits.deadline:g} seconds.") from None
+        shown = [{**one, "score": one["score"] if math.isfinite(one["score"]) else None} for one in found]
+        return JSONResponse({"ranking": shown, "num_steps": ranker.num_steps})
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """Say by which policy candidates leave."""
+        return {"status": "ok", "policy": repr(ranker.ranking.policy)}
 
     _add_errors(app)
     return app

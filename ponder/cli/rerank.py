@@ -1,0 +1,124 @@
+"""The command `rerank`: exits for a cross encoder; and `predict`, `serve` and `export` of the folders that it wrote."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ponder._utils.files import replace_text
+from ponder.cli.output import CARD, probe_file, probe_folder, progress, show
+from ponder.cli.texts import count
+from ponder.deploy.manifest import FILE
+from ponder.deploy.ranking import RERANK, Pool, Ranker, pools_of
+from ponder.errors import ArgumentError
+from ponder.policies.base import LastStep, all_within
+from ponder.policies.topk import TopK
+
+__all__ = ["export_ranker", "is_ranker", "open_ranker", "rank_file", "read_queries", "run"]
+
+_TIMED = 40  # queries, at most
+
+
+def run(
+    model: str, queries: Path, out: Path, top_k: int, changed: float, risk: str, confidence: float, *, as_json: bool
+) -> None:
+    """Fit exits to a cross encoder on queries without labels, time them, and write the folder."""
+    import_module("ponder.cli.exits_folder").quiet()
+    probe_folder(out, "rerank", model)
+    pools = read_queries(queries)
+    made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
+    with progress() as advance:
+        report = made.fit_exits(pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance)
+    clock = _timed(made, pools[-_TIMED:])
+    made.save(out)
+    fitted = made.ranking.fitted
+    seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
+    card = {"command": "rerank", "top_k": top_k, **fitted, **seconds}
+    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
+    candidates = sum(len(pool.documents) for pool in pools) / len(pools)
+    used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
+    rows = [
+        ("queries", f"{len(pools)}, {candidates:.0f} candidates each: {used}"),
+        ("first stage", "its scores are the first step" if made.first_stage else "none: no scores in the file"),
+        ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
+        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
+        ("written to", str(out)),
+    ]
+    show(card, [f"{report.statement}."], rows, as_json=as_json)
+
+
+def read_queries(path: Path) -> list[Pool]:
+    """Read JSON lines: `{"query": …, "documents": […], "scores": […]}`, scores and labels if there are any."""
+    pools = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            pools += pools_of([json.loads(line)]) if line.strip() else []
+        except (ValueError, ArgumentError) as error:
+            raise ArgumentError(
+                "--queries",
+                expected='{"query": "…", "documents": ["…"], "scores": [0.5]} on each line, a score for each document',
+                got=f"line {number} of {path}: {line[:60]}",
+                remedy="Write one JSON object a line.",
+            ) from error
+    return pools
+
+
+def is_ranker(folder: Path) -> bool:
+    """Return whether a folder ranks."""
+    return (folder / RERANK).is_file()
+
+
+def open_ranker(folder: Path) -> Ranker:
+    """Read a folder of `ponder rerank`, or its export, which needs no PyTorch."""
+    if (folder / FILE).is_file():
+        return Ranker.load(folder)
+    import_module("ponder.cli.exits_folder").quiet()
+    made: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
+    return made
+
+
+def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
+    """Write the order of each query's candidates as JSON lines."""
+    probe_file(out, [queries, folder])
+    made, pools = open_ranker(folder), read_queries(queries)
+    found = made.rank_all(pools)
+    lines = [json.dumps({"query": p.query, "ranking": ranking}) for p, ranking in zip(pools, found, strict=True)]
+    replace_text(out, "".join(f"{line}\n" for line in lines))
+    card = {"queries": len(pools), "out": str(out)}
+    show(card, [f"{count(len(pools), 'ranking')} in {out}."], [], as_json=as_json)
+
+
+def export_ranker(folder: Path, out: Path, queries: Path | None, *, int8: bool, as_json: bool) -> None:
+    """Write a folder of `ponder rerank` as ONNX; in int8 the margin is certified again, on queries."""
+    if int8 == (queries is None):
+        expected = "a file of queries with --int8, which moves scores, so that the margin is certified again; else none"
+        raise ArgumentError("--texts", expected=expected, got=str(queries), remedy="Pass --int8 --texts FILE.")
+    probe_folder(out, "export", folder)
+    source: Any = open_ranker(folder)
+    pools = [] if queries is None else read_queries(queries)
+    ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
+    import_module("ponder.deploy.export").onnx(source.model, out, int8=int8, calibration=ranges or None)
+    source.ranking.write(out)
+    said = source.ranking.fitted.get("statement", "")
+    if int8:
+        made, fitted = Ranker.load(out), source.ranking.fitted
+        own = next(part for part in all_within(source.ranking.policy) if isinstance(part, TopK))
+        options = {"top_k": own.k, "changed": fitted["level"], "risk": fitted["risk"]}
+        said = made.certify(pools, **options, ordered=own.ordered, spread=own.spread).statement
+        made.ranking.write(out)
+    card = {"command": "export", "statement": said, "int8": int8}
+    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
+    show(card, [f"{said}."], [("written to", str(out))], as_json=as_json)
+
+
+def _timed(made: Ranker, pools: list[Pool]) -> Any:
+    """Return how many times longer the full rerank takes, query by query."""
+
+    def all_of(**options: Any) -> None:
+        for pool in pools:
+            made.rank(pool.query, pool.documents, scores=pool.scores if made.first_stage else (), **options)
+
+    wall_clock = import_module("ponder.calibration.cost").wall_clock
+    return wall_clock(lambda: all_of(policy=LastStep()), all_of, pairs=3)
