@@ -73,7 +73,6 @@ def sweep_command(
     backbone: Backbone = "minilm",
     tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
     recipes: Annotated[str | None, typer.Option(help="Those of the suite alone, for example pabee,static.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs of the chosen point, instead of the suite's.")] = None,
     fixed: Fixed = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
@@ -93,8 +92,6 @@ def sweep_command(
     if recipes is not None:
         specs = tuple(spec for spec in chosen.recipes if spec.recipe in recipes.split(","))
         chosen = dataclasses.replace(chosen, recipes=specs)
-    if seeds is not None:
-        chosen = dataclasses.replace(chosen, seeds=seeds)
     hide_bars()
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
 

@@ -9,16 +9,13 @@ from typing import Any
 
 from benchmarks.files import digest
 
-__all__ = ["DEFAULT", "RunConfig", "key_of", "recipe_label"]
+__all__ = ["DEFAULT", "RunConfig", "recipe_label"]
 
 DEFAULT = "ponder"
 """The recipe that is the library's default, and stands first in the headline."""
 
-_LATER = {"schedule": "linear", "selection": "held_out", "head_lr": None}
+_LATER = {"schedule": "linear", "head_lr": None}
 """Fields that were added later: they are no part of a name while they have these values."""
-_GONE = ("knob", "knob_keeps", "budget")
-REMADE = {"ponder": "palbert-joint"}
-"""A recipe that became another one under its name, and what its earlier results are called."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class RunConfig:
         max_length: Tokens; longer inputs are cut.
         bf16: Train under bfloat16 autocast.
         schedule: Rates fall linearly to zero, or (as in PALBERT's paper) stay constant.
-        selection: Choose the epoch on held_out, or (as PALBERT's paper) on dev.
         head_lr: Learning rate of the heads; `lr` where None.
     """
 
@@ -66,7 +62,6 @@ class RunConfig:
     max_length: int = 128
     bf16: bool = False
     schedule: str = "linear"
-    selection: str = "held_out"
     head_lr: float | None = None
 
     def __post_init__(self) -> None:
@@ -82,22 +77,12 @@ class RunConfig:
     @property
     def key(self) -> str:
         """A name for the run: readable, and different for every configuration."""
-        return key_of(self.to_dict())
-
-
-def key_of(config: Mapping[str, Any], *, remade: bool = True) -> str:
-    """Return the name of a run from the plain fields of its configuration, of any version.
-
-    Args:
-        config: The fields.
-        remade: Whether a recipe of `REMADE` is the one that has the name now, or the earlier one.
-    """
-    hashed = {"recipe_version": 2} if remade and config["recipe"] in REMADE else {}
-    for name, value in config.items():
-        if name not in _GONE and not (name in _LATER and value == _LATER[name]):
-            hashed[name] = value
-    backbone = str(config["backbone"]).rstrip("/").rsplit("/", 1)[-1]
-    return f"{config['task']}-{backbone}-{config['recipe']}-s{config['seed']}-{digest(hashed)}".lower()
+        hashed: dict[str, Any] = {"recipe_version": 2} if self.recipe == "ponder" else {}
+        for name, value in self.to_dict().items():
+            if not (name in _LATER and value == _LATER[name]):
+                hashed[name] = value
+        backbone = self.backbone.rstrip("/").rsplit("/", 1)[-1]
+        return f"{self.task}-{backbone}-{self.recipe}-s{self.seed}-{digest(hashed)}".lower()
 
 
 def recipe_label(recipe: str, options: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.files import DataError, is_intact, read_json, with_digest, write_json
-from benchmarks.glue.config import REMADE, key_of
 
 __all__ = ["FORMAT", "Result", "read_all"]
 
@@ -31,19 +30,14 @@ class Result:
         """Read the file of a run.
 
         Raises:
-            DataError: It is half-written, edited, of another format, or a copy under another name.
+            DataError: It is half-written, edited, or of another format.
         """
         data = read_json(path)
         if data.get("format") != FORMAT or any(name not in data for name in _REQUIRED):
             raise DataError(f"{path}: expected a result of the format {FORMAT!r}. Move it away.")
         if not is_intact(data):
             raise DataError(f"{path}: the file was edited since it was written. Run it again.")
-        config = data["config"]
-        if path.stem == key_of(config):
-            return cls(data, path)
-        if path.stem == key_of(config, remade=False):
-            return cls({**data, "recipe": REMADE[config["recipe"]]}, path)
-        raise DataError(f"{path}: expected the run of this name; got {key_of(config)}. Is it a copy?")
+        return cls(data, path)
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
@@ -82,18 +76,6 @@ class Result:
     def score(self, where: str) -> float:
         """Return the score of the reported splits, ``"full_depth"`` or at the ``"exits"``."""
         return statistics.fmean(split[where]["score"] for split in self.reported)
-
-    @property
-    def selection_score(self) -> float:
-        """The score that chooses between runs: held out, at the exits; on dev where the run selects there."""
-        if self.selects_on_dev:
-            return self.score("exits")
-        return float(self.data["splits"]["held_out"]["exits"]["score"])
-
-    @property
-    def selects_on_dev(self) -> bool:
-        """Whether epoch and hyper-parameters were chosen on dev, as in PALBERT's paper."""
-        return bool(self.data["config"].get("selection") == "dev")
 
     @property
     def per_step(self) -> list[float]:

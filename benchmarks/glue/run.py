@@ -54,9 +54,8 @@ def run(
     if path.exists() and (keep is None or (keep / config.key).exists()):
         return Result.read(path)
     ready = prepare(config, task.load(folder, ["train", *task.dev_splits]))
-    selected_on = ready["held_out"] if "held_out" in ready else ready[task.dev_splits[0]]
     data = ready.pop("train")
-    model, stages = train(config, task, data, selected_on, work, progress=progress)
+    model, stages = train(config, task, data, ready["held_out"], work, progress=progress)
     result, recorded = evaluate(config, task, model, stages, ready)
     if keep is not None:  # before the result, so that no result stands without its model
         for split, trajectory in recorded.items():
@@ -69,14 +68,13 @@ def run(
 
 
 def prepare(config: RunConfig, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Tokenise `train`, without its held-out part; the splits to report; and `held_out`, where it is selected on."""
+    """Tokenise `train`, without its held-out part; the splits to report; and `held_out`."""
     tokenizer = load_tokenizer(config.backbone)
     examples = splits["train"]
     if config.max_train is not None and config.max_train < len(examples):
         examples = examples.shuffle(seed=config.seed).select(range(config.max_train))
-    parts = {**splits, "train": examples}
-    if config.selection == "held_out":
-        parts["train"], parts["held_out"] = hold_out(examples, config.held_out, config.seed)
+    parts = dict(splits)
+    parts["train"], parts["held_out"] = hold_out(examples, config.held_out, config.seed)
     return {name: tokenize(split, tokenizer, config.max_length) for name, split in parts.items()}
 
 
@@ -101,7 +99,6 @@ def evaluate(
         "task": task.name,
         "recipe": config.recipe,
         "backbone": config.backbone,
-        "selection": config.selection,
         "num_steps": num_steps,
         "recipe_fields": recipe.to_dict(),
         "policy": model.policy.to_dict(),

@@ -148,14 +148,14 @@ def sweep(cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], objec
             return None
         note.unlink(missing_ok=True)
         if not there:
-            say(f"{config.key}: {100 * result.selection_score:.1f}")
+            say(f"{config.key}: {100 * result.held_out.score('exits'):.1f}")
         return result
 
     for cell in cells:
         point: RunConfig | None = cell.points[0]
         if len(cell.points) > 1:
             tried = [(each, attempt(each, out / "grid")) for each in cell.points]
-            known = [(each, result.selection_score) for each, result in tried if result is not None]
+            known = [(each, result.held_out.score("exits")) for each, result in tried if result is not None]
             point = max(known, key=lambda it: it[1])[0] if known else None  # of equals the first
             if point is not None:
                 scores = [{"key": each.key, "score": score} for each, score in known]

@@ -156,7 +156,7 @@ def test_entities_count_where_start_end_and_type_are_right(text_dir: Path, backb
 
 
 def test_a_backbone_is_embedded_a_folder_or_a_hub_name(backbone: str) -> None:
-    assert backbones.names() == ("minilm", "mpnet")
+    assert backbones.names() == ("minilm", "mpnet", "shared")
     assert str(backbones.resolve(backbone)) == backbone
     assert backbones.resolve("bert-base-uncased") == "bert-base-uncased"
     with pytest.raises(ArgumentError, match="existing folder"):

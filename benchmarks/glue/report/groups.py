@@ -142,12 +142,11 @@ def _below(scores: Sequence[float], first: int, middle: int, last: int) -> bool:
 def choose(results: Iterable[Result]) -> Groups:
     """Return one group for each recipe and task; of several configurations the best on the held-out part of train.
 
-    One that was trained on a part of the data, or that selected on dev, is shown where there is no other: its score is
-    no sign of merit.
+    One that was trained on a part of the data is shown where there is no other: its score is no sign of merit.
     """
     found: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        rest = {key: value for key, value in result.config.items() if key != "seed"}
+        rest = {key: value for key, value in result.config.items() if key not in ("seed", "selection")}
         found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
     groups = {}
     for key, by_config in found.items():
@@ -156,9 +155,9 @@ def choose(results: Iterable[Result]) -> Groups:
     return groups
 
 
-def _merit(runs: Sequence[Result]) -> tuple[bool, bool, float, int]:
-    on_dev, in_part = any(run.selects_on_dev for run in runs), runs[0].config.get("max_train") is not None
-    return not in_part, not on_dev, statistics.median(run.selection_score for run in runs), len(runs)
+def _merit(runs: Sequence[Result]) -> tuple[bool, float, int]:
+    whole = runs[0].config.get("max_train") is None
+    return whole, statistics.median(run.held_out.score("exits") for run in runs), len(runs)
 
 
 def label(result: Result) -> str:

@@ -11,7 +11,6 @@ from benchmarks.glue.report.groups import Groups, choose
 from benchmarks.glue.report.summary import SUITES, headline, summary
 from benchmarks.glue.results import Result
 from benchmarks.glue.sweep import suite_named
-from ponder.errors import ArgumentError
 
 __all__ = ["PARTS", "page", "write"]
 
@@ -33,10 +32,6 @@ def page(results: Sequence[Result], parts: Sequence[str] = (), backbone: str | N
         parts: Names of `PARTS`, or ``"headline"``; all where empty.
         backbone: One backbone alone.
     """
-    unknown = [part for part in parts if part not in (*PARTS, "headline")]
-    if unknown:
-        expected = f"some of headline, {', '.join(PARTS)}"
-        raise ArgumentError("--part", expected=expected, got=", ".join(unknown), remedy="Choose of them.")
     if not results:
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
     blocks = [headline(results)] if backbone is None and ("headline" in parts or not parts) else []

