@@ -1,7 +1,7 @@
 r"""The audit of a promise: a share of the answers is computed again at full depth, after they were given.
 
 An e-process tests "at most m of the answers differ" (Waudby-Smith & Ramdas 2020, "Estimating means of bounded random
-variables by betting", Sections 4 and 5.3). Its wealth W_t = Π_i (1 + λ (x_i − m)), with x_i = 1 for a disagreement, is
+variables by betting", Section 4). Its wealth W_t = Π_i (1 + λ (x_i − m)), with x_i = 1 for a disagreement, is
 a nonnegative supermartingale from 1 while the promise holds, and P(some W_t ≥ 1/δ) ≤ δ (Ville 1939): one may look
 after every audit, for years. With the bet λ = (q − m) / (m (1 − m)) each factor is the likelihood ratio of q against m;
 the wealth is a mixture over a few q, written by the ratio r of their odds: r^x / (1 + (r − 1) m).
@@ -26,7 +26,7 @@ from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep
 
-__all__ = ["Audit", "StepBack", "Watch", "audits_needed", "confidence_sequence"]
+__all__ = ["Audit", "StepBack", "Watch", "audits_needed"]
 
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
@@ -40,17 +40,12 @@ class StepBack:
         stage: Number of the stage, from 0.
         audits: Number of its audits.
         disagreements: Audited answers that differed from full depth.
-        low: Lowest disagreement that the audits leave possible by `confidence_sequence`, which is two-sided and proves
-            less than the e-process: often the level is above it.
-        high: Highest.
         statement: The same in words.
     """
 
     stage: int
     audits: int
     disagreements: int
-    low: float
-    high: float
     statement: str
 
 
@@ -88,11 +83,6 @@ class Audit:
         """The wealth of the e-process; at 1 / (1 − confidence) the stage ends."""
         return math.fsum(self._bets) + _reserve(self.audits)
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest disagreement that this stage's audits leave possible; see `confidence_sequence`."""
-        return confidence_sequence(self.disagreements, self.audits, self.confidence)
-
     def chosen(self) -> bool:
         """Count one answer, and say whether it is to be audited: a draw that does not look at the answer."""
         drawn = _mix(_mix(self.seed + _GAMMA) + self.answers * _GAMMA) * 2.0**-64
@@ -113,16 +103,13 @@ class Audit:
         self.audits, self.disagreements = self.audits + 1, self.disagreements + bool(disagrees)
         if self.wealth * (1.0 - self.confidence) < 1.0:
             return None
-        low, high = self.bounds
         end = StepBack(
             stage=self.stage,
             audits=self.audits,
             disagreements=self.disagreements,
-            low=low,
-            high=high,
             statement=f"the promise that at most {rounded_up(self.level)} of the answers differ from full depth can no "
             f"longer be held: {self.disagreements} of {self.audits} audited answers differ (confidence "
-            f"{rounded_down(self.confidence)}; two-sided interval {rounded_down(low, 4)} to {rounded_up(high, 4)})",
+            f"{rounded_down(self.confidence)})",
         )
         self.stage, self.audits, self.disagreements, self._bets = self.stage + 1, 0, 0, _first_bets()
         return end
@@ -236,18 +223,17 @@ class Watch:
             replace_text(self.path, json.dumps({"policies": self._described, "audit": self.audit.to_dict()}, indent=1))
 
 
-def audits_needed(level: float, confidence: float, disagreement: float, *, after: int = 0) -> float:
+def audits_needed(level: float, confidence: float, disagreement: float) -> float:
     r"""Return a bound on the mean number of audits until a rise of the disagreement above the level is noticed.
 
-    The wealth w that bets at the shift has to grow to 1/δ by the best of the bets, whose logarithm grows by
-    g(q) = p log(q/m) + (1 − p) log((1 − q)/(1 − m)) an audit in the mean: log(1/(δ w)) / max_q g(q), and one overshoot,
-    log(q/m), more (Wald 1945). It is infinite where no bet grows.
+    The half of the wealth that bets from the first audit on, w, has to grow to 1/δ by the best of the bets, whose
+    logarithm grows by g(q) = p log(q/m) + (1 − p) log((1 − q)/(1 − m)) an audit in the mean: log(1/(δ w)) / max_q g(q),
+    and one overshoot, log(q/m), more (Wald 1945). It is infinite where no bet grows.
 
     Args:
         level: m, the promised disagreement.
         confidence: 1 − δ.
         disagreement: p, the disagreement after the shift; above the level.
-        after: Number of audits before the shift.
 
     Example:
         >>> round(ponder.monitor.audits_needed(0.01, 0.95, 0.03))
@@ -256,8 +242,7 @@ def audits_needed(level: float, confidence: float, disagreement: float, *, after
     check_share("level", level)
     check_share("confidence", confidence)
     check_real("disagreement", disagreement, level, 1.0, open_low=True)
-    betting = 0.5 if after == 0 else _reserve(after) - _reserve(after + 1)
-    needed = math.log(len(_RATIOS) / ((1.0 - confidence) * betting))
+    needed = math.log(2 * len(_RATIOS) / (1.0 - confidence))
 
     def audits(ratio: float) -> float:
         price = math.log1p((ratio - 1.0) * level)
@@ -265,43 +250,6 @@ def audits_needed(level: float, confidence: float, disagreement: float, *, after
         return (needed + math.log(ratio) - price) / growth if growth > 0.0 else math.inf
 
     return min(map(audits, _RATIOS))
-
-
-def confidence_sequence(disagreements: int, audits: int, confidence: float) -> tuple[float, float]:
-    r"""Return the lowest and the highest disagreement that the audits leave possible, at every time at once.
-
-    The mixture over all q by Jeffreys's prior has the closed form
-    W(m) = B(k + ½, n − k + ½) / (B(½, ½) m^k (1 − m)^(n − k)); the values with W(m) < 1/δ remain. With probability
-    `confidence` they hold the true disagreement after every audit, if it does not change.
-
-    Args:
-        disagreements: k.
-        audits: n.
-        confidence: 1 − δ.
-
-    Example:
-        >>> low, high = ponder.monitor.confidence_sequence(5, 1000, 0.95)
-        >>> low < 0.005 < high < 0.02
-        True
-    """
-    if not audits:
-        return 0.0, 1.0
-    k, n = disagreements, audits
-    mixed = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1.0) - math.log(math.pi)
-
-    def possible(m: float) -> bool:
-        if m >= 1.0:
-            return n == k
-        spent = (k * math.log(m) if k else 0.0) + ((n - k) * math.log1p(-m) if n > k else 0.0)
-        return mixed - spent < -math.log(1.0 - confidence)
-
-    def border(inside: float, outside: float) -> float:
-        for _ in range(100):
-            middle = (inside + outside) / 2.0
-            inside, outside = (middle, outside) if possible(middle) else (inside, middle)
-        return outside
-
-    return 0.0 if k == 0 else border(k / n, 0.0), 1.0 if k == n else border(k / n, 1.0)
 
 
 def _first_bets() -> list[float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ponder import policies
-from ponder.deploy.monitor import Audit, StepBack, Watch, audits_needed, confidence_sequence
+from ponder.deploy.monitor import Audit, StepBack, Watch, audits_needed
 from ponder.errors import ArgumentError, CheckpointError
 
 RATIOS = ("1.1", "1.25", "1.5", "2", "3", "5", "10", "30")
@@ -55,17 +55,6 @@ def test_a_stage_rarely_ends_while_the_promise_holds_and_ends_soon_where_it_is_b
     for n in range(2000):
         late.record(n % 50 == 0)
     assert audits_until_the_end(0.3, late, 2000) < 500  # a delayed start still notices
-
-
-def test_confidence_sequences_hold_the_truth_and_are_where_the_mixture_reaches_its_bar() -> None:
-    for k, n in ((0, 50), (3, 100), (100, 100), (5, 1000)):
-        low, high = confidence_sequence(k, n, 0.95)
-        assert 0.0 <= low <= k / n <= high <= 1.0
-        for border in {low, high} - {0.0, 1.0}:
-            log = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
-            log -= k * math.log(border) + (n - k) * math.log1p(-border)
-            assert log == pytest.approx(math.log(20), abs=1e-6)
-    assert confidence_sequence(0, 0, 0.95) == (0.0, 1.0)
 
 
 def test_an_audit_goes_on_from_its_state() -> None:
