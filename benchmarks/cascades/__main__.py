@@ -1,0 +1,5 @@
+"""`python -m benchmarks.cascades`."""
+
+from benchmarks.cascades.cli import main
+
+main()

@@ -1,0 +1,181 @@
+"""A measurement: exits, a cascade, exits behind it, and all three in int8, at the same promises, timed in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.cascades.setting import Floats, Setting, Steps
+from benchmarks.environment import environment
+from benchmarks.files import write_json
+from ponder.calibration import certify
+from ponder.calibration.records import Record
+from ponder.cascade import Cascade, Student
+from ponder.cli.export import OtherAnswers
+from ponder.deploy.export import OnnxModel, onnx, quantized
+from ponder.policies import Confidence, LastStep
+
+__all__ = ["LEVELS", "run"]
+
+LEVELS = (0.01, 0.02, 0.05)
+_COSTS = {"": 30.0, "int8 ": 10.0}  # of the model, as multiples of the student's, by which thresholds are chosen
+_ROUNDS, _TIMED, _ALONE = 5, 384, 64
+_MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
+
+
+def run(setting: Setting, settings: Mapping[str, Any], out: Path, note: Callable[[str], object]) -> dict[str, Any]:
+    """Measure a setting, and write `<out>/<task>-<backbone>-s<seed>.json`."""
+    fitted = setting.fit(LEVELS[1])
+    note("record")
+    outputs, tested = setting.record(setting.texts), setting.record(setting.test)
+    student, taught = _student(setting, outputs)
+    race = _Race(setting, student, outputs, tested)
+    race.add("", outputs, tested, setting.model)
+    with TemporaryDirectory() as scratch:
+        note("int8")
+        small, products = _int8(setting, outputs, Path(scratch))
+        race.add("int8 ", small.record(setting.texts).outputs, small.record(setting.test).outputs, small)
+        setting.model.policy = small.policy = LastStep()
+        note("time")
+        race.time(min(_TIMED, len(setting.test)))
+    full, sides = tested[:, -1].argmax(-1), [len(side) for side in setting.sides]
+    texts = {"learned": len(setting.learned), "teach": sides[0] + sides[1], "certify": sides[2]}
+    result = {
+        "task": setting.task.name,
+        **settings,
+        "texts": {**texts, "test": len(setting.test)},
+        "seconds_to_fit": {"exits": fitted, "student": taught},
+        "int8_products": products,
+        "model": {**setting.scores(full, full), **race.seconds["model"]},
+        "student": {**setting.scores(race.sure_test.argmax(-1), full), **race.seconds["student"]},
+        "int8 model": {**setting.scores(race.int8_answers, full), **race.seconds["int8 model"]},
+        "promises": {f"{level:g}": race.level(level) for level in LEVELS},
+        "environment": environment(torch.device("cpu")),
+    }
+    name = f"{setting.task.name.lower()}-{Path(settings['backbone']).name}-s{setting.seed}.json"
+    write_json(out / name, result)
+    return result
+
+
+def _student(setting: Setting, outputs: Floats) -> tuple[Student, float]:
+    teach = np.concatenate(setting.sides[:2])
+    start = time.perf_counter()
+    student = setting.student([setting.texts[n] for n in teach], outputs[teach, -1].argmax(-1))
+    return student, time.perf_counter() - start
+
+
+def _int8(setting: Setting, outputs: Floats, scratch: Path) -> tuple[OnnxModel, str]:
+    """An export in int8; all products are, where this moves few answers to the choosing texts."""
+    setting.model.policy = Confidence(0.9)  # a policy that has exits; thresholds are given with every call
+    full, (teach, choose, _) = onnx(setting.model, scratch / "fp32"), setting.sides
+    options: Any = {"calibration": [setting.texts[n] for n in teach[:256]]}
+    small = OnnxModel(quantized(full, scratch / "all", "all", **options), threads=1)
+    moved = small.record([setting.texts[n] for n in choose]).outputs[:, -1].argmax(-1) != outputs[choose, -1].argmax(-1)
+    if moved.mean() <= _MOVED:
+        return small, "all"
+    return OnnxModel(quantized(full, scratch / "some", True, **options), threads=1), "but for those that narrow"
+
+
+class _Race:
+    """Ways to answer, by promise and name: what they gave on test texts, and what runs them."""
+
+    def __init__(self, setting: Setting, student: Student, outputs: Floats, tested: Floats) -> None:
+        self.setting, self.student = setting, student
+        self.check = [setting.texts[n] for n in setting.sides[2]]
+        self.full, self.full_test = outputs[:, -1], tested[:, -1]
+        self.sure = setting.probabilities(student, self.check)
+        self.sure_test = setting.probabilities(student, setting.test)
+        self.found: dict[tuple[float, str], dict[str, Any]] = {}
+        self.ways: dict[Any, Callable[[Sequence[str]], object]] = {
+            "model": setting.plain,
+            "student": student.predict_proba,
+        }
+        self.seconds: dict[Any, dict[str, Any]] = {}
+
+    def add(self, kind: str, outputs: Floats, tested: Floats, model: Any) -> None:
+        """Choose, certify and ask exits, a cascade, and a cascade with exits, on recorded answers."""
+        if kind:
+            self.int8_answers = tested[:, -1].argmax(-1)
+            self.ways["int8 model"] = lambda texts: model.predict(texts, policy=LastStep())
+        for level in LEVELS:
+            self._exits(kind, level, outputs, tested, model)
+            for name, policy in (("cascade", None), ("cascade with exits", Confidence(0.9))):
+                self._cascade(kind + name, level, (outputs, tested, policy), model, _COSTS[kind])
+
+    def _exits(self, kind: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
+        _, choose, check = self.setting.sides
+        labels = self.full.argmax(-1)
+        sides = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
+        found = certify(*sides, risk=OtherAnswers() if kind else "disagreement", level=level)
+        steps = Record(tested, None, np.arange(len(tested))).exit_steps(found.policy)
+        answers = tested[np.arange(len(tested)), steps - 1].argmax(-1)
+        facts = {"met": found.met, "observed": found.observed, "mean_exit_step": float(steps.mean())}
+        self._note(kind + "exits", level, answers, facts)
+        self.ways[level, kind + "exits"] = lambda texts: model.predict(texts, policy=found.policy)
+
+    def _cascade(self, name: str, level: float, given: tuple[Floats, Floats, Any], model: Any, cost: float) -> None:
+        outputs, tested, policy = given
+        names, costs = self.setting.names, (1.0, cost)
+        reference = None
+        if name.startswith("int8"):
+            reference = Steps(self.setting.texts, self.full[:, None])
+
+        def cascade(texts: Sequence[str], sure: Floats, own: Floats, policy: Any = policy) -> Cascade:
+            table = {text: n for n, text in enumerate(texts)}
+            stage = Steps(texts, own, policy)
+            return Cascade([lambda asked: sure[[table[text] for text in asked]], stage], costs, classes=names)
+
+        certified = cascade(self.check, self.sure, outputs[self.setting.sides[2]])
+        report = certified.certify(self.check, level=level, reference=reference, seed=self.setting.seed)
+        fresh = cascade(self.setting.test, self.sure_test, tested)
+        fresh.policy = certified.policy
+        record = fresh.record(self.setting.test)
+        steps = record.exit_steps(fresh.policy)
+        answers = record.outputs[np.arange(len(steps)), steps - 1].argmax(-1)
+        facts = {"met": report.met, "observed": report.observed, "student_answers": float((steps == 1).mean())}
+        if policy is not None:
+            facts["mean_exit_step"] = float((steps[steps > 1] - 1).mean())
+        self._note(name, level, answers, facts)
+        real = Cascade([self.student, model], costs, policy=certified.policy, classes=names)
+        self.ways[level, name] = real.predict
+
+    def _note(self, name: str, level: float, answers: Any, facts: dict[str, Any]) -> None:
+        self.found[level, name] = {**facts, **self.setting.scores(answers, self.full_test.argmax(-1))}
+
+    def level(self, level: float) -> dict[str, Any]:
+        """All ways under a promise, and the blind mix with as many texts for the student as the cascade gives it."""
+        made = {name: {**found, **self.seconds[at, name]} for (at, name), found in self.found.items() if at == level}
+        full, share = self.full_test.argmax(-1), made["cascade"]["student_answers"]
+        model, alone = (self.setting.scores(each, full) for each in (full, self.sure_test.argmax(-1)))
+        made["blind mix"] = {key: share * alone[key] + (1 - share) * model[key] for key in model}
+        return made
+
+    def time(self, many: int) -> None:
+        """Time all ways in turn: processor seconds for a text in batches of 32, and by itself, and their ratios."""
+        draw = np.random.default_rng(self.setting.seed)
+        texts = [self.setting.test[n] for n in draw.permutation(len(self.setting.test))[:many]]
+        took: dict[Any, list[list[float]]] = {name: [[], []] for name in self.ways}
+        for way in self.ways.values():
+            way(texts[:32])
+        for _ in range(_ROUNDS):
+            for name, way in self.ways.items():
+                start = time.process_time()
+                way(texts)
+                middle = time.process_time()
+                for text in texts[:_ALONE]:
+                    way([text])
+                took[name][0].append((middle - start) / many)
+                took[name][1].append((time.process_time() - middle) / min(_ALONE, many))
+        plain = np.array(took["model"])
+        for name, seconds in took.items():
+            ratios = plain / np.array(seconds)
+            self.seconds[name] = {
+                key: {"milliseconds": 1e3 * float(np.median(own)), "times": np.quantile(ratio, (0, 0.5, 1)).tolist()}
+                for key, own, ratio in zip(("batches", "alone"), seconds, ratios, strict=True)
+            }
