@@ -334,8 +334,8 @@ CASES: list[policies.ExitPolicy] = [
     Rising(1),
     Settled(1.2),
 ]
-RETIRING = {"certified", "gate"}
-"""Registered names without a case: what is fitted or made by others."""
+RETIRING = {"certified", "gate", "top-k"}
+"""Registered names without a case: what is fitted or made by others, or decides on groups (`tests/rerank`)."""
 
 
 def leaves(policy: policies.ExitPolicy) -> list[policies.ExitPolicy]:
