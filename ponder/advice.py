@@ -344,7 +344,7 @@ class _Race:
 
     def remarks(self, confidence: float) -> tuple[str, ...]:
         """What would help."""
-        needed, there = rows_needed(self.level, self.confidence, "exact_binomial"), len(self.check)
+        needed, there = rows_needed(self.level, self.confidence), len(self.check)
         said = []
         if there < needed:
             said.append(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import sys
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,27 +50,17 @@ def check_losses(losses: Floats, bound: str) -> None:
         )
 
 
-def rows_needed(level: float, confidence: float, bound: str = "hoeffding_bentkus") -> int:
+def rows_needed(level: float, confidence: float) -> int:
     r"""Return the least number of rows with which a level can be certified at all, were every loss 0.
 
     Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n. That of
-    ``"betting"`` is larger, and is computed up to some 260,000 rows; beyond, this is a lower limit.
+    ``"betting"`` is larger, so that more may be needed.
 
     Example:
         >>> rows_needed(0.02, 0.95)
         149
     """
-    fewest = max(math.ceil(min(math.log(1.0 - confidence) / math.log1p(-level), sys.float_info.max)), 1)
-    if bound != "betting" or fewest > 2**18:
-        return fewest
-
-    def enough(rows: int) -> bool:
-        return bool(_betting(np.zeros((rows, 1)), level)[0] <= 1.0 - confidence)
-
-    most = fewest
-    while not enough(most):
-        most *= 2
-    return bisect_left(range(most), True, lo=max(most // 2, fewest - 1), key=enough)
+    return max(math.ceil(min(math.log(1.0 - confidence) / math.log1p(-level), sys.float_info.max)), 1)
 
 
 def _log_pmf(rows: int, p: float, most: int) -> Floats:

@@ -58,10 +58,8 @@ def calibrate(
     metric: Any = None,
     at_least: float | None = None,
     at_most_steps: float | None = None,
-    at_most_cost: float | None = None,
     grid: Iterable[float] | None = None,
     costs: Costs | None = None,
-    full_cost: float | None = None,
 ) -> Calibration:
     """Choose a policy's threshold on a record.
 
@@ -76,7 +74,6 @@ def calibrate(
         metric: A score, as for `sweep`.
         at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
-        at_most_cost: Take the best score at a mean cost of at most this, relative to `full_cost`.
         grid: Values of the threshold; those that the policy declares, and some between the rows' scores, where None.
         costs: Cost of exiting after each step, as for `sweep`.
         full_cost: The cost that all are relative to.
@@ -86,8 +83,8 @@ def calibrate(
         True
     """
     check_record(trajectory)
-    target = _target(at_least, at_most_steps, at_most_cost)
-    measured = {"metric": metric, "costs": costs, "full_cost": full_cost}
+    target = _target(at_least, at_most_steps)
+    measured = {"metric": metric, "costs": costs}
     ruler = Ruler(trajectory, **measured)
 
     def calibrated(like: FamilyLike) -> Calibration:
@@ -122,16 +119,18 @@ def calibrate(
     return replace(best, statement=f"{name}, the best of {len(tried)} families, {best.statement}")
 
 
-def _target(at_least: float | None, at_most_steps: float | None, at_most_cost: float | None) -> tuple[str, float]:
-    given = {"at_least": at_least, "at_most_steps": at_most_steps, "at_most_cost": at_most_cost}
+def _target(at_least: float | None, at_most_steps: float | None) -> tuple[str, float]:
+    given = {"at_least": at_least, "at_most_steps": at_most_steps}
     asked = [(name, value) for name, value in given.items() if value is not None]
     if len(asked) != 1:
         raise ArgumentError(
             ", ".join(given), expected="exactly one of them", got=dict(asked), remedy="Pass at_least=0.99, say."
         )
     ((name, value),) = asked
-    low, high = (1.0, math.inf) if name == "at_most_steps" else (0.0, 10.0 if name == "at_least" else math.inf)
-    check_real(name, value, low, high, open_low=name != "at_most_steps")
+    if name == "at_least":
+        check_real(name, value, 0.0, 10.0, open_low=True)
+    else:
+        check_real(name, value, 1.0)
     return name, value
 
 
@@ -150,7 +149,6 @@ def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
         fit = [i for i in places if points[i].score >= value * full - _ROUNDING]
         best = min(fit, key=lambda i: (points[i].cost, -points[i].score), default=None)
         return best, f"cheapest with at least {rounded_down(value)} of the score at full depth"
-    column = "mean_exit_step" if name == "at_most_steps" else "cost"
-    fit = [i for i in places if getattr(points[i], column) <= value + _ROUNDING]
+    fit = [i for i in places if points[i].mean_exit_step <= value + _ROUNDING]
     best = max(fit, key=lambda i: (points[i].score, -points[i].cost), default=None)
-    return best, f"best with a {column.replace('_', ' ')} of at most {rounded_up(value)}"
+    return best, f"best with a mean exit step of at most {rounded_up(value)}"

@@ -200,7 +200,7 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
         needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
     else:
         promise += f" with confidence {rounded_down(made.confidence)}"
-        needed = rows_needed(made.level, made.confidence, made.bound)
+        needed = rows_needed(made.level, made.confidence)
     rows = (
         f"{made.rows} {'queries' if given is None else 'rows'}"
         if given in (None, made.rows)

@@ -169,28 +169,22 @@ class WallClock:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times cheaper exits are than the plain model; None where it was not measured.
+    """How many times cheaper exits are than the plain model; `wall_clock` measures seconds.
 
     Args:
         steps: N ÷ mean exit step. It does not count stem, heads and readouts.
         flops: FLOPs of the plain model ÷ FLOPs to the exits, over all examples, with all that the policy reads.
-        wall_clock: Seconds of the plain model ÷ seconds to the exits, on one device at one batch size.
 
     Example:
-        >>> print(ponder.calibration.cost.SpeedUp(2.0, 1.9, ponder.calibration.cost.WallClock(1.7, 1.6, 1.8)))
-        ×2.00 in steps, ×1.90 in FLOPs, ×1.70 (1.60–1.80) in seconds
+        >>> print(ponder.calibration.cost.SpeedUp(2.0, 1.9))
+        ×2.00 in steps, ×1.90 in FLOPs
     """
 
-    steps: float | None = None
+    steps: float
     flops: float | None = None
-    wall_clock: WallClock | None = None
 
     def __str__(self) -> str:
-        named = [f"×{self.steps:.2f} in steps"] if self.steps is not None else []
-        named += [f"×{self.flops:.2f} in FLOPs"] if self.flops is not None else []
-        if (clock := self.wall_clock) is not None:
-            named.append(f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) in seconds")
-        return ", ".join(named)
+        return f"×{self.steps:.2f} in steps" + ("" if self.flops is None else f", ×{self.flops:.2f} in FLOPs")
 
 
 def speed_up(
@@ -199,7 +193,6 @@ def speed_up(
     *,
     costs: Breakdown | Sequence[Breakdown] | None = None,
     needs: Iterable[str] = (),
-    wall_clock: WallClock | None = None,
 ) -> SpeedUp:
     """Return the speed-up of exits over the plain model.
 
@@ -208,7 +201,6 @@ def speed_up(
         num_steps: N.
         costs: Cost of all examples, or one for each, for the speed-up in FLOPs.
         needs: The policy's readings, `policy.needs`, which cost something at every step.
-        wall_clock: Ratios that `wall_clock` measured.
     """
     steps = np.asarray(exit_step)
     flops = None
@@ -216,7 +208,7 @@ def speed_up(
         needs, each = frozenset(needs), [costs] * len(steps) if isinstance(costs, Breakdown) else costs
         spent = sum(cost.exits(needs)[step - 1] for cost, step in zip(each, steps, strict=True))
         flops = float(sum(cost.plain for cost in each) / spent)
-    return SpeedUp(float(num_steps / steps.mean()), flops, wall_clock)
+    return SpeedUp(float(num_steps / steps.mean()), flops)
 
 
 def wall_clock(

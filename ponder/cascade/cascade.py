@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, RiskLike
 from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.policies.base import ExitPolicy, LastStep, StepView, ThresholdPolicy, all_within, registry
+from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
 from ponder.policies.certainty import Confidence, Entropy, Margin
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
@@ -64,6 +64,28 @@ class StageThresholds(ExitPolicy):
     def behind(self, stages: int) -> StageThresholds | None:
         """Return the thresholds of what stands behind some stages; None where there are none."""
         return replace(self, thresholds=self.thresholds[stages:]) if len(self.thresholds) > stages else None
+
+
+@dataclass(frozen=True)
+class _Ladder(ThresholdPolicy):
+    """Thresholds of the stages from late exits to early, `(rungs, stages)`: one number moves them all."""
+
+    policy: ThresholdPolicy
+    rungs: tuple[tuple[float, ...], ...]
+    rung: float = 0.0
+    needs = frozenset({"output"})
+    tunable = Threshold("rung", "at_most")
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Any, Any]:
+        """Return the first rung at which each row exits; the rows of a record are at one stage."""
+        value, _ = self.policy.statistic(step, None)
+        crossed = self.policy.tunable.crossed(value[:, None], np.asarray(self.rungs)[:, int(step.index[0]) - 1])
+        return np.where(crossed.any(1), crossed.argmax(1).astype(np.float64), np.inf), state
+
+    def thresholds(self, stages: int) -> ExitPolicy:
+        """Return the policy of the rung; a stage behind those that have thresholds is never asked."""
+        own = self.rungs[int(self.rung)]
+        return StageThresholds(self.policy, (*own, math.inf)[: stages - 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +287,7 @@ class Cascade:
             seed: Seed of the split.
         """
         once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
-        needed = rows_needed(level, confidence, "exact_binomial")
+        needed = rows_needed(level, confidence)
         names = None if labels is None else [labels[n] for n in once]
         whole = self._record([inputs[n] for n in once], names, reference, exits=self.stages[-1].num_steps > 1)
         sides = [_taken(whole, np.asarray(side)) for side in split(whole.row_ids, (1 / 3, 2 / 3), seed=seed)]
@@ -283,6 +305,7 @@ class Cascade:
         kinds = self._candidates(sides[0], reference is not None)
         options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
         found = certify(sides[0], sides[1], kinds, **options)
+        found = replace(found, policy=_read_rung(found.policy, whole.num_steps))
         self.policy = found.policy if reference is None else found.policy.policy
         return self._report(found, costs, sides)
 
@@ -344,13 +367,14 @@ class Cascade:
         entropies, deciding = np.geomspace(1e-6, np.log(choosing.width), 141), choosing.num_steps - 1 - referred
         made: list[Any] = []
         for kind, values in ((Confidence(0.5), _VALUES), (Margin(0.5), _VALUES), (Entropy(0.5), entropies)):
-            if choosing.num_steps == 2:
-                made.append((kind, values))
+            if deciding == 1:
+                made.append((kind.before(2) if referred else kind, values))
                 continue
             lost = _lost(choosing, kind, values, deciding)
-            for share in _SHARES if deciding > 1 else (1.0,):
-                found = _at_equal_loss(lost / np.array([1.0, *[share] * (deciding - 1)])[:, None], values)
-                made.append((_family(kind, found, deciding + 1, referred), range(len(found))))
+            for share in _SHARES:
+                rungs = _at_equal_loss(lost / np.array([1.0, *[share] * (deciding - 1)])[:, None], values)
+                ladder = _Ladder(kind, rungs)
+                made.append((ladder.before(deciding + 1) if referred else ladder, range(len(rungs))))
         return made
 
     def _report(self, found: RiskControl, costs: Floats, sides: Sequence[Record]) -> CascadeReport:
@@ -392,22 +416,17 @@ def _lost(record: Record, kind: Any, values: Any, stages: int) -> Floats:
     return np.maximum.accumulate(np.asarray(tables), axis=1)
 
 
-def _at_equal_loss(lost: Floats, values: Any) -> list[tuple[float, ...]]:
+def _at_equal_loss(lost: Floats, values: Any) -> tuple[tuple[float, ...], ...]:
     """Return thresholds of the stages, from late exits to early: at each place all stages lose about as many rows."""
     levels = np.unique(lost)
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, len(values)).astype(int))]
     made = [tuple(float(values[max(int((row <= loss).sum()) - 1, 0)]) for row in lost) for loss in levels]
-    return list(dict.fromkeys([tuple(float(values[0]) for _ in lost), *made]))
+    return tuple(dict.fromkeys([tuple(float(values[0]) for _ in lost), *made]))
 
 
-def _family(
-    kind: ThresholdPolicy, thresholds: Sequence[tuple[float, ...]], steps: int, referred: bool
-) -> Callable[[float], ExitPolicy]:
-    def build(place: float) -> ExitPolicy:
-        own = thresholds[int(place)]
-        made: ExitPolicy = kind.with_threshold(own[0])
-        if len(own) > 1:
-            made = StageThresholds(kind, (*own, math.inf) if referred else own)
-        return made.before(steps) if referred else made
-
-    return build
+def _read_rung(policy: Any, stages: int) -> Any:
+    """Return a certified policy with the thresholds of its rung, in the place of the whole ladder."""
+    if isinstance(policy, _Ladder):
+        return policy.thresholds(stages)
+    inside = getattr(policy, "policy", None)
+    return policy if inside is None else replace(policy, policy=_read_rung(inside, stages))

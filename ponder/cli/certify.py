@@ -39,7 +39,7 @@ def run(
     """
     probe_file(out, [answers])
     sure, wrong = _read(answers, columns)
-    needed, allowed = rows_needed(level, confidence, "exact_binomial"), most_failures(len(sure), level, confidence)
+    needed, allowed = rows_needed(level, confidence), most_failures(len(sure), level, confidence)
     if len(sure) < needed:
         raise ArgumentError(
             "ANSWERS",

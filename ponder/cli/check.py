@@ -51,7 +51,7 @@ def judge(differ: int, rows: int, level: float, confidence: float) -> Verdict:
     seen = f"{differ} of {count(rows, 'fresh text')} answered otherwise ({100 * differ / rows:.2f}%)"
     if differ and 1.0 - float(binomial_cdf(rows, level)[differ - 1]) <= 1.0 - confidence:
         return Verdict(BROKEN, f"The promise is broken: {seen}; {promised}.")
-    needed = rows_needed(level, confidence, "exact_binomial")
+    needed = rows_needed(level, confidence)
     if rows < needed or differ > level * rows:
         return Verdict(TOO_FEW, f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.")
     most = (
