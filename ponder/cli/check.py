@@ -94,7 +94,7 @@ def run(
             diagnosis = replace(diagnosis, metric="agreement with full depth")
         said, card = [*said, diagnosis.verdict], {**card, "diagnosis": diagnosis.to_dict()}
     rows = [
-        ("texts", f"{len(seen)} distinct ones that taught the exits nothing, of {len(found)}"),
+        ("texts", f"{len(seen)} distinct ones, of {len(found)}; those that may have taught the exits are left out"),
         ("policy", short(getattr(made.policy, "policy", made.policy))),
         ("other answers", f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}"),
     ]
