@@ -11,9 +11,8 @@ from transformers.utils import logging
 
 from ponder.cli.folders import CHARACTERS, Folder
 from ponder.cli.output import BATCH, card_of
-from ponder.deploy.server_batching import Answers, Batching, Some, StreamBatcher, Text
+from ponder.deploy.server_batching import Text
 from ponder.errors import CheckpointError
-from ponder.inference import StreamEngine
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.exits import may_have_taught, row_ids
 from ponder.integrations.transformers.texts import encodings_of, max_positions
@@ -35,20 +34,6 @@ class ExitsFolder(Folder):
     def taught(self, texts: Sequence[Text]) -> Any:
         """See `Folder`."""
         return may_have_taught(self.model, encodings_of(self.model, list(texts)))
-
-    def batching(self, max_batch: int) -> Batching:
-        """See `Folder`."""
-        wrapper, main, reads = self.model.ponder, self.model.main_input_name, self.model.adapter.inputs
-
-        def encode(texts: Sequence[Text]) -> list[Any]:
-            rows = encodings_of(self.model, list(texts))
-            return [(row[main], {name: row[name] for name in row if name in reads - {main}}) for row in rows]
-
-        def read(outputs: list[Any], steps: list[int]) -> Answers:
-            shares, places = torch.stack(outputs).float().softmax(-1).max(-1)
-            return Some([self.labels[place] for place in places.tolist()], shares.tolist(), steps)
-
-        return StreamBatcher(encode, lambda policy: StreamEngine(wrapper, policy, max_batch=max_batch), read)
 
 
 def open_exits(folder: Path) -> ExitsFolder:

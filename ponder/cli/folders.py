@@ -17,7 +17,7 @@ from ponder.cli.output import BATCH, card_of
 from ponder.cli.texts import Texts
 from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
-from ponder.deploy.server_batching import Answers, Batcher, Batching, Text
+from ponder.deploy.server_batching import Answers, Text
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 
@@ -61,10 +61,6 @@ class Folder:
     def taught(self, texts: Sequence[Text]) -> Any:
         """Return which texts early heads may have learned from, `(rows,)` bool; an export does not know."""
         return np.zeros(len(texts), dtype=bool)
-
-    def batching(self, max_batch: int) -> Batching:
-        """Start what answers the requests of a service."""
-        return Batcher(self.answer, max_batch)
 
     def fresh(self, found: Texts, fewest: int) -> Texts:
         """Return the distinct texts that taught early heads nothing.

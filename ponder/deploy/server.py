@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponder.deploy.monitor import Audit, StepBack, Watch
 from ponder.deploy.ranking import Pool, Ranker
-from ponder.deploy.server_batching import Answers, Batching, Served, Text
+from ponder.deploy.server_batching import Answers, Batcher, Served, Text
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
@@ -109,7 +109,7 @@ class Service:
         self.served, self.limits, self.watch = served, limits, watch
         self.waiting = self._audits = 0
         self.metrics = _Metrics(self)
-        self._batching: Batching = served.batching(limits.max_batch)
+        self._batcher = Batcher(served.answer, limits.max_batch)
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="ponder-audits")
 
     @property
@@ -132,7 +132,7 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.deadline):
                 most = self.served.max_characters
-                return await asyncio.wrap_future(self._batching.submit([_cut(text, most) for text in texts], policy))
+                return await asyncio.wrap_future(self._batcher.submit([_cut(text, most) for text in texts], policy))
         except TimeoutError:
             raise HTTPException(504, f"no answer within {self.limits.deadline:g} seconds.") from None
         finally:
@@ -145,7 +145,7 @@ class Service:
     def close(self) -> None:
         """Return when all that was accepted is answered, and the audits are kept."""
         self._auditing.submit(int).result()  # what was answered is drawn for audits
-        self._batching.close()
+        self._batcher.close()
         self._auditing.shutdown()
 
     def _draw(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
@@ -158,7 +158,7 @@ class Service:
                 self.metrics.skipped.inc()
                 continue
             self._audits += 1
-            full = self._batching.submit([_cut(text, self.served.max_characters)], LastStep())
+            full = self._batcher.submit([_cut(text, self.served.max_characters)], LastStep())
             full.add_done_callback(self._recording(label, stage))
 
     def _recording(self, label: str, stage: int) -> Callable[[Future[Answers]], object]:

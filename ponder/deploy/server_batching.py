@@ -1,23 +1,21 @@
-"""What a service serves, and how requests share its batches: joined while the model is busy, or as a stream of rows."""
+"""What a service serves, and how requests share its batches: those that wait are joined while the model is busy."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from ponder.errors import PonderError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Answers", "Batcher", "Batching", "Served", "StreamBatcher", "Text"]
+__all__ = ["Answers", "Batcher", "Served", "Some", "Text"]
 
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts."""
-_ENGINES = 4
 
 
 class Answers(Protocol):
@@ -34,16 +32,6 @@ class Answers(Protocol):
     @property
     def exit_step(self) -> Any:
         """The step at which each row exited, `(rows,)`, from 1."""
-
-
-class Batching(Protocol):
-    """A model that answers requests on threads of its own."""
-
-    def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Answers]:
-        """Hand in the texts of a request; a future that is cancelled in time is not computed."""
-
-    def close(self) -> None:
-        """Take no more requests, and return when the others are answered."""
 
 
 class Served(Protocol):
@@ -67,9 +55,6 @@ class Served(Protocol):
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Answers:
         """Answer texts, each at its exit."""
-
-    def batching(self, max_batch: int) -> Batching:
-        """Start what answers requests."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +96,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Answers]:
-        """See `Batching`."""
+        """Hand in the texts of a request; a future that is cancelled in time is not computed."""
         request = _Request(texts, policy, Future())
         with self._changed:
             if self._closed:
@@ -121,7 +106,7 @@ class Batcher:
         return request.future
 
     def close(self) -> None:
-        """See `Batching`."""
+        """Take no more requests, and return when the others are answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -164,80 +149,3 @@ class Batcher:
         for request in batch:
             part = slice(start, start := start + len(request.texts))
             request.future.set_result(Some(labels[part], probabilities[part], steps[part]))
-
-
-class StreamBatcher:
-    """Rows of all requests in one stream: each leaves at its exit, and waiting ones take its place.
-
-    A policy has a `ponder.StreamEngine` of its own; the few that were asked for last stay open.
-
-    Args:
-        encode: A function from texts to examples, called on one thread.
-        start: A function from a policy to its engine.
-        read: A function from the outputs and exit steps of a request's rows to its answers.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[Sequence[Text]], Sequence[Any]],
-        start: Callable[[ExitPolicy], Any],
-        read: Callable[[list[Any], list[int]], Answers],
-    ) -> None:
-        self._encode, self._start, self._read = encode, start, read
-        self._engines: OrderedDict[Hashable, Any] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ponder-tokenizer")
-
-    def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Answers]:
-        """See `Batching`."""
-        future: Future[Answers] = Future()
-        self._thread.submit(self._begin, future, texts, policy)
-        return future
-
-    def close(self) -> None:
-        """See `Batching`."""
-        self._thread.shutdown()
-        for engine in self._engines.values():
-            engine.close()
-
-    def _begin(self, future: Future[Answers], texts: Sequence[Text], policy: ExitPolicy) -> None:
-        """Tokenise, and let the rows into the stream."""
-        if not future.set_running_or_notify_cancel():
-            return
-        rows: list[Future[Any]] = []
-        try:
-            engine = self._engine(policy)
-            rows += [engine.submit(example) for example in self._encode(texts)]
-        except Exception as error:
-            for row in rows:
-                row.cancel()
-            future.set_exception(error)
-            return
-        remaining, lock = len(rows), threading.Lock()
-
-        def one(_: Future[Any]) -> None:
-            nonlocal remaining
-            with lock:
-                remaining -= 1
-                last = remaining == 0
-            if last:
-                self._end(future, rows)
-
-        for row in rows:
-            row.add_done_callback(one)
-
-    def _end(self, future: Future[Answers], rows: Sequence[Future[Any]]) -> None:
-        try:
-            done = [row.result() for row in rows]
-            future.set_result(self._read([row.output for row in done], [row.exit_step for row in done]))
-        except BaseException as error:  # a row's own error, or the end of its engine
-            future.set_exception(error)
-
-    def _engine(self, policy: ExitPolicy) -> Any:
-        if policy not in self._engines:
-            self._engines[policy] = self._start(policy)
-        self._engines.move_to_end(policy)
-        if len(self._engines) > _ENGINES:
-            _, oldest = self._engines.popitem(last=False)
-            with suppress(PonderError):
-                oldest.close()
-        return self._engines[policy]

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from ponder import policies
 from ponder.deploy.server import Limits, create_app, watch_of, with_threshold
-from ponder.deploy.server_batching import Batcher, Batching, Some, StreamBatcher
+from ponder.deploy.server_batching import Batcher, Some
 from ponder.errors import ArgumentError
 from ponder.policies import Certified, Confidence, ExitPolicy, LastStep
 
@@ -60,9 +60,6 @@ class Model:
         return Some(
             labels, [float("nan") if text == "nan" else 0.75 for text in texts], [4 if last else 2] * len(texts)
         )
-
-    def batching(self, max_batch: int) -> Batching:
-        return Batcher(self.answer, max_batch)
 
 
 @pytest.fixture
@@ -218,46 +215,6 @@ def test_a_request_that_fails_fails_alone(model: Model) -> None:
     batcher.close()
     with pytest.raises(Exception, match="closed"):
         batcher.submit(["a"], CERTIFIED)
-
-
-class Engine:
-    """A stream whose rows leave at step 1 of a policy's own number, or fail."""
-
-    def __init__(self, policy: Any, log: list[Any]) -> None:
-        self.policy, self.log = policy, log
-        log.append(("open", policy))
-
-    def submit(self, example: Any) -> Any:
-        from concurrent.futures import Future
-
-        from ponder.inference.stream import StreamOutput
-
-        row: Future[Any] = Future()
-        if example == "broken":
-            row.set_exception(RuntimeError("broken"))
-        else:
-            row.set_result(StreamOutput(example, self.policy.step))
-        return row
-
-    def close(self) -> None:
-        self.log.append(("close", self.policy))
-
-
-def test_a_stream_has_an_engine_for_each_of_the_last_policies() -> None:
-    log: list[Any] = []
-    batcher = StreamBatcher(
-        lambda texts: [text.upper() for text in texts],
-        lambda policy: Engine(policy, log),
-        lambda outputs, steps: Some(outputs, [1.0] * len(outputs), steps),
-    )
-    kinds = [policies.FixedStep(step) for step in (1, 2, 3, 4, 1, 5)]
-    for kind in kinds:
-        found = batcher.submit(["a", "b"], kind).result(30)
-        assert (found.labels, found.exit_step) == (["A", "B"], [kind.step] * 2)
-    assert [each for each in log if each[0] == "close"] == [("close", policies.FixedStep(2))]
-    assert isinstance(batcher.submit(["a", "b", "c"], kinds[0]).result(30), Some)
-    batcher.close()
-    assert sum(each[0] == "close" for each in log) == 5
 
 
 def test_the_policies_of_a_watch_are_those_that_the_certificate_tested() -> None:
