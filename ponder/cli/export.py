@@ -17,6 +17,7 @@ from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import content_ids, split
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.agreement import most_failures
+from ponder.calibration.bounds import upper_bound
 from ponder.calibration.cost import wall_clock
 from ponder.calibration.records import Floats, Record
 from ponder.calibration.risks import Risk
@@ -152,12 +153,18 @@ def _quantized(
 def _promise(small: _Quantized, found: RiskControl) -> tuple[str, dict[str, str]]:
     """Return the promise in words, and rows of the table."""
     policy, rows = found.policy, len(small.certifying)
-    said = f"No promise: {found.statement}."
     if found.met:
         said = (
             f"Answers as the folder does at full depth on all but {rounded_up(100 * policy.level, 3)}% of texts like "
             f"these, with {rounded_down(100 * (policy.confidence or 0.0))}% confidence (certified on {rows} texts that "
             "chose nothing)."
+        )
+    else:
+        differ = int((~small.certifying.correct()[:, -1]).sum())
+        least = rounded_up(upper_bound(differ, rows, policy.confidence or 0.0), 2)
+        said = (
+            f"No promise of {rounded_up(100 * policy.level, 3)}%, so every row runs to the last step: int8 alone "
+            f"answers {differ} of {rows} texts otherwise. --disagreement {least} is the least that it could keep."
         )
     return said, {
         "products": _PRODUCTS[small.products],
