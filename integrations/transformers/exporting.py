@@ -33,10 +33,12 @@ def source_of(model: Any) -> ExportSource:
     mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
     names = model.config.id2label or {}
+    untyped = model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
+    types = {} if untyped else _zero_types(encoder, ids, mask)  # a tokenizer without them gives pairs none either
     return ExportSource(
         model=model.ponder,
         inputs=ids,
-        context={"attention_mask": mask, **_zero_types(encoder, ids, mask)},
+        context={"attention_mask": mask, **types},
         name="input_ids",
         defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
         tokenizer=model.tokenizer,

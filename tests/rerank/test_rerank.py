@@ -1,0 +1,263 @@
+"""A cross encoder whose candidates leave early: as the plain model, alone or in company, in time, saved, exported."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ponder
+from ponder import policies
+from ponder.calibration.risks import ranked
+from ponder.deploy.ranking import Ranker
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.rerank import CrossEncoder
+from tests.cli.conftest import run  # noqa: F401
+from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
+
+SIZE, TEXTS = 8, some_texts(1000)
+
+
+def pools(count: int, start: int = 0, scores: bool = False) -> list[dict[str, Any]]:
+    """Queries with candidates of different length, and perhaps first-stage scores: the last ones with noise."""
+    found: list[dict[str, Any]] = []
+    for n in range(start, start + count):
+        found.append({"query": TEXTS[n], "documents": [TEXTS[(11 * n + 7 * place) % 997] for place in range(SIZE)]})
+    if scores:
+        ranker, rng = CrossEncoder(plain(), tokenizer=make_tokenizer()), np.random.default_rng(start)
+        values = ranker.predict([(pool["query"], document) for pool in found for document in pool["documents"]])
+        logits = np.log(values / (1 - values))
+        noisy = (logits + 0.2 * logits.std() * rng.normal(size=len(values))).reshape(count, SIZE)
+        found = [{**pool, "scores": own.tolist()} for pool, own in zip(found, noisy, strict=True)]
+    return found
+
+
+def plain() -> Any:
+    return make_plain("sequence", "bert", labels=1)
+
+
+@cache
+def fitted(staged: bool) -> CrossEncoder:
+    ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
+    report = ranker.fit_exits(pools(240, scores=staged), top_k=2, changed=0.2)
+    assert report.met
+    return ranker
+
+
+def reference(pool: dict[str, Any]) -> list[float]:
+    """The scores of the plain model, one pair at a time."""
+    tokenizer, model = make_tokenizer(), plain()
+    with torch.no_grad():
+        logits = [
+            model(**tokenizer(pool["query"], document, return_tensors="pt")).logits for document in pool["documents"]
+        ]
+    return torch.cat(logits).sigmoid().flatten().tolist()
+
+
+def test_without_exits_scores_are_those_of_the_plain_model() -> None:
+    ranker, pool = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1)[0]
+    expected = reference(pool)
+    found = ranker.rank(**pool, return_documents=True)
+    assert [one["score"] for one in found] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
+    assert all(one["text"] == pool["documents"][one["corpus_id"]] and one["exit_step"] == 4 for one in found)
+    pairs = [(pool["query"], document) for document in pool["documents"]]
+    assert ranker.predict(pairs).tolist() == pytest.approx(expected, abs=1e-6)
+    assert float(ranker.predict(pairs[0])) == pytest.approx(expected[0], abs=1e-6)
+    assert len(ranker.rank(**pool, top_k=3)) == 3
+
+
+def test_it_is_what_sentence_transformers_gives(tmp_path: Path) -> None:
+    theirs = pytest.importorskip("sentence_transformers").CrossEncoder
+    plain().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    for pool in pools(2):
+        expected = theirs(str(tmp_path), device="cpu").rank(pool["query"], pool["documents"])
+        found = CrossEncoder(tmp_path).rank(**pool)
+        assert [one["corpus_id"] for one in found] == [one["corpus_id"] for one in expected]
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -> None:
+    ranker, some = fitted(staged), pools(40, 300, staged)
+    record = ranker.record(some)
+    steps = record.exit_steps(ranker.ranking.policy).reshape(-1, SIZE)
+    assert ranker.num_steps == 4 + staged
+    assert len(set(steps.ravel().tolist())) > 2
+    together = ranker.rank_all(some, top_k=2)
+    for pool, exits, found in zip(some, steps, together, strict=True):
+        alone = ranker.rank(**pool, top_k=2)
+        assert [one["corpus_id"] for one in alone] == [one["corpus_id"] for one in found]
+        assert [one["exit_step"] for one in alone] == exits[[one["corpus_id"] for one in alone]].tolist()
+    if staged:
+        assert (steps == 1).any()  # before the first layer
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_nothing_is_computed_for_candidates_that_left(staged: bool) -> None:
+    ranker, pool = fitted(staged), pools(1, 310, staged)[0]
+    rows: list[int] = []
+    layer = ranker.model.encoder.bert.encoder.layer[2]
+    hook = layer.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    record = ranker.record([pool])
+    rows.clear()
+    try:
+        ranker.rank(**pool, top_k=2)
+    finally:
+        hook.remove()
+    steps = record.exit_steps(ranker.ranking.policy)
+    assert sum(rows) == int((steps >= 3 + staged).sum())
+
+
+def test_more_than_was_promised_is_ranked_at_full_depth() -> None:
+    pool = pools(1, 320)[0]
+    found = fitted(False).rank(**pool, top_k=5)
+    assert [one["score"] for one in found] == pytest.approx(sorted(reference(pool), reverse=True)[:5], abs=1e-6)
+
+
+def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
+    ranker, fresh = fitted(False), pools(150, 400)
+    assert "120 queries" in ranker.ranking.fitted["statement"]
+    changed = [
+        {one["corpus_id"] for one in found} != {one["corpus_id"] for one in full}
+        for found, full in zip(
+            ranker.rank_all(fresh, 2), ranker.rank_all(fresh, 2, policy=policies.LastStep()), strict=True
+        )
+    ]
+    assert 0 < np.mean(changed) < 0.3
+    assert ranker.ranking.fitted["pair_layers"] > 1.2
+
+
+def test_folders_and_exports_rank_alike(tmp_path: Path) -> None:
+    ranker, some = fitted(True), pools(10, 330, scores=True)
+    ranker.save(tmp_path / "saved")
+    loaded = CrossEncoder.load(tmp_path / "saved")
+    assert loaded.ranking == ranker.ranking
+    ponder.export.onnx(loaded.model, tmp_path / "export")
+    loaded.ranking.write(tmp_path / "export")
+    exported = Ranker.load(tmp_path / "export")
+    for other in (loaded, exported):
+        for one, two in zip(ranker.rank_all(some), other.rank_all(some), strict=True):
+            assert [each["corpus_id"] for each in one] == [each["corpus_id"] for each in two]
+            assert [each["score"] for each in one] == pytest.approx([each["score"] for each in two], abs=1e-5)
+    next(iter(loaded.model.ponder.head.heads)).linear.bias.data += 1.0
+    loaded.save(tmp_path / "moved")
+    with pytest.warns(UserWarning, match="promise is dropped"):
+        assert isinstance(CrossEncoder.load(tmp_path / "moved").ranking.policy, policies.TopK)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_within_a_budget_the_best_so_far_is_the_answer(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker, pool, now = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1, 340, staged)[0], [0.0]
+    ranker.ranking = fitted(staged).ranking
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    kept = [SIZE]
+    for part in ranker.model.encoder.bert.encoder.layer:  # a clock on which a candidate takes a second a layer
+
+        def tick(_: Any, given: Any) -> None:
+            now[0] += len(given[0])
+            kept.append(len(given[0]))
+
+        part.register_forward_pre_hook(tick)
+    ranker.rank(**pool, policy=policies.LastStep())  # so that the pace is known
+    for budget in (0.5, 3.0, 9.0, 20.0, 100.0):
+        start = now[0]
+        found = ranker.rank(**pool, top_k=2, within=budget)
+        assert len(found) == 2
+        assert now[0] - start <= budget
+    full = ranker.rank(**pool, top_k=2)
+    assert [one["corpus_id"] for one in found] == [one["corpus_id"] for one in full]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"documents": []}, 0),
+        ({"documents": ["a b"], "scores": [0.5]}, 1),
+        ({"documents": ["a b", "a b", "c"], "scores": [0.5, 0.5, math.nan]}, 2),
+        ({"documents": ["a b " * 40, "c"], "scores": [0.1, 0.2]}, 2),
+        ({"documents": ["a", "b"], "scores": [0.1]}, "score for each"),
+        ({"documents": ["a", "b"], "scores": []}, "score for each"),
+        ({"documents": "a b"}, "a list of documents"),
+        ({"documents": ["a", None]}, "a list of documents"),
+    ],
+)
+def test_bad_and_odd_pools(change: dict[str, Any], what: Any) -> None:
+    given = {"query": "a b", "scores": [], **change}
+    if isinstance(what, str):
+        with pytest.raises(ArgumentError, match=what):
+            fitted(True).rank(**given)
+    else:
+        assert len(fitted(True).rank(**given)) == what
+
+
+def test_a_model_with_several_labels_asks_which_ranks() -> None:
+    with pytest.raises(ArgumentError, match="from 0 to 2"):
+        CrossEncoder(make_plain("sequence", "bert"), tokenizer=make_tokenizer())
+    ranker = CrossEncoder(make_plain("sequence", "bert"), 2, tokenizer=make_tokenizer())
+    pool = pools(1)[0]
+    tokenizer, model = make_tokenizer(), make_plain("sequence", "bert")
+    with torch.no_grad():
+        first = model(**tokenizer(pool["query"], pool["documents"][0], return_tensors="pt")).logits[0, 2].sigmoid()
+    assert float(ranker.predict((pool["query"], pool["documents"][0]))) == pytest.approx(float(first), abs=1e-6)
+
+
+def test_scores_that_are_no_numbers_rank_last() -> None:
+    assert ranked(np.zeros(3, dtype=int), np.array([0.1, math.nan, 0.3]), np.array([4, 4, 4])).tolist() == [1, 2, 0]
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+def lines(path: Path, some: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(pool) + "\n" for pool in some))
+    return path
+
+
+def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
+    plain().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    queries, fresh = lines(tmp_path / "q.jsonl", pools(200)), lines(tmp_path / "fresh.jsonl", pools(20, 300))
+    options = ("--queries", queries, "--top-k", 2, "--changed", 0.2, "--out", tmp_path / "ranker")
+    result = run("rerank", tmp_path / "model", *options)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "top_k on fresh data is at most 0.2" in result.stdout.replace("\n", " ")
+    run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "answers.jsonl")
+    run("export", tmp_path / "ranker", "--out", tmp_path / "onnx")
+    run("predict", tmp_path / "onnx", "--texts", fresh, "--out", tmp_path / "exported.jsonl")
+    one, two = (
+        [
+            [each["corpus_id"] for each in json.loads(line)["ranking"]]
+            for line in (tmp_path / name).read_text().splitlines()
+        ]
+        for name in ("answers.jsonl", "exported.jsonl")
+    )
+    assert one == two
+    assert [len(ranking) for ranking in one] == [2] * 20
+    fresh.write_text('{"query": "a", "documents": ["b"], "scores": [1, 2]}\n')
+    refused = run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2)
+    assert "line 1" in refused.output
+
+
+def test_a_service_ranks() -> None:
+    from fastapi.testclient import TestClient
+
+    from ponder.deploy.server import create_rank_app
+
+    ranker, pool = fitted(False), pools(1, 350)[0]
+    with TestClient(create_rank_app(ranker)) as client:
+        answer = client.post("/rank", json={**pool, "top_k": 2}).json()
+        assert [one["corpus_id"] for one in answer["ranking"]] == [
+            one["corpus_id"] for one in ranker.rank(**pool, top_k=2)
+        ]
+        assert "TopK" in client.get("/healthz").json()["policy"]
+        assert client.post("/rank", json={"query": "a", "documents": ["b"], "scores": [1, 2]}).status_code == 422
+        assert client.post("/rank", json={"query": "a"}).status_code == 422
