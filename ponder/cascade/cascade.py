@@ -79,7 +79,8 @@ class _Ladder(ThresholdPolicy):
     def statistic(self, step: StepView, state: Any) -> tuple[Any, Any]:
         """Return the first rung at which each row exits; the rows of a record are at one stage."""
         value, _ = self.policy.statistic(step, None)
-        crossed = self.policy.tunable.crossed(value[:, None], np.asarray(self.rungs)[:, int(step.index[0]) - 1])
+        own = [rung[min(int(step.index[0]), len(rung)) - 1] for rung in self.rungs]  # a bound decides on the last
+        crossed = self.policy.tunable.crossed(value[:, None], np.asarray(own))
         return np.where(crossed.any(1), crossed.argmax(1).astype(np.float64), np.inf), state
 
     def thresholds(self, stages: int) -> ExitPolicy:
@@ -189,6 +190,13 @@ class Cascade:
         self._given = named if classes is None else tuple(map(str, classes))
 
     @property
+    def num_columns(self) -> int:
+        """The number of steps of a record: the stages, but for a last one with exits those of its steps."""
+        before, steps = len(self.stages) - 1, self.stages[-1].num_steps
+        own = self._exits(self.policy) is None and self.policy.exit_of_all(before + steps) is None
+        return before + (1 if own else steps)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the probabilities."""
         if self._given is None:
@@ -239,13 +247,9 @@ class Cascade:
             reference: A model whose answers are the ones to keep, in the place of the last stage's.
             batch_size: Not read: stages batch as they do.
         """
-        return self._record(inputs, labels, reference, exits=self._exits(self.policy) is not None)
-
-    def _record(self, inputs: Sequence[Any], labels: Any, reference: Any, *, exits: bool) -> Record:
-        """Return the record; with `exits` the steps of the last stage stand in its place."""
         seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
         for stage in (*self.stages, *([] if reference is None else [stage_of(reference)])):
-            inside = exits and stage is last
+            inside = stage is last and self.num_columns > len(self.stages)
             start, some = time.perf_counter(), inputs[:_TIMED] if inside else inputs
             made = stage.probabilities(some, self.classes, LastStep() if inside else None)
             seconds.append((time.perf_counter() - start) / max(len(some), 1))
@@ -259,7 +263,7 @@ class Cascade:
 
     def certify(
         self,
-        inputs: Sequence[Any],
+        inputs: Sequence[Any] | Record,
         labels: Sequence[Any] | None = None,
         *,
         risk: Literal["disagreement", "error", "missed"] = "disagreement",
@@ -276,7 +280,7 @@ class Cascade:
         counts once. The cascade has the policy afterwards.
 
         Args:
-            inputs: Inputs like those to come, which taught no stage.
+            inputs: Inputs like those to come, which taught no stage; or a record of different ones.
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
                 reference is in the `positive` classes, the share that is answered otherwise.
@@ -286,11 +290,9 @@ class Cascade:
             reference: A model whose answers are the ones to keep, in the place of the last stage's: that before int8.
             seed: Seed of the split.
         """
-        once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
-        needed = rows_needed(level, confidence)
-        names = None if labels is None else [labels[n] for n in once]
-        whole = self._record([inputs[n] for n in once], names, reference, exits=self.stages[-1].num_steps > 1)
-        sides = [_taken(whole, np.asarray(side)) for side in split(whole.row_ids, (1 / 3, 2 / 3), seed=seed)]
+        needed, referred = rows_needed(level, confidence), reference is not None
+        record = inputs if isinstance(inputs, Record) else self._record_once(inputs, labels, reference)
+        sides = [_taken(record, np.asarray(side)) for side in split(record.row_ids, (1 / 3, 2 / 3), seed=seed)]
         chosen: RiskLike = risk if risk != "missed" else Missed([self._number(name) for name in _listed(positive)])
         counts = sides[1] if not isinstance(chosen, Missed) else sides[1].row_ids[chosen.rows(sides[1])]
         if len(counts) < needed:
@@ -298,16 +300,22 @@ class Cascade:
                 "inputs",
                 expected=f"{needed} {'positives' if risk == 'missed' else 'inputs'} that certify, or more, for a level "
                 f"of {level:g} with confidence {confidence:g}",
-                got=f"{len(counts)}, after a third of {len(whole)} different inputs chose",
-                remedy=f"Give about {needed * len(whole) // max(len(counts), 1) + 1} inputs, or a higher level.",
+                got=f"{len(counts)}, after a third of {len(record)} different inputs chose",
+                remedy=f"Give about {needed * len(record) // max(len(counts), 1) + 1} inputs, or a higher level.",
             )
-        costs = self._costs(whole.num_steps, reference is not None)
-        kinds = self._candidates(sides[0], reference is not None)
+        costs, kinds = self._costs(record.num_steps, referred), self._candidates(sides[0], referred)
         options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
         found = certify(sides[0], sides[1], kinds, **options)
-        found = replace(found, policy=_read_rung(found.policy, whole.num_steps))
-        self.policy = found.policy if reference is None else found.policy.policy
+        found = replace(found, policy=_read_rung(found.policy, record.num_steps))
+        self.policy = found.policy.policy if referred else found.policy
         return self._report(found, costs, sides)
+
+    def _record_once(self, inputs: Sequence[Any], labels: Any, reference: Any) -> Record:
+        """Return the record of different inputs, with the steps of a last stage with exits."""
+        once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
+        self.policy = LastStep()
+        names = None if labels is None else [labels[n] for n in once]
+        return self.record([inputs[n] for n in once], names, reference=reference)
 
     def save(self, folder: str | Path) -> None:
         """Write the cascade with its stages; functions cannot be written."""

@@ -141,8 +141,10 @@ class Student:
             features = hstack([features, csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
         taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
         model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
-        model.fit(features[taught], names[taught])
-        temperature = _temperature(model.decision_function(features[held_out]), names[held_out], model.classes_)
+        temperature = 1.0
+        if len(np.unique(names[taught])) > 1:
+            model.fit(features[taught], names[taught])
+            temperature = _temperature(model.decision_function(features[held_out]), names[held_out], model.classes_)
         model.fit(features, names)
         weights, bias = model.coef_.T, model.intercept_
         if weights.shape[1] == 1:  # two classes have one column of weights there

@@ -17,7 +17,7 @@ from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.exits import may_have_taught, row_ids
 from ponder.integrations.transformers.texts import encodings_of, max_positions
 
-__all__ = ["ExitsFolder", "names_of", "open_exits", "quiet"]
+__all__ = ["ExitsFolder", "heads_saw", "names_of", "open_exits", "quiet"]
 
 
 class ExitsFolder(Folder):
@@ -33,7 +33,7 @@ class ExitsFolder(Folder):
 
     def taught(self, texts: Sequence[Text]) -> Any:
         """See `Folder`."""
-        return may_have_taught(self.model, encodings_of(self.model, list(texts)))
+        return heads_saw(self.model, texts)
 
 
 def open_exits(folder: Path) -> ExitsFolder:
@@ -49,6 +49,11 @@ def open_exits(folder: Path) -> ExitsFolder:
     longest = int(min(max_positions(model.encoder), model.tokenizer.model_max_length, 1 << 16))
     columns = card_of(folder).get("columns", ())
     return ExitsFolder(model, model.ponder.num_steps, model.policy, names_of(model), columns, CHARACTERS * longest)
+
+
+def heads_saw(model: Any, texts: Sequence[Text]) -> Any:
+    """Return which texts early heads may have learned from, `(rows,)` bool."""
+    return may_have_taught(model, encodings_of(model, list(texts)))
 
 
 def names_of(model: Any) -> list[str]:

@@ -21,8 +21,9 @@ from ponder.calibration.bounds import upper_bound
 from ponder.calibration.cost import wall_clock
 from ponder.calibration.records import Floats, Record
 from ponder.calibration.risks import Risk
-from ponder.cli.folders import Folder, open_folder
-from ponder.cli.output import BATCH, CARD, Advance, probe_folder, progress, short, show
+from ponder.cli.cascade import export as export_cascade
+from ponder.cli.folders import CASCADE, Folder, open_folder
+from ponder.cli.output import BATCH, CARD, Advance, card_of, probe_folder, progress, short, show
 from ponder.cli.rerank import export_ranker, is_ranker
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx, quantized
@@ -85,9 +86,16 @@ def run(
             "--texts", expected=expected, got=str(texts), remedy="Pass --int8 --texts FILE, or neither."
         )
     probe_folder(out, "export", folder)
+    card: dict[str, Any] = {"command": "export", "int8": int8, "columns": card_of(folder).get("columns", [])}
+    rows = [("int8", "yes" if int8 else "no")]
+    if (folder / CASCADE).is_file():
+        facts, sentence, more = export_cascade(folder, out, texts, reading, disagreement, confidence)
+        card, rows = {**card, **facts, "statement": sentence}, [*rows, *more, ("written to", str(out))]
+        replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
+        show(card, [sentence], rows, as_json=as_json)
+        return
     made = open_folder(folder, exits=True)
-    card: dict[str, Any] = {"command": "export", "int8": int8, "columns": list(made.columns)}
-    said, rows = "Exits and answers are those of the folder, within 1e-4.", [("int8", "yes" if int8 else "no")]
+    said = "Exits and answers are those of the folder, within 1e-4."
     if texts is None:
         onnx(made.model, out)
     else:

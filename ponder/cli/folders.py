@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.rows import content_ids
+from ponder._utils.seeds import uniform
 from ponder.cascade import Cascade
 from ponder.cli.output import BATCH, card_of
 from ponder.cli.texts import Texts
@@ -21,7 +22,7 @@ from ponder.deploy.server_batching import Answers, Text
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["CHARACTERS", "Folder", "open_folder"]
+__all__ = ["CASCADE", "CHARACTERS", "Folder", "heads_saw", "open_folder"]
 
 CASCADE = "cascade.json"
 CHARACTERS = 16
@@ -81,6 +82,24 @@ class Folder:
         return fresh
 
 
+@dataclass(frozen=True, eq=False)
+class _CascadeFolder(Folder):
+    """A cascade; texts whose numbers are not above `taught_below` may have taught its student."""
+
+    taught_below: float = -1.0
+
+    def taught(self, texts: Sequence[Text]) -> Any:
+        """See `Folder`."""
+        return (uniform(0, content_ids(texts)) <= self.taught_below) | heads_saw(self.model.stages[-1].model, texts)
+
+
+def heads_saw(model: Any, texts: Sequence[Text]) -> Any:
+    """Return which texts the early heads of a model may have learned from, `(rows,)` bool; none of other models."""
+    if not getattr(getattr(model, "config", None), "exits", None):
+        return np.zeros(len(texts), dtype=bool)
+    return import_module("ponder.cli.exits_folder").heads_saw(model, texts)
+
+
 def open_folder(folder: Path, *, exits: bool = False) -> Folder:
     """Read a folder that `ponder exits` or `ponder export` wrote.
 
@@ -101,8 +120,15 @@ def open_folder(folder: Path, *, exits: bool = False) -> Folder:
         return Folder(model, made.num_steps, model.policy, made.labels, made.columns, longest)
     if (folder / CASCADE).is_file() and not exits:
         cascade = Cascade.load(folder)
-        columns = card_of(folder).get("columns", ())
-        return Folder(cascade, len(cascade.stages), cascade.policy, cascade.classes, columns, CHARACTERS * 512)
+        card = card_of(folder)
+        read = (
+            cascade.policy,
+            cascade.classes,
+            card.get("columns", ()),
+            CHARACTERS * 512,
+            card.get("taught_below", -1.0),
+        )
+        return _CascadeFolder(cascade, cascade.num_columns, *read)
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from ponder import policies
 from ponder.calibration import control_risk, diagnose, sweep
+from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Student
+from ponder.cascade.cascade import StageThresholds
 from ponder.errors import ArgumentError, CheckpointError
 
 CLASSES = ("card", "loan", "other")
@@ -122,6 +125,53 @@ def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds
         met += report.met
     assert met > 40
     assert broken <= 0.1 * 60 + 3 * np.sqrt(60 * 0.1 * 0.9)
+
+
+class Exiting:
+    """A model of two steps, the first of which is sure of all but every second hard input."""
+
+    num_steps, policy, classes = 2, policies.Confidence(0.9), CLASSES
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def record(self, inputs: Sequence[str]) -> Any:
+        return SimpleNamespace(outputs=np.log(np.stack([middle(inputs), dear(inputs)], axis=1) + 1e-9))
+
+    def predict(self, inputs: Sequence[str], policy: Any = None) -> Any:
+        self.asked.append(policy)
+        record = Record(self.record(inputs).outputs, None, np.arange(len(inputs)))
+        steps = record.exit_steps(self.policy if policy is None else policy)
+        return SimpleNamespace(outputs=record.outputs[np.arange(len(inputs)), steps - 1])
+
+
+@pytest.mark.parametrize("referred", [False, True])
+def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) -> None:
+    model = Exiting()
+    cascade = Cascade([cheap, model], costs=[1, 20])
+    texts, numbers = world(2000)
+    report = cascade.certify(texts, level=0.02, reference=dear if referred else None)
+    assert report.met, report.statement
+    assert len(report.shares) == 2
+    assert cascade.num_columns == 3
+    answers = cascade.predict(texts)
+    assert isinstance(model.asked[-1], StageThresholds)
+    record = cascade.record(texts)
+    steps = record.exit_steps(cascade.policy)
+    assert (np.minimum(steps, 2) == answers.stage).all()
+    own = record.outputs[np.arange(2000), steps - 1].argmax(1)
+    assert [CLASSES[n] for n in own] == answers.labels
+    assert np.mean(own != numbers) <= 0.03
+    assert (steps == 2).any()  # some leave the model early
+    cascade.stages[0].folder = cascade.stages[1].folder = tmp_path / "stage"
+    (tmp_path / "stage").mkdir()
+    cascade.save(tmp_path / "cascade")
+    again = Cascade.load(tmp_path / "cascade", stages=[cheap, model])
+    assert again.policy == cascade.policy
+    alone = Cascade([cheap, model], costs=[1, 20], policy=policies.Confidence(0.9))
+    assert alone.num_columns == 2  # with a policy of the caller's the model keeps its own exits
+    alone.predict(texts[:9])
+    assert model.asked[-1] is None
 
 
 def test_stages_are_anything_that_answers(tmp_path: Path) -> None:

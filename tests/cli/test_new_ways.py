@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from ponder.cascade import Cascade
 from tests.cli.conftest import Folders
+from tests.integrations.encoders import some_texts
 
 
 def answers(path: Path, rows: int, seed: int = 0, wrong: float = 0.0) -> Path:
@@ -72,7 +74,36 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
     run("predict", out, "--texts", folders.fresh, "--out", found)
     with found.open() as file:
         assert len(list(csv.DictReader(file))) == 300
+    assert "of 400" in run("check", out, "--texts", folders.texts, "--disagreement", 0.9).output  # less what taught
     run("check", out, "--texts", folders.fresh, "--disagreement", 0.9)
+
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = sys.modules["transformers"] = sys.modules["sklearn"] = None
+import ponder.cascade
+answers = ponder.cascade.Cascade.load(sys.argv[1]).predict(sys.argv[2:])
+print(json.dumps([answers.labels, answers.stage.tolist()]))
+"""
+
+
+@pytest.mark.parametrize("model", ["model", "exits", "export"])
+def test_cascades_are_exported_and_run_without_torch(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path, model: str
+) -> None:
+    made, out, small = (tmp_path / name for name in ("cascade", "onnx", "int8"))
+    options = ("--texts", folders.texts, "--disagreement", 0.3)
+    said = run("cascade", getattr(folders, model), *options, "--out", made).output
+    assert "would learn to answer" in " ".join(said.split())
+    run("export", made, "--to", "onnx", "--out", out)
+    texts = some_texts(20)
+    code = [sys.executable, "-c", WITHOUT_TORCH, str(out), *texts]
+    found = json.loads(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
+    answers = Cascade.load(made).predict(texts)
+    assert found == [answers.labels, answers.stage.tolist()]
+    if model == "model":
+        run("export", made, "--int8", *options, "--out", small)
+        assert len(Cascade.load(small).predict(texts)) == 20
 
 
 @pytest.mark.slow
