@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cascades.setting import Floats, Setting, Steps
+from benchmarks.cascades.setting import Floats, Setting, at_exits, certified
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from ponder import split
-from ponder.cascade import Cascade
 from ponder.integrations.transformers import fit_exits
 from ponder.policies import LastStep
-from ponder.trajectory import Trajectory
 
 __all__ = ["STAND_INS", "run"]
 
@@ -51,11 +49,10 @@ class _Curve:
         """Give the model exits by the first texts."""
         setting, model = self.setting, self.setting.model
         report = fit_exits(model, setting.texts[:count], disagreement=LEVEL, seed=setting.seed)
-        policy, model.policy = model.policy, LastStep()
-        seen: Trajectory = model.record(setting.test)
-        steps = seen.exit_steps(policy)
-        other = ~seen.agreement()[np.arange(len(steps)), steps - 1]
-        return {"met": report.met, "saved": 1.0 - float(steps.mean()) / seen.num_steps, "other": float(other.mean())}
+        policy, tested = model.policy, setting.record(setting.test)
+        steps, answers = at_exits(tested, policy)
+        other = float((answers != self.full.argmax(-1)).mean())
+        return {"met": report.met, "saved": 1.0 - float(steps.mean()) / tested.shape[1], "other": other}
 
     def student(self, count: int, stand_in: str) -> dict[str, Any]:
         """Teach a student by a part of the first texts, and by what stands in for more."""
@@ -63,13 +60,12 @@ class _Curve:
         teach, rest = ([texts[n] for n in side] for side in split(texts, (0.6, 0.4), setting.seed))
         more = STAND_INS[stand_in](teach, setting.learned, np.random.default_rng(setting.seed))
         student = setting.student([*teach, *more], self._answers([*teach, *more]).argmax(-1))
-        cascade = Cascade([student, Steps(rest, self._answers(rest)[:, None])], (1.0, 30.0), classes=setting.names)
-        report = cascade.certify(rest, level=LEVEL, seed=setting.seed)
-        tested = Cascade([student, Steps(setting.test, self.full[:, None])], (1.0, 30.0), classes=setting.names)
-        record = tested.record(setting.test)
-        steps = record.exit_steps(report.policy)
-        other = ~record.agreement()[np.arange(len(steps)), steps - 1]
-        return {"met": report.met, "saved": float((steps == 1).mean()), "other": float(other.mean())}
+        outputs = np.concatenate([setting.logs(student, rest), self._answers(rest)[:, None]], axis=1)
+        report = certified(outputs, LEVEL, seed=setting.seed)
+        tested = np.concatenate([setting.logs(student, setting.test), self.full[:, None]], axis=1)
+        steps, answers = at_exits(tested, report.policy)
+        other = float((answers != self.full.argmax(-1)).mean())
+        return {"met": report.met, "saved": float((steps == 1).mean()), "other": other}
 
     def _answers(self, texts: Sequence[str]) -> Floats:
         """Outputs of the model at full depth; a text is asked about once."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cascades.setting import Floats, Setting, Steps
+from benchmarks.cascades.setting import Floats, Setting, at_exits, certified
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from ponder.calibration import certify
@@ -25,7 +25,7 @@ __all__ = ["LEVELS", "run"]
 
 LEVELS = (0.01, 0.02, 0.05)
 _COSTS = {"": 30.0, "int8 ": 10.0}  # of the model, as multiples of the student's, by which thresholds are chosen
-_ROUNDS, _TIMED, _ALONE = 5, 384, 64
+_ROUNDS, _TIMED, _ALONE = 5, 256, 48
 _MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
 
 
@@ -53,7 +53,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path, note: Callable
         "seconds_to_fit": {"exits": fitted, "student": taught},
         "int8_products": products,
         "model": {**setting.scores(full, full), **race.seconds["model"]},
-        "student": {**setting.scores(race.sure_test.argmax(-1), full), **race.seconds["student"]},
+        "student": {**setting.scores(race.sure_test[:, 0].argmax(-1), full), **race.seconds["student"]},
         "int8 model": {**setting.scores(race.int8_answers, full), **race.seconds["int8 model"]},
         "promises": {f"{level:g}": race.level(level) for level in LEVELS},
         "environment": environment(torch.device("cpu")),
@@ -87,10 +87,9 @@ class _Race:
 
     def __init__(self, setting: Setting, student: Student, outputs: Floats, tested: Floats) -> None:
         self.setting, self.student = setting, student
-        self.check = [setting.texts[n] for n in setting.sides[2]]
         self.full, self.full_test = outputs[:, -1], tested[:, -1]
-        self.sure = setting.probabilities(student, self.check)
-        self.sure_test = setting.probabilities(student, setting.test)
+        self.sure = setting.logs(student, [setting.texts[n] for n in setting.sides[2]])
+        self.sure_test = setting.logs(student, setting.test)
         self.found: dict[tuple[float, str], dict[str, Any]] = {}
         self.ways: dict[Any, Callable[[Sequence[str]], object]] = {
             "model": setting.plain,
@@ -105,45 +104,33 @@ class _Race:
             self.ways["int8 model"] = lambda texts: model.predict(texts, policy=LastStep())
         for level in LEVELS:
             self._exits(kind, level, outputs, tested, model)
-            for name, policy in (("cascade", None), ("cascade with exits", Confidence(0.9))):
-                self._cascade(kind + name, level, (outputs, tested, policy), model, _COSTS[kind])
+            for name, steps in (("cascade", slice(-1, None)), ("cascade with exits", slice(None))):
+                self._cascade(kind, name, level, outputs[:, steps], tested[:, steps], model)
 
     def _exits(self, kind: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
         _, choose, check = self.setting.sides
         labels = self.full.argmax(-1)
         sides = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
         found = certify(*sides, risk=OtherAnswers() if kind else "disagreement", level=level)
-        steps = Record(tested, None, np.arange(len(tested))).exit_steps(found.policy)
-        answers = tested[np.arange(len(tested)), steps - 1].argmax(-1)
+        steps, answers = at_exits(tested, found.policy)
         facts = {"met": found.met, "observed": found.observed, "mean_exit_step": float(steps.mean())}
         self._note(kind + "exits", level, answers, facts)
         self.ways[level, kind + "exits"] = lambda texts: model.predict(texts, policy=found.policy)
 
-    def _cascade(self, name: str, level: float, given: tuple[Floats, Floats, Any], model: Any, cost: float) -> None:
-        outputs, tested, policy = given
-        names, costs = self.setting.names, (1.0, cost)
-        reference = None
-        if name.startswith("int8"):
-            reference = Steps(self.setting.texts, self.full[:, None])
-
-        def cascade(texts: Sequence[str], sure: Floats, own: Floats, policy: Any = policy) -> Cascade:
-            table = {text: n for n, text in enumerate(texts)}
-            stage = Steps(texts, own, policy)
-            return Cascade([lambda asked: sure[[table[text] for text in asked]], stage], costs, classes=names)
-
-        certified = cascade(self.check, self.sure, outputs[self.setting.sides[2]])
-        report = certified.certify(self.check, level=level, reference=reference, seed=self.setting.seed)
-        fresh = cascade(self.setting.test, self.sure_test, tested)
-        fresh.policy = certified.policy
-        record = fresh.record(self.setting.test)
-        steps = record.exit_steps(fresh.policy)
-        answers = record.outputs[np.arange(len(steps)), steps - 1].argmax(-1)
+    def _cascade(self, kind: str, name: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
+        """A cascade; in int8 its last column is float32, whose answers are to be kept."""
+        check = self.setting.sides[2]
+        columns = [self.sure, outputs[check], self.full[check, None]][: 3 if kind else 2]
+        options: dict[str, Any] = {"cost": _COSTS[kind], "referred": bool(kind), "seed": self.setting.seed}
+        report = certified(np.concatenate(columns, axis=1), level, **options)
+        policy = report.policy.policy
+        steps, answers = at_exits(np.concatenate([self.sure_test, tested], axis=1), policy)
         facts = {"met": report.met, "observed": report.observed, "student_answers": float((steps == 1).mean())}
-        if policy is not None:
+        if name == "cascade with exits":
             facts["mean_exit_step"] = float((steps[steps > 1] - 1).mean())
-        self._note(name, level, answers, facts)
-        real = Cascade([self.student, model], costs, policy=certified.policy, classes=names)
-        self.ways[level, name] = real.predict
+        self._note(kind + name, level, answers, facts)
+        real = Cascade([self.student, model], (1.0, _COSTS[kind]), policy=policy, classes=self.setting.names)
+        self.ways[level, kind + name] = real.predict
 
     def _note(self, name: str, level: float, answers: Any, facts: dict[str, Any]) -> None:
         self.found[level, name] = {**facts, **self.setting.scores(answers, self.full_test.argmax(-1))}
@@ -152,7 +139,7 @@ class _Race:
         """All ways under a promise, and the blind mix with as many texts for the student as the cascade gives it."""
         made = {name: {**found, **self.seconds[at, name]} for (at, name), found in self.found.items() if at == level}
         full, share = self.full_test.argmax(-1), made["cascade"]["student_answers"]
-        model, alone = (self.setting.scores(each, full) for each in (full, self.sure_test.argmax(-1)))
+        model, alone = (self.setting.scores(each, full) for each in (full, self.sure_test[:, 0].argmax(-1)))
         made["blind mix"] = {key: share * alone[key] + (1 - share) * model[key] for key in model}
         return made
 

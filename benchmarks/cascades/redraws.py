@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cascades.setting import Floats, Setting, Steps
+from benchmarks.cascades.setting import Floats, Setting, certified, record_of
 from benchmarks.command_line import bar
 from benchmarks.environment import environment
 from benchmarks.files import write_json
-from ponder.cascade import Cascade
-from ponder.policies import Confidence
 
 __all__ = ["run"]
 
@@ -36,7 +34,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 
     def taught(rows: Any) -> Floats:
         student = setting.student([setting.texts[teach[n]] for n in rows], answers[rows])
-        return setting.probabilities(student, texts)
+        return setting.logs(student, texts)
 
     sure = taught(np.arange(len(teach)))
     whole = settings["draws"], settings["taught"]
@@ -60,30 +58,16 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 
 def _count(kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator) -> Any:
     """Certify on draws with replacement, and count those whose risk on the population is above the level."""
-    names = [str(n) for n in range(outputs.shape[-1])]
     risks, shares, met = [], [], 0
     with bar(kind, len(students)) as advance:
         for sure in students:
-            rows = draw.integers(len(outputs), size=ROWS)
-            fresh = [str(n) for n in range(ROWS)]  # a text that is drawn twice counts twice
-            policy = Confidence(0.9) if outputs.shape[1] > 1 else None
-
-            def cascade(texts: list[str], rows: Any, sure: Floats = sure, policy: Any = policy) -> Cascade:
-                stages = [
-                    Steps(texts, np.log(np.maximum(sure[rows], 1e-12))[:, None]),
-                    Steps(texts, outputs[rows], policy),
-                ]
-                return Cascade(stages, (1.0, 30.0), classes=names)
-
-            drawn = cascade(fresh, rows)
-            met += drawn.certify(fresh, level=level, confidence=CONFIDENCE, seed=int(draw.integers(2**31))).met
-            everything = [str(n) for n in range(len(outputs))]
-            population = cascade(everything, np.arange(len(outputs)))
-            population.policy = drawn.policy
-            record = population.record(everything)
-            steps = record.exit_steps(drawn.policy)
-            risks.append(float((~record.agreement()[np.arange(len(steps)), steps - 1]).mean()))
+            whole = record_of(np.concatenate([sure, outputs], axis=1))
+            rows = draw.integers(len(outputs), size=ROWS)  # a text that is drawn twice counts twice
+            report = certified(whole.outputs[rows], level, seed=int(draw.integers(2**31)))
+            steps = whole.exit_steps(report.policy)
+            risks.append(float((~whole.agreement()[np.arange(len(steps)), steps - 1]).mean()))
             shares.append(float((steps == 1).mean()))
+            met += report.met
             advance()
     broken = float(np.mean(np.array(risks) > level))
     facts = {"broken": broken, "mean_risk": float(np.mean(risks)), "student_answers": float(np.mean(shares))}

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from benchmarks import tasks
 from benchmarks.finetuned.fine_tune import fine_tune
 from ponder import split
-from ponder.cascade import Embeddings, Student
+from ponder.calibration.records import Record
+from ponder.cascade import Cascade, Embeddings, Student
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct
 from ponder.integrations.transformers.reading import read_classifier
 from ponder.integrations.transformers.texts import tokenize
 from ponder.policies import LastStep
 
-__all__ = ["Setting", "Steps", "longest_first", "softmax"]
+__all__ = ["Setting", "at_exits", "certified", "record_of"]
 
 TRAINING = {"Banking77": (5000, 5), "CLINC150": (6000, 4), "SST-2": (8000, 2), "MRPC": (1800, 4)}
 """By task, the rows that the model learns on, and the epochs."""
@@ -36,32 +37,6 @@ _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 _RATES = {"minilm": 2e-4, "mpnet": 5e-5}
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
 Floats = NDArray[Any]
-
-
-class Steps:
-    """A model whose answers were recorded, as a stage: its steps by text, or the last of them alone."""
-
-    def __init__(self, texts: Sequence[str], outputs: Floats, policy: Any = None) -> None:
-        self._place, self._outputs, self.policy = {text: n for n, text in enumerate(texts)}, outputs, policy
-        self.num_steps = outputs.shape[1]
-
-    def record(self, texts: Sequence[str]) -> Steps:
-        """Return the steps of some texts."""
-        return Steps(texts, self._outputs[[self._place[text] for text in texts]])
-
-    def predict(self, texts: Sequence[str], policy: Any = None) -> Any:
-        """Return the outputs at full depth."""
-        return _Last(self.record(texts)._outputs[:, -1])
-
-    @property
-    def outputs(self) -> Floats:
-        """The outputs, `(texts, steps, classes)`."""
-        return self._outputs
-
-
-@dataclass(frozen=True, eq=False)
-class _Last:
-    outputs: Floats
 
 
 @dataclass(eq=False)
@@ -134,11 +109,11 @@ class Setting:
         embeddings = Embeddings(fast.backend_tokenizer.to_str(), np.ascontiguousarray(matrix))
         return Student.fit(list(texts), [self.names[n] for n in answers], embeddings=embeddings, seed=self.seed)
 
-    def probabilities(self, student: Student, texts: Sequence[str]) -> Floats:
-        """Return a student's probabilities of all classes, `(texts, classes)`."""
-        spread = np.zeros((len(texts), len(self.names)))
-        spread[:, [self.names.index(name) for name in student.classes]] = student.predict_proba(texts)
-        return spread
+    def logs(self, student: Student, texts: Sequence[str]) -> Floats:
+        """Return a student's log-probabilities of all classes, `(texts, 1, classes)`: one step more for a record."""
+        spread = np.full((len(texts), 1, len(self.names)), 1e-12)
+        spread[:, 0, [self.names.index(name) for name in student.classes]] += student.predict_proba(texts)
+        return np.log(spread)
 
     def scores(self, answers: Any, full: Any) -> dict[str, float]:
         """Return other answers than those of the model as it is, and accuracies, out of scope apart."""
@@ -150,7 +125,7 @@ class Setting:
     def plain(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[Any]:
         """Answer as anyone would: the fine-tuned encoder as it is, in batches of similar length."""
         tokenizer: Any = self.model.tokenizer
-        order, answers = longest_first(texts), np.zeros(len(texts), dtype=int)
+        order, answers = sorted(range(len(texts)), key=lambda n: -len(texts[n])), np.zeros(len(texts), dtype=int)
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 places = order[start : start + batch_size]
@@ -160,15 +135,30 @@ class Setting:
         return answers
 
 
-def longest_first(texts: Sequence[str]) -> list[int]:
-    """Return the places of texts, the longest first."""
-    return sorted(range(len(texts)), key=lambda n: -len(texts[n]))
+def certified(outputs: Floats, level: float, *, cost: float = 30.0, referred: bool = False, seed: int = 0) -> Any:
+    """Choose and certify a cascade on recorded answers, as `ponder.Cascade` does; return its report.
+
+    Args:
+        outputs: Answers of the student, and of the steps of the model, `(texts, columns, classes)`.
+        level: The promise.
+        cost: Cost of the model, as a multiple of the student's.
+        referred: Whether the last column is a reference.
+        seed: Seed of the split.
+    """
+    stages: list[Any] = [lambda texts: None, lambda texts: None]
+    cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])
+    return cascade.certify(record_of(outputs), level=level, reference=referred or None, seed=seed)
 
 
-def softmax(outputs: Floats) -> Floats:
-    """Return probabilities of logits."""
-    powers = np.exp(outputs - outputs.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
+def record_of(outputs: Floats) -> Record:
+    """Return recorded answers as a record."""
+    return Record(outputs, None, np.arange(len(outputs)), task="classification")
+
+
+def at_exits(outputs: Floats, policy: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return exit steps and answers under a policy, `(rows,)` each."""
+    steps = record_of(outputs).exit_steps(policy)
+    return steps, outputs[np.arange(len(steps)), steps - 1].argmax(-1)
 
 
 def _texts(rows: Any, backbone: str) -> list[str]:
