@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.command_line import hide_bars, run_app
+from benchmarks.command_line import hide_bars, print_table, run_app
 
 __all__ = ["app", "main"]
 
@@ -17,6 +17,8 @@ TextDir = Annotated[Path, typer.Option(envvar="TEXT_DIR", help="Folder of the te
 Models = Annotated[Path, typer.Option(help="Folder of the models.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of texts and training.")]
 Train = Annotated[int, typer.Option(min=64, help="Queries that train; exits get later ones.")]
+
+_SHOWN = ("work", "top_k", "ndcg", "ndcg_gap")
 
 
 @app.callback()
@@ -30,7 +32,7 @@ def train_command(
     text_dir: TextDir,
     models: Models = Path("runs/rerank"),
     train: Train = 3000,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the cut encoder.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the cut encoder.")] = 3,
     seed: Seed = 0,
 ) -> None:
     """Train a cross encoder on MiniLM, and a cut one, taught by it; what is there is kept."""
@@ -42,8 +44,33 @@ def train_command(
     if not (whole / "config.json").exists():
         training.train("minilm", queries, whole, epochs=1, lr=2e-4, seed=seed, bf16=True)
     if not (short / "config.json").exists():
-        half = queries.cut(0, train // 2)
-        training.cut(whole, layers, "minilm", half, short, epochs=1, lr=2e-4, seed=seed, bf16=True)
+        training.cut(whole, layers, "minilm", queries, short, epochs=1, lr=2e-4, seed=seed, bf16=True)
+
+
+@app.command("race")
+def race_command(
+    task: Task,
+    text_dir: TextDir,
+    models: Models = Path("runs/rerank"),
+    k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
+    fit: Annotated[int, typer.Option(min=50, help="Training queries that the model did not see, for exits.")] = 400,
+    test: Annotated[int, typer.Option(min=20, help="Test queries.")] = 300,
+    train: Train = 3000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/rerank/results"),
+) -> None:
+    """Hold candidates that leave early against cut pools and cut encoders, by what they change and what they cost."""
+    from benchmarks.rerank.race import race
+
+    hide_bars()
+    found = race(task, text_dir, models, out, k=k, fit=fit, test=test, train=train, seed=seed, say=typer.echo)
+    print_table(
+        ("way", "setting", "seconds a query", "pair-layers", "other top k", "nDCG lost", "against labels"),
+        [
+            (one["way"], f"{one['setting']:g}", f"{one['seconds']:.3f}", *(f"{one.get(n, 0.0):.4f}" for n in _SHOWN))
+            for one in found["seconds"]
+        ],
+    )
 
 
 def main() -> None:

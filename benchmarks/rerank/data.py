@@ -40,7 +40,7 @@ class Queries:
 
 
 def load(task: str, folder: Path, split: str, seed: int) -> Queries:
-    """Read the queries of a split, shuffled by the seed; those out of scope have no right document, and are left out."""
+    """Read the queries of a split, shuffled by the seed, but for those out of scope, which have no right document."""
     found = tasks.get(task)
     data = found.load(folder, ("train", split))[split].shuffle(seed=seed)
     names = list(data.features["label"].names)

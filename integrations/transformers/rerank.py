@@ -199,35 +199,36 @@ class CrossEncoder(Ranker):
 
 
 class _Ridge:
-    """Ridge regressions of one target; the strength is chosen, and the error measured, on every fifth query."""
+    """Ridge regressions of one target, most of all of the high scores, with weights 1 / (1 + place / max(k, 10)).
+
+    The strength of each is chosen, and its error measured, on every fifth query, among the candidates near the k-th.
+    """
 
     def __init__(self, target: Tensor, groups: Tensor, top_k: int) -> None:
-        self.target, self.held = target, groups % 5 == 0
-        held = self.held.nonzero().flatten()
-        if not len(held) or len(held) == len(target):
-            self.held = torch.arange(len(target)) % 5 == 0
         place = torch.from_numpy(ranked(groups.numpy(), target.numpy()))
-        self.near = self.held & (place < 4 * top_k)  # those whose order decides
-        self.groups = groups
+        held = groups % 5 == 0
+        self.target, self.groups, self.taught = target, groups, ~held
+        self.near = held & (place < 4 * top_k)
+        self.weights = 1.0 / (1.0 + place.double() / max(top_k, 10))
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, float, float]:
         """Return weights, `(inputs,)`, offset, and the held-out error within queries."""
         mean, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
         scaled = (inputs - mean) / scale
-        taught = ~self.held
-        errors = {
-            ridge: self._error(scaled, self._solve(scaled[taught], self.target[taught], ridge)) for ridge in _RIDGES
-        }
+        errors = {ridge: self._error(scaled, self._solve(scaled, self.taught, ridge)[0]) for ridge in _RIDGES}
         ridge = min(errors, key=lambda each: errors[each])
-        weight = self._solve(scaled, self.target, ridge) / scale
-        return weight, float(self.target.mean() - mean @ weight), max(errors[ridge], 1e-6)
+        solved, offset = self._solve(scaled, slice(None), ridge)
+        weight = solved / scale
+        return weight, float(offset - mean @ weight), max(errors[ridge], 1e-6)
 
-    @staticmethod
-    def _solve(inputs: Tensor, target: Tensor, ridge: float) -> Tensor:
-        centred = inputs - inputs.mean(0)
-        gram = centred.T @ centred + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-        solved: Tensor = torch.linalg.solve(gram, centred.T @ (target - target.mean()))
-        return solved
+    def _solve(self, inputs: Tensor, rows: Any, ridge: float) -> tuple[Tensor, Tensor]:
+        inputs, target, weights = inputs[rows], self.target[rows], self.weights[rows, None]
+        total = weights.sum()
+        centre, mean = (inputs * weights).sum(0) / total, (target @ weights[:, 0]) / total
+        weighted = (inputs - centre) * weights
+        gram = weighted.T @ (inputs - centre) + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        solved: Tensor = torch.linalg.solve(gram, weighted.T @ (target - mean))
+        return solved, mean - centre @ solved
 
     def _error(self, inputs: Tensor, weight: Tensor) -> float:
         error, groups = (inputs[self.near] @ weight - self.target[self.near]), self.groups[self.near]
