@@ -93,7 +93,7 @@ def cascade(
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
-    """Put a student in front of MODEL, taught by its answers, with a bar and a promise."""
+    """Put a student in front of MODEL, taught by its answers, with a threshold and a promise."""
     with sentences():
         options = {"level": disagreement, "confidence": confidence}
         _module("cascade").run(model, texts, out, _reading(column, None, no_header), options, as_json=json)
@@ -102,7 +102,7 @@ def cascade(
 @app.command()
 def certify(
     answers: Annotated[Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")],
-    out: Annotated[Path, typer.Option(help="The JSON file of the bar.")],
+    out: Annotated[Path, typer.Option(help="The JSON file of the threshold.")],
     answer: Annotated[str, typer.Option(help="Column of the answers.")] = "answer",
     confidence_column: Annotated[
         str, typer.Option("--confidence-column", help="Column of their confidences.")
@@ -112,7 +112,7 @@ def certify(
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
-    """Certify a bar on anybody's answers: those above it are taken, the others asked of the reference."""
+    """Certify a threshold on anybody's answers: those above it are taken, the others asked of the reference."""
     with sentences():
         columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
         _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
@@ -177,8 +177,8 @@ def predict(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of another command, or the bar of `ponder certify`.")],
-    answers: Annotated[Path | None, typer.Argument(help="Fresh answers, for a bar.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder of another command, or the file of `ponder certify`.")],
+    answers: Annotated[Path | None, typer.Argument(help="Fresh answers, for a file of `certify`.")] = None,
     texts: Annotated[Path | None, typer.Option("--texts", help="Fresh texts, for a folder.")] = None,
     column: Columns = None,
     labels: Labels = None,
@@ -195,9 +195,9 @@ def check(
     with sentences():
         options = {"disagreement": disagreement, "reference": reference, "as_json": json}
         if answers is not None:
-            raise typer.Exit(_module("certify").check_bar(folder, answers, as_json=json))
+            raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
         if texts is None:
-            expected = "fresh texts for a folder, or fresh answers behind a bar"
+            expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
             raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
         code = _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
     raise typer.Exit(code)

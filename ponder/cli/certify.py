@@ -1,4 +1,4 @@
-"""The command `certify`: a bar on anybody's answers, an LLM's too, from a file; and its check on fresh answers."""
+"""The command `certify`: a threshold on anybody's answers, an LLM's too, from a file; and its check on fresh answers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ponder.cli.output import probe_file, show
 from ponder.cli.texts import read_texts
 from ponder.errors import ArgumentError, CheckpointError
 
-__all__ = ["check_bar", "run"]
+__all__ = ["check_threshold", "run"]
 
-_FORMAT = "ponder-bar-1"
-_BARS = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))  # from late exits to early; picked on no data
+_FORMAT = "ponder-threshold-1"
+_VALUES = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))  # from late exits to early; picked on no data
 
 
 def run(
     answers: Path, columns: Mapping[str, str], out: Path, level: float, confidence: float, *, as_json: bool
 ) -> None:
-    """Certify the lowest bar above which answers may be taken, by fixed-sequence testing with the exact binomial bound.
+    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing with the exact binomial bound.
 
     Args:
         answers: A file with a row an input.
         columns: The columns of the answer, of its confidence and of the reference.
-        out: The JSON file of the bar.
+        out: The JSON file of the threshold.
         level: Share of all rows that may be answered otherwise than by the reference.
         confidence: Probability with which the promise holds.
         as_json: Print JSON instead of a table.
@@ -47,38 +47,44 @@ def run(
             got=str(len(sure)),
             remedy="Give more rows, or a higher --disagreement.",
         )
-    differ = [int((wrong & (sure > bar)).sum()) for bar in _BARS]
+    differ = [int((wrong & (sure > value)).sum()) for value in _VALUES]
     passed = int(np.argmax([*(many > allowed for many in differ), True]))
-    bar = float(_BARS[passed - 1]) if passed else 1.0
-    taken, observed = float((sure > bar).mean()), float((wrong & (sure > bar)).mean())
+    threshold = float(_VALUES[passed - 1]) if passed else 1.0
+    taken, observed = float((sure > threshold).mean()), float((wrong & (sure > threshold)).mean())
     said = (
-        f"Take answers with a confidence above {bar:.6g}, and ask the reference for the others: other answers on at "
+        f"Take answers with a confidence above {threshold:.6g}, and ask the reference for the others: other answers on at "
         f"most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
     )
-    card = {"format": _FORMAT, "bar": bar, "level": level, "confidence": confidence, "columns": dict(columns)}
+    card = {
+        "format": _FORMAT,
+        "threshold": threshold,
+        "level": level,
+        "confidence": confidence,
+        "columns": dict(columns),
+    }
     card |= {"rows": len(sure), "taken": taken, "observed": observed, "statement": said}
     replace_text(out, json.dumps(card, indent=1) + "\n")
     rows = [("taken", f"{100 * taken:.1f}% of {len(sure)} rows"), ("other answers", f"{100 * observed:.2f}%")]
     show(card, [said], [*rows, ("written to", str(out))], as_json=as_json)
 
 
-def check_bar(bar: Path, answers: Path, *, as_json: bool) -> int:
-    """Judge the promise of a bar on fresh rows; return 0 where it holds, 1 where it is broken, 3 for too few to say.
+def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
+    """Judge the promise of a threshold on fresh rows; return 0 where it holds, 1 where it is broken, 3 for too few to say.
 
     Args:
-        bar: A file of `ponder certify`.
+        file: A file of `ponder certify`.
         answers: Fresh rows, with the same columns.
         as_json: Print JSON instead of a sentence.
     """
     try:
-        card = json.loads(bar.read_text(encoding="utf-8"))
+        card = json.loads(file.read_text(encoding="utf-8"))
         if card["format"] != _FORMAT:
             raise KeyError(card["format"])
         columns, level, confidence = card["columns"], float(card["level"]), float(card["confidence"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{bar}: no bar of this version, `ponder certify` ({error!r}).") from error
+        raise CheckpointError(f"{file}: no threshold of this version, `ponder certify` ({error!r}).") from error
     sure, wrong = _read(answers, columns)
-    taken = sure > card["bar"]
+    taken = sure > card["threshold"]
     verdict = judge(int((wrong & taken).sum()), len(sure), level, confidence)
     facts = {"code": verdict.code, "verdict": verdict.sentence, "taken": float(taken.mean()), "rows": len(sure)}
     show(facts, [verdict.sentence], [("taken", f"{100 * taken.mean():.1f}%")], as_json=as_json)

@@ -102,7 +102,7 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[C
 
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds: int) -> None:
-    """Scores overlap, so that any bar has some risk; kinds of policy, bars and order are chosen on each draw."""
+    """Scores overlap, so that any threshold has some risk; kinds of policy, thresholds and order are chosen on each draw."""
     draw, broken, met = np.random.default_rng(0), 0, 0
     table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
 

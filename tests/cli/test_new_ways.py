@@ -1,4 +1,4 @@
-"""`certify`, `cascade` and `advise`: bars on anybody's answers, students, and the race."""
+"""`certify`, `cascade` and `advise`: thresholds on anybody's answers, students, and the race."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ COLUMNS = ("--answer", "a", "--confidence-column", "p", "--reference", "b")
 
 
 def test_a_bar_is_certified_and_judged_on_fresh_answers(run: Callable[..., Any], tmp_path: Path) -> None:
-    bar = tmp_path / "bar.json"
-    found = run("certify", answers(tmp_path / "a.csv", 4000), *COLUMNS, "--out", bar, "--json")
+    threshold = tmp_path / "threshold.json"
+    found = run("certify", answers(tmp_path / "a.csv", 4000), *COLUMNS, "--out", threshold, "--json")
     card = json.loads(found.output)
-    assert card == json.loads(bar.read_text())
+    assert card == json.loads(threshold.read_text())
     assert 0.1 < card["taken"] < 0.9
     assert card["observed"] <= 0.02
-    held = run("check", bar, answers(tmp_path / "fresh.csv", 4000, seed=1), code=0)
+    held = run("check", threshold, answers(tmp_path / "fresh.csv", 4000, seed=1), code=0)
     assert "The promise holds" in held.output
-    assert "broken" in run("check", bar, answers(tmp_path / "worse.csv", 4000, 2, wrong=0.2), code=1).output
-    run("check", bar, answers(tmp_path / "few.csv", 5, 3), code=3)
+    assert "broken" in run("check", threshold, answers(tmp_path / "worse.csv", 4000, 2, wrong=0.2), code=1).output
+    run("check", threshold, answers(tmp_path / "few.csv", 5, 3), code=3)
 
 
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
-    out, few = tmp_path / "bar.json", answers(tmp_path / "few.csv", 40)
+    out, few = tmp_path / "threshold.json", answers(tmp_path / "few.csv", 40)
     assert "149 rows or more" in " ".join(run("certify", few, *COLUMNS, "--out", out, code=2).output.split())
     assert "no column 'confidence'" in run("certify", few, "--answer", "a", "--out", out, code=2).output
     few.write_text("a,p,b\nyes,0.5,yes\nno,0.4,\n")
@@ -58,7 +58,7 @@ def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_certify_needs_no_torch(tmp_path: Path) -> None:
-    given = [str(answers(tmp_path / "a.csv", 2000)), *COLUMNS, "--out", str(tmp_path / "bar.json")]
+    given = [str(answers(tmp_path / "a.csv", 2000)), *COLUMNS, "--out", str(tmp_path / "threshold.json")]
     code = "import sys; sys.modules['torch'] = None; from ponder.cli.app import app; app(['certify', *sys.argv[1:]])"
     subprocess.run([sys.executable, "-c", code, *given], check=True, capture_output=True)
 
