@@ -352,7 +352,7 @@ class _Race:
                 f"or more; there are {len(self.texts)}."
             )
         elif len(self.texts) < 5000:
-            said.append("More texts teach better exits and students, and certify lower thresholds: they need no labels.")
+            said.append("More texts, which need no labels, teach better exits and students.")
         if len(set(self.answers.tolist())) < 2:
             said.append("The model gives all of these texts one answer: give texts on which its answers differ.")
         if self.labels is None:

@@ -1,4 +1,4 @@
-"""The command `certify`: a threshold on anybody's answers, an LLM's too, from a file; and its check on fresh answers."""
+"""The command `certify`: a threshold on anybody's answers, an LLM's too, from a file; and its check on fresh ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VALUES = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))  # from late exit
 def run(
     answers: Path, columns: Mapping[str, str], out: Path, level: float, confidence: float, *, as_json: bool
 ) -> None:
-    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing with the exact binomial bound.
+    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing with the binomial bound.
 
     Args:
         answers: A file with a row an input.
@@ -52,8 +52,8 @@ def run(
     threshold = float(_VALUES[passed - 1]) if passed else 1.0
     taken, observed = float((sure > threshold).mean()), float((wrong & (sure > threshold)).mean())
     said = (
-        f"Take answers with a confidence above {threshold:.6g}, and ask the reference for the others: other answers on at "
-        f"most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
+        f"Take answers with a confidence above {threshold:.6g}, and ask the reference for the others: other answers on "
+        f"at most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
     )
     card = {
         "format": _FORMAT,
@@ -69,7 +69,7 @@ def run(
 
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
-    """Judge the promise of a threshold on fresh rows; return 0 where it holds, 1 where it is broken, 3 for too few to say.
+    """Judge a promise on fresh rows; return 0 where it holds, 1 where it is broken, 3 where there are too few to say.
 
     Args:
         file: A file of `ponder certify`.
