@@ -21,6 +21,7 @@ _READERS = {
     "cascade.json": "ponder.cascade.cascade:Cascade.load",
     "student.json": "ponder.cascade.student:Student.load",
     "export.json": "ponder.deploy.runtime:OnnxModel",
+    "head.safetensors": "model2vec.inference:StaticModelPipeline.from_pretrained",
     "config.json": "ponder.integrations.transformers.reading:read_classifier",
 }
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""

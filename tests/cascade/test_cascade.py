@@ -102,7 +102,7 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[C
 
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds: int) -> None:
-    """Scores overlap, so that any threshold has some risk; kinds of policy, thresholds and order are chosen on each draw."""
+    """Scores overlap, so that any threshold has some risk; kinds, thresholds and their order are chosen on each draw."""
     draw, broken, met = np.random.default_rng(0), 0, 0
     table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
 
@@ -197,6 +197,32 @@ def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no cascade"):
         Cascade.load(tmp_path)
     assert given.predict(texts).labels == named
+
+
+def test_a_classifier_of_model2vec_stands_in_the_place_of_a_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StaticModelPipeline:  # as model2vec 0.10 has it
+        classes_ = np.array(CLASSES)
+        predict_proba = staticmethod(cheap)
+
+        def save_pretrained(self, path: Path) -> None:
+            path.mkdir(parents=True)
+            (path / "head.safetensors").touch()
+            (path / "config.json").touch()
+
+        @classmethod
+        def from_pretrained(cls, path: Path) -> StaticModelPipeline:
+            return cls()
+
+    monkeypatch.setitem(sys.modules, "model2vec", SimpleNamespace(inference=None))
+    module = SimpleNamespace(StaticModelPipeline=StaticModelPipeline)
+    monkeypatch.setitem(sys.modules, "model2vec.inference", module)
+    texts, numbers = world(600)
+    cascade = Cascade([StaticModelPipeline(), Student.fit(texts, [CLASSES[n] for n in numbers])])
+    assert cascade.certify(texts, level=0.05).met
+    cascade.save(tmp_path / "cascade")
+    assert Cascade.load(tmp_path / "cascade").predict(texts).labels == cascade.predict(texts).labels
 
 
 def test_a_stage_that_fails_leaves_the_other_rows_answered() -> None:
