@@ -212,12 +212,8 @@ class Ranker:
     def predict(self, sentences: Any) -> Any:
         """Score pairs of query and document at full depth, `(pairs,)`, as `CrossEncoder.predict` does."""
         one = len(sentences) == 2 and isinstance(sentences[0], str)
-        pairs, found = [sentences] if one else list(sentences), list[Array]()
-        for start in range(0, len(pairs), _AT_ONCE):
-            batches = self._start(pairs[start : start + _AT_ONCE])
-            for step in range(1, self.scorer.num_steps + 1):
-                batches.advance(step)
-            found.append(batches.output())
+        pools = [Pool(query, [document]) for query, document in ([sentences] if one else sentences)]
+        found = [self._run(part, LastStep())[1] for part in _chunks(pools)]
         scores = self._shown(np.concatenate([*found, np.zeros(0)])).astype(np.float32)
         return scores[0] if one else scores
 
@@ -257,9 +253,7 @@ class Ranker:
         spread: Sequence[float] = (),
     ) -> RiskControl:
         """Choose the margin of `TopK` on queries that chose nothing else, and take it; arguments as for `fit_exits`."""
-        costs = np.maximum(
-            np.arange(1.0, self.num_steps + 1) - self.first_stage, 0.01
-        )  # the first stage is paid already
+        costs = np.arange(1.0, self.num_steps + 1) - self.first_stage
         found = control_risk(
             self.record(pools),
             TopK(top_k, 1.0, tuple(spread), ordered),
@@ -268,7 +262,7 @@ class Ranker:
             confidence=confidence,
             bound="betting" if risk.startswith("ndcg") else "exact_binomial",
             grid=_MARGINS,
-            costs=costs,
+            costs=np.maximum(costs, 0.01),  # the first stage is paid already
         )
         self.ranking = replace(self.ranking, top_k=top_k, policy=found.policy)
         return found
@@ -281,7 +275,7 @@ class Ranker:
         state, together = policy.init(PolicyBatch(rows, last, _TASK)), policy.exit_of_all(last)
         batches: _Batches | None = None
         if end is not None and not self._pace and len(rows):
-            self._time_some(pairs)
+            self._run([Pool(pairs[0][0], [document for _, document in pairs[:8]])], LastStep())  # which times it
         for step in range(1, last + 1):
             if step == 1 and self.first_stage:
                 own = self._blended(1, 0.0, first)
@@ -325,14 +319,6 @@ class Ranker:
     def _shown(self, scores: Array) -> Array:
         with np.errstate(over="ignore"):
             return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.ranking.sigmoid else scores
-
-    def _time_some(self, pairs: Sequence[tuple[str, str]]) -> None:
-        batches = self._start(pairs[:8])
-        for step in range(1, self.scorer.num_steps + 1):
-            began = time.perf_counter()
-            batches.advance(step)
-            batches.output()
-            self._note(time.perf_counter() - began, len(pairs[:8]))
 
     def _note(self, seconds: float, rows: int) -> None:
         now = seconds / max(rows, 1)

@@ -110,6 +110,7 @@ def make_stand_ins(folder: Path) -> None:
         logits = classifier.eval()(**both).logits
         classifier.classifier.weight *= 10 / (logits[0] - logits[1]).abs().max()
         classifier.classifier.bias -= classifier(**both).logits.mean(0)
-    for name, model in (("albert-base-v2", encoder), ("my-classifier", classifier)):
+        scorer = AlbertForSequenceClassification(AlbertConfig(**{**config.to_dict(), "num_labels": 1}))
+    for name, model in (("albert-base-v2", encoder), ("my-classifier", classifier), ("my-reranker", scorer)):
         model.save_pretrained(folder / name)
         named.save_pretrained(folder / name)

@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")), *DOCS.glob("*.md")]
 )
-STAND_INS = re.compile("albert-base-v2|my-classifier")
+STAND_INS = re.compile("albert-base-v2|my-classifier|my-reranker")
 
 
 def name(page: Path) -> str:
