@@ -11,12 +11,11 @@ import typer
 
 from benchmarks.command_line import bar, print_table, run_app
 from benchmarks.files import read_json, write_json
-from benchmarks.markdown import spread, table
+from benchmarks.markdown import spread
 from benchmarks.parity.experiment import PAPER, SMALL, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("scene", "model", "halting", "validation", "test", "exit step", "steps per element: validation", "test")
-COMMITTED = Path(__file__).parents[1] / "results" / "parity"
 
 
 @app.command()
@@ -41,14 +40,9 @@ def parity_command(
     print(f"Results: {out}")
 
 
-def results(folder: Path = COMMITTED) -> list[dict[str, Any]]:
+def results(folder: Path) -> list[dict[str, Any]]:
     """Return the results of a folder, by seed."""
     return [read_json(path) for path in sorted(folder.glob("*-s*.json"))]
-
-
-def markdown(folder: Path = COMMITTED) -> str:
-    """Return the table of a folder as Markdown."""
-    return table(COLUMNS, rows(results(folder)))
 
 
 def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:

@@ -13,13 +13,11 @@ import typer
 import ponder
 from benchmarks.command_line import bar, print_table, run_app
 from benchmarks.environment import environment
-from benchmarks.files import read_json, write_json
-from benchmarks.markdown import table
+from benchmarks.files import write_json
 from benchmarks.risk.simulation import simulate, synthetic_scene
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")
-COMMITTED = Path(__file__).parents[1] / "results" / "risk" / "risk.json"
 
 
 @app.command()
@@ -55,15 +53,6 @@ def risk_command(
     if not all(outcome["kept"] for outcome in outcomes):
         print("error: a promise is broken more often than the simulation's error allows", file=sys.stderr)
         sys.exit(1)
-
-
-def markdown(path: Path = COMMITTED) -> str:
-    """Return the committed outcomes as a table, with the version and the commit that made them."""
-    result = read_json(path)
-    made = result["environment"]
-    clean = " (of a tree with changes)" if made.get("uncommitted_changes") else ""
-    by = f"Version {made['versions'].get('ponder-torch')}, commit {made['commit']}{clean}, {made['date']}."
-    return f"{table(COLUMNS, map(_cells, result['outcomes']))}\n\n{by}"
 
 
 def _cells(outcome: Mapping[str, Any]) -> Sequence[str]:

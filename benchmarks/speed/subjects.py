@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from ponder.calibration.cost import WallClock, seconds
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import ExitPolicy
 
-__all__ = ["Options", "Seconds", "Subject", "albert_base", "figure", "interleaved", "minilm", "mpnet_encoder", "ratio"]
+__all__ = ["COLUMNS", "Options", "Seconds", "Subject", "albert_base", "cells", "figure", "interleaved", "minilm",
+           "mpnet_encoder", "ratio"]  # fmt: skip
 
+COLUMNS = ("case", "figure", "median", "range", "goal", "reached")
 Seconds = Mapping[str, list[float]]
 MOST_ROUNDS = 21
 _ALBERT_BASE: dict[str, Any] = {
@@ -72,14 +73,6 @@ class Subject:
     def run_wrapped(self, batch: dict[str, Tensor], policy: ExitPolicy | None = None) -> Callable[[], Tensor]:
         """Return a call of the wrapped model, at full depth where no policy is given."""
         return torch.inference_mode()(lambda: self.wrapped(**batch, policy=policy).logits)
-
-    def compiled(self, **options: Any) -> Subject:
-        """Return copies whose layers are compiled, each once for all sizes."""
-        plain, wrapped = copy.deepcopy((self.plain, self.wrapped))
-        for encoder in (plain.base_model.encoder, wrapped.encoder.encoder):
-            for layer in encoder.albert_layer_groups if hasattr(encoder, "albert_layer_groups") else encoder.layer:
-                layer.compile(dynamic=True, **options)
-        return Subject(f"{self.name}, compiled", plain, wrapped)
 
 
 def albert_base(options: Options) -> Subject:
@@ -170,3 +163,17 @@ def interleaved(
 def ratio(took: Seconds, over: str, under: str) -> WallClock:
     """Return the seconds of `over` ÷ those of `under`: median and range over the rounds."""
     return WallClock.of([a / b for a, b in zip(took[over], took[under], strict=True)])
+
+
+def cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of one figure; a goal that is missed says so."""
+    if one["value"] is None:
+        return (one["case"], f"{one['figure']}: {one['why']}", "–", "–", "–", "–")
+    goals = [f"{sign} {one[key]:g}" for key, sign in (("at_least", "≥"), ("at_most", "≤")) if one[key] is not None]
+    reached = {True: "yes", False: "missed", None: "–"}[one["kept"]]
+    spread = "–" if one["low"] == one["high"] else f"{_number(one['low'])}–{_number(one['high'])}"
+    return (one["case"], one["figure"], _number(one["value"]), spread, ", ".join(goals) or "–", reached)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"

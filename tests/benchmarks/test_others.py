@@ -30,9 +30,7 @@ from benchmarks.risk import cli as risk
 from benchmarks.risk.simulation import synthetic_scene, true_risk
 from benchmarks.shared import cli as shared
 from benchmarks.speed import cli as speed
-from benchmarks.speed.page import cells
-from benchmarks.speed.page import markdown as speed_page
-from benchmarks.speed.subjects import figure, interleaved, ratio
+from benchmarks.speed.subjects import cells, figure, interleaved, ratio
 from benchmarks.text import cli as text
 from ponder import policies
 from ponder.integrations.transformers import PonderForSequenceClassification
@@ -274,10 +272,6 @@ def test_bfloat16_products_round_as_instructions_for_them_do() -> None:
 
 
 def test_committed_results_make_tables_and_figures(tmp_path: Path) -> None:
-    assert risk.markdown().count("\n| ") > 10
-    assert "PonderNet" in parity.markdown()
-    assert "commit" in speed_page()
-    assert "older than the code" in speed_page(version="9")
     assert "onnxruntime's default" in cosines()
     pages = report.markdown()
     assert all(f"### {name}" in pages for name in ("Prefix-sums", "Mazes", "Sudoku-9x9"))
