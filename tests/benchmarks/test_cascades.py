@@ -1,0 +1,47 @@
+"""The benchmark of cascades in its smallest size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.cascades import cli, curve, measuring, redraws, setting
+
+
+def invoke(*arguments: object) -> None:
+    done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if done.exit_code:
+        raise AssertionError(done.output) from done.exception
+
+
+@pytest.mark.slow
+def test_cascades_stand_beside_exits_and_a_blind_mix(
+    backbone: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (measuring, redraws):
+        monkeypatch.setattr(module, "LEVELS", (0.3, 0.4))
+    monkeypatch.setattr(curve, "LEVEL", 0.3)
+    monkeypatch.setattr(curve, "COUNTS", (100,))
+    monkeypatch.setattr(setting, "TRAINING", {"SST-2": (150, 8)})
+    monkeypatch.setattr(setting, "_RATES", {backbone: 5e-3})
+    monkeypatch.setattr(measuring, "_ROUNDS", 1)
+    given = ("--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, "--work", tmp_path, "--out", tmp_path)
+    invoke("run", *given)
+    found = json.loads((tmp_path / "sst-2-tiny-s0.json").read_text())
+    ways = found["promises"]["0.3"]
+    assert list(ways) == [
+        *("exits", "cascade", "cascade with exits"),
+        *("int8 exits", "int8 cascade", "int8 cascade with exits", "blind mix"),
+    ]
+    assert ways["exits"]["batches"]["times"][1] > 0
+    share, mix = ways["cascade"]["student_answers"], ways["blind mix"]
+    assert mix["other"] == pytest.approx(share * found["student"]["other"])
+    invoke("curve", *given)
+    points = json.loads((tmp_path / "curve-sst-2-tiny-s0.json").read_text())["points"]
+    assert {point["texts"] for point in points} == {100, found["texts"]["teach"] + found["texts"]["certify"]}
+    invoke("redraw", *given, "--draws", 4, "--taught", 2)
+    outcomes = json.loads((tmp_path / "redraws-sst-2.json").read_text())["outcomes"]
+    assert [outcome["draws"] for outcome in outcomes] == [4, 2, 4, 2, 2, 2]
