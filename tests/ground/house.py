@@ -33,8 +33,8 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 1_250),
     "training": (("ponder/training.py",), 480),
     "cascade": (("ponder/cascade",), 750),
-    "deploy": (("ponder/deploy",), 2_300),
-    "cli": (("ponder/cli",), 1_700),
+    "deploy": (("ponder/deploy",), 2_700),
+    "cli": (("ponder/cli",), 1_900),
     "integrations": (("integrations",), 3_500),
     "advice": (("ponder/advice.py",), 500),
 }

@@ -53,6 +53,7 @@ WITHOUT_TORCH = (
     "ponder.cli.certify",
     "ponder.deploy.export",
     "ponder.deploy.monitor",
+    "ponder.deploy.ranking",
     "ponder.deploy.runtime",
 )
 
