@@ -186,37 +186,25 @@ class OnnxModel:
         self, batch: _Batch, policy: Any, row_ids: Array, context: Mapping[str, Array] | None = None
     ) -> tuple[list[Array], Array]:
         """Run a batch to its exits: the loop of `ponder.model.loop`, in NumPy."""
-        steps, task = self.num_steps, self.task
-        running, state = _Running(self, batch), policy.init(PolicyBatch(row_ids, steps, task))
-        rows, exit_step = np.arange(len(row_ids)), np.full(len(row_ids), steps)
-        log_survival, outputs = np.zeros(len(rows), dtype=np.float32), [np.zeros(0)] * len(rows)
-        together = policy.exit_of_all(steps)
-        for step in range(1, steps + 1):
+        running, state = _Running(self, batch), policy.init(PolicyBatch(row_ids, self.num_steps, self.task))
+        rows, exit_step = np.arange(len(row_ids)), np.zeros(len(row_ids), dtype=np.int64)
+        outputs, together = [np.zeros(0)] * len(rows), policy.exit_of_all(self.num_steps)
+        last = together or self.num_steps
+        for step in range(1, last + 1):
             running.advance(step)
-            exits = np.full(len(rows), step == (together or steps))
-            if not exits.any() and together is None:
-                readings: dict[str, Array] = {}
-                if "hazard" in policy.needs:
-                    logit = running.hazard()
-                    readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(log_survival)
-                    log_survival = log_survival - np.logaddexp(0, logit)
-                    readings["cdf"] = -np.expm1(log_survival)
-                mask = running.mask() if task.per_position else None
-                if "output" in policy.needs:
-                    readings["output"] = task.without_padding(running.output().copy(), mask)
-                if "features" in policy.needs:
-                    readings["features"] = running.features()
+            exits: Any = step == last
+            if together is None and step < last:
                 given = None if context is None else take(context, rows)
-                view = StepView(np.full(len(rows), step), steps, readings, task, mask, given)
-                answer, state = policy.decide(view, state)
-                exits = np.broadcast_to(answer, exits.shape)
-            gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
+                exits, state = policy.decide(running.view(policy.needs, given), state)
+            exits = np.broadcast_to(exits, len(rows))
+            gone = np.flatnonzero(exits)
             if len(gone):
                 for place, output in zip(rows[gone], running.output_of(gone), strict=True):
                     outputs[place], exit_step[place] = output, step
-                if not len(stay):
+                if len(gone) == len(rows):
                     break
-                rows, state, log_survival = rows[stay], take(state, stay), log_survival[stay]
+                stay = np.flatnonzero(~exits)
+                rows, state = rows[stay], take(state, stay)
                 running.keep(stay)
         return outputs, exit_step
 
@@ -329,6 +317,7 @@ class _Running:
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = batch.arrays[spec.name.removeprefix("context.")]
         self._lengths, self._step, self._cache = batch.lengths, 0, dict[str, Array]()
+        self._log_survival = np.zeros(len(batch.lengths), dtype=np.float32)
         self._past: list[Array] = []
         if made.history > 1:
             first = self._halting_features()
@@ -340,8 +329,9 @@ class _Running:
         self._cache, self._step = {}, step
         name = self._made.steps[self._made.schedule[step - 1]]
         size = len(self._arrays[self._made.hidden[0].name])
-        found = self._graphs[name]({**self._arrays, "index": np.full(size, step)})
-        self._arrays = {**self._arrays, **{key.removesuffix(_NEXT): value for key, value in found.items()}}
+        self._arrays["index"] = np.full(size, step)
+        for key, value in self._graphs[name](self._arrays).items():
+            self._arrays[key.removesuffix(_NEXT)] = value
 
     def features(self) -> Array:
         return self._cached("features", lambda: self._graphs[self._made.readout](self._arrays)["features"])
@@ -359,6 +349,21 @@ class _Running:
             return self.output()[index]
         return self._answer(self.features()[index])
 
+    def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
+        """What a policy sees of the step that was computed."""
+        task, readings = self._model.task, dict[str, Array]()
+        if "hazard" in needs:
+            logit = self.hazard()
+            readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(self._log_survival)
+            self._log_survival = self._log_survival - np.logaddexp(0, logit)
+            readings["cdf"] = -np.expm1(self._log_survival)
+        mask = self.mask() if task.per_position else None
+        if "output" in needs:
+            readings["output"] = task.without_padding(self.output().copy(), mask)
+        if "features" in needs:
+            readings["features"] = self.features()
+        return StepView(self._arrays["index"], self._model.num_steps, readings, task, mask, context)
+
     def mask(self) -> Array:
         """Positions that are no padding, `(rows, length)`."""
         length = self._arrays[self._made.hidden[0].name].shape[1]
@@ -367,7 +372,7 @@ class _Running:
 
     def keep(self, index: Array) -> None:
         kept = {name: value[index] for name, value in self._cache.items() if self._past and name.endswith("features")}
-        self._cache, self._lengths = kept, self._lengths[index]
+        self._cache, self._lengths, self._log_survival = kept, self._lengths[index], self._log_survival[index]
         self._past = [each[index] for each in self._past]
         for spec in (*self._made.hidden, *self._made.context):
             array = self._arrays[spec.name] if spec.shared else self._arrays[spec.name][index]
@@ -398,23 +403,27 @@ def _are_texts(examples: Any) -> bool:
 
 def _joined(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> _Batch:
     """Stack rows, each padded on the right to the longest."""
-    arrays = {}
+    arrays, longest = {}, max(row.length for row in rows)
     for spec in specs:
         parts = [row.arrays[spec.name] for row in rows]
         if spec.shared:
             arrays[spec.name] = parts[0]
             continue
         for dim in spec.along:
-            longest = max(row.length for row in rows)
-            parts = [_resized(part, dim - 1, longest, spec.fill) for part in parts]
-        arrays[spec.name] = np.stack(parts)
+            parts = [part[(slice(None),) * (dim - 1) + (slice(longest),)] for part in parts]
+        arrays[spec.name] = _stacked(parts, spec.fill)
     return _Batch(arrays, np.array([row.length for row in rows]))
 
 
-def _resized(array: Array, dim: int, length: int, fill: float) -> Array:
-    cut = array[(slice(None),) * dim + (slice(length),)]
-    width = [(0, length - cut.shape[n] if n == dim else 0) for n in range(cut.ndim)]
-    return np.pad(cut, width, constant_values=fill)
+def _stacked(parts: Sequence[Array], fill: float) -> Array:
+    """Stack arrays, with a fill behind the ends of shorter ones."""
+    if len({part.shape for part in parts}) == 1:
+        return np.stack(parts)
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    made = np.full((len(parts), *shape), fill, dtype=parts[0].dtype)
+    for row, part in zip(made, parts, strict=True):
+        row[tuple(map(slice, part.shape))] = part
+    return made
 
 
 def _in_order(found: Sequence[tuple[Any, Array]], model: OnnxModel) -> Array:
@@ -422,10 +431,7 @@ def _in_order(found: Sequence[tuple[Any, Array]], model: OnnxModel) -> Array:
     ordered = [value for _, value in sorted(found, key=lambda pair: pair[0])]
     if not ordered:
         return np.zeros((0, *model.manifest.outputs), dtype=np.float32)
-    if len({value.shape for value in ordered}) > 1:
-        longest = max(len(value) for value in ordered)
-        ordered = [_resized(value, 0, longest, model.task.blank) for value in ordered]
-    return np.stack(ordered)
+    return _stacked(ordered, model.task.blank)
 
 
 def take(tree: Any, index: Array) -> Any:
