@@ -73,6 +73,29 @@ def race_command(
     )
 
 
+@app.command("clock")
+def clock_command(
+    task: Task,
+    text_dir: TextDir,
+    models: Models = Path("runs/rerank"),
+    k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
+    queries: Annotated[int, typer.Option(min=3, help="Test queries.")] = 60,
+    train: Train = 3000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/rerank/results"),
+) -> None:
+    """Time `rank` of the raced model beside Sentence Transformers, exports and int8, and count the budgets kept."""
+    from benchmarks.rerank import clock
+
+    hide_bars()
+    folder = models / f"{task.lower()}-s{seed}"
+    found = clock.clock(task, text_dir, folder, out, k=k, queries=queries, train=train, seed=seed)
+    rows = [(way, f"{one['seconds']:.3f}", f"{one['changed']:.1%}") for way, one in found["ways"].items()]
+    print_table(("way", "seconds a query", "other top k"), rows)
+    budgets = [tuple(f"{value:.3f}" for value in one.values()) for one in found["budgets"]]
+    print_table(tuple(found["budgets"][0]), budgets)
+
+
 def main() -> None:
     """Run the command line."""
     run_app(app)

@@ -55,6 +55,7 @@ def race(
         fitted[name] = dict(ranker.ranking.fitted)
         records[name] = ranker.record(fresh if ranker.first_stage else [_bare(pool) for pool in fresh])
         say(f"{name}: {fitted[name]['statement']}")
+    rankers["TopK, first stage"].save(folder / "ranker")
     short = max(folder.glob("cut*"))
     rankers["cut encoder"] = CrossEncoder(short)
     records["cut encoder"] = rankers["cut encoder"].record([_bare(pool) for pool in fresh])
