@@ -18,7 +18,6 @@ from benchmarks.environment import environment
 from benchmarks.files import write_json
 from ponder import split
 from ponder.integrations.transformers import fit_exits
-from ponder.policies import LastStep
 
 __all__ = ["STAND_INS", "run"]
 
@@ -71,9 +70,8 @@ class _Curve:
         """Outputs of the model at full depth; a text is asked about once."""
         unknown = [text for text in dict.fromkeys(texts) if text not in self.known]
         if unknown:
-            self.setting.model.policy = LastStep()
-            answers = self.setting.model.predict(unknown).outputs
-            self.known |= dict(zip(unknown, np.asarray(answers, dtype=np.float64), strict=True))
+            answers = self.setting.plain.predict(unknown).outputs.double().numpy()
+            self.known |= dict(zip(unknown, answers, strict=True))
         return np.array([self.known[text] for text in texts])
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks import tasks
@@ -25,7 +24,7 @@ from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Embeddings, Student
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct
-from ponder.integrations.transformers.reading import read_classifier
+from ponder.integrations.transformers.reading import PlainClassifier, read_classifier
 from ponder.integrations.transformers.texts import tokenize
 from ponder.policies import LastStep
 
@@ -81,7 +80,8 @@ class Setting:
             epochs = max(2, epochs - 1) if backbone == "mpnet" else epochs
             fine_tune(backbone, texts[:many], list(source["label"])[:many], names, folder, epochs=epochs, **options)
         model = read_classifier(folder)
-        rest = texts[many : many + most]
+        learned = set(texts[:many])
+        rest = [text for text in texts[many:] if text not in learned][:most]
         first, ids, _ = distinct(tokenize(model.tokenizer, rest, 512).rows)
         own = [rest[n] for n in first]
         return cls(task, names, texts[:many], own, ids, _texts(test, backbone), np.array(test["label"]), model, seed)
@@ -122,17 +122,10 @@ class Setting:
         found = {"other": float((answers != full).mean()), "accuracy": float(right[~outside].mean())}
         return found | ({"accuracy_outside": float(right[outside].mean())} if outside.any() else {})
 
-    def plain(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[Any]:
-        """Answer as anyone would: the fine-tuned encoder as it is, in batches of similar length."""
-        tokenizer: Any = self.model.tokenizer
-        order, answers = sorted(range(len(texts)), key=lambda n: -len(texts[n])), np.zeros(len(texts), dtype=int)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                batch = tokenizer([texts[n] for n in places], padding=True, truncation=True, return_tensors="pt")
-                known = {name: batch[name] for name in batch if name in self.model.adapter.inputs}
-                answers[places] = self.model.encoder(**known).logits.argmax(-1).numpy()
-        return answers
+    @cached_property
+    def plain(self) -> PlainClassifier:
+        """The model as anyone runs it."""
+        return PlainClassifier(self.model.encoder, self.model.tokenizer)
 
 
 def certified(outputs: Floats, level: float, *, cost: float = 30.0, referred: bool = False, seed: int = 0) -> Any:

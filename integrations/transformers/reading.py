@@ -2,15 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import load_tokenizer
+from ponder.integrations.transformers.texts import load_tokenizer, max_positions
 
-__all__ = ["read_classifier"]
+__all__ = ["PlainClassifier", "read_classifier", "read_stage"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlainClassifier:
+    """A fine-tuned classifier of texts as it is: no early head, no step by itself.
+
+    Args:
+        encoder: The model of Transformers, with its head.
+        tokenizer: Its tokenizer.
+    """
+
+    encoder: Any
+    tokenizer: Any
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model."""
+        return self.encoder.config
+
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> PlainAnswers:
+        """Answer texts, or pairs of texts, in batches of similar length."""
+        longest = min(max_positions(self.encoder), self.tokenizer.model_max_length)
+        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+        order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
+        outputs = torch.empty(len(texts), self.config.num_labels)
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                batch = self.tokenizer([texts[n] for n in places], **options)
+                outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
+        return PlainAnswers(outputs)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model with its tokenizer."""
+        self.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def export_source(self) -> Any:
+        """Return what `ponder.export.onnx` writes: the model at full depth."""
+        model: Any = PonderForSequenceClassification.from_finetuned(self.encoder)
+        model.tokenizer = self.tokenizer
+        return model.eval().export_source()
+
+
+@dataclass(frozen=True, eq=False)
+class PlainAnswers:
+    """Answers: the logits of the classes, `(texts, classes)`."""
+
+    outputs: torch.Tensor
+
+
+def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainClassifier:
+    """Read a classifier of texts that stands in a cascade: with its exits, or as it is where it has none."""
+    source = str(folder)
+    config = AutoConfig.from_pretrained(source)
+    if isinstance(config, PonderConfig):
+        return read_classifier(source)
+    if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+        raise ArgumentError(
+            "MODEL",
+            expected="a classifier of one class a text",
+            got=f"{config.num_labels} outputs, problem_type {config.problem_type!r}",
+            remedy="Rerankers and several labels a text have no answers that are the same or not.",
+        )
+    encoder: Any = AutoModelForSequenceClassification.from_pretrained(source)
+    return PlainClassifier(encoder.eval(), load_tokenizer(source))
 
 
 def read_classifier(folder: str | Path) -> PonderForSequenceClassification:

@@ -22,7 +22,7 @@ _READERS = {
     "student.json": "ponder.cascade.student:Student.load",
     "export.json": "ponder.deploy.runtime:OnnxModel",
     "head.safetensors": "model2vec.inference:StaticModelPipeline.from_pretrained",
-    "config.json": "ponder.integrations.transformers.reading:read_classifier",
+    "config.json": "ponder.integrations.transformers.reading:read_stage",
 }
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 

@@ -145,6 +145,7 @@ class Student:
         if len(np.unique(names[taught])) > 1:
             model.fit(features[taught], names[taught])
             temperature = _temperature(model.decision_function(features[held_out]), names[held_out], model.classes_)
+            model.warm_start = len(model.classes_) == len(np.unique(names))  # from there the whole is not far
         model.fit(features, names)
         weights, bias = model.coef_.T, model.intercept_
         if weights.shape[1] == 1:  # two classes have one column of weights there

@@ -71,6 +71,7 @@ def advise(
     within: Annotated[
         str | None, typer.Option(help="Take the most faithful way that answers a text within 5ms, say.")
     ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also teach a model of half the layers, some minutes.")] = False,
     confidence: Confidence = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
     json: Json = False,
@@ -78,7 +79,7 @@ def advise(
     """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
     with sentences():
         given: dict[str, Any] = {"disagreement": disagreement or 0.01, "confidence": confidence, "seed": seed}
-        given["within"] = None if within is None else _seconds(within)
+        given |= {"deep": deep, "within": None if within is None else _seconds(within)}
         _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
 
 
@@ -87,6 +88,9 @@ def cascade(
     model: Annotated[Path, typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL")],
     texts: TextsFile,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    teach: Annotated[
+        Path | None, typer.Option(help="Texts that only teach the student: those on which MODEL was trained, say.")
+    ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.", **_SHARE)] = 0.02,
@@ -96,7 +100,8 @@ def cascade(
     """Put a student in front of MODEL, taught by its answers, with a threshold and a promise."""
     with sentences():
         options = {"level": disagreement, "confidence": confidence}
-        _module("cascade").run(model, texts, out, _reading(column, None, no_header), options, as_json=json)
+        reading = _reading(column, None, no_header)
+        _module("cascade").run(model, texts, out, reading, options, teach=teach, as_json=json)
 
 
 @app.command()

@@ -31,7 +31,14 @@ _RANGES = 256  # texts, by which int8 fixes the ranges of activations
 
 
 def run(
-    model: Path, texts: Path, out: Path, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
+    model: Path,
+    texts: Path,
+    out: Path,
+    reading: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    teach: Path | None = None,
+    as_json: bool,
 ) -> None:
     """Teach a student the model's answers, certify the cascade, and write the folder.
 
@@ -41,28 +48,32 @@ def run(
         out: The folder to write.
         reading: Arguments of `read_texts`.
         options: Arguments of `Cascade.certify`.
+        teach: A file of texts that teach the student alone, such as those on which the model was trained.
         as_json: Print JSON instead of a table.
     """
     probe_folder(out, "cascade", model)
     found, stage = read_texts(texts, **reading).without_empty(), read_stage(model)
+    more = [] if teach is None else list(dict.fromkeys(read_texts(teach, **reading).without_empty().texts))
     given = list(dict.fromkeys(found.texts))
-    teach, rest, below = _sides(stage, given)
+    taught, rest, below = _sides(stage, given)
+    taught = list(dict.fromkeys([*taught, *more]))
+    rest = [text for text in rest if text not in set(more)]
     classes = stage.classes or ()
-    answers = [classes[n] for n in stage.probabilities(teach, classes, _full(stage)).argmax(1)]
+    answers = [classes[n] for n in stage.probabilities(taught, classes, _full(stage)).argmax(1)]
     embeddings = _embeddings(stage.model)
-    student = Student.fit(teach, answers, embeddings=embeddings)
+    student = Student.fit(taught, answers, embeddings=embeddings)
     cascade = Cascade([student, stage])
     record = cascade.record(rest)
     report = cascade.certify(record, **options)
     cascade.save(out)
     differ = len(set(answers[::2])) > 1
-    fewer = Student.fit(teach[::2], answers[::2], embeddings=embeddings) if differ else student
-    said = _of_more_texts(report, _with_student(cascade, record, fewer, rest, options), len(teach))
+    fewer = Student.fit(taught[::2], answers[::2], embeddings=embeddings) if differ else student
+    said = _of_more_texts(report, _with_student(cascade, record, fewer, rest, options), len(taught))
     facts = _facts(report) | {"taught_below": below, "taught_by_half": said}
     card = {"command": "cascade", "columns": list(found.columns), **facts}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
-    sides = f"teach {len(teach)}, choose {report.chosen_on}, certify {report.certified_on}"
-    rows = [("texts", f"{count(len(given), 'text')}: {sides}"), *_rows(report), ("written to", str(out))]
+    sides = f"teach {len(taught)}, choose {report.chosen_on}, certify {report.certified_on}"
+    rows = [("texts", f"{count(len(taught) + len(rest), 'text')}: {sides}"), *_rows(report), ("written to", str(out))]
     show(card, [report.statement, said], rows, as_json=as_json)
 
 

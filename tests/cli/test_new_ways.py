@@ -67,9 +67,10 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
     run: Callable[..., Any], folders: Folders, tmp_path: Path
 ) -> None:
     out = tmp_path / "cascade"
-    options = ("--texts", folders.texts, "--disagreement", 0.3, "--json")
-    card = json.loads(run("cascade", folders.model, *options, "--out", out).output.splitlines()[-1])
+    options = ("--texts", folders.texts, "--disagreement", 0.3, "--json", "--out", out)
+    card = json.loads(run("cascade", folders.model, *options, "--teach", folders.fresh).output.splitlines()[-1])
     assert len(card["shares"]) == 2
+    assert card["chosen_on"] + card["certified_on"] == 160  # what more texts teach does not certify
     found = tmp_path / "answers.csv"
     run("predict", out, "--texts", folders.fresh, "--out", found)
     with found.open() as file:
