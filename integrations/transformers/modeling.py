@@ -218,7 +218,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def from_encoder(
         cls,
         encoder: str | PathLike[str] | PreTrainedModel,
-        recipe: str | Recipe = "palbert",
+        recipe: str | Recipe = "ponder",
         num_labels: int | None = None,
         *,
         readout: str | None = None,
@@ -235,7 +235,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of an
                 encoder-decoder, the encoder is used. A decoder is read as an encoder, best by its last token.
             recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
-                encoder's steps.
+                encoder's steps. `PonderTrainer` trains the several stages that some have, the default among them.
             num_labels: Classes; 1 is regression. Where None as many as `id2label` names, or 2.
             readout: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``, as far as the model
                 has them (`readouts`); where None, the first of these that the encoder has.
