@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.seeds import uniform
+from ponder.errors import ArgumentError
 
-__all__ = ["content_ids", "split"]
+__all__ = ["class_numbers", "content_ids", "split"]
 
 
 def content_ids(texts: Iterable[str | Sequence[str]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -52,3 +53,19 @@ def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list
     side = np.empty(len(unique), dtype=np.int64)
     side[order] = np.searchsorted(bounds, middle, side="right")
     return [np.flatnonzero(side[group] == one) for one in range(len(shares))]
+
+
+def class_numbers(labels: Iterable[object], names: Sequence[str]) -> list[int]:
+    """Return labels, which are names of the classes or their numbers, as numbers.
+
+    Example:
+        >>> class_numbers(["yes", "no"], ["no", "yes"]), class_numbers(["1", 0], ["no", "yes"])
+        ([1, 0], [1, 0])
+    """
+    given, numbers = [str(label) for label in labels], {name: place for place, name in enumerate(names)}
+    if not set(given) <= numbers.keys():
+        numbers = {str(place): place for place in range(len(names))}
+    if unknown := sorted(set(given) - numbers.keys()):
+        expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
+        raise ArgumentError("--labels", expected=expected, got=repr(unknown[0]), remedy="Name the right column.")
+    return [numbers[label] for label in given]

@@ -13,7 +13,18 @@ from ponder.calibration.records import Bools, Floats, Ints, Record, as_array, at
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, all_within
 
-__all__ = ["Missed", "Ranking", "Risk", "RiskLike", "loss_at", "losses_of", "name_of", "ranked", "resolved"]
+__all__ = [
+    "Missed",
+    "OtherAnswers",
+    "Ranking",
+    "Risk",
+    "RiskLike",
+    "loss_at",
+    "losses_of",
+    "name_of",
+    "ranked",
+    "resolved",
+]
 
 
 class Risk(ABC):
@@ -73,6 +84,17 @@ class Missed(Risk):
             *_, last = record.views(frozenset({"output"}))
             reference = np.asarray(last.output).argmax(-1)
         return np.isin(reference, np.asarray(self.classes))
+
+
+@dataclass(frozen=True)
+class OtherAnswers(Risk):
+    """The risk of another answer than that of a reference, which the record has as its labels."""
+
+    name: str = "disagreement_with_reference"
+
+    def losses(self, record: Record) -> Floats:
+        """Return 1 where the answer is another, `(rows, steps)`."""
+        return 1.0 - record.correct()
 
 
 @dataclass(frozen=True)

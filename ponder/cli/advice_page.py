@@ -1,4 +1,4 @@
-"""`report.html` of `ponder advise`: the table, other answers against seconds, and the texts that change."""
+"""`report.html` of `ponder advise`: the table, the score against seconds, and the texts that change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
@@ -28,22 +27,18 @@ def write_page(path: Path, model: str, advice: Advice) -> None:
 
 
 def _figure(advice: Advice) -> str:
+    """Draw accuracies, or other answers where there are no labels, against seconds, as SVG."""
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes: Any = figure.subplots()
+    labelled = not math.isnan(advice.ways[0].accuracy)
     for way in advice.ways:
         median, low, high = (1e3 * second for second in way.seconds)
-        wins = way is advice.winner
-        axes.errorbar(
-            median,
-            100 * way.disagreement,
-            xerr=[[median - low], [high - median]],
-            fmt="D" if wins else "o",
-            label=way.name + (" (take this)" if wins else ""),
-        )
-    axes.set(xlabel="milliseconds a text, batches of 32", ylabel="other answers than now, %")
-    axes.set_xscale("log")
+        score, wins = 100 * (way.accuracy if labelled else way.disagreement), way is advice.winner
+        name, bars = way.name + (" (take this)" if wins else ""), [[median - low], [high - median]]
+        axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", label=name)
+    score = "accuracy, %" if labelled else "other answers than now, %"
+    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=score, xscale="log")
     axes.legend(fontsize="small")
-    stream = io.StringIO()
-    canvas: Any = FigureCanvasSVG(figure)
-    canvas.print_svg(stream)
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()[drawn.getvalue().index("<svg") :]

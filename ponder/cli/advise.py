@@ -16,10 +16,10 @@ from ponder._utils.files import replace_text
 from ponder.advice import Advice, Way, advise
 from ponder.cli.advice_page import write_page
 from ponder.cli.exits_folder import quiet
-from ponder.cli.output import CARD, probe_folder, say
+from ponder.cli.output import CARD, probe_folder, progress
 from ponder.cli.texts import count, read_texts
 
-__all__ = ["run"]
+__all__ = ["run", "table"]
 
 
 def run(
@@ -39,21 +39,17 @@ def run(
     if out is not None:
         probe_folder(out, "advise", model)
     found = read_texts(texts, **reading).without_empty()
-    column = found.label_column
-    labels = None if column is None else [str(row[column]) for row in found.rows]
-    advice = advise(model, found.texts, labels, **options, progress=lambda phase: say(f"{phase} …"))
-    card: dict[str, Any] = {
-        "command": "advise",
-        "columns": list(found.columns),
-        "sentence": advice.sentence,
-        "ways": _plain(advice),
-    }
-    card |= {"threads": advice.threads, "texts": list(advice.texts), "remarks": list(advice.remarks)}
+    labels = None if found.label_column is None else [row[found.label_column] for row in found.rows]
+    with progress() as advance:
+        advice = advise(model, found.texts, labels, **options, progress=advance)
+    card: dict[str, Any] = {"command": "advise", "columns": list(found.columns), "sentence": advice.sentence}
+    names = ("threads", "texts", "remarks", "curve", "moves")
+    card |= {"ways": _plain(advice), **{name: getattr(advice, name) for name in names}}
     if out is not None:
         advice.save(out)
         replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
         write_page(out / "report.html", Path(model).name, advice)
-    typer.echo(json.dumps(card) if as_json else _table(advice))
+    typer.echo(json.dumps(card) if as_json else table(advice))
     if not as_json and out is not None:
         typer.echo(f"written to {out} (report.html)")
 
@@ -69,19 +65,21 @@ def _plain(advice: Advice) -> list[dict[str, Any]]:
     return [{name: plain(value) for name, value in row.items()} for row in advice.table]
 
 
-def _table(advice: Advice) -> str:
-    console, table = Console(width=80, highlight=False, markup=False), Table(box=None, padding=(0, 2, 0, 0))
-    table.pad_edge = False
-    for name in ("way", "ms", "alone", "×", "range", "other", "≤", "right", "MB", "torch"):
-        table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
+def table(advice: Advice) -> str:
+    """Return the sentence, the table of 80 columns, and the remarks."""
+    console, made = Console(width=80, highlight=False, markup=False), Table(box=None, padding=(0, 1, 0, 0))
+    made.pad_edge = False
+    for name in ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch"):
+        made.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
     for way in advice.ways:
-        table.add_row(*_cells(way, wins=way is advice.winner))
+        made.add_row(*_cells(way, wins=way is advice.winner))
     teach, choose, check = advice.texts
     with console.capture() as drawn:
-        console.print(advice.sentence, table, sep="\n")
         console.print(
-            f"{check} texts certify ({teach} taught, {choose} chose); ms a text in batches of 32, and alone (median), "
-            f"{count(advice.threads, 'thread')}, in turn; other: answers unlike now; ≤: promised.",
+            advice.sentence,
+            made,
+            f"{check} texts certify ({teach} taught, {choose} chose). ms a text: in batches of 32, alone, and the 95th "
+            f"percentile alone; {count(advice.threads, 'thread')}, in turn. other: answers unlike now; ≤: promised.",
             *advice.remarks,
             sep="\n",
         )
@@ -89,20 +87,18 @@ def _table(advice: Advice) -> str:
 
 
 def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
-    def share(value: float) -> str:
-        return "–" if math.isnan(value) else f"{100 * value:.1f}%"
+    def number(value: float, form: str, factor: float = 1.0) -> str:
+        return "–" if math.isnan(value) else form.format(factor * value)
 
     speed, low, high = way.speed_up
-    alone = "–" if math.isnan(way.alone[0]) else f"{1e3 * way.alone[0]:.1f}"
     return (
         ("▸ " if wins else "  ") + way.name,
-        f"{1e3 * way.seconds[0]:.2f}",
-        alone,
-        f"{speed:.2f}",
-        f"{low:.1f}–{high:.1f}",
-        share(way.disagreement),
-        share(way.promise),
-        share(way.accuracy),
+        number(way.seconds[0], "{:.2f}", 1e3),
+        number(way.alone[0], "{:.1f}", 1e3),
+        number(way.alone[1], "{:.1f}", 1e3),
+        number(speed, "{:.2f}"),
+        "–" if math.isnan(low) else f"{low:.1f}–{high:.1f}",
+        *(number(share, "{:.1f}%", 100.0) for share in (way.disagreement, way.promise, way.accuracy)),
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )

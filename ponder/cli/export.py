@@ -19,8 +19,7 @@ from ponder.calibration import RiskControl, certify
 from ponder.calibration.agreement import most_failures
 from ponder.calibration.bounds import upper_bound
 from ponder.calibration.cost import wall_clock
-from ponder.calibration.records import Floats, Record
-from ponder.calibration.risks import Risk
+from ponder.calibration.risks import OtherAnswers
 from ponder.cli.cascade import export as export_cascade
 from ponder.cli.folders import CASCADE, Folder, open_folder
 from ponder.cli.output import BATCH, CARD, Advance, card_of, probe_folder, progress, short, show
@@ -32,22 +31,11 @@ from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep
 from ponder.policies.combine import Certified
 
-__all__ = ["OtherAnswers", "run"]
+__all__ = ["run"]
 
 _TIMED = _RANGES = 256  # texts, at most
 _FEWEST = 50
 _PRODUCTS: dict[Any, str] = {True: "in int8, but for those that narrow", "all": "in int8"}
-
-
-@dataclass(frozen=True)
-class OtherAnswers(Risk):
-    """The risk of another answer than that of a reference, which the record has as its labels."""
-
-    name: str = "disagreement_with_reference"
-
-    def losses(self, record: Record) -> Floats:
-        """Return 1 where the answer is another, `(rows, steps)`."""
-        return 1.0 - record.correct()
 
 
 @dataclass(frozen=True, eq=False)

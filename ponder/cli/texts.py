@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import typer
 
+from ponder._utils.rows import class_numbers
 from ponder.errors import ArgumentError
 
 __all__ = ["Texts", "count", "read_texts"]
@@ -60,14 +61,7 @@ class Texts:
         """Return labels, which are names of the classes or their numbers, as numbers; None where none are read."""
         if self.label_column is None:
             return None
-        labels = [str(row[self.label_column]) for row in self.rows]
-        numbers = {name: place for place, name in enumerate(names)}
-        if not set(labels) <= numbers.keys():
-            numbers = {str(place): place for place in range(len(names))}
-        if unknown := sorted(set(labels) - numbers.keys()):
-            expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
-            raise ArgumentError("--labels", expected=expected, got=repr(unknown[0]), remedy="Name the right column.")
-        return [numbers[label] for label in labels]
+        return class_numbers([row[self.label_column] for row in self.rows], names)
 
 
 def count(number: int, noun: str) -> str:

@@ -1,0 +1,205 @@
+"""`advise`: which way makes a fine-tuned classifier cheaper on a user's texts and machine, if any does.
+
+The texts are split once, by content: to teach, to choose, to certify. Every way that is certified is so at
+1 − (1 − confidence) / ways, so that all promises hold at once, whichever wins.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ponder._utils.rounding import rounded_up
+from ponder.advice.race import Progress, Race, Way
+from ponder.calibration.bounds import rows_needed
+from ponder.policies import LastStep
+
+__all__ = ["Advice", "advise"]
+
+_CERTIFY = 0.4  # of the texts
+_BUSY = 1.3  # the slowest round ÷ the median of the model as it is
+_LEVELS = (0.005, 0.01, 0.02, 0.05)
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """Result of the race.
+
+    Args:
+        ways: Every way that ran, the model as it is first.
+        winner: The way to take.
+        sentence: Why it is, in words.
+        remarks: What would help, and what was noticed.
+        texts: Number of texts that taught, chose and certified.
+        threads: Threads of PyTorch and onnxruntime.
+        changed: Certifying texts whose answer the winner changes, with both answers; 50 at most.
+        curve: What texts brought: numbers of texts that choose and certify, and the share of the model's work that the
+            winner, or exits, would do by them.
+        moves: Levels of disagreement, and that share at each; only the level that was asked for is promised.
+    """
+
+    ways: tuple[Way, ...]
+    winner: Way
+    sentence: str
+    remarks: tuple[str, ...]
+    texts: tuple[int, int, int]
+    threads: int
+    changed: tuple[tuple[str, str, str], ...] = field(repr=False, default=())
+    curve: tuple[tuple[int, float], ...] = field(repr=False, default=())
+    moves: tuple[tuple[float, float], ...] = field(repr=False, default=())
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """The ways as rows of plain values."""
+        rows = [{name: value for name, value in vars(way).items() if name != "model"} for way in self.ways]
+        return [{**row, "wins": way is self.winner} for row, way in zip(rows, self.ways, strict=True)]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the winner as a folder that `ponder predict`, `serve`, `check` and `export` take."""
+        self.winner.model.save(Path(folder))
+        return Path(folder)
+
+
+def advise(
+    model: str | Path,
+    texts: Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    *,
+    disagreement: float = 0.01,
+    confidence: float = 0.95,
+    within: float | None = None,
+    deep: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Advice:
+    """Race the model as it is, int8, exits, a cascade with a student, and these in int8, and say which to take.
+
+    Rivals that look at nothing are in the race: the best fixed step, and a coin between student and model. An interrupt
+    (Ctrl-C) ends it, and the ways that are ready are compared.
+
+    Args:
+        model: Folder or hub name of a fine-tuned classifier of texts, with its tokenizer.
+        texts: Texts, or pairs of texts, like those to come, which did not teach the model.
+        labels: Names or numbers of their right classes, which tell accuracies; nothing learns from them.
+        disagreement: The share of answers that may differ from those of the model as it is, in (0, 1).
+        confidence: Probability with which all promises hold, in (0, 1).
+        within: Seconds: take the most faithful way whose 95th percentile for a text by itself is below.
+        deep: Also teach a model of half the layers, which takes minutes.
+        seed: Seed of the split.
+        progress: Called with a phase, what is done of it, and how much it is in all.
+
+    Raises:
+        ArgumentError: Fewer than 50 different texts, labels that the model lacks, or no classifier.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ponder-advise-"))
+    try:
+        options: Any = {"level": disagreement, "confidence": confidence, "deep": deep, "seed": seed, "folder": folder}
+        race = Race(str(model), list(texts), labels, progress=progress or (lambda *_: None), **options)
+        stopped = False
+        try:
+            race.run()
+            race.time()
+            if within is not None and not any(way.alone[1] <= within for way in race.found):
+                race.steps_within(within)
+        except KeyboardInterrupt:
+            stopped = True
+            if not race.found:
+                raise
+        advice = _advised(race, disagreement, confidence, within, stopped=stopped)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(advice, shutil.rmtree, folder, ignore_errors=True)
+    return advice
+
+
+def _advised(race: Race, level: float, confidence: float, within: float | None, *, stopped: bool) -> Advice:
+    winner, sentence = _choose(race.found, level, within)
+    name = (
+        winner.name
+        if winner.name in race.made and "exits" in winner.name + winner.name.replace("cascade", "exits")
+        else "exits"
+    )
+    sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
+    curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
+    moves = tuple((each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, level}))
+    return Advice(
+        tuple(race.found),
+        winner,
+        sentence,
+        tuple(_remarks(race, level, confidence, curve, name, stopped=stopped)),
+        (len(race.teach), *map(len, race.seen.sides)),  # type: ignore[arg-type]
+        torch.get_num_threads(),
+        race.changed(winner.name),
+        curve,
+        moves,
+    )
+
+
+def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Way, str]:
+    plain = ways[0]
+    if within is not None:
+        fast = [way for way in ways if way.alone[1] <= within and way.name != "coin"]
+        if not fast:
+            return plain, f"No way answers a text within {1e3 * within:.3g} ms here: change nothing."
+        best = min(fast, key=lambda way: (not way.promise <= level, way.disagreement, way.seconds[0]))
+        held = "with its promise" if best.promise <= level else "without a promise, since none fits"
+        return best, f"{best.name}: the most faithful within {1e3 * within:.3g} ms, {held}."
+    sound = [way for way in ways[1:] if way.promise <= level and way.speed_up[1] > 1.0]
+    if not sound:
+        return plain, "Change nothing: no way is faster than the noise of its timing and keeps the promise."
+    best = max(sound, key=lambda way: way.speed_up[0])
+    more = {"best fixed step": " The cut model does it.", "half the layers": " Take the smaller model."}
+    more |= {"int8": " int8 alone does it."}
+    return best, (
+        f"{best.name}: ×{best.speed_up[0]:.2f} in seconds ({best.speed_up[1]:.2f} to {best.speed_up[2]:.2f}), and "
+        f"other answers than now on at most {rounded_up(100 * level)}% of texts like these.{more.get(best.name, '')}"
+    )
+
+
+def _remarks(
+    race: Race, level: float, confidence: float, curve: Sequence[tuple[int, float]], name: str, *, stopped: bool
+) -> list[str]:
+    """What would help, and what was noticed."""
+    plain, said = race.found[0], ["Stopped: these ways were ready."] if stopped else []
+    needed, given = rows_needed(level, race.confidence), race.sides.distinct
+    if len(race.check) < needed:
+        said.append(
+            f"A promise of {rounded_up(100 * level)}% for every way needs {math.ceil(needed / _CERTIFY) + 5} different "
+            f"texts, or more; there are {given}."
+        )
+    else:
+        shares = [f"{100 * share:.0f}% by {size}" for size, share in curve]
+        more = "more would help" if curve[-1][1] < curve[-2][1] - 0.01 else "more would bring little"
+        said.append(f"Texts that choose and certify: {name} does {', '.join(shares)} of the work; {more}.")
+    if race.student is None and len(set(race.answers.tolist())) < 2:
+        said.append("The model gives all of these texts one answer: give texts on which its answers differ.")
+    if race.labels is None:
+        said.append("With --labels the table shows accuracies.")
+    steps = race.model.ponder.num_steps
+    if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
+        said.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
+    lengths = np.array(race.lengths)
+    shuffled = _padded(np.random.default_rng(0).permutation(lengths)) / _padded(np.sort(lengths))
+    if shuffled > 1.2:
+        said.append(f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others.")
+    if race.cut:
+        said.append(f"{race.cut} texts are longer than the model takes, and are cut.")
+    if plain.seconds[2] > _BUSY * plain.seconds[0]:
+        ratio = plain.seconds[2] / plain.seconds[0]
+        said.append(f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet.")
+    return said
+
+
+def _padded(lengths: Any) -> float:
+    """Return the number of positions in batches of 32, in this order."""
+    return float(sum(len(batch) * batch.max() for batch in np.array_split(lengths, range(32, len(lengths), 32))))
