@@ -46,14 +46,14 @@ class CrossEncoder(Ranker):
         tokenizer: The tokenizer, where the model is in memory.
 
     Example:
-        >>> ranker = CrossEncoder(BertForSequenceClassification(scoring), tokenizer=tokenizer)
-        >>> [best] = ranker.rank("a text", ["short", "a text", "long"], top_k=1)
+        >>> ranker = CrossEncoder(BertForSequenceClassification(config), label=1, tokenizer=tokenizer)
+        >>> [best] = ranker.rank("a text", ["short", "a text", "text a short"], top_k=1)
         >>> sorted(best)
         ['corpus_id', 'exit_step', 'score']
-        >>> pools = [{"query": f"a text {n}", "documents": ["short", "a text", "long"]} for n in range(200)]
-        >>> report = ranker.fit_exits(pools, top_k=1, changed=0.1)
-        >>> ranker.ranking.top_k
-        1
+        >>> documents = ["short", "a text", "text a short", "a short text"]
+        >>> pools = [{"query": f"a text {n}", "documents": documents} for n in range(100)]
+        >>> ranker.fit_exits(pools, top_k=1, changed=0.1).policy.rows  # queries that certify
+        50
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CrossEncoder(Ranker):
         changed: float = 0.05,
         risk: str = "top_k",
         confidence: float = 0.95,
-        ordered: bool | None = None,
+        ordered: bool = True,
         seed: int = 0,
         progress: Callable[[str, int, int], object] | None = None,
     ) -> RiskControl:
@@ -112,8 +112,8 @@ class CrossEncoder(Ranker):
                 full rerank, of ``"ndcg"`` and ``"ndcg_gap"`` a mean loss.
             risk: ``"top_k"``, ``"top_1"``, ``"ndcg"`` (against the full order) or ``"ndcg_gap"`` (against labels).
             confidence: Probability with which the promise holds.
-            ordered: Whether the best run to the last step, so that their order is that of the full rerank; where None,
-                unless the risk is about the set alone.
+            ordered: Whether the best run to the last step, so that their order is that of the full rerank; without it
+                all leave once the set is known.
             seed: Seed of the split.
             progress: Called with a phase, what is done of it, and how much it is in all.
 
@@ -135,7 +135,7 @@ class CrossEncoder(Ranker):
             changed=changed,
             confidence=confidence,
             risk=risk,
-            ordered=risk != "top_k" if ordered is None else ordered,
+            ordered=ordered,
             spread=spread,
         )
         steps = np.arange(1, self.num_steps + 1) - self.first_stage
