@@ -19,7 +19,7 @@ from ponder.policies.base import ExitPolicy, Threshold, all_within
 from ponder.policies.combine import Certified
 from ponder.policies.counting import Patience
 
-__all__ = ["Family", "FamilyLike", "family_of"]
+__all__ = ["Family", "FamilyLike", "exchanged", "family_of", "part_with_threshold"]
 
 FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
 _CELLS = 2**16  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
@@ -122,7 +122,7 @@ def family_of(
 
         values = _tolerances(record)
         return Family("tolerance", values, patient, patient(values[0]), None)
-    free = _part_with_threshold(like)
+    free = part_with_threshold(like)
     if free is None and values is not None and not isinstance(like, ExitPolicy):
         make: Any = like
         return Family("value", values, make, make(values[0]), None)
@@ -137,9 +137,9 @@ def family_of(
 
     def build(value: float) -> ExitPolicy:
         if isinstance(like, ExitPolicy):
-            return _exchanged(like, free, free.with_threshold(value))
+            return exchanged(like, free, free.with_threshold(value))
         make: Any = like
-        made: ExitPolicy = make(**{threshold.field: int(value) if threshold.whole and value == int(value) else value})
+        made: ExitPolicy = make(**threshold.argument(value))
         return made
 
     if values is None:
@@ -148,7 +148,7 @@ def family_of(
             values = tuple(value for value in values if _accepts(build, value))
     policy = build(values[len(values) // 2])
     record.check(policy)
-    family = Family(threshold.field, values, build, policy, _part_with_threshold(policy))
+    family = Family(threshold.field, values, build, policy, part_with_threshold(policy))
     return family.with_values_between(record) if look and grid is None and not threshold.whole else family
 
 
@@ -165,7 +165,7 @@ def _accepts(build: Callable[[float], ExitPolicy], value: float) -> bool:
     return True
 
 
-def _part_with_threshold(like: FamilyLike) -> Any:
+def part_with_threshold(like: FamilyLike) -> Any:
     """Return the part whose threshold is moved: a class or policy itself, or the only part inside that has one."""
     if isinstance(like, ExitPolicy):
         parts = all_within(like)
@@ -175,7 +175,7 @@ def _part_with_threshold(like: FamilyLike) -> Any:
     return like if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None else None
 
 
-def _exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
+def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
     """Return the policy with `new` in the place of a part of it."""
     if policy is part:
         return new
@@ -183,9 +183,9 @@ def _exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPol
     for field in fields(policy):  # type: ignore[arg-type]  # all policies are dataclasses
         value = getattr(policy, field.name)
         if isinstance(value, ExitPolicy):
-            changes[field.name] = _exchanged(value, part, new)
+            changes[field.name] = exchanged(value, part, new)
         elif isinstance(value, tuple) and value and isinstance(value[0], ExitPolicy):
-            changes[field.name] = tuple(_exchanged(each, part, new) for each in value)
+            changes[field.name] = tuple(exchanged(each, part, new) for each in value)
     return replace(policy, **changes) if changes else policy  # type: ignore[type-var]
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ponder.calibration.families import exchanged, part_with_threshold
 from ponder.deploy.monitor import Audit, StepBack, Watch
 from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_batching import Answers, Batcher, Served, Text
@@ -320,20 +321,16 @@ def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
         >>> with_threshold(policies.Confidence(0.8).after(2), 0.9)
         After(policy=Confidence(threshold=0.9), step=2)
     """
-    if isinstance(policy, Certified):
-        return with_threshold(policy.policy, value)
-    if policy.tunable is not None:
-        return policy.with_threshold(value)
-    inside = [each.name for each in fields(policy) if isinstance(getattr(policy, each.name), ExitPolicy)]  # type: ignore[arg-type]
-    if len(inside) != 1:
+    inside = policy.policy if isinstance(policy, Certified) else policy
+    part = part_with_threshold(inside)
+    if part is None:
         raise ArgumentError(
             "threshold",
             expected="none: the policy has no threshold of its own",
             got=f"{value:g}",
             remedy="Leave it out.",
         )
-    moved = with_threshold(getattr(policy, inside[0]), value)
-    return replace(policy, **{inside[0]: moved})  # type: ignore[type-var]
+    return exchanged(inside, part, part.with_threshold(value))
 
 
 class _Metrics:
