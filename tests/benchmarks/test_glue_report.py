@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.files import DataError, with_digest
 from benchmarks.glue.cli import app
-from benchmarks.glue.report import COMPARED, PARTS, fair_gaps, headline, page, repeats, run_rows, summary
+from benchmarks.glue.report import COMPARED, PARTS, fair_gaps, headline, held_out, page, repeats, run_rows, summary
 from benchmarks.glue.report.groups import BLIND, BLIND_FAIR, Group, choose, score_at
 from benchmarks.glue.report.summary import compared_groups
 from benchmarks.glue.results import Result, read_all
@@ -64,6 +64,12 @@ def test_a_common_policy_changes_the_order_of_the_recipes(found: dict[str, Any])
     assert by_confidence["deebert"] > by_confidence["pabee"] > by_confidence["ponder"]
 
 
+def test_a_default_is_chosen_on_held_out_rows(results: list[Result]) -> None:
+    shown = held_out(results)
+    assert "| minilm | deebert | 77.1 | 76.3 | 76.3 | 73.8 |" in shown
+    assert "| mpnet | deebert | 86.6 | 85.9 | 84.5 | 83.4 |" in shown
+
+
 def test_the_summary_keeps_its_form_and_gains_the_new_rivals(found: dict[str, Any]) -> None:
     assert found["default"] in COMPARED
     assert {"blind_fair", "deebert", "static_taught", "blind", "static", "vanilla"} <= set(COMPARED)
@@ -83,7 +89,7 @@ def test_every_part_is_markdown_and_names_its_rows(results: list[Result]) -> Non
     assert whole.count("\n## ") >= 3
     for title in ("Scores", "Ablation", "Every run", "Published, on ALBERT-base"):
         assert f"### {title}\n" in whole
-    assert set(PARTS) == {"scores", "held-out", "ablation", "runs", "published"}
+    assert set(PARTS) == {"scores", "ablation", "runs", "published"}
     assert all(line.endswith(" |") for line in whole.splitlines() if line.startswith("| "))
     assert "+ all four (PALBERT)" in page(results, ["ablation"], backbone="minilm")
     assert "mpnet" not in page(results, ["scores"], backbone="minilm")

@@ -16,7 +16,6 @@ __all__ = ["PARTS", "page", "write"]
 
 PARTS: dict[str, Callable[[Groups], str]] = {
     "scores": tables.scores,
-    "held-out": tables.held_out,
     "ablation": tables.ablation,
     "runs": tables.runs,
     "published": tables.published,

@@ -12,7 +12,7 @@ from benchmarks.glue.results import Result
 from benchmarks.glue.sweep import suite_named
 from benchmarks.markdown import table
 
-__all__ = ["COMMON", "COMPARED", "compared_groups", "fair_gaps", "headline", "summary"]
+__all__ = ["COMMON", "COMPARED", "compared_groups", "fair_gaps", "headline", "held_out", "summary"]
 
 SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
 COMMON = "confidence"
@@ -85,6 +85,24 @@ def fair_gaps(groups: Groups, speed_up: float, rival: str = BLIND_FAIR) -> dict[
         if gaps:
             found[task] = statistics.median(gaps)
     return found
+
+
+def held_out(results: Sequence[Result]) -> str:
+    """Return what a default is chosen on: recipes left by confidence, on the rows of train that select the epochs."""
+    rows = []
+    for backbone, groups in compared_groups([result.held_out for result in results]).items():
+        tasks = [task for name, task in groups if name == "deebert"]
+        for name in dict.fromkeys(("frozen", DEFAULT, "deebert", "pabee", "palbert")):
+            scores = [_mean_of(groups, name, tasks, times) for times in SPEED_UPS]
+            if any(scores):
+                rows.append([backbone, name, *("–" if score is None else f"{score:.1f}" for score in scores)])
+    return table(("backbone", "", *(f"×{times:g}" for times in SPEED_UPS)), rows)
+
+
+def _mean_of(groups: Groups, name: str, tasks: Sequence[str], speed_up: float) -> float | None:
+    own = [groups[name, task].at(speed_up, COMMON) if (name, task) in groups else None for task in tasks]
+    known = [score for score in own if score is not None]
+    return statistics.fmean(known) if known and len(known) == len(tasks) else None
 
 
 def headline(results: Sequence[Result]) -> str:

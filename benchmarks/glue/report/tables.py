@@ -6,17 +6,15 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue.report.groups import SPEED_UPS, Group, Groups, label, ordered, task_order
+from benchmarks.glue.report.groups import Group, Groups, label, ordered, task_order
 from benchmarks.glue.results import Result
 from benchmarks.markdown import spread, table
 
-__all__ = ["ablation", "held_out", "published", "repeats", "run_rows", "runs", "scores"]
+__all__ = ["ablation", "published", "repeats", "run_rows", "runs", "scores"]
 
-_CANDIDATES = ("frozen", "deebert", "ponder", "pabee")
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
 _ABLATION = {
     "vanilla": None,
@@ -45,20 +43,6 @@ def scores(groups: Groups) -> str:
         "over the tasks of a row."
     )
     return _part("Scores", note, table(["recipe", "×steps", *tasks], rows))
-
-
-def held_out(groups: Groups) -> str:
-    """What a default is chosen on: recipes left by confidence, on the rows of train that select the epochs."""
-    known = {key: group for key, group in groups.items() if key[0] in _CANDIDATES}
-    own = {key: replace(group, runs=tuple(run.held_out for run in group.runs)) for key, group in known.items()}
-    tasks = [task for name, task in own if name == "deebert"]
-    names = [name for name in _CANDIDATES if tasks and all((name, task) in own for task in tasks)]
-    rows = []
-    for name in names:
-        scores = [[own[name, task].at(speed_up, "confidence") for task in tasks] for speed_up in SPEED_UPS]
-        rows.append([name, *("–" if None in of else f"{statistics.fmean(filter(None, of)):.1f}" for of in scores)])
-    note = f"Means over {', '.join(task_order(tasks))} of the medians over seeds, at the same mean exit step."
-    return _part("Held-out rows", note, table(["recipe", *(f"×{s:g}" for s in SPEED_UPS)], rows)) if rows else ""
 
 
 def ablation(groups: Groups) -> str:
