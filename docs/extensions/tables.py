@@ -54,6 +54,12 @@ def pays() -> str:
     return str(import_module("benchmarks.glue.report").headline(results))
 
 
+def held_out() -> str:
+    """Return what a default is chosen on: recipes left by confidence, on held-out rows of train."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    return str(import_module("benchmarks.glue.report").held_out(results))
+
+
 def ablation() -> str:
     """Return PALBERT's four changes to PonderNet, one after the other."""
     results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
@@ -172,7 +178,7 @@ def repeats() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (pays, pays_by_task, repeats, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
+    for made in (pays, pays_by_task, held_out, repeats, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
 }
 
 
