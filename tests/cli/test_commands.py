@@ -197,7 +197,7 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
 
 
 def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: Path) -> None:
-    names = ("torch", "transformers", "safetensors", "jinja2", "matplotlib")
+    names = ("torch", "transformers", "safetensors", "jinja2", "matplotlib", "onnx", "scipy", "sklearn", "accelerate")
     blocked = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
     out = tmp_path / "answers.csv"
     command = (

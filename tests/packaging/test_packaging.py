@@ -31,7 +31,7 @@ WANTS = {
     "ponder/cascade": {"cascade", "onnx"},
     "ponder/deploy": {"onnx", "serve"},
     "ponder/cli": {"cli", "onnx", "serve"},
-    "ponder/advice.py": {"cli", "onnx"},
+    "ponder/advice": {"cli", "onnx"},
     "ponder/training.py": {"train"},
     "ponder/_utils": {"save"},
     "integrations/transformers": {"transformers"},
@@ -96,6 +96,12 @@ def installs(extra: str) -> set[str]:
         names = set().union(*map(installs, own[1].split(","))) if own else {re.split(r"[\[<>=;]", requirement)[0]}
         found |= names
     return found
+
+
+def test_exports_are_answered_and_served_without_torch() -> None:
+    heavy = {"torch", "transformers", "accelerate", "safetensors", "scipy", "scikit-learn", "matplotlib", "onnx"}
+    assert not heavy & installs("serve")
+    assert installs("runtime") <= installs("serve")
 
 
 def imported(path: Path) -> Iterator[str]:
