@@ -38,7 +38,7 @@ class Bound:
 
 
 def check_losses(losses: Floats, bound: str) -> None:
-    """Raise where losses are none that a bound says anything of."""
+    """Raise where a bound says nothing of such losses."""
     chosen = BOUNDS[bound]
     inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
     if not inside.all():
@@ -119,7 +119,7 @@ def _betting(losses: Floats, level: float) -> Floats:
     negative: a gain on a row is then money earned.
 
     The bets follow one another, so rows must not come in an order that knows their losses (class by class, say): they
-    are shuffled, in the same way for all thresholds and whatever the losses are.
+    are shuffled, in the same way for all thresholds, and the losses take no part in it.
     """
     rows = len(losses)
     losses = losses[np.random.default_rng(rows).permutation(rows)]

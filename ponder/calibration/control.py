@@ -73,8 +73,8 @@ def control_risk(
 
     Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
     the earliest, each at 1 − confidence, and the walk ends at the first that fails. All that passed have a risk of at
-    most `level`, at once, with probability at least `confidence` over the draw of the calibration rows, whatever the
-    policy and the distribution; so the cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
+    most `level`, at once, with probability at least `confidence` over the draw of the calibration rows, for any
+    policy and distribution; so the cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
 
     With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
     calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least as much as

@@ -52,7 +52,7 @@ _RANKINGS = ("top_k", "top_1", "ndcg", "ndcg_gap")
 
 @dataclass(frozen=True)
 class Missed(Risk):
-    """Among rows whose reference is in named classes, the share that is answered otherwise.
+    """Among rows whose reference is in named classes, the share with another answer.
 
     It is the risk of guards and of moderation: "at most 2% of the attacks pass".
 

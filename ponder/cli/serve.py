@@ -1,4 +1,4 @@
-"""The command `serve`: a folder behind HTTP, until the process is told to stop."""
+"""The command `serve`: a folder behind HTTP, until the process is stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError
 
 __all__ = ["app_of", "run"]
 
-_GRACE = 10  # seconds beyond the deadline, when the service is told to stop
+_GRACE = 10  # seconds beyond the deadline, when the service is stopped
 
 
 def run(folder: Path, host: str, port: int, limits: Limits, audit_share: float, audit_file: Path | None) -> None:

@@ -307,7 +307,7 @@ class _GraphPolicy:
 
 
 class _Running:
-    """The running rows of a batch, computed by graphs; what nobody asks for is not run."""
+    """The running rows of a batch, computed by graphs, each where its result is asked for."""
 
     def __init__(self, model: OnnxModel, batch: _Batch) -> None:
         self._model, self._made, self._graphs = model, model.manifest, model._graphs

@@ -52,7 +52,7 @@ class Bernoulli(ExitPolicy):
 
     Args:
         seed: With a seed, u is a function of (seed, row id) alone, so that a row exits at the same step in
-            whatever batch it travels. None draws anew at every call, from PyTorch's global generator.
+            any batch. None draws anew at every call, from PyTorch's global generator.
 
     Example:
         >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
