@@ -114,6 +114,9 @@ class Diagnosis:
             f"scores {best.blind:.4f} ({best})."
         )
 
+    def __str__(self) -> str:
+        return self.verdict
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""
         gains = [{name: None if v != v else v for name, v in vars(gain).items()} for gain in self.gains]
