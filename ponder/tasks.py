@@ -529,9 +529,9 @@ def hard_labels(labels: Array) -> Array:
     return labels.argmax(-1) if _is_floating(labels) else labels
 
 
-def fits_positions(mask: Mask, array: Array, dim: int = 1) -> bool:
+def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
     """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
-    return mask is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
+    return mask is not None and array is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
 
 
 def _is_floating(array: Array) -> bool:

@@ -1,32 +1,54 @@
 """Break the library in one place after the other, and see the tests fail: ``python tests/mutants.py``.
 
-A mutant is one string of one file replaced by another. It is killed where a test of its room fails (or hangs), and
-survives where all pass: then either a test is missing, or the change means nothing and the mutant is deleted from the
-list. A mutant whose string is not in the file exactly once is stale. Not collected by pytest, and not run in CI.
+A mutant is a line ``old => new`` of `mutants.txt`, below the name of its file: one string, which stands there once, is
+replaced by another. It is killed where a test of its room fails or hangs, and survives where all pass: then a test is
+missing, or the change means nothing and goes from the list. Not collected by pytest, and not run in CI.
 
-    python tests/mutants.py                     every mutant, two at a time
-    python tests/mutants.py --only policies/    those of some files
-    python tests/mutants.py --jobs 1 --tests tests/matrices/test_streams.py
+    python tests/mutants.py                       every mutant
+    python tests/mutants.py --only policies/      those of some files
+    python tests/mutants.py --survivors           every test of the library for those that survive their room
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("ponder", "integrations", "tests", "pyproject.toml")
+ROOMS: dict[str, str] = {  # the first that a file's path begins with: what is most likely to fail comes first
+    "policies/": "policies/test_scores.py matrices/test_policies.py policies/test_policy_contract.py",
+    "distributions.py": "ground/test_distributions.py matrices/test_maths.py",
+    "priors.py": "objectives/test_priors.py matrices/test_maths.py",
+    "objectives/": "objectives matrices/test_maths.py",
+    "recipes/": "recipes matrices/test_maths.py",
+    "tasks.py": "ground/test_tasks.py matrices/test_maths.py ground/test_trajectory.py",
+    "calibration/bounds": "calibration/test_bounds.py matrices/test_promises.py",
+    "calibration/control": "calibration/test_control.py matrices/test_promises.py",
+    "calibration/": "ground/test_trajectory.py calibration matrices/test_promises.py",
+    "inference/": "inference matrices/test_streams.py",
+    "model/capture": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",
+    "model/": "model/test_loop.py model/test_parts.py model/test_padding.py model/test_unroll.py model/test_wrapper.py "
+    "model/test_from_recipe.py matrices/test_policies.py",
+    "saving.py": "ground/test_saving.py",
+    "_utils/": "ground/test_utils.py",
+    "training.py": "training/test_stages.py training/test_fit.py",
+    "deploy/monitor": "deploy/test_monitor.py",
+    "deploy/": "deploy/test_export.py",
+    "cascade/": "cascade",
+}
 
 
 class Mutant(NamedTuple):
@@ -36,129 +58,100 @@ class Mutant(NamedTuple):
         file: Path below ``ponder/``.
         old: What stands there, exactly once.
         new: What is put in its place.
-        tests: Tests instead of those of the file's room.
     """
 
     file: str
     old: str
     new: str
-    tests: tuple[str, ...] = ()
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The tests of its room."""
+        return tuple(next(tests for start, tests in ROOMS.items() if self.file.startswith(start)).split())
 
 
-MATRICES = "tests/matrices/"
-ROOMS: dict[str, tuple[str, ...]] = {  # the first that fits a file's path: what is most likely to fail comes first
-    "policies/": (MATRICES + "test_policies.py", MATRICES + "test_promises.py", "tests/policies"),
-    "distributions.py": (MATRICES + "test_maths.py", MATRICES + "test_policies.py"),
-    "priors.py": (MATRICES + "test_maths.py", "tests/priors"),
-    "objectives/": (MATRICES + "test_maths.py", "tests/objectives"),
-    "recipes/": (MATRICES + "test_maths.py", "tests/recipes"),
-    "tasks.py": (MATRICES + "test_maths.py", MATRICES + "test_policies.py", "tests/tasks"),
-    "calibration/": (MATRICES + "test_promises.py", "tests/calibration"),
-    "inference/": (MATRICES + "test_streams.py", MATRICES + "test_policies.py", "tests/inference"),
-    "saving.py": (MATRICES + "test_identity.py", "tests/test_saving.py"),
-    "trajectory.py": (MATRICES + "test_identity.py", MATRICES + "test_policies.py", "tests/test_trajectory.py"),
-    "_utils/": (MATRICES + "test_policies.py", MATRICES + "test_identity.py", "tests/ground"),
-    "model/": (MATRICES + "test_policies.py", MATRICES + "test_identity.py", MATRICES + "test_maths.py", "tests/model"),
-    "training.py": ("tests/training",),
-    "integrations/": ("tests/integrations",),
-    "deploy/": ("tests/deploy",),
-    "cascade/": ("tests/cascade",),
-    "": ("tests/matrices",),
-}
-
-MUTANTS: list[Mutant] = [
-    Mutant("policies/halting.py", "return step.cdf > state, state", "return step.cdf >= 1 - state, state"),
-    Mutant("distributions.py", "(self.cdf_table[..., :-1] < value", "(self.cdf_table[..., :-1] <= value"),
-    Mutant("tasks.py", "weighted(log_teacher.exp(), log_teacher", "weighted(log_student.exp(), log_teacher"),
-]
+def mutants() -> Iterator[Mutant]:
+    """Read the list."""
+    file = ""
+    for line in (ROOT / "tests" / "mutants.txt").read_text(encoding="utf-8").splitlines():
+        old, arrow, new = line.partition(" =>")
+        if arrow:
+            yield Mutant(file, old, new.removeprefix(" "))
+        elif line:
+            file = line
 
 
-def tests_of(mutant: Mutant, folder: Path) -> list[str]:
-    """The tests that look at a mutant, of those that exist."""
-    chosen = mutant.tests or next(tests for start, tests in ROOMS.items() if mutant.file.startswith(start))
-    return [test for test in chosen if (folder / test.split("::")[0]).exists()]
-
-
-def copy_tree(to: Path) -> Path:
-    """A copy of what is changed and run."""
-    leave_out = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, to / name, symlinks=True, ignore=leave_out)
-        else:
-            shutil.copy2(source, to / name)
-    return to
-
-
-def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> tuple[str, str]:
-    """Whether the tests pass in a folder, and the last line that pytest wrote."""
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return "killed", f"no end after {seconds:.0f} s"
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    last = (lines or done.stdout.splitlines() or done.stderr.splitlines() or [""])[-1]
-    return {0: "survived", 1: "killed", 2: "killed"}.get(done.returncode, "broken"), last[:150]
+def outcome(tests: Sequence[str], folder: Path, seconds: float) -> tuple[str, str]:
+    """Run tests in a child that has PyTorch loaded, and return whether they fail, and the last line of pytest."""
+    said = folder / "said.txt"
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.chdir(folder)
+        sys.path[:0] = [str(folder)]
+        os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
+        code = 3
+        try:
+            with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-m", "not slow"]
+                options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are loaded here
+                code = int(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+        finally:
+            os._exit(code)
+    began = time.monotonic()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() - began > seconds:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "killed", f"no end after {seconds:.0f} s"
+        time.sleep(0.1)
+    lines = said.read_text().splitlines() or [""]
+    last = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
+    return {0: "survived", 1: "killed", 2: "killed"}.get(os.waitstatus_to_exitcode(ended[1]), "broken"), last[:150]
 
 
 def judge(mutant: Mutant, folder: Path, tests: Sequence[str], seconds: float) -> tuple[str, str]:
     """Break the copy, run the tests, and mend it."""
     path = folder / "ponder" / mutant.file
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
         return "stale", f"{text.count(mutant.old)} places"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        return run_tests(tests, folder, seconds)
+        return outcome(tests, folder, seconds)
     finally:
         path.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge the mutants, print one line each and a summary; 1 unless all are killed.
-
-    Tests that fail without a mutant judge none: those of their rooms are counted as untested.
-    """
+    """Judge the mutants, print one line each and a summary; 1 unless all are killed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", default="", help="start of the path of the files to break")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which a mutant counts as killed")
-    parser.add_argument("--tests", nargs="*", default=[], help="tests instead of those of the rooms")
+    parser.add_argument("--survivors", action="store_true", help="run every test for those that survive their room")
     given = parser.parse_args(arguments)
-    chosen = [mutant for mutant in MUTANTS if mutant.file.startswith(given.only)]
-    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(given.jobs) as pool:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(given.jobs):
-            copies.put(copy_tree(Path(place) / str(number)))
-
-        def in_a_copy(mutant: Mutant | None, tests: Sequence[str]) -> tuple[str, str]:
-            folder = copies.get()
-            try:
-                return (
-                    judge(mutant, folder, tests, given.timeout) if mutant else run_tests(tests, folder, given.timeout)
-                )
-            finally:
-                copies.put(folder)
-
-        tests = [tuple(given.tests or tests_of(mutant, ROOT)) for mutant in chosen]
-        sound = dict(zip(each := sorted(set(tests)), pool.map(partial(in_a_copy, None), each), strict=True))
-        for group, (outcome, line) in sound.items():
-            if outcome != "survived":
-                print(f"unbroken code fails {' '.join(group)}: {line}")
-        judged = [(mutant, group) for mutant, group in zip(chosen, tests, strict=True) if sound[group][0] == "survived"]
-        results = ["untested"] * (len(chosen) - len(judged))
-        for (mutant, _), result in zip(judged, pool.map(lambda pair: in_a_copy(*pair), judged), strict=True):
-            results.append(result[0])
-            change = f"{mutant.old.strip()!r} -> {mutant.new.strip()!r}"
-            print(f"{result[0]:<9} {mutant.file}: {change}  {result[1]}", flush=True)
-    counts = Counter(results)
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), f"of {len(results)}")
-    return int(len(results) != counts["killed"])
+    for module in ("torch", "numpy", "scipy.stats", "safetensors.torch", "transformers"):
+        import_module(module)  # once, and not in every child
+    results = Counter[str]()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name in ("ponder", "integrations", "tests"):
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "pyproject.toml", folder)
+        chosen = [mutant for mutant in mutants() if mutant.file.startswith(given.only)]
+        sound = {tests: outcome(tests, folder, given.timeout * 3) for tests in dict.fromkeys(m.tests for m in chosen)}
+        for mutant in chosen:
+            found, line = sound[mutant.tests]
+            if found != "survived":
+                found, line = "untested", f"fails without it: {line}"
+            else:
+                found, line = judge(mutant, folder, mutant.tests, given.timeout)
+            if found == "survived" and given.survivors:
+                found, line = judge(mutant, folder, [""], 4 * given.timeout)
+            results[found] += 1
+            print(f"{found:<9} {mutant.file}: {mutant.old!r} -> {mutant.new!r}  {line}", flush=True)
+    print(", ".join(f"{count} {name}" for name, count in results.items()), f"of {results.total()}")
+    return int(results.total() != results["killed"])
 
 
 if __name__ == "__main__":

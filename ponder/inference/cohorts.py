@@ -29,7 +29,7 @@ from ponder.model.padding import (
 from ponder.model.unroll import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
-__all__ = ["Cohort", "Exited", "Stepper", "join", "regroup", "started"]
+__all__ = ["Cohort", "Exited", "Stepper", "join", "longest_first", "regroup", "started", "taken"]
 
 _MASK = with_lengths(Along(fill=False))
 
@@ -169,7 +169,6 @@ class Stepper:
     def step(self, cohort: Cohort) -> tuple[Exited | None, Cohort | None]:
         """Run the next step of a joined cohort, and return the rows that exit there and those that remain."""
         steps = tuple([step + 1 for step in cohort.steps])
-        several = min(steps) != max(steps)
         source = ModelSource(
             self.model,
             cohort.hidden,
@@ -178,61 +177,40 @@ class Stepper:
             past=list(cohort.past),
             mask=cohort.mask,
             policy_context=cohort.policy_context,
-            at=steps if several else None,
+            at=steps if min(steps) != max(steps) else None,
         )
         source.advance(steps[0])
-        exits, running = self._ask(source, cohort, steps)
-        gone = [place for place, leaves in enumerate(exits) if leaves]
-        if not gone:
-            return None, self._after(cohort, source, running, steps)
-        outputs = source.output_of(None if len(gone) == len(steps) else torch.tensor(gone))
-        exited = Exited(
-            tuple([cohort.rows[place] for place in gone]),
-            tuple([steps[place] for place in gone]),
-            tuple([cohort.lengths[place] for place in gone]),
-            outputs,
-        )
-        if len(gone) == len(steps):
-            return exited, None
-        remaining = [place for place, leaves in enumerate(exits) if not leaves]
-        return exited, self._after(cohort, source, running, steps).take(remaining)
+        exits, running = self._ask(source, cohort.running, steps)
+        gone = exits.nonzero().flatten()
+        whole, rows = len(gone) == len(steps), gone.tolist()
+        exited = after = None
+        if rows:
+            exited = Exited(
+                tuple([cohort.rows[row] for row in rows]),
+                tuple([steps[row] for row in rows]),
+                tuple([cohort.lengths[row] for row in rows]),
+                source.output_of(None if whole else gone),
+            )
+        if not whole:
+            after = replace(cohort, hidden=source.hidden, past=source.next_past(), steps=steps, running=running)
+            after = after.take((~exits).nonzero().flatten().tolist()) if rows else after
+        return exited, after
 
-    def _ask(self, source: ModelSource, cohort: Cohort, steps: Sequence[int]) -> tuple[list[bool], Running]:
-        """Return which rows exit: all at their last step, and otherwise those that the policy names."""
+    def _ask(self, source: ModelSource, running: Running, steps: Sequence[int]) -> tuple[Tensor, Running]:
+        """Return which rows exit, all at their last step among them, and the state of the others at their places."""
         last = self._together or self.num_steps
-        exits = [step == last for step in steps]
-        if self._together is not None or all(exits):
-            return exits, replace(cohort.running, index=cohort.running.index + 1)
-        asked = [place for place, leaves in enumerate(exits) if not leaves]
-        whole = len(asked) == len(exits)
-        index = torch.tensor(asked, device=cohort.running.index.device)
-        view: Any = source if whole else _Rows(source, index)
-        mask, running = ask(view, self.policy, cohort.running if whole else cohort.running.take(index), self._batch)
-        answers = [mask] * len(asked) if isinstance(mask, bool) else mask.tolist()
-        for place, leaves in zip(asked, answers, strict=True):
-            exits[place] = leaves
-        return exits, running if whole else _spread(running, index, len(exits))
-
-    def _after(self, cohort: Cohort, source: ModelSource, running: Running, steps: tuple[int, ...]) -> Cohort:
-        return replace(cohort, hidden=source.hidden, past=source.next_past(), steps=steps, running=running)
-
-
-class _Rows:
-    """Some of the rows of a source, for a policy."""
-
-    def __init__(self, source: ModelSource, index: Tensor) -> None:
-        self._source, self._index = source, index
-        self.mask = None if source.mask is None else source.mask[index]
-        self.policy_context = take_rows(source.policy_context, index)
-
-    def features(self) -> Tensor:
-        return self._source.features()[self._index]
-
-    def output(self) -> Tensor:
-        return self._source.output_of(self._index.cpu())
-
-    def hazard_logit(self) -> Tensor:
-        return self._source.hazard_logit()[self._index]
+        exits = torch.tensor([step == last for step in steps])
+        if self._together is not None or bool(exits.all()):
+            return exits, replace(running, index=running.index + 1)
+        if not bool(exits.any()):
+            mask, running = ask(source, self.policy, running, self._batch)
+            return exits | mask, running
+        asked = (~exits).nonzero().flatten().to(running.index.device)
+        places = torch.zeros_like(running.index)
+        places[asked] = torch.arange(len(asked), device=asked.device)
+        mask, running = ask(source, self.policy, running, self._batch, asked)
+        exits[~exits] = mask
+        return exits, running.take(places)
 
 
 def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
@@ -261,24 +239,28 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
 
 def regroup(cohorts: Sequence[Cohort], max_batch: int, max_tokens: int | None) -> list[list[Cohort]]:
     """Deal the rows of cohorts, the longest first, to full batches; each is a list of parts for `join`."""
-    places = sorted(
-        (
-            (-length, number, place)
-            for number, cohort in enumerate(cohorts)
-            for place, length in enumerate(cohort.lengths)
-        )
-    )
-    lengths = [-negative for negative, _, _ in places]
-    batches, start = [], 0
-    while start < len(places):
-        end = start + fitting(lengths[start:], max_batch, max_tokens)
-        members: dict[int, list[int]] = {}
-        for _, number, place in places[start:end]:
-            members.setdefault(number, []).append(place)
-        parts = [(cohorts[number], sorted(own)) for number, own in members.items()]
-        batches.append([whole if len(own) == len(whole) else whole.take(own) for whole, own in parts])
+    rows, batches, start = longest_first(cohorts), [], 0
+    lengths = [-negative for negative, _, _ in rows]
+    while start < len(rows):
+        end = start + fitting(lengths[start : start + max_batch], max_batch, max_tokens)
+        batches.append(taken(cohorts, rows[start:end]))
         start = end
     return batches
+
+
+def longest_first(cohorts: Sequence[Cohort]) -> list[tuple[int, int, int]]:
+    """Return all rows, the longest first: the negative of their length, the number of the cohort, the place there."""
+    numbered = enumerate(cohorts)
+    return sorted([(-length, number, place) for number, own in numbered for place, length in enumerate(own.lengths)])
+
+
+def taken(cohorts: Sequence[Cohort], rows: Sequence[tuple[int, int, int]]) -> list[Cohort]:
+    """Return some of the rows of `longest_first` as parts of their cohorts."""
+    places: dict[int, list[int]] = {}
+    for _, number, place in rows:
+        places.setdefault(number, []).append(place)
+    parts = [(cohorts[number], sorted(own)) for number, own in sorted(places.items())]
+    return [whole if len(own) == len(whole) else whole.take(own) for whole, own in parts]
 
 
 def _join_running(parts: Sequence[Running], sizes: Sequence[int]) -> Running:
@@ -287,13 +269,6 @@ def _join_running(parts: Sequence[Running], sizes: Sequence[int]) -> Running:
     state = join_rows([part.state for part in parts], sizes, absent="zeros", path="policy state")
     log_survival = torch.cat([part.log_survival for part in parts])
     return Running(torch.cat([part.index for part in parts]), state, log_survival)
-
-
-def _spread(running: Running, index: Tensor, size: int) -> Running:
-    """Return the state of some rows at their places among `size`; the others exit, and theirs is not read."""
-    places = torch.zeros(size, dtype=torch.long, device=index.device)
-    places[index] = torch.arange(len(index), device=index.device)
-    return running.take(places)
 
 
 def started(state: Tree) -> object:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_int
 from ponder.errors import ArgumentError, PonderError
-from ponder.inference.cohorts import Cohort, Exited, Stepper, join, started
+from ponder.inference.cohorts import Cohort, Exited, Stepper, join, longest_first, started, taken
 from ponder.inference.examples import Example, ExampleReader, can_regroup, examples_in, fitting
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
@@ -463,14 +463,11 @@ class _Worker:
 
 def _oldest(cohorts: Sequence[Cohort], max_batch: int, max_tokens: int | None) -> tuple[list[Cohort], list[Cohort]]:
     """Split the rows of a queue into a batch, the oldest row with those nearest to its length, and the rest."""
-    rows = sorted(
-        (-cohort.lengths[place], number, place) for number, cohort in enumerate(cohorts) for place in range(len(cohort))
-    )
+    rows = longest_first(cohorts)
     oldest = min(range(len(rows)), key=lambda at: cohorts[rows[at][1]].rows[rows[at][2]].number)
     start = _window(oldest, len(rows), max_batch, max_tokens)
     end = start + fitting([-length for length, _, _ in rows[start : start + max_batch]], max_batch, max_tokens)
-    taken, rest = rows[start:end], rows[:start] + rows[end:]
-    return _parts(cohorts, taken), _parts(cohorts, rest)
+    return taken(cohorts, rows[start:end]), taken(cohorts, rows[:start] + rows[end:])
 
 
 def _window(place: int, rows: int, size: int, max_tokens: int | None) -> int:
@@ -479,13 +476,3 @@ def _window(place: int, rows: int, size: int, max_tokens: int | None) -> int:
     Batches are cut at multiples of their size, since windows around one row leave gaps that later ones have to span.
     """
     return place if max_tokens else max(min(place // size * size, rows - size), 0)
-
-
-def _parts(cohorts: Sequence[Cohort], rows: Sequence[tuple[int, int, int]]) -> list[Cohort]:
-    places: dict[int, list[int]] = {}
-    for _, number, place in rows:
-        places.setdefault(number, []).append(place)
-    return [
-        cohorts[number] if len(own) == len(cohorts[number]) else cohorts[number].take(sorted(own))
-        for number, own in sorted(places.items())
-    ]

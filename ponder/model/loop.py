@@ -1,16 +1,13 @@
 """The one loop: it advances rows step by step, asks the policy, and lets finished rows exit at once.
 
-Inference, replay and streaming are the same loop over different sources. A `Source` holds the rows that are still
-running and answers for the step they stand at: `unroll.ModelSource` computes (and only what is asked for), that of
-`ponder.trajectory` looks up what a full-depth run recorded. `run` takes one batch from its first step to its last; a
-stream calls the same `ask` with rows at different depths.
+A `ModelSource` holds the rows that are still running, and computes what is asked for at the step they stand at. `run`
+takes one batch from its first step to its last; a stream calls the same `ask` with rows at different depths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +15,11 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError
+from ponder.model.unroll import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
-from ponder.tasks import Task
+from ponder.tasks import fits_positions
 
-__all__ = ["Exits", "Readings", "Running", "Source", "ask", "run"]
+__all__ = ["Exits", "Running", "ask", "run"]
 
 
 @dataclass(frozen=True)
@@ -40,37 +38,6 @@ class Exits:
 
     outputs: Tensor
     exit_step: Tensor
-
-
-class Readings(Protocol):
-    """Answers for rows at the step they stand at."""
-
-    mask: Tensor | None
-    policy_context: Mapping[str, Tensor]
-
-    def features(self) -> Tensor:
-        """Return the features of the running rows, `(rows, …)`."""
-
-    def output(self) -> Tensor:
-        """Return the outputs of the running rows, `(rows, …)`."""
-
-    def hazard_logit(self) -> Tensor:
-        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
-
-
-class Source(Readings, Protocol):
-    """The running rows, and the step they stand at. Row numbers are given on the host."""
-
-    step: int
-
-    def advance(self, step: int) -> None:
-        """Bring all running rows to `step`."""
-
-    def output_of(self, index: Tensor | None) -> Tensor:
-        """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
-
-    def keep(self, index: Tensor) -> None:
-        """Go on with the rows `index` among the running."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +65,7 @@ class Running:
         return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
 
 
-def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
+def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     """Run all rows of a batch to their exits, under a policy that has been checked against the model."""
     device, num_steps = batch.row_ids.device, batch.num_steps
     if not batch.row_ids.shape[0]:  # the last head, on h_0, gives the outputs a shape
@@ -133,7 +100,9 @@ def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     return Exits(torch.cat([*outputs, source.output_of(None)])[place], exit_step.to(device))
 
 
-def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBatch) -> tuple[Tensor | bool, Running]:
+def ask(
+    source: ModelSource, policy: ExitPolicy, running: Running, batch: PolicyBatch, asked: Tensor | None = None
+) -> tuple[Tensor | bool, Running]:
     """Ask the policy about rows that have just finished a step before their last.
 
     Args:
@@ -141,6 +110,7 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         policy: The exit policy.
         running: The state of the rows before the step.
         batch: The number of steps, and the task; its rows are not read.
+        asked: The rows to ask about, long, where others share their batch that are at their last step; None for all.
 
     Returns:
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit
@@ -158,29 +128,27 @@ def ask(source: Readings, policy: ExitPolicy, running: Running, batch: PolicyBat
         readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
     if "features" in needs:
         readings["features"] = source.features().clone()
-    context = source.policy_context if needs & {"context", "group"} else None
-    mask = None if source.mask is None else _mask_of(source.mask, task, readings)
-    view = StepView(index, batch.num_steps, readings, task, mask, context)
-    exits, state = policy.decide(view, running.state)
-    if not isinstance(exits, bool):
-        if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
-            raise ArgumentError(
-                f"exit mask of {policy!r}",
-                expected=f"bool, shape ({len(index)},): one answer for each running row",
-                got=f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__,
-                remedy="Compare per row, and reduce over every dimension but the first.",
-            )
-        exits = exits.cpu()
-        if not exits.any():
-            exits = False
-        elif exits.all():
-            exits = True
-    return exits, Running(index, state, log_survival)
+    context = source.policy_context if "context" in needs else None
+    has_positions = task.per_position or fits_positions(source.mask, readings.get("features"))
+    mask, state = source.mask if has_positions else None, running.state
+    if asked is not None:
+        index, readings, mask, context, state, log_survival = take_rows(
+            (index, readings, mask, context, state, log_survival), asked
+        )
+    exits, state = policy.decide(StepView(index, batch.num_steps, readings, task, mask, context), state)
+    return _on_host(exits, index, policy), Running(index, state, log_survival)
 
 
-def _mask_of(mask: Tensor, task: Task, readings: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the mask where what the policy reads has positions: outputs by their task, features by their shape."""
-    if task.per_position:
-        return mask
-    features = readings.get("features")
-    return mask if features is not None and features.dim() > 2 and features.shape[1] == mask.shape[1] else None
+def _on_host(exits: Any, index: Tensor, policy: ExitPolicy) -> Tensor | bool:
+    """Return the answer of a policy as a mask on the host, or as one bool where it is the same for all rows."""
+    if isinstance(exits, bool):
+        return exits
+    if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
+        raise ArgumentError(
+            f"exit mask of {policy!r}",
+            expected=f"bool, shape ({len(index)},): one answer for each running row",
+            got=f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__,
+            remedy="Compare per row, and reduce over every dimension but the first.",
+        )
+    exits = exits.cpu()
+    return exits if bool(exits.any()) and not bool(exits.all()) else bool(exits.any())

@@ -57,7 +57,7 @@ def call_stem(
 
 @dataclass
 class ModelSource:
-    """Rows whose steps are computed, as a `loop.Source`: features, outputs and hazards once, when asked for.
+    """The running rows, whose steps are computed: features, outputs and hazards once, when asked for.
 
     Args:
         parts: The model.
@@ -101,7 +101,7 @@ class ModelSource:
             self.past = self._past_of_stem() if self.use_hazard else []
 
     def advance(self, step: int) -> None:
-        """See `Source.advance`."""
+        """Bring all running rows to `step`."""
         if self.step and self.past:
             self.past = self.next_past()
         self._cache.clear()
@@ -118,7 +118,7 @@ class ModelSource:
         return [self.halting_features(), *self.past[:-1]] if self.past else []
 
     def features(self) -> Tensor:
-        """See `Readings.features`."""
+        """Return the features of the running rows, `(rows, …)`."""
         if "features" not in self._cache:
             self._cache["features"] = self._read(self.hidden)
         return self._cache["features"]
@@ -132,13 +132,13 @@ class ModelSource:
         return self._cache["halting_features"]
 
     def output(self) -> Tensor:
-        """See `Readings.output`."""
+        """Return the outputs of the running rows, `(rows, …)`."""
         if "output" not in self._cache:
             self._cache["output"] = self.answer(self.features())
         return self._cache["output"]
 
     def hazard_logit(self) -> Tensor:
-        """See `Readings.hazard_logit`."""
+        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
         if "hazard" not in self._cache:
             now, head = self.halting_features(), self._lambda_head
             assert head is not None  # policies and objectives were checked
@@ -148,7 +148,7 @@ class ModelSource:
         return self._cache["hazard"]
 
     def output_of(self, index: Tensor | None) -> Tensor:
-        """See `Source.output_of`."""
+        """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
         if index is None:
             return self.output()
         rows = index.to(self.device)
@@ -160,7 +160,7 @@ class ModelSource:
         return self.answer(self._readout.bind(context)(take_rows(self.hidden, rows)), index)
 
     def keep(self, index: Tensor) -> None:
-        """See `Source.keep`."""
+        """Go on with the rows `index` among the running; row numbers are given on the host."""
         rows = index.to(self.device)
         if self.lengths is not None and self._padding is not None:
             before, self.lengths = int(self.lengths.max()), self.lengths[index]
