@@ -38,8 +38,7 @@ class SimulatedExits(Objective):
     Args:
         thresholds: K ≥ 1.
         sharpness: β at the end of training, ≥ 0; 0 weighs all steps alike.
-        signal: A certainty of class logits (``"energy"`` is the paper's), or ``"halting"``, the Lambda head's CDF,
-            which every task has.
+        signal: A certainty of class logits; ``"energy"`` is the paper's.
 
     Example:
         >>> model.objective = objectives.SimulatedExits(thresholds=5, sharpness=10.0)
@@ -50,28 +49,20 @@ class SimulatedExits(Objective):
 
     thresholds: int = 5
     sharpness: float = 10.0
-    signal: Literal["confidence", "energy", "margin", "negative_entropy", "halting"] = "confidence"
+    signal: Literal["confidence", "energy", "margin", "negative_entropy"] = "confidence"
+    needs = frozenset({"progress"})
 
     def __post_init__(self) -> None:
         check_int("thresholds", self.thresholds)
         check_real("sharpness", self.sharpness)
-        check_choice("signal", self.signal, (*SIGNALS, "halting"))
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The state of training, and the hazard where the halting distribution is the signal."""
-        return frozenset({"progress", "hazard"} if self.signal == "halting" else {"progress"})
+        check_choice("signal", self.signal, SIGNALS)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         losses, share = unrolled.losses, unrolled.given("progress").share
         num_steps = losses.shape[1]
         if num_steps == 1:
             return losses[:, 0]
-        if self.signal == "halting":
-            sure = unrolled.given("halting").pmf.cumsum(-1)
-        else:
-            sure = _certainty(self.signal, unrolled)
-        exits = self._exit_steps(sure.detach()[:, :-1])
+        exits = self._exit_steps(_certainty(self.signal, unrolled).detach()[:, :-1])
         steps = torch.arange(num_steps, device=losses.device)
         distance = (steps - exits.unsqueeze(-1)).abs().to(losses.dtype)
         weights = torch.softmax(-self.sharpness * share * distance, dim=-1)
@@ -135,7 +126,7 @@ def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
             "signal",
             expected=f"a task with one class an example, for signal={signal!r}",
             got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
-            remedy="Give the model a Lambda head and pass signal='halting', or use DeepSupervision.",
+            remedy="Use DeepSupervision.",
         )
     sure: Tensor = SIGNALS[signal](outputs)
     return sure

@@ -90,7 +90,7 @@ def simulated(objective: objectives.SimulatedExits, made: Unrolled, signals: lis
     return found
 
 
-@pytest.mark.parametrize("signal", ["confidence", "energy", "halting"])
+@pytest.mark.parametrize("signal", ["confidence", "energy"])
 @pytest.mark.parametrize("share", [0, 3, 4])
 def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
     made, objective = batch(progress=Progress(share, 4)), objectives.SimulatedExits(3, 5.0, signal)
@@ -98,11 +98,7 @@ def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
         "confidence": lambda z: max(math.exp(v) for v in oracles.log_softmax(z)),
         "energy": lambda z: oracles.sigmoid(math.log(math.fsum(map(math.exp, z)))),
     }
-    if signal == "halting":
-        assert made.halting is not None
-        signals = [oracles.cdf(row) for row in made.halting.pmf.tolist()]
-    else:
-        signals = [[statistics[signal](step) for step in row] for row in made.outputs.tolist()]
+    signals = [[statistics[signal](step) for step in row] for row in made.outputs.tolist()]
     assert objective.per_example(made).tolist() == pytest.approx(simulated(objective, made, signals))
     if share == 0:
         torch.testing.assert_close(objective.per_example(made), made.losses.mean(1))
