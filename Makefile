@@ -42,8 +42,11 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Give a classifier exits and time them; writes demo/report.html.
-	$(BIN)/python -m benchmarks.finetuned demo $(ARGS)
+# Real intents where they are at hand, else generated reviews.
+DATA ?= $(wildcard ../shared/text)
+
+demo: $(STAMP) ## Fine-tune a classifier; what makes it cheaper? [DATA=folder-with-banking77]
+	$(BIN)/python -m benchmarks.finetuned demo --out demo/$(if $(DATA),intents,reviews) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 puzzles: $(STAMP) ## Learn prefix sums, and draw how steps grow: demo/puzzles.svg.
 	$(BIN)/python -m benchmarks.puzzles demo $(ARGS)

@@ -29,20 +29,17 @@ _ROUNDS, _TIMED, _ALONE = 3, 1024, 64
 _MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
 
 
-def run(setting: Setting, settings: Mapping[str, Any], out: Path, note: Callable[[str], object]) -> dict[str, Any]:
+def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure a setting, and write `<out>/<task>-<backbone>-s<seed>.json`."""
     fitted = setting.fit(LEVELS[1])
-    note("record")
     outputs, tested = setting.record(setting.texts), setting.record(setting.test)
     student, taught = _student(setting, outputs)
     race = _Race(setting, student, outputs, tested)
     race.add("", outputs, tested, setting.model)
     with TemporaryDirectory() as scratch:
-        note("int8")
         small, products = _int8(setting, outputs, Path(scratch))
         race.add("int8 ", small.record(setting.texts).outputs, small.record(setting.test).outputs, small)
         setting.model.policy = small.policy = LastStep()
-        note("time")
         race.time(min(_TIMED, len(setting.test)))
     full, sides = tested[:, -1].argmax(-1), [len(side) for side in setting.sides]
     texts = {"learned": len(setting.learned), "teach": sides[0] + sides[1], "certify": sides[2]}

@@ -1,1 +1,1 @@
-"""Fine-tuned classifiers that get exits: the demo on generated reviews, and measurements on tasks of real texts."""
+"""Fine-tuned classifiers that get exits: the demo of `ponder advise`, and measurements on tasks of real texts."""

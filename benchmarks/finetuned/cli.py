@@ -23,15 +23,16 @@ def _commands() -> None:
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder of models and report.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder of model, texts and winner.")] = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="Folder with Banking77; reviews are generated without.")] = None,
     backbone: Backbone = "minilm",
     scale: Annotated[float, typer.Option(min=0.01, max=10.0, help="Share of the default number of texts.")] = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """A classifier of generated reviews gets exits: a promise, and the seconds that they save."""
+    """Fine-tune a classifier, and ask `ponder advise` what makes it cheaper on texts that it never saw."""
     from benchmarks.finetuned.demo import demo
 
-    demo(out, backbone=backbone, scale=scale, seed=seed)
+    demo(out, data=data, backbone=backbone, scale=scale, seed=seed)
 
 
 @app.command("run")

@@ -30,7 +30,7 @@ from ponder.integrations.transformers.texts import encodings_of, record_rows
 from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
-__all__ = ["ExitReport", "distinct", "fit_exits", "may_have_taught", "row_ids"]
+__all__ = ["ExitReport", "Sides", "distinct", "fit_exits", "may_have_taught", "row_ids", "teach_heads"]
 
 _SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
 _FEWEST = 50
@@ -148,6 +148,53 @@ def fit_exits(
         >>> report.rows, report.num_steps, model.policy.risk
         (400, 4, 'disagreement')
     """
+    sides = teach_heads(model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress)
+    found = certify(sides.choosing, sides.certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
+    model.policy = found.policy
+    report = _report(found, sides)
+    if report.met and report.disagreement_as_given > report.level:
+        warnings.warn(
+            f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
+            f"counts as often as it was given. The promise, {rounded_up(100 * report.level, 3)}%, is about distinct "
+            "inputs.",
+            stacklevel=2,
+        )
+    return report
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Full-depth runs over the three parts of the inputs, by early heads that have learned from the first.
+
+    Args:
+        taught: The part that the heads learned on, before they did, without its features.
+        choosing: The part that may choose a policy.
+        certifying: The part on which nothing was chosen.
+        places: Where the inputs of each part stand among those given.
+        counts: How often each certifying input was given.
+        rows: Number of inputs that were given.
+        distinct: Number of distinct ones.
+    """
+
+    taught: Trajectory
+    choosing: Trajectory
+    certifying: Trajectory
+    places: tuple[Any, Any, Any]
+    counts: Any
+    rows: int
+    distinct: int
+
+
+def teach_heads(
+    model: PonderPreTrainedModel,
+    rows: Iterable[Any],
+    *,
+    epochs: int = 40,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> Sides:
+    """Train early heads to agree with full depth on a part of the inputs, and record the others; see `fit_exits`."""
     check_int("epochs", epochs)
     wrapper: Any = model.ponder
     if not model.config.finetuned or not wrapper.task.classes:
@@ -175,28 +222,18 @@ def fit_exits(
         head.reset()
     longest = max(np.size(row[model.main_input_name]) for row in once) if wrapper.task.per_position else 1
     most = _MEMORY // (4 * wrapper.num_steps * longest * sum(_sizes(early[0])))
+    learn = learn[: max(most, _FEWEST)]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
         done = _counter(progress, phase, len(places))
         given = {"batch_size": batch_size, "row_ids": ids[places], "progress": done, **options}
         return replace(record_rows(model, [once[place] for place in places], given), content_ids=True)
 
-    taught = record(learn[: max(most, _FEWEST)], "learn", keep_features=True)
+    taught = record(learn, "learn", keep_features=True)
     _train(early, taught, epochs, torch.Generator().manual_seed(seed), progress)
-    choosing, certifying = record(choose, "choose"), record(check, "certify")
-    found = certify(choosing, certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
-    model.policy = found.policy
-    learned = uniform(seed, ids[learn])
-    model.config.exits = {"seed": seed, "learned_below": float(learned.max())}
-    report = _report(found, certifying, counts, check, first[check], (len(learn), len(choose)))
-    if report.met and report.disagreement_as_given > report.level:
-        warnings.warn(
-            f"{100 * report.disagreement_as_given:.3g}% of the certifying inputs are answered otherwise where each "
-            f"counts as often as it was given. The promise, {rounded_up(100 * report.level, 3)}%, is about distinct "
-            "inputs.",
-            stacklevel=2,
-        )
-    return report
+    model.config.exits = {"seed": seed, "learned_below": float(uniform(seed, ids[learn]).max())}
+    parts = replace(taught, features=None), record(choose, "choose"), record(check, "certify")
+    return Sides(*parts, (first[learn], first[choose], first[check]), counts[check], len(given), len(once))
 
 
 def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -314,9 +351,8 @@ def _counter(progress: Callable[[str, int, int], object] | None, phase: str, tot
     return count
 
 
-def _report(
-    found: RiskControl, certifying: Trajectory, counts: Any, check: Any, places: Any, used: tuple[int, int]
-) -> ExitReport:
+def _report(found: RiskControl, sides: Sides) -> ExitReport:
+    certifying = sides.certifying
     steps, confidence, rows = certifying.exit_steps(found.policy), found.policy.confidence or 0.0, len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
     inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
@@ -330,13 +366,13 @@ def _report(
         met=found.met,
         policy=repr(inside),
         threshold=math.nan if threshold is None else float(threshold),
-        rows=int(counts.sum()),
-        duplicates=int(counts.sum()) - len(counts),
-        fitted=used[0],
-        chosen_on=used[1],
+        rows=sides.rows,
+        duplicates=sides.rows - sides.distinct,
+        fitted=len(sides.places[0]),
+        chosen_on=len(sides.places[1]),
         certified_on=rows,
         disagreement=float(differs.mean()),
-        disagreement_as_given=float(np.average(differs, weights=counts[check])),
+        disagreement_as_given=float(np.average(differs, weights=sides.counts)),
         mean_exit_step=float(steps.mean()),
         exit_shares=tuple(float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)),
         num_steps=certifying.num_steps,
@@ -346,7 +382,7 @@ def _report(
         plain_accuracy=plain,
         exit_accuracy=own,
         certifying=certifying,
-        places=tuple(places.tolist()),
+        places=tuple(sides.places[2].tolist()),
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import torch
 from ponder._utils.rounding import rounded_up
 from ponder.advice.race import Progress, Race, Way
 from ponder.calibration.bounds import rows_needed
-from ponder.policies import LastStep
 
 __all__ = ["Advice", "advise"]
 
@@ -124,11 +123,7 @@ def advise(
 
 def _advised(race: Race, level: float, confidence: float, within: float | None, *, stopped: bool) -> Advice:
     winner, sentence = _choose(race.found, level, within)
-    name = (
-        winner.name
-        if winner.name in race.made and "exits" in winner.name + winner.name.replace("cascade", "exits")
-        else "exits"
-    )
+    name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
     sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
     moves = tuple((each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, level}))

@@ -231,7 +231,9 @@ class _Tracer:
     def _write(
         self, name: str, run: Callable[[list[Tensor]], list[Tensor]], given: Sequence[Slot], outputs: Sequence[str]
     ) -> list[Tensor]:
-        return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx")
+        kind, _, number = name.partition("_")
+        like = self.folder / f"{kind}_1.onnx" if number not in ("", "1") else None
+        return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx", like)
 
     def _write_stem(self) -> str | None:
         if self.model.stem is None:

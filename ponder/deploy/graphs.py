@@ -83,6 +83,7 @@ def write_graph(
     given: Sequence[Slot],
     outputs: Sequence[str],
     path: Path,
+    like: Path | None = None,
 ) -> list[Tensor]:
     """Trace a part, write it as a graph for any number of rows and any length, and compare it with PyTorch.
 
@@ -92,6 +93,8 @@ def write_graph(
         given: Its inputs; those that it does not read are left out of the graph.
         outputs: Names of its outputs.
         path: The file.
+        like: The graph of the first part of this kind: with the weights of this part it is taken, where it answers as
+            this part does, since tracing takes long.
 
     Returns:
         The outputs of the example.
@@ -99,6 +102,19 @@ def write_graph(
     Raises:
         PonderError: PyTorch cannot trace the part, or the graph answers in another way.
     """
+    if like is not None and _write_like(module, like, path) and _differs(run, given, outputs, path) is None:
+        return run([slot.value.clone() for slot in given])
+    _trace(module, run, given, outputs, path)
+    wrong = _differs(run, given, outputs, path)
+    if wrong is not None:
+        raise PonderError(
+            f"{path.name}: {wrong!r} is not what PyTorch gives on the example. A part cannot be traced whose "
+            "code depends on the values of its input: write it without Python conditions on tensors."
+        )
+    return run([slot.value.clone() for slot in given])
+
+
+def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
     onnx, part, values = _onnx(), _Part(module, run), [slot.value.clone() for slot in given]
     try:
         with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
@@ -123,18 +139,40 @@ def write_graph(
     for unread in [value for value in proto.graph.input if value.name not in read]:
         proto.graph.input.remove(unread)
     onnx.save(proto, str(path))
-    expected = run([value.clone() for value in values])
-    for rows in (slice(None), slice(-1, None)):  # of all rows, and of the last alone
+
+
+def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
+    """Write the graph of the first of several parts with the weights of a later one, and return whether it has them.
+
+    The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the file's name.
+    """
+    onnx, place = _onnx(), int(path.stem.rpartition("_")[2]) - 1
+    own, proto, moved = {name: p.detach().numpy() for name, p in module.named_parameters()}, onnx.load(str(like)), 0
+    later: dict[bytes, Any] = {}
+    for name, value in own.items():
+        other = own.get(name.replace(".0.", f".{place}.", 1))
+        if ".0." in name and other is not None and other.shape == value.shape:
+            later |= {value.tobytes(): other, value.T.tobytes(): other.T}
+    for weight in proto.graph.initializer:
+        other = later.get(onnx.numpy_helper.to_array(weight).tobytes())
+        if other is not None:
+            made = np.ascontiguousarray(other).reshape(tuple(weight.dims))
+            weight.CopyFrom(onnx.numpy_helper.from_array(made, weight.name))
+            moved += 1
+    onnx.save(proto, str(path))
+    return moved > 0
+
+
+def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> str | None:
+    """Return the output in which a graph and PyTorch differ, on all rows of the example or on the last alone."""
+    graph = Graph(path, 1)
+    for rows in (slice(None), slice(-1, None)):
         chosen = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
-        found = Graph(path, 1)({slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)})
-        wanted = expected if rows == slice(None) else run([value.clone() for value in chosen])
-        for name, value in zip(outputs, wanted, strict=True):
+        found = graph({slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)})
+        for name, value in zip(outputs, run([value.clone() for value in chosen]), strict=True):
             if not np.allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
-                raise PonderError(
-                    f"{path.name}: {name!r} is not what PyTorch gives on the example. A part cannot be traced whose "
-                    "code depends on the values of its input: write it without Python conditions on tensors."
-                )
-    return expected
+                return name
+    return None
 
 
 def write_policy(

@@ -1,0 +1,73 @@
+"""Redraws of the whole race on simulated models: a student, a model with exits, and the same in int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ponder.advice.promises import WAYS, Recorded, promise
+from ponder.calibration.records import Record
+
+__all__ = ["redraw"]
+
+POPULATION, STEPS, CLASSES, CONFIDENCE = 20_000, 4, 4, 0.95
+_SECONDS = {"": 1.0, "int8": 0.5}  # of the model for a text, by which the winner is chosen
+
+
+def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
+    """Run the promises of a race on many draws of its texts, and count those that the population breaks."""
+    whole, draw = _population(np.random.default_rng(0)), np.random.default_rng(1)
+    per_way, broken = 1.0 - (1.0 - CONFIDENCE) / len(WAYS), dict.fromkeys(WAYS, 0)
+    met, any_broken, winner_broken = dict(broken), 0, 0
+    for _ in range(redraws):
+        seen = whole.taken(draw.integers(0, POPULATION, rows))
+        seen = Recorded(np.arange(rows), seen.exits, seen.student, seen.int8)
+        wrong, costs = dict[str, bool](), dict[str, float]()
+        for way in WAYS:
+            made = promise(seen, way, level, per_way)
+            wrong[way] = made.met and _risk(whole, way, made.policy) > level
+            met[way] += made.met
+            broken[way] += wrong[way]
+            costs[way] = _cost(way, made.depth) if made.met else 1.0
+        any_broken += any(wrong.values())
+        winner_broken += wrong[min(costs, key=lambda way: costs[way])]
+    settings = {"redraws": redraws, "rows": rows, "level": level, "confidence": CONFIDENCE, "population": POPULATION}
+    counts = {way: {"met": met[way] / redraws, "broken": broken[way] / redraws} for way in WAYS}
+    return {
+        "settings": settings,
+        "any_broken": any_broken / redraws,
+        "winner_broken": winner_broken / redraws,
+        "ways": counts,
+    }
+
+
+def _population(draw: np.random.Generator) -> Recorded:
+    """Texts of varying ease: what the model says grows clearer by the step; the student sees less; int8 adds noise."""
+    ease = draw.gamma(2.0, 2.5, size=(POPULATION, 1, 1))
+    truth = np.eye(CLASSES)[draw.integers(0, CLASSES, POPULATION)][:, None] * ease
+    noise = draw.normal(size=(POPULATION, STEPS, CLASSES)) * np.array([1.6, 1.0, 0.5, 0.1])[:, None]
+    exits = truth + noise
+    student = truth[:, 0] + draw.normal(size=(POPULATION, CLASSES)) * 1.3
+    student -= np.log(np.exp(student).sum(1, keepdims=True))
+    int8 = exits + draw.normal(size=exits.shape) * 0.02
+    return Recorded(np.arange(POPULATION), exits, student, int8)
+
+
+def _risk(whole: Recorded, way: str, policy: Any) -> float:
+    """Return the share of other answers that a policy gives on the whole population."""
+    deep: Any = whole.int8 if way.startswith("int8") else whole.exits
+    if "cascade" in way:
+        assert whole.student is not None
+        deep = np.concatenate([whole.student[:, None], deep if way.endswith("exits") else deep[:, -1:]], axis=1)
+    record = Record(deep, None, whole.ids, task="classification")
+    steps = record.exit_steps(policy)
+    answers = deep[np.arange(POPULATION), steps - 1].argmax(-1)
+    return float((answers != whole.exits[:, -1].argmax(-1)).mean())
+
+
+def _cost(way: str, depth: Any) -> float:
+    """Return the mean seconds of a text, in those of the model."""
+    student, steps = "cascade" in way, STEPS if way.endswith(("exits", "step")) else 1
+    behind = np.minimum((depth - student) / steps, 1.0).mean()
+    return float(0.03 * student + _SECONDS["int8" if way.startswith("int8") else ""] * behind)

@@ -1,0 +1,155 @@
+"""`ponder advise`: the race, its table and page, every way as a folder, and bad input in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ponder
+from ponder.advice import Advice, advising, race
+from ponder.advice.promises import WAYS, Recorded, promise
+from ponder.cli import advise as command
+from tests.cli.conftest import NAMES, Folders
+from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
+
+pytestmark = pytest.mark.slow
+
+
+def classifier(folder: Path, **options: Any) -> Path:
+    """A fine-tuned tiny BERT whose answers differ by the text."""
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
+    model = make_plain("sequence", "bert", **{**names, **options})
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def advice(folders: Folders) -> Advice:
+    texts = some_texts(700)
+    labels = [NAMES[n % 3] for n in range(700)]
+    return ponder.advise(folders.model, texts, labels, disagreement=0.2, deep=True)
+
+
+def test_every_way_is_in_the_table_of_80_columns(advice: Advice) -> None:
+    names = [way.name for way in advice.ways]
+    assert names[0] == "as it is"
+    assert {*WAYS, "coin", "half the layers"} - set(names) <= {"cascade + exits", "int8 cascade + exits"}
+    drawn = command.table(advice)
+    assert max(map(len, drawn.splitlines())) <= 80
+    assert drawn.splitlines()[0].startswith(advice.sentence[:20])
+    assert sum(row["wins"] for row in advice.table) == 1
+    assert all(way.seconds[1] <= way.seconds[0] <= way.seconds[2] for way in advice.ways)
+    assert all(0 <= way.accuracy <= 1 for way in advice.ways)
+    assert advice.winner.promise <= 0.2
+    assert [size for size, _ in advice.curve] == [105, 210, 420]
+
+
+def test_the_folder_of_every_way_is_taken_and_answers_as_in_the_race(
+    run: Callable[..., Any], advice: Advice, folders: Folders, tmp_path: Path
+) -> None:
+    texts = [line.split(",", 2)[2] for line in folders.fresh.read_text().splitlines()[1:]]
+    for place, way in enumerate(advice.ways):
+        if way.name == "coin":
+            continue
+        out, answers = tmp_path / str(place), tmp_path / f"{place}.csv"
+        way.model.save(out)
+        run("predict", out, "--texts", folders.fresh, "--column", "text", "--out", answers)
+        found = [line.split(",")[3] for line in answers.read_text().splitlines()[1:]]
+        own = way.model.predict(texts).labels
+        assert np.mean(np.array(found) == np.array(own)) > 0.98, way.name
+        judged = ("check", out, "--texts", folders.fresh, "--column", "text", "--disagreement", 0.9)
+        run(*judged, "--reference", folders.exits)
+
+
+def test_the_winner_is_written_with_a_page(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+    out = tmp_path / "winner"
+    options = ("--texts", folders.texts, "--disagreement", 0.2, "--out", out)
+    table = run("advise", folders.model, *options).output
+    card = json.loads((out / "ponder.json").read_text())
+    assert sum(way["wins"] for way in card["ways"]) == 1
+    assert " ".join(card["sentence"].split()) in " ".join(table.split())
+    page = (out / "report.html").read_text()
+    for words in ("<svg", "Texts whose answer changes", "Where one may move to", "taught the model cannot be seen"):
+        assert words in page
+
+
+def test_few_texts_give_a_table_without_promises(folders: Folders) -> None:
+    advice = ponder.advise(folders.model, some_texts(55))
+    assert advice.winner.name == "as it is"
+    assert all(math.isnan(way.promise) for way in advice.ways[1:])
+    assert any("different texts, or more; there are 55" in remark for remark in advice.remarks)
+
+
+def test_within_takes_the_most_faithful(folders: Folders) -> None:
+    texts = some_texts(300)
+    assert (
+        "the most faithful within 1e+04 ms, with its promise" in ponder.advise(folders.model, texts, within=10).sentence
+    )
+    none = ponder.advise(folders.model, texts, within=1e-9)
+    assert none.winner is none.ways[0]
+    assert "No way answers a text within" in none.sentence
+
+
+def test_a_model_of_one_answer(tmp_path: Path) -> None:
+    model = make_plain("sequence", "bert", 3)
+    with torch.no_grad():
+        model.classifier.bias[1] += 100.0
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    advice = ponder.advise(tmp_path, some_texts(120), disagreement=0.2)
+    assert "cascade" not in [way.name for way in advice.ways]
+    assert any("one answer" in remark for remark in advice.remarks)
+
+
+def test_an_interrupt_shows_what_is_ready(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(race.Race, "_int8", stop)
+    advice = ponder.advise(folders.model, some_texts(120), disagreement=0.2)
+    assert [way.name for way in advice.ways][:3] == ["as it is", "best fixed step", "exits"]
+    assert advice.remarks[0].startswith("Stopped")
+    assert math.isnan(advice.ways[0].seconds[0])
+    assert command.table(advice)
+
+
+def test_a_busy_machine_and_long_texts_are_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(1.5 ** np.arange(10_000) % 1000)
+    monkeypatch.setattr(race.time, "perf_counter", lambda: float(next(clock)))
+    texts = [*some_texts(120), " ".join(some_texts(40))]
+    said = " ".join(ponder.advise(folders.model, texts, disagreement=0.2).remarks)
+    assert "The machine was busy" in said
+    assert "1 texts are longer than the model takes" in said
+
+
+def test_bad_input_is_one_sentence(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+    same = tmp_path / "same.csv"
+    same.write_text("text\n" + "a b c\n" * 90)
+    assert "50 distinct inputs" in run("advise", folders.model, "--texts", same, code=2).output
+    labels = ("--texts", folders.fresh, "--column", "text", "--labels", "id")
+    assert "--labels: expected names of the model's 3 classes" in run("advise", folders.model, *labels, code=2).output
+    regression = classifier(tmp_path / "numbers", num_labels=1, id2label=None, label2id=None)
+    said = run("advise", regression, "--texts", folders.texts, code=2).output
+    assert "MODEL: expected a classifier of two classes or more; got one of regression." in " ".join(said.split())
+
+
+def test_promises_from_arrays_hold_on_average() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=(4000, 1, 3)) * 3
+    noise = draw.normal(size=(4000, 4, 3)) * np.array([2.0, 1.0, 0.5, 0.0])[None, :, None]
+    student = (truth[:, 0] + draw.normal(size=(4000, 3)) * 2).astype(np.float64)
+    student = student - np.log(np.exp(student).sum(1, keepdims=True))
+    seen = Recorded(np.arange(4000), truth + noise, student, truth + noise + draw.normal(size=(4000, 4, 3)) * 0.01)
+    for way in WAYS:
+        made = promise(seen, way, 0.05, 0.95)
+        assert made.met, way
+        assert (made.answers != seen.exits[seen.sides[1], -1].argmax(-1)).mean() <= 0.05
+    assert advising.Advice is Advice
