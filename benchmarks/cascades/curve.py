@@ -24,16 +24,15 @@ __all__ = ["STAND_INS", "run"]
 COUNTS, LEVEL, DROPPED = (500, 1000, 2000, 4000), 0.02, 0.2
 
 
-def run(setting: Setting, settings: Mapping[str, Any], out: Path, note: Callable[[str], object]) -> dict[str, Any]:
+def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure the curve, and write `<out>/curve-<task>-<backbone>-s<seed>.json`."""
     points, curve = [], _Curve(setting)
     for count in (*(count for count in COUNTS if count < 0.9 * len(setting.texts)), len(setting.texts)):
-        note(f"{count} texts")
         points.append({"texts": count, "way": "exits", "stand_in": "none", **curve.exits(count)})
         for name in STAND_INS:
             points.append({"texts": count, "way": "student", "stand_in": name, **curve.student(count, name)})
     facts = {"level": LEVEL, "dropped": DROPPED, "learned": len(setting.learned)}
-    made = {"settings": {**settings, **facts}, "points": points, "environment": environment(torch.device("cpu"))}
+    made = {"settings": {**settings, **facts}, "rows": points, "environment": environment(torch.device("cpu"))}
     name = f"curve-{setting.task.name.lower()}-{Path(settings['backbone']).name}-s{setting.seed}.json"
     write_json(out / name, {"task": setting.task.name, **made})
     return made

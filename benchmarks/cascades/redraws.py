@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from benchmarks.cascades.setting import Floats, Setting, certified, record_of
-from benchmarks.command_line import bar
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 
 __all__ = ["run"]
 
 LEVELS, ROWS, TAUGHT, CONFIDENCE = (0.02, 0.05), 1000, 800, 0.95
+DRAWS, STUDENTS = 1000, 100
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -37,21 +37,14 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         return setting.logs(student, texts)
 
     sure = taught(np.arange(len(teach)))
-    whole = settings["draws"], settings["taught"]
-    kinds = (("one student", whole[0], 1), ("one student, exits", whole[1], outputs.shape[1]))
+    kinds = (("thresholds", 1), ("thresholds, and those of exits", outputs.shape[1]))
     outcomes = [
-        _count(kind, level, [sure] * draws, outputs[:, -steps:], draw)
-        for level in LEVELS
-        for kind, draws, steps in kinds
+        _count(kind, level, [sure] * DRAWS, outputs[:, -steps:], draw) for level in LEVELS for kind, steps in kinds
     ]
-    with bar("students", whole[1]) as advance:
-        students = []
-        for _ in range(whole[1]):
-            students.append(taught(draw.permutation(len(teach))[:TAUGHT]).astype(np.float32))
-            advance()
-    outcomes += [_count("a student a draw", level, students, outputs[:, -1:], draw) for level in LEVELS]
+    students = [taught(draw.permutation(len(teach))[:TAUGHT]) for _ in range(STUDENTS)]
+    outcomes += [_count("thresholds, and the student", level, students, outputs[:, -1:], draw) for level in LEVELS]
     facts = {"rows": ROWS, "taught_on": TAUGHT, "confidence": CONFIDENCE, "population": len(texts)}
-    made = {"settings": {**settings, **facts}, "outcomes": outcomes, "environment": environment(torch.device("cpu"))}
+    made = {"settings": {**settings, **facts}, "rows": outcomes, "environment": environment(torch.device("cpu"))}
     write_json(out / f"redraws-{setting.task.name.lower()}.json", {"task": setting.task.name, **made})
     return made
 
@@ -59,16 +52,14 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 def _count(kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator) -> Any:
     """Certify on draws with replacement, and count those whose risk on the population is above the level."""
     risks, shares, met = [], [], 0
-    with bar(kind, len(students)) as advance:
-        for sure in students:
-            whole = record_of(np.concatenate([sure, outputs], axis=1))
-            rows = draw.integers(len(outputs), size=ROWS)  # a text that is drawn twice counts twice
-            report = certified(whole.outputs[rows], level, seed=int(draw.integers(2**31)))
-            steps = whole.exit_steps(report.policy)
-            risks.append(float((~whole.agreement()[np.arange(len(steps)), steps - 1]).mean()))
-            shares.append(float((steps == 1).mean()))
-            met += report.met
-            advance()
+    for sure in students:
+        whole = record_of(np.concatenate([sure, outputs], axis=1))
+        rows = draw.integers(len(outputs), size=ROWS)  # a text that is drawn twice counts twice
+        report = certified(whole.outputs[rows], level, seed=int(draw.integers(2**31)))
+        steps = whole.exit_steps(report.policy)
+        risks.append(float((~whole.agreement()[np.arange(len(steps)), steps - 1]).mean()))
+        shares.append(float((steps == 1).mean()))
+        met += report.met
     broken = float(np.mean(np.array(risks) > level))
     facts = {"broken": broken, "mean_risk": float(np.mean(risks)), "student_answers": float(np.mean(shares))}
     return {"kind": kind, "level": level, "draws": len(students), "met": met / len(students), **facts}

@@ -31,7 +31,13 @@ __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 Floats = NDArray[Any]
 _FILE, _FORMAT, _FEWEST = "cascade.json", "ponder-cascade-1", 1e-12
 _TIMED = 128  # inputs, by which a last stage with exits is timed
-_SHARES = (1e-9, 0.25, 1.0, 4.0)  # rows that later stages may lose for each of the first; tried on the choosing rows
+_SHARES = (
+    0.0,
+    1e-9,
+    0.25,
+    1.0,
+    4.0,
+)  # rows that later stages may lose for each of the first; tried on the choosing rows
 _VALUES = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, 141)))  # dense where answers are sure; picked on no data
 
 
@@ -380,7 +386,9 @@ class Cascade:
                 continue
             lost = _lost(choosing, kind, values, deciding)
             for share in _SHARES:
-                rungs = _at_equal_loss(lost / np.array([1.0, *[share] * (deciding - 1)])[:, None], values)
+                weights = np.array([1.0, *[max(share, 1e-9)] * (deciding - 1)])[:, None]
+                rungs = _at_equal_loss(lost / weights if share else lost[:1], values)
+                rungs = tuple((*rung, *[float(values[0])] * (deciding - len(rung))) for rung in rungs)
                 ladder = _Ladder(kind, rungs)
                 made.append((ladder.before(deciding + 1) if referred else ladder, range(len(rungs))))
         return made
@@ -425,11 +433,12 @@ def _lost(record: Record, kind: Any, values: Any, stages: int) -> Floats:
 
 
 def _at_equal_loss(lost: Floats, values: Any) -> tuple[tuple[float, ...], ...]:
-    """Return thresholds of the stages, from late exits to early: at each place all stages lose about as many rows."""
-    levels = np.unique(lost)
-    levels = levels[np.unique(np.linspace(0, len(levels) - 1, len(values)).astype(int))]
-    made = [tuple(float(values[max(int((row <= loss).sum()) - 1, 0)]) for row in lost) for loss in levels]
-    return tuple(dict.fromkeys([tuple(float(values[0]) for _ in lost), *made]))
+    """Return thresholds of the stages, from late exits to early: one moves at a time, that with the least to lose."""
+    at, rungs = [0] * len(lost), [tuple(float(values[0]) for _ in lost)]
+    for loss, stage in sorted({(loss, stage) for stage, row in enumerate(lost.tolist()) for loss in row}):
+        at[stage] = int((lost[stage] <= loss).sum()) - 1
+        rungs.append(tuple(float(values[place]) for place in at))
+    return tuple(dict.fromkeys(rungs))
 
 
 def _read_rung(policy: Any, stages: int) -> Any:

@@ -28,6 +28,8 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     monkeypatch.setattr(setting, "TRAINING", {"SST-2": (150, 8)})
     monkeypatch.setattr(setting, "_RATES", {backbone: 5e-3})
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
+    monkeypatch.setattr(redraws, "DRAWS", 4)
+    monkeypatch.setattr(redraws, "STUDENTS", 2)
     given = ("--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, "--work", tmp_path, "--out", tmp_path)
     invoke("run", *given)
     found = json.loads((tmp_path / "sst-2-tiny-s0.json").read_text())
@@ -40,8 +42,8 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     share, mix = ways["cascade"]["student_answers"], ways["blind mix"]
     assert mix["other"] == pytest.approx(share * found["student"]["other"])
     invoke("curve", *given)
-    points = json.loads((tmp_path / "curve-sst-2-tiny-s0.json").read_text())["points"]
+    points = json.loads((tmp_path / "curve-sst-2-tiny-s0.json").read_text())["rows"]
     assert {point["texts"] for point in points} == {100, found["texts"]["teach"] + found["texts"]["certify"]}
-    invoke("redraw", *given, "--draws", 4, "--taught", 2)
-    outcomes = json.loads((tmp_path / "redraws-sst-2.json").read_text())["outcomes"]
-    assert [outcome["draws"] for outcome in outcomes] == [4, 2, 4, 2, 2, 2]
+    invoke("redraws", *given)
+    outcomes = json.loads((tmp_path / "redraws-sst-2.json").read_text())["rows"]
+    assert [outcome["draws"] for outcome in outcomes] == [4, 4, 4, 4, 2, 2]
