@@ -90,8 +90,8 @@ def run(
         fresh = made.fresh(read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST).texts
         own = made.policy
         promised = own.level if isinstance(own, Certified) and own.threshold_value is not None else 0.01
-        said, more, facts = _write_int8(made, out, fresh, disagreement or promised, confidence)
-        rows, card = [*rows, *more.items()], {**card, **facts}
+        said, table, facts = _write_int8(made, out, fresh, disagreement or promised, confidence)
+        rows, card = [*rows, *table.items()], {**card, **facts}
     model = OnnxModel(out)
     model.manifest = replace(model.manifest, columns=tuple(made.columns))
     model.save_policy()
