@@ -88,10 +88,14 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[C
     cascade = Cascade(stages, costs=[1, 30] if len(stages) == 2 else [1, 5, 30], classes=CLASSES)
     texts, _ = world(3000)
     report = cascade.certify(
-        texts, [text.split()[0] for text in texts], risk=risk, level=0.02, positive="card" if risk == "missed" else None
+        texts * 2,
+        [text.split()[0] for text in texts * 2],
+        risk=risk,
+        level=0.02,
+        positive="card" if risk == "missed" else None,
     )
     assert report.met, report.statement
-    assert report.chosen_on + report.certified_on == 3000
+    assert report.chosen_on + report.certified_on == 3000  # an input that repeats another counts once
     fresh, _ = world(3000, seed=1)
     answers = cascade.predict(fresh)
     assert np.mean([label != text.split()[0] for label, text in zip(answers.labels, fresh, strict=True)]) <= 0.03
@@ -102,7 +106,7 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[C
 
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds: int) -> None:
-    """Scores overlap, so that any threshold has some risk; kinds, thresholds and their order are chosen on each draw."""
+    """Scores overlap, so that any threshold has some risk; kinds, thresholds and their order are chosen anew."""
     draw, broken, met = np.random.default_rng(0), 0, 0
     table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
 
@@ -251,6 +255,9 @@ def test_bad_stages_and_too_few_rows_are_refused() -> None:
         Cascade([cheap, dear], classes=CLASSES).certify(texts, level=0.02)
     with pytest.raises(ArgumentError, match="positives"):
         Cascade([cheap, dear], classes=CLASSES).certify(texts * 5, level=0.02, risk="missed", positive="card")
+    foreign = SimpleNamespace(predict_proba=dear, classes_=["card", "loan", "mortgage"])
+    with pytest.raises(ArgumentError, match=r"mortgage"):
+        Cascade([foreign, dear], classes=CLASSES).record(texts)
     nan = Cascade([lambda inputs: dear(inputs) * np.nan, dear], costs=[1, 2], classes=CLASSES)
     nan.policy = policies.Confidence(0.5)
     assert nan.predict(texts).stage.tolist() == [2] * 60  # what is no number defers
@@ -263,6 +270,8 @@ def test_students_are_calibrated_and_defer_texts_without_a_known_word(tmp_path: 
     found = student.predict_proba(texts[400:])
     assert np.mean([student.classes[n] == name for n, name in zip(found.argmax(1), named[400:], strict=True)]) > 0.99
     np.testing.assert_allclose(student.predict_proba(["çéñ"]), 1 / 3)
+    cascade = Cascade([student, student], costs=[1, 2], policy=policies.Confidence(0.5))
+    assert cascade.predict(["çéñ", texts[0]]).stage.tolist() == [2, 1]
     student.save(tmp_path)
     np.testing.assert_allclose(Student.load(tmp_path).predict_proba(texts), student.predict_proba(texts))
     two = Student.fit(["good film", "bad film"] * 30, ["yes", "no"] * 30)
