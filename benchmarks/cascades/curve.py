@@ -17,6 +17,7 @@ from benchmarks.cascades.setting import Floats, Setting, at_exits, certified
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from ponder import split
+from ponder.calibration.bounds import rows_needed
 from ponder.integrations.transformers import fit_exits
 
 __all__ = ["STAND_INS", "run"]
@@ -58,6 +59,8 @@ class _Curve:
         teach, rest = ([texts[n] for n in side] for side in split(texts, (0.6, 0.4), setting.seed))
         more = STAND_INS[stand_in](teach, setting.learned, np.random.default_rng(setting.seed))
         student = setting.student([*teach, *more], self._answers([*teach, *more]).argmax(-1))
+        if 2 / 3 * len(rest) < rows_needed(LEVEL, 0.95):
+            return {"met": False, "saved": 0.0, "other": 0.0}
         outputs = np.concatenate([setting.logs(student, rest), self._answers(rest)[:, None]], axis=1)
         report = certified(outputs, LEVEL, seed=setting.seed)
         tested = np.concatenate([setting.logs(student, setting.test), self.full[:, None]], axis=1)

@@ -29,7 +29,7 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     monkeypatch.setattr(setting, "_RATES", {backbone: 5e-3})
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     monkeypatch.setattr(redraws, "DRAWS", 4)
-    monkeypatch.setattr(redraws, "STUDENTS", 2)
+    monkeypatch.setattr(redraws, "FEWER", 2)
     given = ("--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, "--work", tmp_path, "--out", tmp_path)
     invoke("run", *given)
     found = json.loads((tmp_path / "sst-2-tiny-s0.json").read_text())
@@ -46,4 +46,4 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     assert {point["texts"] for point in points} == {100, found["texts"]["teach"] + found["texts"]["certify"]}
     invoke("redraws", *given)
     outcomes = json.loads((tmp_path / "redraws-sst-2.json").read_text())["rows"]
-    assert [outcome["draws"] for outcome in outcomes] == [4, 4, 4, 4, 2, 2]
+    assert [outcome["draws"] for outcome in outcomes] == [4, 2, 4, 2, 2, 2]
