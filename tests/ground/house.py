@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "calibration": (("ponder/calibration",), 2_300),
     "inference": (("ponder/inference",), 1_250),
     "training": (("ponder/training.py",), 480),
-    "cascade": (("ponder/cascade",), 750),
+    "cascade": (("ponder/cascade",), 870),
     "deploy": (("ponder/deploy",), 2_700),
     "cli": (("ponder/cli",), 1_900),
     "integrations": (("integrations",), 3_500),
