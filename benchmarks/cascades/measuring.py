@@ -110,8 +110,8 @@ class _Race:
     def _exits(self, kind: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
         _, choose, check = self.setting.sides
         labels = self.full.argmax(-1)
-        sides = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
-        found = certify(*sides, risk=OtherAnswers() if kind else "disagreement", level=level)
+        choosing, certifying = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
+        found = certify(choosing, certifying, risk=OtherAnswers() if kind else "disagreement", level=level)
         steps, answers = at_exits(tested, found.policy)
         facts = {"met": found.met, "observed": found.observed, "mean_exit_step": float(steps.mean())}
         self._note(kind + "exits", level, answers, facts)

@@ -100,7 +100,8 @@ class Setting:
     def record(self, texts: Sequence[str]) -> Floats:
         """Return the outputs of every step, `(texts, steps, classes)`."""
         self.model.policy = LastStep()
-        return np.asarray(self.model.record(list(texts)).outputs, dtype=np.float64)
+        outputs: Floats = np.asarray(self.model.record(list(texts)).outputs, dtype=np.float64)
+        return outputs
 
     def student(self, texts: Sequence[str], answers: Any) -> Student:
         """Teach a student the numbers of the model's answers."""

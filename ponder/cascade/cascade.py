@@ -85,8 +85,9 @@ class _Ladder(ThresholdPolicy):
     def statistic(self, step: StepView, state: Any) -> tuple[Any, Any]:
         """Return the first rung at which each row exits; the rows of a record are at one stage."""
         value, _ = self.policy.statistic(step, None)
-        own = [rung[min(int(step.index[0]), len(rung)) - 1] for rung in self.rungs]  # a bound decides on the last
-        crossed = self.policy.tunable.crossed(value[:, None], np.asarray(own))
+        stage = min(int(step.index[0]), len(self.rungs[0])) - 1  # on a last one before a reference a bound decides
+        own: Any = np.array([rung[stage] for rung in self.rungs])
+        crossed = self.policy.tunable.crossed(value[:, None], own)
         return np.where(crossed.any(1), crossed.argmax(1).astype(np.float64), np.inf), state
 
     def thresholds(self, stages: int) -> ExitPolicy:
