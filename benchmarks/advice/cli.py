@@ -35,7 +35,7 @@ def run_command(
     hide_bars()
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
     found = measure(task, backbone, folders, work, disagreement, texts, seed)
-    write_json(out / f"{found['task'].lower()}-{backbone}-s{seed}.json", found)
+    write_json(out / f"{found['task'].lower()}-{found['backbone']}-s{seed}.json", found)
     rows = [
         (row["name"], f"{1e3 * row['seconds']:.2f}", f"{100 * row['other_answers']:.2f}%", row["promise"] or "–")
         for row in found["test"]["ways"]

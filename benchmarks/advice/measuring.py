@@ -37,7 +37,7 @@ def measure(
     race.clock = time.process_time  # others may run beside it
     title, (texts, labels), test = _texts(name, backbone, folders, work, most, seed)
     start = time.process_time()
-    model = work / f"{title.lower()}-{backbone}-s{seed}" / "plain"
+    model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
     took = time.process_time() - start
     ways = [way for way in advice.ways if way.name != "coin"]
@@ -48,7 +48,7 @@ def measure(
     verdict = judge(round(chosen["other_answers"] * len(test[0])), len(test[0]), level, 0.95)
     return {
         "task": title,
-        "backbone": backbone,
+        "backbone": Path(backbone).name,
         "settings": {"disagreement": level, "texts": len(texts), "seed": seed, "clock": "processor, one thread"},
         "race_processor_seconds": took,
         "winner": advice.winner.name,
@@ -72,7 +72,7 @@ def _texts(
 ) -> tuple[str, Texts, Texts]:
     """Return the task's name, texts that the model never saw, and test texts, both with names of classes."""
     if name == "generated":
-        names, folder = list(graded.get("negation").labels), work / f"generated-{backbone}-s{seed}" / "plain"
+        names, folder = list(graded.get("negation").labels), work / f"generated-{Path(backbone).name}-s{seed}" / "plain"
         if not (folder / "config.json").exists():
             fine_tune(backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED)
         parts = (generated("dev", min(most, 2000), seed), generated("test", 1000, seed))

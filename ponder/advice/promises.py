@@ -62,8 +62,9 @@ class Recorded:
 
     def taken(self, rows: NDArray[Any]) -> Recorded:
         """Return some of the texts."""
-        arrays = {name: getattr(self, name) for name in ("ids", "exits", "student", "int8", "half")}
-        return replace(self, **{name: None if each is None else each[rows] for name, each in arrays.items()})
+        names = ("ids", "exits", "student", "int8", "half")
+        taken: Any = {n: getattr(self, n)[rows] for n in names if getattr(self, n) is not None}
+        return replace(self, **taken)
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,7 +176,8 @@ class Race:
         self.level, self.seed, self.folder, self.progress = level, seed, folder, progress
         self.confidence = 1.0 - (1.0 - confidence) / (len(WAYS) + deep)
         self.deep, self.model = deep, _classifier(source)
-        self.names = tuple(str(self.model.config.id2label[n]) for n in sorted(self.model.config.id2label))
+        named: Any = self.model.config.id2label
+        self.names = tuple(str(named[n]) for n in sorted(named))
         encoded = tokenize(self.model.tokenizer, texts, max_positions(self.model.encoder))
         self.cut, self.lengths = encoded.truncated, [len(row["input_ids"]) for row in encoded.rows]
         numbers = None if labels is None else np.array(class_numbers(labels, self.names))
@@ -323,7 +324,7 @@ class Race:
         most = max(most_failures(len(check), self.level, self.confidence), 0)
         for products in ("all", True):
             folder = self.folder / f"int8-{products}"
-            folder = quantized(full, folder, products, calibration=self.teach[:_RANGES])  # type: ignore[arg-type]
+            folder = quantized(full, folder, products, calibration=self.teach[:_RANGES])
             eight, outputs = OnnxModel(folder, threads=threads), np.zeros_like(self.seen.exits)
             self._record(eight, choose, outputs)
             moved = (outputs[choose, -1].argmax(-1) != self.seen.exits[choose, -1].argmax(-1)).mean()
@@ -403,7 +404,7 @@ def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress:
         b for _ in range(3) for b in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(32)
     ]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1.0 - done / len(batches))
-    encoder.train()
+    encoder.requires_grad_(True).train()
     for number, places in enumerate(batches, 1):
         batch = whole.tokenizer.pad([rows[n] for n in places.tolist()], return_tensors="pt")
         logits = encoder(**{name: batch[name] for name in batch if name in whole.adapter.inputs}).logits

@@ -36,8 +36,8 @@ def _figure(advice: Advice) -> str:
         score, wins = 100 * (way.accuracy if labelled else way.disagreement), way is advice.winner
         name, bars = way.name + (" (take this)" if wins else ""), [[median - low], [high - median]]
         axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", label=name)
-    score = "accuracy, %" if labelled else "other answers than now, %"
-    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=score, xscale="log")
+    shown = "accuracy, %" if labelled else "other answers than now, %"
+    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=shown, xscale="log")
     axes.legend(fontsize="small")
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import benchmarks
 from benchmarks import backbones, graded
+from benchmarks.advice import cli as advice
+from benchmarks.advice import measuring as advice_measuring
 from benchmarks.bf16 import FloatProducts
 from benchmarks.files import DataError
 from benchmarks.finetuned import cli as finetuned
@@ -33,7 +35,7 @@ from benchmarks.speed import cli as speed
 from benchmarks.speed.subjects import cells, figure, interleaved, ratio
 from benchmarks.text import cli as text
 from ponder import policies
-from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.advice import race
 
 MODULES = [
     module.name
@@ -61,22 +63,31 @@ def test_docstring_examples(name: str) -> None:
 # ---- Fine-tuned classifiers ------------------------------------------------------------------------------------------
 
 
-def test_the_demo_keeps_a_promise_and_says_what_it_saved(
+def test_the_demo_ends_with_the_table_of_advise(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demonstration, "EPOCHS", 1)
-    found = demonstration.demo(tmp_path, backbone=backbone, scale=0.1)
+    monkeypatch.setattr(race.Race, "_int8", lambda self: None)
+    demonstration.demo(tmp_path, backbone=backbone, scale=0.1)
     said = capsys.readouterr().out
-    assert found["statement"].split(":")[0] in " ".join(said.split())
-    assert "fresh reviews, which nothing was chosen on" in said
-    page = (tmp_path / "report.html").read_text()
-    assert "<svg" in page
-    assert found["policy"].split("(")[0] in page
-    assert sorted(found["fresh"]["mean_exit_step_by_difficulty"]) == [0, 1, 2, 3]
-    assert found["fresh"]["seconds_plain"] > 0
-    model = PonderForSequenceClassification.from_pretrained(tmp_path / "exits")
-    assert model.ponder.num_steps == 4
-    assert found["num_steps"] == 4
+    assert said.startswith(f"A {backbone} is fine-tuned on 160 generated reviews")
+    assert "▸" in said
+    assert (tmp_path / "winner" / "report.html").exists()
+
+
+def test_advice_is_held_against_test_texts(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race.Race, "_int8", lambda self: None)
+    monkeypatch.setattr(race, "clock", race.clock)  # which the benchmark sets
+    monkeypatch.setattr(
+        advice_measuring, "generated", lambda split, size, seed: demonstration.generated(split, 200, seed)
+    )
+    said = invoke(
+        advice.app, "run", "--task", "generated", "--backbone", backbone, "--work", tmp_path, "--out", tmp_path
+    )
+    (path,) = tmp_path.glob("generated*.json")
+    found = json.loads(path.read_text())
+    assert found["test"]["rows"] == 200
+    assert found["test"]["slower_than_best"] >= 1.0 or found["winner"] == "as it is"
+    assert found["winner"] in said
 
 
 def test_a_measurement_of_a_fine_tuned_model_is_written_down(backbone: str, glue_dir: Path, tmp_path: Path) -> None:

@@ -105,16 +105,3 @@ def test_cascades_are_exported_and_run_without_torch(
     if model == "model":
         run("export", made, "--int8", *options, "--out", small)
         assert len(Cascade.load(small).predict(texts)) == 20
-
-
-@pytest.mark.slow
-def test_the_race_ends_with_a_table_and_a_folder(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
-    out = tmp_path / "winner"
-    options = ("--texts", folders.texts, "--disagreement", 0.2, "--out", out)
-    table = run("advise", folders.model, *options).output
-    assert not [line for line in table.splitlines() if len(line) > 80 and str(out) not in line]
-    for name in ("as it is", "best fixed step", "exits", "int8", "▸"):
-        assert name in table
-    card = json.loads((out / "ponder.json").read_text())
-    assert sum(way["wins"] for way in card["ways"]) == 1
-    assert "<svg" in (out / "report.html").read_text()
