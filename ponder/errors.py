@@ -51,7 +51,7 @@ class CheckpointError(PonderError, ValueError):
 
 
 class NonFiniteError(PonderError, ArithmeticError):
-    """A step produced NaN or infinity, and the model checks for that (`check_finite=True`)."""
+    """A loss or gradient of training is NaN or infinite."""
 
 
 def _rebuild(

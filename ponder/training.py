@@ -355,8 +355,7 @@ class _StageRun:
         if not (abs(value) < inf and (size < inf or self.accelerator.scaler is not None)):
             raise NonFiniteError(
                 f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a gradient of norm {size:g}. "
-                "The weights are those before this step. Lower the learning rates, look for NaN in the data, or find "
-                "the step of the model with check_finite=True."
+                "The weights are those before this step. Lower the learning rates, or look for NaN in the data."
             )
         self.optimizer.step()
         return value

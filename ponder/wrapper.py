@@ -83,7 +83,6 @@ class PonderWrapper(nn.Module):
         task: The meaning of outputs and labels: ``"classification"``, ``"regression"``, ``"multilabel"``,
             ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
             integer labels are classes and others numbers.
-        check_finite: Look for NaN and infinity after every step (costs a synchronisation each).
         padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
         checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
             the rest again: less memory, one more forward pass.
@@ -123,7 +122,6 @@ class PonderWrapper(nn.Module):
         readout: Readout | None = None,
         halting_readout: Readout | None = None,
         task: TaskName | LossFunction | Task | None = None,
-        check_finite: bool = False,
         padding: Padding | None = None,
         checkpoint_steps: bool = False,
     ) -> None:
@@ -138,7 +136,7 @@ class PonderWrapper(nn.Module):
         self.stem = None if stem is None else as_module("stem", stem)
         self.readout = _as_readout(readout, padding)
         self.halting_readout = None if halting_readout is None else _as_readout(halting_readout, padding)
-        self.check_finite, self.padding, self.checkpoint_steps = check_finite, padding, checkpoint_steps
+        self.padding, self.checkpoint_steps = padding, checkpoint_steps
         self._task, self._stages = as_task(task), tuple[Stage, ...]()
         self._context_names: frozenset[str] = frozenset()
         halts = self.lambda_head is not None
@@ -442,15 +440,12 @@ class PonderWrapper(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Return all that makes up the model besides its weights, in plain JSON types."""
-        head, halting = self.lambda_head, self.halting_readout or self.readout
-        choices = {} if not isinstance(head, LambdaHead) else {"activation": head.activation, "initial": head.initial}
+        initial = self.lambda_head.initial if isinstance(self.lambda_head, LambdaHead) else None
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
             "task": None if self._task is None else self._task.name,
-            "readout": self.readout.known_name,
-            "halting_readout": None if head is None else halting.known_name,
-            "lambda_head": choices,
+            "initial": initial,
             "policy": self._policy.to_dict(),
             "objective": self._objective.to_dict(),
             "prior": None if self._prior is None else self._prior.to_dict(),
@@ -464,7 +459,7 @@ class PonderWrapper(nn.Module):
             CheckpointError: The model was of another architecture.
         """
         own = self.settings()
-        for key in ("num_steps", "schedule", "task", "readout", "halting_readout", "lambda_head"):
+        for key in ("num_steps", "schedule", "task", "initial"):
             if settings[key] != own[key]:
                 raise CheckpointError(
                     f"{key}: the saved model has {settings[key]!r}, this one {own[key]!r}. Build it as it was."

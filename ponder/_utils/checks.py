@@ -8,7 +8,7 @@ from typing import Any
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_choice", "check_flag", "check_int", "check_real", "check_share", "check_type"]
+__all__ = ["check_choice", "check_int", "check_real", "check_share", "check_type"]
 
 
 def check_int(
@@ -57,11 +57,6 @@ def check_real(
 def check_share(argument: str, value: Any, *, remedy: str | None = None) -> None:
     """Accept numbers strictly between 0 and 1."""
     check_real(argument, value, 0.0, 1.0, open_low=True, open_high=True, remedy=remedy)
-
-
-def check_flag(argument: str, value: object) -> None:
-    """Accept True and False alone: the string ``"no"`` would count as True."""
-    check_type(argument, value, bool, remedy=f"Pass {argument}=True, say.")
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:

@@ -191,7 +191,7 @@ class _Tracer:
         of_inputs = None if padding is None else padding.lengths_of_inputs(inputs)
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
         own = self.model.stem is not None  # the given is the hidden state itself where there is no stem
-        of_hidden = None if padding is None else padding.lengths_of_hidden
+        of_hidden = None if padding is None else padding.of_hidden
         self.state = self._slots("hidden", self.hidden, of_hidden) if own else self.inputs[: len(flatten(inputs))]
         self.steps_context = self._context("context." if own else "", self.after)
 

@@ -221,7 +221,7 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     device = cohorts[0].running.index.device
     keep = [None if cohort.keep is None else cohort.keep.to(device) for cohort in cohorts]
     lengths = tuple([length for cohort in cohorts for length in cohort.lengths])
-    longest, of_hidden = max(lengths), with_lengths(None) if padding is None else padding.lengths_of_hidden
+    longest, of_hidden = max(lengths), with_lengths(None) if padding is None else padding.of_hidden
     return Cohort(
         rows=tuple([row for cohort in cohorts for row in cohort.rows]),
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),

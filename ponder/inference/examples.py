@@ -71,13 +71,14 @@ class ExampleReader:
             inputs, context = _as_pair(self.collate([example]))
             length = 0 if self.padding is None else self._length(inputs, dict(context))
             return Example(example, {}, length, length if self.one_length else None)
-        inputs, given = _as_pair(example)
-        context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
-        labels = given.get("labels")
-        inputs = _batch_of_one(inputs)
+        inputs, given = (example, {}) if isinstance(example, Tensor) else _as_pair(example)
+        inputs, labels, context = _batch_of_one(inputs), None, dict[str, Any]()
+        if given:
+            labels = given.get("labels")
+            context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
         length = 0 if self.padding is None else self._length(inputs, context)
-        names = ((name, _kind(context[name], self.padding)) for name in context)
-        signature = (length if self.one_length else 0, _kind(inputs, self.padding), *names)
+        kinds = [(name, _kind(context[name], self.padding)) for name in context] if context else ()
+        signature = (length if self.one_length else 0, _kind(inputs, self.padding), *kinds)
         return Example(inputs, context, length, signature, None if labels is None else torch.as_tensor(labels)[None])
 
     def batch(self, examples: Sequence[Example], *, spare: bool = False) -> tuple[Tree, dict[str, Any]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import map_tensors
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import Cohort, Exited, Stepper, join, regroup
+from ponder.inference.cohorts import Exited, Stepper, join, regroup
 from ponder.inference.examples import (
     Collate,
     Example,
@@ -27,6 +28,7 @@ from ponder.inference.examples import (
     fitting,
     join_labels,
 )
+from ponder.model.loop import run
 from ponder.model.padding import Along, join_rows, last_position, with_lengths
 from ponder.policies.base import ExitPolicy
 from ponder.trajectory import Trajectory
@@ -95,7 +97,6 @@ def predict(
         torch.Size([100, 3])
     """
     policy = model.checked(policy, num_steps)
-    stepper = Stepper(model, policy, num_steps or model.num_steps)
     reader = ExampleReader(model.padding, collate)
     rows = _read(reader, dataset)
     ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
@@ -105,27 +106,49 @@ def predict(
         chunks, batch_size, max_tokens = _whole_groups(policy_context["group"], batch_size), len(rows), None
     with evaluating(model):
         for chunk in chunks:
-            cohorts = []
-            for places in _batches(chunk, rows, batch_size, max_tokens):
-                examples, given = [rows[place] for place in places], _rows_of(policy_context, places)
-                cohorts.append(stepper.begin(reader, examples, places, [ids[place] for place in places], given))
-            for gone in _advanced(stepper, cohorts, batch_size, max_tokens):
+            batches = [
+                _Batch(places, [rows[n] for n in places], [ids[n] for n in places], _rows_of(policy_context, places))
+                for places in _batches(chunk, rows, batch_size, max_tokens)
+            ]
+            if len(batches) == 1 or not can_regroup(model):
+                found = map(partial(_alone, model, policy, num_steps, reader), batches)
+            else:
+                stepper = Stepper(model, policy, num_steps or model.num_steps)
+                found = _advanced(stepper, reader, batches, batch_size, max_tokens)
+            for gone in found:
                 exited.append(gone)
                 if progress is not None:
                     progress(len(gone.rows))
     return _in_order(exited, model)
 
 
-def _advanced(stepper: Stepper, cohorts: Sequence[Cohort], batch_size: int, max_tokens: int | None) -> Iterator[Exited]:
-    """Take cohorts step by step to their exits, and deal what remains anew to full batches, where rows may meet."""
-    regroups = can_regroup(stepper.model)
+class _Batch(NamedTuple):
+    places: list[int]
+    examples: list[Example]
+    row_ids: list[int]
+    policy_context: dict[str, Tensor] | None
+
+
+def _alone(model: Any, policy: ExitPolicy, num_steps: int | None, reader: ExampleReader, batch: _Batch) -> Exited:
+    """Run a batch that is not regrouped, as a call of the model does."""
+    (inputs, context), given = _placed((reader.batch(batch.examples), batch.policy_context), model)
+    context.pop("labels", None)
+    asks = {"use_hazard": "hazard" in policy.needs, "use_features": "features" in policy.needs}
+    source, rows = model.start(inputs, context, torch.tensor(batch.row_ids), given, num_steps, **asks)
+    exits = run(source, policy, rows)
+    lengths = tuple([example.length for example in batch.examples])
+    return Exited(tuple(batch.places), tuple(exits.exit_step.tolist()), lengths, exits.outputs.cpu())
+
+
+def _advanced(
+    stepper: Stepper, reader: ExampleReader, batches: Sequence[_Batch], batch_size: int, max_tokens: int | None
+) -> Iterator[Exited]:
+    """Take batches step by step to their exits, and deal what remains anew to full batches."""
+    cohorts = [stepper.begin(reader, examples, places, ids, given) for places, examples, ids, given in batches]
     while cohorts:
         remaining = []
-        batches = (
-            regroup(cohorts, batch_size, max_tokens) if regroups and len(cohorts) > 1 else [[each] for each in cohorts]
-        )
-        for parts in batches:
-            exited, after = stepper.step(join(parts, stepper.padding if regroups else None))
+        for parts in regroup(cohorts, batch_size, max_tokens):
+            exited, after = stepper.step(join(parts, stepper.padding))
             if after is not None:
                 remaining.append(after)
             if exited is not None:
@@ -178,23 +201,22 @@ def record(
     if labels is not None:
         rows = [replace(row, labels=torch.as_tensor(label)[None]) for row, label in zip(rows, labels, strict=True)]
     per_token = model.task is not None and model.task.per_token
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     parts: list[Trajectory] = []
     order: list[int] = []
     with evaluating(model):
         for places in _batches(_sorted(rows), rows, batch_size, max_tokens):
             examples = [rows[place] for place in places]
-            inputs, context = reader.batch(examples)
+            inputs, context = _placed(reader.batch(examples), model)
             own = join_labels([row.labels for row in examples], per_token, max(row.length for row in examples))
             own = context.pop("labels", None) if own is None else own
             found = model.unroll(
-                _placed(inputs, device),
-                labels=own if own is None else own.to(device),
-                row_ids=torch.tensor([ids[place] for place in places], device=device),
+                inputs,
+                labels=_placed(own, model),
+                row_ids=torch.tensor([ids[place] for place in places]),
                 policy_context=_rows_of(policy_context, places),
                 num_steps=num_steps,
                 keep_features=keep_features,
-                **_placed(context, device),
+                **context,
             ).map(Tensor.cpu)
             if found.meaning.per_position and found.mask is not None:
                 ends = last_position(found.mask)
@@ -207,7 +229,9 @@ def record(
     return joined.map(lambda tensor: tensor[torch.argsort(torch.tensor(order))])
 
 
-def _placed(tree: Any, device: torch.device) -> Any:
+def _placed(tree: Any, model: Any) -> Any:
+    """Bring the tensors of a batch to the device of the model."""
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
 
 

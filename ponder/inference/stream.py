@@ -136,7 +136,6 @@ class StreamEngine:
         *,
         row_id: int | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
-        block: bool = True,
         timeout: float | None = None,
     ) -> Future[StreamOutput]:
         """Hand in one example; any thread may call this, and so may a done-callback of a future.
@@ -145,8 +144,7 @@ class StreamEngine:
             example: Inputs, or (inputs, context), of one row.
             row_id: Identity of the row, for seeded sampling; the number of the submission where None.
             policy_context: Values that the policy reads of the row, by name, without a batch dimension.
-            block: Wait where `max_waiting` rows wait already.
-            timeout: Seconds to wait for a place; None for any time.
+            timeout: Seconds to wait for a place where `max_waiting` rows wait already; None for any time.
 
         Returns:
             The future of a `StreamOutput`, or of the row's own error. `cancel` takes effect until it is answered.
@@ -171,14 +169,13 @@ class StreamEngine:
             request.future.set_exception(error)
             return request.future
         # Nothing could free a place on the thread that answers, where done-callbacks run.
-        self._worker.put(request, block and threading.current_thread() is not self._thread, timeout)
+        self._worker.put(request, threading.current_thread() is not self._thread, timeout)
         return request.future
 
     def run(
         self,
         examples: Iterable[Any],
         *,
-        ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
         policy_context: Mapping[str, Tensor] | None = None,
     ) -> Iterator[tuple[int, Any]]:
@@ -186,43 +183,38 @@ class StreamEngine:
 
         Args:
             examples: The examples; the row id of each is its position.
-            ordered: Whether answers come in the order of the examples instead of the order of completion.
             errors: ``"raise"`` the error of a row that failed, or ``"return"`` it in the place of its output.
             policy_context: Values that policies read, by name: tensors with a row for each example.
 
         Returns:
-            An iterator over pairs (position, `StreamOutput`).
+            An iterator over pairs (position, `StreamOutput`), in the order of completion.
         """
         check_choice("errors", errors, ("raise", "return"))
-        return self._answers(examples_in(examples), ordered, errors, policy_context)
+        return self._answers(examples_in(examples), errors, policy_context)
 
     def _answers(
-        self, examples: Iterator[Any], ordered: bool, errors: str, policy_context: Mapping[str, Tensor] | None
+        self, examples: Iterator[Any], errors: str, policy_context: Mapping[str, Tensor] | None
     ) -> Iterator[tuple[int, Any]]:
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         futures: dict[int, Future[StreamOutput]] = {}
-        ready: set[int] = set()
-        turn, ahead, more = 0, 2 * self._max_waiting, True
+        position, ahead, more = 0, 2 * self._max_waiting, True
         try:
             while more or futures:
                 while more and len(futures) < ahead and done.empty():
-                    position, example = turn + len(futures), next(examples, _END)
+                    example = next(examples, _END)
                     more = example is not _END
                     if more:
                         given = {name: value[position] for name, value in (policy_context or {}).items()} or None
                         futures[position] = self.submit(example, row_id=position, policy_context=given)
                         futures[position].add_done_callback(partial(_report, done, position))
+                        position += 1
                 if futures:
-                    ready.add(done.get())
-                while ready and (not ordered or turn in ready):
-                    position = turn if ordered else ready.pop()
-                    ready.discard(position)
-                    future = futures.pop(position)
-                    turn += 1
+                    ended = done.get()
+                    future = futures.pop(ended)
                     error = future.exception()
                     if error is not None and errors == "raise":
                         raise error
-                    yield position, future.result() if error is None else error
+                    yield ended, future.result() if error is None else error
         finally:
             for future in futures.values():
                 future.cancel()

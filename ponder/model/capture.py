@@ -249,7 +249,7 @@ def _meet(stem: CapturedStem, call: Given, padding: Padding, spare: bool = False
             given[padding.mask][1, 1:] = not padding.real
         own_state = stem(given)
         parts.append(take_rows(own_state, torch.zeros(1, dtype=torch.long)) if spare else own_state)
-    hidden = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.lengths_of_hidden, length=length)
+    hidden = join_rows([own for own, _ in parts], [1] * rows, lengths=padding.of_hidden, length=length)
     met = _through(hidden, join_context([own for _, own in parts], [1] * rows, padding, length))
     whole = _through(*stem(call))
     if met.shape[1] == length:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -14,8 +14,6 @@ from ponder.errors import ArgumentError
 from ponder.recipes import Recipe
 
 __all__ = ["HazardLayer", "LambdaHead", "PerStep", "make_heads"]
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class LambdaHead(nn.Module):
@@ -30,7 +28,6 @@ class LambdaHead(nn.Module):
         history: How many steps' features are concatenated, newest first, ≥ 1.
         initial: What stands for steps before the first: ``"stem"``, the readout of the stem's output h_0 (the
             paper's Eq. 3), or ``"zeros"``.
-        activation: Between the layers: ``"tanh"``, ``"relu"`` or ``"gelu"``.
         dropout: Probability of dropping an input of a layer, in [0, 1).
         start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch draws it. The
             prior's hazard is a start from which the divergence has nothing to repair; a small one is a deep start.
@@ -52,7 +49,6 @@ class LambdaHead(nn.Module):
         history: int = 1,
         *,
         initial: Literal["stem", "zeros"] = "stem",
-        activation: Literal["tanh", "relu", "gelu"] = "tanh",
         dropout: float = 0.0,
         start: float = 0.5,
     ) -> None:
@@ -60,13 +56,12 @@ class LambdaHead(nn.Module):
         for argument, count in (("width", width), ("layers", layers), ("history", history)):
             check_int(argument, count)
         check_choice("initial", initial, ("stem", "zeros"))
-        check_choice("activation", activation, tuple(_ACTIVATIONS))
         check_real("start", start, 0.0, 1.0, open_low=True, open_high=True)
-        self.width, self.history, self.initial, self.activation = width, history, initial, activation
+        self.width, self.history, self.initial = width, history, initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
-            modules += [nn.Dropout(dropout), nn.Linear(size, width), _ACTIVATIONS[activation]()]
+            modules += [nn.Dropout(dropout), nn.Linear(size, width), nn.Tanh()]
         self.layers = nn.Sequential(*modules, nn.Dropout(dropout), HazardLayer(sizes[-1], start))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -151,6 +146,5 @@ def make_heads(
         spec.layers,
         spec.history,
         initial=spec.initial,
-        activation=spec.activation,
         start=spec.hazard(recipe.prior, num_steps),
     )

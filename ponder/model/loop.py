@@ -129,8 +129,9 @@ def ask(
     if "features" in needs:
         readings["features"] = source.features().clone()
     context = source.policy_context if "context" in needs else None
-    has_positions = task.per_position or fits_positions(source.mask, readings.get("features"))
-    mask, state = source.mask if has_positions else None, running.state
+    mask, state = source.mask, running.state
+    if mask is not None and not task.per_position and not fits_positions(mask, readings.get("features")):
+        mask = None
     if asked is not None:
         index, readings, mask, context, state, log_survival = take_rows(
             (index, readings, mask, context, state, log_survival), asked

@@ -34,7 +34,7 @@ __all__ = [
 REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
 """What stands at real positions in the masks that Transformers and PyTorch know, by name."""
 
-Lengths = Any  # a function from a tensor to its `Along` or None, or a tuple or mapping of such
+Lengths = Any  # a function from a tensor to its `Along` or None, or a mapping of such
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ class Padding:
         real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of these two names as all
             know them.
         inputs: The inputs' tensors of two or more dimensions.
-        hidden: The hidden states' tensors of three or more dimensions; others have no length. Where that is not so of
-            every part of a nested state, a tuple or dict like it: an `Along` for each part, or None for one without a
-            length, such as memory slots beside the tokens.
+        hidden: The hidden states' tensors of three or more dimensions; others have no length.
         context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
             `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
         pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
@@ -98,18 +96,12 @@ class Padding:
         >>> padding = ponder.Padding(mask="src_key_padding_mask", real=False)
         >>> padding.positions({"src_key_padding_mask": torch.tensor([[False, False, True]])})
         tensor([[ True,  True, False]])
-        >>> along = ponder.model.padding.Along()
-        >>> padding = ponder.Padding(hidden=(along, None))  # of a state (tokens, slots), both (batch, …, width)
-        >>> state = (torch.zeros(2, 5, 8), torch.zeros(2, 4, 8))
-        >>> (tokens, slots), _ = padding.trim(state, {}, length=3)
-        >>> tokens.shape, slots.shape
-        (torch.Size([2, 3, 8]), torch.Size([2, 4, 8]))
     """
 
     mask: str = "attention_mask"
     real: bool | int = 1
     inputs: Along = Along()
-    hidden: Along | tuple[Any, ...] | Mapping[str, Any] | None = Along()
+    hidden: Along = Along()
     context: Mapping[str, Along] = field(default_factory=dict)
     pooled: bool = True
     mixed: bool = True
@@ -140,25 +132,17 @@ class Padding:
         own = Along((1,), fill=not self.real) if name == self.mask else None
         return self.context.get(name, own)
 
-    @property
-    def lengths_of_hidden(self) -> Lengths:
-        """The lengths of each tensor of a hidden state: a function, or functions in a tree like it."""
-        if isinstance(self.hidden, tuple | Mapping):
-            return _functions(self.hidden)
-        return lambda tensor: self.hidden if tensor.dim() > 2 else None
+    def of_hidden(self, tensor: Tensor) -> Along | None:
+        """Return the lengths of a tensor of a hidden state, or None."""
+        return self.hidden if tensor.dim() > 2 else None
 
     def width(self, hidden: Tree) -> int | None:
         """Return the length of the sequences in a hidden state; None where it has none."""
-        return next(
-            (tensor.shape[along.dims[0]] for tensor, along in _paired(hidden, self.lengths_of_hidden) if along), None
-        )
+        return next((one.shape[self.hidden.dims[0]] for _, one in tensors(hidden) if one.dim() > 2), None)
 
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Return hidden states and the steps' context up to `length`: views, nothing is copied."""
-        parts = iter(
-            [t if along is None else along.narrow(t, length) for t, along in _paired(hidden, self.lengths_of_hidden)]
-        )
-        hidden = map_tensors(lambda _: next(parts), hidden)
+        hidden = map_tensors(lambda one: self.hidden.narrow(one, length) if one.dim() > 2 else one, hidden)
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
 
 
@@ -243,7 +227,7 @@ def join_rows(
         sizes: The number of rows of each.
         keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
         lengths: The dimensions of a tensor that differ from tree to tree: a function of the tensor to its `Along` or
-            None, or such functions in a tuple or dict like the trees.
+            None, or such functions in a dict like the trees.
         length: The length of the joined sequences: longer ones are cropped, shorter ones padded on the right. 0 leaves
             them as they are.
         absent: The meaning of a None that meets a tensor: ``"zeros"`` in the state of a policy, a value that is not
@@ -259,9 +243,10 @@ def join_rows(
         tensor([7, 8, 0])
     """
     keep = [None] * len(trees) if keep is None else keep
-    first: Any = next((tree for tree in trees if tree is not None), None)
-    present = [tree for tree in trees if tree is not None or absent == "refused"]
-    if isinstance(first, Tensor) and all(isinstance(tree, Tensor) for tree in present):
+    present = [tree for tree in trees if tree is not None]
+    first: Any = present[0] if present else None
+    present = present if absent == "zeros" else list(trees)
+    if isinstance(first, Tensor) and not [tree for tree in present if not isinstance(tree, Tensor)]:
         along = lengths(first) if length else None
         rows = [first.new_zeros(n, *first.shape[1:]) if t is None else t for t, n in zip(trees, sizes, strict=True)]
         rows = [t if index is None else t.index_select(0, index) for t, index in zip(rows, keep, strict=True)]
@@ -307,21 +292,6 @@ def join_context(
         values = [context.get(name) for context in contexts]
         joined[name] = join_rows(values, sizes, keep, lengths=with_lengths(along), length=length, path=name)
     return joined
-
-
-def _functions(parts: Any) -> Lengths:
-    """Return the lengths of a nested state as functions, in a tree like it."""
-    if isinstance(parts, Mapping):
-        return {name: _functions(part) for name, part in parts.items()}
-    return tuple(map(_functions, parts)) if isinstance(parts, tuple) else with_lengths(parts)
-
-
-def _paired(tree: Tree, lengths: Lengths) -> list[tuple[Tensor, Along | None]]:
-    """Return every tensor of a tree, in its order, with its lengths or None."""
-    if callable(lengths):
-        return [(tensor, lengths(tensor)) for _, tensor in tensors(tree)]
-    named = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    return [pair for key, part in named for pair in _paired(part, lengths[key])]
 
 
 def _narrow(value: Any, along: Along | None, length: int) -> Any:

@@ -128,15 +128,6 @@ class ReadoutCall(nn.Module):
         )
         return pool if readout is identity else lambda hidden: pool(read(hidden))
 
-    @property
-    def known_name(self) -> str | None:
-        """Name by which a readout of this file is known in another process; None of a user's own."""
-        function = self.readout.fn if isinstance(self.readout, FunctionModule) else None
-        name = _NAMES.get(function)
-        if self.pool is None or name is None:
-            return name
-        return _NAMES[self.pool] if name == "identity" else f"{_NAMES[self.pool]} of {name}"
-
 
 def _two_dimensional(hidden: Tree) -> Tensor:
     if isinstance(hidden, Tensor) and hidden.dim() == 2:
@@ -155,11 +146,3 @@ def _real(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor:
     assert padding_mask is not None
     return ~padding_mask.bool()
 
-
-_NAMES: dict[Any, str] = {
-    identity: "identity",
-    _two_dimensional: "identity",
-    first_token: "first_token",
-    mean: "mean",
-    last_token: "last",
-}

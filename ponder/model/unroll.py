@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, tensors, unwrap
-from ponder.errors import ArgumentError, NonFiniteError
+from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, unwrap
+from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
 from ponder.model.padding import Padding
 from ponder.model.readouts import ReadoutCall
@@ -30,7 +30,6 @@ class ModelParts(Protocol):
     halting_readout: ReadoutCall | None
     head: nn.Module
     lambda_head: nn.Module | None
-    check_finite: bool
     padding: Padding | None
 
 
@@ -83,7 +82,6 @@ class ModelSource:
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
     at: Sequence[int] | None = None
     _cache: dict[str, Tensor] = field(default_factory=dict)
-    _rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
@@ -94,8 +92,6 @@ class ModelSource:
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
         first = self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
         self.device = first.device
-        if parts.check_finite:
-            self._rows = torch.arange(first.shape[0])
         self._bind_context()
         if self.past is None:
             self.past = self._past_of_stem() if self.use_hazard else []
@@ -110,8 +106,6 @@ class ModelSource:
         if self.at is not None and self.parts.steps.index:
             at = torch.tensor(self.at, device=self.device)
         self.hidden = self.run_step(step, self.hidden, at, **self._call)
-        if self._rows is not None:
-            _check_finite(self.hidden, step, self._rows)
 
     def next_past(self) -> list[Tensor]:
         """Return the past of the next step."""
@@ -177,7 +171,6 @@ class ModelSource:
         self.mask = None if self.mask is None else self.mask[rows]
         if self.policy_context:
             self.policy_context = take_rows(self.policy_context, rows)
-        self._rows = None if self._rows is None else self._rows[index]
 
     def answer(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the outputs of the rows `index` (None: all) from their features."""
@@ -297,13 +290,3 @@ def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
     newest_last = torch.stack([*reversed(past), *features], dim=1)
     return torch.cat([newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)], dim=-1)
 
-
-def _check_finite(hidden: Tree, step: int, rows: Tensor) -> None:
-    for path, tensor in tensors(hidden, "hidden"):
-        if tensor.is_floating_point():
-            bad = ~tensor.unsqueeze(-1).flatten(1).isfinite().all(1)  # one number a row is a state too
-            if bool(bad.any()):
-                raise NonFiniteError(
-                    f"step {step} produced NaN or infinity in {path}, rows {rows[bad.cpu()].tolist()} of the "
-                    f"batch. Look at these inputs, the learning rate, or the precision."
-                )

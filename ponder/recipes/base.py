@@ -27,7 +27,6 @@ class LambdaSpec:
         layers: Number of linear layers.
         history: Steps whose features it reads.
         initial: Features of the steps before the first: ``"stem"`` or ``"zeros"``.
-        activation: The activation between the layers.
         start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
             is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
 
@@ -39,7 +38,6 @@ class LambdaSpec:
     layers: int = 1
     history: int = 1
     initial: Literal["stem", "zeros"] = "stem"
-    activation: Literal["tanh", "relu", "gelu"] = "tanh"
     start: Literal["half", "prior"] | float = "half"
 
     def hazard(self, prior: Prior | None, num_steps: int) -> float:

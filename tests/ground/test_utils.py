@@ -22,7 +22,7 @@ from torch import nn
 from ponder import policies
 from ponder._utils import files, registry
 from ponder._utils.arrays import at_least_float32, softmax, weighted
-from ponder._utils.checks import check_choice, check_flag, check_int, check_real, check_share, check_type
+from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.files import read_tensors, replace_text, write_tensors
 from ponder._utils.modes import evaluating
@@ -62,7 +62,6 @@ def test_no_weight_leaves_no_trace_of_an_infinity() -> None:
         (check_real, ("q", float("nan"), 0.0, 1.0), "q: expected a number in [0, 1]; got nan. Pass q=0.5, say."),
         (check_real, ("t", "1"), "a finite number ≥ 0"),
         (check_share, ("level", 1.0), "a number in (0, 1)"),
-        (check_flag, ("on", "no"), "expected an instance of bool"),
         (check_choice, ("way", "up", ("left", "down")), "one of left, down"),
         (check_type, ("policy", "quantile", nn.Linear), "expected an instance of torch.nn.modules.linear.Linear"),
     ],
@@ -78,7 +77,6 @@ def test_checks_let_good_values_pass() -> None:
     check_int("n", 3, None)
     check_real("q", 0, 0.0, 1.0)
     check_share("level", 0.5)
-    check_flag("on", False)
     check_choice("way", "left", ("left", "down"))
     check_type("policy", nn.Linear(1, 1), nn.Module)
 

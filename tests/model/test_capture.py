@@ -162,7 +162,7 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
     alone = []
     for row, length in enumerate(REAL.sum(1).tolist()):
         alone.append(parts.stem({key: value[row : row + 1, :length] for key, value in example.items()}))
-    state = join_rows([own for own, _ in alone], [1] * ROWS, lengths=parts.padding.lengths_of_hidden, length=LENGTH)
+    state = join_rows([own for own, _ in alone], [1] * ROWS, lengths=parts.padding.of_hidden, length=LENGTH)
     context = join_context([own for _, own in alone], [1] * ROWS, parts.padding, LENGTH)
     for step in range(1, LAYERS + 1):
         state = parts.steps(step, state, **unwrap(context))

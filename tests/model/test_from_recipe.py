@@ -112,7 +112,6 @@ def test_named_readouts_pool_the_positions(name: str, kind: str) -> None:
         hidden = model.stem.module.norm(hidden)
     expected = model.head(getattr(ponder.readouts, name)(hidden))
     torch.testing.assert_close(model.eval()(given["example"]).outputs, expected, **CLOSE)
-    assert model.settings()["readout"] == (name if kind == "layers" else None)
 
 
 def test_the_encoder_keeps_its_mode_and_dtype() -> None:

@@ -135,14 +135,6 @@ def test_a_shared_step_runs_for_any_number_of_steps(depth: int) -> None:
         toy("stacked")(num_steps=depth)
 
 
-def test_the_checking_mode_names_step_and_rows() -> None:
-    made = toy("shared", check_finite=True)
-    made.inputs[3] = torch.nan
-    with pytest.raises(ponder.errors.NonFiniteError, match=r"step 1 .* rows \[3\]"):
-        made()
-    assert torch.equal(toy("shared")(policy=policies.FixedStep(1)).exit_step, torch.ones(ROWS, dtype=torch.long))
-
-
 class Failing(nn.Module):
     """A step that fails once."""
 

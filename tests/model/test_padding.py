@@ -57,12 +57,12 @@ def test_lengths_are_the_last_real_positions() -> None:
 
 
 def test_trimming_gives_views_of_what_has_a_length() -> None:
-    padding = ponder.Padding(hidden={"tokens": Along(), "slots": None}, context={"bias": Along((2, 3))})
-    state = {"tokens": STATES, "slots": STATES}
+    padding = ponder.Padding(context={"bias": Along((2, 3))})
+    state = {"tokens": STATES, "sums": STATES[:, 0]}
     bias = ponder.Shared(torch.randn(1, 2, LENGTH, LENGTH))
     context = {"attention_mask": REAL, "bias": bias, "scale": torch.ones(ROWS, LENGTH), "flag": True}
     hidden, trimmed = padding.trim(state, context, 2)
-    assert (hidden["tokens"].shape, hidden["slots"].shape) == ((ROWS, 2, WIDTH), STATES.shape)
+    assert (hidden["tokens"].shape, hidden["sums"].shape) == ((ROWS, 2, WIDTH), (ROWS, WIDTH))
     assert hidden["tokens"].data_ptr() == STATES.data_ptr()
     assert trimmed["attention_mask"].shape == (ROWS, 2)
     assert trimmed["bias"].value.shape == (1, 2, 2, 2)

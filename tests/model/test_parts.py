@@ -115,8 +115,8 @@ def test_a_head_of_rows_at_several_steps() -> None:
 def test_a_lambda_head_starts_at_a_hazard(start: float) -> None:
     hazards = [float(ponder.LambdaHead(8, 3, 2, start=start)(torch.zeros(1, 16)).sigmoid().detach()) for _ in range(50)]
     assert sum(hazards) / 50 == pytest.approx(start, abs=0.1)
-    layers = ponder.LambdaHead(8, 3, 2, activation="gelu", dropout=0.1).layers
-    assert [type(part) for part in layers[:3]] == [nn.Dropout, nn.Linear, nn.GELU]
+    layers = ponder.LambdaHead(8, 3, 2, dropout=0.1).layers
+    assert [type(part) for part in layers[:3]] == [nn.Dropout, nn.Linear, nn.Tanh]
     assert [tuple(part.weight.shape) for part in layers if isinstance(part, nn.Linear)] == [(8, 16), (8, 8), (1, 8)]
 
 
@@ -153,7 +153,6 @@ def test_readouts_leave_padding_out(context: dict[str, Tensor], dtype: torch.dty
         torch.testing.assert_close(readout(states, **given), features, rtol=1e-3, atol=1e-4)
         for call in (ReadoutCall(readout), ReadoutCall(ponder.readouts.identity, pool=readout)):
             torch.testing.assert_close(call(states, **context, other=1), features, rtol=1e-3, atol=1e-4)
-            assert call.known_name == name
 
 
 def test_a_mean_over_a_long_text_does_not_overflow_in_half_precision() -> None:
