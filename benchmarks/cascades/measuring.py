@@ -31,9 +31,9 @@ _MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure a setting, and write `<out>/<task>-<backbone>-s<seed>.json`."""
-    fitted = setting.fit(LEVELS[1])
+    setting.fit()
     outputs, tested = setting.record(setting.texts), setting.record(setting.test)
-    student, taught = _student(setting, outputs)
+    student = _student(setting, outputs)
     race = _Race(setting, student, outputs, tested)
     race.add("", outputs, tested, setting.model)
     with TemporaryDirectory() as scratch:
@@ -47,7 +47,6 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         "task": setting.task.name,
         **settings,
         "texts": {**texts, "test": len(setting.test)},
-        "seconds_to_fit": {"exits": fitted, "student": taught},
         "int8_products": products,
         "model": {**setting.scores(full, full), **race.seconds["model"]},
         "student": {**setting.scores(race.sure_test[:, 0].argmax(-1), full), **race.seconds["student"]},
@@ -60,14 +59,12 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
     return result
 
 
-def _student(setting: Setting, outputs: Floats) -> tuple[Student, float]:
+def _student(setting: Setting, outputs: Floats) -> Student:
     """Teach a student by texts that do not certify, and by those that the model learned on."""
     teach = np.concatenate(setting.sides[:2])
     learned = setting.plain.predict(setting.learned).outputs.numpy().argmax(-1)
     answers = np.concatenate([outputs[teach, -1].argmax(-1), learned])
-    start = time.process_time()
-    student = setting.student([*(setting.texts[n] for n in teach), *setting.learned], answers)
-    return student, time.process_time() - start
+    return setting.student([*(setting.texts[n] for n in teach), *setting.learned], answers)
 
 
 def _int8(setting: Setting, outputs: Floats, scratch: Path) -> tuple[OnnxModel, str]:

@@ -26,7 +26,7 @@ DRAWS, FEWER = 1000, 120  # draws of thresholds alone, and of what takes longer
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Count, and write `<out>/redraws-<task>.json`."""
-    setting.fit(LEVELS[0])
+    setting.fit()
     teach, check = np.concatenate(setting.sides[:2]), setting.sides[2]
     texts = [*(setting.texts[n] for n in check), *setting.test]
     answers = setting.record([setting.texts[n] for n in teach])[:, -1].argmax(-1)

@@ -7,7 +7,6 @@ only reported.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,19 +39,7 @@ Floats = NDArray[Any]
 
 @dataclass(eq=False)
 class Setting:
-    """A task with its model, whose early heads are fitted when they are first asked for.
-
-    Args:
-        task: The task.
-        names: Names of the classes.
-        learned: Texts that the model learned on.
-        texts: Distinct texts that it never saw, with `ids`.
-        ids: Row ids of these.
-        test: Texts with labels, for reports.
-        labels: Their classes.
-        model: The model.
-        seed: Seed of everything.
-    """
+    """A task with its classes, texts that the model learned on, others with their row ids, and labelled test texts."""
 
     task: tasks.Task
     names: list[str]
@@ -91,11 +78,9 @@ class Setting:
         """The texts that teach, that choose exits, and that choose and certify."""
         return tuple(np.asarray(side) for side in split(self.ids, _SHARES, self.seed))
 
-    def fit(self, level: float) -> float:
-        """Fit early heads; return the seconds that it took."""
-        start = time.perf_counter()
-        fit_exits(self.model, self.texts, disagreement=level, seed=self.seed)
-        return time.perf_counter() - start
+    def fit(self) -> None:
+        """Fit early heads."""
+        fit_exits(self.model, self.texts, seed=self.seed)
 
     def record(self, texts: Sequence[str]) -> Floats:
         """Return the outputs of every step, `(texts, steps, classes)`."""
@@ -130,15 +115,7 @@ class Setting:
 
 
 def certified(outputs: Floats, level: float, *, cost: float = 30.0, referred: bool = False, seed: int = 0) -> Any:
-    """Choose and certify a cascade on recorded answers, as `ponder.Cascade` does; return its report.
-
-    Args:
-        outputs: Answers of the student, and of the steps of the model, `(texts, columns, classes)`.
-        level: The promise.
-        cost: Cost of the model, as a multiple of the student's.
-        referred: Whether the last column is a reference.
-        seed: Seed of the split.
-    """
+    """Choose and certify a cascade on recorded answers of the student and of the model's steps; return its report."""
     stages: list[Any] = [lambda texts: None, lambda texts: None]
     cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])
     return cascade.certify(record_of(outputs), level=level, reference=referred or None, seed=seed)
