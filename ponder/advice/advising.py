@@ -20,7 +20,7 @@ import torch
 
 from ponder._utils.rounding import rounded_up
 from ponder.advice.race import Progress, Race, Way
-from ponder.calibration.bounds import rows_needed
+from ponder.calibration.bounds import rows_needed, upper_bound
 
 __all__ = ["Advice", "advise"]
 
@@ -178,6 +178,13 @@ def _remarks(
         said.append(f"Texts that choose and certify: {name} does {', '.join(shares)} of the work; {more}.")
     if race.student is None and len(set(race.answers.tolist())) < 2:
         said.append("The model gives all of these texts one answer: give texts on which its answers differ.")
+    eight = race.made.get("int8")
+    if eight is not None and not eight.met and len(race.check) >= needed:
+        differ = int((eight.answers != race.answers).sum())
+        least = rounded_up(100 * upper_bound(differ, len(race.check), race.confidence), 2)
+        said.append(
+            f"int8 alone answers {differ} of {len(race.check)} texts otherwise: {least}% is what it could promise."
+        )
     if race.labels is None:
         said.append("With --labels the table shows accuracies.")
     steps = race.model.ponder.num_steps

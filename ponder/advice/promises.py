@@ -95,10 +95,12 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
     """
     small, check = way.startswith("int8"), seen.sides[1]
     deep: Any = seen.int8 if small else seen.half[:, None] if seen.half is not None and way == "half" else seen.exits
+    whole = Promise(LastStep(), False, deep[check, -1].argmax(-1), np.full(len(check), deep.shape[1]))
     if rows_needed(level, confidence) > len(check):
-        return Promise(LastStep(), False, deep[check, -1].argmax(-1), np.full(len(check), deep.shape[1]))
+        return whole
     if "cascade" in way:
-        return _cascade(seen, deep if way.endswith("exits") else deep[:, -1:], small, level, confidence)
+        made = _cascade(seen, deep if way.endswith("exits") else deep[:, -1:], small, level, confidence)
+        return made if made.met else whole
     reference, own = seen.exits[:, -1].argmax(-1), deep is seen.exits
     choosing, certifying = (
         Record(deep[side], None, seen.ids[side], labels=reference[side], task="classification", content_ids=True)
@@ -130,7 +132,7 @@ def _cascade(seen: Recorded, deep: NDArray[Any], small: bool, level: float, conf
     made = _made(certifying, policy, report.met)
     if small and report.met:
         policy = replace(policy, policy=policy.policy.policy, risk=OtherAnswers.name, num_steps=policy.num_steps - 1)
-    return replace(made, policy=policy if report.met else LastStep())
+    return replace(made, policy=policy)
 
 
 def _made(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:

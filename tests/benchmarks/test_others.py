@@ -36,6 +36,7 @@ from benchmarks.speed.subjects import cells, figure, interleaved, ratio
 from benchmarks.text import cli as text
 from ponder import policies
 from ponder.advice import race
+from ponder.integrations.transformers import PonderForSequenceClassification
 
 MODULES = [
     module.name
