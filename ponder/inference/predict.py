@@ -111,7 +111,7 @@ def predict(
                 for places in _batches(chunk, rows, batch_size, max_tokens)
             ]
             if len(batches) == 1 or not can_regroup(model):
-                found = map(partial(_alone, model, policy, num_steps, reader), batches)
+                found: Iterator[Exited] = map(partial(_alone, model, policy, num_steps, reader), batches)
             else:
                 stepper = Stepper(model, policy, num_steps or model.num_steps)
                 found = _advanced(stepper, reader, batches, batch_size, max_tokens)

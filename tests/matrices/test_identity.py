@@ -279,7 +279,7 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
         made.model.record(made.examples(), batch_size=5),
         bare,
     ):
-        assert (other.task, other.num_steps, len(other)) == (task, whole.num_steps, ROWS)
+        assert (other.meaning.name, other.num_steps, len(other)) == (task, whole.num_steps, ROWS)
         outputs = [models.answered(trajectory.outputs, task) for trajectory in (other, whole)]
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
         for policy in (policies.Quantile(0.5), policies.Patience(1, tolerance=0.5), models.Rising(1)):
