@@ -142,6 +142,8 @@ def _advised(race: Race, level: float, confidence: float, within: float | None, 
 
 def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Way, str]:
     plain = ways[0]
+    if math.isnan(plain.seconds[0]):
+        return plain, "Nothing was timed: change nothing yet."
     if within is not None:
         fast = [way for way in ways if way.alone[1] <= within and way.name != "coin"]
         if not fast:
