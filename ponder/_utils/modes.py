@@ -14,11 +14,12 @@ __all__ = ["evaluating"]
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a block in evaluation mode and without gradients; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
