@@ -36,31 +36,18 @@ _MASK = with_lengths(Along(fill=False))
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Rows between two steps. Taking rows copies nothing large; `join` copies the states of those that remain.
+    """Rows between two steps. Taking rows copies nothing large; `join` copies the states of those that remain."""
 
-    Args:
-        rows: The caller's name of each row.
-        steps: The step that each has finished.
-        lengths: The length of each; 0 where the model declares no padding.
-        running: The policy's state.
-        past: Features that the Lambda head reads of earlier steps, newest first.
-        hidden: Hidden states of these rows, and perhaps of exited ones.
-        context: The steps' context, likewise.
-        mask: Positions that are no padding, likewise, where outputs or features have positions.
-        policy_context: Values that the policy reads of each row.
-        keep: Where the rows lie in `hidden`, `context` and `mask`; None: all of them, in order.
-    """
-
-    rows: tuple[Any, ...]
-    steps: tuple[int, ...]
-    lengths: tuple[int, ...]
+    rows: tuple[Any, ...]  # the caller's name of each
+    steps: tuple[int, ...]  # that each has finished
+    lengths: tuple[int, ...]  # 0 where the model declares no padding
     running: Running
-    past: list[Tensor]
-    hidden: Tree
+    past: list[Tensor]  # as in `ModelSource`
+    hidden: Tree  # of these rows, and perhaps of exited ones; so are context and mask
     context: Mapping[str, Any]
     mask: Tensor | None = None
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
-    keep: Tensor | None = None
+    keep: Tensor | None = None  # where the rows lie in hidden, context and mask; None: all of them, in order
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,14 +72,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Exited:
-    """The rows that exit at a step of a cohort.
-
-    Args:
-        rows: The caller's names of them.
-        steps: Their exit steps.
-        lengths: Their lengths.
-        outputs: Their outputs, `(rows, …)`.
-    """
+    """The rows that exit at a step of a cohort: their names, exit steps, lengths and outputs, `(rows, …)`."""
 
     rows: tuple[Any, ...]
     steps: tuple[int, ...]
@@ -101,13 +81,7 @@ class Exited:
 
 
 class Stepper:
-    """Run the stem and the steps of a model for cohorts.
-
-    Args:
-        model: A `PonderWrapper`, in evaluation mode.
-        policy: The exit policy, checked against the model.
-        num_steps: Number of steps.
-    """
+    """Run the stem and the steps of a model in evaluation mode for cohorts, under a policy that was checked."""
 
     def __init__(self, model: Any, policy: ExitPolicy, num_steps: int) -> None:
         self.model, self.policy, self.num_steps = model, policy, num_steps

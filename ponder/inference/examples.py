@@ -28,21 +28,13 @@ Collate = Callable[[list[Any]], Any]
 
 @dataclass(eq=False)
 class Example:
-    """One row, read as a batch of one.
+    """One row, read as a batch of one."""
 
-    Args:
-        inputs: Inputs of a call; the caller's own example where a `collate` reads it.
-        context: Context of a call.
-        length: Length of the row; 0 where the model declares no padding.
-        signature: Rows of equal signature may share a batch.
-        labels: Labels of the row, `(1, …)`, or None.
-    """
-
-    inputs: Any
+    inputs: Any  # the caller's own example where a `collate` reads it
     context: Mapping[str, Any]
-    length: int = 0
-    signature: Hashable = None
-    labels: Tensor | None = None
+    length: int = 0  # also where the model declares no padding
+    signature: Hashable = None  # rows of equal signature may share a batch
+    labels: Tensor | None = None  # `(1, …)`
 
 
 class ExampleReader:
@@ -151,17 +143,7 @@ def examples_in(dataset: Any) -> Iterator[Any]:
 
 
 def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None) -> int:
-    """Return how many of the first rows fill one batch: at least one.
-
-    Args:
-        lengths: Lengths of the rows, in order.
-        max_batch: Rows of a batch at most.
-        max_tokens: Rows times the longest of them at most; None for any number.
-
-    Example:
-        >>> fitting([9, 8, 4, 4], max_batch=3, max_tokens=20)
-        2
-    """
+    """Return how many of the first rows fill a batch of `max_tokens` positions, padding included: at least one."""
     count = min(len(lengths), max_batch)
     if max_tokens is None:
         return count
@@ -174,13 +156,7 @@ def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None) -> i
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:
-    """Labels of rows as those of a batch, those at padding ignored; None where no row has any.
-
-    Args:
-        labels: Labels of each row, `(1, …)`, or None.
-        per_token: Whether a row has a label at each of its positions.
-        length: Length of the batch.
-    """
+    """Return labels of rows, `(1, …)` each, as those of a batch, at padding ignored; None where no row has any."""
     present = [label for label in labels if label is not None]
     if not present:
         return None

@@ -42,17 +42,11 @@ class Exits:
 
 @dataclass(frozen=True)
 class Running:
-    """The state of the running rows besides their hidden states.
+    """The state of the running rows besides their hidden states."""
 
-    Args:
-        index: The step that each row has finished, `(rows,)` long; 0 before the first.
-        state: The policy's state, batch first.
-        log_survival: log P(not stopped so far), `(rows,)`.
-    """
-
-    index: Tensor
-    state: Tree
-    log_survival: Tensor
+    index: Tensor  # the step that each row has finished, `(rows,)` long; 0 before the first
+    state: Tree  # of the policy, batch first
+    log_survival: Tensor  # log P(not stopped so far), `(rows,)`
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
@@ -103,14 +97,7 @@ def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
 def ask(
     source: ModelSource, policy: ExitPolicy, running: Running, batch: PolicyBatch, asked: Tensor | None = None
 ) -> tuple[Tensor | bool, Running]:
-    """Ask the policy about rows that have just finished a step before their last.
-
-    Args:
-        source: The rows.
-        policy: The exit policy.
-        running: The state of the rows before the step.
-        batch: The number of steps, and the task; its rows are not read.
-        asked: The rows to ask about, long, where others share their batch that are at their last step; None for all.
+    """Ask the policy about rows that have just finished a step before their last, `asked` where others are at theirs.
 
     Returns:
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit

@@ -44,11 +44,5 @@ def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Te
     """Weigh the loss of one of several parts of a batch by its rows: the mean over the parts is that over all rows.
 
     Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last bit.
-
-    Example:
-        >>> from ponder.model.losses import joined_loss
-        >>> losses, rows = torch.tensor([4.0, 2.0]), torch.tensor([1, 3])  # of two parts
-        >>> joined_loss(losses, rows, rows.sum(), parts=2)
-        tensor([2., 3.])
     """
     return loss * ((labelled * parts).to(loss.dtype) / total.clamp(min=1))

@@ -152,11 +152,7 @@ _DEFAULT = Padding()
 def positions(hidden: Tree, contexts: Sequence[Mapping[str, Any]], padding: Padding | None = None) -> Tensor | None:
     """Return the positions of a hidden state that are not padding, `(batch, length)` bool; None where unknown.
 
-    Args:
-        hidden: The hidden state.
-        contexts: Where the mask may be, in this order: of the call, and of the steps. A mask of another length than
-            the state, whose stem made other positions, says nothing of these.
-        padding: What the model declares.
+    The mask may be in one of several contexts. One of another length, whose stem made other positions, says nothing.
     """
     declared = padding or _DEFAULT
     for context in contexts:
@@ -226,12 +222,10 @@ def join_rows(
         trees: Trees of one structure, batch first.
         sizes: The number of rows of each.
         keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
-        lengths: The dimensions of a tensor that differ from tree to tree: a function of the tensor to its `Along` or
-            None, or such functions in a dict like the trees.
-        length: The length of the joined sequences: longer ones are cropped, shorter ones padded on the right. 0 leaves
-            them as they are.
-        absent: The meaning of a None that meets a tensor: ``"zeros"`` in the state of a policy, a value that is not
-            there yet; elsewhere it says something of its own (a mask that is None hides nothing), and is refused.
+        lengths: A function from a tensor to its `Along` or None, or such functions in a dict like the trees.
+        length: To what joined sequences are cropped, or padded on the right; 0 leaves them as they are.
+        absent: Whether a None that meets a tensor becomes zeros, as in the state of a policy, where a value is not
+            there yet; elsewhere it says something of its own (a mask that is None hides nothing).
         path: The name of the trees, for messages.
 
     Raises:

@@ -145,4 +145,3 @@ def _real(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor:
         return attention_mask != 0
     assert padding_mask is not None
     return ~padding_mask.bool()
-

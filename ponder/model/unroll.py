@@ -56,31 +56,18 @@ def call_stem(
 
 @dataclass
 class ModelSource:
-    """The running rows, whose steps are computed: features, outputs and hazards once, when asked for.
-
-    Args:
-        parts: The model.
-        hidden: h_0, the stem's output.
-        context: The arguments of every step besides the hidden state.
-        use_hazard: Whether hazards will be asked for, and past features are kept.
-        step: The step at which the rows stand.
-        lengths: The length of each row, `(rows,)` on the host, where the batch is to get narrower.
-        past: Features of the steps before, newest first, as many as the Lambda head reads; None before the first step.
-        mask: The positions that are no padding, `(rows, length)` bool, where outputs or features have positions.
-        policy_context: The caller's values for the policy, by name.
-        at: The step at which each row stands after `advance`, where rows at different depths share a batch (a stream).
-    """
+    """The running rows, whose steps are computed: features, outputs and hazards once, when asked for."""
 
     parts: ModelParts
-    hidden: Tree
-    context: Mapping[str, Any]
-    use_hazard: bool
+    hidden: Tree  # h_0 at first
+    context: Mapping[str, Any]  # arguments of every step besides the hidden state
+    use_hazard: bool  # whether hazards will be asked for, and past features are kept
     step: int = 0
-    lengths: Tensor | None = None
-    past: list[Tensor] | None = None
-    mask: Tensor | None = None
+    lengths: Tensor | None = None  # of the rows, `(rows,)` on the host, where the batch is to get narrower
+    past: list[Tensor] | None = None  # features that the Lambda head reads of earlier steps, newest first
+    mask: Tensor | None = None  # `(rows, length)` bool, where outputs or features have positions: no padding
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
-    at: Sequence[int] | None = None
+    at: Sequence[int] | None = None  # the step of each row after `advance`, where they differ (in a stream)
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -211,13 +198,8 @@ def unroll(
     """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
 
     A head that reads pooled features, `(batch, width)`, is called once, after the last step, with the features of all
-    steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`).
-
-    Args:
-        source: The rows before their first step; its `use_hazard` says whether to record hazards.
-        num_steps: Number of recorded steps.
-        warm_up: Number of steps before them, without a gradient and unrecorded.
-        keep_features: Record features too.
+    steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`). The `warm_up`
+    steps come first, without a gradient and unrecorded.
     """
     with torch.no_grad():
         for step in range(1, warm_up + 1):
@@ -289,4 +271,3 @@ def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(features), dim=1)
     newest_last = torch.stack([*reversed(past), *features], dim=1)
     return torch.cat([newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)], dim=-1)
-

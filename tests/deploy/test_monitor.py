@@ -94,6 +94,21 @@ def test_policies_step_back_for_good_and_the_state_survives_a_restart(tmp_path: 
         Watch(order, Audit(level=0.05), path)
 
 
+def test_a_share_is_drawn_and_a_stage_begins_anew() -> None:
+    audit = Audit(level=0.05, confidence=0.9, share=0.3)
+    assert sum(audit.chosen() for _ in range(2000)) / 2000 == pytest.approx(0.3, abs=0.05)
+    fresh = audit.wealth
+    while audit.record(True) is None:
+        pass
+    assert (audit.stage, audit.audits, audit.wealth) == (1, 0, fresh)
+    watch = Watch([policies.Confidence(0.8), policies.Confidence(0.95)], audit)
+    watch.record(True, 0)  # of the stage before: says nothing
+    assert audit.audits == 0
+    prices = {ratio: math.log1p((ratio - 1.0) * 0.05) for ratio in map(float, RATIOS)}
+    grown = [(math.log(16 / 0.1) + math.log(r) - own) / (0.15 * math.log(r) - own) for r, own in prices.items()]
+    assert audits_needed(0.05, 0.9, 0.15) == pytest.approx(min(each for each in grown if each > 0))
+
+
 def test_audits_run_where_torch_is_not_installed() -> None:
     code = "import sys; sys.modules['torch'] = None; import ponder; print(ponder.monitor.Audit(0.02))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
