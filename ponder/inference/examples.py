@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
-from ponder.model.padding import Along, Padding, join_context, join_rows, named_in, with_lengths
+from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in, with_lengths
 from ponder.tasks import IGNORED_LABEL
 
 __all__ = ["Collate", "Example", "ExampleReader", "can_regroup", "examples_in", "fitting", "join_labels"]
@@ -101,9 +101,9 @@ class ExampleReader:
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""
         assert self.padding is not None
-        lengths = self.padding.lengths(named_in(inputs, context))
-        if lengths is not None:
-            return max(int(lengths[0]), 1)
+        real = self.padding.positions(named_in(inputs, context))
+        if real is not None:
+            return max(int(last_position(real)), 1)
         tensor = first_tensor(inputs)
         dim = self.padding.inputs.dims[0]
         if tensor.dim() <= dim:
@@ -114,8 +114,8 @@ class ExampleReader:
                 remedy="Give rows (length, …) without a batch dimension.",
             )
         length = tensor.shape[dim]
-        real = self.padding.real or False  # masks that mark padding are bool, as in PyTorch
-        context[self.padding.mask] = torch.full((1, length), real, device=tensor.device)
+        sign = self.padding.real or False  # masks that mark padding are bool, as in PyTorch
+        context[self.padding.mask] = torch.full((1, length), sign, device=tensor.device)
         return length
 
 

@@ -112,11 +112,6 @@ class Padding:
         mask = context.get(self.mask)
         return (mask != 0) == bool(self.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
-    def lengths(self, context: Mapping[str, Any]) -> Tensor | None:
-        """Return the last real position of every row, 1-based, `(batch,)` on the host; None without a mask."""
-        real = self.positions(context)
-        return None if real is None else last_position(real).cpu()
-
     def lengths_of_inputs(self, inputs: Tree) -> Lengths:
         """Return the lengths of the inputs, by which `join_rows` joins them; a dict has them by name."""
         if not isinstance(inputs, Mapping):

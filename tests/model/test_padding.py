@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ponder
-from ponder.model.padding import Along, join_context, join_rows, positions, with_lengths
+from ponder.model.padding import Along, join_context, join_rows, last_position, positions, with_lengths
 from tests.model.toys import LENGTH, ROWS, WIDTH, padding_mask
 
 REAL = ~padding_mask()
@@ -52,8 +52,8 @@ def test_a_row_without_a_real_position_is_refused_at_the_door(name: str, trainin
 def test_lengths_are_the_last_real_positions() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 0]])
     padding = ponder.Padding()
-    assert padding.lengths({"attention_mask": mask}).tolist() == [2, 3, 1]
-    assert padding.lengths({}) is None
+    assert last_position(padding.positions({"attention_mask": mask})).tolist() == [2, 3, 1]
+    assert padding.positions({}) is None
 
 
 def test_trimming_gives_views_of_what_has_a_length() -> None:
