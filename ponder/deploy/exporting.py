@@ -44,7 +44,6 @@ class ExportSource:
         tokenizer: A fast tokenizer of Transformers, or None.
         max_length: Number of tokens that the model takes; None where it is not known.
         labels: Names of the classes.
-        columns: Names of the columns of texts to which the exits were fitted.
     """
 
     model: PonderWrapper
@@ -55,7 +54,6 @@ class ExportSource:
     tokenizer: Any = None
     max_length: int | None = None
     labels: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -222,7 +220,6 @@ class _Tracer:
             real=1 if padding is None else int(padding.real),
             narrows=self.narrows,
             labels=self.source.labels,
-            columns=self.source.columns,
             weights=model.weights_digest(),
             **halting,
             **self._write_tokenizer(),
