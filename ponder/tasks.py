@@ -222,8 +222,6 @@ class Classification(_Smoothable):
     Args:
         label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
             every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
-        weight: A weight for each class, as PyTorch's own cross-entropy takes it. The mean over rows is not divided by
-            the weights.
 
     Example:
         >>> task = ponder.tasks.Classification(label_smoothing=0.1)
@@ -234,16 +232,11 @@ class Classification(_Smoothable):
     name = "classification"
     classes = True
 
-    def __init__(self, label_smoothing: float = 0.0, weight: Sequence[float] | None = None) -> None:
-        super().__init__(label_smoothing)
-        self.weight = None if weight is None else tuple(map(float, weight))
-
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = at_least_float32(outputs)
-        if labels.is_floating_point() and not self.label_smoothing and self.weight is None:
+        if labels.is_floating_point() and not self.label_smoothing:
             return -weighted(labels, outputs.log_softmax(-1)).sum(-1)  # logits may be −inf
-        weight = None if self.weight is None else outputs.new_tensor(self.weight)
-        return _cross_entropy(outputs, labels, weight=weight, label_smoothing=self.label_smoothing)
+        return _cross_entropy(outputs, labels, label_smoothing=self.label_smoothing)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[-1] < 2:
