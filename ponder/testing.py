@@ -88,7 +88,6 @@ def check_policy(
             _check_pure(walk)
             _check_rows_alone(walk)
             _check_depths(walk)
-            _check_replay(walk)
             _check_scores(policy, walk.trajectory)
         _check_extremes(policy, samples)
         _check_padding(policy, samples)
@@ -239,17 +238,6 @@ def _check_depths(walk: _Walk) -> None:
 def _begun(state: Tree) -> object:
     """Return which items of a state are not None; a stream joins only rows in which these are the same."""
     return tuple(map(_begun, state)) if isinstance(state, tuple) else state is not None
-
-
-def _check_replay(walk: _Walk) -> None:
-    with _private_randomness():
-        masks, _ = walk.all_steps(walk.rows, walk.init(walk.rows))
-    got = _replayed(walk.trajectory, walk.policy).exit_step
-    expected = torch.cat([masks, torch.ones(_ROWS, 1, dtype=torch.bool)], 1).int().argmax(1) + 1
-    _require(
-        torch.equal(got, expected),
-        f"exits are {got.tolist()} where rows exit, {expected.tolist()} where all stay; use no statistic of the batch",
-    )
 
 
 def _check_scores(policy: ExitPolicy, trajectory: Trajectory) -> None:
