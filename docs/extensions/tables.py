@@ -13,13 +13,19 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKER = re.compile(r"<!-- table: (\w+) -->")
 FACE = re.compile(r"<!-- names: ([\w.]+) -->")
+RERANKED = (
+    *(("cut pool", share) for share in (0.8, 0.25)),
+    ("cut encoder", 1.0),
+    *(("TopK", margin) for margin in (3.0, 2.0)),
+    *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
+)
 NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet"}
 
 
@@ -150,6 +156,61 @@ def exporting() -> str:
     return table(["model, rows × tokens", *names], rows) + made_by(whole)
 
 
+def rerank() -> str:
+    """Return what leaving early saves at about the same change of the answer, next to what else is done."""
+    found = [one for path in sorted((RESULTS / "rerank").glob("*-k10-s0.json")) if "curves" in (one := read(path))]
+    rows = []
+    for whole in found:
+        full = next(one["seconds"] for one in whole["seconds"] if one["way"] == "cut pool" and one["setting"] == 1.0)
+        rows += [
+            [
+                whole["task"], one["way"], f"{one['setting']:g}", f"×{1 / one['work']:.2f}",
+                f"×{full / one['seconds']:.2f}", f"{one['top_k']:.1%}", f"{one['ndcg']:.4f}", f"{one['ndcg_gap']:+.4f}",
+            ]
+            for one in whole["seconds"]
+            if (one["way"], one["setting"]) in RERANKED
+        ]  # fmt: skip
+    head = ["task", "way", "setting", "pair-layers", "seconds", "other top 10", "nDCG@10 lost, full order", "by labels"]
+    return table(head, rows) + made_by(found[0])
+
+
+def cascades() -> str:
+    """Return how much sooner each way answers under each promise, and what it changes, means over seeds."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for path in sorted((RESULTS / "cascades").glob("*-s?.json")):
+        if not path.name.startswith("curve"):
+            found.setdefault(((one := read(path))["backbone"], one["task"]), []).append(one)
+    ways = ("exits", "cascade", "cascade with exits", "int8 exits", "int8 cascade", "int8 cascade with exits")
+    rows = []
+    for (backbone, task), ones in found.items():
+        for level in ones[0]["promises"]:
+            made = [one["promises"][level] for one in ones]
+            speed = [
+                f"×{mean(each[way]['batches']['times'][1] for each in made):.1f}"
+                if all(each[way]["met"] for each in made)
+                else "–"
+                for way in ways
+            ]
+            shown = [f"{mean(each['cascade'][name] for each in made):.1%}" for name in ("other", "accuracy")]
+            rivals = [mean(one["model"]["accuracy"] for one in ones), mean(e["blind mix"]["accuracy"] for e in made)]
+            rows.append(
+                [f"{NAMES[backbone]}, {task}", f"{float(level):.0%}", *speed, *shown, *(f"{r:.1%}" for r in rivals)]
+            )
+    head = ["model, task", "promised", *(way.replace("cascade with exits", "both") for way in ways)]
+    head += ["cascade: other answers", "accuracy", "model", "blind mix"]
+    return table(head, rows) + made_by(next(iter(found.values()))[0])
+
+
+def redraws() -> str:
+    """Return how often promises of cascades were broken."""
+    whole = read(RESULTS / "cascades" / "redraws-banking77.json")
+    rows = (
+        [one["kind"], f"{one['level']:.0%}", f"{one['draws']:,}", f"{one['broken']:.1%}", f"{one['mean_risk']:.2%}"]
+        for one in whole["rows"]
+    )
+    return table(["chosen on each draw", "promised", "draws", "broken", "mean other answers"], rows) + made_by(whole)
+
+
 def puzzles() -> str:
     """Return what halting is worth in puzzles of known difficulty, medians over seeds."""
     found: dict[str, Any] = import_module("benchmarks.puzzles.report").results()
@@ -178,7 +239,22 @@ def repeats() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (pays, pays_by_task, held_out, repeats, ablation, finetuned, cosines, risk, speed, exporting, puzzles)
+    for made in (
+        pays,
+        pays_by_task,
+        held_out,
+        repeats,
+        ablation,
+        finetuned,
+        cosines,
+        risk,
+        speed,
+        exporting,
+        puzzles,
+        rerank,
+        cascades,
+        redraws,
+    )
 }
 
 

@@ -280,10 +280,10 @@ class Ranker:
             if step == 1 and self.first_stage:
                 own = self._blended(1, 0.0, first)
             else:
+                began = time.perf_counter()
                 if batches is None:
                     rows, state = _kept(rows, state, self._affordable(end, last - step + 1, -scores[rows]))
                     batches = self._start([pairs[row] for row in rows])
-                began = time.perf_counter()
                 batches.advance(step - self.first_stage)
                 if end is None and together is not None and step < together:
                     continue
@@ -321,8 +321,10 @@ class Ranker:
             return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.ranking.sigmoid else scores
 
     def _note(self, seconds: float, rows: int) -> None:
-        now = seconds / max(rows, 1)
-        self._pace = 0.8 * self._pace + 0.2 * now if self._pace else now
+        """Take in what a step took: quickly where it was slow, and of full batches, where the parts of a step are."""
+        if rows >= self.batch_size or not self._pace:
+            now = seconds / max(rows, 1)
+            self._pace = max(now, 0.8 * self._pace + 0.2 * now)
 
     def _affordable(self, end: float | None, steps: int, order: Array) -> Array:
         """Return the rows that can be run so many steps before the end, those first in the order."""
