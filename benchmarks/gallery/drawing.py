@@ -179,6 +179,25 @@ def halting(figure: Any) -> None:
     right.legend(loc="upper left")
 
 
+def rerank(figure: Any) -> None:
+    """Another top 10 than that of the full rerank, against the seconds of a query, by way of saving."""
+    colors = {"cut pool": _GREY, "cut encoder": "#009E73", "TopK": "#0072B2", "TopK, first stage": "#D55E00"}
+    results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-k10-s0.json"))]
+    raced = [found for found in results if "curves" in found]
+    for axes, found in zip(figure.subplots(1, len(raced), sharey=True, squeeze=False)[0], raced, strict=True):
+        for way, color in colors.items():
+            points = sorted((one["seconds"], one["top_k"]) for one in found["seconds"] if one["way"] == way)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=way)
+        axes.set(
+            xlabel="seconds a query, one core",
+            title=f"{found['task']}, {found['candidates']} candidates",
+            ylim=(-0.03, 1.03),
+        )
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    figure.axes[0].set(ylabel="queries with another top 10")
+    figure.axes[-1].legend(loc="lower left")
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "headline": (headline, (9.0, 3.6)),
     "score": (score, (5.5, 3.6)),
@@ -187,6 +206,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "speed": (speed, (9.0, 3.2)),
     "audit": (audit, (7.0, 3.0)),
     "halting": (halting, (8.0, 3.0)),
+    "rerank": (rerank, (9.0, 3.4)),
 }
 """Each figure, and how large it is, in inches."""
 
