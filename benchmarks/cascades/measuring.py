@@ -40,7 +40,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         small, products = _int8(setting, outputs, Path(scratch))
         race.add("int8 ", small.record(setting.texts).outputs, small.record(setting.test).outputs, small)
         setting.model.policy = small.policy = LastStep()
-        race.time(min(_TIMED, len(setting.test)))
+        race.time(min(_TIMED, int(setting.inside.sum())))
     full, sides = tested[:, -1].argmax(-1), [len(side) for side in setting.sides]
     texts = {"learned": len(setting.learned), "teach": sides[0] + sides[1], "certify": sides[2]}
     result = {
@@ -110,7 +110,11 @@ class _Race:
         choosing, certifying = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
         found = certify(choosing, certifying, risk=OtherAnswers() if kind else "disagreement", level=level)
         steps, answers = at_exits(tested, found.policy)
-        facts = {"met": found.met, "observed": found.observed, "mean_exit_step": float(steps.mean())}
+        facts = {
+            "met": found.met,
+            "observed": found.observed,
+            "mean_exit_step": float(steps[self.setting.inside].mean()),
+        }
         self._note(kind + "exits", level, answers, facts)
         self.ways[level, kind + "exits"] = lambda texts: model.predict(texts, policy=found.policy)
 
@@ -122,9 +126,13 @@ class _Race:
         report = certified(np.concatenate(columns, axis=1), level, **options)
         policy = report.policy.policy
         steps, answers = at_exits(np.concatenate([self.sure_test, tested], axis=1), policy)
-        facts = {"met": report.met, "observed": report.observed, "student_answers": float((steps == 1).mean())}
+        facts = {
+            "met": report.met,
+            "observed": report.observed,
+            "student_answers": float((steps[self.setting.inside] == 1).mean()),
+        }
         if name == "cascade with exits":
-            facts["steps_of_the_model"] = float((steps - 1).mean())
+            facts["steps_of_the_model"] = float((steps - 1)[self.setting.inside].mean())
         self._note(kind + name, level, answers, facts)
         last = self.setting.plain if name == "cascade" and not kind else model
         real = Cascade([self.student, last], (1.0, _COSTS[kind]), policy=policy, classes=self.setting.names)
@@ -143,8 +151,8 @@ class _Race:
 
     def time(self, many: int) -> None:
         """Time all ways in turn: processor seconds for a text in batches of 32, and by itself, and their ratios."""
-        draw = np.random.default_rng(self.setting.seed)
-        texts = [self.setting.test[n] for n in draw.permutation(len(self.setting.test))[:many]]
+        shuffled = np.random.default_rng(self.setting.seed).permutation(np.flatnonzero(self.setting.inside))
+        texts = [self.setting.test[n] for n in shuffled[:many]]
         took: dict[Any, list[list[float]]] = {name: [[], []] for name in self.ways}
         for way in self.ways.values():
             way(texts[:32])

@@ -103,10 +103,16 @@ class Setting:
 
     def scores(self, answers: Any, full: Any) -> dict[str, float]:
         """Return other answers than those of the model as it is, and accuracies, out of scope apart."""
-        answers, outside = np.asarray(answers), self.labels == self.task.outside
-        right = answers == self.labels
-        found = {"other": float((answers != full).mean()), "accuracy": float(right[~outside].mean())}
-        return found | ({"accuracy_outside": float(right[outside].mean())} if outside.any() else {})
+        same, right, made = answers == full, answers == self.labels, dict[str, float]()
+        for name, rows in (("", self.inside), ("_outside", ~self.inside)):
+            if rows.any():
+                made |= {f"other{name}": float(1.0 - same[rows].mean()), f"accuracy{name}": float(right[rows].mean())}
+        return made
+
+    @cached_property
+    def inside(self) -> NDArray[Any]:
+        """The test texts that are not out of scope, `(texts,)` bool."""
+        return np.array([label != self.task.outside for label in self.labels.tolist()])
 
     @cached_property
     def plain(self) -> PlainClassifier:
