@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def measure(
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
-    took = time.process_time() - start
+    took, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ways = [way for way in advice.ways if way.name != "coin"]
     rows = [_on_test(way, ways[0].model.predict(test[0]).labels, test) for way in ways]
     _add_seconds(rows, ways, test[0], seed)
@@ -51,6 +52,7 @@ def measure(
         "backbone": Path(backbone).name,
         "settings": {"disagreement": level, "texts": len(texts), "seed": seed, "clock": "processor, one thread"},
         "race_processor_seconds": took,
+        "peak_megabytes": peak,
         "winner": advice.winner.name,
         "sentence": advice.sentence,
         "remarks": list(advice.remarks),
