@@ -99,7 +99,8 @@ class Setting:
         """Return a student's log-probabilities of all classes, `(texts, 1, classes)`: one step more for a record."""
         spread = np.full((len(texts), 1, len(self.names)), 1e-12)
         spread[:, 0, [self.names.index(name) for name in student.classes]] += student.predict_proba(texts)
-        return np.log(spread)
+        logs: Floats = np.log(spread)
+        return logs
 
     def scores(self, answers: Any, full: Any) -> dict[str, float]:
         """Return other answers than those of the model as it is, and accuracies, out of scope apart."""

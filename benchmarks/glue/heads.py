@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def train_heads(
             order = torch.Generator().manual_seed(1_000_003 * config.seed + len(scores))
             for rows in torch.randperm(len(data), generator=order).split(config.batch_size):
                 optimizer.zero_grad()
-                _loss(model, stage, taught, rows).backward()  # type: ignore[no-untyped-call]
+                _loss(model, stage, taught, rows).backward()
                 torch.nn.utils.clip_grad_norm_(wrapper.head.parameters(), 1.0)
                 optimizer.step()
                 rates.step()
@@ -74,8 +74,8 @@ def _score(task: Task, model: PonderForSequenceClassification, run: Trajectory) 
 
 def _outputs(model: PonderForSequenceClassification, run: Trajectory, rows: Tensor) -> Tensor:
     assert run.features is not None
-    features = run.features[rows].float()
-    return torch.stack([head(features[:, step]) for step, head in enumerate(model.ponder.head.heads)], dim=1)
+    features, heads = run.features[rows].float(), cast(Any, model.ponder.head).heads
+    return torch.stack([head(features[:, step]) for step, head in enumerate(heads)], dim=1)
 
 
 def _loss(model: PonderForSequenceClassification, stage: Stage, run: Trajectory, rows: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ def shared_from(teacher: BertModel) -> AlbertModel:
     mapping = made.encoder.embedding_hidden_mapping_in
     torch.nn.init.eye_(mapping.weight)
     torch.nn.init.zeros_(mapping.bias)
-    source, layer = teacher.encoder.layer[2], made.encoder.albert_layer_groups[0].albert_layers[0]
+    layers: Any = teacher.encoder.layer
+    groups: Any = made.encoder.albert_layer_groups
+    source, layer = layers[2], groups[0].albert_layers[0]
     for own, theirs in _PARTS.items():
         layer.get_submodule(own).load_state_dict(source.get_submodule(theirs).state_dict())
     return made
@@ -95,4 +97,5 @@ def _distance(own: Any, wanted: Any, mask: Tensor) -> Tensor:
     each = [
         ((a - b) ** 2).mean(-1, keepdim=True).mul(real).sum() / real.sum() for a, b in zip(own, wanted, strict=True)
     ]
-    return _LAST * each[-1] + _OTHERS * torch.stack(each[1:-1]).sum()
+    loss: Tensor = _LAST * each[-1] + _OTHERS * torch.stack(each[1:-1]).sum()
+    return loss
