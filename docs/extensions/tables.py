@@ -227,6 +227,29 @@ def repeats() -> str:
     return str(report.repeats(results.read_all(RESULTS / "glue"), results.read_all(RESULTS / "repeated")))
 
 
+def advice() -> str:
+    """Return what `ponder advise` took for each model, and how choice and promise held on test texts."""
+    found = [read(path) for path in sorted((RESULTS / "advice").glob("*-s*.json"))]
+    rows = []
+    for one in found:
+        (way,) = [row for row in one["race"] if row["wins"]]
+        (test,) = [row for row in one["test"]["ways"] if row["name"] == one["winner"]]
+        rows.append(
+            (
+                f"{one['task']}, {NAMES[one['backbone']]}, {one['settings']['texts']:,} texts",
+                one["winner"],
+                f"{way['speed_up'][0]:.2f}",
+                f"{100 * (one['test']['slower_than_best'] - 1):.0f}%",
+                f"{one['settings']['disagreement']:.0%}",
+                f"{test['other_answers']:.2%}",
+                one["test"]["promise"],
+                f"{one['race_processor_seconds']:.0f}",
+            )
+        )
+    head = ("model", "taken", "×", "slower than the best on test", "promised", "other answers on test", "promise", "s")
+    return table(head, rows) + made_by(found[0])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
@@ -243,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
         puzzles,
         rerank,
         cascades,
+        advice,
     )
 }
 
