@@ -115,7 +115,7 @@ def ask(
         readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
     if "features" in needs:
         readings["features"] = source.features().clone()
-    context = source.policy_context if "context" in needs else None
+    context = source.policy_context if needs & {"context", "group"} else None
     mask, state = source.mask, running.state
     if mask is not None and not task.per_position and not fits_positions(mask, readings.get("features")):
         mask = None
