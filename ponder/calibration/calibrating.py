@@ -76,7 +76,6 @@ def calibrate(
         at_most_steps: Take the best score at a mean exit step of at most this.
         grid: Values of the threshold; those that the policy declares, and some between the rows' scores, where None.
         costs: Cost of exiting after each step, as for `sweep`.
-        full_cost: The cost that all are relative to.
 
     Example:
         >>> calibrate(trajectory, policies.Confidence, at_most_steps=2.5).point.mean_exit_step <= 2.5
