@@ -22,14 +22,14 @@ def figure(name: str, case: str, figure: str) -> float:
     return float(found["value"])
 
 
-@pytest.mark.parametrize("task", ["banking77-minilm-kept-exits", "sst-2-minilm-exits"])
-def test_fine_tuned_models(task: str) -> None:
-    one = read(f"finetuned/{task}-s0.json")
-    exits, test = one["exits"], one["test"]
+@pytest.mark.parametrize("name", ["as it is", "exits", "int8", "int8 + exits"])
+def test_advice(name: str) -> None:
+    one = read("advice/clinc150-minilm-s0.json")
+    (way,) = [way for way in one["race"] if way["name"] == name]
+    marked = f"**{name}**" if way["wins"] else name
     row = (
-        f"| {one['task']}, {exits['rows']:,} texts | {exits['level']:.0%} | {test['disagreement']:.2%} "
-        f"| {test['plain_accuracy']:.1%}, {test['exit_accuracy']:.1%} "
-        f"| {exits['speed_up_in_steps']:.2f} | {exits['speed_up_in_seconds']:.2f} |"
+        f"| {marked} | {1e3 * way['seconds'][0]:.2f} | {way['speed_up'][0]:.2f} | {way['disagreement']:.1%} "
+        f"| {way['promise']:.0%} | {way['accuracy']:.1%} | {way['megabytes']:.0f} |"
     )
     assert row in README, row
 
