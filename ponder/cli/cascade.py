@@ -19,6 +19,7 @@ from ponder.cascade import Cascade, CascadeReport, Embeddings, Student
 from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.cli.folders import heads_saw, open_folder
 from ponder.cli.output import CARD, probe_folder, short, show
+from ponder.cli.report import write_report
 from ponder.cli.texts import count, read_texts
 from ponder.deploy.export import OnnxModel, onnx, quantized
 from ponder.policies.base import LastStep
@@ -73,8 +74,22 @@ def run(
     card = {"command": "cascade", "columns": list(found.columns), **facts}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     sides = f"teach {len(taught)}, choose {report.chosen_on}, certify {report.certified_on}"
-    rows = [("texts", f"{count(len(taught) + len(rest), 'text')}: {sides}"), *_rows(report), ("written to", str(out))]
-    show(card, [report.statement, said], rows, as_json=as_json)
+    rows = [("texts", f"{count(len(taught) + len(rest), 'text')}: {sides}"), *_rows(report)]
+    sentences, title = [report.statement, said], f"A student in front of {model.name}"
+    level = report.policy.level if isinstance(report.policy, Certified) else None
+    write_report(
+        out / "report.html",
+        title,
+        sentences,
+        rows,
+        record,
+        report.policy,
+        rest,
+        cascade.classes,
+        level=level,
+        step="stage",
+    )
+    show(card, sentences, [*rows, ("written to", f"{out} (report.html)")], as_json=as_json)
 
 
 def export(

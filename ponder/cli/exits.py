@@ -68,7 +68,9 @@ def run(
     said = [report.statement, *_remarks(report, clock)]
     table = [*_rows(report, clock, card), ("took", f"{took:.0f} s")]
     answers = [found.texts[place] for place in report.places], names_of(made)
-    write_report(out / "report.html", Path(model).name, said, table, report, made.policy, *answers)
+    level = report.level if report.met else None
+    title = f"Exits for {Path(model).name}"
+    write_report(out / "report.html", title, said, table, report.certifying, made.policy, *answers, level=level)
     show(card, said, [*table, ("written to", f"{out} (report.html)")], as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""`report.html`: the table of `ponder exits`, agreement against depth, and the texts whose answer changed."""
+"""`report.html` of `ponder exits` and `ponder cascade`: a table, thresholds in a figure, texts whose answer changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
 from ponder.calibration.agreement import candidates
-from ponder.integrations.transformers import ExitReport
+from ponder.calibration.records import Record
+from ponder.calibration.sweeps import sweep
 from ponder.policies import ExitPolicy
 
 __all__ = ["write_report"]
@@ -26,53 +27,68 @@ _LEAST = 2.0  # percent of other answers that the axis shows at least
 
 def write_report(
     path: Path,
-    model: str,
+    title: str,
     said: Sequence[str],
     rows: Sequence[tuple[str, str]],
-    report: ExitReport,
+    record: Record,
     policy: ExitPolicy,
     texts: Sequence[Any],
     names: Sequence[str],
+    *,
+    level: float | None,
+    step: str = "exit step",
 ) -> None:
-    """Write the page."""
-    steps, answers = report.certifying.exit_steps(policy), np.asarray(report.certifying.outputs).argmax(-1)
+    """Write the page.
+
+    Args:
+        path: The file.
+        title: Its title.
+        said: Sentences at its top.
+        rows: Its table.
+        record: The run over the texts that certify.
+        policy: The policy that was certified.
+        texts: These texts.
+        names: Names of the classes.
+        level: The disagreement that is promised; None where none is.
+        step: The word for a step; where steps are layers they cost alike, so that the figure shows a speed-up too.
+    """
+    steps, answers = record.exit_steps(policy), np.asarray(record.outputs).argmax(-1)
     given = answers[np.arange(len(steps)), steps - 1]
     changed = [
         {
             "text": text if isinstance(text, str) else " ‖ ".join(text),
             "full": names[full],
             "exit": names[own],
-            "step": step,
+            "step": at,
         }
-        for text, full, own, step in zip(texts, answers[:, -1], given, steps, strict=True)
+        for text, full, own, at in zip(texts, answers[:, -1], given, steps, strict=True)
         if own != full
     ]
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    figure, count = Markup(_figure(report)), len(changed)
-    facts = {"certified_on": report.certified_on, "changed": changed[:_MOST], "count": count, "figure": figure}
-    page = templates.get_template("report.html.jinja").render(model=model, said=said, rows=rows, **facts)
+    point = (float(np.mean(steps)), 100 * len(changed) / len(steps))
+    facts = {"looked_at": len(steps), "changed": changed[:_MOST], "count": len(changed), "step": step}
+    figure = Markup(_figure(record, point, level, step))
+    page = templates.get_template("report.html.jinja").render(title=title, said=said, rows=rows, figure=figure, **facts)
     replace_text(path, page)
 
 
-def _figure(report: ExitReport) -> str:
-    """Draw the share of other answers against the mean exit step, a line for each kind of policy, as SVG."""
+def _figure(record: Record, point: tuple[float, float], level: float | None, word: str) -> str:
+    """Draw the share of other answers against the mean step, a line for each kind of policy, as SVG."""
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
-    level, point = 100 * report.level, (report.mean_exit_step, 100 * report.disagreement)
-    for like, values in candidates(report.certifying)[:_KINDS]:
-        curve = report.certifying.sweep(like, values)
-        steps, other = zip(
-            *((point.mean_exit_step, 100 * (1 - point.agreement)) for point in curve.points), strict=True
-        )
+    for like, values in candidates(record)[:_KINDS]:
+        curve = sweep(record, like, values)
+        steps, other = zip(*((each.mean_exit_step, 100 * (1 - each.agreement)) for each in curve.points), strict=True)
         name = type(curve.family.policy).__name__
         axes.plot(steps, other, marker="o" if name == "FixedStep" else None, label=name)
-    if report.met:
-        axes.axhline(level, color="#595959", linestyle="--", label=f"promised: {level:.3g}%")
-    axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% at step {point[0]:.2f}")
-    most = max(_LEAST, 3 * point[1], 2 * level if report.met else 0.0)
-    axes.set(xlim=(1.0, report.num_steps + 0.05), ylim=(-0.02 * most, most))
-    axes.set(xlabel="mean exit step", ylabel="other answers than full depth, %")
-    axes.secondary_xaxis("top", functions=(_speed_up(report.num_steps),) * 2).set_xlabel("× in steps")
+    if level is not None:
+        axes.axhline(100 * level, color="#595959", linestyle="--", label=f"promised: {100 * level:.3g}%")
+    axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% at {word} {point[0]:.2f}")
+    most = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
+    axes.set(xlim=(1.0, record.num_steps + 0.05), ylim=(-0.02 * most, most))
+    axes.set(xlabel=f"mean {word}", ylabel="other answers than now, %")
+    if word == "exit step":
+        axes.secondary_xaxis("top", functions=(_speed_up(record.num_steps),) * 2).set_xlabel("× in steps")
     axes.legend(fontsize=9)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})

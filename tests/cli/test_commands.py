@@ -81,7 +81,8 @@ def test_the_report_lists_texts_whose_answer_changed(run: Run, folders: Folders,
     answers = report.certifying.outputs.argmax(-1)
     other = (answers[:, 0] != answers[:, -1]).nonzero().flatten().tolist()
     path = tmp_path / "report.html"
-    write_report(path, "<model>", ["a & b"], [("name", "value")], report, FixedStep(1), certifying, NAMES)
+    given = report.certifying, FixedStep(1), certifying, NAMES
+    write_report(path, "<model>", ["a & b"], [("name", "value")], *given, level=0.3)
     page = path.read_text()
     assert "&lt;model&gt;" in page
     assert f"{len(other)} of {len(certifying)}; the first 50" in page

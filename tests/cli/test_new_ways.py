@@ -71,6 +71,7 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
     card = json.loads(run("cascade", folders.model, *options, "--teach", folders.fresh).output.splitlines()[-1])
     assert len(card["shares"]) == 2
     assert card["chosen_on"] + card["certified_on"] == 160  # what more texts teach does not certify
+    assert "of 160" in (out / "report.html").read_text(encoding="utf-8")
     found = tmp_path / "answers.csv"
     run("predict", out, "--texts", folders.fresh, "--out", found)
     with found.open() as file:
