@@ -201,6 +201,16 @@ def cascades() -> str:
     return table(head, rows) + made_by(next(iter(found.values()))[0])
 
 
+def redraws() -> str:
+    """Return how often promises of cascades were broken."""
+    whole = read(RESULTS / "cascades" / "redraws-banking77.json")
+    rows = (
+        [one["kind"], f"{one['level']:.0%}", f"{one['draws']:,}", f"{one['broken']:.1%}", f"{one['mean_risk']:.2%}"]
+        for one in whole["rows"]
+    )
+    return table(["chosen on each draw", "promised", "draws", "broken", "mean other answers"], rows) + made_by(whole)
+
+
 def puzzles() -> str:
     """Return what halting is worth in puzzles of known difficulty, medians over seeds."""
     found: dict[str, Any] = import_module("benchmarks.puzzles.report").results()
@@ -266,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
         puzzles,
         rerank,
         cascades,
+        redraws,
         advice,
     )
 }
