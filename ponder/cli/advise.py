@@ -87,18 +87,18 @@ def table(advice: Advice) -> str:
 
 
 def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
-    def number(value: float, form: str, factor: float = 1.0) -> str:
-        return "–" if math.isnan(value) else form.format(factor * value)
+    def number(value: float, digits: int = 2) -> str:  # three digits or two, so that the table fits
+        return "–" if math.isnan(value) else f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
 
     speed, low, high = way.speed_up
+    shares = (way.disagreement, way.promise, way.accuracy)
     return (
         ("▸ " if wins else "  ") + way.name,
-        number(way.seconds[0], "{:.2f}", 1e3),
-        number(way.alone[0], "{:.1f}", 1e3),
-        number(way.alone[1], "{:.1f}", 1e3),
-        number(speed, "{:.2f}"),
-        "–" if math.isnan(low) else f"{low:.1f}–{high:.1f}",
-        *(number(share, "{:.1f}%", 100.0) for share in (way.disagreement, way.promise, way.accuracy)),
+        number(1e3 * way.seconds[0]),
+        *(number(1e3 * seconds, 1) for seconds in way.alone),
+        number(speed),
+        "–" if math.isnan(low) else f"{number(low, 1)}–{number(high, 1)}",
+        *("–" if math.isnan(share) else f"{100 * share:.1f}%" for share in shares),
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )
