@@ -41,17 +41,7 @@ def run(
     teach: Path | None = None,
     as_json: bool,
 ) -> None:
-    """Teach a student the model's answers, certify the cascade, and write the folder.
-
-    Args:
-        model: A folder of a classifier, of exits, of an export or of a cascade.
-        texts: The file of texts.
-        out: The folder to write.
-        reading: Arguments of `read_texts`.
-        options: Arguments of `Cascade.certify`.
-        teach: A file of texts that teach the student alone, such as those on which the model was trained.
-        as_json: Print JSON instead of a table.
-    """
+    """Teach a student the model's answers on texts, and on those of `teach`; certify and write the cascade."""
     probe_folder(out, "cascade", model)
     found, stage = read_texts(texts, **reading).without_empty(), read_stage(model)
     more = [] if teach is None else list(dict.fromkeys(read_texts(teach, **reading).without_empty().texts))
@@ -95,18 +85,10 @@ def run(
 def export(
     folder: Path, out: Path, texts: Path | None, reading: Mapping[str, Any], level: float | None, confidence: float
 ) -> tuple[dict[str, Any], str, list[tuple[str, str]]]:
-    """Write a cascade whose models are ONNX graphs, so that it runs without PyTorch; in int8, certified anew.
+    """Write a cascade whose models are ONNX graphs, so that it runs without PyTorch.
 
-    Args:
-        folder: The cascade.
-        out: The folder to write.
-        texts: Texts that choose and certify where the last stage is quantised; None for float32.
-        reading: Arguments of `read_texts`.
-        level: How often answers may differ in int8; what the folder promises where None.
-        confidence: Probability with which the promise holds.
-
-    Returns:
-        Facts for the card, a sentence, and rows of the table.
+    Where `texts` are given, the last stage is in int8, and certified anew on them; `level` is what the folder promises
+    where None. Returns facts for the card, a sentence, and rows of the table.
     """
     made = open_folder(folder)
     cascade: Cascade = made.model

@@ -38,20 +38,7 @@ def write_report(
     level: float | None,
     step: str = "exit step",
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: The file.
-        title: Its title.
-        said: Sentences at its top.
-        rows: Its table.
-        record: The run over the texts that certify.
-        policy: The policy that was certified.
-        texts: These texts.
-        names: Names of the classes.
-        level: The disagreement that is promised; None where none is.
-        step: The word for a step; where steps are layers they cost alike, so that the figure shows a speed-up too.
-    """
+    """Write the page about the record that certified a policy; `level` is what it promises, None for nothing."""
     steps, answers = record.exit_steps(policy), np.asarray(record.outputs).argmax(-1)
     given = answers[np.arange(len(steps)), steps - 1]
     changed = [
