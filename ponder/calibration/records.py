@@ -25,7 +25,6 @@ __all__ = [
     "at_exits",
     "check_fresh",
     "check_record",
-    "halting_distribution",
     "serves",
     "step_outputs",
 ]
@@ -315,10 +314,3 @@ def as_bools(values: Any) -> Bools:
 def step_outputs(record: Record) -> list[Floats]:
     """Return the outputs of every step, `(rows, …)` each."""
     return [as_array(view.output) for view in record.views(frozenset({"output"}))]
-
-
-def halting_distribution(record: Record) -> Floats:
-    """Return the probability of halting at each step, `(rows, steps)`; the last takes all that remains."""
-    cdf = np.stack([as_array(view.cdf) for view in record.views(frozenset({"hazard"}))], axis=1)
-    cdf[:, -1] = 1.0
-    return np.diff(cdf, axis=1, prepend=0.0)
