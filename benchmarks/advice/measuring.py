@@ -41,7 +41,7 @@ def measure(
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
     took, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ways = [way for way in advice.ways if way.name != "coin"]
+    ways = [way for way in advice.ways if way.name != "blind mix"]
     rows = [_on_test(way, ways[0].model.predict(test[0]).labels, test) for way in ways]
     _add_seconds(rows, ways, test[0], seed)
     chosen = next(row for row in rows if row["name"] == advice.winner.name)

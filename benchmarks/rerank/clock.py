@@ -33,7 +33,7 @@ def prepare(folder: Path, pools: Sequence[Pool]) -> None:
     pairs = [(pool.query, document) for pool in pools[:32] for document in pool.documents[:8]]
     for name, options in (("onnx", {}), ("int8", {"int8": True, "calibration": pairs})):
         export.onnx(ranker.model, folder / name, **options)  # type: ignore[arg-type]
-        ranker.ranking.write(folder / name)
+        ranker.settings.write(folder / name)
 
 
 def clock(
@@ -46,7 +46,7 @@ def clock(
         prepare(folder, pools_of(load(task, text_dir, "train", seed).cut(train, train + 32), first))
     pools = pools_of(load(task, text_dir, "test", seed).cut(0, queries), first)
     ranker, theirs = CrossEncoder.load(folder / "ranker"), sentence_transformers.CrossEncoder(str(folder / "whole"))
-    policy = next(part for part in all_within(ranker.ranking.policy) if isinstance(part, TopK))
+    policy = next(part for part in all_within(ranker.settings.policy) if isinstance(part, TopK))
     chosen = {"full": LastStep(), "certified": policy, f"margin {_MARGIN:g}": policy.with_threshold(_MARGIN)}
     calls: dict[str, Callable[[Pool], Any]] = {}
     calls["sentence-transformers"] = lambda pool: theirs.rank(pool.query, list(pool.documents))

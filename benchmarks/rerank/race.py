@@ -52,7 +52,7 @@ def race(
         ranker.once = once
         with mock.patch.object(rerank, "record_rows", once.rows_of):
             ranker.fit_exits(given, top_k=k, changed=0.05)
-        fitted[name] = dict(ranker.ranking.fitted)
+        fitted[name] = dict(ranker.settings.fitted)
         records[name] = ranker.record(fresh if ranker.first_stage else [_bare(pool) for pool in fresh])
         say(f"{name}: {fitted[name]['statement']}")
     rankers["TopK, first stage"].save(folder / "ranker")
@@ -165,7 +165,7 @@ def _ways(rankers: Mapping[str, CrossEncoder], records: Mapping[str, Record], k:
 
 def _policy(ranker: CrossEncoder, k: int) -> TopK:
     """The policy of a ranker, the margin aside; where nothing could be promised, it was fitted all the same."""
-    found = [part for part in all_within(ranker.ranking.policy) if isinstance(part, TopK)]
+    found = [part for part in all_within(ranker.settings.policy) if isinstance(part, TopK)]
     return found[0] if found else TopK(k, 1.0)
 
 

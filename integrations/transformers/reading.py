@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,17 +16,12 @@ from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import load_tokenizer, max_positions
 
-__all__ = ["PlainClassifier", "read_classifier", "read_stage"]
+__all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
 
 
 @dataclass(frozen=True, eq=False)
 class PlainClassifier:
-    """A fine-tuned classifier of texts as it is: no early head, no step by itself.
-
-    Args:
-        encoder: The model of Transformers, with its head.
-        tokenizer: Its tokenizer.
-    """
+    """A fine-tuned classifier of texts as it is, with its tokenizer: no early head, no step by itself."""
 
     encoder: Any
     tokenizer: Any
@@ -35,8 +31,8 @@ class PlainClassifier:
         """The configuration of the model."""
         return self.encoder.config
 
-    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> PlainAnswers:
-        """Answer texts, or pairs of texts, in batches of similar length."""
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> SimpleNamespace:
+        """Answer texts, or pairs of texts, in batches of similar length: `.outputs`, `(texts, classes)` logits."""
         longest = min(max_positions(self.encoder), self.tokenizer.model_max_length)
         options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
         order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
@@ -46,7 +42,7 @@ class PlainClassifier:
                 places = order[start : start + batch_size]
                 batch = self.tokenizer([texts[n] for n in places], **options)
                 outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
-        return PlainAnswers(outputs)
+        return SimpleNamespace(outputs=outputs)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model with its tokenizer."""
@@ -58,13 +54,6 @@ class PlainClassifier:
         model: Any = PonderForSequenceClassification.from_finetuned(self.encoder)
         model.tokenizer = self.tokenizer
         return model.eval().export_source()
-
-
-@dataclass(frozen=True, eq=False)
-class PlainAnswers:
-    """Answers: the logits of the classes, `(texts, classes)`."""
-
-    outputs: torch.Tensor
 
 
 def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainClassifier:
@@ -87,10 +76,29 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
 def read_classifier(folder: str | Path) -> PonderForSequenceClassification:
     """Read a classifier of texts with its tokenizer; one without exits answers at full depth."""
     source = str(folder)
-    if isinstance(AutoConfig.from_pretrained(source), PonderConfig):
-        model = PonderForSequenceClassification.from_pretrained(source)
-    else:
-        model = PonderForSequenceClassification.from_finetuned(source)
+    saved, kind = isinstance(AutoConfig.from_pretrained(source), PonderConfig), PonderForSequenceClassification
+    model = kind.from_pretrained(source) if saved else kind.from_finetuned(source)
     model.tokenizer = load_tokenizer(source)
+    made: PonderForSequenceClassification = model.eval()
+    return made
+
+
+def read_fine_tuned(source: str) -> PonderForSequenceClassification:
+    """Read the MODEL of a command: a classifier of one class a text, as it was fine-tuned."""
+    try:
+        model: Any = PonderForSequenceClassification.from_finetuned(source)
+        model.tokenizer = load_tokenizer(source)
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            "MODEL",
+            expected="the folder or hub name of a fine-tuned classifier, with its tokenizer",
+            got=f"{source} ({str(error).strip().splitlines()[0]})",
+            remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
+        ) from error
+    if not model.ponder.task.one_class:
+        expected, got = "a classifier of two classes or more", f"one of {model.ponder.task.name}"
+        raise ArgumentError("MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`.")
     made: PonderForSequenceClassification = model.eval()
     return made

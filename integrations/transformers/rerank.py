@@ -24,7 +24,7 @@ from ponder._utils.checks import check_int
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
-from ponder.deploy.ranking import Pool, Ranker, Ranking, Running, pools_of
+from ponder.deploy.ranking import Pool, Ranker, RankerSettings, Running, pools_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import load_tokenizer, max_positions, record_rows, tokenize
@@ -66,7 +66,7 @@ class CrossEncoder(Ranker):
         sigmoid = not _activation(whole.config, model).endswith("Identity")
         made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
         made.tokenizer = tokenizer
-        super().__init__(_TorchScorer(made), Ranking(sigmoid=sigmoid))
+        super().__init__(_TorchScorer(made), RankerSettings(sigmoid=sigmoid))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -74,13 +74,13 @@ class CrossEncoder(Ranker):
         made = cls.__new__(cls)
         model = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
         Ranker.__init__(made, _TorchScorer(model))
-        made.ranking = Ranking.read(Path(folder), made.scorer.weights)
+        made.settings = RankerSettings.read(Path(folder), made.scorer.weights)
         return made
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer, policy and promise into a folder."""
         self.model.save_pretrained(folder)
-        self.ranking.write(Path(folder))
+        self.settings.write(Path(folder))
 
     @property
     def model(self) -> Any:
@@ -127,7 +127,7 @@ class CrossEncoder(Ranker):
         if len(learn) < 2 or not len(check):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
-        self.ranking = replace(self.ranking, top_k=None, policy=LastStep(), blend=(), fitted={})
+        self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted={})
         spread = self._learn([pools[n] for n in learn], top_k, staged, progress)
         found = self.certify(
             [pools[n] for n in check],
@@ -148,7 +148,7 @@ class CrossEncoder(Ranker):
         }
         noted |= {"queries": len(pools), "learned_on": len(learn), "certified_on": len(check)}
         noted |= {"pair_layers": float(self.scorer.num_steps / (steps @ np.asarray(found.exit_shares)))}
-        self.ranking = replace(self.ranking, fitted={**noted, "exit_shares": list(found.exit_shares)})
+        self.settings = replace(self.settings, fitted={**noted, "exit_shares": list(found.exit_shares)})
         return found
 
     def _learn(
@@ -194,7 +194,7 @@ class CrossEncoder(Ranker):
             if staged:
                 blend[step + 1] = (0.0, float(weight[-1]))
             spread.append(error)
-        self.ranking = replace(self.ranking, blend=tuple(blend) if staged else ())
+        self.settings = replace(self.settings, blend=tuple(blend) if staged else ())
         return tuple(round(each, 6) for each in spread)
 
 

@@ -82,7 +82,7 @@ def advise(
 ) -> Advice:
     """Race the model as it is, int8, exits, a cascade with a student, and these in int8, and say which to take.
 
-    Rivals that look at nothing are in the race: the best fixed step, and a coin between student and model. An interrupt
+    Rivals that look at nothing are in the race: the best fixed step, and a blind mix of student and model. An interrupt
     (Ctrl-C) ends it, and the ways that are ready are compared.
 
     Args:
@@ -145,7 +145,7 @@ def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Wa
     if math.isnan(plain.seconds[0]):
         return plain, "Nothing was timed: change nothing yet."
     if within is not None:
-        fast = [way for way in ways if way.alone[1] <= within and way.name != "coin"]
+        fast = [way for way in ways if way.alone[1] <= within and way.name != "blind mix"]
         if not fast:
             return plain, f"No way answers a text within {1e3 * within:.3g} ms here: change nothing."
         best = min(fast, key=lambda way: (not way.promise <= level, way.disagreement, way.seconds[0]))

@@ -24,10 +24,8 @@ from ponder.cascade.cascade import Cascade
 from ponder.cascade.student import Embeddings, Student
 from ponder.deploy.exporting import onnx, quantized
 from ponder.deploy.runtime import OnnxModel
-from ponder.errors import ArgumentError
-from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.exits import teach_heads
-from ponder.integrations.transformers.reading import read_classifier
+from ponder.integrations.transformers.reading import read_classifier, read_fine_tuned
 from ponder.integrations.transformers.texts import encodings_of, max_positions, tokenize
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 
@@ -124,7 +122,7 @@ class _Answers:
 
 
 @dataclass(frozen=True, eq=False)
-class _Coin:
+class _BlindMix:
     """A blind mix: a share of the texts, drawn by their contents alone, goes to the student."""
 
     student: Student
@@ -132,13 +130,13 @@ class _Coin:
     share: float
 
     def predict(self, texts: Sequence[Any]) -> Any:
-        heads, names = self.heads(texts), np.empty(len(texts), dtype=object)
-        for side, answer in ((heads, self._of_student), (~heads, lambda some: self.model.predict(some).labels)):
+        drawn, names = self.drawn(texts), np.empty(len(texts), dtype=object)
+        for side, answer in ((drawn, self._of_student), (~drawn, lambda some: self.model.predict(some).labels)):
             if side.any():
                 names[side] = answer([text for text, own in zip(texts, side, strict=True) if own])
         return _Answers(None, names.tolist())
 
-    def heads(self, texts: Sequence[Any]) -> NDArray[Any]:
+    def drawn(self, texts: Sequence[Any]) -> NDArray[Any]:
         return np.asarray(uniform(1, content_ids(texts)) < self.share)
 
     def _of_student(self, texts: Sequence[Any]) -> list[str]:
@@ -175,7 +173,7 @@ class Race:
     ) -> None:
         self.level, self.seed, self.folder, self.progress = level, seed, folder, progress
         self.confidence = 1.0 - (1.0 - confidence) / (len(WAYS) + deep)
-        self.deep, self.model = deep, _classifier(source)
+        self.deep, self.model = deep, read_fine_tuned(source)
         named: Any = self.model.config.id2label
         self.names = tuple(str(named[n]) for n in sorted(named))
         encoded = tokenize(self.model.tokenizer, texts, max_positions(self.model.encoder))
@@ -209,7 +207,7 @@ class Race:
         self.student = self._taught_student()
         self._cascades("", plain, size)
         if self.student is not None:
-            self._coin(plain)
+            self._blind_mix(plain)
         self._int8()
         if self.deep:
             self._half(size)
@@ -306,15 +304,15 @@ class Race:
             cascade = Cascade([self.student, last], [0.03, 1.0], policy=made.policy, classes=self.names)
             self._add(name, cascade, made, own)
 
-    def _coin(self, plain: _Plain) -> None:
+    def _blind_mix(self, plain: _Plain) -> None:
         assert self.student is not None
         assert self.seen.student is not None
         taught = self.seen.student[self.seen.sides[1]].argmax(-1)
         share = min(1.0, self.level / max(float((taught != self.answers).mean()), 1e-9))
-        coin = _Coin(self.student, plain, share)
-        answers = np.where(coin.heads(self.check), taught, self.answers)
+        mix = _BlindMix(self.student, plain, share)
+        answers = np.where(mix.drawn(self.check), taught, self.answers)
         size = next(way.megabytes for way in self.found if way.name == "cascade")
-        self._add("coin", coin, Promise(LastStep(), False, answers, coin.heads(self.check) * 1.0), size)
+        self._add("blind mix", mix, Promise(LastStep(), False, answers, mix.drawn(self.check) * 1.0), size)
 
     def _int8(self) -> None:
         """Quantise all products, if that moves few answers of the choosing texts; else those that do not narrow."""
@@ -375,26 +373,6 @@ class Race:
         samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
         best = min(samples, key=lambda sample: float((columns[sample].mean(0) ** 2).sum()))
         return [self.check[n] for n in best]
-
-
-def _classifier(source: str) -> PonderForSequenceClassification:
-    """Read a fine-tuned classifier with its tokenizer, and refuse one without classes."""
-    try:
-        model = read_classifier(source)
-    except ArgumentError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            "MODEL",
-            expected="the folder or hub name of a fine-tuned classifier, with its tokenizer",
-            got=f"{source} ({str(error).strip().splitlines()[0]})",
-            remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
-        ) from error
-    task: Any = model.ponder.task
-    if not task.one_class:
-        expected, got = "a classifier of two classes or more", f"one of {task.name}"
-        raise ArgumentError("MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`.")
-    return model
 
 
 def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress: Progress) -> None:

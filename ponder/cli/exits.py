@@ -19,8 +19,9 @@ from ponder.cli.output import BATCH, CARD, probe_folder, progress, short, show
 from ponder.cli.report import write_report
 from ponder.cli.texts import count, read_texts
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import ExitReport, PonderForSequenceClassification, fit_exits
-from ponder.integrations.transformers.texts import load_tokenizer, max_positions, tokenize
+from ponder.integrations.transformers import ExitReport, fit_exits
+from ponder.integrations.transformers.reading import read_fine_tuned
+from ponder.integrations.transformers.texts import max_positions, tokenize
 
 __all__ = ["run", "timed"]
 
@@ -42,7 +43,7 @@ def run(
             got=f"{distinct} in {texts}",
             remedy="Name a file with more texts like those to come; they need no labels.",
         )
-    made = _loaded(model)
+    made = read_fine_tuned(model)
     encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))
     labels: Sequence[int | None] = found.numbered(names_of(made)) or [None] * len(found)
     started = time.perf_counter()
@@ -72,27 +73,6 @@ def run(
     title = f"Exits for {Path(model).name}"
     write_report(out / "report.html", title, said, table, report.certifying, made.policy, *answers, level=level)
     show(card, said, [*table, ("written to", f"{out} (report.html)")], as_json=as_json)
-
-
-def _loaded(model: str) -> Any:
-    """Read a fine-tuned classifier with its tokenizer, and refuse one without classes."""
-    try:
-        made = PonderForSequenceClassification.from_finetuned(model)
-        made.tokenizer = load_tokenizer(model)
-    except ArgumentError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            "MODEL",
-            expected="the folder or hub name of a fine-tuned classifier, with its tokenizer",
-            got=f"{model} ({str(error).strip().splitlines()[0]})",
-            remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
-        ) from error
-    task: Any = made.ponder.task
-    if not task.one_class:
-        expected, got = "a classifier of two classes or more, on which exits agree", task.name
-        raise ArgumentError("MODEL", expected=expected, got=f"one of {got}", remedy="Name a classifier.")
-    return made
 
 
 def timed(model: Any, rows: Sequence[Mapping[str, Any]], pairs: int = 3) -> WallClock:

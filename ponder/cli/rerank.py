@@ -33,7 +33,7 @@ def run(
         report = made.fit_exits(pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance)
     clock = _timed(made, pools[-_TIMED:])
     made.save(out)
-    fitted = made.ranking.fitted
+    fitted = made.settings.fitted
     seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
     card = {"command": "rerank", "top_k": top_k, **fitted, **seconds}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
@@ -100,14 +100,14 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, int8: bool, 
     pools = [] if queries is None else read_queries(queries)
     ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
     import_module("ponder.deploy.export").onnx(source.model, out, int8=int8, calibration=ranges or None)
-    source.ranking.write(out)
-    said = source.ranking.fitted.get("statement", "")
+    source.settings.write(out)
+    said = source.settings.fitted.get("statement", "")
     if int8:
-        made, fitted = Ranker.load(out), source.ranking.fitted
-        own = next(part for part in all_within(source.ranking.policy) if isinstance(part, TopK))
+        made, fitted = Ranker.load(out), source.settings.fitted
+        own = next(part for part in all_within(source.settings.policy) if isinstance(part, TopK))
         options = {"top_k": own.k, "changed": fitted["level"], "risk": fitted["risk"]}
         said = made.certify(pools, **options, ordered=own.ordered, spread=own.spread).statement
-        made.ranking.write(out)
+        made.settings.write(out)
     card = {"command": "export", "statement": said, "int8": int8}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     show(card, [f"{said}."], [("written to", str(out))], as_json=as_json)

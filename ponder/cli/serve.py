@@ -35,7 +35,7 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
     """Return the application of a folder, and say what answers and what is audited."""
     if is_ranker(folder):
         ranker = open_ranker(folder)
-        say(f"ranks: {ranker.ranking.fitted.get('statement', 'every candidate to the last step')}")
+        say(f"ranks: {ranker.settings.fitted.get('statement', 'every candidate to the last step')}")
         return create_rank_app(ranker, limits)
     served = open_folder(folder)
     watch = watch_of(served.policy, audit_share, audit_file, _step_back)

@@ -29,7 +29,7 @@ from ponder.policies.combine import Certified
 from ponder.policies.topk import TopK
 from ponder.tasks import task_named
 
-__all__ = ["RERANK", "OnnxScorer", "Pool", "Ranker", "Ranking", "Running", "Scorer", "pools_of"]
+__all__ = ["RERANK", "OnnxScorer", "Pool", "Ranker", "RankerSettings", "Running", "Scorer", "pools_of"]
 
 RERANK = "rerank.json"
 """The file of a folder that ranks."""
@@ -57,7 +57,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankerSettings:
     """All that a ranker knows besides its model; it is saved as `rerank.json`.
 
     Args:
@@ -127,7 +127,7 @@ class Ranker:
 
     Args:
         scorer: The model.
-        ranking: The policy and its settings.
+        settings: The policy, and all else besides the model.
 
     Attributes:
         batch_size: Candidates of a batch.
@@ -135,20 +135,20 @@ class Ranker:
 
     batch_size = 32
 
-    def __init__(self, scorer: Scorer, ranking: Ranking | None = None) -> None:
-        self.scorer, self.ranking = scorer, Ranking() if ranking is None else ranking
+    def __init__(self, scorer: Scorer, settings: RankerSettings | None = None) -> None:
+        self.scorer, self.settings = scorer, RankerSettings() if settings is None else settings
         self._pace = 0.0  # seconds of one candidate at one step; 0 until some were timed
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read an export of a folder that ranks; it needs no PyTorch."""
         scorer = OnnxScorer(OnnxModel(folder))
-        return cls(scorer, Ranking.read(Path(folder), scorer.weights))
+        return cls(scorer, RankerSettings.read(Path(folder), scorer.weights))
 
     @property
     def first_stage(self) -> bool:
         """Whether first-stage scores are the first step."""
-        return bool(self.ranking.blend)
+        return bool(self.settings.blend)
 
     @property
     def num_steps(self) -> int:
@@ -195,10 +195,10 @@ class Ranker:
     ) -> list[list[dict[str, Any]]]:
         """Order the candidates of many queries; those of several share batches. Arguments as for `rank`."""
         end = None if within is None else time.perf_counter() + within
-        own, found = self.ranking.top_k, list[list[dict[str, Any]]]()
+        own, found = self.settings.top_k, list[list[dict[str, Any]]]()
         top_k = own if top_k is None else top_k
         if policy is None:
-            policy = self.ranking.policy if own is None or (top_k or own) <= own else LastStep()
+            policy = self.settings.policy if own is None or (top_k or own) <= own else LastStep()
         for part in _chunks(pools_of(pools, self.first_stage)):
             groups, scores, steps = self._run(part, policy, end)
             places, shown = ranked(groups, scores, steps), self._shown(scores)
@@ -264,7 +264,7 @@ class Ranker:
             grid=_MARGINS,
             costs=np.maximum(costs, 0.01),  # the first stage is paid already
         )
-        self.ranking = replace(self.ranking, top_k=top_k, policy=found.policy)
+        self.settings = replace(self.settings, top_k=top_k, policy=found.policy)
         return found
 
     def _run(self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None) -> tuple[Array, Array, Array]:
@@ -311,14 +311,14 @@ class Ranker:
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
-        if not self.ranking.blend:
+        if not self.settings.blend:
             return np.asarray(scores)
-        offset, weight = self.ranking.blend[step - 1]
+        offset, weight = self.settings.blend[step - 1]
         return np.asarray(scores + offset + weight * first)
 
     def _shown(self, scores: Array) -> Array:
         with np.errstate(over="ignore"):
-            return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.ranking.sigmoid else scores
+            return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.settings.sigmoid else scores
 
     def _note(self, seconds: float, rows: int) -> None:
         """Take in what a step took: quickly where it was slow, and of full batches, where the parts of a step are."""

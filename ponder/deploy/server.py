@@ -277,7 +277,7 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Say by which policy candidates leave."""
-        return {"status": "ok", "policy": repr(ranker.ranking.policy)}
+        return {"status": "ok", "policy": repr(ranker.settings.policy)}
 
     _add_errors(app)
     return app

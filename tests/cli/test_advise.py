@@ -37,7 +37,7 @@ def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_in_the_table_of_80_columns(advice: Advice) -> None:
     names = [way.name for way in advice.ways]
     assert names[0] == "as it is"
-    assert {*WAYS, "coin", "half the layers"} - set(names) <= {"cascade + exits", "int8 cascade + exits"}
+    assert {*WAYS, "blind mix", "half the layers"} - set(names) <= {"cascade + exits", "int8 cascade + exits"}
     drawn = command.table(advice)
     assert max(map(len, drawn.splitlines())) <= 80
     assert drawn.startswith(advice.sentence[:20])
@@ -53,7 +53,7 @@ def test_the_folder_of_every_way_is_taken_and_answers_as_in_the_race(
 ) -> None:
     texts = [line.split(",", 2)[2] for line in folders.fresh.read_text().splitlines()[1:]]
     for place, way in enumerate(advice.ways):
-        if way.name == "coin":
+        if way.name == "blind mix":
             continue
         out, answers = tmp_path / str(place), tmp_path / f"{place}.csv"
         way.model.save(out)

@@ -87,7 +87,7 @@ def test_it_is_what_sentence_transformers_gives(tmp_path: Path) -> None:
 def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -> None:
     ranker, some = fitted(staged), pools(40, 300, staged)
     record = ranker.record(some)
-    steps = record.exit_steps(ranker.ranking.policy).reshape(-1, SIZE)
+    steps = record.exit_steps(ranker.settings.policy).reshape(-1, SIZE)
     assert ranker.num_steps == 4 + staged
     assert len(set(steps.ravel().tolist())) > 2
     together = ranker.rank_all(some, top_k=2)
@@ -111,7 +111,7 @@ def test_nothing_is_computed_for_candidates_that_left(staged: bool) -> None:
         ranker.rank(**pool, top_k=2)
     finally:
         hook.remove()
-    steps = record.exit_steps(ranker.ranking.policy)
+    steps = record.exit_steps(ranker.settings.policy)
     assert sum(rows) == int((steps >= 3 + staged).sum())
 
 
@@ -123,7 +123,7 @@ def test_more_than_was_promised_is_ranked_at_full_depth() -> None:
 
 def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
     ranker, fresh = fitted(False), pools(150, 400)
-    assert "120 queries" in ranker.ranking.fitted["statement"]
+    assert "120 queries" in ranker.settings.fitted["statement"]
     changed = [
         {one["corpus_id"] for one in found} != {one["corpus_id"] for one in full}
         for found, full in zip(
@@ -131,25 +131,25 @@ def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
         )
     ]
     assert 0 < np.mean(changed) < 0.3
-    assert ranker.ranking.fitted["pair_layers"] > 1.2
+    assert ranker.settings.fitted["pair_layers"] > 1.2
 
 
 def test_folders_rank_alike_and_other_weights_lose_the_promise(tmp_path: Path) -> None:
     ranker, some = fitted(True), pools(10, 330, scores=True)
     ranker.save(tmp_path / "saved")
     loaded = CrossEncoder.load(tmp_path / "saved")
-    assert loaded.ranking == ranker.ranking
+    assert loaded.settings == ranker.settings
     assert loaded.rank_all(some) == ranker.rank_all(some)
     next(iter(loaded.model.ponder.head.heads)).linear.bias.data += 1.0
     loaded.save(tmp_path / "moved")
     with pytest.warns(UserWarning, match="promise is dropped"):
-        assert isinstance(CrossEncoder.load(tmp_path / "moved").ranking.policy, policies.TopK)
+        assert isinstance(CrossEncoder.load(tmp_path / "moved").settings.policy, policies.TopK)
 
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_within_a_budget_the_best_so_far_is_the_answer(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ranker, pool, now = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1, 340, staged)[0], [0.0]
-    ranker.ranking = fitted(staged).ranking
+    ranker.settings = fitted(staged).settings
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     kept = [SIZE]
     for part in ranker.model.encoder.bert.encoder.layer:  # a clock on which a candidate takes a second a layer
