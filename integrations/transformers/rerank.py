@@ -24,11 +24,11 @@ from ponder._utils.checks import check_int
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
-from ponder.deploy.ranking import Pool, Ranker, RankerSettings, Running, pools_of
+from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import load_tokenizer, max_positions, record_rows, tokenize
-from ponder.policies import LastStep
+from ponder.policies import LastStep, TopK
 
 __all__ = ["CrossEncoder"]
 
@@ -71,10 +71,9 @@ class CrossEncoder(Ranker):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
+        scorer = _TorchScorer(PonderForSequenceClassification.from_pretrained(str(folder)).eval())
         made = cls.__new__(cls)
-        model = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
-        Ranker.__init__(made, _TorchScorer(model))
-        made.settings = RankerSettings.read(Path(folder), made.scorer.weights)
+        Ranker.__init__(made, scorer, RankerSettings.read(Path(folder), scorer.weights))
         return made
 
     def save(self, folder: str | Path) -> None:
@@ -85,8 +84,7 @@ class CrossEncoder(Ranker):
     @property
     def model(self) -> Any:
         """The model with its early heads."""
-        scorer: Any = self.scorer
-        return scorer.model
+        return self.scorer.model
 
     def fit_exits(
         self,
@@ -122,45 +120,30 @@ class CrossEncoder(Ranker):
         """
         check_int("top_k", top_k)
         pools = pools_of(queries)
-        staged = bool(pools) and all(len(pool.scores) for pool in pools)
         learn, check = split(content_ids([pool.query for pool in pools]), _LEARN, seed)
         if len(learn) < 2 or not len(check):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
+        staged = all(len(pool.scores) for pool in pools)
         self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted={})
-        spread = self._learn([pools[n] for n in learn], top_k, staged, progress)
-        found = self.certify(
-            [pools[n] for n in check],
-            top_k=top_k,
-            changed=changed,
-            confidence=confidence,
-            risk=risk,
-            ordered=ordered,
-            spread=spread,
-        )
-        steps = np.arange(1, self.num_steps + 1) - self.first_stage
-        noted = {
-            "statement": found.statement,
-            "met": found.met,
-            "risk": risk,
-            "level": changed,
-            "observed": found.observed,
-        }
+        policy = TopK(top_k, 1.0, self._learn([pools[n] for n in learn], top_k, staged, progress), ordered)
+        found = self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
+        layers = np.arange(1, self.num_steps + 1) - self.first_stage
+        noted = {"statement": found.statement, "met": found.met, "risk": risk, "level": changed}
+        noted |= {"observed": found.observed, "exit_shares": list(found.exit_shares)}
         noted |= {"queries": len(pools), "learned_on": len(learn), "certified_on": len(check)}
-        noted |= {"pair_layers": float(self.scorer.num_steps / (steps @ np.asarray(found.exit_shares)))}
-        self.settings = replace(self.settings, fitted={**noted, "exit_shares": list(found.exit_shares)})
+        noted |= {"pair_layers": float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares)))}
+        self.settings = replace(self.settings, fitted=noted)
         return found
 
     def _learn(
         self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
     ) -> tuple[float, ...]:
         """Set the early heads, and return how far the scores of each step stray from the last on held-out queries."""
-        wrapper, last = self.model.ponder, self.scorer.num_steps
-        heads = list(wrapper.head.heads)[:-1]
+        heads, last = list(self.model.ponder.head.heads)[:-1], self.scorer.num_steps
         most = _MEMORY // (4 * last * (1 + heads[0].linear.in_features))
         pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
-        numbers = torch.tensor(np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]))
-        pairs = [(pool.query, document) for pool in pools for document in pool.documents]
+        pairs, groups, scores = rows_of(pools)
         done = 0
 
         def count(rows: int) -> None:
@@ -171,17 +154,14 @@ class CrossEncoder(Ranker):
 
         rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
         seen = record_rows(self.model, rows, {"keep_features": True, "progress": count})
-        target = seen.outputs[:, -1, 0].double()
-        first, blend = torch.zeros(len(pairs), 1 if staged else 0, dtype=torch.float64), [(0.0, 0.0)] * (last + staged)
-        if staged:
-            first[:, 0] = torch.tensor([float(score) for pool in pools for score in pool.scores]).nan_to_num()
-        fit = _Ridge(target, numbers, top_k)
-        spread = list[float]()
+        assert seen.features is not None
+        first = torch.from_numpy(scores)[:, None][:, : int(staged)]
+        fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
+        blend, spread = [(0.0, 0.0)] * (last + staged), list[float]()
         if staged:
             weight, offset, error = fit(first)
             blend[0] = (offset, float(weight[0]))
             spread.append(error)
-        assert seen.features is not None
         for step, head in enumerate(heads):
             features = seen.features[:, step]
             states = features[:, 1:].unflatten(-1, (head.states, head.width))
@@ -238,7 +218,7 @@ class _Ridge:
 
 
 class _TorchScorer:
-    """A model of Transformers, as a `Scorer`."""
+    """A model of Transformers, as the scorer of a `Ranker`."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.num_steps = model, model.ponder.num_steps
@@ -248,33 +228,22 @@ class _TorchScorer:
         digest: str | None = self.model.ponder.weights_digest()
         return digest
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
-        """See `Scorer`."""
-        model = self.model
-        rows = tokenize(model.tokenizer, pairs, max_positions(model.encoder)).rows
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], _TorchBatch]]:
+        """See `Ranker`."""
+        rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        return [(places, _Part(model, [rows[n] for n in places])) for places in batches]
+        return [(places, _TorchBatch(self.model, [rows[n] for n in places])) for places in batches]
 
 
-class _Part:
-    """One batch of a model of Transformers, as `Running`."""
+class _TorchBatch:
+    """Candidates that a model of Transformers scores together."""
 
     @torch.inference_mode()
     def __init__(self, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        longest, pad = len(rows[0]["input_ids"]), int(model.tokenizer.pad_token_id or 0)
-        reads = [name for name in rows[0] if name in model.adapter.inputs]
-        inputs = {
-            name: torch.tensor(
-                [
-                    [*row[name], *[pad if name == "input_ids" else 0] * (longest - len(row["input_ids"]))]
-                    for row in rows
-                ],
-                device=model.device,
-            )
-            for name in reads
-        }
-        self._source, _ = model.ponder.start(inputs.pop("input_ids"), inputs, use_hazard=False, use_features=False)
+        given = model.tokenizer.pad(rows, padding_side="right", return_tensors="pt", verbose=False).to(model.device)
+        context = {name: given[name] for name in model.adapter.inputs if name in given and name != "input_ids"}
+        self._source, _ = model.ponder.start(given["input_ids"], context, use_hazard=False, use_features=False)
 
     @torch.inference_mode()
     def advance(self, step: int) -> None:

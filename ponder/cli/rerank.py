@@ -105,8 +105,7 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, int8: bool, 
     if int8:
         made, fitted = Ranker.load(out), source.settings.fitted
         own = next(part for part in all_within(source.settings.policy) if isinstance(part, TopK))
-        options = {"top_k": own.k, "changed": fitted["level"], "risk": fitted["risk"]}
-        said = made.certify(pools, **options, ordered=own.ordered, spread=own.spread).statement
+        said = made.certify(pools, own, changed=fitted["level"], risk=fitted["risk"]).statement
         made.settings.write(out)
     card = {"command": "export", "statement": said, "int8": int8}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,14 @@ from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record
 from ponder.calibration.risks import ranked
-from ponder.deploy.runtime import OnnxModel, take
+from ponder.deploy.runtime import OnnxModel, run_to_exits
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
 from ponder.policies.combine import Certified
 from ponder.policies.topk import TopK
 from ponder.tasks import task_named
 
-__all__ = ["RERANK", "OnnxScorer", "Pool", "Ranker", "RankerSettings", "Running", "Scorer", "pools_of"]
+__all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "pools_of", "rows_of"]
 
 RERANK = "rerank.json"
 """The file of a folder that ranks."""
@@ -96,37 +96,12 @@ class RankerSettings:
         return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
 
 
-class Running(Protocol):
-    """Candidates of similar length between two steps."""
-
-    def advance(self, step: int) -> None:
-        """Run one step."""
-
-    def output(self) -> Any:
-        """Return the scores of the step, `(rows, 1)`."""
-
-    def keep(self, index: Array) -> None:
-        """Go on with some of the rows."""
-
-
-class Scorer(Protocol):
-    """A model that scores pairs of query and document."""
-
-    num_steps: int
-
-    @property
-    def weights(self) -> str | None:
-        """Digest of the weights that scores come from."""
-
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
-        """Return batches of pairs of similar length before their first step, with the places of the pairs."""
-
-
 class Ranker:
     """Orders the candidates of queries.
 
     Args:
-        scorer: The model.
+        scorer: The model: an `OnnxModel`, or what has its `num_steps`, its `weights`, and its `start`, which gives
+            batches of pairs with their places. A batch has `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`.
         settings: The policy, and all else besides the model.
 
     Attributes:
@@ -135,15 +110,15 @@ class Ranker:
 
     batch_size = 32
 
-    def __init__(self, scorer: Scorer, settings: RankerSettings | None = None) -> None:
+    def __init__(self, scorer: Any, settings: RankerSettings | None = None) -> None:
         self.scorer, self.settings = scorer, RankerSettings() if settings is None else settings
         self._pace = 0.0  # seconds of one candidate at one step; 0 until some were timed
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read an export of a folder that ranks; it needs no PyTorch."""
-        scorer = OnnxScorer(OnnxModel(folder))
-        return cls(scorer, RankerSettings.read(Path(folder), scorer.weights))
+        model = OnnxModel(folder)
+        return cls(model, RankerSettings.read(Path(folder), model.weights))
 
     @property
     def first_stage(self) -> bool:
@@ -153,7 +128,7 @@ class Ranker:
     @property
     def num_steps(self) -> int:
         """The number of steps, the first stage included."""
-        return self.scorer.num_steps + self.first_stage
+        return int(self.scorer.num_steps) + self.first_stage
 
     def rank(
         self,
@@ -219,44 +194,35 @@ class Ranker:
 
     def record(self, pools: Sequence[Any]) -> Record:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
-        outputs, pairs, labels = list[Array](), list[tuple[str, str]](), list[float]()
-        given = pools_of(pools, self.first_stage)
+        given, outputs = pools_of(pools, self.first_stage), list[Array]()
         for part in _chunks(given):
-            own, first = _pairs_of(part), _first_of(part)
-            batches, columns = self._start(own), [self._blended(1, 0.0, first)] if self.first_stage else []
-            for step in range(1, self.scorer.num_steps + 1):
-                batches.advance(step)
-                columns.append(self._blended(step + self.first_stage, batches.output(), first))
+            pairs, _, first = rows_of(part)
+            running, columns = _Candidates(self, pairs, first), list[Array]()
+            for step in range(1, self.num_steps + 1):
+                running.advance(step)
+                columns.append(running.output())
             outputs.append(np.stack(columns, 1)[..., None])
-            pairs += own
-            labels += [label for pool in part for label in pool.labels]
+        pairs, groups, _ = rows_of(given)
+        labels = [label for pool in given for label in pool.labels]
         return Record(
             np.concatenate(outputs).astype(np.float32),
             None,
             content_ids(pairs),
             labels=np.asarray(labels) if len(labels) == len(pairs) else None,
             task="regression",
-            policy_context={"group": np.repeat(np.arange(len(given)), [len(pool.documents) for pool in given])},
+            policy_context={"group": groups},
             weights=self.scorer.weights,
             content_ids=True,
         )
 
     def certify(
-        self,
-        pools: Sequence[Any],
-        *,
-        top_k: int,
-        changed: float,
-        confidence: float = 0.95,
-        risk: str = "top_k",
-        ordered: bool = False,
-        spread: Sequence[float] = (),
+        self, pools: Sequence[Any], policy: TopK, *, changed: float, confidence: float = 0.95, risk: str = "top_k"
     ) -> RiskControl:
-        """Choose the margin of `TopK` on queries that chose nothing else, and take it; arguments as for `fit_exits`."""
+        """Choose the margin of a policy on queries that chose nothing else, and take it; arguments as `fit_exits`."""
         costs = np.arange(1.0, self.num_steps + 1) - self.first_stage
         found = control_risk(
             self.record(pools),
-            TopK(top_k, 1.0, tuple(spread), ordered),
+            policy,
             risk=risk,  # type: ignore[arg-type]
             level=changed,
             confidence=confidence,
@@ -264,117 +230,111 @@ class Ranker:
             grid=_MARGINS,
             costs=np.maximum(costs, 0.01),  # the first stage is paid already
         )
-        self.settings = replace(self.settings, top_k=top_k, policy=found.policy)
+        self.settings = replace(self.settings, top_k=policy.k, policy=found.policy)
         return found
 
-    def _run(self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None) -> tuple[Array, Array, Array]:
+    def _run(self, pools: Sequence[Pool], policy: Any, end: float | None = None) -> tuple[Array, Array, Array]:
         """Return the query's number, the score at the exit, and the exit step of each candidate, `(rows,)`."""
-        pairs, first, last = _pairs_of(pools), _first_of(pools), self.num_steps
-        groups = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools])
+        (pairs, groups, first), last = rows_of(pools), self.num_steps
         scores, steps, rows = np.full(len(pairs), -np.inf), np.zeros(len(pairs), dtype=np.int64), np.arange(len(pairs))
-        state, together = policy.init(PolicyBatch(rows, last, _TASK)), policy.exit_of_all(last)
-        batches: _Batches | None = None
-        if end is not None and not self._pace and len(rows):
-            self._run([Pool(pairs[0][0], [document for _, document in pairs[:8]])], LastStep())  # which times it
-        for step in range(1, last + 1):
-            if step == 1 and self.first_stage:
-                own = self._blended(1, 0.0, first)
-            else:
-                began = time.perf_counter()
-                if batches is None:
-                    rows, state = _kept(rows, state, self._affordable(end, last - step + 1, -scores[rows]))
-                    batches = self._start([pairs[row] for row in rows])
-                batches.advance(step - self.first_stage)
-                if end is None and together is not None and step < together:
-                    continue
-                own = self._blended(step, batches.output(), first[rows])
-                self._note(time.perf_counter() - began, len(rows))
-            scores[rows], steps[rows] = own, step
-            if step in (last, together) or not len(rows):
-                break
-            index, context = np.full(len(rows), step), {"group": groups[rows]}
-            view = StepView(index, last, {"output": own[:, None]}, _TASK, None, context)
-            exits, state = policy.decide(view, state)
-            stays = np.flatnonzero(~np.broadcast_to(exits, rows.shape))
-            if batches is not None:  # before the first batch, see above
-                stays = stays[self._affordable(end, last - step, -own[stays])]
-            if len(stays) < len(rows):
-                rows, state = _kept(rows, state, stays)
-                if batches is not None:
-                    batches.keep(stays)
-            if not len(rows):
-                break
+        if end is not None and len(pairs):
+            if not self._pace:  # which this measures
+                self._run([Pool(pairs[0][0], [document for _, document in pairs[:8]])], LastStep())
+            policy = _InTime(self, policy, end)
+            rows = rows if self.first_stage else rows[: self.affordable(end, last)]
+        if len(rows):
+            running, batch = _Candidates(self, pairs[: len(rows)], first), PolicyBatch(rows, last, _TASK)
+            scores[rows], steps[rows] = run_to_exits(running, policy, batch, {"group": groups})
         return groups, scores, steps
 
-    def _start(self, pairs: Sequence[tuple[str, str]]) -> _Batches:
-        return _Batches(self.scorer.start(pairs, self.batch_size) if len(pairs) else [], len(pairs))
+    def affordable(self, end: float, steps: int) -> int:
+        """Return the number of candidates that can be run so many steps before the end."""
+        return max(int(_SPARE * (end - time.perf_counter()) / (self._pace * steps)), 0)
+
+    def took(self, seconds: float, rows: int) -> None:
+        """Take in what a step took: quickly where it was slow, and of full batches, where the parts of a step are."""
+        if rows >= self.batch_size or not self._pace:
+            now = seconds / max(rows, 1)
+            self._pace = max(now, 0.8 * self._pace + 0.2 * now)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
-        if not self.settings.blend:
-            return np.asarray(scores)
-        offset, weight = self.settings.blend[step - 1]
+        offset, weight = self.settings.blend[step - 1] if self.first_stage else (0.0, 0.0)
         return np.asarray(scores + offset + weight * first)
 
     def _shown(self, scores: Array) -> Array:
         with np.errstate(over="ignore"):
             return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.settings.sigmoid else scores
 
-    def _note(self, seconds: float, rows: int) -> None:
-        """Take in what a step took: quickly where it was slow, and of full batches, where the parts of a step are."""
-        if rows >= self.batch_size or not self._pace:
-            now = seconds / max(rows, 1)
-            self._pace = max(now, 0.8 * self._pace + 0.2 * now)
 
-    def _affordable(self, end: float | None, steps: int, order: Array) -> Array:
-        """Return the rows that can be run so many steps before the end, those first in the order."""
-        if end is None:
-            return np.arange(len(order))
-        most = max(int(_SPARE * (end - time.perf_counter()) / (self._pace * steps)), 0)
-        return np.sort(np.argsort(order, kind="stable")[:most])
+class _Candidates:
+    """The candidates of some queries as rows of the loop: they are computed in batches, and decided on together."""
 
-
-class OnnxScorer:
-    """An export, as a `Scorer`.
-
-    Args:
-        model: The export.
-    """
-
-    def __init__(self, model: OnnxModel) -> None:
-        self.model, self.num_steps, self.weights = model, model.num_steps, model.manifest.weights
-
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], Running]]:
-        """See `Scorer`."""
-        return self.model.start(list(pairs), batch_size)
-
-
-class _Batches:
-    """Batches of candidates as one: they are computed apart, and decided on together."""
-
-    def __init__(self, parts: Sequence[tuple[Sequence[int], Running]], size: int) -> None:
-        self._parts, self._size = [(np.asarray(places), part) for places, part in parts], size
+    def __init__(self, ranker: Ranker, pairs: Sequence[tuple[str, str]], first: Array) -> None:
+        self._ranker, self._pairs, self._first = ranker, pairs, first[: len(pairs)]
+        self._rows = np.arange(len(pairs))  # that remain
+        self._batches: list[tuple[Array, Any]] | None = None  # each with the places of its rows among these
 
     def advance(self, step: int) -> None:
-        for _, part in self._parts:
-            part.advance(step)
+        self._began, self._step, self._scores = time.perf_counter(), step, np.zeros(0)
+        layer = step - self._ranker.first_stage
+        if layer and self._batches is None:
+            pairs = [self._pairs[row] for row in self._rows.tolist()]
+            started = self._ranker.scorer.start(pairs, self._ranker.batch_size)
+            self._batches = [(np.asarray(places), batch) for places, batch in started]
+        for _, batch in self._batches or ():
+            batch.advance(layer)
 
     def output(self) -> Array:
-        found = np.zeros(self._size)
-        for places, part in self._parts:
-            found[places] = np.asarray(part.output())[:, 0]
-        return found
+        """Return the scores of the step, `(rows,)`."""
+        if not len(self._scores):
+            found = np.zeros(len(self._rows))
+            for places, batch in self._batches or ():
+                found[places] = np.asarray(batch.output())[:, 0]
+            if self._batches:
+                self._ranker.took(time.perf_counter() - self._began, len(found))
+            self._scores = self._ranker._blended(self._step, found, self._first)
+        return self._scores
+
+    def output_of(self, index: Array) -> Array:
+        return self.output()[index]
+
+    def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
+        index, readings = np.full(len(self._rows), self._step), {"output": self.output()[:, None]}
+        return StepView(index, self._ranker.num_steps, readings, _TASK, None, context)
 
     def keep(self, index: Array) -> None:
-        place = np.full(self._size, -1)
+        place = np.full(len(self._rows), -1)
         place[index] = np.arange(len(index))
-        parts, self._parts, self._size = self._parts, [], len(index)
-        for places, part in parts:
+        self._rows, self._first, kept = self._rows[index], self._first[index], list[tuple[Array, Any]]()
+        for places, batch in self._batches or ():
             own = np.flatnonzero(place[places] >= 0)
-            if len(own) and len(own) < len(places):
-                part.keep(own)
+            if 0 < len(own) < len(places):
+                batch.keep(own)
             if len(own):
-                self._parts.append((place[places[own]], part))
+                kept.append((place[places[own]], batch))
+        self._batches = kept or None  # before the first layer there are none
+
+
+class _InTime:
+    """A policy with a budget: those who could not be finished in time leave too, the lowest first."""
+
+    needs = frozenset({"output", "group"})
+
+    def __init__(self, ranker: Ranker, policy: ExitPolicy, end: float) -> None:
+        self._ranker, self._policy, self._end = ranker, policy, end
+        self.init = policy.init
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        return None
+
+    def decide(self, view: StepView, state: Any) -> tuple[Array, Any]:
+        exits, state = self._policy.decide(view, state)
+        stays = np.flatnonzero(~np.broadcast_to(exits, view.index.shape))
+        most = self._ranker.affordable(self._end, view.num_steps - int(view.index[0]))
+        mask = np.ones(len(view.index), dtype=bool)
+        mask[stays[np.argsort(-view.output[stays, 0], kind="stable")[:most]]] = False
+        return mask, state
 
 
 def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
@@ -405,18 +365,18 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     return pools
 
 
-def _pairs_of(pools: Sequence[Pool]) -> list[tuple[str, str]]:
-    return [(pool.query, document) for pool in pools for document in pool.documents]
+def rows_of(pools: Sequence[Pool]) -> tuple[list[tuple[str, str]], Array, Array]:
+    """Return all candidates: the pairs, and the number of the query and the first-stage score of each, `(rows,)`.
 
-
-def _first_of(pools: Sequence[Pool]) -> Array:
-    """The first-stage scores, `(rows,)`: the lowest of its pool for one that is no number; 0 without any."""
-    parts = [np.zeros(0)]
+    The score is the lowest of its pool for one that is no number, and 0 without any.
+    """
+    pairs = [(pool.query, document) for pool in pools for document in pool.documents]
+    groups, first = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]), [np.zeros(0)]
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)
         known = scores[np.isfinite(scores)]
-        parts.append(np.where(np.isfinite(scores), scores, known.min() if len(known) else 0.0))
-    return np.concatenate(parts)
+        first.append(np.where(np.isfinite(scores), scores, known.min() if len(known) else 0.0))
+    return pairs, groups, np.concatenate(first)
 
 
 def _chunks(pools: Sequence[Pool]) -> list[list[Pool]]:
@@ -429,7 +389,3 @@ def _chunks(pools: Sequence[Pool]) -> list[list[Pool]]:
         chunks[-1].append(pool)
         size += len(pool.documents)
     return chunks
-
-
-def _kept(rows: Array, state: Any, index: Array) -> tuple[Array, Any]:
-    return rows[index], take(state, index)

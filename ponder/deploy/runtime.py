@@ -18,7 +18,7 @@ from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "OnnxModel", "take"]
+__all__ = ["Answers", "OnnxModel", "run_to_exits"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -83,17 +83,24 @@ class OnnxModel:
         return self.manifest.num_steps
 
     @property
+    def weights(self) -> str | None:
+        """Digest of the weights that answer; None in int8."""
+        return self.manifest.weights
+
+    @property
     def policy(self) -> ExitPolicy:
         """The exit policy as an object; a user's own class must be registered where this is read."""
         return ExitPolicy.from_dict(self.manifest.policy)
 
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
-        """Take a policy: of the same kinds, another threshold for its graphs; any other is run in NumPy."""
+        """Take a policy: where only thresholds differ, the graphs get them as inputs; any other is run in NumPy."""
         graphs, data = self.manifest.graphs, policy.to_dict()
-        if graphs is not None and _kinds(data) == _kinds(self.manifest.policy):
-            moved = [getattr(part, part.tunable.field) for part in all_within(policy) if part.tunable is not None]
-            bars = dict(zip(graphs.thresholds, map(float, moved), strict=True)) if graphs.thresholds else {}
+        parts = [part for part in all_within(policy) if part.tunable is not None]
+        inputs = {part.to_dict()["name"]: part.tunable.field for part in parts if part.tunable is not None}
+        if graphs is not None and _without(inputs, data) == _without(inputs, self.manifest.policy):
+            moved = [float(getattr(part, inputs[part.to_dict()["name"]])) for part in parts]
+            bars = dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
             graphs = replace(graphs, thresholds=bars, together=policy.exit_of_all(self.num_steps))
             self._policy = _GraphPolicy(graphs, self._graphs)
         else:
@@ -124,14 +131,17 @@ class OnnxModel:
         """
         rows = self._rows(examples)
         ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)
-        exit_step, found = np.zeros(len(rows), dtype=np.int64), list[Any]()
         if policy is not None:
             policy.check(ModelSpec(self.num_steps, self.task, self.manifest.lambda_head is not None))
-        for places, batch in self._batches(rows, batch_size) if groups is None else self._pools(rows, groups):
-            own = None if groups is None else {"group": np.asarray(groups)[places]}
-            outputs, exit_step[places] = self._run(batch, self._policy if policy is None else policy, ids[places], own)
-            found += zip(places, self._cut(outputs, batch), strict=True)
-        return Answers(_in_order(found, self), exit_step, self.manifest.labels)
+        own = self._policy if policy is None else policy
+        outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
+        for places in self._batches(rows, batch_size) if groups is None else [list(range(len(rows)))]:
+            context = None if groups is None else {"group": np.asarray(groups)[places]}
+            batch = PolicyBatch(ids[places], self.num_steps, self.task)
+            found, exit_step[places] = run_to_exits(_Running(self, [rows[n] for n in places]), own, batch, context)
+            for place, output in zip(places, found, strict=True):
+                outputs[place] = output
+        return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
 
     def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> Record:
         """Run every example through all steps, and record outputs, features and hazards.
@@ -141,72 +151,47 @@ class OnnxModel:
             batch_size: Rows of a batch at most.
             labels: Labels of the examples, kept with the record.
         """
-        rows, texts = self._rows(examples), _are_texts(examples)
+        rows, texts, positions = self._rows(examples), _are_texts(examples), self.task.per_position
         if not rows:
             raise ArgumentError("examples", expected="at least one", got="none", remedy="Record some.")
-        outputs, features, hazards = list[Any](), list[Any](), list[Any]()
-        for places, batch in self._batches(rows, batch_size):
-            running = _Running(self, batch)
+        reads = [_Running.output, _Running.features]
+        reads += [] if self.manifest.lambda_head is None else [_Running.hazard]
+        found: list[Sequence[Array]] = [()] * len(rows)
+        for places in self._batches(rows, batch_size):
+            running, columns = _Running(self, [rows[n] for n in places]), list[list[Array]]()
             for step in range(1, self.num_steps + 1):
                 running.advance(step)
-                outputs += zip([(n, step) for n in places], self._cut(running.output(), batch), strict=True)
-                features += zip([(n, step) for n in places], running.features(), strict=True)
-                if self.manifest.lambda_head is not None:
-                    hazards += zip([(n, step) for n in places], running.hazard(), strict=True)
-        shape = (len(rows), self.num_steps)
-        stacked = {
-            name: _in_order(found, self) for name, found in (("outputs", outputs), ("hazards", hazards)) if found
-        }
-        longest = stacked["outputs"].shape[1] if self.task.per_position else 0
-        mask = np.arange(longest) < np.array([row.length for row in rows])[:, None] if longest else None
-        pooled = features and not self.task.per_position
+                columns.append([read(running) for read in reads])
+            for place, *of_row in zip(places, *(np.stack(each, 1) for each in zip(*columns, strict=True)), strict=True):
+                found[place] = of_row
+        outputs, features, *hazards = zip(*found, strict=True)
+        lengths = np.array([row.length for row in rows])
         return Record(
-            stacked["outputs"].reshape(*shape, *stacked["outputs"].shape[1:]),
-            stacked["hazards"].reshape(shape) if hazards else None,
+            self._joined(outputs, rows),
+            np.stack(hazards[0]) if hazards else None,
             content_ids(examples) if texts else np.arange(len(rows)),
             labels=None if labels is None else np.asarray(labels),
-            features=_in_order(features, self).reshape(*shape, -1) if pooled else None,
-            mask=mask,
+            features=None if positions else np.stack(features).reshape(len(rows), self.num_steps, -1),
+            mask=np.arange(lengths.max()) < lengths[:, None] if positions else None,
             task=self.task,
-            weights=self.manifest.weights,
+            weights=self.weights,
             content_ids=texts,
         )
 
     def start(self, examples: Any, batch_size: int) -> list[tuple[list[int], _Running]]:
         """Return batches of similar length before their first step, each with the places of its rows."""
-        return [(places, _Running(self, batch)) for places, batch in self._batches(self._rows(examples), batch_size)]
+        rows = self._rows(examples)
+        return [(places, _Running(self, [rows[n] for n in places])) for places in self._batches(rows, batch_size)]
 
-    def _cut(self, outputs: Any, batch: _Batch) -> list[Array]:
-        """Outputs of a batch, each as long as its row where outputs have positions."""
-        if not self.task.per_position:
-            return list(outputs)
-        return [output[:length] for output, length in zip(outputs, batch.lengths, strict=True)]
-
-    def _run(
-        self, batch: _Batch, policy: Any, row_ids: Array, context: Mapping[str, Array] | None = None
-    ) -> tuple[list[Array], Array]:
-        """Run a batch to its exits: the loop of `ponder.model.loop`, in NumPy."""
-        running, state = _Running(self, batch), policy.init(PolicyBatch(row_ids, self.num_steps, self.task))
-        rows, exit_step = np.arange(len(row_ids)), np.zeros(len(row_ids), dtype=np.int64)
-        outputs, together = [np.zeros(0)] * len(rows), policy.exit_of_all(self.num_steps)
-        last = together or self.num_steps
-        for step in range(1, last + 1):
-            running.advance(step)
-            exits: Any = step == last
-            if together is None and step < last:
-                given = None if context is None else take(context, rows)
-                exits, state = policy.decide(running.view(policy.needs, given), state)
-            exits = np.broadcast_to(exits, len(rows))
-            gone = np.flatnonzero(exits)
-            if len(gone):
-                for place, output in zip(rows[gone], running.output_of(gone), strict=True):
-                    outputs[place], exit_step[place] = output, step
-                if len(gone) == len(rows):
-                    break
-                stay = np.flatnonzero(~exits)
-                rows, state = rows[stay], take(state, stay)
-                running.keep(stay)
-        return outputs, exit_step
+    def _joined(self, outputs: Sequence[Array], rows: Sequence[_Row]) -> Array:
+        """Stack the outputs of rows, `(…)` or `(steps, …)` each, with blanks beyond the last position of a row."""
+        if not outputs:
+            return np.zeros((0, *self.manifest.outputs), dtype=np.float32)
+        if self.task.per_position:
+            before = outputs[0].ndim - len(self.manifest.outputs) - 1
+            cut = (slice(None),) * before
+            outputs = [output[(*cut, slice(row.length))] for output, row in zip(outputs, rows, strict=True)]
+        return _stacked(outputs, self.task.blank)
 
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
@@ -249,20 +234,14 @@ class OnnxModel:
             length = max(int(np.max(np.flatnonzero(real), initial=0)) + 1, 1)
         return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
 
-    def _pools(self, rows: Sequence[_Row], groups: Any) -> Iterator[tuple[list[int], _Batch]]:
-        """The rows of each group together."""
-        for group in np.unique(groups):
-            places = np.flatnonzero(np.asarray(groups) == group).tolist()
-            yield places, _joined([rows[n] for n in places], self.manifest.inputs)
-
-    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Batch]]:
-        """Rows of similar length together, the longest first; without lengths, rows of one shape."""
+    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[list[int]]:
+        """The places of rows of similar length together, the longest first; without lengths, of rows of one shape."""
         keys = [(row.shapes if self.manifest.mask is None else (), -row.length, n) for n, row in enumerate(rows)]
         order = [n for _, _, n in sorted(keys)]
         start = 0
         while start < len(order):
             places = [n for n in order[start : start + batch_size] if keys[n][0] == keys[order[start]][0]]
-            yield places, _joined([rows[n] for n in places], self.manifest.inputs)
+            yield places
             start += len(places)
 
 
@@ -276,10 +255,40 @@ class _Row:
         return tuple(array.shape for array in self.arrays.values())
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    arrays: dict[str, Array]
-    lengths: Array
+def run_to_exits(
+    running: Any, policy: Any, batch: PolicyBatch, context: Mapping[str, Array] | None = None
+) -> tuple[list[Array], Array]:
+    """Run rows to their exits: the loop of `ponder.model.loop`, in NumPy.
+
+    Args:
+        running: The rows, with `advance(step)`, `view(needs, context)`, `output_of(index)` and `keep(index)`.
+        policy: The exit policy.
+        batch: What it sees of the rows before the first step.
+        context: What it may see besides, with a value for each row.
+
+    Returns:
+        The output of each row at its exit, and the exit steps, `(rows,)`.
+    """
+    rows, state = np.arange(len(batch.row_ids)), policy.init(batch)
+    outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
+    together = policy.exit_of_all(batch.num_steps)
+    last = together or batch.num_steps
+    for step in range(1, last + 1):
+        running.advance(step)
+        exits: Any = step == last
+        if together is None and step < last:
+            exits, state = policy.decide(running.view(policy.needs, _take(context, rows)), state)
+        exits = np.broadcast_to(exits, len(rows))
+        gone = np.flatnonzero(exits)
+        for place, output in zip(rows[gone], running.output_of(gone) if len(gone) else (), strict=True):
+            outputs[place], exit_step[place] = output, step
+        if len(gone) == len(rows):
+            break
+        if len(gone):
+            stay = np.flatnonzero(~exits)
+            rows, state = rows[stay], _take(state, stay)
+            running.keep(stay)
+    return outputs, exit_step
 
 
 class _GraphPolicy:
@@ -309,15 +318,15 @@ class _GraphPolicy:
 class _Running:
     """The running rows of a batch, computed by graphs, each where its result is asked for."""
 
-    def __init__(self, model: OnnxModel, batch: _Batch) -> None:
+    def __init__(self, model: OnnxModel, rows: Sequence[_Row]) -> None:
         self._model, self._made, self._graphs = model, model.manifest, model._graphs
-        made = self._made
-        self._arrays = batch.arrays if made.stem is None else self._graphs[made.stem](batch.arrays)
+        made, given = self._made, _padded(rows, model.manifest.inputs)
+        self._arrays = given if made.stem is None else self._graphs[made.stem](given)
         for spec in (*made.hidden, *made.context):  # a stem's graph hands on nothing that it does not make
             if spec.name not in self._arrays:
-                self._arrays[spec.name] = batch.arrays[spec.name.removeprefix("context.")]
-        self._lengths, self._step, self._cache = batch.lengths, 0, dict[str, Array]()
-        self._log_survival = np.zeros(len(batch.lengths), dtype=np.float32)
+                self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
+        self._lengths, self._step, self._cache = np.array([row.length for row in rows]), 0, dict[str, Array]()
+        self._log_survival = np.zeros(len(rows), dtype=np.float32)
         self._past: list[Array] = []
         if made.history > 1:
             first = self._halting_features()
@@ -401,18 +410,15 @@ def _are_texts(examples: Any) -> bool:
     return isinstance(first, str) or (isinstance(first, tuple | list) and len(first) > 0 and isinstance(first[0], str))
 
 
-def _joined(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> _Batch:
-    """Stack rows, each padded on the right to the longest."""
+def _padded(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Stack the inputs of rows, each padded on the right to the longest."""
     arrays, longest = {}, max(row.length for row in rows)
     for spec in specs:
         parts = [row.arrays[spec.name] for row in rows]
-        if spec.shared:
-            arrays[spec.name] = parts[0]
-            continue
         for dim in spec.along:
             parts = [part[(slice(None),) * (dim - 1) + (slice(longest),)] for part in parts]
-        arrays[spec.name] = _stacked(parts, spec.fill)
-    return _Batch(arrays, np.array([row.length for row in rows]))
+        arrays[spec.name] = parts[0] if spec.shared else _stacked(parts, spec.fill)
+    return arrays
 
 
 def _stacked(parts: Sequence[Array], fill: float) -> Array:
@@ -426,30 +432,21 @@ def _stacked(parts: Sequence[Array], fill: float) -> Array:
     return made
 
 
-def _in_order(found: Sequence[tuple[Any, Array]], model: OnnxModel) -> Array:
-    """Stack outputs by their places; where they have positions, blanks stand beyond the end of a row."""
-    ordered = [value for _, value in sorted(found, key=lambda pair: pair[0])]
-    if not ordered:
-        return np.zeros((0, *model.manifest.outputs), dtype=np.float32)
-    return _stacked(ordered, model.task.blank)
-
-
-def take(tree: Any, index: Array) -> Any:
+def _take(tree: Any, index: Array) -> Any:
     """Return the rows `index` of every array of a tree."""
     if isinstance(tree, np.ndarray):
         return tree[index]
     if isinstance(tree, Mapping):
-        return {name: take(value, index) for name, value in tree.items()}
-    return type(tree)(take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+        return {name: _take(value, index) for name, value in tree.items()}
+    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
 
 
-def _kinds(data: Any) -> Any:
-    """The names of a policy and of those inside it, without their numbers."""
+def _without(inputs: Mapping[str, str], data: Any) -> Any:
+    """Return `to_dict` of a policy without the numbers that are inputs of its graphs: a field by a policy's name."""
     if isinstance(data, Mapping):
-        return {name: _kinds(value) for name, value in data.items()}
-    return (
-        [_kinds(value) for value in data] if isinstance(data, list | tuple) else data if isinstance(data, str) else None
-    )
+        moved = inputs.get(data.get("name", ""))
+        return {name: _without(inputs, value) for name, value in data.items() if name != moved}
+    return [_without(inputs, value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
