@@ -12,9 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ponder.errors import ArgumentError
+from ponder.inference.examples import fitting
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import load_tokenizer, max_positions
+from ponder.integrations.transformers.texts import load_tokenizer, max_positions, tokenize
 
 __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
 
@@ -33,14 +34,14 @@ class PlainClassifier:
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32) -> SimpleNamespace:
         """Answer texts, or pairs of texts, in batches of similar length: `.outputs`, `(texts, classes)` logits."""
-        longest = min(max_positions(self.encoder), self.tokenizer.model_max_length)
-        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-        order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
-        outputs = torch.empty(len(texts), self.config.num_labels)
+        rows = tokenize(self.tokenizer, texts, max_positions(self.encoder)).rows
+        order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
+        outputs = torch.empty(len(rows), self.config.num_labels)
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                batch = self.tokenizer([texts[n] for n in places], **options)
+            while order:
+                count = fitting([len(rows[n]["input_ids"]) for n in order[:batch_size]], batch_size)
+                places, order = order[:count], order[count:]
+                batch = self.tokenizer.pad([rows[n] for n in places], return_tensors="pt")
                 outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
         return SimpleNamespace(outputs=outputs)
 

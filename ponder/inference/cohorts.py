@@ -102,7 +102,7 @@ class Stepper:
         policy_context: Mapping[str, Tensor] | None = None,
     ) -> Cohort:
         """Run the stem for examples, whose rows then stand before their first step."""
-        spare = can_regroup(self.model) and reader.needs_spare(examples)
+        spare = can_regroup(self.model) and reader.spares
         inputs, context = reader.batch(examples, spare=spare)
         context.pop("labels", None)
         if spare:

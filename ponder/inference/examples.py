@@ -6,6 +6,7 @@ of numbers without a batch dimension. The context may hold ``"labels"``, which t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +23,7 @@ from ponder.tasks import IGNORED_LABEL
 
 __all__ = ["Collate", "Example", "ExampleReader", "can_regroup", "examples_in", "fitting", "join_labels"]
 
+_PADDED = 1.25
 Collate = Callable[[list[Any]], Any]
 """From a list of examples of any kind to the inputs, or the pair (inputs, context), of a batch."""
 
@@ -83,7 +85,7 @@ class ExampleReader:
         if self.collate is not None:
             inputs, context = _as_pair(self.collate([example.inputs for example in examples]))
             return inputs, dict(context)
-        length, padding = max([example.length for example in examples]), self.padding
+        length, padding = max([2 if spare else 0, *[example.length for example in examples]]), self.padding
         rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
         lengths = with_lengths(None) if padding is None else padding.lengths_of_inputs(rows[0])
         if spare:
@@ -93,10 +95,10 @@ class ExampleReader:
         inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
         return inputs, join_context(contexts, sizes, padding, length)
 
-    def needs_spare(self, examples: Sequence[Example]) -> bool:
-        """Whether a batch of these needs a spare row; batches of length 1 cannot hide anything."""
-        optional = self.padding is not None and self.padding.optional and self.collate is None
-        return optional and max([example.length for example in examples]) > 1
+    @property
+    def spares(self) -> bool:
+        """Whether every batch needs a spare row."""
+        return self.padding is not None and self.padding.optional and self.collate is None
 
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""
@@ -142,17 +144,17 @@ def examples_in(dataset: Any) -> Iterator[Any]:
     return (dataset[position] for position in range(len(dataset)))
 
 
-def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None) -> int:
-    """Return how many of the first rows fill a batch of `max_tokens` positions, padding included: at least one."""
-    count = min(len(lengths), max_batch)
-    if max_tokens is None:
-        return count
-    longest = 0
-    for rows, length in enumerate(lengths[:count], 1):
-        longest = max(longest, length)
-        if rows > 1 and rows * longest > max_tokens:
+def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> int:
+    """Return how many of the first rows make a batch: at least one.
+
+    It has at most `max_batch` rows and `max_tokens` positions, of which padding is at most a quarter of the others.
+    """
+    longest = real = 0
+    for rows, length in enumerate(lengths[:max_batch], 1):
+        longest, real = max(longest, length), real + length
+        if rows > 1 and (rows * longest > _PADDED * real or rows * longest > (max_tokens or math.inf)):
             return rows - 1
-    return count
+    return min(len(lengths), max_batch)
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:

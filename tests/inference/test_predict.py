@@ -43,7 +43,10 @@ def test_rows_that_remain_are_dealt_to_full_batches_and_none_runs_a_step_too_man
     assert 1 < exits.double().mean() < 4  # some exit early and some late
     sizes = sizes_of(model)
     assert sum(size for size, _ in sizes) == exits.sum()
-    assert len(sizes) == sum(math.ceil(int((exits > step).sum()) / 16) for step in range(4))
+    full = sum(math.ceil(int((exits > step).sum()) / 16) for step in range(4))
+    assert full <= len(sizes) <= full + 4  # a batch that padding cuts short costs one more, at a step at most
+    positions = sum(len(row) * step for row, step in zip(rows, exits.tolist(), strict=True))
+    assert sum(size * length for size, length in sizes) <= 1.25 * positions
 
 
 def test_a_batch_is_bounded_by_rows_and_by_positions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import queue
 import threading
@@ -108,8 +109,13 @@ def test_closing_with_cancel_ends_every_row() -> None:
     engine = ponder.StreamEngine(model, policies.LastStep(), max_batch=2)
     futures = [engine.submit(row) for row in rows]
     gate.reached.wait(60)
-    threading.Timer(0, gate.opened.set).start()
-    engine.close(cancel=True)
+    closing = threading.Thread(target=engine.close, kwargs={"cancel": True})
+    closing.start()
+    with contextlib.suppress(PonderError):  # it is closed; the gate opens after that
+        while True:
+            engine.submit(rows[0])
+    gate.opened.set()
+    closing.join()
     assert all(future.done() for future in futures)
     with pytest.raises((CancelledError, PonderError)):
         futures[-1].result(0)
