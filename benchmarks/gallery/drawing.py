@@ -95,18 +95,6 @@ def _steps_by_difficulty(axes: Any) -> None:
     axes.legend(loc="upper left")
 
 
-def threshold(figure: Any) -> None:
-    """Score and mean exit step against the threshold of `Confidence`, on a GLUE task."""
-    result = read_json(next((RESULTS / "glue").glob("sst-2-minilm-deebert-s0-*.json")))
-    points = next(c["points"] for c in result["splits"]["dev"]["curves"] if c["policy"] == "confidence")
-    left, right = figure.subplots(1, 2, sharex=True)
-    left.plot(points["knob"], points["score"], marker=".", color="#0072B2")
-    left.set(xlabel="threshold of Confidence", ylabel="accuracy", title="Quality", xlim=(0.5, 1.01))
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.plot(points["knob"], points["mean_exit_step"], marker=".", color="#D55E00")
-    right.set(xlabel="threshold of Confidence", ylabel="mean exit step (of 6)", title="Depth", ylim=(0, 6.2))
-
-
 def promises(figure: Any) -> None:
     """How often a promise is broken, against how often it may be."""
     axes, found = figure.subplots(), read_json(RESULTS / "risk" / "risk.json")
@@ -198,15 +186,37 @@ def rerank(figure: Any) -> None:
     figure.axes[-1].legend(loc="lower left")
 
 
+def texts(figure: Any) -> None:
+    """How much exits and a student save, against the number of texts without labels; and what stands in for texts."""
+    found = read_json(RESULTS / "cascades" / "curve-banking77-minilm-s0.json")["rows"]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for way, label, color in (
+        ("exits", "exits: steps saved", "#D55E00"),
+        ("student", "texts for the student", "#0072B2"),
+    ):
+        rows = [row for row in found if row["way"] == way and row["stand_in"] == "none"]
+        left.plot([row["texts"] for row in rows], [row["saved"] for row in rows], marker="o", color=color, label=label)
+    left.set(xlabel="texts without labels", ylabel="share", title="Banking77, promised 2%", ylim=(-0.03, 1.03))
+    colors = {"none": _GREY, "words dropped": "#009E73", "halves crossed": "#CC79A7"}
+    colors |= {"the model's training texts": "#0072B2", "all three": "#000000"}
+    for name, color in colors.items():
+        rows = [row for row in found if row["way"] == "student" and row["stand_in"] == name]
+        right.plot([row["texts"] for row in rows], [row["saved"] for row in rows], marker="o", color=color, label=name)
+    right.set(xlabel="texts without labels", title="What else teaches the student")
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.legend(loc="lower right")
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "headline": (headline, (9.0, 3.6)),
     "score": (score, (5.5, 3.6)),
-    "threshold": (threshold, (8.0, 3.0)),
     "promises": (promises, (7.0, 2.8)),
     "speed": (speed, (9.0, 3.2)),
     "audit": (audit, (7.0, 3.0)),
     "halting": (halting, (8.0, 3.0)),
     "rerank": (rerank, (9.0, 3.4)),
+    "texts": (texts, (9.0, 3.4)),
 }
 """Each figure, and how large it is, in inches."""
 
