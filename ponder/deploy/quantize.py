@@ -1,4 +1,4 @@
-"""Eight bits for the matrix products of a step: onnxruntime's dynamic quantisation, or fixed ranges with SmoothQuant.
+"""Eight bits for the matrix products of a step, with ranges that each call looks for, or fixed ones with SmoothQuant.
 
 Weights are quantised with a scale for each output channel, activations with one for each tensor. Embeddings, norms,
 readouts, heads, the Lambda head and the policy are no part of a step's graph and stay as they are: they cost little and
@@ -7,9 +7,9 @@ decide the answer.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,19 @@ from ponder.errors import ArgumentError
 
 __all__ = ["quantize", "ranges_of"]
 
-Channels = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+Array = NDArray[Any]
+Channels = Mapping[str, tuple[Array, Array]]
 """The lowest and the highest value of each channel of the tensors that products read, `(channels,)` each, by name."""
 
 _STRENGTH = 0.75  # α of SmoothQuant: near the best on MiniLM and MPNet
+_LARGEST = 64  # 7 bits of weights: processors without VNNI add pairs of products in 16 bits, which overflow otherwise
 
 
-def quantize(path: Path, everything: bool, channels: Channels | None = None) -> int:
-    """Quantise the products with weights in a graph, in place, and return how many were.
+def quantize(path: Path, everything: bool, channels: Channels | None = None) -> None:
+    """Quantise the products with weights in a graph, in place.
 
-    Weights use 7 bits of the 8: processors without VNNI add pairs of products in 16 bits, which overflow otherwise. A
-    product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few are
-    far larger than all others; one scale for all of them leaves little of the rest.
+    A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
+    are far larger than all others; one scale for all of them leaves little of the rest.
 
     Args:
         path: The graph.
@@ -42,36 +43,23 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
             for its own, and a row's output depends a little on the rows beside it.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))
-    del model.graph.value_info[:]  # the quantiser infers shapes itself, and stumbles over the exporter's
-    shapes = _products(model.graph)
-    kept = _odd(model.graph) + [name for name, (_, (i, o)) in shapes.items() if i > o and not everything]
-    ranges = None if channels is None else _smooth(model.graph, channels, kept)
-    level = logging.root.level
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made_path = Path(scratch) / path.name
-        try:
-            logging.root.setLevel(logging.ERROR)  # it logs advice on preparing the graph, which needs none
-            quantize_dynamic(
-                model,
-                str(made_path),
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                reduce_range=True,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],  # as onnxruntime renames a Gemm
-            )
-        finally:
-            logging.root.setLevel(level)
-        made = onnx.load(str(made_path))
-    count: int = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
-    if ranges is not None:
-        _fix(made.graph, ranges)
-        _fuse(made)
-    onnx.save(made, str(path))
-    return count
+    graph = model.graph
+    products = [each for each in _products(graph) if everything or each.matrix.shape[0] <= each.matrix.shape[1]]
+    of_tensor: dict[str, list[_Product]] = {}
+    for product in products:
+        of_tensor.setdefault(product.node.input[0], []).append(product)
+    made = {own[0].node.output[0]: _integer_products(graph, name, own, channels) for name, own in of_tensor.items()}
+    gone = {node.output[0] for each in products for node in (each.node, each.last)}
+    kept = [made.get(n.output[0], [] if n.output[0] in gone else [_copy(n)]) for n in graph.node]
+    del graph.node[:]
+    graph.node.extend([node for nodes in kept for node in nodes])
+    read = {name for node in graph.node for name in node.input}
+    for unread in [weight for weight in graph.initializer if weight.name not in read]:
+        graph.initializer.remove(unread)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(path))
 
 
 def ranges_of(folder: Path, examples: Any) -> list[Channels]:
@@ -110,14 +98,14 @@ class _Watched(Graph):
 
         model = onnx.load(str(path))
         given = {value.name for value in (*model.graph.input, *model.graph.output)}
-        self._names = sorted({node.input[0] for node, _ in _products(model.graph).values()})
+        self._names = sorted({product.node.input[0] for product in _products(model.graph)})
         inner = [name for name in self._names if name not in given]
         model.graph.output.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner])
         onnx.save(model, str(scratch))
         super().__init__(scratch)
-        self.ranges: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self.ranges: dict[str, tuple[Array, Array]] = {}
 
-    def __call__(self, arrays: Any) -> dict[str, NDArray[Any]]:
+    def __call__(self, arrays: Any) -> dict[str, Array]:
         found = super().__call__(arrays)
         for name in self._names:
             value = found[name] if name in found else arrays[name]
@@ -127,131 +115,91 @@ class _Watched(Graph):
         return found
 
 
-def _products(graph: Any) -> dict[str, tuple[Any, tuple[int, int]]]:
-    """Return the nodes that multiply with a matrix of weights, with its numbers of inputs and outputs, by name."""
-    shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
-    found = {}
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A product with a matrix of weights, `(inputs, outputs)`, and the bias that is added to it, by its name."""
+
+    node: Any
+    matrix: Array
+    bias: str
+    last: Any  # the node that gives the sum: of a MatMul it is another one
+
+
+def _products(graph: Any) -> list[_Product]:
+    from onnx import helper, numpy_helper
+
+    arrays = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+    given_out, found = {value.name for value in graph.output}, list[_Product]()
     for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm") and len(shapes.get(node.input[1], ())) == 2:
-            inputs, outputs = shapes[node.input[1]][:: -1 if _transposed(node) else 1]
-            found[node.name] = node, (inputs, outputs)
+        if node.op_type not in ("MatMul", "Gemm") or np.ndim(arrays.get(node.input[1], ())) != 2:
+            continue
+        options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # of a Gemm
+        options |= {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        matrix = arrays[node.input[1]].T if options.pop("transB") else arrays[node.input[1]]
+        last, bias = node, "".join(node.input[2:3])
+        after = [other for other in graph.node if node.output[0] in other.input]
+        if node.op_type == "MatMul" and [a.op_type for a in after] == ["Add"] and node.output[0] not in given_out:
+            other = next((name for name in after[0].input if name != node.output[0]), "")
+            if np.shape(arrays.get(other, ())) == matrix.shape[1:]:
+                last, bias = after[0], other
+        if list(options.values()) == [1.0, 1.0, 0] and (not bias or np.shape(arrays.get(bias, ())) == matrix.shape[1:]):
+            found.append(_Product(node, matrix, bias, last))
     return found
 
 
-def _odd(graph: Any) -> list[str]:
-    """Return names of products that onnxruntime would quantise, and whose kernels then fail when they run.
+def _integer_products(graph: Any, name: str, products: Sequence[_Product], channels: Channels | None) -> list[Any]:
+    r"""Return nodes in the place of the products that read one tensor; their numbers become initialisers of the graph.
 
-    They multiply with no matrix of weights, or have a bias of another length.
-    """
-    shapes, known = {weight.name: tuple(weight.dims) for weight in graph.initializer}, _products(graph)
-    made = {node.output[0]: node for node in graph.node if node.op_type in ("MatMul", "Gemm")}
-    odd = [node.name for node in made.values() if node.name not in known]
-    for node in graph.node:
-        product = next((made[name] for name in node.input if name in made), None) if node.op_type == "Add" else None
-        bias = next((shapes[name] for name in node.input if name in shapes), ())
-        if product is not None and len(bias) == 1 and product.name in known:
-            odd += [product.name] if bias != (known[product.name][1][1],) else []
-    return odd
-
-
-def _smooth(graph: Any, channels: Channels, kept: list[str]) -> dict[str, tuple[float, float]]:
-    r"""Divide what products read by a factor a channel, and multiply the rows of their weights with it; in place.
-
-    s_j = max|X_j|^α / max|W_j|^(1−α) (SmoothQuant, Xiao et al. 2023, Eq. 4), where products that read the same tensor
-    share their factors. X W = (X diag(s)⁻¹) (diag(s) W): what was large in a channel of the activations, which have one
-    scale, is in weights that have one for each output.
-
-    Returns:
-        The lowest and the highest value by the name of the tensor that a product reads now.
+    With ranges of its channels the tensor is divided by a factor a channel, and the rows of the weights are multiplied
+    by it (SmoothQuant, Xiao et al. 2023, Eq. 4): s_j = max|X_j|^α / max|W_j|^(1−α), X W = (X diag(s)⁻¹) (diag(s) W).
+    What was large in a channel of the activations, which have one scale, is then in weights that have one for each
+    output.
     """
     from onnx import helper, numpy_helper
 
-    weights = {weight.name: weight for weight in graph.initializer}
-    readers: dict[str, list[Any]] = {}
-    for name, (node, _) in _products(graph).items():
-        if name not in kept and sum(node.input[1] in other.input for other in graph.node) == 1:
-            readers.setdefault(node.input[0], []).append(node)
-    ranges = {name: (float(low.min()), float(high.max())) for name, (low, high) in channels.items()}
-    for name, nodes in readers.items():
+    def constant(array: Any, of: str) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(array), of))
+        return of
+
+    quantized, scale, zero = f"{name}.quantized", f"{name}.scale", f"{name}.zero"
+    factors = np.ones(products[0].matrix.shape[0], dtype=np.float32)
+    if channels is None:
+        nodes = [helper.make_node("DynamicQuantizeLinear", [name], [quantized, scale, zero])]
+    else:
         low, high = channels[name]
-        matrices = [_by_input(node, numpy_helper.to_array(weights[node.input[1]])) for node in nodes]
-        of_weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-        of_inputs = np.maximum(np.abs(low), np.abs(high))
-        sound = (of_inputs > 0) & (of_weights > 0)
-        factors = np.ones_like(of_inputs, dtype=np.float32)
-        factors[sound] = of_inputs[sound] ** _STRENGTH / of_weights[sound] ** (1.0 - _STRENGTH)
-        divided, inverse = f"{name}.smoothed", f"{name}.smoothing"
-        for node, matrix in zip(nodes, matrices, strict=True):
-            scaled = np.ascontiguousarray(_by_input(node, factors[:, None] * matrix))
-            weights[node.input[1]].CopyFrom(numpy_helper.from_array(scaled, node.input[1]))
-            node.input[0] = divided
-        graph.initializer.append(numpy_helper.from_array(np.float32(1.0) / factors, inverse))
-        place = min(place for place, node in enumerate(graph.node) if divided in node.input)
-        graph.node.insert(place, helper.make_node("Mul", [name, inverse], [divided], name=divided))
-        ranges[divided] = float((low / factors).min()), float((high / factors).max())
-    return ranges
+        factors = _factors(np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products])
+        step, rest = _scale(float((low / factors).min()), float((high / factors).max()))
+        divided = f"{name}.smoothed"
+        nodes = [
+            helper.make_node("Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]),
+            helper.make_node("QuantizeLinear", [divided, constant(step, scale), constant(rest, zero)], [quantized]),
+        ]
+    for number, product in enumerate(products):
+        matrix = factors[:, None] * product.matrix
+        scales = np.abs(matrix).max(axis=0) / np.float32(_LARGEST)
+        scales[scales == 0] = 1.0
+        whole = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST).astype(np.int8)
+        weights = [constant(whole, f"{quantized}.weights.{number}"), constant(scales, f"{scale}.weights.{number}")]
+        given = [quantized, weights[0], scale, weights[1], zero, "", product.bias]
+        nodes.append(helper.make_node("MatMulIntegerToFloat", given, product.last.output, domain="com.microsoft"))
+    return nodes
 
 
-def _fix(graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Give the activations of a dynamically quantised graph the scales of these ranges, in which 0 is exact."""
-    from onnx import helper, numpy_helper
-
-    for place, node in enumerate(graph.node):
-        if node.op_type != "DynamicQuantizeLinear":
-            continue
-        low, high = min(ranges[node.input[0]][0], 0.0), max(ranges[node.input[0]][1], 0.0)
-        scale = np.float32((high - low) / 255.0 or 1.0)
-        zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-        values, scale_name, zero_name = node.output
-        fixed = ((scale, scale_name), (zero, zero_name))
-        graph.initializer.extend([numpy_helper.from_array(np.array(value), name) for value, name in fixed])
-        made = helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [values], name=node.name)
-        graph.node[place].CopyFrom(made)
+def _factors(of_inputs: Array, matrices: Sequence[Array]) -> Array:
+    """Return the factor of SmoothQuant for each channel, by its largest value, and by the weights that read it."""
+    of_weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
+    sound = (of_inputs > 0) & (of_weights > 0)
+    factors = np.ones_like(of_inputs, dtype=np.float32)
+    factors[sound] = of_inputs[sound] ** _STRENGTH / of_weights[sound] ** (1.0 - _STRENGTH)
+    return factors
 
 
-def _fuse(model: Any) -> None:
-    """Join each integer product with its scale and its bias to onnxruntime's own MatMulIntegerToFloat, which is faster.
-
-    Where ranges are looked for at each call, onnxruntime joins them itself when it reads the graph.
-    """
-    from onnx import helper
-
-    graph = model.graph
-    weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-    given_out = {value.name for value in graph.output}
-    maker = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for read in node.input:
-            readers.setdefault(read, []).append(node)
-    fused, gone = dict[str, Any](), set[str]()  # by the name of what a node gives
-    for product in [node for node in graph.node if node.op_type == "MatMulInteger"]:
-        (cast,) = readers[product.output[0]]
-        (scaled,) = readers[cast.output[0]]
-        scale = maker[next(name for name in scaled.input if name != cast.output[0])]
-        last, bias = scaled, ""
-        after = [] if scaled.output[0] in given_out else readers.get(scaled.output[0], [])
-        if len(after) == 1 and after[0].op_type == "Add":
-            other = next((name for name in after[0].input if name != scaled.output[0]), "")
-            if weights.get(other) == weights[product.input[1]][1:]:
-                last, bias = after[0], other
-        values, weight, *zeros = product.input
-        given = [values, weight, *scale.input, *zeros, *([bias] if bias else [])]
-        fused[last.output[0]] = helper.make_node(
-            "MatMulIntegerToFloat", given, list(last.output), name=product.name, domain="com.microsoft"
-        )
-        gone |= {node.output[0] for node in (product, cast, scale, scaled, last)}
-    kept = [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone - set(fused)]
-    copies = [type(node).FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+def _scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Return scale and zero point of a range, in which 0 is exact."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255.0 or 1.0)
+    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def _transposed(node: Any) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-
-
-def _by_input(node: Any, matrix: NDArray[Any]) -> NDArray[Any]:
-    """Return the weights with a row for each input, or, of such weights, those that the node reads."""
-    return matrix.T if _transposed(node) else matrix
+def _copy(node: Any) -> Any:
+    return type(node).FromString(node.SerializeToString())
