@@ -170,7 +170,7 @@ def halting(figure: Any) -> None:
 def rerank(figure: Any) -> None:
     """Another top 10 than that of the full rerank, against the seconds of a query, by way of saving."""
     colors = {"cut pool": _GREY, "cut encoder": "#009E73", "TopK": "#0072B2", "TopK, first stage": "#D55E00"}
-    results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-k10-s0.json"))]
+    results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
     raced = [found for found in results if "curves" in found]
     for axes, found in zip(figure.subplots(1, len(raced), sharey=True, squeeze=False)[0], raced, strict=True):
         for way, color in colors.items():
@@ -178,7 +178,7 @@ def rerank(figure: Any) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=way)
         axes.set(
             xlabel="seconds a query, one core",
-            title=f"{found['task']}, {found['candidates']} candidates",
+            title=f"{found['task']}, {found['backbone']}: {found['candidates']} candidates",
             ylim=(-0.03, 1.03),
         )
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

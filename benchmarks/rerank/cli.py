@@ -12,8 +12,9 @@ from benchmarks.command_line import hide_bars, print_table, run_app
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Task = Annotated[str, typer.Option(help="Banking77 or CLINC150.")]
-TextDir = Annotated[Path, typer.Option(envvar="TEXT_DIR", help="Folder of the texts.")]
+Task = Annotated[str, typer.Option(help="Banking77 or CLINC150: names of labels; RTE or QNLI: sentences, by BM25.")]
+Data = Annotated[Path, typer.Option(help="Folder of the task's data.")]
+Backbone = Annotated[str, typer.Option(help="minilm or mpnet.")]
 Models = Annotated[Path, typer.Option(help="Folder of the models.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of texts and training.")]
 Train = Annotated[int, typer.Option(min=64, help="Queries that train; exits get later ones.")]
@@ -23,34 +24,37 @@ _SHOWN = ("work", "top_k", "ndcg", "ndcg_gap")
 
 @app.callback()
 def _commands() -> None:
-    """Rerank label names: candidates that leave early, beside a cut pool and a cut encoder."""
+    """Rerank: candidates that leave early, beside a cut pool and a cut encoder."""
 
 
 @app.command("train")
 def train_command(
     task: Task,
-    text_dir: TextDir,
+    data: Data,
+    backbone: Backbone = "minilm",
     models: Models = Path("runs/rerank"),
     train: Train = 3000,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the cut encoder.")] = 3,
     seed: Seed = 0,
 ) -> None:
-    """Train a cross encoder on MiniLM, and a cut one, taught by it; what is there is kept."""
-    from benchmarks.rerank import data, training
+    """Train a cross encoder, and a cut one, taught by it; what is there is kept."""
+    from benchmarks.rerank import training
+    from benchmarks.rerank.data import load
 
     hide_bars()
-    queries = data.load(task, text_dir, "train", seed).cut(0, train)
-    whole, short = (models / f"{task.lower()}-s{seed}" / name for name in ("whole", f"cut{layers}"))
+    queries, folder = load(task, data, seed, train=True).cut(0, train), models / f"{task.lower()}-{backbone}-s{seed}"
+    whole, short, lr = folder / "whole", folder / f"cut{layers}", 5e-5 if backbone == "mpnet" else 2e-4
     if not (whole / "config.json").exists():
-        training.train("minilm", queries, whole, epochs=1, lr=2e-4, seed=seed, bf16=True)
+        training.train(backbone, queries, whole, epochs=1, lr=lr, seed=seed, bf16=True)
     if not (short / "config.json").exists():
-        training.cut(whole, layers, "minilm", queries, short, epochs=1, lr=2e-4, seed=seed, bf16=True)
+        training.cut(whole, layers, queries, short, epochs=1, lr=lr, seed=seed, bf16=True)
 
 
 @app.command("race")
 def race_command(
     task: Task,
-    text_dir: TextDir,
+    data: Data,
+    backbone: Backbone = "minilm",
     models: Models = Path("runs/rerank"),
     k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
     fit: Annotated[int, typer.Option(min=50, help="Training queries that the model did not see, for exits.")] = 400,
@@ -63,7 +67,9 @@ def race_command(
     from benchmarks.rerank.race import race
 
     hide_bars()
-    found = race(task, text_dir, models, out, k=k, fit=fit, test=test, train=train, seed=seed, say=typer.echo)
+    found = race(
+        task, data, models, out, backbone=backbone, k=k, fit=fit, test=test, train=train, seed=seed, say=typer.echo
+    )
     print_table(
         ("way", "setting", "seconds a query", "pair-layers", "other top k", "nDCG lost", "against labels"),
         [
@@ -76,7 +82,8 @@ def race_command(
 @app.command("clock")
 def clock_command(
     task: Task,
-    text_dir: TextDir,
+    data: Data,
+    backbone: Backbone = "minilm",
     models: Models = Path("runs/rerank"),
     k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
     queries: Annotated[int, typer.Option(min=3, help="Test queries.")] = 60,
@@ -88,8 +95,8 @@ def clock_command(
     from benchmarks.rerank import clock
 
     hide_bars()
-    folder = models / f"{task.lower()}-s{seed}"
-    found = clock.clock(task, text_dir, folder, out, k=k, queries=queries, train=train, seed=seed)
+    folder = models / f"{task.lower()}-{backbone}-s{seed}"
+    found = clock.clock(task, data, folder, out, k=k, queries=queries, train=train, seed=seed)
     rows = [(way, f"{one['seconds']:.3f}", f"{one['changed']:.1%}") for way, one in found["ways"].items()]
     print_table(("way", "seconds a query", "other top k"), rows)
     budgets = [tuple(f"{value:.3f}" for value in one.values()) for one in found["budgets"]]

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.files import write_json
-from benchmarks.rerank.data import FirstStage, load
+from benchmarks.rerank.data import load
 from benchmarks.rerank.race import pools_of
 from ponder import export
 from ponder.deploy.ranking import Pool, Ranker
@@ -37,14 +37,13 @@ def prepare(folder: Path, pools: Sequence[Pool]) -> None:
 
 
 def clock(
-    task: str, text_dir: Path, folder: Path, out: Path, *, k: int, queries: int, train: int, seed: int
+    task: str, data: Path, folder: Path, out: Path, *, k: int, queries: int, train: int, seed: int
 ) -> dict[str, Any]:
     """Time ways in turn on test queries, and count the queries whose budget was kept."""
     torch.set_num_threads(1)
-    first = FirstStage("minilm")
     if not (folder / "int8" / "rerank.json").exists():
-        prepare(folder, pools_of(load(task, text_dir, "train", seed).cut(train, train + 32), first))
-    pools = pools_of(load(task, text_dir, "test", seed).cut(0, queries), first)
+        prepare(folder, pools_of(load(task, data, seed, train=True).cut(train, train + 32)))
+    pools = pools_of(load(task, data, seed, train=False).cut(0, queries))
     ranker, theirs = CrossEncoder.load(folder / "ranker"), sentence_transformers.CrossEncoder(str(folder / "whole"))
     policy = next(part for part in all_within(ranker.settings.policy) if isinstance(part, TopK))
     chosen = {"full": LastStep(), "certified": policy, f"margin {_MARGIN:g}": policy.with_threshold(_MARGIN)}
@@ -69,7 +68,7 @@ def clock(
         "budgets": [_budget(ranker, pools, share * whole, full, k) for share in (0.2, 0.4, 0.6, 0.8)],
         "environment": environment(torch.device("cpu")),
     }
-    write_json(out / f"clock-{task.lower()}-k{k}-s{seed}.json", result)
+    write_json(out / f"clock-{folder.name}-k{k}.json", result)
     return result
 
 

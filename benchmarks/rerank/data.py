@@ -1,11 +1,11 @@
-"""Banking77 and CLINC150 as reranking: a text is a query, and the names of all labels are its candidates."""
+"""Reranking tasks: texts and the names of their labels; questions or hypotheses, and the sentences that answer them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks import backbones, tasks
 from ponder.model import readouts
 
-__all__ = ["FirstStage", "Queries", "load"]
+__all__ = ["Queries", "load"]
+
+_OF_PAIRS = {"RTE": ("sentence2", "sentence1"), "QNLI": ("sentence1", "sentence2")}
+"""The columns of query and document."""
+_POOL = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,33 +28,69 @@ class Queries:
     Args:
         texts: The queries.
         gold: The right document of each.
-        documents: The names of the labels, as words.
+        documents: The names of the labels, as words; or the sentences of a task of pairs.
+        first: The first stage: a bi-encoder, or BM25 where words are shared.
+        size: How many candidates of the first stage are reranked.
     """
 
     texts: list[str]
     gold: list[int]
     documents: list[str]
+    first: FirstStage
+    size: int
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def cut(self, start: int, end: int | None = None) -> Queries:
         """Return some of the queries."""
-        return Queries(self.texts[start:end], self.gold[start:end], self.documents)
+        return replace(self, texts=self.texts[start:end], gold=self.gold[start:end])
+
+    def nearest(self, size: int) -> list[tuple[list[int], list[float]]]:
+        """Return the best documents of each query by the first stage, and their scores."""
+        values, places = self.first.scores(self.texts, self.documents).topk(size, 1)
+        return list(zip(places.tolist(), values.tolist(), strict=True))
 
 
-def load(task: str, folder: Path, split: str, seed: int) -> Queries:
-    """Read the queries of a split, shuffled by the seed, but for those out of scope, which have no right document."""
+def load(task: str, folder: Path, seed: int, *, train: bool) -> Queries:
+    """Read the queries of a side, shuffled by the seed, but for those that have no right document."""
     found = tasks.get(task)
-    data = found.load(folder, ("train", split))[split].shuffle(seed=seed)
-    names = list(data.features["label"].names)
+    data = found.load(folder, ("train", found.dev_splits[0]))
+    rows = data["train" if train else found.dev_splits[0]].shuffle(seed=seed)
+    if task in _OF_PAIRS:
+        query, document = _OF_PAIRS[task]
+        documents = list(dict.fromkeys(text for part in data.values() for text in part[document]))
+        place = {text: number for number, text in enumerate(documents)}
+        right = [(row[query], place[row[document]]) for row in rows if row["label"] == 0]  # "entailment"
+        return Queries([text for text, _ in right], [gold for _, gold in right], documents, Bm25(), _POOL)
+    names = list(rows.features["label"].names)
     if found.outside is not None:
         names.pop(found.outside)
-    rows = [(row["sentence1"], row["label"]) for row in data if row["label"] != found.outside]
-    return Queries([text for text, _ in rows], [label for _, label in rows], [n.replace("_", " ") for n in names])
+    right = [(row["sentence1"], row["label"]) for row in rows if row["label"] != found.outside]
+    names = [name.replace("_", " ") for name in names]
+    return Queries([text for text, _ in right], [gold for _, gold in right], names, BiEncoder("minilm"), len(names))
 
 
-class FirstStage:
+class FirstStage(Protocol):
+    """Scores that cost little."""
+
+    def scores(self, queries: list[str], documents: list[str]) -> Tensor:
+        """Return a score of every query with every document, `(queries, documents)`."""
+
+
+class Bm25:
+    """BM25 over words, by the library bm25s."""
+
+    def scores(self, queries: list[str], documents: list[str]) -> Tensor:
+        """Return BM25 of every query with every document, `(queries, documents)`."""
+        import bm25s
+
+        index, words = bm25s.BM25(), bm25s.tokenize(queries, return_ids=False, show_progress=False)
+        index.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
+        return torch.stack([torch.from_numpy(index.get_scores(each)) for each in words])
+
+
+class BiEncoder:
     """A bi-encoder: the cosine of the mean states of query and document."""
 
     def __init__(self, backbone: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import environment
 from benchmarks.files import write_json
-from benchmarks.rerank.data import FirstStage, Queries, load
+from benchmarks.rerank.data import Queries, load
 from ponder._utils.rows import content_ids
 from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.records import Record
@@ -37,14 +37,14 @@ Numbers = dict[str, float]
 
 
 def race(
-    task: str, text_dir: Path, models: Path, out: Path, *, k: int, fit: int, test: int, train: int, seed: int,
-    say: Callable[[str], object],
+    task: str, data: Path, models: Path, out: Path, *, backbone: str, k: int, fit: int, test: int, train: int,
+    seed: int, say: Callable[[str], object],
 ) -> dict[str, Any]:  # fmt: skip
     """Fit exits with and without first-stage scores, and hold them against cut pools and encoders on test queries."""
     torch.set_num_threads(1)
-    folder, first = models / f"{task.lower()}-s{seed}", FirstStage("minilm")
-    learn = pools_of(load(task, text_dir, "train", seed).cut(train, train + fit), first)
-    fresh = pools_of(load(task, text_dir, "test", seed).cut(0, test), first)
+    folder = models / f"{task.lower()}-{backbone}-s{seed}"
+    learn = pools_of(load(task, data, seed, train=True).cut(train, train + fit))
+    fresh = pools_of(load(task, data, seed, train=False).cut(0, test))
     rankers, records, fitted = dict[str, CrossEncoder](), dict[str, Record](), dict[str, Any]()
     once = Once(CrossEncoder(folder / "whole"), [*learn, *fresh])
     for name, given in (("TopK, first stage", learn), ("TopK", [_bare(pool) for pool in learn])):
@@ -64,6 +64,7 @@ def race(
     staged = records["TopK, first stage"]
     result = {
         "task": task,
+        "backbone": backbone,
         "settings": {"k": k, "fit": fit, "test": test, "train": train, "seed": seed, "layers": staged.num_steps - 1},
         "candidates": len(fresh[0].documents),
         "quality": _quality(records["TopK"], short.name, records["cut encoder"]),
@@ -73,7 +74,7 @@ def race(
         "promises": promises(staged, rankers["TopK, first stage"], k),
         "environment": environment(torch.device("cpu")),
     }
-    write_json(out / f"{task.lower()}-k{k}-s{seed}.json", result)
+    write_json(out / f"{folder.name}-k{k}.json", result)
     return result
 
 
@@ -118,12 +119,11 @@ class _Recorded(CrossEncoder):
         )
 
 
-def pools_of(queries: Queries, first: FirstStage) -> list[Pool]:
-    """Return all labels as candidates of each query, with the scores of the first stage."""
-    scores = first.scores(queries.texts, queries.documents).tolist()
+def pools_of(queries: Queries) -> list[Pool]:
+    """Return the candidates of each query, with the scores of the first stage."""
     return [
-        Pool(text, queries.documents, own, [float(place == gold) for place in range(len(own))])
-        for text, own, gold in zip(queries.texts, scores, queries.gold, strict=True)
+        Pool(text, [queries.documents[n] for n in places], own, [float(place == gold) for place in places])
+        for text, gold, (places, own) in zip(queries.texts, queries.gold, queries.nearest(queries.size), strict=True)
     ]
 
 

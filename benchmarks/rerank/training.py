@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks import backbones
 from benchmarks.bf16 import quick_products
 from benchmarks.command_line import bar
-from benchmarks.rerank.data import FirstStage, Queries
+from benchmarks.rerank.data import Queries
 
 __all__ = ["cut", "train"]
 
 _QUERIES, _HARD, _RANDOM, _NEAR = 8, 5, 2, 20  # of a batch, and candidates beside the right one
-_LONGEST, _WARM_UP = 64, 0.1
+_LONGEST, _WARM_UP = 128, 0.1
 
 
 def train(backbone: str, queries: Queries, folder: Path, *, epochs: int, lr: float, seed: int, bf16: bool) -> None:
@@ -28,13 +28,13 @@ def train(backbone: str, queries: Queries, folder: Path, *, epochs: int, lr: flo
     source = str(backbones.resolve(backbone))
     model: Any = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    _learn(model, None, tokenizer, queries, FirstStage(backbone), epochs=epochs, lr=lr, seed=seed, bf16=bf16)
+    _learn(model, None, tokenizer, queries, epochs=epochs, lr=lr, seed=seed, bf16=bf16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def cut(
-    whole: Path, layers: int, backbone: str, queries: Queries, folder: Path, *, epochs: int, lr: float, seed: int,
+    whole: Path, layers: int, queries: Queries, folder: Path, *, epochs: int, lr: float, seed: int,
     bf16: bool,
 ) -> None:  # fmt: skip
     """Keep the first layers of a trained cross encoder, and teach them its scores, by their mean squared distance."""
@@ -42,18 +42,17 @@ def cut(
     teacher: Any = AutoModelForSequenceClassification.from_pretrained(whole).eval()
     model: Any = AutoModelForSequenceClassification.from_pretrained(whole, num_hidden_layers=layers)
     tokenizer = AutoTokenizer.from_pretrained(whole)
-    _learn(model, teacher, tokenizer, queries, FirstStage(backbone), epochs=epochs, lr=lr, seed=seed, bf16=bf16)
+    _learn(model, teacher, tokenizer, queries, epochs=epochs, lr=lr, seed=seed, bf16=bf16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _learn(
-    model: Any, teacher: Any, tokenizer: Any, queries: Queries, first: FirstStage, *, epochs: int, lr: float, seed: int,
-    bf16: bool,
+    model: Any, teacher: Any, tokenizer: Any, queries: Queries, *, epochs: int, lr: float, seed: int, bf16: bool
 ) -> None:  # fmt: skip
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")  # on a CPU the fused kernel has no dropout, and falls back to slower ones
-    near = first.scores(queries.texts, queries.documents).topk(_NEAR, 1).indices.tolist()
+    near = [places for places, _ in queries.nearest(_NEAR)]
     total, rng = epochs * (len(queries) // _QUERIES), random.Random(seed)
     heads = [weight for name, weight in model.named_parameters() if name.startswith("classifier")]
     rest = [weight for name, weight in model.named_parameters() if not name.startswith("classifier")]

@@ -158,19 +158,21 @@ def exporting() -> str:
 
 def rerank() -> str:
     """Return what leaving early saves at about the same change of the answer, next to what else is done."""
-    found = [one for path in sorted((RESULTS / "rerank").glob("*-k10-s0.json")) if "curves" in (one := read(path))]
+    found = [one for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json")) if "curves" in (one := read(path))]
     rows = []
     for whole in found:
         full = next(one["seconds"] for one in whole["seconds"] if one["way"] == "cut pool" and one["setting"] == 1.0)
         rows += [
             [
-                whole["task"], one["way"], f"{one['setting']:g}", f"×{1 / one['work']:.2f}",
+                f"{whole['task']}, {NAMES[whole['backbone']]}", one["way"], f"{one['setting']:g}",
+                f"×{1 / one['work']:.2f}",
                 f"×{full / one['seconds']:.2f}", f"{one['top_k']:.1%}", f"{one['ndcg']:.4f}", f"{one['ndcg_gap']:+.4f}",
             ]
             for one in whole["seconds"]
             if (one["way"], one["setting"]) in RERANKED
         ]  # fmt: skip
-    head = ["task", "way", "setting", "pair-layers", "seconds", "other top 10", "nDCG@10 lost, full order", "by labels"]
+    head = ["task, model", "way", "setting", "pair-layers", "seconds", "other top 10"]
+    head += ["nDCG@10 lost, full order", "by labels"]
     return table(head, rows) + made_by(found[0])
 
 

@@ -14,6 +14,8 @@ from datasets import Dataset
 from benchmarks import backbones, metrics, tasks
 from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.files import DataError
+from benchmarks.rerank.data import load as load_queries
+from benchmarks.rerank.race import pools_of
 from benchmarks.text.wnut import TAGS, Sentence, load, spans, word_tags
 from benchmarks.text.wnut import score as entity_score
 from benchmarks.text.wnut import tokenize as tokenize_words
@@ -184,3 +186,19 @@ def test_an_archive_in_parts_is_read_as_one_and_extracted_once(tmp_path: Path, m
     with pytest.raises(DataError, match="pip install"):
         backbones.resolve("mpnet")
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_sentences_of_pairs_are_candidates_by_bm25(tmp_path: Path) -> None:
+    pairs = [("cats sleep a lot", "a cat sleeps", "entailment"), ("dogs bark at night", "dogs bark", "not_entailment")]
+    pairs += [(f"dogs bark in town {n}", f"dogs bark {n}", "entailment") for n in range(60)]
+    lines = ["index\tsentence1\tsentence2\tlabel", *(f"{n}\t" + "\t".join(pair) for n, pair in enumerate(pairs))]
+    for split in ("train", "dev"):
+        write(tmp_path, "RTE", split, lines)
+    queries = load_queries("RTE", tmp_path, 0, train=True)
+    pools = pools_of(queries)
+    assert len(queries) == 61
+    assert {len(pool.documents) for pool in pools} == {50}
+    for pool in pools:
+        assert list(pool.scores) == sorted(pool.scores, reverse=True)
+        if any(pool.labels):
+            assert (pool.documents[list(pool.labels).index(1.0)], pool.query, "entailment") in pairs
