@@ -148,13 +148,14 @@ def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
     """
     onnx, place = _onnx(), int(path.stem.rpartition("_")[2]) - 1
     own, proto, moved = {name: p.detach().numpy() for name, p in module.named_parameters()}, onnx.load(str(like)), 0
-    later: dict[bytes, Any] = {}
+    later: dict[tuple[Any, bytes], Any] = {}  # eight zero bytes may be a bias of two numbers, or one integer
     for name, value in own.items():
         other = own.get(name.replace(".0.", f".{place}.", 1))
         if ".0." in name and other is not None and other.shape == value.shape:
-            later |= {value.tobytes(): other, value.T.tobytes(): other.T}
+            later |= {(value.dtype, value.tobytes()): other, (value.dtype, value.T.tobytes()): other.T}
     for weight in proto.graph.initializer:
-        other = later.get(onnx.numpy_helper.to_array(weight).tobytes())
+        first = onnx.numpy_helper.to_array(weight)
+        other = later.get((first.dtype, first.tobytes()))
         if other is not None:
             made = np.ascontiguousarray(other).reshape(tuple(weight.dims))
             weight.CopyFrom(onnx.numpy_helper.from_array(made, weight.name))

@@ -21,6 +21,7 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
+import ponder
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel, PonderTrainer, fit_exits
 from ponder.integrations.transformers.exits import distinct, may_have_taught, row_ids
@@ -243,6 +244,13 @@ def test_nothing_is_computed_that_no_row_needs() -> None:
         found = model.predict(TEXTS[:60])
     assert sum(calls) == int(found.exit_step.sum())
     assert len(set(found.exit_step.tolist())) > 2
+
+
+def test_heads_that_have_learned_nothing_are_exported(tmp_path: Path) -> None:
+    model = build(make_plain("sequence", "bert", labels=2))  # the zeros of a bias are as long as one integer
+    model.policy = Confidence(0.6)
+    exported = ponder.export.OnnxModel(ponder.export.onnx(model.eval(), tmp_path / "export"))
+    assert exported.predict(TEXTS[:9]).exit_step.tolist() == model.predict(TEXTS[:9]).exit_step.tolist()
 
 
 def test_newcomers_mistakes(tmp_path: Path) -> None:
