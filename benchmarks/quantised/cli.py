@@ -115,7 +115,8 @@ def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> None:
     logging.disable(logging.WARNING)  # it gives advice for every graph
     try:
         for name in Manifest.read(fp32).steps:
-            quantize_dynamic(str(fp32 / name), str(folder / name), op_types_to_quantize=["MatMul", "Gemm"])
+            path, made = fp32 / f"{name}.onnx", folder / f"{name}.onnx"
+            quantize_dynamic(str(path), str(made), op_types_to_quantize=["MatMul", "Gemm"])
     finally:
         logging.disable(logging.NOTSET)
 

@@ -23,6 +23,7 @@ from ponder.calibration.agreement import most_failures
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.student import Embeddings, Student
 from ponder.deploy.exporting import onnx, quantized
+from ponder.deploy.manifest import files_of
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.exits import teach_heads
 from ponder.integrations.transformers.reading import read_classifier, read_fine_tuned
@@ -92,7 +93,7 @@ class _Under:
             self.model.save_pretrained(folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for name in self.model.manifest.files():
+        for name in files_of(self.model.folder):
             shutil.copyfile(self.model.folder / name, folder / name)
         self.model.policy = self.policy
         self.model.manifest.write(folder)

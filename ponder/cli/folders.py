@@ -114,9 +114,9 @@ def open_folder(folder: Path, *, exits: bool = False) -> Folder:
     if (folder / FILE).is_file() and not exits:
         model = OnnxModel(folder)
         made = model.manifest
-        if made.tokenizer is None or not model.task.one_class:
+        if made.max_length is None or not model.task.one_class:
             raise CheckpointError(f"{folder}: expected an export of a classifier of texts, with its tokenizer.")
-        longest = CHARACTERS * (made.max_length or 512)
+        longest = CHARACTERS * made.max_length
         return Folder(model, made.num_steps, model.policy, made.labels, made.columns, longest)
     if (folder / CASCADE).is_file() and not exits:
         cascade = Cascade.load(folder)

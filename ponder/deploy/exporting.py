@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
-from ponder.deploy.manifest import FILE, Manifest, TensorSpec
+from ponder.deploy.manifest import TOKENIZER, Manifest, TensorSpec, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model.heads import PerStep
@@ -25,10 +26,10 @@ from ponder.model.unroll import call_stem
 from ponder.tasks import task_named
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["ExportSource", "SupportsExport", "onnx", "quantized"]
+__all__ = ["ExportSource", "onnx", "quantized"]
 
-_TOKENIZER, _LONGEST = "tokenizer.json", 512
-NEXT = ".next"  # a graph cannot give a tensor the name of one that it takes
+_LONGEST = 512
+_NEXT = ".next"  # a graph cannot give a tensor the name of one that it takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +55,6 @@ class ExportSource:
     tokenizer: Any = None
     max_length: int | None = None
     labels: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class SupportsExport(Protocol):
-    """A model around a `PonderWrapper` that brings an example of its own."""
-
-    def export_source(self) -> ExportSource:
-        """Return the model with all that an export needs besides."""
 
 
 def onnx(
@@ -112,33 +105,28 @@ def onnx(
             got=f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}",
             remedy="Export a copy: copy.deepcopy(model).cpu().float().",
         )
-    target = Path(folder)
-    with tempfile.TemporaryDirectory(dir=_parent(target)) as made, evaluating(source.model):
-        manifest = _Tracer(source, Path(made)).write()
-        manifest.write(Path(made))
+    with _whole(Path(folder)) as made, evaluating(source.model):
+        _Tracer(source, made).write()
         if int8:
-            _quantize(Path(made), manifest, int8, calibration)
-        _put(Path(made), target)
-    return target
+            _quantize(made, int8, calibration)
+    return Path(folder)
 
 
 def quantized(
     export: str | Path, folder: str | Path, int8: Literal[True, "all"] = True, *, calibration: Any = None
 ) -> Path:
     """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
-    source, target = Path(export), Path(folder)
-    with tempfile.TemporaryDirectory(dir=_parent(target)) as made:
-        manifest = Manifest.read(source)
-        for name in (*manifest.files(), FILE):
-            shutil.copyfile(source / name, Path(made) / name)
-        _quantize(Path(made), manifest, int8, calibration)
-        _put(Path(made), target)
-    return target
+    with _whole(Path(folder)) as made:
+        for name in files_of(Path(export)):
+            shutil.copyfile(Path(export) / name, made / name)
+        _quantize(made, int8, calibration)
+    return Path(folder)
 
 
 def _source(model: Any, example: Any) -> ExportSource:
-    if isinstance(model, SupportsExport) and example is None:
-        return model.export_source()
+    if hasattr(model, "export_source") and example is None:
+        own: ExportSource = model.export_source()
+        return own
     if not isinstance(model, PonderWrapper) or example is None:
         raise ArgumentError(
             "example" if isinstance(model, PonderWrapper) else "model",
@@ -153,23 +141,24 @@ def _source(model: Any, example: Any) -> ExportSource:
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
-def _parent(target: Path) -> Path:
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Give a scratch folder, and move the export in it to its folder at the end: the description comes last."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
+    with tempfile.TemporaryDirectory(dir=target.parent) as made:
+        yield Path(made)
+        target.mkdir(exist_ok=True)
+        for name in reversed(files_of(target)):
+            (target / name).unlink(missing_ok=True)
+        for name in files_of(Path(made)):
+            shutil.move(Path(made) / name, target / name)
 
 
-def _put(made: Path, target: Path) -> None:
-    """Move a whole export into its folder; the description goes first and comes last."""
-    target.mkdir(exist_ok=True)
-    (target / FILE).unlink(missing_ok=True)
-    for path in sorted(made.iterdir(), key=lambda path: path.name == FILE):
-        shutil.move(path, target / path.name)
-
-
-def _quantize(folder: Path, manifest: Manifest, int8: bool | Literal["all"], calibration: Any) -> None:
+def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> None:
+    manifest = Manifest.read(folder)
     channels = None if calibration is None else ranges_of(folder, calibration)
     for place, name in enumerate(manifest.steps):
-        quantize(folder / name, int8 == "all", None if channels is None else channels[place])
+        quantize(folder / f"{name}.onnx", int8 == "all", None if channels is None else channels[place])
     replace(manifest, int8=True, weights=None).write(folder)
 
 
@@ -193,16 +182,15 @@ class _Tracer:
         self.state = self._slots("hidden", self.hidden, of_hidden) if own else self.inputs[: len(flatten(inputs))]
         self.steps_context = self._context("context." if own else "", self.after)
 
-    def write(self) -> Manifest:
+    def write(self) -> None:
         """Write all graphs, and describe them."""
         model, padding = self.model, self.model.padding
-        stem = self._write_stem()
-        readout, features = self._read("readout", model.readout)
-        heads, outputs = self._write_heads(features)
-        halting, hazard = self._write_halting(features)
+        self._write_stem()
+        self._write_steps()
+        features = self._read("readout", model.readout)
+        outputs, hazard = self._write_heads(features), self._write_halting(features)
         specs = tuple(slot.spec for slot in self.inputs)
-        mask = None if padding is None or padding.mask not in {spec.name for spec in specs} else padding.mask
-        return Manifest(
+        Manifest(
             num_steps=model.num_steps,
             schedule=tuple(model.steps.schedule),
             task=self.task.name,
@@ -212,29 +200,25 @@ class _Tracer:
             outputs=tuple(outputs.shape[2 if self.task.per_position else 1 :]),
             policy=model.policy.to_dict(),
             graphs=self._write_policy(features, outputs, hazard),
-            steps=self._write_steps(),
-            readout=readout,
-            heads=heads,
-            stem=stem,
-            mask=mask,
+            history=getattr(model.lambda_head, "history", 1),
+            initial=getattr(model.lambda_head, "initial", "stem"),
+            mask=padding.mask if padding is not None and padding.mask in {spec.name for spec in specs} else None,
             real=1 if padding is None else int(padding.real),
             narrows=self.narrows,
             labels=self.source.labels,
             weights=model.weights_digest(),
-            **halting,
             **self._write_tokenizer(),
-        )
+        ).write(self.folder)
 
     def _write(
         self, name: str, run: Callable[[list[Tensor]], list[Tensor]], given: Sequence[Slot], outputs: Sequence[str]
-    ) -> list[Tensor]:
+    ) -> Tensor:
+        """Write a graph, and return its first output on the example."""
         kind, _, number = name.partition("_")
         like = self.folder / f"{kind}_1.onnx" if number not in ("", "1") else None
-        return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx", like)
+        return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx", like)[0]
 
-    def _write_stem(self) -> str | None:
-        if self.model.stem is None:
-            return None
+    def _write_stem(self) -> None:
         count, source = len(flatten(self.source.inputs)), self.source
 
         def run(given: list[Tensor]) -> list[Tensor]:
@@ -242,12 +226,13 @@ class _Tracer:
             hidden, after, _ = call_stem(self.model.stem, inputs, context)
             return [*flatten(hidden), *flatten(dict(after))]
 
-        self._write("stem", run, self.inputs, [slot.spec.name for slot in (*self.state, *self.steps_context)])
-        return "stem.onnx"
+        if self.model.stem is not None:
+            self._write("stem", run, self.inputs, [slot.spec.name for slot in (*self.state, *self.steps_context)])
 
-    def _write_steps(self) -> tuple[str, ...]:
-        count, schedule, names = len(self.state), self.model.steps.schedule, list[str]()
+    def _write_steps(self) -> None:
+        count, schedule = len(self.state), self.model.steps.schedule
         at = Slot(TensorSpec("index", "int64"), torch.ones(self.rows, dtype=torch.long))
+        outputs = [slot.spec.name + _NEXT for slot in self.state]
         for place in range(len(self.model.steps.fns)):
             step = schedule.index(place) + 1
 
@@ -255,45 +240,32 @@ class _Tracer:
                 called = unwrap(refilled(dict(self.after), given[count:-1]))
                 return flatten(self.model.steps(step, refilled(self.hidden, given[:count]), given[-1], **called))
 
-            outputs = [slot.spec.name + NEXT for slot in self.state]
             self._write(f"step_{place + 1}", run, [*self.state, *self.steps_context, at], outputs)
-            names.append(f"step_{place + 1}.onnx")
-        return tuple(names)
 
-    def _read(self, name: str, readout: ReadoutCall) -> tuple[str, Tensor]:
+    def _read(self, name: str, readout: ReadoutCall) -> Tensor:
         count = len(self.state)
 
         def run(given: list[Tensor]) -> list[Tensor]:
             called = unwrap(refilled(dict(self.after), given[count:]))
             return [readout(refilled(self.hidden, given[:count]), **called)]
 
-        (features,) = self._write(name, run, [*self.state, *self.steps_context], ["features"])
-        return f"{name}.onnx", features
+        return self._write(name, run, [*self.state, *self.steps_context], ["features"])
 
-    def _write_heads(self, features: Tensor) -> tuple[tuple[str, ...], Tensor]:
+    def _write_heads(self, features: Tensor) -> Tensor:
         head, slot = self.model.head, self._at_positions("features", features)
         if not isinstance(head, PerStep):
-            (outputs,) = self._write("head", lambda given: [head(given[0])], [slot], ["output"])
-            return ("head.onnx",), outputs
+            return self._write("head", lambda given: [head(given[0])], [slot], ["output"])
         for step in range(1, self.model.num_steps + 1):
+            outputs = self._write(f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"])  # type: ignore[misc]
+        return outputs
 
-            def run(given: list[Tensor], step: int = step) -> list[Tensor]:
-                return [head(given[0], step)]
-
-            (outputs,) = self._write(f"head_{step}", run, [slot], ["output"])
-        return tuple(f"head_{step}.onnx" for step in range(1, self.model.num_steps + 1)), outputs
-
-    def _write_halting(self, features: Tensor) -> tuple[dict[str, Any], Tensor | None]:
-        model, head, made = self.model, self.model.lambda_head, dict[str, Any]()
+    def _write_halting(self, features: Tensor) -> Tensor | None:
+        head, readout = self.model.lambda_head, self.model.halting_readout
         if head is None:
-            return made, None
-        if model.halting_readout is not None:
-            made["halting_readout"], features = self._read("halting", model.halting_readout)
-        history = getattr(head, "history", 1)
-        read = Slot(TensorSpec("features", "float32"), torch.cat([features] * history, dim=-1))
-        (hazard,) = self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
-        made |= {"lambda_head": "lambda.onnx", "history": history, "initial": getattr(head, "initial", "stem")}
-        return made, hazard
+            return None
+        features = features if readout is None else self._read("halting", readout)
+        read = Slot(TensorSpec("features", "float32"), torch.cat([features] * getattr(head, "history", 1), dim=-1))
+        return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 
     def _write_policy(self, features: Tensor, outputs: Tensor, hazard: Tensor | None) -> Any:
         readings = {
@@ -320,10 +292,12 @@ class _Tracer:
         tokenizer = self.source.tokenizer
         if tokenizer is None:
             return {}
+        (self.folder / TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         limit = min(tokenizer.model_max_length, self.source.max_length or _LONGEST)
-        (self.folder / _TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-        limit = _LONGEST if limit > 10**9 else limit
-        return {"tokenizer": _TOKENIZER, "max_length": limit, "truncation_side": tokenizer.truncation_side}
+        return {
+            "max_length": _LONGEST if limit > 10**9 else limit,  # Transformers' own word for none
+            "truncation_side": tokenizer.truncation_side,
+        }
 
     def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
         padding, made = self.model.padding, list[Slot]()
@@ -336,15 +310,10 @@ class _Tracer:
         return made
 
     def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
-        return [
-            _slot(
-                name + path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", ""),
-                tensor,
-                along,
-                options,
-            )
-            for (path, tensor), along in zip(tensors(tree), _alongs(tree, lengths), strict=True)
-        ]
+        """The tensors of a tree, named by its keys: `name.key.0`."""
+        plain = str.maketrans({"[": ".", "]": None, "'": None})
+        named = zip(tensors(tree), _alongs(tree, lengths), strict=True)
+        return [_slot(name + path.translate(plain), tensor, along, options) for (path, tensor), along in named]
 
 
 def _alongs(tree: Tree, lengths: Any) -> list[Along | None]:

@@ -25,12 +25,8 @@ from ponder.tasks import Task
 
 __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
 
-_READINGS = {
-    "output": ("output",),
-    "hazard": ("hazard", "cdf", "survival"),
-    "features": ("features",),
-    "group": ("group",),
-}
+_READINGS = {"hazard": ("hazard", "cdf", "survival")}
+"""What is read where a policy needs more than one reading."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,52 +196,41 @@ def write_policy(
         return PolicyGraphs(together=together)
     tunable = [part for part in all_within(policy) if part.tunable is not None]
     thresholds = {f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)}  # type: ignore[union-attr]
-    names = [name for need in sorted(policy.needs) for name in _READINGS[need]]
+    bars = [Slot(TensorSpec(name, "float32", shared=True), torch.tensor(v)) for name, v in thresholds.items()]
+    names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
     names += ["mask"] if "mask" in readings else []
     rows = next(iter(readings.values())).value.shape[0]
     length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
     ids = Slot(TensorSpec("row_ids", "int64"), torch.arange(rows))
-    state = policy.init(PolicyBatch(ids.value, num_steps, task))
-    init, module = None, nn.Module()
+
+    def init(given: list[Tensor]) -> Tree:
+        return policy.init(PolicyBatch(given[0], num_steps, task))
+
+    state, module = init([ids.value]), nn.Module()
     if flatten(state):
         outputs = [f"state_{n}" for n in range(len(flatten(state)))]
-        write_graph(
-            module,
-            lambda given: flatten(policy.init(PolicyBatch(given[0], num_steps, task))),
-            [ids],
-            outputs,
-            folder / "policy_init.onnx",
-        )
-        init = "policy_init.onnx"
-    bars = [Slot(TensorSpec(name, "float32", shared=True), torch.tensor(v)) for name, v in thresholds.items()]
-    files: list[str] = []
+        write_graph(module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx")
     for step, name in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
-        index = Slot(TensorSpec("index", "int64"), torch.full((rows,), step))
-        fixed = [index, *(readings[name] for name in names)]
+        fixed = [Slot(TensorSpec("index", "int64"), torch.full((rows,), step)), *(readings[name] for name in names)]
 
-        def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> list[Tensor]:
+        def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> tuple[Tensor, Tree]:
             moved = _with_thresholds(policy, given[count : count + len(bars)])
-            seen = dict(zip(names, given[1:count], strict=True))
-            mask, after = moved.decide(
-                _view(given[0], num_steps, seen, task), refilled(state, given[count + len(bars) :])
-            )
-            mask = torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask
-            return [mask, *flatten(after)]
+            view = _view(given[0], num_steps, dict(zip(names, given[1:count], strict=True)), task)
+            mask, after = moved.decide(view, refilled(state, given[count + len(bars) :]))
+            return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
         held = [
             Slot(TensorSpec(f"state_{n}", "", along=(1,) if value.shape[1:2] == (length,) else ()), value)
             for n, value in enumerate(flatten(state))
         ]
-        after = policy.decide(_view(index.value, num_steps, {n: readings[n].value for n in names}, task), state)[1]
+        given = [*fixed, *bars, *held]
+        after = decide([slot.value for slot in given])[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
-        write_graph(module, decide, [*fixed, *bars, *held], outputs, folder / name)
-        files.append(name)
+        write_graph(module, lambda given, decide=decide: flatten(decide(given)), given, outputs, folder / name)  # type: ignore[misc]
         if _filled(after) == _filled(state):
             break
         state = after
-    return PolicyGraphs(
-        tuple(sorted(policy.needs)), thresholds, None, init, files[0], files[1] if len(files) > 1 else None
-    )
+    return PolicyGraphs(tuple(sorted(policy.needs)), thresholds)
 
 
 def _filled(tree: Tree) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The description of an export, `export.json`: what the runtime reads, and no more."""
+"""The description of an export, `export.json`: what the runtime reads besides the graphs, and no more."""
 
 from __future__ import annotations
 
@@ -12,115 +12,70 @@ from typing import Any, Self
 from ponder._utils.files import replace_text
 from ponder.errors import CheckpointError
 
-__all__ = ["FILE", "Manifest", "PolicyGraphs", "TensorSpec"]
+__all__ = ["FILE", "TOKENIZER", "Manifest", "PolicyGraphs", "TensorSpec", "files_of"]
 
-FILE = "export.json"
-_FORMAT = "ponder-onnx-2"
+FILE, TOKENIZER = "export.json", "tokenizer.json"
+_FORMAT = "ponder-onnx-3"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that goes into or comes out of a graph.
-
-    Args:
-        name: Its name in the graphs.
-        dtype: Name of its type in NumPy.
-        along: Dimensions that are as long as the sequences.
-        fill: The value at padding.
-        default: The value where the caller leaves it out; None where it is required.
-        shared: Whether it belongs to the whole batch and has no rows.
-    """
+    """A tensor that goes into or comes out of a graph."""
 
     name: str
-    dtype: str
-    along: tuple[int, ...] = ()
-    fill: float = 0.0
-    default: float | None = None
-    shared: bool = False
+    dtype: str  # its name in NumPy
+    along: tuple[int, ...] = ()  # dimensions that are as long as the sequences
+    fill: float = 0.0  # the value at padding
+    default: float | None = None  # the value where the caller leaves it out; None where it is required
+    shared: bool = False  # whether it belongs to the whole batch and has no rows
 
 
 @dataclass(frozen=True)
 class PolicyGraphs:
-    """The graphs of a policy.
+    """What the graphs of a policy take.
 
-    Args:
-        needs: The readings that it takes.
-        thresholds: The numbers that may be changed, by the name of their input.
-        together: The step at which all rows exit, where that needs no look at any; there are no graphs then.
-        init: Row ids to the state before the first step; None where there is no state.
-        first: The decision after the first step.
-        later: The decision after later steps, whose state has other tensors; None where it is the same graph.
+    `policy_init` makes the state of row ids, where there is one; `policy_first` decides after the first step, and after
+    later ones too, unless the state has other tensors then: there is `policy_later`.
     """
 
-    needs: tuple[str, ...] = ()
-    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
-    together: int | None = None
-    init: str | None = None
-    first: str | None = None
-    later: str | None = None
+    needs: tuple[str, ...] = ()  # readings
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)  # by the name of their input
+    together: int | None = None  # the step at which all rows exit, where no row is looked at; there are no graphs then
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `export.json`; graphs are file names in the folder.
+    """The contents of `export.json`.
 
-    Args:
-        num_steps: N.
-        schedule: Which of `steps` runs at each step.
-        task: Name of the task.
-        inputs: Tensors that a caller gives.
-        hidden: Tensors of the hidden state.
-        context: Tensors that the steps read besides.
-        outputs: The shape of one row's outputs, of one position's where outputs have positions.
-        policy: The exit policy, as `to_dict` gives it, and …
-        graphs: … its graphs; None where it is run in NumPy.
-        steps: A graph for each step function.
-        readout: Hidden state to features.
-        heads: Features to outputs: one graph, or one a step.
-        stem: Inputs to hidden state and context; None for the identity.
-        halting_readout: Hidden state to the features of the Lambda head; None for those of the heads.
-        lambda_head: Features of the last steps to a hazard logit; None without a Lambda head.
-        history: Number of steps that the Lambda head reads.
-        initial: Features before the first: ``"stem"`` or ``"zeros"``.
-        mask: Name of the input that holds the lengths; None where rows have none.
-        real: Its value at real positions.
-        narrows: Whether batches get narrower as long rows exit.
-        tokenizer: File of the tokenizer; None where there is none.
-        max_length: Number of tokens to which texts are cut.
-        truncation_side: Where they are cut.
-        int8: Whether the steps are quantised.
-        labels: Names of the classes.
-        columns: Names of the columns of texts to which the exits were fitted.
-        weights: Digest of the weights that answer.
+    The graphs lie beside it: `stem`, unless it is the identity, `step_1` …, `readout`, `head`, or `head_1` … of each
+    step, `lambda` and perhaps `halting`, the readout of the Lambda head.
     """
 
     num_steps: int
-    schedule: tuple[int, ...]
+    schedule: tuple[int, ...]  # which of the steps' graphs runs at each step, from 0
     task: str
     inputs: tuple[TensorSpec, ...]
     hidden: tuple[TensorSpec, ...]
-    context: tuple[TensorSpec, ...]
-    outputs: tuple[int, ...]
-    policy: dict[str, Any]
-    graphs: PolicyGraphs | None
-    steps: tuple[str, ...]
-    readout: str
-    heads: tuple[str, ...]
-    stem: str | None = None
-    halting_readout: str | None = None
-    lambda_head: str | None = None
-    history: int = 1
-    initial: str = "stem"
-    mask: str | None = None
-    real: int = 1
-    narrows: bool = False
-    tokenizer: str | None = None
-    max_length: int | None = None
+    context: tuple[TensorSpec, ...]  # what the steps read besides
+    outputs: tuple[int, ...]  # the shape of one row's outputs, of one position's where they have positions
+    policy: dict[str, Any]  # as `to_dict` gives it
+    graphs: PolicyGraphs | None  # None where the policy is run in NumPy
+    history: int = 1  # number of steps that the Lambda head reads
+    initial: str = "stem"  # what it reads before the first: "stem" or "zeros"
+    mask: str | None = None  # the input that holds the lengths; None where rows have none
+    real: int = 1  # its value at real positions
+    narrows: bool = False  # whether batches get narrower as long rows exit
+    max_length: int | None = None  # number of tokens to which texts are cut; None without a tokenizer
     truncation_side: str = "right"
-    int8: bool = False
-    labels: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    weights: str | None = None
+    int8: bool = False  # whether the steps are quantised
+    labels: tuple[str, ...] = ()  # names of the classes
+    columns: tuple[str, ...] = ()  # names of the columns of texts to which the exits were fitted
+    weights: str | None = None  # digest of the weights that answer
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the graphs of the steps."""
+        return [f"step_{place + 1}" for place in range(max(self.schedule) + 1)]
 
     def write(self, folder: Path) -> None:
         """Write `export.json`, whole or not at all."""
@@ -147,9 +102,8 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no export of this version, `ponder.export.onnx` ({error!r}).") from error
 
-    def files(self) -> list[str]:
-        """Return every file that the manifest names."""
-        policy = self.graphs or PolicyGraphs()
-        graphs = (policy.init, policy.first, policy.later)
-        single = (self.stem, self.readout, self.halting_readout, self.lambda_head, self.tokenizer, *graphs)
-        return [*self.steps, *self.heads, *(name for name in single if name is not None)]
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of the files of an export, the description being the last."""
+    tokenizer = [TOKENIZER] if (folder / TOKENIZER).exists() else []
+    return [*sorted(path.name for path in folder.glob("*.onnx")), *tokenizer, FILE]

@@ -71,7 +71,7 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
     """
     model = OnnxModel(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        watched = {name: _Watched(folder / name, Path(scratch) / name) for name in model.manifest.steps}
+        watched = {name: _Watched(folder / f"{name}.onnx", Path(scratch)) for name in model.manifest.steps}
         model._graphs = {**model._graphs, **watched}
         model.record(examples)
     if not all(np.isfinite(end).all() for graph in watched.values() for pair in graph.ranges.values() for end in pair):
@@ -89,7 +89,7 @@ class _Watched(Graph):
 
     Args:
         path: The file.
-        scratch: File for a copy of the graph that gives these tensors too.
+        scratch: Folder for a copy of the graph that gives these tensors too.
     """
 
     def __init__(self, path: Path, scratch: Path) -> None:
@@ -101,8 +101,8 @@ class _Watched(Graph):
         self._names = sorted({product.node.input[0] for product in _products(model.graph)})
         inner = [name for name in self._names if name not in given]
         model.graph.output.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner])
-        onnx.save(model, str(scratch))
-        super().__init__(scratch)
+        onnx.save(model, str(scratch / path.name))
+        super().__init__(scratch / path.name)
         self.ranges: dict[str, tuple[Array, Array]] = {}
 
     def __call__(self, arrays: Any) -> dict[str, Array]:

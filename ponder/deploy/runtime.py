@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
-from ponder.deploy.manifest import Manifest, PolicyGraphs, TensorSpec
+from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
 from ponder.deploy.sessions import Graph
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
@@ -69,13 +69,11 @@ class OnnxModel:
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
-        self._graphs = {
-            name: Graph(self.folder / name, threads) for name in self.manifest.files() if name[-5:] == ".onnx"
-        }
+        self._graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
         self.task: Task = task_named(self.manifest.task)
         graphs = self.manifest.graphs
         self._policy: Any = self.policy if graphs is None else _GraphPolicy(graphs, self._graphs)
-        self._tokenizer = None if self.manifest.tokenizer is None else _open_tokenizer(self.folder, self.manifest)
+        self._tokenizer = None if self.manifest.max_length is None else _open_tokenizer(self.folder, self.manifest)
 
     @property
     def num_steps(self) -> int:
@@ -132,7 +130,7 @@ class OnnxModel:
         rows = self._rows(examples)
         ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)
         if policy is not None:
-            policy.check(ModelSpec(self.num_steps, self.task, self.manifest.lambda_head is not None))
+            policy.check(ModelSpec(self.num_steps, self.task, "lambda" in self._graphs))
         own = self._policy if policy is None else policy
         outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
         for places in self._batches(rows, batch_size) if groups is None else [list(range(len(rows)))]:
@@ -155,7 +153,7 @@ class OnnxModel:
         if not rows:
             raise ArgumentError("examples", expected="at least one", got="none", remedy="Record some.")
         reads = [_Running.output, _Running.features]
-        reads += [] if self.manifest.lambda_head is None else [_Running.hazard]
+        reads += [_Running.hazard] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
         for places in self._batches(rows, batch_size):
             running, columns = _Running(self, [rows[n] for n in places]), list[list[Array]]()
@@ -301,17 +299,14 @@ class _GraphPolicy:
         return self.graphs.together
 
     def init(self, batch: PolicyBatch) -> tuple[int, list[Array]]:
-        if self.graphs.init is None:
-            return 0, []
-        return 0, list(self._sessions[self.graphs.init]({"row_ids": batch.row_ids}).values())
+        init = self._sessions.get("policy_init")
+        return 0, [] if init is None else list(init({"row_ids": batch.row_ids}).values())
 
     def decide(self, view: StepView, state: tuple[int, list[Array]]) -> tuple[Array, tuple[int, list[Array]]]:
         asked, held = state
-        name = self.graphs.later if asked and self.graphs.later else self.graphs.first
-        assert name is not None
-        given = {"index": view.index, **view.readings, **self.graphs.thresholds}
+        given = {"index": view.index, "mask": view.mask, **view.readings, **self.graphs.thresholds}
         given |= {f"state_{n}": value for n, value in enumerate(held)} | dict(view.policy_context or {})
-        found = self._sessions[name]({**given, **({} if view.mask is None else {"mask": view.mask})})
+        found = self._sessions["policy_later" if asked and "policy_later" in self._sessions else "policy_first"](given)
         return found.pop("exits"), (asked + 1, list(found.values()))
 
 
@@ -321,7 +316,7 @@ class _Running:
     def __init__(self, model: OnnxModel, rows: Sequence[_Row]) -> None:
         self._model, self._made, self._graphs = model, model.manifest, model._graphs
         made, given = self._made, _padded(rows, model.manifest.inputs)
-        self._arrays = given if made.stem is None else self._graphs[made.stem](given)
+        self._arrays = self._graphs["stem"](given) if "stem" in self._graphs else given
         for spec in (*made.hidden, *made.context):  # a stem's graph hands on nothing that it does not make
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
@@ -343,15 +338,14 @@ class _Running:
             self._arrays[key.removesuffix(_NEXT)] = value
 
     def features(self) -> Array:
-        return self._cached("features", lambda: self._graphs[self._made.readout](self._arrays)["features"])
+        return self._cached("features", lambda: self._graphs["readout"](self._arrays)["features"])
 
     def output(self) -> Array:
         return self._cached("output", lambda: self._answer(self.features()))
 
     def hazard(self) -> Array:
-        assert self._made.lambda_head is not None
         read = np.concatenate([self._halting_features(), *self._past], axis=-1)
-        return self._graphs[self._made.lambda_head]({"features": read})["hazard"]
+        return self._graphs["lambda"]({"features": read})["hazard"]
 
     def output_of(self, index: Array) -> Array:
         if "output" in self._cache or len(index) == len(self.features()):
@@ -390,14 +384,13 @@ class _Running:
             self._arrays[spec.name] = array
 
     def _answer(self, features: Array) -> Array:
-        heads = self._made.heads
-        return self._graphs[heads[0 if len(heads) == 1 else self._step - 1]]({"features": features})["output"]
+        name = "head" if "head" in self._graphs else f"head_{self._step}"
+        return self._graphs[name]({"features": features})["output"]
 
     def _halting_features(self) -> Array:
-        name = self._made.halting_readout
-        if name is None:
+        if "halting" not in self._graphs:
             return self.features()
-        return self._cached("halting_features", lambda: self._graphs[name](self._arrays)["features"])
+        return self._cached("halting_features", lambda: self._graphs["halting"](self._arrays)["features"])
 
     def _cached(self, name: str, make: Any) -> Array:
         if name not in self._cache:
@@ -454,7 +447,7 @@ def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[runtime]'.") from error
-    tokenizer = Tokenizer.from_file(str(folder / str(manifest.tokenizer)))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.no_padding()
     if manifest.max_length is not None:
         tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
