@@ -18,7 +18,7 @@ from ponder.cli.output import BATCH, card_of
 from ponder.cli.texts import Texts
 from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
-from ponder.deploy.server_batching import Answers, Text
+from ponder.deploy.server_batching import Text
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 
@@ -49,11 +49,10 @@ class Folder:
     columns: Sequence[str]
     max_characters: int
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Answers:
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
         """Answer texts, each at its exit; the folder's own policy decides where None."""
         own = None if policy == self.policy else policy  # which an export runs by graphs
-        answers: Answers = self.model.predict(list(texts), policy=own, batch_size=BATCH)
-        return answers
+        return self.model.predict(list(texts), policy=own, batch_size=BATCH)
 
     def record(self, texts: Sequence[Text], labels: Any = None) -> Any:
         """Run texts through all steps."""

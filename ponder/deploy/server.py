@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ponder.calibration.families import exchanged, part_with_threshold
 from ponder.deploy.monitor import Audit, StepBack, Watch
 from ponder.deploy.ranking import Pool, Ranker
-from ponder.deploy.server_batching import Answers, Batcher, Served, Text
+from ponder.deploy.server_batching import Batcher, Served, Some, Text
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
@@ -107,18 +108,17 @@ class Service:
     """
 
     def __init__(self, served: Served, limits: Limits, watch: Watch | None = None) -> None:
-        self.served, self.limits, self.watch = served, limits, watch
-        self.waiting = self._audits = 0
+        self.served, self.limits, self.watch, self.waiting = served, limits, watch, 0
         self.metrics = _Metrics(self)
         self._batcher = Batcher(served.answer, limits.max_batch)
-        self._auditing = ThreadPoolExecutor(1, thread_name_prefix="ponder-audits")
+        self._auditing, self._room = ThreadPoolExecutor(1, "ponder-audits"), threading.Semaphore(_AUDITS_AT_ONCE)
 
     @property
     def policy(self) -> ExitPolicy:
         """The policy that answers now, where a request brings no threshold."""
         return self.served.policy if self.watch is None else self.watch.policy
 
-    async def predict(self, texts: Sequence[Text], threshold: float | None = None) -> Answers:
+    async def predict(self, texts: Sequence[Text], threshold: float | None = None) -> Some:
         """Answer the texts of a request.
 
         Raises:
@@ -141,33 +141,24 @@ class Service:
 
     def audit(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
         """Answer a share of texts again at full depth, after their answers were given by the policy of a stage."""
-        self._auditing.submit(self._draw, texts, labels, stage)
+        assert self.watch is not None
+        for text, label in zip(texts, labels, strict=True):
+            if self.watch.chosen(stage):
+                if self._room.acquire(blocking=False):
+                    full = self._batcher.submit([_cut(text, self.served.max_characters)], LastStep())
+                    keep = partial(self._record, label, stage)
+                    full.add_done_callback(lambda done, keep=keep: self._auditing.submit(keep, done))  # type: ignore[misc]
+                else:  # the traffic goes first
+                    self.metrics.skipped.inc()
 
     def close(self) -> None:
         """Return when all that was accepted is answered, and the audits are kept."""
-        self._auditing.submit(int).result()  # what was answered is drawn for audits
         self._batcher.close()
         self._auditing.shutdown()
 
-    def _draw(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
-        """Draw answers, on the thread of the audits, which alone writes their state."""
-        assert self.watch is not None
-        for text, label in zip(texts, labels, strict=True):
-            if not self.watch.chosen(stage):
-                continue
-            if self._audits >= _AUDITS_AT_ONCE:  # the traffic goes first
-                self.metrics.skipped.inc()
-                continue
-            self._audits += 1
-            full = self._batcher.submit([_cut(text, self.served.max_characters)], LastStep())
-            full.add_done_callback(self._recording(label, stage))
-
-    def _recording(self, label: str, stage: int) -> Callable[[Future[Answers]], object]:
-        """Return what takes the answer at full depth to the thread of the audits."""
-        return lambda done: self._auditing.submit(self._record, label, stage, done)
-
-    def _record(self, label: str, stage: int, done: Future[Answers]) -> None:
-        self._audits -= 1
+    def _record(self, label: str, stage: int, done: Future[Some]) -> None:
+        """Take an answer at full depth, on the thread of the audits, which alone writes their state."""
+        self._room.release()
         assert self.watch is not None
         try:
             self.watch.record(done.result().labels[0] != label, stage)
@@ -212,8 +203,7 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
         yield
         await asyncio.to_thread(app.state.service.close)
 
-    app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
-    app.add_middleware(_Door, app_of=app, max_body=limits.max_body)
+    app = _app(limits.max_body, lifespan)
 
     @app.post("/predict")
     async def predict(body: PredictRequest, request: Request) -> Response:
@@ -224,14 +214,15 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
         labels, steps = list(answers.labels), [int(step) for step in answers.exit_step]
         shares = [float(share) for share in answers.probabilities]
         request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
-        service.metrics.steps(steps)
+        for step in steps:
+            service.metrics.exit_step.observe(step)
         answer = {
             "labels": [None if math.isnan(share) else label for label, share in zip(labels, shares, strict=True)],
             "probabilities": [None if math.isnan(share) else share for share in shares],
             "exit_step": steps,
             "num_steps": served.num_steps,
         }
-        later = BackgroundTask(_audit, service, body.texts, labels, stage) if stage >= 0 else None
+        later = BackgroundTask(service.audit, body.texts, labels, stage) if stage >= 0 else None
         return JSONResponse(answer, background=later)
 
     @app.get("/healthz")
@@ -246,7 +237,6 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
         """Give counters, histograms and gauges, as Prometheus reads them."""
         return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    _add_errors(app)
     return app
 
 
@@ -258,8 +248,7 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
         limits: Bytes of a request, here 16 times as many as of texts, and its deadline.
     """
     limits, busy = limits or Limits(), ThreadPoolExecutor(1, thread_name_prefix="ponder-rank")
-    app = FastAPI(title="ponder", version=version("ponder-torch"))
-    app.add_middleware(_Door, app_of=app, max_body=16 * limits.max_body)
+    app = _app(16 * limits.max_body)
 
     @app.post("/rank")
     async def rank(body: RankRequest) -> Response:
@@ -279,7 +268,6 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
         """Say by which policy candidates leave."""
         return {"status": "ok", "policy": repr(ranker.settings.policy)}
 
-    _add_errors(app)
     return app
 
 
@@ -347,23 +335,29 @@ class _Metrics:
         self.skipped = Counter("ponder_audit_skipped", "Audits that were left out under load.", registry=registry)
         for name in ("stage", "audits", "disagreements", "wealth") if service.watch is not None else ():
             gauge = Gauge(f"ponder_audit_{name}", f"{name.title()} of the audit.", registry=registry)
-            gauge.set_function(partial(_audited, service, name))
-
-    def steps(self, steps: Sequence[int]) -> None:
-        """Count answered texts."""
-        for step in steps:
-            self.exit_step.observe(step)
-
-    def ended(self, status: int, seconds: float) -> None:
-        """Count a request."""
-        self.requests.labels(status).inc()
-        if status == 200:
-            self.latency.observe(seconds)
+            gauge.set_function(partial(getattr, service.watch.audit, name))  # type: ignore[union-attr]
 
 
-def _audited(service: Service, name: str) -> float:
-    assert service.watch is not None
-    return float(getattr(service.watch.audit, name))
+def _app(max_body: int, lifespan: Any = None) -> FastAPI:
+    """Return an application whose errors are `{"detail": …}`; the content of a request is never sent back."""
+
+    def refuse(status: int, detail: Callable[[Any], Any]) -> Callable[[Request, Any], Awaitable[Response]]:
+        async def answer(request: Request, error: Exception) -> Response:
+            return JSONResponse({"detail": detail(error)}, status)
+
+        return answer
+
+    app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
+    app.add_middleware(_Door, app_of=app, max_body=max_body)
+    app.add_exception_handler(ArgumentError, refuse(422, str))
+    app.add_exception_handler(RequestValidationError, refuse(422, _invalid))
+    failed = "the model failed on this request; the log of the service says how."
+    app.add_exception_handler(Exception, refuse(500, lambda error: failed))
+    return app
+
+
+def _invalid(error: RequestValidationError) -> list[dict[str, Any]]:
+    return [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in error.errors()[:8]]
 
 
 class _Door:
@@ -391,46 +385,21 @@ class _Door:
             status = message.get("status", status)
             await send(message)
 
-        length = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            if length.isdigit() and int(length[:20]) > self._max:
-                detail = {"detail": f"the request is larger than {self._max} bytes."}
-                await JSONResponse(detail, 413, {"connection": "close"})(scope, receive, noted)
-            else:
-                await self._app(scope, limited, noted)
+            await self._app(scope, limited, noted)
         finally:
             self._note(scope, status, time.perf_counter() - started)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         asked = scope["path"] == "/predict"
         if asked:
-            self._of.state.service.metrics.ended(status, seconds)
+            metrics: _Metrics = self._of.state.service.metrics
+            metrics.requests.labels(status).inc()
+            if status == 200:
+                metrics.latency.observe(seconds)
         note = scope.get("state", {}).get("note", "")
         line = f"{scope['method']} {scope['path']} {status} {1000 * seconds:.1f} ms {note}".rstrip()
         _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Make every error `{"detail": …}`; the content of a request is never sent back."""
-
-    def refuse(status: int, detail: Callable[[Any], Any]) -> Callable[[Request, Any], Awaitable[Response]]:
-        async def answer(request: Request, error: Exception) -> Response:
-            return JSONResponse({"detail": detail(error)}, status)
-
-        return answer
-
-    app.add_exception_handler(ArgumentError, refuse(422, str))
-    app.add_exception_handler(RequestValidationError, refuse(422, _invalid))
-    failed = "the model failed on this request; the log of the service says how."
-    app.add_exception_handler(Exception, refuse(500, lambda error: failed))
-
-
-def _invalid(error: RequestValidationError) -> list[dict[str, Any]]:
-    return [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in error.errors()[:8]]
-
-
-async def _audit(service: Service, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
-    service.audit(texts, labels, stage)
 
 
 def _cut(text: Text, most: int) -> Text:

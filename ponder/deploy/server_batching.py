@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from ponder.errors import PonderError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Answers", "Batcher", "Served", "Some", "Text"]
+__all__ = ["Batcher", "Served", "Some", "Text"]
 
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts."""
-
-
-class Answers(Protocol):
-    """Answers to texts, in their order."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Names of the predicted classes."""
-
-    @property
-    def probabilities(self) -> Any:
-        """Probability of each predicted class, `(rows,)`; NaN where there is no answer."""
-
-    @property
-    def exit_step(self) -> Any:
-        """The step at which each row exited, `(rows,)`, from 1."""
 
 
 class Served(Protocol):
@@ -53,13 +35,19 @@ class Served(Protocol):
     def max_characters(self) -> int:
         """Number of characters to which texts are cut before they are tokenised."""
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Answers:
-        """Answer texts, each at its exit."""
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
+        """Answer texts, each at its exit, in their order: with what `Some` has."""
 
 
 @dataclass(frozen=True)
 class Some:
-    """The answers to one request."""
+    """The answers to some texts.
+
+    Args:
+        labels: Names of the predicted classes.
+        probabilities: Their probabilities, `(rows,)`; NaN where there is no answer.
+        exit_step: The step at which each row exited, `(rows,)`, from 1.
+    """
 
     labels: Sequence[str]
     probabilities: Any
@@ -70,7 +58,7 @@ class Some:
 class _Request:
     texts: Sequence[Text]
     policy: ExitPolicy
-    future: Future[Answers]
+    future: Future[Some]
 
 
 class Batcher:
@@ -88,49 +76,31 @@ class Batcher:
         >>> batcher.close()
     """
 
-    def __init__(self, answer: Callable[[Sequence[Text], ExitPolicy], Answers], max_batch: int) -> None:
-        self._answer, self._max_batch = answer, max_batch
-        self._waiting: deque[_Request] = deque()
-        self._changed, self._closed = threading.Condition(), False
-        self._thread = threading.Thread(target=self._work, name="ponder-batches", daemon=True)
-        self._thread.start()
+    def __init__(self, answer: Callable[[Sequence[Text], ExitPolicy], Any], max_batch: int) -> None:
+        self._answer, self._max_batch, self._waiting = answer, max_batch, deque[_Request]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ponder-batches")
 
-    def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Answers]:
+    def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Some]:
         """Hand in the texts of a request; a future that is cancelled in time is not computed."""
         request = _Request(texts, policy, Future())
-        with self._changed:
-            if self._closed:
-                raise PonderError("the service is closed: it takes no more requests.")
-            self._waiting.append(request)
-            self._changed.notify()
+        self._waiting.append(request)
+        self._thread.submit(self._next)  # where an earlier call takes the request too, this one finds nothing to do
         return request.future
 
     def close(self) -> None:
         """Take no more requests, and return when the others are answered."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        self._thread.shutdown()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                batch = self._take()
-            self._run([request for request in batch if request.future.set_running_or_notify_cancel()])
-
-    def _take(self) -> list[_Request]:
-        """Take the oldest request, and others of its policy, as many as a batch holds."""
-        batch = [self._waiting.popleft()]
-        room, rest = self._max_batch - len(batch[0].texts), deque[_Request]()
-        for request in self._waiting:
-            fits = len(request.texts) <= room and request.policy == batch[0].policy
+    def _next(self) -> None:
+        """Answer the oldest request, and others of its policy, as many as a batch holds."""
+        batch, rest, room = list[_Request](), list[_Request](), self._max_batch
+        for _ in range(len(self._waiting)):  # others are appended meanwhile
+            request = self._waiting.popleft()
+            fits = not batch or (len(request.texts) <= room and request.policy == batch[0].policy)
             (batch if fits else rest).append(request)
             room -= len(request.texts) if fits else 0
-        self._waiting = rest
-        return batch
+        self._waiting.extendleft(reversed(rest))
+        self._run([request for request in batch if request.future.set_running_or_notify_cancel()])
 
     def _run(self, batch: list[_Request]) -> None:
         """Answer requests together; where that fails, each alone, so that one that fails fails alone."""
