@@ -16,7 +16,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,10 @@ __all__ = ["Audit", "StepBack", "Watch", "audits_needed"]
 
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
+
+
+def _first_bets() -> list[float]:
+    return [0.5 / len(_RATIOS)] * len(_RATIOS)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class StepBack:
     statement: str
 
 
+@dataclass
 class Audit:
     """Audit of a share of the answers against the promise that at most `level` of them differ from full depth.
 
@@ -62,6 +67,8 @@ class Audit:
         share: The share of answers that is audited, in (0, 1]; an audit costs a full-depth answer.
         seed: Seed by which the audited answers are drawn.
 
+    The state is `answers`, all that were counted, `stage`, from 0, its `audits` and `disagreements`, and `bets`.
+
     Example:
         >>> audit = ponder.monitor.Audit(level=0.01, confidence=0.95, share=0.5)
         >>> sum(audit.chosen() for _ in range(1000))
@@ -70,18 +77,26 @@ class Audit:
         (None, 2)
     """
 
-    def __init__(self, level: float = 0.01, confidence: float = 0.95, share: float = 0.01, *, seed: int = 0) -> None:
-        check_share("level", level)
-        check_share("confidence", confidence)
-        check_real("share", share, 0.0, 1.0, open_low=True)
-        self.level, self.confidence, self.share, self.seed = level, confidence, share, seed
-        self.answers = self.stage = self.audits = self.disagreements = 0
-        self._bets = _first_bets()
+    level: float = 0.01
+    confidence: float = 0.95
+    share: float = 0.01
+    _: KW_ONLY
+    seed: int = 0
+    answers: int = 0
+    stage: int = 0
+    audits: int = 0
+    disagreements: int = 0
+    bets: list[float] = field(default_factory=_first_bets, repr=False)
+
+    def __post_init__(self) -> None:
+        check_share("level", self.level)
+        check_share("confidence", self.confidence)
+        check_real("share", self.share, 0.0, 1.0, open_low=True)
 
     @property
     def wealth(self) -> float:
         """The wealth of the e-process; at 1 / (1 − confidence) the stage ends."""
-        return math.fsum(self._bets) + _reserve(self.audits)
+        return math.fsum(self.bets) + _reserve(self.audits)
 
     def chosen(self) -> bool:
         """Count one answer, and say whether it is to be audited: a draw that does not look at the answer."""
@@ -96,46 +111,33 @@ class Audit:
             disagrees: Whether the answer that was given differs from the one at full depth.
         """
         joining = (_reserve(self.audits) - _reserve(self.audits + 1)) / len(_RATIOS)
-        self._bets = [
+        self.bets = [
             bet * (ratio if disagrees else 1.0) / (1.0 + (ratio - 1.0) * self.level) + joining
-            for ratio, bet in zip(_RATIOS, self._bets, strict=True)
+            for ratio, bet in zip(_RATIOS, self.bets, strict=True)
         ]
         self.audits, self.disagreements = self.audits + 1, self.disagreements + bool(disagrees)
         if self.wealth * (1.0 - self.confidence) < 1.0:
             return None
-        end = StepBack(
-            stage=self.stage,
-            audits=self.audits,
-            disagreements=self.disagreements,
-            statement=f"the promise that at most {rounded_up(self.level)} of the answers differ from full depth can no "
-            f"longer be held: {self.disagreements} of {self.audits} audited answers differ (confidence "
-            f"{rounded_down(self.confidence)})",
+        said = (
+            f"the promise that at most {rounded_up(self.level)} of the answers differ from full depth can no longer be "
+            f"held: {self.disagreements} of {self.audits} audited answers differ (confidence "
+            f"{rounded_down(self.confidence)})"
         )
-        self.stage, self.audits, self.disagreements, self._bets = self.stage + 1, 0, 0, _first_bets()
+        end = StepBack(self.stage, self.audits, self.disagreements, said)
+        self.stage, self.audits, self.disagreements, self.bets = self.stage + 1, 0, 0, _first_bets()
         return end
 
     def to_dict(self) -> dict[str, Any]:
         """Return settings and state in plain JSON types: an audit that goes on from there decides as this one does."""
-        names = ("level", "confidence", "share", "seed", "answers", "stage", "audits", "disagreements")
-        return {**{name: getattr(self, name) for name in names}, "bets": list(self._bets)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the audit that `to_dict` described."""
         try:
-            audit = cls(data["level"], data["confidence"], data["share"], seed=data["seed"])
-            for name in ("answers", "stage", "audits", "disagreements"):
-                setattr(audit, name, int(data[name]))
-            audit._bets = [float(bet) for bet in data["bets"]]
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**data)
+        except TypeError as error:
             raise CheckpointError(f"the saved audit cannot be read: {error!r}.") from error
-        return audit
-
-    def __repr__(self) -> str:
-        return (
-            f"Audit(level={rounded_up(self.level)}, confidence={rounded_down(self.confidence)}, share={self.share:g}; "
-            f"stage {self.stage}: {self.disagreements} of {self.audits} differ, wealth {self.wealth:.3g})"
-        )
 
 
 class Watch:
@@ -250,10 +252,6 @@ def audits_needed(level: float, confidence: float, disagreement: float) -> float
         return (needed + math.log(ratio) - price) / growth if growth > 0.0 else math.inf
 
     return min(map(audits, _RATIOS))
-
-
-def _first_bets() -> list[float]:
-    return [0.5 / len(_RATIOS)] * len(_RATIOS)
 
 
 def _reserve(audits: int) -> float:
