@@ -29,7 +29,7 @@ CHARACTERS = 16
 """Characters that are kept of a text for each token that a model takes: several times what a token has."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Folder:
     """A folder with a model that answers texts, by itself an export: `ponder.deploy.server_batching.Served`.
 
@@ -81,7 +81,7 @@ class Folder:
         return fresh
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _CascadeFolder(Folder):
     """A cascade; texts whose numbers are not above `taught_below` may have taught its student."""
 

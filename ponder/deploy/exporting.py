@@ -16,7 +16,7 @@ from torch import Tensor
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
-from ponder.deploy.manifest import TOKENIZER, Manifest, TensorSpec, files_of
+from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model.heads import PerStep
@@ -173,7 +173,6 @@ class _Tracer:
             self.hidden, self.after, self.rows = call_stem(self.model.stem, inputs, context)
         padding = self.model.padding
         pooled = padding is not None and padding.pooled and not self.task.per_position
-        self.padding = padding if padding is not None and (pooled or self.task.per_position) else None
         self.narrows = pooled and padding is not None and padding.mask in self.after
         of_inputs = None if padding is None else padding.lengths_of_inputs(inputs)
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
@@ -231,7 +230,7 @@ class _Tracer:
 
     def _write_steps(self) -> None:
         count, schedule = len(self.state), self.model.steps.schedule
-        at = Slot(TensorSpec("index", "int64"), torch.ones(self.rows, dtype=torch.long))
+        at = Slot.of("index", torch.ones(self.rows, dtype=torch.long))
         outputs = [slot.spec.name + _NEXT for slot in self.state]
         for place in range(len(self.model.steps.fns)):
             step = schedule.index(place) + 1
@@ -264,29 +263,25 @@ class _Tracer:
         if head is None:
             return None
         features = features if readout is None else self._read("halting", readout)
-        read = Slot(TensorSpec("features", "float32"), torch.cat([features] * getattr(head, "history", 1), dim=-1))
+        read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 
     def _write_policy(self, features: Tensor, outputs: Tensor, hazard: Tensor | None) -> Any:
-        readings = {
-            "output": self._at_positions("output", outputs),
-            "features": self._at_positions("features", features),
-            "group": Slot(TensorSpec("group", "int64"), torch.arange(self.rows) // 2),
-        }
+        readings = [self._at_positions("output", outputs), self._at_positions("features", features)]
+        readings.append(Slot.of("group", torch.arange(self.rows) // 2))
         if hazard is not None:
             share = hazard.sigmoid()
-            named = {"hazard": share, "cdf": share, "survival": torch.ones_like(share)}
-            readings |= {name: Slot(TensorSpec(name, "float32"), value) for name, value in named.items()}
+            readings += [Slot.of(name, share) for name in ("hazard", "cdf", "survival")]
         if self.task.per_position and self.model.padding is not None:
-            real = torch.ones(outputs.shape[:2], dtype=torch.bool)
-            readings["mask"] = self._at_positions("mask", real)
-        return write_policy(self.model.policy, self.model.num_steps, self.task, readings, self.folder)
+            readings.append(self._at_positions("mask", torch.ones(outputs.shape[:2], dtype=torch.bool)))
+        named = {slot.spec.name: slot for slot in readings}
+        return write_policy(self.model.policy, self.model.num_steps, self.task, named, self.folder)
 
     def _at_positions(self, name: str, value: Tensor) -> Slot:
         """A slot whose second dimension is as long as the sequences, where features or outputs have positions."""
-        lengths = {slot.value.shape[dim] for slot in self.state for dim in slot.spec.along}
-        along = (1,) if not self.narrows and value.dim() > 1 and value.shape[1] in lengths else ()
-        return Slot(TensorSpec(name, str(value.dtype).removeprefix("torch."), along), value)
+        lengths = [slot.value.shape[dim] for slot in self.state for dim in slot.spec.along]
+        has_positions = not self.narrows and value.dim() > 1 and value.shape[1] in lengths
+        return Slot.of(name, value, along=(1,) if has_positions else ())
 
     def _write_tokenizer(self) -> dict[str, Any]:
         tokenizer = self.source.tokenizer
@@ -303,17 +298,21 @@ class _Tracer:
         padding, made = self.model.padding, list[Slot]()
         for name, value in context.items():
             along = None if padding is None else padding.of_context(name)
-            shared = isinstance(value, Shared)
             tree = value.value if isinstance(value, Shared) else value
-            default = self.source.defaults.get(name)
-            made += self._slots(prefix + name, tree, lambda _, along=along: along, default=default, shared=shared)
+            options = {"default": self.source.defaults.get(name), "shared": isinstance(value, Shared)}
+            made += self._slots(prefix + name, tree, lambda _, along=along: along, **options)
         return made
 
     def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
-        """The tensors of a tree, named by its keys: `name.key.0`."""
-        plain = str.maketrans({"[": ".", "]": None, "'": None})
-        named = zip(tensors(tree), _alongs(tree, lengths), strict=True)
-        return [_slot(name + path.translate(plain), tensor, along, options) for (path, tensor), along in named]
+        """Return the tensors of a tree, named by its keys: `name.key.0`."""
+        plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
+        for (path, value), along in zip(tensors(tree), _alongs(tree, lengths), strict=True):
+            own = dict(options)
+            if along is not None:
+                own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
+                own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)
+            made.append(Slot.of(name + path.translate(plain), value, **own))
+        return made
 
 
 def _alongs(tree: Tree, lengths: Any) -> list[Along | None]:
@@ -322,10 +321,3 @@ def _alongs(tree: Tree, lengths: Any) -> list[Along | None]:
         return [None if lengths is None else lengths(tensor) for tensor in flatten(tree)]
     named = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
     return [along for key, part in named for along in _alongs(part, lengths[key])]
-
-
-def _slot(name: str, value: Tensor, along: Along | None, options: Mapping[str, Any]) -> Slot:
-    dims = () if along is None else tuple(sorted(dim % value.dim() for dim in along.dims))
-    fill = 0.0 if along is None else float(along.fill(value) if callable(along.fill) else along.fill)
-    spec = TensorSpec(name, str(value.dtype).removeprefix("torch."), dims, fill, **options)
-    return Slot(spec, value.detach().cpu().contiguous())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ponder._utils.trees import Shared, Tree
 from ponder.deploy.manifest import PolicyGraphs, TensorSpec
-from ponder.deploy.sessions import Graph
+from ponder.deploy.runtime import Graph
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, all_within
 from ponder.tasks import Task
@@ -35,6 +34,11 @@ class Slot:
 
     spec: TensorSpec
     value: Tensor
+
+    @classmethod
+    def of(cls, name: str, value: Tensor, **options: Any) -> Self:
+        """Return the slot of a tensor; options are those of `TensorSpec`."""
+        return cls(TensorSpec(name, str(value.dtype).removeprefix("torch."), **options), value.detach().contiguous())
 
     @property
     def dynamic(self) -> dict[int, Any]:
@@ -98,10 +102,10 @@ def write_graph(
     Raises:
         PonderError: PyTorch cannot trace the part, or the graph answers in another way.
     """
-    if like is not None and _write_like(module, like, path) and _differs(run, given, outputs, path) is None:
-        return run([slot.value.clone() for slot in given])
-    _trace(module, run, given, outputs, path)
-    wrong = _differs(run, given, outputs, path)
+    copied = like is not None and _write_like(module, like, path) and _differs(run, given, outputs, path) is None
+    if not copied:
+        _trace(module, run, given, outputs, path)
+    wrong = None if copied else _differs(run, given, outputs, path)
     if wrong is not None:
         raise PonderError(
             f"{path.name}: {wrong!r} is not what PyTorch gives on the example. A part cannot be traced whose "
@@ -111,13 +115,14 @@ def write_graph(
 
 
 def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
-    onnx, part, values = _onnx(), _Part(module, run), [slot.value.clone() for slot in given]
+    onnx, part, disabled = _onnx(), _Part(module, run), logging.root.manager.disable
     try:
-        with warnings.catch_warnings(), _quiet("onnx_ir", "onnxscript", "torch.onnx"):
-            warnings.simplefilter("ignore")  # of the exporter's own insides
+        with warnings.catch_warnings():
+            logging.disable(logging.WARNING)  # of the exporter's own insides, as are its warnings
+            warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 part,
-                (values,),
+                ([slot.value.clone() for slot in given],),
                 input_names=[slot.spec.name for slot in given],
                 output_names=list(outputs),
                 dynamic_shapes=([slot.dynamic for slot in given],),
@@ -130,6 +135,8 @@ def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence
             f"{path.stem}: PyTorch cannot export this part of the model ({why[0] if why else type(error).__name__}). "
             "Steps, stem, readout, heads and policies must be traceable by torch.export, for any batch and length."
         ) from error
+    finally:
+        logging.disable(disabled)
     proto = program.model_proto
     read = {name for node in proto.graph.node for name in node.input} | {made.name for made in proto.graph.output}
     for unread in [value for value in proto.graph.input if value.name not in read]:
@@ -196,12 +203,12 @@ def write_policy(
         return PolicyGraphs(together=together)
     tunable = [part for part in all_within(policy) if part.tunable is not None]
     thresholds = {f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)}  # type: ignore[union-attr]
-    bars = [Slot(TensorSpec(name, "float32", shared=True), torch.tensor(v)) for name, v in thresholds.items()]
+    bars = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
     names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
     names += ["mask"] if "mask" in readings else []
     rows = next(iter(readings.values())).value.shape[0]
     length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
-    ids = Slot(TensorSpec("row_ids", "int64"), torch.arange(rows))
+    ids = Slot.of("row_ids", torch.arange(rows))
 
     def init(given: list[Tensor]) -> Tree:
         return policy.init(PolicyBatch(given[0], num_steps, task))
@@ -211,7 +218,7 @@ def write_policy(
         outputs = [f"state_{n}" for n in range(len(flatten(state)))]
         write_graph(module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx")
     for step, name in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
-        fixed = [Slot(TensorSpec("index", "int64"), torch.full((rows,), step)), *(readings[name] for name in names)]
+        fixed = [Slot.of("index", torch.full((rows,), step)), *(readings[name] for name in names)]
 
         def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> tuple[Tensor, Tree]:
             moved = _with_thresholds(policy, given[count : count + len(bars)])
@@ -220,7 +227,7 @@ def write_policy(
             return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
         held = [
-            Slot(TensorSpec(f"state_{n}", "", along=(1,) if value.shape[1:2] == (length,) else ()), value)
+            Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ())
             for n, value in enumerate(flatten(state))
         ]
         given = [*fixed, *bars, *held]
@@ -251,20 +258,6 @@ def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy
     for part, value in zip(parts, values, strict=True):
         object.__setattr__(part, part.tunable.field, value)  # type: ignore[union-attr]
     return made
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let loggers report errors alone while a block runs."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _onnx() -> Any:

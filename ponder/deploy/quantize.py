@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.deploy.runtime import OnnxModel
-from ponder.deploy.sessions import Graph
+from ponder.deploy.runtime import Graph, OnnxModel
 from ponder.errors import ArgumentError
 
 __all__ = ["quantize", "ranges_of"]
@@ -168,8 +167,9 @@ def _integer_products(graph: Any, name: str, products: Sequence[_Product], chann
     else:
         low, high = channels[name]
         factors = _factors(np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products])
-        step, rest = _scale(float((low / factors).min()), float((high / factors).max()))
-        divided = f"{name}.smoothed"
+        least, most = min(float((low / factors).min()), 0.0), max(float((high / factors).max()), 0.0)  # 0 is exact
+        step = np.float32((most - least) / 255.0 or 1.0)
+        rest, divided = np.uint8(np.clip(np.rint(-least / step), 0, 255)), f"{name}.smoothed"
         nodes = [
             helper.make_node("Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]),
             helper.make_node("QuantizeLinear", [divided, constant(step, scale), constant(rest, zero)], [quantized]),
@@ -192,13 +192,6 @@ def _factors(of_inputs: Array, matrices: Sequence[Array]) -> Array:
     factors = np.ones_like(of_inputs, dtype=np.float32)
     factors[sound] = of_inputs[sound] ** _STRENGTH / of_weights[sound] ** (1.0 - _STRENGTH)
     return factors
-
-
-def _scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Return scale and zero point of a range, in which 0 is exact."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32((high - low) / 255.0 or 1.0)
-    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
 def _copy(node: Any) -> Any:

@@ -13,16 +13,50 @@ from numpy.typing import NDArray
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
-from ponder.deploy.sessions import Graph
-from ponder.errors import ArgumentError, PonderError
+from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "OnnxModel", "run_to_exits"]
+__all__ = ["Answers", "Graph", "OnnxModel", "run_to_exits"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _NEXT = ".next"
+_SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]  # whose kernels take longer than what they replace
+_NUMPY = {"float": "float32", "double": "float64"}  # all other types have one name
+
+
+class Graph:
+    """One ONNX graph, opened in onnxruntime.
+
+    Args:
+        path: The file.
+        threads: Threads of one operation; onnxruntime's own choice where None.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise PonderError("running an export needs onnxruntime: pip install 'ponder-torch[runtime]'.") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads starve all others
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
+            )
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise CheckpointError(f"{path}: onnxruntime cannot read it ({error}). Export again.") from error
+        kinds = [(given.name, given.type[len("tensor(") : -1]) for given in self._session.get_inputs()]
+        self.inputs = [(name, _NUMPY.get(kind, kind)) for name, kind in kinds]
+        self.outputs = [made.name for made in self._session.get_outputs()]
+
+    def __call__(self, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name; `arrays` may hold more than the graph reads."""
+        given = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in self.inputs}
+        return dict(zip(self.outputs, self._session.run(None, given), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +96,10 @@ class OnnxModel:
         folder: The export.
         threads: Threads of one operation; onnxruntime's own choice where None.
 
+    Attributes:
+        num_steps: N, the number of steps at full depth.
+        weights: Digest of the weights that answer; None in int8.
+
     Raises:
         CheckpointError: The folder is no export.
     """
@@ -71,19 +109,10 @@ class OnnxModel:
         self.manifest = Manifest.read(self.folder)
         self._graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
         self.task: Task = task_named(self.manifest.task)
+        self.num_steps, self.weights = self.manifest.num_steps, self.manifest.weights
         graphs = self.manifest.graphs
         self._policy: Any = self.policy if graphs is None else _GraphPolicy(graphs, self._graphs)
-        self._tokenizer = None if self.manifest.max_length is None else _open_tokenizer(self.folder, self.manifest)
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of steps at full depth."""
-        return self.manifest.num_steps
-
-    @property
-    def weights(self) -> str | None:
-        """Digest of the weights that answer; None in int8."""
-        return self.manifest.weights
+        self._tokenizer: Any = None if self.manifest.max_length is None else _open_tokenizer(self.folder, self.manifest)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -94,10 +123,10 @@ class OnnxModel:
     def policy(self, policy: ExitPolicy) -> None:
         """Take a policy: where only thresholds differ, the graphs get them as inputs; any other is run in NumPy."""
         graphs, data = self.manifest.graphs, policy.to_dict()
-        parts = [part for part in all_within(policy) if part.tunable is not None]
-        inputs = {part.to_dict()["name"]: part.tunable.field for part in parts if part.tunable is not None}
+        tunable = [(part, part.tunable.field) for part in all_within(policy) if part.tunable is not None]
+        inputs = {part.to_dict()["name"]: field for part, field in tunable}
         if graphs is not None and _without(inputs, data) == _without(inputs, self.manifest.policy):
-            moved = [float(getattr(part, inputs[part.to_dict()["name"]])) for part in parts]
+            moved = [float(getattr(part, field)) for part, field in tunable]
             bars = dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
             graphs = replace(graphs, thresholds=bars, together=policy.exit_of_all(self.num_steps))
             self._policy = _GraphPolicy(graphs, self._graphs)
@@ -133,10 +162,10 @@ class OnnxModel:
             policy.check(ModelSpec(self.num_steps, self.task, "lambda" in self._graphs))
         own = self._policy if policy is None else policy
         outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
-        for places in self._batches(rows, batch_size) if groups is None else [list(range(len(rows)))]:
+        for places, running in self._batches(rows, batch_size if groups is None else len(rows)):
             context = None if groups is None else {"group": np.asarray(groups)[places]}
             batch = PolicyBatch(ids[places], self.num_steps, self.task)
-            found, exit_step[places] = run_to_exits(_Running(self, [rows[n] for n in places]), own, batch, context)
+            found, exit_step[places] = run_to_exits(running, own, batch, context)
             for place, output in zip(places, found, strict=True):
                 outputs[place] = output
         return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
@@ -155,13 +184,14 @@ class OnnxModel:
         reads = [_Running.output, _Running.features]
         reads += [_Running.hazard] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
-        for places in self._batches(rows, batch_size):
-            running, columns = _Running(self, [rows[n] for n in places]), list[list[Array]]()
+        for places, running in self._batches(rows, batch_size):
+            steps = list[list[Array]]()
             for step in range(1, self.num_steps + 1):
                 running.advance(step)
-                columns.append([read(running) for read in reads])
-            for place, *of_row in zip(places, *(np.stack(each, 1) for each in zip(*columns, strict=True)), strict=True):
-                found[place] = of_row
+                steps.append([read(running) for read in reads])
+            of_rows = [np.stack(reading, 1) for reading in zip(*steps, strict=True)]
+            for number, place in enumerate(places):
+                found[place] = [reading[number] for reading in of_rows]
         outputs, features, *hazards = zip(*found, strict=True)
         lengths = np.array([row.length for row in rows])
         return Record(
@@ -178,33 +208,29 @@ class OnnxModel:
 
     def start(self, examples: Any, batch_size: int) -> list[tuple[list[int], _Running]]:
         """Return batches of similar length before their first step, each with the places of its rows."""
-        rows = self._rows(examples)
-        return [(places, _Running(self, [rows[n] for n in places])) for places in self._batches(rows, batch_size)]
+        return list(self._batches(self._rows(examples), batch_size))
 
     def _joined(self, outputs: Sequence[Array], rows: Sequence[_Row]) -> Array:
         """Stack the outputs of rows, `(…)` or `(steps, …)` each, with blanks beyond the last position of a row."""
         if not outputs:
             return np.zeros((0, *self.manifest.outputs), dtype=np.float32)
         if self.task.per_position:
-            before = outputs[0].ndim - len(self.manifest.outputs) - 1
-            cut = (slice(None),) * before
-            outputs = [output[(*cut, slice(row.length))] for output, row in zip(outputs, rows, strict=True)]
+            before = (slice(None),) * (outputs[0].ndim - len(self.manifest.outputs) - 1)
+            outputs = [output[(*before, slice(row.length))] for output, row in zip(outputs, rows, strict=True)]
         return _stacked(outputs, self.task.blank)
 
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
-        if isinstance(examples, str):
-            raise ArgumentError("examples", expected="a list of texts", got="one text", remedy="Pass [text].")
+        if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
+            one = isinstance(examples, str)
+            raise ArgumentError(
+                "examples",
+                expected="a list of texts" if one else "arrays, for an export without a tokenizer",
+                got="one text" if one else "texts",
+                remedy="Pass [text]." if one else "Export with tokenizer=.",
+            )
         if _are_texts(examples):
-            if self._tokenizer is None:
-                raise ArgumentError(
-                    "examples",
-                    expected="arrays, for an export without a tokenizer",
-                    got="texts",
-                    remedy="Export with tokenizer=.",
-                )
-            given = [text if isinstance(text, str) else tuple(text) for text in examples]
-            encoded = self._tokenizer.encode_batch(given)
+            encoded = self._tokenizer.encode_batch([one if isinstance(one, str) else tuple(one) for one in examples])
             names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]
             dicts = [{name: np.array(getattr(each, _TOKENS[name])) for name in names} for each in encoded]
         else:
@@ -232,14 +258,15 @@ class OnnxModel:
             length = max(int(np.max(np.flatnonzero(real), initial=0)) + 1, 1)
         return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
 
-    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[list[int]]:
-        """The places of rows of similar length together, the longest first; without lengths, of rows of one shape."""
-        keys = [(row.shapes if self.manifest.mask is None else (), -row.length, n) for n, row in enumerate(rows)]
-        order = [n for _, _, n in sorted(keys)]
-        start = 0
+    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Running]]:
+        """Rows of similar length together, the longest first; without lengths, rows of one shape."""
+        lengths, keys = self.manifest.mask is not None, list[Any]()
+        for place, row in enumerate(rows):
+            keys.append(((() if lengths else [array.shape for array in row.arrays.values()]), -row.length, place))
+        order, start = [place for _, _, place in sorted(keys)], 0
         while start < len(order):
             places = [n for n in order[start : start + batch_size] if keys[n][0] == keys[order[start]][0]]
-            yield places
+            yield places, _Running(self, [rows[n] for n in places])
             start += len(places)
 
 
@@ -247,10 +274,6 @@ class OnnxModel:
 class _Row:
     arrays: dict[str, Array]
     length: int
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        return tuple(array.shape for array in self.arrays.values())
 
 
 def run_to_exits(
@@ -321,61 +344,59 @@ class _Running:
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
         self._lengths, self._step, self._cache = np.array([row.length for row in rows]), 0, dict[str, Array]()
-        self._log_survival = np.zeros(len(rows), dtype=np.float32)
-        self._past: list[Array] = []
+        self._log_survival, self._past = np.zeros(len(rows), dtype=np.float32), list[Array]()
+        self._halting = "halting" if "halting" in self._graphs else "readout"
         if made.history > 1:
-            first = self._halting_features()
+            first = self.features(self._halting)
             self._past = [first if made.initial == "stem" else np.zeros_like(first)] * (made.history - 1)
 
     def advance(self, step: int) -> None:
         if step > 1 and self._past:
-            self._past = [self._halting_features(), *self._past[:-1]]
+            self._past = [self.features(self._halting), *self._past[:-1]]
         self._cache, self._step = {}, step
-        name = self._made.steps[self._made.schedule[step - 1]]
-        size = len(self._arrays[self._made.hidden[0].name])
-        self._arrays["index"] = np.full(size, step)
-        for key, value in self._graphs[name](self._arrays).items():
-            self._arrays[key.removesuffix(_NEXT)] = value
+        self._arrays["index"] = np.full(len(self._lengths), step)
+        made = self._graphs[self._made.steps[self._made.schedule[step - 1]]](self._arrays)
+        self._arrays |= {name.removesuffix(_NEXT): value for name, value in made.items()}
 
-    def features(self) -> Array:
-        return self._cached("features", lambda: self._graphs["readout"](self._arrays)["features"])
+    def features(self, readout: str = "readout") -> Array:
+        if readout not in self._cache:
+            self._cache[readout] = self._graphs[readout](self._arrays)["features"]
+        return self._cache[readout]
 
     def output(self) -> Array:
-        return self._cached("output", lambda: self._answer(self.features()))
-
-    def hazard(self) -> Array:
-        read = np.concatenate([self._halting_features(), *self._past], axis=-1)
-        return self._graphs["lambda"]({"features": read})["hazard"]
+        if "output" not in self._cache:
+            self._cache["output"] = self._answer(self.features())
+        return self._cache["output"]
 
     def output_of(self, index: Array) -> Array:
-        if "output" in self._cache or len(index) == len(self.features()):
+        if "output" in self._cache or len(index) == len(self._lengths):
             return self.output()[index]
         return self._answer(self.features()[index])
 
+    def hazard(self) -> Array:
+        read = np.concatenate([self.features(self._halting), *self._past], axis=-1)
+        return self._graphs["lambda"]({"features": read})["hazard"]
+
     def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
-        """What a policy sees of the step that was computed."""
+        """Return what a policy sees of the step that was computed."""
         task, readings = self._model.task, dict[str, Array]()
         if "hazard" in needs:
             logit = self.hazard()
             readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(self._log_survival)
             self._log_survival = self._log_survival - np.logaddexp(0, logit)
             readings["cdf"] = -np.expm1(self._log_survival)
-        mask = self.mask() if task.per_position else None
+        length = self._arrays[self._made.hidden[0].name].shape[1:2]
+        mask = np.arange(*length) < self._lengths[:, None] if task.per_position else None
         if "output" in needs:
             readings["output"] = task.without_padding(self.output().copy(), mask)
         if "features" in needs:
             readings["features"] = self.features()
         return StepView(self._arrays["index"], self._model.num_steps, readings, task, mask, context)
 
-    def mask(self) -> Array:
-        """Positions that are no padding, `(rows, length)`."""
-        length = self._arrays[self._made.hidden[0].name].shape[1]
-        mask: Array = np.arange(length) < self._lengths[:, None]
-        return mask
-
     def keep(self, index: Array) -> None:
-        kept = {name: value[index] for name, value in self._cache.items() if self._past and name.endswith("features")}
-        self._cache, self._lengths, self._log_survival = kept, self._lengths[index], self._log_survival[index]
+        self._cache.pop("output", None)
+        self._cache = {name: value[index] for name, value in self._cache.items() if self._past}  # which the past takes
+        self._lengths, self._log_survival = self._lengths[index], self._log_survival[index]
         self._past = [each[index] for each in self._past]
         for spec in (*self._made.hidden, *self._made.context):
             array = self._arrays[spec.name] if spec.shared else self._arrays[spec.name][index]
@@ -386,16 +407,6 @@ class _Running:
     def _answer(self, features: Array) -> Array:
         name = "head" if "head" in self._graphs else f"head_{self._step}"
         return self._graphs[name]({"features": features})["output"]
-
-    def _halting_features(self) -> Array:
-        if "halting" not in self._graphs:
-            return self.features()
-        return self._cached("halting_features", lambda: self._graphs["halting"](self._arrays)["features"])
-
-    def _cached(self, name: str, make: Any) -> Array:
-        if name not in self._cache:
-            self._cache[name] = make()
-        return self._cache[name]
 
 
 def _are_texts(examples: Any) -> bool:

@@ -122,8 +122,9 @@ class Service:
         """Answer the texts of a request.
 
         Raises:
-            HTTPException: Too many texts wait (429), or the deadline has passed (504).
-            ArgumentError: Too many texts in the request, or a threshold that the policy cannot have.
+            HTTPException: The request asks for what is not served (422), too many texts wait (429), or the deadline has
+                passed (504).
+            ArgumentError: A threshold that the policy cannot have.
         """
         self._check(texts, threshold)
         policy = self.policy if threshold is None else with_threshold(self.served.policy, threshold)
@@ -166,25 +167,15 @@ class Service:
             _log.exception("an audit failed")
 
     def _check(self, texts: Sequence[Text], threshold: float | None) -> None:
-        limits, sides = self.limits, len(self.served.columns)
-        if len(texts) > limits.max_texts:
-            raise ArgumentError(
-                "texts",
-                expected=f"{limits.max_texts} at most",
-                got=str(len(texts)),
-                remedy="Send several requests.",
-            )
-        if sides and any((1 if isinstance(text, str) else 2) != sides for text in texts):
-            raise ArgumentError(
-                "texts",
-                expected="texts" if sides == 1 else f"pairs of texts, [{', '.join(self.served.columns)}]",
-                got="pairs" if sides == 1 else "single texts",
-                remedy="Send what the exits were fitted to.",
-            )
-        if threshold is not None and limits.fixed_policy:
-            raise ArgumentError(
-                "threshold", expected="none: the policy is fixed", got=f"{threshold:g}", remedy="Leave it out."
-            )
+        most, columns = self.limits.max_texts, self.served.columns
+        if len(texts) > most:
+            raise HTTPException(422, f"texts: expected {most} at most; got {len(texts)}. Send several requests.")
+        if columns and any((1 if isinstance(text, str) else 2) != len(columns) for text in texts):
+            one = len(columns) == 1
+            wanted = "texts; got pairs" if one else f"pairs of texts, [{', '.join(columns)}]; got single texts"
+            raise HTTPException(422, f"texts: expected {wanted}. Send what the exits were fitted to.")
+        if threshold is not None and self.limits.fixed_policy:
+            raise HTTPException(422, "threshold: the policy is fixed. Leave it out.")
 
 
 def create_app(served: Served, limits: Limits | None = None, watch: Watch | None = None) -> FastAPI:

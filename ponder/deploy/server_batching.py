@@ -19,21 +19,10 @@ Text: TypeAlias = str | tuple[str, str]
 class Served(Protocol):
     """A model that a service can answer with: a folder of exits, an export, a cascade."""
 
-    @property
-    def num_steps(self) -> int:
-        """N."""
-
-    @property
-    def policy(self) -> ExitPolicy:
-        """The policy that it was saved with."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Names of the one or two columns of texts that it was fitted to; none where they are not known."""
-
-    @property
-    def max_characters(self) -> int:
-        """Number of characters to which texts are cut before they are tokenised."""
+    num_steps: int
+    policy: ExitPolicy  # with which it was saved
+    columns: Sequence[str]  # names of the one or two columns of texts that it was fitted to; none where not known
+    max_characters: int  # to which texts are cut before they are tokenised
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
         """Answer texts, each at its exit, in their order: with what `Some` has."""
