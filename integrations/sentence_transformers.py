@@ -12,11 +12,9 @@ from collections import OrderedDict
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-import sentence_transformers
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from torch import Tensor, nn
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
@@ -25,7 +23,7 @@ from ponder.integrations.transformers.texts import ids_by_content
 from ponder.policies import ExitPolicy
 from ponder.recipes import Recipe
 
-__all__ = ["CrossEncoder", "PonderTransformer", "predict", "with_exits"]
+__all__ = ["CrossEncoder", "PonderTransformer", "with_exits"]
 
 _TASKS: dict[type[Any], Any] = {
     PonderModel: "feature-extraction",
@@ -40,7 +38,7 @@ class PonderTransformer(Transformer):
 
     A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``), and the modules behind
     pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores. The
-    features also hold `exit_step`: `encode(texts, output_value=None)` shows it, and `predict` gives it.
+    features also hold `exit_step`: `encode(texts, output_value=None)` shows it.
 
     In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
     `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit; they are so in evaluation mode
@@ -57,7 +55,7 @@ class PonderTransformer(Transformer):
         16
     """
 
-    forward_kwargs = {"policy", "exit_column"}  # noqa: RUF012 (the base class's protocol)
+    forward_kwargs = {"policy"}  # noqa: RUF012 (the base class's protocol)
     """Arguments that `encode` and `predict` hand on to `forward`."""
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
@@ -99,16 +97,13 @@ class PonderTransformer(Transformer):
     def _exiting(self) -> Any:
         return self.model
 
-    def forward(
-        self, features: dict[str, Any], policy: ExitPolicy | None = None, exit_column: bool = False, **ignored: Any
-    ) -> dict[str, Any]:
+    def forward(self, features: dict[str, Any], policy: ExitPolicy | None = None, **ignored: Any) -> dict[str, Any]:
         """Run each row to its exit.
 
         Args:
             features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`, and `exit_step`,
                 `(batch,)`, are added.
             policy: An exit policy instead of the model's own.
-            exit_column: Append the exit step to the scores, as one more column.
             ignored: What other modules read.
         """
         model = self._exiting
@@ -120,8 +115,7 @@ class PonderTransformer(Transformer):
             return features
         out = model(**given, policy=policy, row_ids=ids_by_content(given))
         if isinstance(model, PonderForSequenceClassification):
-            scores = out.logits
-            features["scores"] = torch.cat([scores, out.exit_step[:, None].to(scores)], 1) if exit_column else scores
+            features["scores"] = out.logits
         elif out.last_hidden_state is None:
             features["sentence_embedding"] = out.pooler_output
         else:
@@ -186,54 +180,6 @@ def with_exits(
     handed_on = model.module_kwargs or {}  # by `encode`; the first module would not read it
     made.module_kwargs = {place: names for place, names in handed_on.items() if place != name}
     return made
-
-
-def predict(
-    model: sentence_transformers.CrossEncoder, pairs: Any, *, policy: ExitPolicy | None = None, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """Return scores and exit steps, for which `CrossEncoder.predict` has no place, in the order of the pairs.
-
-    Args:
-        model: A `CrossEncoder` whose first module is a `PonderTransformer`.
-        pairs: A list of pairs, as for `CrossEncoder.predict`.
-        policy: An exit policy instead of the model's own.
-        options: Arguments of `CrossEncoder.predict`: `batch_size`, `activation_fn`, `apply_softmax`, ….
-
-    Returns:
-        Scores, `(pairs,)` or `(pairs, labels)`, and exit steps, `(pairs,)` long, 1-based.
-
-    Example:
-        >>> from sentence_transformers import CrossEncoder
-        >>> scorer = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=1)
-        >>> ranker = CrossEncoder(modules=[PonderTransformer.of(scorer, tokenizer)], device="cpu")
-        >>> scores, exit_step = predict(ranker, [("a text", "short"), ("a text", "a")])
-        >>> scores.shape, exit_step.shape
-        (torch.Size([2]), torch.Size([2]))
-    """
-    activation = _BesideExits(
-        options.pop("activation_fn", None) or model.activation_fn, options.pop("apply_softmax", False)
-    )
-    found = model.predict(
-        list(pairs), policy=policy, exit_column=True, activation_fn=activation, convert_to_tensor=True, **options
-    )
-    if not len(found):
-        return found, found.long()
-    scores, exit_step = found[:, :-1], found[:, -1].round().long()
-    return scores.squeeze(1) if scores.shape[1] == 1 else scores, exit_step
-
-
-class _BesideExits(nn.Module):
-    """An activation of the scores that leaves the last column, the exits, as it is."""
-
-    def __init__(self, activation: Any, softmax: bool) -> None:
-        super().__init__()
-        self.activation, self.softmax = activation, softmax
-
-    def forward(self, scores: Tensor) -> Tensor:
-        active = self.activation(scores[:, :-1])
-        if self.softmax and active.shape[1] > 1:
-            active = active.softmax(1)
-        return torch.cat([active, scores[:, -1:].to(active)], 1)
 
 
 def _asks_for_layers(model: Any) -> bool:

@@ -179,9 +179,9 @@ class Ranker:
             places, shown = ranked(groups, scores, steps), self._shown(scores)
             for number in range(len(part)):
                 rows = np.flatnonzero(groups == number)
-                best = np.argsort(places[rows])[:top_k]
-                values = zip(best.tolist(), shown[rows[best]].tolist(), steps[rows[best]].tolist(), strict=True)
-                found.append([dict(zip(("corpus_id", "score", "exit_step"), one, strict=True)) for one in values])
+                best = np.argsort(places[rows])[:top_k].tolist()
+                values = zip(best, shown[rows[best]].tolist(), steps[rows[best]].tolist(), strict=True)
+                found.append([{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values])
         return found
 
     def predict(self, sentences: Any) -> Any:
@@ -381,11 +381,6 @@ def rows_of(pools: Sequence[Pool]) -> tuple[list[tuple[str, str]], Array, Array]
 
 def _chunks(pools: Sequence[Pool]) -> list[list[Pool]]:
     """Whole queries together, until there are enough candidates."""
-    chunks, size = list[list[Pool]](), _AT_ONCE
-    for pool in pools:
-        if size >= _AT_ONCE:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(pool)
-        size += len(pool.documents)
-    return chunks
+    number = np.cumsum([len(pool.documents) for pool in pools]) // _AT_ONCE
+    parts = np.split(np.arange(len(pools)), np.flatnonzero(np.diff(number)) + 1)
+    return [[pools[place] for place in part.tolist()] for part in parts if len(part)]
