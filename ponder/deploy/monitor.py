@@ -15,21 +15,22 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+
+import numpy as np
 
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.files import replace_text
 from ponder._utils.rounding import rounded_down, rounded_up
+from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep
 
 __all__ = ["Audit", "StepBack", "Watch", "audits_needed"]
 
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-_MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
 def _first_bets() -> list[float]:
@@ -100,9 +101,9 @@ class Audit:
 
     def chosen(self) -> bool:
         """Count one answer, and say whether it is to be audited: a draw that does not look at the answer."""
-        drawn = _mix(_mix(self.seed + _GAMMA) + self.answers * _GAMMA) * 2.0**-64
+        drawn = uniform(self.seed, np.array([self.answers]))
         self.answers += 1
-        return drawn < self.share
+        return bool(drawn[0] < self.share)
 
     def record(self, disagrees: bool) -> StepBack | None:
         """Take the outcome of an audit, and return the end of the stage where the promise can no longer be held.
@@ -126,18 +127,6 @@ class Audit:
         end = StepBack(self.stage, self.audits, self.disagreements, said)
         self.stage, self.audits, self.disagreements, self.bets = self.stage + 1, 0, 0, _first_bets()
         return end
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return settings and state in plain JSON types: an audit that goes on from there decides as this one does."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the audit that `to_dict` described."""
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise CheckpointError(f"the saved audit cannot be read: {error!r}.") from error
 
 
 class Watch:
@@ -208,7 +197,7 @@ class Watch:
     def _resume(self, path: Path) -> None:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            audit, policies = Audit.from_dict(saved["audit"]), saved["policies"]
+            audit, policies = Audit(**saved["audit"]), saved["policies"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no state of an audit ({error}).") from error
         if policies != self._described or (audit.level, audit.confidence) != (self.audit.level, self.audit.confidence):
@@ -222,7 +211,7 @@ class Watch:
 
     def _save(self) -> None:
         if self.path is not None:
-            replace_text(self.path, json.dumps({"policies": self._described, "audit": self.audit.to_dict()}, indent=1))
+            replace_text(self.path, json.dumps({"policies": self._described, "audit": asdict(self.audit)}, indent=1))
 
 
 def audits_needed(level: float, confidence: float, disagreement: float) -> float:
@@ -257,11 +246,3 @@ def audits_needed(level: float, confidence: float, disagreement: float) -> float
 def _reserve(audits: int) -> float:
     """Return the wealth that does not bet yet: from a half it falls to nothing, ever more slowly."""
     return 0.5 / math.log2(audits + 2)
-
-
-def _mix(x: int) -> int:
-    """Return the SplitMix64 finaliser of `x` (Steele, Lea & Flood 2014)."""
-    x &= _MASK
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-    return x ^ (x >> 31)

@@ -41,38 +41,23 @@ _MARGINS = tuple(np.linspace(8.0, 0.0, 161).round(3).tolist())
 
 @dataclass(frozen=True)
 class Pool:
-    """A query with its candidates.
-
-    Args:
-        query: The query.
-        documents: The candidates.
-        scores: First-stage scores of the candidates, a higher one being better; none where empty.
-        labels: Relevance of each, where it is known.
-    """
+    """A query with its candidates."""
 
     query: str
     documents: Sequence[str]
-    scores: Sequence[float] = ()
-    labels: Sequence[float] = ()
+    scores: Sequence[float] = ()  # of the first stage, a higher one being better; none where empty
+    labels: Sequence[float] = ()  # relevance, where it is known
 
 
 @dataclass(frozen=True)
 class RankerSettings:
-    """All that a ranker knows besides its model; it is saved as `rerank.json`.
+    """All that a ranker knows besides its model; it is saved as `rerank.json`."""
 
-    Args:
-        top_k: The number of candidates that the policy is about; None before `fit_exits`.
-        policy: The exit policy over all steps, of which the first stage is the first where it is used.
-        blend: By step, the offset and the weight of the first-stage score in the score of that step; none where empty.
-        sigmoid: Whether scores are given as probabilities, as Sentence Transformers gives those of one label.
-        fitted: What `fit_exits` found, in plain JSON.
-    """
-
-    top_k: int | None = None
-    policy: ExitPolicy = field(default_factory=LastStep)
-    blend: tuple[tuple[float, float], ...] = ()
-    sigmoid: bool = True
-    fitted: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int | None = None  # number of candidates that the policy is about; None before `fit_exits`
+    policy: ExitPolicy = field(default_factory=LastStep)  # over all steps, the first stage among them where it is used
+    blend: tuple[tuple[float, float], ...] = ()  # by step: offset, and weight of the first stage; empty without one
+    sigmoid: bool = True  # whether scores are given as probabilities, as Sentence Transformers gives those of one label
+    fitted: Mapping[str, Any] = field(default_factory=dict)  # what `fit_exits` found, in plain JSON
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
@@ -353,13 +338,12 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
         except TypeError:
             right = False
         if not right:
+            wanted = "a query, a list of documents, and a first-stage score for each"
             raise ArgumentError(
                 "queries",
-                expected="a query, a list of documents, and a first-stage score for each"
-                + ("" if first_stage else " or for none"),
+                expected=wanted if first_stage else f"{wanted} or for none",
                 got=f"{str(one)[:80]} as number {number}",
-                remedy='Pass {"query": "…", "documents": ["…"], "scores": [0.5]}; exits that were fitted with scores '
-                "need them.",
+                remedy='Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
             )
         pools.append(pool)
     return pools

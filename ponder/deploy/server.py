@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -220,7 +220,7 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
     async def healthz() -> dict[str, Any]:
         """Say by which policy requests are answered, and where the audits stand."""
         service: Service = app.state.service
-        state = None if watch is None else {**watch.audit.to_dict(), "wealth": watch.audit.wealth}
+        state = None if watch is None else {**asdict(watch.audit), "wealth": watch.audit.wealth}
         return {"status": "ok", "policy": repr(service.policy), "waiting": service.waiting, "audit": state}
 
     @app.get("/metrics")
