@@ -30,7 +30,7 @@ from ponder.integrations.transformers.texts import encodings_of, record_rows
 from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
-__all__ = ["ExitReport", "Sides", "distinct", "fit_exits", "may_have_taught", "row_ids", "teach_heads"]
+__all__ = ["ExitReport", "Sides", "counter", "distinct", "fit_exits", "may_have_taught", "row_ids", "teach_heads"]
 
 _SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
 _FEWEST = 50
@@ -225,7 +225,7 @@ def teach_heads(
     learn = learn[: max(most, _FEWEST)]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
-        done = _counter(progress, phase, len(places))
+        done = counter(progress, phase, len(places))
         given = {"batch_size": batch_size, "row_ids": ids[places], "progress": done, **options}
         return replace(record_rows(model, [once[place] for place in places], given), content_ids=True)
 
@@ -286,7 +286,7 @@ def _train(
     answers, task = seen.outputs[:, -1].float(), seen.meaning
     there = torch.as_tensor(task.answered(answers, seen.mask))
     mask = None if seen.mask is None or not task.per_token else seen.mask[there]
-    done = _counter(progress, "train", len(heads))
+    done = counter(progress, "train", len(heads))
     for step, head in enumerate(heads):
         weights = next(head.parameters())
         own = seen.features[there, step].to(weights.device, weights.dtype)
@@ -338,8 +338,8 @@ def _sizes(head: EarlyHead) -> tuple[int, int]:
     return head.labels, head.states * head.width
 
 
-def _counter(progress: Callable[[str, int, int], object] | None, phase: str, total: int) -> Callable[[int], None]:
-    """A callback that counts what is done of a phase."""
+def counter(progress: Callable[[str, int, int], object] | None, phase: str, total: int) -> Callable[[int], None]:
+    """Return a callback that counts what is done of a phase."""
     done = 0
 
     def count(more: int) -> None:

@@ -26,6 +26,7 @@ from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
+from ponder.integrations.transformers.exits import counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import load_tokenizer, max_positions, record_rows, tokenize
 from ponder.policies import LastStep, TopK
@@ -144,16 +145,9 @@ class CrossEncoder(Ranker):
         most = _MEMORY // (4 * last * (1 + heads[0].linear.in_features))
         pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
         pairs, groups, scores = rows_of(pools)
-        done = 0
-
-        def count(rows: int) -> None:
-            nonlocal done
-            done += rows
-            if progress is not None:
-                progress("learn", done, len(pairs))
-
         rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
-        seen = record_rows(self.model, rows, {"keep_features": True, "progress": count})
+        options = {"keep_features": True, "progress": counter(progress, "learn", len(pairs))}
+        seen = record_rows(self.model, rows, options)
         assert seen.features is not None
         first = torch.from_numpy(scores)[:, None][:, : int(staged)]
         fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
@@ -260,13 +254,11 @@ class _TorchBatch:
 
 def _activation(config: Any, model: Any) -> str:
     """Return the name of the activation of Sentence Transformers, beside the model or in its configuration."""
-    named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
-    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    beside, inside = dict[str, Any](), getattr(config, "sentence_transformers", None) or {}
     with suppress(OSError, ValueError, TypeError):
-        named = (
-            json.loads((Path(model) / "config_sentence_transformers.json").read_text()).get("activation_fn") or named
-        )
-    return str(named or "Sigmoid")
+        beside = json.loads((Path(model) / "config_sentence_transformers.json").read_text())
+    old = getattr(config, "sbert_ce_default_activation_function", None)
+    return str(beside.get("activation_fn") or inside.get("activation_fn") or old or "Sigmoid")
 
 
 def _with_one_label(model: Any, label: int | None) -> Any:

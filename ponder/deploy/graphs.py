@@ -85,7 +85,7 @@ def write_graph(
     path: Path,
     like: Path | None = None,
 ) -> list[Tensor]:
-    """Trace a part, write it as a graph for any number of rows and any length, and compare it with PyTorch.
+    """Write a part as a graph for any number of rows and any length, and return its outputs on the example.
 
     Args:
         module: The module whose weights the part uses.
@@ -95,9 +95,6 @@ def write_graph(
         path: The file.
         like: The graph of the first part of this kind: with the weights of this part it is taken, where it answers as
             this part does, since tracing takes long.
-
-    Returns:
-        The outputs of the example.
 
     Raises:
         PonderError: PyTorch cannot trace the part, or the graph answers in another way.

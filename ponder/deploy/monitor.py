@@ -39,19 +39,12 @@ def _first_bets() -> list[float]:
 
 @dataclass(frozen=True)
 class StepBack:
-    """The end of a stage: its promise can no longer be held.
+    """The end of a stage: its promise can no longer be held."""
 
-    Args:
-        stage: Number of the stage, from 0.
-        audits: Number of its audits.
-        disagreements: Audited answers that differed from full depth.
-        statement: The same in words.
-    """
-
-    stage: int
+    stage: int  # from 0
     audits: int
-    disagreements: int
-    statement: str
+    disagreements: int  # audited answers that differed from full depth
+    statement: str  # the same in words
 
 
 @dataclass
@@ -173,8 +166,7 @@ class Watch:
     @property
     def policy(self) -> ExitPolicy:
         """The policy that answers now; full depth after the last."""
-        stage = self.stage
-        return self.policies[stage] if stage < len(self.policies) else LastStep()
+        return [*self.policies, LastStep()][self.stage]
 
     def chosen(self, stage: int) -> bool:
         """Count an answer that the policy of `stage` gives, and say whether it is to be audited."""

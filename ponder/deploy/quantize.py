@@ -7,7 +7,6 @@ decide the answer.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +48,18 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     of_tensor: dict[str, list[_Product]] = {}
     for product in products:
         of_tensor.setdefault(product.node.input[0], []).append(product)
-    made = {own[0].node.output[0]: _integer_products(graph, name, own, channels) for name, own in of_tensor.items()}
+    integer = {own[0].node.output[0]: _integer_products(graph, name, own, channels) for name, own in of_tensor.items()}
     gone = {node.output[0] for each in products for node in (each.node, each.last)}
-    kept = [made.get(n.output[0], [] if n.output[0] in gone else [_copy(n)]) for n in graph.node]
-    del graph.node[:]
-    graph.node.extend([node for nodes in kept for node in nodes])
-    read = {name for node in graph.node for name in node.input}
-    for unread in [weight for weight in graph.initializer if weight.name not in read]:
-        graph.initializer.remove(unread)
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, str(path))
+    nodes = [integer.get(node.output[0], [] if node.output[0] in gone else [node]) for node in graph.node]
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.node[:]
+    made.graph.node.extend([node for some in nodes for node in some])
+    read = {name for node in made.graph.node for name in node.input}
+    del made.graph.initializer[:]
+    made.graph.initializer.extend([weight for weight in graph.initializer if weight.name in read])
+    made.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(made, str(path))
 
 
 def ranges_of(folder: Path, examples: Any) -> list[Channels]:
@@ -69,10 +70,9 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
         examples: Examples as for `OnnxModel.predict`.
     """
     model = OnnxModel(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        watched = {name: _Watched(folder / f"{name}.onnx", Path(scratch)) for name in model.manifest.steps}
-        model._graphs = {**model._graphs, **watched}
-        model.record(examples)
+    watched = {name: _Watched(folder / f"{name}.onnx") for name in model.manifest.steps}
+    model._graphs = {**model._graphs, **watched}
+    model.record(examples)
     if not all(np.isfinite(end).all() for graph in watched.values() for pair in graph.ranges.values() for end in pair):
         raise ArgumentError(
             "calibration",
@@ -84,14 +84,9 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
 
 
 class _Watched(Graph):
-    """A graph of a step that notes the ranges of what its products read.
+    """A graph of a step that notes the ranges of what its products read."""
 
-    Args:
-        path: The file.
-        scratch: Folder for a copy of the graph that gives these tensors too.
-    """
-
-    def __init__(self, path: Path, scratch: Path) -> None:
+    def __init__(self, path: Path) -> None:
         import onnx
         from onnx import TensorProto, helper
 
@@ -100,8 +95,7 @@ class _Watched(Graph):
         self._names = sorted({product.node.input[0] for product in _products(model.graph)})
         inner = [name for name in self._names if name not in given]
         model.graph.output.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner])
-        onnx.save(model, str(scratch / path.name))
-        super().__init__(scratch / path.name)
+        super().__init__(model.SerializeToString())
         self.ranges: dict[str, tuple[Array, Array]] = {}
 
     def __call__(self, arrays: Any) -> dict[str, Array]:
@@ -192,7 +186,3 @@ def _factors(of_inputs: Array, matrices: Sequence[Array]) -> Array:
     factors = np.ones_like(of_inputs, dtype=np.float32)
     factors[sound] = of_inputs[sound] ** _STRENGTH / of_weights[sound] ** (1.0 - _STRENGTH)
     return factors
-
-
-def _copy(node: Any) -> Any:
-    return type(node).FromString(node.SerializeToString())

@@ -27,14 +27,9 @@ _NUMPY = {"float": "float32", "double": "float64"}  # all other types have one n
 
 
 class Graph:
-    """One ONNX graph, opened in onnxruntime.
+    """One ONNX graph, a file or its bytes, and the threads of one operation; None for onnxruntime's own number."""
 
-    Args:
-        path: The file.
-        threads: Threads of one operation; onnxruntime's own choice where None.
-    """
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -45,10 +40,10 @@ class Graph:
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
+                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
             )
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise CheckpointError(f"{path}: onnxruntime cannot read it ({error}). Export again.") from error
+            raise CheckpointError(f"{model!s:.200}: onnxruntime cannot read it ({error}). Export again.") from error
         kinds = [(given.name, given.type[len("tensor(") : -1]) for given in self._session.get_inputs()]
         self.inputs = [(name, _NUMPY.get(kind, kind)) for name, kind in kinds]
         self.outputs = [made.name for made in self._session.get_outputs()]

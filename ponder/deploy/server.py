@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -99,13 +99,7 @@ class RankRequest(BaseModel):
 
 
 class Service:
-    """A model that answers requests, until it is closed.
-
-    Args:
-        served: The model.
-        limits: What is accepted.
-        watch: The audit of its promise; None for none.
-    """
+    """A model that answers requests, until it is closed; arguments as for `create_app`."""
 
     def __init__(self, served: Served, limits: Limits, watch: Watch | None = None) -> None:
         self.served, self.limits, self.watch, self.waiting = served, limits, watch, 0
@@ -179,37 +173,35 @@ class Service:
 
 
 def create_app(served: Served, limits: Limits | None = None, watch: Watch | None = None) -> FastAPI:
-    """Return the application that serves a model; the server's lifespan opens and closes it.
+    """Return the application that serves a model, until the server's lifespan ends.
 
     Args:
         served: The model.
         limits: What is accepted.
         watch: The audit of its promise (`watch_of`); None for none.
     """
-    limits = limits or Limits()
+    service = Service(served, limits or Limits(), watch)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(served, limits, watch)
         yield
-        await asyncio.to_thread(app.state.service.close)
+        await asyncio.to_thread(service.close)
 
-    app = _app(limits.max_body, lifespan)
+    app = _app(service.limits.max_body, service.metrics, lifespan)
 
     @app.post("/predict")
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Answer texts, each at its exit."""
-        service: Service = app.state.service
         stage = -1 if service.watch is None or body.threshold is not None else service.watch.stage
         answers = await service.predict(body.texts, body.threshold)
         labels, steps = list(answers.labels), [int(step) for step in answers.exit_step]
-        shares = [float(share) for share in answers.probabilities]
+        shares = [None if math.isnan(share) else float(share) for share in answers.probabilities]
         request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
         for step in steps:
             service.metrics.exit_step.observe(step)
         answer = {
-            "labels": [None if math.isnan(share) else label for label, share in zip(labels, shares, strict=True)],
-            "probabilities": [None if math.isnan(share) else share for share in shares],
+            "labels": [None if share is None else label for label, share in zip(labels, shares, strict=True)],
+            "probabilities": shares,
             "exit_step": steps,
             "num_steps": served.num_steps,
         }
@@ -219,14 +211,13 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Say by which policy requests are answered, and where the audits stand."""
-        service: Service = app.state.service
         state = None if watch is None else {**asdict(watch.audit), "wealth": watch.audit.wealth}
         return {"status": "ok", "policy": repr(service.policy), "waiting": service.waiting, "audit": state}
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Give counters, histograms and gauges, as Prometheus reads them."""
-        return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -317,7 +308,7 @@ class _Metrics:
 
     def __init__(self, service: Service) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("ponder_requests", "Requests of /predict, by status.", ["status"], registry=registry)
+        self.requests = Counter("ponder_requests", "Requests, by status.", ["status"], registry=registry)
         self.latency = Histogram("ponder_latency_seconds", "Latency of 200s.", buckets=_SECONDS, registry=registry)
         buckets = range(1, service.served.num_steps + 1)
         self.exit_step = Histogram("ponder_exit_step", "Exit step of each text.", buckets=buckets, registry=registry)
@@ -329,33 +320,31 @@ class _Metrics:
             gauge.set_function(partial(getattr, service.watch.audit, name))  # type: ignore[union-attr]
 
 
-def _app(max_body: int, lifespan: Any = None) -> FastAPI:
-    """Return an application whose errors are `{"detail": …}`; the content of a request is never sent back."""
-
-    def refuse(status: int, detail: Callable[[Any], Any]) -> Callable[[Request, Any], Awaitable[Response]]:
-        async def answer(request: Request, error: Exception) -> Response:
-            return JSONResponse({"detail": detail(error)}, status)
-
-        return answer
-
+def _app(max_body: int, metrics: _Metrics | None = None, lifespan: Any = None) -> FastAPI:
     app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
-    app.add_middleware(_Door, app_of=app, max_body=max_body)
-    app.add_exception_handler(ArgumentError, refuse(422, str))
-    app.add_exception_handler(RequestValidationError, refuse(422, _invalid))
-    failed = "the model failed on this request; the log of the service says how."
-    app.add_exception_handler(Exception, refuse(500, lambda error: failed))
+    app.add_middleware(_Door, metrics=metrics, max_body=max_body)
+    for kind in (ArgumentError, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _refused)
     return app
 
 
-def _invalid(error: RequestValidationError) -> list[dict[str, Any]]:
-    return [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in error.errors()[:8]]
+async def _refused(request: Request, error: Exception) -> Response:
+    """Answer by `{"detail": …}`; the content of a request is never sent back."""
+    status: int = 422
+    detail: Any = str(error)
+    if isinstance(error, RequestValidationError):
+        wrong = error.errors()[:8]
+        detail = [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in wrong]
+    elif not isinstance(error, ArgumentError):
+        status, detail = 500, "the model failed on this request; the log of the service says how."
+    return JSONResponse({"detail": detail}, status)
 
 
 class _Door:
     """ASGI middleware: bounds the body, counts the request, and writes one line of log about it."""
 
-    def __init__(self, app: ASGIApp, app_of: FastAPI, max_body: int) -> None:
-        self._app, self._of, self._max = app, app_of, max_body
+    def __init__(self, app: ASGIApp, metrics: _Metrics | None, max_body: int) -> None:
+        self._app, self._metrics, self._max = app, metrics, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -382,13 +371,11 @@ class _Door:
             self._note(scope, status, time.perf_counter() - started)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        asked = scope["path"] == "/predict"
-        if asked:
-            metrics: _Metrics = self._of.state.service.metrics
-            metrics.requests.labels(status).inc()
+        asked, note = scope["method"] == "POST", scope.get("state", {}).get("note", "")
+        if asked and self._metrics is not None:
+            self._metrics.requests.labels(status).inc()
             if status == 200:
-                metrics.latency.observe(seconds)
-        note = scope.get("state", {}).get("note", "")
+                self._metrics.latency.observe(seconds)
         line = f"{scope['method']} {scope['path']} {status} {1000 * seconds:.1f} ms {note}".rstrip()
         _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
 
