@@ -48,23 +48,13 @@ class Predictor:
         self.columns = (column,) if second is None else (column, second)
         self.model, self.batch_size = PonderForSequenceClassification.from_pretrained(fspath(folder)), batch_size
 
-    def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
-        """Return the answer to each text, or pair of texts, in plain Python types."""
-        answers = self.model.predict(texts, batch_size=self.batch_size)
-        columns = (answers.labels, answers.probabilities.tolist(), answers.exit_step.tolist())
-        return [
-            {"label": label, "probability": probability, "exit_step": step}
-            for label, probability, step in zip(*columns, strict=True)
-        ]
-
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a table, as arrays by column, with the answers beside it."""
         sides = [list(batch[name]) for name in self.columns]
         texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
-        answers = self.answer(texts) if texts else []
-        columns: dict[str, Any] = {"label": np.str_, "probability": np.float64, "exit_step": np.int64}
-        made = {name: np.array([answer[name] for answer in answers], dtype=kind) for name, kind in columns.items()}
-        return {**batch, **made}
+        answers = self.model.predict(texts, batch_size=self.batch_size)
+        labels, probability = np.array(answers.labels, dtype=np.str_), answers.probabilities.double().numpy()
+        return {**batch, "label": labels, "probability": probability, "exit_step": answers.exit_step.numpy()}
 
 
 def deployment(
@@ -96,7 +86,9 @@ def deployment(
 
         @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=max_wait)  # type: ignore[untyped-decorator]
         async def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
-            return self.predictor.answer(texts)
+            made = self.predictor({"text": texts})
+            names = ("label", "probability", "exit_step")
+            return [{name: made[name][row].item() for name in names} for row in range(len(texts))]
 
         async def __call__(self, request: Any) -> dict[str, Any]:
             body = await request.json()

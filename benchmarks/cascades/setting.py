@@ -69,7 +69,7 @@ class Setting:
         model = read_classifier(folder)
         learned = set(texts[:many])
         rest = [text for text in texts[many:] if text not in learned][:most]
-        first, ids, _ = distinct(tokenize(model.tokenizer, rest, 512).rows)
+        first, ids = distinct(tokenize(model.tokenizer, rest, 512).rows)
         own = [rest[n] for n in first]
         return cls(task, names, texts[:many], own, ids, _texts(test, backbone), np.array(test["label"]), model, seed)
 

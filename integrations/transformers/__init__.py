@@ -1,7 +1,7 @@
 """Hugging Face Transformers: models with exits for each task, of encoders of any family, and a trainer.
 
-The trainer, the pipelines and the fitting of exits are loaded when they are first used (PEP 562): Transformers' own
-trainer and pipelines, which these are made of, take longer than all the rest.
+The trainer and the fitting of exits are loaded when they are first used (PEP 562): Transformers' own trainer takes
+longer than all the rest.
 """
 
 from importlib import import_module
@@ -22,7 +22,6 @@ from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 
 if TYPE_CHECKING:
     from ponder.integrations.transformers.exits import ExitReport, fit_exits
-    from ponder.integrations.transformers.pipelines import pipeline
     from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
@@ -40,10 +39,9 @@ __all__ = [
     "adapter_for",
     "adapters",
     "fit_exits",
-    "pipeline",
 ]
 
-_LATE = {"ExitReport": "exits", "PonderTrainer": "trainer", "fit_exits": "exits", "pipeline": "pipelines"}
+_LATE = {"ExitReport": "exits", "PonderTrainer": "trainer", "fit_exits": "exits"}
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package
 

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from operator import methodcaller
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from ponder._utils.modes import evaluating
 from ponder._utils.registry import Registry
 from ponder._utils.trees import Shared, Tree, first_tensor
 from ponder.integrations.transformers.families import (
@@ -27,7 +30,6 @@ from ponder.integrations.transformers.families import (
     encoder_of,
     example_for,
     frames_mask,
-    on_meta,
     unpack,
 )
 from ponder.model import readouts
@@ -35,8 +37,8 @@ from ponder.model.capture import Captured, capture
 from ponder.model.padding import Along, Padding
 from ponder.model.steps import Steps
 
-__all__ = ["READOUTS", "Adapter", "AdapterStem", "CapturedAdapter", "EncoderAdapter", "StackAdapter", "adapter_for"]
-__all__ += ["AlbertAdapter", "BertAdapter", "MPNetAdapter", "as_long", "registry", "states_of"]
+__all__ = ["READOUTS", "Adapter", "AdapterStem", "AlbertAdapter", "CapturedAdapter", "EncoderAdapter", "MPNetAdapter"]
+__all__ += ["adapter_for", "as_long", "registry", "states_of"]
 
 READOUTS: Mapping[str, Callable[..., Tensor]] = {
     "mean": readouts.mean,
@@ -47,14 +49,6 @@ READOUTS: Mapping[str, Callable[..., Tensor]] = {
 """How features are read of `last_hidden_state`, by name; ``"pooler"`` is the encoder's own pooler."""
 
 registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
-
-
-def _pooler_output(output: Any) -> Any:
-    return output.get("pooler_output")
-
-
-def _last_hidden_state(output: Any) -> Any:
-    return output.get("last_hidden_state")
 
 
 class Adapter(ABC):
@@ -107,9 +101,12 @@ class Adapter(ABC):
             return READOUTS[name](tokens)
         return READOUTS[name](tokens, attention_mask=as_long(context.get("token_mask"), tokens.shape[1]))
 
-    def readout(self, name: str) -> Features:
+    def readout(self, name: str) -> Callable[..., Tensor]:
         """Return `features` as a readout."""
-        return Features(self, name)
+        return partial(self._read, name)
+
+    def _read(self, name: str, hidden: Tree, **context: Any) -> Tensor:
+        return self.features(name, hidden, context)
 
     def width(self, name: str) -> int:
         """Return the size of the features of a readout."""
@@ -126,52 +123,40 @@ class Adapter(ABC):
         return frozenset()
 
 
-class Features:
-    """A readout of an adapter.
-
-    Args:
-        adapter: The adapter.
-        name: The name of the readout.
-    """
-
-    def __init__(self, adapter: Adapter, name: str) -> None:
-        self.adapter, self.name = adapter, name
-
-    def __call__(self, hidden: Tree, **context: Any) -> Tensor:
-        """See `Adapter.features`."""
-        return self.adapter.features(self.name, hidden, context)
-
-
 class AdapterStem(nn.Module):
-    """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes.
-
-    Args:
-        adapter: The adapter.
-        whole: The model that the encoder is a part of, or the encoder itself.
-    """
+    """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes."""
 
     def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder, self.adapter = whole, adapter
+        self.encoder, self.adapter = whole, adapter  # the model that the encoder is a part of, or the encoder itself
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`."""
         return self.adapter.stem(inputs, **context)
 
 
+@registry.register("bert")
 class EncoderAdapter(Adapter):
-    """One family of text encoders of BERT's kind, whose last layer's output is `last_hidden_state`."""
+    """A family of text encoders of BERT's shape: layers in `encoder.layer`, the last one's output `last_hidden_state`.
 
-    extra_lengths: Mapping[str, Along] = MappingProxyType({})
-    """Dimensions of what `extra_context` gives that are as long as the text; none by default."""
+    Example:
+        >>> type(adapter_for(encoder)).__name__, registry.names()
+        ('EncoderAdapter', ['albert', 'bert', 'mpnet'])
+    """
 
-    @abstractmethod
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """h_0 up to what the first layer reads, `(batch, length, width)`."""
+        """h_0, what the first layer reads, `(batch, length, width)`."""
+        embedded: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        return embedded
 
-    @abstractmethod
+    def steps(self) -> Steps:
+        """One step a layer."""
+        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
+
     def pool(self, hidden: Tensor) -> Tensor:
         """The first token through the encoder's pooler: `(batch, length, width)` → `(batch, width)`."""
+        pooled: Tensor = self.encoder.pooler(hidden)
+        return pooled
 
     def has_readout(self, name: str) -> bool:
         """See `Adapter.has_readout`."""
@@ -181,17 +166,13 @@ class EncoderAdapter(Adapter):
         """See `Adapter.output`."""
         return hidden if field == "last_hidden_state" else self.pool(hidden)
 
-    def extra_context(self, hidden: Tensor) -> dict[str, Any]:
-        """Further context of the layers, computed once a call; nothing by default."""
-        return {}
-
     def stem(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Token ids `(batch, length)` to h_0 and the context of the steps.
 
-        Context: `attention_mask`, in the form that the layers take; `token_mask`, the tokenizer's
-        `(batch, length)`, for readouts; and the family's own.
+        Context: `attention_mask`, in the form that the layers take, and `token_mask`, the tokenizer's
+        `(batch, length)`, for readouts.
         """
         hidden = self.embed(input_ids, token_type_ids)
         layer_mask = create_bidirectional_mask(
@@ -200,11 +181,7 @@ class EncoderAdapter(Adapter):
         of_keys = attention_mask is None or attention_mask.dim() == 2
         if of_keys and layer_mask is not None and layer_mask.dim() == 4:
             layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
-        return hidden, {
-            "attention_mask": layer_mask,
-            "token_mask": attention_mask if of_keys else None,
-            **self.extra_context(hidden),
-        }
+        return hidden, {"attention_mask": layer_mask, "token_mask": attention_mask if of_keys else None}
 
     def padding(self) -> Padding:
         """See `Adapter.padding`; a mask that hides nothing is None here."""
@@ -214,18 +191,13 @@ class EncoderAdapter(Adapter):
                 "attention_mask": Along((-1,), fill=_hidden_key),
                 "token_mask": Along((-1,)),
                 "token_type_ids": Along((-1,)),
-                **self.extra_lengths,
             },
             optional=True,
         )
 
 
 class LayerStep:
-    """A layer as a step, without owning it: the encoder already registers its weights.
-
-    Args:
-        layer: The layer, called as `layer(hidden, attention_mask, **context)`.
-    """
+    """A layer as a step, without owning it: the encoder already registers its weights."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -237,34 +209,6 @@ class LayerStep:
         output = self.layer(hidden, attention_mask, **context)
         after: Tensor = output[0] if isinstance(output, tuple) else output
         return after
-
-
-class StackAdapter(EncoderAdapter):
-    """The families of BERT's shape: a stack of layers in `encoder.layer`, and a `pooler` that reads all positions."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """See `EncoderAdapter.embed`."""
-        embedded: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        return embedded
-
-    def steps(self) -> Steps:
-        """One step a layer."""
-        return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
-
-    def pool(self, hidden: Tensor) -> Tensor:
-        """See `EncoderAdapter.pool`."""
-        pooled: Tensor = self.encoder.pooler(hidden)
-        return pooled
-
-
-@registry.register("bert")
-class BertAdapter(StackAdapter):
-    """`BertModel` as an encoder.
-
-    Example:
-        >>> type(adapter_for(encoder)).__name__, registry.names()
-        ('BertAdapter', ['albert', 'bert', 'mpnet'])
-    """
 
 
 @registry.register("albert")
@@ -280,8 +224,7 @@ class AlbertAdapter(EncoderAdapter):
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Factorised embeddings, projected to the width of the layers."""
-        embeddings = self.encoder.embeddings(input_ids, token_type_ids=token_type_ids)
-        hidden: Tensor = self.encoder.encoder.embedding_hidden_mapping_in(embeddings)
+        hidden: Tensor = self.encoder.encoder.embedding_hidden_mapping_in(super().embed(input_ids, token_type_ids))
         return hidden
 
     def steps(self) -> Steps:
@@ -298,26 +241,26 @@ class AlbertAdapter(EncoderAdapter):
 
 
 @registry.register("mpnet")
-class MPNetAdapter(StackAdapter):
-    """`MPNetModel`: no token types, and a relative position bias that all layers share.
-
-    Example:
-        >>> from transformers import MPNetConfig, MPNetModel
-        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
-        >>> adapter_for(MPNetModel(MPNetConfig(vocab_size=40, **sizes))).steps().num_steps
-        4
-    """
-
-    extra_lengths = MappingProxyType({"position_bias": Along((-2, -1))})
+class MPNetAdapter(EncoderAdapter):
+    """`MPNetModel`: no token types, and a relative position bias that all layers share."""
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """See `EncoderAdapter.embed`."""
         embedded: Tensor = self.encoder.embeddings(input_ids=input_ids)
         return embedded
 
-    def extra_context(self, hidden: Tensor) -> dict[str, Any]:
-        """The position bias, `(1, heads, length, length)`: once a call, for all steps and rows."""
-        return {"position_bias": Shared(self.encoder.encoder.compute_position_bias(hidden[:1]))}
+    def stem(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `EncoderAdapter.stem`; `position_bias`, `(1, heads, length, length)`, is computed once a call."""
+        hidden, context = super().stem(input_ids, attention_mask)
+        bias = self.encoder.encoder.compute_position_bias(hidden[:1])
+        return hidden, {**context, "position_bias": Shared(bias)}
+
+    def padding(self) -> Padding:
+        """See `Adapter.padding`."""
+        padding = super().padding()
+        return replace(padding, context={**padding.context, "position_bias": Along((-2, -1))})
 
 
 class CapturedAdapter(Adapter):
@@ -342,7 +285,7 @@ class CapturedAdapter(Adapter):
     """
 
     selects: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-        {"pooler_output": _pooler_output, "last_hidden_state": _last_hidden_state}
+        {name: methodcaller("get", name) for name in ("pooler_output", "last_hidden_state")}
     )
     """Functions from the encoder's output to what readouts read of it."""
 
@@ -356,7 +299,7 @@ class CapturedAdapter(Adapter):
         self._takes = frozenset(inspect.signature(encoder.forward).parameters)
         self._given: frozenset[str] = frozenset()
         self._readouts: dict[str, Callable[..., Tensor]] = {}
-        if not on_meta(encoder):
+        if not any(weight.is_meta for weight in encoder.parameters()):
             self.learn()
 
     def learn(self) -> Captured:
@@ -366,17 +309,12 @@ class CapturedAdapter(Adapter):
         call = {main: example[main], **example, **constants_of(encoder)}
         given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
         self._given = frozenset(given)
-        was_training = encoder.training
-        encoder.eval()
-        try:
-            parts = self.parts = capture(encoder, call)
-            with torch.no_grad():
-                hidden, _ = parts.stem(**{"inputs" if name == main else name: value for name, value in given.items()})
-                output = encoder(**call)
+        parts = self.parts = capture(encoder, call)
+        with evaluating(encoder):
+            hidden, _ = parts.stem(**{"inputs" if name == main else name: value for name, value in given.items()})
+            output = encoder(**call)
             seen = {name: value for name, select in self.selects.items() if (value := select(output)) is not None}
             self._readouts = {name: parts.readout_of(self.selects[name]) for name in seen}
-        finally:
-            encoder.train(was_training)
         shown = {**given, **seen, "hidden": states_of(hidden)}
         self.shapes = {name: tuple(value.shape) for name, value in shown.items()}
         self.num_steps = parts.steps.num_steps

@@ -25,12 +25,7 @@ def write_card(model: Any, folder: Path) -> None:
 
 
 def model_card(model: Any, name: str) -> ModelCard:
-    """Return the card of a model with exits.
-
-    Args:
-        model: The model.
-        name: Its name, for the heading.
-    """
+    """Return the card of a model with exits, under a name."""
     config, kind, policy = model.config, type(model), model.policy
     base = str(config.encoder.name_or_path or config.name_or_path or "")
     of_base = _data_of(Path(base) / _FILE) if base else ModelCardData()
@@ -45,11 +40,7 @@ def model_card(model: Any, name: str) -> ModelCard:
         eval_results=[result for row in config.evaluations for result in _results(row, kind.pipeline_tag)] or None,
     )
     promise = policy.statement if isinstance(policy, Certified) else "Nothing: its policy is not certified."
-    heads = (
-        "its own head, and early heads beside it"
-        if config.finetuned
-        else f"the heads of the recipe `{model.recipe.name}`"
-    )
+    heads = "its own head, and early ones beside it" if config.finetuned else f"the heads of `{model.recipe.name}`"
     text = f"""
 # {name}
 
@@ -64,7 +55,7 @@ model = {kind.__name__}.from_pretrained("{name}")
 
 * Policy: `{policy!r}`
 * Promised of its exits: {promise}
-{_measured(config.evaluations)}"""
+{"".join(map(_measured, config.evaluations))}"""
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
@@ -99,13 +90,11 @@ def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
     ]
 
 
-def _measured(evaluations: list[dict[str, Any]]) -> str:
-    lines = [
+def _measured(row: dict[str, Any]) -> str:
+    return (
         f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, {row['full_depth']:.4f} "
         f"at full depth; mean exit step {row['mean_exit_step']:.2f}, ×{row['speed_up']:.2f} in steps\n"
-        for row in evaluations
-    ]
-    return "".join(lines)
+    )
 
 
 def _data_of(path: Path) -> ModelCardData:

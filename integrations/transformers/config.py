@@ -8,7 +8,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ponder.errors import CheckpointError
-from ponder.recipes import Recipe
 
 __all__ = ["PonderConfig"]
 
@@ -34,8 +33,8 @@ class PonderConfig(PretrainedConfig):
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
 
     Example:
-        >>> model.config.readout, model.config.make_recipe().policy
-        ('pooler', Quantile(q=0.5))
+        >>> model.config.readout, model.config.recipe["policy"]["name"]
+        ('pooler', 'quantile')
         >>> model.config.encoder.model_type
         'bert'
     """
@@ -72,32 +71,17 @@ class PonderConfig(PretrainedConfig):
         """The configuration whose vocabulary the tokens are of: the encoder's."""
         return self if self.encoder is None else self.encoder.get_text_config(*args, **kwargs)
 
-    def make_recipe(self) -> Recipe:
-        """Return the recipe as an object."""
-        return Recipe.from_dict(self.recipe)
-
     @property
     def remote_code(self) -> dict[str, str]:
         """The classes of an encoder with code of its own, by the Auto class that finds each; empty for others."""
         return getattr(self.encoder, "auto_map", None) or {}
 
     def trust(self, source: str, trust_remote_code: bool | None, **hub: Any) -> None:
-        """Read the encoder's own configuration class from the files beside the weights.
-
-        Args:
-            source: The folder, or the name on the hub.
-            trust_remote_code: Whether the reader lets these files run.
-            hub: Arguments of the hub, such as `revision`.
-
-        Raises:
-            CheckpointError: The reader does not.
-        """
+        """Read the encoder's own configuration class from the files beside the weights, if the reader lets them run."""
         if not trust_remote_code:
-            files = ", ".join(
-                sorted({f"{name.rpartition('--')[2].split('.')[0]}.py" for name in self.remote_code.values()})
-            )
+            files = sorted({f"{name.rpartition('--')[2].split('.')[0]}.py" for name in self.remote_code.values()})
             raise CheckpointError(
-                f"{source}: its encoder runs code of its own ({files}). Look at these files, and pass "
+                f"{source}: its encoder runs code of its own ({', '.join(files)}). Look at these files, and pass "
                 "trust_remote_code=True to let them run."
             )
         if reference := self.remote_code.get("AutoConfig"):

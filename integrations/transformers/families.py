@@ -16,12 +16,11 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 
 from ponder.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "on_meta", "pack", "unpack"]
+__all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "pack", "unpack"]
 
 _ROWS = 3
 _LENGTHS = (9, 6, 4)  # the longest first, so that it is seen to leave first; no two dimensions of one size
 _SAMPLES = 5000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
-_LARGEST = 4096  # integers of an example that a configuration holds one by one
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -98,14 +97,13 @@ def constants_of(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def pack(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an example as plain JSON: small integers as they are, other tensors as their type and shape alone."""
+    """Return an example as plain JSON: integers as they are, other tensors as their shape alone."""
     packed: dict[str, Any] = {}
     for name, value in example.items():
         if not isinstance(value, Tensor):
             packed[name] = {"value": value}
-        elif value.is_floating_point() or value.numel() > _LARGEST:
-            high = None if value.is_floating_point() else int(value.max()) + 1
-            packed[name] = {"shape": list(value.shape), "high": high}
+        elif value.is_floating_point():
+            packed[name] = {"shape": list(value.shape)}
         else:
             packed[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     return packed
@@ -115,29 +113,17 @@ def unpack(packed: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Return an example from what `pack` gave, with drawn numbers where shapes alone were kept."""
     generator, example = torch.Generator().manual_seed(0), {}
     for name, kept in packed.items():
-        if "shape" not in kept:
-            dtype = kept.get("dtype")
-            example[name] = kept["value"] if dtype is None else torch.tensor(kept["value"], dtype=getattr(torch, dtype))
-        elif kept["high"] is None:
+        if "shape" in kept:
             example[name] = torch.randn(kept["shape"], generator=generator)
+        elif "dtype" in kept:
+            example[name] = torch.tensor(kept["value"], dtype=getattr(torch, kept["dtype"]))
         else:
-            example[name] = torch.randint(kept["high"], kept["shape"], generator=generator)
+            example[name] = kept["value"]
     return _like_weights(example, model)
 
 
-def on_meta(model: PreTrainedModel) -> bool:
-    """Return whether weights are still to be loaded."""
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
 def frames_mask(model: PreTrainedModel, mask: Tensor, length: int) -> Tensor:
-    """Return the mask of the frames that a model of audio makes of samples; another model's as it is.
-
-    Args:
-        model: The encoder, or a classifier with it.
-        mask: What the model is called with, `(batch, samples)`.
-        length: How many states there are.
-    """
+    """Return the mask of the `length` frames that a model of audio makes of samples; another model's as it is."""
     shorten = getattr(model, "_get_feature_vector_attention_mask", None)
     if shorten is None or mask.shape[1] == length:
         return mask

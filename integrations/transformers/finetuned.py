@@ -58,18 +58,14 @@ class EarlyHead(nn.Module):
 
 
 class OwnAnswer(nn.Module):
-    """The model's own logits, untouched.
-
-    Args:
-        labels: Number of classes.
-    """
+    """The model's own logits, untouched: the first `labels` of what the readout gives."""
 
     def __init__(self, labels: int) -> None:
         super().__init__()
         self.labels = labels
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `(batch, …, labels)` from what the readout gives."""
+        """Logits `(batch, …, labels)`."""
         return features[..., : self.labels]
 
 

@@ -120,16 +120,7 @@ class PonderForImageClassification(PonderPreTrainedModel):
 
 
 class PonderForAudioClassification(PonderPreTrainedModel):
-    """An encoder of sound that answers once a recording.
-
-    Example:
-        >>> from transformers import ASTConfig, ASTModel
-        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
-        >>> encoder = ASTModel(ASTConfig(max_length=32, num_mel_bins=16, patch_size=8, **sizes))
-        >>> model = PonderForAudioClassification.from_encoder(encoder, "palbert", num_labels=4).eval()
-        >>> model(input_values=torch.randn(2, 32, 16)).logits.shape
-        torch.Size([2, 4])
-    """
+    """An encoder of sound that answers once a recording."""
 
     auto_class = AutoModelForAudioClassification
     pipeline_tag = "audio-classification"

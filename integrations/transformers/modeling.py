@@ -42,7 +42,7 @@ from ponder.wrapper import PonderWrapper
 if TYPE_CHECKING:
     from ponder.integrations.transformers.texts import Answers
 
-__all__ = ["Heads", "HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
+__all__ = ["HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -159,7 +159,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         """The wrapper around an encoder, as the configuration says, with new heads."""
         config: Any = self.config
         adapter = adapter or self.adapt(whole, config)
-        recipe = config.make_recipe()
+        recipe = self.recipe
         steps, read, per_token = adapter.steps(), config.readout, config.readout == "tokens"
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         wrapper = HeadsWrapper(
@@ -256,11 +256,14 @@ class PonderPreTrainedModel(PreTrainedModel):
         check_saveable(encoder)
         packed = None if example is None else pack(example)
         adapter = adapter_for(encoder, None, packed)
+        known = [name for name in cls.readouts if adapter.has_readout(name)]
+        readout = known[0] if readout is None and known else readout
+        check_choice("readout", readout, known)
         labels = num_labels or (len(id2label) if id2label else 2)
         config = cls._config(
             encoder,
             adapter,
-            cls._readout(readout, adapter),
+            str(readout),
             labels,
             problem_type,
             example=packed,
@@ -290,14 +293,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             problem_type=problem if cls.task_name is None else None,
             **fields,
         )
-
-    @classmethod
-    def _readout(cls, name: str | None, adapter: Adapter) -> str:
-        known = [each for each in cls.readouts if adapter.has_readout(each)]
-        if name is None and known:
-            return known[0]
-        check_choice("readout", name, known)
-        return str(name)
 
     @classmethod
     def from_finetuned(
@@ -453,8 +448,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     @property
     def recipe(self) -> Recipe:
         """The recipe that the model was built with, scaled to this encoder."""
-        recipe: Recipe = self.config.make_recipe()
-        return recipe
+        return Recipe.from_dict(self.config.recipe)
 
     @property
     def head_names(self) -> list[str]:
@@ -560,7 +554,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return {"logits": outputs}
 
     def unroll(self, **inputs: Any) -> Trajectory:
-        """Full depth, no exit; arguments as for a call, and `keep_features`."""
+        """Run every step; arguments as for a call, and `keep_features`."""
         context = {name: value for name, value in inputs.items() if value is not None}
         return self.ponder.unroll(self._main_input(context), **context)
 
@@ -601,29 +595,17 @@ class PonderPreTrainedModel(PreTrainedModel):
         return noted
 
 
-class Heads(nn.Module):
-    """The head and the Lambda head of a model, which are called one by one."""
-
-    def __init__(self, head: nn.Module, lambda_head: nn.Module | None) -> None:
-        super().__init__()
-        self.head, self.lambda_head = head, lambda_head
-
-
 class HeadsWrapper(PonderWrapper):
     """A `PonderWrapper` whose heads stand in one module, under the name by which peft finds what is new in a model.
 
     Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier`` or ``qa_outputs``:
     it puts a module of its own in their place, which holds a copy for each adapter. So heads are read from there.
-
-    Args:
-        args: Arguments of `PonderWrapper`.
-        heads_name: The name of that module.
-        kwargs: Keyword arguments of `PonderWrapper`.
     """
 
     def __init__(self, *args: Any, heads_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        heads = Heads(self.head, self.lambda_head)
+        heads: Any = nn.Module()
+        heads.head, heads.lambda_head = self.head, self.lambda_head
         del self.head, self.lambda_head
         self.heads_name = heads_name
         self.add_module(heads_name, heads)

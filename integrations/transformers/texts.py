@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
+from ponder._utils.rows import content_ids
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import Predictions, predict, record
 from ponder.inference.examples import examples_in
@@ -26,12 +28,14 @@ __all__ = [
     "load_tokenizer",
     "max_positions",
     "record_rows",
+    "row_ids",
     "tokenize",
 ]
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
 _NO_LIMIT, _FALLBACK = 10**10, 512
 _SPAN = ("start_positions", "end_positions")
+_INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,41 +187,38 @@ def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bo
     return row[name], context if labels is None else {**context, "labels": labels}
 
 
-def ids_by_content(given: Mapping[str, Any]) -> Tensor | None:
-    """Return an id for each row, by its tokens, or by the numbers of an image or a sound; None where there are neither.
+def row_ids(rows: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return ids of encodings by their content, `(rows,)`: the numbers that the model is given at real positions."""
+    return content_ids([_content(row) for row in rows])
 
-    Pipelines and data loaders reorder rows, and sampled exits depend on the row. Padding does not count, so that a row
-    draws the same in every batch.
 
-    Args:
-        given: Inputs of a model of Transformers, by name.
-
-    Returns:
-        `(batch,)` int64, at least 0.
+def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
+    """Return ids of the rows of a batch by their content, `(batch,)`: trainers reorder rows, and exits are drawn by id.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7]])
-        >>> alone, beside = ids_by_content({"input_ids": ids[:1, :2]}), ids_by_content(
-        ...     {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
-        ... )
-        >>> (beside == alone).tolist()
+        >>> beside = ids_by_content({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
+        >>> (beside == ids_by_content({"input_ids": ids[:1, :2]})).tolist()
         [True, False]
     """
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    if isinstance(ids, Tensor):
-        return _mixed(ids.long(), torch.ones_like(ids) if mask is None else mask.long())
-    for name in ("pixel_values", "input_values", "input_features"):
-        numbers = given.get(name)
-        if isinstance(numbers, Tensor):
-            bits = numbers.float().flatten(1).view(torch.int32).long()
-            return _mixed(bits, (bits != 0).long())  # sounds are padded with 0
-    return None
+    given = {name: batch[name] for name in ("attention_mask", *_INPUTS) if batch.get(name) is not None}
+    return torch.from_numpy(row_ids([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]))
 
 
-def _mixed(values: Tensor, real: Tensor) -> Tensor:
-    mixed = values * 0x9E3779B1 + real.cumsum(1) * 0x85EBCA77
-    mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
-    return ((mixed ^ (mixed >> 12)) * real).sum(1) & 0x7FFFFFFFFFFFFFFF
+def _content(row: Mapping[str, Any]) -> str:
+    mask = row.get("attention_mask")
+    real = None if mask is None else torch.as_tensor(mask).bool()
+    parts = []
+    for name in _INPUTS:
+        if row.get(name) is None:
+            continue
+        values = torch.as_tensor(row[name])
+        if real is not None and values.shape == real.shape:
+            values = values[real]
+        if name != "token_type_ids" or values.any():
+            values = values.float() if values.is_floating_point() else values.long()
+            parts.append(f"{name} {tuple(values.shape)} {values.cpu().numpy().tobytes().hex()}")
+    return "|".join(parts)
 
 
 def _is_text(row: Any) -> bool:

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.modeling import PonderPreTrainedModel, span_labels
+from ponder.integrations.transformers.modeling import span_labels
 from ponder.integrations.transformers.texts import ids_by_content
 from ponder.model.losses import count_labelled, joined_loss
 from ponder.objectives import Progress
@@ -71,7 +71,7 @@ class PonderTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         wrapper = self.wrapper
         frozen = not any(weight.requires_grad for weight in wrapper.head.parameters())
-        if frozen and any(type(part).__module__.startswith("peft.") for part in self._trained.modules()):
+        if frozen and hasattr(self.model, "peft_config"):
             raise ArgumentError(
                 "modules_to_save",
                 expected="the heads, which are new and have to be trained in full beside the adapters",
@@ -80,13 +80,10 @@ class PonderTrainer(Trainer):
             )
 
     @property
-    def _trained(self) -> Any:
-        return self.model
-
-    @property
     def wrapper(self) -> PonderWrapper:
         """The wrapper in the model, also where peft has put modules around it."""
-        return next(part for part in self._trained.modules() if isinstance(part, PonderWrapper))
+        trained: Any = self.model
+        return next(part for part in trained.modules() if isinstance(part, PonderWrapper))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train every stage as Transformers trains, and return what the last one gave."""
@@ -119,8 +116,8 @@ class PonderTrainer(Trainer):
     def _stage(self, stage: Stage, *, last: bool) -> Iterator[None]:
         """Train one stage inside the block; its last weights are kept where all epochs score alike."""
         wrapper, best, frozen = self.wrapper, self.args.load_best_model_at_end, stage.train != "all"
-        moves = not frozen or ("hazard" in wrapper.policy.needs if stage.train == "lambda_head" else True)
-        alike = not moves or (frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps)
+        unread = stage.train == "lambda_head" and "hazard" not in wrapper.policy.needs
+        alike = unread or (frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps)
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         self._at_full_depth = not last and not frozen
         if alike:
@@ -204,22 +201,20 @@ class PonderTrainer(Trainer):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, whose rows are known by their content: sampled exits depend on the row."""
-        ids = ids_by_content(inputs)
-        return super().prediction_step(model, inputs if ids is None else {**inputs, "row_ids": ids}, *args, **kwargs)
+        return super().prediction_step(model, {**inputs, "row_ids": ids_by_content(inputs)}, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the encoder reads, besides those that the model's forward names."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
-            for part in self._trained.modules():
-                if isinstance(part, PonderPreTrainedModel):
-                    columns.extend(name for name in sorted(part.adapter.inputs) if name not in columns)
+            stem: Any = self.wrapper.stem
+            columns.extend(name for name in sorted(stem.adapter.inputs) if name not in columns)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser of `args.optim`, with a group for the encoder, the heads and the Lambda head."""
         if self.optimizer is None:
-            trained: Any = self._trained if model is None else model
+            trained: Any = self.model if model is None else model
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, trained
             )

@@ -14,8 +14,8 @@ from ponder.cli.output import BATCH, card_of
 from ponder.deploy.server_batching import Text
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification
-from ponder.integrations.transformers.exits import may_have_taught, row_ids
-from ponder.integrations.transformers.texts import encodings_of, max_positions
+from ponder.integrations.transformers.exits import may_have_taught
+from ponder.integrations.transformers.texts import encodings_of, max_positions, row_ids
 
 __all__ = ["ExitsFolder", "heads_saw", "names_of", "open_exits", "quiet"]
 

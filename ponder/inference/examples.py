@@ -7,7 +7,7 @@ of numbers without a batch dimension. The context may hold ``"labels"``, which t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -21,18 +21,16 @@ from ponder.errors import ArgumentError
 from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in, with_lengths
 from ponder.tasks import IGNORED_LABEL
 
-__all__ = ["Collate", "Example", "ExampleReader", "can_regroup", "examples_in", "fitting", "join_labels"]
+__all__ = ["Example", "ExampleReader", "cut", "examples_in", "fitting", "join_labels"]
 
 _PADDED = 1.25
-Collate = Callable[[list[Any]], Any]
-"""From a list of examples of any kind to the inputs, or the pair (inputs, context), of a batch."""
 
 
 @dataclass(eq=False)
 class Example:
     """One row, read as a batch of one."""
 
-    inputs: Any  # the caller's own example where a `collate` reads it
+    inputs: Any
     context: Mapping[str, Any]
     length: int = 0  # also where the model declares no padding
     signature: Hashable = None  # rows of equal signature may share a batch
@@ -43,36 +41,36 @@ class ExampleReader:
     """Reader of examples for one model.
 
     Args:
-        padding: Where the model's lengths lie; None where rows of one shape alone may share a batch.
-        collate: Makes a batch of examples of any kind, in place of this library's own way.
-        one_length: Whether only rows of one length may share a batch.
+        model: A `ponder.PonderWrapper`; rows of several lengths share a batch where it declares its padding.
 
     Example:
         >>> from ponder.inference.examples import ExampleReader
-        >>> reader = ExampleReader(ponder.Padding())
+        >>> reader = ExampleReader(PonderWrapper([nn.Identity()], head=nn.Linear(4, 2), padding=ponder.Padding()))
         >>> rows = [reader.read(torch.tensor([5, 6, 7])), reader.read([8, 9])]
         >>> reader.batch(rows)[1]["attention_mask"]
         tensor([[1, 1, 1],
                 [1, 1, 0]])
     """
 
-    def __init__(self, padding: Padding | None, collate: Collate | None = None, one_length: bool = False) -> None:
-        self.padding, self.collate, self.one_length = padding, collate, one_length
+    def __init__(self, model: Any) -> None:
+        self.padding: Padding | None = model.padding
+        self.device: torch.device | None = next((weight.device for weight in model.parameters()), None)
+        per_position = model.task is not None and model.task.per_position
+        self.regroups = not per_position and (self.padding is None or (self.padding.pooled and self.padding.mixed))
+        """Whether rows of several lengths may meet between steps: not where outputs or states have positions."""
+        self.spares = self.regroups and self.padding is not None and self.padding.optional
+        """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""
 
     def read(self, example: Any) -> Example:
-        """Read one example; with a `collate` it is collated alone for its length."""
-        if self.collate is not None:
-            inputs, context = _as_pair(self.collate([example]))
-            length = 0 if self.padding is None else self._length(inputs, dict(context))
-            return Example(example, {}, length, length if self.one_length else None)
-        inputs, given = (example, {}) if isinstance(example, Tensor) else _as_pair(example)
-        inputs, labels, context = _batch_of_one(inputs), None, dict[str, Any]()
-        if given:
-            labels = given.get("labels")
-            context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
+        """Read one example."""
+        inputs, given = example, {}
+        if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], dict):
+            inputs, given = example
+        inputs, labels = _batch_of_one(inputs), given.get("labels")
+        context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"} if given else {}
         length = 0 if self.padding is None else self._length(inputs, context)
-        kinds = [(name, _kind(context[name], self.padding)) for name in context] if context else ()
-        signature = (length if self.one_length else 0, _kind(inputs, self.padding), *kinds)
+        kinds = [(name, _kind(value, self.padding)) for name, value in context.items()] if context else ()
+        signature = (_kind(inputs, self.padding), *kinds)
         return Example(inputs, context, length, signature, None if labels is None else torch.as_tensor(labels)[None])
 
     def batch(self, examples: Sequence[Example], *, spare: bool = False) -> tuple[Tree, dict[str, Any]]:
@@ -80,11 +78,8 @@ class ExampleReader:
 
         Args:
             examples: The examples.
-            spare: Add a row of length 1, beside which a mask hides something (see `Padding.optional`).
+            spare: Add a row of length 1, beside which a mask hides something.
         """
-        if self.collate is not None:
-            inputs, context = _as_pair(self.collate([example.inputs for example in examples]))
-            return inputs, dict(context)
         length, padding = max([2 if spare else 0, *[example.length for example in examples]]), self.padding
         rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
         lengths = with_lengths(None) if padding is None else padding.lengths_of_inputs(rows[0])
@@ -93,12 +88,14 @@ class ExampleReader:
             contexts.append(join_context(contexts[:1], [1], padding, 1))
         sizes = [1] * len(rows)
         inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
-        return inputs, join_context(contexts, sizes, padding, length)
+        placed: tuple[Tree, dict[str, Any]] = self.placed((inputs, join_context(contexts, sizes, padding, length)))
+        return placed
 
-    @property
-    def spares(self) -> bool:
-        """Whether every batch needs a spare row."""
-        return self.padding is not None and self.padding.optional and self.collate is None
+    def placed(self, tree: Any) -> Any:
+        """Bring tensors to the device of the model."""
+        if self.device is None:
+            return tree
+        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), tree)
 
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""
@@ -106,8 +103,7 @@ class ExampleReader:
         real = self.padding.positions(named_in(inputs, context))
         if real is not None:
             return max(int(last_position(real)), 1)
-        tensor = first_tensor(inputs)
-        dim = self.padding.inputs.dims[0]
+        tensor, dim = first_tensor(inputs), self.padding.inputs.dims[0]
         if tensor.dim() <= dim:
             raise ArgumentError(
                 "example",
@@ -119,13 +115,6 @@ class ExampleReader:
         sign = self.padding.real or False  # masks that mark padding are bool, as in PyTorch
         context[self.padding.mask] = torch.full((1, length), sign, device=tensor.device)
         return length
-
-
-def can_regroup(model: Any) -> bool:
-    """Whether rows of several lengths may meet between steps: not where outputs or policy states have positions."""
-    padding: Padding | None = model.padding
-    pooled = model.task is None or not model.task.per_position
-    return pooled and (padding is None or (padding.pooled and padding.mixed))
 
 
 def examples_in(dataset: Any) -> Iterator[Any]:
@@ -157,6 +146,15 @@ def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None = Non
     return min(len(lengths), max_batch)
 
 
+def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
+    """Cut rows, the longest first, into batches; see `fitting`."""
+    start = 0
+    while start < len(lengths):
+        end = start + fitting(lengths[start : start + max_batch], max_batch, max_tokens)
+        yield slice(start, end)
+        start = end
+
+
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:
     """Return labels of rows, `(1, …)` each, as those of a batch, at padding ignored; None where no row has any."""
     present = [label for label in labels if label is not None]
@@ -169,24 +167,13 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
             got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    if not per_token:
-        return torch.cat(present)
-    joined: Tensor = join_rows(
-        present, [1] * len(present), lengths=with_lengths(Along(fill=IGNORED_LABEL)), length=length
-    )
+    along = with_lengths(Along(fill=IGNORED_LABEL) if per_token else None)
+    joined: Tensor = join_rows(present, [1] * len(present), lengths=along, length=length)
     return joined
-
-
-def _as_pair(example: Any) -> tuple[Any, Mapping[str, Any]]:
-    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], dict):
-        return example[0], example[1]
-    return example, {}
 
 
 def _as_tensors(tree: Any) -> Any:
     """Lists of numbers and arrays as tensors; texts and other values stay."""
-    if isinstance(tree, Tensor | str | bytes) or tree is None:
-        return tree
     if isinstance(tree, Mapping):
         return {key: _as_tensors(value) for key, value in tree.items()}
     if isinstance(tree, tuple):

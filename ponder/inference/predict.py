@@ -7,27 +7,18 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import map_tensors
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import Exited, Stepper, join, regroup
-from ponder.inference.examples import (
-    Collate,
-    Example,
-    ExampleReader,
-    can_regroup,
-    examples_in,
-    fitting,
-    join_labels,
-)
+from ponder.inference.cohorts import Exited, Stepper, deal, join, taken
+from ponder.inference.examples import Example, ExampleReader, cut, examples_in, join_labels
 from ponder.model.loop import run
 from ponder.model.padding import Along, join_rows, last_position, with_lengths
 from ponder.policies.base import ExitPolicy
@@ -70,7 +61,6 @@ def predict(
     num_steps: int | None = None,
     policy_context: Mapping[str, Tensor] | None = None,
     row_ids: Sequence[int] | Tensor | None = None,
-    collate: Collate | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Predictions:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
@@ -88,7 +78,6 @@ def predict(
         num_steps: Number of steps, as for a call of the model.
         policy_context: Values that policies read of each row, by name: tensors with a row for each example.
         row_ids: Identity of each row, for seeded sampling; its position where None.
-        collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
         progress: Called with the number of rows that were answered since its last call.
 
     Example:
@@ -97,63 +86,19 @@ def predict(
         torch.Size([100, 3])
     """
     policy = model.checked(policy, num_steps)
-    reader = ExampleReader(model.padding, collate)
-    rows = _read(reader, dataset)
-    ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
+    data = _DataSet.read(model, dataset, row_ids, policy_context)
     exited: list[Exited] = []
-    chunks = _chunks(rows, batch_size * _BATCHES_AT_ONCE)
-    if "group" in policy.needs and policy_context:  # rows that are decided together stay together
-        chunks, batch_size, max_tokens = _whole_groups(policy_context["group"], batch_size), len(rows), None
     with evaluating(model):
-        for chunk in chunks:
-            batches = [
-                _Batch(places, [rows[n] for n in places], [ids[n] for n in places], _rows_of(policy_context, places))
-                for places in _batches(chunk, rows, batch_size, max_tokens)
-            ]
-            if len(batches) == 1 or not can_regroup(model):
-                found: Iterator[Exited] = map(partial(_alone, model, policy, num_steps, reader), batches)
+        for batches in _chunks(data, policy, batch_size, max_tokens):
+            if len(batches) == 1 or not data.reader.regroups:
+                found: Iterator[Exited] = map(partial(_alone, model, policy, num_steps, data), batches)
             else:
-                stepper = Stepper(model, policy, num_steps or model.num_steps)
-                found = _advanced(stepper, reader, batches, batch_size, max_tokens)
+                found = _regrouped(Stepper(model, policy, num_steps), data, batches, batch_size, max_tokens)
             for gone in found:
                 exited.append(gone)
                 if progress is not None:
                     progress(len(gone.rows))
-    return _in_order(exited, model)
-
-
-class _Batch(NamedTuple):
-    places: list[int]
-    examples: list[Example]
-    row_ids: list[int]
-    policy_context: dict[str, Tensor] | None
-
-
-def _alone(model: Any, policy: ExitPolicy, num_steps: int | None, reader: ExampleReader, batch: _Batch) -> Exited:
-    """Run a batch that is not regrouped, as a call of the model does."""
-    (inputs, context), given = _placed((reader.batch(batch.examples), batch.policy_context), model)
-    context.pop("labels", None)
-    asks = {"use_hazard": "hazard" in policy.needs, "use_features": "features" in policy.needs}
-    source, rows = model.start(inputs, context, torch.tensor(batch.row_ids), given, num_steps, **asks)
-    exits = run(source, policy, rows)
-    lengths = tuple([example.length for example in batch.examples])
-    return Exited(tuple(batch.places), tuple(exits.exit_step.tolist()), lengths, exits.outputs.cpu())
-
-
-def _advanced(
-    stepper: Stepper, reader: ExampleReader, batches: Sequence[_Batch], batch_size: int, max_tokens: int | None
-) -> Iterator[Exited]:
-    """Take batches step by step to their exits, and deal what remains anew to full batches."""
-    cohorts = [stepper.begin(reader, examples, places, ids, given) for places, examples, ids, given in batches]
-    while cohorts:
-        remaining = []
-        for parts in regroup(cohorts, batch_size, max_tokens):
-            exited, after = stepper.step(join(parts, stepper.padding))
-            if after is not None:
-                remaining.append(after)
-            if exited is not None:
-                yield replace(exited, outputs=exited.outputs.cpu())
-        cohorts = remaining
+    return _in_order(exited, data, model)
 
 
 def record(
@@ -167,7 +112,6 @@ def record(
     policy_context: Mapping[str, Tensor] | None = None,
     row_ids: Sequence[int] | Tensor | None = None,
     keep_features: bool = False,
-    collate: Collate | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Trajectory:
     """Run every example of a data set through all steps, in evaluation mode, and record them.
@@ -186,34 +130,31 @@ def record(
         row_ids: Identity of each row, its position where None. Rows of two records, one to calibrate and one to test,
             are known to be different ones by ids of their own: `ponder.split` gives disjoint sides.
         keep_features: Record features too, for policies that read them.
-        collate: Makes the inputs, or the pair (inputs, context), of a batch from a list of examples of any kind.
         progress: Called with the number of rows of each batch.
 
     Example:
         >>> model.record(inputs, labels=labels).outputs.shape
         torch.Size([300, 4, 3])
     """
-    reader = ExampleReader(model.padding, collate)
-    rows = _read(reader, dataset)
-    if not rows:
+    data = _DataSet.read(model, dataset, row_ids, policy_context)
+    if not data.rows:
         raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
-    ids = range(len(rows)) if row_ids is None else [int(row) for row in row_ids]
     if labels is not None:
-        rows = [replace(row, labels=torch.as_tensor(label)[None]) for row, label in zip(rows, labels, strict=True)]
+        for row, label in zip(data.rows, labels, strict=True):
+            row.labels = torch.as_tensor(label)[None]
     per_token = model.task is not None and model.task.per_token
     parts: list[Trajectory] = []
     order: list[int] = []
     with evaluating(model):
-        for places in _batches(_sorted(rows), rows, batch_size, max_tokens):
-            examples = [rows[place] for place in places]
-            inputs, context = _placed(reader.batch(examples), model)
+        for places in [batch for kind in data.kinds() for batch in data.batches(kind, batch_size, max_tokens)]:
+            examples = data.examples(places)
+            inputs, context = data.reader.batch(examples)
             own = join_labels([row.labels for row in examples], per_token, max(row.length for row in examples))
-            own = context.pop("labels", None) if own is None else own
             found = model.unroll(
                 inputs,
-                labels=_placed(own, model),
-                row_ids=torch.tensor([ids[place] for place in places]),
-                policy_context=_rows_of(policy_context, places),
+                labels=data.reader.placed(own),
+                row_ids=data.ids[places],
+                policy_context=data.context(places),
                 num_steps=num_steps,
                 keep_features=keep_features,
                 **context,
@@ -229,89 +170,122 @@ def record(
     return joined.map(lambda tensor: tensor[torch.argsort(torch.tensor(order))])
 
 
-def _placed(tree: Any, model: Any) -> Any:
-    """Bring the tensors of a batch to the device of the model."""
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+@dataclass(frozen=True, eq=False)
+class _DataSet:
+    """A data set as it was read, with the identity and the policy's context of each row."""
+
+    reader: ExampleReader
+    rows: list[Example]
+    ids: Tensor
+    policy_context: Mapping[str, Tensor] | None
+
+    @classmethod
+    def read(cls, model: Any, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None) -> _DataSet:
+        """Read a data set; an example that cannot be read is named by its position."""
+        reader, rows = ExampleReader(model), list[Example]()
+        for example in examples_in(dataset):
+            try:
+                rows.append(reader.read(example))
+            except Exception as error:
+                error.add_note(f"in dataset[{len(rows)}]")
+                raise
+        ids = torch.arange(len(rows)) if row_ids is None else torch.tensor([int(row) for row in row_ids])
+        return cls(reader, rows, ids, context)
+
+    def kinds(self) -> list[list[int]]:
+        """Return the places of the rows that may share a batch, the longest of each kind first."""
+        found: dict[Hashable, list[int]] = {}
+        for _, place in sorted([(-row.length, place) for place, row in enumerate(self.rows)]):
+            found.setdefault(self.rows[place].signature, []).append(place)
+        return list(found.values())
+
+    def batches(self, places: Sequence[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
+        """Cut the places of a kind into batches."""
+        lengths = [self.rows[place].length for place in places]
+        return [list(places[batch]) for batch in cut(lengths, batch_size, max_tokens)]
+
+    def examples(self, places: list[int]) -> list[Example]:
+        """Return some rows."""
+        return [self.rows[place] for place in places]
+
+    def context(self, places: list[int]) -> dict[str, Tensor] | None:
+        """Return the policy's context of some rows."""
+        given = self.policy_context
+        if given is None:
+            return None
+        return {name: self.reader.placed(value[places]) for name, value in given.items()}
 
 
-def _read(reader: ExampleReader, dataset: Any) -> list[Example]:
-    """Read a data set; an example that cannot be read is named by its position."""
-    rows: list[Example] = []
-    for example in examples_in(dataset):
-        try:
-            rows.append(reader.read(example))
-        except Exception as error:
-            error.add_note(f"in dataset[{len(rows)}]")
-            raise
-    return rows
+def _chunks(data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None) -> Iterator[list[list[int]]]:
+    """Cut a data set into chunks of batches of the places of rows."""
+    if "group" in policy.needs and data.policy_context:  # rows that are decided together stay together
+        groups = data.policy_context["group"]
+        batch: list[int] = []
+        for group in groups.unique():
+            batch += (groups == group).nonzero().flatten().tolist()
+            if len(batch) >= batch_size:
+                yield [batch]
+                batch = []
+        if batch:
+            yield [batch]
+        return
+    size = batch_size * _BATCHES_AT_ONCE
+    for kind in data.kinds():
+        for start in range(0, len(kind), size):
+            yield data.batches(kind[start : start + size], batch_size, max_tokens)
 
 
-def _sorted(rows: Sequence[Example]) -> list[int]:
-    """Return the places of rows: those that may share a batch together, the longest of them first."""
-    groups: dict[Any, int] = {}
-    keys = [(groups.setdefault(row.signature, len(groups)), -row.length, place) for place, row in enumerate(rows)]
-    return [place for _, _, place in sorted(keys)]
+def _alone(model: Any, policy: ExitPolicy, num_steps: int | None, data: _DataSet, places: list[int]) -> Exited:
+    """Run a batch that is not regrouped, as a call of the model does."""
+    source, batch = model.start(
+        *data.reader.batch(data.examples(places)),
+        data.ids[places],
+        data.context(places),
+        num_steps,
+        use_hazard="hazard" in policy.needs,
+        use_features="features" in policy.needs,
+    )
+    exits = run(source, policy, batch)
+    return Exited(tuple(places), tuple(exits.exit_step.tolist()), exits.outputs.cpu())
 
 
-def _chunks(rows: Sequence[Example], size: int) -> Iterator[list[int]]:
-    """Cut the sorted places of rows into chunks of one signature."""
-    chunk: list[int] = []
-    for place in _sorted(rows):
-        if chunk and (len(chunk) == size or rows[place].signature != rows[chunk[0]].signature):
-            yield chunk
-            chunk = []
-        chunk.append(place)
-    if chunk:
-        yield chunk
+def _regrouped(
+    stepper: Stepper, data: _DataSet, batches: list[list[int]], batch_size: int, max_tokens: int | None
+) -> Iterator[Exited]:
+    """Take batches step by step to their exits, and deal what remains anew to full batches."""
+    cohorts = [
+        stepper.begin(places, data.examples(places), data.ids[places], data.context(places)) for places in batches
+    ]
+    while cohorts:
+        remaining = []
+        for rows in deal(cohorts, batch_size, max_tokens):
+            exited, after = stepper.step(join(taken(cohorts, rows), data.reader.padding))
+            if after is not None:
+                remaining.append(after)
+            if exited is not None:
+                yield replace(exited, outputs=exited.outputs.cpu())
+        cohorts = remaining
 
 
-def _whole_groups(groups: Tensor, size: int) -> Iterator[list[int]]:
-    """Cut the places of rows into chunks of whole groups, of `size` rows or one group at least."""
-    chunk: list[int] = []
-    for group in groups.unique():
-        chunk += (groups == group).nonzero().flatten().tolist()
-        if len(chunk) >= size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _batches(
-    places: Sequence[int], rows: Sequence[Example], max_batch: int, max_tokens: int | None
-) -> Iterator[list[int]]:
-    """Cut sorted places into batches of one signature, within the limits."""
-    start = 0
-    while start < len(places):
-        end = start + fitting(
-            [rows[place].length for place in places[start : start + max_batch]], max_batch, max_tokens
-        )
-        first = rows[places[start]].signature
-        batch = [place for place in places[start:end] if rows[place].signature == first]
-        yield batch
-        start += len(batch)
-
-
-def _rows_of(tree: Mapping[str, Tensor] | None, places: Sequence[int]) -> dict[str, Tensor] | None:
-    return None if tree is None else {name: value[list(places)] for name, value in tree.items()}
-
-
-def _in_order(exited: Sequence[Exited], model: Any) -> Predictions:
+def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Predictions:
     if not exited:
         return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    order = torch.argsort(torch.tensor([row for gone in exited for row in gone.rows]))
-    steps = torch.tensor([step for gone in exited for step in gone.steps])
-    outputs, task = [gone.outputs for gone in exited], model.task
+    rows, steps, outputs, task = list[int](), list[int](), list[Tensor](), model.task
+    for gone in exited:
+        rows += gone.rows
+        steps += gone.steps
+        outputs.append(gone.outputs)
     if model.padding is not None and task is not None and task.per_position:
-        outputs = [_blank_ends(gone.outputs, torch.tensor(gone.lengths), task.blank) for gone in exited]
-    if len({part.shape[1:] for part in outputs}) > 1:
-        longest = max(part.shape[1] for part in outputs)
+        ends = torch.tensor([data.rows[row].length for row in rows]).split([len(own) for own in outputs])
+        outputs = [_blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)]
+    if len({own.shape[1:] for own in outputs}) > 1:
         along = with_lengths(Along(fill=0.0 if task is None else task.blank))
-        joined = join_rows(outputs, [len(part) for part in outputs], lengths=along, length=longest, path="outputs")
+        longest = max(own.shape[1] for own in outputs)
+        joined = join_rows(outputs, [len(own) for own in outputs], lengths=along, length=longest, path="outputs")
     else:
         joined = torch.cat(outputs)
-    return Predictions(joined[order], steps[order])
+    order = torch.argsort(torch.tensor(rows))
+    return Predictions(joined[order], torch.tensor(steps)[order])
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:

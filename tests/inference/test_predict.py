@@ -85,10 +85,6 @@ def test_every_kind_of_data_set_gives_the_same() -> None:
         found = ponder.predict(model, kind, batch_size=4)
         assert found.exit_step.tolist() == expected.exit_step.tolist()
         torch.testing.assert_close(found.outputs, expected.outputs)
-    collated = ponder.predict(
-        model, ["ab", "c"], collate=lambda texts: torch.tensor([[len(t)] * 4 for t in texts]).float()
-    )
-    assert len(collated) == 2
     assert len(ponder.predict(model, [])) == 0
 
 

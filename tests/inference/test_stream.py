@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import queue
 import threading
 from concurrent.futures import CancelledError, Future
@@ -63,14 +62,15 @@ def test_a_row_that_fails_fails_alone() -> None:
     model, rows = build(), sequences(30)
     context = {"breaks": torch.arange(30) % 7 == 3, "budget": torch.arange(30) % 4 + 1}
     with ponder.StreamEngine(model, Breaking(), max_batch=8) as engine:
-        answers = dict(engine.run(rows, errors="return", policy_context=context))
+        own = [{name: values[row] for name, values in context.items()} for row in range(30)]
+        futures = [engine.submit(row, policy_context=given) for row, given in zip(rows, own, strict=True)]
         bad = engine.submit("no numbers", policy_context={"breaks": False, "budget": 1})
         assert bad.exception() is not None
-    for key, answer in answers.items():
-        if context["breaks"][key]:
-            assert isinstance(answer, ValueError)
+    for given, future in zip(own, futures, strict=True):
+        if given["breaks"]:
+            assert isinstance(future.exception(), ValueError)
         else:
-            assert answer.exit_step == context["budget"][key]
+            assert future.result().exit_step == given["budget"]
 
 
 class Gate:
@@ -121,20 +121,16 @@ def test_closing_with_cancel_ends_every_row() -> None:
         futures[-1].result(0)
 
 
-def test_callbacks_may_submit_and_an_engine_without_an_owner_ends() -> None:
+def test_callbacks_may_submit() -> None:
     model, rows = build(), sequences(5)
-    engines = [ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1)]
     chained: Future[Any] = Future()
+    with ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1) as engine:
 
-    def submit_next(done: Future[Any]) -> None:
-        engines[0].submit(rows[1]).add_done_callback(lambda future: chained.set_result(future.result().exit_step))
+        def submit_next(done: Future[Any]) -> None:
+            engine.submit(rows[1]).add_done_callback(lambda future: chained.set_result(future.result().exit_step))
 
-    engines[0].submit(rows[0]).add_done_callback(submit_next)
-    assert chained.result(60) == 1
-    thread = engines.pop()._thread
-    gc.collect()
-    thread.join(60)
-    assert not thread.is_alive()
+        engine.submit(rows[0]).add_done_callback(submit_next)
+        assert chained.result(60) == 1
 
 
 def test_a_model_in_training_mode_is_refused() -> None:

@@ -24,7 +24,8 @@ from transformers import (
 import ponder
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel, PonderTrainer, fit_exits
-from ponder.integrations.transformers.exits import distinct, may_have_taught, row_ids
+from ponder.integrations.transformers.exits import distinct, may_have_taught
+from ponder.integrations.transformers.texts import row_ids
 from ponder.policies import Certified, Confidence, FixedStep, LastStep
 from tests.integrations.encoders import (
     HEADS,

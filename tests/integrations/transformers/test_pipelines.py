@@ -1,4 +1,4 @@
-"""Transformers' own pipelines, and ours with a policy and the exits; data sets through a model."""
+"""Transformers' own pipelines, and data sets through a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import pipeline
 from ponder.policies import FixedStep, LastStep
 from tests.integrations.encoders import make_batch, make_model, make_tokenizer, some_texts
 
@@ -20,48 +19,29 @@ TEXTS = some_texts(12)
 def test_texts_are_classified_as_by_the_model(family: str) -> None:
     model = make_model("sequence", family)
     model.tokenizer = make_tokenizer()
-    ours = pipeline("text-classification", model)
-    theirs = transformers.pipeline("text-classification", model=model, tokenizer=make_tokenizer())
+    classify = transformers.pipeline("text-classification", model=model, tokenizer=make_tokenizer())
     for policy in (FixedStep(2), LastStep()):
-        answers = model.predict(TEXTS, policy=policy)
-        found = ours(TEXTS, policy=policy, exit_step=True, batch_size=5)
-        assert [one["label"] for one in found] == answers.labels
-        assert [one["exit_step"] for one in found] == answers.exit_step.tolist()
         model.policy = policy
-        assert [one["label"] for one in theirs(TEXTS)] == answers.labels
+        assert [one["label"] for one in classify(TEXTS, batch_size=5)] == model.predict(TEXTS).labels
 
 
-def test_tokens_and_features() -> None:
-    tokens = make_model("token")
-    found: Any = pipeline("ner", tokens, tokenizer=make_tokenizer())("a b c", policy=FixedStep(1), exit_step=True)
-    assert {one["exit_step"] for one in found} == {1}
-    plain: Any = transformers.pipeline("token-classification", model=tokens, tokenizer=make_tokenizer())("a b c")
-    assert len(plain) == 3
-    features = make_model("features", recipe="vanilla", readout="tokens")
-    extract = pipeline("feature-extraction", features, tokenizer=make_tokenizer())
-    assert torch.tensor(extract("a b c")).shape == (1, 3, 16)
-
-
-def test_images_and_sound() -> None:
+def test_tokens_features_images_and_sound() -> None:
     from PIL import Image
     from transformers import ASTFeatureExtractor, ViTImageProcessor
 
+    tokens: Any = transformers.pipeline("token-classification", model=make_model("token"), tokenizer=make_tokenizer())
+    assert len(tokens("a b c")) == 3
+    features = make_model("features", recipe="vanilla", readout="tokens")
+    extract = transformers.pipeline("feature-extraction", model=features, tokenizer=make_tokenizer())
+    assert torch.tensor(extract("a b c")).shape == (1, 3, 16)
     processor = ViTImageProcessor(size={"height": 16, "width": 16})
-    classify = pipeline("image-classification", make_model("image", "vit"), image_processor=processor)
-    found: Any = classify(Image.new("RGB", (20, 20)), policy=FixedStep(3), exit_step=True)
-    assert {one["exit_step"] for one in found} == {3}
+    look = transformers.pipeline("image-classification", model=make_model("image", "vit"), image_processor=processor)
+    assert len(look(Image.new("RGB", (20, 20)))) == 3
     extractor = ASTFeatureExtractor(num_mel_bins=16, max_length=24)
-    listen = pipeline("audio-classification", make_model("audio", "ast"), feature_extractor=extractor)
-    heard: Any = listen(torch.randn(16000).numpy(), policy=FixedStep(3), exit_step=True)
-    assert {one["exit_step"] for one in heard} == {3}
-
-
-def test_sampled_exits_depend_on_the_row_and_not_on_its_batch() -> None:
-    model = make_model(recipe="pondernet")
-    classify = pipeline("text-classification", model, tokenizer=make_tokenizer())
-    exits = [[one["exit_step"] for one in classify(TEXTS, exit_step=True, batch_size=size)] for size in (1, 5, 12)]
-    assert exits[0] == exits[1] == exits[2]
-    assert len(set(exits[0])) > 1
+    listen = transformers.pipeline(
+        "audio-classification", model=make_model("audio", "ast"), feature_extractor=extractor
+    )
+    assert len(listen(torch.randn(16000).numpy())) == 3
 
 
 @pytest.mark.parametrize("head", ["sequence", "token", "span", "image", "audio", "features"])
@@ -96,8 +76,6 @@ def test_batches_of_a_loader_and_no_rows_at_all() -> None:
 
 
 def test_newcomers_mistakes() -> None:
-    with pytest.raises(ArgumentError, match="task: expected one of text-classification"):
-        pipeline("translation", make_model())
     with pytest.raises(ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"):
         make_model().predict("a text")
     with pytest.raises(ArgumentError, match="rows: expected dicts, each with 'input_ids'"):

@@ -94,6 +94,12 @@ def test_accumulated_batches_weigh_as_their_labelled_rows(tmp_path: Path) -> Non
     assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_sampled_exits_depend_on_the_row_and_not_on_its_batch(tmp_path: Path) -> None:
+    model = make_model(recipe="pondernet")
+    made = [make_trainer(model, tmp_path, per_device_eval_batch_size=size).predict(ROWS[:6]) for size in (1, 4, 6)]
+    assert len({each.metrics["test_exit_step"] for each in made}) == 1
+
+
 def test_smoothed_labels_teach_every_step(tmp_path: Path) -> None:
     model = still(make_model())
     smoothed = copy.deepcopy(model)
