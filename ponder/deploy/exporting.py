@@ -20,7 +20,6 @@ from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model.heads import PerStep
-from ponder.model.padding import Along
 from ponder.model.readouts import ReadoutCall
 from ponder.model.unroll import call_stem
 from ponder.tasks import task_named
@@ -305,19 +304,14 @@ class _Tracer:
 
     def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
         """Return the tensors of a tree, named by its keys: `name.key.0`."""
+        if isinstance(lengths, Mapping):
+            parts = [self._slots(f"{name}.{key}", part, lengths[key], **options) for key, part in tree.items()]
+            return [slot for part in parts for slot in part]
         plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
-        for (path, value), along in zip(tensors(tree), _alongs(tree, lengths), strict=True):
-            own = dict(options)
+        for path, value in tensors(tree):
+            along, own = None if lengths is None else lengths(value), dict(options)
             if along is not None:
                 own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
                 own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)
             made.append(Slot.of(name + path.translate(plain), value, **own))
         return made
-
-
-def _alongs(tree: Tree, lengths: Any) -> list[Along | None]:
-    """Return the lengths of every tensor of a tree, in its order."""
-    if lengths is None or callable(lengths):
-        return [None if lengths is None else lengths(tensor) for tensor in flatten(tree)]
-    named = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    return [along for key, part in named for along in _alongs(part, lengths[key])]

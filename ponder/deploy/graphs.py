@@ -219,7 +219,9 @@ def write_policy(
 
         def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> tuple[Tensor, Tree]:
             moved = _with_thresholds(policy, given[count : count + len(bars)])
-            view = _view(given[0], num_steps, dict(zip(names, given[1:count], strict=True)), task)
+            seen = dict(zip(names, given[1:count], strict=True))
+            real, context = seen.pop("mask", None), {"group": seen.pop("group")} if "group" in seen else None
+            view = StepView(given[0], num_steps, seen, task, real, context)
             mask, after = moved.decide(view, refilled(state, given[count + len(bars) :]))
             return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
@@ -240,12 +242,6 @@ def write_policy(
 def _filled(tree: Tree) -> list[bool]:
     """Return which leaves of a state have a value: before the first step some are None."""
     return [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]
-
-
-def _view(index: Tensor, num_steps: int, values: Mapping[str, Tensor], task: Task) -> StepView:
-    readings = {name: value for name, value in values.items() if name not in ("mask", "group")}
-    context = {"group": values["group"]} if "group" in values else None
-    return StepView(index, num_steps, readings, task, values.get("mask"), context)
 
 
 def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy:

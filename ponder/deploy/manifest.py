@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ class TensorSpec:
 
     name: str
     dtype: str  # its name in NumPy
-    along: tuple[int, ...] = ()  # dimensions that are as long as the sequences
+    along: Sequence[int] = ()  # dimensions that are as long as the sequences
     fill: float = 0.0  # the value at padding
     default: float | None = None  # the value where the caller leaves it out; None where it is required
     shared: bool = False  # whether it belongs to the whole batch and has no rows
@@ -38,7 +38,7 @@ class PolicyGraphs:
     later ones too, unless the state has other tensors then: there is `policy_later`.
     """
 
-    needs: tuple[str, ...] = ()  # readings
+    needs: Sequence[str] = ()  # readings
     thresholds: dict[str, float] = dataclasses.field(default_factory=dict)  # by the name of their input
     together: int | None = None  # the step at which all rows exit, where no row is looked at; there are no graphs then
 
@@ -52,12 +52,12 @@ class Manifest:
     """
 
     num_steps: int
-    schedule: tuple[int, ...]  # which of the steps' graphs runs at each step, from 0
+    schedule: Sequence[int]  # which of the steps' graphs runs at each step, from 0
     task: str
-    inputs: tuple[TensorSpec, ...]
-    hidden: tuple[TensorSpec, ...]
-    context: tuple[TensorSpec, ...]  # what the steps read besides
-    outputs: tuple[int, ...]  # the shape of one row's outputs, of one position's where they have positions
+    inputs: Sequence[TensorSpec]
+    hidden: Sequence[TensorSpec]
+    context: Sequence[TensorSpec]  # what the steps read besides
+    outputs: Sequence[int]  # the shape of one row's outputs, of one position's where they have positions
     policy: dict[str, Any]  # as `to_dict` gives it
     graphs: PolicyGraphs | None  # None where the policy is run in NumPy
     history: int = 1  # number of steps that the Lambda head reads
@@ -68,8 +68,8 @@ class Manifest:
     max_length: int | None = None  # number of tokens to which texts are cut; None without a tokenizer
     truncation_side: str = "right"
     int8: bool = False  # whether the steps are quantised
-    labels: tuple[str, ...] = ()  # names of the classes
-    columns: tuple[str, ...] = ()  # names of the columns of texts to which the exits were fitted
+    labels: Sequence[str] = ()  # names of the classes
+    columns: Sequence[str] = ()  # names of the columns of texts to which the exits were fitted
     weights: str | None = None  # digest of the weights that answer
 
     @property
@@ -94,11 +94,9 @@ class Manifest:
             if data.pop("format") != _FORMAT:
                 raise KeyError("format")
             for name in ("inputs", "hidden", "context"):
-                data[name] = tuple(TensorSpec(**{**spec, "along": tuple(spec["along"])}) for spec in data[name])
-            graphs = data["graphs"]
-            data["graphs"] = None if graphs is None else PolicyGraphs(**{**graphs, "needs": tuple(graphs["needs"])})
-            lists: Mapping[str, Any] = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-            return cls(**{**data, **lists})
+                data[name] = [TensorSpec(**spec) for spec in data[name]]
+            data["graphs"] = data["graphs"] and PolicyGraphs(**data["graphs"])
+            return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no export of this version, `ponder.export.onnx` ({error!r}).") from error
 

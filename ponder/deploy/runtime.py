@@ -66,7 +66,7 @@ class Answers:
 
     outputs: Array
     exit_step: Array
-    names: tuple[str, ...] = ()
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.exit_step)

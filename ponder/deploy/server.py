@@ -116,8 +116,7 @@ class Service:
         """Answer the texts of a request.
 
         Raises:
-            HTTPException: The request asks for what is not served (422), too many texts wait (429), or the deadline has
-                passed (504).
+            HTTPException: It asks for what is not served (422), too many texts wait (429), or its time is up (504).
             ArgumentError: A threshold that the policy cannot have.
         """
         self._check(texts, threshold)

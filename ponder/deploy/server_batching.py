@@ -30,17 +30,11 @@ class Served(Protocol):
 
 @dataclass(frozen=True)
 class Some:
-    """The answers to some texts.
+    """The answers to some texts."""
 
-    Args:
-        labels: Names of the predicted classes.
-        probabilities: Their probabilities, `(rows,)`; NaN where there is no answer.
-        exit_step: The step at which each row exited, `(rows,)`, from 1.
-    """
-
-    labels: Sequence[str]
-    probabilities: Any
-    exit_step: Any
+    labels: Sequence[str]  # names of the predicted classes
+    probabilities: Any  # of these, `(rows,)`; NaN where there is no answer
+    exit_step: Any  # `(rows,)`, from 1
 
 
 @dataclass(eq=False)
