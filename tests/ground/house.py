@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 1_120),
     "training": (("ponder/training.py",), 480),
     "cascade": (("ponder/cascade",), 870),
-    "deploy": (("ponder/deploy",), 2_470),
+    "deploy": (("ponder/deploy",), 2_460),
     "cli": (("ponder/cli",), 1_900),
     "integrations": (("integrations",), 3_430),
     "advice": (("ponder/advice",), 730),
