@@ -266,16 +266,8 @@ class MPNetAdapter(EncoderAdapter):
 class CapturedAdapter(Adapter):
     """An encoder of any family, read by `ponder.capture`, which proves that it computes what the encoder computes.
 
-    Weights that are not there yet (Transformers loads into a model on the meta device) put it off to `learn`.
-
-    Args:
-        encoder: The bare encoder.
-        num_steps: N, where weights are not there yet.
-        example: What the encoder is called with, as `families.pack` gives it; made up from its configuration where
-            None.
-
-    Raises:
-        ArgumentError: It cannot be captured; says why.
+    Weights that are not there yet (Transformers loads into a model on the meta device) put it off to `learn`; until
+    then `num_steps` is known. An `example`, as `families.pack` gives it, is made up from the configuration where None.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertModel

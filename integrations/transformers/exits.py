@@ -151,22 +151,13 @@ def fit_exits(
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Full-depth runs over the three parts of the inputs, by early heads that have learned from the first.
+    """Full-depth runs over the three parts of the inputs, by early heads that have learned from the first."""
 
-    Args:
-        taught: The part that the heads learned on, before they did, without its features.
-        choosing: The part that may choose a policy.
-        certifying: The part on which nothing was chosen.
-        places: Where the inputs of each part stand among those given.
-        rows: Number of inputs that were given.
-        distinct: Number of distinct ones.
-    """
-
-    taught: Trajectory
+    taught: Trajectory  # before the heads learned on it, without its features
     choosing: Trajectory
-    certifying: Trajectory
-    places: tuple[Any, Any, Any]
-    rows: int
+    certifying: Trajectory  # on which nothing was chosen
+    places: tuple[Any, Any, Any]  # where the inputs of each part stand among those given
+    rows: int  # that were given
     distinct: int
 
 

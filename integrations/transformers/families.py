@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 
 __all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "pack", "unpack"]
 
@@ -27,20 +27,8 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the bare encoder in a model: the model itself, or the encoder half of an encoder-decoder.
 
     Raises:
-        ArgumentTypeError: It is no model of Transformers.
         ArgumentError: It has heads.
-
-    Example:
-        >>> encoder_of(encoder) is encoder
-        True
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ArgumentTypeError(
-            "encoder",
-            expected="a bare encoder of Transformers, a folder or a hub name",
-            got=type(model).__name__,
-            remedy="Wrap any other module with ponder.PonderWrapper, by ponder.capture.",
-        )
     bare = MODEL_MAPPING.get(type(model.config), ())
     is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
     if model.config.model_type == "ponder" or (

@@ -29,12 +29,7 @@ class EarlyHead(nn.Module):
     r"""The answer of an early step: z = s · own(h) + W [norm(first token) ‖ norm(mean)] + b.
 
     Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts with s = 1, W = 0
-    and b = 0: the model's own head on this step's state.
-
-    Args:
-        labels: Number of classes.
-        width: Size of the hidden state.
-        states: Number of states that are read beside the own answer: 2, or 1 at each position.
+    and b = 0: the model's own head on this step's state. `states` are 2, or 1 at each position.
     """
 
     def __init__(self, labels: int, width: int, states: int = 2) -> None:
@@ -74,13 +69,7 @@ class FinetunedAdapter(CapturedAdapter):
 
     That is the model's own answer if it had ended here, and its states, side by side: the first token and the mean of
     the tokens, without the padding on either side; where there is an answer at each position, that of the position.
-
-    Args:
-        model: The fine-tuned model.
-        select: A function from the model's output to its answer.
-        per_position: Whether there is an answer at each position.
-        num_steps: N, where weights are not there yet.
-        example: What the model is called with; made up from its configuration where None.
+    `select` is a function from the model's output to its answer; the other arguments are as for `CapturedAdapter`.
     """
 
     def __init__(

@@ -149,7 +149,10 @@ class PonderPreTrainedModel(PreTrainedModel):
     ) -> None:
         attention = config._attn_implementation  # as it was asked for; the base class puts its own choice there
         super().__init__(config)
-        whole = _new_encoder(config, attention) if encoder is None else _as_loaded(encoder)
+        whole = encoder or _new_encoder(config, attention)
+        if encoder is not None:
+            for module in encoder.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]  # else `post_init` draws weights anew
         self.ponder = self._wrapper(whole, adapter)
         self.main_input_name = whole.main_input_name
         self._tokenizer: Any = None
@@ -685,13 +688,6 @@ def _padding(adapter: Adapter, per_token: bool) -> Any:
     """Where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
     padding = adapter.padding()
     return padding if padding is None or not per_token else dataclasses.replace(padding, pooled=False)
-
-
-def _as_loaded(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Mark modules as initialised, or else `post_init` draws their weights anew."""
-    for module in encoder.modules():
-        module._is_hf_initialized = True  # type: ignore[assignment]
-    return encoder
 
 
 def _refuse_alone(gradient: Tensor) -> None:

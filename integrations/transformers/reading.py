@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ponder.errors import ArgumentError
-from ponder.inference.examples import fitting
+from ponder.inference.examples import cut
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import load_tokenizer, max_positions, tokenize
@@ -38,9 +38,8 @@ class PlainClassifier:
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
         outputs = torch.empty(len(rows), self.config.num_labels)
         with torch.inference_mode():
-            while order:
-                count = fitting([len(rows[n]["input_ids"]) for n in order[:batch_size]], batch_size)
-                places, order = order[:count], order[count:]
+            for part in cut([len(rows[n]["input_ids"]) for n in order], batch_size):
+                places = order[part]
                 batch = self.tokenizer.pad([rows[n] for n in places], return_tensors="pt")
                 outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
         return SimpleNamespace(outputs=outputs)

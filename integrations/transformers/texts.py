@@ -67,15 +67,10 @@ class Answers(Predictions):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised texts.
+    """Tokenised texts."""
 
-    Args:
-        rows: One dict each, with `input_ids`.
-        cut: Whether each text was longer than the model takes, and was cut.
-    """
-
-    rows: list[dict[str, Any]]
-    cut: list[bool]
+    rows: list[dict[str, Any]]  # each with `input_ids`
+    cut: list[bool]  # whether each was longer than the model takes
 
     @property
     def truncated(self) -> int:
@@ -84,11 +79,7 @@ class Encoded:
 
 
 def load_tokenizer(source: str) -> Any:
-    """Return the tokenizer of a folder, or of a hub name.
-
-    Raises:
-        CheckpointError: There is none that can be read.
-    """
+    """Return the tokenizer of a folder, or of a hub name; a `CheckpointError` where none can be read."""
     folder = Path(source)
     try:
         if not source or (folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())):
@@ -115,13 +106,7 @@ def max_positions(model: Any) -> int:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int) -> Encoded:
-    """Tokenise without padding; texts that are too long are cut as the tokenizer cuts them, and counted.
-
-    Args:
-        tokenizer: A tokenizer of Transformers.
-        texts: Texts, or pairs of texts.
-        longest: How many positions the model has.
-    """
+    """Tokenise texts, or pairs, without padding; those longer than `longest` are cut as the tokenizer cuts them."""
     limit = min(longest, tokenizer.model_max_length)
     limit = _FALLBACK if limit >= _NO_LIMIT else limit
     sides = [list(side) for side in zip(*([text] if isinstance(text, str) else text for text in texts), strict=True)]
@@ -193,7 +178,7 @@ def row_ids(rows: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.in
 
 
 def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
-    """Return ids of the rows of a batch by their content, `(batch,)`: trainers reorder rows, and exits are drawn by id.
+    """Return ids of the rows of a batch by their content, `(batch,)`; none of inputs that are not known.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7]])

@@ -201,7 +201,8 @@ class PonderTrainer(Trainer):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, whose rows are known by their content: sampled exits depend on the row."""
-        return super().prediction_step(model, {**inputs, "row_ids": ids_by_content(inputs)}, *args, **kwargs)
+        ids = ids_by_content(inputs)
+        return super().prediction_step(model, {**inputs, "row_ids": ids if len(ids) else None}, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the encoder reads, besides those that the model's forward names."""

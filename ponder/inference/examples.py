@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
@@ -21,7 +22,7 @@ from ponder.errors import ArgumentError
 from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in, with_lengths
 from ponder.tasks import IGNORED_LABEL
 
-__all__ = ["Example", "ExampleReader", "cut", "examples_in", "fitting", "join_labels"]
+__all__ = ["Example", "ExampleReader", "cut", "examples_in", "join_labels"]
 
 _PADDED = 1.25
 
@@ -133,26 +134,20 @@ def examples_in(dataset: Any) -> Iterator[Any]:
     return (dataset[position] for position in range(len(dataset)))
 
 
-def fitting(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> int:
-    """Return how many of the first rows make a batch: at least one.
-
-    It has at most `max_batch` rows and `max_tokens` positions, of which padding is at most a quarter of the others.
-    """
-    longest = real = 0
-    for rows, length in enumerate(lengths[:max_batch], 1):
-        longest, real = max(longest, length), real + length
-        if rows > 1 and (rows * longest > _PADDED * real or rows * longest > (max_tokens or math.inf)):
-            return rows - 1
-    return min(len(lengths), max_batch)
-
-
 def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
-    """Cut rows, the longest first, into batches; see `fitting`."""
-    start = 0
-    while start < len(lengths):
-        end = start + fitting(lengths[start : start + max_batch], max_batch, max_tokens)
-        yield slice(start, end)
-        start = end
+    """Cut rows, the longest first, into batches of at most `max_batch` rows and `max_tokens` positions.
+
+    Of the positions, padding is at most a quarter of the others; a row that is too long is alone.
+    """
+    start = real = 0
+    for place, length in enumerate(lengths):
+        rows, real = place - start + 1, real + length
+        positions = rows * lengths[start]
+        if rows > 1 and (rows > max_batch or positions > min(_PADDED * real, max_tokens or math.inf)):
+            yield slice(start, place)
+            start, real = place, length
+    if lengths:
+        yield slice(start, len(lengths))
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:
@@ -174,14 +169,11 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
 
 def _as_tensors(tree: Any) -> Any:
     """Lists of numbers and arrays as tensors; texts and other values stay."""
-    if isinstance(tree, Mapping):
-        return {key: _as_tensors(value) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [_as_tensors(value) for value in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if isinstance(tree, list) and any(isinstance(value, Tensor | Mapping) for value in tree):
-        return [_as_tensors(value) for value in tree]
-    return torch.as_tensor(tree) if isinstance(tree, list) or hasattr(tree, "__array__") else tree
+
+    def read(leaf: Any) -> Any:
+        return torch.as_tensor(leaf) if isinstance(leaf, list) or hasattr(leaf, "__array__") else leaf
+
+    return tree_map(read, tree, is_leaf=lambda part: isinstance(part, list))
 
 
 def _batch_of_one(value: Any) -> Any:

@@ -163,13 +163,6 @@ class StreamEngine:
             PonderError: The engine is closed.
         """
         number = next(self._numbers)
-        if policy_context is None and "context" in self._stepper.policy.needs:
-            raise ArgumentError(
-                "policy_context",
-                expected="the values that the policy reads of the row",
-                got="None",
-                remedy="Pass submit(example, policy_context={'budget': torch.tensor(3.0)}), say.",
-            )
         reader = self._stepper.reader
         given = {name: reader.placed(torch.as_tensor(value)[None]) for name, value in (policy_context or {}).items()}
         request = _Request(number if row_id is None else int(row_id), number, policy_context=given)
