@@ -119,11 +119,11 @@ class _Race:
         self.ways[level, kind + "exits"] = lambda texts: model.predict(texts, policy=found.policy)
 
     def _cascade(self, kind: str, name: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
-        """A cascade; in int8 its last column is float32, whose answers are to be kept."""
+        """A cascade; in int8 the answers in float32 are to be kept."""
         check = self.setting.sides[2]
-        columns = [self.sure, outputs[check], self.full[check, None]][: 3 if kind else 2]
-        options: dict[str, Any] = {"cost": _COSTS[kind], "referred": bool(kind), "seed": self.setting.seed}
-        report = certified(np.concatenate(columns, axis=1), level, **options)
+        reference = self.full[check].argmax(-1) if kind else None
+        options: dict[str, Any] = {"cost": _COSTS[kind], "reference": reference, "seed": self.setting.seed}
+        report = certified(np.concatenate([self.sure, outputs[check]], axis=1), level, **options)
         policy = report.policy.policy
         steps, answers = at_exits(np.concatenate([self.sure_test, tested], axis=1), policy)
         facts = {

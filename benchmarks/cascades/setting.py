@@ -8,7 +8,7 @@ only reported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks import tasks
 from benchmarks.finetuned.fine_tune import fine_tune
 from ponder import split
 from ponder.calibration.records import Record
+from ponder.calibration.risks import OtherAnswers
 from ponder.cascade import Cascade, Embeddings, Student
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.exits import distinct
@@ -90,9 +91,7 @@ class Setting:
 
     def student(self, texts: Sequence[str], answers: Any) -> Student:
         """Teach a student the numbers of the model's answers."""
-        fast: Any = self.model.tokenizer
-        matrix = self.model.encoder.get_input_embeddings().weight.detach().float().numpy()
-        embeddings = Embeddings(fast.backend_tokenizer.to_str(), np.ascontiguousarray(matrix))
+        embeddings = Embeddings.of(self.model)
         return Student.fit(list(texts), [self.names[n] for n in answers], embeddings=embeddings, seed=self.seed)
 
     def logs(self, student: Student, texts: Sequence[str]) -> Floats:
@@ -121,11 +120,15 @@ class Setting:
         return PlainClassifier(self.model.encoder, self.model.tokenizer)
 
 
-def certified(outputs: Floats, level: float, *, cost: float = 30.0, referred: bool = False, seed: int = 0) -> Any:
-    """Choose and certify a cascade on recorded answers of the student and of the model's steps; return its report."""
+def certified(outputs: Floats, level: float, *, cost: float = 30.0, reference: Any = None, seed: int = 0) -> Any:
+    """Choose and certify a cascade on recorded answers of the student and of the model's steps; return its report.
+
+    Answers that are to be kept in the place of the last ones are given as a `reference`, `(rows,)`.
+    """
     stages: list[Any] = [lambda texts: None, lambda texts: None]
     cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])
-    return cascade.certify(record_of(outputs), level=level, reference=referred or None, seed=seed)
+    record = replace(record_of(outputs), labels=reference)
+    return cascade.certify(record, risk="disagreement" if reference is None else OtherAnswers(), level=level, seed=seed)
 
 
 def record_of(outputs: Floats) -> Record:

@@ -223,12 +223,17 @@ def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any]:
     return first, ids[first]
 
 
-def may_have_taught(model: PonderPreTrainedModel, rows: Sequence[Encoding]) -> Any:
-    """Return which encodings the early heads may have learned from, `(rows,)` bool: those of that side of the split."""
+def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
+    """Return which rows the early heads may have learned from, `(rows,)` bool: those of that side of the split.
+
+    Args:
+        model: The model.
+        rows: Texts or encodings, as for `fit_exits`.
+    """
     exits = model.config.exits
     if not exits:
         return np.zeros(len(rows), dtype=bool)
-    return uniform(exits["seed"], row_ids(rows)) <= exits["learned_below"]
+    return uniform(exits["seed"], row_ids(encodings_of(model, rows))) <= exits["learned_below"]
 
 
 @torch.enable_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ponder.errors import ArgumentError
 from ponder.inference.examples import cut
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import load_tokenizer, max_positions, tokenize
+from ponder.integrations.transformers.texts import Answers, encodings_of, load_tokenizer
 
 __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
 
@@ -32,9 +31,9 @@ class PlainClassifier:
         """The configuration of the model."""
         return self.encoder.config
 
-    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> SimpleNamespace:
-        """Answer texts, or pairs of texts, in batches of similar length: `.outputs`, `(texts, classes)` logits."""
-        rows = tokenize(self.tokenizer, texts, max_positions(self.encoder)).rows
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> Answers:
+        """Answer texts, or pairs of texts, in batches of similar length."""
+        rows = encodings_of(self, list(texts))
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
         outputs = torch.empty(len(rows), self.config.num_labels)
         with torch.inference_mode():
@@ -42,7 +41,8 @@ class PlainClassifier:
                 places = order[part]
                 batch = self.tokenizer.pad([rows[n] for n in places], return_tensors="pt")
                 outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
-        return SimpleNamespace(outputs=outputs)
+        names = self.config.id2label
+        return Answers(outputs, torch.ones(len(rows), dtype=torch.long), tuple(str(names[n]) for n in sorted(names)))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model with its tokenizer."""

@@ -55,7 +55,7 @@ def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list
     return [np.flatnonzero(side[group] == one) for one in range(len(shares))]
 
 
-def class_numbers(labels: Iterable[object], names: Sequence[str]) -> list[int]:
+def class_numbers(labels: Iterable[object], names: Sequence[str], argument: str = "--labels") -> list[int]:
     """Return labels, which are names of the classes or their numbers, as numbers.
 
     Example:
@@ -67,5 +67,5 @@ def class_numbers(labels: Iterable[object], names: Sequence[str]) -> list[int]:
         numbers = {str(place): place for place in range(len(names))}
     if unknown := sorted(set(given) - numbers.keys()):
         expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
-        raise ArgumentError("--labels", expected=expected, got=repr(unknown[0]), remedy="Name the right column.")
+        raise ArgumentError(argument, expected=expected, got=repr(unknown[0]), remedy="Name the right ones.")
     return [numbers[label] for label in given]

@@ -101,19 +101,10 @@ def advise(
     """
     folder = Path(tempfile.mkdtemp(prefix="ponder-advise-"))
     try:
-        options: Any = {"level": disagreement, "confidence": confidence, "deep": deep, "seed": seed, "folder": folder}
-        race = Race(str(model), list(texts), labels, progress=progress or (lambda *_: None), **options)
-        stopped = False
-        try:
-            race.run()
-            race.time()
-            if within is not None and not any(way.alone[1] <= within for way in race.found):
-                race.steps_within(within)
-        except KeyboardInterrupt:
-            stopped = True
-            if not race.found:
-                raise
-        advice = _advised(race, disagreement, confidence, within, stopped=stopped)
+        options: Any = {"level": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
+        race = Race(str(model), list(texts), labels, folder, progress or (lambda *_: None), **options)
+        race.run()
+        advice = _advised(race)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -121,17 +112,17 @@ def advise(
     return advice
 
 
-def _advised(race: Race, level: float, confidence: float, within: float | None, *, stopped: bool) -> Advice:
-    winner, sentence = _choose(race.found, level, within)
+def _advised(race: Race) -> Advice:
+    winner, sentence = _choose(race.found, race.level, race.within)
     name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
     sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
-    moves = tuple((each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, level}))
+    moves = tuple((each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, race.level}))
     return Advice(
         tuple(race.found),
         winner,
         sentence,
-        tuple(_remarks(race, level, confidence, curve, name, stopped=stopped)),
+        tuple(_remarks(race, curve, name)),
         (len(race.teach), *map(len, race.seen.sides)),  # type: ignore[arg-type]
         torch.get_num_threads(),
         race.changed(winner.name),
@@ -163,17 +154,14 @@ def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Wa
     )
 
 
-def _remarks(
-    race: Race, level: float, confidence: float, curve: Sequence[tuple[int, float]], name: str, *, stopped: bool
-) -> list[str]:
+def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
     """What would help, and what was noticed."""
-    plain, said = race.found[0], ["Stopped: these ways were ready."] if stopped else []
-    needed, given = rows_needed(level, race.confidence), race.sides.distinct
+    plain, said = race.found[0], ["Stopped: these ways were ready."] if race.stopped else []
+    needed = rows_needed(race.level, race.confidence)
     if len(race.check) < needed:
-        said.append(
-            f"A promise of {rounded_up(100 * level)}% for every way needs {math.ceil(needed / _CERTIFY) + 5} different "
-            f"texts, or more; there are {given}."
-        )
+        level, many = rounded_up(100 * race.level), math.ceil(needed / _CERTIFY) + 5
+        there = f"there are {race.sides.distinct}"
+        said.append(f"A promise of {level}% for every way needs {many} different texts, or more; {there}.")
     else:
         shares = [f"{100 * share:.0f}% by {size}" for size, share in curve]
         more = "more would help" if curve[-1][1] < curve[-2][1] - 0.01 else "more would bring little"
@@ -184,22 +172,20 @@ def _remarks(
     if eight is not None and not eight.met and len(race.check) >= needed:
         differ = int((eight.answers != race.answers).sum())
         least = rounded_up(100 * upper_bound(differ, len(race.check), race.confidence), 2)
-        said.append(
-            f"int8 alone answers {differ} of {len(race.check)} texts otherwise: {least}% is what it could promise."
-        )
+        other = f"int8 alone answers {differ} of {len(race.check)} texts otherwise"
+        said.append(f"{other}: {least}% is what it could promise.")
     if race.labels is None:
         said.append("With --labels the table shows accuracies.")
     steps = race.model.ponder.num_steps
     if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
         said.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
-    lengths = np.array(race.lengths)
-    shuffled = _padded(np.random.default_rng(0).permutation(lengths)) / _padded(np.sort(lengths))
+    shuffled = _padded(np.random.default_rng(0).permutation(race.lengths)) / _padded(np.sort(race.lengths))
     if shuffled > 1.2:
         said.append(f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others.")
     if race.cut:
         said.append(f"{race.cut} texts are longer than the model takes, and are cut.")
-    if plain.seconds[2] > _BUSY * plain.seconds[0]:
-        ratio = plain.seconds[2] / plain.seconds[0]
+    ratio = plain.seconds[2] / plain.seconds[0]
+    if ratio > _BUSY:
         said.append(f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet.")
     return said
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,30 +14,21 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import namespace
 from ponder._utils.files import replace_text
-from ponder._utils.rows import content_ids, split
-from ponder.calibration.agreement import certify
+from ponder._utils.rows import class_numbers, content_ids, split
+from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
-from ponder.calibration.control import RiskControl
 from ponder.calibration.records import Record
-from ponder.calibration.risks import Missed, RiskLike
+from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
 from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
-from ponder.policies.certainty import Confidence, Entropy, Margin
 
-__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
+__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds", "taken"]
 
 Floats = NDArray[Any]
-_FILE, _FORMAT, _FEWEST = "cascade.json", "ponder-cascade-1", 1e-12
-_TIMED = 128  # inputs, by which a last stage with exits is timed
-_SHARES = (
-    0.0,
-    1e-9,
-    0.25,
-    1.0,
-    4.0,
-)  # rows that later stages may lose for each of the first; tried on the choosing rows
-_VALUES = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, 141)))  # dense where answers are sure; picked on no data
+_FILE, _FORMAT, _LEAST = "cascade.json", "ponder-cascade-1", 1e-12
+_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
+"""Rows that each later stage may lose for one of the first; the best is found on the rows that choose."""
 
 
 @registry.register("stage-thresholds")
@@ -67,10 +57,6 @@ class StageThresholds(ExitPolicy):
         each = each if xp is np else each.to(value.device)
         return self.policy.tunable.crossed(value, each[step.index - 1]), state
 
-    def behind(self, stages: int) -> StageThresholds | None:
-        """Return the thresholds of what stands behind some stages; None where there are none."""
-        return replace(self, thresholds=self.thresholds[stages:]) if len(self.thresholds) > stages else None
-
 
 @dataclass(frozen=True)
 class _Ladder(ThresholdPolicy):
@@ -85,15 +71,9 @@ class _Ladder(ThresholdPolicy):
     def statistic(self, step: StepView, state: Any) -> tuple[Any, Any]:
         """Return the first rung at which each row exits; the rows of a record are at one stage."""
         value, _ = self.policy.statistic(step, None)
-        stage = min(int(step.index[0]), len(self.rungs[0])) - 1  # on a last one before a reference a bound decides
-        own: Any = np.array([rung[stage] for rung in self.rungs])
+        own: Any = np.array(self.rungs)[:, int(step.index[0]) - 1]
         crossed = self.policy.tunable.crossed(value[:, None], own)
         return np.where(crossed.any(1), crossed.argmax(1).astype(np.float64), np.inf), state
-
-    def thresholds(self, stages: int) -> ExitPolicy:
-        """Return the policy of the rung; a stage behind those that have thresholds is never asked."""
-        own = self.rungs[int(self.rung)]
-        return StageThresholds(self.policy, (*own, math.inf)[: stages - 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,16 +165,12 @@ class Cascade:
     ) -> None:
         self.stages: list[Stage] = [stage_of(stage) for stage in stages]
         if len(self.stages) < 2 or (costs is not None and len(costs) != len(self.stages)):
-            raise ArgumentError(
-                "stages",
-                expected="two or more, and a cost for each where costs are given",
-                got=f"{len(self.stages)} stages, costs {costs}",
-                remedy="Pass [cheap, dear].",
-            )
+            expected, got = "two or more, and a cost for each if any", f"{len(self.stages)} stages, costs {costs}"
+            raise ArgumentError("stages", expected=expected, got=got, remedy="Pass [cheap, dear].")
         self.costs = None if costs is None else tuple(map(float, costs))
         self.policy: ExitPolicy = LastStep() if policy is None else policy
         named = next((stage.classes for stage in reversed(self.stages) if stage.classes is not None), None)
-        self._given = named if classes is None else tuple(map(str, classes))
+        self._classes = named if classes is None else tuple(map(str, classes))
 
     @property
     def num_columns(self) -> int:
@@ -206,11 +182,10 @@ class Cascade:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the probabilities."""
-        if self._given is None:
-            raise ArgumentError(
-                "classes", expected="names of the classes", got="None", remedy="Pass Cascade([…], classes=[…])."
-            )
-        return self._given
+        if self._classes is None:
+            expected, remedy = "names of the classes", "Pass Cascade([…], classes=[…])."
+            raise ArgumentError("classes", expected=expected, got="None", remedy=remedy)
+        return self._classes
 
     def predict(
         self, inputs: Sequence[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
@@ -243,28 +218,23 @@ class Cascade:
         best = np.where(np.isnan(distribution).any(1), -1, np.nan_to_num(distribution, nan=-1.0).argmax(1))
         return CascadeAnswers([None if n < 0 else self.classes[n] for n in best], distribution, at, errors)
 
-    def record(
-        self, inputs: Sequence[Any], labels: Any = None, *, reference: Any = None, batch_size: int | None = None
-    ) -> Record:
+    def record(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
 
         Args:
             inputs: The inputs.
             labels: Names of the right classes, or None.
-            reference: A model whose answers are the ones to keep, in the place of the last stage's.
-            batch_size: Not read: stages batch as they do.
         """
-        seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
-        for stage in (*self.stages, *([] if reference is None else [stage_of(reference)])):
-            inside = stage is last and self.num_columns > len(self.stages)
-            start, some = time.perf_counter(), inputs[:_TIMED] if inside else inputs
-            made = stage.probabilities(some, self.classes, LastStep() if inside else None)
-            seconds.append((time.perf_counter() - start) / max(len(some), 1))
-            columns.append(stage.steps(inputs, self.classes) if inside else made[:, None])
+        seconds, columns, inside = list[float](), list[Floats](), self.num_columns > len(self.stages)
+        for stage in self.stages:
+            start, exits = time.perf_counter(), inside and stage is self.stages[-1]
+            made = stage.steps(inputs, self.classes) if exits else stage.probabilities(inputs, self.classes)[:, None]
+            seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
+            columns.append(made)
         if self.costs is None:
-            self.costs = tuple(seconds[: len(self.stages)])
-        outputs = np.log(np.maximum(np.concatenate(columns, axis=1), _FEWEST))
-        numbers = None if labels is None else np.array([self._number(label) for label in labels])
+            self.costs = tuple(seconds)
+        outputs = np.log(np.maximum(np.concatenate(columns, axis=1), _LEAST))
+        numbers = None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))
         ids = content_ids([str(each) for each in inputs])
         return Record(outputs, None, ids, labels=numbers, task="classification", content_ids=True)
 
@@ -273,7 +243,7 @@ class Cascade:
         inputs: Sequence[Any] | Record,
         labels: Sequence[Any] | None = None,
         *,
-        risk: Literal["disagreement", "error", "missed"] = "disagreement",
+        risk: Literal["disagreement", "error", "missed"] | Risk = "disagreement",
         level: float = 0.02,
         confidence: float = 0.95,
         positive: Any = None,
@@ -290,39 +260,71 @@ class Cascade:
             inputs: Inputs like those to come, which taught no stage; or a record of different ones.
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
-                reference is in the `positive` classes, the share that is answered otherwise.
+                reference is in the `positive` classes, the share that is answered otherwise; or a `Risk`.
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
             reference: A model whose answers are the ones to keep, in the place of the last stage's: that before int8.
             seed: Seed of the split.
         """
-        needed, referred = rows_needed(level, confidence), reference is not None
         record = inputs if isinstance(inputs, Record) else self._record_once(inputs, labels, reference)
-        sides = [_taken(record, np.asarray(side)) for side in split(record.row_ids, (1 / 3, 2 / 3), seed=seed)]
-        chosen: RiskLike = risk if risk != "missed" else Missed([self._number(name) for name in _listed(positive)])
-        counts = sides[1] if not isinstance(chosen, Missed) else sides[1].row_ids[chosen.rows(sides[1])]
-        if len(counts) < needed:
+        chosen = self._risk(risk, positive, referred=reference is not None)
+        sides = [taken(record, side) for side in split(record.row_ids, (1 / 3, 2 / 3), seed=seed)]
+        counting, needed = losses_of(chosen, sides[1])[1], rows_needed(level, confidence)
+        count = len(sides[1]) if counting is None else int(counting.sum())
+        if count < needed:
             raise ArgumentError(
                 "inputs",
                 expected=f"{needed} {'positives' if risk == 'missed' else 'inputs'} that certify, or more, for a level "
                 f"of {level:g} with confidence {confidence:g}",
-                got=f"{len(counts)}, after a third of {len(record)} different inputs chose",
-                remedy=f"Give about {needed * len(record) // max(len(counts), 1) + 1} inputs, or a higher level.",
+                got=f"{count}, after a third of {len(record)} different inputs chose",
+                remedy=f"Give about {needed * len(record) // max(count, 1) + 1} inputs, or a higher level.",
             )
-        costs, kinds = self._costs(record.num_steps, referred), self._candidates(sides[0], referred)
+        own = np.asarray(self.costs)
+        steps = record.num_steps - len(own) + 1  # of the last stage, which cost the same each
+        costs = np.cumsum([*own[:-1], *[own[-1] / steps] * steps])
         options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
-        found = certify(sides[0], sides[1], kinds, **options)
-        found = replace(found, policy=_read_rung(found.policy, record.num_steps))
-        self.policy = found.policy.policy if referred else found.policy
-        return self._report(found, costs, sides)
+        found = certify(sides[0], sides[1], _candidates(sides[0], chosen), **options)
+        inside = found.policy.policy
+        if isinstance(inside, _Ladder):
+            thresholds = StageThresholds(inside.policy, inside.rungs[int(inside.rung)])
+            found = replace(found, policy=replace(found.policy, policy=thresholds))
+        self.policy, shares, before = found.policy, found.exit_shares, len(own) - 1
+        return CascadeReport(
+            statement=found.statement,
+            met=found.met,
+            policy=found.policy,
+            shares=tuple(round(share, 12) for share in (*shares[:before], sum(shares[before:]))),
+            observed=found.observed,
+            seconds=self.costs or (),
+            speed_up=float(own[-1] / (np.asarray(shares) @ costs)),
+            chosen_on=len(sides[0]),
+            certified_on=len(sides[1]),
+        )
 
-    def _record_once(self, inputs: Sequence[Any], labels: Any, reference: Any) -> Record:
-        """Return the record of different inputs, with the steps of a last stage with exits."""
-        once = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
+    def _record_once(self, inputs: Sequence[Any], labels: Sequence[Any] | None, reference: Any) -> Record:
+        """Return the record of different inputs, with the steps of a last stage with exits.
+
+        Where there is a reference, its answers are the labels.
+        """
         self.policy = LastStep()
-        names = None if labels is None else [labels[n] for n in once]
-        return self.record([inputs[n] for n in once], names, reference=reference)
+        first = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
+        once, names = [inputs[n] for n in first], None if labels is None else [labels[n] for n in first]
+        record = self.record(once, names)
+        if reference is None:
+            return record
+        return replace(record, labels=stage_of(reference).probabilities(once, self.classes).argmax(1))
+
+    def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
+        if risk == "missed":
+            if positive is None:
+                expected, remedy = "the classes that are not to be missed", "Pass positive='attack'."
+                raise ArgumentError("positive", expected=expected, got="None", remedy=remedy)
+            names = [positive] if isinstance(positive, str | int) else positive
+            numbers = class_numbers(names, self.classes, "positive")
+            return Missed(numbers, reference="labels" if referred else "full_depth")
+        chosen: RiskLike = OtherAnswers() if referred and risk == "disagreement" else risk
+        return chosen
 
     def save(self, folder: str | Path) -> None:
         """Write the cascade with its stages; functions cannot be written."""
@@ -352,99 +354,60 @@ class Cascade:
         return cls(made, costs, policy=ExitPolicy.from_dict(policy), classes=classes)
 
     def _sure(self, policy: ExitPolicy, probabilities: Floats, number: int) -> NDArray[Any]:
-        outputs = np.log(np.maximum(probabilities, _FEWEST))
-        view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
+        """Return which rows a stage answers, `(rows,)` bool."""
         together = policy.exit_of_all(len(self.stages))
         if together is not None:
-            return np.full(len(outputs), number == together)
+            return np.full(len(probabilities), number == together)
+        outputs = np.log(np.maximum(probabilities, _LEAST))
+        view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
         return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
         """Return the part of a policy that decides on the steps of the last stage; None where it has its own."""
-        parts = (each.behind(len(self.stages) - 1) for each in all_within(policy) if isinstance(each, StageThresholds))
-        return next((each for each in parts if each is not None), None)
-
-    def _costs(self, columns: int, referred: bool) -> Floats:
-        """Return the cost of an answer in each column of a record; steps of the last stage cost the same each."""
-        costs, steps = np.asarray(self.costs), columns - referred - len(self.stages) + 1
-        each = np.concatenate([costs[:-1], np.full(steps, costs[-1] / steps), np.zeros(int(referred))])
-        return np.cumsum(each)
-
-    def _number(self, name: Any) -> int:
-        if isinstance(name, int) and str(name) not in self.classes:
-            return name
-        if str(name) not in self.classes:
-            raise ArgumentError("labels", expected=f"one of {self.classes}", got=repr(name), remedy="Name a class.")
-        return self.classes.index(str(name))
-
-    def _candidates(self, choosing: Record, referred: bool) -> list[Any]:
-        """The kinds of policy, each with its thresholds from the latest exits to the earliest."""
-        entropies, deciding = np.geomspace(1e-6, np.log(choosing.width), 141), choosing.num_steps - 1 - referred
-        made: list[Any] = []
-        for kind, values in ((Confidence(0.5), _VALUES), (Margin(0.5), _VALUES), (Entropy(0.5), entropies)):
-            if deciding == 1:
-                made.append((kind.before(2) if referred else kind, values))
-                continue
-            lost = _lost(choosing, kind, values, deciding)
-            for share in _SHARES:
-                weights = np.array([1.0, *[max(share, 1e-9)] * (deciding - 1)])[:, None]
-                rungs = _at_equal_loss(lost / weights if share else lost[:1], values)
-                rungs = tuple((*rung, *[float(values[0])] * (deciding - len(rung))) for rung in rungs)
-                ladder = _Ladder(kind, rungs)
-                made.append((ladder.before(deciding + 1) if referred else ladder, range(len(rungs))))
-        return made
-
-    def _report(self, found: RiskControl, costs: Floats, sides: Sequence[Record]) -> CascadeReport:
-        stages, alone = len(self.stages), (self.costs or (1.0,))[-1]
-        shares = (*found.exit_shares[: stages - 1], float(sum(found.exit_shares[stages - 1 :])))
-        return CascadeReport(
-            statement=found.statement,
-            met=found.met,
-            policy=found.policy,
-            shares=tuple(round(share, 12) for share in shares),
-            observed=found.observed,
-            seconds=self.costs or (),
-            speed_up=float(alone / (np.asarray(found.exit_shares) @ costs)),
-            chosen_on=len(sides[0]),
-            certified_on=len(sides[1]),
-        )
+        before = len(self.stages) - 1
+        parts = [each for each in all_within(policy) if isinstance(each, StageThresholds)]
+        return next((replace(p, thresholds=p.thresholds[before:]) for p in parts if len(p.thresholds) > before), None)
 
 
-def _taken(record: Record, rows: NDArray[Any]) -> Record:
+def taken(record: Record, rows: NDArray[Any]) -> Record:
+    """Return some rows of a record of outputs and labels."""
     labels = None if record.labels is None else record.labels[rows]
     return replace(record, outputs=record.outputs[rows], row_ids=record.row_ids[rows], labels=labels)
 
 
-def _listed(positive: Any) -> list[Any]:
-    if positive is None:
-        raise ArgumentError(
-            "positive", expected="the classes that are not to be missed", got="None", remedy="Pass positive='attack'."
-        )
-    return [positive] if isinstance(positive, str | int) else list(positive)
+def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
+    """Return the kinds of policy, each with its thresholds from the latest exits to the earliest."""
+    kinds: Any = candidates(choosing)[1:4]  # confidence, margin and entropy
+    if choosing.num_steps == 2:
+        return list(kinds)
+    losses, counting = losses_of(risk, choosing)
+    losses = losses if counting is None else losses * counting[:, None]
+    made: list[Any] = []
+    for kind, values in kinds:
+        lost = _lost(choosing, kind, values, losses)
+        for share in _SHARES:
+            rungs = _rungs(lost, values, share)
+            made.append((_Ladder(kind, rungs), range(len(rungs))))
+    return made
 
 
-def _lost(record: Record, kind: Any, values: Any, stages: int) -> Floats:
-    """Return the share of rows that each stage would lose under each value, and late exits lose no more than early."""
-    agrees, tables = record.agreement(), []
-    sign = 1.0 if kind.tunable.higher_exits_later else -1.0
-    for stage, view in zip(range(stages), record.views(kind.needs), strict=False):
-        score = sign * np.asarray(kind.statistic(view, None)[0])[:, None]
-        tables.append(((score > sign * values) & ~agrees[:, stage, None]).mean(0))
-    return np.maximum.accumulate(np.asarray(tables), axis=1)
+def _lost(record: Record, kind: Any, values: Any, losses: Floats) -> Floats:
+    """Return the share of rows that each stage but the last would lose under each value, `(stages, values)`."""
+    sign, tables = 1.0 if kind.tunable.higher_exits_later else -1.0, []
+    for view, lost in zip(record.views(kind.needs), losses.T[:-1], strict=False):
+        score = sign * np.asarray(kind.statistic(view, None)[0])
+        tables.append(((score[:, None] > sign * values) * lost[:, None]).mean(0))
+    return np.maximum.accumulate(np.asarray(tables), axis=1)  # late exits lose no more than early ones
 
 
-def _at_equal_loss(lost: Floats, values: Any) -> tuple[tuple[float, ...], ...]:
-    """Return thresholds of the stages, from late exits to early: one moves at a time, that with the least to lose."""
+def _rungs(lost: Floats, values: Any, share: float) -> tuple[tuple[float, ...], ...]:
+    """Return thresholds of the stages, from late exits to early: one moves at a time, that with the least to lose.
+
+    Each later stage may lose `share` rows for one of the first; where that is 0, the first alone moves.
+    """
+    losses = (lost / np.array([1.0, *[share] * (len(lost) - 1)])[:, None]) if share else lost[:1]
     at, rungs = [0] * len(lost), [tuple(float(values[0]) for _ in lost)]
-    for loss, stage in sorted({(loss, stage) for stage, row in enumerate(lost.tolist()) for loss in row}):
-        at[stage] = int((lost[stage] <= loss).sum()) - 1
+    for loss, stage in sorted({(loss, stage) for stage, row in enumerate(losses.tolist()) for loss in row}):
+        at[stage] = int((losses[stage] <= loss).sum()) - 1
         rungs.append(tuple(float(values[place]) for place in at))
     return tuple(dict.fromkeys(rungs))
-
-
-def _read_rung(policy: Any, stages: int) -> Any:
-    """Return a certified policy with the thresholds of its rung, in the place of the whole ladder."""
-    if isinstance(policy, _Ladder):
-        return policy.thresholds(stages)
-    inside = getattr(policy, "policy", None)
-    return policy if inside is None else replace(policy, policy=_read_rung(inside, stages))

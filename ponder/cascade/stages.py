@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.arrays import softmax
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Stage", "read_stage", "stage_of"]
+__all__ = ["Stage", "classes_of", "read_stage", "stage_of"]
 
 Floats = NDArray[Any]
 _READERS = {
@@ -27,37 +30,22 @@ _READERS = {
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 
 
+@dataclass(eq=False)
 class Stage:
-    """A model in a cascade.
+    """A model in a cascade."""
 
-    Args:
-        model: The model as it was given.
-        answer: A list of inputs to the probabilities of its classes, `(rows, classes)`.
-        classes: Names of the classes, in its order; None where it has none, and they are those of the last stage.
-        folder: The folder it was read from, if any.
-        num_steps: The number of steps of a model with exits; 1 of any other.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        answer: Callable[[Sequence[Any]], Any],
-        classes: Sequence[Any] | None,
-        folder: Path | None = None,
-        num_steps: int = 1,
-    ) -> None:
-        self.model, self._answer, self.folder, self.num_steps = model, answer, folder, num_steps
-        self.classes = None if classes is None else tuple(map(str, classes))
+    model: Any  # as it was given
+    answer: Callable[..., Any]  # a list of inputs to the probabilities of its classes, (rows, classes)
+    classes: tuple[str, ...] | None  # in its order; None where they are those of the last stage
+    folder: Path | None = None  # that it was read from
+    num_steps: int = 1  # of a model with exits; 1 of any other
 
     def probabilities(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
         """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks.
 
-        Args:
-            inputs: The inputs.
-            classes: Names of the classes.
-            policy: Decides on the exits of a model that has some, instead of its own.
+        A `policy` decides on the exits of a model that has some, instead of its own.
         """
-        return self._of(inputs, classes, self._answer(inputs, **({} if policy is None else {"policy": policy})))
+        return self._of(inputs, classes, self.answer(inputs, **({} if policy is None else {"policy": policy})))
 
     def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
         """Return the probabilities at each step of a model with exits, `(rows, steps, classes)`."""
@@ -68,12 +56,8 @@ class Stage:
         """Return answers in the order of `classes`, or raise where they are no probabilities of them."""
         made, rows = np.asarray(answers, dtype=np.float64), len(inputs) * steps
         own = tuple(classes) if self.classes is None else self.classes
-        if (
-            made.shape != (rows, len(own))
-            or not set(own) <= set(classes)
-            or np.nanmin(made, initial=0) < 0
-            or np.nanmax(made, initial=0) > 1.001
-        ):
+        shares = np.nanmin(made, initial=0) >= 0 and np.nanmax(made, initial=0) <= 1.001
+        if made.shape != (rows, len(own)) or not set(own) <= set(classes) or not shares:
             raise ArgumentError(
                 "stages",
                 expected=f"probabilities ({rows}, {len(own)}) of classes among those of the last stage",
@@ -88,13 +72,10 @@ class Stage:
 
     def save(self, folder: Path) -> None:
         """Write the stage to a folder, from which `read_stage` reads it."""
-        for name in ("save", "save_pretrained"):
-            if hasattr(self.model, name):
-                getattr(self.model, name)(folder)
-                tokenizer = getattr(self.model, "tokenizer", None)
-                if name == "save_pretrained" and tokenizer is not None:
-                    tokenizer.save_pretrained(folder)
-                return
+        write = getattr(self.model, "save", getattr(self.model, "save_pretrained", None))
+        if write is not None:
+            write(folder)
+            return
         if self.folder is None:
             raise ArgumentError(
                 "stages",
@@ -116,13 +97,14 @@ def stage_of(given: Any) -> Stage:
     if isinstance(given, str | Path):
         return read_stage(Path(given))
     if hasattr(given, "predict_proba"):
-        return Stage(given, given.predict_proba, getattr(given, "classes_", None))
+        return Stage(given, given.predict_proba, classes_of(given))
     if hasattr(given, "predict"):
 
         def answer(inputs: Sequence[Any], **policy: ExitPolicy) -> Floats:
             return _answers_of(given.predict(inputs, **policy))
 
-        return Stage(given, answer, _classes_of(given), _folder_of(given), _steps_of(given))
+        folder = getattr(given, "folder", None)
+        return Stage(given, answer, classes_of(given), folder, _steps_of(given))
     if callable(given):
         return Stage(given, given, None)
     raise ArgumentError(
@@ -138,11 +120,8 @@ def read_stage(folder: Path) -> Stage:
     name = next((name for name in _READERS if (folder / name).is_file()), None)
     if name is None:
         raise CheckpointError(f"{folder}: no model that can be a stage (none of {', '.join(_READERS)}).")
-    module, _, path = _READERS[name].partition(":")
-    read: Any = import_module(module)
-    for part in path.split("."):
-        read = getattr(read, part)
-    stage = stage_of(read(folder))
+    module, _, reader = _READERS[name].partition(":")
+    stage = stage_of(attrgetter(reader)(import_module(module))(folder))
     stage.folder = folder
     return stage
 
@@ -154,24 +133,20 @@ def _answers_of(found: Any) -> Floats:
         return np.asarray(probabilities)
     logits = found.outputs
     logits = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits, dtype=np.float64)
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
+    return np.asarray(softmax(logits))
 
 
-def _classes_of(model: Any) -> Sequence[Any] | None:
-    config, manifest = getattr(model, "config", None), getattr(model, "manifest", None)
-    names = getattr(config, "id2label", None)
+def classes_of(model: Any) -> tuple[str, ...] | None:
+    """Return the names of a model's classes, in their order; None where it has none."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
     if isinstance(names, Mapping):
-        return [names[place] for place in sorted(names)]
-    return getattr(manifest, "labels", None) or getattr(model, "classes", None)
+        return tuple(str(names[place]) for place in sorted(names))
+    found = getattr(model, "classes_", getattr(model, "classes", None))
+    found = getattr(getattr(model, "manifest", None), "labels", None) or found
+    return None if found is None else tuple(map(str, found))
 
 
 def _steps_of(model: Any) -> int:
     """Return the number of steps of a model whose policy lets rows exit; 1 of any other."""
     steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
     return steps if isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None else 1
-
-
-def _folder_of(model: Any) -> Path | None:
-    folder = getattr(model, "folder", None)
-    return folder if isinstance(folder, Path) else None

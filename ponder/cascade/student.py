@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.arrays import softmax
 from ponder._utils.files import read_tensors, replace_text, write_tensors
 from ponder._utils.rows import split
 from ponder.errors import ArgumentError, CheckpointError, PonderError
@@ -28,6 +29,7 @@ __all__ = ["Embeddings", "Student"]
 
 _WORD = re.compile(r"\w\w+")
 _FORMAT, _SCALE = "ponder-student-1", 3.0
+_GRAMS, _STRENGTH = 200_000, 20.0  # the most frequent grams; inverse strength of the regularisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,15 @@ class Embeddings:
 
     tokenizer: str
     matrix: NDArray[Any]
+
+    @classmethod
+    def of(cls, model: Any) -> Self | None:
+        """Return those of a model of Transformers with a fast tokenizer; None of any other."""
+        fast = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        if fast is None or not hasattr(model, "encoder"):
+            return None
+        weights = model.encoder.get_input_embeddings().weight.detach().float().numpy()
+        return cls(fast.to_str(), np.ascontiguousarray(weights))
 
     @cached_property
     def _encoder(self) -> Any:
@@ -91,20 +102,14 @@ class Student:
     tokens: Embeddings | None = None
 
     @property
-    def classes_(self) -> tuple[str, ...]:
-        """Names of the classes, as in scikit-learn."""
-        return self.classes
+    def megabytes(self) -> float:
+        """The size of its arrays."""
+        arrays = [self.weights, self.idf, *([] if self.tokens is None else [self.tokens.matrix])]
+        return sum(array.nbytes for array in arrays) / 1e6
 
     @classmethod
     def fit(
-        cls,
-        texts: Sequence[str],
-        answers: Sequence[Any],
-        *,
-        embeddings: Embeddings | None = None,
-        strength: float = 20.0,
-        max_grams: int = 200_000,
-        seed: int = 0,
+        cls, texts: Sequence[str], answers: Sequence[Any], *, embeddings: Embeddings | None = None, seed: int = 0
     ) -> Self:
         """Teach a student the answers of a large model.
 
@@ -112,8 +117,6 @@ class Student:
             texts: Texts without labels.
             answers: The large model's answer to each, a class.
             embeddings: Input embeddings of the large model.
-            strength: Inverse strength of the regularisation.
-            max_grams: Number of grams at most, the most frequent.
             seed: Seed of the fifth of the texts on which probabilities are calibrated.
         """
         try:
@@ -123,14 +126,10 @@ class Student:
             raise PonderError("teaching a student needs scikit-learn: pip install 'ponder-torch[cascade]'.") from error
         names = np.asarray([str(answer) for answer in answers])
         if len(np.unique(names)) < 2:
-            raise ArgumentError(
-                "answers",
-                expected="two classes or more",
-                got=f"{len(names)} answers of {np.unique(names).tolist()}",
-                remedy="Give texts on which the large model's answers differ, or use no model at all.",
-            )
+            got, remedy = f"only {np.unique(names).tolist()}", "Give texts on which the large model's answers differ."
+            raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
         frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
-        known = [gram for gram, seen in frequency.most_common(max_grams) if seen > 1 or not gram.startswith("#")]
+        known = [gram for gram, seen in frequency.most_common(_GRAMS) if seen > 1 or not gram.startswith("#")]
         idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
         empty = cls((), {gram: n for n, gram in enumerate(known)}, idf.astype(np.float32), np.zeros(0), np.zeros(0))
         rows = [empty._features(text) for text in texts]
@@ -139,12 +138,12 @@ class Student:
         features = csr_matrix((values, places, ends), shape=(len(texts), len(known)))
         if embeddings is not None:
             features = hstack([features, csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
+        model = LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
         taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
-        model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
         temperature = 1.0
         if len(np.unique(names[taught])) > 1:
             model.fit(features[taught], names[taught])
-            temperature = _temperature(model.decision_function(features[held_out]), names[held_out], model.classes_)
+            temperature = _temperature(model, features[held_out], names[held_out])
             model.warm_start = len(model.classes_) == len(np.unique(names))  # from there the whole is not far
         model.fit(features, names)
         weights, bias = model.coef_.T, model.intercept_
@@ -165,8 +164,7 @@ class Student:
             places, values = self._features(text)
             if len(places):
                 logits[row] = values @ self.weights[places] + self.bias + means[row]
-        powers = np.exp((logits - logits.max(1, keepdims=True)) / self.temperature)
-        return np.asarray(powers / powers.sum(1, keepdims=True))
+        return np.asarray(softmax(logits / self.temperature))
 
     def save(self, folder: str | Path) -> None:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
@@ -227,17 +225,17 @@ def _characters(text: str) -> Iterable[str]:
                 yield "#" + padded[start : start + size]
 
 
-def _temperature(logits: NDArray[Any], names: NDArray[Any], classes: Sequence[Any]) -> float:
-    """Return the temperature with the least negative log-likelihood, of those from 0.05 to 5."""
-    if logits.ndim == 1:
-        logits = np.stack([-logits / 2, logits / 2], axis=1)
-    place = {name: n for n, name in enumerate(classes)}
-    rows = [n for n, name in enumerate(names) if name in place]
-    target = [place[names[n]] for n in rows]
+def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
+    """Return the temperature, from 0.05 to 5, at which a fitted model is the likeliest on held-out texts."""
+    known = np.flatnonzero(np.isin(names, model.classes_))
+    if not len(known):
+        return 1.0
+    right = np.searchsorted(model.classes_, names[known])
+    logits = model.decision_function(features[known])
+    logits = np.stack([-logits / 2, logits / 2], axis=1) if logits.ndim == 1 else logits
 
-    def loss(temperature: float) -> float:
-        scaled = logits[rows] / temperature
-        scaled = scaled - scaled.max(1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(rows)), target]).mean())
+    def likelihood(temperature: float) -> float:
+        shares = softmax(logits / temperature)[np.arange(len(known)), right]
+        return float(np.log(np.maximum(shares, 1e-300)).mean())
 
-    return float(min(np.geomspace(0.05, 5.0, 80), key=loss)) if rows else 1.0
+    return float(max(np.geomspace(0.05, 5.0, 80), key=likelihood))

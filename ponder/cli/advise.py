@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from ponder._utils.files import replace_text
 from ponder.advice import Advice, Way, advise
-from ponder.cli.advice_page import write_page
-from ponder.cli.exits_folder import quiet
-from ponder.cli.output import CARD, probe_folder, progress
+from ponder.cli.output import CARD, drawn, probe_folder, progress
+from ponder.cli.report import write_page
 from ponder.cli.texts import count, read_texts
 
 __all__ = ["run", "table"]
@@ -25,65 +24,40 @@ __all__ = ["run", "table"]
 def run(
     model: str, texts: Path, out: Path | None, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
 ) -> None:
-    """Race the ways, print the table, and write the winner.
-
-    Args:
-        model: A folder or a hub name.
-        texts: The file of texts.
-        out: The folder for the winner; None writes nothing.
-        reading: Arguments of `read_texts`.
-        options: Arguments of `advise`.
-        as_json: Print JSON instead of a table.
-    """
-    quiet()
+    """Race the ways, print the table, and write the winner to `out`, if it is named."""
     if out is not None:
         probe_folder(out, "advise", model)
     found = read_texts(texts, **reading).without_empty()
     labels = None if found.label_column is None else [row[found.label_column] for row in found.rows]
     with progress() as advance:
         advice = advise(model, found.texts, labels, **options, progress=advance)
-    card: dict[str, Any] = {"command": "advise", "columns": list(found.columns), "sentence": advice.sentence}
-    names = ("threads", "texts", "remarks", "curve", "moves")
-    card |= {"ways": _plain(advice), **{name: getattr(advice, name) for name in names}}
+    names = ("sentence", "threads", "texts", "remarks", "curve", "moves")
+    card: dict[str, Any] = {"command": "advise", "columns": list(found.columns), "ways": advice.table}
+    plain = json.dumps(card | {name: getattr(advice, name) for name in names})
+    card = json.loads(plain, parse_constant=lambda _: None)  # NaN is no JSON
     if out is not None:
         advice.save(out)
         replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
-        write_page(out / "report.html", Path(model).name, advice)
+        facts = {"model": Path(model).name, "advice": advice, "missing": math.isnan}
+        write_page(out / "report.html", "advice.html.jinja", _figure(advice), **facts)
     typer.echo(json.dumps(card) if as_json else table(advice))
     if not as_json and out is not None:
         typer.echo(f"written to {out} (report.html)")
 
 
-def _plain(advice: Advice) -> list[dict[str, Any]]:
-    """The rows of the table in plain JSON types."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return [{name: plain(value) for name, value in row.items()} for row in advice.table]
-
-
 def table(advice: Advice) -> str:
     """Return the sentence, the table of 80 columns, and the remarks."""
-    console, made = Console(width=80, highlight=False, markup=False), Table(box=None, padding=(0, 1, 0, 0))
-    made.pad_edge = False
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch"):
         made.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
     for way in advice.ways:
         made.add_row(*_cells(way, wins=way is advice.winner))
     teach, choose, check = advice.texts
-    with console.capture() as drawn:
-        console.print(
-            advice.sentence,
-            made,
-            f"{check} texts certify ({teach} taught, {choose} chose). ms a text: in batches of 32, alone, and the 95th "
-            f"percentile alone; {count(advice.threads, 'thread')}, in turn. other: answers unlike now; ≤: promised.",
-            *advice.remarks,
-            sep="\n",
-        )
-    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+    legend = (
+        f"{check} texts certify ({teach} taught, {choose} chose). ms a text: in batches of 32, alone, and the 95th "
+        f"percentile alone; {count(advice.threads, 'thread')}, in turn. other: answers unlike now; ≤: promised."
+    )
+    return drawn(advice.sentence, made, legend, *advice.remarks)
 
 
 def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
@@ -102,3 +76,19 @@ def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )
+
+
+def _figure(advice: Advice) -> Figure:
+    """Draw accuracies, or other answers where there are no labels, against seconds."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes: Any = figure.subplots()
+    labelled = not math.isnan(advice.ways[0].accuracy)
+    for way in advice.ways:
+        median, low, high = (1e3 * second for second in way.seconds)
+        score, wins = 100 * (way.accuracy if labelled else way.disagreement), way is advice.winner
+        name, bars = way.name + (" (take this)" if wins else ""), [[median - low], [high - median]]
+        axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", label=name)
+    shown = "accuracy, %" if labelled else "other answers than now, %"
+    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=shown, xscale="log")
+    axes.legend(fontsize="small")
+    return figure

@@ -5,6 +5,7 @@ That module is loaded when the command runs, so that `ponder --help` answers at 
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -36,12 +37,22 @@ Labels = Annotated[
     str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
 ]
 NoHeader = Annotated[bool, typer.Option("--no-header", help="The first row of the table is a text.")]
-Disagreement = Annotated[
-    float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE)
+Level = Annotated[float, typer.Option("--disagreement", help="How often answers may differ.", **_SHARE)]
+Promised = Annotated[
+    float | None, typer.Option("--disagreement", help="Another level than the one that FOLDER promises.", **_SHARE)
 ]
+Out = Annotated[Path, typer.Option(help="The folder to write.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split of the texts.")]
 Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.", **_SHARE)]
 Model = Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def _seconds(given: str) -> float:
+    """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
+    if not re.fullmatch(r"\d*\.?\d+(ms|s)?", given):
+        raise typer.BadParameter(f"expected a time, got {given}. Write 5ms, say.")
+    return float(given.removesuffix("ms")) / 1e3 if given.endswith("ms") else float(given.removesuffix("s"))
 
 
 def _version(asked: bool) -> None:
@@ -67,19 +78,21 @@ def advise(
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
-    disagreement: Disagreement = None,
+    disagreement: Level = 0.01,
     within: Annotated[
-        str | None, typer.Option(help="Take the most faithful way that answers a text within 5ms, say.")
+        float | None,
+        typer.Option(
+            help="Take the most faithful way that answers a text in 5ms, say.", parser=_seconds, metavar="TIME"
+        ),
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also teach a model of half the layers, some minutes.")] = False,
     confidence: Confidence = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
     with sentences():
-        given: dict[str, Any] = {"disagreement": disagreement or 0.01, "confidence": confidence, "seed": seed}
-        given |= {"deep": deep, "within": None if within is None else _seconds(within)}
+        given = {"disagreement": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
         _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
 
 
@@ -87,21 +100,18 @@ def advise(
 def cascade(
     model: Annotated[Path, typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL")],
     texts: TextsFile,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    teach: Annotated[
-        Path | None, typer.Option(help="Texts that only teach the student: those on which MODEL was trained, say.")
-    ] = None,
+    out: Out,
+    teach: Annotated[Path | None, typer.Option(help="Texts that only teach the student: MODEL's own, say.")] = None,
     column: Columns = None,
     no_header: NoHeader = False,
-    disagreement: Annotated[float, typer.Option(help="How often answers may differ.", **_SHARE)] = 0.02,
+    disagreement: Level = 0.02,
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
     """Put a student in front of MODEL, taught by its answers, with a threshold and a promise."""
     with sentences():
-        options = {"level": disagreement, "confidence": confidence}
-        reading = _reading(column, None, no_header)
-        _module("cascade").run(model, texts, out, reading, options, teach=teach, as_json=json)
+        given = _reading(column, None, no_header), {"level": disagreement, "confidence": confidence}
+        _module("cascade").run(model, (texts, teach), out, *given, as_json=json)
 
 
 @app.command()
@@ -109,11 +119,9 @@ def certify(
     answers: Annotated[Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")],
     out: Annotated[Path, typer.Option(help="The JSON file of the threshold.")],
     answer: Annotated[str, typer.Option(help="Column of the answers.")] = "answer",
-    confidence_column: Annotated[
-        str, typer.Option("--confidence-column", help="Column of their confidences.")
-    ] = "confidence",
+    confidence_column: Annotated[str, typer.Option(help="Column of their confidences.")] = "confidence",
     reference: Annotated[str, typer.Option(help="Column of the answers that are to be kept.")] = "reference",
-    disagreement: Annotated[float, typer.Option(help="How often answers may differ.", **_SHARE)] = 0.02,
+    disagreement: Level = 0.02,
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
@@ -127,16 +135,18 @@ def certify(
 def exits(
     model: Model,
     texts: TextsFile,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
-    disagreement: Disagreement = None,
+    disagreement: Annotated[
+        float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE)
+    ] = None,
     confidence: Confidence = 0.95,
     speed_up: Annotated[
         float | None, typer.Option(help="Aim at this many times fewer steps instead, and say what it costs.", min=1.01)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split of the texts.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
@@ -153,7 +163,7 @@ def exits(
 def rerank(
     model: Annotated[str, typer.Argument(help="A cross encoder: a folder or a hub name.", metavar="MODEL")],
     queries: Annotated[Path, typer.Option(help="JSON lines with query, documents, and scores if there are any.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
     changed: Annotated[float, typer.Option(help="Share of queries with another top k; or the loss.", **_SHARE)] = 0.05,
     risk: Annotated[Literal["top_k", "top_1", "ndcg", "ndcg_gap"], typer.Option(help="What is promised.")] = "top_k",
@@ -188,9 +198,7 @@ def check(
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
-    disagreement: Annotated[
-        float | None, typer.Option(help="Judge by this level instead of the promised one.", **_SHARE)
-    ] = None,
+    disagreement: Promised = None,
     reference: Annotated[
         Path | None, typer.Option(help="The folder whose full depth was promised: that before --int8.")
     ] = None,
@@ -198,28 +206,25 @@ def check(
 ) -> None:
     """Does the promise hold on fresh texts? Exit code 0 where it does, 1 where it is broken, 3 for too few to say."""
     with sentences():
-        options = {"disagreement": disagreement, "reference": reference, "as_json": json}
         if answers is not None:
             raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
         if texts is None:
             expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
             raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
-        code = _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
-    raise typer.Exit(code)
+        options = {"level": disagreement, "reference": reference, "as_json": json}
+        raise typer.Exit(_module("check").run(folder, texts, _reading(column, labels, no_header), **options))
 
 
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     to: Annotated[Literal["onnx"], typer.Option(help="The format.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Quantise; the policy is chosen again on the texts.")] = False,
     texts: Annotated[Path | None, typer.Option(help="With --int8: texts that choose and certify.")] = None,
     column: Columns = None,
     no_header: NoHeader = False,
-    disagreement: Annotated[
-        float | None, typer.Option(help="How often answers may differ; what FOLDER promises where left out.", **_SHARE)
-    ] = None,
+    disagreement: Promised = None,
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
@@ -247,23 +252,13 @@ def serve(
 ) -> None:
     """Answer texts over HTTP: /predict, /healthz, /metrics and /docs."""
     with sentences():
-        bounds = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts, "max_body": max_body}
-        limits = _module("deploy.server", "ponder").Limits(
-            **bounds, deadline=deadline or None, fixed_policy=fixed_policy
-        )
+        limits: dict[str, Any] = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts}
+        limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
         _module("serve").run(folder, host, port, limits, audit_share, audit_file)
 
 
-def _module(name: str, package: str = "ponder.cli") -> Any:
-    return import_module(f"{package}.{name}")
-
-
-def _seconds(given: str) -> float:
-    """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
-    try:
-        return float(given.removesuffix("ms")) / 1e3 if given.endswith("ms") else float(given.removesuffix("s"))
-    except ValueError as error:
-        raise ArgumentError("--within", expected="a time", got=given, remedy="Write 5ms, say.") from error
+def _module(name: str) -> Any:
+    return import_module(f"ponder.cli.{name}")
 
 
 def _reading(column: list[str] | None, labels: str | None, no_header: bool) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from ponder.cli.folders import Folder, open_folder
 from ponder.cli.output import short, show
 from ponder.cli.texts import count, read_texts
 from ponder.policies.base import LastStep
-from ponder.policies.combine import Certified
 
 __all__ = ["BROKEN", "HOLDS", "TOO_FEW", "Verdict", "judge", "run"]
 
@@ -24,14 +23,8 @@ HOLDS, BROKEN, TOO_FEW = 0, 1, 3
 _DIAGNOSED = 20  # texts, at least
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A promise, judged on fresh rows.
-
-    Args:
-        code: 0 where it holds, 1 where it is broken, 3 where there are too few rows to say.
-        sentence: The same in words.
-    """
+class Verdict(NamedTuple):
+    """A promise, judged on fresh rows: the exit code, `HOLDS`, `BROKEN` or `TOO_FEW` to say, and the same in words."""
 
     code: int
     sentence: str
@@ -54,54 +47,46 @@ def judge(differ: int, rows: int, level: float, confidence: float) -> Verdict:
     needed = rows_needed(level, confidence)
     if rows < needed or differ > level * rows:
         return Verdict(TOO_FEW, f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.")
-    most = (
-        f"with {100 * confidence:g}% confidence at most {rounded_up(100 * upper_bound(differ, rows, confidence), 3)}%"
-    )
-    return Verdict(HOLDS, f"The promise holds: {seen}, {most}; {promised}.")
+    most = f"at most {rounded_up(100 * upper_bound(differ, rows, confidence), 3)}%"
+    return Verdict(HOLDS, f"The promise holds: {seen}, with {100 * confidence:g}% confidence {most}; {promised}.")
 
 
 def run(
-    folder: Path,
-    texts: Path,
-    reading: Mapping[str, Any],
-    *,
-    disagreement: float | None,
-    reference: Path | None,
-    as_json: bool,
+    folder: Path, texts: Path, reading: Mapping[str, Any], *, level: float | None, reference: Path | None, as_json: bool
 ) -> int:
-    """Judge the promise of a folder on texts that taught it nothing, and diagnose its exits.
-
-    Returns:
-        The exit code.
-    """
+    """Judge the promise of a folder on texts that taught it nothing, diagnose its exits, and return the exit code."""
     made = open_folder(folder)
     found = read_texts(texts, **reading, known=made.columns).without_empty()
     fresh = made.fresh(found, 1)
-    seen = made.record(fresh.texts, fresh.numbered(made.labels))
+    seen, labels = made.model.record(fresh.texts), fresh.numbered(made.labels)
     answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
-    full = answers[:, -1]
+    full, other = answers[:, -1], ~seen.agreement()
     if reference is not None:
         full = _answers_of(reference, fresh.texts, made.labels)
-    other = ~seen.agreement() if reference is None else answers != full[:, None]
+        other = answers != full[:, None]
     differs = other[np.arange(len(seen)), steps - 1]
-    verdict = _verdict(made, int(differs.sum()), len(seen), disagreement, reference)
+    verdict = _verdict(made, int(differs.sum()), len(seen), level, referred=reference is not None)
     facts = {"other_answers": float(differs.mean()), "mean_exit_step": float(steps.mean()), "texts": len(seen)}
     card, said = {"code": verdict.code, "verdict": verdict.sentence, **facts}, [verdict.sentence]
+    right = np.array(full if labels is None else labels)
+    seen = replace(
+        seen, labels=right if isinstance(seen.outputs, np.ndarray) else seen.outputs.new_tensor(right).long()
+    )
     if len(seen) >= _DIAGNOSED:
-        labels = full if isinstance(seen.outputs, np.ndarray) else seen.outputs.new_tensor(full).long()
-        diagnosis = diagnose(seen if seen.labels is not None else replace(seen, labels=labels))
-        if seen.labels is None:
+        diagnosis = diagnose(seen)
+        if labels is None:
             diagnosis = replace(diagnosis, metric="agreement with full depth")
         said, card = [*said, diagnosis.verdict], {**card, "diagnosis": diagnosis.to_dict()}
     rows = [
         ("texts", f"{len(seen)} distinct ones, of {len(found)}; those that may have taught the exits are left out"),
-        ("policy", short(getattr(made.policy, "policy", made.policy))),
+        ("policy", short(made.policy)),
         ("other answers", f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}"),
     ]
-    right = None if seen.labels is None else seen.correct().mean(0)
-    for step in range(made.num_steps):
-        score = "" if right is None else f", accuracy {100 * right[step]:.2f}%"
-        rows.append((f"step {step + 1}", f"{100 * other[:, step].mean():.2f}% other answers{score}"))
+    scores = [""] * made.num_steps
+    if labels is not None:
+        scores = [f", accuracy {100 * share:.2f}%" for share in seen.correct().mean(0)]
+    for step, (share, score) in enumerate(zip(other.mean(0), scores, strict=True), 1):
+        rows.append((f"step {step}", f"{100 * share:.2f}% other answers{score}"))
     show(card, said, rows, as_json=as_json)
     return verdict.code
 
@@ -112,11 +97,11 @@ def _answers_of(reference: Path, texts: list[Any], names: Sequence[str]) -> Any:
     return np.array([places.get(label, -1) for label in open_folder(reference).answer(texts, LastStep()).labels])
 
 
-def _verdict(made: Folder, differ: int, rows: int, level: float | None, reference: Path | None) -> Verdict:
-    policy = made.policy if isinstance(made.policy, Certified) and made.policy.threshold_value is not None else None
-    level = policy.level if level is None and policy is not None else level
-    if level is None:
-        return Verdict(TOO_FEW, "Nothing is promised here: pass --disagreement 0.01, say, to judge it by.")
-    if policy is not None and policy.risk != "disagreement" and reference is None:
+def _verdict(made: Folder, differ: int, rows: int, level: float | None, *, referred: bool) -> Verdict:
+    promise = made.promise
+    if promise is None:
+        said = "Nothing is promised here: pass --disagreement 0.01, say, to judge it by."
+        return Verdict(TOO_FEW, said) if level is None else judge(differ, rows, level, 0.95)
+    if promise.risk != "disagreement" and not referred:
         return Verdict(TOO_FEW, "Its promise is about the answers of the folder before int8: pass --reference FOLDER.")
-    return judge(differ, rows, level, (policy.confidence if policy is not None else None) or 0.95)
+    return judge(differ, rows, level or promise.level, promise.confidence or 0.95)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,29 +10,27 @@ from typing import Any
 
 import torch
 
-from ponder._utils.files import replace_text
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.cost import WallClock, wall_clock
-from ponder.cli.exits_folder import names_of, quiet
-from ponder.cli.output import BATCH, CARD, probe_folder, progress, short, show
+from ponder.cascade.stages import classes_of
+from ponder.cli.output import probe_folder, progress, short, show
 from ponder.cli.report import write_report
 from ponder.cli.texts import count, read_texts
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import ExitReport, fit_exits
-from ponder.integrations.transformers.reading import read_fine_tuned
+from ponder.integrations.transformers.reading import PlainClassifier, read_fine_tuned
 from ponder.integrations.transformers.texts import max_positions, tokenize
 
-__all__ = ["run", "timed"]
+__all__ = ["run"]
 
 _FEWEST = 50  # of `fit_exits`
-_TIMED = 512  # texts, at most
+_BATCH, _TIMED = 32, 512  # texts of a batch; texts at most
 
 
 def run(
     model: str, texts: Path, out: Path, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
 ) -> None:
     """Fit exits to a classifier, time them, and write the folder."""
-    quiet()
     probe_folder(out, "exits", model)
     found = read_texts(texts, **reading).without_empty()
     if (distinct := len(set(found.texts))) < _FEWEST:
@@ -44,14 +41,15 @@ def run(
             remedy="Name a file with more texts like those to come; they need no labels.",
         )
     made = read_fine_tuned(model)
+    names, started = classes_of(made) or (), time.perf_counter()
     encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))
-    labels: Sequence[int | None] = found.numbered(names_of(made)) or [None] * len(found)
-    started = time.perf_counter()
+    labels: Sequence[int | None] = found.numbered(names) or [None] * len(found)
     with progress() as advance:
         rows = [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]
         report = fit_exits(made, rows, progress=advance, **options)
-    took = time.perf_counter() - started
-    clock = timed(made, [encoded.rows[place] for place in report.places])
+    took, certifying = time.perf_counter() - started, [found.texts[place] for place in report.places]
+    some, plain = certifying[:: len(certifying) // _TIMED + 1], PlainClassifier(made.encoder, made.tokenizer)
+    clock = wall_clock(lambda: plain.predict(some), lambda: made.predict(some), pairs=3)
     made.save_pretrained(out)
     card = {
         "command": "exits",
@@ -60,36 +58,16 @@ def run(
         "speed_up_in_steps": report.speed_up,
         "speed_up_in_seconds": [clock.low, clock.median, clock.high],
         "speed_up_asked": options.get("speed_up"),
-        "batch_size": BATCH,
+        "batch_size": _BATCH,
         "threads": torch.get_num_threads(),
         "truncated": encoded.truncated,
         "seconds_of_fitting": took,
     }
-    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     said = [report.statement, *_remarks(report, clock)]
     table = [*_rows(report, clock, card), ("took", f"{took:.0f} s")]
-    answers = [found.texts[place] for place in report.places], names_of(made)
-    level = report.level if report.met else None
-    title = f"Exits for {Path(model).name}"
-    write_report(out / "report.html", title, said, table, report.certifying, made.policy, *answers, level=level)
-    show(card, said, [*table, ("written to", f"{out} (report.html)")], as_json=as_json)
-
-
-def timed(model: Any, rows: Sequence[Mapping[str, Any]], pairs: int = 3) -> WallClock:
-    """Return how many times longer the plain model takes than its exits, on some rows, in batches of similar length."""
-    some = [rows[place * len(rows) // min(_TIMED, len(rows))] for place in range(min(_TIMED, len(rows)))]
-    some.sort(key=lambda row: -len(row[model.main_input_name]))
-    batches = []
-    for start in range(0, len(some), BATCH):
-        batch = model.tokenizer.pad(some[start : start + BATCH], return_tensors="pt").to(model.device)
-        batches.append({name: batch[name] for name in batch if name in model.adapter.inputs})
-
-    def run(call: Any) -> None:
-        with torch.inference_mode():
-            for batch in batches:
-                call(**batch)
-
-    return wall_clock(lambda: run(model.encoder), lambda: run(model), pairs=pairs)
+    given, level = (report.certifying, made.policy, certifying, names), report.level if report.met else None
+    write_report(out / "report.html", f"Exits for {Path(model).name}", said, table, *given, level=level)
+    show(card, said, table, as_json=as_json, out=out)
 
 
 def _remarks(report: ExitReport, clock: WallClock) -> list[str]:
@@ -117,5 +95,5 @@ def _rows(report: ExitReport, clock: WallClock, card: Mapping[str, Any]) -> list
     return [
         *rows,
         ("steps", f"{report.mean_exit_step:.2f} of {report.num_steps} (×{rounded_down(report.speed_up, 3)})"),
-        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {BATCH}, this machine"),
+        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {_BATCH}, this machine"),
     ]

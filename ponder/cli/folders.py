@@ -1,4 +1,4 @@
-"""Folders that commands read: exports, which need no PyTorch, and folders of exits, whose module is loaded late."""
+"""Folders that commands read: exports, cascades, and folders of exits, whose modules are loaded late."""
 
 from __future__ import annotations
 
@@ -14,63 +14,57 @@ import numpy as np
 from ponder._utils.rows import content_ids
 from ponder._utils.seeds import uniform
 from ponder.cascade import Cascade
-from ponder.cli.output import BATCH, card_of
+from ponder.cascade.stages import classes_of
+from ponder.cli.output import card_of
 from ponder.cli.texts import Texts
 from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.server_batching import Text
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
+from ponder.policies.combine import Certified
 
-__all__ = ["CASCADE", "CHARACTERS", "Folder", "heads_saw", "open_folder"]
+__all__ = ["CASCADE", "Folder", "heads_saw", "open_folder"]
 
 CASCADE = "cascade.json"
-CHARACTERS = 16
-"""Characters that are kept of a text for each token that a model takes: several times what a token has."""
+_CHARACTERS = 16  # that are kept of a text for each token that a model takes: several times what a token has
+_LONGEST = 1 << 16  # tokens, where a model has no limit
 
 
 @dataclass(eq=False)
 class Folder:
-    """A folder with a model that answers texts, by itself an export: `ponder.deploy.server_batching.Served`.
+    """A folder with a model that answers texts: `ponder.deploy.server_batching.Served`."""
 
-    Args:
-        model: The model.
-        num_steps: N.
-        policy: The policy that it was saved with.
-        labels: Names of the classes.
-        columns: Names of the one or two columns of texts that it was fitted to; none where they are not known.
-        max_characters: Number of characters to which a service cuts texts before they are tokenised.
-    """
-
-    model: Any
+    model: Any  # with exits, of Transformers; an export; or a cascade
     num_steps: int
-    policy: ExitPolicy
-    labels: Sequence[str]
-    columns: Sequence[str]
-    max_characters: int
+    policy: ExitPolicy  # that it was saved with
+    labels: Sequence[str]  # names of the classes
+    columns: Sequence[str]  # names of the one or two columns of texts that it was fitted to; none if not known
+    max_characters: int  # to which a service cuts texts before they are tokenised
+    taught_below: float  # texts whose numbers are not above it may have taught the student of a cascade
+
+    @property
+    def promise(self) -> Certified | None:
+        """The certificate of its policy, if it has one that lets rows exit."""
+        policy = self.policy
+        return policy if isinstance(policy, Certified) and policy.threshold_value is not None else None
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
         """Answer texts, each at its exit; the folder's own policy decides where None."""
         own = None if policy == self.policy else policy  # which an export runs by graphs
-        return self.model.predict(list(texts), policy=own, batch_size=BATCH)
-
-    def record(self, texts: Sequence[Text], labels: Any = None) -> Any:
-        """Run texts through all steps."""
-        return self.model.record(list(texts), labels=labels, batch_size=BATCH)
-
-    def taught(self, texts: Sequence[Text]) -> Any:
-        """Return which texts early heads may have learned from, `(rows,)` bool; an export does not know."""
-        return np.zeros(len(texts), dtype=bool)
+        return self.model.predict(list(texts), policy=own)
 
     def fresh(self, found: Texts, fewest: int) -> Texts:
-        """Return the distinct texts that taught early heads nothing.
+        """Return the distinct texts that taught neither early heads nor a student; an export does not know.
 
         Raises:
             ArgumentError: There are fewer than `fewest`.
         """
         _, first = np.unique(content_ids(found.texts), return_index=True)
         once = found.take(sorted(first))
-        fresh = once.take(np.flatnonzero(~np.asarray(self.taught(once.texts))))
+        last = self.model.stages[-1].model if isinstance(self.model, Cascade) else self.model
+        seen = heads_saw(last, once.texts) | (uniform(0, content_ids(once.texts)) <= self.taught_below)
+        fresh = once.take(np.flatnonzero(~seen))
         if len(fresh) < fewest:
             raise ArgumentError(
                 "--texts",
@@ -81,63 +75,47 @@ class Folder:
         return fresh
 
 
-@dataclass(eq=False)
-class _CascadeFolder(Folder):
-    """A cascade; texts whose numbers are not above `taught_below` may have taught its student."""
-
-    taught_below: float = -1.0
-
-    def taught(self, texts: Sequence[Text]) -> Any:
-        """See `Folder`."""
-        return (uniform(0, content_ids(texts)) <= self.taught_below) | heads_saw(self.model.stages[-1].model, texts)
-
-
 def heads_saw(model: Any, texts: Sequence[Text]) -> Any:
     """Return which texts the early heads of a model may have learned from, `(rows,)` bool; none of other models."""
     if not getattr(getattr(model, "config", None), "exits", None):
         return np.zeros(len(texts), dtype=bool)
-    return import_module("ponder.cli.exits_folder").heads_saw(model, texts)
+    return import_module("ponder.integrations.transformers.exits").may_have_taught(model, list(texts))
 
 
 def open_folder(folder: Path, *, exits: bool = False) -> Folder:
-    """Read a folder that `ponder exits` or `ponder export` wrote.
-
-    Args:
-        folder: The folder.
-        exits: Whether it must be one of exits.
+    """Read a folder that `ponder exits`, `cascade`, `advise` or `export` wrote; with `exits`, one of exits alone.
 
     Raises:
         ArgumentError: It is another folder.
         CheckpointError: It is damaged, or answers something else than a class a text.
     """
+    card, sound = card_of(folder), True
     if (folder / FILE).is_file() and not exits:
-        model = OnnxModel(folder)
-        made = model.manifest
-        if made.max_length is None or not model.task.one_class:
-            raise CheckpointError(f"{folder}: expected an export of a classifier of texts, with its tokenizer.")
-        longest = CHARACTERS * made.max_length
-        return Folder(model, made.num_steps, model.policy, made.labels, made.columns, longest)
-    if (folder / CASCADE).is_file() and not exits:
-        cascade = Cascade.load(folder)
-        card = card_of(folder)
-        read = (
-            cascade.policy,
-            cascade.classes,
-            card.get("columns", ()),
-            CHARACTERS * 512,
-            card.get("taught_below", -1.0),
+        model: Any = OnnxModel(folder)
+        steps, longest = model.num_steps, model.manifest.max_length or 512
+        sound = model.manifest.max_length is not None and model.task.one_class
+    elif (folder / CASCADE).is_file() and not exits:
+        model = Cascade.load(folder)
+        steps, longest = model.num_columns, 512
+    else:
+        _check_exits(
+            folder, "a folder that `ponder exits` wrote" if exits else "a folder of `ponder exits` or `export`"
         )
-        return _CascadeFolder(cascade, cascade.num_columns, *read)
+        model = import_module("ponder.integrations.transformers.reading").read_classifier(folder)
+        positions = import_module("ponder.integrations.transformers.texts").max_positions(model.encoder)
+        steps, longest = model.ponder.num_steps, min(positions, model.tokenizer.model_max_length, _LONGEST)
+        sound = model.ponder.task.one_class
+    if not sound:
+        raise CheckpointError(f"{folder}: expected a classifier of texts, with its tokenizer beside it.")
+    facts = (tuple(card.get("columns", ())), int(_CHARACTERS * longest), card.get("taught_below", -1.0))
+    return Folder(model, steps, model.policy, classes_of(model) or (), *facts)
+
+
+def _check_exits(folder: Path, expected: str) -> None:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError):
         kind = None
     if kind != "ponder":
-        raise ArgumentError(
-            "FOLDER",
-            expected="a folder that `ponder exits` wrote" if exits else "a folder of `ponder exits` or `ponder export`",
-            got=f"{folder}, a model without exits" if kind else str(folder),
-            remedy="Write one: ponder exits MODEL --texts FILE --out FOLDER.",
-        )
-    opened: Folder = import_module("ponder.cli.exits_folder").open_exits(folder)
-    return opened
+        got, remedy = f"{folder}, a model without exits", "Write one: ponder exits MODEL --texts FILE --out FOLDER."
+        raise ArgumentError("FOLDER", expected=expected, got=got if kind else str(folder), remedy=remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -20,12 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ponder._utils.files import replace_text
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.policies.combine import Certified
 
-__all__ = ["BATCH", "CARD", "card_of", "probe_file", "probe_folder", "progress", "say", "sentences", "short", "show"]
+__all__ = ["CARD", "card_of", "drawn", "probe_file", "probe_folder", "progress", "say", "sentences", "short", "show"]
 
-BATCH = 32
-"""Texts of a batch, wherever a command runs or times some."""
 CARD = "ponder.json"
 """The file of a folder that says which command wrote it, of what texts, and all that it found."""
 _WIDTH, _EVERY = 80, 10.0
@@ -36,6 +37,7 @@ _OPTIONS = {
     "path": "--audit-file",
 }
 """The options behind arguments of the library that are called otherwise."""
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # its notes would stand between ours
 Advance: TypeAlias = Callable[[str, int, int], None]
 """Called with a phase, the number of its texts that are done, and of all of them."""
 
@@ -43,6 +45,8 @@ Advance: TypeAlias = Callable[[str, int, int], None]
 @contextmanager
 def sentences() -> Iterator[None]:
     """Show errors and warnings of the library as a sentence on the standard error; an error is exit code 2."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(str(message))
         try:
@@ -69,23 +73,37 @@ def say(sentence: str) -> None:
     typer.echo(textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
 
 
-def show(card: Mapping[str, Any], said: Iterable[str], rows: Iterable[tuple[str, str]], *, as_json: bool) -> None:
-    """Print results: one JSON object for machines, or sentences and a table of 80 columns."""
-    if as_json:
-        typer.echo(json.dumps(card))
-        return
-    console, table = Console(width=_WIDTH, highlight=False, markup=False), Table(show_header=False, box=None)
-    table.pad_edge = False
+def show(
+    card: Mapping[str, Any],
+    said: Iterable[str],
+    rows: Iterable[tuple[str, str]],
+    *,
+    as_json: bool,
+    out: Path | None = None,
+) -> None:
+    """Print results: one JSON object for machines, or sentences and a table; the folder `out` keeps them too."""
+    if out is not None:
+        replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
+        page = " (report.html)" if (out / "report.html").is_file() else ""
+        rows = [*rows, ("written to", f"{out}{page}")]
+    table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
-    with console.capture() as drawn:
-        console.print(*said, *([table] if table.rows else []), sep="\n")
-    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # it pads to the full width
+    typer.echo(json.dumps(card) if as_json else drawn(*said, *([table] if table.rows else [])))
+
+
+def drawn(*parts: str | Table) -> str:
+    """Return sentences and tables as text of 80 columns."""
+    console = Console(width=_WIDTH, highlight=False, markup=False)
+    with console.capture() as found:
+        console.print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in found.get().splitlines())  # it pads to the full width
 
 
 def short(policy: object) -> str:
-    """Return a policy as text, its numbers with six digits."""
-    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", str(policy))
+    """Return a policy as text, without its certificate, its numbers with six digits."""
+    inside = policy.policy if isinstance(policy, Certified) else policy
+    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", str(inside))
 
 
 @contextmanager
@@ -102,11 +120,12 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield write
         return
+    tasks: dict[str, Any] = {}
     with Progress(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
 
         def draw(phase: str, done: int, total: int) -> None:
-            tasks.setdefault(phase, bars.add_task(phase) if phase not in tasks else None)
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
             bars.update(tasks[phase], completed=done, total=total)
 
         yield draw
@@ -115,10 +134,10 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
 def probe_folder(out: Path, command: str, source: str | Path) -> None:
     """Refuse, before any work, a folder that cannot be written, or that something else wrote."""
     model = Path(source)
-    if out.exists() and model.exists() and out.samefile(model):
-        raise ArgumentError("--out", expected="another folder than the model's", got=str(out), remedy="Name a new one.")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command)):
-        expected = f"a new or empty folder, or one of `ponder {command}`"
+    own = out.exists() and model.exists() and out.samefile(model)
+    foreign = out.exists() and (not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command))
+    if own or foreign:
+        expected = f"a new or empty folder, or one of `ponder {command}`, and not the model's"
         raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name a new one.")
     _probe(out, sum(path.stat().st_size for path in model.iterdir() if path.is_file()) if model.is_dir() else 0)
 
@@ -152,5 +171,5 @@ def _probe(folder: Path, needed: int) -> None:
     except OSError as error:
         why = error.strerror or str(error)
     if why:
-        expected = "a place that can be written"
-        raise ArgumentError("--out", expected=expected, got=f"{folder} ({why})", remedy="Name another.")
+        got = f"{folder} ({why})"
+        raise ArgumentError("--out", expected="a place that can be written", got=got, remedy="Name another.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, res
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a" if kept else "w", encoding="utf-8", newline="") as file, progress() as advance:
         csv.writer(file).writerows([] if kept else [header])
-        for rows in _answered(made, found, kept):
+        for start in range(kept, len(found), _CHUNK):
+            rows = _answered(made, found.take(range(start, min(start + _CHUNK, len(found)))))
             csv.writer(file).writerows(rows)
             file.flush()
             os.fsync(file.fileno())
@@ -54,33 +56,27 @@ def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, res
     show(card, said, [], as_json=as_json)
 
 
-def _answered(made: Folder, found: Texts, start: int) -> Iterator[list[list[Any]]]:
-    """Yield the rows of chunks of texts, with their answers."""
-    texts = found.texts
-    for first in range(start, len(found), _CHUNK):
-        answers = made.answer(texts[first : first + _CHUNK])
-        columns = answers.labels, answers.probabilities, answers.exit_step
-        yield [
-            [*_cells(row), *((label, f"{float(share):.4f}") if share == share else ("", "")), int(step)]
-            for row, label, share, step in zip(found.rows[first : first + _CHUNK], *columns, strict=True)
-        ]
+def _answered(made: Folder, found: Texts) -> list[list[Any]]:
+    """Return rows with their answers."""
+    answers = made.answer(found.texts)
+    columns = answers.labels, answers.probabilities, answers.exit_step
+    return [
+        [*_cells(row), *((label, f"{float(share):.4f}") if share == share else ("", "")), int(step)]
+        for row, label, share, step in zip(found.rows, *columns, strict=True)
+    ]
 
 
 def _kept(out: Path, header: Sequence[str], found: Texts) -> int:
     """Cut a file of answers behind its last whole row, and return the number of its rows."""
     with out.open(encoding="utf-8", newline="") as file:
-        torn = not file.read().endswith("\n")
-        file.seek(0)
-        rows = list(csv.reader(file))
-    whole = [row for row in rows[: -1 if torn else None] if len(row) == len(header)]
-    if not whole and len(rows) < 2:
+        text = file.read()
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    torn = bool(rows) and (not text.endswith("\n") or len(rows[-1]) < len(header))  # the last one, by a stop
+    whole = rows[: len(rows) - torn]
+    if not whole:
         return 0
-    own = zip(whole[1:], found.rows, strict=False)
-    if (
-        whole[:1] != [header]
-        or len(whole) > len(found) + 1
-        or any(row[: len(cells)] != cells for row, given in own for cells in [_cells(given)])
-    ):
+    given = [_cells(row) for row in found.rows[: len(whole) - 1]]
+    if whole[0] != header or [row[: len(found.rows[0])] for row in whole[1:]] != given:
         expected = "answers to these texts, to go on with"
         raise ArgumentError("--out", expected=expected, got=f"others, in {out}", remedy="Name another.")
     part = out.with_name(f"{out.name}.part")
@@ -92,5 +88,5 @@ def _kept(out: Path, header: Sequence[str], found: Texts) -> int:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     """Return the columns of a row as they are written."""
-    values = row.values()
-    return ["" if v is None else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+    texts = ("" if value is None else value for value in row.values())
+    return [text if isinstance(text, str) else json.dumps(text, default=str) for text in texts]

@@ -1,9 +1,9 @@
-"""`report.html` of `ponder exits` and `ponder cascade`: a table, thresholds in a figure, texts whose answer changed."""
+"""`report.html`: a table, thresholds in a figure, texts whose answer changed."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ponder.calibration.records import Record
 from ponder.calibration.sweeps import sweep
 from ponder.policies import ExitPolicy
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_report"]
 
 _MOST = 50  # texts
 _KINDS = 4  # a fixed step and three certainties; the rest are these from later steps on
@@ -40,27 +40,27 @@ def write_report(
 ) -> None:
     """Write the page about the record that certified a policy; `level` is what it promises, None for nothing."""
     steps, answers = record.exit_steps(policy), np.asarray(record.outputs).argmax(-1)
-    given = answers[np.arange(len(steps)), steps - 1]
+    given, full = answers[np.arange(len(steps)), steps - 1], answers[:, -1]
     changed = [
-        {
-            "text": text if isinstance(text, str) else " ‖ ".join(text),
-            "full": names[full],
-            "exit": names[own],
-            "step": at,
-        }
-        for text, full, own, at in zip(texts, answers[:, -1], given, steps, strict=True)
-        if own != full
+        (texts[n] if isinstance(texts[n], str) else " ‖ ".join(texts[n]), names[full[n]], names[given[n]], steps[n])
+        for n in np.flatnonzero(given != full).tolist()
     ]
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    point = (float(np.mean(steps)), 100 * len(changed) / len(steps))
+    figure = _figure(record, (float(np.mean(steps)), 100 * len(changed) / len(steps)), level, step)
     facts = {"looked_at": len(steps), "changed": changed[:_MOST], "count": len(changed), "step": step}
-    figure = Markup(_figure(record, point, level, step))
-    page = templates.get_template("report.html.jinja").render(title=title, said=said, rows=rows, figure=figure, **facts)
-    replace_text(path, page)
+    write_page(path, "report.html.jinja", figure, title=title, said=said, rows=rows, **facts)
 
 
-def _figure(record: Record, point: tuple[float, float], level: float | None, word: str) -> str:
-    """Draw the share of other answers against the mean step, a line for each kind of policy, as SVG."""
+def write_page(path: Path, template: str, figure: Figure, **facts: Any) -> None:
+    """Write a page from one of the templates beside this file."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    svg = Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    replace_text(path, templates.get_template(template).render(figure=svg, **facts))
+
+
+def _figure(record: Record, point: tuple[float, float], level: float | None, word: str) -> Figure:
+    """Draw the share of other answers against the mean step, a line for each kind of policy."""
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
     for like, values in candidates(record)[:_KINDS]:
@@ -75,13 +75,10 @@ def _figure(record: Record, point: tuple[float, float], level: float | None, wor
     axes.set(xlim=(1.0, record.num_steps + 0.05), ylim=(-0.02 * most, most))
     axes.set(xlabel=f"mean {word}", ylabel="other answers than now, %")
     if word == "exit step":
-        axes.secondary_xaxis("top", functions=(_speed_up(record.num_steps),) * 2).set_xlabel("× in steps")
+
+        def times(steps: Any) -> Any:  # its own inverse
+            return record.num_steps / np.maximum(steps, 1e-3)
+
+        axes.secondary_xaxis("top", functions=(times, times)).set_xlabel("× in steps")
     axes.legend(fontsize=9)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
-
-
-def _speed_up(num_steps: int) -> Callable[[Any], Any]:
-    """Return the map from mean exit steps to speed-ups, which is its own inverse."""
-    return lambda value: num_steps / np.maximum(value, 1e-3)
+    return figure

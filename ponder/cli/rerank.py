@@ -25,7 +25,6 @@ def run(
     model: str, queries: Path, out: Path, top_k: int, changed: float, risk: str, confidence: float, *, as_json: bool
 ) -> None:
     """Fit exits to a cross encoder on queries without labels, time them, and write the folder."""
-    import_module("ponder.cli.exits_folder").quiet()
     probe_folder(out, "rerank", model)
     pools = read_queries(queries)
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
@@ -74,7 +73,6 @@ def open_ranker(folder: Path) -> Ranker:
     """Read a folder of `ponder rerank`, or its export, which needs no PyTorch."""
     if (folder / FILE).is_file():
         return Ranker.load(folder)
-    import_module("ponder.cli.exits_folder").quiet()
     made: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
     return made
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,7 +15,7 @@ from ponder._utils.rounding import rounded_up
 from ponder.cli.folders import open_folder
 from ponder.cli.output import say, short
 from ponder.cli.rerank import is_ranker, open_ranker
-from ponder.deploy.monitor import StepBack, Watch
+from ponder.deploy.monitor import Watch
 from ponder.deploy.server import Limits, create_app, create_rank_app, watch_of
 from ponder.errors import ArgumentError
 
@@ -22,10 +24,13 @@ __all__ = ["app_of", "run"]
 _GRACE = 10  # seconds beyond the deadline, when the service is stopped
 
 
-def run(folder: Path, host: str, port: int, limits: Limits, audit_share: float, audit_file: Path | None) -> None:
-    """Serve a folder until SIGINT or SIGTERM; what was accepted is answered."""
+def run(
+    folder: Path, host: str, port: int, given: Mapping[str, Any], audit_share: float, audit_file: Path | None
+) -> None:
+    """Serve a folder until SIGINT or SIGTERM, with the given `Limits`; what was accepted is answered."""
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    limits = Limits(**given)
     grace = None if limits.deadline is None else int(limits.deadline) + _GRACE
     app = app_of(folder, limits, audit_share, audit_file)
     uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, timeout_graceful_shutdown=grace)
@@ -38,9 +43,9 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
         say(f"ranks: {ranker.settings.fitted.get('statement', 'every candidate to the last step')}")
         return create_rank_app(ranker, limits)
     served = open_folder(folder)
-    watch = watch_of(served.policy, audit_share, audit_file, _step_back)
-    policy = served.policy if watch is None else watch.policy
-    say(f"policy: {short(getattr(policy, 'policy', policy))}")
+    warn = logging.getLogger("ponder.server").warning
+    watch = watch_of(served.policy, audit_share, audit_file, lambda end: warn("stepped back: %s", end.statement))
+    say(f"policy: {short(served.policy if watch is None else watch.policy)}")
     say(_audit(watch, audit_file))
     return create_app(served, limits, watch)
 
@@ -54,19 +59,12 @@ def _audit(watch: Watch | None, path: Path | None) -> str:
     return f"audit: {share}, of which at most {level}% may differ; {kept}{back}"
 
 
-def _step_back(end: StepBack) -> None:
-    logging.getLogger("ponder.server").warning("stepped back: %s", end.statement)
-
-
 def _check_free(host: str, port: int) -> None:
     """Refuse an address on which nothing can listen, before the model is read."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise ArgumentError(
-            "--port",
-            expected=f"a port that is free on {host}, an address of this machine",
-            got=f"{port} ({str(error.strerror).split(' (')[0]})",
-            remedy="Pass another, or --port 0 for any that is free.",
-        ) from error
+        expected, got = f"a port that is free on {host}, an address of this machine", f"{port} ({error.strerror})"
+        remedy = "Pass another, or --port 0 for any that is free."
+        raise ArgumentError("--port", expected=expected, got=got, remedy=remedy) from error

@@ -20,22 +20,15 @@ __all__ = ["Texts", "count", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
 _USUAL = ("text", "texts", "sentence", "content")
-_WORDS, _LOOKED_AT = 3, 200
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows of a file.
+    """The rows of a file."""
 
-    Args:
-        columns: Names of the one or two columns of texts.
-        rows: All columns of each row.
-        label_column: Name of the column of labels; None where none is read.
-    """
-
-    columns: tuple[str, ...]
-    rows: list[Row]
-    label_column: str | None = None
+    columns: tuple[str, ...]  # names of the one or two columns of texts
+    rows: list[Row]  # all columns of each row
+    label_column: str | None = None  # None where no labels are read
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,15 +70,10 @@ def read_texts(
     header: bool = True,
     known: Sequence[str] = (),
 ) -> Texts:
-    """Read a file of texts.
+    """Read a file of texts: `.csv`, `.tsv`, `.jsonl` or `.parquet`; anything else has a text on each line.
 
-    Args:
-        path: `.csv`, `.tsv`, `.jsonl` or `.parquet`; anything else has a text on each line.
-        columns: Names of the columns of texts. Where none is named: those of `known` if the file has them, the only
-            column there is, or the only one with a usual name or with texts in it.
-        labels: Name of the column of labels.
-        header: Whether the first row of a table has the names of its columns.
-        known: The columns to which a model was fitted.
+    Where no column of texts is named, those to which a model is `known` to be fitted are read if the file has them, the
+    only column there is, or the only one with a usual name, such as `text`.
 
     Raises:
         ArgumentError: The file cannot be read as such, or has no such column.
@@ -102,31 +90,27 @@ def read_texts(
         raise _wrong(path, "at least one text", "none", "Name a file with texts in it.")
     names = list(rows[0])
     chosen = tuple(columns) or (tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels))
-    for option, name in [*(("--column", name) for name in chosen), *([("--labels", labels)] if labels else [])]:
-        if name not in names:
-            raise ArgumentError(option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}.")
     if known and len(known) != len(chosen):
         expected = f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
         raise ArgumentError("--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each.")
-    for name, kind in [*((name, str) for name in chosen), *([(labels, str | int)] if labels else [])]:
-        if absent := [place for place, row in enumerate(rows, start=1) if not isinstance(row.get(name), kind)]:
-            raise _wrong(path, f"{name} in every row", f"none in row {absent[0]}")
+    read: list[tuple[str, str, Any]] = [("--column", name, str) for name in chosen]
+    read += [("--labels", labels, str | int)] if labels else []
+    for option, name, kind in read:
+        if name not in names:
+            raise ArgumentError(option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}.")
+        absent = next((n for n, row in enumerate(rows, 1) if not isinstance(row.get(name), kind)), None)
+        if absent is not None:
+            raise _wrong(path, f"{name} in every row", f"none in row {absent}")
     return Texts(chosen, rows, labels)
 
 
 def _guessed(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
     names = [name for name in rows[0] if name != labels]
-    found = names if len(names) == 1 else [n for n in names if n.lower() in _USUAL or _holds_texts(n, rows)]
+    found = names if len(names) == 1 else [name for name in names if name.lower() in _USUAL]
     if len(found) != 1:
         expected = "the name of the column with the texts (twice for pairs)"
         raise ArgumentError("--column", expected=expected, got=f"none, of {', '.join(names)}", remedy="Pass it.")
     return tuple(found)
-
-
-def _holds_texts(name: str, rows: Sequence[Row]) -> bool:
-    """Return whether most cells of a column have several words, as no label or number has."""
-    words = sorted(len(row[name].split()) for row in rows[:_LOOKED_AT] if isinstance(row.get(name), str))
-    return bool(words) and words[len(words) // 2] >= _WORDS
 
 
 def _read(path: Path, header: bool) -> list[Row]:

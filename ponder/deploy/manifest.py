@@ -69,7 +69,6 @@ class Manifest:
     truncation_side: str = "right"
     int8: bool = False  # whether the steps are quantised
     labels: Sequence[str] = ()  # names of the classes
-    columns: Sequence[str] = ()  # names of the columns of texts to which the exits were fitted
     weights: str | None = None  # digest of the weights that answer
 
     @property

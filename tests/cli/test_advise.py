@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_within_takes_the_most_faithful(folders: Folders, within: float, sentenc
     advice = ponder.advise(folders.model, some_texts(150), within=within)
     assert sentence in advice.sentence
     assert advice.winner.disagreement == 0.0
+
+
+def test_within_falls_back_to_a_step_without_a_promise(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(self: race.Race) -> None:  # for an export: the steps of the model itself
+        self.seen = replace(self.seen, int8=self.seen.exits)
+        assert self.within is not None
+        self._step_within(self.within, self.model, 1.0)
+
+    def seconds(model: Any, texts: list[str]) -> float:
+        return float(getattr(getattr(model, "policy", None), "step", 9.0))
+
+    monkeypatch.setattr(race.Race, "_int8", stand_in)
+    monkeypatch.setattr(race, "_seconds", seconds)
+    advice = ponder.advise(folders.model, some_texts(150), within=2.5)
+    assert advice.winner.name == "int8, step 2"
+    assert math.isnan(advice.winner.promise)
+    assert "without a promise, since none fits" in advice.sentence
 
 
 @pytest.mark.usefixtures("in_torch")

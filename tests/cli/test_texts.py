@@ -16,7 +16,7 @@ LONG = "a text of words"
     ("name", "content", "columns", "texts"),
     [
         ("a.csv", f"text\n{LONG}\n\n", ("text",), [LONG, ""]),
-        ("a.csv", f"id,body\r\n7,{LONG}\r\n", ("body",), [LONG]),
+        ("a.csv", f"id,Content\r\n7,{LONG}\r\n", ("Content",), [LONG]),
         ("a.csv", 'id,sentence\n7,"one, ""two""\nthree"\n', ("sentence",), ['one, "two"\nthree']),
         ("a.csv", f"text\n{LONG}\u2028{LONG}\n", ("text",), [f"{LONG}\u2028{LONG}"]),
         ("a.csv", f"\ufefftext,n\n{LONG},1\n", ("text",), [LONG]),
