@@ -85,6 +85,49 @@ class Gate:
         self.opened.wait(60)
 
 
+def test_a_row_at_which_the_stem_fails_fails_alone() -> None:
+    model, rows = build(), sequences(6)
+    gate = Gate(model)
+    with ponder.StreamEngine(model, policies.FixedStep(1), max_batch=8) as engine:
+        first = engine.submit(rows[0])
+        gate.reached.wait(60)
+        futures = [engine.submit(row) for row in rows[1:3]]
+        bad = engine.submit(torch.tensor([99, 99, 99]))  # beyond the vocabulary
+        futures += [engine.submit(row) for row in rows[3:]]
+        gate.opened.set()
+        assert [future.result(60).exit_step for future in (first, *futures)] == [1] * 6
+        assert isinstance(bad.exception(60), IndexError)
+
+
+class Budget(policies.ExitPolicy):
+    """Lets a row exit at the step of its budget."""
+
+    needs = frozenset({"context"})
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        return step.index >= step.context["budget"], state
+
+
+def test_a_row_that_goes_deep_alone_is_not_passed_over_for_ever() -> None:
+    """While rows keep arriving that exit at step 1, there are always more of them."""
+    model, (row, *_) = build(), sequences(1)
+    submitted, seen, futures = [0], list[int](), list[Future[Any]]()
+
+    def arrive(*_: Any) -> None:
+        for _ in range(4 if submitted[0] < 2000 else 0):
+            submitted[0] += 1
+            futures.append(engine.submit(row, policy_context={"budget": 1}))
+
+    model.steps.fns[0].register_forward_pre_hook(arrive)
+    with ponder.StreamEngine(model, Budget(), max_batch=4) as engine:
+        deep = engine.submit(row, policy_context={"budget": 4})
+        deep.add_done_callback(lambda _: seen.append(submitted[0]))
+        for _ in range(100):
+            futures.append(engine.submit(row, policy_context={"budget": 1}))
+        assert deep.result(60).exit_step == 4
+    assert seen[0] < 2000
+
+
 def test_places_are_bounded_and_waiting_rows_can_be_cancelled() -> None:
     model, (row, *_) = build(), sequences(1)
     gate = Gate(model)
