@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from ponder._utils.batches import cut
 from ponder.errors import ArgumentError
-from ponder.inference.examples import cut
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.texts import Answers, encodings_of, load_tokenizer

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
+from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
@@ -225,8 +226,9 @@ class _TorchScorer:
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], _TorchBatch]]:
         """See `Ranker`."""
         rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
-        order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        lengths = [len(row["input_ids"]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda n: -lengths[n])
+        batches = [order[part] for part in cut([lengths[n] for n in order], batch_size)]
         return [(places, _TorchBatch(self.model, [rows[n] for n in places])) for places in batches]
 
 

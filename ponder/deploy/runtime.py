@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.batches import cut
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
@@ -255,14 +257,16 @@ class OnnxModel:
 
     def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Running]]:
         """Rows of similar length together, the longest first; without lengths, rows of one shape."""
-        lengths, keys = self.manifest.mask is not None, list[Any]()
-        for place, row in enumerate(rows):
-            keys.append(((() if lengths else [array.shape for array in row.arrays.values()]), -row.length, place))
-        order, start = [place for _, _, place in sorted(keys)], 0
-        while start < len(order):
-            places = [n for n in order[start : start + batch_size] if keys[n][0] == keys[order[start]][0]]
-            yield places, _Running(self, [rows[n] for n in places])
-            start += len(places)
+        of_lengths = self.manifest.mask is not None
+
+        def key(place: int) -> Any:
+            shapes = () if of_lengths else [array.shape for array in rows[place].arrays.values()]
+            return shapes, -rows[place].length
+
+        for _, group in groupby(sorted(range(len(rows)), key=key), key=lambda place: key(place)[0]):
+            order = list(group)
+            for part in cut([rows[n].length for n in order], batch_size):
+                yield order[part], _Running(self, [rows[n] for n in order[part]])
 
 
 @dataclass(frozen=True, eq=False)

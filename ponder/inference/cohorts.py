@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponder._utils.batches import cut
 from ponder._utils.trees import Tree, map_tensors, take_rows
-from ponder.inference.examples import Example, ExampleReader, cut
+from ponder.inference.examples import Example, ExampleReader
 from ponder.model.loop import Running, ask
 from ponder.model.padding import Along, Padding, join_context, join_rows, with_lengths
 from ponder.model.unroll import ModelSource

@@ -6,7 +6,6 @@ of numbers without a batch dimension. The context may hold ``"labels"``, which t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,9 +21,7 @@ from ponder.errors import ArgumentError
 from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in, with_lengths
 from ponder.tasks import IGNORED_LABEL
 
-__all__ = ["Example", "ExampleReader", "cut", "examples_in", "join_labels"]
-
-_PADDED = 1.25
+__all__ = ["Example", "ExampleReader", "examples_in", "join_labels"]
 
 
 @dataclass(eq=False)
@@ -132,22 +129,6 @@ def examples_in(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, Iterable):
         return iter(dataset)
     return (dataset[position] for position in range(len(dataset)))
-
-
-def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
-    """Cut rows, the longest first, into batches of at most `max_batch` rows and `max_tokens` positions.
-
-    Of the positions, padding is at most a quarter of the others; a row that is too long is alone.
-    """
-    start = real = 0
-    for place, length in enumerate(lengths):
-        rows, real = place - start + 1, real + length
-        positions = rows * lengths[start]
-        if rows > 1 and (rows > max_batch or positions > min(_PADDED * real, max_tokens or math.inf)):
-            yield slice(start, place)
-            start, real = place, length
-    if lengths:
-        yield slice(start, len(lengths))
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:

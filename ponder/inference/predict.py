@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponder._utils.batches import cut
 from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
 from ponder.inference.cohorts import Exited, Stepper, deal, join, taken
-from ponder.inference.examples import Example, ExampleReader, cut, examples_in, join_labels
+from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
 from ponder.model.loop import run
 from ponder.model.padding import Along, join_rows, last_position, with_lengths
 from ponder.policies.base import ExitPolicy

@@ -17,11 +17,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.cohorts import Cohort, Exited, Stepper, deal, join, taken
-from ponder.inference.examples import Example, cut, examples_in
+from ponder.inference.examples import Example, examples_in
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["StreamEngine", "StreamOutput", "StreamStats"]
