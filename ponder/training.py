@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import cos, inf, isnan, pi
-from typing import Any, Literal
+from math import inf, isnan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ponder._utils.checks import check_choice, check_int, check_real
+from ponder._utils.checks import check_int, check_real
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
@@ -29,11 +29,6 @@ from ponder.wrapper import PonderWrapper
 
 __all__ = ["EpochReport", "FitReport", "fit", "parameter_groups", "run_stage"]
 
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "linear": lambda remaining: remaining,
-    "cosine": lambda remaining: 0.5 * (1.0 + cos(pi * (1.0 - remaining))),
-    "constant": lambda remaining: 1.0,
-}
 _SPAN = ("start_positions", "end_positions")
 
 
@@ -98,7 +93,6 @@ def fit(
     held_out: Iterable[Any] | None = None,
     weight_decay: float = 0.0,
     warmup: float = 0.1,
-    schedule: Literal["linear", "cosine", "constant"] = "linear",
     clip: float | None = 1.0,
     seed: int | None = None,
 ) -> FitReport:
@@ -121,8 +115,7 @@ def fit(
         lambda_lr: Learning rate of the Lambda head; `lr` where None.
         held_out: Batches on which each epoch is scored; the best epoch's weights are kept.
         weight_decay: Weight decay of AdamW on weights; biases and norms are spared.
-        warmup: Share of the steps in which the rates rise from 0, in [0, 1).
-        schedule: How they fall after that: ``"linear"`` or ``"cosine"`` to 0, or ``"constant"``.
+        warmup: Share of the steps in which the rates rise from 0, in [0, 1), before they fall to 0 again.
         clip: Largest norm of the gradient; None does not clip.
         seed: Seed of PyTorch's own generator, which draws dropout and the order of the loader.
 
@@ -140,7 +133,6 @@ def fit(
     """
     check_int("epochs", epochs)
     check_real("warmup", warmup, 0.0, 1.0, open_high=True)
-    check_choice("schedule", schedule, tuple(_SCHEDULES))
     wrapper = next(part for part in model.modules() if isinstance(part, PonderWrapper))
     if seed is not None:
         torch.manual_seed(seed)
@@ -160,7 +152,7 @@ def fit(
         for number, stage in enumerate(stages, start=1):
             with run_stage(wrapper, stage):
                 groups = parameter_groups(wrapper, lr, lambda_lr, head_lr, weight_decay)
-                run = _StageRun(model, wrapper, accelerator, loader, groups, epochs, warmup, _SCHEDULES[schedule], clip)
+                run = _StageRun(model, wrapper, accelerator, loader, groups, epochs, warmup, clip)
                 # A whole stage still to come moves the exits; early heads and Lambda heads are trained for them.
                 policy = wrapper.policy if number == len(stages) or stage.train != "all" else LastStep()
                 done += run.train(number, held_out, policy)
@@ -274,7 +266,6 @@ class _StageRun:
     groups: list[dict[str, Any]]
     epochs: int
     warmup: float
-    schedule: Callable[[float], float]
     clip: float | None
     total: int | None = None
     """The number of steps of the optimiser, where the loader has a length."""
@@ -313,7 +304,7 @@ class _StageRun:
         rising = round(self.warmup * self.total)
         if step < rising:
             return (step + 1) / (rising + 1)
-        return float(self.schedule(max(self.total - step, 0) / max(self.total - rising, 1)))
+        return max(self.total - step, 0) / max(self.total - rising, 1)
 
     def _epoch(self, where: str) -> float:
         """Make one pass over the loader, and return the mean loss."""

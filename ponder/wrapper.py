@@ -17,10 +17,10 @@ from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import Predictions, predict, record
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
-from ponder.model.heads import LambdaHead, PerStep, make_heads
+from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import run
 from ponder.model.losses import exit_loss, labelled_mean, step_losses
-from ponder.model.padding import Padding, check_positions, last_position, named_in, positions
+from ponder.model.padding import Padding, last_position, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
 from ponder.model.unroll import ModelSource, call_stem, checkpointed, unroll
@@ -134,11 +134,11 @@ class PonderWrapper(nn.Module):
             check_int("the number of heads", len(head), self.num_steps, self.num_steps, remedy="Pass one head a step.")
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
-        self.readout = _as_readout(readout, padding)
-        self.halting_readout = None if halting_readout is None else _as_readout(halting_readout, padding)
+        self.readout = ReadoutCall.of(readout, padding)
+        self.halting_readout = None if halting_readout is None else ReadoutCall.of(halting_readout, padding)
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
         self._task, self._stages = as_task(task), tuple[Stage, ...]()
-        self._context_names: frozenset[str] = frozenset()
+        self._context_names = frozenset[str]()
         halts = self.lambda_head is not None
         default: tuple[ExitPolicy, Objective] = (Quantile(0.5), Ponder(0.5)) if halts else (LastStep(), FinalStep())
         self.policy = default[0] if policy is None else policy
@@ -192,14 +192,9 @@ class PonderWrapper(nn.Module):
         check_int("num_outputs", num_outputs)
         meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        options: dict[str, Any] = {"stem": stem, "readout": readout, "layers": layers}
         parts, features = read_encoder(
-            module_or_steps,
-            example,
-            num_steps,
-            per_position=meaning.per_position,
-            stem=stem,
-            readout=readout,
-            layers=layers,
+            module_or_steps, example, num_steps, per_position=meaning.per_position, **options
         )
         count = parts["steps"].num_steps
         scaled = chosen.for_steps(count).for_task(meaning)
@@ -250,15 +245,8 @@ class PonderWrapper(nn.Module):
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
         policy = self.checked(policy, num_steps)
-        source, batch = self.start(
-            inputs,
-            context,
-            row_ids,
-            policy_context,
-            num_steps,
-            use_hazard="hazard" in policy.needs,
-            use_features="features" in policy.needs,
-        )
+        options = {"use_hazard": "hazard" in policy.needs, "use_features": "features" in policy.needs}
+        source, batch = self.start(inputs, context, row_ids, policy_context, num_steps, **options)
         exits = run(source, policy, batch)
         loss = None
         if labels is not None:
@@ -283,16 +271,15 @@ class PonderWrapper(nn.Module):
         if not context.keys() <= self._context_names:
             self._check_names(context)
         task, padding = self._task or task_named(None), self.padding
-        named = context if isinstance(inputs, Tensor) else named_in(inputs, context)
-        if named:
-            check_positions(named, padding)
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
         pooled = padding is not None and padding.pooled and not task.per_position
         narrows = pooled and size > 1 and not (self.training or torch.compiler.is_compiling())
         has_positions = task.per_position or (use_features and not pooled)
-        mask = positions(hidden, (named, step_context), padding) if narrows or has_positions else None
+        mask = None
+        if narrows or has_positions:
+            mask = positions(hidden, (named_in(inputs, context), step_context), padding)
         source = ModelSource(
             self,
             hidden,
@@ -324,11 +311,8 @@ class PonderWrapper(nn.Module):
 
         With `keep_features` the features are recorded too, for policies that read them.
         """
-        depth, use_hazard = Depth(0, self.depth(num_steps)), self.lambda_head is not None
-        source, batch = self.start(
-            inputs, context, row_ids, policy_context, depth.steps, use_hazard=use_hazard, use_features=keep_features
-        )
-        return self._unroll(source, batch, depth, labels, policy_context, keep_features)
+        depth, given = Depth(0, self.depth(num_steps)), (row_ids, policy_context)
+        return self._unroll(inputs, context, labels, depth, *given, self.lambda_head is not None, keep_features)
 
     def predict(self, dataset: Any, **options: Any) -> Predictions:
         """Run every example of a data set to its exit, in batches of similar length; see `ponder.predict`."""
@@ -416,9 +400,8 @@ class PonderWrapper(nn.Module):
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
-        return digest_of_weights(
-            [self.stem, self.steps, self.readout, self.halting_readout, self.head, self.lambda_head]
-        )
+        parts = [self.stem, self.steps, self.readout, self.halting_readout, self.head, self.lambda_head]
+        return digest_of_weights(parts)
 
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
@@ -426,26 +409,24 @@ class PonderWrapper(nn.Module):
         A stem, step or readout without parameters is as the encoder is.
         """
         super().train(mode)
-        if not mode:
-            return self
         encoder = [part for part in (self.stem, *self.steps.fns, self.readout) if part is not None]
-        heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
-        parts = [part for part in (*encoder, *heads, self.halting_readout, self.lambda_head) if part is not None]
-        frozen = [part for part in parts if _is_frozen(part)]
-        if frozen and not any(weight.requires_grad for part in encoder for weight in part.parameters()):
+        heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
+        others = [part for part in (*heads, self.halting_readout, self.lambda_head) if part is not None]
+        learns = {part: {weight.requires_grad for weight in part.parameters()} for part in (*encoder, *others)}
+        frozen = [part for part, own in learns.items() if own == {False}]
+        if frozen and not any(True in learns[part] for part in encoder):
             frozen += encoder
-        for part in frozen:
+        for part in frozen if mode else ():
             part.eval()
         return self
 
     def settings(self) -> dict[str, Any]:
         """Return all that makes up the model besides its weights, in plain JSON types."""
-        initial = self.lambda_head.initial if isinstance(self.lambda_head, LambdaHead) else None
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
             "task": None if self._task is None else self._task.name,
-            "initial": initial,
+            "initial": getattr(self.lambda_head, "initial", None),
             "policy": self._policy.to_dict(),
             "objective": self._objective.to_dict(),
             "prior": None if self._prior is None else self._prior.to_dict(),
@@ -481,73 +462,19 @@ class PonderWrapper(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    def _train_on(
+    def _unroll(
         self,
         inputs: Tree,
         context: Mapping[str, Any],
         labels: Tensor | None,
-        row_ids: Tensor | None,
-        num_steps: int | None,
-    ) -> PonderOutput:
-        objective = self._objective.at(self.progress)
-        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
-        features = "features" in needs
-        source, batch = self.start(
-            inputs, context, row_ids, None, depth.total, use_hazard="hazard" in needs, use_features=features
-        )
-        trajectory = self._unroll(source, batch, depth, labels, keep_features=features)
-        outputs = trajectory.outputs[:, -1]
-        last = torch.full_like(trajectory.row_ids, depth.total)
-        if trajectory.labels is None:
-            return PonderOutput(outputs, last, None, trajectory)
-        hazards, prior = trajectory.hazard_logits, None
-        if self._prior is not None and "prior" in needs:
-            dtype = (outputs if hazards is None else hazards).dtype
-            prior = self._prior(depth.steps, dtype=dtype, device=outputs.device)
-        task = self._task or infer_task(outputs, trajectory.labels)
-        unrolled = Unrolled(
-            trajectory.outputs,
-            step_losses(task, trajectory.outputs, trajectory.labels),
-            task,
-            halting=None if hazards is None else trajectory.halting,
-            prior=prior,
-            labels=trajectory.labels,
-            features=trajectory.features,
-            progress=self.progress,
-            teacher_outputs=self._taught(inputs, context, outputs) if "teacher" in needs else None,
-            mask=trajectory.mask,
-        )
-        loss = labelled_mean(objective.per_example(unrolled), task, trajectory.labels)
-        return PonderOutput(outputs, last, loss, trajectory)
-
-    @torch.no_grad()
-    def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
-        """Return the teacher's outputs for a batch, `(batch, …)`, like the `outputs` of the student."""
-        teacher = self.teacher
-        if teacher is None:
-            return None
-        if isinstance(teacher, PonderWrapper):
-            taught = teacher(inputs, policy=LastStep(), **context).outputs
-        else:
-            taught = teacher(inputs, **unwrap(context))
-        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
-            raise ArgumentError(
-                "teacher",
-                expected=f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order",
-                got=f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__,
-                remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
-            )
-        return taught
-
-    def _unroll(
-        self,
-        source: ModelSource,
-        batch: PolicyBatch,
         depth: Depth,
-        labels: Tensor | None,
-        policy_context: Mapping[str, Tensor] | None = None,
-        keep_features: bool = False,
+        row_ids: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None,
+        use_hazard: bool,
+        keep_features: bool,
     ) -> Trajectory:
+        options = {"use_hazard": use_hazard, "use_features": keep_features}
+        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, **options)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = checkpointed(self.steps)
         record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep_features)
@@ -563,6 +490,60 @@ class PonderWrapper(nn.Module):
             policy_context=policy_context,
             training=self.training,
         )
+
+    def _train_on(
+        self,
+        inputs: Tree,
+        context: Mapping[str, Any],
+        labels: Tensor | None,
+        row_ids: Tensor | None,
+        num_steps: int | None,
+    ) -> PonderOutput:
+        objective = self._objective.at(self.progress)
+        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
+        read = ("hazard" in needs, "features" in needs)
+        trajectory = self._unroll(inputs, context, labels, depth, row_ids, None, *read)
+        outputs, labels = trajectory.outputs[:, -1], trajectory.labels
+        last = torch.full_like(trajectory.row_ids, depth.total)
+        if labels is None:
+            return PonderOutput(outputs, last, None, trajectory)
+        hazards, prior, task = trajectory.hazard_logits, None, self._task or infer_task(outputs, labels)
+        if self._prior is not None and "prior" in needs:
+            dtype = (outputs if hazards is None else hazards).dtype
+            prior = self._prior(depth.steps, dtype=dtype, device=outputs.device)
+        unrolled = Unrolled(
+            trajectory.outputs,
+            step_losses(task, trajectory.outputs, labels),
+            task,
+            halting=None if hazards is None else trajectory.halting,
+            prior=prior,
+            labels=labels,
+            features=trajectory.features,
+            progress=self.progress,
+            teacher_outputs=self._taught(inputs, context, outputs) if "teacher" in needs else None,
+            mask=trajectory.mask,
+        )
+        loss = labelled_mean(objective.per_example(unrolled), task, labels)
+        return PonderOutput(outputs, last, loss, trajectory)
+
+    @torch.no_grad()
+    def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
+        """Return the teacher's outputs for a batch, `(batch, …)`, like the `outputs` of the student."""
+        teacher = self.teacher
+        if teacher is None:
+            return None
+        is_ours = isinstance(teacher, PonderWrapper)
+        taught = (
+            teacher(inputs, policy=LastStep(), **context).outputs if is_ours else teacher(inputs, **unwrap(context))
+        )
+        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
+            raise ArgumentError(
+                "teacher",
+                expected=f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order",
+                got=f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__,
+                remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
+            )
+        return taught
 
     def depth(self, num_steps: int | None) -> int:
         """Return the number of steps of a call: N, or another that shared steps and a shared head can run."""
@@ -594,10 +575,12 @@ class PonderWrapper(nn.Module):
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
-        parts = [parameters_of(part) for part in (self.stem, *self.steps.fns) if part is not None]
-        own: frozenset[str] | None = getattr(self.stem, "argument_names", None)  # a captured module takes no others
-        named = own or {name for part in parts for name in part}
-        takes_any = own is None and any(p.kind is p.VAR_KEYWORD for part in parts for p in part.values())
+        named: set[str] = set(getattr(self.stem, "argument_names", ()))  # a captured module takes no others
+        takes_any = False
+        for part in () if named else (self.stem, *self.steps.fns):
+            parameters = {} if part is None else parameters_of(part)
+            named |= parameters.keys()
+            takes_any |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in context.keys() - named:
             close = get_close_matches(name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75)
             if close or not takes_any:
@@ -607,16 +590,7 @@ class PonderWrapper(nn.Module):
                     got=f"{name!r}, which none of them names",
                     remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
                 )
-        self._context_names = frozenset({*self._context_names, *context})  # looked at once
-
-
-def _as_readout(readout: Readout | None, padding: Padding | None) -> ReadoutCall:
-    return readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
-
-
-def _is_frozen(part: nn.Module) -> bool:
-    learns = [weight.requires_grad for weight in part.parameters()]
-    return bool(learns) and not any(learns)
+        self._context_names |= context.keys()  # looked at once
 
 
 torch.export.register_dataclass(PonderOutput)

@@ -54,7 +54,7 @@ class ExampleReader:
         self.padding: Padding | None = model.padding
         self.device: torch.device | None = next((weight.device for weight in model.parameters()), None)
         per_position = model.task is not None and model.task.per_position
-        self.regroups = not per_position and (self.padding is None or (self.padding.pooled and self.padding.mixed))
+        self.regroups = not per_position and (self.padding is None or self.padding.pooled)
         """Whether rows of several lengths may meet between steps: not where outputs or states have positions."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
         """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""

@@ -46,11 +46,8 @@ def read_encoder(
     Returns:
         The arguments of `PonderWrapper` that are the encoder, and the features of the example at the first step,
         `(batch, width)`, or `(batch, length, width)` with an answer at each position.
-
-    Raises:
-        ArgumentError: The encoder cannot be read or run, its features are no vectors, or it is a classifier.
     """
-    own: Readout | None = None
+    own: Readout = readouts.identity
     padding: Padding | None = None
     if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
         captured = capture(encoder, example, layers=layers)
@@ -66,17 +63,19 @@ def read_encoder(
     else:
         steps = Steps.of(encoder, num_steps)
     if isinstance(readout, str):
-        check_choice("readout", readout, tuple(_POOLS))
-        chosen: Readout = ReadoutCall(own or readouts.identity, padding, _POOLS[readout])
+        check_choice("readout", readout, _POOLS)
+        chosen = ReadoutCall(own, padding, _POOLS[readout])
     else:
-        chosen = readout or own or readouts.identity
-    features = _features_of(steps, stem, chosen, example)
-    halting: Readout | None = None
-    if per_position:
-        halting = ReadoutCall(chosen, padding, readouts.mean)  # what the Lambda head reads, one vector a row
-    elif features.dim() == 3 and readout is None:
-        chosen = ReadoutCall(chosen, padding, readouts.mean)
-        features = _features_of(steps, stem, chosen, example)
+        chosen = ReadoutCall.of(readout or own, None)
+    pooled = ReadoutCall(chosen, padding, readouts.mean)
+    inputs, given = as_call(example)
+    with evaluating(nn.ModuleList([steps, chosen, *([stem] if isinstance(stem, nn.Module) else [])])):
+        hidden, context, _ = call_stem(stem, inputs, given)
+        call = unwrap(context)
+        hidden = steps(1, hidden, **call)
+        features = chosen(hidden, **call)
+        if features.dim() == 3 and readout is None and not per_position:
+            chosen, features = pooled, pooled(hidden, **call)
     if features.dim() != (3 if per_position else 2) or not features.is_floating_point():
         raise ArgumentError(
             "readout",
@@ -86,6 +85,7 @@ def read_encoder(
         )
     if padding is not None:
         padding = dataclasses.replace(padding, pooled=not per_position)
+    halting = pooled if per_position else None  # what the Lambda head reads is one vector a row
     parts = {"steps": steps, "stem": stem, "readout": chosen, "halting_readout": halting, "padding": padding}
     return parts, features
 
@@ -107,13 +107,3 @@ def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
 def main_input_of(example: Mapping[str, Any]) -> str:
     """Return the name of the inputs among the arguments of an example: the first that holds a tensor, if one does."""
     return next((name for name, value in example.items() if tensors(value)), next(iter(example)))
-
-
-def _features_of(steps: Steps, stem: Callable[..., Tree] | None, readout: Readout, example: Any) -> Tensor:
-    """Return the features of the example at the first step; nothing of the model changes."""
-    inputs, given = as_call(example)
-    read = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
-    with evaluating(nn.ModuleList([steps, read, *([stem] if isinstance(stem, nn.Module) else [])])):
-        hidden, context, _ = call_stem(stem, inputs, given)
-        features: Tensor = read(steps(1, hidden, **unwrap(context)), **unwrap(context))
-    return features

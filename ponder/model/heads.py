@@ -71,12 +71,7 @@ class LambdaHead(nn.Module):
 
 
 class HazardLayer(nn.Linear):
-    """Last layer of a Lambda head: its bias starts at the logit of a hazard, `start_logit`.
-
-    Args:
-        width: Size of what it reads.
-        start: The hazard, in (0, 1).
-    """
+    """Last layer of a Lambda head: its bias starts at the logit of a hazard, `start_logit`."""
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__(width, 1)

@@ -124,13 +124,9 @@ def ask(
             (index, readings, mask, context, state, log_survival), asked
         )
     exits, state = policy.decide(StepView(index, batch.num_steps, readings, task, mask, context), state)
-    return _on_host(exits, index, policy), Running(index, state, log_survival)
-
-
-def _on_host(exits: Any, index: Tensor, policy: ExitPolicy) -> Tensor | bool:
-    """Return the answer of a policy as a mask on the host, or as one bool where it is the same for all rows."""
+    running = Running(index, state, log_survival)
     if isinstance(exits, bool):
-        return exits
+        return exits, running
     if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
         raise ArgumentError(
             f"exit mask of {policy!r}",
@@ -139,4 +135,4 @@ def _on_host(exits: Any, index: Tensor, policy: ExitPolicy) -> Tensor | bool:
             remedy="Compare per row, and reduce over every dimension but the first.",
         )
     exits = exits.cpu()
-    return exits if bool(exits.any()) and not bool(exits.all()) else bool(exits.any())
+    return exits if bool(exits.any()) and not bool(exits.all()) else bool(exits.any()), running

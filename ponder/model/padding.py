@@ -21,13 +21,11 @@ __all__ = [
     "Along",
     "Lengths",
     "Padding",
-    "check_positions",
     "join_context",
     "join_rows",
     "last_position",
     "named_in",
     "positions",
-    "real_positions",
     "with_lengths",
 ]
 
@@ -83,12 +81,9 @@ class Padding:
         real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of these two names as all
             know them.
         inputs: The inputs' tensors of two or more dimensions.
-        hidden: The hidden states' tensors of three or more dimensions; others have no length.
         context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
             `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
         pooled: Whether readouts give features without a length. Where not, batches do not get narrower.
-        mixed: Whether rows of several lengths may share a batch of a stream; where not, each waits for others of its
-            own length.
         optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one could not meet, so a
             short spare row goes through the stem with every batch of a data set or a stream.
 
@@ -101,26 +96,28 @@ class Padding:
     mask: str = "attention_mask"
     real: bool | int = 1
     inputs: Along = Along()
-    hidden: Along = Along()
     context: Mapping[str, Along] = field(default_factory=dict)
     pooled: bool = True
-    mixed: bool = True
     optional: bool = False
 
     def positions(self, context: Mapping[str, Any]) -> Tensor | None:
-        """Return the positions that are not padding, `(batch, length)` bool; None where there is no mask."""
-        mask = context.get(self.mask)
-        return (mask != 0) == bool(self.real) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        """Return the positions that are not padding, `(batch, length)` bool, by this mask or one that all know."""
+        for name, real in (REAL if self.mask in REAL else {self.mask: self.real}).items():
+            mask = context.get(name)
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                return (mask != 0) == bool(real)
+        return None
 
     def lengths_of_inputs(self, inputs: Tree) -> Lengths:
         """Return the lengths of the inputs, by which `join_rows` joins them; a dict has them by name."""
-        if not isinstance(inputs, Mapping):
-            return self._of_input
-        named = {name: self.of_context(name) for name in inputs}
-        return {name: self._of_input if along is None else with_lengths(along) for name, along in named.items()}
 
-    def _of_input(self, tensor: Tensor) -> Along | None:
-        return self.inputs if tensor.dim() > 1 else None
+        def of_input(tensor: Tensor) -> Along | None:
+            return self.inputs if tensor.dim() > 1 else None
+
+        if not isinstance(inputs, Mapping):
+            return of_input
+        named = {name: self.of_context(name) for name in inputs}
+        return {name: of_input if along is None else with_lengths(along) for name, along in named.items()}
 
     def of_context(self, name: str) -> Along | None:
         """Return the lengths of a context value, or None."""
@@ -128,16 +125,16 @@ class Padding:
         return self.context.get(name, own)
 
     def of_hidden(self, tensor: Tensor) -> Along | None:
-        """Return the lengths of a tensor of a hidden state, or None."""
-        return self.hidden if tensor.dim() > 2 else None
+        """Return the lengths of a tensor of a hidden state, None where it has fewer than three dimensions."""
+        return Along() if tensor.dim() > 2 else None
 
     def width(self, hidden: Tree) -> int | None:
         """Return the length of the sequences in a hidden state; None where it has none."""
-        return next((one.shape[self.hidden.dims[0]] for _, one in tensors(hidden) if one.dim() > 2), None)
+        return next((one.shape[1] for _, one in tensors(hidden) if one.dim() > 2), None)
 
     def trim(self, hidden: Tree, context: Mapping[str, Any], length: int) -> tuple[Tree, dict[str, Any]]:
         """Return hidden states and the steps' context up to `length`: views, nothing is copied."""
-        hidden = map_tensors(lambda one: self.hidden.narrow(one, length) if one.dim() > 2 else one, hidden)
+        hidden = map_tensors(lambda one: one[:, :length] if one.dim() > 2 else one, hidden)
         return hidden, {name: _narrow(value, self.of_context(name), length) for name, value in context.items()}
 
 
@@ -150,22 +147,9 @@ def positions(hidden: Tree, contexts: Sequence[Mapping[str, Any]], padding: Padd
     The mask may be in one of several contexts. One of another length, whose stem made other positions, says nothing.
     """
     declared = padding or _DEFAULT
-    for context in contexts:
-        real = real_positions(context, padding)
-        if real is not None and real.shape[1] == declared.width(hidden):
-            return real
-    return None
-
-
-def real_positions(context: Mapping[str, Any], padding: Padding | None = None) -> Tensor | None:
-    """Return the positions that are not padding, `(batch, length)` bool, by the declared mask or one that is known."""
-    if padding is not None and padding.mask not in REAL:
-        return padding.positions(context)
-    for name, real in REAL.items():
-        mask = context.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return (mask != 0) == bool(real)
-    return None
+    found = [declared.positions(context) for context in contexts]
+    width = declared.width(hidden)
+    return next((real for real in found if real is not None and real.shape[1] == width), None)
 
 
 def last_position(real: Tensor) -> Tensor:
@@ -176,21 +160,6 @@ def last_position(real: Tensor) -> Tensor:
 def named_in(inputs: Tree, context: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return all that a call names: its context, and its inputs, where these are a dict."""
     return {**context, **inputs} if isinstance(inputs, Mapping) else context
-
-
-def check_positions(context: Mapping[str, Any], padding: Padding | None) -> None:
-    """Refuse rows without one real position: their attention is undefined, and their mean is no answer."""
-    real = real_positions(context, padding)
-    if real is None or torch.compiler.is_compiling():
-        return
-    filled = real.any(1)
-    if not bool(filled.all()):
-        raise ArgumentError(
-            "attention_mask" if padding is None else padding.mask,
-            expected="at least one real position in every row",
-            got=f"none in rows {(~filled).nonzero().flatten().tolist()}",
-            remedy="Drop empty examples before the model, or answer them yourself.",
-        )
 
 
 def with_lengths(along: Along | None) -> Callable[[Tensor], Along | None]:
@@ -222,14 +191,6 @@ def join_rows(
         absent: Whether a None that meets a tensor becomes zeros, as in the state of a policy, where a value is not
             there yet; elsewhere it says something of its own (a mask that is None hides nothing).
         path: The name of the trees, for messages.
-
-    Raises:
-        ArgumentError: The trees do not fit one another; says where.
-
-    Example:
-        >>> from ponder.model.padding import join_rows
-        >>> join_rows([{"seen": torch.tensor([7, 8])}, {"seen": None}], sizes=[2, 1], absent="zeros")["seen"]
-        tensor([7, 8, 0])
     """
     keep = [None] * len(trees) if keep is None else keep
     present = [tree for tree in trees if tree is not None]

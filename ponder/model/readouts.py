@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Padding, real_positions
+from ponder.model.padding import REAL, Padding
 from ponder.model.steps import FunctionModule, as_module, parameters_of
 
 __all__ = ["Readout", "ReadoutCall", "first_token", "identity", "last", "last_token", "mean"]
@@ -107,6 +107,11 @@ class ReadoutCall(nn.Module):
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = None if takes_all else frozenset(p.name for p in parameters[1:])
 
+    @classmethod
+    def of(cls, readout: Readout | None, padding: Padding | None) -> ReadoutCall:
+        """Return a readout that may be one already."""
+        return readout if isinstance(readout, ReadoutCall) else cls(readout, padding)
+
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
         """Return the features of `hidden`, batch first."""
         return self.bind(context)(hidden)
@@ -117,16 +122,14 @@ class ReadoutCall(nn.Module):
         given = context if names is None or not context else {n: v for n, v in context.items() if n in names}
         if names and "attention_mask" in names and padding is not None and padding.mask not in REAL:
             given = {"attention_mask": padding.positions(context), **given}
-        readout = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
-        read = partial(readout, **given) if given else readout
+        readout: Any = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
+        bound = isinstance(readout, ReadoutCall)
+        read = readout.bind(context) if bound else partial(readout, **given) if given else readout
         if pool is None:
             return read
-        pool = (
-            pool
-            if pool is first_token or not context
-            else partial(pool, attention_mask=real_positions(context, padding))
-        )
-        return pool if readout is identity else lambda hidden: pool(read(hidden))
+        if context and pool is not first_token:
+            pool = partial(pool, attention_mask=(padding or Padding()).positions(context))
+        return pool if read is identity else lambda hidden: pool(read(hidden))
 
 
 def _two_dimensional(hidden: Tree) -> Tensor:

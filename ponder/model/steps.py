@@ -93,14 +93,11 @@ class Steps(nn.Module):
 
     def forward(self, step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
         """Run step `step` (1-based) on `hidden`; `at`, `(batch,)` long, is the step of each row where they differ."""
-        return self.run(list(self.fns), step, hidden, at, **context)
-
-    def run(self, fns: Sequence[Step], step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
-        """Run a step as `forward` does, of callables that were looked up before: in an `nn.ModuleList` that is slow."""
         if self.index:
             rows = first_tensor(hidden)
             context["index"] = torch.full(rows.shape[:1], step, device=rows.device) if at is None else at
-        after = fns[0 if self.shared else self.schedule[step - 1]](hidden, **context)
+        fn = self.fns._modules["0" if self.shared else str(self.schedule[step - 1])]  # an index is slow
+        after = fn(hidden, **context)
         if self.state is not None:
             after = after[self.state]
         if not (isinstance(after, Tensor) and isinstance(hidden, Tensor) and after.shape == hidden.shape):
@@ -123,11 +120,7 @@ class Steps(nn.Module):
 
 
 class FunctionModule(nn.Module):
-    """A pure function in the place of a module; it has no weights.
-
-    Args:
-        fn: The function.
-    """
+    """A pure function in the place of a module; it has no weights."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()

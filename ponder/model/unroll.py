@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
-from ponder.model.padding import Padding
-from ponder.model.readouts import ReadoutCall
 from ponder.model.steps import Steps
 
-__all__ = ["ModelParts", "ModelSource", "call_stem", "checkpointed", "unroll"]
-
-
-class ModelParts(Protocol):
-    """The parts of a model that the loop calls; `ponder.PonderWrapper` has them."""
-
-    steps: Steps
-    readout: ReadoutCall
-    halting_readout: ReadoutCall | None
-    head: nn.Module
-    lambda_head: nn.Module | None
-    padding: Padding | None
+__all__ = ["ModelSource", "call_stem", "checkpointed", "unroll"]
 
 
 def call_stem(
@@ -58,7 +44,7 @@ def call_stem(
 class ModelSource:
     """The running rows, whose steps are computed: features, outputs and hazards once, when asked for."""
 
-    parts: ModelParts
+    parts: Any  # a `ponder.PonderWrapper`
     hidden: Tree  # h_0 at first
     context: Mapping[str, Any]  # arguments of every step besides the hidden state
     use_hazard: bool  # whether hazards will be asked for, and past features are kept
@@ -72,16 +58,18 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
-        self.run_step: Callable[..., Tree] = partial(parts.steps.run, list(parts.steps.fns))
+        self.run_step: Callable[..., Tree] = parts.steps.forward
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
-        self._head, self._lambda_head, self._padding = parts.head, parts.lambda_head, parts.padding
-        self._heads = list(self._head.heads) if isinstance(self._head, PerStep) else None
+        self._head, self._lambda_head = parts.head, parts.lambda_head
+        self._heads = list(parts.head.heads) if isinstance(parts.head, PerStep) else None
         self._readout, self._halting_readout = parts.readout, parts.halting_readout
-        first = self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
-        self.device = first.device
+        self.device = (self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)).device
         self._bind_context()
         if self.past is None:
-            self.past = self._past_of_stem() if self.use_hazard else []
+            head, self.past = self._lambda_head, []
+            if self.use_hazard and isinstance(head, LambdaHead) and head.history > 1:
+                features = self.halting_features()
+                self.past = [features if head.initial == "stem" else torch.zeros_like(features)] * (head.history - 1)
 
     def advance(self, step: int) -> None:
         """Bring all running rows to `step`."""
@@ -89,9 +77,8 @@ class ModelSource:
             self.past = self.next_past()
         self._cache.clear()
         self.step = step
-        at = None
-        if self.at is not None and self.parts.steps.index:
-            at = torch.tensor(self.at, device=self.device)
+        indexed = self.at is not None and self.parts.steps.index
+        at = torch.tensor(self.at, device=self.device) if indexed else None
         self.hidden = self.run_step(step, self.hidden, at, **self._call)
 
     def next_past(self) -> list[Tensor]:
@@ -115,7 +102,9 @@ class ModelSource:
     def output(self) -> Tensor:
         """Return the outputs of the running rows, `(rows, …)`."""
         if "output" not in self._cache:
-            self._cache["output"] = self.answer(self.features())
+            if "features" not in self._cache:  # in line, since it is what most steps do
+                self._cache["features"] = self._read(self.hidden)
+            self._cache["output"] = self.answer(self._cache["features"])
         return self._cache["output"]
 
     def hazard_logit(self) -> Tensor:
@@ -123,8 +112,7 @@ class ModelSource:
         if "hazard" not in self._cache:
             now, head = self.halting_features(), self._lambda_head
             assert head is not None  # policies and objectives were checked
-            logit = head(torch.cat([now, *self.past], dim=-1) if self.past else now)
-            logit = logit.reshape(now.shape[0])
+            logit = head(torch.cat([now, *self.past], dim=-1) if self.past else now).reshape(now.shape[0])
             self._cache["hazard"] = logit if logit.dtype == torch.float64 else logit.float()
         return self._cache["hazard"]
 
@@ -137,25 +125,24 @@ class ModelSource:
             return self._cache["output"][rows]
         if "features" in self._cache:
             return self.answer(self._cache["features"][rows], index)
-        context = unwrap(take_rows(self.context, rows)) if self.context else {}
-        return self.answer(self._readout.bind(context)(take_rows(self.hidden, rows)), index)
+        read = self._readout.bind(unwrap(take_rows(self.context, rows))) if self.context else self._read
+        return self.answer(read(take_rows(self.hidden, rows)), index)
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows `index` among the running; row numbers are given on the host."""
-        rows = index.to(self.device)
-        if self.lengths is not None and self._padding is not None:
+        rows, padding = index.to(self.device), self.parts.padding
+        if self.lengths is not None and padding is not None:
             before, self.lengths = int(self.lengths.max()), self.lengths[index]
             if (length := int(self.lengths.max())) < before:
-                self.hidden, self.context = self._padding.trim(self.hidden, self.context, length)
+                self.hidden, self.context = padding.trim(self.hidden, self.context, length)
         kept = ("features", "halting_features") if self.past else ()  # which the past of the next step will hold
         self._cache = {name: value[rows] for name, value in self._cache.items() if name in kept}
-        self.hidden = take_rows(self.hidden, rows)
+        self.hidden, self.mask = take_rows(self.hidden, rows), None if self.mask is None else self.mask[rows]
+        if self.past:
+            self.past = take_rows(self.past, rows)
         if self.context:
             self.context = take_rows(self.context, rows)
             self._bind_context()
-        if self.past:
-            self.past = [each[rows] for each in self.past]
-        self.mask = None if self.mask is None else self.mask[rows]
         if self.policy_context:
             self.policy_context = take_rows(self.policy_context, rows)
 
@@ -172,8 +159,7 @@ class ModelSource:
                 "outputs of the head",
                 expected=f"one tensor with the batch first, ({features.shape[0]}, …)",
                 got=f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__,
-                remedy="Return one tensor; where there are several answers, concatenate them, and take them apart in "
-                "the task.",
+                remedy="Return one tensor; concatenate several answers, and take them apart in the task.",
             )
         return outputs
 
@@ -183,14 +169,6 @@ class ModelSource:
         self._read = self._readout.bind(self._call)
         self._halting_read = None if self._halting_readout is None else self._halting_readout.bind(self._call)
 
-    def _past_of_stem(self) -> list[Tensor]:
-        head = self._lambda_head
-        if not isinstance(head, LambdaHead) or head.history == 1:
-            return []
-        features = self.halting_features()
-        self._cache.clear()
-        return [features if head.initial == "stem" else torch.zeros_like(features)] * (head.history - 1)
-
 
 def unroll(
     source: ModelSource, num_steps: int, *, warm_up: int = 0, keep_features: bool = False
@@ -198,17 +176,16 @@ def unroll(
     """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
 
     A head that reads pooled features, `(batch, width)`, is called once, after the last step, with the features of all
-    steps as `(batch · steps, width)` rows, unless it must see each step on its own (see `_one_call`). The `warm_up`
-    steps come first, without a gradient and unrecorded.
+    steps as `(batch · steps, width)` rows, unless it takes statistics over its rows. The `warm_up` steps come first,
+    without a gradient and unrecorded.
     """
     with torch.no_grad():
         for step in range(1, warm_up + 1):
             source.advance(step)
     if warm_up:  # under autocast, the weights that were cast without a gradient would be used again
         torch.clear_autocast_cache()
-    parts, use_hazard = source.parts, source.use_hazard
-    late_outputs, late_hazards = _one_call(parts.head), use_hazard and _one_call(parts.lambda_head)
-    own_halting = parts.halting_readout is not None
+    parts = source.parts
+    late_outputs, late_hazards = _one_call(parts.head), source.use_hazard and _one_call(parts.lambda_head)
     past = source.next_past() if source.step else source.past or []  # of the first step that is recorded
     if late_hazards:
         source.past = []  # the features of all steps will be here
@@ -218,26 +195,28 @@ def unroll(
     halting: list[Tensor] = []
     for step in range(warm_up + 1, warm_up + num_steps + 1):
         source.advance(step)
-        of_step = source.features()
+        of_step = source._cache["features"] = source._read(source.hidden)
         late_outputs = late_outputs and of_step.dim() == 2  # an answer per token: many rows in one call already
         if late_outputs or keep_features:
             features.append(of_step.clone())  # no view, by which the hidden state would stay alive
         if late_hazards:
-            halting.append((source.halting_features() if own_halting else of_step).clone())
-        elif use_hazard:
+            halting.append((of_step if parts.halting_readout is None else source.halting_features()).clone())
+        elif source.use_hazard:
             hazards.append(source.hazard_logit())
         if not late_outputs:
             outputs.append(source.output())
     stacked = torch.stack(features, dim=1) if features else None
     logits = torch.stack(hazards, dim=1) if hazards else None
-    if late_hazards:
-        logits = _of_all_steps(parts.lambda_head, _with_history(past, halting)).reshape(-1, num_steps)
+    if late_hazards and parts.lambda_head is not None:
+        newest_last = torch.stack([*reversed(past), *halting], dim=1)
+        read = torch.cat([newest_last[:, age : age + num_steps] for age in range(len(past), -1, -1)], dim=-1)
+        logits = parts.lambda_head(read.flatten(0, 1)).reshape(-1, num_steps)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-    return {
-        "outputs": _of_all_steps(source.answer, stacked) if late_outputs else torch.stack(outputs, dim=1),
-        "hazard_logits": logits,
-        "features": stacked if keep_features else None,
-    }
+    if late_outputs and stacked is not None:
+        answers = source.answer(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
+    else:
+        answers = torch.stack(outputs, dim=1)
+    return {"outputs": answers, "hazard_logits": logits, "features": stacked if keep_features else None}
 
 
 def checkpointed(steps: Steps) -> Callable[..., Tree]:
@@ -253,21 +232,5 @@ def checkpointed(steps: Steps) -> Callable[..., Tree]:
 
 
 def _one_call(head: nn.Module | None) -> bool:
-    """Whether a head may be called once with the rows of all steps: not one that takes statistics over its rows."""
+    """Whether a head may be called once with the rows of all steps."""
     return head is not None and not [part for part in head.modules() if isinstance(part, PerStep | _NormBase)]
-
-
-def _of_all_steps(head: Callable[[Tensor], Tensor] | None, features: Tensor | None) -> Tensor:
-    """Return the answers of `head` to `features`, `(batch, steps, width)`, in one call: `(batch, steps, …)`."""
-    assert head is not None
-    assert features is not None
-    answers: Tensor = head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-    return answers
-
-
-def _with_history(past: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
-    """Return what a Lambda head reads of every step, `(batch, steps, history · width)`; all are newest first."""
-    if not past:
-        return torch.stack(list(features), dim=1)
-    newest_last = torch.stack([*reversed(past), *features], dim=1)
-    return torch.cat([newest_last[:, age : age + len(features)] for age in range(len(past), -1, -1)], dim=-1)

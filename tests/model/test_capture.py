@@ -158,7 +158,6 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
         state = parts.steps(step, state, **unwrap(context))
     narrow = parts.readout(state, **unwrap(context))
     torch.testing.assert_close(at_real(narrow, index), at_real(whole[index], index))
-    assert parts.padding.mixed
     alone = []
     for row, length in enumerate(REAL.sum(1).tolist()):
         alone.append(parts.stem({key: value[row : row + 1, :length] for key, value in example.items()}))
@@ -305,18 +304,6 @@ class Growing(nn.Module):
         return self.linear(hidden)
 
 
-class Listed(nn.Module):
-    """A block whose own list is small beside the rest of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.feed = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
-        self.wide, self.back = nn.Linear(WIDTH, 40), nn.Linear(40, WIDTH)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.feed(self.back(self.wide(hidden)))
-
-
 def recurrent(module: Any, hidden: Tensor) -> Tensor:
     return module.lstm(hidden)[0]
 
@@ -331,11 +318,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: module_of(as_attributes, first=Block(), second=Block(), third=Block()),
         "attributes: first, second, third",
         "nn.ModuleList([self.first, …])",
-    ),
-    "attributes with lists inside": (
-        lambda: module_of(as_attributes, first=Listed(), second=Listed(), third=Listed()),
-        "attributes: first, second, third",
-        "nn.ModuleList",
     ),
     "recurrent": (
         lambda: module_of(recurrent, lstm=nn.LSTM(WIDTH, WIDTH, num_layers=2, batch_first=True)),

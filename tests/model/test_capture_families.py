@@ -36,15 +36,14 @@ def cut(encoder: PreTrainedModel, parts: Captured, depth: int) -> PreTrainedMode
     encoder = copy.deepcopy(encoder)
     kind = next(iter(parts.stem.kinds.values()))[0]
     for number, path in enumerate(parts.stem.order[depth:], start=depth):
-        layer, places = encoder.get_submodule(path), kind.places[number]
-        place = next(place for place, mark in kind.calls[number].marks if mark.key == "hidden")
+        layer, place = encoder.get_submodule(path), dict(map(reversed, kind.calls[number].keys))["hidden"]
 
         def forward(
-            *args: Any, _own: Callable[..., Any] = layer.forward, _at: Any = (place, places), **kwargs: Any
+            *args: Any, _own: Callable[..., Any] = layer.forward, _at: Any = (place, kind.places[number]), **kwargs: Any
         ) -> Any:
             given = tree_flatten((args, kwargs))[0]
             leaves, spec = tree_flatten(_own(*args, **kwargs))
-            leaves[_at[1]["hidden"]] = given[_at[0]]
+            leaves[_at[1]] = given[_at[0]]
             return tree_unflatten(leaves, spec)
 
         layer.forward = forward

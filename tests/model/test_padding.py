@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ponder
 from ponder.model.padding import Along, join_context, join_rows, last_position, positions, with_lengths
@@ -33,20 +33,6 @@ STATES = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_see
 def test_the_mask_of_the_states_is_found(contexts: Any, padding: ponder.Padding | None, found: bool) -> None:
     made = positions(STATES, contexts, padding)
     assert (made is not None and torch.equal(made, REAL)) if found else made is None
-
-
-@pytest.mark.parametrize("name", ["attention_mask", "src_key_padding_mask", "frames"])
-@pytest.mark.parametrize("training", [False, True])
-def test_a_row_without_a_real_position_is_refused_at_the_door(name: str, training: bool) -> None:
-    mask = torch.ones(3, LENGTH, dtype=torch.bool)
-    mask[1] = False
-    step = lambda hidden, **context: hidden  # noqa: E731
-    padding = ponder.Padding(name, name == "attention_mask") if name != "attention_mask" else None
-    model = ponder.PonderWrapper(
-        step, num_steps=2, readout=ponder.readouts.mean, head=nn.Linear(WIDTH, 2), padding=padding
-    ).train(training)
-    with pytest.raises(ponder.errors.ArgumentError, match=r"none in rows \[1\]"):
-        model(STATES[:3], **{name: mask if name == "attention_mask" else ~mask})
 
 
 def test_lengths_are_the_last_real_positions() -> None:
