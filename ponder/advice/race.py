@@ -324,14 +324,10 @@ class Race:
 
 
 def in_int8(export: Path, ranges: Sequence[Any], texts: Sequence[Any], answers: NDArray[Any], most: float) -> OnnxModel:
-    """Return an export in int8, in a folder beside it: ``all`` its products, or ``some``.
+    """Return an export in int8, in a folder beside it: ``all`` its products, or ``some``, but for those that narrow.
 
-    Args:
-        export: The export in fp32.
-        ranges: Texts that fix the ranges of activations.
-        texts: Texts that choose: those products that narrow stay in fp32, if else more than …
-        answers: … of these, the numbers of the answers at full depth, …
-        most: … this share moves.
+    All are, unless this moves more than the share `most` of the answers at full depth to the texts that choose;
+    `ranges` are texts that fix the ranges of activations.
     """
     kinds: tuple[tuple[str, Literal[True, "all"]], ...] = (("all", "all"), ("some", True))
     for name, products in kinds:
