@@ -79,6 +79,8 @@ class Trajectory(Record):
         masked = [one.mask is not None for one in trajectories]
         if any(lengths) and len({*zip(lengths, masked, strict=True)}) > 1:
             trajectories = [_with_mask(one, length) for one, length in zip(trajectories, lengths, strict=True)]
+        if not any(lengths):  # a mask of positions that nothing has
+            trajectories = [dataclasses.replace(one, mask=None) for one in trajectories]
         parts = [one.tensors() for one in trajectories]
         fields = {(one.batch.task.name, *part) for one, part in zip(trajectories, parts, strict=True)}
         if len(weights) > 1 or len(fields) > 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, alike, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.captured import (
@@ -226,7 +227,7 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     whole = torch.full_like(mask, padding.real)
     real = whole.clone()
     real[1:, -2:] = not padding.real
-    with torch.no_grad(), suppress(Exception):  # of the module's own code, which takes no such inputs
+    with evaluating(stem.module), suppress(Exception):  # of the module's own code, which takes no such inputs
         stem({**given, stem.mask: whole})  # learns how layers are called where the mask hides nothing
         if _meet(stem, {**given, stem.mask: real}, padding):
             return padding

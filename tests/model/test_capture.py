@@ -439,3 +439,12 @@ def test_a_wrapper_of_a_captured_module_exits_like_its_steps_by_hand() -> None:
     for row, step in enumerate(out.exit_step.tolist()):
         mean = features[step - 1][row][REAL[row]].mean(0)
         torch.testing.assert_close(out.outputs[row], head(mean[None], step)[0])
+
+
+def test_a_module_in_training_mode_keeps_its_mode_and_its_padding() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    hidden = torch.arange(7) >= torch.tensor([[7], [4], [5]])
+    parts = ponder.capture(encoder, {"src": torch.randn(3, 7, 16), "src_key_padding_mask": hidden})
+    assert encoder.training
+    assert parts.padding is not None
