@@ -165,8 +165,7 @@ def fit(
 def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
     """Train one stage inside the block: with its objective, its teacher and heads, and all else frozen.
 
-    After the block the weights are mixed as `Stage.mixing` says, and objective, teacher, stages and what may learn are
-    as before.
+    After the block objective, teacher, stages and what may learn are as before.
 
     Args:
         model: The model.
@@ -185,20 +184,13 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
     objective, stages, teacher = model.objective, model.stages, model.teacher
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     early = list(model.head.heads)[:-1] if isinstance(model.head, PerStep) else []
-    began: PonderWrapper | None = None
     try:
         if stage.teacher == "previous":
             model.teacher = None
-            began = copy.deepcopy(model).requires_grad_(False)
-            model.teacher = began
-        if stage.early_heads == "last" and isinstance(model.head, PerStep):
-            for head in early:
-                head.load_state_dict(model.head.heads[-1].state_dict())
+            model.teacher = copy.deepcopy(model).requires_grad_(False)
         model.objective = stage.objective
         _freeze(model, stage, early)
         yield
-        if began is not None and stage.mixing < 1:
-            _mix_weights(model, began, stage.mixing, early if stage.early_heads == "last" else [])
     finally:
         for weight in learned:
             weight.requires_grad_(True)
@@ -450,16 +442,3 @@ def _freeze(model: PonderWrapper, stage: Stage, early: list[nn.Module]) -> None:
     for weight in model.parameters():
         if id(weight) not in moves:
             weight.requires_grad_(False)
-
-
-@torch.no_grad()
-def _mix_weights(model: nn.Module, began: nn.Module, share: float, fresh: list[nn.Module]) -> None:
-    """Move the weights to α · their own + (1 − α) · those that the stage began with, but for heads that began fresh.
-
-    WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903, Eq. 1. Buffers stay as they were trained.
-    """
-    kept = {id(weight) for part in fresh for weight in part.parameters()}
-    before = dict(began.named_parameters())
-    for name, weight in model.named_parameters():
-        if id(weight) not in kept and weight.is_floating_point():
-            weight.copy_(torch.lerp(before[name].to(weight.device), weight, share))

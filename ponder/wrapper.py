@@ -149,7 +149,7 @@ class PonderWrapper(nn.Module):
     def from_recipe(
         cls,
         module_or_steps: nn.Module | Step | Sequence[Step] | Steps,
-        recipe: str | Recipe = "ponder",
+        recipe: str | Recipe = "frozen",
         *,
         num_outputs: int,
         example: Any,

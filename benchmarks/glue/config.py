@@ -11,7 +11,7 @@ from benchmarks.files import digest
 
 __all__ = ["DEFAULT", "RunConfig", "recipe_label"]
 
-DEFAULT = "ponder"
+DEFAULT = "frozen"
 """The recipe that is the library's default, and stands first in the headline."""
 
 _LATER = {"schedule": "linear", "head_lr": None}
@@ -77,7 +77,7 @@ class RunConfig:
     @property
     def key(self) -> str:
         """A name for the run: readable, and different for every configuration."""
-        hashed: dict[str, Any] = {"recipe_version": 2} if self.recipe == "ponder" else {}
+        hashed: dict[str, Any] = {}
         for name, value in self.to_dict().items():
             if not (name in _LATER and value == _LATER[name]):
                 hashed[name] = value

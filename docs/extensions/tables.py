@@ -76,7 +76,7 @@ def ablation() -> str:
 def pays_by_task() -> str:
     """Return scores at ×2 by task."""
     summary = read(ROOT / "docs" / "results-summary.json")
-    recipes = (summary.pop("default"), "palbert", "pabee", "static")
+    recipes = (summary.pop("default"), "deebert", "palbert", "pabee", "static")
     rows = [
         [NAMES.get(backbone, backbone), task, score(by_speed["1"]["tasks"][task]["vanilla"]), *map(score, own)]
         for backbone, by_speed in summary.items()

@@ -221,7 +221,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def from_encoder(
         cls,
         encoder: str | PathLike[str] | PreTrainedModel,
-        recipe: str | Recipe = "ponder",
+        recipe: str | Recipe = "frozen",
         num_labels: int | None = None,
         *,
         readout: str | None = None,

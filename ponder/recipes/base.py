@@ -59,11 +59,6 @@ class Stage:
             head that are frozen; or ``"lambda_head"``: the Lambda head and a learned prior, on everything else frozen.
         teacher: The frozen teacher of the objective: the one that the user has ``"attached"``, or the ``"previous"``
             stage's model, a frozen copy of what this stage begins with.
-        early_heads: The start of the heads of all steps but the last: they ``"go_on"``, or become copies of the
-            ``"last"`` head, where the stage before has trained that one alone.
-        mixing: α in (0, 1]: at the end the weights become α · trained + (1 − α) · those of the previous stage (WiSE-FT,
-            Wortsman et al. 2022, arXiv 2109.01903, Eq. 1), so that less is lost of what the model knew; below 1 with
-            ``teacher="previous"`` alone. Early heads that began as copies of the last one stay as they were trained.
 
     Example:
         >>> [stage.train for stage in recipes.get("deebert").stages]
@@ -73,8 +68,6 @@ class Stage:
     objective: Objective
     train: Literal["all", "early_heads", "lambda_head"] = "all"
     teacher: Literal["attached", "previous"] = "attached"
-    early_heads: Literal["go_on", "last"] = "go_on"
-    mixing: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("train", self.train, ("all", "early_heads", "lambda_head"))

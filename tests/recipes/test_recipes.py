@@ -14,7 +14,7 @@ from ponder.errors import ArgumentError
 from ponder.recipes import LambdaSpec, Recipe, Stage
 
 ALL = objectives.DeepSupervision
-LAST, FROZEN = objectives.FinalStep(), objectives.Distillation(teacher="frozen")
+LAST = objectives.FinalStep()
 BY_LABELS = Stage(LAST)
 STAGES: dict[str, tuple[Stage, ...]] = {
     "vanilla": (BY_LABELS,),
@@ -35,19 +35,12 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage(objectives.Distillation(), train="early_heads"),
         Stage(objectives.Ponder(0.5), train="lambda_head"),
     ),
-    "ponder": (
-        BY_LABELS,
-        Stage(FROZEN, teacher="previous", early_heads="last", mixing=0.7),
-        Stage(objectives.Ponder(0.5), train="lambda_head"),
-    ),
 }
 FOR_TASKS: list[tuple[str, str, policies.ExitPolicy, int, bool]] = [  # recipe, task, policy, stages, Lambda head
-    ("ponder", "classification", policies.Confidence(0.8), 2, False),
-    ("ponder", "regression", policies.Quantile(0.25), 3, True),
-    ("ponder", "multilabel", policies.Quantile(0.25), 3, True),
-    ("ponder", "token_classification", policies.Quantile(0.25), 3, True),
     ("frozen", "classification", policies.Confidence(0.8), 2, False),
     ("frozen", "regression", policies.Quantile(0.25), 3, True),
+    ("frozen", "multilabel", policies.Quantile(0.25), 3, True),
+    ("frozen", "token_classification", policies.Quantile(0.25), 3, True),
     ("palbert", "classification", policies.Quantile(0.5), 1, True),
     ("pabee", "regression", policies.Patience(6, 0.1), 1, False),
     ("deebert", "classification", policies.Entropy(0.2), 2, False),
@@ -65,7 +58,7 @@ def test_stages_and_round_trip(name: str) -> None:
     assert recipe.stages == STAGES[name]
     again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
     assert again == recipe
-    early = any(stage.train == "early_heads" or stage.early_heads == "last" for stage in recipe.stages)
+    early = any(stage.train == "early_heads" for stage in recipe.stages)
     assert recipe.per_step_heads or not early
 
 
@@ -79,7 +72,7 @@ def test_for_task(name: str, task: Any, policy: policies.ExitPolicy, stages: int
 
 
 def test_a_policy_or_a_stage_that_reads_hazards_keeps_the_lambda_head() -> None:
-    recipe = recipes.get("ponder")
+    recipe = recipes.get("frozen")
     kept = replace(recipe, policy=policies.Confidence(0.8) | policies.Quantile(0.9)).for_task("classification")
     assert kept.lambda_head == recipe.lambda_head
     assert len(kept.stages) == 3
@@ -113,13 +106,11 @@ def test_switches() -> None:
     taught = recipes.get("static", k=4, taught=True, temperature=2.0)
     assert taught.stages[1].objective.depth(12).steps == 4
     assert taught.policy == policies.FixedStep(4)
-    labelled = recipes.get("ponder", labels=0.5).stages[1].objective
-    assert labelled == FROZEN + 0.5 * ALL("uniform")
 
 
 def test_the_default_expects_exits_at_a_share_of_the_depth() -> None:
     for num_steps in (4, 6, 12, 24):
-        prior = recipes.get("ponder", depth=0.55).for_steps(num_steps).prior
+        prior = recipes.get("frozen", depth=0.55).for_steps(num_steps).prior
         assert prior is not None
         assert float(prior(num_steps).mean) == pytest.approx(1 + 0.55 * (num_steps - 1), rel=0.03)
 

@@ -1,8 +1,6 @@
-"""Stages: what each freezes, teaches and mixes, and that a block leaves nothing behind; and groups of parameters."""
+"""Stages: what each freezes and teaches, and that a block leaves nothing behind; and groups of parameters."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -79,13 +77,6 @@ def test_a_block_leaves_nothing_behind_even_after_an_exception() -> None:
     assert [weight.requires_grad for weight in model.parameters()] == learned
 
 
-def test_early_heads_start_as_copies_of_the_last_one() -> None:
-    model = build()
-    stage = Stage(objectives.DeepSupervision("uniform"), train="early_heads", early_heads="last")
-    with run_stage(model, stage):
-        assert all(torch.equal(head.weight, model.head.heads[-1].weight) for head in model.head.heads)
-
-
 def test_the_previous_stage_teaches_as_a_frozen_copy() -> None:
     model = build()
     model.teacher = build()
@@ -98,23 +89,6 @@ def test_the_previous_stage_teaches_as_a_frozen_copy() -> None:
         assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in model.state_dict().items())
         model.train()(INPUTS, labels=LABELS).loss.backward()
         assert all(weight.grad is None for weight in teacher.parameters())
-
-
-@pytest.mark.parametrize("mixing", [0.25, 1.0])
-@pytest.mark.parametrize("early", ["go_on", "last"])
-def test_weights_are_mixed_with_those_before_the_stage(mixing: float, early: str) -> None:
-    model = build()
-    stage = Stage(objectives.Distillation(teacher="frozen"), teacher="previous", early_heads=early, mixing=mixing)
-    with run_stage(model, stage):
-        before = copy.deepcopy(dict(model.named_parameters()))
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(1.0)
-    for name, weight in model.named_parameters():
-        fresh = early == "last" and TRAINED["early_heads"](name)
-        moved = 1.0 if fresh else mixing
-        if not fresh or mixing == 1.0:
-            torch.testing.assert_close(weight, before[name] + moved, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("train", ["early_heads", "lambda_head"])

@@ -17,11 +17,12 @@ __all__ = ["COMMON", "COMPARED", "compared_groups", "fair_gaps", "headline", "he
 SUITES = {"minilm": "pays", "mpnet": "pays-mpnet"}
 COMMON = "confidence"
 """The one policy by which all recipes are left in the headline, where an answer is a class."""
-_RECIPES = tuple(dict.fromkeys(("vanilla", DEFAULT, "frozen", "ponder", "palbert", "pabee", "deebert")))
+_RECIPES = tuple(dict.fromkeys(("vanilla", DEFAULT, "ponder", "palbert", "pabee", "deebert")))
 COMPARED = (*_RECIPES, BLIND, BLIND_FAIR, "static", "static_taught")
-"""Names in the summary: blind choices are made on the models of the default; `static` is the encoder cut and fine-tuned
-so, `static_taught` the one that the whole encoder taught."""
-_BASE = ("vanilla", DEFAULT, "static")  # whose tasks the macro average is over
+"""Names in the summary: blind choices are made on the models of the default, and where it has no runs on those of
+`ponder`, the default before it; `static` is the encoder cut and fine-tuned so, `static_taught` the one that the whole
+encoder taught."""
+_BASE = ("vanilla", "static")  # whose tasks the macro average is over
 _SHOWN = {
     "static": "cut and fine-tuned",
     "static_taught": "cut, taught by the whole",
@@ -46,9 +47,9 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     """Return scores in percent by backbone and speed-up in steps: of every task, and their macro average.
 
     Under ``"1"`` stand the scores at full depth; elsewhere recipes left by their own policies at that mean exit step,
-    the best blind choices on the models of the default, and the encoder cut there. A score is None without runs, and
-    where a curve does not reach so far; the macro average is over the tasks on which `vanilla`, the default and
-    `static` have runs, None for a recipe that lacks one of them. Under ``"by_confidence"`` stand the same, all left by
+    the best blind choices, and the encoder cut there. A score is None without runs, and where a curve does not reach so
+    far; the macro average is over the tasks on which `vanilla` and `static` have runs, None for a recipe that lacks one
+    of them. Under ``"by_confidence"`` stand the same, all left by
     confidence, over those of the tasks that have classes. ``"default"`` names the default recipe.
     """
     made: dict[str, Any] = {"default": DEFAULT}
@@ -60,7 +61,9 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
             own, by_common = (
                 {task: _scores_at(groups, task, speed_up, policy) for task in tasks} for policy in (None, COMMON)
             )
-            classes = [task for task in common if COMMON in groups[DEFAULT, task].policies]
+            classes = [
+                task for task in common if any(COMMON in it.policies for (_, of), it in groups.items() if of == task)
+            ]
             made[backbone][f"{speed_up:g}"] = {
                 "macro": _macro(own, common),
                 "tasks": own,
@@ -69,21 +72,21 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     return made
 
 
-def fair_gaps(groups: Groups, speed_up: float, rival: str = BLIND_FAIR) -> dict[str, float]:
-    """Return the points by which the default is ahead of a rival on each common task: medians over seeds of the gaps.
+def fair_gaps(groups: Groups, speed_up: float, rival: str = BLIND_FAIR, recipe: str = DEFAULT) -> dict[str, float]:
+    """Return the points by which a recipe is ahead of a rival on each common task: medians over seeds of the gaps.
 
     Args:
         groups: The groups of one backbone.
         speed_up: The speed-up in steps at which both are read.
         rival: A name of `COMPARED`.
+        recipe: The recipe, left by its own policy.
     """
     found = {}
-    for task in _common(groups):
-        own = groups[DEFAULT, task]
-        ours, theirs = own.by_seed(speed_up, own.own_policy), _rival(groups, task, rival, speed_up)
+    for own in (groups[recipe, task] for task in _common(groups) if (recipe, task) in groups):
+        ours, theirs = own.by_seed(speed_up, own.own_policy), _rival(groups, own, rival, speed_up)
         gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if gaps:
-            found[task] = statistics.median(gaps)
+            found[own.task] = statistics.median(gaps)
     return found
 
 
@@ -92,7 +95,7 @@ def held_out(results: Sequence[Result]) -> str:
     rows = []
     for backbone, groups in compared_groups([result.held_out for result in results]).items():
         tasks = [task for name, task in groups if name == "deebert"]
-        for name in dict.fromkeys(("frozen", DEFAULT, "deebert", "pabee", "palbert")):
+        for name in dict.fromkeys((DEFAULT, "ponder", "deebert", "pabee", "palbert")):
             scores = [_mean_of(groups, name, tasks, times) for times in SPEED_UPS]
             if any(scores):
                 rows.append([backbone, name, *("–" if score is None else f"{score:.1f}" for score in scores)])
@@ -125,9 +128,10 @@ def headline(results: Sequence[Result]) -> str:
         common = _common(groups)
         if not common:
             continue
-        counts = sorted(len(groups[DEFAULT, task].runs) for task in common)
+        counts = sorted(len(groups["vanilla", task].runs) for task in common)
         seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        notes.append(f"`{backbone}`: {', '.join(common)}, {seeds} seeds")
+        ran = ", ".join(task for task in common if (DEFAULT, task) in groups) or "none of them"
+        notes.append(f"`{backbone}`: {', '.join(common)}, {seeds} seeds; `{DEFAULT}` ran on {ran}")
         for rival in ("vanilla", BLIND_FAIR, BLIND, "static", "static_taught"):
             cells = []
             for times in SPEED_UPS[1:]:
@@ -163,7 +167,7 @@ def _common(groups: Groups) -> list[str]:
         for name in _BASE
     ]
     present = [tasks for tasks in of_recipe if tasks]
-    return sorted(set.intersection(*present)) if of_recipe[1] else []
+    return sorted(set.intersection(*present)) if present else []
 
 
 def _cut(groups: Groups, task: str, speed_up: float, *, taught: bool) -> Group | None:
@@ -171,9 +175,10 @@ def _cut(groups: Groups, task: str, speed_up: float, *, taught: bool) -> Group |
     return next((cut for cut in cuts if abs(cut.speed_up - speed_up) < 1e-6), None)
 
 
-def _rival(groups: Groups, task: str, rival: str, speed_up: float) -> dict[int, float]:
+def _rival(groups: Groups, own: Group, rival: str, speed_up: float) -> dict[int, float]:
+    task = own.task
     if rival in (BLIND, BLIND_FAIR):
-        return groups[DEFAULT, task].by_seed(speed_up, rival)
+        return own.by_seed(speed_up, rival)
     if rival.startswith("static"):
         cut = _cut(groups, task, speed_up, taught=rival == "static_taught")
         return {} if cut is None else cut.by_seed(speed_up, rival)
@@ -190,7 +195,7 @@ def _scores_at(groups: Groups, task: str, speed_up: float, policy: str | None) -
             found[name] = group.at(speed_up, policy or group.own_policy)
     if speed_up > 1.0:
         for name in (BLIND, BLIND_FAIR):
-            group = groups.get((DEFAULT, task))
+            group = groups.get((DEFAULT, task), groups.get(("ponder", task)))
             found[name] = None if group is None else group.at(speed_up, name)
         for name in ("static", "static_taught"):
             cut = _cut(groups, task, speed_up, taught=name == "static_taught")
