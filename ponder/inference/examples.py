@@ -52,9 +52,9 @@ class ExampleReader:
 
     def __init__(self, model: Any) -> None:
         self.padding: Padding | None = model.padding
-        self.device: torch.device | None = next((weight.device for weight in model.parameters()), None)
-        per_position = model.task is not None and model.task.per_position
-        self.regroups = not per_position and (self.padding is None or self.padding.pooled)
+        weight, task = next(model.parameters(), None), model.task
+        self.device: torch.device | None = None if weight is None else weight.device
+        self.regroups = not (task is not None and task.per_position) and (self.padding is None or self.padding.pooled)
         """Whether rows of several lengths may meet between steps: not where outputs or states have positions."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
         """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""
@@ -78,8 +78,9 @@ class ExampleReader:
             examples: The examples.
             spare: Add a row of length 1, beside which a mask hides something.
         """
-        length, padding = max([2 if spare else 0, *[example.length for example in examples]]), self.padding
-        rows, contexts = [example.inputs for example in examples], [example.context for example in examples]
+        parts = [(example.inputs, example.context, example.length) for example in examples]
+        (rows, contexts, own), padding = map(list, zip(*parts, strict=True)), self.padding
+        length = max([2 if spare else 0, *own])
         lengths = with_lengths(None) if padding is None else padding.lengths_of_inputs(rows[0])
         if spare:
             rows.append(join_rows(rows[:1], [1], lengths=lengths, length=1, path="inputs"))
