@@ -293,3 +293,12 @@ def test_cascades_run_where_torch_is_not_installed(tmp_path: Path) -> None:
     )
     made = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "['card']"
+
+
+def test_classes_are_those_of_the_last_stage_in_its_order() -> None:
+    cheap = SimpleNamespace(predict_proba=lambda texts: np.tile([0.9, 0.1], (len(texts), 1)), classes_=["b", "a"])
+    dear = SimpleNamespace(predict_proba=lambda texts: np.tile([0.2, 0.5, 0.3], (len(texts), 1)), classes_=[*"abc"])
+    cascade = Cascade([cheap, dear], [1, 9], policy=policies.Confidence(0.8))
+    assert cascade.classes == ("a", "b", "c")
+    found = cascade.predict(["one", "two"])
+    assert (found.labels, found.stage.tolist()) == (["b", "b"], [1, 1])

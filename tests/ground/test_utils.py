@@ -22,6 +22,7 @@ from torch import nn
 from ponder import policies
 from ponder._utils import files, registry
 from ponder._utils.arrays import at_least_float32, softmax, weighted
+from ponder._utils.batches import cut
 from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.files import read_tensors, replace_text, write_tensors
@@ -303,3 +304,15 @@ def test_modes_come_back_after_an_exception() -> None:
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.is_grad_enabled()
+
+
+def test_batches_end_by_rows_by_positions_and_where_padding_is_more_than_a_quarter() -> None:
+    def sizes(*case: Any) -> list[int]:
+        return [part.stop - part.start for part in cut(*case)]
+
+    assert sizes([4] * 5, 2) == [2, 2, 1]
+    assert sizes([5, 5, 5], 8, 10) == [2, 1]
+    assert sizes([10, 1], 4) == [1, 1]
+    assert sizes([10, 10, 3, 1], 4) == [2, 1, 1]
+    assert sizes([10, 9, 8, 7], 4) == [4]
+    assert sizes([], 4) == []

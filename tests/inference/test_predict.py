@@ -122,3 +122,10 @@ def test_an_example_that_cannot_be_read_is_named() -> None:
     assert "in dataset[1]" in caught.value.__notes__
     with pytest.raises(ArgumentError, match="one a row"):
         ponder.predict(wrapped(), {"input_ids": torch.zeros(2, 4)})
+
+
+def test_sampled_exits_of_a_stream_are_those_of_a_call() -> None:
+    model, inputs = wrapped(), torch.randn(30, 4)
+    with ponder.StreamEngine(model) as engine:
+        found = {row: answer.exit_step for row, answer in engine.run(inputs)}
+    assert [found[row] for row in range(30)] == model(inputs).exit_step.tolist()
