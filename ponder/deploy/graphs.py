@@ -200,7 +200,7 @@ def write_policy(
         return PolicyGraphs(together=together)
     tunable = [part for part in all_within(policy) if part.tunable is not None]
     thresholds = {f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)}  # type: ignore[union-attr]
-    bars = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
+    limits = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
     names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
     names += ["mask"] if "mask" in readings else []
     rows = next(iter(readings.values())).value.shape[0]
@@ -218,18 +218,18 @@ def write_policy(
         fixed = [Slot.of("index", torch.full((rows,), step)), *(readings[name] for name in names)]
 
         def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> tuple[Tensor, Tree]:
-            moved = _with_thresholds(policy, given[count : count + len(bars)])
+            moved = _with_thresholds(policy, given[count : count + len(limits)])
             seen = dict(zip(names, given[1:count], strict=True))
             real, context = seen.pop("mask", None), {"group": seen.pop("group")} if "group" in seen else None
             view = StepView(given[0], num_steps, seen, task, real, context)
-            mask, after = moved.decide(view, refilled(state, given[count + len(bars) :]))
+            mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
             return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
         held = [
             Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ())
             for n, value in enumerate(flatten(state))
         ]
-        given = [*fixed, *bars, *held]
+        given = [*fixed, *limits, *held]
         after = decide([slot.value for slot in given])[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
         write_graph(module, lambda given, decide=decide: flatten(decide(given)), given, outputs, folder / name)  # type: ignore[misc]

@@ -124,8 +124,8 @@ class OnnxModel:
         inputs = {part.to_dict()["name"]: field for part, field in tunable}
         if graphs is not None and _without(inputs, data) == _without(inputs, self.manifest.policy):
             moved = [float(getattr(part, field)) for part, field in tunable]
-            bars = dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
-            graphs = replace(graphs, thresholds=bars, together=policy.exit_of_all(self.num_steps))
+            thresholds = dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
+            graphs = replace(graphs, thresholds=thresholds, together=policy.exit_of_all(self.num_steps))
             self._policy = _GraphPolicy(graphs, self._graphs)
         else:
             graphs, self._policy = None, policy

@@ -7,18 +7,16 @@ from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 
 
 @registry.register("frozen")
-def frozen(*, confidence: float = 0.8, q: float = 0.25, depth: float = 0.55, beta: float = 0.5) -> Recipe:
+def frozen(*, confidence: float = 0.8, q: float = 0.25) -> Recipe:
     """A fine-tuned model that keeps its weights, early heads that learn its answers, exits once they are sure.
 
     What is fine-tuned first stays as it is, bit for bit at full depth; the second stage reads no labels. FastBERT
     (Liu et al. 2020) trains so and exits by entropy. Where the task has no classes, and so no confidence, a Lambda head
-    is fitted to the frozen steps in a third stage, for Q-exit.
+    is fitted to the frozen steps in a third stage, for Q-exit; its prior expects exits a little behind the middle.
 
     Args:
         confidence: Highest class probability above which a row exits.
         q: Q-exit's level, where the task has no classes.
-        depth: Share of the depth at which the prior of the Lambda head expects exits.
-        beta: Weight of the divergence from that prior.
 
     Example:
         >>> recipe = recipes.get("frozen", confidence=0.9)
@@ -31,12 +29,12 @@ def frozen(*, confidence: float = 0.8, q: float = 0.25, depth: float = 0.55, bet
         stages=(
             Stage(FinalStep()),
             Stage(Distillation(), train="early_heads"),
-            Stage(Ponder(beta), train="lambda_head"),
+            Stage(Ponder(0.5), train="lambda_head"),
         ),
         policy=Confidence(confidence),
         without_classes=Quantile(q),
         lambda_head=LambdaSpec(layers=3, history=2, start="prior"),
-        prior=Geometric.for_mean(1 + 11 * depth, num_steps=12),
+        prior=Geometric.for_mean(7.05, num_steps=12),
         per_step_heads=True,
         own_lambda_lr=True,
     )

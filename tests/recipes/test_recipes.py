@@ -110,7 +110,7 @@ def test_switches() -> None:
 
 def test_the_default_expects_exits_at_a_share_of_the_depth() -> None:
     for num_steps in (4, 6, 12, 24):
-        prior = recipes.get("frozen", depth=0.55).for_steps(num_steps).prior
+        prior = recipes.get("frozen").for_steps(num_steps).prior
         assert prior is not None
         assert float(prior(num_steps).mean) == pytest.approx(1 + 0.55 * (num_steps - 1), rel=0.03)
 
