@@ -36,7 +36,7 @@ def measure(
     """Race a fine-tuned model, and return choice and promise on test texts, by processor time on one thread."""
     torch.set_num_threads(1)
     race.clock = time.process_time  # others may run beside it
-    title, (texts, labels), test = _texts(name, backbone, folders, work, most, seed)
+    title, (texts, labels), test, outside = _texts(name, backbone, folders, work, most, seed)
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
@@ -64,6 +64,10 @@ def measure(
             "choice": "right" if chosen["seconds"] <= _NEAR * min(sound) else "another is faster",
             "promise": "broken" if verdict.code == BROKEN else "not broken",
             "within_level": chosen["other_answers"] <= level,
+            "out_of_scope": {
+                "rows": len(outside),
+                "other_answers": _different(*(way.model.predict(outside).labels for way in (advice.winner, ways[0]))),
+            },
         },
         "environment": environment(torch.device("cpu")),
     }
@@ -71,23 +75,27 @@ def measure(
 
 def _texts(
     name: str, backbone: str, folders: Mapping[str, Path | None], work: Path, most: int, seed: int
-) -> tuple[str, Texts, Texts]:
-    """Return the task's name, texts that the model never saw, and test texts, both with names of classes."""
+) -> tuple[str, Texts, Texts, list[str]]:
+    """Return the task's name, texts that the model never saw and test texts with names of classes, and texts of none.
+
+    Out of scope stands apart, as in the metrics: a promise is about texts like those that certify it.
+    """
     if name == "generated":
         names, folder = list(graded.get("negation").labels), work / f"generated-{Path(backbone).name}-s{seed}" / "plain"
         if not (folder / "config.json").exists():
             fine_tune(backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED)
         parts = (generated("dev", min(most, 2000), seed), generated("test", 1000, seed))
         sides = [(list(texts), [names[label] for label in labels]) for texts, labels in parts]
-        return name, sides[0], sides[1]
+        return name, sides[0], sides[1], []
     task = tasks.get(name)
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     train, taught = splits["train"].shuffle(seed=seed), TAUGHT[task.name]
-    fresh = train.select(range(taught, min(taught + most, len(train))))
-    sides = [
-        _joined(rows, list(train.features["label"].names), backbone) for rows in (fresh, splits[task.dev_splits[0]])
-    ]
-    return task.name, sides[0], sides[1]
+    fresh, names = train.select(range(taught, min(taught + most, len(train)))), list(train.features["label"].names)
+    seen, test = (_joined(rows, names, backbone) for rows in (fresh, splits[task.dev_splits[0]]))
+    apart = None if task.outside is None else names[task.outside]
+    inside = [pair for pair in zip(*test, strict=True) if pair[1] != apart]
+    outside = [text for text, label in zip(*test, strict=True) if label == apart]
+    return task.name, seen, ([text for text, _ in inside], [label for _, label in inside]), outside
 
 
 def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
@@ -100,8 +108,13 @@ def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
 
 def _on_test(way: Any, full: Sequence[str], test: Texts) -> dict[str, Any]:
     own = way.model.predict(test[0]).labels
-    other, right = (float(np.mean([a == b for a, b in zip(own, those, strict=True)])) for those in (full, test[1]))
-    return {"name": way.name, "promise": _plain(way.promise), "other_answers": 1.0 - other, "accuracy": right}
+    other, wrong = _different(own, full), _different(own, test[1])
+    return {"name": way.name, "promise": _plain(way.promise), "other_answers": other, "accuracy": 1.0 - wrong}
+
+
+def _different(some: Sequence[str], others: Sequence[str]) -> float:
+    """Return the share of two lists' labels that differ; 0 of empty ones."""
+    return float(np.mean([a != b for a, b in zip(some, others, strict=True)] or [False]))
 
 
 def _add_seconds(rows: Sequence[dict[str, Any]], ways: Sequence[Any], texts: Sequence[str], seed: int) -> None:
