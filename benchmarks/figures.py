@@ -8,7 +8,7 @@ from typing import Any
 
 from ponder.errors import PonderError
 
-__all__ = ["new_figure", "save_svg", "svg"]
+__all__ = ["new_figure", "save_svg"]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -22,15 +22,10 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_svg(path: Path, figure: Any) -> None:
     """Write a figure so that text stays text, and two drawings of the same numbers are the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(svg(figure, path.stem), encoding="utf-8")
-
-
-def svg(figure: Any, name: str) -> str:
-    """Return a figure as SVG."""
     import matplotlib as mpl  # it made the figure
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()), encoding="utf-8")

@@ -40,7 +40,6 @@ class GradedTask:
     Args:
         name: Name in the registry.
         labels: Names of the classes, in the order of their indices.
-        difficulty: The quantity that the difficulty counts, for the axis of a figure.
         levels: Lowest and highest difficulty, both included.
         generate: Makes one example from a source of randomness and a difficulty. Every label must come up
             at every difficulty; how often does not matter, `load` balances them.
@@ -53,7 +52,6 @@ class GradedTask:
 
     name: str
     labels: tuple[str, ...]
-    difficulty: str
     levels: tuple[int, int]
     generate: Callable[[Random, int], Example]
 

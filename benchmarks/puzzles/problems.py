@@ -43,7 +43,6 @@ class Puzzle:
 
     Args:
         name: Its name.
-        level_name: The quantity that a level counts, for tables and axes.
         trained: Levels that solvers are trained on.
         levels: Levels that are reported; the last ones are harder than any trained on.
         channels: Channels of the inputs.
@@ -52,7 +51,6 @@ class Puzzle:
     """
 
     name: str
-    level_name: str
     trained: tuple[int, ...]
     levels: tuple[int, ...]
     channels: int
@@ -149,7 +147,7 @@ _BITS, _SIDES = (8, 16, 24, 32, 40, 48, 56, 64), (5, 7, 9, 11, 14, 18)
 PUZZLES = {
     puzzle.name: puzzle
     for puzzle in (
-        Puzzle("prefix-sums", "bits", _BITS[:4], _BITS, 1, 1, _prefix_sums),
-        Puzzle("mazes", "cells a side", _SIDES[:3], _SIDES, 6, 2, _mazes),
+        Puzzle("prefix-sums", _BITS[:4], _BITS, 1, 1, _prefix_sums),
+        Puzzle("mazes", _SIDES[:3], _SIDES, 6, 2, _mazes),
     )
 }

@@ -19,15 +19,13 @@ from benchmarks import backbones, graded
 from benchmarks.command_line import hide_bars, print_table, run_app
 from benchmarks.environment import environment
 from benchmarks.examples import load_tokenizer
-from benchmarks.files import read_json, write_json
-from benchmarks.markdown import table
+from benchmarks.files import write_json
 from ponder import export
 from ponder.deploy.manifest import Manifest
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-COMMITTED = Path(__file__).parents[1] / "results" / "quantised" / "quantised.json"
 
 
 @app.command()
@@ -43,12 +41,6 @@ def run(
     settings = {"texts": texts, "calibrating": calibrating}
     write_json(out / "quantised.json", {"settings": settings, "cosines": cosines, "environment": environment()})
     print_table(("median, worst cosine", *cosines), rows(cosines))
-
-
-def markdown(path: Path = COMMITTED) -> str:
-    """Return the committed cosines as a table."""
-    cosines = read_json(path)["cosines"]
-    return table(("", *cosines), rows(cosines))
 
 
 def rows(cosines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:

@@ -63,7 +63,7 @@ def _cells(outcome: Mapping[str, Any]) -> Sequence[str]:
         outcome["risk"].replace("_", " "),
         outcome["bound"].replace("_", " "),
         f"{outcome['level']:g}",
-        asked if outcome.get("exact", True) else "–",
+        asked,
         f"{outcome['violations']:.1%}",
         f"{outcome['mean_risk']:.4f}",
         f"{outcome['mean_exit_step']:.2f}",

@@ -38,7 +38,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         rows = batch if options.quick else max(batch, ROWS)
         tables = {name: spread(weights, rows) for name, weights in mixes(subject.wrapped.ponder.num_steps).items()}
         calls = _calls(subject, tables, rows, batch, 8 if options.quick else LENGTH)
-        seconds = interleaved(calls, rounds=1 if options.quick else options.pairs, least=0.0)
+        seconds = interleaved(calls, rounds=1 if options.quick else options.pairs)
         for name, table in tables.items():
             steps = subject.wrapped.ponder.num_steps * len(table) / sum(table)
             clock = ratio(seconds, "plain", name)

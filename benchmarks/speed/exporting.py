@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ponder
-from benchmarks.speed.subjects import Options, Seconds, figure, interleaved, minilm, mpnet_encoder, ratio
+from benchmarks.speed.subjects import Options, Seconds, figure, interleaved, minilm_encoder, mpnet_encoder, ratio
 from ponder import policies
 from ponder.calibration.cost import WallClock
 from ponder.deploy.runtime import OnnxModel
@@ -38,11 +38,8 @@ OVER_FP32 = {"MiniLM": 4.0, "MPNet-base": 8.0}
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """Return the section's figures."""
-    encoders: dict[str, Callable[[], PreTrainedModel]] = {
-        "MiniLM": lambda: minilm(options).wrapped.encoder,
-        "MPNet-base": lambda: mpnet_encoder(options),
-    }
-    return [each for name, encoder in encoders.items() for each in _of_model(name, _model(encoder()), options)]
+    encoders = {"MiniLM": minilm_encoder, "MPNet-base": mpnet_encoder}
+    return [each for name, encoder in encoders.items() for each in _of_model(name, _model(encoder(options)), options)]
 
 
 def _of_model(name: str, model: PonderForSequenceClassification, options: Options) -> list[dict[str, Any]]:
@@ -94,7 +91,7 @@ def _figures(
     for kind, exported in exports.items():
         calls[kind] = _onnx(exported, arrays, batch, full)
         calls[f"{kind}, exits"] = _onnx(exported, arrays, batch, exits)
-    seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs), least=0.0)
+    seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs))
     steps = float(exports["fp32"].predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
     case, more = f"{name}, {batch} × {length}", {"mean_exit_step": steps, "rows": rows}
     found = []

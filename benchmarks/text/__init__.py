@@ -1,5 +1,1 @@
-"""Texts that stand for real traffic: intents of customers' messages, and named entities in messages.
-
-The intents (`tasks.py`) run behind the commands of `benchmarks.glue`; the entities, which are answers a token, behind
-`python -m benchmarks.text`.
-"""
+"""Texts that stand for real traffic: intents of customers' messages, which run behind the commands of other folders."""

@@ -68,7 +68,7 @@ def glue_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Banking77, CLINC150 and WNUT-17, a few rows each."""
+    """Banking77 and CLINC150, a few rows each."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "banking77").mkdir()
     for split in ("train", "test"):
@@ -80,8 +80,4 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "clinc150" / "data_full.json").write_text(
         json.dumps({**parts, **{f"oos_{key}": [["the one", "oos"]] * 3 for key in parts}})
     )
-    (folder / "wnut17").mkdir()
-    lines = [f"the\tO\none\tB-person\n{n}\tI-person\nis\tO\ntrue\tB-group\n\n" for n in range(10)]
-    for split in ("train", "dev", "test"):
-        (folder / "wnut17" / f"{split}.conll").write_text("".join(lines))
     return folder

@@ -16,9 +16,6 @@ from benchmarks.examples import Collator, hold_out, load_tokenizer, tokenize
 from benchmarks.files import DataError
 from benchmarks.rerank.data import load as load_queries
 from benchmarks.rerank.race import pools_of
-from benchmarks.text.wnut import TAGS, Sentence, load, spans, word_tags
-from benchmarks.text.wnut import score as entity_score
-from benchmarks.text.wnut import tokenize as tokenize_words
 from ponder.errors import ArgumentError, CheckpointError, NonFiniteError
 from tests.benchmarks.glue_files import SHARED, write
 
@@ -89,7 +86,6 @@ def test_glues_own_files(name: str, rows: int) -> None:
 def test_the_other_texts_own_files() -> None:
     assert len(tasks.get("Banking77").load(SHARED / "text")["test"]) == 3080
     assert len(tasks.get("CLINC150").load(SHARED / "text", ["test"])["test"]) == 5500
-    assert len(load(SHARED / "text", "test")) > 1000
 
 
 def test_intents_are_numbered_by_name_and_what_is_out_of_scope_comes_last(text_dir: Path) -> None:
@@ -140,21 +136,6 @@ def test_tokens_are_cut_and_padded_to_the_longest_of_the_batch(backbone: str, gl
     assert batch["row_ids"].tolist() == [0, 1]
     with pytest.raises(CheckpointError, match="tokenizer"):
         load_tokenizer(str(glue_dir))
-
-
-def test_entities_count_where_start_end_and_type_are_right(text_dir: Path, backbone: str) -> None:
-    assert len(load(text_dir, "train")) == 10
-    sentence = Sentence(("the", "two", "unknowable", "is"), ("O", "B-person", "I-person", "O"))
-    made = tokenize_words([sentence], load_tokenizer(backbone), 4)  # two pieces, between the special ones
-    assert made.first_pieces == [{0: 1, 1: 2}]
-    assert made.rows[0]["labels"] == [-100, 0, TAGS.index("B-person"), -100]
-    predicted = word_tags([0, 0, TAGS.index("B-person"), 0], sentence, made.first_pieces[0])
-    assert predicted == ["O", "B-person", "O", "O"]
-    assert entity_score([predicted], [sentence.tags]).f1 == 0.0
-    assert spans(["I-group", "I-group", "B-group"]) == {(0, 2, "group"), (2, 3, "group")}
-    (text_dir / "wnut17" / "bad.conll").write_text("one\tB-unknown\n")
-    with pytest.raises(DataError, match="line 1"):
-        load(text_dir, "bad")
 
 
 def test_a_backbone_is_embedded_a_folder_or_a_hub_name(backbone: str) -> None:

@@ -18,7 +18,6 @@ PARTS: dict[str, Callable[[Groups], str]] = {
     "scores": tables.scores,
     "ablation": tables.ablation,
     "runs": tables.runs,
-    "published": tables.published,
 }
 """The parts of a backbone's section; ``"headline"`` is that of all."""
 
@@ -35,10 +34,8 @@ def page(results: Sequence[Result], parts: Sequence[str] = (), backbone: str | N
         raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
     blocks = [headline(results)] if backbone is None and ("headline" in parts or not parts) else []
     for title, groups in sections(results, backbone):
-        found = [PARTS[name](groups) for name in parts or PARTS if name not in ("headline", "published")]
+        found = [PARTS[name](groups) for name in parts or PARTS if name != "headline"]
         blocks += [f"## {title}", *filter(None, found)] if any(found) else []
-    if "published" in parts or not parts:
-        blocks.append(tables.published({}))
     return "\n\n".join(blocks)
 
 

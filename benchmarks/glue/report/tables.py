@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.glue.report.groups import Group, Groups, label, ordered, task_order
 from benchmarks.glue.results import Result
 from benchmarks.markdown import spread, table
 
-__all__ = ["ablation", "published", "repeats", "run_rows", "runs", "scores"]
+__all__ = ["ablation", "repeats", "run_rows", "runs", "scores"]
 
 _SWITCHES = ("q_exit", "own_lambda_lr", "deep_lambda", "hidden_concat")
 _ABLATION = {
@@ -89,24 +87,6 @@ def runs(groups: Groups) -> str:
     head = ["task", "recipe", "policy", "seed", "epochs", "at full depth", "at exits", "mean exit step"]
     note = "The last column is the version and the commit that made a run."
     return _part("Every run", note, table([*head, "×steps", "×FLOPs", "×wall-clock", "made by"], rows))
-
-
-def published(groups: Groups) -> str:
-    """Scores that papers report, to stand beside ours: another backbone, and not comparable digit by digit."""
-    blocks = []
-    for source in json.loads((Path(__file__).parents[1] / "published.json").read_text(encoding="utf-8")):
-        rows: list[dict[str, Any]] = source["rows"]
-        tasks = task_order({task for row in rows for task in row["scores"]} - {"macro"})
-        cells = [
-            [
-                f"{row['method']} *(published)*",
-                f"×{row['speed_up_steps']:.2f}" if "speed_up_steps" in row else "–",
-                *(row["scores"].get(task, "–") for task in tasks),
-            ]
-            for row in rows
-        ]
-        blocks += [f"[{source['source']}]({source['url']}):", table(["method", "×steps", *tasks], cells)]
-    return _part("Published, on ALBERT-base", "", *blocks)
 
 
 def repeats(first: Sequence[Result], again: Sequence[Result]) -> str:

@@ -63,7 +63,6 @@ register(
     GradedTask(
         name="agreement",
         labels=("ungrammatical", "grammatical"),
-        difficulty="phrases between subject and verb",
         levels=(0, 3),
         generate=generate,
     )

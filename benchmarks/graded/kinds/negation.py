@@ -57,7 +57,6 @@ register(
     GradedTask(
         name="negation",
         labels=("negative", "positive"),
-        difficulty="nested negations",
         levels=(0, 3),
         generate=generate,
     )

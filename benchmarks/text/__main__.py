@@ -1,5 +1,0 @@
-"""`python -m benchmarks.text`."""
-
-from benchmarks.text.cli import main
-
-main()
