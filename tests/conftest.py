@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import cache
 from typing import Any
 
 import pytest
@@ -47,7 +48,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_finish() -> None:
     import torch  # the process that hands out the tests does without, and all others wait for it
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # else read anew for every graph
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
