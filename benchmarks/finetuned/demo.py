@@ -22,8 +22,8 @@ SHARES = (0.60, 0.25, 0.10, 0.05)
 """How many reviews have none, one, two and three negations."""
 TRAIN, TRAFFIC = 1600, 1500
 GENERATED: dict[str, Any] = {"epochs": 3, "lr": 2e-4}
-INTENTS: dict[str, Any] = {"epochs": 5, "lr": 2e-4, "bf16": True}
-INTENTS_TRAIN, INTENTS_OTHERS = 5000, 2000
+INTENTS: dict[str, Any] = {"epochs": 2, "lr": 3e-4, "bf16": True}
+INTENTS_TRAIN, INTENTS_OTHERS = 4000, 2000
 
 
 def demo(out: Path, *, data: Path | None = None, backbone: str = "minilm", scale: float = 1.0, seed: int = 0) -> None:
