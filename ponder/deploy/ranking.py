@@ -97,7 +97,7 @@ class Ranker:
 
     def __init__(self, scorer: Any, settings: RankerSettings | None = None) -> None:
         self.scorer, self.settings = scorer, RankerSettings() if settings is None else settings
-        self._pace = 0.0  # seconds of one candidate at one step; 0 until some were timed
+        self.pace = 0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -220,27 +220,20 @@ class Ranker:
 
     def _run(self, pools: Sequence[Pool], policy: Any, end: float | None = None) -> tuple[Array, Array, Array]:
         """Return the query's number, the score at the exit, and the exit step of each candidate, `(rows,)`."""
-        (pairs, groups, first), last = rows_of(pools), self.num_steps
-        scores, steps, rows = np.full(len(pairs), -np.inf), np.zeros(len(pairs), dtype=np.int64), np.arange(len(pairs))
+        pairs, groups, first = rows_of(pools)
+        scores, steps = np.full(len(pairs), -np.inf), np.zeros(len(pairs), dtype=np.int64)
+        running = _Candidates(self, pairs, first)
         if end is not None and len(pairs):
-            if not self._pace:  # which this measures
+            if not self.pace:  # which this measures
                 self._run([Pool(pairs[0][0], [document for _, document in pairs[:8]])], LastStep())
-            policy = _InTime(self, policy, end)
-            rows = rows if self.first_stage else rows[: self.affordable(end, last)]
+            policy = _InTime(running, policy, end)
+            if not self.first_stage:
+                running.keep(np.flatnonzero(policy.in_time(-np.arange(len(pairs)), self.num_steps)))
+        rows = running.rows
         if len(rows):
-            running, batch = _Candidates(self, pairs[: len(rows)], first), PolicyBatch(rows, last, _TASK)
-            scores[rows], steps[rows] = run_to_exits(running, policy, batch, {"group": groups})
+            batch = PolicyBatch(rows, self.num_steps, _TASK)
+            scores[rows], steps[rows] = run_to_exits(running, policy, batch, {"group": groups[rows]})
         return groups, scores, steps
-
-    def affordable(self, end: float, steps: int) -> int:
-        """Return the number of candidates that can be run so many steps before the end."""
-        return max(int(_SPARE * (end - time.perf_counter()) / (self._pace * steps)), 0)
-
-    def took(self, seconds: float, rows: int) -> None:
-        """Take in what a step took: quickly where it was slow, and of full batches, where the parts of a step are."""
-        if rows >= self.batch_size or not self._pace:
-            now = seconds / max(rows, 1)
-            self._pace = max(now, 0.8 * self._pace + 0.2 * now)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
@@ -256,42 +249,46 @@ class _Candidates:
     """The candidates of some queries as rows of the loop: they are computed in batches, and decided on together."""
 
     def __init__(self, ranker: Ranker, pairs: Sequence[tuple[str, str]], first: Array) -> None:
-        self._ranker, self._pairs, self._first = ranker, pairs, first[: len(pairs)]
-        self._rows = np.arange(len(pairs))  # that remain
+        self.ranker, self._pairs, self._first = ranker, pairs, first
+        self.rows = np.arange(len(pairs))  # that remain
+        self.sizes = np.array([8 + len(query) + len(document) for query, document in pairs])  # in characters
         self._batches: list[tuple[Array, Any]] | None = None  # each with the places of its rows among these
 
     def advance(self, step: int) -> None:
-        self._began, self._step, self._scores = time.perf_counter(), step, np.zeros(0)
-        layer = step - self._ranker.first_stage
+        self._step, self._scores = step, np.zeros(0)
+        layer = step - self.ranker.first_stage
         if layer and self._batches is None:
-            pairs = [self._pairs[row] for row in self._rows.tolist()]
-            started = self._ranker.scorer.start(pairs, self._ranker.batch_size)
+            pairs = [self._pairs[row] for row in self.rows.tolist()]
+            started = self.ranker.scorer.start(pairs, self.ranker.batch_size)
             self._batches = [(np.asarray(places), batch) for places, batch in started]
+        self._began = time.perf_counter()
         for _, batch in self._batches or ():
             batch.advance(layer)
 
     def output(self) -> Array:
         """Return the scores of the step, `(rows,)`."""
         if not len(self._scores):
-            found = np.zeros(len(self._rows))
+            found = np.zeros(len(self.rows))
             for places, batch in self._batches or ():
                 found[places] = np.asarray(batch.output())[:, 0]
             if self._batches:
-                self._ranker.took(time.perf_counter() - self._began, len(found))
-            self._scores = self._ranker._blended(self._step, found, self._first)
+                now = (time.perf_counter() - self._began) / self.sizes.sum()
+                self.ranker.pace = max(now, 0.8 * self.ranker.pace + 0.2 * now)
+            self._scores = self.ranker._blended(self._step, found, self._first)
         return self._scores
 
     def output_of(self, index: Array) -> Array:
         return self.output()[index]
 
     def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
-        index, readings = np.full(len(self._rows), self._step), {"output": self.output()[:, None]}
-        return StepView(index, self._ranker.num_steps, readings, _TASK, None, context)
+        index, readings = np.full(len(self.rows), self._step), {"output": self.output()[:, None]}
+        return StepView(index, self.ranker.num_steps, readings, _TASK, None, context)
 
     def keep(self, index: Array) -> None:
-        place = np.full(len(self._rows), -1)
+        place = np.full(len(self.rows), -1)
         place[index] = np.arange(len(index))
-        self._rows, self._first, kept = self._rows[index], self._first[index], list[tuple[Array, Any]]()
+        self.rows, self.sizes, self._first = self.rows[index], self.sizes[index], self._first[index]
+        kept = list[tuple[Array, Any]]()
         for places, batch in self._batches or ():
             own = np.flatnonzero(place[places] >= 0)
             if 0 < len(own) < len(places):
@@ -306,8 +303,8 @@ class _InTime:
 
     needs = frozenset({"output", "group"})
 
-    def __init__(self, ranker: Ranker, policy: ExitPolicy, end: float) -> None:
-        self._ranker, self._policy, self._end = ranker, policy, end
+    def __init__(self, running: _Candidates, policy: ExitPolicy, end: float) -> None:
+        self._running, self._policy, self._end = running, policy, end
         self.init = policy.init
 
     def exit_of_all(self, num_steps: int) -> int | None:
@@ -315,11 +312,15 @@ class _InTime:
 
     def decide(self, view: StepView, state: Any) -> tuple[Array, Any]:
         exits, state = self._policy.decide(view, state)
-        stays = np.flatnonzero(~np.broadcast_to(exits, view.index.shape))
-        most = self._ranker.affordable(self._end, view.num_steps - int(view.index[0]))
-        mask = np.ones(len(view.index), dtype=bool)
-        mask[stays[np.argsort(-view.output[stays, 0], kind="stable")[:most]]] = False
-        return mask, state
+        scores = np.where(exits, -np.inf, view.output[:, 0])
+        return exits | ~self.in_time(scores, view.num_steps - int(view.index[0])), state
+
+    def in_time(self, scores: Array, steps: int) -> Array:
+        """Return which candidates, the highest scores first, can be finished before the end."""
+        order, mask = np.argsort(-scores, kind="stable"), np.zeros(len(scores), dtype=bool)
+        room = _SPARE * (self._end - time.perf_counter()) / (self._running.ranker.pace * steps)
+        mask[order[np.cumsum(self._running.sizes[order]) <= room]] = True
+        return mask
 
 
 def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
