@@ -22,9 +22,6 @@ _TINY: Mapping[str, Any] = {
     "encoder_ffn_dim": 24,
     "decoder_ffn_dim": 24,
     "d_ff": 24,
-    "num_hidden_layers": 4,
-    "num_layers": 4,
-    "encoder_layers": 4,
     "decoder_layers": 1,
     "num_decoder_layers": 1,
     "num_attention_heads": 2,
@@ -55,12 +52,13 @@ class Family:
     def name(self) -> str:
         return f"{self.model_type} ({self.variant})" if self.variant else self.model_type
 
-    def encoder(self, seed: int = 0) -> PreTrainedModel:
+    def encoder(self, layers: int = 4) -> PreTrainedModel:
         """A tiny random encoder in evaluation mode, with weights at which no layer stands still."""
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         kind = type(AutoConfig.for_model(self.model_type))
         names, known = getattr(kind, "attribute_map", {}), kind().to_dict()
-        small = {names.get(name, name): value for name, value in _TINY.items()}
+        tiny = {**_TINY, **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers"), layers)}
+        small = {names.get(name, name): value for name, value in tiny.items()}
         fields = {n: v for n, v in small.items() if n in known and not isinstance(known[n], list | tuple | dict)}
         config = kind(**{**fields, **{names.get(name, name): value for name, value in self.config.items()}})
         encoder = encoder_of(AutoModel.from_config(config))

@@ -134,19 +134,18 @@ class _Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("stage", "step"), [("stage-1", 4), ("stage-2", 1), ("stage-2", 4)])
-def test_a_training_that_was_cut_off_goes_on(stage: str, step: int, tmp_path: Path) -> None:
+def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
     whole = still(make_model(recipe="deebert"))
-    broken = copy.deepcopy(whole)
     make_trainer(whole, tmp_path / "whole", **options).train()
-    trainer = make_trainer(broken, tmp_path / "broken", own={"callbacks": [_Stop(stage, step)]}, **options)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    again = still(make_model(recipe="deebert"))
-    make_trainer(again, tmp_path / "broken", **options).train(resume_from_checkpoint=True)
-    for name, weight in whole.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], weight, atol=1e-5, rtol=1e-4)
+    for stage, step in (("stage-1", 4), ("stage-2", 1), ("stage-2", 4)):
+        folder, broken, again = tmp_path / f"{stage}-{step}", *(still(make_model(recipe="deebert")) for _ in range(2))
+        trainer = make_trainer(broken, folder, own={"callbacks": [_Stop(stage, step)]}, **options)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        make_trainer(again, folder, **options).train(resume_from_checkpoint=True)
+        for name, weight in whole.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], weight, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
