@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture import Captured, capture
+from ponder.model.capture import Captured, Slot, capture
 from tests.families import FAMILIES, Family, example_of
 
 REFUSED = {
@@ -34,9 +34,9 @@ NO_EXAMPLE = {"funnel"}  # its configuration names no token to begin with
 def cut(encoder: PreTrainedModel, parts: Captured, depth: int) -> PreTrainedModel:
     """A copy whose layers behind `depth` give the hidden state that they are given."""
     encoder = copy.deepcopy(encoder)
-    kind = next(iter(parts.stem.kinds.values()))[0]
+    kind = parts.stem.kinds[0]
     for number, path in enumerate(parts.stem.order[depth:], start=depth):
-        layer, place = encoder.get_submodule(path), dict(map(reversed, kind.calls[number].keys))["hidden"]
+        layer, place = encoder.get_submodule(path), kind.calls[number][0].index(Slot("hidden"))
 
         def forward(
             *args: Any, _own: Callable[..., Any] = layer.forward, _at: Any = (place, kind.places[number]), **kwargs: Any
