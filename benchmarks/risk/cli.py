@@ -44,7 +44,7 @@ def risk_command(
     with bar("risk", 12 * len(scenes)) as advance:
         for scene in scenes:
             for outcome in simulate(scene, trials, confidence, seed):
-                outcomes.append(outcome.to_dict())
+                outcomes.append(outcome)
                 advance()
     result = {"settings": settings, "outcomes": outcomes, "environment": environment(torch.device("cpu"))}
     write_json(out / "risk.json", result)

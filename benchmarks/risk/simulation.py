@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.risks import losses_of
 from ponder.policies import Confidence, ExitPolicy, Quantile
 
-__all__ = ["GRID", "RISKS", "Outcome", "Scene", "real_scene", "simulate", "synthetic_scene", "true_risk"]
+__all__ = ["GRID", "RISKS", "Scene", "real_scene", "simulate", "synthetic_scene", "true_risk"]
 
 Risk = Literal["disagreement", "error_gap", "error"]
 RISKS: tuple[Risk, ...] = ("disagreement", "error_gap", "error")
@@ -49,53 +49,13 @@ class Scene:
     policy: Callable[[float], ExitPolicy] = Quantile
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of one risk under one bound.
+def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield every bound on every risk, each over `trials` calibration sets (the same sets for all), as plain JSON.
 
-    Args:
-        scene: Name of the scene.
-        risk: The risk.
-        bound: The bound.
-        level: The level that was asked for.
-        confidence: Probability with which the promise was to hold; None for conformal.
-        trials: Calibration sets.
-        rows: Rows in each.
-        violations: Share of the sets whose threshold has a true risk above the level.
-        mean_risk: Mean of the true risk.
-        risk_error: Standard error of that mean.
-        mean_exit_step: Mean over the sets.
-        saving: Steps saved, as a share of those that the best threshold with a true risk at the level saves.
+    `violations` is the share of the sets whose threshold has a true risk above the level; `mean_risk` is the mean of
+    the true risk, and `risk_error` its standard error; `saving` are the steps saved, as a share of those that the best
+    threshold with a true risk at the level saves; `kept` says whether the promise is kept.
     """
-
-    scene: str
-    risk: str
-    bound: str
-    level: float
-    confidence: float | None
-    trials: int
-    rows: int
-    violations: float
-    mean_risk: float
-    risk_error: float
-    mean_exit_step: float
-    saving: float | None
-
-    @property
-    def kept(self) -> bool:
-        """Whether the promise is kept, up to three standard errors of the simulation."""
-        if self.confidence is None:
-            return self.mean_risk <= self.level + 3 * self.risk_error
-        delta = 1.0 - self.confidence
-        return self.violations <= delta + 3 * math.sqrt(delta * (1 - delta) / self.trials)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {**asdict(self), "kept": self.kept}
-
-
-def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: int = 0) -> Iterator[Outcome]:
-    """Yield every bound on every risk, each over `trials` calibration sets (the same sets for all)."""
     for risk in RISKS:
         level = scene.levels[risk]
         for bound in (*sorted(BOUNDS), "conformal"):
@@ -116,20 +76,29 @@ def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: i
                 found.append(scene.truth(risk, signed, done.policy.threshold_value))
             risks, steps = zip(*found, strict=True)
             possible = scene.num_steps - _cheapest(scene, risk, signed, level)
-            yield Outcome(
-                scene=scene.name,
-                risk=risk,
-                bound=bound,
-                level=level,
-                confidence=None if bound == "conformal" else confidence,
-                trials=trials,
-                rows=scene.rows,
-                violations=statistics.fmean(value > level + 1e-9 for value in risks),
-                mean_risk=statistics.fmean(risks),
-                risk_error=statistics.stdev(risks) / math.sqrt(trials),
-                mean_exit_step=statistics.fmean(steps),
-                saving=(scene.num_steps - statistics.fmean(steps)) / possible if possible > 0 else None,
-            )
+            outcome = {
+                "scene": scene.name,
+                "risk": risk,
+                "bound": bound,
+                "level": level,
+                "confidence": None if bound == "conformal" else confidence,
+                "trials": trials,
+                "rows": scene.rows,
+                "violations": statistics.fmean(value > level + 1e-9 for value in risks),
+                "mean_risk": statistics.fmean(risks),
+                "risk_error": statistics.stdev(risks) / math.sqrt(trials),
+                "mean_exit_step": statistics.fmean(steps),
+                "saving": (scene.num_steps - statistics.fmean(steps)) / possible if possible > 0 else None,
+            }
+            yield {**outcome, "kept": _kept(outcome)}
+
+
+def _kept(outcome: Mapping[str, Any]) -> bool:
+    """Return whether a promise is kept, up to three standard errors of the simulation."""
+    if outcome["confidence"] is None:
+        return bool(outcome["mean_risk"] <= outcome["level"] + 3 * outcome["risk_error"])
+    delta = 1.0 - outcome["confidence"]
+    return bool(outcome["violations"] <= delta + 3 * math.sqrt(delta * (1 - delta) / outcome["trials"]))
 
 
 def _cheapest(scene: Scene, risk: Risk, signed: bool, level: float) -> float:
