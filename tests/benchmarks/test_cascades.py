@@ -25,7 +25,7 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
         monkeypatch.setattr(module, "LEVELS", (0.3, 0.4))
     monkeypatch.setattr(curve, "LEVEL", 0.3)
     monkeypatch.setattr(curve, "COUNTS", (100,))
-    monkeypatch.setattr(setting, "TRAINING", {"SST-2": (150, 8)})
+    monkeypatch.setattr(setting, "TRAINING", {"SST-2": (150, 16)})
     monkeypatch.setattr(setting, "_RATES", {backbone: 5e-3})
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     monkeypatch.setattr(redraws, "DRAWS", 4)
