@@ -16,7 +16,7 @@ from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.model.loop import Exits
-from ponder.model.padding import Along, join_rows, with_lengths
+from ponder.model.padding import Along, join_rows
 from ponder.policies.base import ExitPolicy
 from ponder.tasks import IGNORED_LABEL, Custom, TaskName
 
@@ -95,7 +95,7 @@ class Trajectory(Record):
             name: join_rows(
                 [part[name] for part in parts],
                 sizes,
-                lengths=with_lengths(along.get(name) if max(lengths) else None),
+                lengths=along.get(name) if max(lengths) else None,
                 length=max(lengths),
                 path=name,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +15,7 @@ from ponder._utils.checks import check_int, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.inference import Predictions, predict, record
+from ponder.inference import record
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import run
@@ -245,8 +245,7 @@ class PonderWrapper(nn.Module):
                 )
             return self._train_on(inputs, context, labels, row_ids, num_steps)
         policy = self.checked(policy, num_steps)
-        options = {"use_hazard": "hazard" in policy.needs, "use_features": "features" in policy.needs}
-        source, batch = self.start(inputs, context, row_ids, policy_context, num_steps, **options)
+        source, batch = self.start(inputs, context, row_ids, policy_context, num_steps, policy.needs)
         exits = run(source, policy, batch)
         loss = None
         if labels is not None:
@@ -260,13 +259,11 @@ class PonderWrapper(nn.Module):
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
         num_steps: int | None = None,
-        *,
-        use_hazard: bool,
-        use_features: bool,
+        needs: Container[str] = (),
     ) -> tuple[ModelSource, PolicyBatch]:
         """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
-        `use_hazard` and `use_features` say what will be asked for: features may have positions where outputs have none.
+        `needs` says what will be asked for, as of a policy: features may have positions where outputs have none.
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
@@ -276,7 +273,7 @@ class PonderWrapper(nn.Module):
             check_rows("policy_context", policy_context, size)
         pooled = padding is not None and padding.pooled and not task.per_position
         narrows = pooled and size > 1 and not (self.training or torch.compiler.is_compiling())
-        has_positions = task.per_position or (use_features and not pooled)
+        has_positions = task.per_position or ("features" in needs and not pooled)
         mask = None
         if narrows or has_positions:
             mask = positions(hidden, (named_in(inputs, context), step_context), padding)
@@ -284,7 +281,7 @@ class PonderWrapper(nn.Module):
             self,
             hidden,
             step_context,
-            use_hazard,
+            "hazard" in needs,
             lengths=last_position(mask).cpu() if narrows and mask is not None else None,
             mask=mask if has_positions else None,
             policy_context=policy_context or {},
@@ -311,12 +308,10 @@ class PonderWrapper(nn.Module):
 
         With `keep_features` the features are recorded too, for policies that read them.
         """
-        depth, given = Depth(0, self.depth(num_steps)), (row_ids, policy_context)
-        return self._unroll(inputs, context, labels, depth, *given, self.lambda_head is not None, keep_features)
-
-    def predict(self, dataset: Any, **options: Any) -> Predictions:
-        """Run every example of a data set to its exit, in batches of similar length; see `ponder.predict`."""
-        return predict(self, dataset, **options)
+        needs = {"hazard"} if self.lambda_head is not None else set[str]()
+        needs |= {"features"} if keep_features else set()
+        depth = Depth(0, self.depth(num_steps))
+        return self._unroll(inputs, context, labels, depth, row_ids, policy_context, needs)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
@@ -470,14 +465,13 @@ class PonderWrapper(nn.Module):
         depth: Depth,
         row_ids: Tensor | None,
         policy_context: Mapping[str, Tensor] | None,
-        use_hazard: bool,
-        keep_features: bool,
+        needs: Container[str],
     ) -> Trajectory:
-        options = {"use_hazard": use_hazard, "use_features": keep_features}
-        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, **options)
+        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, needs)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = checkpointed(self.steps)
-        record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep_features)
+        keep = "features" in needs
+        record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep)
         if labels is not None:
             last = record["outputs"][:, -1]
             labels = (self._task or infer_task(last, labels)).check(last, labels)
@@ -501,8 +495,7 @@ class PonderWrapper(nn.Module):
     ) -> PonderOutput:
         objective = self._objective.at(self.progress)
         needs, depth = objective.needs, objective.depth(self.depth(num_steps))
-        read = ("hazard" in needs, "features" in needs)
-        trajectory = self._unroll(inputs, context, labels, depth, row_ids, None, *read)
+        trajectory = self._unroll(inputs, context, labels, depth, row_ids, None, needs)
         outputs, labels = trajectory.outputs[:, -1], trajectory.labels
         last = torch.full_like(trajectory.row_ids, depth.total)
         if labels is None:

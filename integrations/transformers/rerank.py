@@ -239,7 +239,7 @@ class _TorchBatch:
     def __init__(self, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         given = model.tokenizer.pad(rows, padding_side="right", return_tensors="pt", verbose=False).to(model.device)
         context = {name: given[name] for name in model.adapter.inputs if name in given and name != "input_ids"}
-        self._source, _ = model.ponder.start(given["input_ids"], context, use_hazard=False, use_features=False)
+        self._source, _ = model.ponder.start(given["input_ids"], context)
 
     @torch.inference_mode()
     def advance(self, step: int) -> None:

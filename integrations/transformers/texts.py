@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ponder._utils.rows import content_ids
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.inference import Predictions, predict, record
+from ponder.inference import predict, record
 from ponder.inference.examples import examples_in
+from ponder.model.loop import Exits
 from ponder.tasks import Span
 from ponder.trajectory import Trajectory
 
@@ -39,7 +40,7 @@ _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input
 
 
 @dataclass(frozen=True, eq=False)
-class Answers(Predictions):
+class Answers(Exits):
     """Answers to a data set, in its order.
 
     Args:

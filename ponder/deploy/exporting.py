@@ -20,6 +20,7 @@ from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model.heads import PerStep
+from ponder.model.padding import along_of
 from ponder.model.readouts import ReadoutCall
 from ponder.model.unroll import call_stem
 from ponder.tasks import task_named
@@ -299,7 +300,7 @@ class _Tracer:
             along = None if padding is None else padding.of_context(name)
             tree = value.value if isinstance(value, Shared) else value
             options = {"default": self.source.defaults.get(name), "shared": isinstance(value, Shared)}
-            made += self._slots(prefix + name, tree, lambda _, along=along: along, **options)
+            made += self._slots(prefix + name, tree, along, **options)
         return made
 
     def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
@@ -309,7 +310,7 @@ class _Tracer:
             return [slot for part in parts for slot in part]
         plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
         for path, value in tensors(tree):
-            along, own = None if lengths is None else lengths(value), dict(options)
+            along, own = along_of(lengths, value), dict(options)
             if along is not None:
                 own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
                 own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)

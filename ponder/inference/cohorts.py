@@ -17,13 +17,11 @@ from ponder._utils.batches import cut
 from ponder._utils.trees import Tree, map_tensors, take_rows
 from ponder.inference.examples import Example, ExampleReader
 from ponder.model.loop import Running, ask
-from ponder.model.padding import Along, Padding, join_context, join_rows, with_lengths
+from ponder.model.padding import Along, Padding, join_context, join_rows
 from ponder.model.unroll import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
 __all__ = ["Cohort", "Exited", "Stepper", "deal", "join", "taken"]
-
-_MASK = with_lengths(Along(fill=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,6 @@ class Stepper:
         """Which weights each step needs."""
         self.batch = PolicyBatch(torch.zeros(0, dtype=torch.long), self.num_steps, model.task)
         self._together = policy.exit_of_all(self.num_steps)
-        self._use_hazard = "hazard" in policy.needs
 
     def begin(
         self,
@@ -101,8 +98,7 @@ class Stepper:
             row_ids,
             policy_context,
             self.num_steps,
-            use_hazard=self._use_hazard,
-            use_features="features" in self.policy.needs,
+            self.policy.needs,
         )
         lengths = [example.length for example in examples] + [1] * spare
         width = None if padding is None else padding.width(source.hidden)
@@ -128,7 +124,7 @@ class Stepper:
             self.model,
             cohort.hidden,
             cohort.context,
-            self._use_hazard,
+            "hazard" in self.policy.needs,
             past=list(cohort.past),
             mask=cohort.mask,
             policy_context=cohort.policy_context,
@@ -168,7 +164,7 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
     sizes, running = [len(cohort) for cohort in cohorts], [cohort.running for cohort in cohorts]
     keep = [None if cohort.keep is None else cohort.keep.to(running[0].index.device) for cohort in cohorts]
     lengths = tuple([length for cohort in cohorts for length in cohort.lengths])
-    longest, of_hidden = max(lengths), with_lengths(None) if padding is None else padding.of_hidden
+    longest, of_hidden = max(lengths), None if padding is None else padding.of_hidden
     return Cohort(
         rows=tuple([row for cohort in cohorts for row in cohort.rows]),
         steps=tuple([step for cohort in cohorts for step in cohort.steps]),
@@ -183,7 +179,7 @@ def join(cohorts: Sequence[Cohort], padding: Padding | None) -> Cohort:
             [c.hidden for c in cohorts], sizes, keep, lengths=of_hidden, length=longest, path="hidden state"
         ),
         context=join_context([cohort.context for cohort in cohorts], sizes, padding, longest, keep),
-        mask=join_rows([c.mask for c in cohorts], sizes, keep, lengths=_MASK, length=longest, path="mask"),
+        mask=join_rows([c.mask for c in cohorts], sizes, keep, lengths=Along(fill=False), length=longest, path="mask"),
         policy_context=join_rows([dict(c.policy_context) for c in cohorts], sizes, path="policy_context"),
     )
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
-from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in, with_lengths
+from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in
 from ponder.tasks import IGNORED_LABEL
 
 __all__ = ["Example", "ExampleReader", "examples_in", "join_labels"]
@@ -81,7 +81,7 @@ class ExampleReader:
         parts = [(example.inputs, example.context, example.length) for example in examples]
         (rows, contexts, own), padding = map(list, zip(*parts, strict=True)), self.padding
         length = max([2 if spare else 0, *own])
-        lengths = with_lengths(None) if padding is None else padding.lengths_of_inputs(rows[0])
+        lengths = None if padding is None else padding.lengths_of_inputs(rows[0])
         if spare:
             rows.append(join_rows(rows[:1], [1], lengths=lengths, length=1, path="inputs"))
             contexts.append(join_context(contexts[:1], [1], padding, 1))
@@ -144,7 +144,7 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
             got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    along = with_lengths(Along(fill=IGNORED_LABEL) if per_token else None)
+    along = Along(fill=IGNORED_LABEL) if per_token else None
     joined: Tensor = join_rows(present, [1] * len(present), lengths=along, length=length)
     return joined
 

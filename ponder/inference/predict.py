@@ -20,36 +20,14 @@ from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
 from ponder.inference.cohorts import Exited, Stepper, deal, join, taken
 from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
-from ponder.model.loop import run
-from ponder.model.padding import Along, join_rows, last_position, with_lengths
+from ponder.model.loop import Exits, run
+from ponder.model.padding import Along, join_rows, last_position
 from ponder.policies.base import ExitPolicy
 from ponder.trajectory import Trajectory
 
-__all__ = ["Predictions", "predict", "record"]
+__all__ = ["predict", "record"]
 
 _BATCHES_AT_ONCE = 16  # whose hidden states are in memory together
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """The answers to a data set, in its order, on the CPU.
-
-    Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have a length, the task's blank stands
-            beyond the end of a row.
-        exit_step: The step at which each row exited, `(rows,)` long, 1-based.
-
-    Example:
-        >>> predictions = ponder.predict(model, inputs, policy=policies.FixedStep(2))
-        >>> len(predictions), predictions.outputs.shape, predictions.exit_step[:3]
-        (300, torch.Size([300, 3]), tensor([2, 2, 2]))
-    """
-
-    outputs: Tensor
-    exit_step: Tensor
-
-    def __len__(self) -> int:
-        return len(self.exit_step)
 
 
 def predict(
@@ -63,7 +41,7 @@ def predict(
     policy_context: Mapping[str, Tensor] | None = None,
     row_ids: Sequence[int] | Tensor | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Predictions:
+) -> Exits:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
     An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or
@@ -81,10 +59,14 @@ def predict(
         row_ids: Identity of each row, for seeded sampling; its position where None.
         progress: Called with the number of rows that were answered since its last call.
 
+    Returns:
+        The answers in the order of the data set, on the CPU; where they have a length, the task's blank stands beyond
+        the end of a row.
+
     Example:
-        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3))
-        >>> ponder.predict(model, torch.randn(100, 8)).outputs.shape
-        torch.Size([100, 3])
+        >>> answers = ponder.predict(model, inputs, policy=policies.FixedStep(2))
+        >>> len(answers), answers.outputs.shape, answers.exit_step[:3]
+        (300, torch.Size([300, 3]), tensor([2, 2, 2]))
     """
     policy = model.checked(policy, num_steps)
     data = _DataSet.read(model, dataset, row_ids, policy_context)
@@ -243,8 +225,7 @@ def _alone(model: Any, policy: ExitPolicy, num_steps: int | None, data: _DataSet
         data.ids[places],
         data.context(places),
         num_steps,
-        use_hazard="hazard" in policy.needs,
-        use_features="features" in policy.needs,
+        policy.needs,
     )
     exits = run(source, policy, batch)
     return Exited(tuple(places), tuple(exits.exit_step.tolist()), exits.outputs.cpu())
@@ -268,9 +249,9 @@ def _regrouped(
         cohorts = remaining
 
 
-def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Predictions:
+def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Exits:
     if not exited:
-        return Predictions(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        return Exits(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     rows, steps, outputs, task = list[int](), list[int](), list[Tensor](), model.task
     for gone in exited:
         rows += gone.rows
@@ -280,13 +261,13 @@ def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Predictio
         ends = torch.tensor([data.rows[row].length for row in rows]).split([len(own) for own in outputs])
         outputs = [_blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)]
     if len({own.shape[1:] for own in outputs}) > 1:
-        along = with_lengths(Along(fill=0.0 if task is None else task.blank))
+        along = Along(fill=0.0 if task is None else task.blank)
         longest = max(own.shape[1] for own in outputs)
         joined = join_rows(outputs, [len(own) for own in outputs], lengths=along, length=longest, path="outputs")
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))
-    return Predictions(joined[order], torch.tensor(steps)[order])
+    return Exits(joined[order], torch.tensor(steps)[order])
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:

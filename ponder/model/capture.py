@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Shared, Tree, alike, first_tensor, take_rows, unwrap
+from ponder._utils.trees import Shared, Tree, alike, first_tensor, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
 from ponder.model.readouts import ReadoutCall, identity
@@ -35,6 +35,7 @@ __all__ = ["Captured", "capture"]
 _FOLDED = -1  # the dimension of rows where the first dimension holds several entries a row
 _PLAIN = (bool, int, str)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NO_HOOKS: dict[str, Any] = {hooks: OrderedDict() for hooks in _HOOKS}
 Given = Mapping[str, Any]  # arguments of a call
 Key = int | str | None  # of a tensor: a number if the stem noted it, "hidden" or "other…" from a layer; None is lost
 Noted = tuple[list[Any], TreeSpec]  # the leaves and the structure of a nested value, with slots for its tensors
@@ -67,7 +68,7 @@ class Captured:
             select: A function from the output to a tensor, ``lambda output: output.pooler_output``.
         """
         self.stem.selects.append(select)
-        self.stem.kinds.clear()  # learned again with it
+        self.stem.kinds[:] = [kind for kind in self.stem.kinds if kind.gives(select)]  # others are learned again
         return CapturedReadout(select)
 
 
@@ -243,6 +244,7 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     short[stem.mask][0, 1:] = not padding.real  # a spare row, beside which a mask hides something
     keep = [torch.zeros(1, dtype=torch.long), torch.arange(1, rows)]
     with evaluating(stem.module), suppress(Exception):  # of the module's own code, which takes no such inputs
+        stem({**given, stem.mask: torch.full_like(mask, padding.real)})  # learns calls in which nothing is hidden
         parts = [stem(long), stem(short)]
         states, (*_, whole) = _run(*parts[0])
         few = padding.trim(take_rows(states[0], keep[1]), take_rows(parts[0][1], keep[1]), length - 2)
@@ -333,9 +335,9 @@ def _outermost(events: Iterable[_Event]) -> list[_Event]:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a tensor in a value."""
+    """The place of a tensor in a value; in the module's output, with the paths of the modules that make it."""
 
-    key: Key
+    key: Any
 
 
 def _noted(value: Any, key: Callable[[Tensor], Key]) -> Noted:
@@ -362,6 +364,7 @@ class Kind:
     places: list[int]  # of the hidden state in what each of them gives
     outputs: list[Noted]  # of the layers
     entry: int = 0  # the place of the hidden state among the arguments of a layer
+    output: Any = None  # of the module, with slots for tensors
     chains: dict[Select, tuple[str, ...] | None] = field(default_factory=dict)  # modules behind; None for other code
     given: list[str] = field(default_factory=list)  # arguments of the module, where its own code runs again behind
     stubs: dict[tuple[str, ...], str] = field(default_factory=dict)  # paths of layers and modules before, by all names
@@ -372,6 +375,14 @@ class Kind:
     dims: dict[Key, int | None] = field(default_factory=dict)  # of the rows, in noted tensors and outputs of layers
     names: list[str] = field(default_factory=list)  # of the noted tensors in the context
     flags: Any = None  # of the call
+
+    def gives(self, select: Select) -> bool:
+        """Whether modules alone make what `select` takes of the output, or its code may run again."""
+        found = None
+        with suppress(Exception):  # of a function that computes something of several tensors
+            found = select(self.output)
+        self.chains[select] = found.key if isinstance(found, Slot) else None
+        return bool(self.given) or self.chains[select] is not None
 
     def fits(self, notes: Notes) -> bool:
         """Whether a call went like this."""
@@ -490,9 +501,9 @@ def _learn(stem: CapturedStem, given: Given) -> tuple[Kind, Notes, dict[Key, Ten
             chains[id(event.output)] = (*chains[id(args[0])], event.path)
     kind = Kind(order, places, [_template_of(*each) for each in zip(layers, places, strict=True)])
     kind.entry = [id(leaf) for leaf in tree_leaves(layers[1].given)].index(id(tree_leaves(layers[0].output)[places[0]]))
-    kind.chains = {select: chains.get(id(select(output))) for select in stem.selects}
+    kind.output = map_tensors(lambda tensor: Slot(chains.get(id(tensor))), output)
     paths = {*order}
-    if None in kind.chains.values():
+    if False in [kind.gives(select) for select in stem.selects]:
         kind.given = list(given)
         paths |= {event.path for event in _outermost(event for event in events if 0 <= event.end < layers[0].start)}
     known = {id(quiet.get_submodule(path)): path for path in paths}
@@ -550,8 +561,7 @@ def _twin(module: nn.Module, stubs: Mapping[tuple[str, ...], str], answer: Calla
                 twin.__dict__.update(part.__dict__, _modules=dict(part._modules))
                 if above is not None:
                     above._modules[names[depth - 1]] = twin
-        no_hooks: dict[str, Any] = {hooks: OrderedDict() for hooks in _HOOKS}
-        made[names].__dict__.update(no_hooks, forward=partial(answer, path), gradient_checkpointing=False)
+        made[names].__dict__.update(_NO_HOOKS, forward=partial(answer, path), gradient_checkpointing=False)
     return made[()]
 
 
@@ -582,10 +592,11 @@ class CapturedStem(nn.Module):
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Return h_0 and the context of the steps."""
         own = _arguments(self.module, inputs) if isinstance(inputs, Mapping | tuple) else {self.first: inputs}
-        given = {name: v for name, v in {**self.constants, **own, **context}.items() if v is not None}
+        given = {**self.constants, **own, **context}
+        if None in given.values():
+            given = _arguments(self.module, given)
         kind, notes = self._kind_of(given)
-        rowwise = self._rowwise(given)
-        rows, after = _rows(rowwise), {name: given[name] for name in REAL if name in given}
+        (rows, rowwise), after = self._rowwise(given), {name: given[name] for name in REAL if name in given}
         for slot, tensor in enumerate(notes.tensors):
             after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
         for name in kind.given:
@@ -594,10 +605,14 @@ class CapturedStem(nn.Module):
         hidden = kind.rows_first(notes.hidden, "hidden", rows)
         return {"hidden": hidden} if kind.others else hidden, after
 
-    def _rowwise(self, given: Given) -> dict[str, Tensor]:
-        """Return the tensors that have a row for each example."""
-        own = {name: v for name, v in given.items() if isinstance(v, Tensor) and v.dim() and name not in self.whole}
-        return {name: value for name, value in own.items() if value.shape[0] == _rows(own)}
+    def _rowwise(self, given: Given) -> tuple[int, set[str]]:
+        """Return the number of rows, and the names of the tensors that have them."""
+        rows, names = 0, set[str]()
+        for name, value in given.items():
+            if isinstance(value, Tensor) and value.dim() and name not in self.whole and rows in (0, value.shape[0]):
+                rows = value.shape[0]  # not `len`, in which a traced size is lost
+                names.add(name)
+        return rows, names
 
     def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
         """Return the kind of a call, learned where there was none like it, and its notes."""
@@ -614,14 +629,14 @@ class CapturedStem(nn.Module):
 
     def _learn(self, given: Given) -> Kind:
         """Learn a kind from a call, and from another with one row more."""
-        rowwise = self._rowwise(given)
-        more = {**given, **{name: torch.cat([value, value[:1]]) for name, value in rowwise.items()}}
+        rows, names = self._rowwise(given)
+        more = {**given, **{name: torch.cat([given[name], given[name][:1]]) for name in names}}
         devices = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
         with torch.random.fork_rng(devices=list(devices)):
             (kind, notes, small), (other, _, large) = _learn(self, given), _learn(self, more)
             if (kind.calls, kind.before, kind.chains) != (other.calls, other.before, other.chains):
                 raise _refusal("layers that are called in another way each time, or with another number of rows")
-            kind.dims = {key: _dim_of_rows(tensor, large[key], _rows(rowwise)) for key, tensor in small.items()}
+            kind.dims = {key: _dim_of_rows(tensor, large[key], rows) for key, tensor in small.items()}
             kind.names = [f"noted{self.learned}_{slot}" for slot in range(len(notes.tensors))]
             self.learned += 1
             if self.mask in given and given[self.mask].dim() == 2:
@@ -703,11 +718,7 @@ def _arguments(module: nn.Module, example: Any) -> dict[str, Any]:
 
 
 def _first_leaf(output: Any) -> Any:
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def _rows(tensors: Mapping[str, Tensor]) -> int:
-    return next(iter(tensors.values())).shape[0]  # not `len`, in which a traced size is lost
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor | Slot))
 
 
 def _has(value: Any, size: int, dim: int = 0) -> bool:

@@ -22,13 +22,13 @@ from ponder.tasks import fits_positions
 __all__ = ["Exits", "Running", "ask", "run"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exits:
-    """The outputs and the exit step of each row, in the order of the batch.
+    """The outputs and the exit step of each row, in the order of the batch or the data set.
 
     Args:
-        outputs: The head's outputs at each row's exit, `(batch, …)`.
-        exit_step: The exit step of each row, `(batch,)` long, 1-based.
+        outputs: The head's outputs at each row's exit, `(rows, …)`.
+        exit_step: The step at which each row exits, `(rows,)` long, 1-based.
 
     Example:
         >>> exits = trajectory.replay(policies.Confidence(0.9))
@@ -38,6 +38,9 @@ class Exits:
 
     outputs: Tensor
     exit_step: Tensor
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
 
 
 @dataclass(frozen=True)

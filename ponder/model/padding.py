@@ -21,18 +21,18 @@ __all__ = [
     "Along",
     "Lengths",
     "Padding",
+    "along_of",
     "join_context",
     "join_rows",
     "last_position",
     "named_in",
     "positions",
-    "with_lengths",
 ]
 
 REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
 """What stands at real positions in the masks that Transformers and PyTorch know, by name."""
 
-Lengths = Any  # a function from a tensor to its `Along` or None, or a mapping of such
+Lengths = Any  # an `Along` or None, a function from a tensor to one, or a mapping of such
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ class Padding:
 
         if not isinstance(inputs, Mapping):
             return of_input
-        named = {name: self.of_context(name) for name in inputs}
-        return {name: of_input if along is None else with_lengths(along) for name, along in named.items()}
+        return {name: self.of_context(name) or of_input for name in inputs}
 
     def of_context(self, name: str) -> Along | None:
         """Return the lengths of a context value, or None."""
@@ -162,12 +161,10 @@ def named_in(inputs: Tree, context: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**context, **inputs} if isinstance(inputs, Mapping) else context
 
 
-def with_lengths(along: Along | None) -> Callable[[Tensor], Along | None]:
-    """Return a function that names the same lengths for every tensor."""
-    return lambda tensor: along
-
-
-_NO_LENGTHS = with_lengths(None)
+def along_of(lengths: Lengths, tensor: Tensor) -> Along | None:
+    """Return the lengths of one tensor, by what names them of several."""
+    along: Along | None = lengths(tensor) if callable(lengths) else lengths
+    return along
 
 
 def join_rows(
@@ -175,7 +172,7 @@ def join_rows(
     sizes: Sequence[int],
     keep: Sequence[Tensor | None] | None = None,
     *,
-    lengths: Lengths = _NO_LENGTHS,
+    lengths: Lengths = None,
     length: int = 0,
     absent: Literal["refused", "zeros"] = "refused",
     path: str = "rows",
@@ -186,7 +183,8 @@ def join_rows(
         trees: Trees of one structure, batch first.
         sizes: The number of rows of each.
         keep: The positions of the rows to take, long tensors beside the tree's; None takes all.
-        lengths: A function from a tensor to its `Along` or None, or such functions in a dict like the trees.
+        lengths: The `Along` of every tensor, a function from a tensor to its `Along` or None, or a dict of such like
+            the trees; None where nothing has a length.
         length: To what joined sequences are cropped, or padded on the right; 0 leaves them as they are.
         absent: Whether a None that meets a tensor becomes zeros, as in the state of a policy, where a value is not
             there yet; elsewhere it says something of its own (a mask that is None hides nothing).
@@ -197,7 +195,7 @@ def join_rows(
     first: Any = present[0] if present else None
     present = present if absent == "zeros" else list(trees)
     if isinstance(first, Tensor) and not [tree for tree in present if not isinstance(tree, Tensor)]:
-        along = lengths(first) if length else None
+        along = along_of(lengths, first) if length else None
         rows = [first.new_zeros(n, *first.shape[1:]) if t is None else t for t, n in zip(trees, sizes, strict=True)]
         rows = [t if index is None else t.index_select(0, index) for t, index in zip(rows, keep, strict=True)]
         rows = rows if along is None else [along.extend(tensor, length) for tensor in rows]
@@ -205,7 +203,7 @@ def join_rows(
     if isinstance(first, Mapping | list | tuple) and all(type(tree) is type(first) for tree in present):
         parts = {}
         for key in first if isinstance(first, Mapping) else range(len(first)):
-            own = lengths if callable(lengths) else lengths[key]
+            own = lengths[key] if isinstance(lengths, Mapping) else lengths
             place, children = f"{path}[{key!r}]", [None if tree is None else tree[key] for tree in trees]
             parts[key] = join_rows(children, sizes, keep, lengths=own, length=length, absent=absent, path=place)
         kind: Any = type(first)
@@ -214,7 +212,7 @@ def join_rows(
         return kind(*parts.values()) if hasattr(first, "_fields") else kind(parts.values())
     if isinstance(first, Shared):
         values = [tree.value for tree in trees]
-        along = lengths(first.value) if isinstance(first.value, Tensor) else None
+        along = along_of(lengths, first.value) if isinstance(first.value, Tensor) else None
         if along is not None:
             return Shared(along.narrow(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length))
         present, first = values, first.value
@@ -240,7 +238,7 @@ def join_context(
     for name in dict.fromkeys(name for context in contexts for name in context):
         along = None if padding is None else padding.of_context(name)
         values = [context.get(name) for context in contexts]
-        joined[name] = join_rows(values, sizes, keep, lengths=with_lengths(along), length=length, path=name)
+        joined[name] = join_rows(values, sizes, keep, lengths=along, length=length, path=name)
     return joined
 
 

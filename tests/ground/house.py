@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "recipes": (("ponder/recipes",), 470),
     "model": (("ponder/model", "ponder/wrapper.py"), 2_560),
     "calibration": (("ponder/calibration",), 2_250),
-    "inference": (("ponder/inference",), 1_110),
+    "inference": (("ponder/inference",), 1_070),
     "training": (("ponder/training.py",), 450),
     "cascade": (("ponder/cascade",), 820),
     "deploy": (("ponder/deploy",), 2_460),

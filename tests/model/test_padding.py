@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import ponder
-from ponder.model.padding import Along, join_context, join_rows, last_position, positions, with_lengths
+from ponder.model.padding import Along, join_context, join_rows, last_position, positions
 from tests.model.toys import LENGTH, ROWS, WIDTH, padding_mask
 
 REAL = ~padding_mask()
@@ -68,7 +68,7 @@ def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
     sizes, lengths = [2, 3, 1], [4, 2, 3]
     trees = [State(torch.randn(n, own, WIDTH), torch.randn(n)) for n, own in zip(sizes, lengths, strict=True)]
     keep = [None, torch.tensor([2, 0]), None]
-    along = State(with_lengths(Along(fill=9.0)), with_lengths(None))
+    along = [Along(fill=9.0), None]
     made = join_rows(trees, [2, 2, 1], keep, lengths=dict(enumerate(along)), length=3)
     assert isinstance(made, State)
     rows = [*trees[0].tokens, trees[1].tokens[2], trees[1].tokens[0], *trees[2].tokens]
@@ -108,7 +108,7 @@ def test_inputs_are_joined_by_their_lengths() -> None:
 
 def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
     values = [ponder.Shared(torch.arange(size)) for size in (3, 5)]
-    made = join_rows(values, [1, 1], lengths=with_lengths(Along((0,))), length=4)
+    made = join_rows(values, [1, 1], lengths=Along((0,)), length=4)
     assert made.value.tolist() == [0, 1, 2, 3]
 
 
