@@ -57,13 +57,14 @@ class PonderTransformer(Transformer):
 
     forward_kwargs = {"policy"}  # noqa: RUF012 (the base class's protocol)
     """Arguments that `encode` and `predict` hand on to `forward`."""
+    model: Any
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
         super().__init__(model_name_or_path, **options)
         self._limit_length()
 
     def _limit_length(self) -> None:
-        longest = getattr(self._exiting.encoder.config, "max_position_embeddings", None)
+        longest = getattr(self.model.encoder.config, "max_position_embeddings", None)
         if self.tokenizer is not None and isinstance(longest, int) and longest > 0:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
 
@@ -91,11 +92,7 @@ class PonderTransformer(Transformer):
 
     def get_embedding_dimension(self) -> int:
         """Return the size of the features of a token or a row."""
-        return int(self._exiting.config.feature_size)
-
-    @property
-    def _exiting(self) -> Any:
-        return self.model
+        return int(self.model.config.feature_size)
 
     def forward(self, features: dict[str, Any], policy: ExitPolicy | None = None, **ignored: Any) -> dict[str, Any]:
         """Run each row to its exit.
@@ -106,9 +103,10 @@ class PonderTransformer(Transformer):
             policy: An exit policy instead of the model's own.
             ignored: What other modules read.
         """
-        model = self._exiting
+        model, config = self.model, self.model.config
         given = {name: features[name] for name in model.adapter.inputs if name in features}
-        if policy is None and _asks_for_layers(model):
+        tokens = isinstance(model, PonderModel) and config.readout == "tokens"
+        if tokens and config.output_hidden_states and policy is None and not model.training:  # as a loss asks for
             layers = features["all_layer_embeddings"] = list(model.unroll(**given).outputs.unbind(1))
             features["token_embeddings"] = last = layers[-1]
             features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)
@@ -116,7 +114,7 @@ class PonderTransformer(Transformer):
         out = model(**given, policy=policy, row_ids=ids_by_content(given))
         if isinstance(model, PonderForSequenceClassification):
             features["scores"] = out.logits
-        elif out.last_hidden_state is None:
+        elif not tokens:
             features["sentence_embedding"] = out.pooler_output
         else:
             features["token_embeddings"] = out.last_hidden_state
@@ -180,10 +178,3 @@ def with_exits(
     handed_on = model.module_kwargs or {}  # by `encode`; the first module would not read it
     made.module_kwargs = {place: names for place, names in handed_on.items() if place != name}
     return made
-
-
-def _asks_for_layers(model: Any) -> bool:
-    """Return whether a loss that reads the tokens of every layer is evaluated; in training they are always there."""
-    if not isinstance(model, PonderModel) or model.training or model.config.readout != "tokens":
-        return False
-    return bool(model.config.output_hidden_states)

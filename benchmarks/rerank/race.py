@@ -22,7 +22,7 @@ from ponder.calibration.risks import Ranking, ranked
 from ponder.deploy.ranking import Pool
 from ponder.integrations.sentence_transformers import CrossEncoder
 from ponder.integrations.transformers import rerank
-from ponder.integrations.transformers.texts import max_positions, record_rows, tokenize
+from ponder.integrations.transformers.texts import record_rows
 from ponder.policies import LastStep, TopK
 from ponder.policies.base import all_within
 
@@ -83,13 +83,12 @@ class Once:
 
     def __init__(self, ranker: CrossEncoder, pools: Sequence[Pool]) -> None:
         pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-        rows = tokenize(ranker.model.tokenizer, pairs, max_positions(ranker.model.encoder)).rows
-        self.seen = record_rows(ranker.model, rows, {"keep_features": True})
-        self.places = {tuple(row["input_ids"]): place for place, row in enumerate(rows)}
+        self.seen = record_rows(ranker.model, pairs, {"keep_features": True})
+        self.places = {pair: place for place, pair in enumerate(pairs)}
 
-    def rows_of(self, model: Any, rows: Sequence[Mapping[str, Any]], options: Any = None) -> Any:
-        """Return the trajectory of some rows."""
-        places = torch.tensor([self.places[tuple(row["input_ids"])] for row in rows])
+    def rows_of(self, model: Any, pairs: Sequence[tuple[str, str]], options: Any = None) -> Any:
+        """Return the trajectory of some pairs."""
+        places = torch.tensor([self.places[pair] for pair in pairs])
         return self.seen.map(lambda tensor: tensor[places])
 
 
@@ -101,7 +100,7 @@ class _Recorded(CrossEncoder):
     @torch.inference_mode()
     def record(self, pools: Sequence[Any]) -> Record:
         pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-        seen = self.once.rows_of(None, tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows)
+        seen = self.once.rows_of(None, pairs)
         first = np.concatenate([np.asarray(pool.scores or np.zeros(len(pool.documents))) for pool in pools])
         heads = list(self.model.ponder.head.heads)
         columns = [head(seen.features[:, step])[:, 0].numpy() for step, head in enumerate(heads)]

@@ -30,7 +30,12 @@ def run(
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
     with progress() as advance:
         report = made.fit_exits(pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance)
-    clock = _timed(made, pools[-_TIMED:])
+
+    def rank(**options: Any) -> None:
+        for pool in pools[-_TIMED:]:
+            made.rank_all([pool], **options)
+
+    clock = import_module("ponder.calibration.cost").wall_clock(lambda: rank(policy=LastStep()), rank, pairs=3)
     made.save(out)
     fitted = made.settings.fitted
     seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
@@ -73,17 +78,16 @@ def open_ranker(folder: Path) -> Ranker:
     """Read a folder of `ponder rerank`, or its export, which needs no PyTorch."""
     if (folder / FILE).is_file():
         return Ranker.load(folder)
-    made: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
-    return made
+    return import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)  # type: ignore[no-any-return]
 
 
 def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
     probe_file(out, [queries, folder])
-    made, pools = open_ranker(folder), read_queries(queries)
-    found = made.rank_all(pools)
-    lines = [json.dumps({"query": p.query, "ranking": ranking}) for p, ranking in zip(pools, found, strict=True)]
-    replace_text(out, "".join(f"{line}\n" for line in lines))
+    pools = read_queries(queries)
+    answers = zip(pools, open_ranker(folder).rank_all(pools), strict=True)
+    lines = [json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers]
+    replace_text(out, "".join(lines))
     card = {"queries": len(pools), "out": str(out)}
     show(card, [f"{count(len(pools), 'ranking')} in {out}."], [], as_json=as_json)
 
@@ -108,14 +112,3 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, int8: bool, 
     card = {"command": "export", "statement": said, "int8": int8}
     replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     show(card, [f"{said}."], [("written to", str(out))], as_json=as_json)
-
-
-def _timed(made: Ranker, pools: list[Pool]) -> Any:
-    """Return how many times longer the full rerank takes, query by query."""
-
-    def all_of(**options: Any) -> None:
-        for pool in pools:
-            made.rank(pool.query, pool.documents, scores=pool.scores if made.first_stage else (), **options)
-
-    wall_clock = import_module("ponder.calibration.cost").wall_clock
-    return wall_clock(lambda: all_of(policy=LastStep()), all_of, pairs=3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,6 @@ from ponder._utils.files import replace_text
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record
-from ponder.calibration.risks import ranked
 from ponder.deploy.runtime import OnnxModel, run_to_exits
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
@@ -61,24 +60,23 @@ class RankerSettings:
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
-        data = {name: getattr(self, name) for name in ("top_k", "blend", "sigmoid", "fitted")}
-        text = json.dumps({"format": _FORMAT, **data, "policy": self.policy.to_dict()}, indent=1)
-        replace_text(folder / RERANK, text + "\n")
+        data = {**vars(self), "policy": self.policy.to_dict(), "format": _FORMAT}
+        replace_text(folder / RERANK, json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path, weights: str | None) -> Self:
         """Read the file of a folder whose model has these weights; a promise about others is dropped."""
         try:
             data = json.loads((folder / RERANK).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: expected a folder that CrossEncoder.save wrote ({error}).") from error
-        if data.pop("format", None) != _FORMAT:
-            raise CheckpointError(f"{folder / RERANK}: expected {_FORMAT}.")
-        policy = ExitPolicy.from_dict(data.pop("policy"))
+            if data.pop("format") != _FORMAT:
+                raise KeyError("format")
+            policy, blend = ExitPolicy.from_dict(data["policy"]), tuple(map(tuple, data["blend"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: expected a folder that CrossEncoder.save wrote ({error!r}).") from error
         if isinstance(policy, Certified) and policy.weights != weights:
             warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
             policy = policy.policy
-        return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
+        return cls(**{**data, "policy": policy, "blend": blend})
 
 
 class Ranker:
@@ -159,21 +157,17 @@ class Ranker:
         top_k = own if top_k is None else top_k
         if policy is None:
             policy = self.settings.policy if own is None or (top_k or own) <= own else LastStep()
-        for part in _chunks(pools_of(pools, self.first_stage)):
-            groups, scores, steps = self._run(part, policy, end)
-            places, shown = ranked(groups, scores, steps), self._shown(scores)
-            for number in range(len(part)):
-                rows = np.flatnonzero(groups == number)
-                best = np.argsort(places[rows])[:top_k].tolist()
-                values = zip(best, shown[rows[best]].tolist(), steps[rows[best]].tolist(), strict=True)
-                found.append([{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values])
+        for scores, steps in self._run(pools_of(pools, self.first_stage), policy, end):
+            best = np.lexsort((-scores, -steps))[:top_k]
+            values = zip(best.tolist(), self._shown(scores[best]).tolist(), steps[best].tolist(), strict=True)
+            found.append([{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values])
         return found
 
     def predict(self, sentences: Any) -> Any:
         """Score pairs of query and document at full depth, `(pairs,)`, as `CrossEncoder.predict` does."""
         one = len(sentences) == 2 and isinstance(sentences[0], str)
         pools = [Pool(query, [document]) for query, document in ([sentences] if one else sentences)]
-        found = [self._run(part, LastStep())[1] for part in _chunks(pools)]
+        found = [scores for scores, _ in self._run(pools, LastStep())]
         scores = self._shown(np.concatenate([*found, np.zeros(0)])).astype(np.float32)
         return scores[0] if one else scores
 
@@ -181,8 +175,7 @@ class Ranker:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
         given, outputs = pools_of(pools, self.first_stage), list[Array]()
         for part in _chunks(given):
-            pairs, _, first = rows_of(part)
-            running, columns = _Candidates(self, pairs, first), list[Array]()
+            running, columns = _Candidates(self, part), list[Array]()
             for step in range(1, self.num_steps + 1):
                 running.advance(step)
                 columns.append(running.output())
@@ -218,22 +211,22 @@ class Ranker:
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy)
         return found
 
-    def _run(self, pools: Sequence[Pool], policy: Any, end: float | None = None) -> tuple[Array, Array, Array]:
-        """Return the query's number, the score at the exit, and the exit step of each candidate, `(rows,)`."""
-        pairs, groups, first = rows_of(pools)
-        scores, steps = np.full(len(pairs), -np.inf), np.zeros(len(pairs), dtype=np.int64)
-        running = _Candidates(self, pairs, first)
-        if end is not None and len(pairs):
-            if not self.pace:  # which this measures
-                self._run([Pool(pairs[0][0], [document for _, document in pairs[:8]])], LastStep())
-            policy = _InTime(running, policy, end)
-            if not self.first_stage:
-                running.keep(np.flatnonzero(policy.in_time(-np.arange(len(pairs)), self.num_steps)))
-        rows = running.rows
-        if len(rows):
-            batch = PolicyBatch(rows, self.num_steps, _TASK)
-            scores[rows], steps[rows] = run_to_exits(running, policy, batch, {"group": groups[rows]})
-        return groups, scores, steps
+    def _run(self, pools: Sequence[Pool], policy: Any, end: float | None = None) -> Iterator[tuple[Array, Array]]:
+        """Give the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each."""
+        for part in _chunks(pools):
+            running, ends = _Candidates(self, part), np.cumsum([len(pool.documents) for pool in part])
+            scores, steps, asked = np.full(ends[-1], -np.inf), np.zeros(ends[-1], dtype=np.int64), policy
+            if end is not None and ends[-1]:
+                if not self.pace:  # which this measures
+                    self.predict(running.pairs[:8])
+                asked = _InTime(running, policy, end)
+                if not self.first_stage:
+                    running.keep(np.flatnonzero(asked.in_time(-running.rows, self.num_steps)))
+            rows = running.rows
+            if len(rows):
+                batch, context = PolicyBatch(rows, self.num_steps, _TASK), {"group": running.groups[rows]}
+                scores[rows], steps[rows] = run_to_exits(running, asked, batch, context)
+            yield from zip(np.split(scores, ends[:-1]), np.split(steps, ends[:-1]), strict=True)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
@@ -248,33 +241,31 @@ class Ranker:
 class _Candidates:
     """The candidates of some queries as rows of the loop: they are computed in batches, and decided on together."""
 
-    def __init__(self, ranker: Ranker, pairs: Sequence[tuple[str, str]], first: Array) -> None:
-        self.ranker, self._pairs, self._first = ranker, pairs, first
-        self.rows = np.arange(len(pairs))  # that remain
-        self.sizes = np.array([8 + len(query) + len(document) for query, document in pairs])  # in characters
-        self._batches: list[tuple[Array, Any]] | None = None  # each with the places of its rows among these
+    def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
+        self.ranker, (self.pairs, self.groups, self._first) = ranker, rows_of(pools)
+        self.rows = np.arange(len(self.pairs))  # that remain
+        self.sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
+        self._batches = list[tuple[Array, Any]]()  # the rows of each; none before the first layer
 
     def advance(self, step: int) -> None:
-        self._step, self._scores = step, np.zeros(0)
-        layer = step - self.ranker.first_stage
-        if layer and self._batches is None:
-            pairs = [self._pairs[row] for row in self.rows.tolist()]
-            started = self.ranker.scorer.start(pairs, self.ranker.batch_size)
-            self._batches = [(np.asarray(places), batch) for places, batch in started]
+        self._step, self._scores, layer = step, np.zeros(0), step - self.ranker.first_stage
+        if layer == 1:
+            started = self.ranker.scorer.start([self.pairs[row] for row in self.rows], self.ranker.batch_size)
+            self._batches = [(self.rows[places], batch) for places, batch in started]
         self._began = time.perf_counter()
-        for _, batch in self._batches or ():
+        for _, batch in self._batches:
             batch.advance(layer)
 
     def output(self) -> Array:
         """Return the scores of the step, `(rows,)`."""
         if not len(self._scores):
-            found = np.zeros(len(self.rows))
-            for places, batch in self._batches or ():
-                found[places] = np.asarray(batch.output())[:, 0]
+            found = np.zeros(len(self.pairs))
+            for rows, batch in self._batches:
+                found[rows] = np.asarray(batch.output())[:, 0]
             if self._batches:
-                now = (time.perf_counter() - self._began) / self.sizes.sum()
+                now = (time.perf_counter() - self._began) / self.sizes[self.rows].sum()
                 self.ranker.pace = max(now, 0.8 * self.ranker.pace + 0.2 * now)
-            self._scores = self.ranker._blended(self._step, found, self._first)
+            self._scores = self.ranker._blended(self._step, found, self._first)[self.rows]
         return self._scores
 
     def output_of(self, index: Array) -> Array:
@@ -285,17 +276,14 @@ class _Candidates:
         return StepView(index, self.ranker.num_steps, readings, _TASK, None, context)
 
     def keep(self, index: Array) -> None:
-        place = np.full(len(self.rows), -1)
-        place[index] = np.arange(len(index))
-        self.rows, self.sizes, self._first = self.rows[index], self.sizes[index], self._first[index]
-        kept = list[tuple[Array, Any]]()
-        for places, batch in self._batches or ():
-            own = np.flatnonzero(place[places] >= 0)
-            if 0 < len(own) < len(places):
+        self.rows, kept = self.rows[index], list[tuple[Array, Any]]()
+        for rows, batch in self._batches:
+            own = np.flatnonzero(np.isin(rows, self.rows))
+            if 0 < len(own) < len(rows):
                 batch.keep(own)
             if len(own):
-                kept.append((place[places[own]], batch))
-        self._batches = kept or None  # before the first layer there are none
+                kept.append((rows[own], batch))
+        self._batches = kept
 
 
 class _InTime:
@@ -319,7 +307,7 @@ class _InTime:
         """Return which candidates, the highest scores first, can be finished before the end."""
         order, mask = np.argsort(-scores, kind="stable"), np.zeros(len(scores), dtype=bool)
         room = _SPARE * (self._end - time.perf_counter()) / (self._running.ranker.pace * steps)
-        mask[order[np.cumsum(self._running.sizes[order]) <= room]] = True
+        mask[order[np.cumsum(self._running.sizes[self._running.rows[order]]) <= room]] = True
         return mask
 
 
@@ -333,9 +321,9 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     for number, one in enumerate(given):
         try:
             pool = one if isinstance(one, Pool) else Pool(**one)
-            right = isinstance(pool.query, str) and all(isinstance(document, str) for document in pool.documents)
-            right &= len(pool.scores) in ((len(pool.documents),) if first_stage else (0, len(pool.documents)))
+            right = all(isinstance(text, str) for text in (pool.query, *pool.documents))
             right &= not isinstance(pool.documents, str) and len(pool.labels) in (0, len(pool.documents))
+            right &= len(pool.scores) in ({len(pool.documents)} if first_stage else {0, len(pool.documents)})
         except TypeError:
             right = False
         if not right:

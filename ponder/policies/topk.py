@@ -58,22 +58,18 @@ class TopK(ExitPolicy):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
         scores, xp = at_least_float32(step.output[:, 0]), namespace(step.output)
+        spread = xp.ones_like(scores)
+        for number, own in enumerate(self.spread, 1):
+            spread = xp.where(step.index == number, own, spread)
         scores = xp.where(state & ~xp.isnan(scores), scores, -math.inf)
         order, first, last = _by_group(step.group, scores)
         ranked, kth = scores[order], xp.where(first + self.k - 1 < last, first + self.k - 1, last)
-        stays = (ranked >= ranked[kth] - self.margin * self._spread_of(step)[order]) & state[order]
+        stays = (ranked >= ranked[kth] - self.margin * spread[order]) & state[order]
         if not self.ordered:
             many = xp.cumsum(stays, 0)
             stays = stays & (many[last] - many[first] + xp.where(stays[first], 1, 0) > self.k)
         stays = stays[xp.argsort(order)]
         return ~stays, stays
-
-    def _spread_of(self, step: StepView) -> Array:
-        """The σ of each row's step."""
-        given = namespace(step.output).ones_like(at_least_float32(step.output[:, 0]))
-        for number, spread in enumerate(self.spread, 1):
-            given = namespace(given).where(step.index == number, spread, given)
-        return given
 
 
 def _by_group(groups: Array, scores: Array) -> tuple[Array, Array, Array]:
