@@ -21,7 +21,7 @@ from ponder._utils.files import replace_text
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record
-from ponder.deploy.runtime import OnnxModel, run_to_exits
+from ponder.deploy.runtime import OnnxModel, take
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
 from ponder.policies.combine import Certified
@@ -178,7 +178,7 @@ class Ranker:
             running, columns = _Candidates(self, part), list[Array]()
             for step in range(1, self.num_steps + 1):
                 running.advance(step)
-                columns.append(running.output())
+                columns.append(running.score(step))
             outputs.append(np.stack(columns, 1)[..., None])
         pairs, groups, _ = rows_of(given)
         labels = [label for pool in given for label in pool.labels]
@@ -211,22 +211,41 @@ class Ranker:
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy)
         return found
 
-    def _run(self, pools: Sequence[Pool], policy: Any, end: float | None = None) -> Iterator[tuple[Array, Array]]:
+    def _run(
+        self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None
+    ) -> Iterator[tuple[Array, Array]]:
         """Give the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each."""
         for part in _chunks(pools):
             running, ends = _Candidates(self, part), np.cumsum([len(pool.documents) for pool in part])
-            scores, steps, asked = np.full(ends[-1], -np.inf), np.zeros(ends[-1], dtype=np.int64), policy
-            if end is not None and ends[-1]:
-                if not self.pace:  # which this measures
-                    self.predict(running.pairs[:8])
-                asked = _InTime(running, policy, end)
-                if not self.first_stage:
-                    running.keep(np.flatnonzero(asked.in_time(-running.rows, self.num_steps)))
-            rows = running.rows
-            if len(rows):
-                batch, context = PolicyBatch(rows, self.num_steps, _TASK), {"group": running.groups[rows]}
-                scores[rows], steps[rows] = run_to_exits(running, asked, batch, context)
-            yield from zip(np.split(scores, ends[:-1]), np.split(steps, ends[:-1]), strict=True)
+            if len(running.rows):
+                self._run_to_exits(running, policy, end)
+            yield from zip(np.split(running.scores, ends[:-1]), np.split(running.steps, ends[:-1]), strict=True)
+
+    def _run_to_exits(self, running: _Candidates, policy: ExitPolicy, end: float | None) -> None:
+        """Run candidates to their exits; those who could not be finished before the end leave too, the lowest first."""
+        together = policy.exit_of_all(self.num_steps)
+        last = together or self.num_steps
+        if end is not None and not self.pace:
+            self.predict(running.pairs[:8])  # which measures it
+        if end is not None and not self.first_stage:
+            running.keep(running.in_time(-running.rows, end, last))
+        state = policy.init(PolicyBatch(running.rows, self.num_steps, _TASK))
+        for step in range(1, last + 1):
+            if not len(running.rows):
+                break
+            running.advance(step)
+            if step < last and together is not None and end is None:
+                continue  # nobody looks at the scores
+            scores = running.score(step)
+            if step < last:
+                readings, context = {"output": scores[:, None]}, {"group": running.groups[running.rows]}
+                view = StepView(np.full(len(scores), step), self.num_steps, readings, _TASK, None, context)
+                exits, state = policy.decide(view, state)
+                stays = ~np.broadcast_to(exits, scores.shape)
+                if end is not None:
+                    stays = stays & running.in_time(np.where(stays, scores, -np.inf), end, last - step)
+                state = take(state, np.flatnonzero(stays))
+                running.keep(stays)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
@@ -239,44 +258,39 @@ class Ranker:
 
 
 class _Candidates:
-    """The candidates of some queries as rows of the loop: they are computed in batches, and decided on together."""
+    """The candidates of some queries: they are computed in batches, and decided on together."""
 
     def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
-        self.ranker, (self.pairs, self.groups, self._first) = ranker, rows_of(pools)
+        self._ranker, (self.pairs, self.groups, self._first) = ranker, rows_of(pools)
         self.rows = np.arange(len(self.pairs))  # that remain
-        self.sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
-        self._batches = list[tuple[Array, Any]]()  # the rows of each; none before the first layer
+        self.scores, self.steps = np.full(len(self.pairs), -np.inf), np.zeros(len(self.pairs), dtype=np.int64)
+        self._sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
+        self._batches = list[tuple[Array, Any]]()  # with the rows of each; there are none before the first layer
 
     def advance(self, step: int) -> None:
-        self._step, self._scores, layer = step, np.zeros(0), step - self.ranker.first_stage
+        """Take all that remain through a step; the first stage is none."""
+        layer = step - self._ranker.first_stage
         if layer == 1:
-            started = self.ranker.scorer.start([self.pairs[row] for row in self.rows], self.ranker.batch_size)
+            started = self._ranker.scorer.start([self.pairs[row] for row in self.rows], self._ranker.batch_size)
             self._batches = [(self.rows[places], batch) for places, batch in started]
         self._began = time.perf_counter()
         for _, batch in self._batches:
             batch.advance(layer)
 
-    def output(self) -> Array:
-        """Return the scores of the step, `(rows,)`."""
-        if not len(self._scores):
-            found = np.zeros(len(self.pairs))
-            for rows, batch in self._batches:
-                found[rows] = np.asarray(batch.output())[:, 0]
-            if self._batches:
-                now = (time.perf_counter() - self._began) / self.sizes[self.rows].sum()
-                self.ranker.pace = max(now, 0.8 * self.ranker.pace + 0.2 * now)
-            self._scores = self.ranker._blended(self._step, found, self._first)[self.rows]
-        return self._scores
+    def score(self, step: int) -> Array:
+        """Return the scores after a step, `(rows,)`, and note them."""
+        found, rows = np.zeros(len(self.pairs)), self.rows
+        for own, batch in self._batches:
+            found[own] = np.asarray(batch.output())[:, 0]
+        if self._batches:
+            now = (time.perf_counter() - self._began) / self._sizes[rows].sum()
+            self._ranker.pace = max(now, 0.8 * self._ranker.pace + 0.2 * now)
+        self.scores[rows], self.steps[rows] = self._ranker._blended(step, found, self._first)[rows], step
+        return self.scores[rows]
 
-    def output_of(self, index: Array) -> Array:
-        return self.output()[index]
-
-    def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
-        index, readings = np.full(len(self.rows), self._step), {"output": self.output()[:, None]}
-        return StepView(index, self.ranker.num_steps, readings, _TASK, None, context)
-
-    def keep(self, index: Array) -> None:
-        self.rows, kept = self.rows[index], list[tuple[Array, Any]]()
+    def keep(self, stays: Array) -> None:
+        """Go on with some of the rows, `(rows,)` bool."""
+        self.rows, kept = self.rows[stays], list[tuple[Array, Any]]()
         for rows, batch in self._batches:
             own = np.flatnonzero(np.isin(rows, self.rows))
             if 0 < len(own) < len(rows):
@@ -285,29 +299,11 @@ class _Candidates:
                 kept.append((rows[own], batch))
         self._batches = kept
 
-
-class _InTime:
-    """A policy with a budget: those who could not be finished in time leave too, the lowest first."""
-
-    needs = frozenset({"output", "group"})
-
-    def __init__(self, running: _Candidates, policy: ExitPolicy, end: float) -> None:
-        self._running, self._policy, self._end = running, policy, end
-        self.init = policy.init
-
-    def exit_of_all(self, num_steps: int) -> int | None:
-        return None
-
-    def decide(self, view: StepView, state: Any) -> tuple[Array, Any]:
-        exits, state = self._policy.decide(view, state)
-        scores = np.where(exits, -np.inf, view.output[:, 0])
-        return exits | ~self.in_time(scores, view.num_steps - int(view.index[0])), state
-
-    def in_time(self, scores: Array, steps: int) -> Array:
-        """Return which candidates, the highest scores first, can be finished before the end."""
+    def in_time(self, scores: Array, end: float, steps: int) -> Array:
+        """Return which rows, the highest scores first, can be taken through so many steps before the end."""
         order, mask = np.argsort(-scores, kind="stable"), np.zeros(len(scores), dtype=bool)
-        room = _SPARE * (self._end - time.perf_counter()) / (self._running.ranker.pace * steps)
-        mask[order[np.cumsum(self._running.sizes[self._running.rows[order]]) <= room]] = True
+        room = _SPARE * (end - time.perf_counter()) / (self._ranker.pace * steps)
+        mask[order[np.cumsum(self._sizes[self.rows[order]]) <= room]] = True
         return mask
 
 

@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "Graph", "OnnxModel", "run_to_exits"]
+__all__ = ["Answers", "Graph", "OnnxModel", "take"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -162,7 +162,7 @@ class OnnxModel:
         for places, running in self._batches(rows, batch_size if groups is None else len(rows)):
             context = None if groups is None else {"group": np.asarray(groups)[places]}
             batch = PolicyBatch(ids[places], self.num_steps, self.task)
-            found, exit_step[places] = run_to_exits(running, own, batch, context)
+            found, exit_step[places] = _run_to_exits(running, own, batch, context)
             for place, output in zip(places, found, strict=True):
                 outputs[place] = output
         return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
@@ -275,20 +275,10 @@ class _Row:
     length: int
 
 
-def run_to_exits(
-    running: Any, policy: Any, batch: PolicyBatch, context: Mapping[str, Array] | None = None
+def _run_to_exits(
+    running: _Running, policy: Any, batch: PolicyBatch, context: Mapping[str, Array] | None
 ) -> tuple[list[Array], Array]:
-    """Run rows to their exits: the loop of `ponder.model.loop`, in NumPy.
-
-    Args:
-        running: The rows, with `advance(step)`, `view(needs, context)`, `output_of(index)` and `keep(index)`.
-        policy: The exit policy.
-        batch: What it sees of the rows before the first step.
-        context: What it may see besides, with a value for each row.
-
-    Returns:
-        The output of each row at its exit, and the exit steps, `(rows,)`.
-    """
+    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy, and return their outputs and exit steps."""
     rows, state = np.arange(len(batch.row_ids)), policy.init(batch)
     outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
     together = policy.exit_of_all(batch.num_steps)
@@ -297,7 +287,7 @@ def run_to_exits(
         running.advance(step)
         exits: Any = step == last
         if together is None and step < last:
-            exits, state = policy.decide(running.view(policy.needs, _take(context, rows)), state)
+            exits, state = policy.decide(running.view(policy.needs, take(context, rows)), state)
         exits = np.broadcast_to(exits, len(rows))
         gone = np.flatnonzero(exits)
         for place, output in zip(rows[gone], running.output_of(gone) if len(gone) else (), strict=True):
@@ -306,7 +296,7 @@ def run_to_exits(
             break
         if len(gone):
             stay = np.flatnonzero(~exits)
-            rows, state = rows[stay], _take(state, stay)
+            rows, state = rows[stay], take(state, stay)
             running.keep(stay)
     return outputs, exit_step
 
@@ -435,13 +425,13 @@ def _stacked(parts: Sequence[Array], fill: float) -> Array:
     return made
 
 
-def _take(tree: Any, index: Array) -> Any:
+def take(tree: Any, index: Array) -> Any:
     """Return the rows `index` of every array of a tree."""
     if isinstance(tree, np.ndarray):
         return tree[index]
     if isinstance(tree, Mapping):
-        return {name: _take(value, index) for name, value in tree.items()}
-    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+        return {name: take(value, index) for name, value in tree.items()}
+    return type(tree)(take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
 
 
 def _without(inputs: Mapping[str, str], data: Any) -> Any:
