@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ponder._utils.files import read_tensors, write_tensors
 from ponder.errors import CheckpointError
-from ponder.policies.combine import Certified
+from ponder.policies.combine import promise_about
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]
@@ -67,10 +66,7 @@ def load(file: str | Path, *, into: M) -> M:
         )
     into.apply_settings(json.loads(metadata["settings"]))
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
-    policy = into.policy
-    if isinstance(policy, Certified) and policy.weights not in (None, into.weights_digest()):
-        warnings.warn(f"{file}: the weights changed after they were certified; the promise is dropped.", stacklevel=2)
-        into.policy = policy.policy
+    into.policy = promise_about(into.weights_digest, into.policy)
     return into
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapt
 from ponder.model.heads import HazardLayer, PerStep, make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.objectives import Distillation, FinalStep
-from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.policies import ExitPolicy, LastStep
+from ponder.policies.combine import promise_about
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
@@ -369,15 +369,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                 f"whose heads answer something else. Load it with {saved}.from_pretrained."
             )
         model._learn()
-        model._drop_stale_promise()
+        model.policy = promise_about(model.ponder.weights_digest, model.policy)
         return loaded
-
-    def _drop_stale_promise(self) -> None:
-        """Drop a promise that is about other weights than the model's."""
-        policy = self.policy
-        if isinstance(policy, Certified) and policy.weights not in (None, self.ponder.weights_digest()):
-            warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
-            self.policy = policy.policy
 
     def _learn(self) -> None:
         """Capture the encoder, which had to wait for its weights; nothing to do where an adapter needs none."""
@@ -390,7 +383,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
-        self._drop_stale_promise()
+        self.policy = promise_about(self.ponder.weights_digest, self.policy)
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
         recipe = dataclasses.replace(
             recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or (Stage(wrapper.objective),)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ponder.calibration.records import Record
 from ponder.deploy.runtime import OnnxModel, take
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
-from ponder.policies.combine import Certified
+from ponder.policies.combine import promise_about
 from ponder.policies.topk import TopK
 from ponder.tasks import task_named
 
@@ -73,10 +72,7 @@ class RankerSettings:
             policy, blend = ExitPolicy.from_dict(data["policy"]), tuple(map(tuple, data["blend"]))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{folder}: expected a folder that CrossEncoder.save wrote ({error!r}).") from error
-        if isinstance(policy, Certified) and policy.weights != weights:
-            warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
-            policy = policy.policy
-        return cls(**{**data, "policy": policy, "blend": blend})
+        return cls(**{**data, "policy": promise_about(lambda: weights, policy), "blend": blend})
 
 
 class Ranker:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -27,7 +28,7 @@ from ponder.policies.base import (
     scaled_step,
 )
 
-__all__ = ["After", "All", "Any_", "Before", "Certified"]
+__all__ = ["After", "All", "Any_", "Before", "Certified", "promise_about"]
 
 
 @dataclass(frozen=True)
@@ -208,3 +209,11 @@ class Certified(PolicyWrapper):
                 got=f"a certificate for {self.num_steps}",
                 remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run.",
             )
+
+
+def promise_about(weights: Callable[[], str | None], policy: ExitPolicy) -> ExitPolicy:
+    """Return a policy, without its promise where that was made about other weights than those of this digest."""
+    if not isinstance(policy, Certified) or policy.weights in (None, weights()):
+        return policy
+    warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
+    return policy.policy
