@@ -138,4 +138,5 @@ def ask(
             remedy="Compare per row, and reduce over every dimension but the first.",
         )
     exits = exits.cpu()
-    return exits if bool(exits.any()) and not bool(exits.all()) else bool(exits.any()), running
+    some = bool(exits.any())
+    return exits if some and not bool(exits.all()) else some, running
