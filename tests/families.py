@@ -66,6 +66,9 @@ class Family:
             for weight in encoder.parameters():
                 if weight.dim() > 1:
                     weight.normal_(std=0.2)
+            for part in encoder.modules():  # a vector of padding that training would leave at zero
+                if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
+                    part.weight[part.padding_idx] = 0.0
         return encoder.eval()
 
 

@@ -51,7 +51,8 @@ class Captured:
             weights, under ``module``.
         steps: One step a layer; one shared step where one layer runs again and again.
         readout: Hidden state to features: the first tensor of what the module would give if its layers ended there.
-        padding: Where lengths lie, if the example has an `attention_mask` or `src_key_padding_mask`; else None.
+        padding: Where lengths lie, if the example has an `attention_mask` or `src_key_padding_mask`; None without one,
+            and where answers depend on what stands behind the end of a row: rows of one length then share a batch.
         classifier: The name of the linear layer whose answer the features are, None where they are none.
     """
 

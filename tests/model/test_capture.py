@@ -19,7 +19,7 @@ from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
 from ponder.model.padding import join_context, join_rows
 from ponder.model.readouts import ReadoutCall
-from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, make, states
+from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, TextEncoder, make, states
 
 
 def through(parts: Captured, call: dict[str, Any], *, every: bool = True) -> list[Tensor]:
@@ -167,6 +167,28 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
         state = parts.steps(step, state, **unwrap(context))
     every = torch.arange(ROWS)
     torch.testing.assert_close(at_real(parts.readout(state, **unwrap(context)), every), at_real(whole, every))
+
+
+class Neighbours(TextEncoder):
+    """Every token reads the next one's vector, behind the end of a row too (MobileBERT)."""
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        hidden = self.words(ids)
+        hidden = hidden + nn.functional.pad(hidden[:, 1:], (0, 0, 0, 1))
+        for layer in self.layers:
+            hidden = layer(hidden, None if attention_mask is None else attention_mask == 0)
+        return hidden
+
+
+def test_where_ends_of_rows_are_read_rows_of_one_length_share_a_batch() -> None:
+    module, example = Neighbours().eval(), make("text-masked")[1]
+    parts = capture(module, example)
+    assert parts.padding is None
+    readout = ReadoutCall(parts.readout, pool=ponder.readouts.mean)
+    own = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=readout, head=nn.Identity())
+    rows = [ids[:length] for ids, length in zip(example["ids"], [LENGTH, 4, 5, 4], strict=True)]
+    expected = torch.stack([module(ids[None])[0].mean(0) for ids in rows])
+    torch.testing.assert_close(ponder.predict(own, rows).outputs, expected)
 
 
 def test_shared_layers_are_one_step() -> None:
