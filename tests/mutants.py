@@ -29,7 +29,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS: dict[str, str] = {  # the first that a file's path begins with: what is most likely to fail comes first
-    "policies/": "policies/test_scores.py matrices/test_policies.py",
+    "policies/": "policies/test_scores.py policies/test_policy_contract.py matrices/test_policies.py",
     "distributions.py": "ground/test_distributions.py matrices/test_maths.py",
     "priors.py": "objectives/test_priors.py matrices/test_maths.py",
     "objectives/": "objectives matrices/test_maths.py",

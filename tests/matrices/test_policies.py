@@ -241,6 +241,7 @@ TRAPS: list[tuple[str, Any, policies.ExitPolicy, int]] = [
     ("an equal distance is not within", numbers(1.0, 1.5, 2.0), policies.Patience(1, 0.5), 3),
     ("an equal change is none", numbers(1.0, 1.5, 9.0), policies.Converged(0.5), 2),
     ("votes need not be in a row", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
+    ("NaN in any place has no vote", of_logits([0.0, 1.0], [0.0, math.nan], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
     ("patience is", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Patience(1), 4),
     ("after keeps the state running", of_logits(*SURE, [0.0, 1.0]), policies.Patience(1).after(3), 3),
     ("before lets everything go", of_logits(*NOWHERE), policies.Patience(2).before(2), 2),
@@ -259,7 +260,12 @@ def test_traps(trajectory: Any, policy: policies.ExitPolicy, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "task"),
-    [(policies.Entropy(0.5), "regression"), (policies.Confidence(0.5), "multilabel"), (policies.Margin(0.5), "span")],
+    [
+        (policies.Patience(2), "regression"),
+        (policies.Entropy(0.5), "regression"),
+        (policies.Confidence(0.5), "multilabel"),
+        (policies.Margin(0.5), "span"),
+    ],
     ids=name,
 )
 def test_policies_on_classes_refuse_what_has_none(policy: policies.ExitPolicy, task: str) -> None:
