@@ -241,7 +241,7 @@ TRAPS: list[tuple[str, Any, policies.ExitPolicy, int]] = [
     ("an equal distance is not within", numbers(1.0, 1.5, 2.0), policies.Patience(1, 0.5), 3),
     ("an equal change is none", numbers(1.0, 1.5, 9.0), policies.Converged(0.5), 2),
     ("votes need not be in a row", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
-    ("NaN in any place has no vote", of_logits([0.0, 1.0], [0.0, math.nan], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
+    ("NaN has no vote", of_logits([0.0, 1.0], [0.0, math.nan], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
     ("patience is", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Patience(1), 4),
     ("after keeps the state running", of_logits(*SURE, [0.0, 1.0]), policies.Patience(1).after(3), 3),
     ("before lets everything go", of_logits(*NOWHERE), policies.Patience(2).before(2), 2),
@@ -268,7 +268,7 @@ def test_traps(trajectory: Any, policy: policies.ExitPolicy, step: int) -> None:
     ],
     ids=name,
 )
-def test_policies_on_classes_refuse_what_has_none(policy: policies.ExitPolicy, task: str) -> None:
+def test_policies_refuse_tasks_that_they_do_not_fit(policy: policies.ExitPolicy, task: str) -> None:
     for attempt in (lambda: recorded(task).replay(policy), lambda: toy(task).call(policy=policy)):
         with pytest.raises(ArgumentError):
             attempt()
