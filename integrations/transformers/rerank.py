@@ -131,11 +131,7 @@ class CrossEncoder(Ranker):
         found = self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
         layers = np.arange(1, self.num_steps + 1) - self.first_stage
         fitted = {
-            "statement": found.statement,
-            "met": found.met,
-            "risk": risk,
-            "level": changed,
-            "observed": found.observed,
+            **self.settings.fitted,
             "pair_layers": float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares))),
             "queries": len(pools),
             "learned_on": len(learn),

@@ -48,14 +48,14 @@ def run(
     as_json: bool,
 ) -> None:
     """Write an export; in int8, with a policy that is chosen and certified against the folder's full depth."""
-    if is_ranker(folder):
-        export_ranker(folder, out, texts, int8=int8, as_json=as_json)
-        return
     if int8 == (texts is None):
         expected = "a file of texts with --int8, which moves answers, so that the policy is chosen again; else none"
         remedy = "Pass --int8 --texts FILE, or neither."
         raise ArgumentError("--texts", expected=expected, got=str(texts), remedy=remedy)
     probe_folder(out, "export", folder)
+    if is_ranker(folder):
+        export_ranker(folder, out, texts, as_json=as_json)
+        return
     of_cascade = (folder / CASCADE).is_file()
     made, fresh = open_folder(folder, exits=not of_cascade), None
     if texts is not None:

@@ -24,10 +24,10 @@ _CHUNK = 512  # texts that are written at once
 
 def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
     """Write the answers to texts, each at its exit, as CSV; of a folder that ranks, orders as JSON lines."""
+    probe_file(out, [texts, folder])
     if is_ranker(folder):
         rank_file(folder, texts, out, as_json=as_json)
         return
-    probe_file(out, [texts, folder])
     if out.exists() and not resume:
         remedy = "Pass --resume to go on with it, or name another."
         raise ArgumentError("--out", expected="a file that is not there yet", got=str(out), remedy=remedy)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ponder._utils.files import replace_text
-from ponder.cli.output import CARD, probe_file, probe_folder, progress, show
+from ponder.cli.output import probe_folder, progress, show
 from ponder.cli.texts import count
 from ponder.deploy.manifest import FILE
 from ponder.deploy.ranking import RERANK, Pool, Ranker, pools_of
+from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep, all_within
 from ponder.policies.topk import TopK
@@ -40,7 +41,6 @@ def run(
     fitted = made.settings.fitted
     seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
     card = {"command": "rerank", "top_k": top_k, **fitted, **seconds}
-    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
     candidates = sum(len(pool.documents) for pool in pools) / len(pools)
     used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
     rows = [
@@ -48,9 +48,8 @@ def run(
         ("first stage", "its scores are the first step" if made.first_stage else "none: no scores in the file"),
         ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
         ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
-        ("written to", str(out)),
     ]
-    show(card, [f"{report.statement}."], rows, as_json=as_json)
+    show(card, [f"{report.statement}."], rows, as_json=as_json, out=out)
 
 
 def read_queries(path: Path) -> list[Pool]:
@@ -83,7 +82,6 @@ def open_ranker(folder: Path) -> Ranker:
 
 def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
-    probe_file(out, [queries, folder])
     pools = read_queries(queries)
     answers = zip(pools, open_ranker(folder).rank_all(pools), strict=True)
     lines = [json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers]
@@ -92,23 +90,18 @@ def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     show(card, [f"{count(len(pools), 'ranking')} in {out}."], [], as_json=as_json)
 
 
-def export_ranker(folder: Path, out: Path, queries: Path | None, *, int8: bool, as_json: bool) -> None:
-    """Write a folder of `ponder rerank` as ONNX; in int8 the margin is certified again, on queries."""
-    if int8 == (queries is None):
-        expected = "a file of queries with --int8, which moves scores, so that the margin is certified again; else none"
-        raise ArgumentError("--texts", expected=expected, got=str(queries), remedy="Pass --int8 --texts FILE.")
-    probe_folder(out, "export", folder)
+def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
+    """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
     source: Any = open_ranker(folder)
-    pools = [] if queries is None else read_queries(queries)
+    pools, fitted = [] if queries is None else read_queries(queries), source.settings.fitted
     ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
-    import_module("ponder.deploy.export").onnx(source.model, out, int8=int8, calibration=ranges or None)
-    source.settings.write(out)
-    said = source.settings.fitted.get("statement", "")
-    if int8:
-        made, fitted = Ranker.load(out), source.settings.fitted
-        own = next(part for part in all_within(source.settings.policy) if isinstance(part, TopK))
-        said = made.certify(pools, own, changed=fitted["level"], risk=fitted["risk"]).statement
-        made.settings.write(out)
-    card = {"command": "export", "statement": said, "int8": int8}
-    replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
-    show(card, [f"{said}."], [("written to", str(out))], as_json=as_json)
+    onnx = import_module("ponder.deploy.export").onnx
+    onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
+    made = Ranker(OnnxModel(out), source.settings)
+    if queries is not None:
+        own = next(part for part in all_within(made.settings.policy) if isinstance(part, TopK))
+        made.certify(pools, own, changed=fitted["level"], risk=fitted["risk"])
+    made.settings.write(out)
+    said = made.settings.fitted.get("statement", "")
+    card = {"command": "export", "statement": said, "int8": queries is not None}
+    show(card, [f"{said}."], [], as_json=as_json, out=out)

@@ -193,7 +193,7 @@ class Ranker:
         self, pools: Sequence[Any], policy: TopK, *, changed: float, confidence: float = 0.95, risk: str = "top_k"
     ) -> RiskControl:
         """Choose the margin of a policy on queries that chose nothing else, and take it; arguments as `fit_exits`."""
-        costs = np.arange(1.0, self.num_steps + 1) - self.first_stage
+        layers = np.arange(1.0, self.num_steps + 1) - self.first_stage
         found = control_risk(
             self.record(pools),
             policy,
@@ -202,9 +202,11 @@ class Ranker:
             confidence=confidence,
             bound="betting" if risk.startswith("ndcg") else "exact_binomial",
             grid=_MARGINS,
-            costs=np.maximum(costs, 0.01),  # the first stage is paid already
+            costs=np.maximum(layers, 0.01),  # the first stage is paid already
         )
-        self.settings = replace(self.settings, top_k=policy.k, policy=found.policy)
+        fitted = {"statement": found.statement, "met": found.met, "risk": risk, "level": changed}
+        fitted = {**self.settings.fitted, **fitted, "observed": found.observed}
+        self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
         return found
 
     def _run(

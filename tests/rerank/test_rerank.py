@@ -236,6 +236,9 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     )
     assert one == two
     assert [len(ranking) for ranking in one] == [2] * 20
+    quantised = run("export", tmp_path / "ranker", "--int8", "--texts", queries, "--out", tmp_path / "int8")
+    assert "200 queries" in quantised.stdout.replace("\n", " ")  # that certify the margin again
+    run("predict", tmp_path / "int8", "--texts", fresh, "--out", tmp_path / "quantised.jsonl")
     fresh.write_text('{"query": "a", "documents": ["b"], "scores": [1, 2]}\n')
     refused = run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2)
     assert "line 1" in refused.output
