@@ -18,6 +18,7 @@ from ponder.cli.rerank import is_ranker, open_ranker
 from ponder.deploy.monitor import Watch
 from ponder.deploy.server import Limits, create_app, create_rank_app, watch_of
 from ponder.errors import ArgumentError
+from ponder.policies.combine import Certified
 
 __all__ = ["app_of", "run"]
 
@@ -40,7 +41,8 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
     """Return the application of a folder, and say what answers and what is audited."""
     if is_ranker(folder):
         ranker = open_ranker(folder)
-        say(f"ranks: {ranker.settings.fitted.get('statement', 'every candidate to the last step')}")
+        policy = ranker.settings.policy
+        say(f"ranks: {policy.statement if isinstance(policy, Certified) else f'{short(policy)}, without a promise'}")
         return create_rank_app(ranker, limits)
     served = open_folder(folder)
     warn = logging.getLogger("ponder.server").warning
