@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ponder import recipes
 from ponder._utils.checks import check_int, check_type
@@ -23,7 +25,7 @@ from ponder.model.losses import exit_loss, labelled_mean, step_losses
 from ponder.model.padding import Padding, last_position, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
-from ponder.model.unroll import ModelSource, call_stem, checkpointed, unroll
+from ponder.model.unroll import ModelSource, call_stem, unroll
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -85,7 +87,8 @@ class PonderWrapper(nn.Module):
             integer labels are classes and others numbers.
         padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
         checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
-            the rest again: less memory, one more forward pass.
+            the rest again, with the same dropout: less memory, one more forward pass. Steps that keep statistics
+            (BatchNorm) update them twice.
 
     Raises:
         ArgumentError: The parts do not fit one another; every message says what to change.
@@ -469,7 +472,7 @@ class PonderWrapper(nn.Module):
     ) -> Trajectory:
         source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, needs)
         if self.checkpoint_steps and torch.is_grad_enabled():
-            source.run_step = checkpointed(self.steps)
+            source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
         keep = "features" in needs
         record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep)
         if labels is not None:

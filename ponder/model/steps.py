@@ -159,7 +159,4 @@ def parameters_of(part: nn.Module) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(part.fn if isinstance(part, FunctionModule) else part.forward).parameters
     except (TypeError, ValueError):
-        return inspect.signature(_any).parameters
-
-
-def _any(hidden: Tree, **context: Any) -> None: ...
+        return inspect.signature(lambda hidden, **context: hidden).parameters

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import checkpoint
 
 from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
-from ponder.model.steps import Steps
 
-__all__ = ["ModelSource", "call_stem", "checkpointed", "unroll"]
+__all__ = ["ModelSource", "call_stem", "unroll"]
 
 
 def call_stem(
@@ -217,18 +215,6 @@ def unroll(
     else:
         answers = torch.stack(outputs, dim=1)
     return {"outputs": answers, "hazard_logits": logits, "features": stacked if keep_features else None}
-
-
-def checkpointed(steps: Steps) -> Callable[..., Tree]:
-    """Return steps that keep no inner activations for the backward pass, which computes them again.
-
-    Random numbers (dropout) are drawn again as they were. Steps that keep statistics (BatchNorm) update them twice.
-    """
-
-    def run_step(step: int, hidden: Tree, at: Tensor | None = None, /, **context: Any) -> Tree:
-        return checkpoint(lambda state: steps(step, state, at, **context), hidden, use_reentrant=False)
-
-    return run_step
 
 
 def _one_call(head: nn.Module | None) -> bool:
