@@ -75,10 +75,13 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
     """Return `context` as a step sees it, `Shared` values without their mark."""
-    return {
-        name: value if isinstance(value, Tensor) else map_tensors(attrgetter("value"), value, Shared)
-        for name, value in context.items()
-    }
+    given: dict[str, Any] = {}
+    for name, value in context.items():
+        if isinstance(value, Tensor | Shared):  # the usual cases, without the overhead of a tree
+            given[name] = value.value if isinstance(value, Shared) else value
+        else:
+            given[name] = map_tensors(attrgetter("value"), value, Shared)
+    return given
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:

@@ -393,16 +393,16 @@ class Kind:
         """Return the module's output by its own forward, in which every layer gives `state`."""
         hidden, outputs, before = self.value("hidden", state, context).clone(), iter(self.outputs), list(self.before)
 
-        def answer(path: str, *args: Any, **kwargs: Any) -> Any:
+        def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if path in self.order:
                 return _filled(next(outputs), lambda key: hidden if key == "hidden" else hidden.new_zeros(()))
             known = next((each for each in before if each[0] == path), None)
             if known is None:  # it runs behind the layers too
-                return module.get_submodule(path)(*args, **kwargs)
+                return part(*args, **kwargs)
             before.remove(known)
             return _filled(known[1], lambda key: self.value(key, state, context).clone())  # it may be written into
 
-        return _twin(module, self.stubs, answer)(**{name: context[f"given_{name}"] for name in self.given})
+        return _twin(module, self.stubs, answer, {})(**{name: context[f"given_{name}"] for name in self.given})
 
     def rows_first(self, tensor: Tensor, key: Key, rows: int) -> Any:
         """Return a tensor of the module's with its rows first, or shared where it has none."""
@@ -433,29 +433,30 @@ class Notes:
         self.tensors: list[Tensor] = []  # in both of them, but for states
         self.early = True  # whether all are known when the first layer is called
         self.hidden: Any = None
-        self._kind, self._module, self._needed = kind, module, 1 if kind.early else len(kind.order)
+        self.parts: dict[str, nn.Module] = {"": module}  # the modules that have stubs, by their paths
+        self._kind, self._needed = kind, 1 if kind.early else len(kind.order)
         self._keys: dict[int, tuple[Key, Tensor]] = {}
         with suppress(_EnoughError):
-            _twin(module, kind.stubs, self._answer)(**given)
+            _twin(module, kind.stubs, self._answer, self.parts)(**given)
         if len(self.calls) < self._needed:
             raise _refusal(f"a call that runs {len(self.calls)} of {len(kind.order)} layers")
 
-    def _answer(self, path: str, *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         number, kind = len(self.calls), self._kind
         if path not in kind.order:
-            value = self._module.get_submodule(path)(*args, **kwargs)
+            value = part(*args, **kwargs)
             if not number:
                 self.before.append((path, _noted(value, self._key)))
             return value
         if path != kind.order[number]:
             raise _refusal(f"{path!r} called out of order")
-        known = len(self.tensors)
+        known, (leaves, spec) = len(self.tensors), tree_flatten((args, kwargs))
         if not number:
-            self.hidden = tree_leaves((args, kwargs))[kind.entry]
+            self.hidden = leaves[kind.entry]
             self._keys[id(self.hidden)] = "hidden", self.hidden
-        self.calls.append(_noted((args, kwargs), self._key))
-        keys = _keys(self.calls[-1])
-        if "hidden" not in keys or None in keys:
+        call = [Slot(self._key(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        self.calls.append(call)
+        if "hidden" not in (keys := _keys(call)) or None in keys:
             raise _refusal(f"code of its own in front of layer {number + 1}")
         self.early &= not number or known == len(self.tensors)
         if number + 1 == self._needed:
@@ -550,8 +551,13 @@ def _dim_of_rows(small: Tensor, large: Tensor, rows: int) -> int | None:
     return _FOLDED if each > 1 else dims[0]
 
 
-def _twin(module: nn.Module, stubs: Mapping[tuple[str, ...], str], answer: Callable[..., Any]) -> nn.Module:
-    """Return a shallow copy of `module` in which the modules called `stubs` answer by ``answer(path, …)``."""
+def _twin(
+    module: nn.Module, stubs: Mapping[tuple[str, ...], str], answer: Callable[..., Any], parts: dict[str, nn.Module]
+) -> nn.Module:
+    """Return a shallow copy of `module`, in which the modules called `stubs` answer by ``answer(path, module, …)``.
+
+    `parts` is given the modules that have stubs, by their paths.
+    """
     made: dict[tuple[str, ...], nn.Module] = {}
     for names, path in stubs.items():
         for depth in range(len(names) + 1):
@@ -562,7 +568,8 @@ def _twin(module: nn.Module, stubs: Mapping[tuple[str, ...], str], answer: Calla
                 twin.__dict__.update(part.__dict__, _modules=dict(part._modules))
                 if above is not None:
                     above._modules[names[depth - 1]] = twin
-        made[names].__dict__.update(_NO_HOOKS, forward=partial(answer, path), gradient_checkpointing=False)
+        parts[path] = part
+        made[names].__dict__.update(_NO_HOOKS, forward=partial(answer, path, part), gradient_checkpointing=False)
     return made[()]
 
 
@@ -602,7 +609,7 @@ class CapturedStem(nn.Module):
             after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
         for name in kind.given:
             after[f"given_{name}"] = given[name] if name in rowwise else Shared(given[name])
-        after["captured"] = Shared((kind, self.module))
+        after["captured"] = Shared((kind, notes.parts))
         hidden = kind.rows_first(notes.hidden, "hidden", rows)
         return {"hidden": hidden} if kind.others else hidden, after
 
@@ -673,16 +680,16 @@ class CapturedStep(nn.Module):
         super().__init__()
         self.number = number
 
-    def forward(self, hidden: Tree, *, captured: tuple[Kind, nn.Module], **context: Any) -> Tree:
+    def forward(self, hidden: Tree, *, captured: tuple[Kind, dict[str, nn.Module]], **context: Any) -> Tree:
         """Run the layer and return the state after it."""
-        (kind, module), number = captured, self.number
+        (kind, parts), number = captured, self.number
         (leaves, spec), plain = kind.calls[number], not kind.others and not kind.dims["hidden"]
         leaves = list(leaves)
         for place, leaf in enumerate(leaves):  # in line, since it is what every step does
             if isinstance(leaf, Slot):
                 leaves[place] = hidden if plain and leaf.key == "hidden" else kind.value(leaf.key, hidden, context)
         args, kwargs = tree_unflatten(leaves, spec)
-        out = module.get_submodule(kind.order[number])(*args, **kwargs)
+        out = parts[kind.order[number]](*args, **kwargs)
         if plain:
             return out if isinstance(out, Tensor) else tree_leaves(out)[kind.places[number]]
         rows, pairs = first_tensor(hidden).shape[0], zip(kind.outputs[number][0], tree_leaves(out), strict=True)
@@ -700,7 +707,7 @@ class CapturedReadout(ReadoutCall):
 
     def bind(self, context: Given) -> Callable[[Tree], Tensor]:
         """Return the features of hidden states in this context, as if the layers had ended with them."""
-        kind, module = context["captured"]
+        kind, module = context["captured"][0], context["captured"][1][""]
         chain = kind.chains[self.select]
         if chain is None:
             return lambda hidden: self.select(kind.replay(module, hidden, context))
