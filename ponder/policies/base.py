@@ -430,19 +430,14 @@ class ThresholdPolicy(ExitPolicy):
 class PolicyWrapper(ExitPolicy):
     """Base of the policies around one other; by itself it decides as the policy inside does.
 
-    A leaf changes what the policy inside sees (`transform`), or what comes out (`decide` and `readiness`, both alike).
+    A leaf changes what comes out: `decide` and `readiness`, both alike.
 
     Args:
         policy: The policy inside.
 
     Example:
-        >>> from dataclasses import dataclass, replace
-        >>> @dataclass(frozen=True)
-        ... class Halved(policies.PolicyWrapper):
-        ...     def transform(self, step):
-        ...         return replace(step, readings={"output": step.output / 2})
-        >>> trajectory.replay(Halved(policies.Confidence(0.95))).exit_step[:3]  # sure nowhere
-        tensor([4, 4, 4])
+        >>> policies.PolicyWrapper(policies.Confidence(0.95)).parts()
+        (Confidence(threshold=0.95),)
     """
 
     policy: ExitPolicy
@@ -452,15 +447,11 @@ class PolicyWrapper(ExitPolicy):
         """What the policy inside reads."""
         return self.policy.needs
 
-    def transform(self, step: StepView) -> StepView:
-        """Return what the policy inside sees of a step."""
-        return step
-
     def init(self, batch: PolicyBatch) -> Any:
         return self.policy.init(batch)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        return self.policy.decide(self.transform(step), state)
+        return self.policy.decide(step, state)
 
     def check(self, spec: ModelSpec) -> None:
         self.policy.check(spec)
@@ -470,7 +461,7 @@ class PolicyWrapper(ExitPolicy):
         return (self.policy,)
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        return self.policy.readiness(self.transform(step), state, free)
+        return self.policy.readiness(step, state, free)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, policy=self.policy.rescaled(tuned_for, num_steps))
