@@ -253,3 +253,8 @@ def test_names() -> None:
         for outputs, labels in (((2, 3), np.zeros(2, int)), ((2, 5, 3), np.zeros((2, 5), int)), ((2, 3), np.zeros(2)))
     ]
     assert shown == ["classification", "token_classification", "regression"]
+
+
+def test_numbers_as_far_apart_as_the_tolerance_differ() -> None:
+    one, other = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.5], [1.25]])
+    assert task_named("regression").same(one, other, tolerance=0.5).tolist() == [False, True]
