@@ -178,7 +178,7 @@ def rerank(figure: Any) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=way)
         axes.set(
             xlabel="seconds a query, one core",
-            title=f"{found['task']}, {found['backbone']}: {found['candidates']} candidates",
+            title=f"{found['task']}: {found['candidates']} candidates",
             ylim=(-0.03, 1.03),
         )
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
