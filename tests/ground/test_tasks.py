@@ -255,6 +255,7 @@ def test_names() -> None:
     assert shown == ["classification", "token_classification", "regression"]
 
 
-def test_numbers_as_far_apart_as_the_tolerance_differ() -> None:
+def test_edges() -> None:
+    assert task_named("multilabel").predictions(torch.tensor([0.0, 0.1])).tolist() == [False, True]
     one, other = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.5], [1.25]])
     assert task_named("regression").same(one, other, tolerance=0.5).tolist() == [False, True]
