@@ -306,3 +306,10 @@ def test_blocks_of_thresholds_do_not_matter(bound: str, monkeypatch: pytest.Monk
     again = control_risk(ArrayRecord(outputs), Confidence, level=0.3, bound=bound)
     assert (again.policy, again.exit_shares) == (found.policy, found.exit_shares)
     assert certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1).policy == chosen.policy
+
+
+def test_a_certificate_names_the_weights() -> None:
+    seen = record(200)
+    seen.weights = "digest"
+    found: Any = control_risk(seen, Confidence, risk="disagreement", level=0.3)
+    assert found.policy.weights == "digest"
