@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 TASK ?=
 GLUE_DIR ?=
-RECIPE ?= ponder
+RECIPE ?=
 BACKBONE ?= minilm
 ARGS ?=
 
@@ -22,7 +22,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 ifneq ($(filter glue,$(MAKECMDGOALS)),)
 ifeq ($(strip $(TASK)),)
-$(error TASK is missing. Name a GLUE task: make glue TASK=RTE GLUE_DIR=folder-in-GLUE-layout [RECIPE=ponder] [BACKBONE=minilm])
+$(error TASK is missing. Name a GLUE task: make glue TASK=RTE GLUE_DIR=folder-in-GLUE-layout [RECIPE=palbert] [BACKBONE=minilm])
 endif
 endif
 
@@ -52,8 +52,8 @@ puzzles: $(STAMP) ## Learn prefix sums, and draw how steps grow: demo/puzzles.sv
 	$(BIN)/python -m benchmarks.puzzles demo $(ARGS)
 
 glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=]
-	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --recipe "$(RECIPE)" --backbone "$(BACKBONE)" \
-	  $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
+	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --backbone "$(BACKBONE)" \
+	  $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(GLUE_DIR),--glue-dir "$(GLUE_DIR)") $(ARGS)
 
 # Tests write and delete thousands of files: in memory, where it has room.
 MEMORY := /dev/shm

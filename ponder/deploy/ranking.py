@@ -233,7 +233,7 @@ class Ranker:
                 break
             running.advance(step)
             if step < last and together is not None and end is None:
-                continue  # nobody looks at the scores
+                continue  # the scores decide nothing here
             scores = running.score(step)
             if step < last:
                 readings, context = {"output": scores[:, None]}, {"group": running.groups[running.rows]}

@@ -1,7 +1,7 @@
 r"""`TopK`: the rows of a group are decided together, and those that can no longer be among its best k exit.
 
-In a reranker the rows are the candidates of a query. Nobody needs the score of one that has lost, and nobody the scores
-of the winners once only they remain, unless their order is asked for.
+In a reranker the rows are the candidates of a query. The score of one that has lost is not needed,
+nor are those of the winners once only they remain, unless their order is asked for.
 """
 
 from __future__ import annotations

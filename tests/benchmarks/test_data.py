@@ -82,7 +82,7 @@ def test_glues_own_files(name: str, rows: int) -> None:
     assert len(tasks.get(name).load(SHARED / "glue", ["dev"])["dev"]) == rows
 
 
-@pytest.mark.skipif(not (SHARED / "text").is_dir(), reason="needs Banking77, CLINC150 and WNUT-17 in ../shared/text")
+@pytest.mark.skipif(not (SHARED / "text").is_dir(), reason="needs Banking77 and CLINC150 in ../shared/text")
 def test_the_other_texts_own_files() -> None:
     assert len(tasks.get("Banking77").load(SHARED / "text")["test"]) == 3080
     assert len(tasks.get("CLINC150").load(SHARED / "text", ["test"])["test"]) == 5500
