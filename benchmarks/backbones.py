@@ -74,7 +74,7 @@ def cache() -> Path:
 def _shared() -> Path:
     if not (cache() / "shared" / _WEIGHTS).is_file():
         remedy = "python -m benchmarks.shared --glue-dir FOLDER --text-dir FOLDER"
-        raise DataError(f"shared: it has not been made yet. Run, for some 80 minutes: {remedy}")
+        raise DataError(f"shared: it has not been made yet. Run, for about an hour: {remedy}")
     return cache() / "shared"
 
 
