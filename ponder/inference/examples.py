@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class ExampleReader:
     """
 
     def __init__(self, model: Any) -> None:
-        self.padding: Padding | None = model.padding
+        self.model, self.padding = model, cast(Padding | None, model.padding)
         weight, task = next(model.parameters(), None), model.task
         self.device: torch.device | None = None if weight is None else weight.device
         self.regroups = not (task is not None and task.per_position) and (self.padding is None or self.padding.pooled)

@@ -7,9 +7,8 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from ponder._utils.batches import cut
 from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import Exited, Stepper, deal, join, taken
+from ponder.inference.cohorts import source_of
 from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
 from ponder.model.loop import Exits, run
 from ponder.model.padding import Along, join_rows, last_position
@@ -70,18 +69,17 @@ def predict(
     """
     policy = model.checked(policy, num_steps)
     data = _DataSet.read(model, dataset, row_ids, policy_context)
-    exited: list[Exited] = []
+    limits: dict[str, Any] = {"num_steps": num_steps, "max_batch": batch_size, "max_tokens": max_tokens}
+    order, found = list[int](), list[Exits]()
     with evaluating(model):
-        for batches in _chunks(data, policy, batch_size, max_tokens):
-            if len(batches) == 1 or not data.reader.regroups:
-                found: Iterator[Exited] = map(partial(_alone, model, policy, num_steps, data), batches)
-            else:
-                found = _regrouped(Stepper(model, policy, num_steps), data, batches, batch_size, max_tokens)
-            for gone in found:
-                exited.append(gone)
-                if progress is not None:
-                    progress(len(gone.rows))
-    return _in_order(exited, data, model)
+        for places in _chunks(data, policy, batch_size, max_tokens):
+            rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
+            source, batch = source_of(data.reader, *rows, **limits)
+            found.append(run(source, policy, batch))
+            order += places
+            if progress is not None:
+                progress(len(places))
+    return _in_order(found, order, data, model)
 
 
 def record(
@@ -199,64 +197,29 @@ class _DataSet:
         return {name: self.reader.placed(value[places]) for name, value in given.items()}
 
 
-def _chunks(data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None) -> Iterator[list[list[int]]]:
-    """Cut a data set into chunks of batches of the places of rows."""
+def _chunks(data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None) -> list[list[int]]:
+    """Return the places of the rows that a loop runs together: some batches of them where these may be regrouped."""
+    chunks, size = list[list[int]](), batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
     if "group" in policy.needs and data.policy_context:  # rows that are decided together stay together
         groups = data.policy_context["group"]
-        batch: list[int] = []
         for group in groups.unique():
-            batch += (groups == group).nonzero().flatten().tolist()
-            if len(batch) >= batch_size:
-                yield [batch]
-                batch = []
-        if batch:
-            yield [batch]
-        return
-    size = batch_size * _BATCHES_AT_ONCE
+            if not chunks or len(chunks[-1]) >= size:
+                chunks.append([])
+            chunks[-1] += (groups == group).nonzero().flatten().tolist()
+        return chunks
     for kind in data.kinds():
-        for start in range(0, len(kind), size):
-            yield data.batches(kind[start : start + size], batch_size, max_tokens)
+        if data.reader.regroups:
+            for start in range(0, len(kind), size):
+                chunks.append(kind[start : start + size])
+        else:
+            chunks += data.batches(kind, batch_size, max_tokens)
+    return chunks
 
 
-def _alone(model: Any, policy: ExitPolicy, num_steps: int | None, data: _DataSet, places: list[int]) -> Exited:
-    """Run a batch that is not regrouped, as a call of the model does."""
-    source, batch = model.start(
-        *data.reader.batch(data.examples(places)),
-        data.ids[places],
-        data.context(places),
-        num_steps,
-        policy.needs,
-    )
-    exits = run(source, policy, batch)
-    return Exited(tuple(places), tuple(exits.exit_step.tolist()), exits.outputs.cpu())
-
-
-def _regrouped(
-    stepper: Stepper, data: _DataSet, batches: list[list[int]], batch_size: int, max_tokens: int | None
-) -> Iterator[Exited]:
-    """Take batches step by step to their exits, and deal what remains anew to full batches."""
-    cohorts = [
-        stepper.begin(places, data.examples(places), data.ids[places], data.context(places)) for places in batches
-    ]
-    while cohorts:
-        remaining = []
-        for rows in deal(cohorts, batch_size, max_tokens):
-            exited, after = stepper.step(join(taken(cohorts, rows), data.reader.padding))
-            if after is not None:
-                remaining.append(after)
-            if exited is not None:
-                yield replace(exited, outputs=exited.outputs.cpu())
-        cohorts = remaining
-
-
-def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Exits:
-    if not exited:
+def _in_order(found: Sequence[Exits], rows: Sequence[int], data: _DataSet, model: Any) -> Exits:
+    if not found:
         return Exits(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    rows, steps, outputs, task = list[int](), list[int](), list[Tensor](), model.task
-    for gone in exited:
-        rows += gone.rows
-        steps += gone.steps
-        outputs.append(gone.outputs)
+    outputs, steps, task = [own.outputs.cpu() for own in found], torch.cat([own.exit_step for own in found]), model.task
     if model.padding is not None and task is not None and task.per_position:
         ends = torch.tensor([data.rows[row].length for row in rows]).split([len(own) for own in outputs])
         outputs = [_blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)]
@@ -267,7 +230,7 @@ def _in_order(exited: Sequence[Exited], data: _DataSet, model: Any) -> Exits:
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))
-    return Exits(joined[order], torch.tensor(steps)[order])
+    return Exits(joined[order], steps.cpu()[order])
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:

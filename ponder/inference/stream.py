@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,9 +21,12 @@ from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, PonderError
-from ponder.inference.cohorts import Cohort, Exited, Stepper, deal, join, taken
-from ponder.inference.examples import Example, examples_in
-from ponder.policies.base import ExitPolicy
+from ponder.inference.cohorts import begin, join
+from ponder.inference.examples import Example, ExampleReader, examples_in
+from ponder.model.loop import Running, ask
+from ponder.model.padding import join_rows
+from ponder.model.unroll import ModelSource
+from ponder.policies.base import ExitPolicy, PolicyBatch
 
 __all__ = ["StreamEngine", "StreamOutput", "StreamStats"]
 
@@ -117,26 +120,31 @@ class StreamEngine:
             raise ArgumentError(
                 "model", expected="a model in evaluation mode", got="training mode", remedy="Call model.eval() first."
             )
-        stepper = self._stepper = Stepper(model, model.checked(policy, num_steps), num_steps)
-        if "group" in stepper.policy.needs:
+        self._policy: ExitPolicy = model.checked(policy, num_steps)
+        if "group" in self._policy.needs:
             raise ArgumentError(
                 "policy",
                 expected="a policy that decides on each row alone, since a stream deals rows one by one",
-                got=repr(stepper.policy),
+                got=repr(self._policy),
                 remedy="Hand whole groups to ponder.predict, or whole queries to CrossEncoder.rank.",
             )
+        self._reader, self._num_steps = ExampleReader(model), num_steps or model.num_steps
+        self._together = self._policy.exit_of_all(self._num_steps)
+        self._schedule: Sequence[int] = model.steps.schedule_of(self._num_steps)
+        """Which weights each step needs."""
         self._max_batch, self._max_tokens, self._max_waiting = max_batch, max_tokens, max_waiting
         self._max_running = 8 * _FULL * max_batch
-        self._max_skips = 4 * _FULL * len(set(stepper.schedule))
+        self._max_skips = 4 * _FULL * len(set(self._schedule))
         self._numbers, self._changed = itertools.count(), threading.Condition()
-        self._waiting: dict[Hashable, list[_Request]] = {}
-        self._queues: dict[_Key, list[Cohort]] = {}
+        self._waiting: dict[Hashable, list[_Row]] = {}
+        self._queues: dict[_Key, list[_Row]] = {}
         self._skips: Counter[_Key] = Counter()
         self._closed = self._cancelled = False
         self._steps = self._row_steps = 0
         self._ends: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=4096)
-        self._fresh = _begun(stepper.policy.init(stepper.batch))
+        self._nothing = PolicyBatch(torch.zeros(0, dtype=torch.long), self._num_steps, model.task)
+        self._fresh = _begun(self._policy.init(self._nothing))
         self._thread = threading.Thread(target=self._work, name="ponder-stream", daemon=True)
         self._thread.start()
 
@@ -163,16 +171,16 @@ class StreamEngine:
             queue.Full: There was no place.
             PonderError: The engine is closed.
         """
-        number = next(self._numbers)
-        reader = self._stepper.reader
+        number, reader = next(self._numbers), self._reader
         given = {name: reader.placed(torch.as_tensor(value)[None]) for name, value in (policy_context or {}).items()}
-        request = _Request(number if row_id is None else int(row_id), number, policy_context=given)
+        row = _Row(number if row_id is None else int(row_id), number, given)
         try:
-            request.example = reader.read(example)
+            row.example = reader.read(example)
+            row.length = row.example.length
         except Exception as error:
-            request.future.set_exception(error)
-            return request.future
-        kind = (request.example.signature, 0 if reader.regroups else request.example.length)
+            row.future.set_exception(error)
+            return row.future
+        kind = (row.example.signature, 0 if reader.regroups else row.example.length)
         with self._changed:
             # Nothing could free a place on the thread that answers, where done-callbacks run.
             if threading.current_thread() is not self._thread and not self._changed.wait_for(
@@ -181,9 +189,9 @@ class StreamEngine:
                 raise queue.Full
             if self._closed:
                 raise PonderError("the StreamEngine is closed: it takes no more rows.")
-            self._waiting.setdefault(kind, []).append(request)
+            self._waiting.setdefault(kind, []).append(row)
             self._changed.notify_all()
-        return request.future
+        return row.future
 
     def run(self, examples: Iterable[Any]) -> Iterator[tuple[int, StreamOutput]]:
         """Answer all examples of an iterable, which is read only as far ahead as rows may wait and run.
@@ -265,129 +273,172 @@ class StreamEngine:
 
     def _next(self) -> _Key:
         """Return the queue to run: one that was passed over too often, else the fullest, the deepest of equals."""
-        rows = Counter({key: sum(map(len, cohorts)) for key, cohorts in self._queues.items()})
+        rows = Counter({key: len(queue) for key, queue in self._queues.items()})
         if self._count_running() < self._max_running:
-            for kind, requests in self._waiting.items():
-                rows[self._stepper.schedule[0], kind, self._fresh] += len(requests)
+            for kind, waiting in self._waiting.items():
+                rows[self._schedule[0], kind, self._fresh] += len(waiting)
         chosen = max(
             rows, key=lambda key: (self._skips[key] >= self._max_skips, min(rows[key], _FULL * self._max_batch), key[0])
         )
         self._skips = Counter({key: self._skips[key] + 1 for key in rows if key != chosen})
         return chosen
 
-    def _admit(self, key: _Key) -> list[_Request]:
+    def _admit(self, key: _Key) -> list[_Row]:
         """Take waiting rows into a queue that stands before the first step: the oldest, and others of its length."""
         weights, kind, begun = key
-        waiting = self._waiting.get(kind, [])
-        room = self._max_batch - sum(map(len, self._queues.get(key, ())))
-        if weights != self._stepper.schedule[0] or begun != self._fresh or not waiting or room < 1:
+        waiting, room = self._waiting.get(kind, []), self._max_batch - len(self._queues.get(key, ()))
+        if weights != self._schedule[0] or begun != self._fresh or not waiting or room < 1:
             return []
-        waiting.sort(key=lambda request: -request.example.length)
-        oldest = min(range(len(waiting)), key=lambda place: waiting[place].number)
-        batches = cut([request.example.length for request in waiting], room, self._max_tokens)
-        batch = next(batch for batch in batches if oldest < batch.stop)
-        chosen = waiting[batch]
-        del waiting[batch]
-        if not waiting:
+        chosen, rest = self._oldest(waiting, room)
+        self._waiting[kind] = rest
+        if not rest:
             del self._waiting[kind]
-        alive = [request for request in chosen if request.future.set_running_or_notify_cancel()]
+        alive = [row for row in chosen if row.future.set_running_or_notify_cancel()]
         self._ends["cancelled"] += len(chosen) - len(alive)
         return alive
 
-    def _run(self, key: _Key, admitted: Sequence[_Request]) -> None:
-        """Take a batch of a queue one step further: its oldest row, with others of similar length."""
-        cohorts = self._queues.pop(key, []) + (self._begin(admitted) if admitted else [])
-        if sum(map(len, cohorts)) > self._max_batch or (cohorts and self._max_tokens):
-            batches = deal(cohorts, self._max_batch, self._max_tokens)
-            chosen = min(batches, key=lambda rows: min(cohorts[number].rows[place].number for number, place in rows))
-            rest = taken(cohorts, [row for rows in batches if rows is not chosen for row in rows])
+    def _oldest(self, rows: list[_Row], most: int) -> tuple[list[_Row], list[_Row]]:
+        """Return a batch with the oldest of some rows, and with others of similar length; and the rows besides."""
+        rows = sorted(rows, key=lambda row: -row.length)
+        oldest = min(range(len(rows)), key=lambda place: rows[place].number)
+        batches = cut([row.length for row in rows], most, self._max_tokens)
+        batch = next(batch for batch in batches if oldest < batch.stop)
+        return rows[batch], rows[: batch.start] + rows[batch.stop :]
+
+    def _run(self, key: _Key, admitted: list[_Row]) -> None:
+        """Take a batch of a queue one step further."""
+        rows = self._queues.pop(key, []) + (self._begin(admitted) if admitted else [])
+        if len(rows) > self._max_batch or (rows and self._max_tokens):
+            rows, rest = self._oldest(rows, self._max_batch)
             self._queues.update({key: rest} if rest else {})
-            cohorts = taken(cohorts, chosen)
-        if cohorts:
-            self._step(key[1], cohorts)
+        if rows:
+            self._step(key[1], rows)
 
-    def _begin(self, requests: Sequence[_Request]) -> list[Cohort]:
-        """Run the stem; where it raises, for each row alone."""
+    def _begin(self, rows: list[_Row]) -> list[_Row]:
+        """Run the stem; where it raises, for each row alone. Return the rows for which it ran."""
         try:
-            given = [request.policy_context for request in requests]
-            return [
-                self._stepper.begin(
-                    requests,
-                    [request.example for request in requests],
-                    torch.tensor([request.row_id for request in requests]),
-                    {name: torch.cat([own[name] for own in given]) for name in given[0]} or None,
-                )
-            ]
+            source, lengths = begin(self._reader, [row.example for row in rows], self._policy.needs)
+            source.policy_context = {
+                name: torch.cat([row.policy_context[name] for row in rows]) for name in rows[0].policy_context
+            }
+            ids = self._reader.placed(torch.tensor([row.row_id for row in rows]))
+            batch = _Batch(source, Running.start(self._policy, replace(self._nothing, row_ids=ids)))
         except Exception as error:
-            if len(requests) > 1:
-                return [cohort for request in requests for cohort in self._begin([request])]
-            self._fail(requests[0], error)
+            if len(rows) > 1:
+                return [begun for row in rows for begun in self._begin([row])]
+            self._fail(rows[0], error)
             return []
+        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            row.batch, row.place, row.length = batch, place, length
+        return rows
 
-    def _step(self, kind: Hashable, cohorts: Sequence[Cohort]) -> None:
+    def _step(self, kind: Hashable, rows: list[_Row]) -> None:
         """Run one step; where it raises, for each row alone."""
         try:
-            joined = join(cohorts, self._stepper.reader.padding)
-            exited, after = self._stepper.step(joined)
+            rows, batch = _joined(rows)
+            steps = [row.step + 1 for row in rows]
+            batch.source.at = steps if min(steps) != max(steps) else None
+            batch.source.advance(steps[0])
+            exits = self._ask(batch, steps)
+            gone = exits.nonzero().flatten()
+            outputs = batch.source.output_of(None if len(gone) == len(rows) else gone) if len(gone) else None
         except Exception as error:
-            rows = [(cohort, place) for cohort in cohorts for place in range(len(cohort))]
-            for cohort, place in rows if len(rows) > 1 else ():
-                self._step(kind, [cohort.take([place])])
+            for row in rows if len(rows) > 1 else ():
+                self._step(kind, [row])
             if len(rows) == 1:
-                self._fail(cohorts[0].rows[0], error)
+                self._fail(rows[0], error)
             return
-        self._steps, self._row_steps = self._steps + 1, self._row_steps + len(joined)
-        if after is not None:
-            schedule, begun = self._stepper.schedule, _begun(after.running.state)
-            for weights in sorted({schedule[step] for step in after.steps}):
-                places = [place for place, step in enumerate(after.steps) if schedule[step] == weights]
-                part = after if len(places) == len(after) else after.take(places)
-                self._queues.setdefault((weights, kind, begun), []).append(part)
-        if exited is not None:
-            self._answer(exited)
+        self._steps, self._row_steps = self._steps + 1, self._row_steps + len(rows)
+        begun = _begun(batch.running.state)
+        for place, (row, exit_here) in enumerate(zip(rows, exits.tolist(), strict=True)):
+            row.batch, row.place, row.step = batch, place, steps[place]
+            if not exit_here:
+                self._queues.setdefault((self._schedule[row.step], kind, begun), []).append(row)
+        if outputs is not None:
+            self._answer([rows[place] for place in gone.tolist()], outputs)
 
-    def _answer(self, exited: Exited) -> None:
+    def _ask(self, batch: _Batch, steps: Sequence[int]) -> Tensor:
+        """Return which rows exit, all at their last step among them, and note the state of the others."""
+        last, running = self._together or self._num_steps, batch.running
+        exits = torch.tensor([step == last for step in steps])
+        if self._together is not None or bool(exits.all()):
+            return exits
+        others = ~exits
+        asked = others.nonzero().flatten().to(running.index.device) if bool(exits.any()) else None
+        mask, after = ask(batch.source, self._policy, running, self._nothing, asked)
+        exits[others] = mask
+        places = (others.cumsum(0) - 1).clamp(min=0).to(running.index.device)
+        batch.running = after if asked is None else after.take(places)
+        return exits
+
+    def _answer(self, rows: Sequence[_Row], outputs: Tensor) -> None:
         now = time.monotonic()
-        for request, output, step in zip(exited.rows, exited.outputs.unbind(0), exited.steps, strict=True):
+        for row, output in zip(rows, outputs.unbind(0), strict=True):
             self._ends["done"] += 1
-            self._latencies.append(now - request.submitted)
-            request.future.set_result(StreamOutput(output.clone(), step))
+            self._latencies.append(now - row.submitted)
+            row.future.set_result(StreamOutput(output.clone(), row.step))
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, row: _Row, error: BaseException) -> None:
         self._ends["failed"] += 1
-        request.future.set_exception(error)
+        row.future.set_exception(error)
 
     def _end_all(self, error: BaseException | None) -> None:
         """End what is not answered: cancelled, or with the error that ended the thread."""
         with self._changed:
             self._closed = True
-            rows = [row for cohorts in self._queues.values() for cohort in cohorts for row in cohort.rows]
-            rows += [request for requests in self._waiting.values() for request in requests]
+            rows = [row for queue in (*self._queues.values(), *self._waiting.values()) for row in queue]
             self._queues, self._waiting = {}, {}
             self._changed.notify_all()
-        for request in rows:
-            if error is None and request.future.cancel():
-                request.future.set_running_or_notify_cancel()
+        for row in rows:
+            if error is None and row.future.cancel():
+                row.future.set_running_or_notify_cancel()
                 self._ends["cancelled"] += 1
             else:
                 with suppress(Exception):  # cancelled at the same moment
-                    request.future.set_exception(error or PonderError("the StreamEngine was closed."))
+                    row.future.set_exception(error or PonderError("the StreamEngine was closed."))
 
     def _count_waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def _count_running(self) -> int:
-        return sum(len(cohort) for cohorts in list(self._queues.values()) for cohort in cohorts)
+        return sum(map(len, list(self._queues.values())))
 
 
 @dataclass(eq=False)
-class _Request:
+class _Batch:
+    """Rows that went through a step together; those that exited lie in it too, until the others join another."""
+
+    source: ModelSource
+    running: Running
+
+
+@dataclass(eq=False)
+class _Row:
     row_id: int
-    number: int
-    example: Example = field(default_factory=lambda: Example(None, {}))
-    policy_context: dict[str, Tensor] = field(default_factory=dict)
+    number: int  # of its submission
+    policy_context: dict[str, Tensor]
+    example: Example = field(init=False)
+    batch: _Batch = field(init=False)  # where its states lie, at a place
+    place: int = 0
+    step: int = 0  # that it has finished
+    length: int = 0
     future: Future[StreamOutput] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
+
+
+def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
+    """Join rows of one or more batches to one, and return them in their order there."""
+    parts: dict[_Batch, list[_Row]] = {}
+    for row in sorted(rows, key=lambda row: row.place):
+        parts.setdefault(row.batch, []).append(row)
+    places = [[row.place for row in own] for own in parts.values()]
+    source = join(list(zip([batch.source for batch in parts], places, strict=True)), max(row.length for row in rows))
+    running = [
+        batch.running.take(torch.tensor(own, device=source.device)) for batch, own in zip(parts, places, strict=True)
+    ]
+    states = [(own.index, own.state, own.log_survival) for own in running]
+    together = Running(*join_rows(states, list(map(len, places)), absent="zeros", path="policy state"))
+    return [row for own in parts.values() for row in own], _Batch(source, together)
 
 
 def _begun(state: Tree) -> object:

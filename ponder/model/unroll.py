@@ -118,7 +118,7 @@ class ModelSource:
         """Return the outputs of the rows `index` among the running (None: all), computed for no others."""
         if index is None:
             return self.output()
-        rows = index.to(self.device)
+        rows = torch.as_tensor(index, device=self.device)
         if "output" in self._cache:
             return self._cache["output"][rows]
         if "features" in self._cache:
@@ -128,7 +128,7 @@ class ModelSource:
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows `index` among the running; row numbers are given on the host."""
-        rows, padding = index.to(self.device), self.parts.padding
+        rows, padding = torch.as_tensor(index, device=self.device), self.parts.padding
         if self.lengths is not None and padding is not None:
             before, self.lengths = int(self.lengths.max()), self.lengths[index]
             if (length := int(self.lengths.max())) < before:
