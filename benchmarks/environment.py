@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment"]
+__all__ = ["environment", "quick_bf16"]
 
 _PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
 
@@ -30,9 +30,14 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # below AVX512, see `benchmarks.bf16`
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def quick_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16 by instructions of its own; elsewhere it is far slower than float32."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _command(argv: Sequence[str]) -> str:

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from benchmarks.backbones import resolve
-from benchmarks.bf16 import quick_products
 from benchmarks.command_line import bar
+from benchmarks.environment import quick_bf16
 
 __all__ = ["fine_tune"]
 
@@ -46,7 +46,7 @@ def fine_tune(
         lr: Learning rate of the encoder after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
             That of the pooler and the head is ten times as high.
         seed: Seed of the new head and of the order of the texts.
-        bf16: Compute in bfloat16 where autocasting does; weights stay in float32.
+        bf16: Compute in bfloat16 where autocasting does and the CPU is quick at it; weights stay in float32.
     """
     torch.manual_seed(seed)
     source = str(resolve(backbone))
@@ -67,12 +67,12 @@ def fine_tune(
     )
     generator, lengths = torch.Generator().manual_seed(seed), torch.tensor([len(text) for text in texts])
     model.train()
-    with bar("fine-tuning", total) as advance, quick_products(bf16):
+    with bar("fine-tuning", total) as advance:
         for _ in range(epochs):
             for places in _batches(lengths, generator):
                 own = [texts[place] for place in places.tolist()]
                 batch = tokenizer(own, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and quick_bf16()):
                     loss = model(**batch, labels=torch.tensor([labels[place] for place in places.tolist()])).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

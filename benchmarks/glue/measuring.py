@@ -30,10 +30,12 @@ _TRIED, _KEPT = 2001, 41
 _THRESHOLD = "knob"  # its name in the files, since the first of them
 
 
-def record(model: PonderForSequenceClassification, data: Dataset, *, features: bool = False) -> Trajectory:
+def record(
+    model: PonderForSequenceClassification, data: Dataset, *, features: bool = False, num_steps: int | None = None
+) -> Trajectory:
     """Return the full-depth trajectory of `data`, with its own row ids; with features where the policy reads them."""
-    keep = features or "features" in model.policy.needs
-    return model.record(list(data), batch_size=64, row_ids=list(data["idx"]), keep_features=keep)
+    keep, ids = features or "features" in model.policy.needs, list(data["idx"])
+    return model.record(list(data), batch_size=64, row_ids=ids, keep_features=keep, num_steps=num_steps)
 
 
 def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Breakdown | None = None) -> dict[str, Any]:

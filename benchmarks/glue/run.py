@@ -19,8 +19,9 @@ from benchmarks.glue.measuring import costs_of, mean_cost, record, speed_ups, su
 from benchmarks.glue.results import FORMAT, Result
 from benchmarks.glue.training import digest_of, train
 from benchmarks.tasks import Task
-from ponder import Trajectory, recipes
+from ponder import PerStep, Trajectory, recipes
 from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.policies import LastStep
 
 __all__ = ["evaluate", "prepare", "run"]
 
@@ -94,6 +95,11 @@ def evaluate(
     collate = Collator(load_tokenizer(config.backbone))
     num_steps = model.ponder.num_steps
     recipe = recipes.get(config.recipe, **config.recipe_options).for_steps(num_steps).for_task(task.kind)
+    splits = {name: summarise(task, each, model.policy, mean) for name, each in recorded.items()}
+    if model.ponder.steps.shared and not isinstance(model.ponder.head, PerStep):  # twice the steps that were trained
+        for name, split in splits.items():
+            beyond = record(model, ready[name], num_steps=2 * num_steps)
+            split["beyond"] = summarise(task, beyond, LastStep())["per_step"][num_steps:]
     data = {
         "format": FORMAT,
         "task": task.name,
@@ -102,7 +108,7 @@ def evaluate(
         "num_steps": num_steps,
         "recipe_fields": recipe.to_dict(),
         "policy": model.policy.to_dict(),
-        "splits": {name: summarise(task, each, model.policy, mean) for name, each in recorded.items()},
+        "splits": splits,
         "speed_up": speed_ups(model, ready[reported[0]], collate, exit_step, costs),
         "training": stages,
         "weights": model.ponder.weights_digest(),

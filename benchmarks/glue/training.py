@@ -30,7 +30,6 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks import backbones, metrics
-from benchmarks.bf16 import quick_products
 from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.files import read_json, write_json
 from benchmarks.glue.config import RunConfig
@@ -175,8 +174,7 @@ def _train(
     if not torch.accelerator.is_available():  # the fused kernel of a CPU has no dropout, and falls back to slower ones
         model.encoder.set_attn_implementation("eager")
     try:
-        with quick_products(config.bf16):
-            trainer.train(resume_from_checkpoint=cut_off)
+        trainer.train(resume_from_checkpoint=cut_off)
     finally:
         model.encoder.set_attn_implementation(attention)
     return list(log.stages.values())

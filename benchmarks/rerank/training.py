@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks import backbones
-from benchmarks.bf16 import quick_products
 from benchmarks.command_line import bar
+from benchmarks.environment import quick_bf16
 from benchmarks.rerank.data import Queries
 
 __all__ = ["cut", "train"]
@@ -63,7 +63,7 @@ def _learn(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
     )
     model.train()
-    with bar("cross encoder", total) as advance, quick_products(bf16):
+    with bar("cross encoder", total) as advance:
         for _ in range(epochs):
             order = rng.sample(range(len(queries)), len(queries))
             for start in range(0, len(order) - _QUERIES + 1, _QUERIES):
@@ -72,7 +72,7 @@ def _learn(
                 batch = tokenizer(
                     texts, documents, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
                 )
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and quick_bf16()):
                     loss = _loss(model, teacher, batch)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

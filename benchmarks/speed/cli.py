@@ -17,13 +17,13 @@ from benchmarks.files import write_json
 from benchmarks.speed.subjects import COLUMNS, Options, cells
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-SECTIONS = {2: "exiting", 10: "exporting"}
+SECTIONS = {2: "exiting", 3: "streaming", 10: "exporting"}
 """The module of each section, by number: its `measure(Options)` gives its figures."""
 
 
 @app.command()
 def speed_command(
-    sections: Annotated[str, typer.Option(help="2 exiting, 10 exporting.")] = "2,10",
+    sections: Annotated[str, typer.Option(help="2 exiting, 3 streaming, 10 exporting.")] = "2,3,10",
     quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
     pairs: Annotated[int, typer.Option(min=1, help="Rounds of interleaved timings, at least.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
