@@ -424,7 +424,7 @@ def _accelerator() -> Any:
 
 def _freeze(model: PonderWrapper, stage: Stage, early: list[nn.Module]) -> None:
     """Freeze what the stage does not train; a module that a trained part shares with a frozen one is frozen too."""
-    halting = [part for part in (model.lambda_head, model.halting_readout, model.prior_weights) if part is not None]
+    halting = [part for part in (model.lambda_head, model.prior_weights) if part is not None]
     trained: dict[str, list[nn.Module]] = {"all": [model], "early_heads": early, "lambda_head": halting}
     moves = {id(weight) for part in trained[stage.train] for weight in part.parameters() if weight.requires_grad}
     if stage.train != "all":

@@ -20,12 +20,11 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import record
 from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import PerStep, make_heads
-from ponder.model.loop import run
-from ponder.model.losses import exit_loss, labelled_mean, step_losses
-from ponder.model.padding import Padding, last_position, named_in, positions
+from ponder.model.loop import ModelSource, call_stem, run, unroll
+from ponder.model.losses import labelled_mean, step_losses
+from ponder.model.padding import Padding, named_in, positions
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
-from ponder.model.unroll import ModelSource, call_stem, unroll
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -72,7 +71,8 @@ class PonderWrapper(nn.Module):
             callables, or `ponder.Steps`. `hidden` is a tensor, or a nested tuple or dict of tensors, batch first.
         num_steps: N; required for one shared step.
         head: Features to outputs; `ponder.PerStep` for one head a step.
-        lambda_head: Features to hazard logits; None where nothing needs a hazard.
+        lambda_head: Features, `(batch, width)`, to hazard logits; features with positions, as for an answer a token,
+            are averaged over those that are no padding. None where nothing needs a hazard.
         prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there is a Lambda
             head and none is given.
         objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where None.
@@ -80,8 +80,6 @@ class PonderWrapper(nn.Module):
         stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the context of the
             call. A pair whose second item is a dict is read as the latter. The identity where None.
         readout: Hidden state to features; the identity for 2-D states where None.
-        halting_readout: Hidden state to what the Lambda head reads, `(batch, width)`, where that is not what the head
-            reads: with an answer a token, the mean over the tokens, say. The readout's features where None.
         task: The meaning of outputs and labels: ``"classification"``, ``"regression"``, ``"multilabel"``,
             ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
             integer labels are classes and others numbers.
@@ -123,7 +121,6 @@ class PonderWrapper(nn.Module):
         policy: ExitPolicy | None = None,
         stem: Callable[..., Tree] | None = None,
         readout: Readout | None = None,
-        halting_readout: Readout | None = None,
         task: TaskName | LossFunction | Task | None = None,
         padding: Padding | None = None,
         checkpoint_steps: bool = False,
@@ -138,7 +135,6 @@ class PonderWrapper(nn.Module):
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
         self.readout = ReadoutCall.of(readout, padding)
-        self.halting_readout = None if halting_readout is None else ReadoutCall.of(halting_readout, padding)
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
         self._task, self._stages = as_task(task), tuple[Stage, ...]()
         self._context_names = frozenset[str]()
@@ -252,7 +248,9 @@ class PonderWrapper(nn.Module):
         exits = run(source, policy, batch)
         loss = None
         if labels is not None:
-            loss = exit_loss(self._task or infer_task(exits.outputs, labels), exits.outputs, labels)
+            task = self._task or infer_task(exits.outputs, labels)
+            labels = task.check(exits.outputs, labels)
+            loss = labelled_mean(task.losses(exits.outputs, labels), task, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     def start(
@@ -270,25 +268,15 @@ class PonderWrapper(nn.Module):
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
-        task, padding = self._task or task_named(None), self.padding
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        pooled = padding is not None and padding.pooled and not task.per_position
-        narrows = pooled and size > 1 and not (self.training or torch.compiler.is_compiling())
-        has_positions = task.per_position or ("features" in needs and not pooled)
-        mask = None
-        if narrows or has_positions:
+        task, padding, mask = self._task or task_named(None), self.padding, None
+        pooled = padding is not None and padding.pooled
+        if task.per_position or ("features" in needs and not pooled):
             mask = positions(hidden, (named_in(inputs, context), step_context), padding)
-        source = ModelSource(
-            self,
-            hidden,
-            step_context,
-            "hazard" in needs,
-            lengths=last_position(mask).cpu() if narrows and mask is not None else None,
-            mask=mask if has_positions else None,
-            policy_context=policy_context or {},
-        )
+        uses_hazard = "hazard" in needs
+        source = ModelSource(self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {})
         if row_ids is None:
             row_ids = torch.arange(size, device=source.device)
         else:
@@ -398,8 +386,7 @@ class PonderWrapper(nn.Module):
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
-        parts = [self.stem, self.steps, self.readout, self.halting_readout, self.head, self.lambda_head]
-        return digest_of_weights(parts)
+        return digest_of_weights([self.stem, self.steps, self.readout, self.head, self.lambda_head])
 
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
@@ -409,7 +396,7 @@ class PonderWrapper(nn.Module):
         super().train(mode)
         encoder = [part for part in (self.stem, *self.steps.fns, self.readout) if part is not None]
         heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
-        others = [part for part in (*heads, self.halting_readout, self.lambda_head) if part is not None]
+        others = [*heads] if self.lambda_head is None else [*heads, self.lambda_head]
         learns = {part: {weight.requires_grad for weight in part.parameters()} for part in (*encoder, *others)}
         frozen = [part for part, own in learns.items() if own == {False}]
         if frozen and not any(True in learns[part] for part in encoder):
@@ -473,8 +460,7 @@ class PonderWrapper(nn.Module):
         source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, needs)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
-        keep = "features" in needs
-        record: dict[str, Any] = unroll(source, depth.steps, warm_up=depth.warm_up, keep_features=keep)
+        record: dict[str, Any] = unroll(source, depth, keep_features="features" in needs)
         if labels is not None:
             last = record["outputs"][:, -1]
             labels = (self._task or infer_task(last, labels)).check(last, labels)
@@ -559,15 +545,7 @@ class PonderWrapper(nn.Module):
     def _check_objective(self, objective: Objective) -> None:
         check_type("objective", objective, Objective)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=self._prior is not None)
-        if objective.draws_depth and (not self.steps.shared or isinstance(self.head, PerStep)):
-            raise ArgumentError(
-                "objective",
-                expected="an objective that runs all steps: these, or their heads, are not shared",
-                got=repr(objective),
-                remedy="Wrap one shared step with one head, or use objectives.OneStep.",
-            )
-        if not objective.draws_depth:
-            objective.depth(self.num_steps)  # which raises where it reads a step that is not there
+        objective.depth(self.num_steps)  # which raises where it reads a step that is not there
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""

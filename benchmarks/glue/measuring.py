@@ -134,7 +134,7 @@ def costs_of(model: PonderForSequenceClassification, data: Dataset) -> list[Brea
 
 def mean_cost(costs: Sequence[Breakdown]) -> Breakdown:
     """Return the mean of the costs of examples, part by part; of parts with a number a step, step by step."""
-    names = [field.name for field in dataclasses.fields(Breakdown) if field.name != "hazard_reads_features"]
+    names = [field.name for field in dataclasses.fields(Breakdown)]
     columns = {name: np.mean([getattr(each, name) for each in costs], axis=0).tolist() for name in names}
     parts: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in columns.items()}
     return dataclasses.replace(costs[0], **parts)

@@ -175,7 +175,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             policy=recipe.policy,
             stem=AdapterStem(adapter, whole),
             readout=adapter.readout(read),
-            halting_readout=adapter.readout("mean") if per_token and lambda_head is not None else None,
             task=self.task_of(config),
             padding=_padding(adapter, per_token),
         )

@@ -37,7 +37,7 @@ class Chunk:
     """Rows in several batches of similar length, which a loop runs as if they were one batch.
 
     Before each step the rows that remain are dealt anew to full batches, so that the last rows of a batch do not run
-    alone. The batches are of PyTorch or of NumPy: `ponder.model.unroll.ModelSource`, or what an export computes.
+    alone. The batches are of PyTorch or of NumPy: `ponder.model.loop.ModelSource`, or what an export computes.
 
     Args:
         batches: Batches before their first step, each with the numbers of its rows; a batch may hold more rows, which

@@ -39,8 +39,6 @@ class Breakdown:
         heads: Cost of the head at each step, `(steps,)`.
         lambda_head: Cost of the Lambda head at one step; 0 where there is none.
         first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before; else 0.
-        hazard_reads_features: Whether the Lambda head reads the features, so that a hazard costs their readout; False
-            where it has a readout of its own, which is counted in `lambda_head`.
 
     Example:
         >>> cost = ponder.calibration.cost.Breakdown(0, (100, 100, 100), (0, 0, 0), (10, 10, 10))
@@ -56,7 +54,6 @@ class Breakdown:
     heads: tuple[float, ...]
     lambda_head: float = 0.0
     first_readout: float = 0.0
-    hazard_reads_features: bool = True
 
     @property
     def plain(self) -> float:
@@ -66,7 +63,7 @@ class Breakdown:
     def exits(self, needs: Iterable[str]) -> Floats:
         """Return the cost of exiting at each step, `(steps,)`."""
         needs = frozenset(needs)
-        reads = needs & ({"output", "features", "hazard"} if self.hazard_reads_features else {"output", "features"})
+        reads = needs & {"output", "features", "hazard"}
         steps, readouts, heads = (np.array(each, dtype=np.float64) for each in (self.steps, self.readouts, self.heads))
         asked = readouts * bool(reads) + heads * ("output" in needs) + self.lambda_head * ("hazard" in needs)
         answer = readouts * (not reads) + heads * ("output" not in needs)
@@ -117,7 +114,7 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
         >>> cost.steps, cost.heads[0]
         ((128.0, 128.0, 128.0, 128.0), 48.0)
     """
-    halts, own = model.lambda_head is not None, model.halting_readout is not None
+    halts = model.lambda_head is not None
     (none, last_head), (features, _), (output, _), (hazard, _) = (
         _flops(model, frozenset(needs), inputs, context)
         for needs in ((), ("features",), ("output",), ("hazard",) if halts else ())
@@ -127,10 +124,10 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
     readouts, heads = np.append(readouts, last), np.append(np.diff(output - features)[:-1], last_head)
     steps = np.diff(none)
     steps[-1] -= readouts[-1] + last_head
-    asked = np.diff(hazard - none)[:1] - (0.0 if own else readouts[:1])
+    asked = np.diff(hazard - none)[:1] - readouts[:1]
     lambda_head = float(asked[0]) if halts and len(steps) > 1 else 0.0
     by_step, by_readout, by_head = (tuple(each.tolist()) for each in (steps, readouts, heads))
-    return Breakdown(float(none[0]), by_step, by_readout, by_head, lambda_head, float(hazard[0] - none[0]), not own)
+    return Breakdown(float(none[0]), by_step, by_readout, by_head, lambda_head, float(hazard[0] - none[0]))
 
 
 def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> tuple[Floats, float]:

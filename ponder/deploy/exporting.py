@@ -19,10 +19,11 @@ from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_pol
 from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
+from ponder.model import readouts
 from ponder.model.heads import PerStep
+from ponder.model.loop import call_stem
 from ponder.model.padding import along_of
 from ponder.model.readouts import ReadoutCall
-from ponder.model.unroll import call_stem
 from ponder.tasks import task_named
 from ponder.wrapper import PonderWrapper
 
@@ -259,10 +260,11 @@ class _Tracer:
         return outputs
 
     def _write_halting(self, features: Tensor) -> Tensor | None:
-        head, readout = self.model.lambda_head, self.model.halting_readout
+        head, readout = self.model.lambda_head, self.model.readout
         if head is None:
             return None
-        features = features if readout is None else self._read("halting", readout)
+        if features.dim() > 2:  # the Lambda head reads their mean over the positions
+            features = self._read("halting", ReadoutCall(readout, self.model.padding, readouts.mean))
         read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from ponder._utils.batches import Chunk, cut
 from ponder._utils.trees import Tree, first_tensor
 from ponder.inference.examples import Example, ExampleReader
+from ponder.model.loop import ModelSource
 from ponder.model.padding import Along, join_context, join_rows
-from ponder.model.unroll import ModelSource
 from ponder.policies.base import PolicyBatch
 
 __all__ = ["begin", "join", "source_of"]
@@ -86,7 +86,7 @@ def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
         joined([s.hidden for s in sources], "hidden state", None if padding is None else padding.of_hidden),
         join_context([s.context for s in sources], sizes, padding, longest, keep),
         first.use_hazard,
-        past=joined([s.next_past() if s.step else s.past for s in sources], "past features"),
+        past=joined([s.halting() if s.past is not None and s.step else s.past for s in sources], "past features"),
         mask=joined([s.mask for s in sources], "mask", Along(fill=False)),
         policy_context=joined([s.policy_context for s in sources], "policy_context"),
     )

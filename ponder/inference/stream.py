@@ -23,9 +23,8 @@ from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.cohorts import begin, join
 from ponder.inference.examples import Example, ExampleReader, examples_in
-from ponder.model.loop import Running, ask
+from ponder.model.loop import ModelSource, Running, ask
 from ponder.model.padding import join_rows
-from ponder.model.unroll import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
 
 __all__ = ["StreamEngine", "StreamOutput", "StreamStats"]

@@ -14,10 +14,10 @@ from ponder._utils.trees import Tree, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.capture import capture
+from ponder.model.loop import call_stem
 from ponder.model.padding import Padding
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps
-from ponder.model.unroll import call_stem
 
 __all__ = ["ReadoutName", "as_call", "main_input_of", "read_encoder"]
 
@@ -85,9 +85,7 @@ def read_encoder(
         )
     if padding is not None:
         padding = dataclasses.replace(padding, pooled=not per_position)
-    halting = pooled if per_position else None  # what the Lambda head reads is one vector a row
-    parts = {"steps": steps, "stem": stem, "readout": chosen, "halting_readout": halting, "padding": padding}
-    return parts, features
+    return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, features
 
 
 def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:

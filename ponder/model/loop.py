@@ -1,25 +1,29 @@
 """The one loop: it advances rows step by step, asks the policy, and lets finished rows exit at once.
 
 A `ModelSource` holds the rows that are still running, and computes what is asked for at the step they stand at. `run`
-takes one batch from its first step to its last; a stream calls the same `ask` with rows at different depths.
+takes one batch from its first step to its last, `unroll` takes all rows through every step, and a stream calls the same
+`ask` with rows at different depths.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.trees import Tree, take_rows
+from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.unroll import ModelSource
+from ponder.model.heads import LambdaHead, PerStep
+from ponder.model.readouts import mean
+from ponder.objectives import Depth
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.tasks import fits_positions
 
-__all__ = ["Exits", "Running", "ask", "run"]
+__all__ = ["Exits", "ModelSource", "Running", "ask", "call_stem", "run", "unroll"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +47,155 @@ class Exits:
         return len(self.exit_step)
 
 
+def call_stem(
+    stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
+) -> tuple[Tree, Mapping[str, Any], int]:
+    """Call the stem, the identity where None, and return h_0, the context of the steps, and the number of rows.
+
+    A pair whose second item is a dict is read as (hidden, context). A `ponder.Shared` value that the stem hands on
+    under its name is shared again.
+    """
+    hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
+    if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+        hidden, after = hidden
+        for name, given in context.items():
+            if isinstance(given, Shared) and after.get(name) is given.value:
+                after = {**after, name: given}
+        context = after
+    size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
+    if context:
+        check_rows("context", context, size)
+    return hidden, context, size
+
+
+@dataclass
+class ModelSource:
+    """The running rows, whose steps are computed: features, outputs and hazards once, when asked for."""
+
+    parts: Any  # a `ponder.PonderWrapper`
+    hidden: Tree  # h_0 at first
+    context: Mapping[str, Any]  # arguments of every step besides the hidden state
+    use_hazard: bool  # whether hazards will be asked for, and past features are kept
+    step: int = 0
+    past: Tensor | None = None  # what the Lambda head read of the last step, `(rows, …)`, where it has a history
+    mask: Tensor | None = None  # `(rows, length)` bool, where outputs or features have positions: no padding
+    policy_context: Mapping[str, Tensor] = field(default_factory=dict)
+    at: Sequence[int] | None = None  # the step of each row after `advance`, where they differ (in a stream)
+    _cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
+        self.run_step: Callable[..., Tree] = parts.steps.forward
+        """From the number of a step, the hidden state and the context to the hidden state after that step."""
+        self._head, self.lambda_head, self._readout = parts.head, parts.lambda_head, parts.readout
+        self.heads = list(parts.head.heads) if isinstance(parts.head, PerStep) else None
+        self.device = (self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)).device
+        self._bind_context()
+        head = self.lambda_head
+        if self.past is None and self.use_hazard and isinstance(head, LambdaHead) and head.history > 1:
+            past = torch.cat([self.halting()] * head.history, dim=-1)
+            self.past = past if head.initial == "stem" else torch.zeros_like(past)
+
+    def advance(self, step: int) -> None:
+        """Bring all running rows to `step`."""
+        if self.past is not None and self.step:
+            self.past = self.halting()
+        self._cache.clear()
+        self.step = step
+        at = None if self.at is None else torch.tensor(self.at, device=self.device)
+        self.hidden = self.run_step(step, self.hidden, at, **self._call)
+
+    def features(self) -> Tensor:
+        """Return the features of the running rows, `(rows, …)`."""
+        if "features" not in self._cache:
+            self._cache["features"] = self._read(self.hidden)
+        return self._cache["features"]
+
+    def output(self) -> Tensor:
+        """Return the outputs of the running rows, `(rows, …)`."""
+        if "output" not in self._cache:
+            if "features" not in self._cache:  # in line, since it is what most steps do
+                self._cache["features"] = self._read(self.hidden)
+            self._cache["output"] = self.answer(self._cache["features"])
+        return self._cache["output"]
+
+    def output_of(self, index: Tensor | None) -> Tensor:
+        """Return the outputs of the rows `index` among the running (None: all); the head is called for no others."""
+        if index is None:
+            return self.output()
+        rows = torch.as_tensor(index, device=self.device)
+        return self._cache["output"][rows] if "output" in self._cache else self.answer(self.features()[rows], rows)
+
+    def hazard_logit(self) -> Tensor:
+        """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
+        if "hazard" not in self._cache:
+            logit: Tensor = self.lambda_head(self.halting()).reshape(-1)
+            self._cache["hazard"] = logit.to(torch.promote_types(logit.dtype, torch.float32))
+        return self._cache["hazard"]
+
+    def halting(self) -> Tensor:
+        """Return what the Lambda head reads: features of steps, newest first, averaged where they have positions."""
+        if "halting" not in self._cache:
+            now = self.features()
+            now = mean(now, self.mask) if now.dim() > 2 else now
+            self._cache["halting"] = now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
+        return self._cache["halting"]
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows `index` among the running; row numbers are given on the host."""
+        rows = torch.as_tensor(index, device=self.device)
+        if self.past is not None:  # what the Lambda head read is the past of the next step
+            self._cache = {"halting": take_rows(self.halting(), rows)}
+        self.hidden = take_rows(self.hidden, rows)
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+        if self.context:
+            self.context = take_rows(self.context, rows)
+            self._bind_context()
+        if self.policy_context:
+            self.policy_context = take_rows(self.policy_context, rows)
+
+    def answer(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the outputs of the running `rows` (None: all) from their features."""
+        if self.heads is None:
+            outputs = self._head(features)
+        elif self.at is None:
+            outputs = self.heads[self.step - 1](features)
+        else:
+            outputs = self._head(features, self.at if rows is None else [self.at[row] for row in rows.tolist()])
+        if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
+            raise ArgumentError(
+                "outputs of the head",
+                expected=f"one tensor with the batch first, ({features.shape[0]}, …)",
+                got=f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__,
+                remedy="Return one tensor; concatenate several answers, and take them apart in the task.",
+            )
+        return outputs
+
+    def _bind_context(self) -> None:
+        """Make what steps and the readout are called with; it serves as long as the rows stay."""
+        self._call = unwrap(self.context) if self.context else {}
+        self._read = self._readout.bind(self._call)
+
+
 @dataclass(frozen=True)
 class Running:
     """The state of the running rows besides their hidden states."""
 
     index: Tensor  # the step that each row has finished, `(rows,)` long; 0 before the first
     state: Tree  # of the policy, batch first
-    log_survival: Tensor  # log P(not stopped so far), `(rows,)`
+    log_survival: Tensor | None  # log P(not stopped so far), `(rows,)`, where the policy reads hazards
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
         """Return the state of rows before their first step."""
         index = torch.zeros_like(batch.row_ids)
-        return cls(index, policy.init(batch), index.float())
+        return cls(index, policy.init(batch), index.float() if "hazard" in policy.needs else None)
 
     def take(self, index: Tensor) -> Running:
         """Return the state of the rows `index` alone."""
-        return Running(self.index[index], take_rows(self.state, index), self.log_survival[index])
+        log_survival = None if self.log_survival is None else self.log_survival[index]
+        return Running(self.index[index], take_rows(self.state, index), log_survival)
 
 
 def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
@@ -108,7 +244,7 @@ def ask(
     """
     index, needs, log_survival, task = running.index + 1, policy.needs, running.log_survival, batch.task
     readings: dict[str, Any] = {}
-    if "hazard" in needs:
+    if log_survival is not None:
         logit = source.hazard_logit()
         readings["hazard"], readings["survival"] = logit.sigmoid(), log_survival.exp()
         log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
@@ -140,3 +276,46 @@ def ask(
     exits = exits.cpu()
     some = bool(exits.any())
     return exits if some and not bool(exits.all()) else some, running
+
+
+def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) -> dict[str, Tensor | None]:
+    """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
+
+    The steps of the warm-up come first, without a gradient and unrecorded. A shared head that reads pooled features,
+    and the Lambda head, are called once with the rows of all steps, which takes less time.
+    """
+    with torch.no_grad():
+        for step in range(1, depth.warm_up + 1):
+            source.advance(step)
+    if depth.warm_up:  # under autocast, the weights that were cast without a gradient would be used again
+        torch.clear_autocast_cache()
+    past = source.halting() if source.step else source.past
+    source.past = None  # the features of all steps will be here
+    outputs: list[Tensor] = []
+    features: list[Tensor] = []
+    halting: list[Tensor] = []
+    for step in range(depth.warm_up + 1, depth.total + 1):
+        source.advance(step)
+        of_step = source._cache["features"] = source._read(source.hidden)
+        has_positions = of_step.dim() > 2  # answers a token are many rows in one call already
+        if source.heads is not None or has_positions:
+            outputs.append(source.output())
+        if source.use_hazard:
+            halting.append((source.halting() if has_positions else of_step).clone())
+        if keep_features or not outputs:
+            features.append(of_step.clone())  # no view, by which the hidden state would stay alive
+    stacked = torch.stack(features, dim=1) if features else None
+    if stacked is not None and not outputs:
+        answers = source.answer(stacked.flatten(0, 1)).unflatten(0, (-1, depth.steps))
+    else:
+        answers = torch.stack(outputs, dim=1)
+    hazards = None
+    if halting:
+        read = torch.stack(halting, dim=1)
+        if past is not None:  # the steps before, newest first, beside each step
+            history = past.shape[1] // read.shape[2]
+            read = torch.cat([past.unflatten(1, (history, -1)).flip(1)[:, 1:], read], dim=1)
+            read = read.unfold(1, history, 1).flip(-1).transpose(2, 3).flatten(2)
+        source._cache = {"halting": read.flatten(0, 1)}
+        hazards = source.hazard_logit().unflatten(0, (-1, depth.steps))
+    return {"outputs": answers, "hazard_logits": hazards, "features": stacked if keep_features else None}

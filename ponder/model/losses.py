@@ -1,4 +1,4 @@
-"""Losses of a batch: of every step for an objective, of the exits, and their mean over the labelled rows."""
+"""Losses of a batch: of every step for an objective, and their mean over the labelled rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ponder.tasks import Task
 
-__all__ = ["count_labelled", "exit_loss", "joined_loss", "labelled_mean", "step_losses"]
+__all__ = ["count_labelled", "joined_loss", "labelled_mean", "step_losses"]
 
 
 def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -18,12 +18,6 @@ def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
     repeated = labels.unsqueeze(1).expand(-1, steps, *labels.shape[1:]).flatten(0, 1)
     losses: Tensor = task.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
     return losses
-
-
-def exit_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the task's mean loss of the outputs at the exits, `(batch, …)`; 0 for no rows."""
-    labels = task.check(outputs, labels)
-    return labelled_mean(task.losses(outputs, labels), task, labels)
 
 
 def labelled_mean(losses: Tensor, task: Task, labels: Tensor) -> Tensor:

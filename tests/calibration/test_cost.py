@@ -14,14 +14,13 @@ from ponder.calibration import cost
 from ponder.policies import FixedStep
 
 
-def model(lambda_head: Any = None, halting_readout: Any = None) -> ponder.PonderWrapper:
+def model(lambda_head: Any = None) -> ponder.PonderWrapper:
     heads = [nn.Linear(8, 3), nn.Linear(8, 3), nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3))]
     return ponder.PonderWrapper(
         [nn.Linear(8, 8), nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))],
         stem=nn.Linear(4, 8),
         head=ponder.PerStep(heads),
         lambda_head=lambda_head,
-        halting_readout=halting_readout,
     )
 
 
@@ -35,7 +34,7 @@ PARTS = {"stem": 64.0, "steps": (128.0, 128.0, 192.0), "readouts": (0.0,) * 3, "
 def test_parts_are_what_multiplication_by_hand_gives(lambda_head: Any, flops: float) -> None:
     made = model(lambda_head).train()
     found = cost.measure(made, torch.randn(5, 4))
-    assert vars(found) == {**PARTS, "lambda_head": flops, "first_readout": 0.0, "hazard_reads_features": True}
+    assert vars(found) == {**PARTS, "lambda_head": flops, "first_readout": 0.0}
     assert made.training
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
 
@@ -51,14 +50,6 @@ def test_exits_cost_what_a_run_to_them_costs() -> None:
     assert found.exits({"output", "hazard"}).tolist() == [256.0, 448.0, 750.0]
     assert found.cumulative(())[-1] == 1.0
     assert found.plain == 622.0
-
-
-def test_a_hazard_may_have_a_readout_of_its_own() -> None:
-    def wide(hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ torch.ones(8, 8)
-
-    found = cost.measure(model(ponder.LambdaHead(8), halting_readout=wide), torch.randn(2, 4))
-    assert (found.lambda_head, found.hazard_reads_features) == (128.0 + 16.0, False)
 
 
 def test_a_readout_is_counted_apart_from_the_heads_that_read_it() -> None:

@@ -159,7 +159,6 @@ def _build(kind: str, task: str, dtype: torch.dtype, per_step: bool, options: di
         steps, inputs, context = transformer_layer(), long, {"src_key_padding_mask": padding(ROWS)}
         plain = lambda x, **kw: _applied(lambda h: steps(h, **kw), STEPS)(x)  # noqa: E731
         parts["readout"] = positions if task in PER_POSITION else ponder.readouts.first_token
-        parts["halting_readout"] = ponder.readouts.mean
     else:
         module = nn.TransformerEncoder(
             transformer_layer(), STEPS, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False
@@ -169,7 +168,7 @@ def _build(kind: str, task: str, dtype: torch.dtype, per_step: bool, options: di
         captured = ponder.capture(module, {"src": long, **context})
         steps, count, plain = captured.steps, None, module
         per_row = task not in PER_POSITION
-        parts = {"stem": captured.stem, "padding": captured.padding, "halting_readout": Pooled(captured.readout)}
+        parts = {"stem": captured.stem, "padding": captured.padding}
         parts["readout"] = Pooled(captured.readout) if per_row else captured.readout
     outputs = OUTPUTS[task]
     head: nn.Module = nn.Linear(WIDTH, outputs)

@@ -166,14 +166,3 @@ def test_rows_of_an_unknown_order_come_back_in_their_own() -> None:
     mixed = made.model(made.inputs[order], **context)
     assert torch.equal(mixed.exit_step, whole.exit_step[order])
     torch.testing.assert_close(mixed.outputs, whole.outputs[order], **CLOSE)
-
-
-def test_a_batch_is_as_wide_as_its_longest_running_row() -> None:
-    made = toy("padded", policy=Budget())
-    lengths = (~toys.padding_mask()).sum(1)
-    budget = torch.where(lengths > 2, 1, STEPS)  # long rows exit at once
-    made(policy_context={"budget": budget})
-    assert [step.lengths for step in made.model.steps.fns] == [[5], [2], [2], [2]]
-    wide = toy("padded", padding=None)
-    wide(policy=Budget(), policy_context={"budget": budget})
-    assert [step.lengths for step in wide.model.steps.fns] == [[5]] * STEPS

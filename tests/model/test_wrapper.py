@@ -59,14 +59,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a policy by its name": (lambda: make(policy="quantile"), "ExitPolicy"),
     "an objective by its name": (lambda: make(objective="ponder"), "Objective"),
     "an unknown task": (lambda: make(task="classify"), "token_classification"),
-    "a drawn depth of a stack": (lambda: _assign(toy("stacked").model, objectives.RandomDepth()), "are not shared"),
     "ids of other rows": (lambda: make()(INPUTS, row_ids=torch.arange(2)), "row_ids"),
 }
 LAYER = nn.Linear(WIDTH, WIDTH)
-
-
-def _assign(model: ponder.PonderWrapper, objective: objectives.Objective) -> None:
-    model.objective = objective
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

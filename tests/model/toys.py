@@ -46,10 +46,8 @@ class Mix(nn.Module):
         self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.0, batch_first=True)
         for weight in self.layer.parameters():
             nn.init.normal_(weight, std=0.5)
-        self.lengths: list[int] = []
 
     def forward(self, hidden: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:
-        self.lengths.append(hidden.shape[1])
         return self.layer(hidden, src_key_padding_mask=src_key_padding_mask)
 
 
