@@ -223,7 +223,7 @@ def _check_depths(walk: _Walk) -> None:
         if first is None:
             continue
         parts = [take_rows(states[first + lag], early), take_rows(states[first], late)]
-        state = join_rows(parts, [len(early), len(late)], absent="zeros", path="state")
+        state = join_rows(parts, sizes=[len(early), len(late)], path="state")
         at, running = torch.where(rows < _ROWS // 2, first + lag + 1, first + 1), rows
         while len(running):
             mask, state = walk.decide(state, running, at)

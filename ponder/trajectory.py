@@ -87,20 +87,11 @@ class Trajectory(Record):
             got = f"{len(weights)} digests of weights, tasks and fields {sorted(map(str, fields))}"
             remedy = "Record all data with one model."
             raise ArgumentError("trajectories", expected="records of one model", got=got, remedy=remedy)
-        task, sizes = first.meaning, [len(one) for one in trajectories]
+        task = first.meaning
         along = {"mask": Along((1,), fill=False), "features": Along((2,))}
         along |= {"outputs": Along((2,), fill=task.blank)} if task.per_position else {}
         along |= {"labels": Along((1,), fill=IGNORED_LABEL)} if task.per_token else {}
-        joined = {
-            name: join_rows(
-                [part[name] for part in parts],
-                sizes,
-                lengths=along.get(name) if max(lengths) else None,
-                length=max(lengths),
-                path=name,
-            )
-            for name in parts[0]
-        }
+        joined = join_rows(parts, lambda name, _: along.get(name), max(lengths), path="trajectories")
         return dataclasses.replace(first._with(joined), training=any(one.training for one in trajectories))
 
     def save(self, path: str | Path) -> None:

@@ -22,7 +22,7 @@ from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import ModelSource, call_stem, run, unroll
 from ponder.model.losses import labelled_mean, step_losses
-from ponder.model.padding import Padding, named_in, positions
+from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
@@ -35,6 +35,7 @@ from ponder.trajectory import Trajectory
 __all__ = ["PonderOutput", "PonderWrapper"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+_PADDING = Padding()  # which finds the masks that all know
 _ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
 
 
@@ -274,7 +275,7 @@ class PonderWrapper(nn.Module):
         task, padding, mask = self._task or task_named(None), self.padding, None
         pooled = padding is not None and padding.pooled
         if task.per_position or ("features" in needs and not pooled):
-            mask = positions(hidden, (named_in(inputs, context), step_context), padding)
+            mask = (padding or _PADDING).positions(context, inputs, step_context, width=width_of(hidden))
         uses_hazard = "hazard" in needs
         source = ModelSource(self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {})
         if row_ids is None:

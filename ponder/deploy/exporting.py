@@ -22,7 +22,7 @@ from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.heads import PerStep
 from ponder.model.loop import call_stem
-from ponder.model.padding import along_of
+from ponder.model.padding import Lengths
 from ponder.model.readouts import ReadoutCall
 from ponder.tasks import task_named
 from ponder.wrapper import PonderWrapper
@@ -175,7 +175,7 @@ class _Tracer:
         padding = self.model.padding
         pooled = padding is not None and padding.pooled and not self.task.per_position
         self.narrows = pooled and padding is not None and padding.mask in self.after
-        of_inputs = None if padding is None else padding.lengths_of_inputs(inputs)
+        of_inputs = None if padding is None else padding.of_inputs
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
         own = self.model.stem is not None  # the given is the hidden state itself where there is no stem
         of_hidden = None if padding is None else padding.of_hidden
@@ -299,20 +299,19 @@ class _Tracer:
     def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
         padding, made = self.model.padding, list[Slot]()
         for name, value in context.items():
-            along = None if padding is None else padding.of_context(name)
             tree = value.value if isinstance(value, Shared) else value
             options = {"default": self.source.defaults.get(name), "shared": isinstance(value, Shared)}
-            made += self._slots(prefix + name, tree, along, **options)
+            made += self._slots(prefix + name, tree, None if padding is None else padding.of_context, name, **options)
         return made
 
-    def _slots(self, name: str, tree: Tree, lengths: Any, **options: Any) -> list[Slot]:
-        """Return the tensors of a tree, named by its keys: `name.key.0`."""
-        if isinstance(lengths, Mapping):
-            parts = [self._slots(f"{name}.{key}", part, lengths[key], **options) for key, part in tree.items()]
+    def _slots(self, name: str, tree: Tree, lengths: Lengths | None, key: str = "", **options: Any) -> list[Slot]:
+        """Return the tensors of a tree, named by its keys: `name.key.0`; `key` is by what its lengths are known."""
+        if isinstance(tree, Mapping) and not key:
+            parts = [self._slots(f"{name}.{own}", part, lengths, own, **options) for own, part in tree.items()]
             return [slot for part in parts for slot in part]
         plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
         for path, value in tensors(tree):
-            along, own = along_of(lengths, value), dict(options)
+            along, own = None if lengths is None else lengths(key, value), dict(options)
             if along is not None:
                 own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
                 own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)

@@ -6,7 +6,7 @@ Both use what stands here.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ponder._utils.batches import Chunk, cut
-from ponder._utils.trees import Tree, first_tensor
+from ponder._utils.trees import Tree, first_tensor, take_rows
 from ponder.inference.examples import Example, ExampleReader
 from ponder.model.loop import ModelSource
-from ponder.model.padding import Along, join_context, join_rows
+from ponder.model.padding import Along, Lengths, join_rows, width_of
 from ponder.policies.base import PolicyBatch
 
 __all__ = ["begin", "join", "source_of"]
@@ -36,7 +36,7 @@ def source_of(
 ) -> tuple[Any, PolicyBatch]:
     """Run the stem for examples, and return what a loop runs: one batch, or several whose rows are dealt anew."""
     lengths, start = [example.length for example in examples], reader.model.start
-    order = np.argsort([-length for length in lengths], kind="stable").tolist()
+    order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
     if len(parts) == 1 or not reader.regroups:
         source, rows = start(*reader.batch(examples), row_ids, policy_context, num_steps, needs)
@@ -60,9 +60,9 @@ def begin(reader: ExampleReader, examples: Sequence[Example], needs: Container[s
     inputs, context = reader.batch(examples, spare=reader.spares)
     source, _ = reader.model.start(inputs, context, needs=needs)
     lengths, padding = [example.length for example in examples], reader.padding
-    width = None if padding is None else padding.width(source.hidden)
+    width = 0 if padding is None else width_of(source.hidden)
     if width != max([2 if reader.spares else 0, *lengths]):  # the stem makes positions of its own
-        lengths = [width or 0] * len(lengths)
+        lengths = [width] * len(lengths)
     return source, lengths
 
 
@@ -71,22 +71,21 @@ def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
 
     What is taken of a whole batch is not copied, and no batch is changed.
     """
-    sources, sizes = [source for source, _ in parts], [len(places) for _, places in parts]
-    first, padding = sources[0], sources[0].parts.padding
-    keep = [
-        None if len(places) == len(first_tensor(source.hidden)) else torch.as_tensor(places, device=source.device)
-        for source, places in parts
-    ]
+    first, padding, chosen = parts[0][0], parts[0][0].parts.padding, list[tuple[ModelSource, Tensor | None]]()
+    for source, places in parts:
+        whole = len(places) == len(first_tensor(source.hidden))
+        chosen.append((source, None if whole else torch.as_tensor(places, device=source.device)))
 
-    def joined(trees: list[Tree], path: str, lengths: Any = None) -> Any:
-        return join_rows(trees, sizes, keep, lengths=lengths, length=longest, path=path)
+    def joined(read: Callable[[ModelSource], Tree], path: str, lengths: Lengths | None = None) -> Any:
+        trees = [read(source) if rows is None else take_rows(read(source), rows) for source, rows in chosen]
+        return join_rows(trees, lengths, longest, path=path)
 
     return ModelSource(
         first.parts,
-        joined([s.hidden for s in sources], "hidden state", None if padding is None else padding.of_hidden),
-        join_context([s.context for s in sources], sizes, padding, longest, keep),
+        joined(lambda source: source.hidden, "hidden state", None if padding is None else padding.of_hidden),
+        joined(lambda source: dict(source.context), "context", None if padding is None else padding.of_context),
         first.use_hazard,
-        past=joined([s.halting() if s.past is not None and s.step else s.past for s in sources], "past features"),
-        mask=joined([s.mask for s in sources], "mask", Along(fill=False)),
-        policy_context=joined([s.policy_context for s in sources], "policy_context"),
+        past=joined(lambda own: own.halting() if own.past is not None and own.step else own.past, "past"),
+        mask=joined(lambda source: source.mask, "mask", lambda *_: Along(fill=False)),
+        policy_context=joined(lambda source: dict(source.policy_context), "policy_context"),
     )

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
-from ponder.model.padding import Along, Padding, join_context, join_rows, last_position, named_in
+from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
 from ponder.tasks import IGNORED_LABEL
 
 __all__ = ["Example", "ExampleReader", "examples_in", "join_labels"]
@@ -29,7 +29,7 @@ class Example:
     """One row, read as a batch of one."""
 
     inputs: Any
-    context: Mapping[str, Any]
+    context: dict[str, Any]
     length: int = 0  # also where the model declares no padding
     signature: Hashable = None  # rows of equal signature may share a batch
     labels: Tensor | None = None  # `(1, …)`
@@ -78,16 +78,17 @@ class ExampleReader:
             examples: The examples.
             spare: Add a row of length 1, beside which a mask hides something.
         """
-        parts = [(example.inputs, example.context, example.length) for example in examples]
-        (rows, contexts, own), padding = map(list, zip(*parts, strict=True)), self.padding
-        length = max([2 if spare else 0, *own])
-        lengths = None if padding is None else padding.lengths_of_inputs(rows[0])
-        if spare:
-            rows.append(join_rows(rows[:1], [1], lengths=lengths, length=1, path="inputs"))
-            contexts.append(join_context(contexts[:1], [1], padding, 1))
-        sizes = [1] * len(rows)
-        inputs = join_rows(rows, sizes, lengths=lengths, length=length, path="inputs")
-        placed: tuple[Tree, dict[str, Any]] = self.placed((inputs, join_context(contexts, sizes, padding, length)))
+        rows = [(example.inputs, example.context, example.length) for example in examples]
+        (inputs, contexts, lengths), padding = zip(*rows, strict=True), self.padding
+        length = max(2 if spare else 0, *lengths)
+
+        def joined(trees: Sequence[Tree], lengths: Lengths | None, path: str) -> Any:
+            spares = [join_rows(trees[:1], lengths, 1, path=path)] if spare else []
+            return join_rows([*trees, *spares], lengths, length, path=path)
+
+        batch = joined(inputs, None if padding is None else padding.of_inputs, "inputs")
+        context = joined(contexts, None if padding is None else padding.of_context, "context")
+        placed: tuple[Tree, dict[str, Any]] = self.placed((batch, context))
         return placed
 
     def placed(self, tree: Any) -> Any:
@@ -99,7 +100,7 @@ class ExampleReader:
     def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
         """The length of a row, whose context is given a mask where it has none."""
         assert self.padding is not None
-        real = self.padding.positions(named_in(inputs, context))
+        real = self.padding.positions(inputs, context)
         if real is not None:
             return max(int(last_position(real)), 1)
         tensor, dim = first_tensor(inputs), self.padding.inputs.dims[0]
@@ -144,8 +145,7 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
             got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    along = Along(fill=IGNORED_LABEL) if per_token else None
-    joined: Tensor = join_rows(present, [1] * len(present), lengths=along, length=length)
+    joined: Tensor = join_rows(present, lambda *_: Along(fill=IGNORED_LABEL) if per_token else None, length)
     return joined
 
 

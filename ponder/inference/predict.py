@@ -225,8 +225,7 @@ def _in_order(found: Sequence[Exits], rows: Sequence[int], data: _DataSet, model
         outputs = [_blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)]
     if len({own.shape[1:] for own in outputs}) > 1:
         along = Along(fill=0.0 if task is None else task.blank)
-        longest = max(own.shape[1] for own in outputs)
-        joined = join_rows(outputs, [len(own) for own in outputs], lengths=along, length=longest, path="outputs")
+        joined = join_rows(outputs, lambda *_: along, max(own.shape[1] for own in outputs), path="outputs")
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))

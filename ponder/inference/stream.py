@@ -436,7 +436,7 @@ def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
         batch.running.take(torch.tensor(own, device=source.device)) for batch, own in zip(parts, places, strict=True)
     ]
     states = [(own.index, own.state, own.log_survival) for own in running]
-    together = Running(*join_rows(states, list(map(len, places)), absent="zeros", path="policy state"))
+    together = Running(*join_rows(states, sizes=list(map(len, places)), path="policy state"))
     return [row for own in parts.values() for row in own], _Batch(source, together)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -26,7 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, alike, first_tensor, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
+from ponder.model.padding import REAL, Along, Padding, join_rows
 from ponder.model.readouts import ReadoutCall, identity
 from ponder.model.steps import Steps
 
@@ -248,11 +248,11 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
         stem({**given, stem.mask: torch.full_like(mask, padding.real)})  # learns calls in which nothing is hidden
         parts = [stem(long), stem(short)]
         states, (*_, whole) = _run(*parts[0])
-        few = padding.trim(take_rows(states[0], keep[1]), take_rows(parts[0][1], keep[1]), length - 2)
-        narrow = _run(*few, start=1)[1][-1]
-        options: dict[str, Any] = {"lengths": padding.of_hidden, "length": length}
-        hidden = join_rows([state for state, _ in parts], [1, rows - 1], keep, **options)
-        context = join_context([context for _, context in parts], [1, rows - 1], padding, length, keep)
+        few = take_rows((states[0], parts[0][1]), keep[1])
+        narrow = _run(*_joined([few], padding, length - 2), start=1)[1][-1]
+        hidden, context = _joined(
+            [take_rows(part, rows) for part, rows in zip(parts, keep, strict=True)], padding, length
+        )
         met = _run(hidden, context)[1][-1]
         own, *others = (
             each[:, : length - 2] if each.shape[1] == length else each for each in (whole[1:], met[1:], narrow)
@@ -260,6 +260,12 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
         if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others) and isinstance(hidden, Tensor):
             return padding
     return None
+
+
+def _joined(parts: Sequence[tuple[Tree, Tree]], padding: Padding, length: int) -> tuple[Tree, Any]:
+    """Join hidden states and contexts to one of each, of that length."""
+    hidden, contexts = zip(*parts, strict=True)
+    return join_rows(hidden, padding.of_hidden, length), join_rows(contexts, padding.of_context, length)
 
 
 def _refusal(got: str, remedy: str = "") -> ArgumentError:

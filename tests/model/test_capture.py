@@ -17,7 +17,7 @@ import ponder
 from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
-from ponder.model.padding import join_context, join_rows
+from ponder.model.padding import join_rows
 from ponder.model.readouts import ReadoutCall
 from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, TextEncoder, make, states
 
@@ -153,7 +153,8 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
     state, context = parts.stem(dict(example))
     state = parts.steps(1, state, **unwrap(context))
     index = torch.tensor([1, 3])
-    state, context = parts.padding.trim(take_rows(state, index), take_rows(context, index), 4)
+    state = join_rows([take_rows(state, index)], parts.padding.of_hidden, 4)
+    context = join_rows([take_rows(dict(context), index)], parts.padding.of_context, 4)
     for step in range(2, LAYERS + 1):
         state = parts.steps(step, state, **unwrap(context))
     narrow = parts.readout(state, **unwrap(context))
@@ -161,8 +162,8 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
     alone = []
     for row, length in enumerate(REAL.sum(1).tolist()):
         alone.append(parts.stem({key: value[row : row + 1, :length] for key, value in example.items()}))
-    state = join_rows([own for own, _ in alone], [1] * ROWS, lengths=parts.padding.of_hidden, length=LENGTH)
-    context = join_context([own for _, own in alone], [1] * ROWS, parts.padding, LENGTH)
+    state = join_rows([own for own, _ in alone], parts.padding.of_hidden, LENGTH)
+    context = join_rows([dict(own) for _, own in alone], parts.padding.of_context, LENGTH)
     for step in range(1, LAYERS + 1):
         state = parts.steps(step, state, **unwrap(context))
     every = torch.arange(ROWS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import ponder
-from ponder.model.padding import Along, join_context, join_rows, last_position, positions
+from ponder.model.padding import Along, join_rows, last_position, width_of
 from tests.model.toys import LENGTH, ROWS, WIDTH, padding_mask
 
 REAL = ~padding_mask()
@@ -31,7 +31,7 @@ STATES = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_see
     ],
 )
 def test_the_mask_of_the_states_is_found(contexts: Any, padding: ponder.Padding | None, found: bool) -> None:
-    made = positions(STATES, contexts, padding)
+    made = (padding or ponder.Padding()).positions(*contexts, width=LENGTH)
     assert (made is not None and torch.equal(made, REAL)) if found else made is None
 
 
@@ -42,19 +42,19 @@ def test_lengths_are_the_last_real_positions() -> None:
     assert padding.positions({}) is None
 
 
-def test_trimming_gives_views_of_what_has_a_length() -> None:
+def test_one_tree_is_cut_to_views_of_what_has_a_length() -> None:
     padding = ponder.Padding(context={"bias": Along((2, 3))})
     state = {"tokens": STATES, "sums": STATES[:, 0]}
     bias = ponder.Shared(torch.randn(1, 2, LENGTH, LENGTH))
     context = {"attention_mask": REAL, "bias": bias, "scale": torch.ones(ROWS, LENGTH), "flag": True}
-    hidden, trimmed = padding.trim(state, context, 2)
+    hidden, cut = join_rows([state], padding.of_hidden, 2), join_rows([context], padding.of_context, 2)
     assert (hidden["tokens"].shape, hidden["sums"].shape) == ((ROWS, 2, WIDTH), (ROWS, WIDTH))
     assert hidden["tokens"].data_ptr() == STATES.data_ptr()
-    assert trimmed["attention_mask"].shape == (ROWS, 2)
-    assert trimmed["bias"].value.shape == (1, 2, 2, 2)
-    assert (trimmed["scale"].shape, trimmed["flag"]) == ((ROWS, LENGTH), True)
-    assert padding.width(state) == LENGTH
-    assert ponder.Padding().width(torch.ones(2, 3)) is None
+    assert cut["attention_mask"].shape == (ROWS, 2)
+    assert cut["bias"].value.shape == (1, 2, 2, 2)
+    assert (cut["scale"].shape, cut["flag"]) == ((ROWS, LENGTH), True)
+    assert width_of(state) == LENGTH
+    assert width_of(torch.ones(2, 3)) == 0
 
 
 class State(NamedTuple):
@@ -67,16 +67,13 @@ class State(NamedTuple):
 def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
     sizes, lengths = [2, 3, 1], [4, 2, 3]
     trees = [State(torch.randn(n, own, WIDTH), torch.randn(n)) for n, own in zip(sizes, lengths, strict=True)]
-    keep = [None, torch.tensor([2, 0]), None]
-    along = [Along(fill=9.0), None]
-    made = join_rows(trees, [2, 2, 1], keep, lengths=dict(enumerate(along)), length=3)
+    made = join_rows(trees, lambda _, tensor: Along(fill=9.0) if tensor.dim() > 2 else None, 3)
     assert isinstance(made, State)
-    rows = [*trees[0].tokens, trees[1].tokens[2], trees[1].tokens[0], *trees[2].tokens]
-    for row, expected in zip(made.tokens, rows, strict=True):
+    for row, expected in zip(made.tokens, [row for tree in trees for row in tree.tokens], strict=True):
         cut = expected[:3]
         assert torch.equal(row[: len(cut)], cut)
         assert bool((row[len(cut) :] == 9.0).all())
-    assert torch.equal(made.seen, torch.cat([trees[0].seen, trees[1].seen[[2, 0]], trees[2].seen]))
+    assert torch.equal(made.seen, torch.cat([tree.seen for tree in trees]))
 
 
 def test_contexts_are_joined_by_their_names() -> None:
@@ -87,7 +84,7 @@ def test_contexts_are_joined_by_their_names() -> None:
         {"attention_mask": torch.ones(2, 4), "bias": long, "table": shared[0], "heads": 2},
         {"attention_mask": torch.ones(1, 2), "bias": short, "table": shared[1], "heads": 2},
     ]
-    made = join_context(contexts, [2, 1], padding, length=4)
+    made = join_rows(contexts, padding.of_context, 4)
     assert made["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
     assert torch.equal(made["bias"][2, :2, :2], short[0])
     assert (made["bias"].shape, made["heads"]) == ((3, 4, 4), 2)
@@ -97,10 +94,9 @@ def test_contexts_are_joined_by_their_names() -> None:
 def test_inputs_are_joined_by_their_lengths() -> None:
     padding = ponder.Padding(inputs=Along(fill=7))
     ids, weight = [torch.tensor([[1, 2]]), torch.tensor([[3]])], [torch.ones(1), torch.ones(1)]
-    joined = join_rows(ids, [1, 1], lengths=padding.lengths_of_inputs(ids[0]), length=2)
-    assert joined.tolist() == [[1, 2], [3, 7]]
+    assert join_rows(ids, padding.of_inputs, 2).tolist() == [[1, 2], [3, 7]]
     rows = [{"ids": i, "attention_mask": torch.ones_like(i), "w": w} for i, w in zip(ids, weight, strict=True)]
-    made = join_rows(rows, [1, 1], lengths=padding.lengths_of_inputs(rows[0]), length=2)
+    made = join_rows(rows, padding.of_inputs, 2)
     assert made["ids"].tolist() == [[1, 2], [3, 7]]
     assert made["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert made["w"].tolist() == [1.0, 1.0]
@@ -108,8 +104,7 @@ def test_inputs_are_joined_by_their_lengths() -> None:
 
 def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
     values = [ponder.Shared(torch.arange(size)) for size in (3, 5)]
-    made = join_rows(values, [1, 1], lengths=Along((0,)), length=4)
-    assert made.value.tolist() == [0, 1, 2, 3]
+    assert join_rows(values, lambda *_: Along((0,)), 4).value.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -125,10 +120,10 @@ def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
 )
 def test_rows_that_do_not_fit_are_refused(trees: list[Any]) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match="rows"):
-        join_rows(trees, [1, 1])
+        join_rows(trees)
 
 
 def test_a_value_that_is_not_there_yet_is_zero() -> None:
-    made = join_rows([(torch.tensor([2.0, 3.0]),), (None,), None], [2, 1, 2], absent="zeros")
-    assert made[0].tolist() == [2.0, 3.0, 0.0, 0.0, 0.0]
-    assert join_rows([None, None], [1, 1]) is None
+    made = join_rows([(torch.tensor([2.0, 3.0]),), (None,)], sizes=[2, 1])
+    assert made[0].tolist() == [2.0, 3.0, 0.0]
+    assert join_rows([None, None], sizes=[1, 1]) is None
