@@ -1,22 +1,22 @@
 """`capture`: any module that runs a list of layers, read as stem, steps and readout by watching calls of it.
 
-Nothing is patched. A call makes a *twin*: a shallow copy of the modules on the paths to the layers, with the same
-weights, whose layers are stubs. The twin's forward is the stem: the stubs note what the layers would be called with. A
-step calls the real layer with that, for the rows that remain. What follows the layers is a chain of modules or, where
-code of the module's own stands there, the twin's forward again, in which the modules before the layers answer what they
-answered the first time.
+Nothing is patched. A call makes a *twin*: a shallow copy of the modules that contain the layers, with the same weights,
+in which *stubs* stand for the layers and for the modules beside them. The twin's forward is the stem: the stubs of the
+layers run nothing, but note what each layer is to be called with (a `Reading`). A step calls the layer itself with
+that, for the rows that remain. What follows the layers is a chain of modules or, where code of the module's own stands
+there, another forward of a twin, in which the layers answer with the hidden state, and the modules before them with
+what they answered in the stem.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import count, groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,22 +24,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Shared, Tree, alike, first_tensor, map_tensors, take_rows, unwrap
+from ponder._utils.trees import Shared, Tree, alike, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Along, Padding, join_rows
+from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
 from ponder.model.readouts import ReadoutCall, identity
 from ponder.model.steps import Steps
 
 __all__ = ["Captured", "capture"]
 
-_FOLDED = -1  # the dimension of rows where the first dimension holds several entries a row
-_PLAIN = (bool, int, str)
+_PLAIN = (bool, int, str)  # of which each value makes a kind of call of its own
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_NO_HOOKS: dict[str, Any] = {hooks: OrderedDict() for hooks in _HOOKS}
+_NO_HOOKS: dict[str, Any] = {hooks: {} for hooks in _HOOKS}
 Given = Mapping[str, Any]  # arguments of a call
-Key = int | str | None  # of a tensor: a number if the stem noted it, "hidden" or "other…" from a layer; None is lost
-Noted = tuple[list[Any], TreeSpec]  # the leaves and the structure of a nested value, with slots for its tensors
 Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
+Stubs = str | dict[str, Any]  # the path of a module that a stub stands for, or those in a module, by their names
+Log = list[tuple[str, Any, Any]]  # of calls: the path of a module, its arguments, and its answer
+Called = tuple[str, list[Any], TreeSpec]  # the path of a layer, and its arguments, with slots for tensors
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Captured:
             select: A function from the output to a tensor, ``lambda output: output.pooler_output``.
         """
         self.stem.selects.append(select)
-        self.stem.kinds[:] = [kind for kind in self.stem.kinds if kind.gives(select)]  # others are learned again
+        self.stem.kinds.clear()  # they are learned again with what this one needs
         return CapturedReadout(select)
 
 
@@ -111,22 +111,22 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         cure = "Pass a small batch of what the module is called with."
         raise ArgumentError("example", expected="two different rows or more, batch first", got=rows, remedy=cure)
     with torch.no_grad():
-        events, output = _watch(_private_copy(module), given)
+        log, output = _watch(_private_copy(module), given)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         raise _refusal(
             f"an output of type {type(output).__name__}, in which no tensor is seen",
             "Return a tensor, or a tuple or dict of them, or register the class with torch.utils._pytree.",
         )
     refused: list[ArgumentError] = []
-    for order in _lists_of_layers(module, events, layers):
+    for order in _lists_of_layers(module, [path for path, *_ in log], layers):
         try:
-            stem = _proved(module, order, given, events)
+            stem = _proved(module, order, given, log)
         except Exception as error:  # of the module's own code too, which cannot go on with an earlier layer's state
             refused.append(error if isinstance(error, ArgumentError) else _refusal(f"{type(error).__name__}: {error}"))
             continue
-        shared = len({*order}) == 1 and all(call == kind.calls[0] for kind in stem.kinds for call in kind.calls)
+        shared = len({*order}) == 1 and all(call == kind.calls[0] for _, kind in stem.kinds for call in kind.calls)
         steps = Steps.of(CapturedStep(0), len(order)) if shared else Steps(map(CapturedStep, range(len(order))))
-        heads = [event.path for event in events if event.output is _first_leaf(output)]
+        heads = [path for path, *_, made in log if made is _first_leaf(output)]
         linear = next((path for path in heads if isinstance(module.get_submodule(path), nn.Linear)), None)
         return Captured(stem, steps, CapturedReadout(_first_leaf), _padding(stem, given), linear)
     if layers is not None:
@@ -138,10 +138,25 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
     raise _explained(module, refused)
 
 
-# -- lists of layers, and what is proved of them ---------------------------------------------------------------------
+def _private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
+    """Copy a module into one mode: its parameters are shared, its buffers are not."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()}).train(training)
 
 
-def _lists_of_layers(module: nn.Module, events: list[_Event], name: str | None) -> list[list[str]]:
+def _watch(module: nn.Module, given: Given) -> tuple[Log, Any]:
+    """Call a private copy that serves for this alone; return the calls of its modules as they ended, and its output."""
+    log = Log()
+
+    def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        log.append((path, (args, kwargs), forward(*args, **kwargs)))
+        return log[-1][-1]
+
+    for path, part in module.named_modules():
+        part.__dict__["forward"] = partial(noted, path, part.forward)
+    return log, module(**given)
+
+
+def _lists_of_layers(module: nn.Module, calls: list[str], name: str | None) -> list[list[str]]:
     """Find lists of modules that were called one after the other, as paths; the one with most parameters comes first.
 
     Neighbours of one class in an `nn.Sequential`, or in a list of several classes, are a list of their own.
@@ -156,34 +171,29 @@ def _lists_of_layers(module: nn.Module, events: list[_Event], name: str | None) 
         whole = name is not None or isinstance(box, nn.ModuleList) or len(neighbours) == 1
         for layers in [*([children] if whole else []), *(neighbours if len(neighbours) > 1 else [])]:
             order = [known[id(layer)] for layer in layers]
-            calls = [call.path for call in _outermost(event for event in events if event.path in order)]
-            if len(calls) > 1 and calls == order * (len(calls) // len(order)):
-                found.append((_weights(nn.ModuleList(layers)), calls))
-    return [calls for _, calls in sorted(found, key=lambda item: -item[0])]
+            called = [call for call in calls if call in order]
+            if len(called) > 1 and called == order * (len(called) // len(order)):
+                found.append((_weights(layers), called))
+    return [called for _, called in sorted(found, key=lambda item: -item[0])]
 
 
-def _weights(*parts: nn.Module) -> int:
-    return sum([weight.numel() for part in parts for weight in part.parameters()])
+def _weights(parts: Sequence[Any]) -> int:
+    return sum([weight.numel() for weight in nn.ModuleList(parts).parameters()])
 
 
-def _proved(module: nn.Module, order: list[str], given: Given, events: list[_Event]) -> CapturedStem:
+def _proved(module: nn.Module, order: list[str], given: Given, log: Log) -> CapturedStem:
     """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
 
     Without gradients it is proved of the module with other numbers for parameters that are constant, as those of new
     biases and gates: what they multiply would not be seen.
     """
-    end = max(event.end for event in events if event.path == order[-1])
-    behind = [event.path for event in _outermost(event for event in events if event.start > end)]
-    if _weights(*map(module.get_submodule, behind)) > _weights(*map(module.get_submodule, order)):
+    paths, layers = [path for path, *_ in log], [module.get_submodule(path) for path in order]
+    ended = [module.get_submodule(path) for path in paths[len(paths) - paths[::-1].index(order[-1]) :]]
+    if _weights([part for part in ended if layers[-1] not in set(part.modules())]) > _weights(layers):
         raise _refusal("layers that cost less than what follows them, which runs at every exit")
-    stem = CapturedStem(module, order, given)
+    stem = CapturedStem(module, given, [call for call in log if call[0] in order])
     stem.module = _private_copy(module, training=True)
-    try:
-        stem(given)  # learns how layers are called in training
-    except ArgumentError:
-        raise
-    except Exception:  # of the module's own code: labels that it misses, too few rows for statistics
-        pass
+    stem(given)  # learns how layers are called in training
     for twin, grad in ((_private_copy(module), True), (_varied(module), False)):
         stem.module = twin
         with torch.set_grad_enabled(grad):
@@ -218,10 +228,10 @@ def _varied(module: nn.Module) -> nn.Module:
 def _run(state: Tree, context: Given, start: int = 0) -> tuple[list[Tree], list[Tensor]]:
     """Run the steps behind `start`; return the states and the features after each."""
     call, states = unwrap(context), []
-    for number in range(start, len(call["captured"][0].order)):
+    for number in range(start, len(call["captured"].calls)):
         states.append(state := CapturedStep(number)(state, **call))
-    read = CapturedReadout(_first_leaf)
-    return states, [read(each, **call) for each in states]
+    read = CapturedReadout(_first_leaf).bind(call)
+    return states, [read(each) for each in states]
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -234,7 +244,7 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     A short row must give the same once its batch gets narrower, and where it joins a long one with a stem of its own.
     """
     mask = given.get(stem.mask)
-    if mask is None or mask.dim() != 2:
+    if mask is None or mask.dim() != 2 or len(stem.handed) > 1:
         return None
     padding = Padding(mask=stem.mask, real=REAL[stem.mask], context=stem.lengths, optional=True)
     rows, length = mask.shape
@@ -243,29 +253,19 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     long: dict[str, Any] = {**given, stem.mask: real}
     short = {name: v[:, :-2].clone() if _has(v, length, 1) else v for name, v in long.items()}
     short[stem.mask][0, 1:] = not padding.real  # a spare row, beside which a mask hides something
-    keep = [torch.zeros(1, dtype=torch.long), torch.arange(1, rows)]
+    sizes, keep = [1, rows - 1], [torch.zeros(1, dtype=torch.long), torch.arange(1, rows)]
     with evaluating(stem.module), suppress(Exception):  # of the module's own code, which takes no such inputs
         stem({**given, stem.mask: torch.full_like(mask, padding.real)})  # learns calls in which nothing is hidden
-        parts = [stem(long), stem(short)]
-        states, (*_, whole) = _run(*parts[0])
-        few = take_rows((states[0], parts[0][1]), keep[1])
-        narrow = _run(*_joined([few], padding, length - 2), start=1)[1][-1]
-        hidden, context = _joined(
-            [take_rows(part, rows) for part, rows in zip(parts, keep, strict=True)], padding, length
-        )
-        met = _run(hidden, context)[1][-1]
-        own, *others = (
-            each[:, : length - 2] if each.shape[1] == length else each for each in (whole[1:], met[1:], narrow)
-        )
-        if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others) and isinstance(hidden, Tensor):
-            return padding
+        (one, around), (other, around_other) = stem(long), stem(short)
+        joined = join_rows([one, other], sizes, keep, lengths=padding.of_hidden, length=length)
+        context = join_context([around, around_other], sizes, padding, length, keep)
+        states, (*_, met) = _run(joined, context)
+        few = padding.trim(take_rows(states[0], keep[1]), take_rows(context, keep[1]), length - 2)
+        whole, narrow = _run(one, around)[1][-1], _run(*few, start=1)[1][-1]
+        compared = (whole[1:], met[1:], narrow)
+        own, *others = [each[:, : length - 2] if each.shape[1] == length else each for each in compared]
+        return padding if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others) else None
     return None
-
-
-def _joined(parts: Sequence[tuple[Tree, Tree]], padding: Padding, length: int) -> tuple[Tree, Any]:
-    """Join hidden states and contexts to one of each, of that length."""
-    hidden, contexts = zip(*parts, strict=True)
-    return join_rows(hidden, padding.of_hidden, length), join_rows(contexts, padding.of_context, length)
 
 
 def _refusal(got: str, remedy: str = "") -> ArgumentError:
@@ -286,8 +286,7 @@ def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError
     if refused:
         return refused[0]
     if any(isinstance(part, nn.RNNBase) and part.num_layers > 1 for part in module.modules()):
-        cure = "Put modules of one layer each into an nn.ModuleList."
-        return _refusal("a recurrent module that runs its layers inside", cure)
+        return _refusal("a recurrent module that runs its layers inside", "Put some of one layer each into a list.")
     kinds = [type(child) for child in module.children()]
     if names := [name for name, child in module.named_children() if kinds.count(type(child)) > 1]:
         cure = f"Put them into a list: self.layers = nn.ModuleList([self.{names[0]}, …])."
@@ -295,309 +294,31 @@ def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError
     return _refusal(f"a {type(module).__name__} without such a list", "Put its layers into an nn.ModuleList.")
 
 
-# -- calls that are watched ------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class _Event:
-    """One call of one module within the call of the whole."""
-
-    path: str
-    given: tuple[Any, Any]
-    start: int
-    output: Any = None
-    end: int = -1
-
-
-def _private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
-    """Copy a module into one mode: its parameters are shared, its buffers are not."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()}).train(training)
-
-
-def _watch(module: nn.Module, given: Given) -> tuple[list[_Event], Any]:
-    """Call a private copy that serves for this alone; return the calls of its modules as they began, and its output."""
-    events: list[_Event] = []
-    clock = count()
-
-    def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        events.append(event := _Event(path, (args, kwargs), next(clock)))
-        event.output = forward(*args, **kwargs)
-        event.end = next(clock)
-        return event.output
-
-    for path, part in module.named_modules():
-        if path:
-            part.__dict__["forward"] = partial(noted, path, part.forward)
-    return events, module(**given)
-
-
-def _outermost(events: Iterable[_Event]) -> list[_Event]:
-    """Return those of `events`, in order, that are within no other of them."""
-    found: list[_Event] = []
-    for event in events:
-        if not found or event.start > found[-1].end:
-            found.append(event)
-    return found
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of a tensor in a value; in the module's output, with the paths of the modules that make it."""
-
-    key: Any
-
-
-def _noted(value: Any, key: Callable[[Tensor], Key]) -> Noted:
-    """Return a nested value, such as the arguments of a call, with slots in the place of its tensors."""
-    leaves, spec = tree_flatten(value)
-    return [Slot(key(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
-
-
-def _filled(noted: Noted, tensor: Callable[[Any], Any]) -> Any:
-    """Return the value with tensors in the place of its slots."""
-    leaves, spec = noted
-    return tree_unflatten([tensor(leaf.key) if isinstance(leaf, Slot) else leaf for leaf in leaves], spec)
-
-
-def _keys(noted: Noted) -> list[Key]:
-    return [leaf.key for leaf in noted[0] if isinstance(leaf, Slot)]
-
-
-@dataclass(eq=False)
-class Kind:
-    """One kind of call of a module, in which its layers are called alike: rows of such calls can share a batch."""
-
-    order: list[str]  # the paths of the layers
-    places: list[int]  # of the hidden state in what each of them gives
-    outputs: list[Noted]  # of the layers
-    entry: int = 0  # the place of the hidden state among the arguments of a layer
-    output: Any = None  # of the module, with slots for tensors
-    chains: dict[Select, tuple[str, ...] | None] = field(default_factory=dict)  # modules behind; None for other code
-    given: list[str] = field(default_factory=list)  # arguments of the module, where its own code runs again behind
-    stubs: dict[tuple[str, ...], str] = field(default_factory=dict)  # paths of layers and modules before, by all names
-    calls: list[Noted] = field(default_factory=list)  # of the layers
-    before: list[tuple[str, Noted]] = field(default_factory=list)  # answers of modules before them
-    early: bool = False  # whether all of these are known when the first layer is called
-    others: list[Any] = field(default_factory=list)  # keys of what layers hand on besides the hidden state
-    dims: dict[Key, int | None] = field(default_factory=dict)  # of the rows, in noted tensors and outputs of layers
-    names: list[str] = field(default_factory=list)  # of the noted tensors in the context
-    flags: Any = None  # of the call
-
-    def gives(self, select: Select) -> bool:
-        """Whether modules alone make what `select` takes of the output, or its code may run again."""
-        found = None
-        with suppress(Exception):  # of a function that computes something of several tensors
-            found = select(self.output)
-        self.chains[select] = found.key if isinstance(found, Slot) else None
-        return bool(self.given) or self.chains[select] is not None
-
-    def fits(self, notes: Notes) -> bool:
-        """Whether a call went like this."""
-        return notes.calls == self.calls[: len(notes.calls)] and notes.before == self.before
-
-    def replay(self, module: nn.Module, state: Tree, context: Given) -> Any:
-        """Return the module's output by its own forward, in which every layer gives `state`."""
-        hidden, outputs, before = self.value("hidden", state, context).clone(), iter(self.outputs), list(self.before)
-
-        def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if path in self.order:
-                return _filled(next(outputs), lambda key: hidden if key == "hidden" else hidden.new_zeros(()))
-            known = next((each for each in before if each[0] == path), None)
-            if known is None:  # it runs behind the layers too
-                return part(*args, **kwargs)
-            before.remove(known)
-            return _filled(known[1], lambda key: self.value(key, state, context).clone())  # it may be written into
-
-        return _twin(module, self.stubs, answer, {})(**{name: context[f"given_{name}"] for name in self.given})
-
-    def rows_first(self, tensor: Tensor, key: Key, rows: int) -> Any:
-        """Return a tensor of the module's with its rows first, or shared where it has none."""
-        dim = self.dims[key]
-        if dim is None:
-            return Shared(tensor)
-        return tensor if not dim else tensor.unflatten(0, (rows, -1)) if dim == _FOLDED else tensor.movedim(dim, 0)
-
-    def value(self, key: Any, state: Tree, context: Given) -> Any:
-        """Return a tensor as the module has it."""
-        noted = isinstance(key, int)
-        value = context[self.names[key]] if noted else state if isinstance(state, Tensor) else state[key]
-        if isinstance(value, Shared):
-            return value.value
-        dim = self.dims[key]
-        return value if not dim else value.flatten(0, 1) if dim == _FOLDED else value.movedim(0, dim)
-
-
-class _EnoughError(Exception):
-    """Raised by a stub: the stem needs no more of the forward."""
-
-
-class Notes:
-    """A forward with stubs for layers: what they are called with, and what the modules before them answer."""
-
-    def __init__(self, kind: Kind, module: nn.Module, given: Given) -> None:
-        self.calls, self.before = list[Noted](), list[tuple[str, Noted]]()
-        self.tensors: list[Tensor] = []  # in both of them, but for states
-        self.early = True  # whether all are known when the first layer is called
-        self.hidden: Any = None
-        self.parts: dict[str, nn.Module] = {"": module}  # the modules that have stubs, by their paths
-        self._kind, self._needed = kind, 1 if kind.early else len(kind.order)
-        self._keys: dict[int, tuple[Key, Tensor]] = {}
-        with suppress(_EnoughError):
-            _twin(module, kind.stubs, self._answer, self.parts)(**given)
-        if len(self.calls) < self._needed:
-            raise _refusal(f"a call that runs {len(self.calls)} of {len(kind.order)} layers")
-
-    def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        number, kind = len(self.calls), self._kind
-        if path not in kind.order:
-            value = part(*args, **kwargs)
-            if not number:
-                self.before.append((path, _noted(value, self._key)))
-            return value
-        if path != kind.order[number]:
-            raise _refusal(f"{path!r} called out of order")
-        known, (leaves, spec) = len(self.tensors), tree_flatten((args, kwargs))
-        if not number:
-            self.hidden = leaves[kind.entry]
-            self._keys[id(self.hidden)] = "hidden", self.hidden
-        call = [Slot(self._key(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
-        self.calls.append(call)
-        if "hidden" not in (keys := _keys(call)) or None in keys:
-            raise _refusal(f"code of its own in front of layer {number + 1}")
-        self.early &= not number or known == len(self.tensors)
-        if number + 1 == self._needed:
-            raise _EnoughError
-        return self._placeholders(kind.outputs[number])
-
-    def _key(self, tensor: Tensor) -> Key:
-        """Return the key of a tensor; one that is not known yet is noted."""
-        if id(tensor) not in self._keys:
-            self._keys[id(tensor)] = len(self.tensors), tensor
-            self.tensors.append(tensor)
-        return self._keys[id(tensor)][0]
-
-    def _placeholders(self, output: Noted) -> Any:
-        """Return placeholders in the form of a layer's output; nothing may read earlier ones any more."""
-        for key, tensor in list(self._keys.values()):
-            if isinstance(key, str):
-                self._keys[id(tensor)] = None, tensor
-        made = {key: self.hidden.detach() if key == "hidden" else self.hidden.new_zeros(()) for key in _keys(output)}
-        self._keys |= {id(tensor): (key, tensor) for key, tensor in made.items()}
-        return _filled(output, made.__getitem__)
-
-
-def _learn(stem: CapturedStem, given: Given) -> tuple[Kind, Notes, dict[Key, Tensor]]:
-    """Learn the kind of a call; return it with the notes, and the tensors in them and in what the last layer gives."""
-    order, training = stem.order, stem.module.training
-    module, quiet = (_private_copy(stem.module, training=training) for _ in range(2))
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    events, output = _watch(module, given)
-    changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, buffers[name])]
-    if kept := [name for name in changed if order[0].startswith("".join(name.rpartition(".")[:2]))]:
-        cure = "Keep them in a module: it may run twice."
-        raise _refusal(f"buffers that its forward changes: {', '.join(kept)}", cure)
-    layers = _outermost(event for event in events if event.path in order)
-    if [event.path for event in layers] != order:
-        raise _refusal("layers that are not called one after the other")
-    places = [_read_by(one, after) for one, after in pairwise(layers)]
-    places.append(places[-1])
-    last = tree_leaves(layers[-1].output)
-    chains: dict[int, tuple[str, ...]] = {id(last[places[-1]]): ()}
-    for event in _outermost(event for event in events if event.start > layers[-1].end):
-        args, kwargs = event.given
-        if len(args) == 1 and not kwargs and id(args[0]) in chains:
-            chains[id(event.output)] = (*chains[id(args[0])], event.path)
-    kind = Kind(order, places, [_template_of(*each) for each in zip(layers, places, strict=True)])
-    kind.entry = [id(leaf) for leaf in tree_leaves(layers[1].given)].index(id(tree_leaves(layers[0].output)[places[0]]))
-    kind.output = map_tensors(lambda tensor: Slot(chains.get(id(tensor))), output)
-    paths = {*order}
-    if False in [kind.gives(select) for select in stem.selects]:
-        kind.given = list(given)
-        paths |= {event.path for event in _outermost(event for event in events if 0 <= event.end < layers[0].start)}
-    known = {id(quiet.get_submodule(path)): path for path in paths}
-    named = quiet.named_modules(remove_duplicate=False)
-    kind.stubs = {tuple(name.split(".")): known[id(part)] for name, part in named if id(part) in known}
-    notes = Notes(kind, quiet, given)
-    kind.calls, kind.before, kind.early = notes.calls, notes.before, notes.early
-    kind.others = sorted({key for call in notes.calls for key in _keys(call) if str(key).startswith("other")})
-    handed = zip(_keys(kind.outputs[-1]), [leaf for leaf in last if isinstance(leaf, Tensor)], strict=True)
-    return kind, notes, {**dict(handed), **dict(enumerate(notes.tensors))}
-
-
-def _read_by(event: _Event, after: _Event) -> int:
-    """Return the place of the tensor in what a layer gives that the next one reads."""
-    leaves = tree_leaves(event.output)
-    if any(isinstance(leaf, int | float) for leaf in leaves):
-        raise _refusal("layers that hand on numbers, which may hang on their input", "Let them hand on tensors.")
-    read = {id(leaf) for leaf in tree_leaves(after.given) if isinstance(leaf, Tensor)}
-    place = next((place for place, leaf in enumerate(leaves) if id(leaf) in read), None)
-    if place is None:
-        raise _refusal(
-            f"code of its own between {event.path!r} and {after.path!r}",
-            "Move it into the layers: of `x = x + block(x)`, the addition into the block.",
-        )
-    return place
-
-
-def _template_of(event: _Event, place: int) -> Noted:
-    """Return the template of what a layer gives, whose hidden state is at `place`."""
-    leaves = tree_leaves(event.output)
-    keys = {id(leaf): f"other{n}" for n, leaf in enumerate(leaves)} | {id(leaves[place]): "hidden"}
-    return _noted(event.output, lambda tensor: keys[id(tensor)])
-
-
-def _dim_of_rows(small: Tensor, large: Tensor, rows: int) -> int | None:
-    """Return the dimension of the rows of a tensor, which is `large` with one row more; None where there is none."""
-    if small.shape == large.shape:
-        return None
-    dims = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
-    each = large.shape[dims[0]] - small.shape[dims[0]]
-    if len(dims) > 1 or small.shape[dims[0]] != rows * each or (each > 1 and dims[0]):
-        raise _refusal(f"a tensor of shape {tuple(small.shape)}, and {tuple(large.shape)} with one row more")
-    return _FOLDED if each > 1 else dims[0]
-
-
-def _twin(
-    module: nn.Module, stubs: Mapping[tuple[str, ...], str], answer: Callable[..., Any], parts: dict[str, nn.Module]
-) -> nn.Module:
-    """Return a shallow copy of `module`, in which the modules called `stubs` answer by ``answer(path, module, …)``.
-
-    `parts` is given the modules that have stubs, by their paths.
-    """
-    made: dict[tuple[str, ...], nn.Module] = {}
-    for names, path in stubs.items():
-        for depth in range(len(names) + 1):
-            if names[:depth] not in made:
-                above = made.get(names[: depth - 1])
-                part: Any = module if above is None else above._modules[names[depth - 1]]
-                made[names[:depth]] = twin = object.__new__(type(part))
-                twin.__dict__.update(part.__dict__, _modules=dict(part._modules))
-                if above is not None:
-                    above._modules[names[depth - 1]] = twin
-        parts[path] = part
-        made[names].__dict__.update(_NO_HOOKS, forward=partial(answer, path, part), gradient_checkpointing=False)
-    return made[()]
-
-
-# -- the parts -------------------------------------------------------------------------------------------------------
-
-
 class CapturedStem(nn.Module):
     """The stem of a captured module, which registers it; it learns each kind of call when it meets the first."""
 
-    def __init__(self, module: nn.Module, order: list[str], example: Given) -> None:
+    def __init__(self, module: nn.Module, example: Given, layers: Log) -> None:
         super().__init__()
-        self.module, self.order = module, order
+        self.module, self.order = module, [path for path, *_ in layers]
         self.first = next(name for name, value in example.items() if isinstance(value, Tensor))
         rows = len(example[self.first])
         self.constants = {name: value for name, value in example.items() if not isinstance(value, Tensor)}
         self.whole = {name for name, value in example.items() if not _has(value, rows)}
         self.mask = next((name for name in REAL if _has(example.get(name), rows)), "")
         self.argument_names = frozenset(inspect.signature(module.forward).parameters)
+        self.stubs = _stubs(module, {id(module.get_submodule(path)): path for path in self.order})
         self.selects: list[Select] = [_first_leaf]
-        self.kinds: list[Kind] = []
+        self.kinds: list[tuple[dict[str, Any], Reading]] = []  # with the flags of their calls
         self.lengths: dict[str, Along] = {}
         self.learned = 0  # how many kinds were
+        if any(isinstance(leaf, int | float) for *_, output in layers for leaf in tree_leaves(output)):
+            raise _refusal("layers that hand on numbers, which may hang on their input", "Let them hand on tensors.")
+        made, read = tree_leaves(layers[0][-1]), [id(leaf) for leaf in tree_leaves(layers[1][1])]
+        places = [n for n, leaf in enumerate(made) if isinstance(leaf, Tensor) and id(leaf) in read] or [0]
+        hidden = made[places[0]]  # the first tensor that the first layer gives and the second reads
+        self.entry = next((n for n, each in enumerate(read) if each == id(hidden)), 0)  # where a layer is given it
+        self.handed = {"hidden": places[0], **{f"other{n}": n for n in places[1:]}}  # where a layer gives what is read
+        self.layer = map_tensors(lambda tensor: Slot(tensor is hidden), layers[0][-1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave kinds behind: a copy learns them again."""
@@ -606,77 +327,85 @@ class CapturedStem(nn.Module):
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Return h_0 and the context of the steps."""
         own = _arguments(self.module, inputs) if isinstance(inputs, Mapping | tuple) else {self.first: inputs}
-        given = {**self.constants, **own, **context}
-        if None in given.values():
-            given = _arguments(self.module, given)
-        kind, notes = self._kind_of(given)
-        (rows, rowwise), after = self._rowwise(given), {name: given[name] for name in REAL if name in given}
-        for slot, tensor in enumerate(notes.tensors):
-            after[kind.names[slot]] = kind.rows_first(tensor, slot, rows)
-        for name in kind.given:
-            after[f"given_{name}"] = given[name] if name in rowwise else Shared(given[name])
-        after["captured"] = Shared((kind, notes.parts))
-        hidden = kind.rows_first(notes.hidden, "hidden", rows)
-        return {"hidden": hidden} if kind.others else hidden, after
+        given = {name: value for name, value in {**self.constants, **own, **context}.items() if value is not None}
+        kind, tensors = self._read(given)
+        hidden, after = tensors.pop("hidden"), {name: given[name] for name in REAL if name in given}
+        for name, tensor in tensors.items():
+            after[name] = Shared(tensor) if name in kind.shared else tensor
+        if kind.replays:
+            rowwise = self._rowwise(given)
+            after |= {f"given_{name}": v if name in rowwise else Shared(v) for name, v in given.items()}
+        after["captured"] = Shared(kind)
+        return hidden if len(self.handed) == 1 else {"hidden": hidden}, after
 
-    def _rowwise(self, given: Given) -> tuple[int, set[str]]:
-        """Return the number of rows, and the names of the tensors that have them."""
-        rows, names = 0, set[str]()
-        for name, value in given.items():
-            if isinstance(value, Tensor) and value.dim() and name not in self.whole and rows in (0, value.shape[0]):
-                rows = value.shape[0]  # not `len`, in which a traced size is lost
-                names.add(name)
-        return rows, names
+    def stand_in(self, hidden: Tensor) -> Any:
+        """Return what stands for what a layer gives."""
+        return map_tensors(lambda slot: hidden if slot.key else hidden.new_zeros(()), self.layer, Slot)
 
-    def _kind_of(self, given: Given) -> tuple[Kind, Notes]:
-        """Return the kind of a call, learned where there was none like it, and its notes."""
+    def _rowwise(self, given: Given) -> list[str]:
+        """Return the names of the tensors that have the rows of the batch."""
+        sized = {name: v.shape[0] for name, v in given.items() if isinstance(v, Tensor) and v.dim()}
+        names = [name for name in sized if name not in self.whole]
+        return [name for name in names if sized[name] == sized[names[0]]]
+
+    def _read(self, given: Given) -> tuple[Reading, dict[str, Tensor]]:
+        """Return the kind of a call, learned where there was none like it, and its tensors."""
         flags: dict[str, Any] = {"": self.module.training}
         for name, value in given.items():
             flags[name] = Tensor if isinstance(value, Tensor) else value if isinstance(value, _PLAIN) else type(value)
-        for kind in self.kinds:
-            if kind.flags == flags and kind.fits(notes := Notes(kind, self.module, given)):
-                return kind, notes
+        for known, kind in self.kinds:
+            if known == flags and (reading := Reading(self, self.module, given, kind)).fits(kind):
+                return kind, reading.tensors
         kind = self._learn(given)
-        kind.flags = flags
-        self.kinds.append(kind)
-        return kind, Notes(kind, self.module, given)
+        if not (reading := Reading(self, self.module, given, kind)).fits(kind):
+            raise _refusal("layers that are called in another way each time")
+        self.kinds.append((flags, kind))
+        return kind, reading.tensors
 
-    def _learn(self, given: Given) -> Kind:
+    def _learn(self, given: Given) -> Reading:
         """Learn a kind from a call, and from another with one row more."""
-        rows, names = self._rowwise(given)
+        module, names = _private_copy(self.module, training=self.module.training), self._rowwise(given)
+        rows = len(given[names[0]])
         more = {**given, **{name: torch.cat([given[name], given[name][:1]]) for name in names}}
         devices = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
         with torch.random.fork_rng(devices=list(devices)):
-            (kind, notes, small), (other, _, large) = _learn(self, given), _learn(self, more)
-            if (kind.calls, kind.before, kind.chains) != (other.calls, other.before, other.chains):
-                raise _refusal("layers that are called in another way each time, or with another number of rows")
-            kind.dims = {key: _dim_of_rows(tensor, large[key], rows) for key, tensor in small.items()}
-            kind.names = [f"noted{self.learned}_{slot}" for slot in range(len(notes.tensors))]
+            kind, other = Reading(self, module, given), Reading(self, module, more)
+            changed = [n for n, buffer in module.named_buffers() if not torch.equal(buffer, self.module.get_buffer(n))]
+            if kept := [name for name in changed if self.order[0].startswith(name[: name.rfind(".") + 1])]:
+                raise _refusal(f"buffers that its forward changes: {kept}", "Keep them in a module: it may run twice.")
+            if [path for path, *_ in kind.calls] != self.order or not other.fits(kind):
+                raise _refusal("layers that are called in another way, or so with another number of rows")
+            others = {**other.handed, **other.tensors}
+            for name, tensor in {**kind.handed, **kind.tensors}.items():
+                one, two = tuple(tensor.shape), tuple(others[name].shape)
+                if one == two:
+                    kind.shared.add(name)
+                elif (one[0], two) != (rows, (rows + 1, *one[1:])):
+                    raise _refusal(f"layers without the batch first: a shape of {one}, and {two} with a row more")
             self.learned += 1
             if self.mask in given and given[self.mask].dim() == 2:
-                self._learn_lengths(kind, notes, given)
+                self._learn_lengths(kind, module, given)
+        kind.tensors = kind.handed = {}
         return kind
 
-    def _learn_lengths(self, kind: Kind, notes: Notes, given: Given) -> None:
+    def _learn_lengths(self, kind: Reading, module: nn.Module, given: Given) -> None:
         """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
-        rows, length = given[self.mask].shape
+        length = given[self.mask].shape[1]
         longs = {name: value for name, value in given.items() if _has(value, length, 1)}
         resized = {name: v[:, 1:] if length > 1 else torch.cat([v, v], 1) for name, v in longs.items()}  # ends stay
-        others = Notes(kind, _private_copy(self.module, training=self.module.training), {**given, **resized})
-        if not kind.fits(others):
+        others = Reading(self, module, {**given, **resized}, kind)
+        if not others.fits(kind):
             return  # rows of several lengths do not meet
         ends = (given[self.mask][:, -1] != 0) != bool(REAL[self.mask])
-        for slot, tensors in enumerate(zip(notes.tensors, others.tensors, strict=True)):
-            own, other = (unwrap({"": kind.rows_first(tensor, slot, rows)})[""] for tensor in tensors)
-            sizes = enumerate(zip(own.shape, other.shape, strict=True))
+        for name, own in kind.tensors.items():
+            sizes = enumerate(zip(own.shape, others.tensors[name].shape, strict=True))
             dims = tuple(dim for dim, (size, changed) in sizes if size == length != changed)
-            if not dims:
-                continue
-            behind = own[ends].select(dims[-1], -1).unique().tolist() if kind.dims[slot] is not None else []
-            fill = behind[0] if len(behind) == 1 else 0
-            lowest = own.is_floating_point() and fill == torch.finfo(own.dtype).min
-            self.lengths[kind.names[slot]] = Along(dims, _lowest if lowest else fill)
-        self.lengths |= {f"given_{name}": Along() for name in longs if name in kind.given}
+            if dims:
+                behind = [] if name in kind.shared else own[ends].select(dims[-1], -1).unique().tolist()
+                fill = behind[0] if len(behind) == 1 else 0
+                lowest = own.is_floating_point() and fill == torch.finfo(own.dtype).min
+                self.lengths[name] = Along(dims, _lowest if lowest else fill)
+        self.lengths |= {f"given_{name}": Along() for name in longs if kind.replays}
 
 
 class CapturedStep(nn.Module):
@@ -686,22 +415,22 @@ class CapturedStep(nn.Module):
         super().__init__()
         self.number = number
 
-    def forward(self, hidden: Tree, *, captured: tuple[Kind, dict[str, nn.Module]], **context: Any) -> Tree:
+    def forward(self, hidden: Tree, *, captured: Reading, **context: Any) -> Tree:
         """Run the layer and return the state after it."""
-        (kind, parts), number = captured, self.number
-        (leaves, spec), plain = kind.calls[number], not kind.others and not kind.dims["hidden"]
-        leaves = list(leaves)
-        for place, leaf in enumerate(leaves):  # in line, since it is what every step does
+        path, leaves, spec = captured.calls[self.number]
+        values = {**context, "hidden": hidden} if isinstance(hidden, Tensor) else {**context, **unwrap(hidden)}
+        filled = list(leaves)
+        for place, leaf in enumerate(leaves):  # in line, since every step does it
             if isinstance(leaf, Slot):
-                leaves[place] = hidden if plain and leaf.key == "hidden" else kind.value(leaf.key, hidden, context)
-        args, kwargs = tree_unflatten(leaves, spec)
-        out = parts[kind.order[number]](*args, **kwargs)
-        if plain:
-            return out if isinstance(out, Tensor) else tree_leaves(out)[kind.places[number]]
-        rows, pairs = first_tensor(hidden).shape[0], zip(kind.outputs[number][0], tree_leaves(out), strict=True)
-        given = {slot.key: tensor for slot, tensor in pairs if isinstance(slot, Slot)}
-        after = {key: kind.rows_first(given[key], key, rows) for key in ("hidden", *kind.others) if key in given}
-        return after if kind.others else after["hidden"]
+                filled[place] = values[leaf.key]
+        args, kwargs = tree_unflatten(filled, spec)
+        out = captured.stem.module.get_submodule(path)(*args, **kwargs)
+        if isinstance(out, Tensor):
+            return out
+        given, handed = tree_leaves(out), captured.stem.handed
+        if len(handed) == 1:
+            return given[handed["hidden"]]
+        return {name: Shared(given[n]) if name in captured.shared else given[n] for name, n in handed.items()}
 
 
 class CapturedReadout(ReadoutCall):
@@ -713,14 +442,16 @@ class CapturedReadout(ReadoutCall):
 
     def bind(self, context: Given) -> Callable[[Tree], Tensor]:
         """Return the features of hidden states in this context, as if the layers had ended with them."""
-        kind, module = context["captured"][0], context["captured"][1][""]
-        chain = kind.chains[self.select]
-        if chain is None:
-            return lambda hidden: self.select(kind.replay(module, hidden, context))
-        if not chain and not kind.others and not kind.dims["hidden"]:
-            return identity
-        parts = [module.get_submodule(path) for path in chain]
-        return lambda hidden: reduce(lambda value, part: part(value), parts, kind.value("hidden", hidden, context))
+        kind: Reading = context["captured"]
+
+        def through(behind: tuple[str, ...], hidden: Tree) -> Any:
+            value = hidden if isinstance(hidden, Tensor) else hidden["hidden"]
+            return reduce(lambda value, path: kind.stem.module.get_submodule(path)(value), behind, value)
+
+        behind = kind.behind[self.select]
+        if behind is None:
+            return lambda hidden: self.select(kind.replay(through((), hidden), context))
+        return partial(through, behind) if behind or len(kind.stem.handed) > 1 else identity
 
 
 def _arguments(module: nn.Module, example: Any) -> dict[str, Any]:
@@ -741,3 +472,129 @@ def _has(value: Any, size: int, dim: int = 0) -> bool:
 
 def _lowest(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).min
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor in a value: its name or, in an output, whether it is the state, or what modules make it."""
+
+    key: Any
+
+
+class _EnoughError(Exception):
+    """Raised by a stub: the stem needs no more of the forward."""
+
+
+class Reading:
+    """A call of a captured module, read by a forward of a twin.
+
+    In the first of its kind all runs to the end; later ones, in which layers run nothing, are compared with it: rows of
+    calls of one kind can share a batch.
+    """
+
+    def __init__(self, stem: CapturedStem, module: nn.Module, given: Given, kind: Reading | None = None) -> None:
+        self.stem, self.learns = stem, kind is None
+        self.name: str = kind.name if kind else f"noted{stem.learned}"  # with it begin the names of noted tensors
+        self.calls: list[Called] = []
+        self.tensors, self.handed = dict[str, Tensor](), dict[str, Tensor]()  # by names: all noted; of the last layer
+        self.early = True  # whether all tensors are known when the first layer is called
+        self.shared: set[str] = set()  # noted tensors that have no rows
+        self.behind: dict[Select, tuple[str, ...] | None] = {}  # paths of what follows the layers; None for own code
+        self._needed = 0 if kind is None else 1 if kind.early else len(stem.order)
+        self._names: dict[int, str | None] = {}  # of tensors by identity; None where a layer may not read them
+        self._chains: dict[int, tuple[str, ...]] = {}  # of what modules make of the last state: their paths
+        self._answers, self._alive = list[Any](), list[Any]()  # of modules in front of the layers; all that was met
+        with suppress(_EnoughError):
+            output = _twin(module, stem.stubs, self._answer)(**given)
+            slots = map_tensors(lambda tensor: Slot(self._chains.get(id(tensor))), output)
+            for select in stem.selects:
+                self.behind[select] = None
+                with suppress(Exception):  # of a function that computes something of several tensors
+                    self.behind[select] = select(slots).key
+        self.replays: bool = kind.replays if kind else None in self.behind.values()
+        self.before: list[Any] = []  # answers of the modules in front of the layers, if it replays
+        if self.replays:
+            self._names = {each: name for each, name in self._names.items() if name in self.tensors.keys() - {"hidden"}}
+            self.before = [map_tensors(self._slot, answer) for answer in self._answers]
+        del self._names, self._chains, self._answers, self._alive
+
+    def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Answer for a module of the twin, and note the call."""
+        number, order = len(self.calls), self.stem.order
+        if path not in order:
+            value = part(*args, **kwargs)
+            self._alive += [args, value]
+            if not number:
+                self._answers.append(value)
+            elif len(args) == 1 and not kwargs and id(args[0]) in self._chains:
+                self._chains[id(value)] = (*self._chains[id(args[0])], path)
+            return value
+        known, (leaves, spec) = len(self.tensors), tree_flatten((args, kwargs))
+        if not number:
+            self.tensors["hidden"] = leaves[self.stem.entry]
+            self._names[id(leaves[self.stem.entry])] = "hidden"
+        leaves = [self._slot(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.calls.append((path, leaves, spec))
+        read = [leaf.key for leaf in leaves if isinstance(leaf, Slot)]
+        if "hidden" not in read or None in read:
+            raise _refusal(
+                f"code of its own between {order[number - 1]!r} and {path!r}",
+                "Move it into the layers: of `x = x + block(x)`, the addition into the block.",
+            )
+        self.early &= not number or known == len(self.tensors)
+        if number + 1 == self._needed:
+            raise _EnoughError
+        given = part(*args, **kwargs) if self.learns else self.stem.stand_in(self.tensors["hidden"].detach())
+        self._alive += [args, kwargs, made := tree_leaves(given)]
+        self._names |= {each: None for each, name in self._names.items() if name in self.stem.handed}
+        self._names |= dict.fromkeys(map(id, made))
+        self.handed = {name: made[place] for name, place in self.stem.handed.items()}
+        self._names |= {id(tensor): name for name, tensor in reversed(self.handed.items())}
+        self._chains = {id(self.handed["hidden"]): ()}
+        return given
+
+    def _slot(self, tensor: Tensor) -> Slot:
+        """Return the slot of a tensor; one that is not known yet is noted."""
+        if id(tensor) not in self._names:
+            self._names[id(tensor)] = name = f"{self.name}_{len(self.tensors)}"
+            self.tensors[name] = tensor
+        return Slot(self._names[id(tensor)])
+
+    def fits(self, kind: Reading) -> bool:
+        """Whether a call went like the one that `kind` was learned from, as far as it was read."""
+        return self.calls == kind.calls[: self._needed or None] and self.before == kind.before
+
+    def replay(self, hidden: Tensor, context: Given) -> Any:
+        """Return the module's output by its own forward, in which every layer gives the hidden state."""
+        before = iter(self.before)
+
+        def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if path in self.stem.order:
+                return self.stem.stand_in(hidden.clone())  # clones, since code behind may write into them
+            known = next(before, None)
+            if known is None:
+                return part(*args, **kwargs)
+            return map_tensors(lambda slot: context[slot.key].clone(), known, Slot)
+
+        given = {name.removeprefix("given_"): v for name, v in context.items() if name.startswith("given_")}
+        return _twin(self.stem.module, self.stem.stubs, answer)(**given)
+
+
+def _stubs(part: Any, layers: Mapping[int, str], path: str = "") -> Stubs:
+    """Return the paths of the layers, by all their names, and of the modules beside them and those that hold them."""
+    if id(part) in layers or not any(id(each) in layers for each in part.modules()):
+        return layers.get(id(part), path)
+    return {name: _stubs(inner, layers, f"{path}.{name}".lstrip(".")) for name, inner in part._modules.items() if inner}
+
+
+def _twin(part: Any, stubs: Stubs, answer: Callable[..., Any]) -> Any:
+    """Return a shallow copy of a module, in which stubs answer by ``answer(path, module, …)``."""
+    twin = object.__new__(type(part))
+    twin.__dict__.update(part.__dict__)
+    if isinstance(stubs, str):
+        twin.__dict__.update(_NO_HOOKS, forward=partial(answer, stubs, part), gradient_checkpointing=False)
+    else:
+        modules = twin.__dict__["_modules"] = dict(part._modules)
+        for name, below in stubs.items():
+            modules[name] = _twin(modules[name], below, answer)
+    return twin

@@ -221,8 +221,6 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Example]] = {
     "pooling": (Pooling, lambda seed: {"ids": token_ids(seed)}),
     "pooling-masked": (Pooling, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),
     "handing-on": (HandingOn, lambda seed: {"hidden": states(seed)}),
-    "length-first": (LengthFirst, lambda seed: {"hidden": states(seed)}),
-    "folded": (Folded, lambda seed: {"hidden": states(seed)}),
     "rotary": (Rotary, lambda seed: {"hidden": states(seed), "attention_mask": REAL.long()}),
     "late": (Late, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),
     "looped": (Looped, lambda seed: {"hidden": states(seed)}),

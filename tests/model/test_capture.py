@@ -19,7 +19,21 @@ from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
 from ponder.model.padding import join_rows
 from ponder.model.readouts import ReadoutCall
-from tests.model.capturable import LAYERS, LENGTH, MODULES, PADDED, REAL, ROWS, WIDTH, Block, TextEncoder, make, states
+from tests.model.capturable import (
+    LAYERS,
+    LENGTH,
+    MODULES,
+    PADDED,
+    REAL,
+    ROWS,
+    WIDTH,
+    Block,
+    Folded,
+    LengthFirst,
+    TextEncoder,
+    make,
+    states,
+)
 
 
 def through(parts: Captured, call: dict[str, Any], *, every: bool = True) -> list[Tensor]:
@@ -76,7 +90,7 @@ def test_other_batches_lengths_and_masks(name: str) -> None:
     parts = capture(module, example)
     calls = [{key: value[:rows] for key, value in example.items()} for rows in (1, 2)]
     calls += [{key: torch.cat([value, value, value[:1]]) for key, value in example.items()}]
-    if name not in ("image-classifier", "sequential", "length-first"):
+    if name not in ("image-classifier", "sequential"):
         calls += [{key: value[:, :-1] for key, value in example.items()}]
     if name in ("torch", "text", "pooling"):
         mask = {"src_key_padding_mask": ~REAL} if name == "torch" else {"attention_mask": REAL.long()}
@@ -370,6 +384,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "differ in shape",
         "",
     ),
+    "batch second": (LengthFirst, "batch_first=False", "batch_first=True"),
+    "rows and positions in one dimension": (Folded, "without the batch first", ""),
     "no layers": (lambda: nn.Linear(WIDTH, WIDTH), "a Linear without such a list", "nn.ModuleList"),
 }
 
