@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +34,7 @@ from ponder.model.steps import Steps
 __all__ = ["Captured", "capture"]
 
 _PLAIN = (bool, int, str)  # of which each value makes a kind of call of its own
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_NO_HOOKS: dict[str, Any] = {hooks: {} for hooks in _HOOKS}
+_NO_HOOKS = {f"_{on}_hooks": OrderedDict[int, Any]() for on in ("forward", "forward_pre", "backward", "backward_pre")}
 Given = Mapping[str, Any]  # arguments of a call
 Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
 Stubs = str | dict[str, Any]  # the path of a module that a stub stands for, or those in a module, by their names

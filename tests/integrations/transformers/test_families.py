@@ -18,6 +18,7 @@ from ponder.integrations.transformers import (
 )
 from ponder.policies import FixedStep, LastStep
 from tests.families import FAMILIES, example_of
+from tests.model.test_capture_families import REFUSED
 
 HEADS: dict[str, Any] = {
     "input_ids": PonderForSequenceClassification,
@@ -27,8 +28,6 @@ HEADS: dict[str, Any] = {
 }
 EVERY_DAY = ("roberta", "modernbert", "electra", "deit", "wav2vec2", "whisper", "t5", "qwen3", "layoutlm")
 """Families that are built at every run of the tests; the others are slow together."""
-REFUSED = {"convnext", "deberta-v2 (with a convolution)", "flaubert", "pvt", "resnet", "vit_mae", "xlm", "yolos"}
-"""Families whose layers no step can stand for, of which one is wrapped here."""
 DEEP = {"canine", "gpt_neo"}
 """Families that have no two layers alone; of the others these are enough, and build sooner."""
 
