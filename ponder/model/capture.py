@@ -27,7 +27,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, alike, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Along, Padding, join_context, join_rows
+from ponder.model.padding import REAL, Along, Padding, join_rows
 from ponder.model.readouts import ReadoutCall, identity
 from ponder.model.steps import Steps
 
@@ -166,10 +166,9 @@ def _lists_of_layers(module: nn.Module, calls: list[str], name: str | None) -> l
     for path, box in module.named_modules():
         if not isinstance(box, nn.ModuleList | nn.Sequential) or name not in (None, path):
             continue
-        children = list(box._modules.values())
-        neighbours = [list(group) for _, group in groupby(children, key=type)]
-        whole = name is not None or isinstance(box, nn.ModuleList) or len(neighbours) == 1
-        for layers in [*([children] if whole else []), *(neighbours if len(neighbours) > 1 else [])]:
+        neighbours = [list(group) for _, group in groupby(box, key=type)]
+        whole = [list(box)] if name is not None or isinstance(box, nn.ModuleList) else []
+        for layers in [*whole, *neighbours] if len(neighbours) > 1 else neighbours:
             order = [known[id(layer)] for layer in layers]
             called = [call for call in calls if call in order]
             if len(called) > 1 and called == order * (len(called) // len(order)):
@@ -253,15 +252,18 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     long: dict[str, Any] = {**given, stem.mask: real}
     short = {name: v[:, :-2].clone() if _has(v, length, 1) else v for name, v in long.items()}
     short[stem.mask][0, 1:] = not padding.real  # a spare row, beside which a mask hides something
-    sizes, keep = [1, rows - 1], [torch.zeros(1, dtype=torch.long), torch.arange(1, rows)]
+    first, rest = torch.zeros(1, dtype=torch.long), torch.arange(1, rows)
+
+    def joined(parts: Sequence[tuple[Tree, Given]], length: int) -> tuple[Tree, Given]:
+        states, contexts = zip(*parts, strict=True)
+        return join_rows(states, padding.of_hidden, length), join_rows(contexts, padding.of_context, length)
+
     with evaluating(stem.module), suppress(Exception):  # of the module's own code, which takes no such inputs
         stem({**given, stem.mask: torch.full_like(mask, padding.real)})  # learns calls in which nothing is hidden
-        (one, around), (other, around_other) = stem(long), stem(short)
-        joined = join_rows([one, other], sizes, keep, lengths=padding.of_hidden, length=length)
-        context = join_context([around, around_other], sizes, padding, length, keep)
-        states, (*_, met) = _run(joined, context)
-        few = padding.trim(take_rows(states[0], keep[1]), take_rows(context, keep[1]), length - 2)
-        whole, narrow = _run(one, around)[1][-1], _run(*few, start=1)[1][-1]
+        whole = _run(*stem(long))[1][-1]
+        state, around = joined([take_rows(stem(long), first), take_rows(stem(short), rest)], length)
+        states, (*_, met) = _run(state, around)
+        narrow = _run(*joined([take_rows((states[0], around), rest)], length - 2), start=1)[1][-1]
         compared = (whole[1:], met[1:], narrow)
         own, *others = [each[:, : length - 2] if each.shape[1] == length else each for each in compared]
         return padding if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others) else None
@@ -344,9 +346,8 @@ class CapturedStem(nn.Module):
 
     def _rowwise(self, given: Given) -> list[str]:
         """Return the names of the tensors that have the rows of the batch."""
-        sized = {name: v.shape[0] for name, v in given.items() if isinstance(v, Tensor) and v.dim()}
-        names = [name for name in sized if name not in self.whole]
-        return [name for name in names if sized[name] == sized[names[0]]]
+        sized = {n: v.shape[0] for n, v in given.items() if isinstance(v, Tensor) and v.dim() and n not in self.whole}
+        return [name for name, size in sized.items() if size == next(iter(sized.values()))]
 
     def _read(self, given: Given) -> tuple[Reading, dict[str, Tensor]]:
         """Return the kind of a call, learned where there was none like it, and its tensors."""
@@ -512,10 +513,8 @@ class Reading:
                 with suppress(Exception):  # of a function that computes something of several tensors
                     self.behind[select] = select(slots).key
         self.replays: bool = kind.replays if kind else None in self.behind.values()
-        self.before: list[Any] = []  # answers of the modules in front of the layers, if it replays
-        if self.replays:
-            self._names = {each: name for each, name in self._names.items() if name in self.tensors.keys() - {"hidden"}}
-            self.before = [map_tensors(self._slot, answer) for answer in self._answers]
+        self._names = {each: name for each, name in self._names.items() if name in self.tensors.keys() - {"hidden"}}
+        self.before = [map_tensors(self._slot, answer) for answer in self._answers] if self.replays else []
         del self._names, self._chains, self._answers, self._alive
 
     def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
