@@ -7,7 +7,7 @@ margin of `policies.TopK` is then certified on other queries: "the same top k on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
+from ponder.calibration.records import Record
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
+from ponder.inference.cohorts import source_of
+from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.exits import counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import load_tokenizer, max_positions, record_rows, tokenize
+from ponder.integrations.transformers.texts import examples_of, load_tokenizer, record_rows
 from ponder.policies import LastStep, TopK
 
 __all__ = ["CrossEncoder"]
@@ -129,16 +131,18 @@ class CrossEncoder(Ranker):
         self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted={})
         policy = TopK(top_k, 1.0, self._learn([pools[n] for n in learn], top_k, staged, progress), ordered)
         found = self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
-        layers = np.arange(1, self.num_steps + 1) - self.first_stage
-        fitted = {
-            **self.settings.fitted,
-            "pair_layers": float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares))),
-            "queries": len(pools),
-            "learned_on": len(learn),
-            "certified_on": len(check),
-        }
+        fitted = {**self.settings.fitted, "queries": len(pools), "learned_on": len(learn)}
         self.settings = replace(self.settings, fitted=fitted)
         return found
+
+    @torch.inference_mode()
+    def record(self, pools: Sequence[Any]) -> Record:
+        """See `Ranker.record`."""
+        return super().record(pools)
+
+    @torch.inference_mode()
+    def _run(self, *given: Any) -> Any:
+        return super()._run(*given)
 
     def _learn(
         self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
@@ -214,35 +218,12 @@ class _TorchScorer:
         digest: str | None = self.model.ponder.weights_digest()
         return digest
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Sequence[tuple[list[int], _TorchBatch]]:
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """See `Ranker`."""
-        rows = tokenize(self.model.tokenizer, pairs, max_positions(self.model.encoder)).rows
-        lengths = [len(row["input_ids"]) for row in rows]
-        order = sorted(range(len(rows)), key=lambda n: -lengths[n])
-        batches = [order[part] for part in cut([lengths[n] for n in order], batch_size)]
-        return [(places, _TorchBatch(self.model, [rows[n] for n in places])) for places in batches]
-
-
-class _TorchBatch:
-    """Candidates that a model of Transformers scores together."""
-
-    @torch.inference_mode()
-    def __init__(self, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        given = model.tokenizer.pad(rows, padding_side="right", return_tensors="pt", verbose=False).to(model.device)
-        context = {name: given[name] for name in model.adapter.inputs if name in given and name != "input_ids"}
-        self._source, _ = model.ponder.start(given["input_ids"], context)
-
-    @torch.inference_mode()
-    def advance(self, step: int) -> None:
-        self._source.advance(step)
-
-    @torch.inference_mode()
-    def output(self) -> Any:
-        return self._source.output().float().cpu().numpy()
-
-    @torch.inference_mode()
-    def keep(self, index: Any) -> None:
-        self._source.keep(torch.from_numpy(index))
+        reader = ExampleReader(self.model.ponder)
+        examples = [reader.read(example) for example in examples_of(self.model, pairs)]
+        source, _ = source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)
+        return source
 
 
 def _activation(config: Any, model: Any) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "Encoded",
     "answer_rows",
     "encodings_of",
+    "examples_of",
     "ids_by_content",
     "load_tokenizer",
     "max_positions",
@@ -140,7 +141,7 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
 
 def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
-    found = predict(model.ponder, _pairs(model, encodings_of(model, rows)), **options)
+    found = predict(model.ponder, examples_of(model, rows), **options)
     names = model.config.id2label or {}
     outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
     return Answers(outputs, found.exit_step, tuple(str(names[place]) for place in sorted(names)))
@@ -148,14 +149,14 @@ def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
 
 def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:
     """`ponder.inference.record` on texts or encodings; see `PonderPreTrainedModel.record`."""
-    return record(model.ponder, _pairs(model, encodings_of(model, rows)), **options)
+    return record(model.ponder, examples_of(model, rows), **options)
 
 
-def _pairs(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Encodings as pairs (inputs, context), by the names of the model's inputs."""
+def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return texts or encodings as examples: pairs (inputs, context), by the names of the model's inputs."""
     name, reads = model.main_input_name, model.adapter.inputs
     of_spans = isinstance(model.ponder.task, Span)
-    return [_pair(row, name, reads, of_spans) for row in examples_in(rows)]
+    return [_pair(row, name, reads, of_spans) for row in examples_in(encodings_of(model, rows))]
 
 
 def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool) -> tuple[Any, dict[str, Any]]:

@@ -36,8 +36,9 @@ def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -
 class Chunk:
     """Rows in several batches of similar length, which a loop runs as if they were one batch.
 
-    Before each step the rows that remain are dealt anew to full batches, so that the last rows of a batch do not run
-    alone. The batches are of PyTorch or of NumPy: `ponder.model.loop.ModelSource`, or what an export computes.
+    Before each step the rows that remain may be dealt anew to full batches, so that the last rows of a batch do not run
+    alone; in any case a batch narrows to its longest row. The batches are of PyTorch or of NumPy:
+    `ponder.model.loop.ModelSource`, or what an export computes.
 
     Args:
         batches: Batches before their first step, each with the numbers of its rows; a batch may hold more rows, which
@@ -45,7 +46,7 @@ class Chunk:
         lengths: The length of each row, by its number.
         join: A function from parts of batches, each a batch with the places of its rows, and from the length of the
             longest row, to one batch of these rows.
-        max_batch: Rows of a batch at most.
+        max_batch: Rows of a batch at most; None where rows stay in the batches that they are in.
         max_tokens: Positions of a batch at most.
         context: What policies read of each row, by name, in the order of the numbers.
 
@@ -58,7 +59,7 @@ class Chunk:
         batches: Sequence[tuple[Sequence[int], Any]],
         lengths: Sequence[int],
         join: Callable[[list[tuple[Any, Ints]], int], Any],
-        max_batch: int,
+        max_batch: int | None,
         max_tokens: int | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,12 +70,16 @@ class Chunk:
             self._number[rows], self._place[rows] = number, np.arange(len(rows))
 
     def advance(self, step: int) -> None:
-        """Deal the rows that remain, the longest first, and take them through a step."""
-        rows, batches = self.rows, list[Any]()
-        order = rows[np.lexsort((self._place[rows], self._number[rows], -self._lengths[rows]))]
-        for part in cut(self._lengths[order].tolist(), *self._limits):
-            rows, parts = self._parts(order[part])
-            batches.append(self._join(parts, int(self._lengths[rows].max())))
+        """Deal the rows that remain, and take them through a step."""
+        (most, max_tokens), rows, batches = self._limits, self.rows, list[Any]()
+        order = rows[np.lexsort((self._place[rows], self._number[rows], (most is not None) * -self._lengths[rows]))]
+        if most is None:
+            parts = np.split(order, np.flatnonzero(np.diff(self._number[order])) + 1)
+        else:
+            parts = [order[part] for part in cut(self._lengths[order].tolist(), most, max_tokens)]
+        for part in parts:
+            rows, own = self._parts(part)
+            batches.append(self._join(own, int(self._lengths[rows].max())))
             batches[-1].advance(step)
             self._number[rows], self._place[rows] = len(batches) - 1, np.arange(len(rows))
         self._batches = batches

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ponder._utils.files import replace_text
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
-from ponder.calibration.records import Record
+from ponder.calibration.records import Record, as_array
 from ponder.deploy.runtime import OnnxModel, take
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
@@ -80,7 +80,7 @@ class Ranker:
 
     Args:
         scorer: The model: an `OnnxModel`, or what has its `num_steps`, its `weights`, and its `start`, which gives
-            batches of pairs with their places. A batch has `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`.
+            pairs before their first step: they have `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`.
         settings: The policy, and all else besides the model.
 
     Attributes:
@@ -171,13 +171,11 @@ class Ranker:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
         given, outputs = pools_of(pools, self.first_stage), list[Array]()
         for part in _chunks(given):
-            running, columns = _Candidates(self, part), list[Array]()
-            for step in range(1, self.num_steps + 1):
-                running.advance(step)
-                columns.append(running.score(step))
-            outputs.append(np.stack(columns, 1)[..., None])
-        pairs, groups, _ = rows_of(given)
+            running = _Candidates(self, part)
+            scores = [running.advance(step) for step in range(1, self.num_steps + 1)]
+            outputs.append(np.stack(scores, 1)[..., None])
         labels = [label for pool in given for label in pool.labels]
+        pairs, groups, _ = rows_of(given)
         return Record(
             np.concatenate(outputs).astype(np.float32),
             None,
@@ -205,19 +203,20 @@ class Ranker:
             costs=np.maximum(layers, 0.01),  # the first stage is paid already
         )
         fitted = {"statement": found.statement, "met": found.met, "risk": risk, "level": changed}
-        fitted = {**self.settings.fitted, **fitted, "observed": found.observed}
+        fitted |= {"observed": found.observed, "certified_on": len(pools)}
+        fitted["pair_layers"] = float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares)))
+        fitted = {**self.settings.fitted, **fitted}
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
         return found
 
-    def _run(
-        self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None
-    ) -> Iterator[tuple[Array, Array]]:
-        """Give the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each."""
+    def _run(self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None) -> list[tuple[Array, Array]]:
+        """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each."""
+        found = list[tuple[Array, Array]]()
         for part in _chunks(pools):
-            running, ends = _Candidates(self, part), np.cumsum([len(pool.documents) for pool in part])
-            if len(running.rows):
-                self._run_to_exits(running, policy, end)
-            yield from zip(np.split(running.scores, ends[:-1]), np.split(running.steps, ends[:-1]), strict=True)
+            candidates, ends = _Candidates(self, part), np.cumsum([len(pool.documents) for pool in part])[:-1]
+            self._run_to_exits(candidates, policy, end)
+            found += zip(np.split(candidates.scores, ends), np.split(candidates.steps, ends), strict=True)
+        return found
 
     def _run_to_exits(self, running: _Candidates, policy: ExitPolicy, end: float | None) -> None:
         """Run candidates to their exits; those who could not be finished before the end leave too, the lowest first."""
@@ -231,19 +230,18 @@ class Ranker:
         for step in range(1, last + 1):
             if not len(running.rows):
                 break
-            running.advance(step)
-            if step < last and together is not None and end is None:
-                continue  # the scores decide nothing here
-            scores = running.score(step)
-            if step < last:
-                readings, context = {"output": scores[:, None]}, {"group": running.groups[running.rows]}
-                view = StepView(np.full(len(scores), step), self.num_steps, readings, _TASK, None, context)
-                exits, state = policy.decide(view, state)
-                stays = ~np.broadcast_to(exits, scores.shape)
-                if end is not None:
-                    stays = stays & running.in_time(np.where(stays, scores, -np.inf), end, last - step)
-                state = take(state, np.flatnonzero(stays))
-                running.keep(stays)
+            decides = step < last and (together is None or end is not None)
+            scores = running.advance(step, read=decides or step == last)
+            if not decides:
+                continue
+            readings, context = {"output": scores[:, None]}, {"group": running.groups[running.rows]}
+            view = StepView(np.full(len(scores), step), self.num_steps, readings, _TASK, None, context)
+            exits, state = policy.decide(view, state)
+            stays = ~np.broadcast_to(exits, scores.shape)
+            if end is not None:
+                stays = stays & running.in_time(np.where(stays, scores, -np.inf), end, last - step)
+            state = take(state, np.flatnonzero(stays))
+            running.keep(stays)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
@@ -263,39 +261,29 @@ class _Candidates:
         self.rows = np.arange(len(self.pairs))  # that remain
         self.scores, self.steps = np.full(len(self.pairs), -np.inf), np.zeros(len(self.pairs), dtype=np.int64)
         self._sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
-        self._batches = list[tuple[Array, Any]]()  # with the rows of each; there are none before the first layer
+        self._source: Any = None  # there is none before the first layer
 
-    def advance(self, step: int) -> None:
-        """Take all that remain through a step; the first stage is none."""
-        layer = step - self._ranker.first_stage
+    def advance(self, step: int, *, read: bool = True) -> Array:
+        """Take all that remain through a step, the first stage being none, and return their scores, `(rows,)`."""
+        ranker, rows, found = self._ranker, self.rows, np.zeros(len(self.rows))
+        layer = step - ranker.first_stage
         if layer == 1:
-            started = self._ranker.scorer.start([self.pairs[row] for row in self.rows], self._ranker.batch_size)
-            self._batches = [(self.rows[places], batch) for places, batch in started]
-        self._began = time.perf_counter()
-        for _, batch in self._batches:
-            batch.advance(layer)
-
-    def score(self, step: int) -> Array:
-        """Return the scores after a step, `(rows,)`, and note them."""
-        found, rows = np.zeros(len(self.pairs)), self.rows
-        for own, batch in self._batches:
-            found[own] = np.asarray(batch.output())[:, 0]
-        if self._batches:
-            now = (time.perf_counter() - self._began) / self._sizes[rows].sum()
-            self._ranker.pace = max(now, 0.8 * self._ranker.pace + 0.2 * now)
-        self.scores[rows], self.steps[rows] = self._ranker._blended(step, found, self._first)[rows], step
+            self._source = ranker.scorer.start([self.pairs[row] for row in rows], ranker.batch_size)
+        began = time.perf_counter()
+        if layer:
+            self._source.advance(layer)
+        if layer and read:
+            found = as_array(self._source.output())[:, 0]
+            now = (time.perf_counter() - began) / self._sizes[rows].sum()
+            ranker.pace = max(now, 0.8 * ranker.pace + 0.2 * now)
+        self.scores[rows], self.steps[rows] = ranker._blended(step, found, self._first[rows]), step
         return self.scores[rows]
 
     def keep(self, stays: Array) -> None:
         """Go on with some of the rows, `(rows,)` bool."""
-        self.rows, kept = self.rows[stays], list[tuple[Array, Any]]()
-        for rows, batch in self._batches:
-            own = np.flatnonzero(np.isin(rows, self.rows))
-            if 0 < len(own) < len(rows):
-                batch.keep(own)
-            if len(own):
-                kept.append((rows[own], batch))
-        self._batches = kept
+        self.rows = self.rows[stays]
+        if self._source is not None and len(self.rows) < len(stays):
+            self._source.keep(np.flatnonzero(stays))
 
     def in_time(self, scores: Array, end: float, steps: int) -> Array:
         """Return which rows, the highest scores first, can be taken through so many steps before the end."""

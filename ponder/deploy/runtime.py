@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.batches import cut
+from ponder._utils.batches import Chunk, cut
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
@@ -23,7 +24,7 @@ __all__ = ["Answers", "Graph", "OnnxModel", "take"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_NEXT = ".next"
+_NEXT, _AT_ONCE = ".next", 16  # batches whose states are in memory together
 _SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]  # whose kernels take longer than what they replace
 _NUMPY = {"float": "float32", "double": "float64"}  # all other types have one name
 
@@ -159,12 +160,18 @@ class OnnxModel:
             policy.check(ModelSpec(self.num_steps, self.task, "lambda" in self._graphs))
         own = self._policy if policy is None else policy
         outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
-        for places, running in self._batches(rows, batch_size if groups is None else len(rows)):
-            context = None if groups is None else {"group": np.asarray(groups)[places]}
-            batch = PolicyBatch(ids[places], self.num_steps, self.task)
-            found, exit_step[places] = _run_to_exits(running, own, batch, context)
-            for place, output in zip(places, found, strict=True):
-                outputs[place] = output
+        made, positions = self.manifest, self.task.per_position  # where there are such, lengths may not meet
+        regroups = not positions and (made.narrows or made.mask is None)
+        for order in self._alike(rows):
+            most = batch_size * (_AT_ONCE if regroups else 1)
+            parts = cut([rows[place].length for place in order], most) if groups is None else [slice(len(order))]
+            for places in [np.array(order[part]) for part in parts]:
+                chunk = self._chunk([rows[place] for place in places], batch_size, regroups=regroups)
+                chunk.policy_context = {} if groups is None else {"group": np.asarray(groups)[places]}
+                for gone, step, found in _exits(chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)):
+                    exit_step[places[gone]] = step
+                    for place, output in zip(places[gone], found, strict=True):
+                        outputs[place] = output
         return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
 
     def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> Record:
@@ -179,7 +186,7 @@ class OnnxModel:
         if not rows:
             raise ArgumentError("examples", expected="at least one", got="none", remedy="Record some.")
         reads = [_Running.output, _Running.features]
-        reads += [_Running.hazard] if "lambda" in self._graphs else []
+        reads += [_Running.hazard_logit] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
         for places, running in self._batches(rows, batch_size):
             steps = list[list[Array]]()
@@ -203,9 +210,13 @@ class OnnxModel:
             content_ids=texts,
         )
 
-    def start(self, examples: Any, batch_size: int) -> list[tuple[list[int], _Running]]:
-        """Return batches of similar length before their first step, each with the places of its rows."""
-        return list(self._batches(self._rows(examples), batch_size))
+    def start(self, examples: Any, batch_size: int) -> Chunk:
+        """Return examples before their first step, in batches of similar length."""
+        return self._chunk(self._rows(examples), batch_size, regroups=False)
+
+    def _chunk(self, rows: Sequence[_Row], batch_size: int, *, regroups: bool) -> Chunk:
+        batches, lengths = list(self._batches(rows, batch_size)), [row.length for row in rows]
+        return Chunk(batches, lengths, _join, batch_size if regroups else None)
 
     def _joined(self, outputs: Sequence[Array], rows: Sequence[_Row]) -> Array:
         """Stack the outputs of rows, `(…)` or `(steps, …)` each, with blanks beyond the last position of a row."""
@@ -214,7 +225,7 @@ class OnnxModel:
         if self.task.per_position:
             before = (slice(None),) * (outputs[0].ndim - len(self.manifest.outputs) - 1)
             outputs = [output[(*before, slice(row.length))] for output, row in zip(outputs, rows, strict=True)]
-        return _stacked(outputs, self.task.blank)
+        return _concatenated([output[None] for output in outputs], self.task.blank)
 
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
@@ -256,7 +267,13 @@ class OnnxModel:
         return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
 
     def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Running]]:
-        """Rows of similar length together, the longest first; without lengths, rows of one shape."""
+        """Give batches of rows of similar length, each with the places of its rows."""
+        for order in self._alike(rows):
+            for part in cut([rows[place].length for place in order], batch_size):
+                yield order[part], _Running(self, [rows[place] for place in order[part]])
+
+    def _alike(self, rows: Sequence[_Row]) -> Iterator[list[int]]:
+        """Give the places of rows that may share a batch, the longest first; without lengths, those of one shape."""
         of_lengths = self.manifest.mask is not None
 
         def key(place: int) -> Any:
@@ -264,9 +281,7 @@ class OnnxModel:
             return shapes, -rows[place].length
 
         for _, group in groupby(sorted(range(len(rows)), key=key), key=lambda place: key(place)[0]):
-            order = list(group)
-            for part in cut([rows[n].length for n in order], batch_size):
-                yield order[part], _Running(self, [rows[n] for n in order[part]])
+            yield list(group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,30 +290,35 @@ class _Row:
     length: int
 
 
-def _run_to_exits(
-    running: _Running, policy: Any, batch: PolicyBatch, context: Mapping[str, Array] | None
-) -> tuple[list[Array], Array]:
-    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy, and return their outputs and exit steps."""
-    rows, state = np.arange(len(batch.row_ids)), policy.init(batch)
-    outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
-    together = policy.exit_of_all(batch.num_steps)
+def _exits(source: Chunk, policy: Any, batch: PolicyBatch) -> Iterator[tuple[Array, int, Array]]:
+    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy: the rows of each step, with their outputs."""
+    state, log_survival = policy.init(batch), np.zeros(len(batch.row_ids), dtype=np.float32)
+    needs, together = policy.needs, policy.exit_of_all(batch.num_steps)
     last = together or batch.num_steps
     for step in range(1, last + 1):
-        running.advance(step)
-        exits: Any = step == last
+        source.advance(step)
+        exits, readings = np.full(len(source.rows), step == last), dict[str, Array]()
         if together is None and step < last:
-            exits, state = policy.decide(running.view(policy.needs, take(context, rows)), state)
-        exits = np.broadcast_to(exits, len(rows))
-        gone = np.flatnonzero(exits)
-        for place, output in zip(rows[gone], running.output_of(gone) if len(gone) else (), strict=True):
-            outputs[place], exit_step[place] = output, step
-        if len(gone) == len(rows):
-            break
+            if "hazard" in needs:
+                logit = source.hazard_logit()
+                readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(log_survival)
+                log_survival = log_survival - np.logaddexp(0, logit)
+                readings["cdf"] = -np.expm1(log_survival)
+            if "output" in needs:
+                readings["output"] = batch.task.without_padding(source.output(), source.mask)
+            if "features" in needs:
+                readings["features"] = source.features()
+            index, context = np.full(len(exits), step), source.policy_context or None
+            view = StepView(index, batch.num_steps, readings, batch.task, source.mask, context)
+            decided, state = policy.decide(view, state)
+            exits = np.broadcast_to(decided, len(exits))
+        gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
         if len(gone):
-            stay = np.flatnonzero(~exits)
-            rows, state = rows[stay], take(state, stay)
-            running.keep(stay)
-    return outputs, exit_step
+            yield source.rows[gone], step, source.output_of(gone)
+            state, log_survival = take((state, log_survival), stay)
+            source.keep(stay)
+        if not len(stay):
+            break
 
 
 class _GraphPolicy:
@@ -333,19 +353,22 @@ class _Running:
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
         self._lengths, self._step, self._cache = np.array([row.length for row in rows]), 0, dict[str, Array]()
-        self._log_survival, self._past = np.zeros(len(rows), dtype=np.float32), list[Array]()
+        self._past = list[Array]()
         self._halting = "halting" if "halting" in self._graphs else "readout"
         if made.history > 1:
             first = self.features(self._halting)
             self._past = [first if made.initial == "stem" else np.zeros_like(first)] * (made.history - 1)
 
     def advance(self, step: int) -> None:
-        if step > 1 and self._past:
-            self._past = [self.features(self._halting), *self._past[:-1]]
+        self._past = self.next_past()
         self._cache, self._step = {}, step
         self._arrays["index"] = np.full(len(self._lengths), step)
         made = self._graphs[self._made.steps[self._made.schedule[step - 1]]](self._arrays)
         self._arrays |= {name.removesuffix(_NEXT): value for name, value in made.items()}
+
+    def next_past(self) -> list[Array]:
+        """Return what the Lambda head reads of earlier steps at the next one."""
+        return [self.features(self._halting), *self._past[:-1]] if self._step and self._past else self._past
 
     def features(self, readout: str = "readout") -> Array:
         if readout not in self._cache:
@@ -362,40 +385,38 @@ class _Running:
             return self.output()[index]
         return self._answer(self.features()[index])
 
-    def hazard(self) -> Array:
+    def hazard_logit(self) -> Array:
         read = np.concatenate([self.features(self._halting), *self._past], axis=-1)
         return self._graphs["lambda"]({"features": read})["hazard"]
 
-    def view(self, needs: frozenset[str], context: Mapping[str, Array] | None) -> StepView:
-        """Return what a policy sees of the step that was computed."""
-        task, readings = self._model.task, dict[str, Array]()
-        if "hazard" in needs:
-            logit = self.hazard()
-            readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(self._log_survival)
-            self._log_survival = self._log_survival - np.logaddexp(0, logit)
-            readings["cdf"] = -np.expm1(self._log_survival)
+    @property
+    def mask(self) -> Array | None:
+        """The positions that are not padding, where outputs have positions."""
         length = self._arrays[self._made.hidden[0].name].shape[1:2]
-        mask = np.arange(*length) < self._lengths[:, None] if task.per_position else None
-        if "output" in needs:
-            readings["output"] = task.without_padding(self.output().copy(), mask)
-        if "features" in needs:
-            readings["features"] = self.features()
-        return StepView(self._arrays["index"], self._model.num_steps, readings, task, mask, context)
-
-    def keep(self, index: Array) -> None:
-        self._cache.pop("output", None)
-        self._cache = {name: value[index] for name, value in self._cache.items() if self._past}  # which the past takes
-        self._lengths, self._log_survival = self._lengths[index], self._log_survival[index]
-        self._past = [each[index] for each in self._past]
-        for spec in (*self._made.hidden, *self._made.context):
-            array = self._arrays[spec.name] if spec.shared else self._arrays[spec.name][index]
-            for dim in spec.along if self._made.narrows else ():
-                array = array[(slice(None),) * dim + (slice(int(self._lengths.max())),)]
-            self._arrays[spec.name] = array
+        return np.arange(*length) < self._lengths[:, None] if self._model.task.per_position else None
 
     def _answer(self, features: Array) -> Array:
         name = "head" if "head" in self._graphs else f"head_{self._step}"
         return self._graphs[name]({"features": features})["output"]
+
+
+def _join(parts: Sequence[tuple[_Running, Array]], longest: int) -> _Running:
+    """Return rows of several batches, each with their places there, as one batch; it narrows to the longest row."""
+    batches, joined = [batch for batch, _ in parts], copy(parts[0][0])
+    made = joined._made
+    pasts = [[past[places] for past in batch.next_past()] for batch, places in parts]
+    joined._step, joined._cache, joined._past = 0, {}, [np.concatenate(past) for past in zip(*pasts, strict=True)]
+    joined._lengths, joined._arrays = np.concatenate([batch._lengths[places] for batch, places in parts]), {}
+    for spec in (*made.hidden, *made.context):
+        arrays = [batch._arrays[spec.name] for batch in batches]
+        for dim in spec.along if made.narrows else ():
+            arrays = [array[(slice(None),) * dim + (slice(longest),)] for array in arrays]
+        if spec.shared:
+            joined._arrays[spec.name] = max(arrays, key=np.size)
+        else:
+            rows = [array[places] for array, (_, places) in zip(arrays, parts, strict=True)]
+            joined._arrays[spec.name] = _concatenated(rows, spec.fill)
+    return joined
 
 
 def _are_texts(examples: Any) -> bool:
@@ -410,18 +431,18 @@ def _padded(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> dict[str, Arra
         parts = [row.arrays[spec.name] for row in rows]
         for dim in spec.along:
             parts = [part[(slice(None),) * (dim - 1) + (slice(longest),)] for part in parts]
-        arrays[spec.name] = parts[0] if spec.shared else _stacked(parts, spec.fill)
+        arrays[spec.name] = parts[0] if spec.shared else _concatenated([part[None] for part in parts], spec.fill)
     return arrays
 
 
-def _stacked(parts: Sequence[Array], fill: float) -> Array:
-    """Stack arrays, with a fill behind the ends of shorter ones."""
-    if len({part.shape for part in parts}) == 1:
-        return np.stack(parts)
-    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
-    made = np.full((len(parts), *shape), fill, dtype=parts[0].dtype)
-    for row, part in zip(made, parts, strict=True):
-        row[tuple(map(slice, part.shape))] = part
+def _concatenated(parts: Sequence[Array], fill: float) -> Array:
+    """Join batches to one, with a fill behind the ends of shorter rows."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    made, start = np.full((sum(map(len, parts)), *shape), fill, dtype=parts[0].dtype), 0
+    for part in parts:
+        made[(slice(start, start := start + len(part)), *map(slice, part.shape[1:]))] = part
     return made
 
 

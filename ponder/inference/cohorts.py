@@ -33,8 +33,9 @@ def source_of(
     num_steps: int | None = None,
     max_batch: int,
     max_tokens: int | None = None,
+    regroups: bool = True,
 ) -> tuple[Any, PolicyBatch]:
-    """Run the stem for examples, and return what a loop runs: one batch, or several whose rows are dealt anew."""
+    """Run the stem for examples, and return what a loop runs: one batch, or several, whose rows may be dealt anew."""
     lengths, start = [example.length for example in examples], reader.model.start
     order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
@@ -49,7 +50,7 @@ def source_of(
             lengths[place] = length
     ids = torch.arange(len(examples)) if row_ids is None else row_ids
     rows = PolicyBatch(reader.placed(ids), num_steps or reader.model.num_steps, reader.model.task)
-    return Chunk(batches, lengths, join, max_batch, max_tokens, policy_context), rows
+    return Chunk(batches, lengths, join, max_batch if regroups else None, max_tokens, policy_context), rows
 
 
 def begin(reader: ExampleReader, examples: Sequence[Example], needs: Container[str]) -> tuple[ModelSource, list[int]]:

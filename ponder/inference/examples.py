@@ -159,6 +159,7 @@ def _as_tensors(tree: Any) -> Any:
 
 
 def _batch_of_one(value: Any) -> Any:
+    value = torch.as_tensor(value) if isinstance(value, list) else value  # as tokenizers give them, without a tree
     return value[None] if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor[None], _as_tensors(value))
 
 

@@ -22,7 +22,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
             "ponder/saving.py",
             "ponder/testing.py",
         ),
-        2_470,
+        2_480,
     ),
     "policies": (("ponder/policies",), 1_400),
     "priors": (("ponder/priors.py",), 230),
@@ -33,9 +33,9 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 450),
     "cascade": (("ponder/cascade",), 820),
-    "deploy": (("ponder/deploy",), 2_430),
+    "deploy": (("ponder/deploy",), 2_440),
     "cli": (("ponder/cli",), 1_760),
-    "integrations": (("integrations",), 3_350),
+    "integrations": (("integrations",), 3_340),
     "advice": (("ponder/advice",), 690),
 }
 """Files and the most lines of each room."""
