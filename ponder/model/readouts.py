@@ -1,7 +1,8 @@
 """Readouts: from a hidden state to the features that heads read.
 
 A readout is any callable `readout(hidden, **context) -> features`; it is given those context values that its
-signature names (all of them where it takes `**context`).
+signature names (all of them where it takes `**context`). One that names `attention_mask` gets the positions that are no
+padding, bool, where the context says so by a mask of another name: PyTorch's, or that of the model's `ponder.Padding`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Padding
+from ponder.model.padding import Padding, last_position
 from ponder.model.steps import FunctionModule, as_module, parameters_of
 
 __all__ = ["Readout", "ReadoutCall", "first_token", "identity", "last", "last_token", "mean"]
@@ -43,30 +44,27 @@ def first_token(hidden: Tensor) -> Tensor:
     return hidden[:, 0]
 
 
-def mean(hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None) -> Tensor:
+def mean(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Mean over the positions that are not padding: `(batch, length, width)` → `(batch, width)`.
 
     Args:
         hidden: States.
-        attention_mask: `(batch, length)`, 1 or True at real positions, where the context has one.
-        src_key_padding_mask: `(batch, length)`, True at padding (PyTorch's own convention).
+        attention_mask: `(batch, length)`, 1 or True at real positions; all are where None.
 
     Example:
         >>> states = torch.arange(6.0).view(1, 3, 2)
         >>> ponder.readouts.mean(states, attention_mask=torch.tensor([[1, 1, 0]]))
         tensor([[1., 2.]])
     """
-    if attention_mask is None and src_key_padding_mask is None:
+    if attention_mask is None:
         return hidden.mean(1)
-    weights = _real(attention_mask, src_key_padding_mask).to(hidden.dtype).unsqueeze(-1)
+    weights = (attention_mask != 0).to(hidden.dtype).unsqueeze(-1)
     fine = torch.promote_types(hidden.dtype, torch.float32)
     total = (hidden * weights).sum(1, dtype=fine)  # a sum over a long text overflows in half precision
     return (total / weights.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
 
 
-def last_token(
-    hidden: Tensor, attention_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None
-) -> Tensor:
+def last_token(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """State of the last position that is not padding; arguments as for `mean`.
 
     Example:
@@ -74,10 +72,9 @@ def last_token(
         >>> ponder.readouts.last(states, attention_mask=torch.tensor([[1, 1, 0]]))
         tensor([[2., 3.]])
     """
-    if attention_mask is None and src_key_padding_mask is None:
+    if attention_mask is None:
         return hidden[:, -1]
-    real = _real(attention_mask, src_key_padding_mask)
-    position = (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+    position = last_position(attention_mask != 0).clamp(min=1) - 1
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), position]
 
 
@@ -89,8 +86,7 @@ class ReadoutCall(nn.Module):
 
     Args:
         readout: The user's readout; None is the identity for 2-D hidden states.
-        padding: The mask that says where padding is; where its name is not one of the two that readouts know, they
-            get it as `attention_mask`.
+        padding: The mask that says where padding is.
         pool: `mean`, `last_token` or `first_token`, where features have positions and are to have none.
 
     Example:
@@ -102,7 +98,7 @@ class ReadoutCall(nn.Module):
     def __init__(self, readout: Readout | None, padding: Padding | None = None, pool: Readout | None = None) -> None:
         super().__init__()
         self.readout = as_module("readout", _two_dimensional if readout is None else readout)
-        self.padding, self.pool = padding, pool
+        self.padding, self.pool = padding or Padding(), pool
         parameters = list(parameters_of(self.readout).values())
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = None if takes_all else frozenset(p.name for p in parameters[1:])
@@ -118,17 +114,20 @@ class ReadoutCall(nn.Module):
 
     def bind(self, context: Mapping[str, Any]) -> Callable[[Tree], Tensor]:
         """Return the readout of hidden states in this context, in which masks are read once."""
-        names, padding, pool = self._names, self.padding, self.pool
-        given = context if names is None or not context else {n: v for n, v in context.items() if n in names}
-        if names and "attention_mask" in names and padding is not None and padding.mask not in REAL:
-            given = {"attention_mask": padding.positions(context), **given}
         readout: Any = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
-        bound = isinstance(readout, ReadoutCall)
-        read = readout.bind(context) if bound else partial(readout, **given) if given else readout
+        if isinstance(readout, ReadoutCall):
+            read = readout.bind(context)
+        else:
+            names = self._names
+            given = {name: value for name, value in context.items() if names is None or name in names}
+            if context and names and "attention_mask" in names - given.keys():
+                given["attention_mask"] = self.padding.positions(context)
+            read = partial(readout, **given) if given else readout
+        pool = self.pool
         if pool is None:
             return read
         if context and pool is not first_token:
-            pool = partial(pool, attention_mask=(padding or Padding()).positions(context))
+            pool = partial(pool, attention_mask=self.padding.positions(context))
         return pool if read is identity else lambda hidden: pool(read(hidden))
 
 
@@ -141,10 +140,3 @@ def _two_dimensional(hidden: Tree) -> Tensor:
         got=f"None, with a state {tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__}",
         remedy="Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features.",
     )
-
-
-def _real(attention_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor:
-    if attention_mask is not None:
-        return attention_mask != 0
-    assert padding_mask is not None
-    return ~padding_mask.bool()

@@ -76,7 +76,7 @@ def test_full_depth_is_the_encoder_and_padding_does_not_count() -> None:
     model = ponder.PonderWrapper.from_recipe(encoder, "vanilla", num_outputs=2, example=example, head_dropout=0.0)
     assert model.main_input_name == "src"
     features = encoder(ROWS_OF["sequence"], src_key_padding_mask=mask)
-    expected = model.head(ponder.readouts.mean(features, src_key_padding_mask=mask))
+    expected = model.head(ponder.readouts.mean(features, ~mask))
     torch.testing.assert_close(model.eval()(ROWS_OF["sequence"], src_key_padding_mask=mask).outputs, expected, **CLOSE)
     assert model.padding is not None
     assert all(any(weight is own for own in model.parameters()) for weight in encoder.parameters())
