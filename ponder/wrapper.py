@@ -395,15 +395,11 @@ class PonderWrapper(nn.Module):
         A stem, step or readout without parameters is as the encoder is.
         """
         super().train(mode)
-        encoder = [part for part in (self.stem, *self.steps.fns, self.readout) if part is not None]
+        encoder = nn.ModuleList(part for part in (self.stem, *self.steps.fns, self.readout) if part is not None)
         heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
-        others = [*heads] if self.lambda_head is None else [*heads, self.lambda_head]
-        learns = {part: {weight.requires_grad for weight in part.parameters()} for part in (*encoder, *others)}
-        frozen = [part for part, own in learns.items() if own == {False}]
-        if frozen and not any(True in learns[part] for part in encoder):
-            frozen += encoder
-        for part in frozen if mode else ():
-            part.eval()
+        for part in (encoder, *encoder, *heads, self.lambda_head) if mode else ():
+            if part is not None and {weight.requires_grad for weight in part.parameters()} == {False}:
+                part.eval()
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -492,7 +488,7 @@ class PonderWrapper(nn.Module):
             return PonderOutput(outputs, last, None, trajectory)
         hazards, prior, task = trajectory.hazard_logits, None, self._task or infer_task(outputs, labels)
         if self._prior is not None and "prior" in needs:
-            dtype = (outputs if hazards is None else hazards).dtype
+            dtype = outputs.dtype if hazards is None else hazards.dtype
             prior = self._prior(depth.steps, dtype=dtype, device=outputs.device)
         unrolled = Unrolled(
             trajectory.outputs,
@@ -512,13 +508,12 @@ class PonderWrapper(nn.Module):
     @torch.no_grad()
     def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
         """Return the teacher's outputs for a batch, `(batch, …)`, like the `outputs` of the student."""
-        teacher = self.teacher
-        if teacher is None:
+        if self.teacher is None:
             return None
-        is_ours = isinstance(teacher, PonderWrapper)
-        taught = (
-            teacher(inputs, policy=LastStep(), **context).outputs if is_ours else teacher(inputs, **unwrap(context))
-        )
+        if isinstance(self.teacher, PonderWrapper):
+            taught = self.teacher(inputs, policy=LastStep(), **context).outputs
+        else:
+            taught = self.teacher(inputs, **unwrap(context))
         if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
             raise ArgumentError(
                 "teacher",

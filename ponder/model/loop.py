@@ -200,14 +200,12 @@ class Running:
 
 def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
     """Run all rows of a batch to their exits, under a policy that has been checked against the model."""
-    device, num_steps = batch.row_ids.device, batch.num_steps
+    num_steps, device = batch.num_steps, batch.row_ids.device
     if not batch.row_ids.shape[0]:  # the last head, on h_0, gives the outputs a shape
         source.step = num_steps
         return Exits(source.output(), torch.zeros_like(batch.row_ids))
-    rows, running = torch.arange(batch.row_ids.shape[0]), Running.start(policy, batch)
-    order: list[Tensor] = []
-    outputs: list[Tensor] = []
-    exit_step = torch.empty_like(rows)
+    running, rows = Running.start(policy, batch), None
+    exited: list[tuple[int, Tensor, Tensor]] = []
     together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
@@ -221,16 +219,17 @@ def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
                 break
             continue
         exiting, remaining = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-        exit_step[rows[exiting]] = step
-        order.append(rows[exiting])
-        outputs.append(source.output_of(exiting))
+        rows = torch.arange(mask.shape[0]) if rows is None else rows
+        exited.append((step, rows[exiting], source.output_of(exiting)))
         rows, running = rows[remaining], running.take(remaining.to(device))
         source.keep(remaining)
-    if not order:
-        return Exits(source.output_of(None), torch.full(rows.shape, step, device=device))
-    exit_step[rows] = step
-    place = torch.argsort(torch.cat([*order, rows])).to(device)
-    return Exits(torch.cat([*outputs, source.output_of(None)])[place], exit_step.to(device))
+    outputs = source.output_of(None)
+    if rows is None:
+        return Exits(outputs, torch.full(batch.row_ids.shape, step, device=device))
+    steps, numbers, answers = zip(*exited, (step, rows, outputs), strict=True)
+    order = torch.argsort(torch.cat(numbers))
+    exit_step = torch.tensor(steps).repeat_interleave(torch.tensor(list(map(len, numbers))))
+    return Exits(torch.cat(answers)[order.to(device)], exit_step[order].to(device))
 
 
 def ask(
