@@ -375,7 +375,7 @@ class CapturedStem(nn.Module):
             if kept := [name for name in changed if self.order[0].startswith(name[: name.rfind(".") + 1])]:
                 raise _refusal(f"buffers that its forward changes: {kept}", "Keep them in a module: it may run twice.")
             if [path for path, *_ in kind.calls] != self.order or not other.fits(kind):
-                raise _refusal("layers that are called in another way, or so with another number of rows")
+                raise _refusal("layers that are not called in order, or in another way with one row more")
             others = {**other.handed, **other.tensors}
             for name, tensor in {**kind.handed, **kind.tensors}.items():
                 one, two = tuple(tensor.shape), tuple(others[name].shape)

@@ -311,6 +311,13 @@ def gated(module: Any, hidden: Tensor) -> Tensor:
     return hidden + module.gate(start) * hidden.mean(1, keepdim=True).roll(1, 0)
 
 
+def by_number(module: Any, hidden: Tensor) -> Tensor:
+    hide = torch.zeros(hidden.shape[:2], dtype=torch.bool) if len(hidden) > ROWS else None
+    for layer in module.layers:
+        hidden = layer(hidden, hide)
+    return hidden
+
+
 def noisy(module: Any, hidden: Tensor) -> Tensor:
     return in_a_loop(module, hidden) + torch.randn(())
 
@@ -370,6 +377,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "buffers": (lambda: module_of(counting, layers=layers(), calls=torch.zeros(())), "calls", "Keep them in a module"),
     "rows that mix": (lambda: module_of(mixing, layers=layers()), "rows that feel one another", ""),
     "rows that will mix": (lambda: module_of(gated, layers=layers(), gate=zeros()), "rows that feel one another", ""),
+    "another number of rows": (lambda: module_of(by_number, layers=layers()), "with one row more", ""),
     "random": (lambda: module_of(noisy, layers=layers()), "random numbers", ""),
     "dropout between": (lambda: module_of(dropping_between, layers=layers()), "code of its own", ""),
     "a heavy end": (
