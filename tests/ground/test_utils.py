@@ -22,7 +22,7 @@ from torch import nn
 from ponder import policies
 from ponder._utils import files, registry
 from ponder._utils.arrays import at_least_float32, softmax, weighted
-from ponder._utils.batches import cut
+from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.files import read_tensors, replace_text, write_tensors
@@ -316,3 +316,45 @@ def test_batches_end_by_rows_by_positions_and_where_padding_is_more_than_a_quart
     assert sizes([10, 10, 3, 1], 4) == [2, 1, 1]
     assert sizes([10, 9, 8, 7], 4) == [4]
     assert sizes([], 4) == []
+
+
+class Numbers:
+    """A batch whose rows are numbers that count steps."""
+
+    mask = None
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def advance(self, step: int) -> None:
+        self.values = self.values + 1
+
+    def output(self) -> Any:
+        return self.values
+
+    def output_of(self, index: Any) -> Any:
+        return self.values[index]
+
+
+@pytest.mark.parametrize("max_batch", [4, None])
+def test_a_chunk_is_read_in_the_order_of_its_rows_wherever_they_run(max_batch: int | None) -> None:
+    rng, rows, sizes = np.random.default_rng(0), np.arange(30), list[int]()
+    lengths = rng.integers(1, 20, 30)
+    order = np.argsort(-lengths)
+    parts = [order[part] for part in cut(lengths[order].tolist(), 4)]
+
+    def join(parts: Any, longest: int) -> Numbers:
+        sizes.append(sum(len(places) for _, places in parts))
+        return Numbers(np.concatenate([batch.values[places] for batch, places in parts]))
+
+    chunk = Chunk([(part.tolist(), Numbers(100 * part)) for part in parts], lengths.tolist(), join, max_batch)
+    for step in range(1, 5):
+        chunk.advance(step)
+        some = np.flatnonzero(rows % 3 == 0)
+        assert chunk.output().tolist() == (100 * rows + step).tolist()
+        assert chunk.output_of(some).tolist() == (100 * rows[some] + step).tolist()
+        assert sum(sizes) == len(rows)
+        assert max(sizes) <= 4
+        stays = np.flatnonzero(rng.random(len(rows)) < 0.7)
+        rows, sizes[:] = rows[stays], []
+        chunk.keep(stays)
