@@ -170,6 +170,7 @@ def halting(figure: Any) -> None:
 def rerank(figure: Any) -> None:
     """Another top 10 than that of the full rerank, against the seconds of a query, by way of saving."""
     colors = {"cut pool": _GREY, "cut encoder": "#009E73", "TopK": "#0072B2", "TopK, first stage": "#D55E00"}
+    names = {"minilm": "MiniLM", "mpnet": "MPNet"}
     results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
     raced = [found for found in results if "curves" in found]
     for axes, found in zip(figure.subplots(1, len(raced), sharey=True, squeeze=False)[0], raced, strict=True):
@@ -178,7 +179,7 @@ def rerank(figure: Any) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=way)
         axes.set(
             xlabel="seconds a query, one core",
-            title=f"{found['task']}: {found['candidates']} candidates",
+            title=f"{found['task']}, {names[found['backbone']]}:\n{found['candidates']} candidates",
             ylim=(-0.03, 1.03),
         )
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -215,7 +216,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "speed": (speed, (9.0, 3.2)),
     "audit": (audit, (7.0, 3.0)),
     "halting": (halting, (8.0, 3.0)),
-    "rerank": (rerank, (9.0, 3.4)),
+    "rerank": (rerank, (10.5, 3.5)),
     "texts": (texts, (9.0, 3.4)),
 }
 """Each figure, and how large it is, in inches."""
