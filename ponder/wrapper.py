@@ -385,6 +385,21 @@ class PonderWrapper(nn.Module):
         chosen.check(replace(self.spec, num_steps=self.depth(num_steps)))
         return chosen
 
+    def depth(self, num_steps: int | None) -> int:
+        """Return the number of steps of a call: N, or another that shared steps and a shared head can run."""
+        if num_steps is None or num_steps == self.num_steps:
+            return self.num_steps
+        check_int("num_steps", num_steps)
+        if not self.steps.shared or isinstance(self.head, PerStep):
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: each step, or each head, has its place in the stack",
+                got=num_steps,
+                remedy="One shared step with one head can run for longer: PonderWrapper(step, num_steps=12). A stack "
+                "can end earlier by a policy: policies.FixedStep(3), say.",
+            )
+        return num_steps
+
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
         return digest_of_weights([self.stem, self.steps, self.readout, self.head, self.lambda_head])
@@ -522,21 +537,6 @@ class PonderWrapper(nn.Module):
                 remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
             )
         return taught
-
-    def depth(self, num_steps: int | None) -> int:
-        """Return the number of steps of a call: N, or another that shared steps and a shared head can run."""
-        if num_steps is None or num_steps == self.num_steps:
-            return self.num_steps
-        check_int("num_steps", num_steps)
-        if not self.steps.shared or isinstance(self.head, PerStep):
-            raise ArgumentError(
-                "num_steps",
-                expected=f"{self.num_steps}, or None: each step, or each head, has its place in the stack",
-                got=num_steps,
-                remedy="One shared step with one head can run for longer: PonderWrapper(step, num_steps=12). A stack "
-                "can end earlier by a policy: policies.FixedStep(3), say.",
-            )
-        return num_steps
 
     def _check_objective(self, objective: Objective) -> None:
         check_type("objective", objective, Objective)

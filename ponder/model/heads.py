@@ -114,14 +114,10 @@ class PerStep(nn.Module):
         if isinstance(step, int):
             outputs: Tensor = self.heads[step - 1](features)
             return outputs
-        if len(set(step)) == 1:
-            return self.forward(features, step[0])
-        rows: dict[int, list[int]] = {}
-        for row, own in enumerate(step):
-            rows.setdefault(own, []).append(row)
-        places = [torch.tensor(of_step, device=features.device) for of_step in rows.values()]
-        outputs = torch.cat([self.forward(features[of_step], own) for own, of_step in zip(rows, places, strict=True)])
-        return outputs[torch.argsort(torch.cat(places))]
+        at = torch.tensor(step, device=features.device)
+        rows = {own: (at == own).nonzero().flatten() for own in set(step)}
+        outputs = torch.cat([self.heads[own - 1](features[places]) for own, places in rows.items()])
+        return outputs[torch.argsort(torch.cat(list(rows.values())))]
 
 
 def make_heads(
@@ -136,10 +132,5 @@ def make_heads(
     spec = recipe.lambda_head
     if spec is None:
         return made, None
-    return made, LambdaHead(
-        width,
-        spec.layers,
-        spec.history,
-        initial=spec.initial,
-        start=spec.hazard(recipe.prior, num_steps),
-    )
+    start = spec.hazard(recipe.prior, num_steps)
+    return made, LambdaHead(width, spec.layers, spec.history, initial=spec.initial, start=start)

@@ -142,7 +142,7 @@ class Objective(Plugin, ABC):
     needs: frozenset[str] = frozenset()
     """Which of `NEEDS` the objective reads."""
     draws_depth: bool = False
-    """Whether `depth` draws the number of steps of a batch, which shared steps alone can run."""
+    """Whether `depth` draws the number of steps of a batch: such an objective is trained with alone."""
 
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
