@@ -128,12 +128,10 @@ class CrossEncoder(Ranker):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
         staged = all(len(pool.scores) for pool in pools)
-        self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted={})
+        fitted = {"queries": len(pools), "learned_on": len(learn)}
+        self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted=fitted)
         policy = TopK(top_k, 1.0, self._learn([pools[n] for n in learn], top_k, staged, progress), ordered)
-        found = self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
-        fitted = {**self.settings.fitted, "queries": len(pools), "learned_on": len(learn)}
-        self.settings = replace(self.settings, fitted=fitted)
-        return found
+        return self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
 
     @torch.inference_mode()
     def record(self, pools: Sequence[Any]) -> Record:

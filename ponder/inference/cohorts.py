@@ -39,7 +39,7 @@ def source_of(
     lengths, start = [example.length for example in examples], reader.model.start
     order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
-    if len(parts) == 1 or not reader.regroups:
+    if (len(parts) == 1 and regroups) or not reader.regroups:  # a ranker's calls are all of one kind, with a mask
         source, rows = start(*reader.batch(examples), row_ids, policy_context, num_steps, needs)
         return source, rows
     batches = list[tuple[list[int], ModelSource]]()

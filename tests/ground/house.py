@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "cascade": (("ponder/cascade",), 820),
     "deploy": (("ponder/deploy",), 2_440),
     "cli": (("ponder/cli",), 1_760),
-    "integrations": (("integrations",), 3_340),
+    "integrations": (("integrations",), 3_330),
     "advice": (("ponder/advice",), 690),
 }
 """Files and the most lines of each room."""
