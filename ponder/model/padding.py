@@ -45,7 +45,8 @@ class Along:
         shape = list(tensor.shape)
         for dim in self.dims:
             shape[dim] = length
-            tensor = tensor.narrow(dim, 0, min(length, tensor.shape[dim]))
+            if tensor.shape[dim] > length:
+                tensor = tensor.narrow(dim, 0, length)
         if shape == list(tensor.shape):
             return tensor
         made = tensor.new_full(shape, self.fill(tensor) if callable(self.fill) else self.fill)
@@ -91,9 +92,10 @@ class Padding:
         The mask, this one or one that all know, may be in any of several contexts; what is no mapping has none. One of
         another length than `width`, whose stem made other positions, says nothing.
         """
-        for context in contexts:
-            for name, real in (REAL if self.mask in REAL else {self.mask: self.real}).items():
-                mask = context.get(name) if isinstance(context, Mapping) else None
+        known = REAL if self.mask in REAL else {self.mask: self.real}
+        for context in [context for context in contexts if isinstance(context, Mapping)]:
+            for name, real in known.items():
+                mask = context.get(name)
                 if isinstance(mask, Tensor) and mask.dim() == 2 and width in (None, mask.shape[1]):
                     return (mask != 0) == bool(real)
         return None
@@ -139,6 +141,8 @@ def join_rows(
             a value that is not there yet. Elsewhere it says something of its own (a mask that is None hides nothing).
         path: The name of the trees, for messages.
     """
+    if isinstance(trees[0], Tensor):  # the usual case, without the overhead of a tree
+        return _join_leaves(trees, lengths("", trees[0]) if lengths is not None and length else None, length, path)
     places, joined = pytree.tree_flatten_with_path(trees[0])[0], list[Any]()
     flat, structures = zip(*map(pytree.tree_flatten, trees), strict=True)
     if structures.count(structures[0]) < len(structures):
