@@ -23,16 +23,13 @@ from ponder.errors import ArgumentError
 
 __all__ = ["StepDistribution"]
 
-_ROUNDING = 5e-2  # how far from 1 the sum of probabilities may be whose logarithms have 8 or 11 bits
-
 
 class StepDistribution(Distribution):
     """A distribution over the step at which computation stops, 1..N.
 
     Args:
         log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
-            step that cannot happen. Half precision is promoted to float32, and normalised
-            again there.
+            step that cannot happen. Half precision is promoted to float32.
         validate_args: Whether to check that masses sum to one, as for PyTorch's own distributions.
 
     Raises:
@@ -48,16 +45,12 @@ class StepDistribution(Distribution):
 
     arg_constraints = {"log_pmf": constraints.real_vector}  # noqa: RUF012 (torch's own protocol)
     has_rsample = False
-    has_enumerate_support = True
 
     def __init__(self, log_pmf: Tensor, validate_args: bool | None = None) -> None:
         self.log_pmf: Tensor = at_least_float32(log_pmf)
-        half = self.log_pmf.dtype != log_pmf.dtype
         super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
         if self._validate_args:
-            _check_normalised(self.log_pmf.detach(), _ROUNDING if half else 1e-3)
-        if half:  # what rounding to 8 or 11 bits took away or added
-            self.log_pmf = self.log_pmf.log_softmax(-1)
+            _check_normalised(self.log_pmf.detach())
 
     @classmethod
     def from_hazard_logits(cls, logits: Tensor) -> Self:
@@ -133,12 +126,6 @@ class StepDistribution(Distribution):
             u = torch.rand(shape, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
             return (self.cdf_table[..., :-1] <= u.unsqueeze(-1)).sum(-1) + 1
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """The steps 1..N along a new first dimension."""
-        steps = torch.arange(1, self.num_steps + 1, device=self.log_pmf.device)
-        steps = steps.view(-1, *(1 for _ in self.batch_shape))
-        return steps.expand(-1, *self.batch_shape) if expand else steps
-
     def expand(self, batch_shape: Any, _instance: Any = None) -> StepDistribution:
         """The same distribution for a larger batch, without copying."""
         expanded = self.log_pmf.expand(torch.Size(batch_shape) + self.log_pmf.shape[-1:])
@@ -160,9 +147,9 @@ def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
     return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
 
 
-def _check_normalised(log_pmf: Tensor, tolerance: float) -> None:
+def _check_normalised(log_pmf: Tensor) -> None:
     total = log_pmf.logsumexp(-1).exp()
-    if not bool(((total - 1).abs() < tolerance).all()):
+    if not bool(((total - 1).abs() < 1e-3).all()):
         got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
         remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
         raise ArgumentError("log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 __all__ = ["ArgumentError", "ArgumentTypeError", "CheckpointError", "NonFiniteError", "PonderError"]
 
 
@@ -23,7 +25,7 @@ class _WrongArgumentError(PonderError):
         super().__init__(f"{argument}: expected {expected}; got {self.got}. {remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:  # exceptions cross processes by their positional arguments
-        return _rebuild, (type(self), self.argument, self.expected, self.got, self.remedy)
+        return partial(type(self), expected=self.expected, got=self.got, remedy=self.remedy), (self.argument,)
 
 
 class ArgumentError(_WrongArgumentError, ValueError):
@@ -52,9 +54,3 @@ class CheckpointError(PonderError, ValueError):
 
 class NonFiniteError(PonderError, ArithmeticError):
     """A loss or gradient of training is NaN or infinite."""
-
-
-def _rebuild(
-    kind: type[_WrongArgumentError], argument: str, expected: str, got: str, remedy: str
-) -> _WrongArgumentError:
-    return kind(argument, expected=expected, got=got, remedy=remedy)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from ponder._utils.arrays import at_least_float32, namespace, weighted
 from ponder._utils.checks import check_real
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,8 +202,6 @@ class Task(ABC):
 
 
 class _Smoothable(Task):
-    label_smoothing = 0.0
-
     def __init__(self, label_smoothing: float = 0.0) -> None:
         check_real("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
         self.label_smoothing = label_smoothing
@@ -212,6 +210,13 @@ class _Smoothable(Task):
         made = copy(self)
         _Smoothable.__init__(made, label_smoothing)
         return made
+
+    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
+        taught = self._counted(mask, student)
+        if taught is not None:
+            student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))  # NaN in padding
+        each: Tensor = _parts(_divergence(student, teacher, temperature, dim=-1), 1)
+        return each.mean(1) if taught is None else each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
 
 
 class Classification(_Smoothable):
@@ -248,9 +253,6 @@ class Classification(_Smoothable):
     def _answers(self, labels: Array) -> tuple[Array, Array]:
         return super()._answers(hard_labels(labels))
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
-        return _divergence(student, teacher, temperature, dim=-1)
-
 
 class TokenClassification(_Smoothable):
     """A class per position: mean cross-entropy over the positions whose label is not −100.
@@ -279,14 +281,6 @@ class TokenClassification(_Smoothable):
         if outputs.ndim != 3 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, length, classes)", outputs, "Use a readout that keeps positions.")
         return _as_classes(labels, outputs.shape[:2], outputs.shape[-1])
-
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
-        taught = self._counted(mask, student)
-        if taught is None:
-            return _divergence(student, teacher, temperature, dim=-1).mean(1)
-        student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))  # NaN in padding
-        count: Tensor = taught.flatten(1).sum(1).clamp(min=1)
-        return _divergence(student, teacher, temperature, dim=-1).sum(1) / count
 
 
 class Multilabel(_Smoothable):
@@ -568,7 +562,7 @@ def _as_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Te
     _check_shape(labels, shape)
     if "int" not in str(labels.dtype):
         remedy = "Convert them with .long(), or name another task, task='regression' for numbers."
-        raise _wrong_labels("integers (class indices)", labels.dtype, remedy, ArgumentTypeError)
+        raise _wrong_labels("integers (class indices)", labels.dtype, remedy)
     if classes is not None and labels.numel():  # PyTorch's own check aborts the process on a GPU
         low, high = labels.masked_fill(labels == IGNORED_LABEL, 0).aminmax()
         if low < 0 or high >= classes:
@@ -586,10 +580,8 @@ def _as_probabilities(labels: Tensor) -> Tensor:
     return labels
 
 
-def _wrong_labels(
-    expected: str, got: object, remedy: str, kind: type[ArgumentError | ArgumentTypeError] = ArgumentError
-) -> ArgumentError | ArgumentTypeError:
-    return kind("labels", expected=expected, got=got, remedy=remedy)
+def _wrong_labels(expected: str, got: object, remedy: str) -> ArgumentError:
+    return ArgumentError("labels", expected=expected, got=got, remedy=remedy)
 
 
 def _wrong_outputs(expected: str, outputs: Tensor, remedy: str) -> ArgumentError:

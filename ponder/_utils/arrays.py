@@ -34,9 +34,11 @@ def softmax(x: A) -> A:
 
 
 def sigmoid(x: A) -> A:
-    """Return σ(x)."""
+    """Return σ(x), without overflow; NaN stays."""
     xp, given = namespace(x), cast(Any, x)
-    return cast(A, given.sigmoid() if xp.__name__ == "torch" else xp.exp(-xp.logaddexp(0, -given)))
+    if xp.__name__ == "torch":
+        return cast(A, given.sigmoid())
+    return cast(A, xp.exp(xp.minimum(given, 0)) / (1 + xp.exp(-abs(given))))
 
 
 def log_sigmoid(x: A) -> A:

@@ -18,12 +18,8 @@ def check_int(
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or (low is not None and value < low) or (high is not None and value > high):
         bounds = "" if low is None else f" ≥ {low}" if high is None else f" from {low} to {high}"
-        raise ArgumentError(
-            argument,
-            expected=f"a whole number{bounds}",
-            got=repr(value),
-            remedy=remedy or f"Pass {argument}={low or 0}, say.",
-        )
+        remedy = remedy or f"Pass {argument}={low or 0}, say."
+        raise ArgumentError(argument, expected=f"a whole number{bounds}", got=repr(value), remedy=remedy)
 
 
 def check_real(
@@ -40,18 +36,13 @@ def check_real(
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if number and (value > low if open_low else value >= low) and (value < high if open_high else value <= high):
         return
-    if math.isinf(low) and math.isinf(high):
-        expected = "a finite number"
-    elif math.isinf(high):
-        expected = f"a finite number {'>' if open_low else '≥'} {low:g}"
-    elif math.isinf(low):
-        expected = f"a finite number {'<' if open_high else '≤'} {high:g}"
+    if math.isinf(high):
+        expected, example = f"a finite number {'>' if open_low else '≥'} {low:g}", low + 0.1
     else:
         expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    example = min(high, 1.0) if math.isinf(low) else low + 0.1 if math.isinf(high) else (low + high) / 2
-    raise ArgumentError(
-        argument, expected=expected, got=repr(value), remedy=remedy or f"Pass {argument}={example:g}, say."
-    )
+        example = (low + high) / 2
+    remedy = remedy or f"Pass {argument}={example:g}, say."
+    raise ArgumentError(argument, expected=expected, got=repr(value), remedy=remedy)
 
 
 def check_share(argument: str, value: Any, *, remedy: str | None = None) -> None:
@@ -63,18 +54,13 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
     """Accept the names `choices`."""
     known = list(choices)
     if value not in known:
-        raise ArgumentError(
-            argument, expected=f"one of {', '.join(known)}", got=repr(value), remedy="Choose one of them."
-        )
+        expected = f"one of {', '.join(known)}"
+        raise ArgumentError(argument, expected=expected, got=repr(value), remedy="Choose one of them.")
 
 
-def check_type(argument: str, value: object, kind: type, *, remedy: str | None = None) -> None:
+def check_type(argument: str, value: object, kind: type) -> None:
     """Accept instances of the class `kind`."""
     if not isinstance(value, kind):
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        raise ArgumentTypeError(
-            argument,
-            expected=f"an instance of {name}",
-            got=f"{type(value).__name__} ({value!r:.80})",
-            remedy=remedy or f"Pass an instance of {name}.",
-        )
+        got, remedy = f"{type(value).__name__} ({value!r:.80})", f"Pass an instance of {name}."
+        raise ArgumentTypeError(argument, expected=f"an instance of {name}", got=got, remedy=remedy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 __all__ = ["uniform"]
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -19,8 +21,8 @@ def uniform(seed: int, row_ids: Any) -> Any:
         seed: Any whole number.
         row_ids: Row ids, `(rows,)` int64, a tensor or an array.
     """
-    key = _mix_number(seed + _GAMMA)
-    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + _signed(key)), 40)  # int64 wraps around, on every device
+    key = int(_mix(np.array([_signed(seed + _GAMMA)]))[0])
+    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + key), 40)  # int64 wraps around, on every device
     return (bits.float() if hasattr(bits, "float") else bits.astype("float32")) * 2.0**-24
 
 
@@ -28,13 +30,6 @@ def _mix(x: Any) -> Any:
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)
-
-
-def _mix_number(x: int) -> int:
-    x &= (1 << 64) - 1
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (1 << 64) - 1
-    return x ^ (x >> 31)
 
 
 def _shift_right(x: Any, bits: int) -> Any:

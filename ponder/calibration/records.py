@@ -14,7 +14,7 @@ from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmo
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
-from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task
+from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task, task_named
 
 __all__ = [
     "Bools",
@@ -117,7 +117,8 @@ class Record:
     @property
     def batch(self) -> PolicyBatch:
         """The rows, as policies see them."""
-        return PolicyBatch(self.row_ids, self.num_steps, self.task)  # type: ignore[arg-type]
+        task = self.task if isinstance(self.task, Task) else task_named(self.task)
+        return PolicyBatch(self.row_ids, self.num_steps, task)
 
     def check(self, policy: ExitPolicy) -> None:
         """Raise where `policy` cannot be replayed on this record."""

@@ -56,7 +56,7 @@ class PolicyBatch:
     Args:
         row_ids: Identity of each row, `(batch,)` long: its position, or the caller's `row_ids`.
         num_steps: N, the number of steps at full depth.
-        task: The meaning of the outputs; a name is looked up, None is classification.
+        task: The meaning of the outputs.
 
     Example:
         >>> batch = PolicyBatch(row_ids=torch.arange(3), num_steps=4)
@@ -67,9 +67,6 @@ class PolicyBatch:
     row_ids: Array
     num_steps: int
     task: Task = _CLASSIFICATION
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "task", _task(self.task))
 
     @property
     def size(self) -> int:
@@ -83,7 +80,7 @@ class ModelSpec:
 
     Args:
         num_steps: N.
-        task: The meaning of the outputs; a name is looked up, None is classification.
+        task: The meaning of the outputs.
         has_hazard: Whether there is a Lambda head.
         has_features: Whether features can be read (a trajectory may not have kept them).
         has_context: Whether the context of a call can be read (a trajectory may not have kept it).
@@ -95,15 +92,21 @@ class ModelSpec:
     has_features: bool = True
     has_context: bool = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "task", _task(self.task))
-
     @property
     def readings(self) -> frozenset[str]:
         """The names that a policy's `needs` may hold."""
         there = {"hazard": self.has_hazard, "features": self.has_features}
         there |= {"context": self.has_context, "group": self.has_context}
         return frozenset({"output", *(name for name, has in there.items() if has)})
+
+
+def _reading(name: str) -> property:
+    """Return a property of a step: what a policy reads under that name, if its `needs` declare it."""
+
+    def read(step: StepView) -> Array:
+        return step.readings[name] if name in step.readings else _undeclared(name)
+
+    return property(read)
 
 
 @dataclass(frozen=True)
@@ -135,30 +138,16 @@ class StepView:
     mask: Array | None = None
     policy_context: Mapping[str, Array] | None = None
 
-    @property
-    def hazard(self) -> Array:
-        """The hazard λ_n of the step, `(batch,)`."""
-        return self.readings["hazard"] if "hazard" in self.readings else _undeclared("hazard")
-
-    @property
-    def cdf(self) -> Array:
-        """The probability P(stop at n or before), `(batch,)`; comes with the hazard."""
-        return self.readings["cdf"] if "cdf" in self.readings else _undeclared("cdf")
-
-    @property
-    def survival(self) -> Array:
-        """The probability P(not stopped before n), `(batch,)`; comes with the hazard."""
-        return self.readings["survival"] if "survival" in self.readings else _undeclared("survival")
-
-    @property
-    def output(self) -> Array:
-        """The head's outputs at this step, `(batch, …)`."""
-        return self.readings["output"] if "output" in self.readings else _undeclared("output")
-
-    @property
-    def features(self) -> Array:
-        """The readout's features at this step, `(batch, …)`."""
-        return self.readings["features"] if "features" in self.readings else _undeclared("features")
+    hazard = _reading("hazard")
+    """The hazard λ_n of the step, `(batch,)`."""
+    cdf = _reading("cdf")
+    """The probability P(stop at n or before), `(batch,)`; comes with the hazard."""
+    survival = _reading("survival")
+    """The probability P(not stopped before n), `(batch,)`; comes with the hazard."""
+    output = _reading("output")
+    """The head's outputs at this step, `(batch, …)`."""
+    features = _reading("features")
+    """The readout's features at this step, `(batch, …)`."""
 
     @property
     def context(self) -> Mapping[str, Array]:
@@ -171,10 +160,6 @@ class StepView:
         if self.policy_context is None or "group" not in self.policy_context:
             raise PonderError("the policy decides on groups of rows: pass policy_context={'group': …} with the call.")
         return self.policy_context["group"]
-
-
-def _task(task: Task | str | None) -> Task:
-    return task if isinstance(task, Task) else task_named(task)
 
 
 def _undeclared(name: str) -> NoReturn:

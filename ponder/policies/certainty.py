@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ponder._utils.arrays import at_least_float32, namespace, softmax, weighted
+from ponder._utils.arrays import at_least_float32, namespace, sigmoid, softmax, weighted
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
 from ponder.policies.base import Array, ModelSpec, StepView, Threshold, ThresholdPolicy, registry
@@ -32,7 +32,6 @@ __all__ = [
     "margin",
     "negative_entropy",
     "require_classes",
-    "sigmoid",
 ]
 
 
@@ -67,11 +66,6 @@ def energy(logits: Array) -> Array:
     logits, xp = at_least_float32(logits), namespace(logits)
     top = xp.amax(logits, -1)
     return sigmoid(top + xp.log(xp.exp(logits - top[..., None]).sum(-1)))
-
-
-def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + exp(−x)), without an overflow for any finite x."""
-    return 0.5 + 0.5 * np.tanh(0.5 * x) if namespace(x) is np else x.sigmoid()
 
 
 SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(

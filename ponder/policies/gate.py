@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ponder._utils.arrays import namespace
+from ponder._utils.arrays import namespace, sigmoid
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
 from ponder.policies.base import Array, ModelSpec, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
-from ponder.policies.certainty import class_logits, confidence, margin, negative_entropy, require_classes, sigmoid
+from ponder.policies.certainty import class_logits, confidence, margin, negative_entropy, require_classes
 
 __all__ = ["Gate"]
 

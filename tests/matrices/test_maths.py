@@ -96,7 +96,6 @@ def test_it_is_a_distribution_of_pytorch() -> None:
     assert isinstance(halting, Distribution)
     assert halting.batch_shape == (2,)
     assert halting.num_steps == 3
-    assert halting.enumerate_support().tolist() == [[1, 1], [2, 2], [3, 3]]
     assert torch.equal(halting.expand((4, 2)).pmf, halting.pmf.expand(4, 2, 3))
     assert halting.sample((7,)).shape == (7, 2)
     with pytest.raises(ValueError, match=r"support|1"):

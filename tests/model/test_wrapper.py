@@ -25,7 +25,7 @@ def test_defaults_follow_the_lambda_head() -> None:
     halting = ponder.PonderWrapper(nn.Linear(4, 4), 6, head=nn.Linear(4, 2), lambda_head=ponder.LambdaHead(4))
     assert (halting.policy, halting.objective) == (policies.Quantile(0.5), objectives.Ponder(0.5))
     assert halting.prior == priors.Geometric(0.1).rescaled(12, 6)
-    assert halting.spec == policies.ModelSpec(6, None, has_hazard=True)
+    assert halting.spec == policies.ModelSpec(6, has_hazard=True)
 
 
 def _step(hidden: Tensor, scale: Tensor | None = None) -> Tensor:

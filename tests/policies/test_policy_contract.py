@@ -83,7 +83,7 @@ def test_what_a_model_cannot_serve_is_refused_at_the_door(policy: policies.ExitP
 @pytest.mark.parametrize("policy", EVERY, ids=name)
 def test_a_model_that_has_everything_serves_all(policy: policies.ExitPolicy) -> None:
     policy.check(spec())
-    policy.check(ModelSpec(6, None, has_hazard=True))
+    policy.check(ModelSpec(6, has_hazard=True))
 
 
 def test_unknown_needs_and_words_that_drop_a_policy_are_refused() -> None:
