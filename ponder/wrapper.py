@@ -72,8 +72,8 @@ class PonderWrapper(nn.Module):
             callables, or `ponder.Steps`. `hidden` is a tensor, or a nested tuple or dict of tensors, batch first.
         num_steps: N; required for one shared step.
         head: Features to outputs; `ponder.PerStep` for one head a step.
-        lambda_head: Features, `(batch, width)`, to hazard logits; features with positions, as for an answer a token,
-            are averaged over those that are no padding. None where nothing needs a hazard.
+        lambda_head: Features to hazard logits. A `ponder.LambdaHead` reads the mean over the positions that are no
+            padding, where features have positions; another module reads them as they are. None for no hazard.
         prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there is a Lambda
             head and none is given.
         objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where None.

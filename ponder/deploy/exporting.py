@@ -20,7 +20,7 @@ from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model import readouts
-from ponder.model.heads import PerStep
+from ponder.model.heads import LambdaHead, PerStep
 from ponder.model.loop import call_stem
 from ponder.model.padding import Lengths
 from ponder.model.readouts import ReadoutCall
@@ -263,7 +263,7 @@ class _Tracer:
         head, readout = self.model.lambda_head, self.model.readout
         if head is None:
             return None
-        if features.dim() > 2:  # the Lambda head reads their mean over the positions
+        if features.dim() > 2 and isinstance(head, LambdaHead):  # which reads their mean over the positions
             features = self._read("halting", ReadoutCall(readout, self.model.padding, readouts.mean))
         read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])

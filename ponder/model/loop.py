@@ -134,10 +134,11 @@ class ModelSource:
         return self._cache["hazard"]
 
     def halting(self) -> Tensor:
-        """Return what the Lambda head reads: features of steps, newest first, averaged where they have positions."""
+        """Return what the Lambda head reads: features, newest first; of positions a `LambdaHead` reads the mean."""
         if "halting" not in self._cache:
             now = self.features()
-            now = mean(now, self.mask) if now.dim() > 2 else now
+            if now.dim() > 2 and isinstance(self.lambda_head, LambdaHead):
+                now = mean(now, self.mask)
             self._cache["halting"] = now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
         return self._cache["halting"]
 
