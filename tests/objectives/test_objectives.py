@@ -239,6 +239,11 @@ def test_the_divergence_has_the_direction_that_it_names() -> None:
     assert abs(found[0] - found[1]) > 0.1
 
 
+def test_a_divergence_of_no_weight_may_be_infinite() -> None:
+    shallow = StepDistribution(torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).log())  # excludes two steps
+    assert objectives.Ponder(0.0).per_example(batch(prior=shallow)).isfinite().all()
+
+
 def test_losses_are_weighted_before_they_are_reduced() -> None:
     halting = StepDistribution.from_hazard_logits(torch.tensor([[1e4, 0.0], [-1e4, 0.0]]))
     losses = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
