@@ -29,7 +29,7 @@ from ponder.policies.base import ExitPolicy, PolicyBatch
 
 __all__ = ["StreamEngine", "StreamOutput", "StreamStats"]
 
-_FULL = 4  # batches from which on a queue is run before the shallower ones
+_FULL = 4  # batches from which on a queue is run before the shallower ones, and takes no new rows
 _Key = tuple[int, Hashable, object]
 """The rows that may share a step: its weights, the kind of the rows, and whether their policy state has begun."""
 
@@ -285,7 +285,8 @@ class StreamEngine:
     def _admit(self, key: _Key) -> list[_Row]:
         """Take waiting rows into a queue that stands before the first step: the oldest, and others of its length."""
         weights, kind, begun = key
-        waiting, room = self._waiting.get(kind, []), self._max_batch - len(self._queues.get(key, ()))
+        waiting = self._waiting.get(kind, [])
+        room = min(self._max_batch, _FULL * self._max_batch - len(self._queues.get(key, ())))
         if weights != self._schedule[0] or begun != self._fresh or not waiting or room < 1:
             return []
         chosen, rest = self._oldest(waiting, room)
