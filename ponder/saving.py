@@ -71,16 +71,9 @@ def load(file: str | Path, *, into: M) -> M:
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each tensor once, under its first name, and in memory of its own, as safetensors asks."""
-    seen: set[object] = set()
-    storages: set[int] = set()
-    kept: dict[str, Tensor] = {}
+    """Return each tensor once, under its first name."""
+    first: dict[object, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            continue
-        storage = tensor.untyped_storage().data_ptr()
-        kept[name] = tensor.clone() if storage in storages else tensor
-        seen.add(place)
-        storages.add(storage)
-    return kept
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        first.setdefault(place, (name, tensor))
+    return dict(first.values())

@@ -96,12 +96,12 @@ class Trajectory(Record):
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; a task of one's own is named by the one it derives from."""
-        own = {name: tensor.clone() for name, tensor in self.tensors().items()}  # two may share memory
         kinds = (kind.__dict__.get("name") for kind in type(self.meaning).__mro__)
         task = None if self.task is None else next((name for name in kinds if name in get_args(TaskName)), Custom.name)
         said = {"task": task, "weights": self.weights, "training": self.training, "content_ids": self.content_ids}
         said["numbers"] = self.meaning.numbers
-        write_tensors(path, own, {"format": _FORMAT, **{name: str(value) for name, value in said.items() if value}})
+        given = {name: str(value) for name, value in said.items() if value}
+        write_tensors(path, self.tensors(), {"format": _FORMAT, **given})
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:

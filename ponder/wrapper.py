@@ -494,7 +494,7 @@ class PonderWrapper(nn.Module):
         row_ids: Tensor | None,
         num_steps: int | None,
     ) -> PonderOutput:
-        objective = self._objective.at(self.progress)
+        objective = self._objective
         needs, depth = objective.needs, objective.depth(self.depth(num_steps))
         trajectory = self._unroll(inputs, context, labels, depth, row_ids, None, needs)
         outputs, labels = trajectory.outputs[:, -1], trajectory.labels

@@ -18,8 +18,10 @@ __all__ = ["read_tensors", "replace_text", "write_tensors"]
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write tensors, all of torch or all of NumPy, to a safetensors file."""
     torch = any(namespace(tensor).__name__ == "torch" for tensor in tensors.values())
-    content = {name: tensor.detach().cpu().contiguous() if torch else tensor for name, tensor in tensors.items()}
-    _replace(Path(path), _safetensors("safetensors.torch" if torch else "safetensors.numpy").save(content, metadata))
+    if torch:  # each in memory of its own, as safetensors asks
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    library = _safetensors("safetensors.torch" if torch else "safetensors.numpy")
+    _replace(Path(path), library.save(dict(tensors), metadata))
 
 
 def read_tensors(path: str | Path, framework: Literal["np", "pt"] = "np") -> tuple[dict[str, Any], dict[str, str]]:

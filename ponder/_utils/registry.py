@@ -57,18 +57,14 @@ class Registry(Generic[T]):
         """Return all known names, sorted, without importing what they stand for."""
         return sorted({*self._factories, *_entry_points(self.group)})
 
-    def find(self, name: str) -> Callable[..., T]:
-        """Return the class or function called `name`."""
+    def get(self, name: str, **arguments: Any) -> T:
+        """Build the plug-in called `name` with `arguments`."""
         if name not in self._factories:
             if name not in _entry_points(self.group):
                 expected, remedy = f"one of {', '.join(self.names())}", f"Correct it, or register a {self.kind}."
                 raise ArgumentError(self.kind, expected=expected, got=repr(name), remedy=remedy)
             self._factories.setdefault(name, _entry_points(self.group)[name].load())
-        return self._factories[name]
-
-    def get(self, name: str, **arguments: Any) -> T:
-        """Build the plug-in called `name` with `arguments`."""
-        return self.find(name)(**arguments)
+        return self._factories[name](**arguments)
 
     def name_of(self, factory: type) -> str:
         """Return the name under which a class was registered."""

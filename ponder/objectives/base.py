@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -141,7 +141,7 @@ class Objective(Plugin, ABC):
     registry = registry
     needs: frozenset[str] = frozenset()
     """Which of `NEEDS` the objective reads."""
-    draws_depth: bool = False
+    draws_depth: ClassVar[bool] = False
     """Whether `depth` draws the number of steps of a batch: such an objective is trained with alone."""
 
     @abstractmethod
@@ -151,10 +151,6 @@ class Objective(Plugin, ABC):
     def depth(self, num_steps: int) -> Depth:
         """Return the depth of a training batch: all N steps by default, fewer where no step after them is read."""
         return Depth(0, num_steps)
-
-    def at(self, progress: Progress | None) -> Objective:
-        """Return what is trained at this point of training: itself, unless it changes with `progress`."""
-        return self
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
         """Raise where a model lacks what the objective needs; called when the model is built."""
@@ -178,10 +174,6 @@ class Objective(Plugin, ABC):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, number: float) -> Weighted:
-        """Return the objective, divided by a number."""
-        return self * (1.0 / number)
-
 
 @registry.register("weighted")
 @dataclass(frozen=True)
@@ -203,29 +195,18 @@ class Weighted(Objective):
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         object.__setattr__(self, "weights", tuple(map(float, self.weights)))
-        if self.draws_depth and len(self.objectives) > 1:
-            raise ArgumentError(
-                "objectives",
-                expected="objectives that see the same steps",
-                got=f"{self.objectives!r}, of which one draws how many there are",
-                remedy="Train with it alone.",
-            )
+        if len(self.objectives) > 1 and any(term.draws_depth for term in self.objectives):
+            got = f"{self.objectives!r}, of which one draws how many there are"
+            expected, remedy = "objectives that see the same steps", "Train with it alone."
+            raise ArgumentError("objectives", expected=expected, got=got, remedy=remedy)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """What any of the terms reads."""
         return frozenset[str]().union(*(term.needs for term in self.objectives))
 
-    @property
-    def draws_depth(self) -> bool:  # type: ignore[override]
-        """Whether a term draws the number of steps of a batch; it is then the only term."""
-        return any(term.draws_depth for term in self.objectives)
-
     def depth(self, num_steps: int) -> Depth:
         return max((term.depth(num_steps) for term in self.objectives), key=lambda depth: depth.total)
-
-    def at(self, progress: Progress | None) -> Objective:
-        return Weighted(tuple(term.at(progress) for term in self.objectives), self.weights)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         pairs = zip(self.weights, self.objectives, strict=True)

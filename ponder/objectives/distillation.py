@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_int, check_real
-from ponder.errors import ArgumentError
 from ponder.objectives.base import Depth, Objective, Unrolled, registry
 from ponder.objectives.supervised import cut_after
 from ponder.tasks import IGNORED_LABEL
@@ -49,13 +48,9 @@ class Distillation(Objective):
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True)
         check_real("weight", self.weight)
-        check_choice("teacher", self.teacher, ("last_step", "frozen"))
+        check_choice("teacher", self.teacher, ("last_step", "frozen") if self.step is None else ("frozen",))
         if self.step is not None:
             check_int("step", self.step)
-            if self.teacher != "frozen":
-                raise ArgumentError(
-                    "step", expected="None under the last step", got=self.step, remedy='Pass teacher="frozen".'
-                )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

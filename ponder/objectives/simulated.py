@@ -13,7 +13,7 @@ from ponder._utils.checks import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.policies.certainty import SIGNALS
-from ponder.tasks import hard_labels
+from ponder.tasks import IGNORED_LABEL, hard_labels
 
 __all__ = ["SignalCalibration", "SimulatedExits"]
 
@@ -108,8 +108,7 @@ class SignalCalibration(Objective):
     def per_example(self, unrolled: Unrolled) -> Tensor:
         sure, labels = _certainty(self.signal, unrolled)[:, :-1], unrolled.given("labels")
         correct = unrolled.outputs[:, :-1].argmax(-1) == hard_labels(labels).unsqueeze(1)
-        labelled = unrolled.task.labelled(labels)
-        known = torch.ones_like(correct) if labelled is None else labelled.unsqueeze(1)
+        known = (hard_labels(labels) != IGNORED_LABEL).unsqueeze(1)
         right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
         mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)

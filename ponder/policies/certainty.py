@@ -26,12 +26,12 @@ __all__ = [
     "Energy",
     "Entropy",
     "Margin",
+    "OfClasses",
     "class_logits",
     "confidence",
     "energy",
     "margin",
     "negative_entropy",
-    "require_classes",
 ]
 
 
@@ -74,10 +74,20 @@ SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 """Certainties of a class by name: all grow with certainty, and are finite for logits of any finite size."""
 
 
-class _Certainty(ThresholdPolicy):
-    """Exit where the class probabilities are sure enough."""
+class OfClasses(ThresholdPolicy):
+    """Base of the policies that read the logits of classes at every step."""
 
     needs = frozenset({"output"})
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if not spec.task.classes:
+            raise _no_classes(self, f"the task {spec.task.name!r}")
+
+
+class _Certainty(OfClasses):
+    """Exit where the class probabilities are sure enough."""
+
     tunable = Threshold("threshold", "above")
     threshold: float
 
@@ -87,10 +97,6 @@ class _Certainty(ThresholdPolicy):
     @abstractmethod
     def measure(self, logits: Array) -> Array:
         """Return the statistic, `(…,)`, of class logits `(…, classes)`, in at least float32."""
-
-    def check(self, spec: ModelSpec) -> None:
-        super().check(spec)
-        require_classes(self, spec)
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
         value = self.measure(class_logits(self, step))
@@ -188,12 +194,6 @@ class Energy(_Certainty):
 
     threshold: float
     measure = staticmethod(energy)
-
-
-def require_classes(policy: ThresholdPolicy, spec: ModelSpec) -> None:
-    """Raise where a policy that reads class probabilities meets a task without classes."""
-    if not spec.task.classes:
-        raise _no_classes(policy, f"the task {spec.task.name!r}")
 
 
 def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:

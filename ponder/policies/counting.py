@@ -21,7 +21,7 @@ from ponder.policies.base import (
     registry,
     scaled_step,
 )
-from ponder.policies.certainty import class_logits, require_classes
+from ponder.policies.certainty import OfClasses, class_logits
 from ponder.tasks import fits_positions
 
 __all__ = ["Converged", "Patience", "Voting"]
@@ -159,7 +159,7 @@ class Converged(_Counting):
 
 @registry.register("voting")
 @dataclass(frozen=True)
-class Voting(ThresholdPolicy):
+class Voting(OfClasses):
     """Stop once `votes` of the steps so far, this one included, give the answer of this step.
 
     Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun et al. 2021, "Early
@@ -176,15 +176,10 @@ class Voting(ThresholdPolicy):
     """
 
     votes: int
-    needs = frozenset({"output"})
     tunable = Threshold("votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
 
     def __post_init__(self) -> None:
         check_int("votes", self.votes)
-
-    def check(self, spec: ModelSpec) -> None:
-        super().check(spec)
-        require_classes(self, spec)
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
         output, xp = class_logits(self, step), namespace(step.output)

@@ -10,15 +10,15 @@ import numpy as np
 from ponder._utils.arrays import namespace, sigmoid
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
-from ponder.policies.base import Array, ModelSpec, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
-from ponder.policies.certainty import class_logits, confidence, margin, negative_entropy, require_classes
+from ponder.policies.base import Array, ModelSpec, PolicyBatch, StepView, Threshold, registry
+from ponder.policies.certainty import OfClasses, class_logits, confidence, margin, negative_entropy
 
 __all__ = ["Gate"]
 
 
 @registry.register("gate")
 @dataclass(frozen=True)
-class Gate(ThresholdPolicy):
+class Gate(OfClasses):
     r"""Stop where the answer will hardly change: σ(w_n · signals_n + b_n) < threshold, a probability of a change.
 
     The signals are the confidence, the margin and the negative entropy of the classes, and for how many steps the
@@ -36,7 +36,6 @@ class Gate(ThresholdPolicy):
 
     tables: tuple[tuple[float, ...], ...] = field(repr=False)
     threshold: float = 0.5
-    needs = frozenset({"output"})
     tunable = Threshold("threshold", "below")
 
     def __post_init__(self) -> None:
@@ -45,7 +44,6 @@ class Gate(ThresholdPolicy):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        require_classes(self, spec)
         if not spec.task.one_class or len(self.tables) != spec.num_steps - 1:
             raise ArgumentError(
                 "policy",

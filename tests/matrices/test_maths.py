@@ -336,7 +336,7 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(objective: objectives.Ob
 
 def test_objectives_add_up_and_say_what_they_need() -> None:
     a, b = objectives.Ponder(0.5), objectives.Distillation(teacher="frozen")
-    joined = a + 0.5 * b + objectives.FinalStep() / 2
+    joined = a + 0.5 * b + 0.5 * objectives.FinalStep()
     assert [type(each) for each in joined.objectives] == [
         objectives.Ponder,
         objectives.Distillation,

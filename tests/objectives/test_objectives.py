@@ -56,7 +56,6 @@ def test_round_trips(objective: objectives.Objective) -> None:
     again = objectives.Objective.from_dict(json.loads(json.dumps(objective.to_dict())))
     assert again == objective == pickle.loads(pickle.dumps(objective)) == copy.deepcopy(objective)
     torch.testing.assert_close(again.per_example(batch()), objective.per_example(batch()))
-    assert objective.at(Progress(1, 2)) == objective
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
@@ -188,7 +187,8 @@ def test_objectives_that_read_early_steps_run_no_more() -> None:
         objectives.OneStep(13).depth(12)
     with pytest.raises(ArgumentError, match="same steps"):
         objectives.RandomDepth() + objectives.FinalStep()
-    assert (2.0 * objectives.RandomDepth()).draws_depth
+    with pytest.raises(ArgumentError, match="same steps"):
+        2.0 * objectives.RandomDepth() + objectives.FinalStep()
 
 
 # -- sums and needs ------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_objectives_that_read_early_steps_run_no_more() -> None:
 
 def test_sums_are_flat_and_weighted() -> None:
     a, b, c = objectives.FinalStep(), objectives.DeepSupervision(), objectives.OneStep(1)
-    joined = 2 * (a + 0.5 * b) + c / 4
+    joined = 2 * (a + 0.5 * b) + 0.25 * c
     assert joined == objectives.Weighted((a, b, c), (2.0, 1.0, 0.25))
     expected = sum(w * each.per_example(batch()) for w, each in zip(joined.weights, joined.objectives, strict=True))
     torch.testing.assert_close(joined.per_example(batch()), expected)
