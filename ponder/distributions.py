@@ -44,13 +44,16 @@ class StepDistribution(Distribution):
     """
 
     arg_constraints = {"log_pmf": constraints.real_vector}  # noqa: RUF012 (torch's own protocol)
-    has_rsample = False
 
     def __init__(self, log_pmf: Tensor, validate_args: bool | None = None) -> None:
         self.log_pmf: Tensor = at_least_float32(log_pmf)
         super().__init__(log_pmf.shape[:-1], validate_args=validate_args)
         if self._validate_args:
-            _check_normalised(self.log_pmf.detach())
+            total = self.log_pmf.detach().logsumexp(-1).exp()
+            if not bool(((total - 1).abs() < 1e-3).all()):
+                got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
+                remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
+                raise ArgumentError("log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy)
 
     @classmethod
     def from_hazard_logits(cls, logits: Tensor) -> Self:
@@ -145,11 +148,3 @@ class StepDistribution(Distribution):
 def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
     """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite where q excludes a step that p allows."""
     return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)
-
-
-def _check_normalised(log_pmf: Tensor) -> None:
-    total = log_pmf.logsumexp(-1).exp()
-    if not bool(((total - 1).abs() < 1e-3).all()):
-        got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
-        remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
-        raise ArgumentError("log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy)

@@ -34,7 +34,6 @@ __all__ = [
     "TokenClassification",
     "as_task",
     "fits_positions",
-    "hard_labels",
     "infer_task",
     "task_named",
 ]
@@ -101,7 +100,11 @@ class Task(ABC):
 
     def labelled(self, labels: Array) -> Array | None:
         """Return which rows have a label, `(batch,)` bool; None where all must have."""
-        return _parts(self._answers(labels)[1], 1).any(-1)
+        return _parts(self.targets(labels)[1], 1).any(-1)
+
+    def targets(self, labels: Array) -> tuple[Array, Array]:
+        """Return the predictions that checked labels ask for, and which of them are known."""
+        return labels, labels != IGNORED_LABEL
 
     def inside(self, labels: Array, mask: Mask) -> Array:
         """Return checked labels with those at padding ignored."""
@@ -166,7 +169,7 @@ class Task(ABC):
 
     def correct(self, outputs: Array, labels: Array) -> Array:
         """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
-        labelled, (answers, known) = self.labelled(labels), self._answers(labels)
+        labelled, (answers, known) = self.labelled(labels), self.targets(labels)
         if labelled is not None and not bool(labelled.all()):
             expected = "a label for every row, where rows are counted as right or wrong"
             got = f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows"
@@ -189,10 +192,6 @@ class Task(ABC):
         """
         remedy = "Distil with a named task, or with a class of your own that derives from one."
         raise ArgumentError("task", expected="one that defines distillation_losses", got=repr(self.name), remedy=remedy)
-
-    def _answers(self, labels: Array) -> tuple[Array, Array]:
-        """Return the predictions that labels ask for, and which of them are known."""
-        return labels, labels != IGNORED_LABEL
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
@@ -250,8 +249,8 @@ class Classification(_Smoothable):
             return _as_probabilities(labels.to(at_least_float32(outputs).dtype))
         return _as_classes(labels, outputs.shape[:1], outputs.shape[-1])
 
-    def _answers(self, labels: Array) -> tuple[Array, Array]:
-        return super()._answers(hard_labels(labels))
+    def targets(self, labels: Array) -> tuple[Array, Array]:
+        return super().targets(labels.argmax(-1) if _is_floating(labels) else labels)
 
 
 class TokenClassification(_Smoothable):
@@ -318,7 +317,7 @@ class Multilabel(_Smoothable):
     def predictions(self, outputs: Array) -> Array:
         return outputs > 0
 
-    def _answers(self, labels: Array) -> tuple[Array, Array]:
+    def targets(self, labels: Array) -> tuple[Array, Array]:
         return labels > 0.5, labels != IGNORED_LABEL
 
     def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
@@ -445,12 +444,10 @@ class Custom(Task):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         losses = None if self.function is None else self.function(outputs, labels)
         if losses is None or losses.shape != outputs.shape[:1]:
-            raise ArgumentError(
-                "task",
-                expected=f"a callable that gives one loss per example, ({outputs.shape[0]},)",
-                got="none, as in a trajectory from a file" if losses is None else f"shape {tuple(losses.shape)}",
-                remedy="Do not reduce over the batch: use reduction='none' and average what belongs to one example.",
-            )
+            expected = f"a callable that gives one loss per example, ({outputs.shape[0]},)"
+            got = "none, as in a trajectory from a file" if losses is None else f"shape {tuple(losses.shape)}"
+            remedy = "Do not reduce over the batch: use reduction='none' and average what belongs to one example."
+            raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
         return losses
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -480,12 +477,8 @@ def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
         return _TASKS[task]
     if callable(task):
         return Custom(task)
-    raise ArgumentError(
-        "task",
-        expected=f"one of {', '.join(_TASKS)}, or a callable (outputs, labels) -> losses (batch,)",
-        got=repr(task),
-        remedy="Correct the name.",
-    )
+    expected = f"one of {', '.join(_TASKS)}, or a callable (outputs, labels) -> losses (batch,)"
+    raise ArgumentError("task", expected=expected, got=repr(task), remedy="Correct the name.")
 
 
 def task_named(name: str | None) -> Task:
@@ -504,16 +497,6 @@ def infer_task(outputs: Array, labels: Array) -> Task:
     if _is_floating(labels) or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.ndim == 3 else "classification"]
-
-
-def hard_labels(labels: Array) -> Array:
-    """Return classes, of labels that may be probabilities of classes.
-
-    Example:
-        >>> ponder.tasks.hard_labels(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
-        tensor([1, 0])
-    """
-    return labels.argmax(-1) if _is_floating(labels) else labels
 
 
 def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:

@@ -76,11 +76,7 @@ class Trajectory(Record):
         first = trajectories[0]
         weights = {one.weights for one in trajectories}
         lengths = [_length(one) for one in trajectories]
-        masked = [one.mask is not None for one in trajectories]
-        if any(lengths) and len({*zip(lengths, masked, strict=True)}) > 1:
-            trajectories = [_with_mask(one, length) for one, length in zip(trajectories, lengths, strict=True)]
-        if not any(lengths):  # a mask of positions that nothing has
-            trajectories = [dataclasses.replace(one, mask=None) for one in trajectories]
+        trajectories = [_with_mask(one, length) for one, length in zip(trajectories, lengths, strict=True)]
         parts = [one.tensors() for one in trajectories]
         fields = {(one.batch.task.name, *part) for one, part in zip(trajectories, parts, strict=True)}
         if len(weights) > 1 or len(fields) > 1:
@@ -129,8 +125,8 @@ def _length(trajectory: Trajectory) -> int:
 
 
 def _with_mask(trajectory: Trajectory, length: int) -> Trajectory:
-    """Return a trajectory whose mask is about its positions: all of them, where it had none or one of others."""
-    if trajectory.mask is not None and trajectory.mask.shape[1] == length:
-        return trajectory
-    whole = torch.ones(len(trajectory), length, dtype=torch.bool, device=trajectory.outputs.device)
-    return dataclasses.replace(trajectory, mask=whole)
+    """Return a trajectory whose mask is about its positions, all of them where it had none; None without any."""
+    mask = trajectory.mask if length else None
+    if length and (mask is None or mask.shape[1] != length):
+        mask = torch.ones(len(trajectory), length, dtype=torch.bool, device=trajectory.outputs.device)
+    return dataclasses.replace(trajectory, mask=mask)

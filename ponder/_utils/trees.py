@@ -102,19 +102,12 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
         size = tensor.shape[0] if tensor.dim() else None
         batch = size if batch is None else batch
         if size is None or size != batch:
-            raise ArgumentError(
-                path,
-                expected=f"a tensor with the batch first, ({'batch' if batch is None else batch}, …)",
-                got=f"shape {tuple(tensor.shape)}",
-                remedy="Put one row per example; a value that belongs to the whole batch goes into ponder.Shared(…).",
-            )
+            expected = f"a tensor with the batch first, ({'batch' if batch is None else batch}, …)"
+            remedy = "Put one row per example; a value that belongs to the whole batch goes into ponder.Shared(…)."
+            raise ArgumentError(path, expected=expected, got=f"shape {tuple(tensor.shape)}", remedy=remedy)
     if batch is None:
-        raise ArgumentTypeError(
-            name,
-            expected="a tensor, or a tuple or dict of tensors",
-            got=type(tree).__name__,
-            remedy="Pass tensors.",
-        )
+        expected = "a tensor, or a tuple or dict of tensors"
+        raise ArgumentTypeError(name, expected=expected, got=type(tree).__name__, remedy="Pass tensors.")
     return batch
 
 

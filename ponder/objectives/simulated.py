@@ -13,7 +13,6 @@ from ponder._utils.checks import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.objectives.base import Objective, Unrolled, registry
 from ponder.policies.certainty import SIGNALS
-from ponder.tasks import IGNORED_LABEL, hard_labels
 
 __all__ = ["SignalCalibration", "SimulatedExits"]
 
@@ -107,8 +106,8 @@ class SignalCalibration(Objective):
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         sure, labels = _certainty(self.signal, unrolled)[:, :-1], unrolled.given("labels")
-        correct = unrolled.outputs[:, :-1].argmax(-1) == hard_labels(labels).unsqueeze(1)
-        known = (hard_labels(labels) != IGNORED_LABEL).unsqueeze(1)
+        target, known = (each.unsqueeze(1) for each in unrolled.task.targets(labels))
+        correct = unrolled.outputs[:, :-1].argmax(-1) == target
         right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
         mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
@@ -121,11 +120,8 @@ def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
     """Return the certainty of the class of every row at every step, `(batch, steps)`."""
     task, outputs = unrolled.task, unrolled.outputs
     if not task.one_class or not task.fits(outputs[:, -1]):
-        raise ArgumentError(
-            "signal",
-            expected=f"a task with one class an example, for signal={signal!r}",
-            got=f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}",
-            remedy="Use DeepSupervision.",
-        )
+        expected = f"a task with one class an example, for signal={signal!r}"
+        got = f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}"
+        raise ArgumentError("signal", expected=expected, got=got, remedy="Use DeepSupervision.")
     sure: Tensor = SIGNALS[signal](outputs)
     return sure

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Self
 import numpy as np
 
 from ponder._utils.arrays import at_least_float32, namespace
-from ponder._utils.checks import check_choice, check_int
+from ponder._utils.checks import check_int
 from ponder._utils.registry import Plugin, Registry
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.tasks import Task, task_named
@@ -197,9 +197,6 @@ class Threshold:
     high: float | Callable[[int, int], float] = 1.0
     whole: bool = False
 
-    def __post_init__(self) -> None:
-        check_choice("leaves", self.leaves, _COMPARISONS)
-
     @property
     def higher_exits_later(self) -> bool:
         """Whether rows exit later under a higher threshold."""
@@ -290,10 +287,9 @@ class ExitPolicy(Plugin, ABC):
         A leaf that overrides this calls `super().check(spec)`.
         """
         for need in sorted(self.needs - spec.readings):
+            expected = f"one that needs no {need}, which is not there"
             remedy = _REMEDIES.get(need, "Correct its needs: cdf and survival come with 'hazard'.")
-            raise ArgumentError(
-                "policy", expected=f"one that needs no {need}, which is not there", got=self, remedy=remedy
-            )
+            raise ArgumentError("policy", expected=expected, got=self, remedy=remedy)
 
     def exit_of_all(self, num_steps: int) -> int | None:
         """Return the step at which every row exits, where that needs no look at any; None by default."""
@@ -354,9 +350,8 @@ class ExitPolicy(Plugin, ABC):
         return self
 
     def __bool__(self) -> NoReturn:
-        raise ArgumentTypeError(
-            "policy", expected="a & b, a | b, or `is None`", got="and, or, not, if", remedy="These would drop a policy."
-        )
+        expected, got = "a & b, a | b, or `is None`", "and, or, not, if"
+        raise ArgumentTypeError("policy", expected=expected, got=got, remedy="These would drop a policy.")
 
     def __or__(self, other: ExitPolicy) -> ExitPolicy:
         """Return the policy that exits where either does."""

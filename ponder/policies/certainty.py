@@ -37,8 +37,7 @@ __all__ = [
 
 def confidence(logits: Array) -> Array:
     """Return the probability of the most probable class, `(…)`, of class logits `(…, classes)`."""
-    probabilities = softmax(logits)
-    return probabilities.max(-1) if isinstance(probabilities, np.ndarray) else probabilities.amax(-1)
+    return namespace(logits).amax(softmax(logits), -1)
 
 
 def margin(logits: Array) -> Array:
@@ -205,9 +204,6 @@ def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:
 
 
 def _no_classes(policy: ThresholdPolicy, got: str) -> ArgumentError:
-    return ArgumentError(
-        "policy",
-        expected=f"class logits (batch, classes ≥ 2) under {type(policy).__name__}",
-        got=got,
-        remedy="Without classes use policies.Patience (with a tolerance for numbers), or a policy on the hazard.",
-    )
+    expected = f"class logits (batch, classes ≥ 2) under {type(policy).__name__}"
+    remedy = "Without classes use policies.Patience (with a tolerance for numbers), or a policy on the hazard."
+    return ArgumentError("policy", expected=expected, got=got, remedy=remedy)

@@ -203,12 +203,9 @@ class Certified(PolicyWrapper):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if self.num_steps not in (None, spec.num_steps):
-            raise ArgumentError(
-                "policy",
-                expected=f"one that is certified for {spec.num_steps} steps",
-                got=f"a certificate for {self.num_steps}",
-                remedy="Run the policy inside, policy.policy, without a promise, or certify it on such a run.",
-            )
+            expected, got = f"one that is certified for {spec.num_steps} steps", f"a certificate for {self.num_steps}"
+            remedy = "Run the policy inside, policy.policy, without a promise, or certify it on such a run."
+            raise ArgumentError("policy", expected=expected, got=got, remedy=remedy)
 
 
 def promise_about(weights: Callable[[], str | None], policy: ExitPolicy) -> ExitPolicy:

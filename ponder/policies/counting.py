@@ -53,12 +53,9 @@ class _Counting(ThresholdPolicy):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if "output" in self.needs and spec.task.numbers and not self.tolerance:
-            raise ArgumentError(
-                "tolerance",
-                expected="a positive number for regression, where two answers are never exactly equal",
-                got=self.tolerance,
-                remedy=f"Give {type(self).__name__} a tolerance=0.1, say, in the unit of the outputs.",
-            )
+            expected = "a positive number for regression, where two answers are never exactly equal"
+            remedy = f"Give {type(self).__name__} a tolerance=0.1, say, in the unit of the outputs."
+            raise ArgumentError("tolerance", expected=expected, got=self.tolerance, remedy=remedy)
 
     def init(self, batch: PolicyBatch) -> Any:
         count = namespace(batch.row_ids).zeros_like(batch.row_ids)

@@ -45,12 +45,10 @@ class Gate(OfClasses):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if not spec.task.one_class or len(self.tables) != spec.num_steps - 1:
-            raise ArgumentError(
-                "policy",
-                expected=f"a gate fitted on one class a row and {spec.num_steps} steps",
-                got=f"the task {spec.task.name!r}, and a gate of {len(self.tables) + 1} steps",
-                remedy="Fit one on this model's own trajectory with ponder.calibration.fit_gate.",
-            )
+            expected = f"a gate fitted on one class a row and {spec.num_steps} steps"
+            got = f"the task {spec.task.name!r}, and a gate of {len(self.tables) + 1} steps"
+            remedy = "Fit one on this model's own trajectory with ponder.calibration.fit_gate."
+            raise ArgumentError("policy", expected=expected, got=got, remedy=remedy)
 
     def init(self, batch: PolicyBatch) -> Any:
         zeros_like = namespace(batch.row_ids).zeros_like
