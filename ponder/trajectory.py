@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
@@ -19,10 +19,6 @@ from ponder.model.loop import Exits
 from ponder.model.padding import Along, join_rows
 from ponder.policies.base import ExitPolicy
 from ponder.tasks import IGNORED_LABEL, Custom, TaskName
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["Trajectory"]
 
@@ -49,12 +45,6 @@ class Trajectory(Record):
         """Return the exits of running the model with `policy`: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
         steps = torch.as_tensor(self.exit_steps(policy), device=self.outputs.device)
         return Exits(self.outputs[torch.arange(len(self), device=steps.device), steps - 1], steps)
-
-    def scores(self, policy: ExitPolicy, free: ExitPolicy | None = None) -> NDArray[np.float64]:
-        """Return the readiness of `policy` to exit, `(rows, steps)`; see `ExitPolicy.scores`."""
-        self.check(policy)
-        scores: NDArray[np.float64] = policy.scores(self, free)
-        return scores
 
     def sweep(self, policies: Any, grid: Any = None, **options: Any) -> Curve:
         """Try every value of a threshold; see `ponder.calibration.sweep`.

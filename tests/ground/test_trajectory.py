@@ -169,7 +169,7 @@ def test_views_are_what_the_loop_shows(task: str) -> None:
 def test_scores_give_the_exits_under_every_threshold() -> None:
     trajectory = make()
     for policy in (policies.Confidence(0.6), policies.Quantile(0.4), policies.Margin(0.3)):
-        scores = trajectory.scores(policy)
+        scores = policy.scores(trajectory)
         assert scores.shape == (ROWS, STEPS)
         assert bool((scores[:, -1] == np.inf).all())
         value = getattr(policy, policy.tunable.field)
