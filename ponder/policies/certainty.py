@@ -37,7 +37,8 @@ __all__ = [
 
 def confidence(logits: Array) -> Array:
     """Return the probability of the most probable class, `(…)`, of class logits `(…, classes)`."""
-    return namespace(logits).amax(softmax(logits), -1)
+    probabilities = softmax(logits)
+    return probabilities.max(-1) if isinstance(probabilities, np.ndarray) else probabilities.amax(-1)
 
 
 def margin(logits: Array) -> Array:
