@@ -102,7 +102,6 @@ class Geometric(Prior):
         return cls(rate)
 
     def log_pmf(self, num_steps: int) -> Tensor:
-        """See `Prior.log_pmf`."""
         logit = math.log(self.rate) - math.log1p(-self.rate)
         logits = torch.full((num_steps,), logit, dtype=torch.float64)
         log_pmf: Tensor = StepDistribution.from_hazard_logits(logits).log_pmf
@@ -125,7 +124,6 @@ class Uniform(Prior):
     """
 
     def log_pmf(self, num_steps: int) -> Tensor:
-        """See `Prior.log_pmf`."""
         return torch.full((num_steps,), -math.log(num_steps), dtype=torch.float64)
 
 
@@ -148,9 +146,8 @@ class Tabulated(Prior):
         object.__setattr__(self, "probabilities", tuple(map(float, self.probabilities)))
         total = math.fsum(self.probabilities)
         if not all(p >= 0 for p in self.probabilities) or not math.isclose(total, 1.0, abs_tol=1e-6):
-            raise ArgumentError(
-                "probabilities", expected="numbers ≥ 0 that sum to 1", got=total, remedy="Divide them by their sum."
-            )
+            expected, remedy = "numbers ≥ 0 that sum to 1", "Divide them by their sum."
+            raise ArgumentError("probabilities", expected=expected, got=total, remedy=remedy)
 
     @classmethod
     def fit(cls, steps: Iterable[int], num_steps: int, smoothing: float = 1.0) -> Self:
@@ -169,7 +166,6 @@ class Tabulated(Prior):
         return cls(tuple((counts / counts.sum()).tolist()))
 
     def log_pmf(self, num_steps: int) -> Tensor:
-        """See `Prior.log_pmf`."""
         _check_length(num_steps, len(self.probabilities))
         p = torch.tensor(self.probabilities, dtype=torch.float64)
         return (p / p.sum()).log()
@@ -202,13 +198,12 @@ class Learned(Prior):
 
     def __post_init__(self) -> None:
         check_int("num_steps", self.num_steps)
-        object.__setattr__(self, "module", _Weights(self.num_steps))
+        object.__setattr__(self, "module", nn.ParameterDict({"weight": torch.zeros(self.num_steps)}))
 
     def log_pmf(self, num_steps: int) -> Tensor:
-        """See `Prior.log_pmf`."""
         _check_length(num_steps, self.num_steps)
-        assert isinstance(self.module, _Weights)
-        weight = self.module.weight
+        assert isinstance(self.module, nn.ParameterDict)
+        weight = self.module["weight"]
         start = (self.initial or Uniform()).log_pmf(num_steps)
         precise = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
         return torch.log_softmax(start.to(weight.device, precise) + weight.to(precise), dim=-1)
@@ -220,17 +215,10 @@ class Learned(Prior):
         return type(self)(num_steps, None if self.initial is None else self.initial.rescaled(tuned_for, num_steps))
 
 
-class _Weights(nn.Module):
-    def __init__(self, num_steps: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_steps))
-
-
 def _check_length(num_steps: int, own: int) -> None:
     if num_steps != own:
-        raise ArgumentError(
-            "prior", expected=f"one over {num_steps} steps", got=own, remedy="Give it the model's steps."
-        )
+        remedy = "Give it the model's steps."
+        raise ArgumentError("prior", expected=f"one over {num_steps} steps", got=own, remedy=remedy)
 
 
 register = registry.register

@@ -14,8 +14,6 @@ __all__ = ["Plugin", "Registry"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_REGISTRY = "registry"  # key of the group of a nested plug-in that is of another registry than the outer one
-_REGISTRIES: dict[str, Registry[Any]] = {}
 
 
 class Registry(Generic[T]):
@@ -37,7 +35,6 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._factories: dict[str, Callable[..., T]] = {}
-        _REGISTRIES[group] = self
 
     def register(self, name: str) -> Callable[[F], F]:
         """Return a decorator that gives `name` to a class or function; a name can be given once."""
@@ -78,6 +75,8 @@ class Registry(Generic[T]):
 class Plugin:
     """Mixin of the frozen dataclasses that live in a registry: they turn into plain JSON and back.
 
+    Fields are plain JSON, or plug-ins of the same registry.
+
     Example:
         >>> policies.Quantile(0.3).to_dict()
         {'name': 'quantile', 'q': 0.3}
@@ -90,8 +89,7 @@ class Plugin:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the registered name under ``"name"``, and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
-        encoded = {name: _encode(self.registry, value) for name, value in fields.items()}
-        return {"name": self.registry.name_of(type(self)), **encoded}
+        return {"name": self.registry.name_of(type(self)), **{name: _encode(value) for name, value in fields.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -104,19 +102,17 @@ def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=group)}
 
 
-def _encode(registry: Registry[Any], value: object) -> object:
+def _encode(value: object) -> object:
     if isinstance(value, Plugin):
-        other = {} if value.registry is registry else {_REGISTRY: value.registry.group}
-        return {**value.to_dict(), **other}
+        return value.to_dict()
     if isinstance(value, list | tuple):
-        return [_encode(registry, item) for item in value]
+        return [_encode(item) for item in value]
     return value
 
 
 def _decode(registry: Registry[Any], value: Any) -> Any:
     if isinstance(value, Mapping):
-        registry = _REGISTRIES[value.get(_REGISTRY, registry.group)]
-        fields = {key: _decode(registry, item) for key, item in value.items() if key not in ("name", _REGISTRY)}
+        fields = {key: _decode(registry, item) for key, item in value.items() if key != "name"}
         return registry.get(value["name"], **fields)
     if isinstance(value, list | tuple):
         return tuple(_decode(registry, item) for item in value)

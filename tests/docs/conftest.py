@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ponder._utils.registry import _REGISTRIES
+from ponder import objectives, policies, priors, recipes
+from ponder.integrations.transformers import adapters
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
     monkeypatch.chdir(tmp_path)
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    registries = list(_REGISTRIES.values())
+    registries: list[Any] = [policies.registry, priors.registry, objectives.registry, recipes.registry, adapters]
     before = [copy.copy(registry._factories) for registry in registries]
     yield vars(main)
     for registry, factories in zip(registries, before, strict=True):

@@ -157,13 +157,13 @@ class Round(Plugin):
     registry: ClassVar[Registry[Any]] = shapes
     radius: float | None = None
     inside: tuple[Any, ...] = ()
-    colour: Red | None = None
+    core: Round | None = None
 
 
 def test_nested_plugins_come_back_from_json() -> None:
-    made = Round(2.0, (Round(), (Round(1.0), "label")), Red(0.5))
+    made = Round(2.0, (Round(), (Round(1.0), "label")), Round(0.5))
     data = json.loads(json.dumps(made.to_dict()))
-    assert data["colour"] == {"name": "red", "depth": 0.5, "registry": "tests.colours"}
+    assert data["core"] == {"name": "round", "radius": 0.5, "inside": [], "core": None}
     assert Round.from_dict(data) == made
     assert policies.from_dict({"name": "quantile", "q": 0.3}) == policies.Quantile(0.3)
 
