@@ -140,12 +140,10 @@ def fit(
     if isinstance(loader, DataLoader):
         loader = accelerator.prepare(loader)
     elif accelerator.num_processes > 1:
-        raise ArgumentError(
-            "loader",
-            expected=f"a DataLoader, whose batches {accelerator.num_processes} processes can share",
-            got=f"a {type(loader).__name__}, of which each would train on all",
-            remedy="Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
-        )
+        expected = f"a DataLoader, whose batches {accelerator.num_processes} processes can share"
+        got = f"a {type(loader).__name__}, of which each would train on all"
+        remedy = "Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)."
+        raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
     stages = wrapper.stages or (Stage(wrapper.objective),)
     done = list[EpochReport]()
     try:
@@ -395,12 +393,10 @@ def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor,
     labels = given.pop("labels", None)
     labels = given.pop("label", None) if labels is None else labels
     if inputs is None or not isinstance(labels, Tensor):
-        raise ArgumentError(
-            "loader",
-            expected="batches with labels: pairs (inputs, labels), or dicts with the labels, a tensor, under 'labels'",
-            got=f"a dict with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__,
-            remedy="Let the data set, or the collate function of the DataLoader, give the labels too.",
-        )
+        expected = "batches with labels: pairs (inputs, labels), or dicts with the labels, a tensor, under 'labels'"
+        got = f"a dict with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        remedy = "Let the data set, or the collate function of the DataLoader, give the labels too."
+        raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
     return inputs, labels, given
 
 

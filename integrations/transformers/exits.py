@@ -186,12 +186,9 @@ def teach_heads(
     once = [given[place] for place in first]
     learn, choose, check = split(ids, _SHARES, seed)
     if len(once) < _FEWEST:
-        raise ArgumentError(
-            "rows",
-            expected=f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)",
-            got=f"{len(once)} of {len(given)}",
-            remedy="Pass more inputs like those that the model will be asked about; they need no labels.",
-        )
+        expected = f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)"
+        remedy = "Pass more inputs like those that the model will be asked about; they need no labels."
+        raise ArgumentError("rows", expected=expected, got=f"{len(once)} of {len(given)}", remedy=remedy)
     model.policy = LastStep()  # what earlier parts of another split have taught must not be certified on them
     early: list[Any] = list(wrapper.head.heads)[:-1]
     for head in early:

@@ -21,12 +21,9 @@ _LENGTHS = (11, 11, 9, 7, 3)  # five rows, a number that no other dimension has;
 def source_of(model: Any) -> ExportSource:
     """Return what an export of a model of tokens needs; see `PonderPreTrainedModel.export_source`."""
     if model.main_input_name != "input_ids":
-        raise ArgumentError(
-            "model",
-            expected="a model that reads tokens",
-            got=f"one that reads {model.main_input_name}",
-            remedy="Export its wrapper with an example: ponder.export.onnx(model.ponder, folder, example=…).",
-        )
+        expected = "a model that reads tokens"
+        remedy = "Export its wrapper with an example: ponder.export.onnx(model.ponder, folder, example=…)."
+        raise ArgumentError("model", expected=expected, got=f"one that reads {model.main_input_name}", remedy=remedy)
     encoder, config = model.encoder, model.encoder.config.get_text_config()
     pad, longest = int(config.pad_token_id or 0), min(_LENGTHS[0], max_positions(encoder))
     lengths = torch.tensor([max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device)

@@ -34,12 +34,9 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     if model.config.model_type == "ponder" or (
         not is_bare and isinstance(model.base_model, PreTrainedModel) and model.base_model is not model
     ):
-        raise ArgumentError(
-            "encoder",
-            expected="a bare encoder",
-            got=f"{type(model).__name__}, which has heads",
-            remedy="Pass its base_model; from_finetuned keeps the head.",
-        )
+        expected = "a bare encoder"
+        remedy = "Pass its base_model; from_finetuned keeps the head."
+        raise ArgumentError("encoder", expected=expected, got=f"{type(model).__name__}, which has heads", remedy=remedy)
     if not getattr(type(model.config), "is_encoder_decoder", False):
         return model
     half: PreTrainedModel = model.get_encoder()
@@ -55,12 +52,9 @@ def example_for(model: PreTrainedModel) -> dict[str, Any]:
     name, config = model.main_input_name, model.config
     make = _MAKERS.get(name) if isinstance(name, str) else None
     if make is None:
-        raise ArgumentError(
-            "encoder",
-            expected=f"an encoder whose main input is one of {', '.join(_MAKERS)}",
-            got=repr(name),
-            remedy="Pass example={…}, what its forward takes for two rows or more.",
-        )
+        expected = f"an encoder whose main input is one of {', '.join(_MAKERS)}"
+        remedy = "Pass example={…}, what its forward takes for two rows or more."
+        raise ArgumentError("encoder", expected=expected, got=repr(name), remedy=remedy)
     takes = inspect.signature(model.forward).parameters
     example: dict[str, Any] = {name: make(config, torch.Generator().manual_seed(0))}
     if name == "input_ids":

@@ -88,12 +88,9 @@ class FinetunedAdapter(CapturedAdapter):
         parts = super().learn()
         shape, inputs = self.shapes["hidden"], self.shapes[self.encoder.main_input_name]
         if len(shape) != 3 or (self.per_position and shape[1] != inputs[1]):
-            raise ArgumentError(
-                "model",
-                expected="layers with a hidden state (batch, length, width), at positions those of the input",
-                got=f"one of shape {shape}",
-                remedy="Capture it with ponder.capture, and give it heads of your own.",
-            )
+            expected = "layers with a hidden state (batch, length, width), at positions those of the input"
+            remedy = "Capture it with ponder.capture, and give it heads of your own."
+            raise ArgumentError("model", expected=expected, got=f"one of shape {shape}", remedy=remedy)
         return parts
 
     def width(self, name: str) -> int:

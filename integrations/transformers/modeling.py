@@ -317,12 +317,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         whole = _loaded(cls.auto_class, model, loading)
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
-            raise ArgumentError(
-                "model",
-                expected="a fine-tuned model of Transformers, head included, without exits",
-                got=type(whole).__name__,
-                remedy="A bare encoder is for from_encoder, and a model with exits for from_pretrained.",
-            )
+            expected = "a fine-tuned model of Transformers, head included, without exits"
+            remedy = "A bare encoder is for from_encoder, and a model with exits for from_pretrained."
+            raise ArgumentError("model", expected=expected, got=type(whole).__name__, remedy=remedy)
         check_saveable(whole)
         packed = None if example is None else pack(example)
         adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
@@ -521,12 +518,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Take the main input out of the arguments of a call, and refuse what no answer would honour."""
         name = self.main_input_name
         for unread in _REMEDIES.keys() & context.keys():
-            raise ArgumentError(
-                unread,
-                expected="None: a model that exits early has no such thing",
-                got=type(context[unread]).__name__,
-                remedy=_REMEDIES[unread],
-            )
+            expected = "None: a model that exits early has no such thing"
+            remedy = _REMEDIES[unread]
+            raise ArgumentError(unread, expected=expected, got=type(context[unread]).__name__, remedy=remedy)
         if name not in context or (missing := self.adapter.required - context.keys()):
             raise ArgumentError(
                 name if name not in context else ", ".join(sorted(missing)),

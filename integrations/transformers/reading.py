@@ -63,12 +63,10 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
     if isinstance(config, PonderConfig):
         return read_classifier(source)
     if config.problem_type == "multi_label_classification" or config.num_labels < 2:
-        raise ArgumentError(
-            "MODEL",
-            expected="a classifier of one class a text",
-            got=f"{config.num_labels} outputs, problem_type {config.problem_type!r}",
-            remedy="Rerankers and several labels a text have no answers that are the same or not.",
-        )
+        expected = "a classifier of one class a text"
+        got = f"{config.num_labels} outputs, problem_type {config.problem_type!r}"
+        remedy = "Rerankers and several labels a text have no answers that are the same or not."
+        raise ArgumentError("MODEL", expected=expected, got=got, remedy=remedy)
     encoder: Any = AutoModelForSequenceClassification.from_pretrained(source)
     return PlainClassifier(encoder.eval(), load_tokenizer(source))
 

@@ -129,12 +129,10 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
     """
     if isinstance(rows, str) or (isinstance(rows, Sequence) and len(rows) and _is_text(rows[0])):
         if isinstance(rows, str) or model.tokenizer is None:
-            raise ArgumentError(
-                "rows",
-                expected="a list of texts, and a tokenizer",
-                got="one text" if isinstance(rows, str) else "a model without a tokenizer",
-                remedy="Pass [text]." if isinstance(rows, str) else "Set model.tokenizer, or pass encodings.",
-            )
+            expected = "a list of texts, and a tokenizer"
+            got = "one text" if isinstance(rows, str) else "a model without a tokenizer"
+            remedy = "Pass [text]." if isinstance(rows, str) else "Set model.tokenizer, or pass encodings."
+            raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
         return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
     return rows
 
@@ -161,12 +159,10 @@ def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, An
 
 def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool) -> tuple[Any, dict[str, Any]]:
     if not isinstance(row, Mapping) or row.get(name) is None or not len(row[name]):
-        raise ArgumentError(
-            "rows",
-            expected=f"dicts, each with {name!r} of one input, which is not empty",
-            got=f"a dict with {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__,
-            remedy="Pass texts, or [tokenizer(text) for text in texts], without padding.",
-        )
+        expected = f"dicts, each with {name!r} of one input, which is not empty"
+        got = f"a dict with {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
+        remedy = "Pass texts, or [tokenizer(text) for text in texts], without padding."
+        raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
     context = {key: row[key] for key in reads if key != name and row.get(key) is not None}
     labels = row.get("labels", row.get("label"))
     if labels is None and of_spans and all(row.get(place) is not None for place in _SPAN):

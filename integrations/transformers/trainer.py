@@ -72,12 +72,9 @@ class PonderTrainer(Trainer):
         wrapper = self.wrapper
         frozen = not any(weight.requires_grad for weight in wrapper.head.parameters())
         if frozen and hasattr(self.model, "peft_config"):
-            raise ArgumentError(
-                "modules_to_save",
-                expected="the heads, which are new and have to be trained in full beside the adapters",
-                got="heads that are frozen",
-                remedy="Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of the model.",
-            )
+            expected = "the heads, which are new and have to be trained in full beside the adapters"
+            remedy = "Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of the model."
+            raise ArgumentError("modules_to_save", expected=expected, got="heads that are frozen", remedy=remedy)
 
     @property
     def wrapper(self) -> PonderWrapper:

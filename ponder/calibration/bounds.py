@@ -42,12 +42,10 @@ def check_losses(losses: Floats, bound: str) -> None:
     chosen = BOUNDS[bound]
     inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
     if not inside.all():
-        raise ArgumentError(
-            "losses",
-            expected=f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1",
-            got=f"values from {losses.min():.6g} to {losses.max():.6g}",
-            remedy="Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones.",
-        )
+        expected = f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1"
+        got = f"values from {losses.min():.6g} to {losses.max():.6g}"
+        remedy = "Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones."
+        raise ArgumentError("losses", expected=expected, got=got, remedy=remedy)
 
 
 def rows_needed(level: float, confidence: float) -> int:

@@ -138,12 +138,10 @@ def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
     points, full = curve.points, curve.full_depth.score
     places = [place for place, point in enumerate(points) if not math.isnan(point.score)]
     if not places or (name == "at_least" and not full > 0.0):
-        raise ArgumentError(
-            "metric",
-            expected="labels and a score that is a number, above 0 at full depth where a share of it is asked for",
-            got=f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)} thresholds",
-            remedy="Record labels: model.record(dataset) with labels; or pass a metric (outputs, labels) -> number.",
-        )
+        expected = "labels and a score that is a number, above 0 at full depth where a share of it is asked for"
+        got = f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)} thresholds"
+        remedy = "Record labels: model.record(dataset) with labels; or pass a metric (outputs, labels) -> number."
+        raise ArgumentError("metric", expected=expected, got=got, remedy=remedy)
     if name == "at_least":
         fit = [i for i in places if points[i].score >= value * full - _ROUNDING]
         best = min(fit, key=lambda i: (points[i].cost, -points[i].score), default=None)

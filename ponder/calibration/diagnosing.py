@@ -155,12 +155,10 @@ def diagnose(
         check_real("speedups", speedup, 1.0)
     name, values = trajectory.score_name(metric), trajectory.score_table(metric)
     if values is None or len(values) < 20 or values.shape[1] < 2 or not np.isfinite(values).all():
-        raise ArgumentError(
-            "trajectory",
-            expected="at least 20 rows and 2 steps, with a finite score that is a mean over rows",
-            got=f"{len(trajectory)} rows, {trajectory.num_steps} steps, {name}",
-            remedy="Record more of the data, or pass metric='accuracy'.",
-        )
+        expected = "at least 20 rows and 2 steps, with a finite score that is a mean over rows"
+        got = f"{len(trajectory)} rows, {trajectory.num_steps} steps, {name}"
+        remedy = "Record more of the data, or pass metric='accuracy'."
+        raise ArgumentError("trajectory", expected=expected, got=got, remedy=remedy)
     cost = as_costs(costs, trajectory.num_steps)
     tried = _Tried(values, cost, *_exits_of(trajectory, compare))
     gains = tuple(tried.gain(speedup) for speedup in speedups if speedup <= cost[-1] / cost[0])

@@ -127,12 +127,9 @@ def family_of(
         make: Any = like
         return Family("value", values, make, make(values[0]), None)
     if free is None:
-        raise ArgumentError(
-            argument,
-            expected="a class of policies with one threshold, a policy with one inside, or a callable with a grid",
-            got=getattr(like, "__name__", repr(like)),
-            remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…].",
-        )
+        expected = "a class of policies with one threshold, a policy with one inside, or a callable with a grid"
+        remedy = "Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…]."
+        raise ArgumentError(argument, expected=expected, got=getattr(like, "__name__", repr(like)), remedy=remedy)
     threshold = _tunable(free)
 
     def build(value: float) -> ExitPolicy:
@@ -193,12 +190,10 @@ def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
     values = tuple(float(value) for value in grid)
     moves = np.sign(np.diff(values))
     if not values or not np.isfinite(values).all() or abs(moves.sum()) < len(moves):
-        raise ArgumentError(
-            "grid",
-            expected="at least one finite value, strictly rising or strictly falling",
-            got=f"{list(values[:8])}{' …' if len(values) > 8 else ''}",
-            remedy="Sort them and leave out repetitions.",
-        )
+        expected = "at least one finite value, strictly rising or strictly falling"
+        got = f"{list(values[:8])}{' …' if len(values) > 8 else ''}"
+        remedy = "Sort them and leave out repetitions."
+        raise ArgumentError("grid", expected=expected, got=got, remedy=remedy)
     return values
 
 

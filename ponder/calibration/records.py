@@ -262,12 +262,10 @@ class Record:
 def check_record(record: Record, argument: str = "trajectory") -> None:
     """Raise where nothing can be estimated from a record: no rows, or the answers of training mode."""
     if not len(record) or record.training:
-        raise ArgumentError(
-            argument,
-            expected="a run in evaluation mode over at least one row",
-            got="a run of training mode, with dropout on" if len(record) else "no rows",
-            remedy="Record one with model.record(dataset).",
-        )
+        expected = "a run in evaluation mode over at least one row"
+        got = "a run of training mode, with dropout on" if len(record) else "no rows"
+        remedy = "Record one with model.record(dataset)."
+        raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
 
 
 def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
@@ -276,12 +274,10 @@ def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
     weights = {test.weights, seen.weights} - {None}
     known = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids)) & (test.content_ids and seen.content_ids)
     if known.any() or len(weights) > 1:
-        raise ArgumentError(
-            argument,
-            expected="other rows than those that chose the policy, under the same weights",
-            got=f"{known.sum()} of {len(test)} rows again, weights {' and '.join(sorted(map(str, weights)))}",
-            remedy="Split the data first, ponder.split(texts), and record both sides with one model.",
-        )
+        expected = "other rows than those that chose the policy, under the same weights"
+        got = f"{known.sum()} of {len(test)} rows again, weights {' and '.join(sorted(map(str, weights)))}"
+        remedy = "Split the data first, ponder.split(texts), and record both sides with one model."
+        raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
 
 
 def serves(record: Record, policy: ExitPolicy) -> bool:

@@ -199,17 +199,12 @@ def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats,
         losses = 1.0 - record.correct()
         losses = losses if risk == "error" else losses - losses[:, -1:]
     else:
-        raise ArgumentError(
-            "risk",
-            expected="'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, or a Risk",
-            got=repr(risk),
-            remedy=f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK.",
-        )
+        expected = "'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, or a Risk"
+        remedy = f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK."
+        raise ArgumentError("risk", expected=expected, got=repr(risk), remedy=remedy)
     if losses.shape != (len(record), record.num_steps) or not ((losses >= -1.0) & (losses <= 1.0)).all():
-        raise ArgumentError(
-            "risk",
-            expected=f"a loss in [0, 1] for each row and step, {(len(record), record.num_steps)}",
-            got=f"shape {losses.shape}, values from {losses.min():.6g} to {losses.max():.6g}",
-            remedy="Do not reduce over the rows, and divide by the largest loss there can be.",
-        )
+        expected = f"a loss in [0, 1] for each row and step, {(len(record), record.num_steps)}"
+        got = f"shape {losses.shape}, values from {losses.min():.6g} to {losses.max():.6g}"
+        remedy = "Do not reduce over the rows, and divide by the largest loss there can be."
+        raise ArgumentError("risk", expected=expected, got=got, remedy=remedy)
     return np.maximum(losses, low), rows

@@ -114,12 +114,9 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
         return np.arange(1.0, num_steps + 1)
     given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
     if given.shape != (num_steps,) or not (np.isfinite(given) & (given > 0)).all() or (np.diff(given) < 0).any():
-        raise ArgumentError(
-            "costs",
-            expected=f"{num_steps} positive numbers that do not fall, the cost of exiting after each step",
-            got=given.tolist(),
-            remedy="A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative.",
-        )
+        expected = f"{num_steps} positive numbers that do not fall, the cost of exiting after each step"
+        remedy = "A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative."
+        raise ArgumentError("costs", expected=expected, got=given.tolist(), remedy=remedy)
     return given
 
 

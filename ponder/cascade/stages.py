@@ -58,12 +58,10 @@ class Stage:
         own = tuple(classes) if self.classes is None else self.classes
         shares = np.nanmin(made, initial=0) >= 0 and np.nanmax(made, initial=0) <= 1.001
         if made.shape != (rows, len(own)) or not set(own) <= set(classes) or not shares:
-            raise ArgumentError(
-                "stages",
-                expected=f"probabilities ({rows}, {len(own)}) of classes among those of the last stage",
-                got=f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}",
-                remedy="Return one probability a class, such as predict_proba; name the same classes in every stage.",
-            )
+            expected = f"probabilities ({rows}, {len(own)}) of classes among those of the last stage"
+            got = f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}"
+            remedy = "Return one probability a class, such as predict_proba; name the same classes in every stage."
+            raise ArgumentError("stages", expected=expected, got=got, remedy=remedy)
         if own == tuple(classes):
             return made
         spread = np.zeros((rows, len(classes)))
@@ -77,12 +75,9 @@ class Stage:
             write(folder)
             return
         if self.folder is None:
-            raise ArgumentError(
-                "stages",
-                expected="stages that can be written: a Student, a model of ponder, a folder",
-                got=f"a {type(self.model).__name__}",
-                remedy="Keep it yourself, and give it again: Cascade.load(folder, stages=[…]).",
-            )
+            expected = "stages that can be written: a Student, a model of ponder, a folder"
+            remedy = "Keep it yourself, and give it again: Cascade.load(folder, stages=[…])."
+            raise ArgumentError("stages", expected=expected, got=f"a {type(self.model).__name__}", remedy=remedy)
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
 
@@ -107,12 +102,9 @@ def stage_of(given: Any) -> Stage:
         return Stage(given, answer, classes_of(given), folder, _steps_of(given))
     if callable(given):
         return Stage(given, given, None)
-    raise ArgumentError(
-        "stages",
-        expected="models with predict_proba or predict, functions, or folders",
-        got=repr(given),
-        remedy="Pass a function from a list of inputs to probabilities (rows, classes).",
-    )
+    expected = "models with predict_proba or predict, functions, or folders"
+    remedy = "Pass a function from a list of inputs to probabilities (rows, classes)."
+    raise ArgumentError("stages", expected=expected, got=repr(given), remedy=remedy)
 
 
 def read_stage(folder: Path) -> Stage:

@@ -34,12 +34,9 @@ def run(
     probe_folder(out, "exits", model)
     found = read_texts(texts, **reading).without_empty()
     if (distinct := len(set(found.texts))) < _FEWEST:
-        raise ArgumentError(
-            "--texts",
-            expected=f"at least {_FEWEST} distinct texts (some 1,000 certify 1%)",
-            got=f"{distinct} in {texts}",
-            remedy="Name a file with more texts like those to come; they need no labels.",
-        )
+        expected = f"at least {_FEWEST} distinct texts (some 1,000 certify 1%)"
+        remedy = "Name a file with more texts like those to come; they need no labels."
+        raise ArgumentError("--texts", expected=expected, got=f"{distinct} in {texts}", remedy=remedy)
     made = read_fine_tuned(model)
     names, started = classes_of(made) or (), time.perf_counter()
     encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))

@@ -66,12 +66,9 @@ class Folder:
         seen = heads_saw(last, once.texts) | (uniform(0, content_ids(once.texts)) <= self.taught_below)
         fresh = once.take(np.flatnonzero(~seen))
         if len(fresh) < fewest:
-            raise ArgumentError(
-                "--texts",
-                expected=f"at least {fewest} distinct texts that the exits did not learn from",
-                got=str(len(fresh)),
-                remedy="Name a file with more texts like those to come.",
-            )
+            expected = f"at least {fewest} distinct texts that the exits did not learn from"
+            remedy = "Name a file with more texts like those to come."
+            raise ArgumentError("--texts", expected=expected, got=str(len(fresh)), remedy=remedy)
         return fresh
 
 

@@ -100,12 +100,10 @@ def onnx(
         source = replace(source, tokenizer=tokenizer)
     wrong = [(n, p) for n, p in source.model.named_parameters() if p.dtype != torch.float32 or p.device.type != "cpu"]
     if wrong:
-        raise ArgumentError(
-            "model",
-            expected="weights in float32 on the CPU",
-            got=f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}",
-            remedy="Export a copy: copy.deepcopy(model).cpu().float().",
-        )
+        expected = "weights in float32 on the CPU"
+        got = f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}"
+        remedy = "Export a copy: copy.deepcopy(model).cpu().float()."
+        raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
     with _whole(Path(folder)) as made, evaluating(source.model):
         _Tracer(source, made).write()
         if int8:

@@ -189,12 +189,9 @@ def write_policy(
         folder: The folder.
     """
     if "context" in policy.needs:
-        raise ArgumentError(
-            "policy",
-            expected="a policy that reads the model alone",
-            got=f"{policy!r}, which reads policy_context",
-            remedy="Serve it with PyTorch.",
-        )
+        expected = "a policy that reads the model alone"
+        remedy = "Serve it with PyTorch."
+        raise ArgumentError("policy", expected=expected, got=f"{policy!r}, which reads policy_context", remedy=remedy)
     together = policy.exit_of_all(num_steps)
     if together is not None:
         return PolicyGraphs(together=together)

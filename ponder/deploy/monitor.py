@@ -193,12 +193,9 @@ class Watch:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no state of an audit ({error}).") from error
         if policies != self._described or (audit.level, audit.confidence) != (self.audit.level, self.audit.confidence):
-            raise ArgumentError(
-                "path",
-                expected="the state of these policies and of this promise",
-                got=f"that of others, in {path}",
-                remedy="Give each promise a file of its own, or delete this one to begin anew.",
-            )
+            expected = "the state of these policies and of this promise"
+            remedy = "Give each promise a file of its own, or delete this one to begin anew."
+            raise ArgumentError("path", expected=expected, got=f"that of others, in {path}", remedy=remedy)
         self.audit = audit
 
     def _save(self) -> None:

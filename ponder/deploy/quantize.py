@@ -74,12 +74,9 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
     model._graphs = {**model._graphs, **watched}
     model.record(examples)
     if not all(np.isfinite(end).all() for graph in watched.values() for pair in graph.ranges.values() for end in pair):
-        raise ArgumentError(
-            "calibration",
-            expected="examples on which every value is finite",
-            got="one with NaN or infinity on its way",
-            remedy="Pass some hundred examples like those to come.",
-        )
+        expected = "examples on which every value is finite"
+        remedy = "Pass some hundred examples like those to come."
+        raise ArgumentError("calibration", expected=expected, got="one with NaN or infinity on its way", remedy=remedy)
     return [graph.ranges for graph in watched.values()]
 
 

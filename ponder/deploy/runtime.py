@@ -231,12 +231,9 @@ class OnnxModel:
         """Read what a caller gives, as rows."""
         if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
             one = isinstance(examples, str)
-            raise ArgumentError(
-                "examples",
-                expected="a list of texts" if one else "arrays, for an export without a tokenizer",
-                got="one text" if one else "texts",
-                remedy="Pass [text]." if one else "Export with tokenizer=.",
-            )
+            expected = "a list of texts" if one else "arrays, for an export without a tokenizer"
+            remedy = "Pass [text]." if one else "Export with tokenizer=."
+            raise ArgumentError("examples", expected=expected, got="one text" if one else "texts", remedy=remedy)
         if _are_texts(examples):
             encoded = self._tokenizer.encode_batch([one if isinstance(one, str) else tuple(one) for one in examples])
             names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]
@@ -253,12 +250,9 @@ class OnnxModel:
         for spec in self.manifest.inputs:
             if spec.name not in arrays:
                 if spec.default is None:
-                    raise ArgumentError(
-                        "examples",
-                        expected=f"{[spec.name for spec in self.manifest.inputs]} in each example",
-                        got=sorted(arrays),
-                        remedy="Give dicts of arrays by these names.",
-                    )
+                    expected = f"{[spec.name for spec in self.manifest.inputs]} in each example"
+                    remedy = "Give dicts of arrays by these names."
+                    raise ArgumentError("examples", expected=expected, got=sorted(arrays), remedy=remedy)
                 arrays[spec.name] = np.full(length, spec.default)
         mask = self.manifest.mask
         if mask is not None:

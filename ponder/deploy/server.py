@@ -293,12 +293,9 @@ def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
     inside = policy.policy if isinstance(policy, Certified) else policy
     part = part_with_threshold(inside)
     if part is None:
-        raise ArgumentError(
-            "threshold",
-            expected="none: the policy has no threshold of its own",
-            got=f"{value:g}",
-            remedy="Leave it out.",
-        )
+        expected = "none: the policy has no threshold of its own"
+        remedy = "Leave it out."
+        raise ArgumentError("threshold", expected=expected, got=f"{value:g}", remedy=remedy)
     return exchanged(inside, part, part.with_threshold(value))
 
 
