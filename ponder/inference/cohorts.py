@@ -49,7 +49,7 @@ def source_of(
         for place, length in zip(order[part], own, strict=True):
             lengths[place] = length
     ids = torch.arange(len(examples)) if row_ids is None else row_ids
-    rows = PolicyBatch(reader.placed(ids), num_steps or reader.model.num_steps, reader.model.task)
+    rows = PolicyBatch(reader.placed(ids), num_steps or reader.model.num_steps, reader.model.spec.task)
     return Chunk(batches, lengths, join, max_batch if regroups else None, max_tokens, policy_context), rows
 
 

@@ -142,7 +142,7 @@ class StreamEngine:
         self._steps = self._row_steps = 0
         self._ends: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=4096)
-        self._nothing = PolicyBatch(torch.zeros(0, dtype=torch.long), self._num_steps, model.task)
+        self._nothing = PolicyBatch(torch.zeros(0, dtype=torch.long), self._num_steps, model.spec.task)
         self._fresh = _begun(self._policy.init(self._nothing))
         self._thread = threading.Thread(target=self._work, name="ponder-stream", daemon=True)
         self._thread.start()

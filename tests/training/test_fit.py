@@ -207,9 +207,11 @@ def test_progress_reaches_objectives_that_change() -> None:
     shares: list[float] = []
 
     class Spy(objectives.FinalStep):
-        def at(self, progress: objectives.Progress | None) -> objectives.Objective:
-            shares.append(-1.0 if progress is None else progress.share)
-            return self
+        needs = frozenset({"progress"})
+
+        def per_example(self, unrolled: objectives.Unrolled) -> torch.Tensor:
+            shares.append(unrolled.given("progress").share)
+            return super().per_example(unrolled)
 
     model = build("vanilla")
     model.objective = Spy()
