@@ -26,7 +26,7 @@ RERANKED = (
     *(("TopK", margin) for margin in (3.0, 2.0)),
     *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
 )
-NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet"}
+NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet", "shared": "one shared layer"}
 
 
 def read(path: Path) -> Any:
@@ -68,9 +68,37 @@ def held_out() -> str:
 
 def ablation() -> str:
     """Return PALBERT's four changes to PonderNet, one after the other."""
+    return reported("ablation", "minilm")
+
+
+def shared() -> str:
+    """Return the scores of every recipe at its exits on the encoder of one layer."""
+    return reported("scores", "shared")
+
+
+def switches() -> str:
+    """Return PALBERT's four changes on the encoder of one layer."""
+    return reported("ablation", "shared")
+
+
+def reported(part: str, backbone: str) -> str:
+    """Return the table of a part of the benchmark's report."""
     results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
-    drawn = str(import_module("benchmarks.glue.report").page(results, ["ablation"], backbone="minilm"))
+    drawn = str(import_module("benchmarks.glue.report").page(results, [part], backbone=backbone))
     return "\n".join(line for line in drawn.splitlines() if line.startswith("|"))
+
+
+def beyond() -> str:
+    """Return what steps beyond the trained ones bring on that encoder."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    rows = []
+    for one in (one for one in results if one["backbone"] == "shared"):
+        dev = one["splits"]["dev"]
+        if "beyond" in dev and one["recipe"] in ("vanilla", "palbert") and not one["config"]["recipe_options"]:
+            steps = [*dev["per_step"], *dev["beyond"]]
+            shown = (steps[one["num_steps"] + more - 1] for more in (-1, 0, 1, 2, 4, 6))
+            rows.append([one["task"], f"`{one['recipe']}`", *(f"{100 * value:.1f}" for value in shown)])
+    return table(["task", "recipe", *(f"step {step}" for step in (5, 6, 7, 8, 10, 12))], rows)
 
 
 def pays_by_task() -> str:
@@ -140,6 +168,13 @@ def speed() -> str:
         [kind, *(f"{found[f'ALBERT-base, {kind}, batch {size}']['value']:.2f}" for size in sizes)] for kind in kinds
     )
     return table(["exits", *(f"batch of {size}" for size in sizes)], rows) + made_by(whole)
+
+
+def streaming() -> str:
+    """Return the throughput of a stream of shared steps over that of stacked ones."""
+    whole = read(RESULTS / "speed" / "streaming.json")
+    rows = ([one["case"], f"×{one['value']:.2f}", f"{one['low']:.2f}–{one['high']:.2f}"] for one in whole["figures"])
+    return table(["stream", "shared ÷ stacked", "of five rounds"], rows) + made_by(whole)
 
 
 def exporting() -> str:
@@ -270,10 +305,14 @@ TABLES: dict[str, Callable[[], str]] = {
         held_out,
         repeats,
         ablation,
+        shared,
+        switches,
+        beyond,
         finetuned,
         cosines,
         risk,
         speed,
+        streaming,
         exporting,
         puzzles,
         rerank,
