@@ -199,3 +199,16 @@ def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_m
     made.model.teacher = None
     with pytest.raises(ArgumentError, match="teacher"):
         made(labels=LABELS)
+
+
+def test_a_lambda_head_reads_no_padding() -> None:
+    options: dict[str, Any] = {"head": nn.Linear(WIDTH, 2), "lambda_head": ponder.LambdaHead(WIDTH)}
+    options |= {"padding": ponder.Padding(), "task": "token_classification", "readout": ponder.readouts.identity}
+    model = ponder.PonderWrapper(lambda hidden, attention_mask: hidden.tanh(), STEPS, **options).eval()
+    rows, mask = torch.randn(2, 5, WIDTH), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    both, short = (
+        model.unroll(rows[start:, :length], attention_mask=mask[start:, :length]).hazard_logits
+        for start, length in ((0, 5), (1, 3))
+    )
+    assert both is not None
+    torch.testing.assert_close(both[1:], short)
