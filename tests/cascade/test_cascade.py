@@ -302,3 +302,9 @@ def test_classes_are_those_of_the_last_stage_in_its_order() -> None:
     assert cascade.classes == ("a", "b", "c")
     found = cascade.predict(["one", "two"])
     assert (found.labels, found.stage.tolist()) == (["b", "b"], [1, 1])
+
+
+def test_every_stage_has_a_threshold_of_its_own() -> None:
+    outputs = np.log([[[0.7, 0.3], [0.7, 0.3], [0.5, 0.5]], [[0.95, 0.05], [0.5, 0.5], [0.5, 0.5]]])
+    record = Record(outputs.astype(np.float32), None, np.arange(2))
+    assert record.exit_steps(StageThresholds(policies.Confidence(0.5), (0.9, 0.6))).tolist() == [2, 1]
