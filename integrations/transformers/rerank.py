@@ -27,7 +27,7 @@ from ponder.calibration.records import Record
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import source_of
+from ponder.inference.batches import source_of
 from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.exits import counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification

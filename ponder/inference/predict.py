@@ -17,7 +17,7 @@ from torch import Tensor
 from ponder._utils.batches import cut
 from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
-from ponder.inference.cohorts import source_of
+from ponder.inference.batches import source_of
 from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
 from ponder.model.loop import Exits, run
 from ponder.model.padding import Along, join_rows, last_position

@@ -21,7 +21,7 @@ from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, PonderError
-from ponder.inference.cohorts import begin, join
+from ponder.inference.batches import begin, join
 from ponder.inference.examples import Example, ExampleReader, examples_in
 from ponder.model.loop import ModelSource, Running, ask
 from ponder.model.padding import join_rows
