@@ -299,11 +299,12 @@ class StreamEngine:
 
     def _oldest(self, rows: list[_Row], most: int) -> tuple[list[_Row], list[_Row]]:
         """Return a batch with the oldest of some rows, and with others of similar length; and the rows besides."""
-        rows = sorted(rows, key=lambda row: -row.length)
+        rows = sorted(rows, key=lambda row: (-row.length, row.number))
         oldest = min(range(len(rows)), key=lambda place: rows[place].number)
-        batches = cut([row.length for row in rows], most, self._max_tokens)
-        batch = next(batch for batch in batches if oldest < batch.stop)
-        return rows[batch], rows[: batch.start] + rows[batch.stop :]
+        start = max(0, min(oldest, len(rows) - most))
+        batches = cut([row.length for row in rows[start:]], most, self._max_tokens)
+        batch = next(batch for batch in batches if oldest < start + batch.stop)
+        return rows[start:][batch], rows[: start + batch.start] + rows[start + batch.stop :]
 
     def _run(self, key: _Key, admitted: list[_Row]) -> None:
         """Take a batch of a queue one step further."""
