@@ -13,14 +13,14 @@ from ponder._utils.arrays import namespace
 
 __all__ = ["Chunk", "cut"]
 
-_PADDED = 1.25
+_PADDED = 1.15
 Ints = NDArray[Any]
 
 
 def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
     """Cut rows, the longest first, into batches of at most `max_batch` rows and `max_tokens` positions.
 
-    Of the positions, padding is at most a quarter of the others; a row that is too long is alone.
+    Of the positions, padding is at most 15% of the others; a row that is too long is alone.
     """
     start = real = 0
     for place, length in enumerate(lengths):

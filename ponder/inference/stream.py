@@ -271,14 +271,22 @@ class StreamEngine:
             raise
 
     def _next(self) -> _Key:
-        """Return the queue to run: one that was passed over too often, else the fullest, the deepest of equals."""
+        """Return the queue to run: one that was passed over too often, else the fullest, the deepest of equals.
+
+        Where no row waits, the shallowest: its rows meet those before them, and go on as one batch.
+        """
         rows = Counter({key: len(queue) for key, queue in self._queues.items()})
         if self._count_running() < self._max_running:
             for kind, waiting in self._waiting.items():
                 rows[self._schedule[0], kind, self._fresh] += len(waiting)
-        chosen = max(
-            rows, key=lambda key: (self._skips[key] >= self._max_skips, min(rows[key], _FULL * self._max_batch), key[0])
-        )
+
+        def rank(key: _Key) -> tuple[bool, int, int]:
+            passed_over = self._skips[key] >= self._max_skips
+            if not self._waiting:
+                return passed_over, 0, -key[0]
+            return passed_over, min(rows[key], _FULL * self._max_batch), key[0]
+
+        chosen = max(rows, key=rank)
         self._skips = Counter({key: self._skips[key] + 1 for key in rows if key != chosen})
         return chosen
 
@@ -301,18 +309,16 @@ class StreamEngine:
         """Return a batch with the oldest of some rows, and with others of similar length; and the rows besides."""
         rows = sorted(rows, key=lambda row: (-row.length, row.number))
         oldest = min(range(len(rows)), key=lambda place: rows[place].number)
-        start = max(0, min(oldest, len(rows) - most))
-        batches = cut([row.length for row in rows[start:]], most, self._max_tokens)
-        batch = next(batch for batch in batches if oldest < start + batch.stop)
-        return rows[start:][batch], rows[: start + batch.start] + rows[start + batch.stop :]
+        batches = cut([row.length for row in rows], most, self._max_tokens)
+        batch = next(batch for batch in batches if oldest < batch.stop)
+        return rows[batch], rows[: batch.start] + rows[batch.stop :]
 
     def _run(self, key: _Key, admitted: list[_Row]) -> None:
         """Take a batch of a queue one step further."""
         rows = self._queues.pop(key, []) + (self._begin(admitted) if admitted else [])
-        if len(rows) > self._max_batch or (rows and self._max_tokens):
+        if rows:
             rows, rest = self._oldest(rows, self._max_batch)
             self._queues.update({key: rest} if rest else {})
-        if rows:
             self._step(key[1], rows)
 
     def _begin(self, rows: list[_Row]) -> list[_Row]:

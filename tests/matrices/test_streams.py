@@ -111,10 +111,8 @@ def test_neither_order_nor_batch_nor_arrival_changes_an_answer(seed: int) -> Non
         assert_answers([futures[row] for row in range(MANY)], expected)
 
 
-@pytest.mark.parametrize("kind", ["shared", "stacked"])
-@pytest.mark.parametrize("max_batch", [1, 4, 7])
-def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
-    made, inputs = build(kind, policy=policies.LastStep()), rows(28)
+def sizes_of_all_at_once(made: Toy, inputs: Tensor, max_batch: int) -> list[int]:
+    """The batches of a stream in which the first row runs its first step alone, and all others wait together."""
     expected, begun, gate = made.model(inputs), threading.Event(), threading.Event()
 
     def wait(call: int, place: int) -> None:
@@ -124,14 +122,26 @@ def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
     sizes = before_steps(made, wait)
     with ponder.StreamEngine(made.model, max_batch=max_batch) as engine:
         first = engine.submit(inputs[0])
-        assert begun.wait(60)  # it runs alone, and all others wait together
+        assert begun.wait(60)
         futures = [engine.submit(row) for row in inputs[1:]]
         gate.set()
         assert_answers([first, *futures], expected)
-        stats = engine.stats
+    assert (engine.stats.done, engine.stats.row_steps) == (len(inputs), int(expected.exit_step.sum()))
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ["shared", "stacked"])
+@pytest.mark.parametrize("max_batch", [1, 4, 7])
+def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
+    sizes = sizes_of_all_at_once(build(kind, policy=policies.LastStep()), rows(28), max_batch)
     assert max(sizes) == max_batch
     assert sizes.count(max_batch) >= len(sizes) - 2  # all but the first row's, and a rest
-    assert (stats.done, stats.row_steps) == (28, 28 * STEPS)
+
+
+def test_the_last_rows_of_a_stack_meet() -> None:
+    made, inputs = build("stacked", policy=policies.Patience(1)), rows(64)
+    at_steps = [int((made.model(inputs).exit_step >= step).sum()) for step in range(1, STEPS + 1)]
+    assert len(sizes_of_all_at_once(made, inputs, 16)) <= sum(-(-count // 16) for count in at_steps) + 1
 
 
 def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
