@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,16 @@ def calls() -> dict[str, tuple[Callable[[], Any], int]]:
 
 def overheads() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], float]]:
     """Return pairs of ours and the hand-written, by name, each with its aim."""
-    model = hand_written().eval()
     rows = {}
     for batch, length, aim in ((1, 16, 1.08), (1, 32, 1.05), (8, 32, 1.03), (32, 32, 1.03)):
-        ids = torch.randint(VOCABULARY, (batch, length))
+        model, ids = hand_written().eval(), torch.randint(VOCABULARY, (batch, length))
         with torch.no_grad():
             sure = model.unroll(ids).outputs.softmax(-1).amax(-1)
             threshold = float(sure[:, :-1].amax(1).median())  # about half of the rows exit early
             model.policy = policies.Confidence(threshold)
-            policy = model.policy
             assert torch.equal(model(ids).exit_step, by_hand(model, ids, threshold)[1])
-        ours = torch.no_grad()(lambda ids=ids, policy=policy: model(ids, policy=policy))
-        theirs = torch.no_grad()(lambda ids=ids, threshold=threshold: by_hand(model, ids, threshold))
+        ours = torch.no_grad()(partial(model, ids))
+        theirs = torch.no_grad()(partial(by_hand, model, ids, threshold))
         rows[f"evaluation, {batch} × {length}"] = (ours, theirs, aim)
     trained, ids, labels = hand_written(), torch.randint(VOCABULARY, (8, 32)), torch.randint(CLASSES, (8,))
     trained.train()
