@@ -16,7 +16,7 @@ from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]
 
-_FORMAT = "ponder-model-3"
+_FORMAT = "ponder-model-4"
 M = TypeVar("M", bound=PonderWrapper)
 
 

@@ -98,8 +98,8 @@ class Task(ABC):
         expected, got = "0: only classes can be smoothed", f"{label_smoothing} with the task {self.name!r}"
         raise ArgumentError("label_smoothing", expected=expected, got=got, remedy="Leave it out.")
 
-    def labelled(self, labels: Array) -> Array | None:
-        """Return which rows have a label, `(batch,)` bool; None where all must have."""
+    def labelled(self, labels: Array) -> Array:
+        """Return which rows have a label, `(batch,)` bool; numbers are labels all."""
         return _parts(self.targets(labels)[1], 1).any(-1)
 
     def targets(self, labels: Array) -> tuple[Array, Array]:
@@ -170,7 +170,7 @@ class Task(ABC):
     def correct(self, outputs: Array, labels: Array) -> Array:
         """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
         labelled, (answers, known) = self.labelled(labels), self.targets(labels)
-        if labelled is not None and not bool(labelled.all()):
+        if not bool(labelled.all()):
             expected = "a label for every row, where rows are counted as right or wrong"
             got = f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows"
             raise _wrong_labels(expected, got, "Record the rows that have a label.")
@@ -338,8 +338,8 @@ class Regression(Task):
     comparable = False
     metric = "negative_squared_error"
 
-    def labelled(self, labels: Array) -> Array | None:
-        return None
+    def targets(self, labels: Array) -> tuple[Array, Array]:
+        return labels, namespace(labels).ones_like(labels, dtype=bool)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         errors: Tensor = _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1)
@@ -435,8 +435,8 @@ class Custom(Task):
         self.classes = classes is not False
         self.numbers = classes is False
 
-    def labelled(self, labels: Array) -> Array | None:
-        return None
+    def targets(self, labels: Array) -> tuple[Array, Array]:
+        return labels, namespace(labels).ones_like(labels, dtype=bool)
 
     def predictions(self, outputs: Array) -> Array:
         return at_least_float32(outputs) if self.numbers else super().predictions(outputs)

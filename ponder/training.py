@@ -20,11 +20,10 @@ from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
 from ponder.model.heads import PerStep
-from ponder.model.losses import count_labelled, joined_loss, step_losses
+from ponder.model.losses import joined_loss, step_losses
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Stage
-from ponder.tasks import infer_task
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["EpochReport", "FitReport", "fit", "parameter_groups", "run_stage"]
@@ -98,9 +97,9 @@ def fit(
 ) -> FitReport:
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
-    The stages are `PonderWrapper.stages`, which `from_recipe` keeps; a model without any trains its own objective. Each
-    stage freezes what it does not train, and has an optimiser (AdamW) and a schedule of its own. Where it runs, in what
-    precision and on how many devices, is `accelerate`'s affair (``accelerate launch``, ``torchrun``).
+    The stages are `PonderWrapper.stages`: those of the recipe, or one with the model's objective. Each freezes what it
+    does not train, and has an optimiser (AdamW) and a schedule of its own. Where it runs, in what precision and on how
+    many devices, is `accelerate`'s affair (``accelerate launch``, ``torchrun``).
 
     Afterwards the model is in evaluation mode, and frozen where it was frozen before.
 
@@ -144,7 +143,7 @@ def fit(
         got = f"a {type(loader).__name__}, of which each would train on all"
         remedy = "Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)."
         raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
-    stages = wrapper.stages or (Stage(wrapper.objective),)
+    stages = wrapper.stages
     done = list[EpochReport]()
     try:
         for number, stage in enumerate(stages, start=1):
@@ -163,7 +162,7 @@ def fit(
 def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
     """Train one stage inside the block: with its objective, its teacher and heads, and all else frozen.
 
-    After the block objective, teacher, stages and what may learn are as before.
+    After the block teacher, stages and what may learn are as before.
 
     Args:
         model: The model.
@@ -179,21 +178,20 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
         ...     [weight.requires_grad for weight in model.head.heads[0].parameters()], model.objective
         ([True, True], DeepSupervision(weights='uniform'))
     """
-    objective, stages, teacher = model.objective, model.stages, model.teacher
+    stages, teacher = model.stages, model.teacher
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     early = list(model.head.heads)[:-1] if isinstance(model.head, PerStep) else []
     try:
         if stage.teacher == "previous":
             model.teacher = None
             model.teacher = copy.deepcopy(model).requires_grad_(False)
-        model.objective = stage.objective
+        model.stages = [stage]
         _freeze(model, stage, early)
         yield
     finally:
         for weight in learned:
             weight.requires_grad_(True)
-        model.objective, model.teacher, model.progress = objective, teacher, None
-        model.stages = stages
+        model.stages, model.teacher, model.progress = stages, teacher, None
 
 
 def parameter_groups(
@@ -322,8 +320,7 @@ class _StageRun:
         processes: int = self.accelerator.num_processes
         if processes == 1:
             return out.loss  # type: ignore[no-any-return]
-        labels = out.trajectory.labels
-        labelled = count_labelled(self.wrapper.task or infer_task(out.outputs, labels), labels)
+        labelled = out.trajectory.meaning.labelled(out.trajectory.labels).sum()
         return joined_loss(out.loss, labelled, self.accelerator.reduce(labelled, "sum"), processes)
 
     def _step(self, loss: Tensor, where: str) -> float:

@@ -18,7 +18,7 @@ from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import record
-from ponder.model.encoder import ReadoutName, main_input_of, read_encoder
+from ponder.model.encoder import ReadoutName, read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import ModelSource, call_stem, run, unroll
 from ponder.model.losses import labelled_mean, step_losses
@@ -105,9 +105,9 @@ class PonderWrapper(nn.Module):
     """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
     main_input_name: str | None = None
     """Name of the inputs in a batch that is a dict; None where the first entry is taken."""
-    _objective: Objective
     _policy: ExitPolicy
     _prior: Prior | None
+    _stages: tuple[Stage, ...]
     _teacher: tuple[Callable[..., Any] | None] = (None,)  # in a tuple: no part of the model, neither trained nor saved
 
     def __init__(
@@ -135,10 +135,9 @@ class PonderWrapper(nn.Module):
             check_int("the number of heads", len(head), self.num_steps, self.num_steps, remedy="Pass one head a step.")
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
-        self.readout = ReadoutCall.of(readout, padding)
+        self.readout = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
-        self._task, self._stages = as_task(task), tuple[Stage, ...]()
-        self._context_names = frozenset[str]()
+        self._task, self._context_names = as_task(task), frozenset[str]()
         halts = self.lambda_head is not None
         default: tuple[ExitPolicy, Objective] = (Quantile(0.5), Ponder(0.5)) if halts else (LastStep(), FinalStep())
         self.policy = default[0] if policy is None else policy
@@ -193,7 +192,7 @@ class PonderWrapper(nn.Module):
         meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
         options: dict[str, Any] = {"stem": stem, "readout": readout, "layers": layers}
-        parts, features = read_encoder(
+        parts, main_input, features = read_encoder(
             module_or_steps, example, num_steps, per_position=meaning.per_position, **options
         )
         count = parts["steps"].num_steps
@@ -205,11 +204,9 @@ class PonderWrapper(nn.Module):
             lambda_head=None if lambda_head is None else lambda_head.to(features),
             prior=scaled.prior,
             policy=scaled.policy if policy is None else policy,
-            objective=scaled.stages[0].objective,
             task=meaning,
         )
-        model.stages = scaled.stages
-        model.main_input_name = main_input_of(example) if isinstance(example, Mapping) else None
+        model.stages, model.main_input_name = scaled.stages, main_input
         return model
 
     def forward(
@@ -243,7 +240,12 @@ class PonderWrapper(nn.Module):
                     got=repr(policy),
                     remedy="Call model.eval() first.",
                 )
-            return self._train_on(inputs, context, labels, row_ids, num_steps)
+            objective = self.objective
+            depth = objective.depth(self.depth(num_steps))
+            trajectory = self._unroll(inputs, context, labels, depth, objective.needs, row_ids, policy_context)
+            loss = None if labels is None else self._loss(objective, trajectory, inputs, context)
+            last = torch.full_like(trajectory.row_ids, depth.total)
+            return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
         policy = self.checked(policy, num_steps)
         source, batch = self.start(inputs, context, row_ids, policy_context, num_steps, policy.needs)
         exits = run(source, policy, batch)
@@ -303,7 +305,7 @@ class PonderWrapper(nn.Module):
         needs = {"hazard"} if self.lambda_head is not None else set[str]()
         needs |= {"features"} if keep_features else set()
         depth = Depth(0, self.depth(num_steps))
-        return self._unroll(inputs, context, labels, depth, row_ids, policy_context, needs)
+        return self._unroll(inputs, context, labels, depth, needs, row_ids, policy_context)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
@@ -320,24 +322,25 @@ class PonderWrapper(nn.Module):
 
     @property
     def objective(self) -> Objective:
-        """The training loss; assigning one checks it against the model, and takes the stages of a recipe away."""
-        return self._objective
+        """The training loss, that of the first stage; assigning one makes it that of the only stage."""
+        return self._stages[0].objective
 
     @objective.setter
     def objective(self, objective: Objective) -> None:
-        self._check_objective(objective)
-        self._objective, self._stages = objective, ()
+        check_type("objective", objective, Objective)
+        self.stages = (Stage(objective),)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of training of the recipe, which `ponder.fit` runs; assigning them takes the first's objective."""
+        """The stages of training, one or those of a recipe, which `ponder.fit` runs; assigning them checks each."""
         return self._stages
 
     @stages.setter
     def stages(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
-            self._check_objective(stage.objective)
-        self._objective, self._stages = stages[0].objective if stages else self._objective, tuple(stages)
+            stage.objective.check(has_hazard=self.lambda_head is not None, has_prior=self._prior is not None)
+            stage.objective.depth(self.num_steps)  # which raises where it reads a step that is not there
+        self._stages = tuple(stages)
 
     @property
     def prior(self) -> Prior | None:
@@ -425,13 +428,12 @@ class PonderWrapper(nn.Module):
             "task": None if self._task is None else self._task.name,
             "initial": getattr(self.lambda_head, "initial", None),
             "policy": self._policy.to_dict(),
-            "objective": self._objective.to_dict(),
             "prior": None if self._prior is None else self._prior.to_dict(),
             "stages": [stage.to_dict() for stage in self._stages],
         }
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Take policy, objective, prior and stages from the `settings` of a model of the same architecture.
+        """Take policy, prior and stages from the `settings` of a model of the same architecture.
 
         Raises:
             CheckpointError: The model was of another architecture.
@@ -445,7 +447,6 @@ class PonderWrapper(nn.Module):
         if settings["prior"] != own["prior"]:
             self.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
         self.policy = ExitPolicy.from_dict(settings["policy"])
-        self.objective = Objective.from_dict(settings["objective"])
         self.stages = [Stage.from_dict(stage) for stage in settings["stages"]]
 
     def extra_repr(self) -> str:
@@ -465,11 +466,11 @@ class PonderWrapper(nn.Module):
         context: Mapping[str, Any],
         labels: Tensor | None,
         depth: Depth,
+        needs: Container[str],
         row_ids: Tensor | None,
         policy_context: Mapping[str, Tensor] | None,
-        needs: Container[str],
     ) -> Trajectory:
-        source, batch = self.start(inputs, context, row_ids, policy_context, depth.total, needs)
+        source, batch = self.start(inputs, context, row_ids, policy_context, needs=needs)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
         record: dict[str, Any] = unroll(source, depth, keep_features="features" in needs)
@@ -486,39 +487,26 @@ class PonderWrapper(nn.Module):
             training=self.training,
         )
 
-    def _train_on(
-        self,
-        inputs: Tree,
-        context: Mapping[str, Any],
-        labels: Tensor | None,
-        row_ids: Tensor | None,
-        num_steps: int | None,
-    ) -> PonderOutput:
-        objective = self._objective
-        needs, depth = objective.needs, objective.depth(self.depth(num_steps))
-        trajectory = self._unroll(inputs, context, labels, depth, row_ids, None, needs)
-        outputs, labels = trajectory.outputs[:, -1], trajectory.labels
-        last = torch.full_like(trajectory.row_ids, depth.total)
-        if labels is None:
-            return PonderOutput(outputs, last, None, trajectory)
-        hazards, prior, task = trajectory.hazard_logits, None, self._task or infer_task(outputs, labels)
-        if self._prior is not None and "prior" in needs:
+    def _loss(self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]) -> Tensor:
+        """Return the objective's loss of a batch with labels, a scalar."""
+        outputs, hazards, prior = trajectory.outputs, trajectory.hazard_logits, None
+        labels, task = torch.as_tensor(trajectory.labels), self._task or trajectory.meaning
+        if self._prior is not None and "prior" in objective.needs:
             dtype = outputs.dtype if hazards is None else hazards.dtype
-            prior = self._prior(depth.steps, dtype=dtype, device=outputs.device)
+            prior = self._prior(outputs.shape[1], dtype=dtype, device=outputs.device)
         unrolled = Unrolled(
-            trajectory.outputs,
-            step_losses(task, trajectory.outputs, labels),
+            outputs,
+            step_losses(task, outputs, labels),
             task,
             halting=None if hazards is None else trajectory.halting,
             prior=prior,
             labels=labels,
             features=trajectory.features,
             progress=self.progress,
-            teacher_outputs=self._taught(inputs, context, outputs) if "teacher" in needs else None,
+            teacher_outputs=self._taught(inputs, context, outputs[:, -1]) if "teacher" in objective.needs else None,
             mask=trajectory.mask,
         )
-        loss = labelled_mean(objective.per_example(unrolled), task, labels)
-        return PonderOutput(outputs, last, loss, trajectory)
+        return labelled_mean(objective.per_example(unrolled), task, labels)
 
     @torch.no_grad()
     def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
@@ -537,11 +525,6 @@ class PonderWrapper(nn.Module):
                 remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
             )
         return taught
-
-    def _check_objective(self, objective: Objective) -> None:
-        check_type("objective", objective, Objective)
-        objective.check(has_hazard=self.lambda_head is not None, has_prior=self._prior is not None)
-        objective.depth(self.num_steps)  # which raises where it reads a step that is not there
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""

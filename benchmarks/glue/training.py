@@ -77,17 +77,19 @@ def train(
     model = build(config, task.num_labels)
     if task.kind == "regression":
         start_at(model, float(np.mean(data["labels"])))
-    stages, log = model.ponder.stages, list[dict[str, Any]]()
+    stages = remaining = model.ponder.stages
+    log = list[dict[str, Any]]()
     folder = work / f"{config.key}-{digest_of(data)}"
     if begins_plain(model.recipe):
         plain = dataclasses.replace(config, recipe="vanilla", recipe_options={}, policy=None)
         begun, log = _vanilla(plain, task, data, selected_on, work, progress)
         begin_with(model, begun)
-        model.ponder.stages = stages[1:]
+        remaining = stages[1:]
         if stages[1].train == "early_heads":
             log = [*log, train_heads(config, task, model, stages[1], data, selected_on)]
-            model.ponder.stages = stages[2:]
-    if model.ponder.stages:
+            remaining = stages[2:]
+    if remaining:
+        model.ponder.stages = remaining
         log = log + _train(config, task, model, data, selected_on, folder, progress)
     model.ponder.stages = stages
     model.requires_grad_(True)

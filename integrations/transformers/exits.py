@@ -322,8 +322,7 @@ def _accuracies(certifying: Trajectory, steps: Any) -> tuple[float, float]:
     """The accuracies of full depth and of the exits over the rows that have a label; NaN where none has."""
     if certifying.labels is None:
         return math.nan, math.nan
-    labelled = certifying.meaning.labelled(certifying.labels)
-    rows = np.arange(len(certifying)) if labelled is None else labelled.nonzero().flatten().numpy()
+    rows = certifying.meaning.labelled(certifying.labels).nonzero().flatten().numpy()
     if not len(rows):
         return math.nan, math.nan
     right = certifying.correct()[rows]

@@ -171,7 +171,6 @@ class PonderPreTrainedModel(PreTrainedModel):
             head=head,
             lambda_head=lambda_head,
             prior=recipe.prior,
-            objective=recipe.stages[0].objective,
             policy=recipe.policy,
             stem=AdapterStem(adapter, whole),
             readout=adapter.readout(read),
@@ -381,9 +380,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
-        recipe = dataclasses.replace(
-            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages or (Stage(wrapper.objective),)
-        )
+        recipe = dataclasses.replace(recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages)
         self.config.recipe = recipe.to_dict()
         if kwargs.get("is_main_process", True):
             folder.mkdir(parents=True, exist_ok=True)

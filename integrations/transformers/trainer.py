@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.modeling import span_labels
 from ponder.integrations.transformers.texts import ids_by_content
-from ponder.model.losses import count_labelled, joined_loss
+from ponder.model.losses import joined_loss
 from ponder.objectives import Progress
 from ponder.policies import LastStep
 from ponder.recipes import Stage
@@ -85,7 +85,7 @@ class PonderTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train every stage as Transformers trains, and return what the last one gave."""
         wrapper = self.wrapper
-        stages = wrapper.stages or (Stage(wrapper.objective),)
+        stages = wrapper.stages
         if len(stages) == 1:
             with self._stage(stages[0], last=True):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -227,4 +227,4 @@ class PonderTrainer(Trainer):
         labels = span_labels(inputs.get("start_positions"), inputs.get("end_positions"))
         labels = inputs.get("labels") if labels is None else labels
         task: Task | None = self.wrapper.task
-        return torch.tensor(0) if labels is None or task is None else count_labelled(task, labels)
+        return torch.tensor(0) if labels is None or task is None else task.labelled(labels).sum()

@@ -94,7 +94,7 @@ class Chunk:
         return self._read(lambda batch, _: batch.output())
 
     def output_of(self, index: Any) -> Any:
-        """Return the outputs of some of the rows, at rising places among them (None: all), computed for no others."""
+        """Return the outputs of some of the rows, at rising places among them, computed for no others."""
         return self._read(lambda batch, places: batch.output_of(places), index)
 
     def features(self) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
     """Take the rows `index`, `(rows,)` long, of every tensor of `tree`."""
     if isinstance(tree, Tensor):  # the usual case, without the overhead of a tree
         return tree.index_select(0, index)
-    return None if tree is None else map_tensors(lambda tensor: tensor.index_select(0, index), tree)
+    return None if tree is None else map_tensors(methodcaller("index_select", 0, index), tree)
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ class Record:
         outputs = self.outputs[xp.arange(len(self)), xp.asarray(steps) - 1]
         outputs = at_least_float32(task.without_padding(outputs, self.mask))
         labelled = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
-        return (outputs, labels) if labelled is None else (outputs[labelled], labels[labelled])
+        return outputs[labelled], labels[labelled]
 
     def tensors(self) -> dict[str, Array]:
         """Return every tensor, or array, by name; those of `policy_context` as ``policy_context.NAME``."""

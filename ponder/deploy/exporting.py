@@ -262,7 +262,7 @@ class _Tracer:
         if head is None:
             return None
         if features.dim() > 2 and isinstance(head, LambdaHead):  # which reads their mean over the positions
-            features = self._read("halting", ReadoutCall(readout, self.model.padding, readouts.mean))
+            features = self._read("halting", ReadoutCall(readouts.mean, self.model.padding, readout))
         read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 

@@ -86,7 +86,7 @@ def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
         joined(lambda source: source.hidden, "hidden state", None if padding is None else padding.of_hidden),
         joined(lambda source: dict(source.context), "context", None if padding is None else padding.of_context),
         first.use_hazard,
-        past=joined(lambda own: own.halting() if own.past is not None and own.step else own.past, "past"),
+        past=joined(lambda source: source.past, "past"),
         mask=joined(lambda source: source.mask, "mask", lambda *_: Along(fill=False)),
         policy_context=joined(lambda source: dict(source.policy_context), "policy_context"),
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
-from ponder._utils.trees import Tree
+from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batches import begin, join
 from ponder.inference.examples import Example, ExampleReader, examples_in
@@ -348,7 +348,8 @@ class StreamEngine:
             batch.source.advance(steps[0])
             exits = self._ask(batch, steps)
             gone = exits.nonzero().flatten()
-            outputs = batch.source.output_of(None if len(gone) == len(rows) else gone) if len(gone) else None
+            source = batch.source
+            outputs = source.output() if len(gone) == len(rows) else source.output_of(gone) if len(gone) else None
         except Exception as error:
             for row in rows if len(rows) > 1 else ():
                 self._step(kind, [row])
@@ -371,11 +372,11 @@ class StreamEngine:
         if self._together is not None or bool(exits.all()):
             return exits
         others = ~exits
-        asked = others.nonzero().flatten().to(running.index.device) if bool(exits.any()) else None
+        asked = others.nonzero().flatten().to(running.step.device) if bool(exits.any()) else None
         mask, after = ask(batch.source, self._policy, running, self._nothing, asked)
         exits[others] = mask
-        places = (others.cumsum(0) - 1).clamp(min=0).to(running.index.device)
-        batch.running = after if asked is None else after.take(places)
+        places = (others.cumsum(0) - 1).clamp(min=0).to(running.step.device)
+        batch.running = after if asked is None else take_rows(after, places)
         return exits
 
     def _answer(self, rows: Sequence[_Row], outputs: Tensor) -> None:
@@ -441,10 +442,10 @@ def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
     places = [[row.place for row in own] for own in parts.values()]
     source = join(list(zip([batch.source for batch in parts], places, strict=True)), max(row.length for row in rows))
     running = [
-        batch.running.take(torch.tensor(own, device=source.device)) for batch, own in zip(parts, places, strict=True)
+        take_rows(batch.running, torch.tensor(own, device=source.device))
+        for batch, own in zip(parts, places, strict=True)
     ]
-    states = [(own.index, own.state, own.log_survival) for own in running]
-    together = Running(*join_rows(states, sizes=list(map(len, places)), path="policy state"))
+    together = join_rows(running, sizes=list(map(len, places)), path="policy state")
     return [row for own in parts.values() for row in own], _Batch(source, together)
 
 

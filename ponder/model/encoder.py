@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -15,18 +15,12 @@ from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.capture import capture
 from ponder.model.loop import call_stem
-from ponder.model.padding import Padding
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps
 
-__all__ = ["ReadoutName", "as_call", "main_input_of", "read_encoder"]
+__all__ = ["ReadoutName", "read_encoder"]
 
 ReadoutName = Literal["mean", "first_token", "last"]
-_POOLS: dict[str, Readout] = {
-    "mean": readouts.mean,
-    "first_token": readouts.first_token,
-    "last": readouts.last,
-}
 
 
 def read_encoder(
@@ -38,20 +32,21 @@ def read_encoder(
     stem: Callable[..., Tree] | None = None,
     readout: Readout | ReadoutName | None = None,
     layers: str | None = None,
-) -> tuple[dict[str, Any], Tensor]:
+) -> tuple[dict[str, Any], str | None, Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
 
     Arguments as for `PonderWrapper.from_recipe`; `per_position` says whether there is an answer at each position.
 
     Returns:
-        The arguments of `PonderWrapper` that are the encoder, and the features of the example at the first step,
-        `(batch, width)`, or `(batch, length, width)` with an answer at each position.
+        The arguments of `PonderWrapper` that are the encoder; the name of its inputs, where the example has names; and
+        the features of the example at the first step, `(batch, width)`, or `(batch, length, width)` with an answer at
+        each position.
     """
-    own: Readout = readouts.identity
-    padding: Padding | None = None
+    states: ReadoutCall | None = None
+    padding = None
     if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
         captured = capture(encoder, example, layers=layers)
-        steps, stem, own, padding = captured.steps, captured.stem, captured.readout, captured.padding
+        steps, stem, states, padding = captured.steps, captured.stem, captured.readout, captured.padding
         if captured.classifier is not None and not callable(readout):
             raise ArgumentError(
                 "module_or_steps",
@@ -62,20 +57,22 @@ def read_encoder(
             )
     else:
         steps = Steps.of(encoder, num_steps)
-    if isinstance(readout, str):
-        check_choice("readout", readout, _POOLS)
-        chosen = ReadoutCall(own, padding, _POOLS[readout])
+    if readout is None:
+        chosen = states or ReadoutCall(readouts.identity)
+    elif isinstance(readout, str):
+        check_choice("readout", readout, get_args(ReadoutName))
+        chosen = ReadoutCall(getattr(readouts, readout), states=states)
     else:
-        chosen = ReadoutCall.of(readout or own, None)
-    pooled = ReadoutCall(chosen, padding, readouts.mean)
-    inputs, given = as_call(example)
+        chosen = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
+    name, inputs, given = _as_call(example)
     with evaluating(nn.ModuleList([steps, chosen, *([stem] if isinstance(stem, nn.Module) else [])])):
         hidden, context, _ = call_stem(stem, inputs, given)
         call = unwrap(context)
         hidden = steps(1, hidden, **call)
         features = chosen(hidden, **call)
         if features.dim() == 3 and readout is None and not per_position:
-            chosen, features = pooled, pooled(hidden, **call)
+            chosen = ReadoutCall(readouts.mean, states=states)
+            features = chosen(hidden, **call)
     if features.dim() != (3 if per_position else 2) or not features.is_floating_point():
         raise ArgumentError(
             "readout",
@@ -85,23 +82,13 @@ def read_encoder(
         )
     if padding is not None:
         padding = dataclasses.replace(padding, pooled=not per_position)
-    return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, features
+    return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, name, features
 
 
-def as_call(example: Any) -> tuple[Tree, dict[str, Any]]:
-    """Return an example as the inputs and the context of a call.
-
-    It is the inputs, a pair (inputs, context) whose second item is a dict, or a dict of arguments: the first of them
-    that holds a tensor is then the inputs.
-    """
-    if isinstance(example, Mapping):
-        given = {name: value for name, value in example.items() if value is not None}
-        return given.pop(main_input_of(given)), given
-    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], Mapping):
-        return example[0], dict(example[1])
-    return example, {}
-
-
-def main_input_of(example: Mapping[str, Any]) -> str:
-    """Return the name of the inputs among the arguments of an example: the first that holds a tensor, if one does."""
-    return next((name for name, value in example.items() if tensors(value)), next(iter(example)))
+def _as_call(example: Any) -> tuple[str | None, Tree, dict[str, Any]]:
+    """Return the name, the inputs and the context of a call: of arguments, the first with a tensor is the inputs."""
+    if not isinstance(example, Mapping):
+        return None, example, {}
+    given = {name: value for name, value in example.items() if value is not None}
+    name = next((name for name, value in given.items() if tensors(value)), next(iter(given)))
+    return name, given.pop(name), given

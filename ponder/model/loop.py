@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder._utils.trees import Shared, Tree, check_rows, first_tensor, take_rows, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
 from ponder.model.readouts import mean
@@ -52,16 +52,11 @@ def call_stem(
 ) -> tuple[Tree, Mapping[str, Any], int]:
     """Call the stem, the identity where None, and return h_0, the context of the steps, and the number of rows.
 
-    A pair whose second item is a dict is read as (hidden, context). A `ponder.Shared` value that the stem hands on
-    under its name is shared again.
+    A pair whose second item is a dict is read as (hidden, context).
     """
     hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
     if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
-        hidden, after = hidden
-        for name, given in context.items():
-            if isinstance(given, Shared) and after.get(name) is given.value:
-                after = {**after, name: given}
-        context = after
+        hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
         check_rows("context", context, size)
@@ -98,8 +93,6 @@ class ModelSource:
 
     def advance(self, step: int) -> None:
         """Bring all running rows to `step`."""
-        if self.past is not None and self.step:
-            self.past = self.halting()
         self._cache.clear()
         self.step = step
         at = None if self.at is None else torch.tensor(self.at, device=self.device)
@@ -119,42 +112,34 @@ class ModelSource:
             self._cache["output"] = self.answer(self._cache["features"])
         return self._cache["output"]
 
-    def output_of(self, index: Tensor | None) -> Tensor:
-        """Return the outputs of the rows `index` among the running (None: all); the head is called for no others."""
-        if index is None:
-            return self.output()
+    def output_of(self, index: Tensor) -> Tensor:
+        """Return the outputs of the rows `index` among the running; the head is called for no others."""
         rows = torch.as_tensor(index, device=self.device)
         return self._cache["output"][rows] if "output" in self._cache else self.answer(self.features()[rows], rows)
 
     def hazard_logit(self) -> Tensor:
         """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
         if "hazard" not in self._cache:
-            logit: Tensor = self.lambda_head(self.halting()).reshape(-1)
+            read = self.halting()
+            self.past = None if self.past is None else read
+            logit: Tensor = self.lambda_head(read).reshape(-1)
             self._cache["hazard"] = logit.to(torch.promote_types(logit.dtype, torch.float32))
         return self._cache["hazard"]
 
     def halting(self) -> Tensor:
         """Return what the Lambda head reads: features, newest first; of positions a `LambdaHead` reads the mean."""
-        if "halting" not in self._cache:
-            now = self.features()
-            if now.dim() > 2 and isinstance(self.lambda_head, LambdaHead):
-                now = mean(now, self.mask)
-            self._cache["halting"] = now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
-        return self._cache["halting"]
+        now = self.features()
+        if now.dim() > 2 and isinstance(self.lambda_head, LambdaHead):
+            now = mean(now, self.mask)
+        return now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows `index` among the running; row numbers are given on the host."""
-        rows = torch.as_tensor(index, device=self.device)
-        if self.past is not None:  # what the Lambda head read is the past of the next step
-            self._cache = {"halting": take_rows(self.halting(), rows)}
-        self.hidden = take_rows(self.hidden, rows)
-        if self.mask is not None:
-            self.mask = self.mask[rows]
+        parts = (self.hidden, self.context, self.past, self.mask, self.policy_context)
+        parts = take_rows(parts, torch.as_tensor(index, device=self.device))
+        self.hidden, self.context, self.past, self.mask, self.policy_context = parts
         if self.context:
-            self.context = take_rows(self.context, rows)
             self._bind_context()
-        if self.policy_context:
-            self.policy_context = take_rows(self.policy_context, rows)
 
     def answer(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the outputs of the running `rows` (None: all) from their features."""
@@ -179,24 +164,18 @@ class ModelSource:
         self._read = self._readout.bind(self._call)
 
 
-@dataclass(frozen=True)
-class Running:
-    """The state of the running rows besides their hidden states."""
+class Running(NamedTuple):
+    """The state of the running rows besides their hidden states: a tree, batch first."""
 
-    index: Tensor  # the step that each row has finished, `(rows,)` long; 0 before the first
-    state: Tree  # of the policy, batch first
+    step: Tensor  # that each row has finished, `(rows,)` long; 0 before the first
+    state: Tree  # of the policy
     log_survival: Tensor | None  # log P(not stopped so far), `(rows,)`, where the policy reads hazards
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
         """Return the state of rows before their first step."""
-        index = torch.zeros_like(batch.row_ids)
-        return cls(index, policy.init(batch), index.float() if "hazard" in policy.needs else None)
-
-    def take(self, index: Tensor) -> Running:
-        """Return the state of the rows `index` alone."""
-        log_survival = None if self.log_survival is None else self.log_survival[index]
-        return Running(self.index[index], take_rows(self.state, index), log_survival)
+        step = torch.zeros_like(batch.row_ids)
+        return cls(step, policy.init(batch), step.float() if "hazard" in policy.needs else None)
 
 
 def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
@@ -222,9 +201,9 @@ def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         exiting, remaining = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         rows = torch.arange(mask.shape[0]) if rows is None else rows
         exited.append((step, rows[exiting], source.output_of(exiting)))
-        rows, running = rows[remaining], running.take(remaining.to(device))
+        rows, running = rows[remaining], take_rows(running, remaining.to(device))
         source.keep(remaining)
-    outputs = source.output_of(None)
+    outputs = source.output()
     if rows is None:
         return Exits(outputs, torch.full(batch.row_ids.shape, step, device=device))
     steps, numbers, answers = zip(*exited, (step, rows, outputs), strict=True)
@@ -242,7 +221,7 @@ def ask(
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit
         or none; and the state of the rows after the step.
     """
-    index, needs, log_survival, task = running.index + 1, policy.needs, running.log_survival, batch.task
+    index, needs, log_survival, task = running.step + 1, policy.needs, running.log_survival, batch.task
     readings: dict[str, Any] = {}
     if log_survival is not None:
         logit = source.hazard_logit()
@@ -285,17 +264,17 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
     and the Lambda head, are called once with the rows of all steps, which takes less time.
     """
     with torch.no_grad():
-        for step in range(1, depth.warm_up + 1):
-            source.advance(step)
+        for _ in range(depth.warm_up):
+            source.advance(source.step + 1)
+            source.past = None if source.past is None else source.halting()
     if depth.warm_up:  # under autocast, the weights that were cast without a gradient would be used again
         torch.clear_autocast_cache()
-    past = source.halting() if source.step else source.past
-    source.past = None  # the features of all steps will be here
+    past, source.past = source.past, None  # the features of all steps will be here
     outputs: list[Tensor] = []
     features: list[Tensor] = []
     halting: list[Tensor] = []
-    for step in range(depth.warm_up + 1, depth.total + 1):
-        source.advance(step)
+    for _ in range(depth.steps):
+        source.advance(source.step + 1)
         of_step = source._cache["features"] = source._read(source.hidden)
         has_positions = of_step.dim() > 2  # answers a token are many rows in one call already
         if source.heads is not None or has_positions:
@@ -316,6 +295,6 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
             history = past.shape[1] // read.shape[2]
             read = torch.cat([past.unflatten(1, (history, -1)).flip(1)[:, 1:], read], dim=1)
             read = read.unfold(1, history, 1).flip(-1).transpose(2, 3).flatten(2)
-        source._cache = {"halting": read.flatten(0, 1)}
+        source._cache = {"features": read.flatten(0, 1)}
         hazards = source.hazard_logit().unflatten(0, (-1, depth.steps))
     return {"outputs": answers, "hazard_logits": hazards, "features": stacked if keep_features else None}

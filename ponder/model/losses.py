@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ponder.tasks import Task
 
-__all__ = ["count_labelled", "joined_loss", "labelled_mean", "step_losses"]
+__all__ = ["joined_loss", "labelled_mean", "step_losses"]
 
 
 def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -22,16 +22,8 @@ def step_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
 
 def labelled_mean(losses: Tensor, task: Task, labels: Tensor) -> Tensor:
     """Return the mean of losses, `(batch,)`, over the rows that have a label; 0 where none has."""
-    labelled: Tensor | None = task.labelled(labels)
-    if labelled is not None:
-        return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
-    return losses.mean() if losses.shape[0] else losses.sum()
-
-
-def count_labelled(task: Task, labels: Tensor) -> Tensor:
-    """Return how many rows have a label, and so count in the mean over a batch; a scalar where the labels are."""
-    labelled: Tensor | None = task.labelled(labels)
-    return labels.new_tensor(len(labels), dtype=torch.long) if labelled is None else labelled.sum()
+    labelled: Tensor = task.labelled(labels)
+    return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
 
 
 def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:

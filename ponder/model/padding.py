@@ -92,10 +92,10 @@ class Padding:
         The mask, this one or one that all know, may be in any of several contexts; what is no mapping has none. One of
         another length than `width`, whose stem made other positions, says nothing.
         """
-        known = REAL if self.mask in REAL else {self.mask: self.real}
-        for context in [context for context in contexts if isinstance(context, Mapping)]:
+        known = {self.mask: self.real, **REAL}
+        for context in contexts:
             for name, real in known.items():
-                mask = context.get(name)
+                mask = context.get(name) if isinstance(context, Mapping) else None
                 if isinstance(mask, Tensor) and mask.dim() == 2 and width in (None, mask.shape[1]):
                     return (mask != 0) == bool(real)
         return None

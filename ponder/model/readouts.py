@@ -2,7 +2,7 @@
 
 A readout is any callable `readout(hidden, **context) -> features`; it is given those context values that its
 signature names (all of them where it takes `**context`). One that names `attention_mask` gets the positions that are no
-padding, bool, where the context says so by a mask of another name: PyTorch's, or that of the model's `ponder.Padding`.
+padding, bool, by whichever mask the context has: Transformers', PyTorch's, or that of the model's `ponder.Padding`.
 """
 
 from __future__ import annotations
@@ -82,31 +82,28 @@ last = last_token
 
 
 class ReadoutCall(nn.Module):
-    """A readout that is given exactly the context it names, and whose features may be pooled over the positions.
+    """A readout that is given exactly the context it names.
 
     Args:
         readout: The user's readout; None is the identity for 2-D hidden states.
         padding: The mask that says where padding is.
-        pool: `mean`, `last_token` or `first_token`, where features have positions and are to have none.
+        states: Another readout, whose features stand for the hidden state: `mean` pools their positions.
 
     Example:
-        >>> pooled = ponder.readouts.ReadoutCall(ponder.readouts.identity, pool=ponder.readouts.mean)
+        >>> pooled = ponder.readouts.ReadoutCall(ponder.readouts.mean)
         >>> pooled(torch.randn(2, 3, 8), attention_mask=torch.tensor([[1, 1, 1], [1, 0, 0]])).shape
         torch.Size([2, 8])
     """
 
-    def __init__(self, readout: Readout | None, padding: Padding | None = None, pool: Readout | None = None) -> None:
+    def __init__(
+        self, readout: Readout | None, padding: Padding | None = None, states: ReadoutCall | None = None
+    ) -> None:
         super().__init__()
         self.readout = as_module("readout", _two_dimensional if readout is None else readout)
-        self.padding, self.pool = padding or Padding(), pool
+        self.padding, self.states = padding or Padding(), states
         parameters = list(parameters_of(self.readout).values())
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = None if takes_all else frozenset(p.name for p in parameters[1:])
-
-    @classmethod
-    def of(cls, readout: Readout | None, padding: Padding | None) -> ReadoutCall:
-        """Return a readout that may be one already."""
-        return readout if isinstance(readout, ReadoutCall) else cls(readout, padding)
 
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
         """Return the features of `hidden`, batch first."""
@@ -115,20 +112,13 @@ class ReadoutCall(nn.Module):
     def bind(self, context: Mapping[str, Any]) -> Callable[[Tree], Tensor]:
         """Return the readout of hidden states in this context, in which masks are read once."""
         readout: Any = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
-        if isinstance(readout, ReadoutCall):
-            read = readout.bind(context)
-        else:
-            names = self._names
-            given = {name: value for name, value in context.items() if names is None or name in names}
-            if context and names and "attention_mask" in names - given.keys():
-                given["attention_mask"] = self.padding.positions(context)
-            read = partial(readout, **given) if given else readout
-        pool = self.pool
-        if pool is None:
-            return read
-        if context and pool is not first_token:
-            pool = partial(pool, attention_mask=self.padding.positions(context))
-        return pool if read is identity else lambda hidden: pool(read(hidden))
+        names = self._names
+        given = {name: value for name, value in context.items() if names is None or name in names}
+        if context and names and "attention_mask" in names:
+            given["attention_mask"] = self.padding.positions(context)
+        read = partial(readout, **given) if given else readout
+        states = identity if self.states is None else self.states.bind(context)
+        return read if states is identity else lambda hidden: read(states(hidden))
 
 
 def _two_dimensional(hidden: Tree) -> Tensor:

@@ -143,7 +143,7 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
     if inspect.isfunction(fn):
         names = inspect.getclosurevars(fn)
         used += [*names.nonlocals.values(), *names.globals.values()]
-    if any(isinstance(value, nn.Module | nn.Parameter) for value in used) or not callable(fn):
+    if [value for value in used if isinstance(value, nn.Module | nn.Parameter)] or not callable(fn):
         raise ArgumentError(
             argument,
             expected="an nn.Module, or a pure function without weights",

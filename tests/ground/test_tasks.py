@@ -185,7 +185,6 @@ def test_rows_without_a_label_count_for_nothing() -> None:
         assert given.grad is not None
         assert bool((given.grad[2] == 0).all())
         labelled = task.labelled(checked)
-        assert labelled is not None
         assert labelled.tolist() == [row != 2 for row in range(ROWS)]
         with pytest.raises(ArgumentError, match=r"a label for every row.*-100 for 1 of 6"):
             task.correct(outputs, checked)

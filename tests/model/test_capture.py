@@ -199,7 +199,7 @@ def test_where_ends_of_rows_are_read_rows_of_one_length_share_a_batch() -> None:
     module, example = Neighbours().eval(), make("text-masked")[1]
     parts = capture(module, example)
     assert parts.padding is None
-    readout = ReadoutCall(parts.readout, pool=ponder.readouts.mean)
+    readout = ReadoutCall(ponder.readouts.mean, states=parts.readout)
     own = ponder.PonderWrapper(parts.steps, stem=parts.stem, readout=readout, head=nn.Identity())
     rows = [ids[:length] for ids, length in zip(example["ids"], [LENGTH, 4, 5, 4], strict=True)]
     expected = torch.stack([module(ids[None])[0].mean(0) for ids in rows])
@@ -474,7 +474,7 @@ def test_a_wrapper_of_a_captured_module_exits_like_its_steps_by_hand() -> None:
     own = ponder.PonderWrapper(
         parts.steps,
         stem=parts.stem,
-        readout=ReadoutCall(parts.readout, parts.padding, ponder.readouts.mean),
+        readout=ReadoutCall(ponder.readouts.mean, parts.padding, parts.readout),
         head=head,
         padding=parts.padding,
         policy=ponder.policies.Confidence(0.6),

@@ -149,7 +149,7 @@ def test_readouts_leave_padding_out(context: dict[str, Tensor], dtype: torch.dty
     }
     for name, features in expected.items():
         readout = getattr(ponder.readouts, name)
-        for call in (ReadoutCall(readout), ReadoutCall(ponder.readouts.identity, pool=readout)):
+        for call in (ReadoutCall(readout), ReadoutCall(readout, states=ReadoutCall(lambda hidden: hidden + 0))):
             torch.testing.assert_close(call(states, **context, other=1), features, rtol=1e-3, atol=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_a_mask_with_a_name_of_its_own_is_read_where_it_is_declared() -> None:
     expected = ponder.readouts.mean(states, attention_mask=REAL)
     for call in (
         ReadoutCall(ponder.readouts.mean, padding),
-        ReadoutCall(ponder.readouts.identity, padding, ponder.readouts.mean),
+        ReadoutCall(ponder.readouts.mean, padding, ReadoutCall(ponder.readouts.identity)),
         ReadoutCall(lambda hidden, frames: ponder.readouts.mean(hidden, ~frames), padding),
         ReadoutCall(lambda hidden, **context: ponder.readouts.mean(hidden, ~context["frames"]), padding),
     ):

@@ -80,7 +80,7 @@ def test_a_stem_sees_the_call_and_may_replace_the_context() -> None:
     given = torch.linspace(0.5, 1.5, ROWS)
     expected = model.head(INPUTS * (2 * given[:, None]) ** STEPS)
     torch.testing.assert_close(model({"x": INPUTS}, scale=given).outputs, expected, **CLOSE)
-    shared = make(stem=lambda inputs, scale: (inputs, {"scale": scale}))  # handed on under its name: shared again
+    shared = make(stem=lambda inputs, scale: (inputs, {"scale": ponder.Shared(scale)}))
     torch.testing.assert_close(
         shared(INPUTS, scale=ponder.Shared(torch.tensor(2.0))).outputs, shared.head(INPUTS * 2.0**STEPS), **CLOSE
     )
@@ -93,13 +93,13 @@ def test_a_step_that_takes_any_keyword_is_given_all() -> None:
         model(torch.zeros(2, 1), polcy=1)
 
 
-def test_assigning_an_objective_takes_the_stages_away() -> None:
+def test_assigning_an_objective_leaves_one_stage() -> None:
     steps = [toys.Tanh() for _ in range(STEPS)]
     model = ponder.PonderWrapper.from_recipe(steps, "deebert", num_outputs=3, example=INPUTS)
     stages = recipes.get("deebert").for_steps(STEPS).stages
     assert (model.stages, model.objective) == (stages, stages[0].objective)
     model.objective = objectives.DeepSupervision("uniform")
-    assert model.stages == ()
+    assert model.stages == (recipes.Stage(objectives.DeepSupervision("uniform")),)
     model.stages = stages
     assert model.objective == stages[0].objective
 
