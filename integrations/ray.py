@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ponder.errors import PonderError
+from ponder._utils.checks import library
 from ponder.integrations.transformers import PonderForSequenceClassification
 
 __all__ = ["Predictor", "deployment"]
@@ -74,10 +74,7 @@ def deployment(
     Raises:
         PonderError: Ray Serve is not installed.
     """
-    try:
-        from ray import serve
-    except ImportError as error:
-        raise PonderError("deployment needs Ray Serve: pip install 'ponder-torch[ray]'.") from error
+    serve = library("ray.serve", "deployment", "ray")
     place = fspath(folder)
 
     class Replica:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ponder._utils.checks import check_int, check_real
+from ponder._utils.checks import check_int, check_real, library
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
@@ -398,14 +398,11 @@ def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor,
 
 
 def _accelerator() -> Any:
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise PonderError("ponder.fit needs accelerate: pip install 'ponder-torch[train]'.") from error
+    accelerate = library("accelerate", "ponder.fit", "train")
     # Objectives that draw steps, and early stages, leave some parameters without a gradient.
-    accelerator = Accelerator(
+    accelerator = accelerate.Accelerator(
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
         raise PonderError(

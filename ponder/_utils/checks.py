@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
-__all__ = ["check_choice", "check_int", "check_real", "check_share", "check_type"]
+__all__ = ["check_choice", "check_int", "check_real", "check_share", "check_type", "library"]
 
 
 def check_int(
@@ -64,3 +65,11 @@ def check_type(argument: str, value: object, kind: type) -> None:
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         got, remedy = f"{type(value).__name__} ({value!r:.80})", f"Pass an instance of {name}."
         raise ArgumentTypeError(argument, expected=f"an instance of {name}", got=got, remedy=remedy)
+
+
+def library(module: str, use: str, extra: str) -> Any:
+    """Import a module that need not be installed, or say what needs it, and the extra that brings it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise PonderError(f"{use} needs {module}: pip install 'ponder-torch[{extra}]'.") from error

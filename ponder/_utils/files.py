@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from ponder._utils.arrays import namespace
-from ponder.errors import CheckpointError, PonderError
+from ponder._utils.checks import library
+from ponder.errors import CheckpointError
 
-__all__ = ["read_tensors", "replace_text", "write_tensors"]
+__all__ = ["read_json", "read_tensors", "replace_text", "write_json", "write_tensors"]
+
+_NEEDS = "a saved file", "save"
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -20,8 +23,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
     torch = any(namespace(tensor).__name__ == "torch" for tensor in tensors.values())
     if torch:  # each in memory of its own, as safetensors asks
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    library = _safetensors("safetensors.torch" if torch else "safetensors.numpy")
-    _replace(Path(path), library.save(dict(tensors), metadata))
+    safetensors = library("safetensors.torch" if torch else "safetensors.numpy", *_NEEDS)
+    _replace(Path(path), safetensors.save(dict(tensors), metadata))
 
 
 def read_tensors(path: str | Path, framework: Literal["np", "pt"] = "np") -> tuple[dict[str, Any], dict[str, str]]:
@@ -34,12 +37,32 @@ def read_tensors(path: str | Path, framework: Literal["np", "pt"] = "np") -> tup
     Raises:
         CheckpointError: The file is missing, truncated or of another format.
     """
-    safetensors = _safetensors("safetensors")
+    safetensors = library("safetensors", *_NEEDS)
     try:
         with safetensors.safe_open(str(path), framework=framework) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: missing, truncated or no safetensors file ({error}).") from error
+
+
+def write_json(path: str | Path, kind: str, data: Mapping[str, Any]) -> None:
+    """Write a JSON object, with the version of what it is as its `format`."""
+    replace_text(path, json.dumps({"format": kind, **data}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, kind: str, noun: str) -> dict[str, Any]:
+    """Read what `write_json` wrote, without the format; `noun` says in errors what is read.
+
+    Raises:
+        CheckpointError: The file is missing, no JSON, or of another format.
+    """
+    try:
+        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if (found := data.pop("format")) != kind:
+            raise ValueError(f"the format {found}")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: no {noun} of this version, {kind} ({error!r}).") from error
+    return data
 
 
 def replace_text(path: str | Path, text: str) -> None:
@@ -59,10 +82,3 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _safetensors(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise PonderError("Saving and loading need safetensors: pip install 'ponder-torch[save]'.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import namespace
-from ponder._utils.files import replace_text
+from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import class_numbers, content_ids, split
 from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
 from ponder.cascade.stages import Stage, read_stage, stage_of
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds", "taken"]
@@ -331,8 +330,8 @@ class Cascade:
         target = Path(folder)
         for number, stage in enumerate(self.stages, 1):
             stage.save(target / f"stage_{number}")
-        said = {"policy": self.policy.to_dict(), "costs": self.costs, "classes": self.classes}
-        replace_text(target / _FILE, json.dumps({"format": _FORMAT, "stages": len(self.stages), **said}, indent=1))
+        said = {"stages": len(self.stages), "costs": self.costs, "classes": self.classes}
+        write_json(target / _FILE, _FORMAT, said | {"policy": self.policy.to_dict()})
 
     @classmethod
     def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
@@ -342,16 +341,10 @@ class Cascade:
             folder: The folder.
             stages: The stages, where they could not be written.
         """
-        path = Path(folder) / _FILE
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if said["format"] != _FORMAT:
-                raise KeyError(said["format"])
-            count, policy, costs, classes = (said[name] for name in ("stages", "policy", "costs", "classes"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: no cascade of this version ({error!r}).") from error
-        made = [read_stage(Path(folder) / f"stage_{n}") for n in range(1, count + 1)] if stages is None else stages
-        return cls(made, costs, policy=ExitPolicy.from_dict(policy), classes=classes)
+        said = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
+        if stages is None:
+            stages = [read_stage(Path(folder) / f"stage_{n}") for n in range(1, said["stages"] + 1)]
+        return cls(stages, said["costs"], policy=ExitPolicy.from_dict(said["policy"]), classes=said["classes"])
 
     def _sure(self, policy: ExitPolicy, probabilities: Floats, number: int) -> NDArray[Any]:
         """Return which rows a stage answers, `(rows,)` bool."""

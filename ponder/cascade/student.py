@@ -6,7 +6,6 @@ own input embeddings, into a logistic regression. scikit-learn fits it; NumPy al
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -21,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
-from ponder._utils.files import read_tensors, replace_text, write_tensors
+from ponder._utils.checks import library
+from ponder._utils.files import read_json, read_tensors, write_json, write_tensors
 from ponder._utils.rows import split
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]
 
@@ -55,11 +55,8 @@ class Embeddings:
 
     @cached_property
     def _encoder(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise PonderError("a student with embeddings needs tokenizers: pip install tokenizers.") from error
-        made = Tokenizer.from_str(self.tokenizer)
+        tokenizers = library("tokenizers", "a student with embeddings", "cascade")
+        made = tokenizers.Tokenizer.from_str(self.tokenizer)
         made.no_padding()
         return made
 
@@ -119,11 +116,8 @@ class Student:
             embeddings: Input embeddings of the large model.
             seed: Seed of the fifth of the texts on which probabilities are calibrated.
         """
-        try:
-            from scipy.sparse import csr_matrix, hstack
-            from sklearn.linear_model import LogisticRegression
-        except ImportError as error:
-            raise PonderError("teaching a student needs scikit-learn: pip install 'ponder-torch[cascade]'.") from error
+        linear = library("sklearn.linear_model", "teaching a student", "cascade")
+        sparse = library("scipy.sparse", "teaching a student", "cascade")
         names = np.asarray([str(answer) for answer in answers])
         if len(np.unique(names)) < 2:
             got, remedy = f"only {np.unique(names).tolist()}", "Give texts on which the large model's answers differ."
@@ -135,10 +129,10 @@ class Student:
         rows = [empty._features(text) for text in texts]
         ends = np.cumsum([0, *(len(places) for places, _ in rows)])
         places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
-        features = csr_matrix((values, places, ends), shape=(len(texts), len(known)))
+        features = sparse.csr_matrix((values, places, ends), shape=(len(texts), len(known)))
         if embeddings is not None:
-            features = hstack([features, csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
-        model = LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
+            features = sparse.hstack([features, sparse.csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
+        model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
         taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
         temperature = 1.0
         if len(np.unique(names[taught])) > 1:
@@ -169,26 +163,22 @@ class Student:
     def save(self, folder: str | Path) -> None:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
-        said: dict[str, Any] = {"format": _FORMAT, "classes": self.classes, "temperature": self.temperature}
+        said: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:
             arrays["tokens"], said["tokenizer"] = self.tokens.matrix, self.tokens.tokenizer
         write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
         said["vocabulary"] = list(self.vocabulary)
-        replace_text(Path(folder) / "student.json", json.dumps(said, ensure_ascii=False))
+        write_json(Path(folder) / "student.json", _FORMAT, said)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote."""
-        path = Path(folder) / "student.json"
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
-            classes, temperature = tuple(said["classes"]), float(said["temperature"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: no student ({error!r}).") from error
+        said = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
+        vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
         tokens = Embeddings(said["tokenizer"], arrays["tokens"]) if "tokens" in arrays else None
-        return cls(classes, vocabulary, arrays["idf"], arrays["weights"], arrays["bias"], temperature, tokens)
+        known = (tuple(said["classes"]), vocabulary, arrays["idf"], arrays["weights"], arrays["bias"])
+        return cls(*known, said["temperature"], tokens)
 
     @cached_property
     def _inside(self) -> Callable[[str], list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import replace_text
+from ponder._utils.files import read_json, write_json
 from ponder.calibration.agreement import most_failures
 from ponder.calibration.bounds import rows_needed
 from ponder.cli.check import judge
 from ponder.cli.output import probe_file, show
 from ponder.cli.texts import read_texts
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 
 __all__ = ["check_threshold", "run"]
 
@@ -46,25 +45,19 @@ def run(
         f"Take answers with a confidence above {threshold:.6g}, and ask the reference for the others: other answers on "
         f"at most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
     )
-    card = {"format": _FORMAT, "threshold": threshold, "level": level, "confidence": confidence}
+    card: dict[str, Any] = {"threshold": threshold, "level": level, "confidence": confidence}
     card |= {"columns": dict(columns), "rows": len(sure), "taken": taken, "observed": observed, "statement": said}
-    replace_text(out, json.dumps(card, indent=1) + "\n")
+    write_json(out, _FORMAT, card)
     rows = [("taken", f"{100 * taken:.1f}% of {len(sure)} rows"), ("other answers", f"{100 * observed:.2f}%")]
     show(card, [said], [*rows, ("written to", str(out))], as_json=as_json)
 
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     """Judge the promise of a file of `ponder certify` on fresh rows with the same columns; return the exit code."""
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-        if card["format"] != _FORMAT:
-            raise KeyError(card["format"])
-        columns, *numbers = (card[name] for name in ("columns", "threshold", "level", "confidence"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: no threshold of this version, `ponder certify` ({error!r}).") from error
-    (sure, wrong), (threshold, level, confidence) = _read(answers, columns), numbers
-    taken = sure > threshold
-    verdict = judge(int((wrong & taken).sum()), len(sure), level, confidence)
+    card = read_json(file, _FORMAT, "threshold")
+    sure, wrong = _read(answers, card["columns"])
+    taken = sure > card["threshold"]
+    verdict = judge(int((wrong & taken).sum()), len(sure), card["level"], card["confidence"])
     facts = {"code": verdict.code, "verdict": verdict.sentence, "taken": float(taken.mean()), "rows": len(sure)}
     show(facts, [verdict.sentence], [("taken", f"{100 * taken.mean():.1f}%")], as_json=as_json)
     return verdict.code

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ponder._utils.checks import library
 from ponder._utils.trees import Shared, Tree
 from ponder.deploy.manifest import PolicyGraphs, TensorSpec
 from ponder.deploy.runtime import Graph
@@ -251,9 +252,5 @@ def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy
 
 
 def _onnx() -> Any:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 (torch.onnx.export needs it)
-    except ImportError as error:
-        raise PonderError("exporting needs onnx and onnxscript: pip install 'ponder-torch[onnx]'.") from error
-    return onnx
+    library("onnxscript", "exporting", "onnx")  # which torch.onnx.export reads
+    return library("onnx", "exporting", "onnx")

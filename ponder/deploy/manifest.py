@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ponder._utils.files import replace_text
-from ponder.errors import CheckpointError
+from ponder._utils.files import read_json, write_json
 
 __all__ = ["FILE", "TOKENIZER", "Manifest", "PolicyGraphs", "TensorSpec", "files_of"]
 
@@ -78,7 +76,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `export.json`, whole or not at all."""
-        replace_text(folder / FILE, json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1))
+        write_json(folder / FILE, _FORMAT, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -87,17 +85,11 @@ class Manifest:
         Raises:
             CheckpointError: The folder is no export, or one of another version.
         """
-        path = folder / FILE
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") != _FORMAT:
-                raise KeyError("format")
-            for name in ("inputs", "hidden", "context"):
-                data[name] = [TensorSpec(**spec) for spec in data[name]]
-            data["graphs"] = data["graphs"] and PolicyGraphs(**data["graphs"])
-            return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: no export of this version, `ponder.export.onnx` ({error!r}).") from error
+        data = read_json(folder / FILE, _FORMAT, "export")
+        for name in ("inputs", "hidden", "context"):
+            data[name] = [TensorSpec(**spec) for spec in data[name]]
+        data["graphs"] = data["graphs"] and PolicyGraphs(**data["graphs"])
+        return cls(**data)
 
 
 def files_of(folder: Path) -> list[str]:

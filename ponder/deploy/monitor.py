@@ -12,7 +12,6 @@ a delayed start: half of the wealth bets from the first audit on, and the rest j
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -22,14 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from ponder._utils.checks import check_real, check_share
-from ponder._utils.files import replace_text
+from ponder._utils.files import read_json, write_json
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.seeds import uniform
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 
 __all__ = ["Audit", "StepBack", "Watch", "audits_needed"]
 
+_FORMAT = "ponder-audit-1"
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 
 
@@ -187,12 +187,9 @@ class Watch:
             self.on_step_back(end)
 
     def _resume(self, path: Path) -> None:
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            audit, policies = Audit(**saved["audit"]), saved["policies"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: no state of an audit ({error}).") from error
-        if policies != self._described or (audit.level, audit.confidence) != (self.audit.level, self.audit.confidence):
+        saved = read_json(path, _FORMAT, "state of an audit")
+        audit, own = Audit(**saved["audit"]), self.audit
+        if saved["policies"] != self._described or (audit.level, audit.confidence) != (own.level, own.confidence):
             expected = "the state of these policies and of this promise"
             remedy = "Give each promise a file of its own, or delete this one to begin anew."
             raise ArgumentError("path", expected=expected, got=f"that of others, in {path}", remedy=remedy)
@@ -200,7 +197,7 @@ class Watch:
 
     def _save(self) -> None:
         if self.path is not None:
-            replace_text(self.path, json.dumps({"policies": self._described, "audit": asdict(self.audit)}, indent=1))
+            write_json(self.path, _FORMAT, {"policies": self._described, "audit": asdict(self.audit)})
 
 
 def audits_needed(level: float, confidence: float, disagreement: float) -> float:

@@ -6,23 +6,23 @@ of Transformers by it. Candidates are computed in batches of similar length, and
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import replace_text
+from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
-from ponder.deploy.runtime import OnnxModel, take
-from ponder.errors import ArgumentError, CheckpointError
-from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView
+from ponder.deploy.runtime import OnnxModel, exits_of
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch
 from ponder.policies.combine import promise_about
 from ponder.policies.topk import TopK
 from ponder.tasks import task_named
@@ -59,20 +59,14 @@ class RankerSettings:
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
-        data = {**vars(self), "policy": self.policy.to_dict(), "format": _FORMAT}
-        replace_text(folder / RERANK, json.dumps(data, indent=1) + "\n")
+        write_json(folder / RERANK, _FORMAT, {**vars(self), "policy": self.policy.to_dict()})
 
     @classmethod
     def read(cls, folder: Path, weights: str | None) -> Self:
         """Read the file of a folder whose model has these weights; a promise about others is dropped."""
-        try:
-            data = json.loads((folder / RERANK).read_text(encoding="utf-8"))
-            if data.pop("format") != _FORMAT:
-                raise KeyError("format")
-            policy, blend = ExitPolicy.from_dict(data["policy"]), tuple(map(tuple, data["blend"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder}: expected a folder that CrossEncoder.save wrote ({error!r}).") from error
-        return cls(**{**data, "policy": promise_about(lambda: weights, policy), "blend": blend})
+        data = read_json(folder / RERANK, _FORMAT, "ranker")
+        policy = promise_about(lambda: weights, ExitPolicy.from_dict(data["policy"]))
+        return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
 
 
 class Ranker:
@@ -171,9 +165,11 @@ class Ranker:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
         given, outputs = pools_of(pools, self.first_stage), list[Array]()
         for part in _chunks(given):
-            running = _Candidates(self, part)
-            scores = [running.advance(step) for step in range(1, self.num_steps + 1)]
-            outputs.append(np.stack(scores, 1)[..., None])
+            running, scores = _Candidates(self, part), list[Array]()
+            for step in range(1, self.num_steps + 1):
+                running.advance(step)
+                scores.append(running.output())
+            outputs.append(np.stack(scores, 1))
         labels = [label for pool in given for label in pool.labels]
         pairs, groups, _ = rows_of(given)
         return Record(
@@ -202,46 +198,33 @@ class Ranker:
             grid=_MARGINS,
             costs=np.maximum(layers, 0.01),  # the first stage is paid already
         )
-        fitted = {"statement": found.statement, "met": found.met, "risk": risk, "level": changed}
-        fitted |= {"observed": found.observed, "certified_on": len(pools)}
+        fitted = {**self.settings.fitted, "statement": found.statement, "met": found.met, "observed": found.observed}
+        fitted |= {"risk": risk, "level": changed, "certified_on": len(pools)}
         fitted["pair_layers"] = float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares)))
-        fitted = {**self.settings.fitted, **fitted}
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
         return found
 
     def _run(self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None) -> list[tuple[Array, Array]]:
-        """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each."""
-        found = list[tuple[Array, Array]]()
-        for part in _chunks(pools):
-            candidates, ends = _Candidates(self, part), np.cumsum([len(pool.documents) for pool in part])[:-1]
-            self._run_to_exits(candidates, policy, end)
-            found += zip(np.split(candidates.scores, ends), np.split(candidates.steps, ends), strict=True)
-        return found
+        """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each.
 
-    def _run_to_exits(self, running: _Candidates, policy: ExitPolicy, end: float | None) -> None:
-        """Run candidates to their exits; those who could not be finished before the end leave too, the lowest first."""
-        together = policy.exit_of_all(self.num_steps)
-        last = together or self.num_steps
-        if end is not None and not self.pace:
-            self.predict(running.pairs[:8])  # which measures it
-        if end is not None and not self.first_stage:
-            running.keep(running.in_time(-running.rows, end, last))
-        state = policy.init(PolicyBatch(running.rows, self.num_steps, _TASK))
-        for step in range(1, last + 1):
-            if not len(running.rows):
-                break
-            decides = step < last and (together is None or end is not None)
-            scores = running.advance(step, read=decides or step == last)
-            if not decides:
-                continue
-            readings, context = {"output": scores[:, None]}, {"group": running.groups[running.rows]}
-            view = StepView(np.full(len(scores), step), self.num_steps, readings, _TASK, None, context)
-            exits, state = policy.decide(view, state)
-            stays = ~np.broadcast_to(exits, scores.shape)
+        Candidates that could not be finished before the end leave too; where that is before any step, their step is 0.
+        """
+        found, last = list[tuple[Array, Array]](), policy.exit_of_all(self.num_steps) or self.num_steps
+        for part in _chunks(pools):
+            running, late = _Candidates(self, part), None
+            scores, steps = np.full(len(running.rows), -np.inf), np.zeros(len(running.rows), dtype=np.int64)
             if end is not None:
-                stays = stays & running.in_time(np.where(stays, scores, -np.inf), end, last - step)
-            state = take(state, np.flatnonzero(stays))
-            running.keep(stays)
+                late = partial(running.late, end, last)
+                if not self.pace:
+                    self.predict(running.pairs[:8])  # which measures it
+                if not self.first_stage:
+                    running.keep(np.flatnonzero(~late(0, False)))
+            batch = PolicyBatch(running.rows, self.num_steps, _TASK)
+            for gone, step, output in exits_of(running, policy, batch, late) if len(running.rows) else ():
+                scores[gone], steps[gone] = output[:, 0], step
+            ends = np.cumsum([len(pool.documents) for pool in part])[:-1]
+            found += zip(np.split(scores, ends), np.split(steps, ends), strict=True)
+        return found
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
         """Return the scores of a step with the share that the first stage has in them."""
@@ -254,42 +237,56 @@ class Ranker:
 
 
 class _Candidates:
-    """The candidates of some queries: they are computed in batches, and decided on together."""
+    """The candidates of some queries, as a loop runs them: computed in batches, and decided on together."""
+
+    mask = None
 
     def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
-        self._ranker, (self.pairs, self.groups, self._first) = ranker, rows_of(pools)
+        self._ranker, (self.pairs, self._groups, self._first) = ranker, rows_of(pools)
         self.rows = np.arange(len(self.pairs))  # that remain
-        self.scores, self.steps = np.full(len(self.pairs), -np.inf), np.zeros(len(self.pairs), dtype=np.int64)
         self._sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
         self._source: Any = None  # there is none before the first layer
+        self._step, self._began, self._output = 0, 0.0, np.zeros(0)
 
-    def advance(self, step: int, *, read: bool = True) -> Array:
-        """Take all that remain through a step, the first stage being none, and return their scores, `(rows,)`."""
-        ranker, rows, found = self._ranker, self.rows, np.zeros(len(self.rows))
-        layer = step - ranker.first_stage
+    @property
+    def policy_context(self) -> dict[str, Array]:
+        return {"group": self._groups[self.rows]}
+
+    def advance(self, step: int) -> None:
+        """Take all that remain through a step, the first stage being none."""
+        layer, ranker = step - self._ranker.first_stage, self._ranker
         if layer == 1:
-            self._source = ranker.scorer.start([self.pairs[row] for row in rows], ranker.batch_size)
-        began = time.perf_counter()
+            self._source = ranker.scorer.start([self.pairs[row] for row in self.rows], ranker.batch_size)
+        self._step, self._began, self._output = step, time.perf_counter(), np.zeros(0)
         if layer:
             self._source.advance(layer)
-        if layer and read:
-            found = as_array(self._source.output())[:, 0]
-            now = (time.perf_counter() - began) / self._sizes[rows].sum()
-            ranker.pace = max(now, 0.8 * ranker.pace + 0.2 * now)
-        self.scores[rows], self.steps[rows] = ranker._blended(step, found, self._first[rows]), step
-        return self.scores[rows]
 
-    def keep(self, stays: Array) -> None:
-        """Go on with some of the rows, `(rows,)` bool."""
-        self.rows = self.rows[stays]
-        if self._source is not None and len(self.rows) < len(stays):
-            self._source.keep(np.flatnonzero(stays))
+    def output(self) -> Array:
+        """Return the scores of all that remain, `(rows, 1)`, and note how long the step took."""
+        if not len(self._output):
+            ranker, rows, found = self._ranker, self.rows, np.zeros(len(self.rows))
+            if self._source is not None:
+                found = as_array(self._source.output())[:, 0]
+                now = (time.perf_counter() - self._began) / self._sizes[rows].sum()
+                ranker.pace = max(now, 0.8 * ranker.pace + 0.2 * now)
+            self._output = ranker._blended(self._step, found, self._first[rows])[:, None]
+        return self._output
 
-    def in_time(self, scores: Array, end: float, steps: int) -> Array:
-        """Return which rows, the highest scores first, can be taken through so many steps before the end."""
-        order, mask = np.argsort(-scores, kind="stable"), np.zeros(len(scores), dtype=bool)
-        room = _SPARE * (end - time.perf_counter()) / (self._ranker.pace * steps)
-        mask[order[np.cumsum(self._sizes[self.rows[order]]) <= room]] = True
+    def output_of(self, index: Array) -> Array:
+        return self.output()[index]
+
+    def keep(self, index: Array) -> None:
+        self.rows = self.rows[index]
+        if self._source is not None:
+            self._source.keep(index)
+
+    def late(self, end: float, last: int, step: int, exits: Any) -> Array:
+        """Return which rows cannot be taken from a step to the last before the end, the highest scores going first."""
+        scores = self.output()[:, 0] if step else -self.rows  # before the first step in the caller's order
+        order = np.argsort(np.where(exits, np.inf, -scores), kind="stable")
+        room = _SPARE * (end - time.perf_counter()) / (self._ranker.pace * (last - step))
+        mask = np.ones(len(order), dtype=bool)
+        mask[order[np.cumsum(self._sizes[self.rows[order]]) <= room]] = False
         return mask
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.batches import Chunk, cut
+from ponder._utils.checks import library
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "Graph", "OnnxModel", "take"]
+__all__ = ["Answers", "Graph", "OnnxModel", "exits_of"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -33,10 +34,7 @@ class Graph:
     """One ONNX graph, a file or its bytes, and the threads of one operation; None for onnxruntime's own number."""
 
     def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise PonderError("running an export needs onnxruntime: pip install 'ponder-torch[runtime]'.") from error
+        onnxruntime = library("onnxruntime", "running an export", "runtime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads starve all others
@@ -168,7 +166,7 @@ class OnnxModel:
             for places in [np.array(order[part]) for part in parts]:
                 chunk = self._chunk([rows[place] for place in places], batch_size, regroups=regroups)
                 chunk.policy_context = {} if groups is None else {"group": np.asarray(groups)[places]}
-                for gone, step, found in _exits(chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)):
+                for gone, step, found in exits_of(chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)):
                     exit_step[places[gone]] = step
                     for place, output in zip(places[gone], found, strict=True):
                         outputs[place] = output
@@ -284,8 +282,17 @@ class _Row:
     length: int
 
 
-def _exits(source: Chunk, policy: Any, batch: PolicyBatch) -> Iterator[tuple[Array, int, Array]]:
-    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy: the rows of each step, with their outputs."""
+def exits_of(
+    source: Any, policy: Any, batch: PolicyBatch, late: Callable[[int, Array], Array] | None = None
+) -> Iterator[tuple[Array, int, Array]]:
+    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy: the rows of each step, with their outputs.
+
+    Args:
+        source: What computes the rows, such as a `Chunk`.
+        policy: The policy.
+        batch: The rows.
+        late: Returns which rows have to exit besides, `(rows,)` bool, from the step and from those that exit.
+    """
     state, log_survival = policy.init(batch), np.zeros(len(batch.row_ids), dtype=np.float32)
     needs, together = policy.needs, policy.exit_of_all(batch.num_steps)
     last = together or batch.num_steps
@@ -306,10 +313,12 @@ def _exits(source: Chunk, policy: Any, batch: PolicyBatch) -> Iterator[tuple[Arr
             view = StepView(index, batch.num_steps, readings, batch.task, source.mask, context)
             decided, state = policy.decide(view, state)
             exits = np.broadcast_to(decided, len(exits))
+        if late is not None and step < last:
+            exits = exits | late(step, exits)
         gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
         if len(gone):
             yield source.rows[gone], step, source.output_of(gone)
-            state, log_survival = take((state, log_survival), stay)
+            state, log_survival = _take((state, log_survival), stay)
             source.keep(stay)
         if not len(stay):
             break
@@ -440,13 +449,13 @@ def _concatenated(parts: Sequence[Array], fill: float) -> Array:
     return made
 
 
-def take(tree: Any, index: Array) -> Any:
+def _take(tree: Any, index: Array) -> Any:
     """Return the rows `index` of every array of a tree."""
     if isinstance(tree, np.ndarray):
         return tree[index]
     if isinstance(tree, Mapping):
-        return {name: take(value, index) for name, value in tree.items()}
-    return type(tree)(take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+        return {name: _take(value, index) for name, value in tree.items()}
+    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
 
 
 def _without(inputs: Mapping[str, str], data: Any) -> Any:
@@ -458,11 +467,8 @@ def _without(inputs: Mapping[str, str], data: Any) -> Any:
 
 
 def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise PonderError("reading texts needs tokenizers: pip install 'ponder-torch[runtime]'.") from error
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizers = library("tokenizers", "reading texts", "runtime")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.no_padding()
     if manifest.max_length is not None:
         tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)

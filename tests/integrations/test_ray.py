@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,8 @@ def test_a_deployment_answers_requests_in_batches(folder: Path, monkeypatch: pyt
         seen.update(options)
         return lambda kind: SimpleNamespace(bind=kind)
 
-    fake = ModuleType("ray")
-    fake.serve = SimpleNamespace(batch=batch, deployment=deploy)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ray", fake)
+    fake: Any = SimpleNamespace(batch=batch, deployment=deploy)
+    monkeypatch.setitem(sys.modules, "ray.serve", fake)
     replica = deployment(folder, max_batch=8, num_replicas=2)
     assert (seen["max_batch_size"], seen["num_replicas"]) == (8, 2)
 
