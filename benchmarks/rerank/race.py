@@ -114,7 +114,7 @@ class _Recorded(CrossEncoder):
             labels=np.array([label for pool in pools for label in pool.labels]),
             task="regression",
             policy_context={"group": groups},
-            weights=self.scorer.weights,
+            weights=self.weights,
         )
 
 

@@ -69,14 +69,14 @@ class CrossEncoder(Ranker):
         sigmoid = not _activation(whole.config, model).endswith("Identity")
         made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
         made.tokenizer = tokenizer
-        super().__init__(_TorchScorer(made), RankerSettings(sigmoid=sigmoid))
+        super().__init__(made, made.ponder.num_steps, RankerSettings(sigmoid=sigmoid))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
-        scorer = _TorchScorer(PonderForSequenceClassification.from_pretrained(str(folder)).eval())
-        made = cls.__new__(cls)
-        Ranker.__init__(made, scorer, RankerSettings.read(Path(folder), scorer.weights))
+        model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
+        made, settings = cls.__new__(cls), RankerSettings.read(Path(folder), model.ponder.weights_digest())
+        Ranker.__init__(made, model, model.ponder.num_steps, settings)
         return made
 
     def save(self, folder: str | Path) -> None:
@@ -85,9 +85,16 @@ class CrossEncoder(Ranker):
         self.settings.write(Path(folder))
 
     @property
-    def model(self) -> Any:
-        """The model with its early heads."""
-        return self.scorer.model
+    def weights(self) -> str | None:
+        """See `Ranker`."""
+        return self.model.ponder.weights_digest()  # type: ignore[no-any-return]
+
+    def start(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        """See `Ranker`."""
+        reader = ExampleReader(self.model.ponder)
+        examples = [reader.read(example) for example in examples_of(self.model, pairs)]
+        source, _ = source_of(reader, examples, {"output"}, max_batch=self.batch_size, regroups=False)
+        return source
 
     def fit_exits(
         self,
@@ -146,8 +153,8 @@ class CrossEncoder(Ranker):
         self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
     ) -> tuple[float, ...]:
         """Set the early heads, and return how far the scores of each step stray from the last on held-out queries."""
-        heads, last = list(self.model.ponder.head.heads)[:-1], self.scorer.num_steps
-        most = _MEMORY // (4 * last * (1 + heads[0].linear.in_features))
+        heads = list(self.model.ponder.head.heads)[:-1]
+        most = _MEMORY // (4 * self.layers * (1 + heads[0].linear.in_features))
         pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
         pairs, groups, scores = rows_of(pools)
         options = {"keep_features": True, "progress": counter(progress, "learn", len(pairs))}
@@ -203,25 +210,6 @@ class _Ridge:
         gram = weighted.T @ (inputs - centre) + _RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
         solved: Tensor = torch.linalg.solve(gram, weighted.T @ (target - mean))
         return solved, mean - centre @ solved
-
-
-class _TorchScorer:
-    """A model of Transformers, as the scorer of a `Ranker`."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.num_steps = model, model.ponder.num_steps
-
-    @property
-    def weights(self) -> str | None:
-        digest: str | None = self.model.ponder.weights_digest()
-        return digest
-
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
-        """See `Ranker`."""
-        reader = ExampleReader(self.model.ponder)
-        examples = [reader.read(example) for example in examples_of(self.model, pairs)]
-        source, _ = source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)
-        return source
 
 
 def _activation(config: Any, model: Any) -> str:

@@ -111,7 +111,7 @@ def read_stage(folder: Path) -> Stage:
     """Read a stage from its folder."""
     name = next((name for name in _READERS if (folder / name).is_file()), None)
     if name is None:
-        raise CheckpointError(f"{folder}: no model that can be a stage (none of {', '.join(_READERS)}).")
+        raise CheckpointError(f"{folder}: no model that can be read (none of {', '.join(_READERS)}).")
     module, _, reader = _READERS[name].partition(":")
     stage = stage_of(attrgetter(reader)(import_module(module))(folder))
     stage.folder = folder

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from ponder._utils.files import replace_text
 from ponder.advice import Advice, Way, advise
-from ponder.cli.output import CARD, drawn, probe_folder, progress
+from ponder.cli.output import probe_folder, progress, show
 from ponder.cli.report import write_page
 from ponder.cli.texts import count, read_texts
 
-__all__ = ["run", "table"]
+__all__ = ["run", "shown"]
 
 
 def run(
@@ -37,15 +35,12 @@ def run(
     card = json.loads(plain, parse_constant=lambda _: None)  # NaN is no JSON
     if out is not None:
         advice.save(out)
-        replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
         facts = {"model": Path(model).name, "advice": advice, "missing": math.isnan}
         write_page(out / "report.html", "advice.html.jinja", _figure(advice), **facts)
-    typer.echo(json.dumps(card) if as_json else table(advice))
-    if not as_json and out is not None:
-        typer.echo(f"written to {out} (report.html)")
+    show(card, shown(advice), [], as_json=as_json, out=out)
 
 
-def table(advice: Advice) -> str:
+def shown(advice: Advice) -> list[str | Table]:
     """Return the sentence, the table of 80 columns, and the remarks."""
     made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch"):
@@ -57,7 +52,7 @@ def table(advice: Advice) -> str:
         f"{check} texts certify ({teach} taught, {choose} chose). ms a text: in batches of 32, alone, and the 95th "
         f"percentile alone; {count(advice.threads, 'thread')}, in turn. other: answers unlike now; ≤: promised."
     )
-    return drawn(advice.sentence, made, legend, *advice.remarks)
+    return [advice.sentence, made, legend, *advice.remarks]
 
 
 def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:

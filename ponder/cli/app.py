@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from ponder.cli.output import sentences
 from ponder.errors import ArgumentError
 
 __all__ = ["app"]
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with sentences():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Exits for a fine-tuned classifier: the same answers, sooner, with a promise.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -91,9 +100,8 @@ def advise(
     json: Json = False,
 ) -> None:
     """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
-    with sentences():
-        given = {"disagreement": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
-        _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+    given = {"disagreement": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
+    _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
 
 
 @app.command()
@@ -109,9 +117,8 @@ def cascade(
     json: Json = False,
 ) -> None:
     """Put a student in front of MODEL, taught by its answers, with a threshold and a promise."""
-    with sentences():
-        given = _reading(column, None, no_header), {"level": disagreement, "confidence": confidence}
-        _module("cascade").run(model, (texts, teach), out, *given, as_json=json)
+    given = _reading(column, None, no_header), {"level": disagreement, "confidence": confidence}
+    _module("cascade").run(model, (texts, teach), out, *given, as_json=json)
 
 
 @app.command()
@@ -126,9 +133,8 @@ def certify(
     json: Json = False,
 ) -> None:
     """Certify a threshold on anybody's answers: those above it are taken, the others asked of the reference."""
-    with sentences():
-        columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
-        _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
+    columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
+    _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
 
 
 @app.command()
@@ -150,13 +156,12 @@ def exits(
     json: Json = False,
 ) -> None:
     """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
-    with sentences():
-        if speed_up is not None and disagreement is not None:
-            expected = "--speed-up or --disagreement, of which one says what the other comes to"
-            raise ArgumentError("--speed-up", expected=expected, got="both", remedy="Leave one of them out.")
-        given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
-        given |= {} if disagreement is None else {"disagreement": disagreement}
-        _module("exits").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+    if speed_up is not None and disagreement is not None:
+        expected = "--speed-up or --disagreement, of which one says what the other comes to"
+        raise ArgumentError("--speed-up", expected=expected, got="both", remedy="Leave one of them out.")
+    given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
+    given |= {} if disagreement is None else {"disagreement": disagreement}
+    _module("exits").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
 
 
 @app.command()
@@ -171,8 +176,7 @@ def rerank(
     json: Json = False,
 ) -> None:
     """Let candidates of MODEL that cannot be among the best leave early, with a promise; no labels are needed."""
-    with sentences():
-        _module("rerank").run(model, queries, out, top_k, changed, risk, confidence, as_json=json)
+    _module("rerank").run(model, queries, out, top_k, changed, risk, confidence, as_json=json)
 
 
 @app.command()
@@ -186,8 +190,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Answer every text, each at its exit; the answers stand beside all columns of the file."""
-    with sentences():
-        _module("predict").run(folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json)
+    _module("predict").run(folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json)
 
 
 @app.command()
@@ -205,14 +208,13 @@ def check(
     json: Json = False,
 ) -> None:
     """Does the promise hold on fresh texts? Exit code 0 where it does, 1 where it is broken, 3 for too few to say."""
-    with sentences():
-        if answers is not None:
-            raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
-        if texts is None:
-            expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
-            raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
-        options = {"level": disagreement, "reference": reference, "as_json": json}
-        raise typer.Exit(_module("check").run(folder, texts, _reading(column, labels, no_header), **options))
+    if answers is not None:
+        raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
+    if texts is None:
+        expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
+        raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
+    options = {"level": disagreement, "reference": reference, "as_json": json}
+    raise typer.Exit(_module("check").run(folder, texts, _reading(column, labels, no_header), **options))
 
 
 @app.command()
@@ -229,9 +231,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write FOLDER as ONNX graphs that exit early, which run without PyTorch."""
-    with sentences():
-        options = {"int8": int8, "disagreement": disagreement, "confidence": confidence, "as_json": json}
-        _module("export").run(folder, out, texts, _reading(column, None, no_header), **options)
+    options = {"int8": int8, "disagreement": disagreement, "confidence": confidence, "as_json": json}
+    _module("export").run(folder, out, texts, _reading(column, None, no_header), **options)
 
 
 @app.command()
@@ -251,10 +252,9 @@ def serve(
     audit_file: Annotated[Path | None, typer.Option(help="File with the state of the audits.")] = None,
 ) -> None:
     """Answer texts over HTTP: /predict, /healthz, /metrics and /docs."""
-    with sentences():
-        limits: dict[str, Any] = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts}
-        limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
-        _module("serve").run(folder, host, port, limits, audit_share, audit_file)
+    limits: dict[str, Any] = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts}
+    limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
+    _module("serve").run(folder, host, port, limits, audit_share, audit_file)
 
 
 def _module(name: str) -> Any:

@@ -36,7 +36,8 @@ def run(
     found, stage = read_texts(texts[0], **reading).without_empty(), read_stage(model)
     more = [] if texts[1] is None else read_texts(texts[1], **reading).without_empty().texts
     taught, rest, below = _sides(stage, found.texts, more)
-    answers = _answers(stage, taught)
+    classes = stage.classes or ()
+    answers = [classes[n] for n in _full(stage, taught, classes).argmax(1)]
     student = Student.fit(taught, answers, embeddings=Embeddings.of(stage.model))
     cascade = Cascade([student, stage])
     record = cascade.record(rest)
@@ -94,11 +95,6 @@ def _sides(stage: Stage, texts: list[Any], more: list[Any]) -> tuple[list[Any], 
     below = float(np.quantile(numbers, max(1.0 - _CERTIFY / max(1.0 - seen.mean(), _CERTIFY), 0.0)))
     teaches = dict(zip(given, (seen | (numbers <= below)).tolist(), strict=True)) | dict.fromkeys(more, True)
     return [t for t, own in teaches.items() if own], [t for t, own in teaches.items() if not own], below
-
-
-def _answers(stage: Stage, texts: list[Any]) -> list[str]:
-    classes = stage.classes or ()
-    return [classes[n] for n in _full(stage, texts, classes).argmax(1)]
 
 
 def _full(stage: Stage, texts: Any, classes: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,9 @@ def run(
     answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
     full, other = answers[:, -1], ~seen.agreement()
     if reference is not None:
-        full = _answers_of(reference, fresh.texts, made.labels)
+        places = {name: place for place, name in enumerate(made.labels)}
+        given = open_folder(reference).answer(fresh.texts, LastStep()).labels
+        full = np.array([places.get(label, -1) for label in given])
         other = answers != full[:, None]
     differs = other[np.arange(len(seen)), steps - 1]
     verdict = _verdict(made, int(differs.sum()), len(seen), level, referred=reference is not None)
@@ -89,12 +91,6 @@ def run(
         rows.append((f"step {step}", f"{100 * share:.2f}% other answers{score}"))
     show(card, said, rows, as_json=as_json)
     return verdict.code
-
-
-def _answers_of(reference: Path, texts: list[Any], names: Sequence[str]) -> Any:
-    """Return the answers of another folder at full depth, as numbers of the classes of this one, `(rows,)`."""
-    places = {name: place for place, name in enumerate(names)}
-    return np.array([places.get(label, -1) for label in open_folder(reference).answer(texts, LastStep()).labels])
 
 
 def _verdict(made: Folder, differ: int, rows: int, level: float | None, *, referred: bool) -> Verdict:

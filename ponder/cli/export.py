@@ -19,8 +19,9 @@ from ponder.calibration.bounds import upper_bound
 from ponder.calibration.cost import wall_clock
 from ponder.calibration.records import Record
 from ponder.calibration.risks import OtherAnswers
+from ponder.cascade import Cascade
 from ponder.cli.cascade import export as export_cascade
-from ponder.cli.folders import CASCADE, Folder, open_folder
+from ponder.cli.folders import Folder, open_folder
 from ponder.cli.output import probe_folder, progress, short, show
 from ponder.cli.rerank import export_ranker, is_ranker
 from ponder.cli.texts import read_texts
@@ -56,10 +57,13 @@ def run(
     if is_ranker(folder):
         export_ranker(folder, out, texts, as_json=as_json)
         return
-    of_cascade = (folder / CASCADE).is_file()
-    made, fresh = open_folder(folder, exits=not of_cascade), None
+    made, fresh = open_folder(folder), None
+    if isinstance(made.model, OnnxModel):
+        remedy = "Export the folder that it was made of."
+        raise ArgumentError("FOLDER", expected="a folder that `ponder exits` wrote", got="an export", remedy=remedy)
     if texts is not None:
         fresh = made.fresh(read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST).texts
+    of_cascade = isinstance(made.model, Cascade)
     usual = 0.02 if of_cascade else 0.01
     level = disagreement or (usual if made.promise is None else made.promise.level)
     said, rows, facts = (export_cascade if of_cascade else _export)(made, out, fresh, level, confidence)

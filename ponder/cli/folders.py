@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,19 +13,17 @@ import numpy as np
 from ponder._utils.rows import content_ids
 from ponder._utils.seeds import uniform
 from ponder.cascade import Cascade
-from ponder.cascade.stages import classes_of
+from ponder.cascade.stages import read_stage
 from ponder.cli.output import card_of
 from ponder.cli.texts import Texts
-from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.server_batching import Text
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 from ponder.policies.combine import Certified
 
-__all__ = ["CASCADE", "Folder", "heads_saw", "open_folder"]
+__all__ = ["Folder", "heads_saw", "open_folder"]
 
-CASCADE = "cascade.json"
 _CHARACTERS = 16  # that are kept of a text for each token that a model takes: several times what a token has
 _LONGEST = 1 << 16  # tokens, where a model has no limit
 
@@ -79,40 +76,29 @@ def heads_saw(model: Any, texts: Sequence[Text]) -> Any:
     return import_module("ponder.integrations.transformers.exits").may_have_taught(model, list(texts))
 
 
-def open_folder(folder: Path, *, exits: bool = False) -> Folder:
-    """Read a folder that `ponder exits`, `cascade`, `advise` or `export` wrote; with `exits`, one of exits alone.
+def open_folder(folder: Path) -> Folder:
+    """Read a folder that `ponder exits`, `cascade`, `advise` or `export` wrote.
 
     Raises:
-        ArgumentError: It is another folder.
+        ArgumentError: It has a model without exits.
         CheckpointError: It is damaged, or answers something else than a class a text.
     """
-    card, sound = card_of(folder), True
-    if (folder / FILE).is_file() and not exits:
-        model: Any = OnnxModel(folder)
-        steps, longest = model.num_steps, model.manifest.max_length or 512
-        sound = model.manifest.max_length is not None and model.task.one_class
-    elif (folder / CASCADE).is_file() and not exits:
-        model = Cascade.load(folder)
+    stage, card, sound = read_stage(folder), card_of(folder), True
+    model = stage.model
+    if isinstance(model, OnnxModel):
+        steps, longest = model.num_steps, model.manifest.max_length or 0
+        sound = longest > 0 and model.task.one_class
+    elif isinstance(model, Cascade):
         steps, longest = model.num_columns, 512
-    else:
-        _check_exits(
-            folder, "a folder that `ponder exits` wrote" if exits else "a folder of `ponder exits` or `export`"
-        )
-        model = import_module("ponder.integrations.transformers.reading").read_classifier(folder)
+    elif hasattr(model, "ponder"):
         positions = import_module("ponder.integrations.transformers.texts").max_positions(model.encoder)
         steps, longest = model.ponder.num_steps, min(positions, model.tokenizer.model_max_length, _LONGEST)
         sound = model.ponder.task.one_class
+    else:
+        expected, got = "a folder of `ponder exits` or `export`", f"{folder}, a model without exits"
+        remedy = "Write one: ponder exits MODEL --texts FILE --out FOLDER."
+        raise ArgumentError("FOLDER", expected=expected, got=got, remedy=remedy)
     if not sound:
         raise CheckpointError(f"{folder}: expected a classifier of texts, with its tokenizer beside it.")
     facts = (tuple(card.get("columns", ())), int(_CHARACTERS * longest), card.get("taught_below", -1.0))
-    return Folder(model, steps, model.policy, classes_of(model) or (), *facts)
-
-
-def _check_exits(folder: Path, expected: str) -> None:
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError):
-        kind = None
-    if kind != "ponder":
-        got, remedy = f"{folder}, a model without exits", "Write one: ponder exits MODEL --texts FILE --out FOLDER."
-        raise ArgumentError("FOLDER", expected=expected, got=got if kind else str(folder), remedy=remedy)
+    return Folder(model, steps, model.policy, stage.classes or (), *facts)

@@ -75,7 +75,7 @@ def say(sentence: str) -> None:
 
 def show(
     card: Mapping[str, Any],
-    said: Iterable[str],
+    said: Iterable[str | Table],
     rows: Iterable[tuple[str, str]],
     *,
     as_json: bool,

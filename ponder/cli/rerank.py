@@ -55,14 +55,14 @@ def run(
 def read_queries(path: Path) -> list[Pool]:
     """Read JSON lines: `{"query": …, "documents": […], "scores": […]}`, scores and labels if there are any."""
     pools = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             pools += pools_of([json.loads(line)]) if line.strip() else []
         except (ValueError, ArgumentError) as error:
             raise ArgumentError(
                 "--queries",
                 expected='{"query": "…", "documents": ["…"], "scores": [0.5]} on each line, a score for each document',
-                got=f"line {number} of {path}: {line[:60]}",
+                got=f"line {number} of {path}: {line[:60]!r}",
                 remedy="Write one JSON object a line.",
             ) from error
     return pools
@@ -97,7 +97,7 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: boo
     ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
     onnx = import_module("ponder.deploy.export").onnx
     onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
-    made = Ranker(OnnxModel(out), source.settings)
+    made = Ranker(OnnxModel(out), source.layers, source.settings)
     if queries is not None:
         own = next(part for part in all_within(made.settings.policy) if isinstance(part, TopK))
         made.certify(pools, own, changed=fitted["level"], risk=fitted["risk"])

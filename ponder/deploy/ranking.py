@@ -73,8 +73,8 @@ class Ranker:
     """Orders the candidates of queries.
 
     Args:
-        scorer: The model: an `OnnxModel`, or what has its `num_steps`, its `weights`, and its `start`, which gives
-            pairs before their first step: they have `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`.
+        model: An `OnnxModel`; another one where `start` and `weights` are overridden.
+        layers: The number of its steps.
         settings: The policy, and all else besides the model.
 
     Attributes:
@@ -83,15 +83,24 @@ class Ranker:
 
     batch_size = 32
 
-    def __init__(self, scorer: Any, settings: RankerSettings | None = None) -> None:
-        self.scorer, self.settings = scorer, RankerSettings() if settings is None else settings
+    def __init__(self, model: Any, layers: int, settings: RankerSettings) -> None:
+        self.model, self.layers, self.settings = model, layers, settings
         self.pace = 0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read an export of a folder that ranks; it needs no PyTorch."""
         model = OnnxModel(folder)
-        return cls(model, RankerSettings.read(Path(folder), model.weights))
+        return cls(model, model.num_steps, RankerSettings.read(Path(folder), model.weights))
+
+    @property
+    def weights(self) -> str | None:
+        """Digest of the weights that answer."""
+        return self.model.weights  # type: ignore[no-any-return]
+
+    def start(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        """Return pairs before their first step, with `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`."""
+        return self.model.start(pairs, self.batch_size)
 
     @property
     def first_stage(self) -> bool:
@@ -101,7 +110,7 @@ class Ranker:
     @property
     def num_steps(self) -> int:
         """The number of steps, the first stage included."""
-        return int(self.scorer.num_steps) + self.first_stage
+        return self.layers + self.first_stage
 
     def rank(
         self,
@@ -179,7 +188,7 @@ class Ranker:
             labels=np.asarray(labels) if len(labels) == len(pairs) else None,
             task="regression",
             policy_context={"group": groups},
-            weights=self.scorer.weights,
+            weights=self.weights,
             content_ids=True,
         )
 
@@ -200,7 +209,7 @@ class Ranker:
         )
         fitted = {**self.settings.fitted, "statement": found.statement, "met": found.met, "observed": found.observed}
         fitted |= {"risk": risk, "level": changed, "certified_on": len(pools)}
-        fitted["pair_layers"] = float(self.scorer.num_steps / (layers @ np.asarray(found.exit_shares)))
+        fitted["pair_layers"] = float(self.layers / (layers @ np.asarray(found.exit_shares)))
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
         return found
 
@@ -256,7 +265,7 @@ class _Candidates:
         """Take all that remain through a step, the first stage being none."""
         layer, ranker = step - self._ranker.first_stage, self._ranker
         if layer == 1:
-            self._source = ranker.scorer.start([self.pairs[row] for row in self.rows], ranker.batch_size)
+            self._source = ranker.start([self.pairs[row] for row in self.rows])
         self._step, self._began, self._output = step, time.perf_counter(), np.zeros(0)
         if layer:
             self._source.advance(layer)

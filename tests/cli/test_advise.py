@@ -17,6 +17,7 @@ import ponder
 from ponder.advice import Advice, race
 from ponder.advice.promises import WAYS, Recorded, promise
 from ponder.cli import advise as command
+from ponder.cli import output
 from tests.cli.conftest import NAMES, Folders
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
@@ -39,7 +40,7 @@ def test_every_way_is_in_the_table_of_80_columns(advice: Advice) -> None:
     names = [way.name for way in advice.ways]
     assert names[0] == "as it is"
     assert {*WAYS, "blind mix", "half the layers"} - set(names) <= {"cascade + exits", "int8 cascade + exits"}
-    drawn = command.table(advice)
+    drawn = output.drawn(*command.shown(advice))
     assert max(map(len, drawn.splitlines())) <= 80
     assert drawn.startswith(advice.sentence[:20])
     assert sum(row["wins"] for row in advice.table) == 1
@@ -133,7 +134,7 @@ def test_an_interrupt_shows_what_is_ready(folders: Folders, monkeypatch: pytest.
     assert [way.name for way in advice.ways][:3] == ["as it is", "best fixed step", "exits"]
     assert advice.remarks[0].startswith("Stopped")
     assert math.isnan(advice.ways[0].seconds[0])
-    assert command.table(advice)
+    assert command.shown(advice)
 
 
 @pytest.mark.usefixtures("in_torch")

@@ -33,9 +33,9 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
     "cascade": (("ponder/cascade",), 790),
-    "deploy": (("ponder/deploy",), 2_410),
-    "cli": (("ponder/cli",), 1_750),
-    "integrations": (("integrations",), 3_300),
+    "deploy": (("ponder/deploy",), 2_420),
+    "cli": (("ponder/cli",), 1_730),
+    "integrations": (("integrations",), 3_290),
     "advice": (("ponder/advice",), 690),
 }
 """Files and the most lines of each room."""
