@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -30,42 +29,56 @@ _READERS = {
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 
 
-@dataclass(eq=False)
 class Stage:
-    """A model in a cascade."""
+    """A model in a cascade.
 
-    model: Any  # as it was given
-    answer: Callable[..., Any]  # a list of inputs to the probabilities of its classes, (rows, classes)
-    classes: tuple[str, ...] | None  # in its order; None where they are those of the last stage
-    folder: Path | None = None  # that it was read from
-    num_steps: int = 1  # of a model with exits; 1 of any other
+    Args:
+        model: It has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
+            (logits), as those of ponder, or a `distribution`, as a cascade's; or it is a function to probabilities.
+        folder: The folder that it was read from.
+
+    Attributes:
+        classes: Names of its classes, in its order; None where they are those of the last stage.
+        num_steps: The number of steps of a model whose policy lets rows exit; 1 of any other.
+    """
+
+    def __init__(self, model: Any, folder: Path | None = None) -> None:
+        self.model, self.folder, self.classes = model, folder or getattr(model, "folder", None), classes_of(model)
+        steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
+        exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
+        self.num_steps: int = steps if exits else 1
 
     def probabilities(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
         """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks.
 
         A `policy` decides on the exits of a model that has some, instead of its own.
         """
-        return self._of(inputs, classes, self.answer(inputs, **({} if policy is None else {"policy": policy})))
+        if hasattr(self.model, "predict_proba"):
+            answers = self.model.predict_proba(inputs)
+        elif hasattr(self.model, "predict"):
+            answers = _answers_of(self.model.predict(inputs, **({} if policy is None else {"policy": policy})))
+        else:
+            answers = self.model(inputs)
+        return self._of(inputs, classes, answers, 2)
 
     def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
         """Return the probabilities at each step of a model with exits, `(rows, steps, classes)`."""
-        made = _answers_of(self.model.record(inputs))
-        return self._of(inputs, classes, made.reshape(-1, made.shape[-1]), self.num_steps).reshape(*made.shape[:2], -1)
+        return self._of(inputs, classes, _answers_of(self.model.record(inputs)), 3)
 
-    def _of(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, steps: int = 1) -> Floats:
+    def _of(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int) -> Floats:
         """Return answers in the order of `classes`, or raise where they are no probabilities of them."""
-        made, rows = np.asarray(answers, dtype=np.float64), len(inputs) * steps
-        own = tuple(classes) if self.classes is None else self.classes
+        made, own = np.asarray(answers, dtype=np.float64), tuple(self.classes or classes)
+        sized = made.ndim == dims and (len(made), made.shape[-1]) == (len(inputs), len(own))
         shares = np.nanmin(made, initial=0) >= 0 and np.nanmax(made, initial=0) <= 1.001
-        if made.shape != (rows, len(own)) or not set(own) <= set(classes) or not shares:
-            expected = f"probabilities ({rows}, {len(own)}) of classes among those of the last stage"
+        if not (sized and shares and set(own) <= set(classes)):
+            expected = f"probabilities ({len(inputs)}, {len(own)}) of classes among those of the last stage"
             got = f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}"
             remedy = "Return one probability a class, such as predict_proba; name the same classes in every stage."
             raise ArgumentError("stages", expected=expected, got=got, remedy=remedy)
         if own == tuple(classes):
             return made
-        spread = np.zeros((rows, len(classes)))
-        spread[:, [classes.index(name) for name in own]] = made
+        spread = np.zeros((*made.shape[:-1], len(classes)))
+        spread[..., [classes.index(name) for name in own]] = made
         return spread
 
     def save(self, folder: Path) -> None:
@@ -82,26 +95,13 @@ class Stage:
 
 
 def stage_of(given: Any) -> Stage:
-    """Return anything that can be a stage as one: a model, a function, or the folder of either.
-
-    A model has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
-    (logits), as those of ponder, or `probabilities`, as a cascade's. A function gives probabilities.
-    """
+    """Return anything that can be a stage as one: a model, a function, or the folder of a model."""
     if isinstance(given, Stage):
         return given
     if isinstance(given, str | Path):
         return read_stage(Path(given))
-    if hasattr(given, "predict_proba"):
-        return Stage(given, given.predict_proba, classes_of(given))
-    if hasattr(given, "predict"):
-
-        def answer(inputs: Sequence[Any], **policy: ExitPolicy) -> Floats:
-            return _answers_of(given.predict(inputs, **policy))
-
-        folder = getattr(given, "folder", None)
-        return Stage(given, answer, classes_of(given), folder, _steps_of(given))
-    if callable(given):
-        return Stage(given, given, None)
+    if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):
+        return Stage(given)
     expected = "models with predict_proba or predict, functions, or folders"
     remedy = "Pass a function from a list of inputs to probabilities (rows, classes)."
     raise ArgumentError("stages", expected=expected, got=repr(given), remedy=remedy)
@@ -113,9 +113,7 @@ def read_stage(folder: Path) -> Stage:
     if name is None:
         raise CheckpointError(f"{folder}: no model that can be read (none of {', '.join(_READERS)}).")
     module, _, reader = _READERS[name].partition(":")
-    stage = stage_of(attrgetter(reader)(import_module(module))(folder))
-    stage.folder = folder
-    return stage
+    return Stage(attrgetter(reader)(import_module(module))(folder), folder)
 
 
 def _answers_of(found: Any) -> Floats:
@@ -136,9 +134,3 @@ def classes_of(model: Any) -> tuple[str, ...] | None:
     found = getattr(model, "classes_", getattr(model, "classes", None))
     found = getattr(getattr(model, "manifest", None), "labels", None) or found
     return None if found is None else tuple(map(str, found))
-
-
-def _steps_of(model: Any) -> int:
-    """Return the number of steps of a model whose policy lets rows exit; 1 of any other."""
-    steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
-    return steps if isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None else 1
