@@ -13,7 +13,7 @@ from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.records import Record
 from ponder.calibration.risks import OtherAnswers
-from ponder.cascade.cascade import Cascade, taken
+from ponder.cascade import Cascade
 from ponder.policies import FixedStep, LastStep
 from ponder.policies.base import ExitPolicy
 
@@ -82,12 +82,12 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
         record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
         stages: list[Any] = [lambda texts: None] * 2  # which are not asked: the record has their answers
         report = Cascade(stages, COSTS).certify(record, seed=seen.seed, **options)
-        made = _made(taken(record, check), report.policy, report.met)
+        made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
         return made if made.met else whole
     record = replace(_record(seen, outputs), weights=None if small else seen.weights)
-    certifying = taken(record, check)
+    choosing, certifying = record.map(lambda rows: rows[choose]), record.map(lambda rows: rows[check])
     kinds = candidates(record) if way.endswith("exits") else [(FixedStep, range(record.num_steps, 0, -1))]
-    found = certify(taken(record, choose), certifying, kinds, **options)
+    found = certify(choosing, certifying, kinds, **options)
     policy = found.policy
     if record.num_steps == 1:  # a promise of full depth, whatever the number of steps
         policy = replace(policy, policy=LastStep(), num_steps=None)

@@ -22,7 +22,7 @@ from ponder.cascade.stages import Stage, read_stage, stage_of
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
 
-__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds", "taken"]
+__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 
 Floats = NDArray[Any]
 _FILE, _FORMAT, _LEAST = "cascade.json", "ponder-cascade-1", 1e-12
@@ -268,9 +268,10 @@ class Cascade:
         """
         record = inputs if isinstance(inputs, Record) else self._record_once(inputs, labels, reference)
         chosen = self._risk(risk, positive, referred=reference is not None)
-        sides = [taken(record, side) for side in split(record.row_ids, (1 / 3, 2 / 3), seed=seed)]
-        counting, needed = losses_of(chosen, sides[1])[1], rows_needed(level, confidence)
-        count = len(sides[1]) if counting is None else int(counting.sum())
+        chooses, certifies = split(record.row_ids, (1 / 3, 2 / 3), seed=seed)
+        choosing, certifying = record.map(lambda rows: rows[chooses]), record.map(lambda rows: rows[certifies])
+        counting, needed = losses_of(chosen, certifying)[1], rows_needed(level, confidence)
+        count = len(certifying) if counting is None else int(counting.sum())
         if count < needed:
             raise ArgumentError(
                 "inputs",
@@ -283,7 +284,7 @@ class Cascade:
         steps = record.num_steps - len(own) + 1  # of the last stage, which cost the same each
         costs = np.cumsum([*own[:-1], *[own[-1] / steps] * steps])
         options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
-        found = certify(sides[0], sides[1], _candidates(sides[0], chosen), **options)
+        found = certify(choosing, certifying, _candidates(choosing, chosen), **options)
         inside = found.policy.policy
         if isinstance(inside, _Ladder):
             thresholds = StageThresholds(inside.policy, inside.rungs[int(inside.rung)])
@@ -297,8 +298,8 @@ class Cascade:
             observed=found.observed,
             seconds=self.costs or (),
             speed_up=float(own[-1] / (np.asarray(shares) @ costs)),
-            chosen_on=len(sides[0]),
-            certified_on=len(sides[1]),
+            chosen_on=len(choosing),
+            certified_on=len(certifying),
         )
 
     def _record_once(self, inputs: Sequence[Any], labels: Sequence[Any] | None, reference: Any) -> Record:
@@ -316,14 +317,10 @@ class Cascade:
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
         if risk == "missed":
-            if positive is None:
-                expected, remedy = "the classes that are not to be missed", "Pass positive='attack'."
-                raise ArgumentError("positive", expected=expected, got="None", remedy=remedy)
-            names = [positive] if isinstance(positive, str | int) else positive
+            names = [positive] if positive is None or isinstance(positive, str | int) else positive
             numbers = class_numbers(names, self.classes, "positive")
             return Missed(numbers, reference="labels" if referred else "full_depth")
-        chosen: RiskLike = OtherAnswers() if referred and risk == "disagreement" else risk
-        return chosen
+        return OtherAnswers() if referred and risk == "disagreement" else risk
 
     def save(self, folder: str | Path) -> None:
         """Write the cascade with its stages; functions cannot be written."""
@@ -348,9 +345,6 @@ class Cascade:
 
     def _sure(self, policy: ExitPolicy, probabilities: Floats, number: int) -> NDArray[Any]:
         """Return which rows a stage answers, `(rows,)` bool."""
-        together = policy.exit_of_all(len(self.stages))
-        if together is not None:
-            return np.full(len(probabilities), number == together)
         outputs = np.log(np.maximum(probabilities, _LEAST))
         view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
         return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
@@ -360,12 +354,6 @@ class Cascade:
         before = len(self.stages) - 1
         parts = [each for each in all_within(policy) if isinstance(each, StageThresholds)]
         return next((replace(p, thresholds=p.thresholds[before:]) for p in parts if len(p.thresholds) > before), None)
-
-
-def taken(record: Record, rows: NDArray[Any]) -> Record:
-    """Return some rows of a record of outputs and labels."""
-    labels = None if record.labels is None else record.labels[rows]
-    return replace(record, outputs=record.outputs[rows], row_ids=record.row_ids[rows], labels=labels)
 
 
 def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
