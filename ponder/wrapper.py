@@ -35,7 +35,6 @@ from ponder.trajectory import Trajectory
 __all__ = ["PonderOutput", "PonderWrapper"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-_PADDING = Padding()  # which finds the masks that all know
 _ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
 
 
@@ -84,7 +83,8 @@ class PonderWrapper(nn.Module):
         task: The meaning of outputs and labels: ``"classification"``, ``"regression"``, ``"multilabel"``,
             ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
             integer labels are classes and others numbers.
-        padding: Where lengths lie in the model's tensors; None where rows have no length, or only one.
+        padding: Where lengths lie in the model's tensors; None where rows have no length, only one, or features with
+            positions.
         checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
             the rest again, with the same dropout: less memory, one more forward pass. Steps that keep statistics
             (BatchNorm) update them twice.
@@ -105,10 +105,16 @@ class PonderWrapper(nn.Module):
     """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
     main_input_name: str | None = None
     """Name of the inputs in a batch that is a dict; None where the first entry is taken."""
+    task: Task | None
+    """The meaning of outputs and labels; None where labels show it."""
+    teacher: Callable[..., Any] | None = None
+    """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → `(batch, …)`.
+
+    It is neither trained nor saved. A `PonderWrapper` answers at full depth.
+    """
     _policy: ExitPolicy
     _prior: Prior | None
     _stages: tuple[Stage, ...]
-    _teacher: tuple[Callable[..., Any] | None] = (None,)  # in a tuple: no part of the model, neither trained nor saved
 
     def __init__(
         self,
@@ -137,7 +143,7 @@ class PonderWrapper(nn.Module):
         self.stem = None if stem is None else as_module("stem", stem)
         self.readout = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
-        self._task, self._context_names = as_task(task), frozenset[str]()
+        self.task, self._context_names = as_task(task), frozenset[str]()
         halts = self.lambda_head is not None
         default: tuple[ExitPolicy, Objective] = (Quantile(0.5), Ponder(0.5)) if halts else (LastStep(), FinalStep())
         self.policy = default[0] if policy is None else policy
@@ -242,7 +248,8 @@ class PonderWrapper(nn.Module):
                 )
             objective = self.objective
             depth = objective.depth(self.depth(num_steps))
-            trajectory = self._unroll(inputs, context, labels, depth, objective.needs, row_ids, policy_context)
+            source, batch = self.start(inputs, context, row_ids, policy_context, needs=objective.needs)
+            trajectory = self._unroll(source, batch, depth, labels, keep_features="features" in objective.needs)
             loss = None if labels is None else self._loss(objective, trajectory, inputs, context)
             last = torch.full_like(trajectory.row_ids, depth.total)
             return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
@@ -251,7 +258,7 @@ class PonderWrapper(nn.Module):
         exits = run(source, policy, batch)
         loss = None
         if labels is not None:
-            task = self._task or infer_task(exits.outputs, labels)
+            task = self.task or infer_task(exits.outputs, labels)
             labels = task.check(exits.outputs, labels)
             loss = labelled_mean(task.losses(exits.outputs, labels), task, labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
@@ -274,10 +281,9 @@ class PonderWrapper(nn.Module):
         hidden, step_context, size = call_stem(self.stem, inputs, context)
         if policy_context is not None:
             check_rows("policy_context", policy_context, size)
-        task, padding, mask = self._task or task_named(None), self.padding, None
-        pooled = padding is not None and padding.pooled
-        if task.per_position or ("features" in needs and not pooled):
-            mask = (padding or _PADDING).positions(context, inputs, step_context, width=width_of(hidden))
+        task, padding, mask = self.task or task_named(None), self.padding, None
+        if task.per_position or ("features" in needs and padding is None):
+            mask = (padding or Padding()).positions(context, inputs, step_context, width=width_of(hidden))
         uses_hazard = "hazard" in needs
         source = ModelSource(self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {})
         if row_ids is None:
@@ -304,8 +310,8 @@ class PonderWrapper(nn.Module):
         """
         needs = {"hazard"} if self.lambda_head is not None else set[str]()
         needs |= {"features"} if keep_features else set()
-        depth = Depth(0, self.depth(num_steps))
-        return self._unroll(inputs, context, labels, depth, needs, row_ids, policy_context)
+        source, batch = self.start(inputs, context, row_ids, policy_context, needs=needs)
+        return self._unroll(source, batch, Depth(0, self.depth(num_steps)), labels, keep_features)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
@@ -352,32 +358,9 @@ class PonderWrapper(nn.Module):
         self._prior, self.prior_weights = prior, None if prior is None else prior.module
 
     @property
-    def task(self) -> Task | None:
-        """The meaning of outputs and labels; assigning another checks that the policy can read it."""
-        return self._task
-
-    @task.setter
-    def task(self, task: TaskName | LossFunction | Task | None) -> None:
-        meant = as_task(task)
-        self._policy.check(replace(self.spec, task=meant or task_named(None)))
-        self._task = meant
-
-    @property
-    def teacher(self) -> Callable[..., Any] | None:
-        """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → `(batch, …)`.
-
-        It is neither trained nor saved. A `PonderWrapper` answers at full depth.
-        """
-        return self._teacher[0]
-
-    @teacher.setter
-    def teacher(self, teacher: Callable[..., Any] | None) -> None:
-        self._teacher = (teacher.eval() if isinstance(teacher, nn.Module) else teacher,)
-
-    @property
     def spec(self) -> ModelSpec:
         """The facts of the model that policies look at."""
-        return ModelSpec(self.num_steps, self._task or task_named(None), self.lambda_head is not None)
+        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
@@ -425,7 +408,7 @@ class PonderWrapper(nn.Module):
         return {
             "num_steps": self.num_steps,
             "schedule": list(self.steps.schedule),
-            "task": None if self._task is None else self._task.name,
+            "task": None if self.task is None else self.task.name,
             "initial": getattr(self.lambda_head, "initial", None),
             "policy": self._policy.to_dict(),
             "prior": None if self._prior is None else self._prior.to_dict(),
@@ -454,43 +437,36 @@ class PonderWrapper(nn.Module):
         return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign as PyTorch does, but give a property its value where that is a module (a loss as `task`, say)."""
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
+        """Assign as PyTorch does; a teacher becomes no part of the model."""
+        if name == "teacher":
+            self.__dict__[name] = value.eval() if isinstance(value, nn.Module) else value
         else:
             super().__setattr__(name, value)
 
     def _unroll(
-        self,
-        inputs: Tree,
-        context: Mapping[str, Any],
-        labels: Tensor | None,
-        depth: Depth,
-        needs: Container[str],
-        row_ids: Tensor | None,
-        policy_context: Mapping[str, Tensor] | None,
+        self, source: ModelSource, batch: PolicyBatch, depth: Depth, labels: Tensor | None, keep_features: bool
     ) -> Trajectory:
-        source, batch = self.start(inputs, context, row_ids, policy_context, needs=needs)
+        """Run all steps for all rows, and check the labels."""
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
-        record: dict[str, Any] = unroll(source, depth, keep_features="features" in needs)
+        record: dict[str, Any] = unroll(source, depth, keep_features=keep_features)
         if labels is not None:
             last = record["outputs"][:, -1]
-            labels = (self._task or infer_task(last, labels)).check(last, labels)
+            labels = (self.task or infer_task(last, labels)).check(last, labels)
         return Trajectory(
             **record,
             row_ids=batch.row_ids,
             labels=labels,
-            task=self._task,
+            task=self.task,
             mask=source.mask,
-            policy_context=policy_context,
+            policy_context=source.policy_context or None,
             training=self.training,
         )
 
     def _loss(self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]) -> Tensor:
         """Return the objective's loss of a batch with labels, a scalar."""
         outputs, hazards, prior = trajectory.outputs, trajectory.hazard_logits, None
-        labels, task = torch.as_tensor(trajectory.labels), self._task or trajectory.meaning
+        labels, task = torch.as_tensor(trajectory.labels), self.task or trajectory.meaning
         if self._prior is not None and "prior" in objective.needs:
             dtype = outputs.dtype if hazards is None else hazards.dtype
             prior = self._prior(outputs.shape[1], dtype=dtype, device=outputs.device)

@@ -359,7 +359,7 @@ class CapturedAdapter(Adapter):
         own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
         fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
         later: Any = padding.context  # where lengths of other kinds of calls are added
-        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later), pooled=True)
+        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later))
 
 
 def adapter_for(

@@ -170,7 +170,7 @@ class PonderModel(PonderPreTrainedModel):
 class TokenFeatures(Regression):
     """All tokens of a row as its answer: numbers at each position, of which padding does not count."""
 
-    per_token = True
+    per_token = per_position = True
 
 
 AutoConfig.register(PonderConfig.model_type, PonderConfig, exist_ok=True)

@@ -30,7 +30,7 @@ from ponder.integrations.transformers.card import evaluate, model_card, write_ca
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.families import encoder_of, pack
 from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
-from ponder.model.heads import HazardLayer, PerStep, make_heads
+from ponder.model.heads import LambdaHead, PerStep, make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.objectives import Distillation, FinalStep
 from ponder.policies import ExitPolicy, LastStep
@@ -163,7 +163,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         config: Any = self.config
         adapter = adapter or self.adapt(whole, config)
         recipe = self.recipe
-        steps, read, per_token = adapter.steps(), config.readout, config.readout == "tokens"
+        steps, read = adapter.steps(), config.readout
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         wrapper = HeadsWrapper(
             steps,
@@ -175,7 +175,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             stem=AdapterStem(adapter, whole),
             readout=adapter.readout(read),
             task=self.task_of(config),
-            padding=_padding(adapter, per_token),
+            padding=adapter.padding(),
         )
         wrapper.stages, wrapper.main_input_name = recipe.stages, whole.main_input_name
         if isinstance(adapter, FinetunedAdapter):
@@ -205,8 +205,9 @@ class PonderPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as Transformers does; a Lambda head still starts at its hazard, an early head at 0."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, HazardLayer):
-            initialization.constant_(module.bias, module.start_logit)
+        if isinstance(module, LambdaHead):
+            last: Any = module.layers[-1]
+            initialization.constant_(last.bias, module.start_logit)
         if isinstance(module, EarlyHead):
             module.reset()
 
@@ -373,7 +374,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         if isinstance(adapter, CapturedAdapter) and adapter.parts is None:
             wrapper, read = self.ponder, self.config.readout
             wrapper.steps = adapter.learn().steps
-            padding = wrapper.padding = _padding(adapter, read == "tokens")
+            padding = wrapper.padding = adapter.padding()
             wrapper.readout = ReadoutCall(adapter.readout(read), padding)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -665,12 +666,6 @@ def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel
         auto = getattr(transformers, name)
         return auto.from_config(config.encoder, trust_remote_code=True, **given)  # type: ignore[no-any-return]
     return getattr(transformers, str(config.architecture))._from_config(config.encoder, **given)  # type: ignore[no-any-return]
-
-
-def _padding(adapter: Adapter, per_token: bool) -> Any:
-    """Where lengths lie; answers a token have a length themselves, so that batches do not get narrower."""
-    padding = adapter.padding()
-    return padding if padding is None or not per_token else dataclasses.replace(padding, pooled=False)
 
 
 def _refuse_alone(gradient: Tensor) -> None:

@@ -171,8 +171,7 @@ class _Tracer:
         with torch.no_grad():
             self.hidden, self.after, self.rows = call_stem(self.model.stem, inputs, context)
         padding = self.model.padding
-        pooled = padding is not None and padding.pooled and not self.task.per_position
-        self.narrows = pooled and padding is not None and padding.mask in self.after
+        self.narrows = padding is not None and padding.mask in self.after and not self.task.per_position
         of_inputs = None if padding is None else padding.of_inputs
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
         own = self.model.stem is not None  # the given is the hidden state itself where there is no stem

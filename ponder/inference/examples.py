@@ -54,8 +54,8 @@ class ExampleReader:
         self.model, self.padding = model, cast(Padding | None, model.padding)
         weight, task = next(model.parameters(), None), model.task
         self.device: torch.device | None = None if weight is None else weight.device
-        self.regroups = not (task is not None and task.per_position) and (self.padding is None or self.padding.pooled)
-        """Whether rows of several lengths may meet between steps: not where outputs or states have positions."""
+        self.regroups = task is None or not task.per_position
+        """Whether rows of several lengths may meet between steps: not where outputs have positions."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
         """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -80,8 +79,6 @@ def read_encoder(
             got=f"{features.dtype} {tuple(features.shape)} at step 1 of the example",
             remedy="Pass readout=ponder.readouts.mean, say, or a function hidden -> features.",
         )
-    if padding is not None:
-        padding = dataclasses.replace(padding, pooled=not per_position)
     return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, name, features
 
 

@@ -13,7 +13,7 @@ from ponder._utils.checks import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
 from ponder.recipes import Recipe
 
-__all__ = ["HazardLayer", "LambdaHead", "PerStep", "make_heads"]
+__all__ = ["LambdaHead", "PerStep", "make_heads"]
 
 
 class LambdaHead(nn.Module):
@@ -62,22 +62,15 @@ class LambdaHead(nn.Module):
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
             modules += [nn.Dropout(dropout), nn.Linear(size, width), nn.Tanh()]
-        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), HazardLayer(sizes[-1], start))
+        last, self.start_logit = nn.Linear(sizes[-1], 1), math.log(start) - math.log1p(-start)
+        with torch.no_grad():
+            last.bias.add_(self.start_logit)
+        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""
         logits: Tensor = self.layers(features)
         return logits.squeeze(-1)
-
-
-class HazardLayer(nn.Linear):
-    """Last layer of a Lambda head: its bias starts at the logit of a hazard, `start_logit`."""
-
-    def __init__(self, width: int, start: float) -> None:
-        super().__init__(width, 1)
-        self.start_logit = math.log(start) - math.log1p(-start)
-        with torch.no_grad():
-            self.bias.add_(self.start_logit)
 
 
 class PerStep(nn.Module):

@@ -69,7 +69,6 @@ class Padding:
         inputs: The inputs' tensors of two or more dimensions.
         context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
             `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
-        pooled: Whether readouts give features without a length. Where not, rows of several lengths do not meet.
         optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one could not meet, so a
             short spare row goes through the stem with every batch of a data set or a stream.
 
@@ -83,7 +82,6 @@ class Padding:
     real: bool | int = 1
     inputs: Along = Along()
     context: Mapping[str, Along] = field(default_factory=dict)
-    pooled: bool = True
     optional: bool = False
 
     def positions(self, *contexts: Any, width: int | None = None) -> Tensor | None:

@@ -46,7 +46,7 @@ def build(task: str = "classification", shared: bool = False, **options: Any) ->
         readout=(lambda hidden: hidden) if tokens else ponder.readouts.mean,
         head=nn.Linear(WIDTH, CLASSES),
         task=task,
-        padding=ponder.Padding(pooled=not tokens),
+        padding=ponder.Padding(),
         **options,
     ).eval()
 

@@ -96,7 +96,7 @@ def test_answers_at_positions_of_which_the_lambda_head_reads_the_mean() -> None:
     options = {
         **toys.heads(),
         "task": "token_classification",
-        "padding": ponder.Padding("src_key_padding_mask", 0, pooled=False),
+        "padding": ponder.Padding("src_key_padding_mask", 0),
     }
     model = ponder.PonderWrapper(
         [toys.Mix() for _ in range(STEPS)],

@@ -110,9 +110,9 @@ def test_the_task_is_inferred_from_the_labels_where_none_is_named() -> None:
     classes, numbers = LABELS.clamp(max=1), torch.randn(ROWS, 2)
     torch.testing.assert_close(model(INPUTS, labels=classes).loss, nn.functional.cross_entropy(outputs, classes))
     torch.testing.assert_close(model(INPUTS, labels=numbers).loss, nn.functional.mse_loss(outputs, numbers))
-    model.task = lambda o, labels: (o - labels).abs().mean(-1)
+    model.task = tasks.Custom(lambda o, labels: (o - labels).abs().mean(-1))
     torch.testing.assert_close(model(INPUTS, labels=numbers).loss, nn.functional.l1_loss(outputs, numbers))
-    model.task = "regression"
+    model.task = tasks.Regression()
     with pytest.raises(ArgumentError):
         model(INPUTS, policy=policies.Confidence(0.5))
     model.policy = policies.Patience(2, tolerance=0.1)
