@@ -185,7 +185,7 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
         if stage.teacher == "previous":
             model.teacher = None
             model.teacher = copy.deepcopy(model).requires_grad_(False)
-        model.stages = [stage]
+        model.stages = (stage,)
         _freeze(model, stage, early)
         yield
     finally:

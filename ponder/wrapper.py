@@ -105,6 +105,12 @@ class PonderWrapper(nn.Module):
     """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
     main_input_name: str | None = None
     """Name of the inputs in a batch that is a dict; None where the first entry is taken."""
+    policy: ExitPolicy
+    """The exit policy of calls that name none; assigning one checks it against the model."""
+    prior: Prior | None
+    """The prior of the halting step; the weights of a learned one are the model's."""
+    stages: tuple[Stage, ...]
+    """The stages of training, one or those of a recipe, which `ponder.fit` runs; assigning them checks each."""
     task: Task | None
     """The meaning of outputs and labels; None where labels show it."""
     teacher: Callable[..., Any] | None = None
@@ -112,9 +118,6 @@ class PonderWrapper(nn.Module):
 
     It is neither trained nor saved. A `PonderWrapper` answers at full depth.
     """
-    _policy: ExitPolicy
-    _prior: Prior | None
-    _stages: tuple[Stage, ...]
 
     def __init__(
         self,
@@ -240,12 +243,8 @@ class PonderWrapper(nn.Module):
         """
         if self.training:
             if policy is not None:
-                raise ArgumentError(
-                    "policy",
-                    expected="None in training mode, where every step runs",
-                    got=repr(policy),
-                    remedy="Call model.eval() first.",
-                )
+                expected = "None in training mode, where every step runs"
+                raise ArgumentError("policy", expected=expected, got=policy, remedy="Call model.eval() first.")
             objective = self.objective
             depth = objective.depth(self.depth(num_steps))
             source, batch = self.start(inputs, context, row_ids, policy_context, needs=objective.needs)
@@ -318,44 +317,13 @@ class PonderWrapper(nn.Module):
         return record(self, dataset, **options)
 
     @property
-    def policy(self) -> ExitPolicy:
-        """The exit policy of calls that name none; assigning one checks it against the model."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: ExitPolicy) -> None:
-        self._policy = self.checked(policy)
-
-    @property
     def objective(self) -> Objective:
         """The training loss, that of the first stage; assigning one makes it that of the only stage."""
-        return self._stages[0].objective
+        return self.stages[0].objective
 
     @objective.setter
     def objective(self, objective: Objective) -> None:
-        check_type("objective", objective, Objective)
         self.stages = (Stage(objective),)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of training, one or those of a recipe, which `ponder.fit` runs; assigning them checks each."""
-        return self._stages
-
-    @stages.setter
-    def stages(self, stages: Sequence[Stage]) -> None:
-        for stage in stages:
-            stage.objective.check(has_hazard=self.lambda_head is not None, has_prior=self._prior is not None)
-            stage.objective.depth(self.num_steps)  # which raises where it reads a step that is not there
-        self._stages = tuple(stages)
-
-    @property
-    def prior(self) -> Prior | None:
-        """The prior of the halting step; the weights of a learned one are the model's."""
-        return self._prior
-
-    @prior.setter
-    def prior(self, prior: Prior | None) -> None:
-        self._prior, self.prior_weights = prior, None if prior is None else prior.module
 
     @property
     def spec(self) -> ModelSpec:
@@ -365,8 +333,8 @@ class PonderWrapper(nn.Module):
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
         if policy is None and num_steps is None:
-            return self._policy
-        chosen = self._policy if policy is None else policy
+            return self.policy
+        chosen = self.policy if policy is None else policy
         check_type("policy", chosen, ExitPolicy)
         chosen.check(replace(self.spec, num_steps=self.depth(num_steps)))
         return chosen
@@ -377,13 +345,9 @@ class PonderWrapper(nn.Module):
             return self.num_steps
         check_int("num_steps", num_steps)
         if not self.steps.shared or isinstance(self.head, PerStep):
-            raise ArgumentError(
-                "num_steps",
-                expected=f"{self.num_steps}, or None: each step, or each head, has its place in the stack",
-                got=num_steps,
-                remedy="One shared step with one head can run for longer: PonderWrapper(step, num_steps=12). A stack "
-                "can end earlier by a policy: policies.FixedStep(3), say.",
-            )
+            expected = f"{self.num_steps}, or None: each step, or each head, has its place in the stack"
+            remedy = "One shared step with one head can run for longer; a stack ends earlier by policies.FixedStep(3)."
+            raise ArgumentError("num_steps", expected=expected, got=num_steps, remedy=remedy)
         return num_steps
 
     def weights_digest(self) -> str | None:
@@ -410,9 +374,9 @@ class PonderWrapper(nn.Module):
             "schedule": list(self.steps.schedule),
             "task": None if self.task is None else self.task.name,
             "initial": getattr(self.lambda_head, "initial", None),
-            "policy": self._policy.to_dict(),
-            "prior": None if self._prior is None else self._prior.to_dict(),
-            "stages": [stage.to_dict() for stage in self._stages],
+            "policy": self.policy.to_dict(),
+            "prior": None if self.prior is None else self.prior.to_dict(),
+            "stages": [stage.to_dict() for stage in self.stages],
         }
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
@@ -430,18 +394,28 @@ class PonderWrapper(nn.Module):
         if settings["prior"] != own["prior"]:
             self.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
         self.policy = ExitPolicy.from_dict(settings["policy"])
-        self.stages = [Stage.from_dict(stage) for stage in settings["stages"]]
+        self.stages = tuple(map(Stage.from_dict, settings["stages"]))
 
     def extra_repr(self) -> str:
         """Return policy, prior and objective, which no submodule shows."""
         return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign as PyTorch does; a teacher becomes no part of the model."""
+        """Assign as PyTorch does; check policy and stages, own the weights of a prior, and none of a teacher's."""
         if name == "teacher":
             self.__dict__[name] = value.eval() if isinstance(value, nn.Module) else value
-        else:
-            super().__setattr__(name, value)
+            return
+        if name == "policy":
+            value = self.checked(value)
+        elif name == "objective":
+            check_type("objective", value, Objective)  # or PyTorch would take a loss for a part of the model
+        elif name == "prior":
+            self.prior_weights = None if value is None else value.module
+        elif name == "stages":
+            for stage in value:
+                stage.objective.check(has_hazard=self.lambda_head is not None, has_prior=self.prior is not None)
+                stage.objective.depth(self.num_steps)  # which raises where it reads a step that is not there
+        super().__setattr__(name, value)
 
     def _unroll(
         self, source: ModelSource, batch: PolicyBatch, depth: Depth, labels: Tensor | None, keep_features: bool
@@ -467,9 +441,9 @@ class PonderWrapper(nn.Module):
         """Return the objective's loss of a batch with labels, a scalar."""
         outputs, hazards, prior = trajectory.outputs, trajectory.hazard_logits, None
         labels, task = torch.as_tensor(trajectory.labels), self.task or trajectory.meaning
-        if self._prior is not None and "prior" in objective.needs:
+        if self.prior is not None and "prior" in objective.needs:
             dtype = outputs.dtype if hazards is None else hazards.dtype
-            prior = self._prior(outputs.shape[1], dtype=dtype, device=outputs.device)
+            prior = self.prior(outputs.shape[1], dtype=dtype, device=outputs.device)
         unrolled = Unrolled(
             outputs,
             step_losses(task, outputs, labels),
@@ -494,31 +468,25 @@ class PonderWrapper(nn.Module):
         else:
             taught = self.teacher(inputs, **unwrap(context))
         if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
-            raise ArgumentError(
-                "teacher",
-                expected=f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order",
-                got=f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__,
-                remedy="Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits.",
-            )
+            expected = f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order"
+            got = f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__
+            remedy = "Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits."
+            raise ArgumentError("teacher", expected=expected, got=got, remedy=remedy)
         return taught
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
         named: set[str] = set(getattr(self.stem, "argument_names", ()))  # a captured module takes no others
-        takes_any = False
-        for part in () if named else (self.stem, *self.steps.fns):
-            parameters = {} if part is None else parameters_of(part)
-            named |= parameters.keys()
-            takes_any |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        parts = [part for part in (self.stem, *self.steps.fns) if part is not None and not named]
+        parameters = [parameter for part in parts for parameter in parameters_of(part).values()]
+        named |= {parameter.name for parameter in parameters}
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         for name in context.keys() - named:
             close = get_close_matches(name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75)
             if close or not takes_any:
-                raise ArgumentError(
-                    name,
-                    expected="an argument of the call, or a name that the stem or a step takes",
-                    got=f"{name!r}, which none of them names",
-                    remedy=f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it.",
-                )
+                expected = "an argument of the call, or a name that the stem or a step takes"
+                remedy = f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it."
+                raise ArgumentError(name, expected=expected, got=f"{name!r}, which none of them names", remedy=remedy)
         self._context_names |= context.keys()  # looked at once
 
 

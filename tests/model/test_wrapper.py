@@ -58,6 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "one head too few": (lambda: make(head=ponder.PerStep([nn.Linear(WIDTH, 2)])), "one head a step"),
     "a policy by its name": (lambda: make(policy="quantile"), "ExitPolicy"),
     "an objective by its name": (lambda: make(objective="ponder"), "Objective"),
+    "a loss as the objective": (lambda: setattr(make(), "objective", nn.CrossEntropyLoss()), "Objective"),
     "an unknown task": (lambda: make(task="classify"), "token_classification"),
     "ids of other rows": (lambda: make()(INPUTS, row_ids=torch.arange(2)), "row_ids"),
 }
