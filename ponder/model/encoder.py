@@ -47,13 +47,11 @@ def read_encoder(
         captured = capture(encoder, example, layers=layers)
         steps, stem, states, padding = captured.steps, captured.stem, captured.readout, captured.padding
         if captured.classifier is not None and not callable(readout):
-            raise ArgumentError(
-                "module_or_steps",
-                expected="an encoder, whose features new heads read",
-                got=f"a model that ends in a head of its own, {captured.classifier!r}",
-                remedy=f"Take it off: module.{captured.classifier} = nn.Identity() (in timm, num_classes=0). If it is "
-                "no head, pass readout=, a function of the hidden state.",
-            )
+            expected = "an encoder, whose features new heads read"
+            got = f"a model that ends in a head of its own, {captured.classifier!r}"
+            remedy = f"Take it off: module.{captured.classifier} = nn.Identity() (in timm, num_classes=0). If it is no "
+            remedy += "head, pass readout=, a function of the hidden state."
+            raise ArgumentError("module_or_steps", expected=expected, got=got, remedy=remedy)
     else:
         steps = Steps.of(encoder, num_steps)
     if readout is None:
@@ -73,12 +71,10 @@ def read_encoder(
             chosen = ReadoutCall(readouts.mean, states=states)
             features = chosen(hidden, **call)
     if features.dim() != (3 if per_position else 2) or not features.is_floating_point():
-        raise ArgumentError(
-            "readout",
-            expected=f"features {'(batch, length, width)' if per_position else '(batch, width)'} in floating point",
-            got=f"{features.dtype} {tuple(features.shape)} at step 1 of the example",
-            remedy="Pass readout=ponder.readouts.mean, say, or a function hidden -> features.",
-        )
+        expected = f"features {'(batch, length, width)' if per_position else '(batch, width)'} in floating point"
+        got = f"{features.dtype} {tuple(features.shape)} at step 1 of the example"
+        remedy = "Pass readout=ponder.readouts.mean, say, or a function hidden -> features."
+        raise ArgumentError("readout", expected=expected, got=got, remedy=remedy)
     return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, name, features
 
 

@@ -92,12 +92,9 @@ class PerStep(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(heads)
         if len(set(map(id, self.heads))) != len(self.heads) or not len(self.heads):
-            raise ArgumentError(
-                "heads",
-                expected="distinct modules, one for each step",
-                got="the same module more than once" if len(self.heads) else "no module",
-                remedy="Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep.",
-            )
+            got = "the same module more than once" if len(self.heads) else "no module"
+            remedy = "Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep."
+            raise ArgumentError("heads", expected="distinct modules, one for each step", got=got, remedy=remedy)
 
     def __len__(self) -> int:
         return len(self.heads)

@@ -150,12 +150,10 @@ class ModelSource:
         else:
             outputs = self._head(features, self.at if rows is None else [self.at[row] for row in rows.tolist()])
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
-            raise ArgumentError(
-                "outputs of the head",
-                expected=f"one tensor with the batch first, ({features.shape[0]}, …)",
-                got=f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__,
-                remedy="Return one tensor; concatenate several answers, and take them apart in the task.",
-            )
+            expected = f"one tensor with the batch first, ({features.shape[0]}, …)"
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            remedy = "Return one tensor; concatenate several answers, and take them apart in the task."
+            raise ArgumentError("outputs of the head", expected=expected, got=got, remedy=remedy)
         return outputs
 
     def _bind_context(self) -> None:
@@ -246,12 +244,10 @@ def ask(
     if isinstance(exits, bool):
         return exits, running
     if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
-        raise ArgumentError(
-            f"exit mask of {policy!r}",
-            expected=f"bool, shape ({len(index)},): one answer for each running row",
-            got=f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__,
-            remedy="Compare per row, and reduce over every dimension but the first.",
-        )
+        expected = f"bool, shape ({len(index)},): one answer for each running row"
+        got = f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__
+        remedy = "Compare per row, and reduce over every dimension but the first."
+        raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
     exits = exits.cpu()
     some = bool(exits.any())
     return exits if some and not bool(exits.all()) else some, running

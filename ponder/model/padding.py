@@ -175,9 +175,6 @@ def _join_leaves(leaves: Sequence[Any], along: Along | None, length: int, path: 
 
 
 def _unlike(path: str, trees: Sequence[Any]) -> ArgumentError:
-    return ArgumentError(
-        path,
-        expected="rows of one kind, with one value of what belongs to the whole batch",
-        got=[type(tree).__name__ for tree in trees],
-        remedy="Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding.",
-    )
+    expected, got = "rows of one kind, with one value of what all rows share", [type(tree).__name__ for tree in trees]
+    remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
+    return ArgumentError(path, expected=expected, got=got, remedy=remedy)

@@ -124,9 +124,7 @@ class ReadoutCall(nn.Module):
 def _two_dimensional(hidden: Tree) -> Tensor:
     if isinstance(hidden, Tensor) and hidden.dim() == 2:
         return hidden
-    raise ArgumentError(
-        "readout",
-        expected="a readout, since the hidden state is not (batch, width)",
-        got=f"None, with a state {tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__}",
-        remedy="Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features.",
-    )
+    expected = "a readout, since the hidden state is not (batch, width)"
+    got = f"None, with a state {tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__}"
+    remedy = "Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features."
+    raise ArgumentError("readout", expected=expected, got=got, remedy=remedy)

@@ -61,12 +61,10 @@ class Steps(nn.Module):
         self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
         for layer in self.fns.modules():
             if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
-                raise ArgumentError(
-                    "steps",
-                    expected="layers that take the batch first, (batch, length, width)",
-                    got="attention with batch_first=False, which would take rows for positions",
-                    remedy="Build it with batch_first=True; the weights are the same.",
-                )
+                expected = "layers that take the batch first, (batch, length, width)"
+                got = "attention with batch_first=False, which would take rows for positions"
+                remedy = "Build it with batch_first=True; the weights are the same."
+                raise ArgumentError("steps", expected=expected, got=got, remedy=remedy)
         self.index, self.state = index, state
         self.shared = len(unique) == 1
         """Whether one callable runs at every step: then it can run for any number of them."""
@@ -109,14 +107,12 @@ class Steps(nn.Module):
         old, new = ([tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after))
         fits = old == new if self.shared and self.num_steps > 1 else {shape[:1] for shape in new} == {old[0][:1]}
         if not fits or isinstance(before, Tensor) != isinstance(after, Tensor):
-            raise ArgumentError(
-                f"hidden state returned by step {step}",
-                expected=f"a {type(before).__name__} of the shape before, {old}, since rows exit one by one"
-                + (" and the step is shared" if self.shared else ", or of another width"),
-                got=f"a {type(after).__name__}, {new}",
-                remedy="Where a step returns more, say where the hidden state lies: ponder.Steps([…], state=0). What "
-                "grows (a memory of past states, say) belongs into a tensor of a fixed size.",
-            )
+            also = " and the step is shared" if self.shared else ", or of another width"
+            expected = f"a {type(before).__name__} of the shape before, {old}, since rows exit one by one{also}"
+            remedy = "Where a step returns more, say where the hidden state lies: ponder.Steps([…], state=0). What "
+            remedy += "grows (a memory of past states, say) belongs into a tensor of a fixed size."
+            argument, got = f"hidden state returned by step {step}", f"a {type(after).__name__}, {new}"
+            raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
 
 
 class FunctionModule(nn.Module):
@@ -144,13 +140,10 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
         names = inspect.getclosurevars(fn)
         used += [*names.nonlocals.values(), *names.globals.values()]
     if [value for value in used if isinstance(value, nn.Module | nn.Parameter)] or not callable(fn):
-        raise ArgumentError(
-            argument,
-            expected="an nn.Module, or a pure function without weights",
-            got=f"{getattr(fn, '__qualname__', fn)!s}, which uses a module of its surroundings" if callable(fn) else fn,
-            remedy="Pass the module itself, or write an nn.Module that holds it: what a function uses is neither "
-            "trained nor saved.",
-        )
+        expected = "an nn.Module, or a pure function without weights"
+        got = f"{getattr(fn, '__qualname__', fn)!s}, which uses a module of its surroundings" if callable(fn) else fn
+        remedy = "Pass the module itself, or one that holds it: what a function uses is neither trained nor saved."
+        raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
     return FunctionModule(fn)
 
 
