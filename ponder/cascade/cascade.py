@@ -16,6 +16,7 @@ from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import class_numbers, content_ids, split
 from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
+from ponder.calibration.control import RiskControl
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
 from ponder.cascade.stages import Stage, read_stage, stage_of
@@ -106,26 +107,18 @@ class CascadeAnswers:
 
 
 @dataclass(frozen=True, eq=False)
-class CascadeReport:
-    """Result of certifying a cascade.
+class CascadeReport(RiskControl):
+    """Result of certifying a cascade: the promise, and what it saves.
 
     Args:
-        statement: The promise in words, or why none could be given.
-        met: Whether some threshold was certified; if none was, the last stage answers everything.
-        policy: The policy with its certificate.
         shares: The share of the certifying rows that each stage answers, `(stages,)`.
-        observed: The risk on the certifying rows.
         seconds: Measured or given cost of each stage for a text, `(stages,)`.
         speed_up: Cost of the last stage alone ÷ mean cost of the cascade.
         chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
         certified_on: Number of rows that certify.
     """
 
-    statement: str
-    met: bool
-    policy: ExitPolicy
     shares: tuple[float, ...]
-    observed: float
     seconds: tuple[float, ...]
     speed_up: float
     chosen_on: int
@@ -291,11 +284,8 @@ class Cascade:
             found = replace(found, policy=replace(found.policy, policy=thresholds))
         self.policy, shares, before = found.policy, found.exit_shares, len(own) - 1
         return CascadeReport(
-            statement=found.statement,
-            met=found.met,
-            policy=found.policy,
+            **vars(found),
             shares=tuple(round(share, 12) for share in (*shares[:before], sum(shares[before:]))),
-            observed=found.observed,
             seconds=self.costs or (),
             speed_up=float(own[-1] / (np.asarray(shares) @ costs)),
             chosen_on=len(choosing),

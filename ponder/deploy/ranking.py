@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.arrays import sigmoid
 from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
@@ -241,8 +242,7 @@ class Ranker:
         return np.asarray(scores + offset + weight * first)
 
     def _shown(self, scores: Array) -> Array:
-        with np.errstate(over="ignore"):
-            return np.asarray(1.0 / (1.0 + np.exp(-scores))) if self.settings.sigmoid else scores
+        return sigmoid(scores) if self.settings.sigmoid else scores
 
 
 class _Candidates:

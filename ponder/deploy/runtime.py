@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.arrays import softmax
 from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import library
 from ponder._utils.rows import content_ids
@@ -80,9 +81,7 @@ class Answers:
     @property
     def probabilities(self) -> Array:
         """Probability of each predicted class, `(rows,)`."""
-        shifted = np.exp(self.outputs - self.outputs.max(-1, keepdims=True))
-        probabilities: Array = shifted.max(-1) / shifted.sum(-1)
-        return probabilities
+        return np.asarray(softmax(self.outputs).max(-1))
 
 
 class OnnxModel:

@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "calibration": (("ponder/calibration",), 2_220),
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
-    "cascade": (("ponder/cascade",), 770),
+    "cascade": (("ponder/cascade",), 760),
     "deploy": (("ponder/deploy",), 2_420),
     "cli": (("ponder/cli",), 1_730),
     "integrations": (("integrations",), 3_290),
