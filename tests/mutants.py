@@ -47,7 +47,7 @@ ROOMS: dict[str, str] = {  # the first that a file's path begins with: what is m
     "_utils/": "ground/test_utils.py",
     "training.py": "training/test_stages.py training/test_fit.py",
     "deploy/monitor": "deploy/test_monitor.py",
-    "deploy/": "deploy/test_export.py",
+    "deploy/": "deploy/test_export.py rerank/test_rerank.py",
     "cascade/": "cascade",
 }
 

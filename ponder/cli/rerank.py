@@ -9,15 +9,14 @@ from typing import Any
 
 from ponder._utils.files import replace_text
 from ponder.cli.output import probe_folder, progress, show
-from ponder.cli.texts import count
+from ponder.cli.texts import count, read_rows
 from ponder.deploy.manifest import FILE
-from ponder.deploy.ranking import RERANK, Pool, Ranker, pools_of
+from ponder.deploy.ranking import RERANK, Ranker, pools_of
 from ponder.deploy.runtime import OnnxModel
-from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep, all_within
 from ponder.policies.topk import TopK
 
-__all__ = ["export_ranker", "is_ranker", "open_ranker", "rank_file", "read_queries", "run"]
+__all__ = ["export_ranker", "is_ranker", "open_ranker", "rank_file", "run"]
 
 _TIMED = 40  # queries, at most
 
@@ -27,7 +26,7 @@ def run(
 ) -> None:
     """Fit exits to a cross encoder on queries without labels, time them, and write the folder."""
     probe_folder(out, "rerank", model)
-    pools = read_queries(queries)
+    pools = pools_of(read_rows(queries, "--queries"))
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
     with progress() as advance:
         report = made.fit_exits(pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance)
@@ -52,22 +51,6 @@ def run(
     show(card, [f"{report.statement}."], rows, as_json=as_json, out=out)
 
 
-def read_queries(path: Path) -> list[Pool]:
-    """Read JSON lines: `{"query": …, "documents": […], "scores": […]}`, scores and labels if there are any."""
-    pools = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            pools += pools_of([json.loads(line)]) if line.strip() else []
-        except (ValueError, ArgumentError) as error:
-            raise ArgumentError(
-                "--queries",
-                expected='{"query": "…", "documents": ["…"], "scores": [0.5]} on each line, a score for each document',
-                got=f"line {number} of {path}: {line[:60]!r}",
-                remedy="Write one JSON object a line.",
-            ) from error
-    return pools
-
-
 def is_ranker(folder: Path) -> bool:
     """Return whether a folder ranks."""
     return (folder / RERANK).is_file()
@@ -82,7 +65,7 @@ def open_ranker(folder: Path) -> Ranker:
 
 def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
-    pools = read_queries(queries)
+    pools = pools_of(read_rows(queries))
     answers = zip(pools, open_ranker(folder).rank_all(pools), strict=True)
     lines = [json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers]
     replace_text(out, "".join(lines))
@@ -93,7 +76,7 @@ def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
     source: Any = open_ranker(folder)
-    pools, fitted = [] if queries is None else read_queries(queries), source.settings.fitted
+    pools, fitted = [] if queries is None else pools_of(read_rows(queries)), source.settings.fitted
     ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
     onnx = import_module("ponder.deploy.export").onnx
     onnx(source.model, out, int8=queries is not None, calibration=ranges or None)

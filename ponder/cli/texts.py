@@ -16,7 +16,7 @@ import typer
 from ponder._utils.rows import class_numbers
 from ponder.errors import ArgumentError
 
-__all__ = ["Texts", "count", "read_texts"]
+__all__ = ["Texts", "count", "read_rows", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
 _USUAL = ("text", "texts", "sentence", "content")
@@ -78,16 +78,7 @@ def read_texts(
     Raises:
         ArgumentError: The file cannot be read as such, or has no such column.
     """
-    try:
-        rows = _read(path, header)
-    except OSError as error:
-        raise _wrong(path, "a file that can be read", error.strerror, "Name another.") from error
-    except UnicodeDecodeError as error:
-        raise _wrong(path, "text in UTF-8", "other bytes", "Save it as UTF-8.") from error
-    except (ValueError, csv.Error) as error:
-        raise _wrong(path, f"a {path.suffix[1:].upper() or 'text'} file", error, "Mend it there.") from error
-    if not rows:
-        raise _wrong(path, "at least one text", "none", "Name a file with texts in it.")
+    rows = read_rows(path, header=header)
     names = list(rows[0])
     chosen = tuple(columns) or (tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels))
     if known and len(known) != len(chosen):
@@ -100,8 +91,23 @@ def read_texts(
             raise ArgumentError(option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}.")
         absent = next((n for n, row in enumerate(rows, 1) if not isinstance(row.get(name), kind)), None)
         if absent is not None:
-            raise _wrong(path, f"{name} in every row", f"none in row {absent}")
+            raise _wrong("--texts", path, f"{name} in every row", f"none in row {absent}", "Mend the file.")
     return Texts(chosen, rows, labels)
+
+
+def read_rows(path: Path, option: str = "--texts", *, header: bool = True) -> list[Row]:
+    """Read the rows of a file, all columns of each; `option` names it in errors."""
+    try:
+        rows = _read(path, header)
+    except OSError as error:
+        raise _wrong(option, path, "a file that can be read", error.strerror, "Name another.") from error
+    except UnicodeDecodeError as error:
+        raise _wrong(option, path, "text in UTF-8", "other bytes", "Save it as UTF-8.") from error
+    except (ValueError, csv.Error) as error:
+        raise _wrong(option, path, f"a {path.suffix[1:].upper() or 'text'} file", error, "Mend it there.") from error
+    if not rows:
+        raise _wrong(option, path, "at least one text", "none", "Name a file with texts in it.")
+    return rows
 
 
 def _guessed(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
@@ -152,5 +158,5 @@ def _table(path: Path, text: str, header: bool) -> list[Row]:
     return [dict(zip(names, row, strict=True)) for row in table[1 if header else 0 :]]
 
 
-def _wrong(path: Path, expected: str, got: object, remedy: str = "Mend the file.") -> ArgumentError:
-    return ArgumentError("--texts", expected=expected, got=f"{got} ({path})", remedy=remedy)
+def _wrong(option: str, path: Path, expected: str, got: object, remedy: str) -> ArgumentError:
+    return ArgumentError(option, expected=expected, got=f"{got} ({path})", remedy=remedy)

@@ -306,7 +306,7 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
         ArgumentError: One that is no such thing, or whose scores are not one for each document.
     """
     pools = []
-    for number, one in enumerate(given):
+    for number, one in enumerate(given, 1):
         try:
             pool = one if isinstance(one, Pool) else Pool(**one)
             right = all(isinstance(text, str) for text in (pool.query, *pool.documents))

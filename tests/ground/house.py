@@ -34,7 +34,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "training": (("ponder/training.py",), 440),
     "cascade": (("ponder/cascade",), 760),
     "deploy": (("ponder/deploy",), 2_420),
-    "cli": (("ponder/cli",), 1_730),
+    "cli": (("ponder/cli",), 1_710),
     "integrations": (("integrations",), 3_290),
     "advice": (("ponder/advice",), 690),
 }

@@ -25,7 +25,7 @@ from ponder._utils.arrays import at_least_float32, softmax, weighted
 from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
 from ponder._utils.digest import digest_of_weights
-from ponder._utils.files import read_tensors, replace_text, write_tensors
+from ponder._utils.files import read_json, read_tensors, replace_text, write_json, write_tensors
 from ponder._utils.modes import evaluating
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.rounding import rounded_down, rounded_up
@@ -258,6 +258,16 @@ def test_tensors_come_back_in_either_library(tmp_path: Path) -> None:
     half = torch.randn(3).bfloat16()
     write_tensors(path, {"half": half}, {})
     assert torch.equal(read_tensors(path, "pt")[0]["half"], half)
+
+
+def test_json_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_json(path, "kind-2", {"what": "ä", "numbers": [1, 2.5]})
+    assert read_json(path, "kind-2", "thing") == {"what": "ä", "numbers": [1, 2.5]}
+    for content in (path.read_text(), "{}", "[]", "{", None):
+        path.unlink() if content is None else path.write_text(content)
+        with pytest.raises(CheckpointError, match=r"no thing of this version, kind-3"):
+            read_json(path, "kind-3", "thing")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

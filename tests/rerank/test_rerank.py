@@ -241,7 +241,10 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     run("predict", tmp_path / "int8", "--texts", fresh, "--out", tmp_path / "quantised.jsonl")
     fresh.write_text('{"query": "a", "documents": ["b"], "scores": [1, 2]}\n')
     refused = run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2)
-    assert "line 1" in refused.output
+    assert "as number 1" in " ".join(refused.output.split())
+    fresh.write_bytes(b"\xff\xfe")
+    refused = run("rerank", tmp_path / "model", "--queries", fresh, "--out", tmp_path / "no", code=2)
+    assert "--queries: expected text in UTF-8" in refused.output
 
 
 def test_a_service_ranks() -> None:
