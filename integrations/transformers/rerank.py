@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from ponder._utils.checks import check_int
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.records import Record
@@ -89,11 +88,11 @@ class CrossEncoder(Ranker):
         """See `Ranker`."""
         return self.model.ponder.weights_digest()  # type: ignore[no-any-return]
 
-    def start(self, pairs: Sequence[tuple[str, str]]) -> Any:
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """See `Ranker`."""
         reader = ExampleReader(self.model.ponder)
         examples = [reader.read(example) for example in examples_of(self.model, pairs)]
-        source, _ = source_of(reader, examples, {"output"}, max_batch=self.batch_size, regroups=False)
+        source, _ = source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)
         return source
 
     def fit_exits(
@@ -128,8 +127,7 @@ class CrossEncoder(Ranker):
         Returns:
             The policy with its statement; the ranker has taken it.
         """
-        check_int("top_k", top_k)
-        pools = pools_of(queries)
+        policy, pools = TopK(top_k, 1.0, ordered=ordered), pools_of(queries)
         learn, check = split(content_ids([pool.query for pool in pools]), seed=seed)
         if len(learn) < 2 or not len(check):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
@@ -137,7 +135,7 @@ class CrossEncoder(Ranker):
         staged = all(len(pool.scores) for pool in pools)
         fitted = {"queries": len(pools), "learned_on": len(learn)}
         self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted=fitted)
-        policy = TopK(top_k, 1.0, self._learn([pools[n] for n in learn], top_k, staged, progress), ordered)
+        policy = replace(policy, spread=self._learn([pools[n] for n in learn], top_k, staged, progress))
         return self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
 
     @torch.inference_mode()

@@ -33,7 +33,8 @@ __all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "pools_of", "rows_of"]
 RERANK = "rerank.json"
 """The file of a folder that ranks."""
 Array = NDArray[Any]
-_FORMAT, _AT_ONCE, _SPARE = "ponder-rerank-1", 512, 0.85  # candidates in memory together; share of a budget to plan for
+_FORMAT = "ponder-rerank-1"
+_BATCH, _AT_ONCE, _SPARE = 32, 512, 0.85  # candidates of a batch, and in memory; the share of a budget to plan for
 _TASK = task_named("regression")
 _MARGINS = tuple(np.linspace(8.0, 0.0, 161).round(3).tolist())
 
@@ -77,12 +78,7 @@ class Ranker:
         model: An `OnnxModel`; another one where `start` and `weights` are overridden.
         layers: The number of its steps.
         settings: The policy, and all else besides the model.
-
-    Attributes:
-        batch_size: Candidates of a batch.
     """
-
-    batch_size = 32
 
     def __init__(self, model: Any, layers: int, settings: RankerSettings) -> None:
         self.model, self.layers, self.settings = model, layers, settings
@@ -99,9 +95,9 @@ class Ranker:
         """Digest of the weights that answer."""
         return self.model.weights  # type: ignore[no-any-return]
 
-    def start(self, pairs: Sequence[tuple[str, str]]) -> Any:
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """Return pairs before their first step, with `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`."""
-        return self.model.start(pairs, self.batch_size)
+        return self.model.start(pairs, batch_size)
 
     @property
     def first_stage(self) -> bool:
@@ -265,7 +261,7 @@ class _Candidates:
         """Take all that remain through a step, the first stage being none."""
         layer, ranker = step - self._ranker.first_stage, self._ranker
         if layer == 1:
-            self._source = ranker.start([self.pairs[row] for row in self.rows])
+            self._source = ranker.start([self.pairs[row] for row in self.rows], _BATCH)
         self._step, self._began, self._output = step, time.perf_counter(), np.zeros(0)
         if layer:
             self._source.advance(layer)
