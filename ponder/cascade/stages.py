@@ -111,7 +111,8 @@ def read_stage(folder: Path) -> Stage:
     """Read a stage from its folder."""
     name = next((name for name in _READERS if (folder / name).is_file()), None)
     if name is None:
-        raise CheckpointError(f"{folder}: no model that can be read (none of {', '.join(_READERS)}).")
+        files = ", ".join(_READERS)
+        raise CheckpointError(f"{folder}: expected the folder of a model, of exits or an export; got none of {files}.")
     module, _, reader = _READERS[name].partition(":")
     return Stage(attrgetter(reader)(import_module(module))(folder), folder)
 
