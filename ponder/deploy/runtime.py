@@ -107,7 +107,12 @@ class OnnxModel:
         self.num_steps, self.weights = self.manifest.num_steps, self.manifest.weights
         graphs = self.manifest.graphs
         self._policy: Any = self.policy if graphs is None else _GraphPolicy(graphs, self._graphs)
-        self._tokenizer: Any = None if self.manifest.max_length is None else _open_tokenizer(self.folder, self.manifest)
+        self._tokenizer: Any = None
+        if self.manifest.max_length is not None:
+            tokenizers = library("tokenizers", "reading texts", "runtime")
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / TOKENIZER))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.manifest.max_length, direction=self.manifest.truncation_side)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -463,12 +468,3 @@ def _without(inputs: Mapping[str, str], data: Any) -> Any:
         moved = inputs.get(data.get("name", ""))
         return {name: _without(inputs, value) for name, value in data.items() if name != moved}
     return [_without(inputs, value) for value in data] if isinstance(data, list | tuple) else data
-
-
-def _open_tokenizer(folder: Path, manifest: Manifest) -> Any:
-    tokenizers = library("tokenizers", "reading texts", "runtime")
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-    tokenizer.no_padding()
-    if manifest.max_length is not None:
-        tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
-    return tokenizer

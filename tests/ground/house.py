@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
     "cascade": (("ponder/cascade",), 760),
-    "deploy": (("ponder/deploy",), 2_420),
+    "deploy": (("ponder/deploy",), 2_410),
     "cli": (("ponder/cli",), 1_710),
     "integrations": (("integrations",), 3_290),
     "advice": (("ponder/advice",), 690),
