@@ -20,7 +20,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import record
 from ponder.model.encoder import ReadoutName, read_encoder
 from ponder.model.heads import PerStep, make_heads
-from ponder.model.loop import ModelSource, call_stem, run, unroll
+from ponder.model.loop import Exits, ModelSource, call_stem, run, unroll
 from ponder.model.losses import labelled_mean, step_losses
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
@@ -39,7 +39,7 @@ _ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
 
 
 @dataclass(frozen=True, eq=False)
-class PonderOutput:
+class PonderOutput(Exits):
     """The output of a call of a `PonderWrapper`.
 
     Args:
@@ -57,8 +57,6 @@ class PonderOutput:
         (torch.Size([300, 3]), torch.Size([300]), None)
     """
 
-    outputs: Tensor
-    exit_step: Tensor
     loss: Tensor | None = None
     trajectory: Trajectory | None = None
 

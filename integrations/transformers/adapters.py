@@ -34,7 +34,7 @@ from ponder.integrations.transformers.families import (
 )
 from ponder.model import readouts
 from ponder.model.capture import Captured, capture
-from ponder.model.padding import Along, Padding
+from ponder.model.padding import Along, Padding, hidden_key
 from ponder.model.steps import Steps
 
 __all__ = ["READOUTS", "Adapter", "AdapterStem", "AlbertAdapter", "CapturedAdapter", "EncoderAdapter", "MPNetAdapter"]
@@ -188,7 +188,7 @@ class EncoderAdapter(Adapter):
         return Padding(
             inputs=Along(fill=getattr(self.encoder.config, "pad_token_id", None) or 0),
             context={
-                "attention_mask": Along((-1,), fill=_hidden_key),
+                "attention_mask": Along((-1,), fill=hidden_key),
                 "token_mask": Along((-1,)),
                 "token_type_ids": Along((-1,)),
             },
@@ -408,8 +408,3 @@ def _field(name: str) -> str:
 
 def _later(hidden: Tree, **context: Any) -> Tree:
     raise AssertionError("captured when the weights are loaded")
-
-
-def _hidden_key(mask: Tensor) -> float:
-    """The value of a layers' mask at keys that are padding."""
-    return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0

@@ -27,7 +27,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, alike, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.padding import REAL, Along, Padding, join_rows
+from ponder.model.padding import REAL, Along, Padding, hidden_key, join_rows
 from ponder.model.readouts import ReadoutCall, identity
 from ponder.model.steps import Steps
 
@@ -166,9 +166,10 @@ def _lists_of_layers(module: nn.Module, calls: list[str], name: str | None) -> l
     for path, box in module.named_modules():
         if not isinstance(box, nn.ModuleList | nn.Sequential) or name not in (None, path):
             continue
-        neighbours = [list(group) for _, group in groupby(box, key=type)]
-        whole = [list(box)] if name is not None or isinstance(box, nn.ModuleList) else []
-        for layers in [*whole, *neighbours] if len(neighbours) > 1 else neighbours:
+        candidates = [list(group) for _, group in groupby(box, key=type)]
+        if len(candidates) > 1 and (name is not None or isinstance(box, nn.ModuleList)):
+            candidates.insert(0, list(box))
+        for layers in candidates:
             order = [known[id(layer)] for layer in layers]
             called = [call for call in calls if call in order]
             if len(called) > 1 and called == order * (len(called) // len(order)):
@@ -272,12 +273,9 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
 
 def _refusal(got: str, remedy: str = "") -> ArgumentError:
     """Return the error for a module, or a call of it, that is not read layer by layer."""
-    return ArgumentError(
-        "module",
-        expected="a list of layers, called one after the other, each with what the one before gave",
-        got=got,
-        remedy=remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own.",
-    )
+    expected = "a list of layers, called one after the other, each with what the one before gave"
+    remedy = remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own."
+    return ArgumentError("module", expected=expected, got=got, remedy=remedy)
 
 
 def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError:
@@ -404,8 +402,7 @@ class CapturedStem(nn.Module):
             if dims:
                 behind = [] if name in kind.shared else own[ends].select(dims[-1], -1).unique().tolist()
                 fill = behind[0] if len(behind) == 1 else 0
-                lowest = own.is_floating_point() and fill == torch.finfo(own.dtype).min
-                self.lengths[name] = Along(dims, _lowest if lowest else fill)
+                self.lengths[name] = Along(dims, hidden_key if fill == hidden_key(own) else fill)
         self.lengths |= {f"given_{name}": Along() for name in longs if kind.replays}
 
 
@@ -469,10 +466,6 @@ def _first_leaf(output: Any) -> Any:
 
 def _has(value: Any, size: int, dim: int = 0) -> bool:
     return isinstance(value, Tensor) and value.shape[dim : dim + 1] == (size,)
-
-
-def _lowest(tensor: Tensor) -> float:
-    return torch.finfo(tensor.dtype).min
 
 
 @dataclass(frozen=True)

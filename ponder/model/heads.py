@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.checks import check_choice, check_int, check_real
+from ponder._utils.checks import check_choice, check_real
 from ponder.errors import ArgumentError
 from ponder.recipes import Recipe
 
@@ -53,8 +53,6 @@ class LambdaHead(nn.Module):
         start: float = 0.5,
     ) -> None:
         super().__init__()
-        for argument, count in (("width", width), ("layers", layers), ("history", history)):
-            check_int(argument, count)
         check_choice("initial", initial, ("stem", "zeros"))
         check_real("start", start, 0.0, 1.0, open_low=True, open_high=True)
         self.width, self.history, self.initial = width, history, initial

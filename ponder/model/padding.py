@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from ponder._utils.trees import Shared, Tree, alike, tensors
 from ponder.errors import ArgumentError
 
-__all__ = ["REAL", "Along", "Lengths", "Padding", "join_rows", "last_position", "width_of"]
+__all__ = ["REAL", "Along", "Lengths", "Padding", "hidden_key", "join_rows", "last_position", "width_of"]
 
 REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
 """What stands at real positions in the masks that Transformers and PyTorch know, by name."""
@@ -109,6 +109,11 @@ class Padding:
     def of_hidden(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of a tensor of a hidden state, which has some with three dimensions or more."""
         return Along() if tensor.dim() > 2 else None
+
+
+def hidden_key(mask: Tensor) -> float:
+    """Return the value at padding of a mask in the form that attention takes: added to scores, or multiplied."""
+    return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
 
 
 def width_of(hidden: Tree) -> int:
