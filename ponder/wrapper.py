@@ -198,9 +198,8 @@ class PonderWrapper(nn.Module):
         check_int("num_outputs", num_outputs)
         meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        options: dict[str, Any] = {"stem": stem, "readout": readout, "layers": layers}
         parts, main_input, features = read_encoder(
-            module_or_steps, example, num_steps, per_position=meaning.per_position, **options
+            module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
         )
         count = parts["steps"].num_steps
         scaled = chosen.for_steps(count).for_task(meaning)

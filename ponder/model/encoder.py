@@ -26,11 +26,10 @@ def read_encoder(
     encoder: nn.Module | Step | Sequence[Step] | Steps,
     example: Any,
     num_steps: int | None,
-    *,
     per_position: bool,
-    stem: Callable[..., Tree] | None = None,
-    readout: Readout | ReadoutName | None = None,
-    layers: str | None = None,
+    stem: Callable[..., Tree] | None,
+    readout: Readout | ReadoutName | None,
+    layers: str | None,
 ) -> tuple[dict[str, Any], str | None, Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
 

@@ -112,7 +112,7 @@ class Padding:
 
 
 def hidden_key(mask: Tensor) -> float:
-    """Return the value at padding of a mask in the form that attention takes: added to scores, or multiplied."""
+    """Return the value of hidden keys in a mask as layers take it: the lowest where it is added to scores, else 0."""
     return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
 
 
