@@ -168,8 +168,7 @@ class Cascade:
     def num_columns(self) -> int:
         """The number of steps of a record: the stages, but for a last one with exits those of its steps."""
         before, steps = len(self.stages) - 1, self.stages[-1].num_steps
-        own = self._exits(self.policy) is None and self.policy.exit_of_all(before + steps) is None
-        return before + (1 if own else steps)
+        return before + (1 if self._exits(self.policy) is None else steps)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -340,8 +339,10 @@ class Cascade:
         return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
-        """Return the part of a policy that decides on the steps of the last stage; None where it has its own."""
-        before = len(self.stages) - 1
+        """Return the policy of the steps of the last stage; None where its own decides, or it has no steps."""
+        before, steps = len(self.stages) - 1, self.stages[-1].num_steps
+        if steps > 1 and policy.exit_of_all(before + steps) == before + steps:
+            return LastStep()  # promises are about its full depth
         parts = [each for each in all_within(policy) if isinstance(each, StageThresholds)]
         return next((replace(p, thresholds=p.thresholds[before:]) for p in parts if len(p.thresholds) > before), None)
 

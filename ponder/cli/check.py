@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ponder._utils.arrays import namespace
 from ponder._utils.rounding import rounded_up
+from ponder._utils.rows import class_numbers
 from ponder.calibration import diagnose
 from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
 from ponder.cli.folders import Folder, open_folder
@@ -62,18 +64,15 @@ def run(
     answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
     full, other = answers[:, -1], ~seen.agreement()
     if reference is not None:
-        places = {name: place for place, name in enumerate(made.labels)}
         given = open_folder(reference).answer(fresh.texts, LastStep()).labels
-        full = np.array([places.get(label, -1) for label in given])
+        full = np.array(class_numbers(given, made.labels, "--reference"))
         other = answers != full[:, None]
     differs = other[np.arange(len(seen)), steps - 1]
     verdict = _verdict(made, int(differs.sum()), len(seen), level, referred=reference is not None)
     facts = {"other_answers": float(differs.mean()), "mean_exit_step": float(steps.mean()), "texts": len(seen)}
     card, said = {"code": verdict.code, "verdict": verdict.sentence, **facts}, [verdict.sentence]
     right = np.array(full if labels is None else labels)
-    seen = replace(
-        seen, labels=right if isinstance(seen.outputs, np.ndarray) else seen.outputs.new_tensor(right).long()
-    )
+    seen = replace(seen, labels=namespace(seen.outputs).asarray(right))
     if len(seen) >= _DIAGNOSED:
         diagnosis = diagnose(seen)
         if labels is None:

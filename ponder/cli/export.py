@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder._utils.rows import content_ids, split
+from ponder._utils.rows import class_numbers, content_ids, split
 from ponder.advice.race import in_int8
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.agreement import most_failures
@@ -82,8 +82,7 @@ def _export(
         return "Exits and answers are those of the folder, within 1e-4.", [], {"policy": repr(made.policy)}
     seed = (made.model.config.exits or {}).get("seed", 0)  # the split of the heads goes on: who chose, chooses
     places = split(content_ids(texts), (1 / 3, 2 / 3), seed)
-    names = {label: place for place, label in enumerate(made.labels)}
-    full = np.array([names[label] for label in made.answer(texts, LastStep()).labels])
+    full = np.array(class_numbers(made.answer(texts, LastStep()).labels, made.labels))
     most = 0.5 * max(most_failures(len(places[1]), level, confidence), 0) / len(places[1])
     with TemporaryDirectory() as scratch, progress() as advance:
         advance("quantise", 0, 2)

@@ -261,7 +261,7 @@ def watch_of(
     """Return the watch over a certified policy; None where nothing is promised that full depth can be asked about.
 
     The safer policies have thresholds that the certificate tested before its own, the latest exits first: half-way and
-    a quarter of the way to it. Full depth comes after them.
+    a quarter of the way to it; of a policy with several thresholds there is none. Full depth comes after them.
 
     Args:
         policy: The policy of a model.
@@ -275,11 +275,12 @@ def watch_of(
     """
     if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.confidence is None or not share:
         return None
-    chosen, tested = policy.threshold_value, [value for value, _, _ in policy.path]
-    if chosen is None or chosen not in tested:
+    if (chosen := policy.threshold_value) is None:
         return None
-    safer = sorted({int(tested.index(chosen) * part) for part in _SAFER}, reverse=True)
-    order = [policy, *(with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen)]
+    order, tested = list[ExitPolicy]([policy]), [value for value, _, _ in policy.path]
+    if part_with_threshold(policy.policy) is not None:
+        safer = sorted({int(tested.index(chosen) * part) for part in _SAFER}, reverse=True)
+        order += [with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen]
     return Watch(order, Audit(policy.level, policy.confidence, share), path, on_step_back)
 
 

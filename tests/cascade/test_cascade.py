@@ -18,6 +18,7 @@ from ponder.calibration import control_risk, diagnose, sweep
 from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Student
 from ponder.cascade.cascade import StageThresholds
+from ponder.deploy.server import watch_of
 from ponder.errors import ArgumentError, CheckpointError
 
 CLASSES = ("card", "loan", "other")
@@ -172,6 +173,12 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     cascade.save(tmp_path / "cascade")
     again = Cascade.load(tmp_path / "cascade", stages=[cheap, model])
     assert again.policy == cascade.policy
+    watch = watch_of(cascade.policy, share=0.5)
+    assert (watch is None) == referred  # full depth cannot be asked about the reference
+    assert watch is None or watch.policies == (cascade.policy,)
+    full = cascade.predict(texts, policy=policies.LastStep())
+    assert full.labels == [CLASSES[n] for n in numbers]
+    assert model.asked[-1] == policies.LastStep()  # and not its own
     alone = Cascade([cheap, model], costs=[1, 20], policy=policies.Confidence(0.9))
     assert alone.num_columns == 2  # with a policy of the caller's the model keeps its own exits
     alone.predict(texts[:9])
