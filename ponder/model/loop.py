@@ -121,8 +121,8 @@ class ModelSource:
         """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
         if "hazard" not in self._cache:
             read = self.halting()
-            self.past = None if self.past is None else read
             logit: Tensor = self.lambda_head(read).reshape(-1)
+            self.past = None if self.past is None else read
             self._cache["hazard"] = logit.to(torch.promote_types(logit.dtype, torch.float32))
         return self._cache["hazard"]
 

@@ -135,6 +135,14 @@ def test_at_full_depth_the_tokens_are_the_encoders_bit_for_bit(
         assert torch.equal(model(**batch).last_hidden_state, encoder(**batch).last_hidden_state)
 
 
+def test_tokens_are_recorded_and_halt_without_the_padding_of_their_batch() -> None:
+    model, batch = PonderModel.from_encoder(make_encoder("bert"), "palbert", readout="tokens").eval(), make_batch()
+    rows = [ids[:n] for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1).tolist(), strict=True)]
+    found = model.record([{"input_ids": row} for row in rows])
+    alone = torch.cat([model.unroll(input_ids=row[None]).hazard_logits for row in rows])
+    torch.testing.assert_close(found.hazard_logits, alone)
+
+
 @pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
 def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
     encoder, batch = make_encoder(family), make_batch()
