@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "cascade": (("ponder/cascade",), 770),
     "deploy": (("ponder/deploy",), 2_410),
     "cli": (("ponder/cli",), 1_710),
-    "integrations": (("integrations",), 3_290),
+    "integrations": (("integrations",), 3_270),
     "advice": (("ponder/advice",), 690),
 }
 """Files and the most lines of each room."""
