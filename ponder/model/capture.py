@@ -527,10 +527,8 @@ class Reading:
         self.calls.append((path, leaves, spec))
         read = [leaf.key for leaf in leaves if isinstance(leaf, Slot)]
         if "hidden" not in read or None in read:
-            raise _refusal(
-                f"code of its own between {order[number - 1]!r} and {path!r}",
-                "Move it into the layers: of `x = x + block(x)`, the addition into the block.",
-            )
+            cure = "Move it into the layers: of `x = x + block(x)`, the addition into the block."
+            raise _refusal(f"code of its own between {order[number - 1]!r} and {path!r}", cure)
         self.early &= not number or known == len(self.tensors)
         if number + 1 == self._needed:
             raise _EnoughError
