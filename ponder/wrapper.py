@@ -474,7 +474,7 @@ class PonderWrapper(nn.Module):
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
         named: set[str] = set(getattr(self.stem, "argument_names", ()))  # a captured module takes no others
-        parts = [part for part in (self.stem, *self.steps.fns) if part is not None and not named]
+        parts = [] if named else [part for part in (self.stem, *self.steps.fns) if part is not None]
         parameters = [parameter for part in parts for parameter in parameters_of(part).values()]
         named |= {parameter.name for parameter in parameters}
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
