@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import ponder
 from ponder import recipes
 from ponder.model.heads import make_heads
+from ponder.model.losses import joined_loss
 from ponder.model.readouts import ReadoutCall
 from ponder.model.steps import FunctionModule
 from tests.model.toys import CLOSE, LENGTH, ROWS, WIDTH, padding_mask
@@ -179,3 +180,9 @@ def test_a_state_with_positions_needs_a_readout() -> None:
 def test_functions_are_modules_without_weights() -> None:
     assert "sin" in repr(FunctionModule(torch.sin))
     assert list(ponder.Steps([torch.sin]).parameters()) == []
+
+
+def test_the_mean_over_the_parts_of_a_batch_is_that_over_its_rows() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    parts = [joined_loss(part.mean(), torch.tensor(len(part)), torch.tensor(4), 2) for part in losses.split([3, 1])]
+    assert sum(parts) / 2 == losses.mean()
