@@ -102,9 +102,14 @@ def switches() -> str:
     return reported("ablation", "shared")
 
 
-def reported(part: str, backbone: str) -> str:
+def as_the_paper() -> str:
+    """Return the scores at the exits of runs at rates of PALBERT's paper."""
+    return reported("scores", "minilm", "repeated/as-the-paper")
+
+
+def reported(part: str, backbone: str, folder: str = "glue") -> str:
     """Return the table of a part of the benchmark's report."""
-    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / folder)
     drawn = str(import_module("benchmarks.glue.report").page(results, [part], backbone=backbone))
     return "\n".join(line for line in drawn.splitlines() if line.startswith("|"))
 
@@ -330,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
         shared,
         switches,
         beyond,
+        as_the_paper,
         finetuned,
         cosines,
         risk,
