@@ -68,9 +68,12 @@ def first_tensor(tree: Tree) -> Tensor:
 
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """Take the rows `index`, `(rows,)` long, of every tensor of `tree`."""
-    if isinstance(tree, Tensor):  # the usual case, without the overhead of a tree
+    if isinstance(tree, Tensor):  # the usual cases, without the overhead of a tree
         return tree.index_select(0, index)
-    return None if tree is None else map_tensors(methodcaller("index_select", 0, index), tree)
+    if isinstance(tree, tuple):
+        parts = [take_rows(part, index) for part in tree]
+        return tree._make(parts) if hasattr(tree, "_make") else tuple(parts)
+    return map_tensors(methodcaller("index_select", 0, index), tree) if tree else tree
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
