@@ -14,12 +14,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +25,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, alike, check_rows, map_tensors, take_rows, tensors
+from ponder._utils.trees import Tree, alike, check_rows, first_tensor, map_tensors, take_rows, tensors
 from ponder.calibration.families import family_of
 from ponder.errors import PonderError
 from ponder.inference import StreamEngine
 from ponder.model.heads import LambdaHead
 from ponder.model.loop import Exits
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView, all_within
-from ponder.saving import load, save
 from ponder.tasks import task_named
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
@@ -75,7 +72,7 @@ def check_policy(
     Raises:
         ContractError: A rule is broken.
     """
-    samples = _Samples(task, num_steps, context)
+    samples = _Samples(task, num_steps, context or {})
     with _private_randomness(), torch.no_grad():
         samples.trajectory(_ROWS, 1.0).check(policy)
         copies = (ExitPolicy.from_dict(policy.to_dict()), pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy))
@@ -84,9 +81,8 @@ def check_policy(
             run = samples.trajectory(_ROWS, scale)
             _check_rows_alone(policy, run)
             _check_scores(policy, run)
-            _check_run(policy, samples)
+            _check_exits(samples.case(policy), policy, "read nothing but the step and the state")
         _check_extremes(policy, samples.trajectory(3, 1.0))
-        _check_padding(policy, samples.trajectory(_ROWS, 1.0))
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class _Samples:
 
     task: str | None
     num_steps: int
-    context: Mapping[str, Tensor] | None
+    context: Mapping[str, Tensor]
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -107,8 +103,7 @@ class _Samples:
 
     def context_of(self, rows: int) -> dict[str, Tensor] | None:
         """Draw the context of some rows."""
-        given = self.context
-        return None if given is None else {name: v[torch.randint(len(v), (rows,))] for name, v in given.items()}
+        return {name: v[torch.randint(len(v), (rows,))] for name, v in self.context.items()} or None
 
     def trajectory(self, rows: int, scale: float) -> Trajectory:
         """Draw hazards, outputs and features; every third row hardly changes its answer, so that it can settle."""
@@ -126,7 +121,7 @@ class _Samples:
             policy_context=self.context_of(rows),
         )
 
-    def model(self, policy: ExitPolicy) -> PonderWrapper:
+    def case(self, policy: ExitPolicy) -> _Case:
         """Build one shared step with heads whose weights make the exits differ, in float64."""
         step = nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
         head = nn.Sequential(nn.Linear(_WIDTH, math.prod(self.outputs)), nn.Unflatten(1, self.outputs))
@@ -135,136 +130,87 @@ class _Samples:
             for weight in module.parameters():
                 nn.init.normal_(weight, std=0.6)
         options: dict[str, Any] = {"lambda_head": hazards, "policy": policy, "task": self.task}
-        return PonderWrapper(step, self.num_steps, head=head, **options).eval().double()
+        model = PonderWrapper(step, self.num_steps, head=head, **options).eval().double()
+        return _Case(model, torch.randn(_ROWS, _WIDTH).double(), {}, self.context_of(_ROWS))
 
 
-def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> tuple[Tensor, list[Tree]]:
-    """Ask about every row at every step but the last.
-
-    Returns:
-        The exit masks, `(rows, N − 1)`, and the states before and after each step.
-    """
-    masks, states = list[Tensor](), [state]
+def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
+    """Ask twice about every row at every step but the last, and return the exit masks, `(rows, N − 1)`."""
+    masks = list[Tensor]()
     for _, view in zip(range(1, run.num_steps), run.views(policy.needs), strict=False):
-        mask, state = _decided(policy, view, states[-1])
+        given = (state, dict(view.readings), view.index, policy.__dict__)
+        before = copy.deepcopy(given)
+        first, (mask, state) = copy.deepcopy(policy.decide(view, state)), policy.decide(view, state)
+        _require(alike(given, before), "decide changed in place what it was given; make new tensors: state + 1")
+        _require(alike(first, (mask, state)), "two calls of decide gave different answers; draw random numbers in init")
         mask = torch.full(view.index.shape, mask) if isinstance(mask, bool) else mask
         fits = mask.dtype == torch.bool and mask.shape == view.index.shape
         _require(fits, f"the exit mask of {len(run)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool a row")
         check_rows("state", (state, mask), len(run))
         masks.append(mask)
-        states.append(state)
-    return torch.stack(masks, 1), states
-
-
-def _decided(policy: ExitPolicy, view: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
-    """Return what a policy decides, the second time that it is asked."""
-    given = (state, dict(view.readings), view.index, policy.__dict__)
-    before = copy.deepcopy(given)
-    first, second = copy.deepcopy(policy.decide(view, state)), policy.decide(view, state)
-    _require(alike(given, before), "decide changed in place what it was given; make new tensors: state + 1")
-    _require(alike(first, second), "two calls of decide gave different answers; draw random numbers in init")
-    return second
+    return torch.stack(masks, 1)
 
 
 def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
-    """Compare a row's masks and states among all rows with those in another company or order."""
+    """Compare a row's masks among all rows with those in another company or order, and with other padding."""
     start = policy.init(run.batch)
-    draws = not alike(start, policy.init(run.batch))
-    masks, states = _walk(policy, run, start)
+    masks = _walk(policy, run, start)
     for rows in (torch.randperm(_ROWS), torch.tensor([3]), torch.arange(_ROWS - 1, 0, -3), torch.tensor([5, 5, 2, 5])):
         some = run.map(itemgetter(rows))
-        part, own = _walk(policy, some, take_rows(start, rows) if draws else policy.init(some.batch))
+        own = take_rows(start, rows) if _draws(policy, run) else policy.init(some.batch)
         _require(
-            torch.equal(part, masks[rows]) and alike(own, [take_rows(state, rows) for state in states], 1e-4),
+            torch.equal(_walk(policy, some, own), masks[rows]),
             f"rows {rows.tolist()} exit in another way as a batch of their own; reduce over every dimension but the "
             "first, and use no statistic of the batch",
         )
-
-
-def _check_scores(policy: ExitPolicy, trajectory: Trajectory) -> None:
-    """Compare the exits under several thresholds, read from one pass, with those of replays."""
-    if policy.tunable is None and sum(part.tunable is not None for part in all_within(policy)) != 1:
-        return
-    family = family_of(policy, None, trajectory)
-    places = family.late_first()[:: max(1, len(family.values) // 7)]
-    with _private_randomness():
-        read = torch.cat([torch.as_tensor(steps) for _, steps in family.exit_steps(trajectory, places)])
-    built = [family.build(family.values[place]) for place in places]
-    each = torch.stack([_replayed(trajectory, one).exit_step for one in built])
-    means = [steps.double().mean(1).tolist() for steps in (read, each)]
-    _require(
-        torch.equal(read, each),
-        f"mean exits are {means[0]} by scores and {means[1]} by replay; let statistic and state not depend on the "
-        "threshold, and let a wrapper change readiness as it changes decide",
-    )
-    _require(
-        bool((each.diff(dim=0) <= 0).all()),
-        f"mean exits are {means[1]} where they were to fall; declare how the statistic of an exit stands to the "
-        "threshold: Threshold(field, 'above' | 'below' …)",
-    )
-
-
-class _NanWatch(TorchFunctionMode):
-    """Notices comparisons with NaN, which answer False."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__.strip("_") in _COMPARISONS:
-            self.seen = self.seen or _has_nan(args)
-        return func(*args, **(kwargs or {}))
-
-
-def _has_nan(tree: Tree) -> bool:
-    return any(bool(leaf.isnan().any()) for _, leaf in tensors(tree))
-
-
-def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
-    """Try hazard logits and outputs of ±10⁴ and 0, in three precisions, on three rows."""
-    sign = torch.tensor([1.0, -1.0, 0.0])
-    by_row = sign.view(3, *[1] * (base.outputs.dim() - 1)).expand_as(base.outputs)
-    ramp = torch.linspace(0.0, 1e4, base.outputs.shape[-1]).expand_as(base.outputs)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for outputs, logits in ((1e4 * by_row, 1e4 * sign), (by_row * ramp, -1e4 * sign), (0.0 * ramp, 0.0 * sign)):
-            run = replace(base, outputs=outputs.to(dtype), hazard_logits=logits[:, None].expand(3, base.num_steps))
-            with _NanWatch() as watch:
-                _, states = _walk(policy, run, policy.init(run.batch))
-            _require(
-                not watch.seen and not _has_nan(states),
-                f"{dtype} outputs up to {float(outputs.abs().max()):g} led to NaN; compute in float32, by log_softmax "
-                "or logsigmoid instead of raw exponentials",
-            )
-
-
-def _check_padding(policy: ExitPolicy, run: Trajectory) -> None:
     if run.mask is not None:
         other = torch.where(run.mask[:, None, :, None], run.outputs, 5.0 * torch.randn_like(run.outputs))
         _require(
-            torch.equal(_replayed(replace(run, outputs=other), policy).exit_step, _replayed(run, policy).exit_step),
+            torch.equal(_walk(policy, replace(run, outputs=other), start), masks),
             "outputs at padding change exits; compare answers by step.task.same(…, mask=step.mask)",
         )
 
 
-def _check_run(policy: ExitPolicy, samples: _Samples) -> None:
-    """Compare running a model, and a stream of its rows, with replaying its full-depth run."""
-    model, inputs = samples.model(policy), torch.randn(_ROWS, _WIDTH).double()
-    context = samples.context_of(_ROWS)
-    whole = model.unroll(inputs, keep_features=True, policy_context=context)
-    expected, draws = _replayed(whole, policy), not alike(policy.init(whole.batch), policy.init(whole.batch))
+def _draws(policy: ExitPolicy, run: Trajectory) -> bool:
+    return not alike(policy.init(run.batch), policy.init(run.batch))
+
+
+def _check_scores(policy: ExitPolicy, run: Trajectory) -> None:
+    """Compare the exits under several thresholds, read from one pass, with those of replays."""
+    if sum(part.tunable is not None for part in all_within(policy)) != 1:
+        return
+    family = family_of(policy, None, run)
+    places = family.late_first()[:: max(1, len(family.values) // 7)]
     with _private_randomness():
-        out = model(inputs, policy_context=context)
-    with StreamEngine(model, max_batch=3) as engine:
-        futures = [
-            engine.submit(inputs[row], row_id=row, policy_context=map_tensors(itemgetter(row), context))
-            for row in range(_ROWS)
-        ]
-    streamed = [future.result().exit_step for future in futures]
-    exits = (out.exit_step.tolist(), expected.exit_step.tolist(), streamed)
+        read = torch.cat([torch.as_tensor(steps) for _, steps in family.exit_steps(run, places)])
+    each = torch.stack([_replayed(run, family.build(family.values[place])).exit_step for place in places])
     _require(
-        exits[0] == exits[1] and (draws or exits[1] == exits[2]) and alike(out.outputs, expected.outputs, 1e-7),
-        f"exits are {exits[0]} by running, {exits[1]} by replay and {exits[2]} in a stream; read nothing but the step "
-        "and the state",
+        torch.equal(read, each),
+        f"mean exits are {read.double().mean(1).tolist()} by scores and {each.double().mean(1).tolist()} by replay; "
+        "let statistic and state not depend on the threshold, and let a wrapper change readiness as it changes decide",
     )
+
+
+class _NanWatch(TorchFunctionMode):
+    """Refuses comparisons with NaN, which answer False."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.strip("_") in _COMPARISONS:
+            nan = any(bool(leaf.isnan().any()) for _, leaf in tensors(args))
+            _require(not nan, "large outputs led to NaN; compute in float32, by log_softmax or logsigmoid, not by exp")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
+    """Try hazard logits and outputs of ±10⁴ and 0, all alike and rising, on three rows."""
+    sign = torch.tensor([1.0, -1.0, 0.0])
+    by_row = 1e4 * sign.view(3, *[1] * (base.outputs.dim() - 1)).expand_as(base.outputs)
+    rising = torch.linspace(0.0, 1.0, base.outputs.shape[-1])
+    for dtype in (torch.float32, torch.float16):
+        for outputs, logits in ((by_row, 1e4 * sign), (by_row * rising, -1e4 * sign)):
+            run = replace(base, outputs=outputs.to(dtype), hazard_logits=logits[:, None].expand(3, base.num_steps))
+            with _NanWatch():
+                _walk(policy, run, policy.init(run.batch))
 
 
 def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
@@ -272,8 +218,8 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
 
     The rules: the batch comes first; nothing is written in place; with `LastStep` the outputs are those of `unroll`, in
     every call; a row's outputs do not depend on the other rows or their order; rows that exit at any step, the longest
-    or the last first, get what the full-depth run had there, and no step is computed for a row that has exited; so do
-    rows of a stream, which meet rows at other steps and of other lengths; a copy that reads a save answers the same.
+    or the last first, get what the full-depth run had there; so do rows of a stream, which meet rows at other steps and
+    of other lengths.
 
     Args:
         model: The wrapped encoder. It is tried in evaluation mode, and keeps its modes and weights.
@@ -283,12 +229,11 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     Raises:
         ContractError: A rule is broken.
     """
-    case = _Case(model, inputs, context, check_rows("inputs", inputs))
-    check_rows("context", (inputs, context), case.size)
+    check_rows("context", (inputs, context), check_rows("inputs", inputs))
+    case = _Case(model, inputs, context)
     with _private_randomness(), evaluating(model):
         before = copy.deepcopy((inputs, context))
-        whole = case.unroll(torch.arange(case.size))
-        full, again = case.run(LastStep()).outputs, case.run(LastStep()).outputs
+        whole, full, again = case.unroll(), case.run(LastStep()).outputs, case.run(LastStep()).outputs
         _require(alike((inputs, context), before), "inputs were written in place; write hidden + update, not hidden +=")
         _require(
             _close(full, whole.outputs[:, -1]) and torch.equal(full, again),
@@ -296,10 +241,57 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
             "keep no state in modules, write nothing in place, and draw no random numbers in evaluation mode",
         )
         _check_company(case, whole)
-        for policy in (*case.orders(), model.policy):
-            _check_exits(case, whole, policy)
-        _check_stream(case, whole)
-        _check_copies(case)
+        for policy in case.orders():
+            _check_exits(
+                case,
+                policy,
+                "every tensor of the hidden state and of the context must be per example, or marked with "
+                "ponder.Shared; steps must read index of each row, and ponder.Padding say what has a length",
+            )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A model with the inputs, the context and the policy's context of some rows."""
+
+    model: PonderWrapper
+    inputs: Tree
+    context: Mapping[str, Any]
+    policy_context: Mapping[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(first_tensor(self.inputs))
+
+    def rows(self, index: Tensor) -> _Case:
+        """Return the case of some of the rows."""
+        return _Case(self.model, *take_rows((self.inputs, self.context, self.policy_context), index))
+
+    def unroll(self, keep_features: bool = False) -> Trajectory:
+        given: dict[str, Any] = {"policy_context": self.policy_context, "keep_features": keep_features}
+        return self.model.unroll(self.inputs, **given, **self.context)
+
+    def run(self, policy: ExitPolicy) -> Exits:
+        with _private_randomness():
+            out: Exits = self.model(self.inputs, policy=policy, policy_context=self.policy_context, **self.context)
+        return out
+
+    def stream(self, policy: ExitPolicy) -> list[Any]:
+        """Return the answers of rows that were handed in one by one."""
+        with StreamEngine(self.model, policy=policy, max_batch=3) as engine:
+            futures = []
+            for row in range(len(self)):
+                example, given = map_tensors(itemgetter(row), ((self.inputs, self.context), self.policy_context))
+                futures.append(engine.submit(example, row_id=row, policy_context=given))
+        return [future.result() for future in futures]
+
+    def orders(self) -> list[_InTurn]:
+        """Return policies under which rows exit at all steps, the last row first, and the longest row first."""
+        turns, padding = torch.arange(len(self)), self.model.padding
+        orders = [1 + turns % self.model.num_steps, 1 + turns.flip(0)]
+        real = None if padding is None else padding.positions(self.context)
+        if real is not None:
+            orders.append(1 + real.sum(1).argsort(descending=True).argsort())
+        return [_InTurn(tuple(order.tolist())) for order in orders]
 
 
 @dataclass(frozen=True)
@@ -315,38 +307,9 @@ class _InTurn(ExitPolicy):
         return step.index >= state["exit"], state
 
 
-@dataclass(frozen=True)
-class _Case:
-    """A model with its inputs, and any of their rows."""
-
-    model: PonderWrapper
-    inputs: Tree
-    context: dict[str, Any]
-    size: int
-
-    def unroll(self, rows: Tensor) -> Trajectory:
-        inputs, context = take_rows((self.inputs, self.context), rows)
-        features = "features" in self.model.policy.needs
-        return self.model.unroll(inputs, row_ids=rows, keep_features=features, **context)
-
-    def run(self, policy: ExitPolicy) -> Exits:
-        with _private_randomness():
-            out = self.model(self.inputs, policy=policy, **self.context)
-        return Exits(out.outputs, out.exit_step)
-
-    def orders(self) -> list[_InTurn]:
-        """Return policies under which rows exit at all steps, the last row first, and the longest row first."""
-        turns, padding = torch.arange(self.size), self.model.padding
-        orders = [1 + turns % self.model.num_steps, 1 + turns.flip(0)]
-        real = None if padding is None else padding.positions(self.context)
-        if real is not None:
-            orders.append(1 + real.sum(1).argsort(descending=True).argsort())
-        return [_InTurn(tuple(order.tolist())) for order in orders]
-
-
 def _check_company(case: _Case, whole: Trajectory) -> None:
-    for rows in (torch.arange(case.size).flip(0), torch.tensor([case.size - 1]), torch.tensor([0, 0, 1])):
-        part = case.unroll(rows)
+    for rows in (torch.arange(len(case)).flip(0), torch.tensor([len(case) - 1]), torch.tensor([0, 0, 1])):
+        part = case.rows(rows).unroll()
         for got, expected in ((part.outputs, whole.outputs), (part.hazard_logits, whole.hazard_logits)):
             _require(
                 got is None or expected is None or _close(got, expected[rows]),
@@ -355,67 +318,23 @@ def _check_company(case: _Case, whole: Trajectory) -> None:
             )
 
 
-def _check_exits(case: _Case, whole: Trajectory, policy: ExitPolicy) -> None:
-    """Compare exits with the full-depth run; a statistic at its threshold may fall on either side by rounding."""
-    counted: list[int] = []
-
-    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
-        counted.append(check_rows("hidden", given[0]))
-
-    hooks = [step.register_forward_pre_hook(count) for step in case.model.steps.fns]
-    try:
-        ran = case.run(policy)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    allowed = torch.stack([_replayed(_shifted(whole, shift), policy).exit_step for shift in (0.0, 1e-4, -1e-4)])
-    expected = whole.outputs[torch.arange(case.size), ran.exit_step - 1]
+def _check_exits(case: _Case, policy: ExitPolicy, remedy: str) -> None:
+    """Compare running a model, and a stream of its rows, with replaying its full-depth run."""
+    whole = case.unroll("features" in policy.needs)
+    expected, ran = _replayed(whole, policy), case.run(policy)
     _require(
-        bool((allowed == ran.exit_step).any(0).all()) and _close(ran.outputs, expected),
-        f"under {policy} rows exit at {ran.exit_step.tolist()}, where the full-depth run has {allowed[0].tolist()}, "
-        f"and outputs are {_apart(ran.outputs, expected)} apart; every tensor of the hidden state and of the context "
-        "must be per example, or marked with ponder.Shared, and ponder.Padding must say which have a length",
+        torch.equal(ran.exit_step, expected.exit_step) and _close(ran.outputs, expected.outputs),
+        f"exits are {ran.exit_step.tolist()} by running and {expected.exit_step.tolist()} by replay, "
+        f"of outputs {_apart(ran.outputs, expected.outputs)} apart; {remedy}",
     )
-    _require(
-        sum(counted) == int(ran.exit_step.sum()),
-        f"{sum(counted)} rows went through steps, not {int(ran.exit_step.sum())}; give hidden one row per example",
-    )
-
-
-def _check_stream(case: _Case, whole: Trajectory) -> None:
-    policy = case.orders()[0]
-    examples = [map_tensors(itemgetter(row), (case.inputs, case.context)) for row in range(case.size)]
-    expected = whole.replay(policy)
-    with StreamEngine(case.model, policy=policy, max_batch=2) as engine:
-        futures = [engine.submit(example, row_id=row) for row, example in enumerate(examples)]
-    for row, answer in enumerate(future.result() for future in futures):
-        own = expected.outputs[row]
+    for row, answer in enumerate([] if _draws(policy, whole) else case.stream(policy)):
+        step, own = int(expected.exit_step[row]), expected.outputs[row]
         own = own[: len(answer.output)] if case.model.padding is not None and own.dim() else own
         _require(
-            answer.exit_step == int(expected.exit_step[row]) and _close(answer.output, own),
-            f"row {row} of a stream, which exited at step {answer.exit_step}, is {_apart(answer.output, own)} from "
-            "the batch; steps must read index of each row, and ponder.Padding say what has a length",
+            answer.exit_step == step and _close(answer.output, own),
+            f"row {row} exits at step {answer.exit_step} in a stream and at {step} by replay, "
+            f"with outputs {_apart(answer.output, own)} apart; {remedy}",
         )
-
-
-def _check_copies(case: _Case) -> None:
-    policy = case.orders()[0]
-    expected, twin = case.run(policy), copy.deepcopy(case.model)
-    with tempfile.TemporaryDirectory() as folder:
-        save(case.model, Path(folder) / "model.safetensors")
-        for weight in twin.parameters():
-            weight.zero_()
-        load(Path(folder) / "model.safetensors", into=twin)
-    got = replace(case, model=twin).run(policy)
-    _require(
-        torch.equal(got.outputs, expected.outputs) and torch.equal(got.exit_step, expected.exit_step),
-        f"a copy's outputs are {_apart(got.outputs, expected.outputs)} apart; register weights as parameters and "
-        "buffers of the modules that the wrapper is given",
-    )
-
-
-def _shifted(trajectory: Trajectory, shift: float) -> Trajectory:
-    return trajectory.map(lambda x: x * (1 + shift) + shift if x.is_floating_point() else x)
 
 
 def _replayed(trajectory: Trajectory, policy: ExitPolicy) -> Exits:

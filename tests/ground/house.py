@@ -22,7 +22,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
             "ponder/saving.py",
             "ponder/testing.py",
         ),
-        2_330,
+        2_260,
     ),
     "policies": (("ponder/policies",), 1_400),
     "priors": (("ponder/priors.py",), 230),

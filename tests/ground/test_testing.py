@@ -109,7 +109,7 @@ class Wrong(Base, policies.ThresholdPolicy):
         (InPlace, "classification", "changed in place"),
         (Random, "classification", "different answers; draw random numbers in init"),
         (OfTheBatch, "classification", "as a batch of their own"),
-        (FirstRow, "classification", r"in a stream; read nothing but"),
+        (FirstRow, "classification", "in a stream .* read nothing but"),
         (Scalar, "classification", "give one bool a row"),
         (Overflows, "classification", "led to NaN"),
         (Undeclared, "classification", r"Set needs = frozenset\(\{'output'\}\)"),
@@ -166,18 +166,6 @@ class Noisy(Step):
         return super().forward(hidden) + 0.1 * torch.randn(hidden.shape, generator=GENERATOR)
 
 
-class Unregistered(Step):
-    def __init__(self) -> None:
-        super().__init__()
-        self.extra = [torch.randn(8, generator=GENERATOR)]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden) * self.extra[0]
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return Unregistered()
-
-
 GENERATOR = torch.Generator()
 
 
@@ -188,7 +176,6 @@ GENERATOR = torch.Generator()
         (Centred, "as a batch of their own"),
         (Counts, "keep no state in modules"),
         (Noisy, "draw no random numbers"),
-        (Unregistered, "register weights"),
     ],
 )
 def test_bad_backbones_are_found(step: Any, message: str) -> None:
