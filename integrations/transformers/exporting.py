@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ponder._utils.modes import evaluating
+from ponder.cascade.stages import classes_of
 from ponder.deploy.export import ExportSource
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.texts import max_positions
@@ -29,7 +30,6 @@ def source_of(model: Any) -> ExportSource:
     lengths = torch.tensor([max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device)
     mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
-    names = model.config.id2label or {}
     untyped = model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
     types = {} if untyped else _zero_types(encoder, ids, mask)  # a tokenizer without them gives pairs none either
     return ExportSource(
@@ -40,7 +40,7 @@ def source_of(model: Any) -> ExportSource:
         defaults={"attention_mask": 1.0, "token_type_ids": 0.0},
         tokenizer=model.tokenizer,
         max_length=max_positions(encoder),
-        labels=tuple(str(names[place]) for place in sorted(names)),
+        labels=classes_of(model) or (),
     )
 
 

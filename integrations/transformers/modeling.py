@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder._utils.checks import check_choice
+from ponder.calibration.records import Answers
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.adapters import Adapter, AdapterStem, CapturedAdapter, adapter_for
 from ponder.integrations.transformers.card import evaluate, model_card, write_card
@@ -38,9 +39,6 @@ from ponder.policies.combine import promise_about
 from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
-
-if TYPE_CHECKING:
-    from ponder.integrations.transformers.texts import Answers
 
 __all__ = ["HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 

@@ -11,10 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ponder._utils.batches import cut
+from ponder.calibration.records import Answers
+from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import Answers, encodings_of, load_tokenizer
+from ponder.integrations.transformers.texts import encodings_of, load_tokenizer
 
 __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
 
@@ -41,8 +43,7 @@ class PlainClassifier:
                 places = order[part]
                 batch = self.tokenizer.pad([rows[n] for n in places], return_tensors="pt")
                 outputs[places] = self.encoder(**batch.to(self.encoder.device)).logits.float().cpu()
-        names = self.config.id2label
-        return Answers(outputs, torch.ones(len(rows), dtype=torch.long), tuple(str(names[n]) for n in sorted(names)))
+        return Answers(outputs, torch.ones(len(rows), dtype=torch.long), classes_of(self) or ())
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model with its tokenizer."""

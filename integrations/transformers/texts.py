@@ -13,15 +13,15 @@ import transformers
 from torch import Tensor
 
 from ponder._utils.rows import content_ids
+from ponder.calibration.records import Answers
+from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import predict, record
 from ponder.inference.examples import examples_in
-from ponder.model.loop import Exits
 from ponder.tasks import Span
 from ponder.trajectory import Trajectory
 
 __all__ = [
-    "Answers",
     "Encoded",
     "answer_rows",
     "encodings_of",
@@ -38,33 +38,6 @@ _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the file
 _NO_LIMIT, _FALLBACK = 10**10, 512
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
-
-
-@dataclass(frozen=True, eq=False)
-class Answers(Exits):
-    """Answers to a data set, in its order.
-
-    Args:
-        names: Names of the classes.
-
-    Example:
-        >>> model.tokenizer = tokenizer
-        >>> answers = model.predict(["a text", "a short text"])
-        >>> len(answers.labels), answers.probabilities.shape, answers.exit_step.shape
-        (2, torch.Size([2]), torch.Size([2]))
-    """
-
-    names: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the predicted classes; of a classifier with one class a row."""
-        return [self.names[place] for place in self.outputs.argmax(-1).tolist()]
-
-    @property
-    def probabilities(self) -> Tensor:
-        """Probability of each predicted class, `(rows,)`."""
-        return self.outputs.float().softmax(-1).amax(-1)
 
 
 @dataclass(frozen=True)
@@ -139,10 +112,9 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
 
 def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
-    found = predict(model.ponder, examples_of(model, rows), **options)
-    names = model.config.id2label or {}
+    found, names = predict(model.ponder, examples_of(model, rows), **options), classes_of(model) or ()
     outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
-    return Answers(outputs, found.exit_step, tuple(str(names[place]) for place in sorted(names)))
+    return Answers(outputs, found.exit_step, names)
 
 
 def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:

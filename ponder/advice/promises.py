@@ -81,7 +81,8 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
         assert seen.student is not None
         record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
         stages: list[Any] = [lambda texts: None] * 2  # which are not asked: the record has their answers
-        report = Cascade(stages, COSTS).certify(record, seed=seen.seed, **options)
+        cascade = Cascade(stages, COSTS, classes=[str(n) for n in range(outputs.shape[-1])])
+        report = cascade.certify(record, seed=seen.seed, **options)
         made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
         return made if made.met else whole
     record = replace(_record(seen, outputs), weights=None if small else seen.weights)

@@ -238,8 +238,7 @@ class Race:
         self.progress("student", 0, 1)
         named, embeddings = [self.names[n] for n in answers], Embeddings.of(self.model)
         student = Student.fit(self.teach, named, seed=self.seed, embeddings=embeddings)
-        sure = stage_of(student).probabilities(self.rest, self.names)
-        self.seen = replace(self.seen, student=np.log(np.maximum(sure, 1e-12)))
+        self.seen = replace(self.seen, student=stage_of(student).outputs(self.rest, self.names))
         self.progress("student", 1, 1)
         return student
 

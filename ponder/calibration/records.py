@@ -1,22 +1,24 @@
-"""Records of full-depth runs, in tensors or in NumPy arrays: all that calibration reads; PyTorch is not needed."""
+"""Records of full-depth runs, all that calibration reads, and answers at exits: in tensors or in NumPy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmoid
+from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmoid, softmax
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
 from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task, task_named
 
 __all__ = [
+    "Answers",
     "Bools",
     "Floats",
     "Ints",
@@ -257,6 +259,42 @@ class Record:
         if namespace(labels) is not np:
             labels = self.meaning.check(self.outputs[:, -1], labels.to(self.outputs.device))
         return self.meaning.inside(labels, self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers to examples at their exits, in the order in which these were given.
+
+    Args:
+        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have positions, `(rows, longest, …)`.
+        exit_step: The step at which each row exited, `(rows,)`, 1-based.
+        names: Names of the classes.
+
+    Example:
+        >>> import numpy as np
+        >>> from ponder.calibration.records import Answers
+        >>> answers = Answers(np.array([[0.0, 0.0], [0.0, 9.0]]), np.array([2, 1]), ["no", "yes"])
+        >>> answers.labels, answers.probabilities.round(2)
+        (['no', 'yes'], array([0.5, 1. ]))
+    """
+
+    outputs: Array
+    exit_step: Array
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
+
+    @property
+    def labels(self) -> list[str | None]:
+        """Names of the predicted classes, of a classifier with one class a row; None where outputs are NaN."""
+        found = zip(self.outputs.argmax(-1).tolist(), self.probabilities.tolist(), strict=True)
+        return [None if math.isnan(share) else str(self.names[n] if self.names else n) for n, share in found]
+
+    @property
+    def probabilities(self) -> Array:
+        """Probability of each predicted class, `(rows,)`."""
+        return namespace(self.outputs).amax(softmax(self.outputs), -1)
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:

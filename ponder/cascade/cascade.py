@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,16 +17,16 @@ from ponder._utils.rows import class_numbers, content_ids, split
 from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.control import RiskControl
-from ponder.calibration.records import Record
+from ponder.calibration.records import Answers, Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
-from ponder.cascade.stages import Stage, read_stage, stage_of
+from ponder.cascade.stages import Stage, stage_of
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 
 Floats = NDArray[Any]
-_FILE, _FORMAT, _LEAST = "cascade.json", "ponder-cascade-1", 1e-12
+_FILE, _FORMAT = "cascade.json", "ponder-cascade-1"
 _SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
 """Rows that each later stage may lose for one of the first; the best is found on the rows that choose."""
 
@@ -43,11 +43,7 @@ class StageThresholds(ExitPolicy):
 
     policy: ThresholdPolicy
     thresholds: tuple[float, ...]
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The readings of the kind."""
-        return self.policy.needs
+    needs = frozenset({"output"})
 
     def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
         """Compare each row's certainty with the threshold of its stage."""
@@ -77,33 +73,19 @@ class _Ladder(ThresholdPolicy):
 
 
 @dataclass(frozen=True, eq=False)
-class CascadeAnswers:
-    """The answers of a cascade, in the order of the inputs.
+class CascadeAnswers(Answers):
+    """The answers of a cascade, in the order of the inputs; its outputs are log-probabilities of the classes.
 
     Args:
-        labels: Name of each predicted class; None where the stage that was to answer failed.
-        distribution: Probabilities of the classes by the stage that answered, `(rows, classes)`.
-        stage: The stage that answered each row, `(rows,)`, from 1.
-        errors: Errors of stages, by the position of the rows that they were to answer.
+        errors: Errors of stages, by the position of the rows that they were to answer; these have no label.
     """
 
-    labels: list[str | None]
-    distribution: Floats
-    stage: NDArray[Any]
-    errors: dict[int, Exception] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    errors: Mapping[int, Exception] = field(default_factory=dict)
 
     @property
-    def probabilities(self) -> Floats:
-        """Probability of each predicted class, `(rows,)`."""
-        return np.asarray(self.distribution.max(1, initial=0.0))
-
-    @property
-    def exit_step(self) -> NDArray[Any]:
-        """The stage that answered, as the exits of a model are called."""
-        return self.stage
+    def stage(self) -> NDArray[Any]:
+        """The stage that answered each row, `(rows,)`, from 1."""
+        return np.asarray(self.exit_step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,27 +138,21 @@ class Cascade:
         classes: Sequence[str] | None = None,
     ) -> None:
         self.stages: list[Stage] = [stage_of(stage) for stage in stages]
-        if len(self.stages) < 2 or (costs is not None and len(costs) != len(self.stages)):
-            expected, got = "two or more, and a cost for each if any", f"{len(self.stages)} stages, costs {costs}"
-            raise ArgumentError("stages", expected=expected, got=got, remedy="Pass [cheap, dear].")
+        named = [classes, *(stage.classes for stage in reversed(self.stages))]
+        self.classes = next((tuple(map(str, names)) for names in named if names is not None), ())
+        """Names of the classes, in the order of the probabilities."""
+        if len(self.stages) < 2 or len(costs or self.stages) != len(self.stages) or not self.classes:
+            expected = "two or more, a cost for each if any, and names of the classes"
+            got = f"{len(self.stages)} stages, costs {costs}, classes {self.classes}"
+            raise ArgumentError("stages", expected=expected, got=got, remedy="Pass [cheap, dear], classes=[…].")
         self.costs = None if costs is None else tuple(map(float, costs))
         self.policy: ExitPolicy = LastStep() if policy is None else policy
-        named = next((stage.classes for stage in reversed(self.stages) if stage.classes is not None), None)
-        self._classes = named if classes is None else tuple(map(str, classes))
 
     @property
     def num_columns(self) -> int:
         """The number of steps of a record: the stages, but for a last one with exits those of its steps."""
         before, steps = len(self.stages) - 1, self.stages[-1].num_steps
         return before + (1 if self._exits(self.policy) is None else steps)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the probabilities."""
-        if self._classes is None:
-            expected, remedy = "names of the classes", "Pass Cascade([…], classes=[…])."
-            raise ArgumentError("classes", expected=expected, got="None", remedy=remedy)
-        return self._classes
 
     def predict(
         self, inputs: Sequence[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
@@ -190,7 +166,7 @@ class Cascade:
         """
         policy = self.policy if policy is None else policy
         size, count = len(inputs), len(self.stages)
-        distribution, at = np.full((size, len(self.classes)), np.nan), np.full(size, count)
+        outputs, at = np.full((size, len(self.classes)), np.nan), np.full(size, count)
         rows, errors = np.arange(size), dict[int, Exception]()
         for number, stage in enumerate(self.stages, 1):
             deferred = []
@@ -198,16 +174,15 @@ class Cascade:
                 batch = rows[start : start + batch_size]
                 own = self._exits(policy) if number == count else None
                 try:
-                    made = stage.probabilities([inputs[row] for row in batch], self.classes, own)
+                    made = stage.outputs([inputs[row] for row in batch], self.classes, own)
                 except Exception as error:  # of the stage; the rows of other batches are answered
                     errors |= dict.fromkeys(batch.tolist(), error)
                     continue
                 sure = np.ones(len(batch), dtype=bool) if number == count else self._sure(policy, made, number)
-                distribution[batch[sure]], at[batch[sure]] = made[sure], number
+                outputs[batch[sure]], at[batch[sure]] = made[sure], number
                 deferred.append(batch[~sure])
             rows = np.concatenate(deferred) if deferred else rows[:0]
-        best = np.where(np.isnan(distribution).any(1), -1, np.nan_to_num(distribution, nan=-1.0).argmax(1))
-        return CascadeAnswers([None if n < 0 else self.classes[n] for n in best], distribution, at, errors)
+        return CascadeAnswers(outputs, at, self.classes, errors)
 
     def record(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
@@ -219,14 +194,14 @@ class Cascade:
         seconds, columns, inside = list[float](), list[Floats](), self.num_columns > len(self.stages)
         for stage in self.stages:
             start, exits = time.perf_counter(), inside and stage is self.stages[-1]
-            made = stage.steps(inputs, self.classes) if exits else stage.probabilities(inputs, self.classes)[:, None]
+            made = stage.steps(inputs, self.classes) if exits else stage.outputs(inputs, self.classes)[:, None]
             seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
             columns.append(made)
         if self.costs is None:
             self.costs = tuple(seconds)
-        outputs = np.log(np.maximum(np.concatenate(columns, axis=1), _LEAST))
         numbers = None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))
         ids = content_ids([str(each) for each in inputs])
+        outputs = np.concatenate(columns, axis=1)
         return Record(outputs, None, ids, labels=numbers, task="classification", content_ids=True)
 
     def certify(
@@ -248,17 +223,19 @@ class Cascade:
         counts once. The cascade has the policy afterwards.
 
         Args:
-            inputs: Inputs like those to come, which taught no stage; or a record of different ones.
+            inputs: Inputs like those to come, which taught no stage; or their record.
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
                 reference is in the `positive` classes, the share that is answered otherwise; or a `Risk`.
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
-            reference: A model whose answers are the ones to keep, in the place of the last stage's: that before int8.
+            reference: A model whose full depth is to be kept, in the place of the last stage's: that before int8.
             seed: Seed of the split.
         """
-        record = inputs if isinstance(inputs, Record) else self._record_once(inputs, labels, reference)
+        record = inputs if isinstance(inputs, Record) else self._asked(inputs, labels, reference)
+        once = np.unique(record.row_ids, return_index=True)[1]
+        record = record.map(lambda rows: rows[once])
         chosen = self._risk(risk, positive, referred=reference is not None)
         chooses, certifies = split(record.row_ids, (1 / 3, 2 / 3), seed=seed)
         choosing, certifying = record.map(lambda rows: rows[chooses]), record.map(lambda rows: rows[certifies])
@@ -284,25 +261,19 @@ class Cascade:
         self.policy, shares, before = found.policy, found.exit_shares, len(own) - 1
         return CascadeReport(
             **vars(found),
-            shares=tuple(round(share, 12) for share in (*shares[:before], sum(shares[before:]))),
+            shares=(*shares[:before], sum(shares[before:])),
             seconds=self.costs or (),
             speed_up=float(own[-1] / (np.asarray(shares) @ costs)),
             chosen_on=len(choosing),
             certified_on=len(certifying),
         )
 
-    def _record_once(self, inputs: Sequence[Any], labels: Sequence[Any] | None, reference: Any) -> Record:
-        """Return the record of different inputs, with the steps of a last stage with exits.
-
-        Where there is a reference, its answers are the labels.
-        """
+    def _asked(self, inputs: Sequence[Any], labels: Sequence[Any] | None, reference: Any) -> Record:
+        """Return the record with the steps of a last stage with exits; the answers of a reference are its labels."""
         self.policy = LastStep()
-        first = np.unique(content_ids([str(each) for each in inputs]), return_index=True)[1]
-        once, names = [inputs[n] for n in first], None if labels is None else [labels[n] for n in first]
-        record = self.record(once, names)
-        if reference is None:
-            return record
-        return replace(record, labels=stage_of(reference).probabilities(once, self.classes).argmax(1))
+        if reference is not None:
+            labels = [self.classes[n] for n in stage_of(reference).full(inputs, self.classes).argmax(1)]
+        return self.record(inputs, labels)
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
         if risk == "missed":
@@ -329,12 +300,11 @@ class Cascade:
         """
         said = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
         if stages is None:
-            stages = [read_stage(Path(folder) / f"stage_{n}") for n in range(1, said["stages"] + 1)]
+            stages = [Path(folder) / f"stage_{n}" for n in range(1, said["stages"] + 1)]
         return cls(stages, said["costs"], policy=ExitPolicy.from_dict(said["policy"]), classes=said["classes"])
 
-    def _sure(self, policy: ExitPolicy, probabilities: Floats, number: int) -> NDArray[Any]:
+    def _sure(self, policy: ExitPolicy, outputs: Floats, number: int) -> NDArray[Any]:
         """Return which rows a stage answers, `(rows,)` bool."""
-        outputs = np.log(np.maximum(probabilities, _LEAST))
         view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
         return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
 

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
+from ponder.calibration.records import as_array
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.policies.base import ExitPolicy
+from ponder.policies.base import ExitPolicy, LastStep
 
-__all__ = ["Stage", "classes_of", "read_stage", "stage_of"]
+__all__ = ["Stage", "classes_of", "stage_of"]
 
 Floats = NDArray[Any]
+_LEAST = 1e-12  # probability
 _READERS = {
     "cascade.json": "ponder.cascade.cascade:Cascade.load",
     "student.json": "ponder.cascade.student:Student.load",
@@ -34,7 +36,7 @@ class Stage:
 
     Args:
         model: It has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
-            (logits), as those of ponder, or a `distribution`, as a cascade's; or it is a function to probabilities.
+            (logits), as those of ponder; or it is a function to probabilities.
         folder: The folder that it was read from.
 
     Attributes:
@@ -48,25 +50,30 @@ class Stage:
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
         self.num_steps: int = steps if exits else 1
 
-    def probabilities(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
-        """Return the probabilities of `classes` for each input, `(rows, classes)`; 0 for those the stage lacks.
+    def outputs(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
+        """Return log-probabilities of `classes` for each input, `(rows, classes)`; 1e-12 stands for none.
 
         A `policy` decides on the exits of a model that has some, instead of its own.
         """
         if hasattr(self.model, "predict_proba"):
             answers = self.model.predict_proba(inputs)
         elif hasattr(self.model, "predict"):
-            answers = _answers_of(self.model.predict(inputs, **({} if policy is None else {"policy": policy})))
+            options = {} if policy is None else {"policy": policy}
+            answers = softmax(as_array(self.model.predict(inputs, **options).outputs))
         else:
             answers = self.model(inputs)
-        return self._of(inputs, classes, answers, 2)
+        return self._logs(inputs, classes, answers, 2)
 
     def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
-        """Return the probabilities at each step of a model with exits, `(rows, steps, classes)`."""
-        return self._of(inputs, classes, _answers_of(self.model.record(inputs)), 3)
+        """Return these at each step of a model with exits, `(rows, steps, classes)`."""
+        return self._logs(inputs, classes, softmax(as_array(self.model.record(inputs).outputs)), 3)
 
-    def _of(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int) -> Floats:
-        """Return answers in the order of `classes`, or raise where they are no probabilities of them."""
+    def full(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
+        """Return these at full depth, `(rows, classes)`."""
+        return self.outputs(inputs, classes, LastStep() if self.num_steps > 1 else None)
+
+    def _logs(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int) -> Floats:
+        """Return the logarithm of answers in the order of `classes`; refuse what are no probabilities of them."""
         made, own = np.asarray(answers, dtype=np.float64), tuple(self.classes or classes)
         sized = made.ndim == dims and (len(made), made.shape[-1]) == (len(inputs), len(own))
         shares = np.nanmin(made, initial=0) >= 0 and np.nanmax(made, initial=0) <= 1.001
@@ -75,14 +82,12 @@ class Stage:
             got = f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}"
             remedy = "Return one probability a class, such as predict_proba; name the same classes in every stage."
             raise ArgumentError("stages", expected=expected, got=got, remedy=remedy)
-        if own == tuple(classes):
-            return made
         spread = np.zeros((*made.shape[:-1], len(classes)))
         spread[..., [classes.index(name) for name in own]] = made
-        return spread
+        return np.asarray(np.log(np.maximum(spread, _LEAST)))
 
     def save(self, folder: Path) -> None:
-        """Write the stage to a folder, from which `read_stage` reads it."""
+        """Write the stage to a folder, from which `stage_of` reads it."""
         write = getattr(self.model, "save", getattr(self.model, "save_pretrained", None))
         if write is not None:
             write(folder)
@@ -95,36 +100,22 @@ class Stage:
 
 
 def stage_of(given: Any) -> Stage:
-    """Return anything that can be a stage as one: a model, a function, or the folder of a model."""
+    """Return anything that can be a stage as one: a model, a function, or the folder of a model, which is read."""
     if isinstance(given, Stage):
         return given
     if isinstance(given, str | Path):
-        return read_stage(Path(given))
+        folder = Path(given)
+        name = next((name for name in _READERS if (folder / name).is_file()), None)
+        if name is None:
+            files = ", ".join(_READERS)
+            raise CheckpointError(f"{folder}: expected the folder of a model or an export; got none of {files}.")
+        module, _, reader = _READERS[name].partition(":")
+        return Stage(attrgetter(reader)(import_module(module))(folder), folder)
     if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):
         return Stage(given)
     expected = "models with predict_proba or predict, functions, or folders"
     remedy = "Pass a function from a list of inputs to probabilities (rows, classes)."
     raise ArgumentError("stages", expected=expected, got=repr(given), remedy=remedy)
-
-
-def read_stage(folder: Path) -> Stage:
-    """Read a stage from its folder."""
-    name = next((name for name in _READERS if (folder / name).is_file()), None)
-    if name is None:
-        files = ", ".join(_READERS)
-        raise CheckpointError(f"{folder}: expected the folder of a model, of exits or an export; got none of {files}.")
-    module, _, reader = _READERS[name].partition(":")
-    return Stage(attrgetter(reader)(import_module(module))(folder), folder)
-
-
-def _answers_of(found: Any) -> Floats:
-    """Return the probabilities in the answers of `predict`."""
-    probabilities = getattr(found, "distribution", None)
-    if probabilities is not None:
-        return np.asarray(probabilities)
-    logits = found.outputs
-    logits = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits, dtype=np.float64)
-    return np.asarray(softmax(logits))
 
 
 def classes_of(model: Any) -> tuple[str, ...] | None:

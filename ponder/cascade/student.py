@@ -139,10 +139,7 @@ class Student:
             model.fit(features[taught], names[taught])
             temperature = _temperature(model, features[held_out], names[held_out])
             model.warm_start = len(model.classes_) == len(np.unique(names))  # from there the whole is not far
-        model.fit(features, names)
-        weights, bias = model.coef_.T, model.intercept_
-        if weights.shape[1] == 1:  # two classes have one column of weights there
-            weights, bias = np.hstack([-weights / 2, weights / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+        weights, bias = _weights(model.fit(features, names))
         tokens = None
         if embeddings is not None:  # the mean times weights is the mean of the products, which are narrower
             product = _SCALE * embeddings.matrix @ weights[len(known) :]
@@ -215,17 +212,20 @@ def _characters(text: str) -> Iterable[str]:
                 yield "#" + padded[start : start + size]
 
 
+def _weights(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights, `(features, classes)`, and bias of a fitted regression; for two classes it has one column."""
+    if len(model.classes_) > 2:
+        return model.coef_.T, model.intercept_
+    return np.hstack([-model.coef_.T / 2, model.coef_.T / 2]), np.hstack([-model.intercept_ / 2, model.intercept_ / 2])
+
+
 def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
     """Return the temperature, from 0.05 to 5, at which a fitted model is the likeliest on held-out texts."""
-    known = np.flatnonzero(np.isin(names, model.classes_))
-    if not len(known):
-        return 1.0
-    right = np.searchsorted(model.classes_, names[known])
-    logits = model.decision_function(features[known])
-    logits = np.stack([-logits / 2, logits / 2], axis=1) if logits.ndim == 1 else logits
+    known, (weights, bias) = np.flatnonzero(np.isin(names, model.classes_)), _weights(model)
+    logits, right = features[known] @ weights + bias, np.searchsorted(model.classes_, names[known])
 
     def likelihood(temperature: float) -> float:
         shares = softmax(logits / temperature)[np.arange(len(known)), right]
         return float(np.log(np.maximum(shares, 1e-300)).mean())
 
-    return float(max(np.geomspace(0.05, 5.0, 80), key=likelihood))
+    return float(max(np.geomspace(0.05, 5.0, 80), key=likelihood)) if len(known) else 1.0

@@ -14,13 +14,12 @@ from ponder._utils.rows import content_ids, split
 from ponder._utils.seeds import uniform
 from ponder.calibration.records import Record
 from ponder.cascade import Cascade, CascadeReport, Embeddings, Student
-from ponder.cascade.stages import Stage, read_stage, stage_of
+from ponder.cascade.stages import Stage, stage_of
 from ponder.cli.folders import Folder, heads_saw
 from ponder.cli.output import probe_folder, short, show
 from ponder.cli.report import write_report
 from ponder.cli.texts import count, read_texts
 from ponder.deploy.export import OnnxModel, onnx, quantized
-from ponder.policies.base import LastStep
 
 __all__ = ["export", "run"]
 
@@ -33,11 +32,11 @@ def run(
 ) -> None:
     """Teach a student the model's answers on texts, and on others that only teach; certify and write the cascade."""
     probe_folder(out, "cascade", model)
-    found, stage = read_texts(texts[0], **reading).without_empty(), read_stage(model)
+    found, stage = read_texts(texts[0], **reading).without_empty(), stage_of(model)
     more = [] if texts[1] is None else read_texts(texts[1], **reading).without_empty().texts
     taught, rest, below = _sides(stage, found.texts, more)
     classes = stage.classes or ()
-    answers = [classes[n] for n in _full(stage, taught, classes).argmax(1)]
+    answers = [classes[n] for n in stage.full(taught, classes).argmax(1)]
     student = Student.fit(taught, answers, embeddings=Embeddings.of(stage.model))
     cascade = Cascade([student, stage])
     record = cascade.record(rest)
@@ -74,12 +73,7 @@ def export(
             ranges = [texts[n] for n in split(texts, (1 / 3, 2 / 3))[0][:_RANGES]]  # of those that choose
             last = OnnxModel(quantized(folder, Path(scratch) / "int8", calibration=ranges))
             small = Cascade([*stages[:-1], last], classes=cascade.classes)
-            report = small.certify(
-                texts,
-                level=level,
-                confidence=confidence,
-                reference=lambda asked: _full(whole, asked, cascade.classes),
-            )
+            report = small.certify(texts, level=level, confidence=confidence, reference=whole)
             said, rows, facts = report.statement, _rows(report), _facts(report)
         small.save(out)
     return said, rows, facts | {"taught_below": made.taught_below}
@@ -97,11 +91,6 @@ def _sides(stage: Stage, texts: list[Any], more: list[Any]) -> tuple[list[Any], 
     return [t for t, own in teaches.items() if own], [t for t, own in teaches.items() if not own], below
 
 
-def _full(stage: Stage, texts: Any, classes: Any) -> Any:
-    """Return the probabilities of a stage at full depth, `(rows, classes)`."""
-    return stage.probabilities(texts, classes, LastStep() if stage.num_steps > 1 else None)
-
-
 def _by_half(
     cascade: Cascade, record: Record, rest: list[Any], taught: list[Any], answers: list[str], options: Mapping[str, Any]
 ) -> CascadeReport | None:
@@ -111,7 +100,7 @@ def _by_half(
     embeddings = Embeddings.of(cascade.stages[-1].model)
     student = stage_of(Student.fit(taught[::2], answers[::2], embeddings=embeddings))
     outputs = record.outputs.copy()
-    outputs[:, 0] = np.log(np.maximum(student.probabilities(rest, cascade.classes), 1e-12))
+    outputs[:, 0] = student.outputs(rest, cascade.classes)
     other = Cascade([student, cascade.stages[-1]], cascade.costs)
     return other.certify(replace(record, outputs=outputs), **options)
 

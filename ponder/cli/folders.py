@@ -13,7 +13,7 @@ import numpy as np
 from ponder._utils.rows import content_ids
 from ponder._utils.seeds import uniform
 from ponder.cascade import Cascade
-from ponder.cascade.stages import read_stage
+from ponder.cascade.stages import stage_of
 from ponder.cli.output import card_of
 from ponder.cli.texts import Texts
 from ponder.deploy.runtime import OnnxModel
@@ -83,7 +83,7 @@ def open_folder(folder: Path) -> Folder:
         ArgumentError: It has a model without exits.
         CheckpointError: It is damaged, or answers something else than a class a text.
     """
-    stage, card, sound = read_stage(folder), card_of(folder), True
+    stage, card, sound = stage_of(folder), card_of(folder), True
     model = stage.model
     if isinstance(model, OnnxModel):
         steps, longest = model.num_steps, model.manifest.max_length or 0

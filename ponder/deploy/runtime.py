@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import softmax
 from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import library
 from ponder._utils.rows import content_ids
-from ponder.calibration.records import Record
+from ponder.calibration.records import Answers, Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.tasks import Task, task_named
 
-__all__ = ["Answers", "Graph", "OnnxModel", "exits_of"]
+__all__ = ["Graph", "OnnxModel", "exits_of"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -54,34 +53,6 @@ class Graph:
         """Return the outputs by name; `arrays` may hold more than the graph reads."""
         given = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in self.inputs}
         return dict(zip(self.outputs, self._session.run(None, given), strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """The answers to examples, in their order.
-
-    Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have positions, `(rows, longest, …)`.
-        exit_step: The step at which each row exited, `(rows,)`, 1-based.
-        names: Names of the classes.
-    """
-
-    outputs: Array
-    exit_step: Array
-    names: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.exit_step)
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the predicted classes."""
-        return [self.names[place] if self.names else str(place) for place in self.outputs.argmax(-1).tolist()]
-
-    @property
-    def probabilities(self) -> Array:
-        """Probability of each predicted class, `(rows,)`."""
-        return np.asarray(softmax(self.outputs).max(-1))
 
 
 class OnnxModel:

@@ -68,7 +68,7 @@ def test_what_is_sure_is_answered_at_once_and_the_rest_is_deferred_in_batches() 
     assert answers.labels == [CLASSES[n] for n in numbers]
     assert sum(asked) == unsure.sum()
     assert len(asked) == 2  # what four batches deferred
-    np.testing.assert_allclose(answers.distribution.sum(1), 1)
+    np.testing.assert_allclose(np.exp(answers.outputs).sum(1), 1)
     assert len(cascade.predict([])) == 0
 
 
@@ -199,7 +199,7 @@ def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
     again = Cascade.load(tmp_path / "cascade")
     assert again.policy == cascade.policy
     assert (again.predict(texts).stage == cascade.predict(texts).stage).all()
-    np.testing.assert_allclose(again.predict(texts).distribution, cascade.predict(texts).distribution)
+    np.testing.assert_allclose(again.predict(texts).outputs, cascade.predict(texts).outputs)
     nested = Cascade([str(tmp_path / "cascade" / "stage_1"), tmp_path / "cascade"], costs=[1, 2])
     assert nested.predict(texts[:5]).labels == again.predict(texts[:5]).labels
     with pytest.raises(ArgumentError, match=r"Cascade\.load"):
