@@ -23,7 +23,6 @@ NEEDS = {
     "prior": "Pass prior=priors.Geometric(0.1), say.",
     "teacher": "Set model.teacher = a_frozen_model before training.",
     "progress": "Set model.progress = ponder.objectives.Progress(step, total) before each step; ponder.fit does.",
-    "labels": "Pass labels=….",
     "features": "Name 'features' in the objective's needs.",
 }
 """What an objective may need, and what to do where it is missing."""
@@ -163,10 +162,6 @@ class Objective(Plugin, ABC):
         mine, others = _terms(self), _terms(other)
         return Weighted((*mine.objectives, *others.objectives), (*mine.weights, *others.weights))
 
-    def __radd__(self, other: object) -> Objective:
-        """Return the objective itself, where `sum` begins with 0."""
-        return self if other == 0 else NotImplemented
-
     def __mul__(self, weight: float) -> Weighted:
         """Return the objective, multiplied by a weight."""
         terms = _terms(self)
@@ -193,8 +188,6 @@ class Weighted(Objective):
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", tuple(self.objectives))
-        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
         if len(self.objectives) > 1 and any(term.draws_depth for term in self.objectives):
             got = f"{self.objectives!r}, of which one draws how many there are"
             expected, remedy = "objectives that see the same steps", "Train with it alone."

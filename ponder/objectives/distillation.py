@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ponder._utils.checks import check_choice, check_int, check_real
+from ponder._utils.checks import check_choice, check_real
 from ponder.objectives.base import Depth, Objective, Unrolled, registry
-from ponder.objectives.supervised import cut_after
-from ponder.tasks import IGNORED_LABEL
+from ponder.objectives.supervised import OneStep
 
 __all__ = ["Distillation", "MutualDistillation"]
 
@@ -49,8 +48,6 @@ class Distillation(Objective):
         check_real("temperature", self.temperature, open_low=True)
         check_real("weight", self.weight)
         check_choice("teacher", self.teacher, ("last_step", "frozen") if self.step is None else ("frozen",))
-        if self.step is not None:
-            check_int("step", self.step)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -58,15 +55,14 @@ class Distillation(Objective):
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def depth(self, num_steps: int) -> Depth:
-        return super().depth(num_steps) if self.step is None else cut_after(self.step, num_steps)
+        return super().depth(num_steps) if self.step is None else OneStep(self.step).depth(num_steps)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        if self.teacher == "frozen":
-            students, teacher = unrolled.outputs, unrolled.given("teacher_outputs")
-            if self.step is not None:
-                students = students[:, self.step - 1 : self.step]
-        else:
+        if self.teacher == "last_step":
             students, teacher = unrolled.outputs[:, :-1], unrolled.outputs[:, -1]
+        else:
+            taught = slice(None) if self.step is None else slice(self.step - 1, self.step)
+            students, teacher = unrolled.outputs[:, taught], unrolled.given("teacher_outputs")
         teachers = teacher.detach().unsqueeze(1).expand_as(students)
         return self.weight * _distilled(unrolled, students, teachers, self.temperature)
 
@@ -105,16 +101,6 @@ def _distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperatu
     batch, pairs = students.shape[:2]
     if not pairs:  # one step, which nothing teaches
         return 0.0 * unrolled.losses[:, -1]
-    task, mask = unrolled.task, unrolled.mask
-    if task.per_token and mask is None and unrolled.labels is not None:
-        mask = _up_to_the_last_label(unrolled.labels)
-    if mask is not None:
-        mask = mask.repeat_interleave(pairs, dim=0)
-    losses = task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, mask)
+    mask = None if unrolled.mask is None else unrolled.mask.repeat_interleave(pairs, dim=0)
+    losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, mask)
     return losses.reshape(batch, pairs).mean(1)
-
-
-def _up_to_the_last_label(labels: Tensor) -> Tensor:
-    """Return the positions up to each row's last label, `(batch, length)` bool: no padding, as far as labels show."""
-    labelled = (labels != IGNORED_LABEL).flip(1)
-    return labelled.cumsum(1).flip(1) > 0

@@ -98,15 +98,14 @@ class SignalCalibration(Objective):
 
     margin: float = 0.3
     signal: Literal["confidence", "energy", "margin", "negative_entropy"] = "confidence"
-    needs = frozenset({"labels"})
 
     def __post_init__(self) -> None:
         check_real("margin", self.margin)
         check_choice("signal", self.signal, SIGNALS)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        sure, labels = _certainty(self.signal, unrolled)[:, :-1], unrolled.given("labels")
-        target, known = (each.unsqueeze(1) for each in unrolled.task.targets(labels))
+        sure = _certainty(self.signal, unrolled)[:, :-1]
+        target, known = (each.unsqueeze(1) for each in unrolled.task.targets(unrolled.labels))
         correct = unrolled.outputs[:, :-1].argmax(-1) == target
         right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
         mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
@@ -123,5 +122,4 @@ def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
         expected = f"a task with one class an example, for signal={signal!r}"
         got = f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}"
         raise ArgumentError("signal", expected=expected, got=got, remedy="Use DeepSupervision.")
-    sure: Tensor = SIGNALS[signal](outputs)
-    return sure
+    return SIGNALS[signal](outputs)  # type: ignore[no-any-return]

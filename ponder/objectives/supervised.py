@@ -11,7 +11,7 @@ from torch import Tensor
 from ponder._utils.checks import check_choice, check_int
 from ponder.objectives.base import Depth, Objective, Unrolled, registry
 
-__all__ = ["DeepSupervision", "FinalStep", "OneStep", "RandomDepth", "cut_after"]
+__all__ = ["DeepSupervision", "FinalStep", "OneStep", "RandomDepth"]
 
 
 @registry.register("final-step")
@@ -45,7 +45,8 @@ class OneStep(Objective):
     step: int
 
     def depth(self, num_steps: int) -> Depth:
-        return cut_after(self.step, num_steps)
+        check_int("step", self.step, 1, num_steps)
+        return Depth(0, self.step)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         return unrolled.losses[:, self.step - 1]
@@ -112,9 +113,3 @@ class RandomDepth(Objective):
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         return unrolled.losses[:, -1]
-
-
-def cut_after(step: int, num_steps: int) -> Depth:
-    """Return the depth of an objective that reads no step after `step`, which the encoder has to have."""
-    check_int("step", step, 1, num_steps)
-    return Depth(0, step)

@@ -27,8 +27,7 @@ class LambdaSpec:
         layers: Number of linear layers.
         history: Steps whose features it reads.
         initial: Features of the steps before the first: ``"stem"`` or ``"zeros"``.
-        start: Hazard of a new head: ``"half"``, ``"prior"``, the prior's at step 1, or a number in (0, 1). A small one
-            is a deep start: halting begins late, as loops need that have to learn first what more steps are good for.
+        start: Hazard of a new head: ``"half"``, or ``"prior"``, the prior's at step 1.
 
     Example:
         >>> round(recipes.LambdaSpec(start="prior").hazard(priors.Geometric(0.1), num_steps=12), 3)
@@ -38,14 +37,12 @@ class LambdaSpec:
     layers: int = 1
     history: int = 1
     initial: Literal["stem", "zeros"] = "stem"
-    start: Literal["half", "prior"] | float = "half"
+    start: Literal["half", "prior"] = "half"
 
     def hazard(self, prior: Prior | None, num_steps: int) -> float:
         """Return the hazard that a new head starts at, for a prior over `num_steps` steps."""
         if self.start == "half" or prior is None:
             return 0.5
-        if self.start != "prior":
-            return float(self.start)
         return min(max(float(prior(num_steps).pmf[0]), 1e-4), 1 - 1e-4)
 
 

@@ -1,8 +1,10 @@
 """LeeBERT: per-step heads that teach one another, and patience."""
 
+from dataclasses import replace
+
 from ponder.objectives import DeepSupervision, MutualDistillation
-from ponder.policies import Patience
 from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.pabee import pabee
 
 
 @registry.register("leebert")
@@ -19,10 +21,5 @@ def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, to
         >>> recipes.get("leebert", patience=4).policy
         Patience(patience=4, tolerance=0.1)
     """
-    return Recipe(
-        name="leebert",
-        paper="Zhu 2021",
-        stages=(Stage(DeepSupervision("linear") + weight * MutualDistillation(temperature)),),
-        policy=Patience(patience, tolerance),
-        per_step_heads=True,
-    )
+    stage = Stage(DeepSupervision("linear") + weight * MutualDistillation(temperature))
+    return replace(pabee(patience, tolerance), name="leebert", paper="Zhu 2021", stages=(stage,))

@@ -1,5 +1,7 @@
 """PonderNet, and PALBERT's four changes to it, each a switch."""
 
+from dataclasses import replace
+
 from ponder.objectives import Ponder
 from ponder.policies import Bernoulli, Quantile
 from ponder.priors import Geometric
@@ -47,24 +49,17 @@ def palbert(
 
 
 @registry.register("pondernet")
-def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0, start: float | None = None) -> Recipe:
+def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0) -> Recipe:
     """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution.
 
     Args:
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
         seed: Seed by which exits are sampled.
-        start: Hazard that the Lambda head starts at, in (0, 1), small for loops; one half where None.
 
     Example:
         >>> recipes.get("pondernet", seed=1).policy
         Bernoulli(seed=1)
     """
-    return Recipe(
-        name="pondernet",
-        paper="Banino et al. 2021",
-        stages=(Stage(Ponder(beta)),),
-        policy=Bernoulli(seed),
-        lambda_head=LambdaSpec(start="half" if start is None else start),
-        prior=Geometric(rate),
-    )
+    without = palbert(False, False, False, False, beta=beta, rate=rate, seed=seed)
+    return replace(without, name="pondernet", paper="Banino et al. 2021")

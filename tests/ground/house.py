@@ -27,7 +27,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "policies": (("ponder/policies",), 1_400),
     "priors": (("ponder/priors.py",), 230),
     "objectives": (("ponder/objectives",), 650),
-    "recipes": (("ponder/recipes",), 470),
+    "recipes": (("ponder/recipes",), 450),
     "model": (("ponder/model", "ponder/wrapper.py"), 2_090),
     "calibration": (("ponder/calibration",), 2_260),
     "inference": (("ponder/inference",), 970),

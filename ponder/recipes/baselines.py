@@ -1,8 +1,19 @@
-"""The smaller model at the same cost: the encoder cut after k steps, fine-tuned so, or taught by the whole one."""
+"""Baselines: plain fine-tuning, and the encoder cut after k steps, fine-tuned so or taught by the whole one."""
 
 from ponder.objectives import Distillation, FinalStep, OneStep
-from ponder.policies import FixedStep
+from ponder.policies import FixedStep, LastStep
 from ponder.recipes.base import Recipe, Stage, registry
+
+
+@registry.register("vanilla")
+def vanilla() -> Recipe:
+    """The recipe of a plain model: the loss of the last step, and no early exit.
+
+    Example:
+        >>> recipes.get("vanilla").policy
+        LastStep()
+    """
+    return Recipe("vanilla", "Devlin et al. 2019", (Stage(FinalStep()),), LastStep())
 
 
 @registry.register("static")
@@ -19,12 +30,11 @@ def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe
         >>> [stage.objective for stage in recipes.get("static", k=3, taught=True).stages]
         [FinalStep(), Distillation(temperature=1.0, weight=1.0, teacher='frozen', step=3)]
     """
-    paper = "the baseline of Xin et al. 2020 and of any exit at a fixed depth"
     distillation = Distillation(temperature, teacher="frozen", step=k)
     stages = (Stage(FinalStep()), Stage(distillation, teacher="previous")) if taught else (Stage(OneStep(k)),)
     return Recipe(
         name="static",
-        paper=f"{paper}, taught as by Hinton et al. 2015" if taught else paper,
+        paper="the baseline of Xin et al. 2020; taught as by Hinton et al. 2015",
         stages=stages,
         policy=FixedStep(k),
         tuned_for=None,
