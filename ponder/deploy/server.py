@@ -289,7 +289,7 @@ def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
 
     Example:
         >>> with_threshold(policies.Confidence(0.8).after(2), 0.9)
-        After(policy=Confidence(threshold=0.9), step=2)
+        All(policies=(Confidence(threshold=0.9), FromStep(step=2)))
     """
     inside = policy.policy if isinstance(policy, Certified) else policy
     part = part_with_threshold(inside)

@@ -13,17 +13,15 @@ from ponder.policies.base import (
     registry,
 )
 from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
-from ponder.policies.combine import After, All, Any_, Before, Certified
+from ponder.policies.combine import All, Any_, Certified, FromStep
 from ponder.policies.counting import Converged, Patience, Voting
 from ponder.policies.gate import Gate
 from ponder.policies.halting import Bernoulli, Quantile
 from ponder.policies.topk import TopK
 
 __all__ = [
-    "After",
     "All",
     "Any_",
-    "Before",
     "Bernoulli",
     "Certified",
     "Confidence",
@@ -32,6 +30,7 @@ __all__ = [
     "Entropy",
     "ExitPolicy",
     "FixedStep",
+    "FromStep",
     "Gate",
     "LastStep",
     "Margin",

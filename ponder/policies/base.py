@@ -363,11 +363,11 @@ class ExitPolicy(Plugin, ABC):
 
     def after(self, step: int) -> ExitPolicy:
         """Return this policy, with no exit before `step`."""
-        return registry.get("after", policy=self, step=step)
+        return self & registry.get("from-step", step=step)
 
     def before(self, step: int) -> ExitPolicy:
         """Return this policy, with every row out at `step` at the latest."""
-        return registry.get("before", policy=self, step=step)
+        return self | registry.get("from-step", step=step)
 
 
 class ThresholdPolicy(ExitPolicy):

@@ -1,12 +1,11 @@
 """Policies made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, certificates.
 
-Exits under a moved threshold form a lattice: either policy's exit is the maximum of their readiness, both policies'
-exit is the minimum, and a bound on the step is ±∞. So a composite policy is swept in one pass, as a simple one is.
+Exits under a moved threshold form a lattice: either policy's exit is the maximum of their readiness, and both policies'
+exit is the minimum. So a composite policy is swept in one pass, as a simple one is.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from ponder.policies.base import (
     scaled_step,
 )
 
-__all__ = ["After", "All", "Any_", "Before", "Certified", "promise_about"]
+__all__ = ["All", "Any_", "Certified", "FromStep", "promise_about"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class _Several(ExitPolicy):
     of_readiness: ClassVar[str]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "policies", tuple(self.policies))
         for policy in self.policies:
             check_type("policies", policy, ExitPolicy)
 
@@ -105,55 +103,35 @@ class All(_Several):
     of_masks, of_readiness = operator.and_, "minimum"
 
 
+@registry.register("from-step")
 @dataclass(frozen=True)
-class _Bounded(PolicyWrapper):
-    step: int
+class FromStep(ExitPolicy):
+    """Exit at `step` and at any later one: a bound for another policy.
 
-    def __post_init__(self) -> None:
-        check_int("step", self.step, remedy="Steps count from 1.")
+    `p.after(step)` is ``p & FromStep(step)``, no exit before it; `p.before(step)` is ``p | FromStep(step)``, every row
+    out by then. The state of the other policy runs from the first step all the same.
 
-    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        return replace(super().rescaled(tuned_for, num_steps), step=scaled_step(self.step, tuned_for, num_steps))
-
-
-@registry.register("after")
-@dataclass(frozen=True)
-class After(_Bounded):
-    """The policy inside, with no exit before `step`; its state runs from the first step all the same.
+    Args:
+        step: The first step at which rows may exit, or have to.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
         >>> record.replay(policies.Confidence(0.6).after(2)).exit_step
         tensor([2])
-    """
-
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        mask, state = super().decide(step, state)
-        return (step.index >= self.step) & mask, state
-
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        inside, state = super().readiness(step, state, free)
-        return namespace(inside).where(step.index < self.step, -math.inf, inside), state
-
-
-@registry.register("before")
-@dataclass(frozen=True)
-class Before(_Bounded):
-    """The policy inside, with every row out at `step` at the latest.
-
-    Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
         >>> record.replay(policies.Confidence(0.999).before(2)).exit_step
         tensor([2])
     """
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        mask, state = super().decide(step, state)
-        return (step.index >= self.step) | mask, state
+    step: int
 
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        inside, state = super().readiness(step, state, free)
-        return namespace(inside).where(step.index >= self.step, math.inf, inside), state
+    def __post_init__(self) -> None:
+        check_int("step", self.step, remedy="Steps count from 1.")
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        return step.index >= self.step, state
+
+    def rescaled(self, tuned_for: int, num_steps: int) -> Self:
+        return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
 
 
 @registry.register("certified")

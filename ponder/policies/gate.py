@@ -40,7 +40,6 @@ class Gate(OfClasses):
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
-        object.__setattr__(self, "tables", tuple(map(tuple, self.tables)))
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

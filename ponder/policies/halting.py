@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.arrays import namespace
-from ponder._utils.checks import check_int, check_real
+from ponder._utils.checks import check_real
 from ponder._utils.seeds import uniform
 from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
 
@@ -64,10 +64,6 @@ class Bernoulli(ExitPolicy):
 
     seed: int | None = None
     needs = frozenset({"hazard"})
-
-    def __post_init__(self) -> None:
-        if self.seed is not None:
-            check_int("seed", self.seed, None)
 
     def init(self, batch: PolicyBatch) -> Any:
         ids = batch.row_ids

@@ -51,7 +51,6 @@ class TopK(ExitPolicy):
     def __post_init__(self) -> None:
         check_int("k", self.k)
         check_real("margin", self.margin, 0.0, math.inf)
-        object.__setattr__(self, "spread", tuple(self.spread))
 
     def init(self, batch: PolicyBatch) -> Array:
         return batch.row_ids == batch.row_ids  # the rows that remain, where a record shows those that exited too

@@ -19,7 +19,6 @@ from ponder import policies
 from ponder.deploy.graphs import Slot, write_policy
 from ponder.deploy.manifest import FILE, Manifest, TensorSpec, files_of
 from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.policies.combine import After
 from tests.inference.toys import build, sequences
 
 SURE = policies.Confidence(0.55)
@@ -100,8 +99,8 @@ def test_a_policy_is_graphs_of_its_own(
     replace(manifest, policy=policy.to_dict(), graphs=graphs).write(tmp_path)
     exported = ponder.export.OnnxModel(tmp_path, threads=1)
     assert_same(exported.predict(ARRAYS, batch_size=16), ponder.predict(made, ROWS, policy=policy))
-    if isinstance(policy, After):  # whose step is a constant of the graphs
-        exported.policy = later = replace(policy, step=3)
+    if isinstance(policy, policies.All):  # whose step is a constant of the graphs
+        exported.policy = later = policies.All((policy.policies[0], policies.FromStep(3)))
         assert_same(exported.predict(ARRAYS), ponder.predict(made, ROWS, policy=later))
 
 

@@ -24,7 +24,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
         ),
         2_260,
     ),
-    "policies": (("ponder/policies",), 1_400),
+    "policies": (("ponder/policies",), 1_390),
     "priors": (("ponder/priors.py",), 230),
     "objectives": (("ponder/objectives",), 650),
     "recipes": (("ponder/recipes",), 450),

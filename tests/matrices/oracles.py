@@ -267,21 +267,15 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
         return [min(each) >= spec["votes"] for each in votes]
     if name == "gate":
         return _gated(spec["tables"], [_prediction(task, cells) for cells in outputs], outputs, spec["threshold"])
-    if name == "fixed-step":
+    if name in ("fixed-step", "from-step"):
         return [n >= spec["step"] for n in steps]
     if name == "last-step":
         return [False for _ in steps]
     if name in ("any", "all"):
         merged: Callable[[Sequence[Answer]], Answer] = _any if name == "any" else _all
         return [merged(each) for each in zip(*(_answers(p, row) for p in spec["policies"]), strict=True)]
-    inside = _answers(spec["policy"], row)
-    if name == "certified":
-        return inside
-    pairs = zip(steps, inside, strict=True)
-    if name == "after":
-        return [answer if n >= spec["step"] else False for n, answer in pairs]
-    assert name == "before"
-    return [answer if n < spec["step"] else True for n, answer in pairs]
+    assert name == "certified"
+    return _answers(spec["policy"], row)
 
 
 def exits(spec: Spec, row: Spec) -> set[int]:

@@ -87,7 +87,7 @@ def run(task: str = "classification", rows: int = 40, steps: int = 6, dtype: tor
 
 def gate(threshold: float = 0.5) -> policies.Gate:
     """A gate with random weights."""
-    return policies.Gate(tuple(np.random.default_rng(1).normal(size=(5, 5)).tolist()), threshold)
+    return policies.Gate(tuple(map(tuple, np.random.default_rng(1).normal(size=(5, 5)).tolist())), threshold)
 
 
 SIMPLE: list[policies.ExitPolicy] = [
