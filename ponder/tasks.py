@@ -93,6 +93,22 @@ class Task(ABC):
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return labels in the shape and type that `losses` takes, or raise; `outputs` are those of one step."""
 
+    def step_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of outputs `(batch, steps, …)`, in one call where the task looks at each row alone."""
+        steps = outputs.shape[1]
+        if self.each_row_alone:
+            repeated = labels.repeat_interleave(steps, 0)
+            losses: Tensor = self.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
+        else:
+            losses = namespace(outputs).stack([self.losses(each, labels) for each in outputs.unbind(1)], 1)
+        return losses
+
+    def mean_loss(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean of losses, `(batch,)`, over the rows that have a label; 0 where none has."""
+        labelled = self.labelled(labels)
+        mean: Tensor = losses.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
+        return mean
+
     def smoothed(self, label_smoothing: float) -> Task:
         """Return the same task with smoothed labels, see `Classification`."""
         expected, got = "0: only classes can be smoothed", f"{label_smoothing} with the task {self.name!r}"

@@ -20,13 +20,12 @@ from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
 from ponder.model.heads import PerStep
-from ponder.model.losses import joined_loss, step_losses
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Stage
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["EpochReport", "FitReport", "fit", "parameter_groups", "run_stage"]
+__all__ = ["EpochReport", "FitReport", "fit", "joined_loss", "parameter_groups", "run_stage"]
 
 _SPAN = ("start_positions", "end_positions")
 
@@ -310,9 +309,8 @@ class _StageRun:
             losses.append(self._step(self._shared(out), f"{where}, step {len(losses) + 1}"))
             self.rates.step()
         if not losses:
-            raise ArgumentError(
-                "loader", expected="at least one batch", got="none", remedy="Pass a list, or a DataLoader."
-            )
+            remedy = "Pass a list, or a DataLoader."
+            raise ArgumentError("loader", expected="at least one batch", got="none", remedy=remedy)
         return sum(losses) / len(losses)
 
     def _shared(self, out: Any) -> Tensor:
@@ -354,12 +352,20 @@ class _StageRun:
                 run = wrapper.unroll(inputs, labels=labels, keep_features="features" in policy.needs, **context)
                 steps = run.replay(policy).exit_step.cpu()
                 if run.meaning.metric is None:
-                    table = -step_losses(run.meaning, run.outputs, run.meaning.check(run.outputs[:, -1], labels)).cpu()
+                    table = -run.meaning.step_losses(run.outputs, torch.as_tensor(run.labels)).cpu()
                 else:
                     table = torch.as_tensor(run.score_table())
                 scores.append(table.mean(1) if every else table[torch.arange(len(table)), steps - 1])
                 exits.append(steps)
         return float(torch.cat(scores).mean()), float(torch.cat(exits).double().mean())
+
+
+def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:
+    """Weigh the loss of one of several parts of a batch by its rows: the mean over the parts is that over all rows.
+
+    Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last bit.
+    """
+    return loss * ((labelled * parts).to(loss.dtype) / total.clamp(min=1))
 
 
 def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor, dict[str, Any]]:

@@ -21,7 +21,6 @@ from ponder.inference import record
 from ponder.model.encoder import ReadoutName, read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import Exits, ModelSource, call_stem, run, unroll
-from ponder.model.losses import labelled_mean, step_losses
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps, as_module, parameters_of
@@ -238,35 +237,37 @@ class PonderWrapper(nn.Module):
             context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
                 in `ponder.Shared`.
         """
+        call = {"row_ids": row_ids, "policy_context": policy_context, **context}
         if self.training:
             if policy is not None:
                 expected = "None in training mode, where every step runs"
                 raise ArgumentError("policy", expected=expected, got=policy, remedy="Call model.eval() first.")
             objective = self.objective
             depth = objective.depth(self.depth(num_steps))
-            source, batch = self.start(inputs, context, row_ids, policy_context, needs=objective.needs)
-            trajectory = self._unroll(source, batch, depth, labels, keep_features="features" in objective.needs)
+            trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
             loss = None if labels is None else self._loss(objective, trajectory, inputs, context)
             last = torch.full_like(trajectory.row_ids, depth.total)
             return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
         policy = self.checked(policy, num_steps)
-        source, batch = self.start(inputs, context, row_ids, policy_context, num_steps, policy.needs)
+        source, batch = self.start(inputs, policy.needs, num_steps, **call)
         exits = run(source, policy, batch)
         loss = None
         if labels is not None:
             task = self.task or infer_task(exits.outputs, labels)
             labels = task.check(exits.outputs, labels)
-            loss = labelled_mean(task.losses(exits.outputs, labels), task, labels)
+            loss = task.mean_loss(task.losses(exits.outputs, labels), labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss)
 
     def start(
         self,
         inputs: Tree,
-        context: Mapping[str, Any],
+        needs: Container[str] = (),
+        num_steps: int | None = None,
+        /,
+        *,
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
-        num_steps: int | None = None,
-        needs: Container[str] = (),
+        **context: Any,
     ) -> tuple[ModelSource, PolicyBatch]:
         """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
@@ -290,24 +291,15 @@ class PonderWrapper(nn.Module):
         return source, PolicyBatch(row_ids, num_steps or self.num_steps, task)
 
     def unroll(
-        self,
-        inputs: Tree,
-        *,
-        labels: Tensor | None = None,
-        row_ids: Tensor | None = None,
-        policy_context: Mapping[str, Tensor] | None = None,
-        num_steps: int | None = None,
-        keep_features: bool = False,
-        **context: Any,
+        self, inputs: Tree, *, num_steps: int | None = None, keep_features: bool = False, **call: Any
     ) -> Trajectory:
-        """Run all steps for all rows and record them; arguments as for a call.
+        """Run all steps for all rows and record them; arguments as for a call, but no policy.
 
         With `keep_features` the features are recorded too, for policies that read them.
         """
         needs = {"hazard"} if self.lambda_head is not None else set[str]()
         needs |= {"features"} if keep_features else set()
-        source, batch = self.start(inputs, context, row_ids, policy_context, needs=needs)
-        return self._unroll(source, batch, Depth(0, self.depth(num_steps)), labels, keep_features)
+        return self._unroll(inputs, needs, Depth(0, self.depth(num_steps)), **call)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
@@ -357,10 +349,9 @@ class PonderWrapper(nn.Module):
         A stem, step or readout without parameters is as the encoder is.
         """
         super().train(mode)
-        encoder = nn.ModuleList(part for part in (self.stem, *self.steps.fns, self.readout) if part is not None)
-        heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
-        for part in (encoder, *encoder, *heads, self.lambda_head) if mode else ():
-            if part is not None and {weight.requires_grad for weight in part.parameters()} == {False}:
+        encoder = nn.ModuleList(part for part in (self.stem, self.steps, self.readout) if part is not None)
+        for part in (encoder, *list(self.modules())[1:]) if mode else ():
+            if {weight.requires_grad for weight in part.parameters()} == {False}:
                 part.eval()
         return self
 
@@ -415,12 +406,13 @@ class PonderWrapper(nn.Module):
         super().__setattr__(name, value)
 
     def _unroll(
-        self, source: ModelSource, batch: PolicyBatch, depth: Depth, labels: Tensor | None, keep_features: bool
+        self, inputs: Tree, needs: Container[str], depth: Depth, /, labels: Tensor | None = None, **call: Any
     ) -> Trajectory:
-        """Run all steps for all rows, and check the labels."""
+        """Run all steps for all rows, and check the labels; the rest of a call as for `start`."""
+        source, batch = self.start(inputs, needs, **call)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
-        record: dict[str, Any] = unroll(source, depth, keep_features=keep_features)
+        record: dict[str, Any] = unroll(source, depth, keep_features="features" in needs)
         if labels is not None:
             last = record["outputs"][:, -1]
             labels = (self.task or infer_task(last, labels)).check(last, labels)
@@ -443,7 +435,7 @@ class PonderWrapper(nn.Module):
             prior = self.prior(outputs.shape[1], dtype=dtype, device=outputs.device)
         unrolled = Unrolled(
             outputs,
-            step_losses(task, outputs, labels),
+            task.step_losses(outputs, labels),
             task,
             halting=None if hazards is None else trajectory.halting,
             prior=prior,
@@ -453,7 +445,7 @@ class PonderWrapper(nn.Module):
             teacher_outputs=self._taught(inputs, context, outputs[:, -1]) if "teacher" in objective.needs else None,
             mask=trajectory.mask,
         )
-        return labelled_mean(objective.per_example(unrolled), task, labels)
+        return task.mean_loss(objective.per_example(unrolled), labels)
 
     @torch.no_grad()
     def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:

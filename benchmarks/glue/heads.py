@@ -18,7 +18,6 @@ from benchmarks.glue.measuring import record
 from benchmarks.tasks import Task
 from ponder import Trajectory
 from ponder.integrations.transformers import PonderForSequenceClassification
-from ponder.model.losses import labelled_mean, step_losses
 from ponder.objectives import Unrolled
 from ponder.recipes import Stage
 from ponder.training import parameter_groups, run_stage
@@ -81,5 +80,5 @@ def _outputs(model: PonderForSequenceClassification, run: Trajectory, rows: Tens
 def _loss(model: PonderForSequenceClassification, stage: Stage, run: Trajectory, rows: Tensor) -> Tensor:
     assert run.labels is not None
     outputs, labels, task = _outputs(model, run, rows), run.labels[rows], run.meaning
-    unrolled = Unrolled(outputs, step_losses(task, outputs, labels), task, labels=labels)
-    return labelled_mean(stage.objective.per_example(unrolled), task, labels)
+    unrolled = Unrolled(outputs, task.step_losses(outputs, labels), task, labels=labels)
+    return task.mean_loss(stage.objective.per_example(unrolled), labels)

@@ -16,12 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.modeling import span_labels
 from ponder.integrations.transformers.texts import ids_by_content
-from ponder.model.losses import joined_loss
 from ponder.objectives import Progress
 from ponder.policies import LastStep
 from ponder.recipes import Stage
 from ponder.tasks import Task
-from ponder.training import parameter_groups, run_stage
+from ponder.training import joined_loss, parameter_groups, run_stage
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]

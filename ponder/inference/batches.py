@@ -36,12 +36,13 @@ def source_of(
     regroups: bool = True,
 ) -> tuple[Any, PolicyBatch]:
     """Run the stem for examples, and return what a loop runs: one batch, or several, whose rows may be dealt anew."""
-    lengths, start = [example.length for example in examples], reader.model.start
+    lengths = [example.length for example in examples]
     order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
     if (len(parts) == 1 and regroups) or not reader.regroups:  # a ranker's calls are all of one kind, with a mask
-        source, rows = start(*reader.batch(examples), row_ids, policy_context, num_steps, needs)
-        return source, rows
+        inputs, context = reader.batch(examples)
+        context |= {"row_ids": row_ids, "policy_context": policy_context}
+        return reader.model.start(inputs, needs, num_steps, **context)  # type: ignore[no-any-return]
     batches = list[tuple[list[int], ModelSource]]()
     for part in parts:
         batch, own = begin(reader, [examples[place] for place in order[part]], needs)
@@ -59,7 +60,7 @@ def begin(reader: ExampleReader, examples: Sequence[Example], needs: Container[s
     Where a spare row is needed (see `Padding.optional`), it is the last, and has no length.
     """
     inputs, context = reader.batch(examples, spare=reader.spares)
-    source, _ = reader.model.start(inputs, context, needs=needs)
+    source, _ = reader.model.start(inputs, needs, **context)
     lengths, padding = [example.length for example in examples], reader.padding
     width = 0 if padding is None else width_of(source.hidden)
     if width != max([2 if reader.spares else 0, *lengths]):  # the stem makes positions of its own

@@ -60,7 +60,11 @@ def read_encoder(
         chosen = ReadoutCall(getattr(readouts, readout), states=states)
     else:
         chosen = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
-    name, inputs, given = _as_call(example)
+    name, inputs, given = None, example, dict[str, Any]()
+    if isinstance(example, Mapping):  # the first argument with a tensor is the inputs
+        given = {name: value for name, value in example.items() if value is not None}
+        name = next((name for name, value in given.items() if tensors(value)), next(iter(given)))
+        inputs = given.pop(name)
     with evaluating(nn.ModuleList([steps, chosen, *([stem] if isinstance(stem, nn.Module) else [])])):
         hidden, context, _ = call_stem(stem, inputs, given)
         call = unwrap(context)
@@ -75,12 +79,3 @@ def read_encoder(
         remedy = "Pass readout=ponder.readouts.mean, say, or a function hidden -> features."
         raise ArgumentError("readout", expected=expected, got=got, remedy=remedy)
     return {"steps": steps, "stem": stem, "readout": chosen, "padding": padding}, name, features
-
-
-def _as_call(example: Any) -> tuple[str | None, Tree, dict[str, Any]]:
-    """Return the name, the inputs and the context of a call: of arguments, the first with a tensor is the inputs."""
-    if not isinstance(example, Mapping):
-        return None, example, {}
-    given = {name: value for name, value in example.items() if value is not None}
-    name = next((name for name, value in given.items() if tensors(value)), next(iter(given)))
-    return name, given.pop(name), given

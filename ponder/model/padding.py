@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,42 +145,29 @@ def join_rows(
             a value that is not there yet. Elsewhere it says something of its own (a mask that is None hides nothing).
         path: The name of the trees, for messages.
     """
+    join = partial(_join_leaves, lengths, length, sizes, path)
     if isinstance(trees[0], Tensor):  # the usual case, without the overhead of a tree
-        return _join_leaves(trees, lengths("", trees[0]) if lengths is not None and length else None, length, path)
-    places, joined = pytree.tree_flatten_with_path(trees[0])[0], list[Any]()
-    flat, structures = zip(*map(pytree.tree_flatten, trees), strict=True)
-    if structures.count(structures[0]) < len(structures):
-        raise _unlike(path, trees)
-    for (place, first), *leaves in zip(places, *flat, strict=True):
-        value, along = first.value if isinstance(first, Shared) else first, None
-        if lengths is not None and length and isinstance(value, Tensor):
-            along = lengths(str(getattr(place[0], "key", "")) if place else "", value)
-        own = leaves if sizes is None else _filled(leaves, sizes)
-        joined.append(_join_leaves(own, along, length, path + pytree.keystr(place)))
-    return pytree.tree_unflatten(joined, structures[0])
+        return join((), *trees)
+    return pytree.tree_map_with_path(join, *trees)
 
 
-def _filled(leaves: Sequence[Any], sizes: Sequence[int]) -> Sequence[Any]:
-    like = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
-    if like is None:
-        return leaves
-    zeros = [like.new_zeros(size, *like.shape[1:]) for size in sizes]
-    return [zero if leaf is None else leaf for leaf, zero in zip(leaves, zeros, strict=True)]
-
-
-def _join_leaves(leaves: Sequence[Any], along: Along | None, length: int, path: str) -> Any:
+def _join_leaves(
+    lengths: Lengths | None, length: int, sizes: Sequence[int] | None, path: str, place: Any, *leaves: Any
+) -> Any:
+    if sizes is not None and (known := [leaf for leaf in leaves if isinstance(leaf, Tensor)]):
+        zeros = [known[0].new_zeros(size, *known[0].shape[1:]) for size in sizes]
+        leaves = tuple(zero if leaf is None else leaf for leaf, zero in zip(leaves, zeros, strict=True))
+    first, along = leaves[0].value if isinstance(leaves[0], Shared) else leaves[0], None
+    if lengths is not None and length and isinstance(first, Tensor):
+        along = lengths(str(getattr(place[0], "key", "")) if place else "", first)
     if not [leaf for leaf in leaves if not isinstance(leaf, Tensor)]:
         rows = leaves if along is None else [along.resize(leaf, length) for leaf in leaves]
-        return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
     values = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in leaves]
     if along is not None and isinstance(leaves[0], Shared):
         return Shared(along.resize(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length))
-    if all(value is values[0] or alike(value, values[0]) for value in values):
+    if all(value is first or alike(value, first) for value in values):
         return leaves[0]
-    raise _unlike(path, leaves)
-
-
-def _unlike(path: str, trees: Sequence[Any]) -> ArgumentError:
-    expected, got = "rows of one kind, with one value of what all rows share", [type(tree).__name__ for tree in trees]
+    expected, got = "rows of one kind, with one value of what all rows share", [type(leaf).__name__ for leaf in leaves]
     remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
-    return ArgumentError(path, expected=expected, got=got, remedy=remedy)
+    raise ArgumentError(path + pytree.keystr(place), expected=expected, got=got, remedy=remedy)

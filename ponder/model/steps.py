@@ -126,10 +126,6 @@ class FunctionModule(nn.Module):
         """Call the function."""
         return self.fn(*args, **kwargs)
 
-    def extra_repr(self) -> str:
-        """Return the name of the function."""
-        return str(getattr(self.fn, "__qualname__", type(self.fn).__qualname__))
-
 
 def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
     """Return a module, or a function as a module; refuse a function that closes over weights, which would be lost."""

@@ -115,12 +115,13 @@ def test_shared_values_that_are_functions_of_the_length_are_cropped() -> None:
         [1, 2],
         [ponder.Shared(1), ponder.Shared(2)],
         [ponder.Shared(torch.ones(2)), ponder.Shared(torch.zeros(2))],
-        [(torch.ones(1),), [torch.ones(1)]],
     ],
 )
 def test_rows_that_do_not_fit_are_refused(trees: list[Any]) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match="rows"):
         join_rows(trees)
+    with pytest.raises(ValueError, match="tuple"):  # in PyTorch's own words
+        join_rows([tuple(trees), trees])
 
 
 def test_a_value_that_is_not_there_yet_is_zero() -> None:

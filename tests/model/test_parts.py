@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import ponder
 from ponder import recipes
 from ponder.model.heads import make_heads
-from ponder.model.losses import joined_loss
 from ponder.model.readouts import ReadoutCall
-from ponder.model.steps import FunctionModule
+from ponder.training import joined_loss
 from tests.model.toys import CLOSE, LENGTH, ROWS, WIDTH, padding_mask
 
 # -- steps ---------------------------------------------------------------------------------------------------------
@@ -178,7 +177,6 @@ def test_a_state_with_positions_needs_a_readout() -> None:
 
 
 def test_functions_are_modules_without_weights() -> None:
-    assert "sin" in repr(FunctionModule(torch.sin))
     assert list(ponder.Steps([torch.sin]).parameters()) == []
 
 
