@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -15,14 +16,11 @@ from numpy.typing import NDArray
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.rerank.data import Queries, load
-from ponder._utils.rows import content_ids
 from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Ranking, ranked
 from ponder.deploy.ranking import Pool
 from ponder.integrations.sentence_transformers import CrossEncoder
-from ponder.integrations.transformers import rerank
-from ponder.integrations.transformers.texts import record_rows
 from ponder.policies import LastStep, TopK
 from ponder.policies.base import all_within
 
@@ -48,10 +46,9 @@ def race(
     rankers, records, fitted = dict[str, CrossEncoder](), dict[str, Record](), dict[str, Any]()
     once = Once(CrossEncoder(folder / "whole"), [*learn, *fresh])
     for name, given in (("TopK, first stage", learn), ("TopK", [_bare(pool) for pool in learn])):
-        rankers[name] = ranker = _Recorded(folder / "whole")
-        ranker.once = once
-        with mock.patch.object(rerank, "record_rows", once.rows_of):
-            ranker.fit_exits(given, top_k=k, changed=0.05)
+        rankers[name] = ranker = CrossEncoder(folder / "whole")
+        ranker.model.record = partial(once.record, ranker.model)
+        ranker.fit_exits(given, top_k=k, changed=0.05)
         fitted[name] = dict(ranker.settings.fitted)
         records[name] = ranker.record(fresh if ranker.first_stage else [_bare(pool) for pool in fresh])
         say(f"{name}: {fitted[name]['statement']}")
@@ -83,39 +80,16 @@ class Once:
 
     def __init__(self, ranker: CrossEncoder, pools: Sequence[Pool]) -> None:
         pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-        self.seen = record_rows(ranker.model, pairs, {"keep_features": True})
+        self.seen = ranker.model.record(pairs, keep_features=True)
         self.places = {pair: place for place, pair in enumerate(pairs)}
 
-    def rows_of(self, model: Any, pairs: Sequence[tuple[str, str]], options: Any = None) -> Any:
-        """Return the trajectory of some pairs."""
-        places = torch.tensor([self.places[pair] for pair in pairs])
-        return self.seen.map(lambda tensor: tensor[places])
-
-
-class _Recorded(CrossEncoder):
-    """A cross encoder whose records are read from those of the frozen model."""
-
-    once: Once
-
     @torch.inference_mode()
-    def record(self, pools: Sequence[Any]) -> Record:
-        pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-        seen = self.once.rows_of(None, pairs)
-        first = np.concatenate([np.asarray(pool.scores or np.zeros(len(pool.documents))) for pool in pools])
-        heads = list(self.model.ponder.head.heads)
-        columns = [head(seen.features[:, step])[:, 0].numpy() for step, head in enumerate(heads)]
-        columns = [0.0 * columns[0], *columns] if self.first_stage else columns
-        outputs = np.stack([self._blended(step, column, first) for step, column in enumerate(columns, 1)], 1)
-        groups = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools])
-        return Record(
-            outputs[..., None].astype(np.float32),
-            None,
-            content_ids(pairs),
-            labels=np.array([label for pool in pools for label in pool.labels]),
-            task="regression",
-            policy_context={"group": groups},
-            weights=self.weights,
-        )
+    def record(self, model: Any, pairs: Sequence[tuple[str, str]], **options: Any) -> Any:
+        """Return the trajectory of some pairs under the heads of a model, as its own `record` does."""
+        places = torch.tensor([self.places[pair] for pair in pairs])
+        seen = self.seen.map(lambda tensor: tensor[places])
+        outputs = [head(seen.features[:, step]) for step, head in enumerate(model.ponder.head.heads)]
+        return replace(seen, outputs=torch.stack(outputs, 1))
 
 
 def pools_of(queries: Queries) -> list[Pool]:

@@ -47,9 +47,13 @@ class EarlyHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(batch, …, labels)` from what the readout gives, `(batch, …, labels + states · width)`."""
-        states = features[..., self.labels :].unflatten(-1, (self.states, self.width))
-        logits: Tensor = self.linear(F.layer_norm(states, (self.width,)).flatten(-2))
+        logits: Tensor = self.linear(self.states_of(features))
         return self.scale * features[..., : self.labels] + logits
+
+    def states_of(self, features: Tensor) -> Tensor:
+        """Return the normalised states in these, `(batch, …, states · width)`."""
+        states = features[..., self.labels :].unflatten(-1, (self.states, self.width))
+        return F.layer_norm(states, (self.width,)).flatten(-2)
 
 
 class OwnAnswer(nn.Module):

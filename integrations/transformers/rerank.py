@@ -17,12 +17,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
-from ponder.calibration.records import Record
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
@@ -30,7 +28,7 @@ from ponder.inference.batches import source_of
 from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.exits import counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.texts import examples_of, load_tokenizer, record_rows
+from ponder.integrations.transformers.texts import examples_of, load_tokenizer
 from ponder.policies import LastStep, TopK
 
 __all__ = ["CrossEncoder"]
@@ -68,14 +66,14 @@ class CrossEncoder(Ranker):
         sigmoid = not _activation(whole.config, model).endswith("Identity")
         made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
         made.tokenizer = tokenizer
-        super().__init__(made, made.ponder.num_steps, RankerSettings(sigmoid=sigmoid))
+        super().__init__(made, RankerSettings(sigmoid=sigmoid))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
         made, settings = cls.__new__(cls), RankerSettings.read(Path(folder), model.ponder.weights_digest())
-        Ranker.__init__(made, model, model.ponder.num_steps, settings)
+        Ranker.__init__(made, model, settings)
         return made
 
     def save(self, folder: str | Path) -> None:
@@ -138,14 +136,7 @@ class CrossEncoder(Ranker):
         policy = replace(policy, spread=self._learn([pools[n] for n in learn], top_k, staged, progress))
         return self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
 
-    @torch.inference_mode()
-    def record(self, pools: Sequence[Any]) -> Record:
-        """See `Ranker.record`."""
-        return super().record(pools)
-
-    @torch.inference_mode()
-    def _run(self, *given: Any) -> Any:
-        return super()._run(*given)
+    _run = torch.inference_mode()(Ranker._run)
 
     def _learn(
         self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
@@ -155,8 +146,7 @@ class CrossEncoder(Ranker):
         most = _MEMORY // (4 * self.layers * (1 + heads[0].linear.in_features))
         pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
         pairs, groups, scores = rows_of(pools)
-        options = {"keep_features": True, "progress": counter(progress, "learn", len(pairs))}
-        seen = record_rows(self.model, pairs, options)
+        seen = self.model.record(pairs, keep_features=True, progress=counter(progress, "learn", len(pairs)))
         assert seen.features is not None
         first = torch.from_numpy(scores)[:, None][:, : int(staged)]
         fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
@@ -167,8 +157,7 @@ class CrossEncoder(Ranker):
             spread.append(error)
         for step, head in enumerate(heads):
             features, width = seen.features[:, step], head.linear.in_features
-            states = F.layer_norm(features[:, 1:].unflatten(-1, (head.states, head.width)), (head.width,))
-            weight, offset, error = fit(torch.cat([features[:, :1], states.flatten(1), first], 1).double())
+            weight, offset, error = fit(torch.cat([features[:, :1], head.states_of(features), first], 1).double())
             with torch.no_grad():
                 head.scale.copy_(weight[0])
                 head.linear.weight.copy_(weight[None, 1 : 1 + width])
@@ -223,17 +212,13 @@ def _with_one_label(model: Any, label: int | None) -> Any:
     """Return a model with one output: its own, or the row `label` of its last linear layer."""
     labels = int(model.config.num_labels)
     if labels > 1:
-        if label is None or not 0 <= label < labels:
-            raise ArgumentError(
-                "label",
-                expected=f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}",
-                got=repr(label),
-                remedy="Pass label=1, say; a model that was trained to rank has one output.",
-            )
+        if label not in range(labels):
+            expected = f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}"
+            remedy = "Pass label=1, say; a model that was trained to rank has one output."
+            raise ArgumentError("label", expected=expected, got=repr(label), remedy=remedy)
         last = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == labels][-1]
-        with torch.no_grad():
-            last.weight = nn.Parameter(last.weight[label : label + 1].clone())
-            last.bias = None if last.bias is None else nn.Parameter(last.bias[label : label + 1].clone())
+        last.weight = nn.Parameter(last.weight.detach()[[label]])
+        last.bias = None if last.bias is None else nn.Parameter(last.bias.detach()[[label]])
         last.out_features = 1
         model.num_labels = model.config.num_labels = 1
     model.config.problem_type = "regression"

@@ -10,13 +10,12 @@ from typing import Any
 from ponder._utils.files import replace_text
 from ponder.cli.output import probe_folder, progress, show
 from ponder.cli.texts import count, read_rows
-from ponder.deploy.manifest import FILE
+from ponder.deploy import export
 from ponder.deploy.ranking import RERANK, Ranker, pools_of
-from ponder.deploy.runtime import OnnxModel
 from ponder.policies.base import LastStep, all_within
 from ponder.policies.topk import TopK
 
-__all__ = ["export_ranker", "is_ranker", "open_ranker", "rank_file", "run"]
+__all__ = ["export_ranker", "is_ranker", "rank_file", "run"]
 
 _TIMED = 40  # queries, at most
 
@@ -56,17 +55,10 @@ def is_ranker(folder: Path) -> bool:
     return (folder / RERANK).is_file()
 
 
-def open_ranker(folder: Path) -> Ranker:
-    """Read a folder of `ponder rerank`, or its export, which needs no PyTorch."""
-    if (folder / FILE).is_file():
-        return Ranker.load(folder)
-    return import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)  # type: ignore[no-any-return]
-
-
 def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
     pools = pools_of(read_rows(queries))
-    answers = zip(pools, open_ranker(folder).rank_all(pools), strict=True)
+    answers = zip(pools, Ranker.load(folder).rank_all(pools), strict=True)
     lines = [json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers]
     replace_text(out, "".join(lines))
     card = {"queries": len(pools), "out": str(out)}
@@ -75,15 +67,14 @@ def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
 
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
-    source: Any = open_ranker(folder)
-    pools, fitted = [] if queries is None else pools_of(read_rows(queries)), source.settings.fitted
+    source = Ranker.load(folder)
+    pools = [] if queries is None else pools_of(read_rows(queries))
     ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
-    onnx = import_module("ponder.deploy.export").onnx
-    onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
-    made = Ranker(OnnxModel(out), source.layers, source.settings)
-    if queries is not None:
-        own = next(part for part in all_within(made.settings.policy) if isinstance(part, TopK))
-        made.certify(pools, own, changed=fitted["level"], risk=fitted["risk"])
+    export.onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
+    made, fitted = Ranker(export.OnnxModel(out), source.settings), source.settings.fitted
+    exits = [part for part in all_within(made.settings.policy) if isinstance(part, TopK)]
+    if pools and exits:
+        made.certify(pools, exits[0], changed=fitted["level"], risk=fitted["risk"])
     made.settings.write(out)
     said = made.settings.fitted.get("statement", "")
     card = {"command": "export", "statement": said, "int8": queries is not None}

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from ponder._utils.rounding import rounded_up
 from ponder.cli.folders import open_folder
 from ponder.cli.output import say, short
-from ponder.cli.rerank import is_ranker, open_ranker
+from ponder.cli.rerank import is_ranker
 from ponder.deploy.monitor import Watch
+from ponder.deploy.ranking import Ranker
 from ponder.deploy.server import Limits, create_app, create_rank_app, watch_of
 from ponder.errors import ArgumentError
 from ponder.policies.combine import Certified
@@ -40,7 +41,7 @@ def run(
 def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | None) -> FastAPI:
     """Return the application of a folder, and say what answers and what is audited."""
     if is_ranker(folder):
-        ranker = open_ranker(folder)
+        ranker = Ranker.load(folder)
         policy = ranker.settings.policy
         say(f"ranks: {policy.statement if isinstance(policy, Certified) else f'{short(policy)}, without a promise'}")
         return create_rank_app(ranker, limits)

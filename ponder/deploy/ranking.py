@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
+from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel, exits_of
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch
@@ -76,19 +78,22 @@ class Ranker:
 
     Args:
         model: An `OnnxModel`; another one where `start` and `weights` are overridden.
-        layers: The number of its steps.
         settings: The policy, and all else besides the model.
     """
 
-    def __init__(self, model: Any, layers: int, settings: RankerSettings) -> None:
-        self.model, self.layers, self.settings = model, layers, settings
+    def __init__(self, model: Any, settings: RankerSettings) -> None:
+        self.model, self.settings = model, settings
+        self.layers: int = getattr(model, "ponder", model).num_steps  # a model of Transformers holds the one with steps
         self.pace = 0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read an export of a folder that ranks; it needs no PyTorch."""
+    def load(cls, folder: str | Path) -> Ranker:
+        """Read a folder that ranks: an export, which needs no PyTorch, or what `CrossEncoder.save` wrote."""
+        if not (Path(folder) / FILE).is_file():
+            found: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
+            return found
         model = OnnxModel(folder)
-        return cls(model, model.num_steps, RankerSettings.read(Path(folder), model.weights))
+        return cls(model, RankerSettings.read(Path(folder), model.weights))
 
     @property
     def weights(self) -> str | None:
@@ -162,24 +167,19 @@ class Ranker:
     def predict(self, sentences: Any) -> Any:
         """Score pairs of query and document at full depth, `(pairs,)`, as `CrossEncoder.predict` does."""
         one = len(sentences) == 2 and isinstance(sentences[0], str)
-        pools = [Pool(query, [document]) for query, document in ([sentences] if one else sentences)]
-        found = [scores for scores, _ in self._run(pools, LastStep())]
-        scores = self._shown(np.concatenate([*found, np.zeros(0)])).astype(np.float32)
+        found = self.model.predict([sentences] if one else sentences, policy=LastStep())
+        scores = self._shown(as_array(found.outputs)[:, 0]).astype(np.float32)
         return scores[0] if one else scores
 
     def record(self, pools: Sequence[Any]) -> Record:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
-        given, outputs = pools_of(pools, self.first_stage), list[Array]()
-        for part in _chunks(given):
-            running, scores = _Candidates(self, part), list[Array]()
-            for step in range(1, self.num_steps + 1):
-                running.advance(step)
-                scores.append(running.output())
-            outputs.append(np.stack(scores, 1))
-        labels = [label for pool in given for label in pool.labels]
-        pairs, groups, _ = rows_of(given)
+        given = pools_of(pools, self.first_stage)
+        (pairs, groups, first), labels = rows_of(given), [label for pool in given for label in pool.labels]
+        layers = [as_array(self.model.record(rows_of(part)[0]).outputs)[..., 0] for part in _chunks(given)]
+        columns = [*[np.zeros(len(pairs))] * self.first_stage, *np.concatenate(layers).T]
+        outputs = np.stack([self._blended(step, scores, first) for step, scores in enumerate(columns, 1)], 1)
         return Record(
-            np.concatenate(outputs).astype(np.float32),
+            outputs[..., None].astype(np.float32),
             None,
             content_ids(pairs),
             labels=np.asarray(labels) if len(labels) == len(pairs) else None,
@@ -219,10 +219,11 @@ class Ranker:
         for part in _chunks(pools):
             running, late = _Candidates(self, part), None
             scores, steps = np.full(len(running.rows), -np.inf), np.zeros(len(running.rows), dtype=np.int64)
-            if end is not None:
+            if end is not None and running.pairs:
                 late = partial(running.late, end, last)
                 if not self.pace:
-                    self.predict(running.pairs[:8])  # which measures it
+                    some = [Pool(query, [document]) for query, document in running.pairs[:8]]
+                    self._run(some, LastStep())  # which measures it
                 if not self.first_stage:
                     running.keep(np.flatnonzero(~late(0, False)))
             batch = PolicyBatch(running.rows, self.num_steps, _TASK)
@@ -305,19 +306,16 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     for number, one in enumerate(given, 1):
         try:
             pool = one if isinstance(one, Pool) else Pool(**one)
-            right = all(isinstance(text, str) for text in (pool.query, *pool.documents))
-            right &= not isinstance(pool.documents, str) and len(pool.labels) in (0, len(pool.documents))
-            right &= len(pool.scores) in ({len(pool.documents)} if first_stage else {0, len(pool.documents)})
+            size, texts = len(pool.documents), (pool.query, *pool.documents)
+            right = not isinstance(pool.documents, str) and all(isinstance(text, str) for text in texts)
+            right &= len(pool.labels) in (0, size) and len(pool.scores) in (size * first_stage, size)
         except TypeError:
             right = False
         if not right:
-            wanted = "a query, a list of documents, and a first-stage score for each"
-            raise ArgumentError(
-                "queries",
-                expected=wanted if first_stage else f"{wanted} or for none",
-                got=f"{str(one)[:80]} as number {number}",
-                remedy='Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
-            )
+            each = "for each" if first_stage else "for each or for none"
+            expected = f"a query, a list of documents, and a first-stage score {each}"
+            got, remedy = f"{one!s:.80} as number {number}", 'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.'
+            raise ArgumentError("queries", expected=expected, got=got, remedy=remedy)
         pools.append(pool)
     return pools
 
