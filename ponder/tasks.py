@@ -73,12 +73,13 @@ class Task(ABC):
     """Whether an example has an answer at each of its positions."""
     per_position: ClassVar[bool] = False
     """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
-    several_answers: ClassVar[bool] = False
-    """Whether an example has several answers, each right or wrong by itself: one a token, or one a label."""
     blank: ClassVar[float] = 0.0
     """The value of outputs beyond the end of a row, where they have positions."""
     metric: ClassVar[str | None] = "accuracy"
-    """Name of the task's own score, the mean over rows of `scores`; None where there is none."""
+    """Name of the task's own score, the mean over rows of `scores`; None where there is none.
+
+    ``"exact_match"`` where an example has several answers, one a token or a label, which must all be right.
+    """
 
     @property
     def one_class(self) -> bool:
@@ -115,12 +116,12 @@ class Task(ABC):
         raise ArgumentError("label_smoothing", expected=expected, got=got, remedy="Leave it out.")
 
     def labelled(self, labels: Array) -> Array:
-        """Return which rows have a label, `(batch,)` bool; numbers are labels all."""
+        """Return which rows have a label, `(batch,)` bool."""
         return _parts(self.targets(labels)[1], 1).any(-1)
 
     def targets(self, labels: Array) -> tuple[Array, Array]:
-        """Return the predictions that checked labels ask for, and which of them are known."""
-        return labels, labels != IGNORED_LABEL
+        """Return the predictions that checked labels ask for, and which of them are known: −100 may be a number."""
+        return labels, (labels != IGNORED_LABEL) | (not self.comparable)
 
     def inside(self, labels: Array, mask: Mask) -> Array:
         """Return checked labels with those at padding ignored."""
@@ -144,8 +145,8 @@ class Task(ABC):
         return outputs
 
     def predictions(self, outputs: Array) -> Array:
-        """Return what the outputs `(…, outputs)` predict: the most probable class, `(…)`, unless a task says more."""
-        return outputs.argmax(-1)
+        """Return what the outputs `(…, outputs)` predict: numbers, or the most probable class, `(…)`."""
+        return at_least_float32(outputs) if self.numbers else outputs.argmax(-1)
 
     def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Mask = None) -> Array:
         """Return whether predictions `(batch, …)` are the same in every part, `(batch,)` bool.
@@ -157,8 +158,7 @@ class Task(ABC):
             mask: The positions that count.
         """
         equal = abs(one - other) < tolerance if self.numbers else one == other
-        counted = self._counted(mask, equal)
-        return _parts(equal if counted is None else equal | ~counted, 1).all(-1)
+        return self._holds(equal, mask, 1)
 
     def distance(self, one: Array, other: Array, *, mask: Mask = None) -> Array:
         """Return how far predictions `(batch, …)` are apart, `(batch,)`; arguments as for `same`.
@@ -179,9 +179,7 @@ class Task(ABC):
     def agreement(self, outputs: Array, mask: Mask = None) -> Array:
         """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
         given = self.predictions(outputs)
-        equal = given == given[:, -1:]
-        counted = self._counted(mask, equal, dim=2)
-        return _parts(equal if counted is None else equal | ~counted, 2).all(-1)
+        return self._holds(given == given[:, -1:], mask, 2)
 
     def correct(self, outputs: Array, labels: Array) -> Array:
         """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
@@ -208,6 +206,11 @@ class Task(ABC):
         """
         remedy = "Distil with a named task, or with a class of your own that derives from one."
         raise ArgumentError("task", expected="one that defines distillation_losses", got=repr(self.name), remedy=remedy)
+
+    def _holds(self, parts: Array, mask: Mask, dim: int) -> Array:
+        """Return where all parts that count are true, in the dimensions before `dim`."""
+        counted = self._counted(mask, parts, dim)
+        return _parts(parts if counted is None else parts | ~counted, dim).all(-1)
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
@@ -237,8 +240,6 @@ class _Smoothable(Task):
 class Classification(_Smoothable):
     """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long.
 
-    Soft labels are probabilities of the classes, `(batch, classes)` floats that sum to 1.
-
     Args:
         label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
             every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
@@ -253,20 +254,12 @@ class Classification(_Smoothable):
     classes = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = at_least_float32(outputs)
-        if labels.is_floating_point() and not self.label_smoothing:
-            return -weighted(labels, outputs.log_softmax(-1)).sum(-1)  # logits may be −inf
-        return _cross_entropy(outputs, labels, label_smoothing=self.label_smoothing)
+        return _cross_entropy(at_least_float32(outputs), labels, label_smoothing=self.label_smoothing)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[-1] < 2:
             raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
-        if labels.is_floating_point() and labels.shape == outputs.shape:
-            return _as_probabilities(labels.to(at_least_float32(outputs).dtype))
         return _as_classes(labels, outputs.shape[:1], outputs.shape[-1])
-
-    def targets(self, labels: Array) -> tuple[Array, Array]:
-        return super().targets(labels.argmax(-1) if _is_floating(labels) else labels)
 
 
 class TokenClassification(_Smoothable):
@@ -285,7 +278,8 @@ class TokenClassification(_Smoothable):
 
     name = "token_classification"
     classes = True
-    per_token = per_position = several_answers = True
+    per_token = per_position = True
+    metric = "exact_match"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = at_least_float32(outputs).transpose(1, 2)
@@ -312,7 +306,7 @@ class Multilabel(_Smoothable):
     """
 
     name = "multilabel"
-    several_answers = True
+    metric = "exact_match"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         known, xp = labels != IGNORED_LABEL, namespace(outputs)
@@ -354,9 +348,6 @@ class Regression(Task):
     comparable = False
     metric = "negative_squared_error"
 
-    def targets(self, labels: Array) -> tuple[Array, Array]:
-        return labels, namespace(labels).ones_like(labels, dtype=bool)
-
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         errors: Tensor = _parts((at_least_float32(outputs).reshape(labels.shape) - labels) ** 2, 1)
         return errors.mean(1)
@@ -369,9 +360,6 @@ class Regression(Task):
         if not bool(labels.isfinite().all()):
             raise _wrong_labels("finite numbers", "NaN or infinity", "Leave those rows out.")
         return labels
-
-    def predictions(self, outputs: Array) -> Array:
-        return at_least_float32(outputs)
 
     def scores(self, outputs: Array, labels: Array) -> Array:
         given = _double(outputs)
@@ -432,7 +420,7 @@ class Custom(Task):
 
     Args:
         function: The loss; None in a trajectory that was read from a file.
-        classes: Whether outputs are the logits of classes (as None supposes) or numbers.
+        classes: Whether outputs are the logits of classes, or numbers.
 
     Example:
         >>> task = ponder.tasks.Custom(lambda outputs, labels: (outputs - labels).abs().mean(-1), classes=False)
@@ -442,20 +430,11 @@ class Custom(Task):
 
     name = "custom"
     each_row_alone = False  # a loss may compare the rows of a batch
-    classes = True
     comparable = False
     metric = None
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool | None = None) -> None:
-        self.function = function
-        self.classes = classes is not False
-        self.numbers = classes is False
-
-    def targets(self, labels: Array) -> tuple[Array, Array]:
-        return labels, namespace(labels).ones_like(labels, dtype=bool)
-
-    def predictions(self, outputs: Array) -> Array:
-        return at_least_float32(outputs) if self.numbers else super().predictions(outputs)
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool = True) -> None:
+        self.function, self.classes, self.numbers = function, classes, not classes
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         losses = None if self.function is None else self.function(outputs, labels)
@@ -510,7 +489,7 @@ def infer_task(outputs: Array, labels: Array) -> Task:
         >>> infer(torch.zeros(2, 3), torch.tensor([0, 2])).name, infer(torch.zeros(2, 1), torch.zeros(2)).name
         ('classification', 'regression')
     """
-    if _is_floating(labels) or outputs.shape[-1] == 1:
+    if "float" in str(labels.dtype) or outputs.shape[-1] == 1:
         return _TASKS["regression"]
     return _TASKS["token_classification" if outputs.ndim == 3 else "classification"]
 
@@ -518,10 +497,6 @@ def infer_task(outputs: Array, labels: Array) -> Task:
 def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
     """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
     return mask is not None and array is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
-
-
-def _is_floating(array: Array) -> bool:
-    return "float" in str(array.dtype)
 
 
 def _double(array: Array) -> Array:
@@ -569,14 +544,6 @@ def _as_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Te
             remedy = "Give the head one output per class, or map the labels to 0, 1, …."
             raise _wrong_labels(expected, f"values between {low} and {high}", remedy)
     return labels.long()
-
-
-def _as_probabilities(labels: Tensor) -> Tensor:
-    if not bool(((labels >= 0).all(-1) & ((labels.sum(-1) - 1.0).abs() < 0.01)).all()):  # half precision sums so
-        expected = "probabilities of the classes that sum to 1, in floating-point labels (batch, classes)"
-        remedy = "Pass logits.softmax(-1), say, or name the task: task='multilabel' or task='regression'."
-        raise _wrong_labels(expected, f"sums between {labels.sum(-1).min():g} and {labels.sum(-1).max():g}", remedy)
-    return labels
 
 
 def _wrong_labels(expected: str, got: object, remedy: str) -> ArgumentError:

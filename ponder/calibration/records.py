@@ -189,13 +189,13 @@ class Record:
         return np.maximum(np.where(self._answered(), each, 1.0), low)
 
     def score_name(self, metric: str | Callable[..., Any] | None = None) -> str:
-        """Return the name of a score: the task's own, ``"exact_match"`` where all of several answers must be right."""
+        """Return the name of a score: the task's own, or that of a callable."""
         if callable(metric):
             return getattr(metric, "__name__", "score")
-        task = self.meaning
-        own = "exact_match" if task.several_answers and task.metric == "accuracy" else task.metric
-        if own is None or metric not in (None, own, task.metric):
-            expected, got = f"{own!r}, or a callable (outputs, labels) -> float", f"{metric!r} with task {task.name!r}"
+        own = self.meaning.metric
+        if own is None or metric not in (None, own):
+            expected = f"{own!r}, or a callable (outputs, labels) -> float"
+            got = f"{metric!r} with task {self.meaning.name!r}"
             raise ArgumentError("metric", expected=expected, got=got, remedy="Choose one of them.")
         return own
 
@@ -209,7 +209,9 @@ class Record:
         if callable(metric):
             return None
         self.score_name(metric)
-        without = 0.0 if self.meaning.metric == "accuracy" else np.nan  # of other scores 0 may be the best
+        without = (
+            0.0 if self.meaning.metric in ("accuracy", "exact_match") else np.nan
+        )  # of other scores 0 may be the best
         return np.where(self._answered(), as_array(self.meaning.scores(self._read(), self._labels())), without)
 
     def answers_at(self, steps: Ints) -> tuple[Array, Array]:

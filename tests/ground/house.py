@@ -22,7 +22,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
             "ponder/saving.py",
             "ponder/testing.py",
         ),
-        2_270,
+        2_240,
     ),
     "policies": (("ponder/policies",), 1_390),
     "priors": (("ponder/priors.py",), 230),
