@@ -18,7 +18,7 @@ from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import record
-from ponder.model.encoder import ReadoutName, read_encoder
+from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.loop import Exits, ModelSource, call_stem, run, unroll
 from ponder.model.padding import Padding, width_of
@@ -145,10 +145,9 @@ class PonderWrapper(nn.Module):
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
         self.task, self._context_names = as_task(task), frozenset[str]()
         halts = self.lambda_head is not None
-        default: tuple[ExitPolicy, Objective] = (Quantile(0.5), Ponder(0.5)) if halts else (LastStep(), FinalStep())
-        self.policy = default[0] if policy is None else policy
-        self.prior = Geometric(0.1).rescaled(12, self.num_steps) if prior is None and halts else prior
-        self.objective = default[1] if objective is None else objective
+        self.policy = policy if policy is not None else (Quantile(0.5) if halts else LastStep())
+        self.prior = prior or (Geometric(0.1).rescaled(12, self.num_steps) if halts else None)
+        self.objective = objective or (Ponder(0.5) if halts else FinalStep())
 
     @classmethod
     def from_recipe(
@@ -161,7 +160,7 @@ class PonderWrapper(nn.Module):
         num_steps: int | None = None,
         task: TaskName | LossFunction | Task | None = None,
         stem: Callable[..., Tree] | None = None,
-        readout: Readout | ReadoutName | None = None,
+        readout: Readout | None = None,
         policy: ExitPolicy | None = None,
         head_dropout: float = 0.1,
         layers: str | None = None,
@@ -178,8 +177,8 @@ class PonderWrapper(nn.Module):
             num_steps: N, for one shared step.
             task: The meaning of an answer; ``"classification"``, or ``"regression"`` for one output, where None.
             stem: Inputs to h_0, for steps that do not read the inputs themselves.
-            readout: Hidden state to features: a function, or ``"mean"``, ``"first_token"`` or ``"last"``, which pool
-                the positions. Where None, features with positions are averaged over those that are no padding.
+            readout: Hidden state, or what a captured module makes of it, to features: `ponder.readouts.first_token`,
+                say. Where None, the mean over the positions that are no padding, if there are positions.
             policy: An exit policy instead of the recipe's.
             head_dropout: Dropout in front of the head.
             layers: The name of the list of layers (``"encoder.layer"``), where the largest is not meant.
@@ -376,9 +375,8 @@ class PonderWrapper(nn.Module):
         own = self.settings()
         for key in ("num_steps", "schedule", "task", "initial"):
             if settings[key] != own[key]:
-                raise CheckpointError(
-                    f"{key}: the saved model has {settings[key]!r}, this one {own[key]!r}. Build it as it was."
-                )
+                difference = f"the saved model has {settings[key]!r}, this one {own[key]!r}"
+                raise CheckpointError(f"{key}: {difference}. Build it as it was.")
         if settings["prior"] != own["prior"]:
             self.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
         self.policy = ExitPolicy.from_dict(settings["policy"])

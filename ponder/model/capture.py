@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -439,15 +439,17 @@ class CapturedReadout(ReadoutCall):
     def bind(self, context: Given) -> Callable[[Tree], Tensor]:
         """Return the features of hidden states in this context, as if the layers had ended with them."""
         kind: Reading = context["captured"]
-
-        def through(behind: tuple[str, ...], hidden: Tree) -> Any:
-            value = hidden if isinstance(hidden, Tensor) else hidden["hidden"]
-            return reduce(lambda value, path: kind.stem.module.get_submodule(path)(value), behind, value)
-
         behind = kind.behind[self.select]
-        if behind is None:
-            return lambda hidden: self.select(kind.replay(through((), hidden), context))
-        return partial(through, behind) if behind or len(kind.stem.handed) > 1 else identity
+
+        def read(hidden: Tree) -> Any:
+            value = hidden if isinstance(hidden, Tensor) else hidden["hidden"]
+            if behind is None:
+                return self.select(kind.replay(value, context))
+            for path in behind:
+                value = kind.stem.module.get_submodule(path)(value)
+            return value
+
+        return identity if behind == () and len(kind.stem.handed) == 1 else read
 
 
 def _arguments(module: nn.Module, example: Any) -> dict[str, Any]:

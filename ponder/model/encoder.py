@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
-from ponder._utils.checks import check_choice
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, tensors, unwrap
 from ponder.errors import ArgumentError
@@ -17,9 +16,7 @@ from ponder.model.loop import call_stem
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.steps import Step, Steps
 
-__all__ = ["ReadoutName", "read_encoder"]
-
-ReadoutName = Literal["mean", "first_token", "last"]
+__all__ = ["read_encoder"]
 
 
 def read_encoder(
@@ -28,7 +25,7 @@ def read_encoder(
     num_steps: int | None,
     per_position: bool,
     stem: Callable[..., Tree] | None,
-    readout: Readout | ReadoutName | None,
+    readout: Readout | None,
     layers: str | None,
 ) -> tuple[dict[str, Any], str | None, Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
@@ -40,26 +37,19 @@ def read_encoder(
         the features of the example at the first step, `(batch, width)`, or `(batch, length, width)` with an answer at
         each position.
     """
-    states: ReadoutCall | None = None
-    padding = None
+    states = padding = None
     if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
         captured = capture(encoder, example, layers=layers)
         steps, stem, states, padding = captured.steps, captured.stem, captured.readout, captured.padding
-        if captured.classifier is not None and not callable(readout):
+        if captured.classifier is not None:
             expected = "an encoder, whose features new heads read"
             got = f"a model that ends in a head of its own, {captured.classifier!r}"
             remedy = f"Take it off: module.{captured.classifier} = nn.Identity() (in timm, num_classes=0). If it is no "
-            remedy += "head, pass readout=, a function of the hidden state."
+            remedy += "head, build the model of the parts that ponder.capture gives."
             raise ArgumentError("module_or_steps", expected=expected, got=got, remedy=remedy)
     else:
         steps = Steps.of(encoder, num_steps)
-    if readout is None:
-        chosen = states or ReadoutCall(readouts.identity)
-    elif isinstance(readout, str):
-        check_choice("readout", readout, get_args(ReadoutName))
-        chosen = ReadoutCall(getattr(readouts, readout), states=states)
-    else:
-        chosen = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout)
+    chosen = states if states and readout is None else ReadoutCall(readout or readouts.identity, states=states)
     name, inputs, given = None, example, dict[str, Any]()
     if isinstance(example, Mapping):  # the first argument with a tensor is the inputs
         given = {name: value for name, value in example.items() if value is not None}

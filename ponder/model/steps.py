@@ -52,13 +52,12 @@ class Steps(nn.Module):
     ) -> None:
         super().__init__()
         fns = list(fns)
-        schedule = range(len(fns)) if schedule is None else schedule
-        unique = list({id(fn): fn for fn in fns}.values())
-        place = {id(fn): position for position, fn in enumerate(unique)}
-        self.schedule = tuple(place[id(fns[position])] for position in schedule)
+        unique = {id(fn): fn for fn in fns}
+        places = [list(unique).index(id(fn)) for fn in fns]
+        self.schedule = tuple(places if schedule is None else [places[position] for position in schedule])
         self.num_steps = len(self.schedule)
         """N, the number of steps at full depth."""
-        self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique)
+        self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique.values())
         for layer in self.fns.modules():
             if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
                 expected = "layers that take the batch first, (batch, length, width)"
