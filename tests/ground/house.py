@@ -28,7 +28,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "priors": (("ponder/priors.py",), 230),
     "objectives": (("ponder/objectives",), 650),
     "recipes": (("ponder/recipes",), 450),
-    "model": (("ponder/model", "ponder/wrapper.py"), 2_030),
+    "model": (("ponder/model", "ponder/wrapper.py"), 2_020),
     "calibration": (("ponder/calibration",), 2_260),
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
