@@ -63,7 +63,7 @@ def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, 
     others, compared = list(data["train"]["sentence1"]), list(data["test"]["sentence1"])
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32"
-        export.onnx(_headless(backbone), fp32, tokenizer=load_tokenizer(backbone))
+        export.onnx(_headless(backbone), fp32)
         expected, found = _last(fp32, compared), {}
         for place, (name, write) in enumerate(KINDS.items()):
             write(fp32, Path(folder) / str(place), others)
@@ -83,6 +83,7 @@ def _headless(backbone: str) -> PonderForSequenceClassification:
     with torch.no_grad():
         head.weight.copy_(torch.eye(width))
         head.bias.zero_()
+    model.tokenizer = load_tokenizer(backbone)
     model.train(False)
     return model
 

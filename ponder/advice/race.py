@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import classes_of, stage_of
 from ponder.cascade.student import Embeddings, Student
 from ponder.deploy.exporting import onnx, quantized
-from ponder.deploy.manifest import files_of
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.exits import teach_heads
 from ponder.integrations.transformers.reading import PlainClassifier, read_classifier, read_fine_tuned
@@ -94,13 +92,8 @@ class _Under:
 
     def save(self, folder: Path) -> None:
         self.model.policy = self.policy
-        if not isinstance(self.model, OnnxModel):
-            self.model.save_pretrained(folder)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in files_of(self.model.folder):
-            shutil.copyfile(self.model.folder / name, folder / name)
-        self.model.manifest.write(folder)
+        save = self.model.save if isinstance(self.model, OnnxModel) else self.model.save_pretrained
+        save(folder)
 
 
 class _Plain(_Under):

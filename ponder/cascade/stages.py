@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from operator import attrgetter
@@ -37,15 +36,14 @@ class Stage:
     Args:
         model: It has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
             (logits), as those of ponder; or it is a function to probabilities.
-        folder: The folder that it was read from.
 
     Attributes:
         classes: Names of its classes, in its order; None where they are those of the last stage.
         num_steps: The number of steps of a model whose policy lets rows exit; 1 of any other.
     """
 
-    def __init__(self, model: Any, folder: Path | None = None) -> None:
-        self.model, self.folder, self.classes = model, folder or getattr(model, "folder", None), classes_of(model)
+    def __init__(self, model: Any) -> None:
+        self.model, self.classes = model, classes_of(model)
         steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
         self.num_steps: int = steps if exits else 1
@@ -89,14 +87,11 @@ class Stage:
     def save(self, folder: Path) -> None:
         """Write the stage to a folder, from which `stage_of` reads it."""
         write = getattr(self.model, "save", getattr(self.model, "save_pretrained", None))
-        if write is not None:
-            write(folder)
-            return
-        if self.folder is None:
-            expected = "stages that can be written: a Student, a model of ponder, a folder"
+        if write is None:
+            expected = "stages that can be written: a Student, a model of ponder, an export"
             remedy = "Keep it yourself, and give it again: Cascade.load(folder, stages=[…])."
             raise ArgumentError("stages", expected=expected, got=f"a {type(self.model).__name__}", remedy=remedy)
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        write(folder)
 
 
 def stage_of(given: Any) -> Stage:
@@ -110,7 +105,7 @@ def stage_of(given: Any) -> Stage:
             files = ", ".join(_READERS)
             raise CheckpointError(f"{folder}: expected the folder of a model or an export; got none of {files}.")
         module, _, reader = _READERS[name].partition(":")
-        return Stage(attrgetter(reader)(import_module(module))(folder), folder)
+        return Stage(attrgetter(reader)(import_module(module))(folder))
     if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):
         return Stage(given)
     expected = "models with predict_proba or predict, functions, or folders"

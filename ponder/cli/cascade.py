@@ -68,12 +68,10 @@ def export(
         stages = [_graphs(stage, Path(scratch) / str(n)) for n, stage in enumerate(cascade.stages)]
         small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
         if texts is not None:
-            whole, folder = cascade.stages[-1], stages[-1].folder
-            assert folder is not None
             ranges = [texts[n] for n in split(texts, (1 / 3, 2 / 3))[0][:_RANGES]]  # of those that choose
-            last = OnnxModel(quantized(folder, Path(scratch) / "int8", calibration=ranges))
+            last = OnnxModel(quantized(stages[-1].model.folder, Path(scratch) / "int8", calibration=ranges))
             small = Cascade([*stages[:-1], last], classes=cascade.classes)
-            report = small.certify(texts, level=level, confidence=confidence, reference=whole)
+            report = small.certify(texts, level=level, confidence=confidence, reference=cascade.stages[-1])
             said, rows, facts = report.statement, _rows(report), _facts(report)
         small.save(out)
     return said, rows, facts | {"taught_below": made.taught_below}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,8 +91,7 @@ def _export(
         choosing, certifying = (model.record([texts[n] for n in side], labels=full[side]) for side in places)
         found = certify(choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence)
         model.policy = found.policy
-        model.save_policy()
-        shutil.copytree(model.folder, out, dirs_exist_ok=True)
+        model.save(out)
     some, products = texts[:_TIMED], _PRODUCTS[model.folder.name]
     model = OnnxModel(out)
     clock = wall_clock(lambda: made.answer(some, LastStep()), lambda: model.predict(some))

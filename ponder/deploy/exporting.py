@@ -64,7 +64,6 @@ def onnx(
     int8: bool | Literal["all"] = False,
     *,
     example: Any = None,
-    tokenizer: Any = None,
     calibration: Any = None,
 ) -> Path:
     """Write a model as ONNX graphs for `ponder.export.OnnxModel`, which needs neither PyTorch nor Transformers.
@@ -79,8 +78,7 @@ def onnx(
             feed-forward block), which some encoders do not bear; ``"all"`` quantises these too. Outputs move, so choose
             the threshold again on `OnnxModel.record`.
         example: Inputs of a call, or a pair (inputs, context), batch first, two rows at least; models of Transformers
-            bring their own.
-        tokenizer: A fast tokenizer of Transformers; the model's own where None.
+            bring their own, and their tokenizer.
         calibration: With `int8`, some hundred examples, by which the ranges of activations are fixed.
 
     Returns:
@@ -96,8 +94,6 @@ def onnx(
         (300,)
     """
     source = _source(model, example)
-    if tokenizer is not None:
-        source = replace(source, tokenizer=tokenizer)
     wrong = [(n, p) for n, p in source.model.named_parameters() if p.dtype != torch.float32 or p.device.type != "cpu"]
     if wrong:
         expected = "weights in float32 on the CPU"

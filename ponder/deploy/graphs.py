@@ -25,6 +25,8 @@ from ponder.tasks import Task
 
 __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
 
+onnx: Any = library("onnx", "exporting", "onnx")
+
 _READINGS = {"hazard": ("hazard", "cdf", "survival")}
 """What is read where a policy needs more than one reading."""
 
@@ -113,7 +115,8 @@ def write_graph(
 
 
 def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
-    onnx, part, disabled = _onnx(), _Part(module, run), logging.root.manager.disable
+    part, disabled = _Part(module, run), logging.root.manager.disable
+    library("onnxscript", "exporting", "onnx")  # which torch.onnx.export reads
     try:
         with warnings.catch_warnings():
             logging.disable(logging.WARNING)  # of the exporter's own insides, as are its warnings
@@ -147,7 +150,7 @@ def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
 
     The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the file's name.
     """
-    onnx, place = _onnx(), int(path.stem.rpartition("_")[2]) - 1
+    place = int(path.stem.rpartition("_")[2]) - 1
     own, proto, moved = {name: p.detach().numpy() for name, p in module.named_parameters()}, onnx.load(str(like)), 0
     later: dict[tuple[Any, bytes], Any] = {}  # eight zero bytes may be a bias of two numbers, or one integer
     for name, value in own.items():
@@ -249,8 +252,3 @@ def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy
     for part, value in zip(parts, values, strict=True):
         object.__setattr__(part, part.tunable.field, value)  # type: ignore[union-attr]
     return made
-
-
-def _onnx() -> Any:
-    library("onnxscript", "exporting", "onnx")  # which torch.onnx.export reads
-    return library("onnx", "exporting", "onnx")

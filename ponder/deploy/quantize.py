@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder._utils.checks import library
 from ponder.deploy.runtime import Graph, OnnxModel
 from ponder.errors import ArgumentError
 
 __all__ = ["quantize", "ranges_of"]
+
+onnx: Any = library("onnx", "quantising", "onnx")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 Array = NDArray[Any]
 Channels = Mapping[str, tuple[Array, Array]]
@@ -40,8 +44,6 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
         channels: Values of what all products read, on examples, by which ranges are fixed; where None, each call looks
             for its own, and a row's output depends a little on the rows beside it.
     """
-    import onnx
-
     model = onnx.load(str(path))
     graph = model.graph
     products = [each for each in _products(graph) if everything or each.matrix.shape[0] <= each.matrix.shape[1]]
@@ -58,7 +60,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     read = {name for node in made.graph.node for name in node.input}
     del made.graph.initializer[:]
     made.graph.initializer.extend([weight for weight in graph.initializer if weight.name in read])
-    made.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(made, str(path))
 
 
@@ -84,14 +86,11 @@ class _Watched(Graph):
     """A graph of a step that notes the ranges of what its products read."""
 
     def __init__(self, path: Path) -> None:
-        import onnx
-        from onnx import TensorProto, helper
-
         model = onnx.load(str(path))
         given = {value.name for value in (*model.graph.input, *model.graph.output)}
         self._names = sorted({product.node.input[0] for product in _products(model.graph)})
         inner = [name for name in self._names if name not in given]
-        model.graph.output.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner])
+        model.graph.output.extend([helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner])
         super().__init__(model.SerializeToString())
         self.ranges: dict[str, tuple[Array, Array]] = {}
 
@@ -116,8 +115,6 @@ class _Product:
 
 
 def _products(graph: Any) -> list[_Product]:
-    from onnx import helper, numpy_helper
-
     arrays = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
     given_out, found = {value.name for value in graph.output}, list[_Product]()
     for node in graph.node:
@@ -145,7 +142,6 @@ def _integer_products(graph: Any, name: str, products: Sequence[_Product], chann
     What was large in a channel of the activations, which have one scale, is then in weights that have one for each
     output.
     """
-    from onnx import helper, numpy_helper
 
     def constant(array: Any, of: str) -> str:
         graph.initializer.append(numpy_helper.from_array(np.array(array), of))

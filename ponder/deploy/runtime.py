@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -105,9 +106,12 @@ class OnnxModel:
             graphs, self._policy = None, policy
         self.manifest = replace(self.manifest, policy=data, graphs=graphs)
 
-    def save_policy(self) -> None:
-        """Keep the policy in the folder."""
-        self.manifest.write(self.folder)
+    def save(self, folder: str | Path | None = None) -> None:
+        """Write the export with the policy that it has now; where no folder is named, the policy to its own."""
+        target = self.folder if folder is None else Path(folder)
+        if target != self.folder:
+            shutil.copytree(self.folder, target, dirs_exist_ok=True)
+        self.manifest.write(target)
 
     def predict(
         self,
@@ -205,7 +209,7 @@ class OnnxModel:
         if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
             one = isinstance(examples, str)
             expected = "a list of texts" if one else "arrays, for an export without a tokenizer"
-            remedy = "Pass [text]." if one else "Export with tokenizer=."
+            remedy = "Pass [text]." if one else "Set model.tokenizer, and export again."
             raise ArgumentError("examples", expected=expected, got="one text" if one else "texts", remedy=remedy)
         if _are_texts(examples):
             encoded = self._tokenizer.encode_batch([one if isinstance(one, str) else tuple(one) for one in examples])

@@ -116,8 +116,9 @@ class Service:
         """Answer the texts of a request.
 
         Raises:
-            HTTPException: It asks for what is not served (422), too many texts wait (429), or its time is up (504).
-            ArgumentError: A threshold that the policy cannot have.
+            HTTPException: It asks for what is not served (422), or too many texts wait (429).
+            TimeoutError: Its time is up (504).
+            ArgumentError: A threshold that the policy cannot have (422).
         """
         self._check(texts, threshold)
         policy = self.policy if threshold is None else with_threshold(self.served.policy, threshold)
@@ -128,8 +129,6 @@ class Service:
             async with asyncio.timeout(self.limits.deadline):
                 most = self.served.max_characters
                 return await asyncio.wrap_future(self._batcher.submit([_cut(text, most) for text in texts], policy))
-        except TimeoutError:
-            raise HTTPException(504, f"no answer within {self.limits.deadline:g} seconds.") from None
         finally:
             self.waiting -= len(texts)
 
@@ -234,13 +233,9 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.post("/rank")
     async def rank(body: RankRequest) -> Response:
         """Order the candidates of a query, the best first."""
-        try:
-            async with asyncio.timeout(limits.deadline):
-                pools = [Pool(body.query, body.documents, body.scores)]
-                run = partial(ranker.rank_all, pools, body.top_k, within=body.within)
-                (found,) = await asyncio.get_running_loop().run_in_executor(busy, run)
-        except TimeoutError:
-            raise HTTPException(504, f"no answer within {limits.deadline:g} seconds.") from None
+        run = partial(ranker.rank_all, [Pool(body.query, body.documents, body.scores)], body.top_k, within=body.within)
+        async with asyncio.timeout(limits.deadline):
+            (found,) = await asyncio.get_running_loop().run_in_executor(busy, run)
         shown = [{**one, "score": one["score"] if math.isfinite(one["score"]) else None} for one in found]
         return JSONResponse({"ranking": shown, "num_steps": ranker.num_steps})
 
@@ -320,7 +315,7 @@ class _Metrics:
 def _app(max_body: int, metrics: _Metrics | None = None, lifespan: Any = None) -> FastAPI:
     app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
     app.add_middleware(_Door, metrics=metrics, max_body=max_body)
-    for kind in (ArgumentError, RequestValidationError, Exception):
+    for kind in (ArgumentError, RequestValidationError, TimeoutError, Exception):
         app.add_exception_handler(kind, _refused)
     return app
 
@@ -332,6 +327,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         wrong = error.errors()[:8]
         detail = [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in wrong]
+    elif isinstance(error, TimeoutError):
+        status, detail = 504, "no answer within the time of a request."
     elif not isinstance(error, ArgumentError):
         status, detail = 500, "the model failed on this request; the log of the service says how."
     return JSONResponse({"detail": detail}, status)

@@ -168,8 +168,8 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     assert [CLASSES[n] for n in own] == answers.labels
     assert np.mean(own != numbers) <= 0.03
     assert (steps == 2).any()  # some leave the model early
-    cascade.stages[0].folder = cascade.stages[1].folder = tmp_path / "stage"
-    (tmp_path / "stage").mkdir()
+    for stage in cascade.stages:
+        stage.save = lambda folder: None  # type: ignore[method-assign]
     cascade.save(tmp_path / "cascade")
     again = Cascade.load(tmp_path / "cascade", stages=[cheap, model])
     assert again.policy == cascade.policy
