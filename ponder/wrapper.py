@@ -111,7 +111,7 @@ class PonderWrapper(nn.Module):
     task: Task | None
     """The meaning of outputs and labels; None where labels show it."""
     teacher: Callable[..., Any] | None = None
-    """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → `(batch, …)`.
+    """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → outputs as ours.
 
     It is neither trained nor saved. A `PonderWrapper` answers at full depth.
     """
@@ -440,26 +440,17 @@ class PonderWrapper(nn.Module):
             labels=labels,
             features=trajectory.features,
             progress=self.progress,
-            teacher_outputs=self._taught(inputs, context, outputs[:, -1]) if "teacher" in objective.needs else None,
+            teacher_outputs=self._taught(inputs, context) if "teacher" in objective.needs else None,
             mask=trajectory.mask,
         )
         return task.mean_loss(objective.per_example(unrolled), labels)
 
     @torch.no_grad()
-    def _taught(self, inputs: Tree, context: Mapping[str, Any], outputs: Tensor) -> Tensor | None:
-        """Return the teacher's outputs for a batch, `(batch, …)`, like the `outputs` of the student."""
-        if self.teacher is None:
-            return None
+    def _taught(self, inputs: Tree, context: Mapping[str, Any]) -> Any:
+        """Return the teacher's outputs for a batch, `(batch, …)`; None without a teacher."""
         if isinstance(self.teacher, PonderWrapper):
-            taught = self.teacher(inputs, policy=LastStep(), **context).outputs
-        else:
-            taught = self.teacher(inputs, **unwrap(context))
-        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
-            expected = f"outputs of the student's shape {tuple(outputs.shape)}: the same labels in the same order"
-            got = f"shape {tuple(taught.shape)}" if isinstance(taught, Tensor) else type(taught).__name__
-            remedy = "Pass a function that gives them: lambda inputs, **context: teacher(inputs, **context).logits."
-            raise ArgumentError("teacher", expected=expected, got=got, remedy=remedy)
-        return taught
+            return self.teacher(inputs, policy=LastStep(), **context).outputs
+        return None if self.teacher is None else self.teacher(inputs, **unwrap(context))
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""

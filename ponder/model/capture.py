@@ -113,10 +113,8 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
     with torch.no_grad():
         log, output = _watch(_private_copy(module), given)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
-        raise _refusal(
-            f"an output of type {type(output).__name__}, in which no tensor is seen",
-            "Return a tensor, or a tuple or dict of them, or register the class with torch.utils._pytree.",
-        )
+        cure = "Return a tensor, or a tuple or dict of them, or register the class with torch.utils._pytree."
+        raise _refusal(f"an output of type {type(output).__name__}, in which no tensor is seen", cure)
     refused: list[ArgumentError] = []
     for order in _lists_of_layers(module, [path for path, *_ in log], layers):
         try:
@@ -130,11 +128,9 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         linear = next((path for path in heads if isinstance(module.get_submodule(path), nn.Linear)), None)
         return Captured(stem, steps, CapturedReadout(_first_leaf), _padding(stem, given), linear)
     if layers is not None:
-        better = ""
-        with suppress(ArgumentError):
-            better = capture(module, example).stem.order[0].rpartition(".")[0]
+        better = capture(module, example).stem.order[0].rpartition(".")[0]  # or says why there is none
         got = refused[0].got if refused else f"{layers!r}, which is no list of modules called in order"
-        raise _refusal(got, f"Pass layers={better!r}." if better else "")
+        raise _refusal(got, f"Pass layers={better!r}.")
     raise _explained(module, refused)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ponder._utils.checks import check_choice, check_real
+from ponder._utils.checks import check_choice
 from ponder.errors import ArgumentError
 from ponder.recipes import Recipe
 
@@ -54,7 +54,6 @@ class LambdaHead(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("initial", initial, ("stem", "zeros"))
-        check_real("start", start, 0.0, 1.0, open_low=True, open_high=True)
         self.width, self.history, self.initial = width, history, initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
