@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ponder._utils.files import read_tensors, write_tensors
 from ponder.errors import CheckpointError
+from ponder.policies import ExitPolicy
 from ponder.policies.combine import promise_about
+from ponder.priors import Prior
+from ponder.recipes import Stage
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["load", "save"]
@@ -36,7 +39,7 @@ def save(model: PonderWrapper, file: str | Path) -> None:
         >>> ponder.load("model.safetensors", into=again).policy
         Confidence(threshold=0.9)
     """
-    settings = json.dumps(model.settings(), allow_nan=False)
+    settings = json.dumps(_settings(model), allow_nan=False)
     write_tensors(file, _unshared(model.state_dict()), {"format": _FORMAT, "settings": settings})
 
 
@@ -59,15 +62,32 @@ def load(file: str | Path, *, into: M) -> M:
     expected = _unshared(into.state_dict())
     wrong = sorted(expected.keys() ^ weights.keys())
     wrong += [name for name in sorted(expected.keys() & weights.keys()) if expected[name].shape != weights[name].shape]
+    settings, own = json.loads(metadata["settings"]), _settings(into)
+    wrong += [name for name in ("num_steps", "schedule", "task", "initial") if settings[name] != own[name]]
     if wrong:
         raise CheckpointError(
-            f"{file}: of another model: {', '.join(wrong)} missing, unknown or of another shape. "
+            f"{file}: of another model: {', '.join(wrong)} missing, unknown or different. "
             "Build the model as it was when it was saved."
         )
-    into.apply_settings(json.loads(metadata["settings"]))
+    if settings["prior"] != own["prior"]:
+        into.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
+    into.policy, into.stages = ExitPolicy.from_dict(settings["policy"]), tuple(map(Stage.from_dict, settings["stages"]))
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
     into.policy = promise_about(into.weights_digest, into.policy)
     return into
+
+
+def _settings(model: PonderWrapper) -> dict[str, Any]:
+    """Return all that makes up a model besides its weights, in plain JSON types."""
+    return {
+        "num_steps": model.num_steps,
+        "schedule": list(model.steps.schedule),
+        "task": None if model.task is None else model.task.name,
+        "initial": getattr(model.lambda_head, "initial", None),
+        "policy": model.policy.to_dict(),
+        "prior": None if model.prior is None else model.prior.to_dict(),
+        "stages": [stage.to_dict() for stage in model.stages],
+    }
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from ponder import recipes
 from ponder._utils.checks import check_int, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError
 from ponder.inference import record
 from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
@@ -353,34 +353,6 @@ class PonderWrapper(nn.Module):
             if {weight.requires_grad for weight in part.parameters()} == {False}:
                 part.eval()
         return self
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that makes up the model besides its weights, in plain JSON types."""
-        return {
-            "num_steps": self.num_steps,
-            "schedule": list(self.steps.schedule),
-            "task": None if self.task is None else self.task.name,
-            "initial": getattr(self.lambda_head, "initial", None),
-            "policy": self.policy.to_dict(),
-            "prior": None if self.prior is None else self.prior.to_dict(),
-            "stages": [stage.to_dict() for stage in self.stages],
-        }
-
-    def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Take policy, prior and stages from the `settings` of a model of the same architecture.
-
-        Raises:
-            CheckpointError: The model was of another architecture.
-        """
-        own = self.settings()
-        for key in ("num_steps", "schedule", "task", "initial"):
-            if settings[key] != own[key]:
-                difference = f"the saved model has {settings[key]!r}, this one {own[key]!r}"
-                raise CheckpointError(f"{key}: {difference}. Build it as it was.")
-        if settings["prior"] != own["prior"]:
-            self.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
-        self.policy = ExitPolicy.from_dict(settings["policy"])
-        self.stages = tuple(map(Stage.from_dict, settings["stages"]))
 
     def extra_repr(self) -> str:
         """Return policy, prior and objective, which no submodule shows."""
