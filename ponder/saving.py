@@ -54,7 +54,7 @@ def load(file: str | Path, *, into: M) -> M:
         into: A model of the same architecture. After an error it is as it was before.
 
     Raises:
-        CheckpointError: The file is missing, truncated, of another format or of a model of another shape.
+        CheckpointError: The file is missing, truncated, of another format or of another model.
     """
     weights, metadata = read_tensors(file, "pt")
     if metadata.get("format") != _FORMAT:
