@@ -90,8 +90,7 @@ class CrossEncoder(Ranker):
         """See `Ranker`."""
         reader = ExampleReader(self.model.ponder)
         examples = [reader.read(example) for example in examples_of(self.model, pairs)]
-        source, _ = source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)
-        return source
+        return source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)[0]
 
     def fit_exits(
         self,
@@ -102,7 +101,6 @@ class CrossEncoder(Ranker):
         risk: str = "top_k",
         confidence: float = 0.95,
         ordered: bool = True,
-        seed: int = 0,
         progress: Callable[[str, int, int], object] | None = None,
     ) -> RiskControl:
         """Fit early heads on half of the queries, and certify the margin on the other half; no labels are needed.
@@ -119,14 +117,13 @@ class CrossEncoder(Ranker):
             confidence: Probability with which the promise holds.
             ordered: Whether the best run to the last step, so that their order is that of the full rerank; without it
                 all leave once the set is known.
-            seed: Seed of the split.
             progress: Called with a phase, what is done of it, and how much it is in all.
 
         Returns:
             The policy with its statement; the ranker has taken it.
         """
         policy, pools = TopK(top_k, 1.0, ordered=ordered), pools_of(queries)
-        learn, check = split(content_ids([pool.query for pool in pools]), seed=seed)
+        learn, check = split(content_ids([pool.query for pool in pools]))
         if len(learn) < 2 or not len(check):
             expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)

@@ -148,12 +148,6 @@ class Cascade:
         self.costs = None if costs is None else tuple(map(float, costs))
         self.policy: ExitPolicy = LastStep() if policy is None else policy
 
-    @property
-    def num_columns(self) -> int:
-        """The number of steps of a record: the stages, but for a last one with exits those of its steps."""
-        before, steps = len(self.stages) - 1, self.stages[-1].num_steps
-        return before + (1 if self._exits(self.policy) is None else steps)
-
     def predict(
         self, inputs: Sequence[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
     ) -> CascadeAnswers:
@@ -187,16 +181,17 @@ class Cascade:
     def record(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
 
+        The steps of a last stage with exits are there too, unless its own policy decides on these.
+
         Args:
             inputs: The inputs.
             labels: Names of the right classes, or None.
         """
-        seconds, columns, inside = list[float](), list[Floats](), self.num_columns > len(self.stages)
+        seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
         for stage in self.stages:
-            start, exits = time.perf_counter(), inside and stage is self.stages[-1]
-            made = stage.steps(inputs, self.classes) if exits else stage.outputs(inputs, self.classes)[:, None]
+            start, exits = time.perf_counter(), stage is last and self._exits(self.policy) is not None
+            columns.append(stage.steps(inputs, self.classes) if exits else stage.outputs(inputs, self.classes)[:, None])
             seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
-            columns.append(made)
         if self.costs is None:
             self.costs = tuple(seconds)
         numbers = None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))

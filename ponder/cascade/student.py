@@ -164,18 +164,16 @@ class Student:
         if self.tokens is not None:
             arrays["tokens"], said["tokenizer"] = self.tokens.matrix, self.tokens.tokenizer
         write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
-        said["vocabulary"] = list(self.vocabulary)
-        write_json(Path(folder) / "student.json", _FORMAT, said)
+        write_json(Path(folder) / "student.json", _FORMAT, said | {"vocabulary": list(self.vocabulary)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote."""
         said = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
-        vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
-        tokens = Embeddings(said["tokenizer"], arrays["tokens"]) if "tokens" in arrays else None
-        known = (tuple(said["classes"]), vocabulary, arrays["idf"], arrays["weights"], arrays["bias"])
-        return cls(*known, said["temperature"], tokens)
+        matrix, vocabulary = arrays.pop("tokens", None), {gram: n for n, gram in enumerate(said["vocabulary"])}
+        tokens = None if matrix is None else Embeddings(said["tokenizer"], matrix)
+        return cls(tuple(said["classes"]), vocabulary, **arrays, temperature=said["temperature"], tokens=tokens)
 
     @cached_property
     def _inside(self) -> Callable[[str], list[int]]:

@@ -89,7 +89,7 @@ def open_folder(folder: Path) -> Folder:
         steps, longest = model.num_steps, model.manifest.max_length or 0
         sound = longest > 0 and model.task.one_class
     elif isinstance(model, Cascade):
-        steps, longest = model.num_columns, 512
+        steps, longest = len(model.stages) - 1 + model.stages[-1].num_steps, 512
     elif hasattr(model, "ponder"):
         positions = import_module("ponder.integrations.transformers.texts").max_positions(model.encoder)
         steps, longest = model.ponder.num_steps, min(positions, model.tokenizer.model_max_length, _LONGEST)

@@ -20,13 +20,13 @@ from ponder.calibration.records import Answers, Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
-from ponder.tasks import Task, task_named
+from ponder.tasks import task_named
 
 __all__ = ["Graph", "OnnxModel", "exits_of"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_NEXT, _AT_ONCE = ".next", 16  # batches whose states are in memory together
+_NEXT, _BATCH, _AT_ONCE = ".next", 32, 16  # rows of a batch; batches whose states are in memory together
 _SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]  # whose kernels take longer than what they replace
 _NUMPY = {"float": "float32", "double": "float64"}  # all other types have one name
 
@@ -73,18 +73,18 @@ class OnnxModel:
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
+        self.manifest = made = Manifest.read(self.folder)
         self._graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
-        self.task: Task = task_named(self.manifest.task)
-        self.num_steps, self.weights = self.manifest.num_steps, self.manifest.weights
-        graphs = self.manifest.graphs
-        self._policy: Any = self.policy if graphs is None else _GraphPolicy(graphs, self._graphs)
+        self.task, self.num_steps, self.weights = task_named(made.task), made.num_steps, made.weights
+        self._regroups = not self.task.per_position and (made.narrows or made.mask is None)
+        """Whether rows of several lengths may meet between steps: not where outputs have positions."""
+        self._policy: Any = self.policy if made.graphs is None else _GraphPolicy(made.graphs, self._graphs)
         self._tokenizer: Any = None
-        if self.manifest.max_length is not None:
+        if made.max_length is not None:
             tokenizers = library("tokenizers", "reading texts", "runtime")
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / TOKENIZER))
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(self.manifest.max_length, direction=self.manifest.truncation_side)
+            self._tokenizer.enable_truncation(made.max_length, direction=made.truncation_side)
 
     @property
     def policy(self) -> ExitPolicy:
@@ -118,7 +118,7 @@ class OnnxModel:
         examples: Any,
         *,
         policy: ExitPolicy | None = None,
-        batch_size: int = 32,
+        batch_size: int = _BATCH,
         row_ids: Any = None,
         groups: Any = None,
     ) -> Answers:
@@ -137,13 +137,11 @@ class OnnxModel:
             policy.check(ModelSpec(self.num_steps, self.task, "lambda" in self._graphs))
         own = self._policy if policy is None else policy
         outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
-        made, positions = self.manifest, self.task.per_position  # where there are such, lengths may not meet
-        regroups = not positions and (made.narrows or made.mask is None)
         for order in self._alike(rows):
-            most = batch_size * (_AT_ONCE if regroups else 1)
+            most = batch_size * (_AT_ONCE if self._regroups else 1)
             parts = cut([rows[place].length for place in order], most) if groups is None else [slice(len(order))]
             for places in [np.array(order[part]) for part in parts]:
-                chunk = self._chunk([rows[place] for place in places], batch_size, regroups=regroups)
+                chunk = self._chunk([rows[place] for place in places], batch_size)
                 chunk.policy_context = {} if groups is None else {"group": np.asarray(groups)[places]}
                 for gone, step, found in exits_of(chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)):
                     exit_step[places[gone]] = step
@@ -151,12 +149,11 @@ class OnnxModel:
                         outputs[place] = output
         return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
 
-    def record(self, examples: Any, *, batch_size: int = 32, labels: Any = None) -> Record:
+    def record(self, examples: Any, *, labels: Any = None) -> Record:
         """Run every example through all steps, and record outputs, features and hazards.
 
         Args:
             examples: As for `predict`; texts are known again by their content.
-            batch_size: Rows of a batch at most.
             labels: Labels of the examples, kept with the record.
         """
         rows, texts, positions = self._rows(examples), _are_texts(examples), self.task.per_position
@@ -165,7 +162,7 @@ class OnnxModel:
         reads = [_Running.output, _Running.features]
         reads += [_Running.hazard_logit] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
-        for places, running in self._batches(rows, batch_size):
+        for places, running in self._batches(rows, _BATCH):
             steps = list[list[Array]]()
             for step in range(1, self.num_steps + 1):
                 running.advance(step)
@@ -189,11 +186,11 @@ class OnnxModel:
 
     def start(self, examples: Any, batch_size: int) -> Chunk:
         """Return examples before their first step, in batches of similar length."""
-        return self._chunk(self._rows(examples), batch_size, regroups=False)
+        return self._chunk(self._rows(examples), batch_size)
 
-    def _chunk(self, rows: Sequence[_Row], batch_size: int, *, regroups: bool) -> Chunk:
+    def _chunk(self, rows: Sequence[_Row], batch_size: int) -> Chunk:
         batches, lengths = list(self._batches(rows, batch_size)), [row.length for row in rows]
-        return Chunk(batches, lengths, _join, batch_size if regroups else None)
+        return Chunk(batches, lengths, _join, batch_size if self._regroups else None)
 
     def _joined(self, outputs: Sequence[Array], rows: Sequence[_Row]) -> Array:
         """Stack the outputs of rows, `(…)` or `(steps, …)` each, with blanks beyond the last position of a row."""

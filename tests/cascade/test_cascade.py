@@ -158,7 +158,6 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     report = cascade.certify(texts, level=0.02, reference=dear if referred else None)
     assert report.met, report.statement
     assert len(report.shares) == 2
-    assert cascade.num_columns == 3
     answers = cascade.predict(texts)
     assert isinstance(model.asked[-1], StageThresholds)
     record = cascade.record(texts)
@@ -180,7 +179,7 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     assert full.labels == [CLASSES[n] for n in numbers]
     assert model.asked[-1] == policies.LastStep()  # and not its own
     alone = Cascade([cheap, model], costs=[1, 20], policy=policies.Confidence(0.9))
-    assert alone.num_columns == 2  # with a policy of the caller's the model keeps its own exits
+    assert alone.record(texts[:9]).num_steps == 2  # with a policy of the caller's the model keeps its own exits
     alone.predict(texts[:9])
     assert model.asked[-1] is None
 
