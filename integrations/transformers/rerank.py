@@ -198,11 +198,11 @@ class _Ridge:
 
 def _activation(config: Any, model: Any) -> str:
     """Return the name of the activation of Sentence Transformers, beside the model or in its configuration."""
-    beside, inside = dict[str, Any](), getattr(config, "sentence_transformers", None) or {}
+    said = {"activation_fn": getattr(config, "sbert_ce_default_activation_function", None)}
+    said |= getattr(config, "sentence_transformers", None) or {}
     with suppress(OSError, ValueError, TypeError):
-        beside = json.loads((Path(model) / "config_sentence_transformers.json").read_text())
-    old = getattr(config, "sbert_ce_default_activation_function", None)
-    return str(beside.get("activation_fn") or inside.get("activation_fn") or old or "Sigmoid")
+        said |= json.loads((Path(model) / "config_sentence_transformers.json").read_text())
+    return str(said["activation_fn"] or "Sigmoid")
 
 
 def _with_one_label(model: Any, label: int | None) -> Any:

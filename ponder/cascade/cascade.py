@@ -272,8 +272,7 @@ class Cascade:
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
         if risk == "missed":
-            names = [positive] if positive is None or isinstance(positive, str | int) else positive
-            numbers = class_numbers(names, self.classes, "positive")
+            numbers = class_numbers(np.atleast_1d(positive).tolist(), self.classes, "positive")
             return Missed(numbers, reference="labels" if referred else "full_depth")
         return OtherAnswers() if referred and risk == "disagreement" else risk
 
@@ -294,9 +293,8 @@ class Cascade:
             stages: The stages, where they could not be written.
         """
         said = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
-        if stages is None:
-            stages = [Path(folder) / f"stage_{n}" for n in range(1, said["stages"] + 1)]
-        return cls(stages, said["costs"], policy=ExitPolicy.from_dict(said["policy"]), classes=said["classes"])
+        own = [Path(folder) / f"stage_{n}" for n in range(1, said["stages"] + 1)]
+        return cls(stages or own, said["costs"], policy=ExitPolicy.from_dict(said["policy"]), classes=said["classes"])
 
     def _sure(self, policy: ExitPolicy, outputs: Floats, number: int) -> NDArray[Any]:
         """Return which rows a stage answers, `(rows,)` bool."""
@@ -321,20 +319,12 @@ def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
     losses = losses if counting is None else losses * counting[:, None]
     made: list[Any] = []
     for kind, values in kinds:
-        lost = _lost(choosing, kind, values, losses)
+        exits = kind.scores(choosing)[:, :-1, None] > (values if kind.tunable.higher_exits_later else -values)
+        lost = np.maximum.accumulate((exits * losses[:, :-1, None]).mean(0), axis=1)  # no more by late exits than early
         for share in _SHARES:
             rungs = _rungs(lost, values, share)
             made.append((_Ladder(kind, rungs), range(len(rungs))))
     return made
-
-
-def _lost(record: Record, kind: Any, values: Any, losses: Floats) -> Floats:
-    """Return the share of rows that each stage but the last would lose under each value, `(stages, values)`."""
-    sign, tables = 1.0 if kind.tunable.higher_exits_later else -1.0, []
-    for view, lost in zip(record.views(kind.needs), losses.T[:-1], strict=False):
-        score = sign * np.asarray(kind.statistic(view, None)[0])
-        tables.append(((score[:, None] > sign * values) * lost[:, None]).mean(0))
-    return np.maximum.accumulate(np.asarray(tables), axis=1)  # late exits lose no more than early ones
 
 
 def _rungs(lost: Floats, values: Any, share: float) -> tuple[tuple[float, ...], ...]:

@@ -123,12 +123,9 @@ def _source(model: Any, example: Any) -> ExportSource:
         own: ExportSource = model.export_source()
         return own
     if not isinstance(model, PonderWrapper) or example is None:
-        raise ArgumentError(
-            "example" if isinstance(model, PonderWrapper) else "model",
-            expected="a ponder.PonderWrapper with an example of a call, or a model of ponder.integrations.transformers",
-            got=type(model).__name__,
-            remedy="Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run.",
-        )
+        expected = "a PonderWrapper with an example of a call, or a model of ponder.integrations.transformers"
+        remedy = "Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run."
+        raise ArgumentError("model", expected=expected, got=type(model).__name__, remedy=remedy)
     pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
     inputs, context = example if pair else (example, {})
     padding = model.padding
@@ -223,24 +220,27 @@ class _Tracer:
             self._write("stem", run, self.inputs, [slot.spec.name for slot in (*self.state, *self.steps_context)])
 
     def _write_steps(self) -> None:
-        count, schedule = len(self.state), self.model.steps.schedule
+        schedule = self.model.steps.schedule
         at = Slot.of("index", torch.ones(self.rows, dtype=torch.long))
         outputs = [slot.spec.name + _NEXT for slot in self.state]
         for place in range(len(self.model.steps.fns)):
             step = schedule.index(place) + 1
 
             def run(given: list[Tensor], step: int = step) -> list[Tensor]:
-                called = unwrap(refilled(dict(self.after), given[count:-1]))
-                return flatten(self.model.steps(step, refilled(self.hidden, given[:count]), given[-1], **called))
+                hidden, called = self._filled(given[:-1])
+                return flatten(self.model.steps(step, hidden, given[-1], **called))
 
             self._write(f"step_{place + 1}", run, [*self.state, *self.steps_context, at], outputs)
 
-    def _read(self, name: str, readout: ReadoutCall) -> Tensor:
+    def _filled(self, given: list[Tensor]) -> tuple[Tree, dict[str, Any]]:
+        """Return the hidden state and the context of a step, with the given tensors in them."""
         count = len(self.state)
+        return refilled(self.hidden, given[:count]), unwrap(refilled(dict(self.after), given[count:]))
 
+    def _read(self, name: str, readout: ReadoutCall) -> Tensor:
         def run(given: list[Tensor]) -> list[Tensor]:
-            called = unwrap(refilled(dict(self.after), given[count:]))
-            return [readout(refilled(self.hidden, given[:count]), **called)]
+            hidden, called = self._filled(given)
+            return [readout(hidden, **called)]
 
         return self._write(name, run, [*self.state, *self.steps_context], ["features"])
 

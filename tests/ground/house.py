@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "calibration": (("ponder/calibration",), 2_260),
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
-    "cascade": (("ponder/cascade",), 720),
+    "cascade": (("ponder/cascade",), 710),
     "deploy": (("ponder/deploy",), 2_370),
     "cli": (("ponder/cli",), 1_690),
     "integrations": (("integrations",), 3_230),
