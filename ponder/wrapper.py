@@ -345,12 +345,13 @@ class PonderWrapper(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
-        A stem, step or readout without parameters is as the encoder is.
+        Parts are the stem, steps, readout and heads; one of the encoder without parameters is as the encoder is.
         """
         super().train(mode)
-        encoder = nn.ModuleList(part for part in (self.stem, self.steps, self.readout) if part is not None)
-        for part in (encoder, *list(self.modules())[1:]) if mode else ():
-            if {weight.requires_grad for weight in part.parameters()} == {False}:
+        encoder = nn.ModuleList(part for part in (self.stem, *self.steps.fns, self.readout) if part is not None)
+        heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
+        for part in (encoder, *encoder, *heads, self.lambda_head) if mode else ():
+            if part is not None and {weight.requires_grad for weight in part.parameters()} == {False}:
                 part.eval()
         return self
 

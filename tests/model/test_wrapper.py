@@ -173,8 +173,9 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     model.train()
     assert not stem.training  # dropout alone is as the encoder is
     assert model.lambda_head.training
-    model.requires_grad_(True).train()
-    assert stem.training
+    model.requires_grad_(True)
+    model.lambda_head.layers[1].requires_grad_(False)
+    assert all(inner.training for inner in model.train().modules())  # as with adapters, parts of a part go along
     assert not model.eval().steps.fns[1].training
 
 
