@@ -112,8 +112,7 @@ def quantized(
 ) -> Path:
     """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
     with _whole(Path(folder)) as made:
-        for name in files_of(Path(export)):
-            shutil.copyfile(Path(export) / name, made / name)
+        shutil.copytree(export, made, dirs_exist_ok=True)
         _quantize(made, int8, calibration)
     return Path(folder)
 

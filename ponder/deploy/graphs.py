@@ -193,8 +193,7 @@ def write_policy(
         folder: The folder.
     """
     if "context" in policy.needs:
-        expected = "a policy that reads the model alone"
-        remedy = "Serve it with PyTorch."
+        expected, remedy = "a policy that reads the model alone", "Serve it with PyTorch."
         raise ArgumentError("policy", expected=expected, got=f"{policy!r}, which reads policy_context", remedy=remedy)
     together = policy.exit_of_all(num_steps)
     if together is not None:
@@ -206,34 +205,30 @@ def write_policy(
     names += ["mask"] if "mask" in readings else []
     rows = next(iter(readings.values())).value.shape[0]
     length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
-    ids = Slot.of("row_ids", torch.arange(rows))
+    ids, count = Slot.of("row_ids", torch.arange(rows)), 1 + len(names)
 
     def init(given: list[Tensor]) -> Tree:
         return policy.init(PolicyBatch(given[0], num_steps, task))
+
+    def decide(given: list[Tensor], state: Tree) -> tuple[Tensor, Tree]:
+        moved = _with_thresholds(policy, given[count : count + len(limits)])
+        seen = dict(zip(names, given[1:count], strict=True))
+        real, context = seen.pop("mask", None), {"group": seen.pop("group")} if "group" in seen else None
+        view = StepView(given[0], num_steps, seen, task, real, context)
+        mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
+        return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
     state, module = init([ids.value]), nn.Module()
     if flatten(state):
         outputs = [f"state_{n}" for n in range(len(flatten(state)))]
         write_graph(module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx")
-    for step, name in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
-        fixed = [Slot.of("index", torch.full((rows,), step)), *(readings[name] for name in names)]
-
-        def decide(given: list[Tensor], state: Tree = state, count: int = len(fixed)) -> tuple[Tensor, Tree]:
-            moved = _with_thresholds(policy, given[count : count + len(limits)])
-            seen = dict(zip(names, given[1:count], strict=True))
-            real, context = seen.pop("mask", None), {"group": seen.pop("group")} if "group" in seen else None
-            view = StepView(given[0], num_steps, seen, task, real, context)
-            mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
-            return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
-
-        held = [
-            Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ())
-            for n, value in enumerate(flatten(state))
-        ]
-        given = [*fixed, *limits, *held]
-        after = decide([slot.value for slot in given])[1]
+    for step, file in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
+        given = [Slot.of("index", torch.full((rows,), step)), *(readings[name] for name in names), *limits]
+        for n, value in enumerate(flatten(state)):
+            given.append(Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ()))
+        after = decide([slot.value for slot in given], state)[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
-        write_graph(module, lambda given, decide=decide: flatten(decide(given)), given, outputs, folder / name)  # type: ignore[misc]
+        write_graph(module, lambda given, state=state: flatten(decide(given, state)), given, outputs, folder / file)  # type: ignore[misc]
         if _filled(after) == _filled(state):
             break
         state = after

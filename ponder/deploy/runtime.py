@@ -204,10 +204,9 @@ class OnnxModel:
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
         if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
-            one = isinstance(examples, str)
-            expected = "a list of texts" if one else "arrays, for an export without a tokenizer"
-            remedy = "Pass [text]." if one else "Set model.tokenizer, and export again."
-            raise ArgumentError("examples", expected=expected, got="one text" if one else "texts", remedy=remedy)
+            expected, got = "a list of texts, and a tokenizer in the export; or arrays", f"{examples!r:.40}"
+            remedy = "Pass [text], or set model.tokenizer and export again."
+            raise ArgumentError("examples", expected=expected, got=got, remedy=remedy)
         if _are_texts(examples):
             encoded = self._tokenizer.encode_batch([one if isinstance(one, str) else tuple(one) for one in examples])
             names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]

@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "inference": (("ponder/inference",), 970),
     "training": (("ponder/training.py",), 440),
     "cascade": (("ponder/cascade",), 710),
-    "deploy": (("ponder/deploy",), 2_370),
+    "deploy": (("ponder/deploy",), 2_360),
     "cli": (("ponder/cli",), 1_690),
     "integrations": (("integrations",), 3_230),
     "advice": (("ponder/advice",), 680),
