@@ -266,7 +266,9 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
     if depth.warm_up:  # under autocast, the weights that were cast without a gradient would be used again
         torch.clear_autocast_cache()
     past, source.past = source.past, None  # the features of all steps will be here
-    outputs, features, halting = list[Tensor](), list[Tensor](), list[Tensor]()
+    outputs: list[Tensor] = []  # torch.compile traces no list[Tensor]()
+    features: list[Tensor] = []
+    halting: list[Tensor] = []
     for _ in range(depth.steps):
         source.advance(source.step + 1)
         of_step = source._cache["features"] = source._read(source.hidden)
