@@ -72,7 +72,7 @@ class CrossEncoder(Ranker):
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
-        made, settings = cls.__new__(cls), RankerSettings.read(Path(folder), model.ponder.weights_digest())
+        made, settings = cls.__new__(cls), RankerSettings.read(Path(folder), model.ponder.weights_digest)
         Ranker.__init__(made, model, settings)
         return made
 
@@ -80,11 +80,6 @@ class CrossEncoder(Ranker):
         """Write model, tokenizer, policy and promise into a folder."""
         self.model.save_pretrained(folder)
         self.settings.write(Path(folder))
-
-    @property
-    def weights(self) -> str | None:
-        """See `Ranker`."""
-        return self.model.ponder.weights_digest()  # type: ignore[no-any-return]
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """See `Ranker`."""

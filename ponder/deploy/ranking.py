@@ -7,7 +7,7 @@ of Transformers by it. Candidates are computed in batches of similar length, and
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -66,10 +66,10 @@ class RankerSettings:
         write_json(folder / RERANK, _FORMAT, {**vars(self), "policy": self.policy.to_dict()})
 
     @classmethod
-    def read(cls, folder: Path, weights: str | None) -> Self:
-        """Read the file of a folder whose model has these weights; a promise about others is dropped."""
+    def read(cls, folder: Path, weights: Callable[[], str | None]) -> Self:
+        """Read the file of a folder; a promise about other weights than the model's, by their digest, is dropped."""
         data = read_json(folder / RERANK, _FORMAT, "ranker")
-        policy = promise_about(lambda: weights, ExitPolicy.from_dict(data["policy"]))
+        policy = promise_about(weights, ExitPolicy.from_dict(data["policy"]))
         return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
 
 
@@ -77,13 +77,14 @@ class Ranker:
     """Orders the candidates of queries.
 
     Args:
-        model: An `OnnxModel`; another one where `start` and `weights` are overridden.
+        model: An `OnnxModel`; another one where `start` is overridden.
         settings: The policy, and all else besides the model.
     """
 
     def __init__(self, model: Any, settings: RankerSettings) -> None:
         self.model, self.settings = model, settings
-        self.layers: int = getattr(model, "ponder", model).num_steps  # a model of Transformers holds the one with steps
+        self._inside = getattr(model, "ponder", model)  # a model of Transformers holds the one with steps
+        self.layers: int = self._inside.num_steps
         self.pace = 0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
 
     @classmethod
@@ -93,12 +94,7 @@ class Ranker:
             found: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
             return found
         model = OnnxModel(folder)
-        return cls(model, RankerSettings.read(Path(folder), model.weights))
-
-    @property
-    def weights(self) -> str | None:
-        """Digest of the weights that answer."""
-        return self.model.weights  # type: ignore[no-any-return]
+        return cls(model, RankerSettings.read(Path(folder), model.weights_digest))
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """Return pairs before their first step, with `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`."""
@@ -185,7 +181,7 @@ class Ranker:
             labels=np.asarray(labels) if len(labels) == len(pairs) else None,
             task="regression",
             policy_context={"group": groups},
-            weights=self.weights,
+            weights=self._inside.weights_digest(),
             content_ids=True,
         )
 
@@ -260,9 +256,9 @@ class _Candidates:
 
     def advance(self, step: int) -> None:
         """Take all that remain through a step, the first stage being none."""
-        layer, ranker = step - self._ranker.first_stage, self._ranker
+        layer = step - self._ranker.first_stage
         if layer == 1:
-            self._source = ranker.start([self.pairs[row] for row in self.rows], _BATCH)
+            self._source = self._ranker.start([self.pairs[row] for row in self.rows], _BATCH)
         self._step, self._began, self._output = step, time.perf_counter(), np.zeros(0)
         if layer:
             self._source.advance(layer)

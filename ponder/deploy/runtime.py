@@ -65,7 +65,6 @@ class OnnxModel:
 
     Attributes:
         num_steps: N, the number of steps at full depth.
-        weights: Digest of the weights that answer; None in int8.
 
     Raises:
         CheckpointError: The folder is no export.
@@ -75,7 +74,7 @@ class OnnxModel:
         self.folder = Path(folder)
         self.manifest = made = Manifest.read(self.folder)
         self._graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
-        self.task, self.num_steps, self.weights = task_named(made.task), made.num_steps, made.weights
+        self.task, self.num_steps = task_named(made.task), made.num_steps
         self._regroups = not self.task.per_position and (made.narrows or made.mask is None)
         """Whether rows of several lengths may meet between steps: not where outputs have positions."""
         self._policy: Any = self.policy if made.graphs is None else _GraphPolicy(made.graphs, self._graphs)
@@ -105,6 +104,10 @@ class OnnxModel:
         else:
             graphs, self._policy = None, policy
         self.manifest = replace(self.manifest, policy=data, graphs=graphs)
+
+    def weights_digest(self) -> str | None:
+        """Return the digest of the weights that answer; None in int8."""
+        return self.manifest.weights
 
     def save(self, folder: str | Path | None = None) -> None:
         """Write the export with the policy that it has now; where no folder is named, the policy to its own."""
@@ -180,7 +183,7 @@ class OnnxModel:
             features=None if positions else np.stack(features).reshape(len(rows), self.num_steps, -1),
             mask=np.arange(lengths.max()) < lengths[:, None] if positions else None,
             task=self.task,
-            weights=self.weights,
+            weights=self.manifest.weights,
             content_ids=texts,
         )
 

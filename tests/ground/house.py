@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "cascade": (("ponder/cascade",), 710),
     "deploy": (("ponder/deploy",), 2_360),
     "cli": (("ponder/cli",), 1_690),
-    "integrations": (("integrations",), 3_230),
+    "integrations": (("integrations",), 3_220),
     "advice": (("ponder/advice",), 680),
 }
 """Files and the most lines of each room."""
