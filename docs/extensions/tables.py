@@ -70,21 +70,27 @@ def one_model() -> str:
     """Return the points by which `frozen` is ahead of `deebert` on held-out rows, from one fine-tuned model each."""
     read_all = import_module("benchmarks.glue.results").read_all
     score_at = import_module("benchmarks.glue.report.groups").score_at
-    known = [one for one in read_all(RESULTS / "glue") if (one["recipe"], one["backbone"]) == ("frozen", "minilm")]
-    frozen = {(one["task"], one.seed): one for one in known}
-    gaps: dict[str, list[list[float]]] = {}
+    known = [one for one in read_all(RESULTS / "glue") if one["recipe"] == "frozen"]
+    frozen = {(one["backbone"], one["task"], one.seed): one for one in known}
+    gaps: dict[tuple[str, str], list[list[float]]] = {}
     for other in (one for one in read_all(RESULTS / "repeated") if one["recipe"] == "deebert"):
-        own = frozen.get((other["task"], other.seed))
+        own = frozen.get((other["backbone"], other["task"], other.seed))
         if own is not None and own["training"][0]["seconds"] == other["training"][0]["seconds"]:  # one fine-tuning
             scores = (
                 [score_at(one.held_out, "confidence", one["num_steps"] / times) for times in (1.5, 2, 3)]
                 for one in (own, other)
             )
-            gaps.setdefault(other["task"], []).append([100 * (a - b) for a, b in zip(*scores, strict=True)])
-    means = {task: list(map(median, zip(*of, strict=True))) for task, of in gaps.items()}
-    rows = [[task, str(len(gaps[task])), *(f"{value:+.1f}" for value in own)] for task, own in means.items()]
-    rows.append(["mean", "", *(f"{mean(column):+.1f}" for column in zip(*means.values(), strict=True))])
-    return table(["task", "seeds", "×1.5", "×2", "×3"], rows)
+            gaps.setdefault((other["backbone"], other["task"]), []).append(
+                [100 * (a - b) for a, b in zip(*scores, strict=True)]
+            )
+    rows = []
+    for backbone in ("minilm", "mpnet"):
+        medians = {task: list(map(median, zip(*of, strict=True))) for (on, task), of in gaps.items() if on == backbone}
+        medians["mean"] = list(map(mean, zip(*medians.values(), strict=True)))
+        for task, own in medians.items():
+            seeds = str(len(gaps.get((backbone, task), "")) or "")
+            rows.append([NAMES[backbone], task, seeds, *(f"{value:+.1f}" for value in own)])
+    return table(["encoder", "task", "seeds", "×1.5", "×2", "×3"], rows)
 
 
 def ablation() -> str:
