@@ -79,7 +79,7 @@ def test_the_summary_keeps_its_form_and_gains_the_new_rivals(found: dict[str, An
             assert all(set(of_task) == set(COMPARED) for of_task in (scores["macro"], *scores["tasks"].values()))
             assert scores["macro"]["ponder"] is not None
     assert found["minilm"]["2"]["tasks"]["Banking77"]["ponder"] == pytest.approx(92.955616)  # as it was published
-    assert found["mpnet"]["3"]["tasks"]["Banking77"]["blind"] == pytest.approx(92.694805)
+    assert found["mpnet"]["3"]["tasks"]["STS-B"]["blind"] == pytest.approx(88.404753)
     json.dumps(found, allow_nan=False)
 
 
