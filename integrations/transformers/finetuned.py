@@ -51,7 +51,7 @@ class EarlyHead(nn.Module):
         return self.scale * features[..., : self.labels] + logits
 
     def states_of(self, features: Tensor) -> Tensor:
-        """Return the normalised states in these, `(batch, …, states · width)`."""
+        """Return the normalised states that the features hold, `(batch, …, states · width)`."""
         states = features[..., self.labels :].unflatten(-1, (self.states, self.width))
         return F.layer_norm(states, (self.width,)).flatten(-2)
 

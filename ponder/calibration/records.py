@@ -209,9 +209,8 @@ class Record:
         if callable(metric):
             return None
         self.score_name(metric)
-        without = (
-            0.0 if self.meaning.metric in ("accuracy", "exact_match") else np.nan
-        )  # of other scores 0 may be the best
+        counted = self.meaning.metric in ("accuracy", "exact_match")  # of other scores 0 may be the best
+        without = 0.0 if counted else np.nan
         return np.where(self._answered(), as_array(self.meaning.scores(self._read(), self._labels())), without)
 
     def answers_at(self, steps: Ints) -> tuple[Array, Array]:

@@ -63,11 +63,11 @@ class Stage:
         return self._logs(inputs, classes, answers, 2)
 
     def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
-        """Return these at each step of a model with exits, `(rows, steps, classes)`."""
+        """Return log-probabilities at each step of a model with exits, `(rows, steps, classes)`."""
         return self._logs(inputs, classes, softmax(as_array(self.model.record(inputs).outputs)), 3)
 
     def full(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
-        """Return these at full depth, `(rows, classes)`."""
+        """Return log-probabilities at full depth, `(rows, classes)`."""
         return self.outputs(inputs, classes, LastStep() if self.num_steps > 1 else None)
 
     def _logs(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int) -> Floats:
