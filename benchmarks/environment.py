@@ -16,7 +16,15 @@ import torch
 
 __all__ = ["environment", "quick_bf16"]
 
-_PACKAGES = ("ponder-torch", "torch", "transformers", "datasets", "accelerate", "scikit-learn", "scipy")
+_PACKAGES = (
+    "ponder-torch",
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "scikit-learn",
+    "scipy",
+)
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
@@ -50,7 +58,12 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
+    options: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "check": True,
+        "cwd": Path(__file__).parent,
+    }
     try:
         return str(subprocess.run(["git", *arguments], **options).stdout).strip()
     except (OSError, subprocess.CalledProcessError):

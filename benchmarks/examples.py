@@ -22,7 +22,9 @@ __all__ = ["Collator", "features_of", "hold_out", "load_tokenizer", "read_text",
 def read_text(path: Path, option: str) -> str:
     """Read a file of UTF-8 text; `option` names the folder that it lies in, for errors."""
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file. Pass as {option} the folder above its own.")
+        raise DataError(
+            f"{path}: there is no such file. Pass as {option} the folder above its own."
+        )
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -32,7 +34,9 @@ def read_text(path: Path, option: str) -> str:
 
 def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
     """Return the columns of examples: `idx`, one sentence or a pair, and a class, or a number without names."""
-    label = datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
+    label = (
+        datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
+    )
     sentences = {name: datasets.Value("string") for name in ("sentence1", "sentence2")[: 1 + pair]}
     return datasets.Features({"idx": datasets.Value("int64"), **sentences, "label": label})
 
@@ -48,7 +52,9 @@ def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
     """
     if len(train) < 2:
         remedy = "Raise the limit on training examples: one part would be empty."
-        raise ArgumentError("train", expected="at least two examples", got=len(train), remedy=remedy)
+        raise ArgumentError(
+            "train", expected="at least two examples", got=len(train), remedy=remedy
+        )
     labels = np.asarray(train["label"])
     strata = np.zeros(len(labels), dtype=np.int64) if labels.dtype.kind == "f" else labels
     total = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
@@ -65,7 +71,10 @@ def _draw(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarra
     would_empty = taken + 1 >= counts
     order = np.lexsort((-(shares - taken), would_empty))
     taken[order[: total - taken.sum()]] += 1
-    drawn = [rng.permutation(np.flatnonzero(stratum == number))[:count] for number, count in enumerate(taken)]
+    drawn = [
+        rng.permutation(np.flatnonzero(stratum == number))[:count]
+        for number, count in enumerate(taken)
+    ]
     return np.concatenate(drawn)
 
 
@@ -73,7 +82,9 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a backbone."""
     source = str(backbones.resolve(backbone))
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"backbone: no tokenizer at {source!r} ({str(error).partition(chr(10))[0]}). Pass one of "
@@ -92,7 +103,9 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
+        encoded = tokenizer(
+            *(batch[name] for name in columns), truncation=True, max_length=max_length
+        )
         wanted = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
         lengths = [len(ids) for ids in encoded["input_ids"]]
         return wanted | {"labels": batch["label"], "idx": batch["idx"], "length": lengths}
@@ -109,5 +122,7 @@ class Collator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return tensors for `PonderForSequenceClassification.forward`."""
-        batch = self._pad([{k: v for k, v in e.items() if k not in ("idx", "length")} for e in examples])
+        batch = self._pad(
+            [{k: v for k, v in e.items() if k not in ("idx", "length")} for e in examples]
+        )
         return {**batch, "row_ids": torch.tensor([e["idx"] for e in examples])}

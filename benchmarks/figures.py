@@ -16,7 +16,9 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PonderError("the figure needs matplotlib: pip install 'ponder-torch[plots]'.") from error
+        raise PonderError(
+            "the figure needs matplotlib: pip install 'ponder-torch[plots]'."
+        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -28,4 +30,6 @@ def save_svg(path: Path, figure: Any) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()), encoding="utf-8")
+    path.write_text(
+        "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()), encoding="utf-8"
+    )

@@ -23,7 +23,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a JSON file ({error}). Remove it, or make it anew.") from error
+        raise DataError(
+            f"{path}: expected a JSON file ({error}). Remove it, or make it anew."
+        ) from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected an object of JSON; got a {type(data).__name__}.")
     return data

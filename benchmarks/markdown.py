@@ -18,7 +18,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         | 1 | x\|y |
     """
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def spread(values: Sequence[float], form: str = "{:.1f}") -> str:
@@ -29,4 +31,8 @@ def spread(values: Sequence[float], form: str = "{:.1f}") -> str:
         ('70% (50%–75%)', '+0.5')
     """
     middle = form.format(statistics.median(values))
-    return middle if len(values) < 2 else f"{middle} ({form.format(min(values))}–{form.format(max(values))})"
+    return (
+        middle
+        if len(values) < 2
+        else f"{middle} ({form.format(min(values))}–{form.format(max(values))})"
+    )

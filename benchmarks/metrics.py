@@ -32,7 +32,9 @@ def answers(task: Task, outputs: _Array) -> _Array:
         NonFiniteError: They hold NaN or infinity, of which the prediction would be class 0.
     """
     if not np.isfinite(outputs).all():
-        raise NonFiniteError(f"{task.name}: the model's outputs hold NaN or infinity. Train it with a lower rate.")
+        raise NonFiniteError(
+            f"{task.name}: the model's outputs hold NaN or infinity. Train it with a lower rate."
+        )
     predicted: _Array = outputs[:, 0] if task.kind == "regression" else outputs.argmax(-1)
     return predicted
 
@@ -60,14 +62,20 @@ def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
 
 def pack(task: Task, predictions: _Array) -> str:
     """Return predictions as one line of text, as a result keeps them: class numbers, or numbers to five digits."""
-    return " ".join(f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions)
+    return " ".join(
+        f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions
+    )
 
 
 def _correlation(function: Callable[..., Any]) -> Callable[[_Array, _Array], float]:
     def measure(labels: _Array, predictions: _Array) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of something constant, or nearly so
-            return float(np.nan_to_num(function(predictions.astype(np.float64), labels.astype(np.float64)).statistic))
+            return float(
+                np.nan_to_num(
+                    function(predictions.astype(np.float64), labels.astype(np.float64)).statistic
+                )
+            )
 
     return measure
 

@@ -83,7 +83,9 @@ _REGISTRY: dict[str, Task] = {}
 def register(task: _T) -> _T:
     """Make a task known by its name, which has to be free."""
     if _REGISTRY.setdefault(_key(task.name), task) is not task:
-        raise ArgumentError("task", expected="a free name", got=repr(task.name), remedy="Choose another name.")
+        raise ArgumentError(
+            "task", expected="a free name", got=repr(task.name), remedy="Choose another name."
+        )
     return task
 
 
@@ -103,7 +105,9 @@ def get(name: str) -> Task:
     _read_folders()
     if _key(name) not in _REGISTRY:
         expected = f"one of {', '.join(names())}"
-        raise ArgumentError("task", expected=expected, got=repr(name), remedy="Pass one of these names.")
+        raise ArgumentError(
+            "task", expected=expected, got=repr(name), remedy="Pass one of these names."
+        )
     return _REGISTRY[_key(name)]
 
 

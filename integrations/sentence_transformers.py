@@ -69,7 +69,9 @@ class PonderTransformer(Transformer):
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
 
     @classmethod
-    def of(cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any) -> Self:
+    def of(
+        cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any
+    ) -> Self:
         """Make the module around a model that is in memory; its weights are used, not copied.
 
         Args:
@@ -77,12 +79,16 @@ class PonderTransformer(Transformer):
             processor: Its tokenizer, or another processor of Transformers.
             options: Arguments of `Transformer`.
         """
-        with TemporaryDirectory() as folder:  # the base class reads configuration and processor from files only
+        with (
+            TemporaryDirectory() as folder
+        ):  # the base class reads configuration and processor from files only
             model.config.save_pretrained(folder)
             processor.save_pretrained(folder)
             given = {**(options.pop("model_kwargs", None) or {}), "model": model}
             made = cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
-        made.processor = copy.deepcopy(processor)  # files do not know all that was set on it, such as truncation_side
+        made.processor = copy.deepcopy(
+            processor
+        )  # files do not know all that was set on it, such as truncation_side
         made._limit_length()
         return made
 
@@ -94,7 +100,9 @@ class PonderTransformer(Transformer):
         """Return the size of the features of a token or a row."""
         return int(self.model.config.feature_size)
 
-    def forward(self, features: dict[str, Any], policy: ExitPolicy | None = None, **ignored: Any) -> dict[str, Any]:
+    def forward(
+        self, features: dict[str, Any], policy: ExitPolicy | None = None, **ignored: Any
+    ) -> dict[str, Any]:
         """Run each row to its exit.
 
         Args:
@@ -106,8 +114,12 @@ class PonderTransformer(Transformer):
         model, config = self.model, self.model.config
         given = {name: features[name] for name in model.adapter.inputs if name in features}
         tokens = isinstance(model, PonderModel) and config.readout == "tokens"
-        if tokens and config.output_hidden_states and policy is None and not model.training:  # as a loss asks for
-            layers = features["all_layer_embeddings"] = list(model.unroll(**given).outputs.unbind(1))
+        if (
+            tokens and config.output_hidden_states and policy is None and not model.training
+        ):  # as a loss asks for
+            layers = features["all_layer_embeddings"] = list(
+                model.unroll(**given).outputs.unbind(1)
+            )
             features["token_embeddings"] = last = layers[-1]
             features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)
             return features
@@ -125,7 +137,10 @@ class PonderTransformer(Transformer):
 
 
 def with_exits(
-    model: SentenceTransformer, recipe: str | Recipe = "vanilla", *, policy: ExitPolicy | None = None
+    model: SentenceTransformer,
+    recipe: str | Recipe = "vanilla",
+    *,
+    policy: ExitPolicy | None = None,
 ) -> SentenceTransformer:
     """Return the model with a `PonderTransformer` in the place of its first module; all other modules are its own.
 
@@ -164,8 +179,12 @@ def with_exits(
     first: Any = own
     exiting = PonderModel.from_encoder(first.auto_model, recipe, readout="tokens", policy=policy)
     exiting.train(False)
-    settings = {each: getattr(first, each) for each in first.config_keys if each not in _OF_THE_MODULE}
-    modules: Any = OrderedDict([(name, PonderTransformer.of(exiting, first.processor, **settings)), *others])
+    settings = {
+        each: getattr(first, each) for each in first.config_keys if each not in _OF_THE_MODULE
+    }
+    modules: Any = OrderedDict(
+        [(name, PonderTransformer.of(exiting, first.processor, **settings)), *others]
+    )
     prompts: Any = model.prompts
     made = SentenceTransformer(
         modules=modules,

@@ -53,7 +53,9 @@ class StepDistribution(Distribution):
             if not bool(((total - 1).abs() < 1e-3).all()):
                 got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
                 remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
-                raise ArgumentError("log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy)
+                raise ArgumentError(
+                    "log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy
+                )
 
     @classmethod
     def from_hazard_logits(cls, logits: Tensor) -> Self:
@@ -135,7 +137,9 @@ class StepDistribution(Distribution):
         return StepDistribution(expanded, validate_args=False)
 
     def _steps(self) -> Tensor:
-        return torch.arange(1, self.num_steps + 1, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
+        return torch.arange(
+            1, self.num_steps + 1, dtype=self.log_pmf.dtype, device=self.log_pmf.device
+        )
 
     def _look_up(self, table: Tensor, value: Tensor) -> Tensor:
         self._validate_sample(value)

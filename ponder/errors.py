@@ -24,8 +24,12 @@ class _WrongArgumentError(PonderError):
         self.argument, self.expected, self.got, self.remedy = argument, expected, str(got), remedy
         super().__init__(f"{argument}: expected {expected}; got {self.got}. {remedy}")
 
-    def __reduce__(self) -> tuple[object, ...]:  # exceptions cross processes by their positional arguments
-        return partial(type(self), expected=self.expected, got=self.got, remedy=self.remedy), (self.argument,)
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # exceptions cross processes by their positional arguments
+        return partial(type(self), expected=self.expected, got=self.got, remedy=self.remedy), (
+            self.argument,
+        )
 
 
 class ArgumentError(_WrongArgumentError, ValueError):

@@ -16,7 +16,17 @@ from ponder._utils.registry import Plugin, Registry
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError
 
-__all__ = ["Geometric", "Learned", "Prior", "Tabulated", "Uniform", "from_dict", "get", "names", "register"]
+__all__ = [
+    "Geometric",
+    "Learned",
+    "Prior",
+    "Tabulated",
+    "Uniform",
+    "from_dict",
+    "get",
+    "names",
+    "register",
+]
 
 registry: Registry[Prior] = Registry("prior", "ponder.priors")
 
@@ -41,14 +51,22 @@ class Prior(Plugin, ABC):
     module: nn.Module | None = None
 
     def __call__(
-        self, num_steps: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+        self,
+        num_steps: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ) -> StepDistribution:
         """Return the prior over 1..`num_steps`, without batch dimensions."""
-        dtype = torch.promote_types(dtype, torch.float32)  # rounded to half precision, the mass is no longer 1
+        dtype = torch.promote_types(
+            dtype, torch.float32
+        )  # rounded to half precision, the mass is no longer 1
         with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
             log_pmf = self.log_pmf(num_steps)
         log_pmf = log_pmf.to(dtype=dtype, device=device)
-        return StepDistribution(log_pmf, validate_args=log_pmf.device.type == "cpu")  # elsewhere it would synchronise
+        return StepDistribution(
+            log_pmf, validate_args=log_pmf.device.type == "cpu"
+        )  # elsewhere it would synchronise
 
     @abstractmethod
     def log_pmf(self, num_steps: int) -> Tensor:
@@ -98,7 +116,11 @@ class Geometric(Prior):
         low, high = 0.0, 1.0
         for _ in range(60):  # (1 − (1 − r)^N) / r falls from N to 1
             rate = (low + high) / 2
-            low, high = (rate, high) if -math.expm1(num_steps * math.log1p(-rate)) > mean * rate else (low, rate)
+            low, high = (
+                (rate, high)
+                if -math.expm1(num_steps * math.log1p(-rate)) > mean * rate
+                else (low, rate)
+            )
         return cls(rate)
 
     def log_pmf(self, num_steps: int) -> Tensor:
@@ -145,7 +167,9 @@ class Tabulated(Prior):
     def __post_init__(self) -> None:
         object.__setattr__(self, "probabilities", tuple(map(float, self.probabilities)))
         total = math.fsum(self.probabilities)
-        if not all(p >= 0 for p in self.probabilities) or not math.isclose(total, 1.0, abs_tol=1e-6):
+        if not all(p >= 0 for p in self.probabilities) or not math.isclose(
+            total, 1.0, abs_tol=1e-6
+        ):
             expected, remedy = "numbers ≥ 0 that sum to 1", "Divide them by their sum."
             raise ArgumentError("probabilities", expected=expected, got=total, remedy=remedy)
 
@@ -162,7 +186,10 @@ class Tabulated(Prior):
             >>> priors.Tabulated.fit([2, 2, 3], num_steps=3, smoothing=0.5)
             Tabulated(probabilities=(0.1111111111111111, 0.5555555555555556, 0.3333333333333333))
         """
-        counts = torch.bincount(torch.as_tensor(list(steps)) - 1, minlength=num_steps).double() + smoothing
+        counts = (
+            torch.bincount(torch.as_tensor(list(steps)) - 1, minlength=num_steps).double()
+            + smoothing
+        )
         return cls(tuple((counts / counts.sum()).tolist()))
 
     def log_pmf(self, num_steps: int) -> Tensor:
@@ -198,21 +225,27 @@ class Learned(Prior):
 
     def __post_init__(self) -> None:
         check_int("num_steps", self.num_steps)
-        object.__setattr__(self, "module", nn.ParameterDict({"weight": torch.zeros(self.num_steps)}))
+        object.__setattr__(
+            self, "module", nn.ParameterDict({"weight": torch.zeros(self.num_steps)})
+        )
 
     def log_pmf(self, num_steps: int) -> Tensor:
         _check_length(num_steps, self.num_steps)
         assert isinstance(self.module, nn.ParameterDict)
         weight = self.module["weight"]
         start = (self.initial or Uniform()).log_pmf(num_steps)
-        precise = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
+        precise = (
+            torch.float32 if weight.device.type == "mps" else torch.float64
+        )  # MPS has no float64
         return torch.log_softmax(start.to(weight.device, precise) + weight.to(precise), dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         """Return an untrained prior that starts from the rescaled initial one, for another number of steps."""
         if num_steps == self.num_steps:
             return self
-        return type(self)(num_steps, None if self.initial is None else self.initial.rescaled(tuned_for, num_steps))
+        return type(self)(
+            num_steps, None if self.initial is None else self.initial.rescaled(tuned_for, num_steps)
+        )
 
 
 def _check_length(num_steps: int, own: int) -> None:

@@ -58,12 +58,20 @@ def load(file: str | Path, *, into: M) -> M:
     """
     weights, metadata = read_tensors(file, "pt")
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{file}: not written by ponder.save (format {metadata.get('format')!r}).")
+        raise CheckpointError(
+            f"{file}: not written by ponder.save (format {metadata.get('format')!r})."
+        )
     expected = _unshared(into.state_dict())
     wrong = sorted(expected.keys() ^ weights.keys())
-    wrong += [name for name in sorted(expected.keys() & weights.keys()) if expected[name].shape != weights[name].shape]
+    wrong += [
+        name
+        for name in sorted(expected.keys() & weights.keys())
+        if expected[name].shape != weights[name].shape
+    ]
     settings, own = json.loads(metadata["settings"]), _settings(into)
-    wrong += [name for name in ("num_steps", "schedule", "task", "initial") if settings[name] != own[name]]
+    wrong += [
+        name for name in ("num_steps", "schedule", "task", "initial") if settings[name] != own[name]
+    ]
     if wrong:
         raise CheckpointError(
             f"{file}: of another model: {', '.join(wrong)} missing, unknown or different. "
@@ -71,7 +79,10 @@ def load(file: str | Path, *, into: M) -> M:
         )
     if settings["prior"] != own["prior"]:
         into.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
-    into.policy, into.stages = ExitPolicy.from_dict(settings["policy"]), tuple(map(Stage.from_dict, settings["stages"]))
+    into.policy, into.stages = (
+        ExitPolicy.from_dict(settings["policy"]),
+        tuple(map(Stage.from_dict, settings["stages"])),
+    )
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
     into.policy = promise_about(into.weights_digest, into.policy)
     return into

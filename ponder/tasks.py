@@ -101,7 +101,9 @@ class Task(ABC):
             repeated = labels.repeat_interleave(steps, 0)
             losses: Tensor = self.losses(outputs.flatten(0, 1), repeated).unflatten(0, (-1, steps))
         else:
-            losses = namespace(outputs).stack([self.losses(each, labels) for each in outputs.unbind(1)], 1)
+            losses = namespace(outputs).stack(
+                [self.losses(each, labels) for each in outputs.unbind(1)], 1
+            )
         return losses
 
     def mean_loss(self, losses: Tensor, labels: Tensor) -> Tensor:
@@ -112,7 +114,10 @@ class Task(ABC):
 
     def smoothed(self, label_smoothing: float) -> Task:
         """Return the same task with smoothed labels, see `Classification`."""
-        expected, got = "0: only classes can be smoothed", f"{label_smoothing} with the task {self.name!r}"
+        expected, got = (
+            "0: only classes can be smoothed",
+            f"{label_smoothing} with the task {self.name!r}",
+        )
         raise ArgumentError("label_smoothing", expected=expected, got=got, remedy="Leave it out.")
 
     def labelled(self, labels: Array) -> Array:
@@ -195,7 +200,9 @@ class Task(ABC):
         """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`: higher is better."""
         return _double(self.correct(outputs, labels))
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
+    ) -> Tensor:
         """Return losses, `(rows,)`, of outputs against the teacher's outputs of the same rows.
 
         Args:
@@ -205,7 +212,12 @@ class Task(ABC):
             mask: The positions that are taught, labelled or not, since policies compare the answers of all.
         """
         remedy = "Distil with a named task, or with a class of your own that derives from one."
-        raise ArgumentError("task", expected="one that defines distillation_losses", got=repr(self.name), remedy=remedy)
+        raise ArgumentError(
+            "task",
+            expected="one that defines distillation_losses",
+            got=repr(self.name),
+            remedy=remedy,
+        )
 
     def _holds(self, parts: Array, mask: Mask, dim: int) -> Array:
         """Return where all parts that count are true, in the dimensions before `dim`."""
@@ -216,7 +228,9 @@ class Task(ABC):
         """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
         if mask is None or not self.per_token or mask.shape[1] != parts.shape[dim]:
             return None  # a stem that makes other positions: their padding is not known
-        return mask.reshape(mask.shape[0], *[1] * (dim - 1), mask.shape[1], *[1] * (parts.ndim - dim - 1))
+        return mask.reshape(
+            mask.shape[0], *[1] * (dim - 1), mask.shape[1], *[1] * (parts.ndim - dim - 1)
+        )
 
 
 class _Smoothable(Task):
@@ -229,12 +243,18 @@ class _Smoothable(Task):
         _Smoothable.__init__(made, label_smoothing)
         return made
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
+    ) -> Tensor:
         taught = self._counted(mask, student)
         if taught is not None:
-            student, teacher = (outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher))  # NaN in padding
+            student, teacher = (
+                outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher)
+            )  # NaN in padding
         each: Tensor = _parts(_divergence(student, teacher, temperature, dim=-1), 1)
-        return each.mean(1) if taught is None else each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
+        return (
+            each.mean(1) if taught is None else each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
+        )
 
 
 class Classification(_Smoothable):
@@ -254,11 +274,15 @@ class Classification(_Smoothable):
     classes = True
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return _cross_entropy(at_least_float32(outputs), labels, label_smoothing=self.label_smoothing)
+        return _cross_entropy(
+            at_least_float32(outputs), labels, label_smoothing=self.label_smoothing
+        )
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[-1] < 2:
-            raise _wrong_outputs("(batch, classes) with at least 2 classes", outputs, "Use task='regression'?")
+            raise _wrong_outputs(
+                "(batch, classes) with at least 2 classes", outputs, "Use task='regression'?"
+            )
         return _as_classes(labels, outputs.shape[:1], outputs.shape[-1])
 
 
@@ -288,7 +312,9 @@ class TokenClassification(_Smoothable):
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 3 or outputs.shape[-1] < 2:
-            raise _wrong_outputs("(batch, length, classes)", outputs, "Use a readout that keeps positions.")
+            raise _wrong_outputs(
+                "(batch, length, classes)", outputs, "Use a readout that keeps positions."
+            )
         return _as_classes(labels, outputs.shape[:2], outputs.shape[-1])
 
 
@@ -310,8 +336,12 @@ class Multilabel(_Smoothable):
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         known, xp = labels != IGNORED_LABEL, namespace(outputs)
-        target = xp.where(known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0)
-        each: Tensor = xp.where(known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0)
+        target = xp.where(
+            known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0
+        )
+        each: Tensor = xp.where(
+            known, _binary_cross_entropy(at_least_float32(outputs), target), 0.0
+        )
         return each.sum(-1) / known.sum(-1).clamp(min=1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -330,8 +360,13 @@ class Multilabel(_Smoothable):
     def targets(self, labels: Array) -> tuple[Array, Array]:
         return labels > 0.5, labels != IGNORED_LABEL
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
-        student, teacher = at_least_float32(student) / temperature, at_least_float32(teacher) / temperature
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
+    ) -> Tensor:
+        student, teacher = (
+            at_least_float32(student) / temperature,
+            at_least_float32(teacher) / temperature,
+        )
         return temperature**2 * _binary_cross_entropy(student, teacher.sigmoid()).mean(-1)
 
 
@@ -366,7 +401,9 @@ class Regression(Task):
         error = (given - _double(labels).reshape(labels.shape[0], 1, *given.shape[2:])) ** 2
         return -_parts(error, 2).mean(-1)
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
+    ) -> Tensor:
         return self.losses(student, at_least_float32(teacher))
 
 
@@ -390,7 +427,11 @@ class Span(Task):
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.ndim != 3 or outputs.shape[-1] != 2:
-            raise _wrong_outputs("(batch, length, 2)", outputs, "Use a readout that keeps positions, and two outputs.")
+            raise _wrong_outputs(
+                "(batch, length, 2)",
+                outputs,
+                "Use a readout that keeps positions, and two outputs.",
+            )
         labels = _as_classes(labels, (outputs.shape[0], 2), None)
         return labels.masked_fill((labels < 0) | (labels >= outputs.shape[1]), IGNORED_LABEL)
 
@@ -410,7 +451,9 @@ class Span(Task):
     def predictions(self, outputs: Array) -> Array:
         return outputs.argmax(-2)
 
-    def distillation_losses(self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None) -> Tensor:
+    def distillation_losses(
+        self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
+    ) -> Tensor:
         student, teacher = (self.without_padding(outputs, mask) for outputs in (student, teacher))
         return _divergence(student, teacher, temperature, dim=-2).mean(-1)
 
@@ -433,14 +476,20 @@ class Custom(Task):
     comparable = False
     metric = None
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool = True) -> None:
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool = True
+    ) -> None:
         self.function, self.classes, self.numbers = function, classes, not classes
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         losses = None if self.function is None else self.function(outputs, labels)
         if losses is None or losses.shape != outputs.shape[:1]:
             expected = f"a callable that gives one loss per example, ({outputs.shape[0]},)"
-            got = "none, as in a trajectory from a file" if losses is None else f"shape {tuple(losses.shape)}"
+            got = (
+                "none, as in a trajectory from a file"
+                if losses is None
+                else f"shape {tuple(losses.shape)}"
+            )
             remedy = "Do not reduce over the batch: use reduction='none' and average what belongs to one example."
             raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
         return losses
@@ -452,7 +501,8 @@ class Custom(Task):
 
 
 _TASKS: dict[str, Task] = {
-    task.name: task for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
+    task.name: task
+    for task in (Classification(), Regression(), Multilabel(), TokenClassification(), Span())
 }
 
 
@@ -496,7 +546,12 @@ def infer_task(outputs: Array, labels: Array) -> Task:
 
 def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
     """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
-    return mask is not None and array is not None and array.ndim > 2 and mask.shape[1] == array.shape[dim]
+    return (
+        mask is not None
+        and array is not None
+        and array.ndim > 2
+        and mask.shape[1] == array.shape[dim]
+    )
 
 
 def _double(array: Array) -> Array:
@@ -514,7 +569,9 @@ def _cross_entropy(outputs: Tensor, labels: Tensor, **options: Any) -> Tensor:
 
 
 def _binary_cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    binary: Callable[..., Tensor] = namespace(outputs).nn.functional.binary_cross_entropy_with_logits
+    binary: Callable[..., Tensor] = namespace(
+        outputs
+    ).nn.functional.binary_cross_entropy_with_logits
     return binary(outputs, target, reduction="none")
 
 
@@ -551,4 +608,6 @@ def _wrong_labels(expected: str, got: object, remedy: str) -> ArgumentError:
 
 
 def _wrong_outputs(expected: str, outputs: Tensor, remedy: str) -> ArgumentError:
-    return ArgumentError("outputs of the head", expected=expected, got=f"shape {tuple(outputs.shape)}", remedy=remedy)
+    return ArgumentError(
+        "outputs of the head", expected=expected, got=f"shape {tuple(outputs.shape)}", remedy=remedy
+    )

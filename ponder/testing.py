@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, alike, check_rows, first_tensor, map_tensors, take_rows, tensors
+from ponder._utils.trees import (
+    Tree,
+    alike,
+    check_rows,
+    first_tensor,
+    map_tensors,
+    take_rows,
+    tensors,
+)
 from ponder.calibration.families import family_of
 from ponder.errors import PonderError
 from ponder.inference import StreamEngine
@@ -75,8 +83,15 @@ def check_policy(
     samples = _Samples(task, num_steps, context or {})
     with _private_randomness(), torch.no_grad():
         samples.trajectory(_ROWS, 1.0).check(policy)
-        copies = (ExitPolicy.from_dict(policy.to_dict()), pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy))
-        _require(all(copied == policy for copied in copies), f"copies are {copies}; keep everything in fields")
+        copies = (
+            ExitPolicy.from_dict(policy.to_dict()),
+            pickle.loads(pickle.dumps(policy)),
+            copy.deepcopy(policy),
+        )
+        _require(
+            all(copied == policy for copied in copies),
+            f"copies are {copies}; keep everything in fields",
+        )
         for scale in (0.3, 1.0, 3.0):
             run = samples.trajectory(_ROWS, scale)
             _check_rows_alone(policy, run)
@@ -124,7 +139,9 @@ class _Samples:
     def case(self, policy: ExitPolicy) -> _Case:
         """Build one shared step with heads whose weights make the exits differ, in float64."""
         step = nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
-        head = nn.Sequential(nn.Linear(_WIDTH, math.prod(self.outputs)), nn.Unflatten(1, self.outputs))
+        head = nn.Sequential(
+            nn.Linear(_WIDTH, math.prod(self.outputs)), nn.Unflatten(1, self.outputs)
+        )
         hazards = LambdaHead(_WIDTH, layers=2, history=2)
         for module in (step, head, hazards):
             for weight in module.parameters():
@@ -141,11 +158,20 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
         given = (state, dict(view.readings), view.index, policy.__dict__)
         before = copy.deepcopy(given)
         first, (mask, state) = copy.deepcopy(policy.decide(view, state)), policy.decide(view, state)
-        _require(alike(given, before), "decide changed in place what it was given; make new tensors: state + 1")
-        _require(alike(first, (mask, state)), "two calls of decide gave different answers; draw random numbers in init")
+        _require(
+            alike(given, before),
+            "decide changed in place what it was given; make new tensors: state + 1",
+        )
+        _require(
+            alike(first, (mask, state)),
+            "two calls of decide gave different answers; draw random numbers in init",
+        )
         mask = torch.full(view.index.shape, mask) if isinstance(mask, bool) else mask
         fits = mask.dtype == torch.bool and mask.shape == view.index.shape
-        _require(fits, f"the exit mask of {len(run)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool a row")
+        _require(
+            fits,
+            f"the exit mask of {len(run)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool a row",
+        )
         check_rows("state", (state, mask), len(run))
         masks.append(mask)
     return torch.stack(masks, 1)
@@ -155,7 +181,12 @@ def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
     """Compare a row's masks among all rows with those in another company or order, and with other padding."""
     start = policy.init(run.batch)
     masks = _walk(policy, run, start)
-    for rows in (torch.randperm(_ROWS), torch.tensor([3]), torch.arange(_ROWS - 1, 0, -3), torch.tensor([5, 5, 2, 5])):
+    for rows in (
+        torch.randperm(_ROWS),
+        torch.tensor([3]),
+        torch.arange(_ROWS - 1, 0, -3),
+        torch.tensor([5, 5, 2, 5]),
+    ):
         some = run.map(itemgetter(rows))
         own = take_rows(start, rows) if _draws(policy, run) else policy.init(some.batch)
         _require(
@@ -164,7 +195,9 @@ def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
             "first, and use no statistic of the batch",
         )
     if run.mask is not None:
-        other = torch.where(run.mask[:, None, :, None], run.outputs, 5.0 * torch.randn_like(run.outputs))
+        other = torch.where(
+            run.mask[:, None, :, None], run.outputs, 5.0 * torch.randn_like(run.outputs)
+        )
         _require(
             torch.equal(_walk(policy, replace(run, outputs=other), start), masks),
             "outputs at padding change exits; compare answers by step.task.same(…, mask=step.mask)",
@@ -183,7 +216,9 @@ def _check_scores(policy: ExitPolicy, run: Trajectory) -> None:
     places = family.late_first()[:: max(1, len(family.values) // 7)]
     with _private_randomness():
         read = torch.cat([torch.as_tensor(steps) for _, steps in family.exit_steps(run, places)])
-    each = torch.stack([_replayed(run, family.build(family.values[place])).exit_step for place in places])
+    each = torch.stack(
+        [_replayed(run, family.build(family.values[place])).exit_step for place in places]
+    )
     _require(
         torch.equal(read, each),
         f"mean exits are {read.double().mean(1).tolist()} by scores and {each.double().mean(1).tolist()} by replay; "
@@ -197,7 +232,10 @@ class _NanWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__.strip("_") in _COMPARISONS:
             nan = any(bool(leaf.isnan().any()) for _, leaf in tensors(args))
-            _require(not nan, "large outputs led to NaN; compute in float32, by log_softmax or logsigmoid, not by exp")
+            _require(
+                not nan,
+                "large outputs led to NaN; compute in float32, by log_softmax or logsigmoid, not by exp",
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -208,7 +246,11 @@ def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
     rising = torch.linspace(0.0, 1.0, base.outputs.shape[-1])
     for dtype in (torch.float32, torch.float16):
         for outputs, logits in ((by_row, 1e4 * sign), (by_row * rising, -1e4 * sign)):
-            run = replace(base, outputs=outputs.to(dtype), hazard_logits=logits[:, None].expand(3, base.num_steps))
+            run = replace(
+                base,
+                outputs=outputs.to(dtype),
+                hazard_logits=logits[:, None].expand(3, base.num_steps),
+            )
             with _NanWatch():
                 _walk(policy, run, policy.init(run.batch))
 
@@ -233,8 +275,15 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     case = _Case(model, inputs, context)
     with _private_randomness(), evaluating(model):
         before = copy.deepcopy((inputs, context))
-        whole, full, again = case.unroll(), case.run(LastStep()).outputs, case.run(LastStep()).outputs
-        _require(alike((inputs, context), before), "inputs were written in place; write hidden + update, not hidden +=")
+        whole, full, again = (
+            case.unroll(),
+            case.run(LastStep()).outputs,
+            case.run(LastStep()).outputs,
+        )
+        _require(
+            alike((inputs, context), before),
+            "inputs were written in place; write hidden + update, not hidden +=",
+        )
         _require(
             _close(full, whole.outputs[:, -1]) and torch.equal(full, again),
             f"outputs are {_apart(full, whole.outputs[:, -1])} from unroll, {_apart(full, again)} between calls; "
@@ -264,15 +313,22 @@ class _Case:
 
     def rows(self, index: Tensor) -> _Case:
         """Return the case of some of the rows."""
-        return _Case(self.model, *take_rows((self.inputs, self.context, self.policy_context), index))
+        return _Case(
+            self.model, *take_rows((self.inputs, self.context, self.policy_context), index)
+        )
 
     def unroll(self, keep_features: bool = False) -> Trajectory:
-        given: dict[str, Any] = {"policy_context": self.policy_context, "keep_features": keep_features}
+        given: dict[str, Any] = {
+            "policy_context": self.policy_context,
+            "keep_features": keep_features,
+        }
         return self.model.unroll(self.inputs, **given, **self.context)
 
     def run(self, policy: ExitPolicy) -> Exits:
         with _private_randomness():
-            out: Exits = self.model(self.inputs, policy=policy, policy_context=self.policy_context, **self.context)
+            out: Exits = self.model(
+                self.inputs, policy=policy, policy_context=self.policy_context, **self.context
+            )
         return out
 
     def stream(self, policy: ExitPolicy) -> list[Any]:
@@ -280,7 +336,9 @@ class _Case:
         with StreamEngine(self.model, policy=policy, max_batch=3) as engine:
             futures = []
             for row in range(len(self)):
-                example, given = map_tensors(itemgetter(row), ((self.inputs, self.context), self.policy_context))
+                example, given = map_tensors(
+                    itemgetter(row), ((self.inputs, self.context), self.policy_context)
+                )
                 futures.append(engine.submit(example, row_id=row, policy_context=given))
         return [future.result() for future in futures]
 
@@ -308,9 +366,16 @@ class _InTurn(ExitPolicy):
 
 
 def _check_company(case: _Case, whole: Trajectory) -> None:
-    for rows in (torch.arange(len(case)).flip(0), torch.tensor([len(case) - 1]), torch.tensor([0, 0, 1])):
+    for rows in (
+        torch.arange(len(case)).flip(0),
+        torch.tensor([len(case) - 1]),
+        torch.tensor([0, 0, 1]),
+    ):
         part = case.rows(rows).unroll()
-        for got, expected in ((part.outputs, whole.outputs), (part.hazard_logits, whole.hazard_logits)):
+        for got, expected in (
+            (part.outputs, whole.outputs),
+            (part.hazard_logits, whole.hazard_logits),
+        ):
             _require(
                 got is None or expected is None or _close(got, expected[rows]),
                 f"outputs of rows {rows.tolist()} are others as a batch of their own; put the batch first, use no "
@@ -347,7 +412,11 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _apart(one: Tensor, other: Tensor) -> str:
-    return f"{float((one - other).abs().max()):.3g}" if one.shape == other.shape else f"{one.shape}, {other.shape}"
+    return (
+        f"{float((one - other).abs().max()):.3g}"
+        if one.shape == other.shape
+        else f"{one.shape}, {other.shape}"
+    )
 
 
 @contextmanager

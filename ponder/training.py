@@ -74,9 +74,15 @@ class FitReport:
     def __str__(self) -> str:
         lines = []
         for epoch in self.epochs:
-            score = "" if epoch.score is None else f", score {epoch.score:.4f} at step {epoch.exit_step:.2f}"
+            score = (
+                ""
+                if epoch.score is None
+                else f", score {epoch.score:.4f} at step {epoch.exit_step:.2f}"
+            )
             kept = " (kept)" if epoch.kept else ""
-            lines.append(f"stage {epoch.stage}, epoch {epoch.epoch}: loss {epoch.loss:.4f}{score}{kept}")
+            lines.append(
+                f"stage {epoch.stage}, epoch {epoch.epoch}: loss {epoch.loss:.4f}{score}{kept}"
+            )
         return "\n".join(lines)
 
 
@@ -140,7 +146,9 @@ def fit(
     elif accelerator.num_processes > 1:
         expected = f"a DataLoader, whose batches {accelerator.num_processes} processes can share"
         got = f"a {type(loader).__name__}, of which each would train on all"
-        remedy = "Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)."
+        remedy = (
+            "Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)."
+        )
         raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
     stages = wrapper.stages
     done = list[EpochReport]()
@@ -150,7 +158,9 @@ def fit(
                 groups = parameter_groups(wrapper, lr, lambda_lr, head_lr, weight_decay)
                 run = _StageRun(model, wrapper, accelerator, loader, groups, epochs, warmup, clip)
                 # A whole stage still to come moves the exits; early heads and Lambda heads are trained for them.
-                policy = wrapper.policy if number == len(stages) or stage.train != "all" else LastStep()
+                policy = (
+                    wrapper.policy if number == len(stages) or stage.train != "all" else LastStep()
+                )
                 done += run.train(number, held_out, policy)
     finally:
         model.eval()
@@ -228,16 +238,22 @@ def parameter_groups(
     for wrapper in model.modules():
         if isinstance(wrapper, PonderWrapper):
             owners |= dict.fromkeys(map(id, wrapper.head.parameters()), "head")
-            halting = [part for part in (wrapper.lambda_head, wrapper.prior_weights) if part is not None]
+            halting = [
+                part for part in (wrapper.lambda_head, wrapper.prior_weights) if part is not None
+            ]
             owners |= {id(weight): "lambda" for part in halting for weight in part.parameters()}
     made = []
     for name, rate in rates.items():
-        held = [w for w in model.parameters() if w.requires_grad and owners.get(id(w), "model") == name]
+        held = [
+            w for w in model.parameters() if w.requires_grad and owners.get(id(w), "model") == name
+        ]
         group = {"name": name, "lr": lr if rate is None else rate}
         if weight_decay is None:
             made.append({**group, "params": held})
         else:
-            made.append({**group, "params": [w for w in held if w.dim() > 1], "weight_decay": weight_decay})
+            made.append(
+                {**group, "params": [w for w in held if w.dim() > 1], "weight_decay": weight_decay}
+            )
             made.append({**group, "params": [w for w in held if w.dim() < 2], "weight_decay": 0.0})
     return [group for group in made if group["params"]]
 
@@ -257,7 +273,9 @@ class _StageRun:
     total: int | None = None
     """The number of steps of the optimiser, where the loader has a length."""
 
-    def train(self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy) -> list[EpochReport]:
+    def train(
+        self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy
+    ) -> list[EpochReport]:
         """Train, and leave the best epoch in the model, and nothing of accelerate."""
         length = getattr(self.loader, "__len__", None)
         self.total = None if length is None else length() * self.epochs
@@ -347,15 +365,20 @@ class _StageRun:
         with evaluating(wrapper), self.accelerator.autocast():
             for batch in held_out:
                 inputs, labels, context = map_tensors(
-                    lambda tensor: tensor.to(self.accelerator.device), read_batch(batch, wrapper.main_input_name)
+                    lambda tensor: tensor.to(self.accelerator.device),
+                    read_batch(batch, wrapper.main_input_name),
                 )
-                run = wrapper.unroll(inputs, labels=labels, keep_features="features" in policy.needs, **context)
+                run = wrapper.unroll(
+                    inputs, labels=labels, keep_features="features" in policy.needs, **context
+                )
                 steps = run.replay(policy).exit_step.cpu()
                 if run.meaning.metric is None:
                     table = -run.meaning.step_losses(run.outputs, torch.as_tensor(run.labels)).cpu()
                 else:
                     table = torch.as_tensor(run.score_table())
-                scores.append(table.mean(1) if every else table[torch.arange(len(table)), steps - 1])
+                scores.append(
+                    table.mean(1) if every else table[torch.arange(len(table)), steps - 1]
+                )
                 exits.append(steps)
         return float(torch.cat(scores).mean()), float(torch.cat(exits).double().mean())
 
@@ -384,7 +407,14 @@ def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor,
     """
     if isinstance(batch, Mapping):
         given = {name: value for name, value in batch.items() if value is not None}
-        name = next((key for key in (main_input, *given) if key in given and key not in ("labels", "label")), "")
+        name = next(
+            (
+                key
+                for key in (main_input, *given)
+                if key in given and key not in ("labels", "label")
+            ),
+            "",
+        )
         inputs = given.pop(name, None)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch
@@ -397,7 +427,11 @@ def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor,
     labels = given.pop("label", None) if labels is None else labels
     if inputs is None or not isinstance(labels, Tensor):
         expected = "batches with labels: pairs (inputs, labels), or dicts with the labels, a tensor, under 'labels'"
-        got = f"a dict with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        got = (
+            f"a dict with {', '.join(map(str, batch))}"
+            if isinstance(batch, Mapping)
+            else type(batch).__name__
+        )
         remedy = "Let the data set, or the collate function of the DataLoader, give the labels too."
         raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
     return inputs, labels, given
@@ -421,11 +455,26 @@ def _accelerator() -> Any:
 def _freeze(model: PonderWrapper, stage: Stage, early: list[nn.Module]) -> None:
     """Freeze what the stage does not train; a module that a trained part shares with a frozen one is frozen too."""
     halting = [part for part in (model.lambda_head, model.prior_weights) if part is not None]
-    trained: dict[str, list[nn.Module]] = {"all": [model], "early_heads": early, "lambda_head": halting}
-    moves = {id(weight) for part in trained[stage.train] for weight in part.parameters() if weight.requires_grad}
+    trained: dict[str, list[nn.Module]] = {
+        "all": [model],
+        "early_heads": early,
+        "lambda_head": halting,
+    }
+    moves = {
+        id(weight)
+        for part in trained[stage.train]
+        for weight in part.parameters()
+        if weight.requires_grad
+    }
     if stage.train != "all":
         last = model.head.heads[-1] if isinstance(model.head, PerStep) else model.head
-        others = [model.stem, model.steps, model.readout, last, *(halting if stage.train == "early_heads" else early)]
+        others = [
+            model.stem,
+            model.steps,
+            model.readout,
+            last,
+            *(halting if stage.train == "early_heads" else early),
+        ]
         moves -= {id(weight) for part in others if part is not None for weight in part.parameters()}
     if not moves:
         raise ArgumentError(

@@ -138,10 +138,18 @@ class PonderWrapper(nn.Module):
         """N, the number of steps at full depth."""
         self.head = as_module("head", head)
         if isinstance(head, PerStep):
-            check_int("the number of heads", len(head), self.num_steps, self.num_steps, remedy="Pass one head a step.")
+            check_int(
+                "the number of heads",
+                len(head),
+                self.num_steps,
+                self.num_steps,
+                remedy="Pass one head a step.",
+            )
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
-        self.readout = readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
+        self.readout = (
+            readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
+        )
         self.padding, self.checkpoint_steps = padding, checkpoint_steps
         self.task, self._context_names = as_task(task), frozenset[str]()
         halts = self.lambda_head is not None
@@ -194,7 +202,9 @@ class PonderWrapper(nn.Module):
             (3, torch.Size([4, 3]))
         """
         check_int("num_outputs", num_outputs)
-        meaning = as_task(task) or task_named("regression" if num_outputs == 1 else "classification")
+        meaning = as_task(task) or task_named(
+            "regression" if num_outputs == 1 else "classification"
+        )
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
         parts, main_input, features = read_encoder(
             module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
@@ -240,7 +250,9 @@ class PonderWrapper(nn.Module):
         if self.training:
             if policy is not None:
                 expected = "None in training mode, where every step runs"
-                raise ArgumentError("policy", expected=expected, got=policy, remedy="Call model.eval() first.")
+                raise ArgumentError(
+                    "policy", expected=expected, got=policy, remedy="Call model.eval() first."
+                )
             objective = self.objective
             depth = objective.depth(self.depth(num_steps))
             trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
@@ -279,9 +291,13 @@ class PonderWrapper(nn.Module):
             check_rows("policy_context", policy_context, size)
         task, padding, mask = self.task or task_named(None), self.padding, None
         if task.per_position or ("features" in needs and padding is None):
-            mask = (padding or Padding()).positions(context, inputs, step_context, width=width_of(hidden))
+            mask = (padding or Padding()).positions(
+                context, inputs, step_context, width=width_of(hidden)
+            )
         uses_hazard = "hazard" in needs
-        source = ModelSource(self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {})
+        source = ModelSource(
+            self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {}
+        )
         if row_ids is None:
             row_ids = torch.arange(size, device=source.device)
         else:
@@ -290,7 +306,12 @@ class PonderWrapper(nn.Module):
         return source, PolicyBatch(row_ids, num_steps or self.num_steps, task)
 
     def unroll(
-        self, inputs: Tree, *, num_steps: int | None = None, keep_features: bool = False, **call: Any
+        self,
+        inputs: Tree,
+        *,
+        num_steps: int | None = None,
+        keep_features: bool = False,
+        **call: Any,
     ) -> Trajectory:
         """Run all steps for all rows and record them; arguments as for a call, but no policy.
 
@@ -316,7 +337,9 @@ class PonderWrapper(nn.Module):
     @property
     def spec(self) -> ModelSpec:
         """The facts of the model that policies look at."""
-        return ModelSpec(self.num_steps, self.task or task_named(None), self.lambda_head is not None)
+        return ModelSpec(
+            self.num_steps, self.task or task_named(None), self.lambda_head is not None
+        )
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
         """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
@@ -333,7 +356,9 @@ class PonderWrapper(nn.Module):
             return self.num_steps
         check_int("num_steps", num_steps)
         if not self.steps.shared or isinstance(self.head, PerStep):
-            expected = f"{self.num_steps}, or None: each step, or each head, has its place in the stack"
+            expected = (
+                f"{self.num_steps}, or None: each step, or each head, has its place in the stack"
+            )
             remedy = "One shared step with one head can run for longer; a stack ends earlier by policies.FixedStep(3)."
             raise ArgumentError("num_steps", expected=expected, got=num_steps, remedy=remedy)
         return num_steps
@@ -348,10 +373,14 @@ class PonderWrapper(nn.Module):
         Parts are the stem, steps, readout and heads; one of the encoder without parameters is as the encoder is.
         """
         super().train(mode)
-        encoder = nn.ModuleList(part for part in (self.stem, *self.steps.fns, self.readout) if part is not None)
+        encoder = nn.ModuleList(
+            part for part in (self.stem, *self.steps.fns, self.readout) if part is not None
+        )
         heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
         for part in (encoder, *encoder, *heads, self.lambda_head) if mode else ():
-            if part is not None and {weight.requires_grad for weight in part.parameters()} == {False}:
+            if part is not None and {weight.requires_grad for weight in part.parameters()} == {
+                False
+            }:
                 part.eval()
         return self
 
@@ -367,17 +396,29 @@ class PonderWrapper(nn.Module):
         if name == "policy":
             value = self.checked(value)
         elif name == "objective":
-            check_type("objective", value, Objective)  # or PyTorch would take a loss for a part of the model
+            check_type(
+                "objective", value, Objective
+            )  # or PyTorch would take a loss for a part of the model
         elif name == "prior":
             self.prior_weights = None if value is None else value.module
         elif name == "stages":
             for stage in value:
-                stage.objective.check(has_hazard=self.lambda_head is not None, has_prior=self.prior is not None)
-                stage.objective.depth(self.num_steps)  # which raises where it reads a step that is not there
+                stage.objective.check(
+                    has_hazard=self.lambda_head is not None, has_prior=self.prior is not None
+                )
+                stage.objective.depth(
+                    self.num_steps
+                )  # which raises where it reads a step that is not there
         super().__setattr__(name, value)
 
     def _unroll(
-        self, inputs: Tree, needs: Container[str], depth: Depth, /, labels: Tensor | None = None, **call: Any
+        self,
+        inputs: Tree,
+        needs: Container[str],
+        depth: Depth,
+        /,
+        labels: Tensor | None = None,
+        **call: Any,
     ) -> Trajectory:
         """Run all steps for all rows, and check the labels; the rest of a call as for `start`."""
         source, batch = self.start(inputs, needs, **call)
@@ -397,7 +438,9 @@ class PonderWrapper(nn.Module):
             training=self.training,
         )
 
-    def _loss(self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]) -> Tensor:
+    def _loss(
+        self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]
+    ) -> Tensor:
         """Return the objective's loss of a batch with labels, a scalar."""
         outputs, hazards, prior = trajectory.outputs, trajectory.hazard_logits, None
         labels, task = torch.as_tensor(trajectory.labels), self.task or trajectory.meaning
@@ -427,17 +470,30 @@ class PonderWrapper(nn.Module):
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
-        named: set[str] = set(getattr(self.stem, "argument_names", ()))  # a captured module takes no others
+        named: set[str] = set(
+            getattr(self.stem, "argument_names", ())
+        )  # a captured module takes no others
         parts = [] if named else [part for part in (self.stem, *self.steps.fns) if part is not None]
         parameters = [parameter for part in parts for parameter in parameters_of(part).values()]
         named |= {parameter.name for parameter in parameters}
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         for name in context.keys() - named:
-            close = get_close_matches(name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75)
+            close = get_close_matches(
+                name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75
+            )
             if close or not takes_any:
                 expected = "an argument of the call, or a name that the stem or a step takes"
-                remedy = f"Did you mean {close[0]!r}?" if close else "Leave it out: nothing would read it."
-                raise ArgumentError(name, expected=expected, got=f"{name!r}, which none of them names", remedy=remedy)
+                remedy = (
+                    f"Did you mean {close[0]!r}?"
+                    if close
+                    else "Leave it out: nothing would read it."
+                )
+                raise ArgumentError(
+                    name,
+                    expected=expected,
+                    got=f"{name!r}, which none of them names",
+                    remedy=remedy,
+                )
         self._context_names |= context.keys()  # looked at once
 
 

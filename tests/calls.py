@@ -53,7 +53,9 @@ class Encoder(nn.Module):
 
 def layer(width: int = WIDTH) -> nn.Module:
     """Return a layer of MiniLM's size."""
-    return nn.TransformerEncoderLayer(width, 12 if width == WIDTH else 2, 4 * width, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoderLayer(
+        width, 12 if width == WIDTH else 2, 4 * width, dropout=0.0, batch_first=True
+    )
 
 
 def hand_written() -> ponder.PonderWrapper:
@@ -77,7 +79,9 @@ def by_hand(model: Any, ids: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     outputs = hidden.new_empty(len(ids), CLASSES)
     exits = torch.empty(len(ids), dtype=torch.long)
     last = len(model.steps.fns)
-    for step, (each, head) in enumerate(zip(model.steps.fns, model.head.heads, strict=True), start=1):
+    for step, (each, head) in enumerate(
+        zip(model.steps.fns, model.head.heads, strict=True), start=1
+    ):
         hidden = each(hidden)
         logits = head(hidden[:, 0])
         if step == last:
@@ -144,13 +148,17 @@ def calls() -> dict[str, tuple[Callable[[], Any], int]]:
     )
     small = Encoder(width=16)
     example = torch.randn(4, 5, 16)
-    captured = ponder.PonderWrapper.from_recipe(Encoder(), "palbert", num_outputs=CLASSES, example=ids)
+    captured = ponder.PonderWrapper.from_recipe(
+        Encoder(), "palbert", num_outputs=CLASSES, example=ids
+    )
     labels = torch.randint(CLASSES, (4,))
     rows = list(ids)
 
     steps_trained, captured_trained = copy.deepcopy(steps.train()), copy.deepcopy(captured.train())
     steps.eval(), captured.eval()
-    trajectory = hand.unroll(torch.randint(VOCABULARY, (300, 4)), labels=torch.randint(CLASSES, (300,)))
+    trajectory = hand.unroll(
+        torch.randint(VOCABULARY, (300, 4)), labels=torch.randint(CLASSES, (300,))
+    )
     confidence, build = policies.Confidence, ponder.PonderWrapper.from_recipe
     return {
         "from_recipe": (lambda: build(small, "palbert", num_outputs=3, example=example), 1500),
@@ -159,7 +167,10 @@ def calls() -> dict[str, tuple[Callable[[], Any], int]]:
         "training, steps": (lambda: steps_trained(ids, labels=labels), 120),
         "training, captured": (lambda: captured_trained(ids, labels=labels), 120),
         "predict, 4 rows": (lambda: ponder.predict(hand, rows), 150),
-        "control_risk": (lambda: ponder.control_risk(trajectory, confidence, level=0.05, confidence=0.95), 600),
+        "control_risk": (
+            lambda: ponder.control_risk(trajectory, confidence, level=0.05, confidence=0.95),
+            600,
+        ),
     }
 
 
@@ -176,9 +187,17 @@ def overheads() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], float]]
         ours = torch.no_grad()(partial(model, ids))
         theirs = torch.no_grad()(partial(by_hand, model, ids, threshold))
         rows[f"evaluation, {batch} × {length}"] = (ours, theirs, aim)
-    trained, ids, labels = hand_written(), torch.randint(VOCABULARY, (8, 32)), torch.randint(CLASSES, (8,))
+    trained, ids, labels = (
+        hand_written(),
+        torch.randint(VOCABULARY, (8, 32)),
+        torch.randint(CLASSES, (8,)),
+    )
     trained.train()
-    rows["training, 8 × 32"] = (lambda: trained(ids, labels=labels), lambda: train_by_hand(trained, ids, labels), 1.08)
+    rows["training, 8 × 32"] = (
+        lambda: trained(ids, labels=labels),
+        lambda: train_by_hand(trained, ids, labels),
+        1.08,
+    )
     return rows
 
 

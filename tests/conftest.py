@@ -59,7 +59,9 @@ def pytest_collection_finish() -> None:
     import torch  # the process that hands out the tests does without, and all others wait for it
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # else read anew for every graph
+    ONNXRegistry.from_torchlib = staticmethod(
+        cache(ONNXRegistry.from_torchlib)
+    )  # else read anew for every graph
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

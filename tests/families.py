@@ -57,10 +57,19 @@ class Family:
         torch.manual_seed(0)
         kind = type(AutoConfig.for_model(self.model_type))
         names, known = getattr(kind, "attribute_map", {}), kind().to_dict()
-        tiny = {**_TINY, **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers"), layers)}
+        tiny = {
+            **_TINY,
+            **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers"), layers),
+        }
         small = {names.get(name, name): value for name, value in tiny.items()}
-        fields = {n: v for n, v in small.items() if n in known and not isinstance(known[n], list | tuple | dict)}
-        config = kind(**{**fields, **{names.get(name, name): value for name, value in self.config.items()}})
+        fields = {
+            n: v
+            for n, v in small.items()
+            if n in known and not isinstance(known[n], list | tuple | dict)
+        }
+        config = kind(
+            **{**fields, **{names.get(name, name): value for name, value in self.config.items()}}
+        )
         encoder = encoder_of(AutoModel.from_config(config))
         with torch.no_grad():
             for weight in encoder.parameters():
@@ -100,7 +109,13 @@ audio-spectrogram-transformer data2vec-audio hubert moonshine sew sew-d speech_t
 wav2vec2-bert wav2vec2-conformer wavlm whisper
 """
 _WAVES = {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2, "num_conv_pos_embeddings": 4}
-_STAGES = {"embed_dim": 8, "depths": [1, 1, 2], "num_heads": [1, 2, 2], "window_size": 4, "patch_size": 2}
+_STAGES = {
+    "embed_dim": 8,
+    "depths": [1, 1, 2],
+    "num_heads": [1, 2, 2],
+    "window_size": 4,
+    "patch_size": 2,
+}
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "big_bird": {"attention_type": "original_full"},
@@ -127,7 +142,11 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "longformer": {"attention_window": 4},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 8},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
-    "pvt": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]},
+    "pvt": {
+        "hidden_sizes": [8, 16, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 2, 2],
+    },
     "roc_bert": {"pronunciation_vocab_size": 12, "shape_vocab_size": 12},
     "swin": _STAGES,
     "swinv2": _STAGES,

@@ -28,7 +28,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS: dict[str, str] = {  # the first that a file's path begins with: what is most likely to fail comes first
+ROOMS: dict[
+    str, str
+] = {  # the first that a file's path begins with: what is most likely to fail comes first
     "policies/": "policies/test_scores.py policies/test_policy_contract.py matrices/test_policies.py",
     "distributions.py": "ground/test_distributions.py matrices/test_maths.py",
     "priors.py": "objectives/test_priors.py matrices/test_maths.py",
@@ -68,7 +70,9 @@ class Mutant(NamedTuple):
     @property
     def tests(self) -> tuple[str, ...]:
         """The tests of its room."""
-        return tuple(next(tests for start, tests in ROOMS.items() if self.file.startswith(start)).split())
+        return tuple(
+            next(tests for start, tests in ROOMS.items() if self.file.startswith(start)).split()
+        )
 
 
 def mutants() -> Iterator[Mutant]:
@@ -93,9 +97,25 @@ def outcome(tests: Sequence[str], folder: Path, seconds: float) -> tuple[str, st
         os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
         code = 3
         try:
-            with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-m", "not slow"]
-                options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are loaded here
+            with (
+                said.open("w") as file,
+                contextlib.redirect_stdout(file),
+                contextlib.redirect_stderr(file),
+            ):
+                options = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "--no-header",
+                    "--tb=no",
+                    "-m",
+                    "not slow",
+                ]
+                options += [
+                    "-W",
+                    "ignore::pytest.PytestAssertRewriteWarning",
+                ]  # of plugins that are loaded here
                 code = int(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
         finally:
             os._exit(code)
@@ -108,7 +128,9 @@ def outcome(tests: Sequence[str], folder: Path, seconds: float) -> tuple[str, st
         time.sleep(0.1)
     lines = said.read_text().splitlines() or [""]
     last = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
-    return {0: "survived", 1: "killed", 2: "killed"}.get(os.waitstatus_to_exitcode(ended[1]), "broken"), last[:150]
+    return {0: "survived", 1: "killed", 2: "killed"}.get(
+        os.waitstatus_to_exitcode(ended[1]), "broken"
+    ), last[:150]
 
 
 def judge(mutant: Mutant, folder: Path, tests: Sequence[str], seconds: float) -> tuple[str, str]:
@@ -127,9 +149,15 @@ def judge(mutant: Mutant, folder: Path, tests: Sequence[str], seconds: float) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge the mutants, print one line each and a summary; 1 unless all are killed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--only", nargs="*", default=[""], help="starts of the paths of the files to break")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a mutant counts as killed")
-    parser.add_argument("--survivors", action="store_true", help="run every test for those that survive their room")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="starts of the paths of the files to break"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds after which a mutant counts as killed"
+    )
+    parser.add_argument(
+        "--survivors", action="store_true", help="run every test for those that survive their room"
+    )
     given = parser.parse_args(arguments)
     for module in ("torch", "numpy", "scipy.stats", "safetensors.torch", "transformers"):
         import_module(module)  # once, and not in every child
@@ -137,9 +165,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for name in ("ponder", "integrations", "tests"):
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name,
+                folder / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         shutil.copy2(ROOT / "pyproject.toml", folder)
-        survived = set[tuple[str, ...]]()  # tests that passed once, so that they fail for a mutant's sake alone
+        survived = set[
+            tuple[str, ...]
+        ]()  # tests that passed once, so that they fail for a mutant's sake alone
         chosen = [mutant for mutant in mutants() if mutant.file.startswith(tuple(given.only))]
         for mutant in chosen:
             found, line = judge(mutant, folder, mutant.tests, given.timeout)
@@ -149,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results[found] += 1
             print(f"{found:<9} {mutant.file}: {mutant.old!r} -> {mutant.new!r}  {line}", flush=True)
         for tests in dict.fromkeys(mutant.tests for mutant in chosen):
-            found, line = ("survived", "") if tests in survived else outcome(tests, folder, 3 * given.timeout)
+            found, line = (
+                ("survived", "") if tests in survived else outcome(tests, folder, 3 * given.timeout)
+            )
             if found != "survived":
                 print(f"unbroken code fails {' '.join(tests)}: {line}")
     print(", ".join(f"{count} {name}" for name, count in results.items()), f"of {results.total()}")

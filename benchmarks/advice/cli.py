@@ -19,9 +19,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command("run")
 def run_command(
-    task: Annotated[str, typer.Option(help="Banking77, CLINC150, SST-2, MRPC, CoLA, or generated.")],
-    glue_dir: Annotated[Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")] = None,
-    text_dir: Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")] = None,
+    task: Annotated[
+        str, typer.Option(help="Banking77, CLINC150, SST-2, MRPC, CoLA, or generated.")
+    ],
+    glue_dir: Annotated[
+        Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")
+    ] = None,
+    text_dir: Annotated[
+        Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="minilm or mpnet.")] = "minilm",
     disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.02,
     texts: Annotated[int, typer.Option(min=50, help="Texts that the race gets, at most.")] = 3000,
@@ -37,7 +43,12 @@ def run_command(
     found = measure(task, backbone, folders, work, disagreement, texts, seed)
     write_json(out / f"{found['task'].lower()}-{found['backbone']}-s{seed}.json", found)
     rows = [
-        (row["name"], f"{1e3 * row['seconds']:.2f}", f"{100 * row['other_answers']:.2f}%", row["promise"] or "–")
+        (
+            row["name"],
+            f"{1e3 * row['seconds']:.2f}",
+            f"{100 * row['other_answers']:.2f}%",
+            row["promise"] or "–",
+        )
         for row in found["test"]["ways"]
     ]
     print_table(("way, on test texts", "ms", "other answers", "promised"), rows)
@@ -47,7 +58,9 @@ def run_command(
 @app.command("redraw")
 def redraw_command(
     redraws: Annotated[int, typer.Option(min=2, help="Races.")] = 300,
-    rows: Annotated[int, typer.Option(min=100, help="Texts of a race that choose and certify.")] = 1500,
+    rows: Annotated[
+        int, typer.Option(min=100, help="Texts of a race that choose and certify.")
+    ] = 1500,
     level: Annotated[float, typer.Option(help="The disagreement that is asked for.")] = 0.03,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/advice"),
 ) -> None:

@@ -31,7 +31,13 @@ Texts = tuple[list[str], list[str]]
 
 
 def measure(
-    name: str, backbone: str, folders: Mapping[str, Path | None], work: Path, level: float, most: int, seed: int
+    name: str,
+    backbone: str,
+    folders: Mapping[str, Path | None],
+    work: Path,
+    level: float,
+    most: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Race a fine-tuned model, and return choice and promise on test texts, by processor time on one thread."""
     torch.set_num_threads(1)
@@ -40,7 +46,10 @@ def measure(
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
-    took, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    took, peak = (
+        time.process_time() - start,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
     ways = [way for way in advice.ways if way.name != "blind mix"]
     rows = [_on_test(way, ways[0].model.predict(test[0]).labels, test) for way in ways]
     _add_seconds(rows, ways, test[0], seed)
@@ -50,7 +59,12 @@ def measure(
     return {
         "task": title,
         "backbone": Path(backbone).name,
-        "settings": {"disagreement": level, "texts": len(texts), "seed": seed, "clock": "processor, one thread"},
+        "settings": {
+            "disagreement": level,
+            "texts": len(texts),
+            "seed": seed,
+            "clock": "processor, one thread",
+        },
         "race_processor_seconds": took,
         "peak_megabytes": peak,
         "winner": advice.winner.name,
@@ -66,7 +80,9 @@ def measure(
             "within_level": chosen["other_answers"] <= level,
             "out_of_scope": {
                 "rows": len(outside),
-                "other_answers": _different(*(way.model.predict(outside).labels for way in (advice.winner, ways[0]))),
+                "other_answers": _different(
+                    *(way.model.predict(outside).labels for way in (advice.winner, ways[0]))
+                ),
             },
         },
         "environment": environment(torch.device("cpu")),
@@ -81,16 +97,24 @@ def _texts(
     Out of scope stands apart, as in the metrics: a promise is about texts like those that certify it.
     """
     if name == "generated":
-        names, folder = list(graded.get("negation").labels), work / f"generated-{Path(backbone).name}-s{seed}" / "plain"
+        names, folder = (
+            list(graded.get("negation").labels),
+            work / f"generated-{Path(backbone).name}-s{seed}" / "plain",
+        )
         if not (folder / "config.json").exists():
-            fine_tune(backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED)
+            fine_tune(
+                backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED
+            )
         parts = (generated("dev", min(most, 2000), seed), generated("test", 1000, seed))
         sides = [(list(texts), [names[label] for label in labels]) for texts, labels in parts]
         return name, sides[0], sides[1], []
     task = tasks.get(name)
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     train, taught = splits["train"].shuffle(seed=seed), TAUGHT[task.name]
-    fresh, names = train.select(range(taught, min(taught + most, len(train)))), list(train.features["label"].names)
+    fresh, names = (
+        train.select(range(taught, min(taught + most, len(train)))),
+        list(train.features["label"].names),
+    )
     seen, test = (_joined(rows, names, backbone) for rows in (fresh, splits[task.dev_splits[0]]))
     apart = None if task.outside is None else names[task.outside]
     inside = [pair for pair in zip(*test, strict=True) if pair[1] != apart]
@@ -102,14 +126,21 @@ def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
     """Return texts, of pairs with the separator between them, and the names of their classes."""
     texts = list(rows["sentence1"])
     if "sentence2" in rows.column_names:
-        texts = [_SEPARATORS[backbone].join(pair) for pair in zip(texts, rows["sentence2"], strict=True)]
+        texts = [
+            _SEPARATORS[backbone].join(pair) for pair in zip(texts, rows["sentence2"], strict=True)
+        ]
     return texts, [names[label] for label in rows["label"]]
 
 
 def _on_test(way: Any, full: Sequence[str], test: Texts) -> dict[str, Any]:
     own = way.model.predict(test[0]).labels
     other, wrong = _different(own, full), _different(own, test[1])
-    return {"name": way.name, "promise": _plain(way.promise), "other_answers": other, "accuracy": 1.0 - wrong}
+    return {
+        "name": way.name,
+        "promise": _plain(way.promise),
+        "other_answers": other,
+        "accuracy": 1.0 - wrong,
+    }
 
 
 def _different(some: Sequence[str], others: Sequence[str]) -> float:
@@ -117,7 +148,9 @@ def _different(some: Sequence[str], others: Sequence[str]) -> float:
     return float(np.mean([a != b for a, b in zip(some, others, strict=True)] or [False]))
 
 
-def _add_seconds(rows: Sequence[dict[str, Any]], ways: Sequence[Any], texts: Sequence[str], seed: int) -> None:
+def _add_seconds(
+    rows: Sequence[dict[str, Any]], ways: Sequence[Any], texts: Sequence[str], seed: int
+) -> None:
     """Time all ways in turn on some test texts."""
     places = np.random.default_rng(seed).permutation(len(texts))[:_TIMED]
     some, took = [texts[n] for n in places], [list[float]() for _ in ways]

@@ -32,7 +32,13 @@ def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
             costs[way] = _cost(way, made.depth) if made.met else 1.0
         any_broken += any(wrong.values())
         winner_broken += wrong[min(costs, key=lambda way: costs[way])]
-    settings = {"redraws": redraws, "rows": rows, "level": level, "confidence": CONFIDENCE, "population": POPULATION}
+    settings = {
+        "redraws": redraws,
+        "rows": rows,
+        "level": level,
+        "confidence": CONFIDENCE,
+        "population": POPULATION,
+    }
     counts = {way: {"met": met[way] / redraws, "broken": broken[way] / redraws} for way in WAYS}
     return {
         "settings": settings,
@@ -59,7 +65,9 @@ def _risk(whole: Recorded, way: str, policy: Any) -> float:
     deep: Any = whole.int8 if way.startswith("int8") else whole.exits
     if "cascade" in way:
         assert whole.student is not None
-        deep = np.concatenate([whole.student[:, None], deep if way.endswith("exits") else deep[:, -1:]], axis=1)
+        deep = np.concatenate(
+            [whole.student[:, None], deep if way.endswith("exits") else deep[:, -1:]], axis=1
+        )
     record = Record(deep, None, whole.ids, task="classification")
     steps = record.exit_steps(policy)
     answers = deep[np.arange(POPULATION), steps - 1].argmax(-1)

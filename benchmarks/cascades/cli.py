@@ -24,26 +24,46 @@ def cascades_command(
             "curve: how many texts teach; redraws: broken promises over 1,000 draws."
         ),
     ],
-    task: Annotated[str, typer.Option(help="Banking77, CLINC150, SST-2, MRPC, …: a task with classes.")],
-    glue_dir: Annotated[Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")] = None,
-    text_dir: Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")] = None,
-    backbone: Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")] = "minilm",
+    task: Annotated[
+        str, typer.Option(help="Banking77, CLINC150, SST-2, MRPC, …: a task with classes.")
+    ],
+    glue_dir: Annotated[
+        Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")
+    ] = None,
+    text_dir: Annotated[
+        Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="An embedded backbone, a folder, or a hub name.")
+    ] = "minilm",
     seed: Annotated[int, typer.Option(min=0, help="Seed of texts, training and splits.")] = 0,
-    texts: Annotated[int, typer.Option(min=100, help="Texts that the model did not learn on, at most.")] = 10_000,
-    work: Annotated[Path, typer.Option(help="Folder of models; those there are not trained again.")] = Path("models"),
+    texts: Annotated[
+        int, typer.Option(min=100, help="Texts that the model did not learn on, at most.")
+    ] = 10_000,
+    work: Annotated[
+        Path, typer.Option(help="Folder of models; those there are not trained again.")
+    ] = Path("models"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/cascades"),
 ) -> None:
     """Measure a student in front of a fine-tuned model."""
     from benchmarks.cascades.setting import Setting
 
     hide_bars()
-    setting = Setting.read(task, backbone, seed, {"--glue-dir": glue_dir, "--text-dir": text_dir}, work, texts)
+    setting = Setting.read(
+        task, backbone, seed, {"--glue-dir": glue_dir, "--text-dir": text_dir}, work, texts
+    )
     module = import_module(f"benchmarks.cascades.{'measuring' if what == 'run' else what}")
     found: dict[str, Any] = module.run(setting, {"backbone": backbone, "seed": seed}, out)
     for title, rows in found.get("promises", {what: found.get("rows")}).items():
-        shown = rows if isinstance(rows, list) else [{"way": name, **_flat(way)} for name, way in rows.items()]
+        shown = (
+            rows
+            if isinstance(rows, list)
+            else [{"way": name, **_flat(way)} for name, way in rows.items()]
+        )
         columns = list(dict.fromkeys(name for row in shown for name in row))
-        print_table(columns, [[_text(row.get(name, "")) for name in columns] for row in shown], title)
+        print_table(
+            columns, [[_text(row.get(name, "")) for name in columns] for row in shown], title
+        )
 
 
 def _flat(way: dict[str, Any]) -> dict[str, Any]:

@@ -29,13 +29,29 @@ _LEARNED = "the model's training texts"
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure the curve, and write `<out>/curve-<task>-<backbone>-s<seed>.json`."""
     rows, known = [], dict[str, Floats]()
-    for count in (*(count for count in COUNTS if count < 0.9 * len(setting.texts)), len(setting.texts)):
+    for count in (
+        *(count for count in COUNTS if count < 0.9 * len(setting.texts)),
+        len(setting.texts),
+    ):
         rows.append({"texts": count, "way": "exits", "stand_in": "none", **_exits(setting, count)})
         for name in ("none", *_MADE, _LEARNED, "all three"):
-            rows.append({"texts": count, "way": "student", "stand_in": name, **_student(setting, count, name, known)})
+            rows.append(
+                {
+                    "texts": count,
+                    "way": "student",
+                    "stand_in": name,
+                    **_student(setting, count, name, known),
+                }
+            )
     facts = {"level": LEVEL, "dropped": DROPPED, "learned": len(setting.learned)}
-    made = {"settings": {**settings, **facts}, "rows": rows, "environment": environment(torch.device("cpu"))}
-    name = f"curve-{setting.task.name.lower()}-{Path(settings['backbone']).name}-s{setting.seed}.json"
+    made = {
+        "settings": {**settings, **facts},
+        "rows": rows,
+        "environment": environment(torch.device("cpu")),
+    }
+    name = (
+        f"curve-{setting.task.name.lower()}-{Path(settings['backbone']).name}-s{setting.seed}.json"
+    )
     write_json(out / name, {"task": setting.task.name, **made})
     return made
 
@@ -49,13 +65,17 @@ def _exits(setting: Setting, count: int) -> dict[str, Any]:
     return {"met": report.met, "saved": 1.0 - float(steps.mean()) / tested.shape[1], "other": other}
 
 
-def _student(setting: Setting, count: int, stand_in: str, known: dict[str, Floats]) -> dict[str, Any]:
+def _student(
+    setting: Setting, count: int, stand_in: str, known: dict[str, Floats]
+) -> dict[str, Any]:
     """Teach a student by a part of the first texts, and by what stands in for more; what is saved are its texts."""
 
     def answers(texts: Sequence[str]) -> Floats:
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         if unknown:
-            known.update(zip(unknown, setting.plain.predict(unknown).outputs.double().numpy(), strict=True))
+            known.update(
+                zip(unknown, setting.plain.predict(unknown).outputs.double().numpy(), strict=True)
+            )
         return np.array([known[text] for text in texts])
 
     def both(texts: Sequence[str]) -> Floats:
@@ -63,7 +83,12 @@ def _student(setting: Setting, count: int, stand_in: str, known: dict[str, Float
 
     texts, draw = setting.texts[:count], np.random.default_rng(setting.seed)
     taught, rest = ([texts[n] for n in side] for side in split(texts, (0.6, 0.4), setting.seed))
-    more = [text for name, make in _MADE.items() if stand_in in (name, "all three") for text in make(taught, draw)]
+    more = [
+        text
+        for name, make in _MADE.items()
+        if stand_in in (name, "all three")
+        for text in make(taught, draw)
+    ]
     more += setting.learned if stand_in in (_LEARNED, "all three") else []
     if 2 / 3 * len(rest) < rows_needed(LEVEL, 0.95):
         return {"met": False, "saved": 0.0, "other": 0.0}
@@ -83,7 +108,9 @@ def _dropped(texts: Sequence[str], draw: np.random.Generator) -> list[str]:
 
 def _crossed(texts: Sequence[str], draw: np.random.Generator) -> list[str]:
     """The first half of each text and the second half of another."""
-    halves = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, texts)]
+    halves = [
+        (words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, texts)
+    ]
     others = draw.permutation(len(halves))
     return [" ".join([*halves[one][0], *halves[other][1]]) for one, other in enumerate(others)]
 

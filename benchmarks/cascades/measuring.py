@@ -24,7 +24,10 @@ from ponder.policies import Confidence, LastStep
 __all__ = ["LEVELS", "run"]
 
 LEVELS = (0.01, 0.02, 0.05)
-_COSTS = {"": 30.0, "int8 ": 10.0}  # of the model, as multiples of the student's, by which thresholds are chosen
+_COSTS = {
+    "": 30.0,
+    "int8 ": 10.0,
+}  # of the model, as multiples of the student's, by which thresholds are chosen
 _ROUNDS, _TIMED, _ALONE = 3, 1024, 64
 _MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
 
@@ -38,7 +41,9 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
     race.add("", outputs, tested, setting.model)
     with TemporaryDirectory() as scratch:
         small, products = _int8(setting, outputs, Path(scratch))
-        race.add("int8 ", small.record(setting.texts).outputs, small.record(setting.test).outputs, small)
+        race.add(
+            "int8 ", small.record(setting.texts).outputs, small.record(setting.test).outputs, small
+        )
         setting.model.policy = small.policy = LastStep()
         race.time(min(_TIMED, int(setting.inside.sum())))
     full, sides = tested[:, -1].argmax(-1), [len(side) for side in setting.sides]
@@ -49,7 +54,10 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         "texts": {**texts, "test": len(setting.test)},
         "int8_products": products,
         "model": {**setting.scores(full, full), **race.seconds["model"]},
-        "student": {**setting.scores(race.sure_test[:, 0].argmax(-1), full), **race.seconds["student"]},
+        "student": {
+            **setting.scores(race.sure_test[:, 0].argmax(-1), full),
+            **race.seconds["student"],
+        },
         "int8 model": {**setting.scores(race.int8_answers, full), **race.seconds["int8 model"]},
         "promises": {f"{level:g}": race.level(level) for level in LEVELS},
         "environment": environment(torch.device("cpu")),
@@ -69,14 +77,20 @@ def _student(setting: Setting, outputs: Floats) -> Student:
 
 def _int8(setting: Setting, outputs: Floats, scratch: Path) -> tuple[OnnxModel, str]:
     """An export in int8; all products are, where this moves few answers to the choosing texts."""
-    setting.model.policy = Confidence(0.9)  # a policy that has exits; thresholds are given with every call
+    setting.model.policy = Confidence(
+        0.9
+    )  # a policy that has exits; thresholds are given with every call
     full, (teach, choose, _) = onnx(setting.model, scratch / "fp32"), setting.sides
     options: Any = {"calibration": [setting.texts[n] for n in teach[:256]]}
     small = OnnxModel(quantized(full, scratch / "all", "all", **options), threads=1)
-    moved = small.record([setting.texts[n] for n in choose]).outputs[:, -1].argmax(-1) != outputs[choose, -1].argmax(-1)
+    moved = small.record([setting.texts[n] for n in choose]).outputs[:, -1].argmax(-1) != outputs[
+        choose, -1
+    ].argmax(-1)
     if moved.mean() <= _MOVED:
         return small, "all"
-    return OnnxModel(quantized(full, scratch / "some", True, **options), threads=1), "but for those that narrow"
+    return OnnxModel(
+        quantized(full, scratch / "some", True, **options), threads=1
+    ), "but for those that narrow"
 
 
 class _Race:
@@ -107,8 +121,12 @@ class _Race:
     def _exits(self, kind: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
         _, choose, check = self.setting.sides
         labels = self.full.argmax(-1)
-        choosing, certifying = (Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check))
-        found = certify(choosing, certifying, risk=OtherAnswers() if kind else "disagreement", level=level)
+        choosing, certifying = (
+            Record(outputs[side], None, side, labels=labels[side]) for side in (choose, check)
+        )
+        found = certify(
+            choosing, certifying, risk=OtherAnswers() if kind else "disagreement", level=level
+        )
         steps, answers = at_exits(tested, found.policy)
         facts = {
             "met": found.met,
@@ -118,11 +136,17 @@ class _Race:
         self._note(kind + "exits", level, answers, facts)
         self.ways[level, kind + "exits"] = lambda texts: model.predict(texts, policy=found.policy)
 
-    def _cascade(self, kind: str, name: str, level: float, outputs: Floats, tested: Floats, model: Any) -> None:
+    def _cascade(
+        self, kind: str, name: str, level: float, outputs: Floats, tested: Floats, model: Any
+    ) -> None:
         """A cascade; in int8 the answers in float32 are to be kept."""
         check = self.setting.sides[2]
         reference = self.full[check].argmax(-1) if kind else None
-        options: dict[str, Any] = {"cost": _COSTS[kind], "reference": reference, "seed": self.setting.seed}
+        options: dict[str, Any] = {
+            "cost": _COSTS[kind],
+            "reference": reference,
+            "seed": self.setting.seed,
+        }
         report = certified(np.concatenate([self.sure, outputs[check]], axis=1), level, **options)
         policy = report.policy.policy
         steps, answers = at_exits(np.concatenate([self.sure_test, tested], axis=1), policy)
@@ -135,23 +159,36 @@ class _Race:
             facts["steps_of_the_model"] = float((steps - 1)[self.setting.inside].mean())
         self._note(kind + name, level, answers, facts)
         last = self.setting.plain if name == "cascade" and not kind else model
-        real = Cascade([self.student, last], (1.0, _COSTS[kind]), policy=policy, classes=self.setting.names)
+        real = Cascade(
+            [self.student, last], (1.0, _COSTS[kind]), policy=policy, classes=self.setting.names
+        )
         self.ways[level, kind + name] = real.predict
 
     def _note(self, name: str, level: float, answers: Any, facts: dict[str, Any]) -> None:
-        self.found[level, name] = {**facts, **self.setting.scores(answers, self.full_test.argmax(-1))}
+        self.found[level, name] = {
+            **facts,
+            **self.setting.scores(answers, self.full_test.argmax(-1)),
+        }
 
     def level(self, level: float) -> dict[str, Any]:
         """All ways under a promise, and the blind mix with as many texts for the student as the cascade gives it."""
-        made = {name: {**found, **self.seconds[at, name]} for (at, name), found in self.found.items() if at == level}
+        made = {
+            name: {**found, **self.seconds[at, name]}
+            for (at, name), found in self.found.items()
+            if at == level
+        }
         full, share = self.full_test.argmax(-1), made["cascade"]["student_answers"]
-        model, alone = (self.setting.scores(each, full) for each in (full, self.sure_test[:, 0].argmax(-1)))
+        model, alone = (
+            self.setting.scores(each, full) for each in (full, self.sure_test[:, 0].argmax(-1))
+        )
         made["blind mix"] = {key: share * alone[key] + (1 - share) * model[key] for key in model}
         return made
 
     def time(self, many: int) -> None:
         """Time all ways in turn: processor seconds for a text in batches of 32, and by itself, and their ratios."""
-        shuffled = np.random.default_rng(self.setting.seed).permutation(np.flatnonzero(self.setting.inside))
+        shuffled = np.random.default_rng(self.setting.seed).permutation(
+            np.flatnonzero(self.setting.inside)
+        )
         texts = [self.setting.test[n] for n in shuffled[:many]]
         took: dict[Any, list[list[float]]] = {name: [[], []] for name in self.ways}
         for way in self.ways.values():
@@ -169,6 +206,9 @@ class _Race:
         for name, seconds in took.items():
             ratios = plain / np.array(seconds)
             self.seconds[name] = {
-                key: {"milliseconds": 1e3 * float(np.median(own)), "times": np.quantile(ratio, (0, 0.5, 1)).tolist()}
+                key: {
+                    "milliseconds": 1e3 * float(np.median(own)),
+                    "times": np.quantile(ratio, (0, 0.5, 1)).tolist(),
+                }
                 for key, own, ratio in zip(("batches", "alone"), seconds, ratios, strict=True)
             }

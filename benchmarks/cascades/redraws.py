@@ -44,14 +44,25 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         for kind, steps, draws in kinds
     ]
     students = [taught(draw.permutation(len(teach))[:TAUGHT]) for _ in range(FEWER)]
-    outcomes += [_count("thresholds, and the student", level, students, outputs[:, -1:], draw) for level in LEVELS]
+    outcomes += [
+        _count("thresholds, and the student", level, students, outputs[:, -1:], draw)
+        for level in LEVELS
+    ]
     facts = {"rows": ROWS, "taught_on": TAUGHT, "confidence": CONFIDENCE, "population": len(texts)}
-    made = {"settings": {**settings, **facts}, "rows": outcomes, "environment": environment(torch.device("cpu"))}
-    write_json(out / f"redraws-{setting.task.name.lower()}.json", {"task": setting.task.name, **made})
+    made = {
+        "settings": {**settings, **facts},
+        "rows": outcomes,
+        "environment": environment(torch.device("cpu")),
+    }
+    write_json(
+        out / f"redraws-{setting.task.name.lower()}.json", {"task": setting.task.name, **made}
+    )
     return made
 
 
-def _count(kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator) -> Any:
+def _count(
+    kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator
+) -> Any:
     """Certify on draws with replacement, and count those whose risk on the population is above the level."""
     risks, shares, met = [], [], 0
     for sure in students:
@@ -63,5 +74,15 @@ def _count(kind: str, level: float, students: list[Floats], outputs: Floats, dra
         shares.append(float((steps == 1).mean()))
         met += report.met
     broken = float(np.mean(np.array(risks) > level))
-    facts = {"broken": broken, "mean_risk": float(np.mean(risks)), "student_answers": float(np.mean(shares))}
-    return {"kind": kind, "level": level, "draws": len(students), "met": met / len(students), **facts}
+    facts = {
+        "broken": broken,
+        "mean_risk": float(np.mean(risks)),
+        "student_answers": float(np.mean(shares)),
+    }
+    return {
+        "kind": kind,
+        "level": level,
+        "draws": len(students),
+        "met": met / len(students),
+        **facts,
+    }

@@ -54,7 +54,13 @@ class Setting:
 
     @classmethod
     def read(
-        cls, name: str, backbone: str, seed: int, folders: Mapping[str, Path | None], work: Path, most: int
+        cls,
+        name: str,
+        backbone: str,
+        seed: int,
+        folders: Mapping[str, Path | None],
+        work: Path,
+        most: int,
     ) -> Setting:
         """Read the task, and read or fine-tune the model `<work>/<task>-<backbone>-s<seed>/plain`."""
         task = tasks.get(name)
@@ -66,13 +72,31 @@ class Setting:
         if not (folder / "config.json").exists():
             options: Any = {"lr": _RATES.get(backbone, 5e-5), "seed": seed, "bf16": True}
             epochs = max(2, epochs - 1) if backbone == "mpnet" else epochs
-            fine_tune(backbone, texts[:many], list(source["label"])[:many], names, folder, epochs=epochs, **options)
+            fine_tune(
+                backbone,
+                texts[:many],
+                list(source["label"])[:many],
+                names,
+                folder,
+                epochs=epochs,
+                **options,
+            )
         model = read_classifier(folder)
         learned = set(texts[:many])
         rest = [text for text in texts[many:] if text not in learned][:most]
         first, ids = distinct(tokenize(model.tokenizer, rest, 512).rows)
         own = [rest[n] for n in first]
-        return cls(task, names, texts[:many], own, ids, _texts(test, backbone), np.array(test["label"]), model, seed)
+        return cls(
+            task,
+            names,
+            texts[:many],
+            own,
+            ids,
+            _texts(test, backbone),
+            np.array(test["label"]),
+            model,
+            seed,
+        )
 
     @cached_property
     def sides(self) -> tuple[NDArray[Any], ...]:
@@ -92,12 +116,16 @@ class Setting:
     def student(self, texts: Sequence[str], answers: Any) -> Student:
         """Teach a student the numbers of the model's answers."""
         embeddings = Embeddings.of(self.model)
-        return Student.fit(list(texts), [self.names[n] for n in answers], embeddings=embeddings, seed=self.seed)
+        return Student.fit(
+            list(texts), [self.names[n] for n in answers], embeddings=embeddings, seed=self.seed
+        )
 
     def logs(self, student: Student, texts: Sequence[str]) -> Floats:
         """Return a student's log-probabilities of all classes, `(texts, 1, classes)`: one step more for a record."""
         spread = np.full((len(texts), 1, len(self.names)), 1e-12)
-        spread[:, 0, [self.names.index(name) for name in student.classes]] += student.predict_proba(texts)
+        spread[:, 0, [self.names.index(name) for name in student.classes]] += student.predict_proba(
+            texts
+        )
         logs: Floats = np.log(spread)
         return logs
 
@@ -106,7 +134,10 @@ class Setting:
         same, right, made = answers == full, answers == self.labels, dict[str, float]()
         for name, rows in (("", self.inside), ("_outside", ~self.inside)):
             if rows.any():
-                made |= {f"other{name}": float(1.0 - same[rows].mean()), f"accuracy{name}": float(right[rows].mean())}
+                made |= {
+                    f"other{name}": float(1.0 - same[rows].mean()),
+                    f"accuracy{name}": float(right[rows].mean()),
+                }
         return made
 
     @cached_property
@@ -120,7 +151,9 @@ class Setting:
         return PlainClassifier(self.model.encoder, self.model.tokenizer)
 
 
-def certified(outputs: Floats, level: float, *, cost: float = 30.0, reference: Any = None, seed: int = 0) -> Any:
+def certified(
+    outputs: Floats, level: float, *, cost: float = 30.0, reference: Any = None, seed: int = 0
+) -> Any:
     """Choose and certify a cascade on recorded answers of the student and of the model's steps; return its report.
 
     Answers that are to be kept in the place of the last ones are given as a `reference`, `(rows,)`.
@@ -128,7 +161,9 @@ def certified(outputs: Floats, level: float, *, cost: float = 30.0, reference: A
     stages: list[Any] = [lambda texts: None, lambda texts: None]
     cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])
     record = replace(record_of(outputs), labels=reference)
-    return cascade.certify(record, risk="disagreement" if reference is None else OtherAnswers(), level=level, seed=seed)
+    return cascade.certify(
+        record, risk="disagreement" if reference is None else OtherAnswers(), level=level, seed=seed
+    )
 
 
 def record_of(outputs: Floats) -> Record:

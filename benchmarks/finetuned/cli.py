@@ -13,7 +13,9 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Backbone = Annotated[str, typer.Option(help="An embedded backbone, a folder, or a hub name.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of texts, training and splits.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of texts, training and splits.")
+]
 
 
 @app.callback()
@@ -24,9 +26,13 @@ def _commands() -> None:
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of model, texts and winner.")] = Path("demo"),
-    data: Annotated[Path | None, typer.Option(help="Folder with Banking77; reviews are generated without.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with Banking77; reviews are generated without.")
+    ] = None,
     backbone: Backbone = "minilm",
-    scale: Annotated[float, typer.Option(min=0.01, max=10.0, help="Share of the default number of texts.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=10.0, help="Share of the default number of texts.")
+    ] = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Fine-tune a classifier, and ask `ponder advise` what makes it cheaper on texts that it never saw."""
@@ -37,12 +43,22 @@ def demo_command(
 
 @app.command("run")
 def run_command(
-    task: Annotated[str, typer.Option(help="SST-2, CoLA, Banking77, …: a task of single texts with classes.")],
-    glue_dir: Annotated[Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")] = None,
-    text_dir: Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")] = None,
+    task: Annotated[
+        str, typer.Option(help="SST-2, CoLA, Banking77, …: a task of single texts with classes.")
+    ],
+    glue_dir: Annotated[
+        Path | None, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")
+    ] = None,
+    text_dir: Annotated[
+        Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")
+    ] = None,
     backbone: Backbone = "minilm",
-    train: Annotated[int, typer.Option(min=16, help="Training texts that fine-tune, at most.")] = 6000,
-    texts: Annotated[int, typer.Option(min=50, help="Other training texts, which the exits get.")] = 3000,
+    train: Annotated[
+        int, typer.Option(min=16, help="Training texts that fine-tune, at most.")
+    ] = 6000,
+    texts: Annotated[
+        int, typer.Option(min=50, help="Other training texts, which the exits get.")
+    ] = 3000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-4,
     bf16: Annotated[bool, typer.Option("--bf16", help="Fine-tune in bfloat16.")] = False,
@@ -57,8 +73,13 @@ def run_command(
     hide_bars()
     settings = {"train": train, "texts": texts, "epochs": epochs, "lr": lr, "bf16": bf16}
     settings |= {"disagreement": disagreement, "seed": seed}
-    result = run(task, backbone, settings, {"--glue-dir": glue_dir, "--text-dir": text_dir}, work, out)
-    print_table(("on fresh texts", result["task"]), [(name, f"{value:.4g}") for name, value in result["test"].items()])
+    result = run(
+        task, backbone, settings, {"--glue-dir": glue_dir, "--text-dir": text_dir}, work, out
+    )
+    print_table(
+        ("on fresh texts", result["task"]),
+        [(name, f"{value:.4g}") for name, value in result["test"].items()],
+    )
     print(result["exits"]["statement"])
 
 

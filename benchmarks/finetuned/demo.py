@@ -26,7 +26,14 @@ INTENTS: dict[str, Any] = {"epochs": 2, "lr": 3e-4, "bf16": True}
 INTENTS_TRAIN, INTENTS_OTHERS = 4000, 2000
 
 
-def demo(out: Path, *, data: Path | None = None, backbone: str = "minilm", scale: float = 1.0, seed: int = 0) -> None:
+def demo(
+    out: Path,
+    *,
+    data: Path | None = None,
+    backbone: str = "minilm",
+    scale: float = 1.0,
+    seed: int = 0,
+) -> None:
     """Fine-tune, advise, and write `<out>/winner` with its report; a model in `<out>/plain` is taken as it is.
 
     Args:
@@ -39,7 +46,8 @@ def demo(out: Path, *, data: Path | None = None, backbone: str = "minilm", scale
     hide_bars()
     if data is None:
         train, texts = (
-            generated(part, round(scale * size), seed) for part, size in (("train", TRAIN), ("dev", TRAFFIC))
+            generated(part, round(scale * size), seed)
+            for part, size in (("train", TRAIN), ("dev", TRAFFIC))
         )
         names, what, options = list(graded.get("negation").labels), "generated reviews", GENERATED
     else:
@@ -47,7 +55,11 @@ def demo(out: Path, *, data: Path | None = None, backbone: str = "minilm", scale
         cut, end = (round(scale * size) for size in (INTENTS_TRAIN, INTENTS_TRAIN + INTENTS_OTHERS))
         sides = (rows.select(range(cut)), rows.select(range(cut, end)))
         train, texts = ((list(side["sentence1"]), list(side["label"])) for side in sides)
-        names, what, options = list(rows.features["label"].names), "customers' questions (Banking77)", INTENTS
+        names, what, options = (
+            list(rows.features["label"].names),
+            "customers' questions (Banking77)",
+            INTENTS,
+        )
     print(
         f"A {backbone} is fine-tuned on {len(train[0])} {what}, and every way to make it cheaper is raced on "
         f"{len(texts[0])} others, each with a promise."

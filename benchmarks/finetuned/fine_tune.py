@@ -51,11 +51,21 @@ def fine_tune(
     torch.manual_seed(seed)
     source = str(resolve(backbone))
     tokenizer = AutoTokenizer.from_pretrained(source)
-    named = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
-    model: Any = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(names), **named)
+    named = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: place for place, name in enumerate(names)},
+    }
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=len(names), **named
+    )
     attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # on a CPU the fused kernel has no dropout, and falls back to slower ones
-    weights = [("pooler" in name or "classifier" in name, weight) for name, weight in model.named_parameters()]
+    model.set_attn_implementation(
+        "eager"
+    )  # on a CPU the fused kernel has no dropout, and falls back to slower ones
+    weights = [
+        ("pooler" in name or "classifier" in name, weight)
+        for name, weight in model.named_parameters()
+    ]
     groups: list[dict[str, Any]] = [
         {"params": [weight for new, weight in weights if new is kind], "lr": rate}
         for kind, rate in ((False, lr), (True, _NEW * lr))
@@ -65,15 +75,22 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
     )
-    generator, lengths = torch.Generator().manual_seed(seed), torch.tensor([len(text) for text in texts])
+    generator, lengths = (
+        torch.Generator().manual_seed(seed),
+        torch.tensor([len(text) for text in texts]),
+    )
     model.train()
     with bar("fine-tuning", total) as advance:
         for _ in range(epochs):
             for places in _batches(lengths, generator):
                 own = [texts[place] for place in places.tolist()]
-                batch = tokenizer(own, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
+                batch = tokenizer(
+                    own, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
+                )
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and quick_bf16()):
-                    loss = model(**batch, labels=torch.tensor([labels[place] for place in places.tolist()])).loss
+                    loss = model(
+                        **batch, labels=torch.tensor([labels[place] for place in places.tolist()])
+                    ).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
@@ -92,4 +109,6 @@ def _batches(lengths: torch.Tensor, generator: torch.Generator) -> list[torch.Te
     """Return the places of each batch: those of similar length, which need little padding, in random order."""
     some = torch.randperm(len(lengths), generator=generator).split(_NEAR * _BATCH)
     batches = torch.cat([places[lengths[places].argsort()] for places in some]).split(_BATCH)
-    return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+    return [
+        batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()
+    ]

@@ -55,7 +55,10 @@ def give_exits(
 
 
 def on_fresh(
-    model: PonderForSequenceClassification, texts: Sequence[str], labels: Sequence[int], rounds: int = _ROUNDS
+    model: PonderForSequenceClassification,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    rounds: int = _ROUNDS,
 ) -> dict[str, Any]:
     """Return the accuracy, agreement and seconds of the plain model and of the exits on texts that nothing has seen.
 
@@ -83,7 +86,12 @@ def on_fresh(
 
 
 def run(
-    name: str, backbone: str, settings: Mapping[str, Any], folders: Mapping[str, Path | None], work: Path, out: Path
+    name: str,
+    backbone: str,
+    settings: Mapping[str, Any],
+    folders: Mapping[str, Path | None],
+    work: Path,
+    out: Path,
 ) -> dict[str, Any]:
     """Measure one task, and write `<out>/<task>-<backbone>-exits-s<seed>.json`.
 
@@ -99,15 +107,26 @@ def run(
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
     source, test = splits["train"].shuffle(seed=seed), splits[task.dev_splits[0]]
     if task.kind != "classification" or "sentence2" in source.column_names:
-        raise ArgumentError("task", expected="single texts with classes", got=task.name, remedy="Choose SST-2, say.")
+        raise ArgumentError(
+            "task", expected="single texts with classes", got=task.name, remedy="Choose SST-2, say."
+        )
     train = source.select(range(min(settings["train"], len(source))))
     rest = source.select(range(len(train), min(len(train) + settings["texts"], len(source))))
     stem = f"{task.name.lower()}-{Path(backbone).name}-exits-s{seed}"
     names = list(source.features["label"].names)
     training = {key: settings[key] for key in ("epochs", "lr", "seed", "bf16")}
-    fine_tune(backbone, list(train["sentence1"]), list(train["label"]), names, work / stem / "plain", **training)
+    fine_tune(
+        backbone,
+        list(train["sentence1"]),
+        list(train["label"]),
+        names,
+        work / stem / "plain",
+        **training,
+    )
     options = {"disagreement": settings["disagreement"], "confidence": 0.95, "seed": seed}
-    model, report = give_exits(work / stem / "plain", list(rest["sentence1"]), work / stem / "exits", **options)
+    model, report = give_exits(
+        work / stem / "plain", list(rest["sentence1"]), work / stem / "exits", **options
+    )
     measured = on_fresh(model, list(test["sentence1"]), list(test["label"]))
     del measured["exit_steps"]
     result = {

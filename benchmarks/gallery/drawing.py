@@ -52,7 +52,11 @@ def score(figure: Any) -> None:
 
 def _score_by_speed_up(axes: Any) -> None:
     suite, found = suite_named(SUITES[BACKBONE]), read_all(RESULTS / "glue")
-    runs = [run for run in found if run["backbone"] == BACKBONE and run["task"] == TASK and suite.has(run)]
+    runs = [
+        run
+        for run in found
+        if run["backbone"] == BACKBONE and run["task"] == TASK and suite.has(run)
+    ]
     groups = {name: group for (name, _), group in choose(runs).items()}
     for recipe, color in _RECIPES.items():
         _line(axes, groups[recipe], COMMON, color=color, label=recipe, linewidth=2)
@@ -60,12 +64,19 @@ def _score_by_speed_up(axes: Any) -> None:
     _line(axes, groups["deebert"], BLIND_FAIR, **blind)
     plain = statistics.median(groups["vanilla"].scores)
     axes.axhline(plain, color=_GREY, linestyle="--", label="plain model, all layers")
-    for taught, marker, label in ((False, "D", "plain model, fewer layers"), (True, "s", "the same, distilled")):
+    for taught, marker, label in (
+        (False, "D", "plain model, fewer layers"),
+        (True, "s", "the same, distilled"),
+    ):
         cuts = [group for group in groups.values() if group.is_cut and group.is_taught == taught]
         scores = [statistics.median(cut.scores) for cut in cuts]
         style = {"color": _GREY, "fillstyle": "none" if taught else None, "label": label}
         axes.plot([cut.speed_up for cut in cuts], scores, marker, **style)
-    axes.set(xlabel="speed-up in steps; all recipes left by confidence", ylabel="accuracy, %", title="SST-2, MiniLM")
+    axes.set(
+        xlabel="speed-up in steps; all recipes left by confidence",
+        ylabel="accuracy, %",
+        title="SST-2, MiniLM",
+    )
     axes.xaxis.set_major_formatter("×{x:.1f}")
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.6 * (high - low), high)  # room for the legend
@@ -73,12 +84,18 @@ def _score_by_speed_up(axes: Any) -> None:
 
 
 def _line(axes: Any, group: Group, policy: str, **style: Any) -> None:
-    points = [(at, score) for at in np.arange(1.1, 4.01, 0.1) if (score := group.at(float(at), policy)) is not None]
+    points = [
+        (at, score)
+        for at in np.arange(1.1, 4.01, 0.1)
+        if (score := group.at(float(at), policy)) is not None
+    ]
     axes.plot(*zip(*points, strict=True), **style)
 
 
 def _steps_by_difficulty(axes: Any) -> None:
-    results = [read_json(path) for path in sorted((RESULTS / "puzzles").glob("prefix-sums-looped-s*.json"))]
+    results = [
+        read_json(path) for path in sorted((RESULTS / "puzzles").glob("prefix-sums-looped-s*.json"))
+    ]
     shown = (
         ("converged and confident", "#D55E00", "-", "steps taken (the answer rests, and is sure)"),
         ("oracle", _GREY, ":", "fewest that solve it (oracle)"),
@@ -91,14 +108,22 @@ def _steps_by_difficulty(axes: Any) -> None:
         middles = [statistics.median(steps) for steps in levels.values()]
         axes.plot(list(levels), middles, style, marker="o", markersize=4, color=color, label=label)
     axes.axvline(32, color=_GREY, linewidth=0.8, linestyle="--", label="trained up to here")
-    axes.set(xlabel="bits of the problem (difficulty)", ylabel="mean exit step", title="Prefix sums, a looped solver")
+    axes.set(
+        xlabel="bits of the problem (difficulty)",
+        ylabel="mean exit step",
+        title="Prefix sums, a looped solver",
+    )
     axes.legend(loc="upper left")
 
 
 def promises(figure: Any) -> None:
     """How often a promise is broken, against how often it may be."""
     axes, found = figure.subplots(), read_json(RESULTS / "risk" / "risk.json")
-    rows = [row for row in found["outcomes"] if row["scene"] == "synthetic" and row["bound"] != "conformal"]
+    rows = [
+        row
+        for row in found["outcomes"]
+        if row["scene"] == "synthetic" and row["bound"] != "conformal"
+    ]
     rows = [row for row in rows if row["risk"] in ("disagreement", "error_gap")]
     labels = [f"{row['risk'].replace('_', ' ')}, {row['bound'].replace('_', ' ')}" for row in rows]
     axes.barh(labels, [row["violations"] for row in rows], color="#0072B2")
@@ -113,18 +138,33 @@ def speed(figure: Any) -> None:
     """Left: the part of the saved steps that is saved time. Right: exits and int8 together."""
     left, right = figure.subplots(1, 2)
     found = read_json(RESULTS / "speed" / "exiting.json")["figures"]
-    for mix, color in (("early-heavy", "#D55E00"), ("uniform", "#0072B2"), ("late-heavy", "#009E73")):
+    for mix, color in (
+        ("early-heavy", "#D55E00"),
+        ("uniform", "#0072B2"),
+        ("late-heavy", "#009E73"),
+    ):
         rows = [each for each in found if f", {mix}, " in each["case"]]
         sizes = [each["case"].rpartition(" ")[2] for each in rows]
-        left.plot(sizes, [each["value"] for each in rows], marker="o", color=color, label=f"{mix} exits")
+        left.plot(
+            sizes, [each["value"] for each in rows], marker="o", color=color, label=f"{mix} exits"
+        )
     left.axhline(1, color=_GREY, linestyle="--")
     left.set(xlabel="rows of a batch", ylabel="speed-up in time ÷ in steps", ylim=(0.6, 1.1))
     left.set_title("ALBERT-base (random weights), 12 steps")
     left.legend(loc="lower right")
     found = read_json(RESULTS / "speed" / "exporting.json")["figures"]
-    ways = ("PyTorch, exits", "PyTorch, exits, bf16", "fp32", "fp32, exits", "int8 of all", "int8 of all, exits")
+    ways = (
+        "PyTorch, exits",
+        "PyTorch, exits, bf16",
+        "fp32",
+        "fp32, exits",
+        "int8 of all",
+        "int8 of all, exits",
+    )
     values = {each["figure"]: each["value"] for each in found if each["case"] == "MiniLM, 8 × 32"}
-    right.barh(ways, [values[f"speed-up of {way} over PyTorch fp32"] for way in ways], color="#0072B2")
+    right.barh(
+        ways, [values[f"speed-up of {way} over PyTorch fp32"] for way in ways], color="#0072B2"
+    )
     right.axvline(1, color=_GREY, linestyle="--")
     right.set(xlabel="throughput ÷ PyTorch fp32", title="MiniLM, 8 rows of 32 tokens, onnxruntime")
     right.invert_yaxis()
@@ -133,7 +173,10 @@ def speed(figure: Any) -> None:
 def audit(figure: Any) -> None:
     """The wealth of the test martingale against a promise of 1%: while it holds, and where disagreement triples."""
     axes, audits = figure.subplots(), 2000
-    shown = (("1% of the answers differ", 0.01, "#0072B2"), ("3% from audit 1,000 on", 0.03, "#D55E00"))
+    shown = (
+        ("1% of the answers differ", 0.01, "#0072B2"),
+        ("3% from audit 1,000 on", 0.03, "#D55E00"),
+    )
     for label, late, color in shown:
         watched, draw = Audit(0.01, 0.95), random.Random(5)
         wealth = []
@@ -144,7 +187,13 @@ def audit(figure: Any) -> None:
                 break
         axes.plot(range(1, len(wealth) + 1), wealth, color=color, label=label)
         if len(wealth) < audits:
-            axes.plot(len(wealth), wealth[-1], "o", color=color, label=f"detected after {len(wealth):,} audits")
+            axes.plot(
+                len(wealth),
+                wealth[-1],
+                "o",
+                color=color,
+                label=f"detected after {len(wealth):,} audits",
+            )
     axes.axhline(20, color=_GREY, linestyle="--")
     axes.annotate("here the stage ends: 1 ÷ (1 − 0.95) = 20", (20, 21.5), color=_GREY)
     axes.set(xlabel="audits", ylabel="wealth", yscale="log", xlim=(0, audits), ylim=(0.008, 60))
@@ -159,9 +208,17 @@ def halting(figure: Any) -> None:
     found = StepDistribution.from_hazard_logits(torch.logit(hazards))
     steps = list(range(1, 7))
     left.bar(steps, hazards.tolist(), color=["#0072B2"] * 5 + ["#CCCCCC"])
-    left.set(xlabel="step n", ylabel="hazard λ (the last is ignored)", title="Stop here?", ylim=(0, 1))
+    left.set(
+        xlabel="step n", ylabel="hazard λ (the last is ignored)", title="Stop here?", ylim=(0, 1)
+    )
     right.bar(steps, found.pmf.tolist(), color="#0072B2", label="p(n): stops at n")
-    right.step(steps, found.cdf(torch.tensor(steps)).tolist(), where="mid", color="#D55E00", label="stopped by n")
+    right.step(
+        steps,
+        found.cdf(torch.tensor(steps)).tolist(),
+        where="mid",
+        color="#D55E00",
+        label="stopped by n",
+    )
     right.axhline(0.5, color=_GREY, linestyle="--", linewidth=0.8)
     right.set(xlabel="step n", ylabel="probability", title="Halting distribution", ylim=(0, 1.05))
     right.legend(loc="upper left")
@@ -169,13 +226,22 @@ def halting(figure: Any) -> None:
 
 def rerank(figure: Any) -> None:
     """Another top 10 than that of the full rerank, against the seconds of a query, by way of saving."""
-    colors = {"cut pool": _GREY, "cut encoder": "#009E73", "TopK": "#0072B2", "TopK, first stage": "#D55E00"}
+    colors = {
+        "cut pool": _GREY,
+        "cut encoder": "#009E73",
+        "TopK": "#0072B2",
+        "TopK, first stage": "#D55E00",
+    }
     names = {"minilm": "MiniLM", "mpnet": "MPNet"}
     results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
     raced = [found for found in results if "curves" in found]
-    for axes, found in zip(figure.subplots(1, len(raced), sharey=True, squeeze=False)[0], raced, strict=True):
+    for axes, found in zip(
+        figure.subplots(1, len(raced), sharey=True, squeeze=False)[0], raced, strict=True
+    ):
         for way, color in colors.items():
-            points = sorted((one["seconds"], one["top_k"]) for one in found["seconds"] if one["way"] == way)
+            points = sorted(
+                (one["seconds"], one["top_k"]) for one in found["seconds"] if one["way"] == way
+            )
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=way)
         axes.set(
             xlabel="seconds a query, one core",
@@ -196,13 +262,30 @@ def texts(figure: Any) -> None:
         ("student", "texts for the student", "#0072B2"),
     ):
         rows = [row for row in found if row["way"] == way and row["stand_in"] == "none"]
-        left.plot([row["texts"] for row in rows], [row["saved"] for row in rows], marker="o", color=color, label=label)
-    left.set(xlabel="texts without labels", ylabel="share", title="Banking77, promised 2%", ylim=(-0.03, 1.03))
+        left.plot(
+            [row["texts"] for row in rows],
+            [row["saved"] for row in rows],
+            marker="o",
+            color=color,
+            label=label,
+        )
+    left.set(
+        xlabel="texts without labels",
+        ylabel="share",
+        title="Banking77, promised 2%",
+        ylim=(-0.03, 1.03),
+    )
     colors = {"none": _GREY, "words dropped": "#009E73", "halves crossed": "#CC79A7"}
     colors |= {"the model's training texts": "#0072B2", "all three": "#000000"}
     for name, color in colors.items():
         rows = [row for row in found if row["way"] == "student" and row["stand_in"] == name]
-        right.plot([row["texts"] for row in rows], [row["saved"] for row in rows], marker="o", color=color, label=name)
+        right.plot(
+            [row["texts"] for row in rows],
+            [row["saved"] for row in rows],
+            marker="o",
+            color=color,
+            label=name,
+        )
     right.set(xlabel="texts without labels", title="What else teaches the student")
     for axes in (left, right):
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

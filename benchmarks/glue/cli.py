@@ -18,15 +18,24 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 COMMITTED = Path("benchmarks/results/glue")
 
 GlueDir = Annotated[
-    Path | None, typer.Option(envvar="GLUE_DIR", help="GLUE's data, in its own layout; from the hub where not given.")
+    Path | None,
+    typer.Option(
+        envvar="GLUE_DIR", help="GLUE's data, in its own layout; from the hub where not given."
+    ),
 ]
-TextDir = Annotated[Path | None, typer.Option(envvar="TEXT_DIR", help="The folder that holds banking77 and clinc150.")]
+TextDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TEXT_DIR", help="The folder that holds banking77 and clinc150."),
+]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
-Keep = Annotated[Path | None, typer.Option(help="Folder in which models and their trajectories are kept.")]
+Keep = Annotated[
+    Path | None, typer.Option(help="Folder in which models and their trajectories are kept.")
+]
 Backbone = Annotated[str, typer.Option(help="minilm, mpnet, a folder, or a hub name.")]
 Fixed = Annotated[
-    list[str] | None, typer.Option("--set", help="Field of RunConfig: epochs=5, lr=1e-4, seed=1, …; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="Field of RunConfig: epochs=5, lr=1e-4, seed=1, …; repeatable."),
 ]
 
 
@@ -44,9 +53,12 @@ def run_command(
     text_dir: TextDir = None,
     fixed: Fixed = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable.")
+        list[str] | None,
+        typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable."),
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="quantile:q=0.3, say, instead of the recipe's.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="quantile:q=0.3, say, instead of the recipe's.")
+    ] = None,
     out: Out = Path("runs/results"),
     work: Work = Path("runs/work"),
     keep: Keep = None,
@@ -59,7 +71,13 @@ def run_command(
     given = tasks.get(task)
     fields = parse_fields("--set", fixed or [])
     fields["policy"] = None if policy is None else parse_policy(policy).to_dict()
-    config = RunConfig(given.name, recipe, backbone, recipe_options=parse_fields("--option", option or []), **fields)
+    config = RunConfig(
+        given.name,
+        recipe,
+        backbone,
+        recipe_options=parse_fields("--option", option or []),
+        **fields,
+    )
     hide_bars()
     folder = {"--glue-dir": glue_dir, "--text-dir": text_dir}[given.folder_option]
     result = run(config, folder, out, work, keep=keep, progress=sys.stderr.isatty())
@@ -69,10 +87,16 @@ def run_command(
 
 @app.command("sweep")
 def sweep_command(
-    suite: Annotated[str, typer.Option(help="pays, paper, ablation, mini, …, or a JSON file of your own.")],
+    suite: Annotated[
+        str, typer.Option(help="pays, paper, ablation, mini, …, or a JSON file of your own.")
+    ],
     backbone: Backbone = "minilm",
-    tasks: Annotated[str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")] = None,
-    recipes: Annotated[str | None, typer.Option(help="Those of the suite alone, for example pabee,static.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Instead of the suite's, for example CoLA,RTE.")
+    ] = None,
+    recipes: Annotated[
+        str | None, typer.Option(help="Those of the suite alone, for example pabee,static.")
+    ] = None,
     fixed: Fixed = None,
     glue_dir: GlueDir = None,
     text_dir: TextDir = None,
@@ -97,10 +121,19 @@ def sweep_command(
 
     def do(config: RunConfig, folder: Path) -> Result:
         data = folders[registry.get(config.task).folder_option]
-        return run(config, data, folder, work, keep=keep if folder == out else None, progress=sys.stderr.isatty())
+        return run(
+            config,
+            data,
+            folder,
+            work,
+            keep=keep if folder == out else None,
+            progress=sys.stderr.isatty(),
+        )
 
     failed = sweeps.sweep(chosen.cells(backbone, **parse_fields("--set", fixed or [])), out, do)
-    print(f"Results: {out}" + (f"; {len(failed)} runs failed, see {out / 'failed'}" if failed else ""))
+    print(
+        f"Results: {out}" + (f"; {len(failed)} runs failed, see {out / 'failed'}" if failed else "")
+    )
     if failed:
         raise typer.Exit(1)
 
@@ -108,8 +141,12 @@ def sweep_command(
 @app.command("report")
 def report_command(
     results: Out = COMMITTED,
-    out: Annotated[Path | None, typer.Option(help="Folder of the summary; docs for the committed.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="Print this part alone; repeatable.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the summary; docs for the committed.")
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Print this part alone; repeatable.")
+    ] = None,
 ) -> None:
     """Print the tables as Markdown, or write `results-summary.json`, from the JSON results alone."""
     from benchmarks.glue.report import page, write

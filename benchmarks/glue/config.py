@@ -68,7 +68,9 @@ class RunConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if str(field.type).startswith("float") and value is not None:
-                object.__setattr__(self, field.name, float(value))  # 2 and 2.0 are one configuration
+                object.__setattr__(
+                    self, field.name, float(value)
+                )  # 2 and 2.0 are one configuration
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -64,7 +64,9 @@ class GlueTask(Task):
     @property
     def dev_splits(self) -> tuple[str, ...]:
         """Names of the labelled splits that are not for training."""
-        return tuple(split.name for split in self.splits if split.labelled and split.name != "train")
+        return tuple(
+            split.name for split in self.splits if split.labelled and split.name != "train"
+        )
 
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
         """Read splits from a folder in GLUE's layout, `<folder>/<task>/<split>.tsv`, or (None) from the hub.
@@ -74,11 +76,15 @@ class GlueTask(Task):
         splits = [split for split in self.splits if split.name in only or not only]
         hub = self._hub() if folder is None else None
         read = {
-            split.name: self._of_hub(hub, split) if hub is not None else self._read(split, Path(folder or "."))
+            split.name: self._of_hub(hub, split)
+            if hub is not None
+            else self._read(split, Path(folder or "."))
             for split in splits
         }
         features = features_of(self.label_names, len(self.columns) == 2)
-        return DatasetDict({name: Dataset.from_dict(columns, features=features) for name, columns in read.items()})
+        return DatasetDict(
+            {name: Dataset.from_dict(columns, features=features) for name, columns in read.items()}
+        )
 
     def _read(self, split: GlueSplit, folder: Path) -> dict[str, list[Any]]:
         """Return the columns of one file of GLUE's tab-separated format."""
@@ -88,24 +94,32 @@ class GlueTask(Task):
         header = split.columns or tuple(name.strip() for name in lines[0].split("\t"))
         wanted = (*self.columns, *([self.label_column] if split.labelled else []))
         if not set(wanted) <= set(header):
-            raise DataError(f"{path}, line 1: expected a header with {', '.join(wanted)}; got {lines[0][:80]!r}.")
+            raise DataError(
+                f"{path}, line 1: expected a header with {', '.join(wanted)}; got {lines[0][:80]!r}."
+            )
         sentences = [f"sentence{number}" for number, _ in enumerate(self.columns, start=1)]
         columns: dict[str, list[Any]] = {name: [] for name in ("idx", *sentences, "label")}
         skipped = 0
-        for number, line in enumerate(lines[split.columns is None :], start=1 + (split.columns is None)):
+        for number, line in enumerate(
+            lines[split.columns is None :], start=1 + (split.columns is None)
+        ):
             fields = line.removesuffix("\r").split("\t")
             if len(fields) != len(header):
                 skipped += 1
                 if skipped > (self.malformed_lines if split.labelled else 0):
                     got = f"{len(fields)}: {line[:80]!r}"
-                    raise DataError(f"{path}, line {number}: expected {len(header)} columns; got {got}.")
+                    raise DataError(
+                        f"{path}, line {number}: expected {len(header)} columns; got {got}."
+                    )
                 continue
             row = dict(zip(header, map(str.strip, fields), strict=True))
             columns["idx"].append(len(columns["idx"]))
             for name, column in zip(sentences, self.columns, strict=True):
                 columns[name].append(row[column])
             where = f"{path}, line {number}"
-            columns["label"].append(self._label(row[self.label_column], where) if split.labelled else -1)
+            columns["label"].append(
+                self._label(row[self.label_column], where) if split.labelled else -1
+            )
         if not columns["idx"]:
             raise DataError(f"{path}: expected examples; got none. Fetch the file anew.")
         return columns
@@ -121,7 +135,9 @@ class GlueTask(Task):
         except ValueError:
             pass
         expected = ", ".join(texts) if self.label_range is None else f"{self.label_range}"
-        raise DataError(f"{where}: expected a label of {expected}; got {text!r}. Correct or remove the line.")
+        raise DataError(
+            f"{where}: expected a label of {expected}; got {text!r}. Correct or remove the line."
+        )
 
     def _hub(self) -> DatasetDict:
         try:

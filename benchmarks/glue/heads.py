@@ -43,9 +43,14 @@ def train_heads(
     name = "linear" if config.schedule == "linear" else "constant_with_warmup"
     scores, kept = list[float](), wrapper.head.state_dict()
     with run_stage(wrapper, stage):
-        optimizer = torch.optim.AdamW(parameter_groups(wrapper, config.lr, None, config.head_lr), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(wrapper, config.lr, None, config.head_lr), weight_decay=0.0
+        )
         rates = get_scheduler(name, optimizer, round(config.warmup * steps), steps)
-        while len(scores) < config.epochs and len(scores) - int(np.argmax(scores or [0])) <= config.stop_after:
+        while (
+            len(scores) < config.epochs
+            and len(scores) - int(np.argmax(scores or [0])) <= config.stop_after
+        ):
             wrapper.train()
             order = torch.Generator().manual_seed(1_000_003 * config.seed + len(scores))
             for rows in torch.randperm(len(data), generator=order).split(config.batch_size):
@@ -58,8 +63,15 @@ def train_heads(
             if scores[-1] > max(scores[:-1], default=-np.inf):
                 kept = copy.deepcopy(wrapper.head.state_dict())
     wrapper.head.load_state_dict(kept)
-    found = {"objective": stage.objective.to_dict(), "seconds": round(time.perf_counter() - began, 1)}
-    return {**found, "epochs": len(scores), "held_out_scores": [round(score, 6) for score in scores]}
+    found = {
+        "objective": stage.objective.to_dict(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return {
+        **found,
+        "epochs": len(scores),
+        "held_out_scores": [round(score, 6) for score in scores],
+    }
 
 
 @torch.no_grad()
@@ -68,7 +80,9 @@ def _score(task: Task, model: PonderForSequenceClassification, run: Trajectory) 
     assert run.labels is not None
     answers = _outputs(model, run, torch.arange(len(run))).float().numpy().swapaxes(0, 1)
     labels = run.labels.numpy()
-    return float(np.mean([metrics.score(task, metrics.answers(task, of), labels)["score"] for of in answers]))
+    return float(
+        np.mean([metrics.score(task, metrics.answers(task, of), labels)["score"] for of in answers])
+    )
 
 
 def _outputs(model: PonderForSequenceClassification, run: Trajectory, rows: Tensor) -> Tensor:
@@ -77,7 +91,9 @@ def _outputs(model: PonderForSequenceClassification, run: Trajectory, rows: Tens
     return torch.stack([head(features[:, step]) for step, head in enumerate(heads)], dim=1)
 
 
-def _loss(model: PonderForSequenceClassification, stage: Stage, run: Trajectory, rows: Tensor) -> Tensor:
+def _loss(
+    model: PonderForSequenceClassification, stage: Stage, run: Trajectory, rows: Tensor
+) -> Tensor:
     assert run.labels is not None
     outputs, labels, task = _outputs(model, run, rows), run.labels[rows], run.meaning
     unrolled = Unrolled(outputs, task.step_losses(outputs, labels), task, labels=labels)

@@ -31,14 +31,22 @@ _THRESHOLD = "knob"  # its name in the files, since the first of them
 
 
 def record(
-    model: PonderForSequenceClassification, data: Dataset, *, features: bool = False, num_steps: int | None = None
+    model: PonderForSequenceClassification,
+    data: Dataset,
+    *,
+    features: bool = False,
+    num_steps: int | None = None,
 ) -> Trajectory:
     """Return the full-depth trajectory of `data`, with its own row ids; with features where the policy reads them."""
     keep, ids = features or "features" in model.policy.needs, list(data["idx"])
-    return model.record(list(data), batch_size=64, row_ids=ids, keep_features=keep, num_steps=num_steps)
+    return model.record(
+        list(data), batch_size=64, row_ids=ids, keep_features=keep, num_steps=num_steps
+    )
 
 
-def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Breakdown | None = None) -> dict[str, Any]:
+def summarise(
+    task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Breakdown | None = None
+) -> dict[str, Any]:
     """Return the scores of one split from its trajectory.
 
     Args:
@@ -53,7 +61,11 @@ def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Brea
         and are not kept); `curves` over the thresholds of policies.
     """
     assert trajectory.labels is not None
-    labels, steps, exits = trajectory.labels.numpy(), trajectory.num_steps, trajectory.replay(policy)
+    labels, steps, exits = (
+        trajectory.labels.numpy(),
+        trajectory.num_steps,
+        trajectory.replay(policy),
+    )
 
     def score(outputs: Tensor, of: Any = labels) -> dict[str, float]:
         return metrics.score(task, metrics.answers(task, outputs.float().numpy()), np.asarray(of))
@@ -66,14 +78,21 @@ def summarise(task: Task, trajectory: Trajectory, policy: ExitPolicy, mean: Brea
         "per_step": [of_step["score"] for of_step in per_step],
         "mean_exit_step": exits.exit_step.double().mean().item(),
         "exit_histogram": torch.bincount(exits.exit_step, minlength=steps + 1)[1:].tolist(),
-        "halting": None if trajectory.hazard_logits is None else trajectory.halting.pmf.mean(0).tolist(),
+        "halting": None
+        if trajectory.hazard_logits is None
+        else trajectory.halting.pmf.mean(0).tolist(),
         "predictions": metrics.pack(task, metrics.answers(task, exits.outputs.float().numpy())),
-        "curves": _curves(trajectory, policy, lambda outputs, of: score(outputs, of)["score"], mean),
+        "curves": _curves(
+            trajectory, policy, lambda outputs, of: score(outputs, of)["score"], mean
+        ),
     }
 
 
 def _curves(
-    trajectory: Trajectory, policy: ExitPolicy, score: Callable[[Tensor, Tensor], float], mean: Breakdown | None
+    trajectory: Trajectory,
+    policy: ExitPolicy,
+    score: Callable[[Tensor, Tensor], float],
+    mean: Breakdown | None,
 ) -> list[dict[str, Any]]:
     """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
 
@@ -90,8 +109,18 @@ def _curves(
     made = []
     for each in [*own, *(other for other in others if type(other) is not type(policy))]:
         costs, full = (None, None) if mean is None else (mean.cumulative, 1.0)
-        curve = sweep(trajectory, each, thresholds(trajectory, each), metric=score, costs=costs, full_cost=full)
-        columns = {_THRESHOLD if name == "threshold" else name: values for name, values in curve.to_dict().items()}
+        curve = sweep(
+            trajectory,
+            each,
+            thresholds(trajectory, each),
+            metric=score,
+            costs=costs,
+            full_cost=full,
+        )
+        columns = {
+            _THRESHOLD if name == "threshold" else name: values
+            for name, values in curve.to_dict().items()
+        }
         points = {
             name: values if name == _THRESHOLD else [round(value, 6) for value in values]
             for name, values in columns.items()
@@ -99,7 +128,12 @@ def _curves(
         }
         unit = "steps" if mean is None else "flops"
         made.append(
-            {"policy": each.to_dict()["name"], _THRESHOLD: curve.threshold, "cost_unit": unit, "points": points}
+            {
+                "policy": each.to_dict()["name"],
+                _THRESHOLD: curve.threshold,
+                "cost_unit": unit,
+                "points": points,
+            }
         )
     return made
 
@@ -111,7 +145,9 @@ def thresholds(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
     fit = [value for value in tried if serves(trajectory, policy.with_threshold(value))]
     if policy.tunable.whole:
         return fit
-    made = np.concatenate([steps.mean(1) for _, steps in family_of(policy, fit, trajectory).exit_steps(trajectory)])
+    made = np.concatenate(
+        [steps.mean(1) for _, steps in family_of(policy, fit, trajectory).exit_steps(trajectory)]
+    )
     wanted = np.linspace(1.0, trajectory.num_steps, _KEPT)
     nearest = np.abs(made[None] - wanted[:, None]).argmin(1).tolist()
     return [fit[place] for place in sorted({0, *nearest, len(fit) - 1})]
@@ -125,7 +161,11 @@ def costs_of(model: PonderForSequenceClassification, data: Dataset) -> list[Brea
         length = len(row["input_ids"])
         if length not in by_length:
             names = ("attention_mask", "token_type_ids")
-            context = {name: torch.tensor([row[name]], device=model.device) for name in names if name in row}
+            context = {
+                name: torch.tensor([row[name]], device=model.device)
+                for name in names
+                if name in row
+            }
             ids = torch.tensor([row["input_ids"]], device=model.device)
             by_length[length] = cost.measure(model.ponder, ids, **context)
         made.append(by_length[length])
@@ -135,8 +175,12 @@ def costs_of(model: PonderForSequenceClassification, data: Dataset) -> list[Brea
 def mean_cost(costs: Sequence[Breakdown]) -> Breakdown:
     """Return the mean of the costs of examples, part by part; of parts with a number a step, step by step."""
     names = [field.name for field in dataclasses.fields(Breakdown)]
-    columns = {name: np.mean([getattr(each, name) for each in costs], axis=0).tolist() for name in names}
-    parts: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in columns.items()}
+    columns = {
+        name: np.mean([getattr(each, name) for each in costs], axis=0).tolist() for name in names
+    }
+    parts: dict[str, Any] = {
+        name: tuple(it) if isinstance(it, list) else it for name, it in columns.items()
+    }
     return dataclasses.replace(costs[0], **parts)
 
 
@@ -167,7 +211,9 @@ def speed_ups(
     timed = []
     for place in sorted(places):
         batch = collate(list(data.select(by_length[place : place + batch_size])))
-        timed.append({name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"})
+        timed.append(
+            {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+        )
 
     @torch.inference_mode()
     def run(policy: ExitPolicy) -> list[Tensor]:

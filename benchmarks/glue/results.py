@@ -80,7 +80,10 @@ class Result:
     @property
     def per_step(self) -> list[float]:
         """The score of each step's answers on the reported splits."""
-        return [statistics.fmean(scores) for scores in zip(*(s["per_step"] for s in self.reported), strict=True)]
+        return [
+            statistics.fmean(scores)
+            for scores in zip(*(s["per_step"] for s in self.reported), strict=True)
+        ]
 
     @property
     def mean_exit_step(self) -> float:
@@ -92,5 +95,7 @@ class Result:
 def read_all(folder: Path) -> list[Result]:
     """Return every result in a folder, by file name; no two are of one configuration, since that is their name."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`.")
+        raise DataError(
+            f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`."
+        )
     return [Result.read(path) for path in sorted(folder.glob("*.json"))]

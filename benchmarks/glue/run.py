@@ -49,8 +49,12 @@ def run(
         progress: Whether to show progress bars.
     """
     task = tasks.get(config.task)
-    config = dataclasses.replace(config, task=task.name)  # as results are named, however it is spelt
-    recipes.get(config.recipe, **config.recipe_options)  # an unknown one is named before any data are read
+    config = dataclasses.replace(
+        config, task=task.name
+    )  # as results are named, however it is spelt
+    recipes.get(
+        config.recipe, **config.recipe_options
+    )  # an unknown one is named before any data are read
     path = out / f"{config.key}.json"
     if path.exists() and (keep is None or (keep / config.key).exists()):
         return Result.read(path)
@@ -94,9 +98,13 @@ def evaluate(
     mean = mean_cost(costs)
     collate = Collator(load_tokenizer(config.backbone))
     num_steps = model.ponder.num_steps
-    recipe = recipes.get(config.recipe, **config.recipe_options).for_steps(num_steps).for_task(task.kind)
+    recipe = (
+        recipes.get(config.recipe, **config.recipe_options).for_steps(num_steps).for_task(task.kind)
+    )
     splits = {name: summarise(task, each, model.policy, mean) for name, each in recorded.items()}
-    if model.ponder.steps.shared and not isinstance(model.ponder.head, PerStep):  # twice the steps that were trained
+    if model.ponder.steps.shared and not isinstance(
+        model.ponder.head, PerStep
+    ):  # twice the steps that were trained
         for name, split in splits.items():
             beyond = record(model, ready[name], num_steps=2 * num_steps)
             split["beyond"] = summarise(task, beyond, LastStep())["per_step"][num_steps:]

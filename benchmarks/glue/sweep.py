@@ -50,7 +50,9 @@ class Cell:
 
     def finals(self, point: RunConfig) -> list[RunConfig]:
         """Return the chosen point with each seed."""
-        return [dataclasses.replace(point, seed=point.seed + number) for number in range(self.seeds)]
+        return [
+            dataclasses.replace(point, seed=point.seed + number) for number in range(self.seeds)
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,11 @@ class Suite:
                 )
                 for values in itertools.product(*grid.values())
             )  # fmt: skip
-            made.append(Cell(f"{recipe_label(spec.recipe, spec.options)} on {task.name}", points, self.seeds))
+            made.append(
+                Cell(
+                    f"{recipe_label(spec.recipe, spec.options)} on {task.name}", points, self.seeds
+                )
+            )
         return made
 
     def has(self, result: Result) -> bool:
@@ -97,13 +103,22 @@ class Suite:
         config = result.config
         specs = [spec for spec in self.recipes if spec.recipe == result["recipe"]]
         alike = [spec for spec in specs if dict(spec.options) == dict(config["recipe_options"])]
-        if result["task"] not in self.tasks or (specs and not alike) or config["policy"] is not None or self.grid:
+        if (
+            result["task"] not in self.tasks
+            or (specs and not alike)
+            or config["policy"] is not None
+            or self.grid
+        ):
             return False
         spec = alike[0] if alike else RecipeSpec(config["recipe"])
         settled = {**self.fixed, **self.by_task.get(result["task"], {}), **spec.fields}
-        wanted = RunConfig(result["task"], config["recipe"], backbone=config["backbone"], **settled).to_dict()
+        wanted = RunConfig(
+            result["task"], config["recipe"], backbone=config["backbone"], **settled
+        ).to_dict()
         free = {"seed", "recipe_options", *([] if alike else ["lambda_lr"])}
-        return all(config.get(name, value) == value for name, value in wanted.items() if name not in free)
+        return all(
+            config.get(name, value) == value for name, value in wanted.items() if name not in free
+        )
 
 
 def suites() -> tuple[str, ...]:
@@ -116,16 +131,25 @@ def suite_named(name: str) -> Suite:
     path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
     if not path.is_file():
         expected = f"one of {', '.join(suites())}, or a JSON file"
-        raise ArgumentError("--suite", expected=expected, got=repr(name), remedy="Name one of them.")
+        raise ArgumentError(
+            "--suite", expected=expected, got=repr(name), remedy="Name one of them."
+        )
     data = read_json(path)
     try:
-        specs = [RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each) for each in data["recipes"]]
+        specs = [
+            RecipeSpec(**each) if isinstance(each, dict) else RecipeSpec(each)
+            for each in data["recipes"]
+        ]
         return Suite(**{**data, "tasks": tuple(data["tasks"]), "recipes": tuple(specs)})
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a suite, as those in {_FOLDER} are ({error}).") from error
+        raise DataError(
+            f"{path}: expected a suite, as those in {_FOLDER} are ({error})."
+        ) from error
 
 
-def sweep(cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], object] = print) -> list[str]:
+def sweep(
+    cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], object] = print
+) -> list[str]:
     """Do the remaining runs of a sweep.
 
     The points of a grid lie in `<out>/grid`, the chosen ones with each seed in `out`, and why they were chosen in
@@ -143,7 +167,10 @@ def sweep(cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], objec
             result = run(config, folder)
         except Exception as error:  # of any kind: the other runs go on
             failed.append(config.key)
-            write_json(note, {"error": f"{type(error).__name__}: {error}", "details": traceback.format_exc()})
+            write_json(
+                note,
+                {"error": f"{type(error).__name__}: {error}", "details": traceback.format_exc()},
+            )
             say(f"{config.key}: failed ({error})")
             return None
         note.unlink(missing_ok=True)
@@ -155,11 +182,18 @@ def sweep(cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], objec
         point: RunConfig | None = cell.points[0]
         if len(cell.points) > 1:
             tried = [(each, attempt(each, out / "grid")) for each in cell.points]
-            known = [(each, result.held_out.score("exits")) for each, result in tried if result is not None]
+            known = [
+                (each, result.held_out.score("exits"))
+                for each, result in tried
+                if result is not None
+            ]
             point = max(known, key=lambda it: it[1])[0] if known else None  # of equals the first
             if point is not None:
                 scores = [{"key": each.key, "score": score} for each, score in known]
-                write_json(out / "chosen" / f"{cell.points[0].key}.json", {"chosen": point.key, "tried": scores})
+                write_json(
+                    out / "chosen" / f"{cell.points[0].key}.json",
+                    {"chosen": point.key, "tried": scores},
+                )
                 path = out / "grid" / f"{point.key}.json"
                 if not (out / path.name).exists():
                     Result.read(path).save(out / path.name)

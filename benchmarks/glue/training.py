@@ -59,7 +59,13 @@ def build(config: RunConfig, num_labels: int) -> PonderForSequenceClassification
 
 
 def train(
-    config: RunConfig, task: Task, data: Dataset, selected_on: Dataset, work: Path, *, progress: bool = True
+    config: RunConfig,
+    task: Task,
+    data: Dataset,
+    selected_on: Dataset,
+    work: Path,
+    *,
+    progress: bool = True,
 ) -> tuple[PonderForSequenceClassification, list[dict[str, Any]]]:
     """Run all stages of the recipe on tokenised examples.
 
@@ -119,11 +125,15 @@ def begins_plain(recipe: Recipe) -> bool:
     return len(recipe.stages) > 1 and recipe.stages[0] == recipes.get("vanilla").stages[0]
 
 
-def begin_with(model: PonderForSequenceClassification, begun: PonderForSequenceClassification) -> None:
+def begin_with(
+    model: PonderForSequenceClassification, begun: PonderForSequenceClassification
+) -> None:
     """Take over the encoder and the head, which becomes that of the last step where there is one a step."""
     head = model.ponder.head
     model.encoder.load_state_dict(begun.encoder.state_dict())
-    (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(begun.ponder.head.state_dict())
+    (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(
+        begun.ponder.head.state_dict()
+    )
 
 
 @torch.no_grad()
@@ -173,7 +183,9 @@ def _train(
         trainer.remove_callback(PrinterCallback)
     log.objectives = lambda: model.ponder.objective.to_dict()
     attention = model.encoder.config._attn_implementation
-    if not torch.accelerator.is_available():  # the fused kernel of a CPU has no dropout, and falls back to slower ones
+    if (
+        not torch.accelerator.is_available()
+    ):  # the fused kernel of a CPU has no dropout, and falls back to slower ones
         model.encoder.set_attn_implementation("eager")
     try:
         trainer.train(resume_from_checkpoint=cut_off)
@@ -268,11 +280,15 @@ class StageLog(TrainerCallback):
         self.stages: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
         self.objectives: Callable[[], dict[str, Any]] = dict
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Begin a stage."""
         self._began = time.perf_counter()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Note a stage."""
         history = [entry for entry in state.log_history if "eval_score" in entry]
         self.stages[Path(args.output_dir or "").name] = {

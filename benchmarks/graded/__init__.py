@@ -3,6 +3,15 @@
 A new task is one new file in `kinds`, which registers a `GradedTask`.
 """
 
-from benchmarks.graded.grading import SPLITS, Example, GradedTask, get, load, names, register, traffic
+from benchmarks.graded.grading import (
+    SPLITS,
+    Example,
+    GradedTask,
+    get,
+    load,
+    names,
+    register,
+    traffic,
+)
 
 __all__ = ["SPLITS", "Example", "GradedTask", "get", "load", "names", "register", "traffic"]

@@ -67,7 +67,9 @@ _TASKS: dict[str, GradedTask] = {}
 def register(task: GradedTask) -> GradedTask:
     """Make `task` known under its name, which must still be free, and return it."""
     if _TASKS.setdefault(task.name, task) is not task:
-        raise ArgumentError("task", expected="a free name", got=task.name, remedy="Choose another name.")
+        raise ArgumentError(
+            "task", expected="a free name", got=task.name, remedy="Choose another name."
+        )
     return task
 
 
@@ -80,7 +82,12 @@ def names() -> list[str]:
 def get(name: str) -> GradedTask:
     """Return the task called `name`."""
     if name not in names():
-        raise ArgumentError("name", expected=f"one of {', '.join(names())}", got=repr(name), remedy="Pick one of them.")
+        raise ArgumentError(
+            "name",
+            expected=f"one of {', '.join(names())}",
+            got=repr(name),
+            remedy="Pick one of them.",
+        )
     return _TASKS[name]
 
 
@@ -90,7 +97,9 @@ def _read_kinds() -> None:
         importlib.import_module(f"benchmarks.graded.kinds.{path.stem}")
 
 
-def load(name: str, *, seed: int = 0, train: int = 2400, dev: int = 240, test: int = 600) -> DatasetDict:
+def load(
+    name: str, *, seed: int = 0, train: int = 2400, dev: int = 240, test: int = 600
+) -> DatasetDict:
     """Generate the splits of a graded task.
 
     The examples are spread over all pairs of difficulty and label as evenly as their number allows.
@@ -111,9 +120,14 @@ def load(name: str, *, seed: int = 0, train: int = 2400, dev: int = 240, test: i
         (12, [0, 1])
     """
     task, made = get(name), DatasetDict()
-    cells = [(difficulty, label) for difficulty in task.difficulties for label in range(len(task.labels))]
+    cells = [
+        (difficulty, label) for difficulty in task.difficulties for label in range(len(task.labels))
+    ]
     for split, size in {"train": train, "dev": dev, "test": test}.items():
-        counts = {cell: size // len(cells) + (number < size % len(cells)) for number, cell in enumerate(cells)}
+        counts = {
+            cell: size // len(cells) + (number < size % len(cells))
+            for number, cell in enumerate(cells)
+        }
         made[split] = _generated(task, seed, split, counts)
     return made
 
@@ -143,12 +157,16 @@ def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int
     return _generated(task, seed, split, counts)
 
 
-def _generated(task: GradedTask, seed: int, split: str, counts: Mapping[tuple[int, int], int]) -> Dataset:
+def _generated(
+    task: GradedTask, seed: int, split: str, counts: Mapping[tuple[int, int], int]
+) -> Dataset:
     """Return so many examples of each pair of difficulty and label, in a random order."""
     rows: list[tuple[int, Example]] = []
     for (difficulty, label), count in counts.items():
         rng = Random(f"{task.name}/{seed}/{split}/{difficulty}/{label}")
-        rows += [(difficulty, example) for example in _cell(task, rng, split, difficulty, label, count)]
+        rows += [
+            (difficulty, example) for example in _cell(task, rng, split, difficulty, label, count)
+        ]
     Random(f"{task.name}/{seed}/{split}").shuffle(rows)
     columns = {
         "idx": list(range(len(rows))),
@@ -158,17 +176,25 @@ def _generated(task: GradedTask, seed: int, split: str, counts: Mapping[tuple[in
     }
     label = ClassLabel(names=list(task.labels))
     number = Value("int64")
-    features = Features({"idx": number, "sentence1": Value("string"), "label": label, "difficulty": number})
+    features = Features(
+        {"idx": number, "sentence1": Value("string"), "label": label, "difficulty": number}
+    )
     return Dataset.from_dict(columns, features=features)
 
 
-def _cell(task: GradedTask, rng: Random, split: str, difficulty: int, label: int, count: int) -> list[Example]:
+def _cell(
+    task: GradedTask, rng: Random, split: str, difficulty: int, label: int, count: int
+) -> list[Example]:
     """Return `count` different examples of one difficulty and label, all of texts that belong to `split`."""
     found: dict[str, Example] = {}
     misses = 0
     while len(found) < count:
         example = task.generate(rng, difficulty)
-        if example.label == label and example.text not in found and _split_of(example.text) == split:
+        if (
+            example.label == label
+            and example.text not in found
+            and _split_of(example.text) == split
+        ):
             found[example.text], misses = example, 0
         elif (misses := misses + 1) > _PATIENCE:
             raise DataError(

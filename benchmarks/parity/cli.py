@@ -15,13 +15,26 @@ from benchmarks.markdown import spread
 from benchmarks.parity.experiment import PAPER, SMALL, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-COLUMNS = ("scene", "model", "halting", "validation", "test", "exit step", "steps per element: validation", "test")
+COLUMNS = (
+    "scene",
+    "model",
+    "halting",
+    "validation",
+    "test",
+    "exit step",
+    "steps per element: validation",
+    "test",
+)
 
 
 @app.command()
 def parity_command(
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where not given.")] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's size: 64 and 96 elements.")] = False,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where not given.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's size: 64 and 96 elements.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of each model.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/parity"),
 ) -> None:
@@ -54,7 +67,9 @@ def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
                 groups.setdefault((one["scene"], one["learner"], way), []).append(one)
     for (scene, learner, way), runs in groups.items():
 
-        def cell(split: str, key: str, form: str, runs: Sequence[Any] = runs, way: str = way) -> str:
+        def cell(
+            split: str, key: str, form: str, runs: Sequence[Any] = runs, way: str = way
+        ) -> str:
             return spread([one[split][way][key] for one in runs], form)
 
         yield (

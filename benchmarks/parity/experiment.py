@@ -86,7 +86,9 @@ PAPER = Experiment(
 )  # fmt: skip
 
 
-def draw(size: int, levels: Range, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw(
+    size: int, levels: Range, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw `count` vectors, with replacement: elements `(count, size)`, labels and difficulties `(count,)`.
 
     Example:
@@ -95,7 +97,9 @@ def draw(size: int, levels: Range, count: int, generator: torch.Generator) -> tu
         (tensor([2, 2, 2, 2]), True)
     """
     difficulty = torch.randint(levels.low, levels.high + 1, (count,), generator=generator)
-    order = torch.rand(count, size, generator=generator).argsort(-1)  # a random permutation of the places
+    order = torch.rand(count, size, generator=generator).argsort(
+        -1
+    )  # a random permutation of the places
     signs = torch.randint(0, 2, (count, size), generator=generator) * 2 - 1
     inputs = torch.where(order < difficulty.unsqueeze(-1), signs, 0)
     return inputs.float(), (inputs == 1).sum(-1) % 2, difficulty
@@ -141,7 +145,9 @@ def pondernet(size: int, setting: Experiment) -> ponder.PonderWrapper:
     )
 
 
-def run(setting: Experiment, seed: int, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def run(
+    setting: Experiment, seed: int, advance: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Train and measure every scene for one seed; plain JSON."""
     runs = []
     for scene in setting.scenes:
@@ -160,18 +166,28 @@ def run(setting: Experiment, seed: int, advance: Callable[[], object] = lambda: 
             advance()
         training = {"updates": setting.steps, "seconds": round(time.monotonic() - started, 1)}
         sets = {"validation": (scene.train, _VALIDATION_SEED), "test": (scene.test, _TEST_SEED)}
-        measured = {name: _measured(model.eval(), scene, *of, setting.examples) for name, of in sets.items()}
+        measured = {
+            name: _measured(model.eval(), scene, *of, setting.examples) for name, of in sets.items()
+        }
         runs.append({"scene": scene.name, "learner": "PonderNet", "training": training, **measured})
     made_by = {"format": FORMAT, "setting": asdict(setting), "seed": seed}
     return with_digest({**made_by, "runs": runs, "environment": environment()})
 
 
 @torch.no_grad()
-def _measured(model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: int, examples: int) -> dict[str, Any]:
+def _measured(
+    model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: int, examples: int
+) -> dict[str, Any]:
     """Return accuracy and exit steps by way of halting, overall and for each difficulty; PonderNet itself samples."""
-    inputs, labels, difficulty = draw(scene.size, levels, examples, torch.Generator().manual_seed(seed))
+    inputs, labels, difficulty = draw(
+        scene.size, levels, examples, torch.Generator().manual_seed(seed)
+    )
     trajectory = model.unroll(inputs)
-    ways = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5), "last step": policies.LastStep()}
+    ways = {
+        "sampled": model.policy,
+        "Q-exit 0.5": policies.Quantile(0.5),
+        "last step": policies.LastStep(),
+    }
     found = {}
     for name, policy in ways.items():
         exits = trajectory.replay(policy)
@@ -181,7 +197,9 @@ def _measured(model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: in
         found[name] = {
             "accuracy": float(right.mean()),
             "mean_exit_step": float(steps.mean()),
-            "steps_per_element": float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0]) if spread else 0.0,
+            "steps_per_element": float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0])
+            if spread
+            else 0.0,
             "by_difficulty": [
                 {
                     "difficulty": level,

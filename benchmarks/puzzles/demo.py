@@ -18,7 +18,9 @@ from ponder import policies
 __all__ = ["demo", "draw"]
 
 
-def demo(updates: int, advance: Callable[[], object] = lambda: None, examples: int = 200) -> dict[str, Any]:
+def demo(
+    updates: int, advance: Callable[[], object] = lambda: None, examples: int = 200
+) -> dict[str, Any]:
     """Train on up to 32 bits, stop once the answer has rested for two steps, and return how up to 64 bits went."""
     setting = replace(SETTINGS["prefix-sums"], updates=updates, examples=examples)
     torch.manual_seed(0)

@@ -74,19 +74,28 @@ class Score:
         ]
         means = [each["mean_steps"] for each in by_level]
         varies = len(set(means)) > 1
-        correlation = float(spearmanr([each["level"] for each in by_level], means).statistic) if varies else 0.0
+        correlation = (
+            float(spearmanr([each["level"] for each in by_level], means).statistic)
+            if varies
+            else 0.0
+        )
         whole = {"accuracy": self.accuracy, "mean_steps": self.mean_steps}
         return {**whole, "rank_correlation": correlation, "by_level": by_level}
 
 
 def problems_of(setting: Setting, split: str) -> list[Problems]:
     """Return the problems of a split, as many of every level."""
-    return [setting.task.draw(level, setting.examples, SPLITS[split]) for level in setting.task.levels]
+    return [
+        setting.task.draw(level, setting.examples, SPLITS[split]) for level in setting.task.levels
+    ]
 
 
 @torch.no_grad()
 def replayed(
-    model: ponder.PonderWrapper, problems: Sequence[Problems], num_steps: int, rules: Sequence[ExitPolicy]
+    model: ponder.PonderWrapper,
+    problems: Sequence[Problems],
+    num_steps: int,
+    rules: Sequence[ExitPolicy],
 ) -> tuple[list[Score], NDArray[np.bool_], NDArray[np.int64]]:
     """Run every problem to the last step, in chunks, and replay the rules.
 
@@ -98,7 +107,9 @@ def replayed(
     for whole in problems:
         for start in range(0, len(whole), _ROWS):
             part = whole.rows(start, _ROWS)
-            ids = torch.arange(done, done + len(part))  # each problem its own: sampled exits follow from them
+            ids = torch.arange(
+                done, done + len(part)
+            )  # each problem its own: sampled exits follow from them
             run = model.unroll(part.inputs, labels=part.labels, num_steps=num_steps, row_ids=ids)
             right.append(run.correct())
             levels.append(np.full(len(part), whole.level))
@@ -120,26 +131,47 @@ def measure(model: ponder.PonderWrapper, setting: Setting) -> dict[str, Any]:
     if model.lambda_head is not None:
         rules = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5)}
         scores, _, _ = replayed(model, test, setting.run_steps, list(rules.values()))
-        return {"ways": {name: {"test": score.to_dict()} for name, score in zip(rules, scores, strict=True)}}
+        return {
+            "ways": {
+                name: {"test": score.to_dict()} for name, score in zip(rules, scores, strict=True)
+            }
+        }
     own = [rule for family in FAMILIES.values() for rule in family]
-    on = {split: replayed(model, problems_of(setting, split), setting.run_steps, own) for split in SPLITS}
+    on = {
+        split: replayed(model, problems_of(setting, split), setting.run_steps, own)
+        for split in SPLITS
+    }
     solved = on["validation"][1].mean(0)
     depth = int((solved >= solved.max() - SLACK).argmax()) + 1
     chosen, first = dict[str, int](), 0
     for name, family in FAMILIES.items():
-        chosen[name] = first + _cheapest(on["validation"][0][first : first + len(family)], solved[depth - 1])
+        chosen[name] = first + _cheapest(
+            on["validation"][0][first : first + len(family)], solved[depth - 1]
+        )
         first += len(family)
-    best = list(chosen)[_cheapest([on["validation"][0][place] for place in chosen.values()], solved[depth - 1])]
-    ways: dict[str, Any] = {name: {"policy": own[place].to_dict()} for name, place in chosen.items()}
-    ways |= {"best fixed depth": {"policy": FixedStep(depth).to_dict()}, "last step": {}, "oracle": {}}
+    best = list(chosen)[
+        _cheapest([on["validation"][0][place] for place in chosen.values()], solved[depth - 1])
+    ]
+    ways: dict[str, Any] = {
+        name: {"policy": own[place].to_dict()} for name, place in chosen.items()
+    }
+    ways |= {
+        "best fixed depth": {"policy": FixedStep(depth).to_dict()},
+        "last step": {},
+        "oracle": {},
+    }
     for split, (scores, table, levels) in on.items():
         for name, place in chosen.items():
             ways[name][split] = scores[place].to_dict()
         for name, step in (("best fixed depth", depth), ("last step", setting.run_steps)):
             ways[name][split] = _score(table, np.full(len(table), step), levels).to_dict()
         # At the first right answer; a problem that never has one is given up after the first step.
-        ways["oracle"][split] = Score(np.asarray(table.any(1)), table.argmax(1) + 1, levels).to_dict()
-    by_step = {split: {"all": np.round(table.mean(0), 6).tolist()} for split, (_, table, _) in on.items()}
+        ways["oracle"][split] = Score(
+            np.asarray(table.any(1)), table.argmax(1) + 1, levels
+        ).to_dict()
+    by_step = {
+        split: {"all": np.round(table.mean(0), 6).tolist()} for split, (_, table, _) in on.items()
+    }
     return {"best_rule": best, "ways": ways, "by_step": by_step}
 
 
@@ -148,11 +180,18 @@ def _cheapest(scores: Sequence[Score], wanted: float) -> int:
     able = [place for place, score in enumerate(scores) if score.accuracy >= wanted]
     if able:
         return min(able, key=lambda place: scores[place].mean_steps)
-    return max(range(len(scores)), key=lambda place: (scores[place].accuracy, -scores[place].mean_steps))
+    return max(
+        range(len(scores)), key=lambda place: (scores[place].accuracy, -scores[place].mean_steps)
+    )
 
 
 def stream(
-    model: ponder.PonderWrapper, setting: Setting, policy: ExitPolicy, depth: int, repeats: int = 3, max_batch: int = 64
+    model: ponder.PonderWrapper,
+    setting: Setting,
+    policy: ExitPolicy,
+    depth: int,
+    repeats: int = 3,
+    max_batch: int = 64,
 ) -> dict[str, Any]:
     """Time `StreamEngine` on problems of all levels against a fixed depth in full batches; plain JSON.
 
@@ -163,12 +202,20 @@ def stream(
     def fixed() -> int:
         for whole in test:
             for start in range(0, len(whole), max_batch):
-                model(whole.rows(start, max_batch).inputs, policy=FixedStep(depth), num_steps=setting.run_steps)
+                model(
+                    whole.rows(start, max_batch).inputs,
+                    policy=FixedStep(depth),
+                    num_steps=setting.run_steps,
+                )
         return depth * sum(map(len, test))
 
     def streamed() -> int:
-        with ponder.StreamEngine(model, policy, max_batch=max_batch, num_steps=setting.run_steps) as engine:
-            return sum(answer.exit_step for whole in test for _, answer in engine.run(iter(whole.inputs)))
+        with ponder.StreamEngine(
+            model, policy, max_batch=max_batch, num_steps=setting.run_steps
+        ) as engine:
+            return sum(
+                answer.exit_step for whole in test for _, answer in engine.run(iter(whole.inputs))
+            )
 
     ways: dict[str, Callable[[], int]] = {"fixed": fixed, "stream": streamed}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -181,7 +228,10 @@ def stream(
                 steps[name] = way()
                 seconds[name].append(time.perf_counter() - start)
                 processor[name].append(time.process_time() - cpu)
-    clock, cpus = ({name: statistics.median(own) for name, own in each.items()} for each in (seconds, processor))
+    clock, cpus = (
+        {name: statistics.median(own) for name, own in each.items()}
+        for each in (seconds, processor)
+    )
     return {
         "problems": sum(map(len, test)),
         "max_batch": max_batch,

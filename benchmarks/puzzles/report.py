@@ -15,9 +15,21 @@ __all__ = ["COLUMNS", "COMMITTED", "draw_figure", "markdown", "results", "rows"]
 
 FORMAT = "ponder-puzzles-1"
 COMMITTED = Path(__file__).parents[1] / "results" / "puzzles"
-COLUMNS = ("network", "halting", "solved", "mean steps", "solved, largest level", "rank correlation")
+COLUMNS = (
+    "network",
+    "halting",
+    "solved",
+    "mean steps",
+    "solved, largest level",
+    "rank correlation",
+)
 _SHOWN = ("looped", "pondernet", "act", "feed-forward")
-_COLORS = {"converged": "#D55E00", "confidence": "#009E73", "converged and confident": "#56B4E9", "oracle": "#666666"}
+_COLORS = {
+    "converged": "#D55E00",
+    "confidence": "#009E73",
+    "converged and confident": "#56B4E9",
+    "oracle": "#666666",
+}
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -27,9 +39,16 @@ def results(folder: Path = COMMITTED) -> dict[str, Results]:
     for path in sorted(folder.glob("*-s*.json")):
         result = read_json(path)
         if result.get("format") != FORMAT or not is_intact(result):
-            raise DataError(f"{path}: expected a result as it was written, of the format {FORMAT!r}.")
-        found.setdefault(result["setting"]["puzzle"], {}).setdefault(result["learner"], []).append(result)
-    return {puzzle: dict(sorted(of.items(), key=lambda each: each[0] != "looped")) for puzzle, of in found.items()}
+            raise DataError(
+                f"{path}: expected a result as it was written, of the format {FORMAT!r}."
+            )
+        found.setdefault(result["setting"]["puzzle"], {}).setdefault(result["learner"], []).append(
+            result
+        )
+    return {
+        puzzle: dict(sorted(of.items(), key=lambda each: each[0] != "looped"))
+        for puzzle, of in found.items()
+    }
 
 
 def rows(of_puzzle: Results) -> Iterator[tuple[str, ...]]:
@@ -41,7 +60,8 @@ def rows(of_puzzle: Results) -> Iterator[tuple[str, ...]]:
             test = [result["ways"][way]["test"] for result in found if way in result["ways"]]
             yield (
                 learner,
-                way + (f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""),
+                way
+                + (f" (chosen by {chosen.count(way)} of {len(chosen)})" if way in chosen else ""),
                 spread([one["accuracy"] for one in test], "{:.1%}"),
                 spread([one["mean_steps"] for one in test], "{:.1f}"),
                 spread([one["by_level"][-1]["accuracy"] for one in test], "{:.1%}"),
@@ -78,14 +98,29 @@ def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
         for way, color in _COLORS.items():
             test = [result["ways"][way]["test"] for result in looped if way in result["ways"]]
             if test:
-                at = [statistics.median(one[key] for one in test) for key in ("mean_steps", "accuracy")]
-                left.plot(*[[value] for value in at], "*" if way == "oracle" else "o", color=color, label=way)
+                at = [
+                    statistics.median(one[key] for one in test)
+                    for key in ("mean_steps", "accuracy")
+                ]
+                left.plot(
+                    *[[value] for value in at],
+                    "*" if way == "oracle" else "o",
+                    color=color,
+                    label=way,
+                )
                 levels = [entry["level"] for entry in test[0]["by_level"]]
                 steps = [
                     statistics.median(one["by_level"][place]["mean_steps"] for one in test)
                     for place in range(len(levels))
                 ]
-                right.plot(levels, steps, ":" if way == "oracle" else "-", marker=".", color=color, label=way)
+                right.plot(
+                    levels,
+                    steps,
+                    ":" if way == "oracle" else "-",
+                    marker=".",
+                    color=color,
+                    label=way,
+                )
         left.set(xlabel="mean steps", ylabel="problems solved", ylim=(-0.02, 1.04), title=puzzle)
         right.set(xlabel="difficulty", ylabel="mean exit step", ylim=(0, None))
         left.legend(fontsize="x-small", loc="lower right")

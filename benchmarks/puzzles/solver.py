@@ -22,7 +22,10 @@ from ponder import objectives, policies, priors
 __all__ = ["LEARNERS", "SETTINGS", "Setting", "solver", "train"]
 
 LEARNERS = ("looped", "pondernet")
-_RISE, _FALL = 200, 0.4  # updates over which the rate rises, and the last part of training, over which it falls
+_RISE, _FALL = (
+    200,
+    0.4,
+)  # updates over which the rate rises, and the last part of training, over which it falls
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ class PooledLambda(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return hazard logits, `(batch,)`."""
         positions = features.flatten(2)
-        logits: Tensor = self.layer(torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)).squeeze(-1)
+        logits: Tensor = self.layer(
+            torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)
+        ).squeeze(-1)
         return logits
 
 
@@ -130,7 +135,9 @@ def solver(setting: Setting, learner: str = "looped") -> ponder.PonderWrapper:
     """Return a new solver that learns to go on from any depth, or PonderNet's."""
     shape = (setting.task.channels, setting.width, setting.task.dims)
     options: dict[str, Any] = {
-        "objective": objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1)
+        "objective": objectives.RandomDepth(
+            1, setting.gradient_steps, warm_up=setting.num_steps - 1
+        )
     }
     if learner == "pondernet":
         options = {
@@ -151,7 +158,10 @@ def solver(setting: Setting, learner: str = "looped") -> ponder.PonderWrapper:
 
 
 def train(
-    model: ponder.PonderWrapper, setting: Setting, seed: int, advance: Callable[[], object] = lambda: None
+    model: ponder.PonderWrapper,
+    setting: Setting,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Train a solver in place; every update's problems and random numbers follow from the seed and its number alone.
 
@@ -165,7 +175,11 @@ def train(
     for done in range(setting.updates):
         number = (seed * 10_000_019 + done) % 2**63
         torch.manual_seed(number)
-        rate = min(1.0, (done + 1) / min(_RISE, setting.updates), (setting.updates - done) / (_FALL * setting.updates))
+        rate = min(
+            1.0,
+            (done + 1) / min(_RISE, setting.updates),
+            (setting.updates - done) / (_FALL * setting.updates),
+        )
         for group in optimizer.param_groups:
             group["lr"] = setting.learning_rate * rate
         # The harder, the more often: it takes longer to learn.

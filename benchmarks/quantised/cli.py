@@ -30,16 +30,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(
-    backbone: Annotated[list[str] | None, typer.Option(help="Embedded, a folder, or a hub name; repeatable.")] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Embedded, a folder, or a hub name; repeatable.")
+    ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Texts that are compared.")] = 200,
-    calibrating: Annotated[int, typer.Option(min=1, help="Other texts, which fix the ranges.")] = 200,
+    calibrating: Annotated[
+        int, typer.Option(min=1, help="Other texts, which fix the ranges.")
+    ] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("runs/quantised"),
 ) -> None:
     """Measure the cosine of the last mean hidden states of encoders in 8 bits with those in fp32."""
     hide_bars()
     cosines = {name: measure(name, texts, calibrating) for name in backbone or ("minilm", "mpnet")}
     settings = {"texts": texts, "calibrating": calibrating}
-    write_json(out / "quantised.json", {"settings": settings, "cosines": cosines, "environment": environment()})
+    write_json(
+        out / "quantised.json",
+        {"settings": settings, "cosines": cosines, "environment": environment()},
+    )
     print_table(("median, worst cosine", *cosines), rows(cosines))
 
 
@@ -47,7 +54,8 @@ def rows(cosines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[
     """Return a line a kind: its name, and the median and the worst cosine of each backbone."""
     kinds = next(iter(cosines.values()))
     return [
-        [kind, *(f"{of[kind]['median']:.3f}, {of[kind]['worst']:.3f}" for of in cosines.values())] for kind in kinds
+        [kind, *(f"{of[kind]['median']:.3f}, {of[kind]['worst']:.3f}" for of in cosines.values())]
+        for kind in kinds
     ]
 
 
@@ -114,7 +122,9 @@ def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> None:
         logging.disable(logging.NOTSET)
 
 
-def _ours(int8: Literal[True, "all"], calibrated: bool) -> Callable[[Path, Path, Sequence[str]], object]:
+def _ours(
+    int8: Literal[True, "all"], calibrated: bool
+) -> Callable[[Path, Path, Sequence[str]], object]:
     return lambda fp32, folder, others: export.quantized(
         fp32, folder, int8, calibration=list(others) if calibrated else None
     )

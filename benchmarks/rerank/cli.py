@@ -12,7 +12,10 @@ from benchmarks.command_line import hide_bars, print_table, run_app
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Task = Annotated[str, typer.Option(help="Banking77 or CLINC150: names of labels; RTE or QNLI: sentences, by BM25.")]
+Task = Annotated[
+    str,
+    typer.Option(help="Banking77 or CLINC150: names of labels; RTE or QNLI: sentences, by BM25."),
+]
 Data = Annotated[Path, typer.Option(help="Folder of the task's data.")]
 Backbone = Annotated[str, typer.Option(help="minilm or mpnet.")]
 Models = Annotated[Path, typer.Option(help="Folder of the models.")]
@@ -42,8 +45,15 @@ def train_command(
     from benchmarks.rerank.data import load
 
     hide_bars()
-    queries, folder = load(task, data, seed, train=True).cut(0, train), models / f"{task.lower()}-{backbone}-s{seed}"
-    whole, short, lr = folder / "whole", folder / f"cut{layers}", 5e-5 if backbone == "mpnet" else 2e-4
+    queries, folder = (
+        load(task, data, seed, train=True).cut(0, train),
+        models / f"{task.lower()}-{backbone}-s{seed}",
+    )
+    whole, short, lr = (
+        folder / "whole",
+        folder / f"cut{layers}",
+        5e-5 if backbone == "mpnet" else 2e-4,
+    )
     if not (whole / "config.json").exists():
         training.train(backbone, queries, whole, epochs=1, lr=lr, seed=seed, bf16=True)
     if not (short / "config.json").exists():
@@ -57,7 +67,9 @@ def race_command(
     backbone: Backbone = "minilm",
     models: Models = Path("runs/rerank"),
     k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
-    fit: Annotated[int, typer.Option(min=50, help="Training queries that the model did not see, for exits.")] = 400,
+    fit: Annotated[
+        int, typer.Option(min=50, help="Training queries that the model did not see, for exits.")
+    ] = 400,
     test: Annotated[int, typer.Option(min=20, help="Test queries.")] = 300,
     train: Train = 3000,
     seed: Seed = 0,
@@ -68,12 +80,35 @@ def race_command(
 
     hide_bars()
     found = race(
-        task, data, models, out, backbone=backbone, k=k, fit=fit, test=test, train=train, seed=seed, say=typer.echo
+        task,
+        data,
+        models,
+        out,
+        backbone=backbone,
+        k=k,
+        fit=fit,
+        test=test,
+        train=train,
+        seed=seed,
+        say=typer.echo,
     )
     print_table(
-        ("way", "setting", "seconds a query", "pair-layers", "other top k", "nDCG lost", "against labels"),
+        (
+            "way",
+            "setting",
+            "seconds a query",
+            "pair-layers",
+            "other top k",
+            "nDCG lost",
+            "against labels",
+        ),
         [
-            (one["way"], f"{one['setting']:g}", f"{one['seconds']:.3f}", *(f"{one.get(n, 0.0):.4f}" for n in _SHOWN))
+            (
+                one["way"],
+                f"{one['setting']:g}",
+                f"{one['seconds']:.3f}",
+                *(f"{one.get(n, 0.0):.4f}" for n in _SHOWN),
+            )
             for one in found["seconds"]
         ],
     )
@@ -97,7 +132,10 @@ def clock_command(
     hide_bars()
     folder = models / f"{task.lower()}-{backbone}-s{seed}"
     found = clock.clock(task, data, folder, out, k=k, queries=queries, train=train, seed=seed)
-    rows = [(way, f"{one['seconds']:.3f}", f"{one['changed']:.1%}") for way, one in found["ways"].items()]
+    rows = [
+        (way, f"{one['seconds']:.3f}", f"{one['changed']:.1%}")
+        for way, one in found["ways"].items()
+    ]
     print_table(("way", "seconds a query", "other top k"), rows)
     budgets = [tuple(f"{value:.3f}" for value in one.values()) for one in found["budgets"]]
     print_table(tuple(found["budgets"][0]), budgets)

@@ -44,19 +44,32 @@ def clock(
     if not (folder / "int8" / "rerank.json").exists():
         prepare(folder, pools_of(load(task, data, seed, train=True).cut(train, train + 32)))
     pools = pools_of(load(task, data, seed, train=False).cut(0, queries))
-    ranker, theirs = CrossEncoder.load(folder / "ranker"), sentence_transformers.CrossEncoder(str(folder / "whole"))
+    ranker, theirs = (
+        CrossEncoder.load(folder / "ranker"),
+        sentence_transformers.CrossEncoder(str(folder / "whole")),
+    )
     policy = next(part for part in all_within(ranker.settings.policy) if isinstance(part, TopK))
-    chosen = {"full": LastStep(), "certified": policy, f"margin {_MARGIN:g}": policy.with_threshold(_MARGIN)}
+    chosen = {
+        "full": LastStep(),
+        "certified": policy,
+        f"margin {_MARGIN:g}": policy.with_threshold(_MARGIN),
+    }
     calls: dict[str, Callable[[Pool], Any]] = {}
     calls["sentence-transformers"] = lambda pool: theirs.rank(pool.query, list(pool.documents))
-    for name, made in (("PyTorch", ranker), ("onnx", _opened(folder / "onnx")), ("int8", _opened(folder / "int8"))):
+    for name, made in (
+        ("PyTorch", ranker),
+        ("onnx", _opened(folder / "onnx")),
+        ("int8", _opened(folder / "int8")),
+    ):
         calls |= {f"{name}, {way}": _ranking(made, each, k) for way, each in chosen.items()}
     seconds, orders = _timed(calls, pools)
     full = orders["PyTorch, full"]
     ways = {
         name: {
             "seconds": float(np.median(own[2:])),
-            "changed": float(np.mean([set(a[:k]) != set(b[:k]) for a, b in zip(orders[name], full, strict=True)])),
+            "changed": float(
+                np.mean([set(a[:k]) != set(b[:k]) for a, b in zip(orders[name], full, strict=True)])
+            ),
         }
         for name, own in seconds.items()
     }
@@ -65,7 +78,9 @@ def clock(
         "task": task,
         "settings": {"k": k, "queries": queries, "seed": seed, "margin": policy.margin},
         "ways": ways,
-        "budgets": [_budget(ranker, pools, share * whole, full, k) for share in (0.2, 0.4, 0.6, 0.8)],
+        "budgets": [
+            _budget(ranker, pools, share * whole, full, k) for share in (0.2, 0.4, 0.6, 0.8)
+        ],
         "environment": environment(torch.device("cpu")),
     }
     write_json(out / f"clock-{folder.name}-k{k}.json", result)
@@ -74,18 +89,25 @@ def clock(
 
 def _opened(folder: Path) -> Ranker:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in int8 the promise is about other weights; here its margin is only timed
+        warnings.simplefilter(
+            "ignore"
+        )  # in int8 the promise is about other weights; here its margin is only timed
         return Ranker.load(folder)
 
 
 def _ranking(ranker: Ranker, policy: Any, k: int) -> Callable[[Pool], Any]:
-    return lambda pool: ranker.rank(pool.query, pool.documents, k, scores=pool.scores, policy=policy)
+    return lambda pool: ranker.rank(
+        pool.query, pool.documents, k, scores=pool.scores, policy=policy
+    )
 
 
 def _timed(
     calls: Mapping[str, Callable[[Pool], Any]], pools: Sequence[Pool]
 ) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
-    seconds, orders = {name: list[float]() for name in calls}, {name: list[list[int]]() for name in calls}
+    seconds, orders = (
+        {name: list[float]() for name in calls},
+        {name: list[list[int]]() for name in calls},
+    )
     for number, pool in enumerate(pools):
         for name in list(calls)[:: 1 if number % 2 else -1]:
             began = time.perf_counter()
@@ -106,4 +128,9 @@ def _budget(
         took = time.perf_counter() - began
         kept, over = kept + (took <= within), max(over, took / within)
         same += found[0]["corpus_id"] == best[0]
-    return {"seconds": within, "kept": kept / len(pools), "longest": over, "same_first": same / len(pools)}
+    return {
+        "seconds": within,
+        "kept": kept / len(pools),
+        "longest": over,
+        "same_first": same / len(pools),
+    }

@@ -61,14 +61,24 @@ def load(task: str, folder: Path, seed: int, *, train: bool) -> Queries:
         query, document = _OF_PAIRS[task]
         documents = list(dict.fromkeys(text for part in data.values() for text in part[document]))
         place = {text: number for number, text in enumerate(documents)}
-        right = [(row[query], place[row[document]]) for row in rows if row["label"] == 0]  # "entailment"
-        return Queries([text for text, _ in right], [gold for _, gold in right], documents, Bm25(), _POOL)
+        right = [
+            (row[query], place[row[document]]) for row in rows if row["label"] == 0
+        ]  # "entailment"
+        return Queries(
+            [text for text, _ in right], [gold for _, gold in right], documents, Bm25(), _POOL
+        )
     names = list(rows.features["label"].names)
     if found.outside is not None:
         names.pop(found.outside)
     right = [(row["sentence1"], row["label"]) for row in rows if row["label"] != found.outside]
     names = [name.replace("_", " ") for name in names]
-    return Queries([text for text, _ in right], [gold for _, gold in right], names, BiEncoder("minilm"), len(names))
+    return Queries(
+        [text for text, _ in right],
+        [gold for _, gold in right],
+        names,
+        BiEncoder("minilm"),
+        len(names),
+    )
 
 
 class FirstStage(Protocol):
@@ -109,10 +119,14 @@ class BiEncoder:
         parts = []
         for start in range(0, len(order), 64):
             given = [texts[n] for n in order[start : start + 64]]
-            batch = self._tokenizer(given, padding=True, truncation=True, max_length=64, return_tensors="pt")
+            batch = self._tokenizer(
+                given, padding=True, truncation=True, max_length=64, return_tensors="pt"
+            )
             states = self._encoder(**batch).last_hidden_state
             parts.append(readouts.mean(states, attention_mask=batch["attention_mask"]))
-        return torch.nn.functional.normalize(torch.cat(parts)[torch.argsort(torch.tensor(order))], dim=-1)
+        return torch.nn.functional.normalize(
+            torch.cat(parts)[torch.argsort(torch.tensor(order))], dim=-1
+        )
 
     def scores(self, queries: list[str], documents: list[str]) -> Tensor:
         """Return the cosine of every query with every document, `(queries, documents)`."""

@@ -27,9 +27,27 @@ from ponder.policies.base import all_within
 __all__ = ["race"]
 
 MARGINS = tuple(np.linspace(6.0, 0.0, 61).round(2).tolist())
-_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the pool, kept by the first stage
+_SHARES = (
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+)  # of the pool, kept by the first stage
 _TIMED = 16  # queries whose seconds are taken
-_PROMISES = (("top_k", 10, 0.05), ("top_k", 3, 0.05), ("top_1", 1, 0.05), ("ndcg", 10, 0.01), ("ndcg_gap", 10, 0.005))
+_PROMISES = (
+    ("top_k", 10, 0.05),
+    ("top_k", 3, 0.05),
+    ("top_1", 1, 0.05),
+    ("ndcg", 10, 0.01),
+    ("ndcg_gap", 10, 0.005),
+)
 
 Numbers = dict[str, float]
 
@@ -50,7 +68,9 @@ def race(
         ranker.model.record = partial(once.record, ranker.model)
         ranker.fit_exits(given, top_k=k, changed=0.05)
         fitted[name] = dict(ranker.settings.fitted)
-        records[name] = ranker.record(fresh if ranker.first_stage else [_bare(pool) for pool in fresh])
+        records[name] = ranker.record(
+            fresh if ranker.first_stage else [_bare(pool) for pool in fresh]
+        )
         say(f"{name}: {fitted[name]['statement']}")
     rankers["TopK, first stage"].save(folder / "ranker")
     short = max(folder.glob("cut*"))
@@ -62,7 +82,14 @@ def race(
     result = {
         "task": task,
         "backbone": backbone,
-        "settings": {"k": k, "fit": fit, "test": test, "train": train, "seed": seed, "layers": staged.num_steps - 1},
+        "settings": {
+            "k": k,
+            "fit": fit,
+            "test": test,
+            "train": train,
+            "seed": seed,
+            "layers": staged.num_steps - 1,
+        },
         "candidates": len(fresh[0].documents),
         "quality": _quality(records["TopK"], short.name, records["cut encoder"]),
         "fitted": fitted,
@@ -88,15 +115,24 @@ class Once:
         """Return the trajectory of some pairs under the heads of a model, as its own `record` does."""
         places = torch.tensor([self.places[pair] for pair in pairs])
         seen = self.seen.map(lambda tensor: tensor[places])
-        outputs = [head(seen.features[:, step]) for step, head in enumerate(model.ponder.head.heads)]
+        outputs = [
+            head(seen.features[:, step]) for step, head in enumerate(model.ponder.head.heads)
+        ]
         return replace(seen, outputs=torch.stack(outputs, 1))
 
 
 def pools_of(queries: Queries) -> list[Pool]:
     """Return the candidates of each query, with the scores of the first stage."""
     return [
-        Pool(text, [queries.documents[n] for n in places], own, [float(place == gold) for place in places])
-        for text, gold, (places, own) in zip(queries.texts, queries.gold, queries.nearest(queries.size), strict=True)
+        Pool(
+            text,
+            [queries.documents[n] for n in places],
+            own,
+            [float(place == gold) for place in places],
+        )
+        for text, gold, (places, own) in zip(
+            queries.texts, queries.gold, queries.nearest(queries.size), strict=True
+        )
     ]
 
 
@@ -108,7 +144,9 @@ Way = dict[float, tuple[NDArray[Any], float, NDArray[Any]]]
 """By setting: exit steps of the rows over a record, the share of the pair-layers, and the scores at the exits."""
 
 
-def _ways(rankers: Mapping[str, CrossEncoder], records: Mapping[str, Record], k: int) -> dict[str, Way]:
+def _ways(
+    rankers: Mapping[str, CrossEncoder], records: Mapping[str, Record], k: int
+) -> dict[str, Way]:
     """Return every way with its settings."""
     staged, bare, short = (records[name] for name in ("TopK, first stage", "TopK", "cut encoder"))
     layers, rows = bare.num_steps, np.arange(len(bare))
@@ -118,10 +156,16 @@ def _ways(rankers: Mapping[str, CrossEncoder], records: Mapping[str, Record], k:
     ways: dict[str, Way] = {"cut pool": {}, "cut encoder": {}, "exits without the group": {}}
     for share in (*_SHARES, 1.0):
         kept = place < max(round(share * size), k)
-        ways["cut pool"][share] = np.where(kept, layers, 1), float(kept.mean()), np.where(kept, scores[:, -1], -np.inf)
+        ways["cut pool"][share] = (
+            np.where(kept, layers, 1),
+            float(kept.mean()),
+            np.where(kept, scores[:, -1], -np.inf),
+        )
         work = float(kept.mean()) * short.num_steps / layers
         ways["cut encoder"][share] = np.where(kept, layers, 1), work, np.where(kept, own, -np.inf)
-    for bar in np.quantile(scores[:, -1], np.linspace(0.02, 0.98, 49)):  # a candidate below a fixed score leaves
+    for bar in np.quantile(
+        scores[:, -1], np.linspace(0.02, 0.98, 49)
+    ):  # a candidate below a fixed score leaves
         leaves = np.concatenate([scores[:, :-1] < bar, np.ones((len(rows), 1), dtype=bool)], 1)
         steps = leaves.argmax(1) + 1
         alone = steps, float(steps.mean()) / layers, scores[rows, steps - 1]
@@ -147,13 +191,22 @@ def curve(way: Way, records: Mapping[str, Record], k: int) -> list[Numbers]:
     full = records["TopK"]
     points = []
     for setting, (steps, work, scores) in way.items():
-        outputs = np.stack([scores, np.asarray(full.outputs)[:, -1, 0]], 1)[..., None]  # at the exit, at full depth
-        seen = Record(outputs, None, full.row_ids, labels=full.labels, policy_context=full.policy_context)
+        outputs = np.stack([scores, np.asarray(full.outputs)[:, -1, 0]], 1)[
+            ..., None
+        ]  # at the exit, at full depth
+        seen = Record(
+            outputs, None, full.row_ids, labels=full.labels, policy_context=full.policy_context
+        )
         places = ranked(np.asarray(full.policy_context["group"]), scores, steps)  # type: ignore[index]
         seen.outputs[:, 0, 0] = -places  # the order is that of the exits
         ones = np.ones(len(seen), dtype=int)
-        lost = {name: Ranking(name, k).of_exits(seen, ones).mean() for name in ("top_k", "top_1", "ndcg", "ndcg_gap")}
-        points.append({"setting": setting, "work": work, **{name: float(loss) for name, loss in lost.items()}})
+        lost = {
+            name: Ranking(name, k).of_exits(seen, ones).mean()
+            for name in ("top_k", "top_1", "ndcg", "ndcg_gap")
+        }
+        points.append(
+            {"setting": setting, "work": work, **{name: float(loss) for name, loss in lost.items()}}
+        )
     return points
 
 
@@ -200,7 +253,9 @@ def _timed(
             calls[name, margin] = top(rankers[name], margin)
     theirs = _theirs(full)
     if theirs is not None:
-        calls["sentence-transformers", 1.0] = lambda pool: theirs.rank(pool.query, list(pool.documents))
+        calls["sentence-transformers", 1.0] = lambda pool: theirs.rank(
+            pool.query, list(pool.documents)
+        )
     some = fresh[:_TIMED]
     spent = {key: list[float]() for key in calls}
     for number, pool in enumerate(some):
@@ -213,7 +268,9 @@ def _timed(
     points: list[dict[str, Any]] = []
     for (name, setting), seconds in spent.items():
         known = next((point for point in curves.get(name, []) if point["setting"] == setting), {})
-        points.append({"way": name, "setting": setting, "seconds": float(np.mean(seconds[2:])), **known})
+        points.append(
+            {"way": name, "setting": setting, "seconds": float(np.mean(seconds[2:])), **known}
+        )
     return points
 
 
@@ -227,7 +284,9 @@ def _theirs(ranker: CrossEncoder) -> Any:
     return sentence_transformers.CrossEncoder(folder, device="cpu")
 
 
-def promises(record: Record, ranker: CrossEncoder, k: int, draws: int = 1000, seen: int = 250) -> list[dict[str, Any]]:
+def promises(
+    record: Record, ranker: CrossEncoder, k: int, draws: int = 1000, seen: int = 250
+) -> list[dict[str, Any]]:
     """Count broken promises over sets of queries that certify, drawn from the test queries, for several risks."""
     found: list[dict[str, Any]] = []
     groups = np.asarray(record.policy_context["group"])  # type: ignore[index]

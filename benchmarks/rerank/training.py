@@ -22,7 +22,9 @@ _QUERIES, _HARD, _RANDOM, _NEAR = 8, 5, 2, 20  # of a batch, and candidates besi
 _LONGEST, _WARM_UP = 128, 0.1
 
 
-def train(backbone: str, queries: Queries, folder: Path, *, epochs: int, lr: float, seed: int, bf16: bool) -> None:
+def train(
+    backbone: str, queries: Queries, folder: Path, *, epochs: int, lr: float, seed: int, bf16: bool
+) -> None:
     """Train a cross encoder with one score: listwise cross entropy over one right and seven wrong documents."""
     torch.manual_seed(seed)
     source = str(backbones.resolve(backbone))
@@ -51,13 +53,19 @@ def _learn(
     model: Any, teacher: Any, tokenizer: Any, queries: Queries, *, epochs: int, lr: float, seed: int, bf16: bool
 ) -> None:  # fmt: skip
     attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # on a CPU the fused kernel has no dropout, and falls back to slower ones
+    model.set_attn_implementation(
+        "eager"
+    )  # on a CPU the fused kernel has no dropout, and falls back to slower ones
     near = [places for places, _ in queries.nearest(_NEAR)]
     total, rng = epochs * (len(queries) // _QUERIES), random.Random(seed)
     heads = [weight for name, weight in model.named_parameters() if name.startswith("classifier")]
-    rest = [weight for name, weight in model.named_parameters() if not name.startswith("classifier")]
+    rest = [
+        weight for name, weight in model.named_parameters() if not name.startswith("classifier")
+    ]
     optimiser = torch.optim.AdamW(
-        [{"params": rest, "lr": lr}, {"params": heads, "lr": 10 * lr}], weight_decay=0.01, fused=True
+        [{"params": rest, "lr": lr}, {"params": heads, "lr": 10 * lr}],
+        weight_decay=0.01,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
@@ -67,10 +75,19 @@ def _learn(
         for _ in range(epochs):
             order = rng.sample(range(len(queries)), len(queries))
             for start in range(0, len(order) - _QUERIES + 1, _QUERIES):
-                pairs = [pair for n in order[start : start + _QUERIES] for pair in _list(queries, n, near[n], rng)]
+                pairs = [
+                    pair
+                    for n in order[start : start + _QUERIES]
+                    for pair in _list(queries, n, near[n], rng)
+                ]
                 texts, documents = map(list, zip(*pairs, strict=True))
                 batch = tokenizer(
-                    texts, documents, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
+                    texts,
+                    documents,
+                    padding=True,
+                    truncation=True,
+                    max_length=_LONGEST,
+                    return_tensors="pt",
                 )
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and quick_bf16()):
                     loss = _loss(model, teacher, batch)
@@ -84,11 +101,15 @@ def _learn(
     model.eval()
 
 
-def _list(queries: Queries, place: int, near: list[int], rng: random.Random) -> list[tuple[str, str]]:
+def _list(
+    queries: Queries, place: int, near: list[int], rng: random.Random
+) -> list[tuple[str, str]]:
     """The right document of a query, then wrong ones: some of the nearest, some at random."""
     gold, text = queries.gold[place], queries.texts[place]
     hard = rng.sample([n for n in near if n != gold], _HARD)
-    others = rng.sample([n for n in range(len(queries.documents)) if n != gold and n not in hard], _RANDOM)
+    others = rng.sample(
+        [n for n in range(len(queries.documents)) if n != gold and n not in hard], _RANDOM
+    )
     return [(text, queries.documents[n]) for n in (gold, *hard, *others)]
 
 

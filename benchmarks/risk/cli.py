@@ -17,13 +17,24 @@ from benchmarks.files import write_json
 from benchmarks.risk.simulation import simulate, synthetic_scene
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-COLUMNS = ("scene", "risk", "bound", "level", "asked", "violations", "mean risk", "mean exit step", "saving kept")
+COLUMNS = (
+    "scene",
+    "risk",
+    "bound",
+    "level",
+    "asked",
+    "violations",
+    "mean risk",
+    "mean exit step",
+    "saving kept",
+)
 
 
 @app.command()
 def risk_command(
     trajectory: Annotated[
-        list[Path] | None, typer.Option(help="Trajectory of a run (glue run --keep); repeat to join splits.")
+        list[Path] | None,
+        typer.Option(help="Trajectory of a run (glue run --keep); repeat to join splits."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the trajectories in the table.")] = "GLUE",
     trials: Annotated[int, typer.Option(min=2, help="Calibration sets.")] = 1000,
@@ -46,18 +57,29 @@ def risk_command(
             for outcome in simulate(scene, trials, confidence, seed):
                 outcomes.append(outcome)
                 advance()
-    result = {"settings": settings, "outcomes": outcomes, "environment": environment(torch.device("cpu"))}
+    result = {
+        "settings": settings,
+        "outcomes": outcomes,
+        "environment": environment(torch.device("cpu")),
+    }
     write_json(out / "risk.json", result)
     print_table(COLUMNS, map(_cells, outcomes))
     print(f"Result: {out / 'risk.json'}")
     if not all(outcome["kept"] for outcome in outcomes):
-        print("error: a promise is broken more often than the simulation's error allows", file=sys.stderr)
+        print(
+            "error: a promise is broken more often than the simulation's error allows",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
 def _cells(outcome: Mapping[str, Any]) -> Sequence[str]:
     confidence = outcome["confidence"]
-    asked = "mean risk ≤ level" if confidence is None else f"violations ≤ {round(100 * (1 - confidence), 6):g}%"
+    asked = (
+        "mean risk ≤ level"
+        if confidence is None
+        else f"violations ≤ {round(100 * (1 - confidence), 6):g}%"
+    )
     return (
         outcome["scene"],
         outcome["risk"].replace("_", " "),

@@ -49,7 +49,9 @@ class Scene:
     policy: Callable[[float], ExitPolicy] = Quantile
 
 
-def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: int = 0) -> Iterator[dict[str, Any]]:
+def simulate(
+    scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Iterator[dict[str, Any]]:
     """Yield every bound on every risk, each over `trials` calibration sets (the same sets for all), as plain JSON.
 
     `violations` is the share of the sets whose threshold has a true risk above the level; `mean_risk` is the mean of
@@ -88,7 +90,9 @@ def simulate(scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: i
                 "mean_risk": statistics.fmean(risks),
                 "risk_error": statistics.stdev(risks) / math.sqrt(trials),
                 "mean_exit_step": statistics.fmean(steps),
-                "saving": (scene.num_steps - statistics.fmean(steps)) / possible if possible > 0 else None,
+                "saving": (scene.num_steps - statistics.fmean(steps)) / possible
+                if possible > 0
+                else None,
             }
             yield {**outcome, "kept": _kept(outcome)}
 
@@ -98,7 +102,9 @@ def _kept(outcome: Mapping[str, Any]) -> bool:
     if outcome["confidence"] is None:
         return bool(outcome["mean_risk"] <= outcome["level"] + 3 * outcome["risk_error"])
     delta = 1.0 - outcome["confidence"]
-    return bool(outcome["violations"] <= delta + 3 * math.sqrt(delta * (1 - delta) / outcome["trials"]))
+    return bool(
+        outcome["violations"] <= delta + 3 * math.sqrt(delta * (1 - delta) / outcome["trials"])
+    )
 
 
 def _cheapest(scene: Scene, risk: Risk, signed: bool, level: float) -> float:
@@ -135,7 +141,9 @@ def synthetic_scene(rows: int = 1000) -> Scene:
     def truth(risk: Risk, signed: bool, q: float | None) -> tuple[float, float]:
         return true_risk(risk, q, signed=signed), 2.0 if q is None else 2.0 - (1.0 - q)
 
-    return Scene("synthetic", rows, 2, draw, truth, {"disagreement": 0.05, "error_gap": 0.02, "error": 0.13})
+    return Scene(
+        "synthetic", rows, 2, draw, truth, {"disagreement": 0.05, "error_gap": 0.02, "error": 0.13}
+    )
 
 
 def true_risk(risk: Risk, q: float | None, *, signed: bool = True) -> float:
@@ -166,7 +174,10 @@ def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
             by_step, _ = losses_of(risk, population, -1.0 if signed else 0.0)
             steps = np.stack([population.exit_steps(Confidence(value)) for value in GRID])
             steps = np.concatenate([steps, np.full_like(steps[:1], population.num_steps)])
-            tables[risk, signed] = by_step[np.arange(len(population)), steps - 1].mean(1), steps.mean(1)
+            tables[risk, signed] = (
+                by_step[np.arange(len(population)), steps - 1].mean(1),
+                steps.mean(1),
+            )
         risks, means = tables[risk, signed]
         place = -1 if q is None else GRID.index(q)
         return float(risks[place]), float(means[place])
@@ -174,8 +185,14 @@ def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
     def draw(generator: torch.Generator) -> ponder.Trajectory:
         picked = torch.randint(len(population), (rows,), generator=generator)
         drawn = population.map(lambda tensor: tensor[picked])
-        return replace(drawn, row_ids=torch.arange(rows), content_ids=False)  # each draw is a row of its own
+        return replace(
+            drawn, row_ids=torch.arange(rows), content_ids=False
+        )  # each draw is a row of its own
 
     full = 1.0 - float(population.correct()[:, -1].mean())
-    levels: dict[Risk, float] = {"disagreement": 0.05, "error_gap": 0.02, "error": round(full + 0.03, 2)}
+    levels: dict[Risk, float] = {
+        "disagreement": 0.05,
+        "error_gap": 0.02,
+        "error": round(full + 0.03, 2),
+    }
     return Scene(f"{name}, resampled", rows, population.num_steps, draw, truth, levels, Confidence)

@@ -18,11 +18,21 @@ TASKS = ("SST-2", "CoLA", "MRPC", "RTE", "STS-B", "Banking77", "CLINC150")
 @app.command()
 def shared_command(
     glue_dir: Annotated[Path, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE's tasks.")],
-    text_dir: Annotated[Path, typer.Option(envvar="TEXT_DIR", help="Folder of banking77 and clinc150.")],
-    teacher: Annotated[str, typer.Option(help="A BERT: an embedded backbone, a folder, or a hub name.")] = "minilm",
-    updates: Annotated[int, typer.Option(min=1, help="Batches of 64; 5,000 take an hour of one core.")] = 5000,
-    tasks: Annotated[str, typer.Option(help="Tasks whose training texts are used.")] = ",".join(TASKS),
-    out: Annotated[Path | None, typer.Option(help="Its folder; in the cache of backbones where not given.")] = None,
+    text_dir: Annotated[
+        Path, typer.Option(envvar="TEXT_DIR", help="Folder of banking77 and clinc150.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="A BERT: an embedded backbone, a folder, or a hub name.")
+    ] = "minilm",
+    updates: Annotated[
+        int, typer.Option(min=1, help="Batches of 64; 5,000 take an hour of one core.")
+    ] = 5000,
+    tasks: Annotated[str, typer.Option(help="Tasks whose training texts are used.")] = ",".join(
+        TASKS
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder; in the cache of backbones where not given.")
+    ] = None,
 ) -> None:
     """Teach one BERT layer, applied as often as the teacher has layers, the teacher's hidden states."""
     from benchmarks import backbones
@@ -48,5 +58,7 @@ def main() -> None:
     """Run the command line."""
     import torch
 
-    torch.set_float32_matmul_precision("medium")  # a third less time; under autocast the loss stays half as high again
+    torch.set_float32_matmul_precision(
+        "medium"
+    )  # a third less time; under autocast the loss stays half as high again
     run_app(app)

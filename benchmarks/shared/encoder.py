@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AlbertConfig, AlbertModel, AutoTokenizer, BertModel, get_linear_schedule_with_warmup
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    AutoTokenizer,
+    BertModel,
+    get_linear_schedule_with_warmup,
+)
 
 __all__ = ["shared_from", "teach"]
 
@@ -36,8 +42,19 @@ def shared_from(teacher: BertModel) -> AlbertModel:
     sizes = {
         name: getattr(teacher.config, name)
         for name in (
-            *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-            *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings"),
+            *(
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+            ),
+            *(
+                "hidden_act",
+                "hidden_dropout_prob",
+                "attention_probs_dropout_prob",
+                "max_position_embeddings",
+            ),
             *("type_vocab_size", "layer_norm_eps", "pad_token_id"),
         )
     }
@@ -54,7 +71,9 @@ def shared_from(teacher: BertModel) -> AlbertModel:
     return made
 
 
-def teach(teacher: str, texts: Sequence[str], updates: int, out: Path, advance: Callable[[], object]) -> float:
+def teach(
+    teacher: str, texts: Sequence[str], updates: int, out: Path, advance: Callable[[], object]
+) -> float:
     """Make the encoder, write it with its tokenizer into a folder, and return the mean loss of the last updates.
 
     Args:
@@ -65,19 +84,30 @@ def teach(teacher: str, texts: Sequence[str], updates: int, out: Path, advance: 
         advance: Called after each update.
     """
     torch.manual_seed(0)
-    tokenizer, watched = AutoTokenizer.from_pretrained(teacher), BertModel.from_pretrained(teacher).eval()
+    tokenizer, watched = (
+        AutoTokenizer.from_pretrained(teacher),
+        BertModel.from_pretrained(teacher).eval(),
+    )
     student = shared_from(watched).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, weight_decay=0.01)
     rates = get_linear_schedule_with_warmup(optimizer, min(100, updates // 10), updates)
     draw, losses = random.Random(0), list[float]()
     while len(losses) < updates:
-        chunk = sorted(draw.sample(texts, min(_CHUNK, len(texts))), key=len)  # of similar length in a batch
+        chunk = sorted(
+            draw.sample(texts, min(_CHUNK, len(texts))), key=len
+        )  # of similar length in a batch
         batches = [chunk[place : place + _BATCH] for place in range(0, len(chunk), _BATCH)]
         for batch in draw.sample(batches, len(batches))[: updates - len(losses)]:
-            given = tokenizer(batch, padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt")
+            given = tokenizer(
+                batch, padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt"
+            )
             with torch.no_grad():
                 wanted = watched(**given, output_hidden_states=True).hidden_states
-            loss = _distance(student(**given, output_hidden_states=True).hidden_states, wanted, given["attention_mask"])
+            loss = _distance(
+                student(**given, output_hidden_states=True).hidden_states,
+                wanted,
+                given["attention_mask"],
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -95,7 +125,8 @@ def _distance(own: Any, wanted: Any, mask: Tensor) -> Tensor:
     """Squared distance of the hidden states over real positions, that of the last weighted most."""
     real = mask.unsqueeze(-1).float()
     each = [
-        ((a - b) ** 2).mean(-1, keepdim=True).mul(real).sum() / real.sum() for a, b in zip(own, wanted, strict=True)
+        ((a - b) ** 2).mean(-1, keepdim=True).mul(real).sum() / real.sum()
+        for a, b in zip(own, wanted, strict=True)
     ]
     loss: Tensor = _LAST * each[-1] + _OTHERS * torch.stack(each[1:-1]).sum()
     return loss

@@ -24,9 +24,13 @@ SECTIONS = {2: "exiting", 3: "streaming", 10: "exporting"}
 @app.command()
 def speed_command(
     sections: Annotated[str, typer.Option(help="2 exiting, 3 streaming, 10 exporting.")] = "2,3,10",
-    quick: Annotated[bool, typer.Option("--quick", help="Small models, to see that it runs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small models, to see that it runs.")
+    ] = False,
     pairs: Annotated[int, typer.Option(min=1, help="Rounds of interleaved timings, at least.")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads; 0 for one each core that may be used.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/speed"),
 ) -> None:
     """Measure what saved steps are worth in time; every figure is a ratio within one run."""
@@ -37,9 +41,17 @@ def speed_command(
         name, start = SECTIONS[number], time.perf_counter()
         figures = importlib.import_module(f"benchmarks.speed.{name}").measure(options)
         seconds = round(time.perf_counter() - start, 1)
-        result = {"section": name, "number": number, "quick": quick, "figures": figures, "seconds": seconds}
+        result = {
+            "section": name,
+            "number": number,
+            "quick": quick,
+            "figures": figures,
+            "seconds": seconds,
+        }
         write_json(out / f"{name}.json", {**result, "environment": environment()})
-        print_table(COLUMNS, map(cells, figures), title=f"section {number}, {name}: {seconds:.0f} s")
+        print_table(
+            COLUMNS, map(cells, figures), title=f"section {number}, {name}: {seconds:.0f} s"
+        )
     print(f"Results: {out}")
 
 

@@ -36,7 +36,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
     subject, found = albert_base(options), []
     for batch in BATCHES[:2] if options.quick else BATCHES:
         rows = batch if options.quick else max(batch, ROWS)
-        tables = {name: spread(weights, rows) for name, weights in mixes(subject.wrapped.ponder.num_steps).items()}
+        tables = {
+            name: spread(weights, rows)
+            for name, weights in mixes(subject.wrapped.ponder.num_steps).items()
+        }
         calls = _calls(subject, tables, rows, batch, 8 if options.quick else LENGTH)
         seconds = interleaved(calls, rounds=1 if options.quick else options.pairs)
         for name, table in tables.items():
@@ -46,7 +49,12 @@ def measure(options: Options) -> list[dict[str, Any]]:
             more = {"steps": steps, "wall_clock": clock.median}
             case = f"{subject.name}, {name}, batch {batch}"
             measured = figure(
-                SECTION, case, "speed-up in wall-clock ÷ in steps", share, at_least=GOALS.get(batch), **more
+                SECTION,
+                case,
+                "speed-up in wall-clock ÷ in steps",
+                share,
+                at_least=GOALS.get(batch),
+                **more,
             )
             found.append(measured)
     return found

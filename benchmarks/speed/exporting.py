@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ponder
-from benchmarks.speed.subjects import Options, Seconds, figure, interleaved, minilm_encoder, mpnet_encoder, ratio
+from benchmarks.speed.subjects import (
+    Options,
+    Seconds,
+    figure,
+    interleaved,
+    minilm_encoder,
+    mpnet_encoder,
+    ratio,
+)
 from ponder import policies
 from ponder.calibration.cost import WallClock
 from ponder.deploy.runtime import OnnxModel
@@ -39,10 +47,16 @@ OVER_FP32 = {"MiniLM": 4.0, "MPNet-base": 8.0}
 def measure(options: Options) -> list[dict[str, Any]]:
     """Return the section's figures."""
     encoders = {"MiniLM": minilm_encoder, "MPNet-base": mpnet_encoder}
-    return [each for name, encoder in encoders.items() for each in _of_model(name, _model(encoder(options)), options)]
+    return [
+        each
+        for name, encoder in encoders.items()
+        for each in _of_model(name, _model(encoder(options)), options)
+    ]
 
 
-def _of_model(name: str, model: PonderForSequenceClassification, options: Options) -> list[dict[str, Any]]:
+def _of_model(
+    name: str, model: PonderForSequenceClassification, options: Options
+) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     others = [{"input_ids": row} for row in _rows(64, 32, seed=1).numpy()]
     with tempfile.TemporaryDirectory() as folder:
@@ -98,13 +112,25 @@ def _figures(
     for call in list(calls)[1:]:
         goal = OVER_FP32[name] if call.startswith("int8") and call.endswith("exits") else None
         value = ratio(seconds, "PyTorch", call)
-        found.append(figure(SECTION, case, f"speed-up of {call} over PyTorch fp32", value, at_least=goal, **more))
+        found.append(
+            figure(
+                SECTION, case, f"speed-up of {call} over PyTorch fp32", value, at_least=goal, **more
+            )
+        )
     for kind in list(exports)[1:]:
         both = f"{kind}, exits"
         over = ratio(seconds, BF16, both)
-        found.append(figure(SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more))
+        found.append(
+            figure(
+                SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more
+            )
+        )
         share = _of_product(seconds, kind)
-        found.append(figure(SECTION, case, f"exits × {kind} ÷ their product", share, at_least=OF_PRODUCT, **more))
+        found.append(
+            figure(
+                SECTION, case, f"exits × {kind} ÷ their product", share, at_least=OF_PRODUCT, **more
+            )
+        )
     return found
 
 
@@ -130,12 +156,19 @@ def _torch(
     def run() -> list[Tensor]:
         with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             return [
-                model(ids[c : c + batch], mask[c : c + batch], policy=policy, row_ids=numbers[c : c + batch]).logits
+                model(
+                    ids[c : c + batch],
+                    mask[c : c + batch],
+                    policy=policy,
+                    row_ids=numbers[c : c + batch],
+                ).logits
                 for c in cuts
             ]
 
     return run
 
 
-def _onnx(model: OnnxModel, arrays: list[Any], batch: int, policy: policies.ExitPolicy) -> Callable[[], object]:
+def _onnx(
+    model: OnnxModel, arrays: list[Any], batch: int, policy: policies.ExitPolicy
+) -> Callable[[], object]:
     return lambda: model.predict(arrays, batch_size=batch, policy=policy)

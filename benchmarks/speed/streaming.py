@@ -29,7 +29,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
     models = {"stacked": _wrapped(stacked), "shared": _wrapped(_shared(stacked.config))}
     draw = random.Random(0)
     lengths = [draw.randint(4, LONGEST) for _ in range(32 if options.quick else ROWS)]
-    rows = [(torch.arange(5, 5 + length), {"attention_mask": torch.ones(length).long()}) for length in lengths]
+    rows = [
+        (torch.arange(5, 5 + length), {"attention_mask": torch.ones(length).long()})
+        for length in lengths
+    ]
     found = []
     for batch in BATCHES:
         for name, weights in MIXES.items():
@@ -42,7 +45,14 @@ def measure(options: Options) -> list[dict[str, Any]]:
             calls = {kind: lambda model=model: stream(model) for kind, model in models.items()}
             seconds = interleaved(calls, rounds=1 if options.quick else options.pairs)
             case = f"MiniLM's sizes, {name}, batch {batch}"
-            found.append(figure(SECTION, case, "throughput, shared ÷ stacked", ratio(seconds, "stacked", "shared")))
+            found.append(
+                figure(
+                    SECTION,
+                    case,
+                    "throughput, shared ÷ stacked",
+                    ratio(seconds, "stacked", "shared"),
+                )
+            )
     return found
 
 
@@ -53,6 +63,14 @@ def _wrapped(encoder: PreTrainedModel) -> Any:
 
 def _shared(config: Any) -> PreTrainedModel:
     """An encoder of the same sizes with one layer, whose weights are random."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
     sizes = {name: getattr(config, name) for name in names}
-    return AlbertModel(AlbertConfig(embedding_size=config.hidden_size, hidden_act=config.hidden_act, **sizes))
+    return AlbertModel(
+        AlbertConfig(embedding_size=config.hidden_size, hidden_act=config.hidden_act, **sizes)
+    )

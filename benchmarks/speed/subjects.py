@@ -34,7 +34,12 @@ _ALBERT_BASE: dict[str, Any] = {
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
 }
-_NARROW: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1000}
+_NARROW: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ def albert_base(options: Options) -> Subject:
     torch.manual_seed(0)
     config = AlbertConfig(**{**_ALBERT_BASE, **(_NARROW if options.quick else {})})
     plain: Any = AlbertForSequenceClassification(config)
-    wrapped: Any = PonderForSequenceClassification.from_encoder(plain.base_model, "vanilla", readout="pooler")
+    wrapped: Any = PonderForSequenceClassification.from_encoder(
+        plain.base_model, "vanilla", readout="pooler"
+    )
     wrapped.ponder.head[-1].load_state_dict(plain.classifier.state_dict())
     return Subject("ALBERT-base", plain.eval(), wrapped.eval())
 
@@ -110,7 +117,14 @@ def figure(
     """
     found = {"section": section, "case": case, "figure": name, "value": value.median}
     kept = None if at_least is None else value.median >= at_least
-    return {**found, "low": value.low, "high": value.high, "at_least": at_least, "kept": kept, **more}
+    return {
+        **found,
+        "low": value.low,
+        "high": value.high,
+        "at_least": at_least,
+        "kept": kept,
+        **more,
+    }
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> Seconds:
@@ -138,4 +152,11 @@ def cells(one: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of one figure; a goal that is missed says so."""
     goal = "–" if one["at_least"] is None else f"≥ {one['at_least']:g}"
     reached = {True: "yes", False: "missed", None: "–"}[one["kept"]]
-    return (one["case"], one["figure"], f"{one['value']:.2f}", f"{one['low']:.2f}–{one['high']:.2f}", goal, reached)
+    return (
+        one["case"],
+        one["figure"],
+        f"{one['value']:.2f}",
+        f"{one['low']:.2f}–{one['high']:.2f}",
+        goal,
+        reached,
+    )

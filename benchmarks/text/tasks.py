@@ -59,7 +59,9 @@ class IntentTask(Task):
         names = sorted({intent for _, intent in train} - {_OUT_OF_SCOPE})
         names += [] if self.outside is None else [_OUT_OF_SCOPE]
         if len(names) != self.classes:
-            raise DataError(f"{folder}: expected {self.classes} classes of {self.name}; got {len(names)}.")
+            raise DataError(
+                f"{folder}: expected {self.classes} classes of {self.name}; got {len(names)}."
+            )
         found = {
             split: train if split == "train" else self.read(folder, split)
             for split in self.splits
@@ -82,7 +84,9 @@ def _banking77(folder: Path, split: str) -> _Rows:
     path = folder / "banking77" / f"{split}.csv"
     header, *lines = list(csv.reader(io.StringIO(read_text(path, _OPTION), newline="")))
     if header != ["text", "category"] or any(len(line) != 2 for line in lines):
-        raise DataError(f"{path}: expected the header text,category, and two columns; got {header}.")
+        raise DataError(
+            f"{path}: expected the header text,category, and two columns; got {header}."
+        )
     return [(text, intent) for text, intent in lines]
 
 
@@ -92,7 +96,9 @@ def _clinc150(folder: Path, split: str) -> _Rows:
         data = json.loads(read_text(path, _OPTION))
         return [(text, intent) for text, intent in (*data[key], *data[f"oos_{key}"])]
     except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: expected lists of [text, intent] under {key!r} and 'oos_{key}' ({error}).") from error
+        raise DataError(
+            f"{path}: expected lists of [text, intent] under {key!r} and 'oos_{key}' ({error})."
+        ) from error
 
 
 BANKING77 = register(IntentTask("Banking77", ("accuracy",), classes=77, read=_banking77))

@@ -26,7 +26,12 @@ RERANKED = (
     *(("TopK", margin) for margin in (3.0, 2.0)),
     *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
 )
-NAMES = {"static": "cut and fine-tuned", "minilm": "MiniLM", "mpnet": "MPNet", "shared": "one shared layer"}
+NAMES = {
+    "static": "cut and fine-tuned",
+    "minilm": "MiniLM",
+    "mpnet": "MPNet",
+    "shared": "one shared layer",
+}
 
 
 def read(path: Path) -> Any:
@@ -45,7 +50,11 @@ def made_by(found: dict[str, Any], version: str | None = None) -> str:
     """Return the version and commit that measured a result, marked where the code it speaks of is newer."""
     made, now = found["environment"], version or str(import_module("ponder").__version__)
     own = made["versions"]["ponder-torch"]
-    old = "" if own == now and not made["uncommitted_changes"] else f" **Older than the code, which is {now}.**"
+    old = (
+        ""
+        if own == now and not made["uncommitted_changes"]
+        else f" **Older than the code, which is {now}.**"
+    )
     return f"\n\nVersion {own}, commit `{made['commit'][:8]}`, {made['date']}, {made['threads']} threads.{old}"
 
 
@@ -75,9 +84,14 @@ def one_model() -> str:
     gaps: dict[tuple[str, str], list[list[float]]] = {}
     for other in (one for one in read_all(RESULTS / "repeated") if one["recipe"] == "deebert"):
         own = frozen.get((other["backbone"], other["task"], other.seed))
-        if own is not None and own["training"][0]["seconds"] == other["training"][0]["seconds"]:  # one fine-tuning
+        if (
+            own is not None and own["training"][0]["seconds"] == other["training"][0]["seconds"]
+        ):  # one fine-tuning
             scores = (
-                [score_at(one.held_out, "confidence", one["num_steps"] / times) for times in (1.5, 2, 3)]
+                [
+                    score_at(one.held_out, "confidence", one["num_steps"] / times)
+                    for times in (1.5, 2, 3)
+                ]
                 for one in (own, other)
             )
             gaps.setdefault((other["backbone"], other["task"]), []).append(
@@ -85,7 +99,11 @@ def one_model() -> str:
             )
     rows = []
     for backbone in ("minilm", "mpnet"):
-        medians = {task: list(map(median, zip(*of, strict=True))) for (on, task), of in gaps.items() if on == backbone}
+        medians = {
+            task: list(map(median, zip(*of, strict=True)))
+            for (on, task), of in gaps.items()
+            if on == backbone
+        }
         medians["mean"] = list(map(mean, zip(*medians.values(), strict=True)))
         for task, own in medians.items():
             seeds = str(len(gaps.get((backbone, task), "")) or "")
@@ -126,10 +144,16 @@ def beyond() -> str:
     rows = []
     for one in (one for one in results if one["backbone"] == "shared"):
         dev = one["splits"]["dev"]
-        if "beyond" in dev and one["recipe"] in ("vanilla", "palbert") and not one["config"]["recipe_options"]:
+        if (
+            "beyond" in dev
+            and one["recipe"] in ("vanilla", "palbert")
+            and not one["config"]["recipe_options"]
+        ):
             steps = [*dev["per_step"], *dev["beyond"]]
             shown = (steps[one["num_steps"] + more - 1] for more in (-1, 0, 1, 2, 4, 6))
-            rows.append([one["task"], f"`{one['recipe']}`", *(f"{100 * value:.1f}" for value in shown)])
+            rows.append(
+                [one["task"], f"`{one['recipe']}`", *(f"{100 * value:.1f}" for value in shown)]
+            )
     return table(["task", "recipe", *(f"step {step}" for step in (5, 6, 7, 8, 10, 12))], rows)
 
 
@@ -138,13 +162,20 @@ def pays_by_task() -> str:
     summary = read(ROOT / "docs" / "results-summary.json")
     recipes = (summary.pop("default"), "deebert", "palbert", "pabee", "static")
     rows = [
-        [NAMES.get(backbone, backbone), task, score(by_speed["1"]["tasks"][task]["vanilla"]), *map(score, own)]
+        [
+            NAMES.get(backbone, backbone),
+            task,
+            score(by_speed["1"]["tasks"][task]["vanilla"]),
+            *map(score, own),
+        ]
         for backbone, by_speed in summary.items()
         for task, scores in by_speed["2"]["tasks"].items()
         for own in [[scores[recipe] for recipe in recipes]]
     ]
     names = [NAMES.get(recipe, f"`{recipe}`") for recipe in recipes]
-    return table(["backbone", "task", "plain, full depth", *(f"{name}, ×2" for name in names)], rows)
+    return table(
+        ["backbone", "task", "plain, full depth", *(f"{name}, ×2" for name in names)], rows
+    )
 
 
 def finetuned() -> str:
@@ -154,12 +185,18 @@ def finetuned() -> str:
     lines: list[tuple[str, Callable[[Any], str]]] = [
         ("unlabelled texts", lambda one: f"{one['exits']['rows']:,}"),
         ("other answers, promised at most", lambda one: f"{one['exits']['level']:.0%}"),
-        ("other answers on the certifying texts", lambda one: f"{one['exits']['disagreement']:.2%}"),
+        (
+            "other answers on the certifying texts",
+            lambda one: f"{one['exits']['disagreement']:.2%}",
+        ),
         ("other answers on test texts", lambda one: f"{one['test']['disagreement']:.2%}"),
         ("accuracy there, without exits", lambda one: f"{one['test']['plain_accuracy']:.1%}"),
         ("accuracy there, with exits", lambda one: f"{one['test']['exit_accuracy']:.1%}"),
         ("speed-up in steps", lambda one: f"×{one['exits']['speed_up_in_steps']:.2f}"),
-        ("speed-up in seconds, batches of 32", lambda one: f"×{one['exits']['speed_up_in_seconds']:.2f}"),
+        (
+            "speed-up in seconds, batches of 32",
+            lambda one: f"×{one['exits']['speed_up_in_seconds']:.2f}",
+        ),
     ]
     return table(["", "SST-2", "Banking77"], ([name, *map(cell, found)] for name, cell in lines))
 
@@ -187,7 +224,9 @@ def risk() -> str:
         for one in found
         if "halves" not in one["scene"]
     )  # fmt: skip
-    return table(["scene", "risk", "bound", "level", "broken", "mean risk", "mean exit step"], rows) + made_by(whole)
+    return table(
+        ["scene", "risk", "bound", "level", "broken", "mean risk", "mean exit step"], rows
+    ) + made_by(whole)
 
 
 def speed() -> str:
@@ -197,7 +236,8 @@ def speed() -> str:
     kinds = {case.split(", ")[1]: None for case in found}
     sizes = {case.rpartition(" ")[2]: None for case in found}
     rows = (
-        [kind, *(f"{found[f'ALBERT-base, {kind}, batch {size}']['value']:.2f}" for size in sizes)] for kind in kinds
+        [kind, *(f"{found[f'ALBERT-base, {kind}, batch {size}']['value']:.2f}" for size in sizes)]
+        for kind in kinds
     )
     return table(["exits", *(f"batch of {size}" for size in sizes)], rows) + made_by(whole)
 
@@ -205,7 +245,10 @@ def speed() -> str:
 def streaming() -> str:
     """Return the throughput of a stream of shared steps over that of stacked ones."""
     whole = read(RESULTS / "speed" / "streaming.json")
-    rows = ([one["case"], f"×{one['value']:.2f}", f"{one['low']:.2f}–{one['high']:.2f}"] for one in whole["figures"])
+    rows = (
+        [one["case"], f"×{one['value']:.2f}", f"{one['low']:.2f}–{one['high']:.2f}"]
+        for one in whole["figures"]
+    )
     return table(["stream", "shared ÷ stacked", "of five rounds"], rows) + made_by(whole)
 
 
@@ -217,7 +260,8 @@ def exporting() -> str:
     values = {(one["case"], one["figure"]): one["value"] for one in found}
     cases = list(dict.fromkeys(one["case"] for one in found))
     rows = (
-        [case, *(f"×{values[case, f'speed-up of {kind} over PyTorch fp32']:.1f}" for kind in kinds)] for case in cases
+        [case, *(f"×{values[case, f'speed-up of {kind} over PyTorch fp32']:.1f}" for kind in kinds)]
+        for case in cases
     )
     names = ("exits in PyTorch", "onnxruntime", "with exits", "int8", "int8 with exits")
     return table(["model, rows × tokens", *names], rows) + made_by(whole)
@@ -225,10 +269,18 @@ def exporting() -> str:
 
 def rerank() -> str:
     """Return what leaving early saves at about the same change of the answer, next to what else is done."""
-    found = [one for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json")) if "curves" in (one := read(path))]
+    found = [
+        one
+        for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))
+        if "curves" in (one := read(path))
+    ]
     rows = []
     for whole in found:
-        full = next(one["seconds"] for one in whole["seconds"] if one["way"] == "cut pool" and one["setting"] == 1.0)
+        full = next(
+            one["seconds"]
+            for one in whole["seconds"]
+            if one["way"] == "cut pool" and one["setting"] == 1.0
+        )
         rows += [
             [
                 f"{whole['task']}, {NAMES[whole['backbone']]}", one["way"], f"{one['setting']:g}",
@@ -249,7 +301,14 @@ def cascades() -> str:
     for path in sorted((RESULTS / "cascades").glob("*-s?.json")):
         if not path.name.startswith("curve"):
             found.setdefault(((one := read(path))["backbone"], one["task"]), []).append(one)
-    ways = ("exits", "cascade", "cascade with exits", "int8 exits", "int8 cascade", "int8 cascade with exits")
+    ways = (
+        "exits",
+        "cascade",
+        "cascade with exits",
+        "int8 exits",
+        "int8 cascade",
+        "int8 cascade with exits",
+    )
     rows = []
     for (backbone, task), ones in found.items():
         for level in ones[0]["promises"]:
@@ -260,10 +319,22 @@ def cascades() -> str:
                 else "–"
                 for way in ways
             ]
-            shown = [f"{mean(each['cascade'][name] for each in made):.1%}" for name in ("other", "accuracy")]
-            rivals = [mean(one["model"]["accuracy"] for one in ones), mean(e["blind mix"]["accuracy"] for e in made)]
+            shown = [
+                f"{mean(each['cascade'][name] for each in made):.1%}"
+                for name in ("other", "accuracy")
+            ]
+            rivals = [
+                mean(one["model"]["accuracy"] for one in ones),
+                mean(e["blind mix"]["accuracy"] for e in made),
+            ]
             rows.append(
-                [f"{NAMES[backbone]}, {task}", f"{float(level):.0%}", *speed, *shown, *(f"{r:.1%}" for r in rivals)]
+                [
+                    f"{NAMES[backbone]}, {task}",
+                    f"{float(level):.0%}",
+                    *speed,
+                    *shown,
+                    *(f"{r:.1%}" for r in rivals),
+                ]
             )
     head = ["model, task", "promised", *(way.replace("cascade with exits", "both") for way in ways)]
     head += ["cascade: other answers", "accuracy", "model", "blind mix"]
@@ -274,10 +345,18 @@ def redraws() -> str:
     """Return how often promises of cascades were broken."""
     whole = read(RESULTS / "cascades" / "redraws-banking77.json")
     rows = (
-        [one["kind"], f"{one['level']:.0%}", f"{one['draws']:,}", f"{one['broken']:.1%}", f"{one['mean_risk']:.2%}"]
+        [
+            one["kind"],
+            f"{one['level']:.0%}",
+            f"{one['draws']:,}",
+            f"{one['broken']:.1%}",
+            f"{one['mean_risk']:.2%}",
+        ]
         for one in whole["rows"]
     )
-    return table(["chosen on each draw", "promised", "draws", "broken", "mean other answers"], rows) + made_by(whole)
+    return table(
+        ["chosen on each draw", "promised", "draws", "broken", "mean other answers"], rows
+    ) + made_by(whole)
 
 
 def puzzles() -> str:
@@ -290,7 +369,13 @@ def puzzles() -> str:
         ("steps of the best fixed depth", "looped", "best fixed depth", "mean_steps", "{:.1f}"),
         ("steps of the oracle", "looped", "oracle", "mean_steps", "{:.1f}"),
         ("rank correlation of steps with difficulty", "looped", None, "rank_correlation", "{:.2f}"),
-        ("a feed-forward network of the same cost", "feed-forward", "all layers", "accuracy", "{:.1%}"),
+        (
+            "a feed-forward network of the same cost",
+            "feed-forward",
+            "all layers",
+            "accuracy",
+            "{:.1%}",
+        ),
     ]
     rows = (
         [name, *(form.format(median(one["ways"][way or one["best_rule"]]["test"][key] for one in of[learner]))
@@ -302,8 +387,13 @@ def puzzles() -> str:
 
 def repeats() -> str:
     """Return runs that were done twice with one seed, on other machines or versions."""
-    results, report = import_module("benchmarks.glue.results"), import_module("benchmarks.glue.report")
-    return str(report.repeats(results.read_all(RESULTS / "glue"), results.read_all(RESULTS / "repeated")))
+    results, report = (
+        import_module("benchmarks.glue.results"),
+        import_module("benchmarks.glue.report"),
+    )
+    return str(
+        report.repeats(results.read_all(RESULTS / "glue"), results.read_all(RESULTS / "repeated"))
+    )
 
 
 def advice() -> str:
@@ -325,7 +415,16 @@ def advice() -> str:
                 f"{one['race_processor_seconds']:.0f}",
             )
         )
-    head = ("model", "taken", "×", "slower than the best on test", "promised", "other answers on test", "promise", "s")
+    head = (
+        "model",
+        "taken",
+        "×",
+        "slower than the best on test",
+        "promised",
+        "other answers on test",
+        "promise",
+        "s",
+    )
     return table(head, rows) + made_by(found[0])
 
 
@@ -385,5 +484,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # where `benchmarks` lies
     listed = names(FACE.findall(markdown))
-    markdown = FACE.sub(lambda marker: "\n".join(f"::: {name}\n" for name in listed[marker[1]]), markdown)
+    markdown = FACE.sub(
+        lambda marker: "\n".join(f"::: {name}\n" for name in listed[marker[1]]), markdown
+    )
     return MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)

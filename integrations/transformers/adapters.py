@@ -37,7 +37,15 @@ from ponder.model.capture import Captured, capture
 from ponder.model.padding import Along, Padding, hidden_key
 from ponder.model.steps import Steps
 
-__all__ = ["READOUTS", "Adapter", "AdapterStem", "AlbertAdapter", "CapturedAdapter", "EncoderAdapter", "MPNetAdapter"]
+__all__ = [
+    "READOUTS",
+    "Adapter",
+    "AdapterStem",
+    "AlbertAdapter",
+    "CapturedAdapter",
+    "EncoderAdapter",
+    "MPNetAdapter",
+]
 __all__ += ["adapter_for", "as_long", "registry", "states_of"]
 
 READOUTS: Mapping[str, Callable[..., Tensor]] = {
@@ -99,7 +107,9 @@ class Adapter(ABC):
             return tokens.mean((2, 3))
         if name in ("first_token", "tokens"):
             return READOUTS[name](tokens)
-        return READOUTS[name](tokens, attention_mask=as_long(context.get("token_mask"), tokens.shape[1]))
+        return READOUTS[name](
+            tokens, attention_mask=as_long(context.get("token_mask"), tokens.shape[1])
+        )
 
     def readout(self, name: str) -> Callable[..., Tensor]:
         """Return `features` as a readout."""
@@ -128,7 +138,10 @@ class AdapterStem(nn.Module):
 
     def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder, self.adapter = whole, adapter  # the model that the encoder is a part of, or the encoder itself
+        self.encoder, self.adapter = (
+            whole,
+            adapter,
+        )  # the model that the encoder is a part of, or the encoder itself
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`."""
@@ -146,7 +159,9 @@ class EncoderAdapter(Adapter):
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """h_0, what the first layer reads, `(batch, length, width)`."""
-        embedded: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        embedded: Tensor = self.encoder.embeddings(
+            input_ids=input_ids, token_type_ids=token_type_ids
+        )
         return embedded
 
     def steps(self) -> Steps:
@@ -167,7 +182,10 @@ class EncoderAdapter(Adapter):
         return hidden if field == "last_hidden_state" else self.pool(hidden)
 
     def stem(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Token ids `(batch, length)` to h_0 and the context of the steps.
 
@@ -181,7 +199,10 @@ class EncoderAdapter(Adapter):
         of_keys = attention_mask is None or attention_mask.dim() == 2
         if of_keys and layer_mask is not None and layer_mask.dim() == 4:
             layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
-        return hidden, {"attention_mask": layer_mask, "token_mask": attention_mask if of_keys else None}
+        return hidden, {
+            "attention_mask": layer_mask,
+            "token_mask": attention_mask if of_keys else None,
+        }
 
     def padding(self) -> Padding:
         """See `Adapter.padding`; a mask that hides nothing is None here."""
@@ -203,7 +224,11 @@ class LayerStep:
         self.layer = layer
 
     def __call__(
-        self, hidden: Tensor, attention_mask: Tensor | None = None, token_mask: Tensor | None = None, **context: Any
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        **context: Any,
     ) -> Tensor:
         """One application of the layer."""
         output = self.layer(hidden, attention_mask, **context)
@@ -224,7 +249,9 @@ class AlbertAdapter(EncoderAdapter):
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Factorised embeddings, projected to the width of the layers."""
-        hidden: Tensor = self.encoder.encoder.embedding_hidden_mapping_in(super().embed(input_ids, token_type_ids))
+        hidden: Tensor = self.encoder.encoder.embedding_hidden_mapping_in(
+            super().embed(input_ids, token_type_ids)
+        )
         return hidden
 
     def steps(self) -> Steps:
@@ -232,7 +259,9 @@ class AlbertAdapter(EncoderAdapter):
         config = self.encoder.config
         groups = [LayerStep(group) for group in self.encoder.encoder.albert_layer_groups]
         per_group = config.num_hidden_layers / config.num_hidden_groups
-        return Steps(groups, schedule=[int(step / per_group) for step in range(config.num_hidden_layers)])
+        return Steps(
+            groups, schedule=[int(step / per_group) for step in range(config.num_hidden_layers)]
+        )
 
     def pool(self, hidden: Tensor) -> Tensor:
         """See `EncoderAdapter.pool`."""
@@ -250,7 +279,10 @@ class MPNetAdapter(EncoderAdapter):
         return embedded
 
     def stem(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """See `EncoderAdapter.stem`; `position_bias`, `(1, heads, length, length)`, is computed once a call."""
         hidden, context = super().stem(input_ids, attention_mask)
@@ -282,7 +314,10 @@ class CapturedAdapter(Adapter):
     """Functions from the encoder's output to what readouts read of it."""
 
     def __init__(
-        self, encoder: PreTrainedModel, num_steps: int | None = None, example: Mapping[str, Any] | None = None
+        self,
+        encoder: PreTrainedModel,
+        num_steps: int | None = None,
+        example: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(encoder)
         self.num_steps, self.example = num_steps or 0, example
@@ -303,9 +338,15 @@ class CapturedAdapter(Adapter):
         self._given = frozenset(given)
         parts = self.parts = capture(encoder, call)
         with evaluating(encoder):
-            hidden, _ = parts.stem(**{"inputs" if name == main else name: value for name, value in given.items()})
+            hidden, _ = parts.stem(
+                **{"inputs" if name == main else name: value for name, value in given.items()}
+            )
             output = encoder(**call)
-            seen = {name: value for name, select in self.selects.items() if (value := select(output)) is not None}
+            seen = {
+                name: value
+                for name, select in self.selects.items()
+                if (value := select(output)) is not None
+            }
             self._readouts = {name: parts.readout_of(self.selects[name]) for name in seen}
         shown = {**given, **seen, "hidden": states_of(hidden)}
         self.shapes = {name: tuple(value.shape) for name, value in shown.items()}
@@ -330,7 +371,9 @@ class CapturedAdapter(Adapter):
         mask = named.get("attention_mask")
         if mask is not None and mask.dim() == 2:
             states = states_of(hidden)
-            context["token_mask"] = mask if states.dim() != 3 else frames_mask(self.encoder, mask, states.shape[1])
+            context["token_mask"] = (
+                mask if states.dim() != 3 else frames_mask(self.encoder, mask, states.shape[1])
+            )
         return hidden, context
 
     def steps(self) -> Steps:
@@ -382,8 +425,15 @@ def adapter_for(
     encoder = encoder_of(encoder)
     config = encoder.config
     kind: Any = type(encoder)
-    plain = kind is MODEL_MAPPING.get(type(config), None)  # another class may run other code around the layers
-    if plain and example is None and config.model_type in registry.names() and not getattr(config, "is_decoder", False):
+    plain = kind is MODEL_MAPPING.get(
+        type(config), None
+    )  # another class may run other code around the layers
+    if (
+        plain
+        and example is None
+        and config.model_type in registry.names()
+        and not getattr(config, "is_decoder", False)
+    ):
         return registry.get(config.model_type, encoder=encoder)
     return CapturedAdapter(encoder, num_steps, example)
 

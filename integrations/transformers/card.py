@@ -37,10 +37,21 @@ def model_card(model: Any, name: str) -> ModelCard:
         language=of_base.language,
         base_model=base if base and not Path(base).is_absolute() else of_base.base_model,
         model_name=name,
-        eval_results=[result for row in config.evaluations for result in _results(row, kind.pipeline_tag)] or None,
+        eval_results=[
+            result for row in config.evaluations for result in _results(row, kind.pipeline_tag)
+        ]
+        or None,
     )
-    promise = policy.statement if isinstance(policy, Certified) else "Nothing: its policy is not certified."
-    heads = "its own head, and early ones beside it" if config.finetuned else f"the heads of `{model.recipe.name}`"
+    promise = (
+        policy.statement
+        if isinstance(policy, Certified)
+        else "Nothing: its policy is not certified."
+    )
+    heads = (
+        "its own head, and early ones beside it"
+        if config.finetuned
+        else f"the heads of `{model.recipe.name}`"
+    )
     text = f"""
 # {name}
 
@@ -59,7 +70,9 @@ model = {kind.__name__}.from_pretrained("{name}")
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
-def evaluate(trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None) -> dict[str, Any]:
+def evaluate(
+    trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None
+) -> dict[str, Any]:
     """Return the score of a policy on labelled rows, beside full depth, as plain JSON."""
     steps, table = trajectory.exit_steps(policy), trajectory.score_table(metric)
 
@@ -84,9 +97,17 @@ def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
     where = {"task_type": task, "dataset_type": row["data"], "dataset_name": row["data"]}
     return [
         EvalResult(
-            **where, metric_type=row["metric"], metric_value=row["score"], metric_name=f"{row['metric']}, with exits"
+            **where,
+            metric_type=row["metric"],
+            metric_value=row["score"],
+            metric_name=f"{row['metric']}, with exits",
         ),
-        EvalResult(**where, metric_type="speed_up", metric_value=row["speed_up"], metric_name="speed-up in steps"),
+        EvalResult(
+            **where,
+            metric_type="speed_up",
+            metric_value=row["speed_up"],
+            metric_name="speed-up in steps",
+        ),
     ]
 
 

@@ -11,7 +11,13 @@ from ponder.errors import CheckpointError
 
 __all__ = ["PonderConfig"]
 
-_MIRRORED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "pad_token_id")
+_MIRRORED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "pad_token_id",
+)
 """Sizes of the encoder that other libraries look for in any configuration."""
 
 
@@ -79,13 +85,22 @@ class PonderConfig(PretrainedConfig):
     def trust(self, source: str, trust_remote_code: bool | None, **hub: Any) -> None:
         """Read the encoder's own configuration class from the files beside the weights, if the reader lets them run."""
         if not trust_remote_code:
-            files = sorted({f"{name.rpartition('--')[2].split('.')[0]}.py" for name in self.remote_code.values()})
+            files = sorted(
+                {
+                    f"{name.rpartition('--')[2].split('.')[0]}.py"
+                    for name in self.remote_code.values()
+                }
+            )
             raise CheckpointError(
                 f"{source}: its encoder runs code of its own ({', '.join(files)}). Look at these files, and pass "
                 "trust_remote_code=True to let them run."
             )
         if reference := self.remote_code.get("AutoConfig"):
-            fields = {name: value for name, value in self.encoder.to_dict().items() if name != "model_type"}
+            fields = {
+                name: value
+                for name, value in self.encoder.to_dict().items()
+                if name != "model_type"
+            }
             self.encoder = get_class_from_dynamic_module(reference, source, **hub)(**fields)
         self.encoder.name_or_path = source
 

@@ -28,7 +28,15 @@ from ponder.integrations.transformers.texts import encodings_of, record_rows, ro
 from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
-__all__ = ["ExitReport", "Sides", "counter", "distinct", "fit_exits", "may_have_taught", "teach_heads"]
+__all__ = [
+    "ExitReport",
+    "Sides",
+    "counter",
+    "distinct",
+    "fit_exits",
+    "may_have_taught",
+    "teach_heads",
+]
 
 _SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
 _FEWEST = 50
@@ -101,7 +109,9 @@ class ExitReport:
         """Plain JSON types; NaN becomes None."""
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
         plain["exit_shares"] = list(self.exit_shares)
-        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}
+        return {
+            name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()
+        }
 
 
 def fit_exits(
@@ -143,8 +153,16 @@ def fit_exits(
         >>> report.rows, report.num_steps, model.policy.risk
         (400, 4, 'disagreement')
     """
-    sides = teach_heads(model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress)
-    found = certify(sides.choosing, sides.certifying, level=disagreement, confidence=confidence, speed_up=speed_up)
+    sides = teach_heads(
+        model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress
+    )
+    found = certify(
+        sides.choosing,
+        sides.certifying,
+        level=disagreement,
+        confidence=confidence,
+        speed_up=speed_up,
+    )
     model.policy = found.policy
     return _report(found, sides)
 
@@ -187,13 +205,21 @@ def teach_heads(
     learn, choose, check = split(ids, _SHARES, seed)
     if len(once) < _FEWEST:
         expected = f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)"
-        remedy = "Pass more inputs like those that the model will be asked about; they need no labels."
-        raise ArgumentError("rows", expected=expected, got=f"{len(once)} of {len(given)}", remedy=remedy)
-    model.policy = LastStep()  # what earlier parts of another split have taught must not be certified on them
+        remedy = (
+            "Pass more inputs like those that the model will be asked about; they need no labels."
+        )
+        raise ArgumentError(
+            "rows", expected=expected, got=f"{len(once)} of {len(given)}", remedy=remedy
+        )
+    model.policy = (
+        LastStep()
+    )  # what earlier parts of another split have taught must not be certified on them
     early: list[Any] = list(wrapper.head.heads)[:-1]
     for head in early:
         head.reset()
-    longest = max(np.size(row[model.main_input_name]) for row in once) if wrapper.task.per_position else 1
+    longest = (
+        max(np.size(row[model.main_input_name]) for row in once) if wrapper.task.per_position else 1
+    )
     features = early[0].labels + early[0].states * early[0].width
     most = _MEMORY // (4 * wrapper.num_steps * longest * features)
     learn = learn[: max(most, _FEWEST)]
@@ -201,7 +227,9 @@ def teach_heads(
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
         done = counter(progress, phase, len(places))
         given = {"batch_size": batch_size, "row_ids": ids[places], "progress": done, **options}
-        return replace(record_rows(model, [once[place] for place in places], given), content_ids=True)
+        return replace(
+            record_rows(model, [once[place] for place in places], given), content_ids=True
+        )
 
     taught = record(learn, "learn", keep_features=True)
     generator, done = torch.Generator().manual_seed(seed), counter(progress, "train", len(early))
@@ -234,7 +262,9 @@ def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
 
 
 @torch.enable_grad()
-def _train(head: nn.Module, step: int, seen: Trajectory, epochs: int, generator: torch.Generator) -> None:
+def _train(
+    head: nn.Module, step: int, seen: Trajectory, epochs: int, generator: torch.Generator
+) -> None:
     """Teach the early head of a step, from 0, the answers of full depth, by the KL divergence from them.
 
     AdamW until the loss on a held-out tenth has not fallen for four epochs; the best weights are kept.
@@ -243,7 +273,9 @@ def _train(head: nn.Module, step: int, seen: Trajectory, epochs: int, generator:
     answers, task, weight = seen.outputs[:, -1].float(), seen.meaning, next(head.parameters())
     there = torch.as_tensor(task.answered(answers, seen.mask))
     features, target = seen.features[there, step].to(weight), answers[there].to(weight.device)
-    features = features.clamp(min=torch.finfo(features.dtype).min)  # the gradient of a scale is NaN where it scales −∞
+    features = features.clamp(
+        min=torch.finfo(features.dtype).min
+    )  # the gradient of a scale is NaN where it scales −∞
     mask = seen.mask[there].to(weight.device) if seen.mask is not None and task.per_token else None
     order, count = torch.randperm(len(target), generator=generator), max(len(target) // 10, 1)
     held, taught = order[:count], order[count:]
@@ -259,7 +291,9 @@ def _train(head: nn.Module, step: int, seen: Trajectory, epochs: int, generator:
         with torch.no_grad():
             now = float(loss(held))
         if not math.isfinite(now):
-            raise NonFiniteError(f"early head: a loss of {now}. Look for NaN in the weights of the model.")
+            raise NonFiniteError(
+                f"early head: a loss of {now}. Look for NaN in the weights of the model."
+            )
         if now < best:
             best, kept, since = now, deepcopy(head.state_dict()), 0
         elif (since := since + 1) == 4:
@@ -271,7 +305,9 @@ def _train(head: nn.Module, step: int, seen: Trajectory, epochs: int, generator:
     head.load_state_dict(kept)
 
 
-def counter(progress: Callable[[str, int, int], object] | None, phase: str, total: int) -> Callable[[int], None]:
+def counter(
+    progress: Callable[[str, int, int], object] | None, phase: str, total: int
+) -> Callable[[int], None]:
     """Return a callback that counts what is done of a phase."""
     done = 0
 
@@ -286,7 +322,11 @@ def counter(progress: Callable[[str, int, int], object] | None, phase: str, tota
 
 def _report(found: RiskControl, sides: Sides) -> ExitReport:
     certifying = sides.certifying
-    steps, confidence, rows = certifying.exit_steps(found.policy), found.policy.confidence or 0.0, len(certifying)
+    steps, confidence, rows = (
+        certifying.exit_steps(found.policy),
+        found.policy.confidence or 0.0,
+        len(certifying),
+    )
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
     inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
     plain, own = _accuracies(certifying, steps)
@@ -306,7 +346,9 @@ def _report(found: RiskControl, sides: Sides) -> ExitReport:
         certified_on=rows,
         disagreement=float(differs.mean()),
         mean_exit_step=float(steps.mean()),
-        exit_shares=tuple(float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)),
+        exit_shares=tuple(
+            float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)
+        ),
         num_steps=certifying.num_steps,
         level=float(level) if found.met else math.nan,
         confidence=confidence,

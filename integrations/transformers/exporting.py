@@ -16,7 +16,13 @@ from ponder.integrations.transformers.texts import max_positions
 
 __all__ = ["source_of"]
 
-_LENGTHS = (11, 11, 9, 7, 3)  # five rows, a number that no other dimension has; shorter where the model takes less
+_LENGTHS = (
+    11,
+    11,
+    9,
+    7,
+    3,
+)  # five rows, a number that no other dimension has; shorter where the model takes less
 
 
 def source_of(model: Any) -> ExportSource:
@@ -24,14 +30,22 @@ def source_of(model: Any) -> ExportSource:
     if model.main_input_name != "input_ids":
         expected = "a model that reads tokens"
         remedy = "Export its wrapper with an example: ponder.export.onnx(model.ponder, folder, example=…)."
-        raise ArgumentError("model", expected=expected, got=f"one that reads {model.main_input_name}", remedy=remedy)
+        raise ArgumentError(
+            "model", expected=expected, got=f"one that reads {model.main_input_name}", remedy=remedy
+        )
     encoder, config = model.encoder, model.encoder.config.get_text_config()
     pad, longest = int(config.pad_token_id or 0), min(_LENGTHS[0], max_positions(encoder))
-    lengths = torch.tensor([max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device)
+    lengths = torch.tensor(
+        [max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device
+    )
     mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
-    untyped = model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
-    types = {} if untyped else _zero_types(encoder, ids, mask)  # a tokenizer without them gives pairs none either
+    untyped = (
+        model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
+    )
+    types = (
+        {} if untyped else _zero_types(encoder, ids, mask)
+    )  # a tokenizer without them gives pairs none either
     return ExportSource(
         model=model.ponder,
         inputs=ids,
@@ -50,5 +64,7 @@ def _zero_types(encoder: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return {}
     zeros = {"token_type_ids": torch.zeros_like(ids)}
     with evaluating(encoder):
-        without, given = (encoder(input_ids=ids, attention_mask=mask, **types)[0] for types in ({}, zeros))
+        without, given = (
+            encoder(input_ids=ids, attention_mask=mask, **types)[0] for types in ({}, zeros)
+        )
     return zeros if torch.allclose(without, given, atol=1e-5, equal_nan=True) else {}

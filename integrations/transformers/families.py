@@ -19,7 +19,11 @@ from ponder.errors import ArgumentError
 __all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "pack", "unpack"]
 
 _ROWS = 3
-_LENGTHS = (9, 6, 4)  # the longest first, so that it is seen to leave first; no two dimensions of one size
+_LENGTHS = (
+    9,
+    6,
+    4,
+)  # the longest first, so that it is seen to leave first; no two dimensions of one size
 _SAMPLES = 5000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
 
 
@@ -32,11 +36,18 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     bare = MODEL_MAPPING.get(type(model.config), ())
     is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
     if model.config.model_type == "ponder" or (
-        not is_bare and isinstance(model.base_model, PreTrainedModel) and model.base_model is not model
+        not is_bare
+        and isinstance(model.base_model, PreTrainedModel)
+        and model.base_model is not model
     ):
         expected = "a bare encoder"
         remedy = "Pass its base_model; from_finetuned keeps the head."
-        raise ArgumentError("encoder", expected=expected, got=f"{type(model).__name__}, which has heads", remedy=remedy)
+        raise ArgumentError(
+            "encoder",
+            expected=expected,
+            got=f"{type(model).__name__}, which has heads",
+            remedy=remedy,
+        )
     if not getattr(type(model.config), "is_encoder_decoder", False):
         return model
     half: PreTrainedModel = model.get_encoder()
@@ -59,7 +70,9 @@ def example_for(model: PreTrainedModel) -> dict[str, Any]:
     example: dict[str, Any] = {name: make(config, torch.Generator().manual_seed(0))}
     if name == "input_ids":
         if "attention_mask" in takes:
-            example["attention_mask"] = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
+            example["attention_mask"] = (
+                torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]
+            ).long()
         if _reads_the_end(model):
             example[name][torch.arange(_ROWS), torch.tensor(_LENGTHS) - 1] = config.eos_token_id
         if "bbox" in takes:
@@ -72,7 +85,11 @@ def constants_of(model: PreTrainedModel) -> dict[str, Any]:
     takes = inspect.signature(model.forward).parameters
     constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    for name, value in {"return_dict": True, "output_hidden_states": False, "output_attentions": False}.items():
+    for name, value in {
+        "return_dict": True,
+        "output_hidden_states": False,
+        "output_attentions": False,
+    }.items():
         if getattr(model.config, name, value) != value and (name in takes or open_ended):
             constants[name] = value
     return constants
@@ -87,7 +104,10 @@ def pack(example: Mapping[str, Any]) -> dict[str, Any]:
         elif value.is_floating_point():
             packed[name] = {"shape": list(value.shape)}
         else:
-            packed[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+            packed[name] = {
+                "value": value.tolist(),
+                "dtype": str(value.dtype).removeprefix("torch."),
+            }
     return packed
 
 
@@ -128,14 +148,21 @@ def _like_weights(example: dict[str, Any], model: PreTrainedModel) -> dict[str, 
 def _reads_the_end(model: PreTrainedModel) -> bool:
     """True for an encoder-decoder whose head reads the end of each text, as BART's does, by its id."""
     config: Any = model.config
-    ends = isinstance(getattr(config, "eos_token_id", None), int) and getattr(config, "is_encoder_decoder", False)
+    ends = isinstance(getattr(config, "eos_token_id", None), int) and getattr(
+        config, "is_encoder_decoder", False
+    )
     return bool(ends) and type(model).__name__.endswith("ForSequenceClassification")
 
 
 def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
     """Ids that are not special; padding is what the configuration names."""
-    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
-    special = {one for each in named for one in (each if isinstance(each, list | tuple) else [each])}
+    named = [
+        getattr(config, f"{name}_token_id", None)
+        for name in ("pad", "bos", "eos", "cls", "sep", "mask")
+    ]
+    special = {
+        one for each in named for one in (each if isinstance(each, list | tuple) else [each])
+    }
     vocabulary = int(getattr(config, "vocab_size", None) or 256)
     usable = torch.tensor([token for token in range(min(vocabulary, 1000)) if token not in special])
     ids = usable[torch.randint(len(usable), (_ROWS, _LENGTHS[0]), generator=generator)]
@@ -158,17 +185,29 @@ def _images(config: Any, generator: torch.Generator) -> Tensor:
 def _waves(config: Any, generator: torch.Generator) -> Tensor:
     """Raw audio; spectrograms for the encoders that name their length."""
     if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
-        return torch.randn(_ROWS, int(config.max_length), int(config.num_mel_bins), generator=generator)
+        return torch.randn(
+            _ROWS, int(config.max_length), int(config.num_mel_bins), generator=generator
+        )
     return torch.randn(_ROWS, _SAMPLES, generator=generator)
 
 
 def _features(config: Any, generator: torch.Generator) -> Tensor:
     """Spectrograms, frames first, but for the family of Whisper, which has the bins first and frames in pairs."""
     if getattr(config, "max_source_positions", None) and getattr(config, "num_mel_bins", None):
-        return torch.randn(_ROWS, int(config.num_mel_bins), 2 * int(config.max_source_positions), generator=generator)
+        return torch.randn(
+            _ROWS,
+            int(config.num_mel_bins),
+            2 * int(config.max_source_positions),
+            generator=generator,
+        )
     names = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins")
     bins = next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 80)
     return torch.randn(_ROWS, 40, bins, generator=generator)
 
 
-_MAKERS = {"input_ids": _token_ids, "pixel_values": _images, "input_values": _waves, "input_features": _features}
+_MAKERS = {
+    "input_ids": _token_ids,
+    "pixel_values": _images,
+    "input_values": _waves,
+    "input_features": _features,
+}

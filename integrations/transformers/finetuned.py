@@ -92,9 +92,13 @@ class FinetunedAdapter(CapturedAdapter):
         parts = super().learn()
         shape, inputs = self.shapes["hidden"], self.shapes[self.encoder.main_input_name]
         if len(shape) != 3 or (self.per_position and shape[1] != inputs[1]):
-            expected = "layers with a hidden state (batch, length, width), at positions those of the input"
+            expected = (
+                "layers with a hidden state (batch, length, width), at positions those of the input"
+            )
             remedy = "Capture it with ponder.capture, and give it heads of your own."
-            raise ArgumentError("model", expected=expected, got=f"one of shape {shape}", remedy=remedy)
+            raise ArgumentError(
+                "model", expected=expected, got=f"one of shape {shape}", remedy=remedy
+            )
         return parts
 
     def width(self, name: str) -> int:
@@ -115,7 +119,9 @@ class FinetunedAdapter(CapturedAdapter):
         length = states.shape[1]
         if mask is None or mask.shape[1] == length:
             return mask
-        if mask.shape[1] < length:  # a model that pads within, as Longformer does to a multiple of its window
+        if (
+            mask.shape[1] < length
+        ):  # a model that pads within, as Longformer does to a multiple of its window
             return F.pad(mask, (0, length - mask.shape[1]))
         frames = frames_mask(self.encoder, mask, length)
         return None if frames is mask else as_long(frames, length)

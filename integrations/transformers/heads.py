@@ -93,7 +93,11 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         **inputs: Any,
     ) -> Any:
         """See `PonderPreTrainedModel.forward`; labels are the first and last tokens of answers, `(batch,)` each."""
-        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
         return self.run(inputs, span_labels(start_positions, end_positions), policy, row_ids)
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
@@ -160,11 +164,15 @@ class PonderModel(PonderPreTrainedModel):
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
         """See `PonderPreTrainedModel.make_heads`; the features are the answer."""
-        return nn.Identity(), None if self.config.finetuned else super().make_heads(recipe, num_steps)[1]
+        return nn.Identity(), None if self.config.finetuned else super().make_heads(
+            recipe, num_steps
+        )[1]
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """See `PonderPreTrainedModel.named_outputs`."""
-        return {"last_hidden_state" if self.config.readout == "tokens" else "pooler_output": outputs}
+        return {
+            "last_hidden_state" if self.config.readout == "tokens" else "pooler_output": outputs
+        }
 
 
 class TokenFeatures(Regression):

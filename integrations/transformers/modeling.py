@@ -26,7 +26,12 @@ from ponder import recipes
 from ponder._utils.checks import check_choice
 from ponder.calibration.records import Answers
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.integrations.transformers.adapters import Adapter, AdapterStem, CapturedAdapter, adapter_for
+from ponder.integrations.transformers.adapters import (
+    Adapter,
+    AdapterStem,
+    CapturedAdapter,
+    adapter_for,
+)
 from ponder.integrations.transformers.card import evaluate, model_card, write_card
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.families import encoder_of, pack
@@ -63,7 +68,9 @@ _EXITS = Recipe(
     per_step_heads=True,
     tuned_for=None,
 )
-_READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar("_READING", default=None)
+_READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar(
+    "_READING", default=None
+)
 """What `from_pretrained` reads: the folder or name, whether its code is trusted, and arguments of the hub."""
 
 
@@ -143,9 +150,14 @@ class PonderPreTrainedModel(PreTrainedModel):
     auto_class: ClassVar[Any]
 
     def __init__(
-        self, config: PonderConfig, encoder: PreTrainedModel | None = None, adapter: Adapter | None = None
+        self,
+        config: PonderConfig,
+        encoder: PreTrainedModel | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
-        attention = config._attn_implementation  # as it was asked for; the base class puts its own choice there
+        attention = (
+            config._attn_implementation
+        )  # as it was asked for; the base class puts its own choice there
         super().__init__(config)
         whole = encoder or _new_encoder(config, attention)
         if encoder is not None:
@@ -178,7 +190,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         wrapper.stages, wrapper.main_input_name = recipe.stages, whole.main_input_name
         if isinstance(adapter, FinetunedAdapter):
             whole.requires_grad_(False)
-        for part in wrapper.children():  # the heads go where the encoder is; it stays as it was given
+        for (
+            part
+        ) in wrapper.children():  # the heads go where the encoder is; it stays as it was given
             if part is not wrapper.stem and not any(weight.is_meta for weight in part.parameters()):
                 part.to(device=whole.device, dtype=whole.dtype)
         return wrapper
@@ -187,7 +201,9 @@ class PonderPreTrainedModel(PreTrainedModel):
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
         """The adapter of an encoder, or of a fine-tuned model."""
         if config.finetuned:
-            return FinetunedAdapter(whole, cls.answer, cls.per_position, config.num_steps, config.example)
+            return FinetunedAdapter(
+                whole, cls.answer, cls.per_position, config.num_steps, config.example
+            )
         return adapter_for(whole, config.num_steps, config.example)
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
@@ -272,7 +288,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         )
         made = recipes.get(recipe) if isinstance(recipe, str) else recipe
         made = made.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
-        config.recipe = (made if policy is None else dataclasses.replace(made, policy=policy)).to_dict()
+        config.recipe = (
+            made if policy is None else dataclasses.replace(made, policy=policy)
+        ).to_dict()
         config.name_or_path = encoder.config.name_or_path
         model = cls(config, encoder, adapter)
         model.train()  # the encoder too, which Transformers gives in evaluation mode
@@ -280,7 +298,13 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _config(
-        cls, whole: PreTrainedModel, adapter: Adapter, read: str, labels: int, problem: str | None, **fields: Any
+        cls,
+        whole: PreTrainedModel,
+        adapter: Adapter,
+        read: str,
+        labels: int,
+        problem: str | None,
+        **fields: Any,
     ) -> PonderConfig:
         """The configuration of a new model; where no problem is named, one label is regression."""
         problem = problem or ("regression" if labels == 1 else "single_label_classification")
@@ -296,7 +320,11 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_finetuned(
-        cls, model: str | PathLike[str] | PreTrainedModel, *, example: Mapping[str, Any] | None = None, **loading: Any
+        cls,
+        model: str | PathLike[str] | PreTrainedModel,
+        *,
+        example: Mapping[str, Any] | None = None,
+        **loading: Any,
     ) -> Self:
         """Keep a fine-tuned model, head and all, and put exits beside it; `fit_exits` fits them, from inputs alone.
 
@@ -316,7 +344,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
             expected = "a fine-tuned model of Transformers, head included, without exits"
-            remedy = "A bare encoder is for from_encoder, and a model with exits for from_pretrained."
+            remedy = (
+                "A bare encoder is for from_encoder, and a model with exits for from_pretrained."
+            )
             raise ArgumentError("model", expected=expected, got=type(whole).__name__, remedy=remedy)
         check_saveable(whole)
         packed = None if example is None else pack(example)
@@ -357,7 +387,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             _READING.reset(reading)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         saved = (model.config.architectures or [cls.__name__])[0]
-        if saved != cls.__name__ and saved.startswith("PonderFor") and cls.__name__.startswith("PonderFor"):
+        if (
+            saved != cls.__name__
+            and saved.startswith("PonderFor")
+            and cls.__name__.startswith("PonderFor")
+        ):
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, "
                 f"whose heads answer something else. Load it with {saved}.from_pretrained."
@@ -375,11 +409,15 @@ class PonderPreTrainedModel(PreTrainedModel):
             padding = wrapper.padding = adapter.padding()
             wrapper.readout = ReadoutCall(adapter.readout(read), padding)
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
         folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
-        recipe = dataclasses.replace(recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages)
+        recipe = dataclasses.replace(
+            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages
+        )
         self.config.recipe = recipe.to_dict()
         if kwargs.get("is_main_process", True):
             folder.mkdir(parents=True, exist_ok=True)
@@ -485,20 +523,40 @@ class PonderPreTrainedModel(PreTrainedModel):
             row_ids: Identity of each row, `(batch,)`, for seeded sampling.
             inputs: Further inputs of the encoder, by its own names; `return_dict=False` asks for a tuple.
         """
-        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= {"pixel_values": pixel_values, "input_values": input_values, "input_features": input_features}
+        inputs |= {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        inputs |= {
+            "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
+        }
         return self.run(inputs, labels, policy, row_ids)
 
     def run(
-        self, inputs: dict[str, Any], labels: Tensor | None, policy: ExitPolicy | None, row_ids: Tensor | None
+        self,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        policy: ExitPolicy | None,
+        row_ids: Tensor | None,
     ) -> Any:
         """Make one call of the wrapper, for `forward`, whose inputs are given by name."""
         as_tuple = inputs.pop("return_dict", None) is False
-        context = {name: value for name, value in inputs.items() if value is not None and value is not False}
+        context = {
+            name: value
+            for name, value in inputs.items()
+            if value is not None and value is not False
+        }
         main = self._main_input(context)
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
         trajectory, outputs = out.trajectory, out.outputs
-        if labels is None and outputs.requires_grad and not isinstance(self.ponder.objective, FinalStep):
+        if (
+            labels is None
+            and outputs.requires_grad
+            and not isinstance(self.ponder.objective, FinalStep)
+        ):
             outputs = outputs.view_as(outputs)
             outputs.register_hook(_refuse_alone)
         made = PonderModelOutput(
@@ -516,7 +574,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         for unread in _REMEDIES.keys() & context.keys():
             expected = "None: a model that exits early has no such thing"
             remedy = _REMEDIES[unread]
-            raise ArgumentError(unread, expected=expected, got=type(context[unread]).__name__, remedy=remedy)
+            raise ArgumentError(
+                unread, expected=expected, got=type(context[unread]).__name__, remedy=remedy
+            )
         if name not in context or (missing := self.adapter.required - context.keys()):
             raise ArgumentError(
                 name if name not in context else ", ".join(sorted(missing)),
@@ -566,7 +626,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Return what `ponder.export.onnx` writes: the wrapper, an example of its call, tokenizer and labels."""
         return import_module("ponder.integrations.transformers.exporting").source_of(self)
 
-    def note_evaluation(self, trajectory: Trajectory, data: str, *, metric: Any = None) -> dict[str, Any]:
+    def note_evaluation(
+        self, trajectory: Trajectory, data: str, *, metric: Any = None
+    ) -> dict[str, Any]:
         """Measure the policy on labelled rows, and note it in the configuration and on the model card.
 
         Args:
@@ -575,7 +637,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             metric: The score, as for `ponder.calibration.sweep`; the task's own where None.
         """
         noted = evaluate(trajectory, self.policy, data, metric)
-        others = [row for row in self.config.evaluations if (row["data"], row["policy"]) != (data, noted["policy"])]
+        others = [
+            row
+            for row in self.config.evaluations
+            if (row["data"], row["policy"]) != (data, noted["policy"])
+        ]
         self.config.evaluations = [*others, noted]
         return noted
 
@@ -609,7 +675,11 @@ def _texts() -> Any:
 
 def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
     """Return the labels of spans, `(batch, 2)`, of their first and last tokens, `(batch,)` each."""
-    return None if start is None or end is None else torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
+    return (
+        None
+        if start is None or end is None
+        else torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
+    )
 
 
 def check_saveable(model: PreTrainedModel) -> None:
@@ -620,12 +690,18 @@ def check_saveable(model: PreTrainedModel) -> None:
     """
     kind: Any = type(model)
     registered = MODEL_MAPPING.get(type(model.config), None)
-    known = kind.__module__.startswith("transformers.") or kind._auto_class is not None or kind is registered
+    known = (
+        kind.__module__.startswith("transformers.")
+        or kind._auto_class is not None
+        or kind is registered
+    )
     if not known or "peft" in {type(part).__module__.partition(".")[0] for part in model.modules()}:
         raise ArgumentError(
             "encoder",
             expected="a model that can be read again from its files",
-            got=f"a {kind.__name__} with adapters of peft" if known else f"a {kind.__name__} of {kind.__module__}",
+            got=f"a {kind.__name__} with adapters of peft"
+            if known
+            else f"a {kind.__name__} of {kind.__module__}",
             remedy="Pass what model.merge_and_unload() gives."
             if known
             else "Call its register_for_auto_class('AutoModel'), so that its code is saved beside it; or use "
@@ -633,16 +709,24 @@ def check_saveable(model: PreTrainedModel) -> None:
         )
 
 
-def _loaded(auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: dict[str, Any]) -> PreTrainedModel:
+def _loaded(
+    auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: dict[str, Any]
+) -> PreTrainedModel:
     """A model of Transformers, loaded where it is not one yet; no weight may be random."""
     if isinstance(source, PreTrainedModel):
         if loading:
-            raise TypeError(f"unexpected keyword arguments for a model that is loaded already: {', '.join(loading)}")
+            raise TypeError(
+                f"unexpected keyword arguments for a model that is loaded already: {', '.join(loading)}"
+            )
         return source
     given = {"dtype": torch.float32, **loading, "output_loading_info": True}
     model: PreTrainedModel
     model, info = auto.from_pretrained(str(source), **given)
-    missing = sorted(key for key in info["missing_keys"] if auto is not AutoModel or "pooler" not in key.split("."))
+    missing = sorted(
+        key
+        for key in info["missing_keys"]
+        if auto is not AutoModel or "pooler" not in key.split(".")
+    )
     if missing:
         raise CheckpointError(
             f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(missing[:3])}, which "
@@ -658,7 +742,9 @@ def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel
         source, trusted, hub = _READING.get() or (str(config.name_or_path), None, {})
         config.trust(source, trusted, **hub)
     if not config.finetuned:
-        return encoder_of(AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given))
+        return encoder_of(
+            AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given)
+        )
     if remote:
         name = next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
         auto = getattr(transformers, name)

@@ -75,7 +75,10 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
 def read_classifier(folder: str | Path) -> PonderForSequenceClassification:
     """Read a classifier of texts with its tokenizer; one without exits answers at full depth."""
     source = str(folder)
-    saved, kind = isinstance(AutoConfig.from_pretrained(source), PonderConfig), PonderForSequenceClassification
+    saved, kind = (
+        isinstance(AutoConfig.from_pretrained(source), PonderConfig),
+        PonderForSequenceClassification,
+    )
     model = kind.from_pretrained(source) if saved else kind.from_finetuned(source)
     model.tokenizer = load_tokenizer(source)
     made: PonderForSequenceClassification = model.eval()
@@ -98,6 +101,8 @@ def read_fine_tuned(source: str) -> PonderForSequenceClassification:
         ) from error
     if not model.ponder.task.one_class:
         expected, got = "a classifier of two classes or more", f"one of {model.ponder.task.name}"
-        raise ArgumentError("MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`.")
+        raise ArgumentError(
+            "MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`."
+        )
     made: PonderForSequenceClassification = model.eval()
     return made

@@ -57,7 +57,11 @@ class CrossEncoder(Ranker):
     """
 
     def __init__(
-        self, model: str | PathLike[str] | nn.Module, label: int | None = None, *, tokenizer: Any = None
+        self,
+        model: str | PathLike[str] | nn.Module,
+        label: int | None = None,
+        *,
+        tokenizer: Any = None,
     ) -> None:
         whole: Any = model
         if not isinstance(model, nn.Module):
@@ -72,7 +76,10 @@ class CrossEncoder(Ranker):
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
-        made, settings = cls.__new__(cls), RankerSettings.read(Path(folder), model.ponder.weights_digest)
+        made, settings = (
+            cls.__new__(cls),
+            RankerSettings.read(Path(folder), model.ponder.weights_digest),
+        )
         Ranker.__init__(made, model, settings)
         return made
 
@@ -120,25 +127,42 @@ class CrossEncoder(Ranker):
         policy, pools = TopK(top_k, 1.0, ordered=ordered), pools_of(queries)
         learn, check = split(content_ids([pool.query for pool in pools]))
         if len(learn) < 2 or not len(check):
-            expected, remedy = "some distinct queries, best 500 and more", "Take some of a log; they need no labels."
+            expected, remedy = (
+                "some distinct queries, best 500 and more",
+                "Take some of a log; they need no labels.",
+            )
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
         staged = all(len(pool.scores) for pool in pools)
         fitted = {"queries": len(pools), "learned_on": len(learn)}
-        self.settings = replace(self.settings, top_k=None, policy=LastStep(), blend=(), fitted=fitted)
-        policy = replace(policy, spread=self._learn([pools[n] for n in learn], top_k, staged, progress))
-        return self.certify([pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk)
+        self.settings = replace(
+            self.settings, top_k=None, policy=LastStep(), blend=(), fitted=fitted
+        )
+        policy = replace(
+            policy, spread=self._learn([pools[n] for n in learn], top_k, staged, progress)
+        )
+        return self.certify(
+            [pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk
+        )
 
     _run = torch.inference_mode()(Ranker._run)
 
     def _learn(
-        self, pools: Sequence[Pool], top_k: int, staged: bool, progress: Callable[[str, int, int], object] | None
+        self,
+        pools: Sequence[Pool],
+        top_k: int,
+        staged: bool,
+        progress: Callable[[str, int, int], object] | None,
     ) -> tuple[float, ...]:
         """Set the early heads, and return how far the scores of each step stray from the last on held-out queries."""
         heads = list(self.model.ponder.head.heads)[:-1]
         most = _MEMORY // (4 * self.layers * (1 + heads[0].linear.in_features))
-        pools = pools[: max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)]
+        pools = pools[
+            : max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)
+        ]
         pairs, groups, scores = rows_of(pools)
-        seen = self.model.record(pairs, keep_features=True, progress=counter(progress, "learn", len(pairs)))
+        seen = self.model.record(
+            pairs, keep_features=True, progress=counter(progress, "learn", len(pairs))
+        )
         assert seen.features is not None
         first = torch.from_numpy(scores)[:, None][:, : int(staged)]
         fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
@@ -149,7 +173,9 @@ class CrossEncoder(Ranker):
             spread.append(error)
         for step, head in enumerate(heads):
             features, width = seen.features[:, step], head.linear.in_features
-            weight, offset, error = fit(torch.cat([features[:, :1], head.states_of(features), first], 1).double())
+            weight, offset, error = fit(
+                torch.cat([features[:, :1], head.states_of(features), first], 1).double()
+            )
             with torch.no_grad():
                 head.scale.copy_(weight[0])
                 head.linear.weight.copy_(weight[None, 1 : 1 + width])
@@ -186,7 +212,9 @@ class _Ridge:
         inputs, target, weights = inputs[rows], self.target[rows], self.weights[rows]
         centre, mean = weights @ inputs / weights.sum(), weights @ target / weights.sum()
         weighted = (inputs - centre) * weights[:, None]
-        gram = weighted.T @ (inputs - centre) + _RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        gram = weighted.T @ (inputs - centre) + _RIDGE * torch.eye(
+            inputs.shape[1], dtype=inputs.dtype
+        )
         solved: Tensor = torch.linalg.solve(gram, weighted.T @ (target - mean))
         return solved, mean - centre @ solved
 
@@ -205,10 +233,16 @@ def _with_one_label(model: Any, label: int | None) -> Any:
     labels = int(model.config.num_labels)
     if labels > 1:
         if label not in range(labels):
-            expected = f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}"
+            expected = (
+                f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}"
+            )
             remedy = "Pass label=1, say; a model that was trained to rank has one output."
             raise ArgumentError("label", expected=expected, got=repr(label), remedy=remedy)
-        last = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == labels][-1]
+        last = [
+            part
+            for part in model.modules()
+            if isinstance(part, nn.Linear) and part.out_features == labels
+        ][-1]
         last.weight = nn.Parameter(last.weight.detach()[[label]])
         last.bias = None if last.bias is None else nn.Parameter(last.bias.detach()[[label]])
         last.out_features = 1

@@ -34,7 +34,12 @@ __all__ = [
     "tokenize",
 ]
 
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")  # how the files of vocabularies end
+_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    ".model",
+)  # how the files of vocabularies end
 _NO_LIMIT, _FALLBACK = 10**10, 512
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
@@ -57,8 +62,12 @@ def load_tokenizer(source: str) -> Any:
     """Return the tokenizer of a folder, or of a hub name; a `CheckpointError` where none can be read."""
     folder = Path(source)
     try:
-        if not source or (folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())):
-            raise FileNotFoundError(folder)  # Transformers would make one up, in which every word is unknown
+        if not source or (
+            folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())
+        ):
+            raise FileNotFoundError(
+                folder
+            )  # Transformers would make one up, in which every word is unknown
         return transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise CheckpointError(
@@ -75,7 +84,11 @@ def max_positions(model: Any) -> int:
     count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(count, int) or count < 1:
         return _NO_LIMIT
-    tables = [table for name, table in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    tables = [
+        table
+        for name, table in model.named_modules()
+        if name.rpartition(".")[2] == "position_embeddings"
+    ]
     padding = [getattr(table, "padding_idx", None) for table in tables]
     return count - max((row + 1 for row in padding if row is not None), default=0)
 
@@ -84,12 +97,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int)
     """Tokenise texts, or pairs, without padding; those longer than `longest` are cut as the tokenizer cuts them."""
     limit = min(longest, tokenizer.model_max_length)
     limit = _FALLBACK if limit >= _NO_LIMIT else limit
-    sides = [list(side) for side in zip(*([text] if isinstance(text, str) else text for text in texts), strict=True)]
+    sides = [
+        list(side)
+        for side in zip(*([text] if isinstance(text, str) else text for text in texts), strict=True)
+    ]
     made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
     names = [name for name in tokenizer.model_input_names if name in made]
     rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
     full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
-    again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"] if full else []
+    again = (
+        tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"]
+        if full
+        else []
+    )
     longer = {place for place, ids in zip(full, again, strict=True) if len(ids) > limit}
     return Encoded(rows, [place in longer for place in range(len(rows))])
 
@@ -104,7 +124,11 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
         if isinstance(rows, str) or model.tokenizer is None:
             expected = "a list of texts, and a tokenizer"
             got = "one text" if isinstance(rows, str) else "a model without a tokenizer"
-            remedy = "Pass [text]." if isinstance(rows, str) else "Set model.tokenizer, or pass encodings."
+            remedy = (
+                "Pass [text]."
+                if isinstance(rows, str)
+                else "Set model.tokenizer, or pass encodings."
+            )
             raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
         return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
     return rows
@@ -112,7 +136,10 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
 
 def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
-    found, names = predict(model.ponder, examples_of(model, rows), **options), classes_of(model) or ()
+    found, names = (
+        predict(model.ponder, examples_of(model, rows), **options),
+        classes_of(model) or (),
+    )
     outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
     return Answers(outputs, found.exit_step, names)
 
@@ -129,7 +156,9 @@ def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, An
     return [_pair(row, name, reads, of_spans) for row in examples_in(encodings_of(model, rows))]
 
 
-def _pair(row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool) -> tuple[Any, dict[str, Any]]:
+def _pair(
+    row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool
+) -> tuple[Any, dict[str, Any]]:
     if not isinstance(row, Mapping) or row.get(name) is None or not len(row[name]):
         expected = f"dicts, each with {name!r} of one input, which is not empty"
         got = f"a dict with {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
@@ -156,8 +185,12 @@ def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
         >>> (beside == ids_by_content({"input_ids": ids[:1, :2]})).tolist()
         [True, False]
     """
-    given = {name: batch[name] for name in ("attention_mask", *_INPUTS) if batch.get(name) is not None}
-    return torch.from_numpy(row_ids([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]))
+    given = {
+        name: batch[name] for name in ("attention_mask", *_INPUTS) if batch.get(name) is not None
+    }
+    return torch.from_numpy(
+        row_ids([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
+    )
 
 
 def _content(row: Mapping[str, Any]) -> str:
@@ -177,4 +210,6 @@ def _content(row: Mapping[str, Any]) -> str:
 
 
 def _is_text(row: Any) -> bool:
-    return isinstance(row, str) or (isinstance(row, list | tuple) and len(row) > 0 and isinstance(row[0], str))
+    return isinstance(row, str) or (
+        isinstance(row, list | tuple) and len(row) > 0 and isinstance(row[0], str)
+    )

@@ -61,10 +61,18 @@ class PonderTrainer(Trainer):
         1
     """
 
-    def __init__(self, *args: Any, lambda_lr: float | None = None, head_lr: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lambda_lr: float | None = None,
+        head_lr: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.lambda_lr, self.head_lr = lambda_lr, head_lr
         self._at_full_depth = False
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, labelled rows and exits of each batch
+        self._seen: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # loss, labelled rows and exits of each batch
         super().__init__(*args, **kwargs)
         self._smoothing, self.label_smoother = self.args.label_smoothing_factor, None
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
@@ -73,7 +81,9 @@ class PonderTrainer(Trainer):
         if frozen and hasattr(self.model, "peft_config"):
             expected = "the heads, which are new and have to be trained in full beside the adapters"
             remedy = "Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of the model."
-            raise ArgumentError("modules_to_save", expected=expected, got="heads that are frozen", remedy=remedy)
+            raise ArgumentError(
+                "modules_to_save", expected=expected, got="heads that are frozen", remedy=remedy
+            )
 
     @property
     def wrapper(self) -> PonderWrapper:
@@ -93,7 +103,9 @@ class PonderTrainer(Trainer):
         first, checkpoint = self._cut_off(folders) if resume_from_checkpoint else (0, None)
         if not resume_from_checkpoint and self.is_world_process_zero():
             for own in folders:
-                shutil.rmtree(own, ignore_errors=True)  # what another run ended with is no state to go on from
+                shutil.rmtree(
+                    own, ignore_errors=True
+                )  # what another run ended with is no state to go on from
         found = None
         try:
             for stage, own in list(zip(stages, folders, strict=True))[first:]:
@@ -113,8 +125,14 @@ class PonderTrainer(Trainer):
         """Train one stage inside the block; its last weights are kept where all epochs score alike."""
         wrapper, best, frozen = self.wrapper, self.args.load_best_model_at_end, stage.train != "all"
         unread = stage.train == "lambda_head" and "hazard" not in wrapper.policy.needs
-        alike = unread or (frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps)
-        stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        alike = unread or (
+            frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps
+        )
+        stopping = [
+            each
+            for each in self.callback_handler.callbacks
+            if isinstance(each, EarlyStoppingCallback)
+        ]
         self._at_full_depth = not last and not frozen
         if alike:
             self.args.load_best_model_at_end = False
@@ -130,7 +148,10 @@ class PonderTrainer(Trainer):
 
     def _cut_off(self, folders: list[Path]) -> tuple[int, str | None]:
         """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any."""
-        done = next((number for number, own in enumerate(folders[:-1]) if not (own / _END).is_dir()), len(folders) - 1)
+        done = next(
+            (number for number, own in enumerate(folders[:-1]) if not (own / _END).is_dir()),
+            len(folders) - 1,
+        )
         if done:
             self._load_from_checkpoint(str(folders[done - 1] / _END))
         return done, get_last_checkpoint(str(folders[done])) if folders[done].is_dir() else None
@@ -149,7 +170,12 @@ class PonderTrainer(Trainer):
         return batches, self.accelerator.gather(own).sum()
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Compute the loss as Transformers does, with smoothed labels, weighed as the labelled rows of the batch."""
         with self._smoothed():
@@ -158,7 +184,11 @@ class PonderTrainer(Trainer):
         if not model.training:
             rows = outputs["exit_step"]
             share = labelled.to(loss.device) / max(len(rows), 1)
-            each = ((loss.detach().float() * share).expand(len(rows)), share.expand(len(rows)), rows.double())
+            each = (
+                (loss.detach().float() * share).expand(len(rows)),
+                share.expand(len(rows)),
+                rows.double(),
+            )
             self._seen.append(self.accelerator.gather_for_metrics(each))
         elif num_items_in_batch is not None:
             loss = joined_loss(loss, labelled, num_items_in_batch, self.args.world_size)
@@ -176,7 +206,9 @@ class PonderTrainer(Trainer):
             if self._smoothing:
                 wrapper.task = task
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         """Evaluate as Transformers does, and report the mean exit of the examples too."""
         base: Any = super()
         wrapper = self.wrapper
@@ -184,7 +216,9 @@ class PonderTrainer(Trainer):
         if self._at_full_depth:
             wrapper.policy = LastStep()
         try:
-            output: EvalLoopOutput = base.evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output: EvalLoopOutput = base.evaluation_loop(
+                *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
         finally:
             wrapper.policy = policy
         if not self._seen:
@@ -198,7 +232,9 @@ class PonderTrainer(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, whose rows are known by their content: sampled exits depend on the row."""
         ids = ids_by_content(inputs)
-        return super().prediction_step(model, {**inputs, "row_ids": ids if len(ids) else None}, *args, **kwargs)
+        return super().prediction_step(
+            model, {**inputs, "row_ids": ids if len(ids) else None}, *args, **kwargs
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the encoder reads, besides those that the model's forward names."""
@@ -212,8 +248,9 @@ class PonderTrainer(Trainer):
         """Make the optimiser of `args.optim`, with a group for the encoder, the heads and the Lambda head."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
-            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, trained
+            optimizer_class, options = (
+                self.optimizer_cls_and_kwargs
+                or self.get_optimizer_cls_and_kwargs(self.args, trained)
             )
             rate = options.get("lr", self.args.learning_rate)
             decay = options.pop("weight_decay", self.args.weight_decay)

@@ -44,7 +44,10 @@ def sigmoid(x: A) -> A:
 def log_sigmoid(x: A) -> A:
     """Return log σ(x), without overflow."""
     xp, given = namespace(x), cast(Any, x)
-    return cast(A, xp.nn.functional.logsigmoid(given) if xp.__name__ == "torch" else -xp.logaddexp(0, -given))
+    return cast(
+        A,
+        xp.nn.functional.logsigmoid(given) if xp.__name__ == "torch" else -xp.logaddexp(0, -given),
+    )
 
 
 def weighted(weight: A, value: A) -> A:

@@ -26,7 +26,9 @@ def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -
     for place, length in enumerate(lengths):
         rows, real = place - start + 1, real + length
         positions = rows * lengths[start]
-        if rows > 1 and (rows > max_batch or positions > min(_PADDED * real, max_tokens or math.inf)):
+        if rows > 1 and (
+            rows > max_batch or positions > min(_PADDED * real, max_tokens or math.inf)
+        ):
             yield slice(start, place)
             start, real = place, length
     if lengths:
@@ -63,16 +65,31 @@ class Chunk:
         max_tokens: int | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        self.rows, self.policy_context, self._lengths = np.arange(len(lengths)), context or {}, np.asarray(lengths)
-        self._join, self._limits, self._batches = join, (max_batch, max_tokens), [batch for _, batch in batches]
-        self._number, self._place = np.zeros_like(self.rows), np.zeros_like(self.rows)  # where the states of each are
+        self.rows, self.policy_context, self._lengths = (
+            np.arange(len(lengths)),
+            context or {},
+            np.asarray(lengths),
+        )
+        self._join, self._limits, self._batches = (
+            join,
+            (max_batch, max_tokens),
+            [batch for _, batch in batches],
+        )
+        self._number, self._place = (
+            np.zeros_like(self.rows),
+            np.zeros_like(self.rows),
+        )  # where the states of each are
         for number, (rows, _) in enumerate(batches):
             self._number[rows], self._place[rows] = number, np.arange(len(rows))
 
     def advance(self, step: int) -> None:
         """Deal the rows that remain, and take them through a step."""
         (most, max_tokens), rows, batches = self._limits, self.rows, list[Any]()
-        order = rows[np.lexsort((self._place[rows], self._number[rows], (most is not None) * -self._lengths[rows]))]
+        order = rows[
+            np.lexsort(
+                (self._place[rows], self._number[rows], (most is not None) * -self._lengths[rows])
+            )
+        ]
         if most is None:
             parts = np.split(order, np.flatnonzero(np.diff(self._number[order])) + 1)
         else:
@@ -120,4 +137,6 @@ class Chunk:
         rows = rows[np.lexsort((self._place[rows], self._number[rows]))]
         numbers, starts = np.unique(self._number[rows], return_index=True)
         places = np.split(self._place[rows], starts[1:])
-        return rows, [(self._batches[number], own) for number, own in zip(numbers, places, strict=True)]
+        return rows, [
+            (self._batches[number], own) for number, own in zip(numbers, places, strict=True)
+        ]

@@ -13,14 +13,21 @@ __all__ = ["check_choice", "check_int", "check_real", "check_share", "check_type
 
 
 def check_int(
-    argument: str, value: Any, low: int | None = 1, high: int | None = None, *, remedy: str | None = None
+    argument: str,
+    value: Any,
+    low: int | None = 1,
+    high: int | None = None,
+    *,
+    remedy: str | None = None,
 ) -> None:
     """Accept whole numbers from `low` to `high`, None being no bound."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or (low is not None and value < low) or (high is not None and value > high):
         bounds = "" if low is None else f" ≥ {low}" if high is None else f" from {low} to {high}"
         remedy = remedy or f"Pass {argument}={low or 0}, say."
-        raise ArgumentError(argument, expected=f"a whole number{bounds}", got=repr(value), remedy=remedy)
+        raise ArgumentError(
+            argument, expected=f"a whole number{bounds}", got=repr(value), remedy=remedy
+        )
 
 
 def check_real(
@@ -35,12 +42,18 @@ def check_real(
 ) -> None:
     """Accept finite numbers between `low` and `high`; an `open` end is not accepted itself."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (value > low if open_low else value >= low) and (value < high if open_high else value <= high):
+    if (
+        number
+        and (value > low if open_low else value >= low)
+        and (value < high if open_high else value <= high)
+    ):
         return
     if math.isinf(high):
         expected, example = f"a finite number {'>' if open_low else '≥'} {low:g}", low + 0.1
     else:
-        expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        expected = (
+            f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        )
         example = (low + high) / 2
     remedy = remedy or f"Pass {argument}={example:g}, say."
     raise ArgumentError(argument, expected=expected, got=repr(value), remedy=remedy)
@@ -56,13 +69,19 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
     known = list(choices)
     if value not in known:
         expected = f"one of {', '.join(known)}"
-        raise ArgumentError(argument, expected=expected, got=repr(value), remedy="Choose one of them.")
+        raise ArgumentError(
+            argument, expected=expected, got=repr(value), remedy="Choose one of them."
+        )
 
 
 def check_type(argument: str, value: object, kind: type) -> None:
     """Accept instances of the class `kind`."""
     if not isinstance(value, kind):
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = (
+            kind.__qualname__
+            if kind.__module__ == "builtins"
+            else f"{kind.__module__}.{kind.__qualname__}"
+        )
         got, remedy = f"{type(value).__name__} ({value!r:.80})", f"Pass an instance of {name}."
         raise ArgumentTypeError(argument, expected=f"an instance of {name}", got=got, remedy=remedy)
 

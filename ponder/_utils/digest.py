@@ -27,6 +27,12 @@ def digest_of_weights(modules: Iterable[nn.Module | None]) -> str | None:
                 return None
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             own = tensor.detach().cpu().contiguous()
-            if own.numel():  # the bytes where they lie: no copy, and no NumPy, which has no bfloat16
-                digest.update((ctypes.c_char * (own.numel() * own.element_size())).from_address(own.data_ptr()))
+            if (
+                own.numel()
+            ):  # the bytes where they lie: no copy, and no NumPy, which has no bfloat16
+                digest.update(
+                    (ctypes.c_char * (own.numel() * own.element_size())).from_address(
+                        own.data_ptr()
+                    )
+                )
     return digest.hexdigest()

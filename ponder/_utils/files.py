@@ -18,16 +18,22 @@ __all__ = ["read_json", "read_tensors", "replace_text", "write_json", "write_ten
 _NEEDS = "a saved file", "save"
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
     """Write tensors, all of torch or all of NumPy, to a safetensors file."""
     torch = any(namespace(tensor).__name__ == "torch" for tensor in tensors.values())
     if torch:  # each in memory of its own, as safetensors asks
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }
     safetensors = library("safetensors.torch" if torch else "safetensors.numpy", *_NEEDS)
     _replace(Path(path), safetensors.save(dict(tensors), metadata))
 
 
-def read_tensors(path: str | Path, framework: Literal["np", "pt"] = "np") -> tuple[dict[str, Any], dict[str, str]]:
+def read_tensors(
+    path: str | Path, framework: Literal["np", "pt"] = "np"
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
     Args:
@@ -42,7 +48,9 @@ def read_tensors(path: str | Path, framework: Literal["np", "pt"] = "np") -> tup
         with safetensors.safe_open(str(path), framework=framework) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: missing, truncated or no safetensors file ({error}).") from error
+        raise CheckpointError(
+            f"{path}: missing, truncated or no safetensors file ({error})."
+        ) from error
 
 
 def write_json(path: str | Path, kind: str, data: Mapping[str, Any]) -> None:

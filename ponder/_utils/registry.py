@@ -41,11 +41,21 @@ class Registry(Generic[T]):
 
         def give_name(factory: F) -> F:
             holder = self._factories.setdefault(name, factory)
-            again = (holder.__module__, holder.__qualname__) == (factory.__module__, factory.__qualname__)
+            again = (holder.__module__, holder.__qualname__) == (
+                factory.__module__,
+                factory.__qualname__,
+            )
             if not again:
-                got, remedy = f"{name!r}, which names {holder!r}", "Register yours under another name."
-                raise ArgumentError("name", expected=f"a {self.kind} name that is free", got=got, remedy=remedy)
-            self._factories[name] = factory  # a class that is defined again, in a notebook, replaces the first
+                got, remedy = (
+                    f"{name!r}, which names {holder!r}",
+                    "Register yours under another name.",
+                )
+                raise ArgumentError(
+                    "name", expected=f"a {self.kind} name that is free", got=got, remedy=remedy
+                )
+            self._factories[name] = (
+                factory  # a class that is defined again, in a notebook, replaces the first
+            )
             return factory
 
         return give_name
@@ -58,7 +68,10 @@ class Registry(Generic[T]):
         """Build the plug-in called `name` with `arguments`."""
         if name not in self._factories:
             if name not in _entry_points(self.group):
-                expected, remedy = f"one of {', '.join(self.names())}", f"Correct it, or register a {self.kind}."
+                expected, remedy = (
+                    f"one of {', '.join(self.names())}",
+                    f"Correct it, or register a {self.kind}.",
+                )
                 raise ArgumentError(self.kind, expected=expected, got=repr(name), remedy=remedy)
             self._factories.setdefault(name, _entry_points(self.group)[name].load())
         return self._factories[name](**arguments)
@@ -66,10 +79,15 @@ class Registry(Generic[T]):
     def name_of(self, factory: type) -> str:
         """Return the name under which a class was registered."""
         for name, registered in self._factories.items():
-            if (registered.__module__, registered.__qualname__) == (factory.__module__, factory.__qualname__):
+            if (registered.__module__, registered.__qualname__) == (
+                factory.__module__,
+                factory.__qualname__,
+            ):
                 return name
         remedy = f"Give the class a name, with the decorator register('a-name') of the {self.kind} registry."
-        raise ArgumentError(self.kind, expected=f"a registered {self.kind}", got=repr(factory), remedy=remedy)
+        raise ArgumentError(
+            self.kind, expected=f"a registered {self.kind}", got=repr(factory), remedy=remedy
+        )
 
 
 class Plugin:
@@ -89,7 +107,10 @@ class Plugin:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the registered name under ``"name"``, and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
-        return {"name": self.registry.name_of(type(self)), **{name: _encode(value) for name, value in fields.items()}}
+        return {
+            "name": self.registry.name_of(type(self)),
+            **{name: _encode(value) for name, value in fields.items()},
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -26,7 +26,9 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> np.ndarray[Any, np.dtyp
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
-def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def split(
+    ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0
+) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """Split rows at random into disjoint sides; rows with equal ids go to the same side.
 
     The order in which ids are dealt is a function of (seed, id), so a row that is added moves few others.
@@ -48,24 +50,33 @@ def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list
         ids = content_ids(ids)
     unique, group, counts = np.unique(np.asarray(ids), return_inverse=True, return_counts=True)
     order = np.argsort(uniform(seed, unique.astype(np.int64)), kind="stable")
-    middle = np.cumsum(counts[order]) - counts[order] / 2  # rows dealt when half of an id's rows are
+    middle = (
+        np.cumsum(counts[order]) - counts[order] / 2
+    )  # rows dealt when half of an id's rows are
     bounds = np.cumsum(shares)[:-1] / np.sum(shares) * len(group)
     side = np.empty(len(unique), dtype=np.int64)
     side[order] = np.searchsorted(bounds, middle, side="right")
     return [np.flatnonzero(side[group] == one) for one in range(len(shares))]
 
 
-def class_numbers(labels: Iterable[object], names: Sequence[str], argument: str = "--labels") -> list[int]:
+def class_numbers(
+    labels: Iterable[object], names: Sequence[str], argument: str = "--labels"
+) -> list[int]:
     """Return labels, which are names of the classes or their numbers, as numbers.
 
     Example:
         >>> class_numbers(["yes", "no"], ["no", "yes"]), class_numbers(["1", 0], ["no", "yes"])
         ([1, 0], [1, 0])
     """
-    given, numbers = [str(label) for label in labels], {name: place for place, name in enumerate(names)}
+    given, numbers = (
+        [str(label) for label in labels],
+        {name: place for place, name in enumerate(names)},
+    )
     if not set(given) <= numbers.keys():
         numbers = {str(place): place for place in range(len(names))}
     if unknown := sorted(set(given) - numbers.keys()):
         expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
-        raise ArgumentError(argument, expected=expected, got=repr(unknown[0]), remedy="Name the right ones.")
+        raise ArgumentError(
+            argument, expected=expected, got=repr(unknown[0]), remedy="Name the right ones."
+        )
     return [numbers[label] for label in given]

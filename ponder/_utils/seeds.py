@@ -22,7 +22,9 @@ def uniform(seed: int, row_ids: Any) -> Any:
         row_ids: Row ids, `(rows,)` int64, a tensor or an array.
     """
     key = int(_mix(np.array([_signed(seed + _GAMMA)]))[0])
-    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + key), 40)  # int64 wraps around, on every device
+    bits = _shift_right(
+        _mix(row_ids * _signed(_GAMMA) + key), 40
+    )  # int64 wraps around, on every device
     return (bits.float() if hasattr(bits, "float") else bits.astype("float32")) * 2.0**-24
 
 

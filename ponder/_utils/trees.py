@@ -58,7 +58,9 @@ def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tr
 def tensors(tree: Tree, path: str = "") -> list[tuple[str, Tensor]]:
     """Return every tensor of `tree` with the path that leads to it."""
     leaves, _ = pytree.tree_flatten_with_path(tree)
-    return [(path + pytree.keystr(place), leaf) for place, leaf in leaves if isinstance(leaf, Tensor)]
+    return [
+        (path + pytree.keystr(place), leaf) for place, leaf in leaves if isinstance(leaf, Tensor)
+    ]
 
 
 def first_tensor(tree: Tree) -> Tensor:
@@ -107,10 +109,14 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
         if size is None or size != batch:
             expected = f"a tensor with the batch first, ({'batch' if batch is None else batch}, …)"
             remedy = "Put one row per example; a value that belongs to the whole batch goes into ponder.Shared(…)."
-            raise ArgumentError(path, expected=expected, got=f"shape {tuple(tensor.shape)}", remedy=remedy)
+            raise ArgumentError(
+                path, expected=expected, got=f"shape {tuple(tensor.shape)}", remedy=remedy
+            )
     if batch is None:
         expected = "a tensor, or a tuple or dict of tensors"
-        raise ArgumentTypeError(name, expected=expected, got=type(tree).__name__, remedy="Pass tensors.")
+        raise ArgumentTypeError(
+            name, expected=expected, got=type(tree).__name__, remedy="Pass tensors."
+        )
     return batch
 
 
@@ -125,7 +131,8 @@ def alike(one: Tree, other: Tree, tolerance: float = 0.0) -> bool:
     leaves, structure = pytree.tree_flatten(one)
     others, other_structure = pytree.tree_flatten(other)
     return structure == other_structure and all(
-        _alike_leaves(first, second, tolerance) for first, second in zip(leaves, others, strict=True)
+        _alike_leaves(first, second, tolerance)
+        for first, second in zip(leaves, others, strict=True)
     )
 
 

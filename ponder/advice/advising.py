@@ -59,8 +59,13 @@ class Advice:
     @property
     def table(self) -> list[dict[str, Any]]:
         """The ways as rows of plain values."""
-        rows = [{name: value for name, value in vars(way).items() if name != "model"} for way in self.ways]
-        return [{**row, "wins": way is self.winner} for row, way in zip(rows, self.ways, strict=True)]
+        rows = [
+            {name: value for name, value in vars(way).items() if name != "model"}
+            for way in self.ways
+        ]
+        return [
+            {**row, "wins": way is self.winner} for row, way in zip(rows, self.ways, strict=True)
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write the winner as a folder that `ponder predict`, `serve`, `check` and `export` take."""
@@ -101,8 +106,16 @@ def advise(
     """
     folder = Path(tempfile.mkdtemp(prefix="ponder-advise-"))
     try:
-        options: Any = {"level": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
-        race = Race(str(model), list(texts), labels, folder, progress or (lambda *_: None), **options)
+        options: Any = {
+            "level": disagreement,
+            "confidence": confidence,
+            "within": within,
+            "deep": deep,
+            "seed": seed,
+        }
+        race = Race(
+            str(model), list(texts), labels, folder, progress or (lambda *_: None), **options
+        )
         race.run()
         advice = _advised(race)
     except BaseException:
@@ -117,7 +130,9 @@ def _advised(race: Race) -> Advice:
     name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
     sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
-    moves = tuple((each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, race.level}))
+    moves = tuple(
+        (each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, race.level})
+    )
     return Advice(
         tuple(race.found),
         winner,
@@ -138,15 +153,26 @@ def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Wa
     if within is not None:
         fast = [way for way in ways if way.alone[1] <= within and way.name != "blind mix"]
         if not fast:
-            return plain, f"No way answers a text within {1e3 * within:.3g} ms here: change nothing."
-        best = min(fast, key=lambda way: (not way.promise <= level, way.disagreement, way.seconds[0]))
+            return (
+                plain,
+                f"No way answers a text within {1e3 * within:.3g} ms here: change nothing.",
+            )
+        best = min(
+            fast, key=lambda way: (not way.promise <= level, way.disagreement, way.seconds[0])
+        )
         held = "with its promise" if best.promise <= level else "without a promise, since none fits"
         return best, f"{best.name}: the most faithful within {1e3 * within:.3g} ms, {held}."
     sound = [way for way in ways[1:] if way.promise <= level and way.speed_up[1] > 1.0]
     if not sound:
-        return plain, "Change nothing: no way is faster than the noise of its timing and keeps the promise."
+        return (
+            plain,
+            "Change nothing: no way is faster than the noise of its timing and keeps the promise.",
+        )
     best = max(sound, key=lambda way: way.speed_up[0])
-    more = {"best fixed step": " The cut model does it.", "half the layers": " Take the smaller model."}
+    more = {
+        "best fixed step": " The cut model does it.",
+        "half the layers": " Take the smaller model.",
+    }
     more |= {"int8": " int8 alone does it."}
     return best, (
         f"{best.name}: ×{best.speed_up[0]:.2f} in seconds ({best.speed_up[1]:.2f} to {best.speed_up[2]:.2f}), and "
@@ -161,13 +187,21 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
     if len(race.check) < needed:
         level, many = rounded_up(100 * race.level), math.ceil(needed / _CERTIFY) + 5
         there = f"there are {race.sides.distinct}"
-        said.append(f"A promise of {level}% for every way needs {many} different texts, or more; {there}.")
+        said.append(
+            f"A promise of {level}% for every way needs {many} different texts, or more; {there}."
+        )
     else:
         shares = [f"{100 * share:.0f}% by {size}" for size, share in curve]
-        more = "more would help" if curve[-1][1] < curve[-2][1] - 0.01 else "more would bring little"
-        said.append(f"Texts that choose and certify: {name} does {', '.join(shares)} of the work; {more}.")
+        more = (
+            "more would help" if curve[-1][1] < curve[-2][1] - 0.01 else "more would bring little"
+        )
+        said.append(
+            f"Texts that choose and certify: {name} does {', '.join(shares)} of the work; {more}."
+        )
     if race.student is None and len(set(race.answers.tolist())) < 2:
-        said.append("The model gives all of these texts one answer: give texts on which its answers differ.")
+        said.append(
+            "The model gives all of these texts one answer: give texts on which its answers differ."
+        )
     eight = race.made.get("int8")
     if eight is not None and not eight.met and len(race.check) >= needed:
         differ = int((eight.answers != race.answers).sum())
@@ -179,17 +213,28 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
     steps = race.model.ponder.num_steps
     if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
         said.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
-    shuffled = _padded(np.random.default_rng(0).permutation(race.lengths)) / _padded(np.sort(race.lengths))
+    shuffled = _padded(np.random.default_rng(0).permutation(race.lengths)) / _padded(
+        np.sort(race.lengths)
+    )
     if shuffled > 1.2:
-        said.append(f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others.")
+        said.append(
+            f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others."
+        )
     if race.cut:
         said.append(f"{race.cut} texts are longer than the model takes, and are cut.")
     ratio = plain.seconds[2] / plain.seconds[0]
     if ratio > _BUSY:
-        said.append(f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet.")
+        said.append(
+            f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet."
+        )
     return said
 
 
 def _padded(lengths: Any) -> float:
     """Return the number of positions in batches of 32, in this order."""
-    return float(sum(len(batch) * batch.max() for batch in np.array_split(lengths, range(32, len(lengths), 32))))
+    return float(
+        sum(
+            len(batch) * batch.max()
+            for batch in np.array_split(lengths, range(32, len(lengths), 32))
+        )
+    )

@@ -39,7 +39,9 @@ class Recorded:
     """What the models answer on the texts that choose and certify, which are split by their ids."""
 
     ids: NDArray[Any]  # (texts,)
-    exits: NDArray[Any]  # logits (texts, steps, classes); the last step's are the answers that are to be kept
+    exits: NDArray[
+        Any
+    ]  # logits (texts, steps, classes); the last step's are the answers that are to be kept
     student: NDArray[Any] | None = None  # logarithms of its probabilities, (texts, classes)
     int8: NDArray[Any] | None = None  # logits as `exits`, of any model in the place of the whole
     seed: int = 0  # of the split
@@ -71,23 +73,38 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
     """Choose the policy of one of the `WAYS`, and certify how often it answers otherwise than the model as it is."""
     (choose, check), small = seen.sides, way.startswith("int8")
     outputs: Any = seen.int8 if small else seen.exits
-    whole = Promise(LastStep(), False, outputs[check, -1].argmax(-1), np.full(len(check), outputs.shape[1]))
+    whole = Promise(
+        LastStep(), False, outputs[check, -1].argmax(-1), np.full(len(check), outputs.shape[1])
+    )
     if rows_needed(level, confidence) > len(check):
         return whole
     if not way.endswith(("exits", "step")):
         outputs = outputs[:, -1:]
-    options: Any = {"risk": OtherAnswers() if small else "disagreement", "level": level, "confidence": confidence}
+    options: Any = {
+        "risk": OtherAnswers() if small else "disagreement",
+        "level": level,
+        "confidence": confidence,
+    }
     if "cascade" in way:
         assert seen.student is not None
         record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
-        stages: list[Any] = [lambda texts: None] * 2  # which are not asked: the record has their answers
+        stages: list[Any] = [
+            lambda texts: None
+        ] * 2  # which are not asked: the record has their answers
         cascade = Cascade(stages, COSTS, classes=[str(n) for n in range(outputs.shape[-1])])
         report = cascade.certify(record, seed=seen.seed, **options)
         made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
         return made if made.met else whole
     record = replace(_record(seen, outputs), weights=None if small else seen.weights)
-    choosing, certifying = record.map(lambda rows: rows[choose]), record.map(lambda rows: rows[check])
-    kinds = candidates(record) if way.endswith("exits") else [(FixedStep, range(record.num_steps, 0, -1))]
+    choosing, certifying = (
+        record.map(lambda rows: rows[choose]),
+        record.map(lambda rows: rows[check]),
+    )
+    kinds = (
+        candidates(record)
+        if way.endswith("exits")
+        else [(FixedStep, range(record.num_steps, 0, -1))]
+    )
     found = certify(choosing, certifying, kinds, **options)
     policy = found.policy
     if record.num_steps == 1:  # a promise of full depth, whatever the number of steps
@@ -103,4 +120,6 @@ def _record(seen: Recorded, outputs: NDArray[Any]) -> Record:
 
 def _made(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:
     depth = certifying.exit_steps(policy)
-    return Promise(policy, met, certifying.outputs[np.arange(len(depth)), depth - 1].argmax(-1), depth)
+    return Promise(
+        policy, met, certifying.outputs[np.arange(len(depth)), depth - 1].argmax(-1), depth
+    )

@@ -26,14 +26,23 @@ from ponder.cascade.student import Embeddings, Student
 from ponder.deploy.exporting import onnx, quantized
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.exits import teach_heads
-from ponder.integrations.transformers.reading import PlainClassifier, read_classifier, read_fine_tuned
+from ponder.integrations.transformers.reading import (
+    PlainClassifier,
+    read_classifier,
+    read_fine_tuned,
+)
 from ponder.integrations.transformers.texts import max_positions, tokenize
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 
 __all__ = ["Race", "Way", "in_int8"]
 
 Progress = Callable[[str, int, int], object]
-_ROUNDS, _TIMED, _ALONE, _DRAWS = 4, 128, 12, 500  # rounds; texts in batches of 32 and alone; samples to choose from
+_ROUNDS, _TIMED, _ALONE, _DRAWS = (
+    4,
+    128,
+    12,
+    500,
+)  # rounds; texts in batches of 32 and alone; samples to choose from
 _RANGES, _BLOCK = 200, 512  # texts that fix the ranges of int8; texts of a call
 _SPARE = 0.9  # of a time limit, since what fits into it is timed again with the others
 clock = time.perf_counter
@@ -113,8 +122,13 @@ class _BlindMix:
 
     def predict(self, texts: Sequence[Any]) -> Any:
         drawn, labels = self.drawn(texts), np.empty(len(texts), dtype=object)
-        easy, others = ([text for text, own in zip(texts, drawn, strict=True) if own == side] for side in (True, False))
-        labels[drawn] = [self.student.classes[n] for n in self.student.predict_proba(easy).argmax(1)]
+        easy, others = (
+            [text for text, own in zip(texts, drawn, strict=True) if own == side]
+            for side in (True, False)
+        )
+        labels[drawn] = [
+            self.student.classes[n] for n in self.student.predict_proba(easy).argmax(1)
+        ]
         labels[~drawn] = self.model.predict(others).labels
         return SimpleNamespace(labels=labels.tolist())
 
@@ -143,22 +157,36 @@ class Race:
         deep: bool,
         seed: int,
     ) -> None:
-        self.level, self.within, self.deep, self.seed, self.folder = level, within, deep, seed, folder
+        self.level, self.within, self.deep, self.seed, self.folder = (
+            level,
+            within,
+            deep,
+            seed,
+            folder,
+        )
         self.confidence, self.progress = 1.0 - (1.0 - confidence) / (len(WAYS) + deep), progress
         self.model = read_fine_tuned(source)
         self.names = classes_of(self.model) or ()
         self.size = _megabytes(self.model.encoder)
         encoded = tokenize(self.model.tokenizer, texts, max_positions(self.model.encoder))
         numbers = None if labels is None else np.array(class_numbers(labels, self.names))
-        self.cut, self.lengths = encoded.truncated, np.array([len(row["input_ids"]) for row in encoded.rows])
+        self.cut, self.lengths = (
+            encoded.truncated,
+            np.array([len(row["input_ids"]) for row in encoded.rows]),
+        )
         self.sides = teach_heads(self.model, encoded.rows, seed=seed, progress=progress)
         self.rows = [encoded.rows[n] for n in self.sides.places[0]]
         both = (self.sides.choosing, self.sides.certifying)
-        ids, outputs = (np.concatenate([np.asarray(getattr(r, n)) for r in both]) for n in ("row_ids", "outputs"))
+        ids, outputs = (
+            np.concatenate([np.asarray(getattr(r, n)) for r in both])
+            for n in ("row_ids", "outputs")
+        )
         self.seen = Recorded(ids, outputs, seed=seed, weights=self.sides.certifying.weights)
         rest, own = np.concatenate(self.sides.places[1:]), self.seen.sides[1]
         self.certifying = rest[own]
-        self.teach, self.rest, self.check = ([texts[n] for n in p] for p in (self.sides.places[0], rest, rest[own]))
+        self.teach, self.rest, self.check = (
+            [texts[n] for n in p] for p in (self.sides.places[0], rest, rest[own])
+        )
         self.answers = outputs[own, -1].argmax(-1)
         self.labels = None if numbers is None else numbers[self.certifying]
         self.made: dict[str, Promise] = {}
@@ -199,29 +227,46 @@ class Race:
             for way, took, single in zip(self.found, batches, alone, strict=True):
                 took.append(_seconds(way.model, texts) / len(texts))
                 single += [_seconds(way.model, [text]) for text in texts[:_ALONE]]
-            self.found = [_with_seconds(*each, batches[0]) for each in zip(self.found, batches, alone, strict=True)]
+            self.found = [
+                _with_seconds(*each, batches[0])
+                for each in zip(self.found, batches, alone, strict=True)
+            ]
             self.progress("timing", number + 1, _ROUNDS)
 
-    def relative_cost(self, name: str, texts: int | None = None, level: float | None = None) -> float:
+    def relative_cost(
+        self, name: str, texts: int | None = None, level: float | None = None
+    ) -> float:
         """Return the mean share of the model that a way would need by some of the texts, or at another level."""
         some = np.random.default_rng(self.seed).permutation(len(self.seen.ids))[:texts]
         seen = self.seen if texts is None else self.seen.taken(some)
         made = promise(seen, name, level or self.level, self.confidence)
-        student, steps = "cascade" in name, self.seen.exits.shape[1] if name.endswith("exits") else 1
+        student, steps = (
+            "cascade" in name,
+            self.seen.exits.shape[1] if name.endswith("exits") else 1,
+        )
         return float(np.minimum((made.depth - student) / steps, 1.0).mean()) if made.met else 1.0
 
     def changed(self, name: str) -> tuple[tuple[str, str, str], ...]:
         """Return certifying texts whose answer a way changes, with both answers; 50 at most."""
         rows = zip(self.check, self.answers, self.made[name].answers, strict=True)
-        found = [(text, self.names[now], self.names[then]) for text, now, then in rows if now != then]
-        return tuple((text if isinstance(text, str) else " ‖ ".join(text), *both) for text, *both in found[:50])
+        found = [
+            (text, self.names[now], self.names[then]) for text, now, then in rows if now != then
+        ]
+        return tuple(
+            (text if isinstance(text, str) else " ‖ ".join(text), *both)
+            for text, *both in found[:50]
+        )
 
-    def _add(self, name: str, model: Any, made: Promise, size: float, promised: float | None = None) -> None:
+    def _add(
+        self, name: str, model: Any, made: Promise, size: float, promised: float | None = None
+    ) -> None:
         right = math.nan if self.labels is None else float((made.answers == self.labels).mean())
         promised = (self.level if made.met else math.nan) if promised is None else promised
         other = float((made.answers != self.answers).mean())
         self.made[name] = made
-        self.found.append(Way(name, model, other, promised, right, size, needs_torch=not name.startswith("int8")))
+        self.found.append(
+            Way(name, model, other, promised, right, size, needs_torch=not name.startswith("int8"))
+        )
 
     def _taught_student(self) -> Student | None:
         """Teach a student the answers that the model gave; a model of one answer needs none."""
@@ -246,13 +291,17 @@ class Race:
                 self._add(name, exits, made, size)
             elif self.student is not None and (behind is whole or stage_of(behind).num_steps > 1):
                 made = promise(self.seen, name, self.level, self.confidence)
-                cascade = Cascade([self.student, behind], COSTS, policy=made.policy, classes=self.names)
+                cascade = Cascade(
+                    [self.student, behind], COSTS, policy=made.policy, classes=self.names
+                )
                 self._add(name, cascade, made, size + self.student.megabytes)
 
     def _blind_mix(self, plain: _Plain, student: Student) -> None:
         assert self.seen.student is not None
         taught = self.seen.student[self.seen.sides[1]].argmax(-1)
-        mix = _BlindMix(student, plain, min(1.0, self.level / max(float((taught != self.answers).mean()), 1e-9)))
+        mix = _BlindMix(
+            student, plain, min(1.0, self.level / max(float((taught != self.answers).mean()), 1e-9))
+        )
         drawn = mix.drawn(self.check)
         made = Promise(LastStep(), False, np.where(drawn, taught, self.answers), drawn * 1.0)
         self._add("blind mix", mix, made, self.size + student.megabytes)
@@ -264,7 +313,10 @@ class Race:
         full, texts = onnx(self.model, self.folder / "fp32"), [self.rest[n] for n in choose]
         most = 0.5 * max(most_failures(len(check), self.level, self.confidence), 0) / len(check)
         given = texts, self.seen.exits[choose, -1].argmax(-1)
-        eight, outputs = in_int8(full, self.teach[:_RANGES], *given, most), np.zeros_like(self.seen.exits)
+        eight, outputs = (
+            in_int8(full, self.teach[:_RANGES], *given, most),
+            np.zeros_like(self.seen.exits),
+        )
         for start in range(0, len(self.rest), _BLOCK):
             block = self.rest[start : start + _BLOCK]
             outputs[start : start + len(block)] = eight.record(block).outputs
@@ -293,21 +345,35 @@ class Race:
         """A model of the first half of the layers, taught the answers of the whole on the texts that teach."""
         encoder = copy.deepcopy(self.model.encoder)
         count = encoder.config.num_hidden_layers
-        lists = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+        lists = [
+            part
+            for part in encoder.modules()
+            if isinstance(part, nn.ModuleList) and len(part) == count
+        ]
         if not lists or count < 2:
             return
         del lists[0][count // 2 :]
         encoder.config.num_hidden_layers = count // 2
-        _teach(encoder, self.model, self.rows, torch.as_tensor(self.sides.taught.outputs[:, -1]), self.progress)
+        _teach(
+            encoder,
+            self.model,
+            self.rows,
+            torch.as_tensor(self.sides.taught.outputs[:, -1]),
+            self.progress,
+        )
         PlainClassifier(encoder, self.model.tokenizer).save_pretrained(self.folder / "half")
         half = read_classifier(self.folder / "half")
         outputs = _Plain(half, LastStep()).predict(self.rest).outputs.numpy()
-        made = promise(replace(self.seen, int8=outputs[:, None]), "int8", self.level, self.confidence)
+        made = promise(
+            replace(self.seen, int8=outputs[:, None]), "int8", self.level, self.confidence
+        )
         self._add("half the layers", _Plain(half, made.policy), made, _megabytes(half.encoder))
 
     def _sample(self) -> list[Any]:
         """Texts to be timed: of many samples the one whose length, and depth under all ways, is that of all texts."""
-        columns = np.stack([self.lengths[self.certifying], *(made.depth for made in self.made.values())], axis=1)
+        columns = np.stack(
+            [self.lengths[self.certifying], *(made.depth for made in self.made.values())], axis=1
+        )
         columns = (columns - columns.mean(0)) / np.maximum(columns.std(0), 1e-9)
         draw, size = np.random.default_rng(self.seed), min(_TIMED, len(columns))
         samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
@@ -315,7 +381,9 @@ class Race:
         return [self.check[n] for n in best]
 
 
-def in_int8(export: Path, ranges: Sequence[Any], texts: Sequence[Any], answers: NDArray[Any], most: float) -> OnnxModel:
+def in_int8(
+    export: Path, ranges: Sequence[Any], texts: Sequence[Any], answers: NDArray[Any], most: float
+) -> OnnxModel:
     """Return an export in int8, in a folder beside it: ``all`` its products, or ``some``, but for those that narrow.
 
     All are, unless this moves more than the share `most` of the answers at full depth to the texts that choose;
@@ -334,13 +402,17 @@ def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress:
     """Teach a cut encoder the answers of the whole, by three passes of AdamW over the KL divergence."""
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4, weight_decay=0.01)
     batches = [
-        b for _ in range(3) for b in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(32)
+        b
+        for _ in range(3)
+        for b in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(32)
     ]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1.0 - done / len(batches))
     encoder.requires_grad_(True).train()
     for number, places in enumerate(batches, 1):
         batch = whole.tokenizer.pad([rows[n] for n in places.tolist()], return_tensors="pt")
-        logits = encoder(**{name: batch[name] for name in batch if name in whole.adapter.inputs}).logits
+        logits = encoder(
+            **{name: batch[name] for name in batch if name in whole.adapter.inputs}
+        ).logits
         whole.ponder.task.distillation_losses(logits, target[places], 1.0, None).mean().backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -359,7 +431,9 @@ def _seconds(model: Any, texts: Sequence[Any]) -> float:
     return clock() - start
 
 
-def _with_seconds(way: Way, took: Sequence[float], alone: Sequence[float], plain: Sequence[float]) -> Way:
+def _with_seconds(
+    way: Way, took: Sequence[float], alone: Sequence[float], plain: Sequence[float]
+) -> Way:
     ratios = np.array(plain[: len(took)]) / np.array(took)
     return replace(
         way,

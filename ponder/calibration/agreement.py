@@ -38,7 +38,11 @@ def candidates(record: Record) -> list[Candidate]:
         unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
         kinds = ((Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure))
         found += kinds
-        found += [(kind.after(step), values) for kind, values in kinds for step in range(2, record.num_steps)]
+        found += [
+            (kind.after(step), values)
+            for kind, values in kinds
+            for step in range(2, record.num_steps)
+        ]
     return found
 
 
@@ -87,9 +91,17 @@ def certify(
     tried = [family_of(like, values, choosing) for like, values in likes]
     if speed_up is None:
         shares = np.full(len(choosing), 1 / len(choosing))
-        drawn = np.random.default_rng(0).multinomial(len(certifying), shares, size=_SAMPLES).T.astype(np.float64)
+        drawn = (
+            np.random.default_rng(0)
+            .multinomial(len(certifying), shares, size=_SAMPLES)
+            .T.astype(np.float64)
+        )
         allowed = np.array([most_failures(int(n), level, confidence) for n in counting @ drawn])
-        place = int(np.argmin([_certified_cost(choosing, one, losses, by_step, drawn, allowed) for one in tried]))
+        place = int(
+            np.argmin(
+                [_certified_cost(choosing, one, losses, by_step, drawn, allowed) for one in tried]
+            )
+        )
         values = tried[place].values
     else:
         check_real("speed_up", speed_up, 1.0, by_step[-1] / by_step[0], open_low=True)
@@ -99,7 +111,13 @@ def certify(
         at = at_exits(lost, certifying.exit_steps(tried[place].build(value)))
         at = at if which is None else at[which]
         level = min(upper_bound(int(at.sum()), len(at), confidence), 1.0 - 1e-9)
-    given: Any = {"risk": risk, "level": level, "confidence": confidence, "grid": values, "costs": costs}
+    given: Any = {
+        "risk": risk,
+        "level": level,
+        "confidence": confidence,
+        "grid": values,
+        "costs": costs,
+    }
     return control_risk(certifying, likes[place][0], bound="exact_binomial", **given)
 
 
@@ -129,6 +147,12 @@ def _least_risk(
     found = []
     for number, family in enumerate(tried):
         for places, steps in family.exit_steps(record):
-            rows = zip(at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1), places, strict=True)
-            found += [(r, c, number, family.values[place]) for r, c, place in rows if c <= at_most * (1 + 1e-9)]
+            rows = zip(
+                at_exits(losses, steps).mean(1), at_exits(costs, steps).mean(1), places, strict=True
+            )
+            found += [
+                (r, c, number, family.values[place])
+                for r, c, place in rows
+                if c <= at_most * (1 + 1e-9)
+            ]
     return min(found)[2:]

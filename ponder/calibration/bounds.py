@@ -40,9 +40,13 @@ class Bound:
 def check_losses(losses: Floats, bound: str) -> None:
     """Raise where a bound says nothing of such losses."""
     chosen = BOUNDS[bound]
-    inside = (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
+    inside = (
+        (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
+    )
     if not inside.all():
-        expected = f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1"
+        expected = (
+            f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1"
+        )
         got = f"values from {losses.min():.6g} to {losses.max():.6g}"
         remedy = "Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones."
         raise ArgumentError("losses", expected=expected, got=got, remedy=remedy)
@@ -58,7 +62,9 @@ def rows_needed(level: float, confidence: float) -> int:
         >>> rows_needed(0.02, 0.95)
         149
     """
-    return max(math.ceil(min(math.log(1.0 - confidence) / math.log1p(-level), sys.float_info.max)), 1)
+    return max(
+        math.ceil(min(math.log(1.0 - confidence) / math.log1p(-level), sys.float_info.max)), 1
+    )
 
 
 def _log_pmf(rows: int, p: float, most: int) -> Floats:
@@ -125,7 +131,9 @@ def _betting(losses: Floats, level: float) -> Floats:
     mean = (0.5 + losses.cumsum(0)) / (seen + 1)
     variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)
     before = np.concatenate([np.full((1, losses.shape[1]), 0.25), variance[:-1]])
-    stake = np.minimum(np.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)), _HIGHEST_STAKE / (1 - level))
+    stake = np.minimum(
+        np.sqrt(2.0 * math.log(1 / 0.05) / (rows * before)), _HIGHEST_STAKE / (1 - level)
+    )
     wealth = np.log1p(stake * (level - losses)).cumsum(0)
     found: Floats = np.minimum(np.exp(-wealth.max(0)), 1.0)
     return found

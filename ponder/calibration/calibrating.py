@@ -101,11 +101,15 @@ def calibrate(
             f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
             f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
         )
-        return Calibration(policy, point, curve, chosen is not None, statement, trajectory, measured)
+        return Calibration(
+            policy, point, curve, chosen is not None, statement, trajectory, measured
+        )
 
     if not isinstance(policies, Sequence):
         return calibrated(policies)
-    tried = list(map(calibrated, [FixedStep, *(like for like in policies if like is not FixedStep)]))
+    tried = list(
+        map(calibrated, [FixedStep, *(like for like in policies if like is not FixedStep)])
+    )
 
     def rank(one: Calibration) -> tuple[float, float]:
         cost, loss = one.point.cost, -one.point.score
@@ -123,7 +127,10 @@ def _target(at_least: float | None, at_most_steps: float | None) -> tuple[str, f
     asked = [(name, value) for name, value in given.items() if value is not None]
     if len(asked) != 1:
         raise ArgumentError(
-            ", ".join(given), expected="exactly one of them", got=dict(asked), remedy="Pass at_least=0.99, say."
+            ", ".join(given),
+            expected="exactly one of them",
+            got=dict(asked),
+            remedy="Pass at_least=0.99, say.",
         )
     ((name, value),) = asked
     if name == "at_least":

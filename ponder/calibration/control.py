@@ -115,7 +115,9 @@ def control_risk(
     full = at(np.full((1, len(trajectory)), trajectory.num_steps))[0]
     by_step = as_costs(costs, trajectory.num_steps)
     path, passed = _walk(family, trajectory, at, len(full), by_step, level, 1.0 - confidence, bound)
-    place = min(reversed(range(len(passed))), key=lambda i: passed[i][0], default=None)  # the last of equal ones
+    place = min(
+        reversed(range(len(passed))), key=lambda i: passed[i][0], default=None
+    )  # the last of equal ones
     if place is None:
         value, p_value, observed = None, None, float(full.mean()) if len(full) else math.nan
         shares = np.eye(trajectory.num_steps)[-1]
@@ -137,11 +139,16 @@ def control_risk(
         weights=trajectory.weights,
     )
     policy = replace(
-        draft, statement=_statement(draft, observed, None if isinstance(risk, Ranking) else len(trajectory))
+        draft,
+        statement=_statement(
+            draft, observed, None if isinstance(risk, Ranking) else len(trajectory)
+        ),
     )
     mean_step = float(shares @ np.arange(1, trajectory.num_steps + 1))
     exits = tuple(shares.tolist())
-    return RiskControl(policy, value is not None, mean_step, policy.statement, observed, exits, trajectory, risk)
+    return RiskControl(
+        policy, value is not None, mean_step, policy.statement, observed, exits, trajectory, risk
+    )
 
 
 def _walk(
@@ -173,7 +180,12 @@ def _walk(
             statistics, limit = BOUNDS[bound].p_values(at.T, level), delta
         holding = int(np.append(statistics <= limit, False).argmin())
         values = [family.values[place] for place in places[: holding + 1]]
-        path += zip(values, at[: holding + 1].mean(1).tolist(), statistics[: holding + 1].tolist(), strict=True)
+        path += zip(
+            values,
+            at[: holding + 1].mean(1).tolist(),
+            statistics[: holding + 1].tolist(),
+            strict=True,
+        )
         counts = exit_counts(steps[:holding], record.num_steps)
         passed += zip((counts @ costs).tolist(), counts / len(record), strict=True)
         if holding < len(places):
@@ -183,7 +195,9 @@ def _walk(
 
 def exit_counts(steps: Ints, num_steps: int) -> Floats:
     """Return how many rows exit at each step, `(thresholds, steps)`, from exit steps `(thresholds, rows)`."""
-    return np.stack([(steps == step).sum(1) for step in range(1, num_steps + 1)], axis=1).astype(np.float64)
+    return np.stack([(steps == step).sum(1) for step in range(1, num_steps + 1)], axis=1).astype(
+        np.float64
+    )
 
 
 def _lowest(bound: str) -> float:
@@ -195,7 +209,10 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
     promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
     if made.confidence is None:
         promise += " in the mean over calibration sets"
-        if made.risk not in ("disagreement", "error_gap"):  # full depth, the fallback, may have some of the risk
+        if made.risk not in (
+            "disagreement",
+            "error_gap",
+        ):  # full depth, the fallback, may have some of the risk
             promise += ", those that certify nothing counted as 0"
         needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
     else:
@@ -219,6 +236,4 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
             f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; values are tried from the "
             "latest exits on where the policy declares which these are (tunable), and else in the order of the grid"
         )
-    return (
-        f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({made.bound})"
-    )
+    return f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({made.bound})"

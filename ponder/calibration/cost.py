@@ -64,11 +64,19 @@ class Breakdown:
         """Return the cost of exiting at each step, `(steps,)`."""
         needs = frozenset(needs)
         reads = needs & {"output", "features", "hazard"}
-        steps, readouts, heads = (np.array(each, dtype=np.float64) for each in (self.steps, self.readouts, self.heads))
-        asked = readouts * bool(reads) + heads * ("output" in needs) + self.lambda_head * ("hazard" in needs)
+        steps, readouts, heads = (
+            np.array(each, dtype=np.float64) for each in (self.steps, self.readouts, self.heads)
+        )
+        asked = (
+            readouts * bool(reads)
+            + heads * ("output" in needs)
+            + self.lambda_head * ("hazard" in needs)
+        )
         answer = readouts * (not reads) + heads * ("output" not in needs)
         asked[-1], answer[-1] = 0.0, readouts[-1] + heads[-1]
-        return self.stem + self.first_readout * ("hazard" in needs) + np.cumsum(steps + asked) + answer
+        return (
+            self.stem + self.first_readout * ("hazard" in needs) + np.cumsum(steps + asked) + answer
+        )
 
     def cumulative(self, needs: Iterable[str]) -> Floats:
         """Return the cost of exiting at each step, relative to the unwrapped encoder, `(steps,)`.
@@ -120,17 +128,26 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
         for needs in ((), ("features",), ("output",), ("hazard",) if halts else ())
     )
     readouts = np.diff(features - none)[:-1]
-    last = readouts[-1:] if len(readouts) else np.zeros(1)  # the same function at every step; of one step a part of it
-    readouts, heads = np.append(readouts, last), np.append(np.diff(output - features)[:-1], last_head)
+    last = (
+        readouts[-1:] if len(readouts) else np.zeros(1)
+    )  # the same function at every step; of one step a part of it
+    readouts, heads = (
+        np.append(readouts, last),
+        np.append(np.diff(output - features)[:-1], last_head),
+    )
     steps = np.diff(none)
     steps[-1] -= readouts[-1] + last_head
     asked = np.diff(hazard - none)[:1] - readouts[:1]
     lambda_head = float(asked[0]) if halts and len(steps) > 1 else 0.0
     by_step, by_readout, by_head = (tuple(each.tolist()) for each in (steps, readouts, heads))
-    return Breakdown(float(none[0]), by_step, by_readout, by_head, lambda_head, float(hazard[0] - none[0]))
+    return Breakdown(
+        float(none[0]), by_step, by_readout, by_head, lambda_head, float(hazard[0] - none[0])
+    )
 
 
-def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]) -> tuple[Floats, float]:
+def _flops(
+    model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]
+) -> tuple[Floats, float]:
     """Return FLOPs per row before step 1, at each question of the policy and at the end; and from first to last head.
 
     A policy that reads no outputs has one head called, the last.
@@ -147,7 +164,9 @@ def _flops(model: Any, needs: frozenset[str], inputs: Any, context: dict[str, An
         finally:
             for hook in hooks:
                 hook.remove()
-        return np.array([*probe.seen, counter.get_total_flops()]) / rows, (heads[-1] - heads[0]) / rows
+        return np.array([*probe.seen, counter.get_total_flops()]) / rows, (
+            heads[-1] - heads[0]
+        ) / rows
 
 
 @dataclass(frozen=True)
@@ -181,7 +200,9 @@ class SpeedUp:
     flops: float | None = None
 
     def __str__(self) -> str:
-        return f"×{self.steps:.2f} in steps" + ("" if self.flops is None else f", ×{self.flops:.2f} in FLOPs")
+        return f"×{self.steps:.2f} in steps" + (
+            "" if self.flops is None else f", ×{self.flops:.2f} in FLOPs"
+        )
 
 
 def speed_up(
@@ -202,7 +223,10 @@ def speed_up(
     steps = np.asarray(exit_step)
     flops = None
     if costs is not None:
-        needs, each = frozenset(needs), [costs] * len(steps) if isinstance(costs, Breakdown) else costs
+        needs, each = (
+            frozenset(needs),
+            [costs] * len(steps) if isinstance(costs, Breakdown) else costs,
+        )
         spent = sum(cost.exits(needs)[step - 1] for cost, step in zip(each, steps, strict=True))
         flops = float(sum(cost.plain for cost in each) / spent)
     return SpeedUp(float(num_steps / steps.mean()), flops)
@@ -229,7 +253,9 @@ def wall_clock(
     return WallClock.of(ratios)
 
 
-def seconds(call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(
+    call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds of one run of `call`, the mean over `repeats`; accelerators are waited for."""
     _wait()
     start = clock()
@@ -248,7 +274,9 @@ def _wait() -> None:
 def _counting() -> Iterator[FlopCounterMode]:
     """Count FLOPs of a block, fused operators that PyTorch's counter does not know included."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a whole layer as one operator cannot be counted
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # a whole layer as one operator cannot be counted
     try:
         with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
             yield counter
@@ -260,7 +288,9 @@ def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, *
     return int(sdpa_flop_count(query, key, value))
 
 
-def _recurrent(sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any) -> int:
+def _recurrent(
+    sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any
+) -> int:
     """Return the FLOPs of a recurrent layer: two products at every position, with the gates' weights."""
     return 2 * sequence[:-1].numel() * (of_input.numel() + of_hidden.numel())
 

@@ -20,7 +20,9 @@ from ponder.policies.halting import Quantile
 
 __all__ = ["Diagnosis", "Gain", "diagnose"]
 
-Outcome: TypeAlias = Literal["exits pay", "one step is as good", "too few rows", "no policy is cheap enough"]
+Outcome: TypeAlias = Literal[
+    "exits pay", "one step is as good", "too few rows", "no policy is cheap enough"
+]
 _SHARES = ("accuracy", "exact_match", "agreement with full depth")
 _Z = 1.96  # of a 95% interval
 _FOLDS = 10
@@ -94,7 +96,9 @@ class Diagnosis:
         if any(gain.pays for gain in known):
             return "exits pay"
         margin = 0.03 if self.metric in _SHARES else 0.1 * (max(self.scores) - min(self.scores))
-        return "too few rows" if any(gain.high > margin for gain in known) else "one step is as good"
+        return (
+            "too few rows" if any(gain.high > margin for gain in known) else "one step is as good"
+        )
 
     @property
     def verdict(self) -> str:
@@ -119,8 +123,15 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""
-        gains = [{name: None if v != v else v for name, v in vars(gain).items()} for gain in self.gains]
-        found = {"outcome": self.outcome, "verdict": self.verdict, "metric": self.metric, "rows": self.rows}
+        gains = [
+            {name: None if v != v else v for name, v in vars(gain).items()} for gain in self.gains
+        ]
+        found = {
+            "outcome": self.outcome,
+            "verdict": self.verdict,
+            "metric": self.metric,
+            "rows": self.rows,
+        }
         return {**found, "scores": list(self.scores), "gains": gains}
 
 
@@ -168,7 +179,13 @@ def diagnose(
 def _exits_of(trajectory: Record, compare: Any) -> tuple[Ints, list[str]]:
     """Return the exits under every threshold of every family of policies, one a row, and the policies as text."""
     if compare is None:
-        known = (Confidence(0.5), Margin(0.5), Entropy(0.5), Patience(1, tolerance=1.0), Quantile(0.5))
+        known = (
+            Confidence(0.5),
+            Margin(0.5),
+            Entropy(0.5),
+            Patience(1, tolerance=1.0),
+            Quantile(0.5),
+        )
         likes: list[Any] = [type(policy) for policy in known if serves(trajectory, policy)]
     else:
         likes = list(compare) if isinstance(compare, Sequence) else [compare]
@@ -200,11 +217,21 @@ class _Tried:
         """Compare the best policy with the best blind choice at a speed-up."""
         cost, rows = float(self.cost[-1]) / speedup, np.arange(len(self.values))
         low, high, share = best_blind(self.values.mean(0), self.cost, cost)
-        blind = float((1.0 - share) * self.values[:, low].mean() + share * self.values[:, high].mean())
+        blind = float(
+            (1.0 - share) * self.values[:, low].mean() + share * self.values[:, high].mean()
+        )
         best = self._best(rows, cost)
         if best is None:
-            return Gain(speedup, f"none within a cost of {cost:.2f}", math.nan, blind, *[math.nan] * 3)
-        return Gain(speedup, self.names[best], float(self._scores[best].mean()), blind, *self.cross_fit(cost))
+            return Gain(
+                speedup, f"none within a cost of {cost:.2f}", math.nan, blind, *[math.nan] * 3
+            )
+        return Gain(
+            speedup,
+            self.names[best],
+            float(self._scores[best].mean()),
+            blind,
+            *self.cross_fit(cost),
+        )
 
     def cross_fit(self, cost: float) -> tuple[float, float, float]:
         """Return policy minus the best blind choice at a mean cost, and the ends of its interval; NaN where none fits.

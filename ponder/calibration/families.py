@@ -22,7 +22,9 @@ from ponder.policies.counting import Patience
 __all__ = ["Family", "FamilyLike", "exchanged", "family_of", "part_with_threshold"]
 
 FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
-_CELLS = 2**16  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
+_CELLS = (
+    2**16
+)  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
 _BETWEEN, _TOLERANCES = 201, 41
 
 
@@ -76,9 +78,13 @@ class Family:
 
     def _crossings(self, reached: Any, places: Ints) -> Ints:
         threshold = _tunable(self.free)
-        bars: Any = np.asarray(self.values)[places, None] * (1.0 if threshold.higher_exits_later else -1.0)
+        bars: Any = np.asarray(self.values)[places, None] * (
+            1.0 if threshold.higher_exits_later else -1.0
+        )
         single = reached.astype(np.float32)
-        if np.array_equal(single, reached, equal_nan=True):  # computed in float32, in which a run compares them too
+        if np.array_equal(
+            single, reached, equal_nan=True
+        ):  # computed in float32, in which a run compares them too
             reached, bars = single, bars.astype(np.float32)
         crosses = np.greater_equal if threshold.inclusive else np.greater
         steps = np.ones((len(places), len(reached)), dtype=np.intp)
@@ -96,13 +102,20 @@ class Family:
         if len(reached) > _BETWEEN:
             reached = reached[np.linspace(0, len(reached) - 1, _BETWEEN).astype(np.intp)]
         sign = 1.0 if _tunable(self.free).higher_exits_later else -1.0
-        between = {sign * _short_between(low, high) for low, high in pairwise(np.unique(reached).tolist())}
+        between = {
+            sign * _short_between(low, high) for low, high in pairwise(np.unique(reached).tolist())
+        }
         inside = {value for value in between if self.values[0] <= value <= self.values[-1]}
         return replace(self, values=tuple(sorted({*self.values, *inside})))
 
 
 def family_of(
-    like: FamilyLike, grid: Iterable[float] | None, record: Record, *, look: bool = False, argument: str = "policies"
+    like: FamilyLike,
+    grid: Iterable[float] | None,
+    record: Record,
+    *,
+    look: bool = False,
+    argument: str = "policies",
 ) -> Family:
     """Return a class, a policy or a callable as a family of policies.
 
@@ -129,7 +142,9 @@ def family_of(
     if free is None:
         expected = "a class of policies with one threshold, a policy with one inside, or a callable with a grid"
         remedy = "Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), with grid=[…]."
-        raise ArgumentError(argument, expected=expected, got=getattr(like, "__name__", repr(like)), remedy=remedy)
+        raise ArgumentError(
+            argument, expected=expected, got=getattr(like, "__name__", repr(like)), remedy=remedy
+        )
     threshold = _tunable(free)
 
     def build(value: float) -> ExitPolicy:
@@ -141,12 +156,18 @@ def family_of(
 
     if values is None:
         values = tuple(threshold.values(record.num_steps, record.width))
-        if not (_accepts(build, values[0]) and _accepts(build, values[-1])):  # a normalised entropy ends at 1, say
+        if not (
+            _accepts(build, values[0]) and _accepts(build, values[-1])
+        ):  # a normalised entropy ends at 1, say
             values = tuple(value for value in values if _accepts(build, value))
     policy = build(values[len(values) // 2])
     record.check(policy)
     family = Family(threshold.field, values, build, policy, part_with_threshold(policy))
-    return family.with_values_between(record) if look and grid is None and not threshold.whole else family
+    return (
+        family.with_values_between(record)
+        if look and grid is None and not threshold.whole
+        else family
+    )
 
 
 def _tunable(part: Any) -> Threshold:
@@ -167,9 +188,15 @@ def part_with_threshold(like: FamilyLike) -> Any:
     if isinstance(like, ExitPolicy):
         parts = all_within(like)
         found = [part for part in parts if part.tunable is not None]
-        promised = any(isinstance(part, Certified) for part in parts)  # a certificate is about one value
+        promised = any(
+            isinstance(part, Certified) for part in parts
+        )  # a certificate is about one value
         return found[0] if len(found) == 1 and not promised else None
-    return like if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None else None
+    return (
+        like
+        if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None
+        else None
+    )
 
 
 def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
@@ -204,7 +231,9 @@ def _tolerances(record: Record) -> tuple[float, ...]:
     changes = np.unique(changes[np.isfinite(changes) & (changes > 0)])
     if not len(changes):
         return (1.0,)
-    edges = np.append(changes, 2.0 * changes[-1]).tolist()  # the greatest change is below its double
+    edges = np.append(
+        changes, 2.0 * changes[-1]
+    ).tolist()  # the greatest change is below its double
     places = np.unique(np.linspace(0, len(changes) - 1, _TOLERANCES).astype(np.intp))
     return tuple(_short_between(edges[place], edges[place + 1]) for place in places)
 
@@ -212,4 +241,6 @@ def _tolerances(record: Record) -> tuple[float, ...]:
 def _short_between(low: float, high: float) -> float:
     """Return a number between two others, with as few digits as distinguish it from both."""
     middle = (low + high) / 2.0
-    return next((short for digits in range(1, 17) if low < (short := round(middle, digits)) < high), middle)
+    return next(
+        (short for digits in range(1, 17) if low < (short := round(middle, digits)) < high), middle
+    )

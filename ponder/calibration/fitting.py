@@ -27,10 +27,16 @@ def fit_gate(trajectory: Record) -> Gate:
         tensor([1, 2, 3])
     """
     check_record(trajectory)
-    gate, differs, tables = Gate(((0.0,) * 5,) * (trajectory.num_steps - 1)), ~trajectory.agreement(), []
+    gate, differs, tables = (
+        Gate(((0.0,) * 5,) * (trajectory.num_steps - 1)),
+        ~trajectory.agreement(),
+        [],
+    )
     trajectory.check(gate)
     state = gate.init(trajectory.batch)
-    for step, view in zip(range(trajectory.num_steps - 1), trajectory.views(gate.needs), strict=False):
+    for step, view in zip(
+        range(trajectory.num_steps - 1), trajectory.views(gate.needs), strict=False
+    ):
         signals, state = gate.read(view, state)
         read = as_array(signals)
         finite = np.isfinite(read).all(1)  # other rows never exit, so they teach nothing
@@ -43,13 +49,18 @@ def _logistic(x: Floats, y: Bools) -> tuple[float, ...]:
     if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
         return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))
     centre, scale = x.mean(0), x.std(0)
-    varies = scale > _NOISE * np.abs(centre)  # differences below are rounding, which other rows do not share
+    varies = scale > _NOISE * np.abs(
+        centre
+    )  # differences below are rounding, which other rows do not share
     scale = np.where(varies, scale, 1.0)
     design = np.column_stack([np.where(varies, (x - centre) / scale, 0.0), np.ones(len(x))])
     ridge = np.append(np.full(x.shape[1], _RIDGE), 1e-9)
 
     def loss(w: Floats) -> float:
-        return float(np.logaddexp(0.0, np.where(y, -1.0, 1.0) * (design @ w)).sum() + (ridge * w * w).sum() / 2)
+        return float(
+            np.logaddexp(0.0, np.where(y, -1.0, 1.0) * (design @ w)).sum()
+            + (ridge * w * w).sum() / 2
+        )
 
     w = np.zeros(design.shape[1])
     for _ in range(100):

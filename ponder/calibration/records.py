@@ -87,14 +87,21 @@ class Record:
             or (mask is not None and mask.shape[:1] != steps[:1])
         ):
             got = {name: tuple(value.shape) for name, value in self.tensors().items()}
-            expected, remedy = "tensors (batch, steps, …) of the same rows and steps", "Take the same of all of them."
+            expected, remedy = (
+                "tensors (batch, steps, …) of the same rows and steps",
+                "Take the same of all of them.",
+            )
             raise ArgumentError("record", expected=expected, got=got, remedy=remedy)
 
     def __len__(self) -> int:
         return int(self.outputs.shape[0])
 
     def __repr__(self) -> str:
-        parts = [name for name in ("hazard_logits", "features", "labels", "mask") if getattr(self, name) is not None]
+        parts = [
+            name
+            for name in ("hazard_logits", "features", "labels", "mask")
+            if getattr(self, name) is not None
+        ]
         kept = f" with {', '.join(parts)}" if parts else ""
         sizes = f"{len(self)} rows, {self.num_steps} steps, outputs {tuple(self.outputs.shape[2:])}"
         return f"{type(self).__name__}({sizes}{kept}, task {self.meaning.name!r})"
@@ -125,14 +132,28 @@ class Record:
     def check(self, policy: ExitPolicy) -> None:
         """Raise where `policy` cannot be replayed on this record."""
         check_type("policy", policy, ExitPolicy)
-        has = {"has_hazard": self.hazard_logits, "has_features": self.features, "has_context": self.policy_context}
+        has = {
+            "has_hazard": self.hazard_logits,
+            "has_features": self.features,
+            "has_context": self.policy_context,
+        }
         task = self.batch.task
-        policy.check(ModelSpec(self.num_steps, task, **{name: value is not None for name, value in has.items()}))
+        policy.check(
+            ModelSpec(
+                self.num_steps, task, **{name: value is not None for name, value in has.items()}
+            )
+        )
 
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
         """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
-        batch, xp, log_survival = self.batch, namespace(self.outputs), at_least_float32(self.row_ids * 0)
-        rows = xp.arange(len(self))  # an index array, since slices would let policies write into the record
+        batch, xp, log_survival = (
+            self.batch,
+            namespace(self.outputs),
+            at_least_float32(self.row_ids * 0),
+        )
+        rows = xp.arange(
+            len(self)
+        )  # an index array, since slices would let policies write into the record
         task, context = batch.task, self.policy_context if needs & {"context", "group"} else None
         for step in range(self.num_steps):
             readings: dict[str, Any] = {}
@@ -149,7 +170,9 @@ class Record:
                 readings["features"] = self.features[rows, step]
             has_positions = task.per_position or fits_positions(self.mask, readings.get("features"))
             mask = self.mask if has_positions else None
-            yield StepView(self.row_ids * 0 + step + 1, self.num_steps, readings, task, mask, context)
+            yield StepView(
+                self.row_ids * 0 + step + 1, self.num_steps, readings, task, mask, context
+            )
 
     def exit_steps(self, policy: ExitPolicy) -> Ints:
         """Return the exit step of each row under a policy, `(rows,)`: of all rows it is asked about at every step."""
@@ -166,15 +189,22 @@ class Record:
         NaN is no answer, so it agrees with none; full depth agrees with itself.
         """
         answered = self._answered()
-        agrees: Bools = as_bools(self.meaning.agreement(self._read(), self.mask)) & answered & answered[:, -1:]
+        agrees: Bools = (
+            as_bools(self.meaning.agreement(self._read(), self.mask)) & answered & answered[:, -1:]
+        )
         agrees[:, -1] = True
         return agrees
 
     def correct(self) -> Bools:
         """Return whether the answer of each step is right, `(rows, steps)`; padding does not count, NaN is wrong."""
         if not self.meaning.comparable:
-            got, remedy = f"the task {self.meaning.name!r}", "Use its metric, or a risk or metric of your own."
-            raise ArgumentError("record", expected="answers that are right or wrong", got=got, remedy=remedy)
+            got, remedy = (
+                f"the task {self.meaning.name!r}",
+                "Use its metric, or a risk or metric of your own.",
+            )
+            raise ArgumentError(
+                "record", expected="answers that are right or wrong", got=got, remedy=remedy
+            )
         return as_bools(self.meaning.correct(self._read(), self._labels())) & self._answered()
 
     def losses(self, risk: Callable[[Any, Any], Any], low: float = 0.0) -> Floats:
@@ -185,7 +215,9 @@ class Record:
             low: The lowest loss; lower ones are raised to it.
         """
         outputs, labels = self._read(), self._labels()
-        each = np.stack([as_array(risk(outputs[:, step], labels)) for step in range(self.num_steps)], axis=1)
+        each = np.stack(
+            [as_array(risk(outputs[:, step], labels)) for step in range(self.num_steps)], axis=1
+        )
         return np.maximum(np.where(self._answered(), each, 1.0), low)
 
     def score_name(self, metric: str | Callable[..., Any] | None = None) -> str:
@@ -209,9 +241,14 @@ class Record:
         if callable(metric):
             return None
         self.score_name(metric)
-        counted = self.meaning.metric in ("accuracy", "exact_match")  # of other scores 0 may be the best
+        counted = self.meaning.metric in (
+            "accuracy",
+            "exact_match",
+        )  # of other scores 0 may be the best
         without = 0.0 if counted else np.nan
-        return np.where(self._answered(), as_array(self.meaning.scores(self._read(), self._labels())), without)
+        return np.where(
+            self._answered(), as_array(self.meaning.scores(self._read(), self._labels())), without
+        )
 
     def answers_at(self, steps: Ints) -> tuple[Array, Array]:
         """Return the outputs at exits, `(rows,)`, and the labels, as a metric takes them: labelled rows or tokens."""
@@ -239,8 +276,14 @@ class Record:
 
     def _with(self, tensors: Mapping[str, Array]) -> Self:
         """Return the same record with other tensors, by the names of `tensors`."""
-        given = {name.removeprefix(_CONTEXT): value for name, value in tensors.items() if name.startswith(_CONTEXT)}
-        own: dict[str, Any] = {name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)}
+        given = {
+            name.removeprefix(_CONTEXT): value
+            for name, value in tensors.items()
+            if name.startswith(_CONTEXT)
+        }
+        own: dict[str, Any] = {
+            name: value for name, value in tensors.items() if not name.startswith(_CONTEXT)
+        }
         return dataclasses.replace(self, **own, policy_context=given or None)
 
     def _read(self) -> Array:
@@ -249,7 +292,9 @@ class Record:
     def _answered(self) -> Bools:
         """Return where outputs are no NaN, `(rows, steps)`."""
         steps = range(self.num_steps)
-        return np.stack([as_bools(self.meaning.answered(self.outputs[:, n], self.mask)) for n in steps], axis=1)
+        return np.stack(
+            [as_bools(self.meaning.answered(self.outputs[:, n], self.mask)) for n in steps], axis=1
+        )
 
     def _labels(self) -> Array:
         """Return labels as the task takes them, those of padding ignored."""
@@ -290,7 +335,10 @@ class Answers:
     def labels(self) -> list[str | None]:
         """Names of the predicted classes, of a classifier with one class a row; None where outputs are NaN."""
         found = zip(self.outputs.argmax(-1).tolist(), self.probabilities.tolist(), strict=True)
-        return [None if math.isnan(share) else str(self.names[n] if self.names else n) for n, share in found]
+        return [
+            None if math.isnan(share) else str(self.names[n] if self.names else n)
+            for n, share in found
+        ]
 
     @property
     def probabilities(self) -> Array:
@@ -311,7 +359,9 @@ def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
     """Raise where a record holds rows of another one, by their content ids, or is a run of other weights."""
     check_record(test, argument)
     weights = {test.weights, seen.weights} - {None}
-    known = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids)) & (test.content_ids and seen.content_ids)
+    known = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids)) & (
+        test.content_ids and seen.content_ids
+    )
     if known.any() or len(weights) > 1:
         expected = "other rows than those that chose the policy, under the same weights"
         got = f"{known.sum()} of {len(test)} rows again, weights {' and '.join(sorted(map(str, weights)))}"
@@ -339,7 +389,9 @@ def at_exits(table: NDArray[Any], steps: Ints) -> NDArray[Any]:
 
 def as_array(values: Any) -> Floats:
     """Return an array or a tensor as an array of float64."""
-    return np.asarray(values if namespace(values) is np else values.detach().double().cpu(), dtype=np.float64)
+    return np.asarray(
+        values if namespace(values) is np else values.detach().double().cpu(), dtype=np.float64
+    )
 
 
 def as_bools(values: Any) -> Bools:

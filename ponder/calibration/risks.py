@@ -44,7 +44,9 @@ class Risk(ABC):
         return None
 
 
-Named: TypeAlias = Literal["disagreement", "error_gap", "error", "top_k", "top_1", "ndcg", "ndcg_gap"]
+Named: TypeAlias = Literal[
+    "disagreement", "error_gap", "error", "top_k", "top_1", "ndcg", "ndcg_gap"
+]
 RiskLike: TypeAlias = Named | Callable[[Any, Any], Any] | Risk
 _NAMED = ("disagreement", "error_gap", "error")
 _RANKINGS = ("top_k", "top_1", "ndcg", "ndcg_gap")
@@ -122,7 +124,12 @@ class Ranking(Risk):
 
     def losses(self, record: Record) -> Floats:
         """See `Risk.losses`: a row has no loss of its own."""
-        raise ArgumentError("risk", expected="a risk of single rows", got=self.name, remedy="Use ponder.control_risk.")
+        raise ArgumentError(
+            "risk",
+            expected="a risk of single rows",
+            got=self.name,
+            remedy="Use ponder.control_risk.",
+        )
 
     def of_exits(self, record: Record, steps: Any) -> Floats:
         """Return the loss of each query, `(queries,)` in [−1, 1], where rows exit at `steps`, `(rows,)`."""
@@ -139,10 +146,14 @@ class Ranking(Risk):
             np.minimum.at(of_found, groups[found < k], last[found < k])
             return (of_found < lowest).astype(np.float64)
         gains = (
-            np.maximum(self.k - wanted, 0.0) if self.name == "ndcg" else as_array(record.labels).reshape(len(scores))
+            np.maximum(self.k - wanted, 0.0)
+            if self.name == "ndcg"
+            else as_array(record.labels).reshape(len(scores))
         )
         made, plain, best = (
-            np.bincount(groups, np.where(place < self.k, gains / np.log2(place + 2.0), 0.0), queries)
+            np.bincount(
+                groups, np.where(place < self.k, gains / np.log2(place + 2.0), 0.0), queries
+            )
             for place in (found, wanted, ranked(groups, gains))
         )
         lost: Floats = (plain - made) / np.where(best > 0, best, 1.0)
@@ -162,20 +173,28 @@ def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
 def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
     """Return a risk of queries with the k of the policy, by its name; any other as it is."""
     found = [part.k for part in all_within(policy) if hasattr(part, "k")]
-    return Ranking(risk, found[0]) if found and isinstance(risk, str) and risk in _RANKINGS else risk
+    return (
+        Ranking(risk, found[0]) if found and isinstance(risk, str) and risk in _RANKINGS else risk
+    )
 
 
 def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:
     """Return a function from exit steps, `(thresholds, rows)`, to the losses of the rows or queries that count."""
     if isinstance(risk, Ranking):
-        return lambda steps: np.stack([np.maximum(risk.of_exits(record, each), low) for each in steps])
+        return lambda steps: np.stack(
+            [np.maximum(risk.of_exits(record, each), low) for each in steps]
+        )
     losses, rows = losses_of(risk, record, low)
     return lambda steps: at_exits(losses, steps)[:, slice(None) if rows is None else rows]
 
 
 def name_of(risk: RiskLike) -> str:
     """Return the name of a risk in certificates; a lambda is a "custom risk"."""
-    name = risk if isinstance(risk, str) else str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
+    name = (
+        risk
+        if isinstance(risk, str)
+        else str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
+    )
     return "custom risk" if name == "<lambda>" else name
 
 
@@ -200,9 +219,14 @@ def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats,
         losses = losses if risk == "error" else losses - losses[:, -1:]
     else:
         expected = "'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, or a Risk"
-        remedy = f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK."
+        remedy = (
+            f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK."
+        )
         raise ArgumentError("risk", expected=expected, got=repr(risk), remedy=remedy)
-    if losses.shape != (len(record), record.num_steps) or not ((losses >= -1.0) & (losses <= 1.0)).all():
+    if (
+        losses.shape != (len(record), record.num_steps)
+        or not ((losses >= -1.0) & (losses <= 1.0)).all()
+    ):
         expected = f"a loss in [0, 1] for each row and step, {(len(record), record.num_steps)}"
         got = f"shape {losses.shape}, values from {losses.min():.6g} to {losses.max():.6g}"
         remedy = "Do not reduce over the rows, and divide by the largest loss there can be."

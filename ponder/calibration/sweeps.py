@@ -76,7 +76,10 @@ class Curve:
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return one list a column: threshold, score, mean_exit_step, cost, agreement."""
-        return {each.name: [getattr(point, each.name) for point in self.points] for each in fields(Point)}
+        return {
+            each.name: [getattr(point, each.name) for point in self.points]
+            for each in fields(Point)
+        }
 
 
 def sweep(
@@ -113,8 +116,14 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
     if costs is None:
         return np.arange(1.0, num_steps + 1)
     given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
-    if given.shape != (num_steps,) or not (np.isfinite(given) & (given > 0)).all() or (np.diff(given) < 0).any():
-        expected = f"{num_steps} positive numbers that do not fall, the cost of exiting after each step"
+    if (
+        given.shape != (num_steps,)
+        or not (np.isfinite(given) & (given > 0)).all()
+        or (np.diff(given) < 0).any()
+    ):
+        expected = (
+            f"{num_steps} positive numbers that do not fall, the cost of exiting after each step"
+        )
         remedy = "A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative."
         raise ArgumentError("costs", expected=expected, got=given.tolist(), remedy=remedy)
     return given
@@ -124,9 +133,18 @@ class Ruler:
     """Measures exits on one record: their score, mean exit step, cost and agreement; arguments as for `sweep`."""
 
     def __init__(
-        self, trajectory: Record, metric: Any = None, costs: Costs | None = None, full_cost: float | None = None
+        self,
+        trajectory: Record,
+        metric: Any = None,
+        costs: Costs | None = None,
+        full_cost: float | None = None,
     ) -> None:
-        self.trajectory, self._metric, self._costs, self._full_cost = trajectory, metric, costs, full_cost
+        self.trajectory, self._metric, self._costs, self._full_cost = (
+            trajectory,
+            metric,
+            costs,
+            full_cost,
+        )
         task = trajectory.meaning
         unlabelled = (trajectory.labels is None or task.metric is None) and not callable(metric)
         self._table = None if unlabelled else trajectory.score_table(metric)
@@ -141,7 +159,9 @@ class Ruler:
         """Return the points of every value of a family."""
         points: list[Point] = []
         for places, steps in family.exit_steps(self.trajectory):
-            points += self.points([family.values[place] for place in places], steps, family.policy.needs)
+            points += self.points(
+                [family.values[place] for place in places], steps, family.policy.needs
+            )
         return Curve(family.threshold, self.metric, tuple(points), self.full_depth(), family)
 
     def full_depth(self) -> Point:
@@ -168,5 +188,7 @@ class Ruler:
             means: Floats = at_exits(self._table, steps).mean(1)
             return means
         if callable(self._metric):
-            return np.array([float(self._metric(*self.trajectory.answers_at(each))) for each in steps])
+            return np.array(
+                [float(self._metric(*self.trajectory.answers_at(each))) for each in steps]
+            )
         return np.full(len(steps), math.nan)

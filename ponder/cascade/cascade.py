@@ -21,7 +21,15 @@ from ponder.calibration.records import Answers, Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
 from ponder.cascade.stages import Stage, stage_of
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, LastStep, StepView, Threshold, ThresholdPolicy, all_within, registry
+from ponder.policies.base import (
+    ExitPolicy,
+    LastStep,
+    StepView,
+    Threshold,
+    ThresholdPolicy,
+    all_within,
+    registry,
+)
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 
@@ -141,10 +149,16 @@ class Cascade:
         named = [classes, *(stage.classes for stage in reversed(self.stages))]
         self.classes = next((tuple(map(str, names)) for names in named if names is not None), ())
         """Names of the classes, in the order of the probabilities."""
-        if len(self.stages) < 2 or len(costs or self.stages) != len(self.stages) or not self.classes:
+        if (
+            len(self.stages) < 2
+            or len(costs or self.stages) != len(self.stages)
+            or not self.classes
+        ):
             expected = "two or more, a cost for each if any, and names of the classes"
             got = f"{len(self.stages)} stages, costs {costs}, classes {self.classes}"
-            raise ArgumentError("stages", expected=expected, got=got, remedy="Pass [cheap, dear], classes=[…].")
+            raise ArgumentError(
+                "stages", expected=expected, got=got, remedy="Pass [cheap, dear], classes=[…]."
+            )
         self.costs = None if costs is None else tuple(map(float, costs))
         self.policy: ExitPolicy = LastStep() if policy is None else policy
 
@@ -172,7 +186,11 @@ class Cascade:
                 except Exception as error:  # of the stage; the rows of other batches are answered
                     errors |= dict.fromkeys(batch.tolist(), error)
                     continue
-                sure = np.ones(len(batch), dtype=bool) if number == count else self._sure(policy, made, number)
+                sure = (
+                    np.ones(len(batch), dtype=bool)
+                    if number == count
+                    else self._sure(policy, made, number)
+                )
                 outputs[batch[sure]], at[batch[sure]] = made[sure], number
                 deferred.append(batch[~sure])
             rows = np.concatenate(deferred) if deferred else rows[:0]
@@ -189,12 +207,21 @@ class Cascade:
         """
         seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
         for stage in self.stages:
-            start, exits = time.perf_counter(), stage is last and self._exits(self.policy) is not None
-            columns.append(stage.steps(inputs, self.classes) if exits else stage.outputs(inputs, self.classes)[:, None])
+            start, exits = (
+                time.perf_counter(),
+                stage is last and self._exits(self.policy) is not None,
+            )
+            columns.append(
+                stage.steps(inputs, self.classes)
+                if exits
+                else stage.outputs(inputs, self.classes)[:, None]
+            )
             seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
         if self.costs is None:
             self.costs = tuple(seconds)
-        numbers = None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))
+        numbers = (
+            None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))
+        )
         ids = content_ids([str(each) for each in inputs])
         outputs = np.concatenate(columns, axis=1)
         return Record(outputs, None, ids, labels=numbers, task="classification", content_ids=True)
@@ -233,7 +260,10 @@ class Cascade:
         record = record.map(lambda rows: rows[once])
         chosen = self._risk(risk, positive, referred=reference is not None)
         chooses, certifies = split(record.row_ids, (1 / 3, 2 / 3), seed=seed)
-        choosing, certifying = record.map(lambda rows: rows[chooses]), record.map(lambda rows: rows[certifies])
+        choosing, certifying = (
+            record.map(lambda rows: rows[chooses]),
+            record.map(lambda rows: rows[certifies]),
+        )
         counting, needed = losses_of(chosen, certifying)[1], rows_needed(level, confidence)
         count = len(certifying) if counting is None else int(counting.sum())
         if count < needed:
@@ -247,7 +277,12 @@ class Cascade:
         own = np.asarray(self.costs)
         steps = record.num_steps - len(own) + 1  # of the last stage, which cost the same each
         costs = np.cumsum([*own[:-1], *[own[-1] / steps] * steps])
-        options: Any = {"risk": chosen, "level": level, "confidence": confidence, "costs": costs.tolist()}
+        options: Any = {
+            "risk": chosen,
+            "level": level,
+            "confidence": confidence,
+            "costs": costs.tolist(),
+        }
         found = certify(choosing, certifying, _candidates(choosing, chosen), **options)
         inside = found.policy.policy
         if isinstance(inside, _Ladder):
@@ -267,7 +302,9 @@ class Cascade:
         """Return the record with the steps of a last stage with exits; the answers of a reference are its labels."""
         self.policy = LastStep()
         if reference is not None:
-            labels = [self.classes[n] for n in stage_of(reference).full(inputs, self.classes).argmax(1)]
+            labels = [
+                self.classes[n] for n in stage_of(reference).full(inputs, self.classes).argmax(1)
+            ]
         return self.record(inputs, labels)
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
@@ -294,7 +331,12 @@ class Cascade:
         """
         said = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
         own = [Path(folder) / f"stage_{n}" for n in range(1, said["stages"] + 1)]
-        return cls(stages or own, said["costs"], policy=ExitPolicy.from_dict(said["policy"]), classes=said["classes"])
+        return cls(
+            stages or own,
+            said["costs"],
+            policy=ExitPolicy.from_dict(said["policy"]),
+            classes=said["classes"],
+        )
 
     def _sure(self, policy: ExitPolicy, outputs: Floats, number: int) -> NDArray[Any]:
         """Return which rows a stage answers, `(rows,)` bool."""
@@ -307,7 +349,14 @@ class Cascade:
         if steps > 1 and policy.exit_of_all(before + steps) == before + steps:
             return LastStep()  # promises are about its full depth
         parts = [each for each in all_within(policy) if isinstance(each, StageThresholds)]
-        return next((replace(p, thresholds=p.thresholds[before:]) for p in parts if len(p.thresholds) > before), None)
+        return next(
+            (
+                replace(p, thresholds=p.thresholds[before:])
+                for p in parts
+                if len(p.thresholds) > before
+            ),
+            None,
+        )
 
 
 def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
@@ -319,8 +368,12 @@ def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
     losses = losses if counting is None else losses * counting[:, None]
     made: list[Any] = []
     for kind, values in kinds:
-        exits = kind.scores(choosing)[:, :-1, None] > (values if kind.tunable.higher_exits_later else -values)
-        lost = np.maximum.accumulate((exits * losses[:, :-1, None]).mean(0), axis=1)  # no more by late exits than early
+        exits = kind.scores(choosing)[:, :-1, None] > (
+            values if kind.tunable.higher_exits_later else -values
+        )
+        lost = np.maximum.accumulate(
+            (exits * losses[:, :-1, None]).mean(0), axis=1
+        )  # no more by late exits than early
         for share in _SHARES:
             rungs = _rungs(lost, values, share)
             made.append((_Ladder(kind, rungs), range(len(rungs))))
@@ -334,7 +387,9 @@ def _rungs(lost: Floats, values: Any, share: float) -> tuple[tuple[float, ...], 
     """
     losses = (lost / np.array([1.0, *[share] * (len(lost) - 1)])[:, None]) if share else lost[:1]
     at, rungs = [0] * len(lost), [tuple(float(values[0]) for _ in lost)]
-    for loss, stage in sorted({(loss, stage) for stage, row in enumerate(losses.tolist()) for loss in row}):
+    for loss, stage in sorted(
+        {(loss, stage) for stage, row in enumerate(losses.tolist()) for loss in row}
+    ):
         at[stage] = int((losses[stage] <= loss).sum()) - 1
         rungs.append(tuple(float(values[place]) for place in at))
     return tuple(dict.fromkeys(rungs))

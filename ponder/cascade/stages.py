@@ -44,11 +44,16 @@ class Stage:
 
     def __init__(self, model: Any) -> None:
         self.model, self.classes = model, classes_of(model)
-        steps, policy = getattr(getattr(model, "ponder", model), "num_steps", 1), getattr(model, "policy", None)
+        steps, policy = (
+            getattr(getattr(model, "ponder", model), "num_steps", 1),
+            getattr(model, "policy", None),
+        )
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
         self.num_steps: int = steps if exits else 1
 
-    def outputs(self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None) -> Floats:
+    def outputs(
+        self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None
+    ) -> Floats:
         """Return log-probabilities of `classes` for each input, `(rows, classes)`; 1e-12 stands for none.
 
         A `policy` decides on the exits of a model that has some, instead of its own.
@@ -70,7 +75,9 @@ class Stage:
         """Return log-probabilities at full depth, `(rows, classes)`."""
         return self.outputs(inputs, classes, LastStep() if self.num_steps > 1 else None)
 
-    def _logs(self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int) -> Floats:
+    def _logs(
+        self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int
+    ) -> Floats:
         """Return the logarithm of answers in the order of `classes`; refuse what are no probabilities of them."""
         made, own = np.asarray(answers, dtype=np.float64), tuple(self.classes or classes)
         sized = made.ndim == dims and (len(made), made.shape[-1]) == (len(inputs), len(own))
@@ -90,7 +97,9 @@ class Stage:
         if write is None:
             expected = "stages that can be written: a Student, a model of ponder, an export"
             remedy = "Keep it yourself, and give it again: Cascade.load(folder, stages=[…])."
-            raise ArgumentError("stages", expected=expected, got=f"a {type(self.model).__name__}", remedy=remedy)
+            raise ArgumentError(
+                "stages", expected=expected, got=f"a {type(self.model).__name__}", remedy=remedy
+            )
         write(folder)
 
 
@@ -103,7 +112,9 @@ def stage_of(given: Any) -> Stage:
         name = next((name for name in _READERS if (folder / name).is_file()), None)
         if name is None:
             files = ", ".join(_READERS)
-            raise CheckpointError(f"{folder}: expected the folder of a model or an export; got none of {files}.")
+            raise CheckpointError(
+                f"{folder}: expected the folder of a model or an export; got none of {files}."
+            )
         module, _, reader = _READERS[name].partition(":")
         return Stage(attrgetter(reader)(import_module(module))(folder))
     if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):

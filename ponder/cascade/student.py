@@ -106,7 +106,12 @@ class Student:
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], answers: Sequence[Any], *, embeddings: Embeddings | None = None, seed: int = 0
+        cls,
+        texts: Sequence[str],
+        answers: Sequence[Any],
+        *,
+        embeddings: Embeddings | None = None,
+        seed: int = 0,
     ) -> Self:
         """Teach a student the answers of a large model.
 
@@ -120,32 +125,58 @@ class Student:
         sparse = library("scipy.sparse", "teaching a student", "cascade")
         names = np.asarray([str(answer) for answer in answers])
         if len(np.unique(names)) < 2:
-            got, remedy = f"only {np.unique(names).tolist()}", "Give texts on which the large model's answers differ."
+            got, remedy = (
+                f"only {np.unique(names).tolist()}",
+                "Give texts on which the large model's answers differ.",
+            )
             raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
         frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
-        known = [gram for gram, seen in frequency.most_common(_GRAMS) if seen > 1 or not gram.startswith("#")]
+        known = [
+            gram
+            for gram, seen in frequency.most_common(_GRAMS)
+            if seen > 1 or not gram.startswith("#")
+        ]
         idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
-        empty = cls((), {gram: n for n, gram in enumerate(known)}, idf.astype(np.float32), np.zeros(0), np.zeros(0))
+        empty = cls(
+            (),
+            {gram: n for n, gram in enumerate(known)},
+            idf.astype(np.float32),
+            np.zeros(0),
+            np.zeros(0),
+        )
         rows = [empty._features(text) for text in texts]
         ends = np.cumsum([0, *(len(places) for places, _ in rows)])
         places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
         features = sparse.csr_matrix((values, places, ends), shape=(len(texts), len(known)))
         if embeddings is not None:
-            features = sparse.hstack([features, sparse.csr_matrix(embeddings.means(texts) * _SCALE)]).tocsr()
+            features = sparse.hstack(
+                [features, sparse.csr_matrix(embeddings.means(texts) * _SCALE)]
+            ).tocsr()
         model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
         taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
         temperature = 1.0
         if len(np.unique(names[taught])) > 1:
             model.fit(features[taught], names[taught])
             temperature = _temperature(model, features[held_out], names[held_out])
-            model.warm_start = len(model.classes_) == len(np.unique(names))  # from there the whole is not far
+            model.warm_start = len(model.classes_) == len(
+                np.unique(names)
+            )  # from there the whole is not far
         weights, bias = _weights(model.fit(features, names))
         tokens = None
-        if embeddings is not None:  # the mean times weights is the mean of the products, which are narrower
+        if (
+            embeddings is not None
+        ):  # the mean times weights is the mean of the products, which are narrower
             product = _SCALE * embeddings.matrix @ weights[len(known) :]
             tokens = Embeddings(embeddings.tokenizer, product.astype(np.float32))
         arrays = (weights[: len(known)].astype(np.float32), bias.astype(np.float32))
-        return cls(tuple(map(str, model.classes_)), empty.vocabulary, empty.idf, *arrays, temperature, tokens)
+        return cls(
+            tuple(map(str, model.classes_)),
+            empty.vocabulary,
+            empty.idf,
+            *arrays,
+            temperature,
+            tokens,
+        )
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the probabilities of the classes, `(texts, classes)`; all alike for a text without a known word."""
@@ -164,22 +195,35 @@ class Student:
         if self.tokens is not None:
             arrays["tokens"], said["tokenizer"] = self.tokens.matrix, self.tokens.tokenizer
         write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
-        write_json(Path(folder) / "student.json", _FORMAT, said | {"vocabulary": list(self.vocabulary)})
+        write_json(
+            Path(folder) / "student.json", _FORMAT, said | {"vocabulary": list(self.vocabulary)}
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote."""
         said = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
-        matrix, vocabulary = arrays.pop("tokens", None), {gram: n for n, gram in enumerate(said["vocabulary"])}
+        matrix, vocabulary = (
+            arrays.pop("tokens", None),
+            {gram: n for n, gram in enumerate(said["vocabulary"])},
+        )
         tokens = None if matrix is None else Embeddings(said["tokenizer"], matrix)
-        return cls(tuple(said["classes"]), vocabulary, **arrays, temperature=said["temperature"], tokens=tokens)
+        return cls(
+            tuple(said["classes"]),
+            vocabulary,
+            **arrays,
+            temperature=said["temperature"],
+            tokens=tokens,
+        )
 
     @cached_property
     def _inside(self) -> Callable[[str], list[int]]:
         """Return the places of the known grams inside a word; words come again, so they are kept."""
         return lru_cache(2**16)(
-            lambda word: [self.vocabulary[gram] for gram in _characters(word) if gram in self.vocabulary]
+            lambda word: [
+                self.vocabulary[gram] for gram in _characters(word) if gram in self.vocabulary
+            ]
         )
 
     def _features(self, text: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -189,9 +233,13 @@ class Student:
         parts = []
         for counts in (Counter(known), Counter(inside)):
             places = np.fromiter(counts, np.int64, len(counts))
-            values = (1.0 + np.log(np.fromiter(counts.values(), np.float32, len(counts)))) * self.idf[places]
+            values = (
+                1.0 + np.log(np.fromiter(counts.values(), np.float32, len(counts)))
+            ) * self.idf[places]
             parts.append((places, values / max(math.sqrt(float(values @ values)), 1e-12)))
-        return np.concatenate([places for places, _ in parts]), np.concatenate([values for _, values in parts])
+        return np.concatenate([places for places, _ in parts]), np.concatenate(
+            [values for _, values in parts]
+        )
 
 
 def _words(text: str) -> Iterable[str]:
@@ -214,7 +262,9 @@ def _weights(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return weights, `(features, classes)`, and bias of a fitted regression; for two classes it has one column."""
     if len(model.classes_) > 2:
         return model.coef_.T, model.intercept_
-    return np.hstack([-model.coef_.T / 2, model.coef_.T / 2]), np.hstack([-model.intercept_ / 2, model.intercept_ / 2])
+    return np.hstack([-model.coef_.T / 2, model.coef_.T / 2]), np.hstack(
+        [-model.intercept_ / 2, model.intercept_ / 2]
+    )
 
 
 def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:

@@ -20,7 +20,13 @@ __all__ = ["run", "shown"]
 
 
 def run(
-    model: str, texts: Path, out: Path | None, reading: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool
+    model: str,
+    texts: Path,
+    out: Path | None,
+    reading: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
     """Race the ways, print the table, and write the winner to `out`, if it is named."""
     if out is not None:
@@ -30,7 +36,11 @@ def run(
     with progress() as advance:
         advice = advise(model, found.texts, labels, **options, progress=advance)
     names = ("sentence", "threads", "texts", "remarks", "curve", "moves")
-    card: dict[str, Any] = {"command": "advise", "columns": list(found.columns), "ways": advice.table}
+    card: dict[str, Any] = {
+        "command": "advise",
+        "columns": list(found.columns),
+        "ways": advice.table,
+    }
     plain = json.dumps(card | {name: getattr(advice, name) for name in names})
     card = json.loads(plain, parse_constant=lambda _: None)  # NaN is no JSON
     if out is not None:
@@ -57,7 +67,11 @@ def shown(advice: Advice) -> list[str | Table]:
 
 def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
     def number(value: float, digits: int = 2) -> str:  # three digits or two, so that the table fits
-        return "–" if math.isnan(value) else f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
+        return (
+            "–"
+            if math.isnan(value)
+            else f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
+        )
 
     speed, low, high = way.speed_up
     shares = (way.disagreement, way.promise, way.accuracy)

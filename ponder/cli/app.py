@@ -36,24 +36,38 @@ app = typer.Typer(
 
 _SHARE: dict[str, Any] = {"min": 1e-6, "max": 1.0 - 1e-6}
 Folder = Annotated[
-    Path, typer.Argument(help="A folder that `ponder exits` or `ponder export` wrote.", metavar="FOLDER")
+    Path,
+    typer.Argument(help="A folder that `ponder exits` or `ponder export` wrote.", metavar="FOLDER"),
 ]
-TextsFile = Annotated[Path, typer.Option("--texts", help="CSV, TSV, JSON lines, Parquet, or a text on each line.")]
+TextsFile = Annotated[
+    Path, typer.Option("--texts", help="CSV, TSV, JSON lines, Parquet, or a text on each line.")
+]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="The column with the texts; twice for pairs.", metavar="NAME")
+    list[str] | None,
+    typer.Option("--column", help="The column with the texts; twice for pairs.", metavar="NAME"),
 ]
 Labels = Annotated[
-    str | None, typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME")
+    str | None,
+    typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME"),
 ]
-NoHeader = Annotated[bool, typer.Option("--no-header", help="The first row of the table is a text.")]
-Level = Annotated[float, typer.Option("--disagreement", help="How often answers may differ.", **_SHARE)]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="The first row of the table is a text.")
+]
+Level = Annotated[
+    float, typer.Option("--disagreement", help="How often answers may differ.", **_SHARE)
+]
 Promised = Annotated[
-    float | None, typer.Option("--disagreement", help="Another level than the one that FOLDER promises.", **_SHARE)
+    float | None,
+    typer.Option(
+        "--disagreement", help="Another level than the one that FOLDER promises.", **_SHARE
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split of the texts.")]
 Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.", **_SHARE)]
-Model = Annotated[str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")]
+Model = Annotated[
+    str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -61,7 +75,11 @@ def _seconds(given: str) -> float:
     """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
     if not re.fullmatch(r"\d*\.?\d+(ms|s)?", given):
         raise typer.BadParameter(f"expected a time, got {given}. Write 5ms, say.")
-    return float(given.removesuffix("ms")) / 1e3 if given.endswith("ms") else float(given.removesuffix("s"))
+    return (
+        float(given.removesuffix("ms")) / 1e3
+        if given.endswith("ms")
+        else float(given.removesuffix("s"))
+    )
 
 
 def _version(asked: bool) -> None:
@@ -73,7 +91,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and stop."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -91,25 +112,42 @@ def advise(
     within: Annotated[
         float | None,
         typer.Option(
-            help="Take the most faithful way that answers a text in 5ms, say.", parser=_seconds, metavar="TIME"
+            help="Take the most faithful way that answers a text in 5ms, say.",
+            parser=_seconds,
+            metavar="TIME",
         ),
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Also teach a model of half the layers, some minutes.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also teach a model of half the layers, some minutes.")
+    ] = False,
     confidence: Confidence = 0.95,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
-    given = {"disagreement": disagreement, "confidence": confidence, "within": within, "deep": deep, "seed": seed}
-    _module("advise").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+    given = {
+        "disagreement": disagreement,
+        "confidence": confidence,
+        "within": within,
+        "deep": deep,
+        "seed": seed,
+    }
+    _module("advise").run(
+        model, texts, out, _reading(column, labels, no_header), given, as_json=json
+    )
 
 
 @app.command()
 def cascade(
-    model: Annotated[Path, typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL"),
+    ],
     texts: TextsFile,
     out: Out,
-    teach: Annotated[Path | None, typer.Option(help="Texts that only teach the student: MODEL's own, say.")] = None,
+    teach: Annotated[
+        Path | None, typer.Option(help="Texts that only teach the student: MODEL's own, say.")
+    ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
     disagreement: Level = 0.02,
@@ -123,11 +161,17 @@ def cascade(
 
 @app.command()
 def certify(
-    answers: Annotated[Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")],
+    answers: Annotated[
+        Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")
+    ],
     out: Annotated[Path, typer.Option(help="The JSON file of the threshold.")],
     answer: Annotated[str, typer.Option(help="Column of the answers.")] = "answer",
-    confidence_column: Annotated[str, typer.Option(help="Column of their confidences.")] = "confidence",
-    reference: Annotated[str, typer.Option(help="Column of the answers that are to be kept.")] = "reference",
+    confidence_column: Annotated[
+        str, typer.Option(help="Column of their confidences.")
+    ] = "confidence",
+    reference: Annotated[
+        str, typer.Option(help="Column of the answers that are to be kept.")
+    ] = "reference",
     disagreement: Level = 0.02,
     confidence: Confidence = 0.95,
     json: Json = False,
@@ -146,11 +190,17 @@ def exits(
     labels: Labels = None,
     no_header: NoHeader = False,
     disagreement: Annotated[
-        float | None, typer.Option(help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE)
+        float | None,
+        typer.Option(
+            help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE
+        ),
     ] = None,
     confidence: Confidence = 0.95,
     speed_up: Annotated[
-        float | None, typer.Option(help="Aim at this many times fewer steps instead, and say what it costs.", min=1.01)
+        float | None,
+        typer.Option(
+            help="Aim at this many times fewer steps instead, and say what it costs.", min=1.01
+        ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -158,20 +208,34 @@ def exits(
     """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
     if speed_up is not None and disagreement is not None:
         expected = "--speed-up or --disagreement, of which one says what the other comes to"
-        raise ArgumentError("--speed-up", expected=expected, got="both", remedy="Leave one of them out.")
+        raise ArgumentError(
+            "--speed-up", expected=expected, got="both", remedy="Leave one of them out."
+        )
     given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
     given |= {} if disagreement is None else {"disagreement": disagreement}
-    _module("exits").run(model, texts, out, _reading(column, labels, no_header), given, as_json=json)
+    _module("exits").run(
+        model, texts, out, _reading(column, labels, no_header), given, as_json=json
+    )
 
 
 @app.command()
 def rerank(
-    model: Annotated[str, typer.Argument(help="A cross encoder: a folder or a hub name.", metavar="MODEL")],
-    queries: Annotated[Path, typer.Option(help="JSON lines with query, documents, and scores if there are any.")],
+    model: Annotated[
+        str, typer.Argument(help="A cross encoder: a folder or a hub name.", metavar="MODEL")
+    ],
+    queries: Annotated[
+        Path, typer.Option(help="JSON lines with query, documents, and scores if there are any.")
+    ],
     out: Out,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")] = 10,
-    changed: Annotated[float, typer.Option(help="Share of queries with another top k; or the loss.", **_SHARE)] = 0.05,
-    risk: Annotated[Literal["top_k", "top_1", "ndcg", "ndcg_gap"], typer.Option(help="What is promised.")] = "top_k",
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")
+    ] = 10,
+    changed: Annotated[
+        float, typer.Option(help="Share of queries with another top k; or the loss.", **_SHARE)
+    ] = 0.05,
+    risk: Annotated[
+        Literal["top_k", "top_1", "ndcg", "ndcg_gap"], typer.Option(help="What is promised.")
+    ] = "top_k",
     confidence: Confidence = 0.95,
     json: Json = False,
 ) -> None:
@@ -186,24 +250,35 @@ def predict(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     column: Columns = None,
     no_header: NoHeader = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the answers that are in --out.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Answer every text, each at its exit; the answers stand beside all columns of the file."""
-    _module("predict").run(folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json)
+    _module("predict").run(
+        folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json
+    )
 
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of another command, or the file of `ponder certify`.")],
-    answers: Annotated[Path | None, typer.Argument(help="Fresh answers, for a file of `certify`.")] = None,
-    texts: Annotated[Path | None, typer.Option("--texts", help="Fresh texts, for a folder.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of another command, or the file of `ponder certify`.")
+    ],
+    answers: Annotated[
+        Path | None, typer.Argument(help="Fresh answers, for a file of `certify`.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="Fresh texts, for a folder.")
+    ] = None,
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
     disagreement: Promised = None,
     reference: Annotated[
-        Path | None, typer.Option(help="The folder whose full depth was promised: that before --int8.")
+        Path | None,
+        typer.Option(help="The folder whose full depth was promised: that before --int8."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -212,18 +287,28 @@ def check(
         raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
     if texts is None:
         expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
-        raise ArgumentError("--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv.")
+        raise ArgumentError(
+            "--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv."
+        )
     options = {"level": disagreement, "reference": reference, "as_json": json}
-    raise typer.Exit(_module("check").run(folder, texts, _reading(column, labels, no_header), **options))
+    raise typer.Exit(
+        _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
+    )
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")
+    ],
     out: Out,
     to: Annotated[Literal["onnx"], typer.Option(help="The format.")] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise; the policy is chosen again on the texts.")] = False,
-    texts: Annotated[Path | None, typer.Option(help="With --int8: texts that choose and certify.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise; the policy is chosen again on the texts.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option(help="With --int8: texts that choose and certify.")
+    ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
     disagreement: Promised = None,
@@ -231,28 +316,52 @@ def export(
     json: Json = False,
 ) -> None:
     """Write FOLDER as ONNX graphs that exit early, which run without PyTorch."""
-    options = {"int8": int8, "disagreement": disagreement, "confidence": confidence, "as_json": json}
+    options = {
+        "int8": int8,
+        "disagreement": disagreement,
+        "confidence": confidence,
+        "as_json": json,
+    }
     _module("export").run(folder, out, texts, _reading(column, None, no_header), **options)
 
 
 @app.command()
 def serve(
     folder: Folder,
-    host: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; this machine only by default.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
     max_batch: Annotated[int, typer.Option(min=1, help="Texts of a batch.")] = 32,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Texts that may wait; more is answered by 429.")] = 1024,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Texts that may wait; more is answered by 429.")
+    ] = 1024,
     max_texts: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 64,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 16,
-    deadline: Annotated[float, typer.Option(min=0, help="Seconds a request may take; 0 for no limit.")] = 30.0,
-    fixed_policy: Annotated[bool, typer.Option("--fixed-policy", help="Refuse thresholds in requests.")] = False,
+    deadline: Annotated[
+        float, typer.Option(min=0, help="Seconds a request may take; 0 for no limit.")
+    ] = 30.0,
+    fixed_policy: Annotated[
+        bool, typer.Option("--fixed-policy", help="Refuse thresholds in requests.")
+    ] = False,
     audit_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the answers checked at full depth, after a certificate.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the answers checked at full depth, after a certificate.",
+        ),
     ] = 0.01,
-    audit_file: Annotated[Path | None, typer.Option(help="File with the state of the audits.")] = None,
+    audit_file: Annotated[
+        Path | None, typer.Option(help="File with the state of the audits.")
+    ] = None,
 ) -> None:
     """Answer texts over HTTP: /predict, /healthz, /metrics and /docs."""
-    limits: dict[str, Any] = {"max_batch": max_batch, "max_waiting": max_waiting, "max_texts": max_texts}
+    limits: dict[str, Any] = {
+        "max_batch": max_batch,
+        "max_waiting": max_waiting,
+        "max_texts": max_texts,
+    }
     limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
     _module("serve").run(folder, host, port, limits, audit_share, audit_file)
 

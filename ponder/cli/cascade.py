@@ -28,7 +28,13 @@ _RANGES = 256  # texts, by which int8 fixes the ranges of activations
 
 
 def run(
-    model: Path, texts: tuple[Path, Path | None], out: Path, reading: Mapping[str, Any], options: Any, *, as_json: bool
+    model: Path,
+    texts: tuple[Path, Path | None],
+    out: Path,
+    reading: Mapping[str, Any],
+    options: Any,
+    *,
+    as_json: bool,
 ) -> None:
     """Teach a student the model's answers on texts, and on others that only teach; certify and write the cascade."""
     probe_folder(out, "cascade", model)
@@ -51,7 +57,13 @@ def run(
     title = f"A student in front of {model.name}"
     write_report(out / "report.html", title, sentences, rows, *given, level=level, step="stage")
     card = {"command": "cascade", "columns": list(found.columns), **_facts(report)}
-    show(card | {"taught_below": below, "taught_by_half": sentences[1]}, sentences, rows, as_json=as_json, out=out)
+    show(
+        card | {"taught_below": below, "taught_by_half": sentences[1]},
+        sentences,
+        rows,
+        as_json=as_json,
+        out=out,
+    )
 
 
 def export(
@@ -63,15 +75,25 @@ def export(
     table, and facts for the card.
     """
     cascade: Cascade = made.model
-    said, rows, facts = "Answers are those of the folder, within 1e-4.", list[tuple[str, str]](), dict[str, Any]()
+    said, rows, facts = (
+        "Answers are those of the folder, within 1e-4.",
+        list[tuple[str, str]](),
+        dict[str, Any](),
+    )
     with TemporaryDirectory() as scratch:
         stages = [_graphs(stage, Path(scratch) / str(n)) for n, stage in enumerate(cascade.stages)]
         small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
         if texts is not None:
-            ranges = [texts[n] for n in split(texts, (1 / 3, 2 / 3))[0][:_RANGES]]  # of those that choose
-            last = OnnxModel(quantized(stages[-1].model.folder, Path(scratch) / "int8", calibration=ranges))
+            ranges = [
+                texts[n] for n in split(texts, (1 / 3, 2 / 3))[0][:_RANGES]
+            ]  # of those that choose
+            last = OnnxModel(
+                quantized(stages[-1].model.folder, Path(scratch) / "int8", calibration=ranges)
+            )
             small = Cascade([*stages[:-1], last], classes=cascade.classes)
-            report = small.certify(texts, level=level, confidence=confidence, reference=cascade.stages[-1])
+            report = small.certify(
+                texts, level=level, confidence=confidence, reference=cascade.stages[-1]
+            )
             said, rows, facts = report.statement, _rows(report), _facts(report)
         small.save(out)
     return said, rows, facts | {"taught_below": made.taught_below}
@@ -85,12 +107,23 @@ def _sides(stage: Stage, texts: list[Any], more: list[Any]) -> tuple[list[Any], 
     given = list(dict.fromkeys(texts))
     seen, numbers = heads_saw(stage.model, given), uniform(0, content_ids(given))
     below = float(np.quantile(numbers, max(1.0 - _CERTIFY / max(1.0 - seen.mean(), _CERTIFY), 0.0)))
-    teaches = dict(zip(given, (seen | (numbers <= below)).tolist(), strict=True)) | dict.fromkeys(more, True)
-    return [t for t, own in teaches.items() if own], [t for t, own in teaches.items() if not own], below
+    teaches = dict(zip(given, (seen | (numbers <= below)).tolist(), strict=True)) | dict.fromkeys(
+        more, True
+    )
+    return (
+        [t for t, own in teaches.items() if own],
+        [t for t, own in teaches.items() if not own],
+        below,
+    )
 
 
 def _by_half(
-    cascade: Cascade, record: Record, rest: list[Any], taught: list[Any], answers: list[str], options: Mapping[str, Any]
+    cascade: Cascade,
+    record: Record,
+    rest: list[Any],
+    taught: list[Any],
+    answers: list[str],
+    options: Mapping[str, Any],
 ) -> CascadeReport | None:
     """Certify with a student of half the texts, on the answers that the model has given; None for a single answer."""
     if len(set(answers[::2])) < 2:
@@ -116,11 +149,24 @@ def _of_more_texts(report: CascadeReport, fewer: CascadeReport | None, taught: i
 
 def _graphs(stage: Stage, folder: Path) -> Stage:
     """Return a stage as graphs, if it is a model that can be exported; else itself."""
-    return stage_of(OnnxModel(onnx(stage.model, folder))) if hasattr(stage.model, "export_source") else stage
+    return (
+        stage_of(OnnxModel(onnx(stage.model, folder)))
+        if hasattr(stage.model, "export_source")
+        else stage
+    )
 
 
 def _facts(report: CascadeReport) -> dict[str, Any]:
-    names = ("statement", "met", "observed", "speed_up", "chosen_on", "certified_on", "shares", "seconds")
+    names = (
+        "statement",
+        "met",
+        "observed",
+        "speed_up",
+        "chosen_on",
+        "certified_on",
+        "shares",
+        "seconds",
+    )
     return {name: getattr(report, name) for name in names}
 
 
@@ -128,6 +174,9 @@ def _rows(report: CascadeReport) -> list[tuple[str, str]]:
     return [
         ("policy", short(report.policy)),
         ("student answers", f"{100 * report.shares[0]:.1f}%"),
-        ("other answers", f"{100 * report.observed:.2f}% of {report.certified_on} texts that chose nothing"),
+        (
+            "other answers",
+            f"{100 * report.observed:.2f}% of {report.certified_on} texts that chose nothing",
+        ),
         ("seconds", f"×{report.speed_up:.2f}, as measured while certifying"),
     ]

@@ -20,11 +20,19 @@ from ponder.errors import ArgumentError
 __all__ = ["check_threshold", "run"]
 
 _FORMAT = "ponder-threshold-1"
-_VALUES = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))  # from late exits to early; picked on no data
+_VALUES = 1.0 / (
+    1.0 + np.exp(-np.linspace(16.0, -16.0, 801))
+)  # from late exits to early; picked on no data
 
 
 def run(
-    answers: Path, columns: Mapping[str, str], out: Path, level: float, confidence: float, *, as_json: bool
+    answers: Path,
+    columns: Mapping[str, str],
+    out: Path,
+    level: float,
+    confidence: float,
+    *,
+    as_json: bool,
 ) -> None:
     """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing with the binomial bound.
 
@@ -46,9 +54,18 @@ def run(
         f"at most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
     )
     card: dict[str, Any] = {"threshold": threshold, "level": level, "confidence": confidence}
-    card |= {"columns": dict(columns), "rows": len(sure), "taken": taken, "observed": observed, "statement": said}
+    card |= {
+        "columns": dict(columns),
+        "rows": len(sure),
+        "taken": taken,
+        "observed": observed,
+        "statement": said,
+    }
     write_json(out, _FORMAT, card)
-    rows = [("taken", f"{100 * taken:.1f}% of {len(sure)} rows"), ("other answers", f"{100 * observed:.2f}%")]
+    rows = [
+        ("taken", f"{100 * taken:.1f}% of {len(sure)} rows"),
+        ("other answers", f"{100 * observed:.2f}%"),
+    ]
     show(card, [said], [*rows, ("written to", str(out))], as_json=as_json)
 
 
@@ -58,7 +75,12 @@ def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     sure, wrong = _read(answers, card["columns"])
     taken = sure > card["threshold"]
     verdict = judge(int((wrong & taken).sum()), len(sure), card["level"], card["confidence"])
-    facts = {"code": verdict.code, "verdict": verdict.sentence, "taken": float(taken.mean()), "rows": len(sure)}
+    facts = {
+        "code": verdict.code,
+        "verdict": verdict.sentence,
+        "taken": float(taken.mean()),
+        "rows": len(sure),
+    }
     show(facts, [verdict.sentence], [("taken", f"{100 * taken.mean():.1f}%")], as_json=as_json)
     return verdict.code
 
@@ -81,5 +103,7 @@ def _read(path: Path, columns: Mapping[str, str]) -> tuple[NDArray[Any], NDArray
     except (TypeError, ValueError) as error:
         expected, remedy = "numbers as confidences", "Mend the column."
         raise ArgumentError("ANSWERS", expected=expected, got=str(error), remedy=remedy) from error
-    wrong = np.array([str(row[columns["answer"]]) != str(row[columns["reference"]]) for row in rows])
+    wrong = np.array(
+        [str(row[columns["answer"]]) != str(row[columns["reference"]]) for row in rows]
+    )
     return np.nan_to_num(sure, nan=-np.inf), wrong  # what is no number is never taken

@@ -43,18 +43,32 @@ def judge(differ: int, rows: int, level: float, confidence: float) -> Verdict:
         (1, 0, 3)
     """
     promised = f"promised: at most {rounded_up(100 * level, 3)}%"
-    seen = f"{differ} of {count(rows, 'fresh text')} answered otherwise ({100 * differ / rows:.2f}%)"
+    seen = (
+        f"{differ} of {count(rows, 'fresh text')} answered otherwise ({100 * differ / rows:.2f}%)"
+    )
     if differ and 1.0 - float(binomial_cdf(rows, level)[differ - 1]) <= 1.0 - confidence:
         return Verdict(BROKEN, f"The promise is broken: {seen}; {promised}.")
     needed = rows_needed(level, confidence)
     if rows < needed or differ > level * rows:
-        return Verdict(TOO_FEW, f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.")
+        return Verdict(
+            TOO_FEW,
+            f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.",
+        )
     most = f"at most {rounded_up(100 * upper_bound(differ, rows, confidence), 3)}%"
-    return Verdict(HOLDS, f"The promise holds: {seen}, with {100 * confidence:g}% confidence {most}; {promised}.")
+    return Verdict(
+        HOLDS,
+        f"The promise holds: {seen}, with {100 * confidence:g}% confidence {most}; {promised}.",
+    )
 
 
 def run(
-    folder: Path, texts: Path, reading: Mapping[str, Any], *, level: float | None, reference: Path | None, as_json: bool
+    folder: Path,
+    texts: Path,
+    reading: Mapping[str, Any],
+    *,
+    level: float | None,
+    reference: Path | None,
+    as_json: bool,
 ) -> int:
     """Judge the promise of a folder on texts that taught it nothing, diagnose its exits, and return the exit code."""
     made = open_folder(folder)
@@ -69,7 +83,11 @@ def run(
         other = answers != full[:, None]
     differs = other[np.arange(len(seen)), steps - 1]
     verdict = _verdict(made, int(differs.sum()), len(seen), level, referred=reference is not None)
-    facts = {"other_answers": float(differs.mean()), "mean_exit_step": float(steps.mean()), "texts": len(seen)}
+    facts = {
+        "other_answers": float(differs.mean()),
+        "mean_exit_step": float(steps.mean()),
+        "texts": len(seen),
+    }
     card, said = {"code": verdict.code, "verdict": verdict.sentence, **facts}, [verdict.sentence]
     right = np.array(full if labels is None else labels)
     seen = replace(seen, labels=namespace(seen.outputs).asarray(right))
@@ -79,9 +97,15 @@ def run(
             diagnosis = replace(diagnosis, metric="agreement with full depth")
         said, card = [*said, diagnosis.verdict], {**card, "diagnosis": diagnosis.to_dict()}
     rows = [
-        ("texts", f"{len(seen)} distinct ones, of {len(found)}; those that may have taught the exits are left out"),
+        (
+            "texts",
+            f"{len(seen)} distinct ones, of {len(found)}; those that may have taught the exits are left out",
+        ),
         ("policy", short(made.policy)),
-        ("other answers", f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}"),
+        (
+            "other answers",
+            f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}",
+        ),
     ]
     scores = [""] * made.num_steps
     if labels is not None:
@@ -92,11 +116,16 @@ def run(
     return verdict.code
 
 
-def _verdict(made: Folder, differ: int, rows: int, level: float | None, *, referred: bool) -> Verdict:
+def _verdict(
+    made: Folder, differ: int, rows: int, level: float | None, *, referred: bool
+) -> Verdict:
     promise = made.promise
     if promise is None:
         said = "Nothing is promised here: pass --disagreement 0.01, say, to judge it by."
         return Verdict(TOO_FEW, said) if level is None else judge(differ, rows, level, 0.95)
     if promise.risk != "disagreement" and not referred:
-        return Verdict(TOO_FEW, "Its promise is about the answers of the folder before int8: pass --reference FOLDER.")
+        return Verdict(
+            TOO_FEW,
+            "Its promise is about the answers of the folder before int8: pass --reference FOLDER.",
+        )
     return judge(differ, rows, level or promise.level, promise.confidence or 0.95)

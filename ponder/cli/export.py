@@ -59,15 +59,27 @@ def run(
     made, fresh = open_folder(folder), None
     if isinstance(made.model, OnnxModel):
         remedy = "Export the folder that it was made of."
-        raise ArgumentError("FOLDER", expected="a folder that `ponder exits` wrote", got="an export", remedy=remedy)
+        raise ArgumentError(
+            "FOLDER", expected="a folder that `ponder exits` wrote", got="an export", remedy=remedy
+        )
     if texts is not None:
-        fresh = made.fresh(read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST).texts
+        fresh = made.fresh(
+            read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST
+        ).texts
     of_cascade = isinstance(made.model, Cascade)
     usual = 0.02 if of_cascade else 0.01
     level = disagreement or (usual if made.promise is None else made.promise.level)
-    said, rows, facts = (export_cascade if of_cascade else _export)(made, out, fresh, level, confidence)
+    said, rows, facts = (export_cascade if of_cascade else _export)(
+        made, out, fresh, level, confidence
+    )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
-    card = {"command": "export", "int8": int8, "columns": made.columns, "statement": said, "megabytes": size}
+    card = {
+        "command": "export",
+        "int8": int8,
+        "columns": made.columns,
+        "statement": said,
+        "megabytes": size,
+    }
     rows = [("int8", "yes" if int8 else "no"), *rows, ("size", f"{size:.1f} MB")]
     show(card | {"num_steps": made.num_steps} | facts, [said], rows, as_json=as_json, out=out)
 
@@ -78,18 +90,30 @@ def _export(
     """Write a model with exits, and return its promise, rows of the table, and facts for the card."""
     if texts is None:
         onnx(made.model, out)
-        return "Exits and answers are those of the folder, within 1e-4.", [], {"policy": repr(made.policy)}
-    seed = (made.model.config.exits or {}).get("seed", 0)  # the split of the heads goes on: who chose, chooses
+        return (
+            "Exits and answers are those of the folder, within 1e-4.",
+            [],
+            {"policy": repr(made.policy)},
+        )
+    seed = (made.model.config.exits or {}).get(
+        "seed", 0
+    )  # the split of the heads goes on: who chose, chooses
     places = split(content_ids(texts), (1 / 3, 2 / 3), seed)
     full = np.array(class_numbers(made.answer(texts, LastStep()).labels, made.labels))
     most = 0.5 * max(most_failures(len(places[1]), level, confidence), 0) / len(places[1])
     with TemporaryDirectory() as scratch, progress() as advance:
         advance("quantise", 0, 2)
         given = [texts[n] for n in places[0]]
-        model = in_int8(onnx(made.model, Path(scratch) / "fp32"), given[:_RANGES], given, full[places[0]], most)
+        model = in_int8(
+            onnx(made.model, Path(scratch) / "fp32"), given[:_RANGES], given, full[places[0]], most
+        )
         advance("quantise", 1, 2)
-        choosing, certifying = (model.record([texts[n] for n in side], labels=full[side]) for side in places)
-        found = certify(choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence)
+        choosing, certifying = (
+            model.record([texts[n] for n in side], labels=full[side]) for side in places
+        )
+        found = certify(
+            choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence
+        )
         model.policy = found.policy
         model.save(out)
     some, products = texts[:_TIMED], _PRODUCTS[model.folder.name]
@@ -102,11 +126,25 @@ def _export(
         ("policy", short(found.policy)),
         ("other answers", f"{100 * found.observed:.2f}%, at full depth {100 * moved:.2f}%"),
         ("steps", f"{found.mean_exit_step:.2f} of {model.num_steps}"),
-        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth"),
+        (
+            "seconds",
+            f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth",
+        ),
     ]
-    card: dict[str, Any] = {"met": found.met, "level": level if found.met else None, "confidence": confidence}
-    card |= {"other_answers": found.observed, "moved": moved, "mean_exit_step": found.mean_exit_step}
-    card |= {"speed_up_in_seconds": [clock.low, clock.median, clock.high], "policy": repr(found.policy)}
+    card: dict[str, Any] = {
+        "met": found.met,
+        "level": level if found.met else None,
+        "confidence": confidence,
+    }
+    card |= {
+        "other_answers": found.observed,
+        "moved": moved,
+        "mean_exit_step": found.mean_exit_step,
+    }
+    card |= {
+        "speed_up_in_seconds": [clock.low, clock.median, clock.high],
+        "policy": repr(found.policy),
+    }
     return _promise(certifying, found), rows, card
 
 

@@ -24,7 +24,9 @@ from ponder.policies.combine import Certified
 
 __all__ = ["Folder", "heads_saw", "open_folder"]
 
-_CHARACTERS = 16  # that are kept of a text for each token that a model takes: several times what a token has
+_CHARACTERS = (
+    16  # that are kept of a text for each token that a model takes: several times what a token has
+)
 _LONGEST = 1 << 16  # tokens, where a model has no limit
 
 
@@ -36,15 +38,21 @@ class Folder:
     num_steps: int
     policy: ExitPolicy  # that it was saved with
     labels: Sequence[str]  # names of the classes
-    columns: Sequence[str]  # names of the one or two columns of texts that it was fitted to; none if not known
+    columns: Sequence[
+        str
+    ]  # names of the one or two columns of texts that it was fitted to; none if not known
     max_characters: int  # to which a service cuts texts before they are tokenised
-    taught_below: float  # texts whose numbers are not above it may have taught the student of a cascade
+    taught_below: (
+        float  # texts whose numbers are not above it may have taught the student of a cascade
+    )
 
     @property
     def promise(self) -> Certified | None:
         """The certificate of its policy, if it has one that lets rows exit."""
         policy = self.policy
-        return policy if isinstance(policy, Certified) and policy.threshold_value is not None else None
+        return (
+            policy if isinstance(policy, Certified) and policy.threshold_value is not None else None
+        )
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
         """Answer texts, each at its exit; the folder's own policy decides where None."""
@@ -60,7 +68,9 @@ class Folder:
         _, first = np.unique(content_ids(found.texts), return_index=True)
         once = found.take(sorted(first))
         last = self.model.stages[-1].model if isinstance(self.model, Cascade) else self.model
-        seen = heads_saw(last, once.texts) | (uniform(0, content_ids(once.texts)) <= self.taught_below)
+        seen = heads_saw(last, once.texts) | (
+            uniform(0, content_ids(once.texts)) <= self.taught_below
+        )
         fresh = once.take(np.flatnonzero(~seen))
         if len(fresh) < fewest:
             expected = f"at least {fewest} distinct texts that the exits did not learn from"
@@ -73,7 +83,9 @@ def heads_saw(model: Any, texts: Sequence[Text]) -> Any:
     """Return which texts the early heads of a model may have learned from, `(rows,)` bool; none of other models."""
     if not getattr(getattr(model, "config", None), "exits", None):
         return np.zeros(len(texts), dtype=bool)
-    return import_module("ponder.integrations.transformers.exits").may_have_taught(model, list(texts))
+    return import_module("ponder.integrations.transformers.exits").may_have_taught(
+        model, list(texts)
+    )
 
 
 def open_folder(folder: Path) -> Folder:
@@ -91,14 +103,25 @@ def open_folder(folder: Path) -> Folder:
     elif isinstance(model, Cascade):
         steps, longest = len(model.stages) - 1 + model.stages[-1].num_steps, 512
     elif hasattr(model, "ponder"):
-        positions = import_module("ponder.integrations.transformers.texts").max_positions(model.encoder)
-        steps, longest = model.ponder.num_steps, min(positions, model.tokenizer.model_max_length, _LONGEST)
+        positions = import_module("ponder.integrations.transformers.texts").max_positions(
+            model.encoder
+        )
+        steps, longest = (
+            model.ponder.num_steps,
+            min(positions, model.tokenizer.model_max_length, _LONGEST),
+        )
         sound = model.ponder.task.one_class
     else:
         expected, got = "a folder of `ponder exits` or `export`", f"{folder}, a model without exits"
         remedy = "Write one: ponder exits MODEL --texts FILE --out FOLDER."
         raise ArgumentError("FOLDER", expected=expected, got=got, remedy=remedy)
     if not sound:
-        raise CheckpointError(f"{folder}: expected a classifier of texts, with its tokenizer beside it.")
-    facts = (tuple(card.get("columns", ())), int(_CHARACTERS * longest), card.get("taught_below", -1.0))
+        raise CheckpointError(
+            f"{folder}: expected a classifier of texts, with its tokenizer beside it."
+        )
+    facts = (
+        tuple(card.get("columns", ())),
+        int(_CHARACTERS * longest),
+        card.get("taught_below", -1.0),
+    )
     return Folder(model, steps, model.policy, stage.classes or (), *facts)

@@ -25,7 +25,18 @@ from ponder._utils.files import replace_text
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.policies.combine import Certified
 
-__all__ = ["CARD", "card_of", "drawn", "probe_file", "probe_folder", "progress", "say", "sentences", "short", "show"]
+__all__ = [
+    "CARD",
+    "card_of",
+    "drawn",
+    "probe_file",
+    "probe_folder",
+    "progress",
+    "say",
+    "sentences",
+    "short",
+    "show",
+]
 
 CARD = "ponder.json"
 """The file of a folder that says which command wrote it, of what texts, and all that it found."""
@@ -37,7 +48,10 @@ _OPTIONS = {
     "path": "--audit-file",
 }
 """The options behind arguments of the library that are called otherwise."""
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # its notes would stand between ours
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}  # its notes would stand between ours
 Advance: TypeAlias = Callable[[str, int, int], None]
 """Called with a phase, the number of its texts that are done, and of all of them."""
 
@@ -53,7 +67,11 @@ def sentences() -> Iterator[None]:
             yield
         except (ArgumentError, ArgumentTypeError) as error:
             option = _OPTIONS.get(error.argument, error.argument)
-            option = option if option.startswith("-") or option.isupper() else f"--{option.replace('_', '-')}"
+            option = (
+                option
+                if option.startswith("-") or option.isupper()
+                else f"--{option.replace('_', '-')}"
+            )
             say(f"{option}: expected {error.expected}; got {error.got}. {error.remedy}")
             raise typer.Exit(2) from error
         except (PonderError, OSError) as error:
@@ -70,7 +88,9 @@ def sentences() -> Iterator[None]:
 def say(sentence: str) -> None:
     """Print a sentence on the standard error."""
     line = f"ponder: {' '.join(sentence.split())}"
-    typer.echo(textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
+    typer.echo(
+        textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False), err=True
+    )
 
 
 def show(
@@ -97,7 +117,9 @@ def drawn(*parts: str | Table) -> str:
     console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as found:
         console.print(*parts, sep="\n")
-    return "\n".join(line.rstrip() for line in found.get().splitlines())  # it pads to the full width
+    return "\n".join(
+        line.rstrip() for line in found.get().splitlines()
+    )  # it pads to the full width
 
 
 def short(policy: object) -> str:
@@ -135,17 +157,26 @@ def probe_folder(out: Path, command: str, source: str | Path) -> None:
     """Refuse, before any work, a folder that cannot be written, or that something else wrote."""
     model = Path(source)
     own = out.exists() and model.exists() and out.samefile(model)
-    foreign = out.exists() and (not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command))
+    foreign = out.exists() and (
+        not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command)
+    )
     if own or foreign:
         expected = f"a new or empty folder, or one of `ponder {command}`, and not the model's"
         raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name a new one.")
-    _probe(out, sum(path.stat().st_size for path in model.iterdir() if path.is_file()) if model.is_dir() else 0)
+    _probe(
+        out,
+        sum(path.stat().st_size for path in model.iterdir() if path.is_file())
+        if model.is_dir()
+        else 0,
+    )
 
 
 def probe_file(out: Path, sources: Iterable[Path]) -> None:
     """Refuse, before any work, a file that cannot be written, or that is read or lies in a folder that is."""
     place = out.resolve()
-    if out.is_dir() or any(place == path.resolve() or path.resolve() in place.parents for path in sources):
+    if out.is_dir() or any(
+        place == path.resolve() or path.resolve() in place.parents for path in sources
+    ):
         expected = "a file of its own, neither that of the texts nor in the model's folder"
         raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name another.")
     _probe(out.parent, 0)
@@ -172,4 +203,6 @@ def _probe(folder: Path, needed: int) -> None:
         why = error.strerror or str(error)
     if why:
         got = f"{folder} ({why})"
-        raise ArgumentError("--out", expected="a place that can be written", got=got, remedy="Name another.")
+        raise ArgumentError(
+            "--out", expected="a place that can be written", got=got, remedy="Name another."
+        )

@@ -22,7 +22,9 @@ _ANSWERS = ("label", "probability", "exit_step")
 _CHUNK = 512  # texts that are written at once
 
 
-def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
+def run(
+    folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool
+) -> None:
     """Write the answers to texts, each at its exit, as CSV; of a folder that ranks, orders as JSON lines."""
     probe_file(out, [texts, folder])
     if is_ranker(folder):
@@ -30,14 +32,19 @@ def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, res
         return
     if out.exists() and not resume:
         remedy = "Pass --resume to go on with it, or name another."
-        raise ArgumentError("--out", expected="a file that is not there yet", got=str(out), remedy=remedy)
+        raise ArgumentError(
+            "--out", expected="a file that is not there yet", got=str(out), remedy=remedy
+        )
     made = open_folder(folder)
     found = read_texts(texts, **reading, known=made.columns)
     names = list(found.rows[0])
     header = [*names, *(f"predicted_{name}" if name in names else name for name in _ANSWERS)]
     kept, steps, unanswered = _kept(out, header, found) if out.exists() else 0, list[int](), 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a" if kept else "w", encoding="utf-8", newline="") as file, progress() as advance:
+    with (
+        out.open("a" if kept else "w", encoding="utf-8", newline="") as file,
+        progress() as advance,
+    ):
         csv.writer(file).writerows([] if kept else [header])
         for start in range(kept, len(found), _CHUNK):
             rows = _answered(made, found.take(range(start, min(start + _CHUNK, len(found)))))
@@ -50,9 +57,15 @@ def run(folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, res
     mean = sum(steps) / max(len(steps), 1)
     card = {"answers": len(steps), "kept": kept, "without_answer": unanswered, "out": str(out)}
     card |= {"mean_exit_step": mean, "num_steps": made.num_steps}
-    said = [f"{count(len(steps), 'answer')} in {out}; mean exit step {mean:.2f} of {made.num_steps}."]
+    said = [
+        f"{count(len(steps), 'answer')} in {out}; mean exit step {mean:.2f} of {made.num_steps}."
+    ]
     said += [f"{count(kept, 'answer')} more from before."] if kept else []
-    said += [f"{count(unanswered, 'text')} without an answer (NaN): the label is empty."] if unanswered else []
+    said += (
+        [f"{count(unanswered, 'text')} without an answer (NaN): the label is empty."]
+        if unanswered
+        else []
+    )
     show(card, said, [], as_json=as_json)
 
 
@@ -71,14 +84,18 @@ def _kept(out: Path, header: Sequence[str], found: Texts) -> int:
     with out.open(encoding="utf-8", newline="") as file:
         text = file.read()
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    torn = bool(rows) and (not text.endswith("\n") or len(rows[-1]) < len(header))  # the last one, by a stop
+    torn = bool(rows) and (
+        not text.endswith("\n") or len(rows[-1]) < len(header)
+    )  # the last one, by a stop
     whole = rows[: len(rows) - torn]
     if not whole:
         return 0
     given = [_cells(row) for row in found.rows[: len(whole) - 1]]
     if whole[0] != header or [row[: len(found.rows[0])] for row in whole[1:]] != given:
         expected = "answers to these texts, to go on with"
-        raise ArgumentError("--out", expected=expected, got=f"others, in {out}", remedy="Name another.")
+        raise ArgumentError(
+            "--out", expected=expected, got=f"others, in {out}", remedy="Name another."
+        )
     part = out.with_name(f"{out.name}.part")
     with part.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(whole)

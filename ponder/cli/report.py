@@ -42,11 +42,21 @@ def write_report(
     steps, answers = record.exit_steps(policy), np.asarray(record.outputs).argmax(-1)
     given, full = answers[np.arange(len(steps)), steps - 1], answers[:, -1]
     changed = [
-        (texts[n] if isinstance(texts[n], str) else " ‖ ".join(texts[n]), names[full[n]], names[given[n]], steps[n])
+        (
+            texts[n] if isinstance(texts[n], str) else " ‖ ".join(texts[n]),
+            names[full[n]],
+            names[given[n]],
+            steps[n],
+        )
         for n in np.flatnonzero(given != full).tolist()
     ]
     figure = _figure(record, (float(np.mean(steps)), 100 * len(changed) / len(steps)), level, step)
-    facts = {"looked_at": len(steps), "changed": changed[:_MOST], "count": len(changed), "step": step}
+    facts = {
+        "looked_at": len(steps),
+        "changed": changed[:_MOST],
+        "count": len(changed),
+        "step": step,
+    }
     write_page(path, "report.html.jinja", figure, title=title, said=said, rows=rows, **facts)
 
 
@@ -65,11 +75,16 @@ def _figure(record: Record, point: tuple[float, float], level: float | None, wor
     axes: Any = figure.subplots()
     for like, values in candidates(record)[:_KINDS]:
         curve = sweep(record, like, values)
-        steps, other = zip(*((each.mean_exit_step, 100 * (1 - each.agreement)) for each in curve.points), strict=True)
+        steps, other = zip(
+            *((each.mean_exit_step, 100 * (1 - each.agreement)) for each in curve.points),
+            strict=True,
+        )
         name = type(curve.family.policy).__name__
         axes.plot(steps, other, marker="o" if name == "FixedStep" else None, label=name)
     if level is not None:
-        axes.axhline(100 * level, color="#595959", linestyle="--", label=f"promised: {100 * level:.3g}%")
+        axes.axhline(
+            100 * level, color="#595959", linestyle="--", label=f"promised: {100 * level:.3g}%"
+        )
     axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% at {word} {point[0]:.2f}")
     most = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
     axes.set(xlim=(1.0, record.num_steps + 0.05), ylim=(-0.02 * most, most))

@@ -21,20 +21,32 @@ _TIMED = 40  # queries, at most
 
 
 def run(
-    model: str, queries: Path, out: Path, top_k: int, changed: float, risk: str, confidence: float, *, as_json: bool
+    model: str,
+    queries: Path,
+    out: Path,
+    top_k: int,
+    changed: float,
+    risk: str,
+    confidence: float,
+    *,
+    as_json: bool,
 ) -> None:
     """Fit exits to a cross encoder on queries without labels, time them, and write the folder."""
     probe_folder(out, "rerank", model)
     pools = pools_of(read_rows(queries, "--queries"))
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
     with progress() as advance:
-        report = made.fit_exits(pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance)
+        report = made.fit_exits(
+            pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance
+        )
 
     def rank(**options: Any) -> None:
         for pool in pools[-_TIMED:]:
             made.rank_all([pool], **options)
 
-    clock = import_module("ponder.calibration.cost").wall_clock(lambda: rank(policy=LastStep()), rank, pairs=3)
+    clock = import_module("ponder.calibration.cost").wall_clock(
+        lambda: rank(policy=LastStep()), rank, pairs=3
+    )
     made.save(out)
     fitted = made.settings.fitted
     seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
@@ -43,7 +55,10 @@ def run(
     used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
     rows = [
         ("queries", f"{len(pools)}, {candidates:.0f} candidates each: {used}"),
-        ("first stage", "its scores are the first step" if made.first_stage else "none: no scores in the file"),
+        (
+            "first stage",
+            "its scores are the first step" if made.first_stage else "none: no scores in the file",
+        ),
         ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
         ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
     ]
@@ -59,7 +74,9 @@ def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
     pools = pools_of(read_rows(queries))
     answers = zip(pools, Ranker.load(folder).rank_all(pools), strict=True)
-    lines = [json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers]
+    lines = [
+        json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers
+    ]
     replace_text(out, "".join(lines))
     card = {"queries": len(pools), "out": str(out)}
     show(card, [f"{count(len(pools), 'ranking')} in {out}."], [], as_json=as_json)
@@ -69,7 +86,9 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: boo
     """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
     source = Ranker.load(folder)
     pools = [] if queries is None else pools_of(read_rows(queries))
-    ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][:256]
+    ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][
+        :256
+    ]
     export.onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
     made, fitted = Ranker(export.OnnxModel(out), source.settings), source.settings.fitted
     exits = [part for part in all_within(made.settings.policy) if isinstance(part, TopK)]

@@ -27,7 +27,12 @@ _GRACE = 10  # seconds beyond the deadline, when the service is stopped
 
 
 def run(
-    folder: Path, host: str, port: int, given: Mapping[str, Any], audit_share: float, audit_file: Path | None
+    folder: Path,
+    host: str,
+    port: int,
+    given: Mapping[str, Any],
+    audit_share: float,
+    audit_file: Path | None,
 ) -> None:
     """Serve a folder until SIGINT or SIGTERM, with the given `Limits`; what was accepted is answered."""
     _check_free(host, port)
@@ -35,7 +40,14 @@ def run(
     limits = Limits(**given)
     grace = None if limits.deadline is None else int(limits.deadline) + _GRACE
     app = app_of(folder, limits, audit_share, audit_file)
-    uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, timeout_graceful_shutdown=grace)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace,
+    )
 
 
 def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | None) -> FastAPI:
@@ -43,11 +55,15 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
     if is_ranker(folder):
         ranker = Ranker.load(folder)
         policy = ranker.settings.policy
-        say(f"ranks: {policy.statement if isinstance(policy, Certified) else f'{short(policy)}, without a promise'}")
+        say(
+            f"ranks: {policy.statement if isinstance(policy, Certified) else f'{short(policy)}, without a promise'}"
+        )
         return create_rank_app(ranker, limits)
     served = open_folder(folder)
     warn = logging.getLogger("ponder.server").warning
-    watch = watch_of(served.policy, audit_share, audit_file, lambda end: warn("stepped back: %s", end.statement))
+    watch = watch_of(
+        served.policy, audit_share, audit_file, lambda end: warn("stepped back: %s", end.statement)
+    )
     say(f"policy: {short(served.policy if watch is None else watch.policy)}")
     say(_audit(watch, audit_file))
     return create_app(served, limits, watch)
@@ -56,7 +72,9 @@ def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | 
 def _audit(watch: Watch | None, path: Path | None) -> str:
     if watch is None:
         return "audit: none (it needs a share above 0, and a policy that is certified to answer as full depth does)"
-    kept = f"kept in {path}" if path is not None else "not kept over a restart (--audit-file keeps it)"
+    kept = (
+        f"kept in {path}" if path is not None else "not kept over a restart (--audit-file keeps it)"
+    )
     back = f"; stepped back {watch.stage} of {len(watch.policies)} times" if watch.stage else ""
     share, level = f"{watch.audit.share:g} of the answers", rounded_up(100 * watch.audit.level, 3)
     return f"audit: {share}, of which at most {level}% may differ; {kept}{back}"
@@ -68,6 +86,9 @@ def _check_free(host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        expected, got = f"a port that is free on {host}, an address of this machine", f"{port} ({error.strerror})"
+        expected, got = (
+            f"a port that is free on {host}, an address of this machine",
+            f"{port} ({error.strerror})",
+        )
         remedy = "Pass another, or --port 0 for any that is free."
         raise ArgumentError("--port", expected=expected, got=got, remedy=remedy) from error

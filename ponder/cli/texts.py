@@ -37,7 +37,10 @@ class Texts:
     def texts(self) -> list[Any]:
         """The texts, or pairs of texts."""
         one = self.columns[0]
-        return [row[one] if len(self.columns) == 1 else tuple(row[name] for name in self.columns) for row in self.rows]
+        return [
+            row[one] if len(self.columns) == 1 else tuple(row[name] for name in self.columns)
+            for row in self.rows
+        ]
 
     def take(self, places: Iterable[int]) -> Texts:
         """Return some of the rows."""
@@ -45,7 +48,11 @@ class Texts:
 
     def without_empty(self) -> Texts:
         """Return the rows that hold a text, and say how many do not."""
-        kept = [n for n, text in enumerate(self.texts) if (text if isinstance(text, str) else "".join(text)).strip()]
+        kept = [
+            n
+            for n, text in enumerate(self.texts)
+            if (text if isinstance(text, str) else "".join(text)).strip()
+        ]
         if len(kept) < len(self):
             typer.echo(f"{count(len(self) - len(kept), 'empty text')} left out.", err=True)
         return self.take(kept)
@@ -80,18 +87,30 @@ def read_texts(
     """
     rows = read_rows(path, header=header)
     names = list(rows[0])
-    chosen = tuple(columns) or (tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels))
+    chosen = tuple(columns) or (
+        tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels)
+    )
     if known and len(known) != len(chosen):
-        expected = f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
-        raise ArgumentError("--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each.")
+        expected = (
+            f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
+        )
+        raise ArgumentError(
+            "--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each."
+        )
     read: list[tuple[str, str, Any]] = [("--column", name, str) for name in chosen]
     read += [("--labels", labels, str | int)] if labels else []
     for option, name, kind in read:
         if name not in names:
-            raise ArgumentError(option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}.")
-        absent = next((n for n, row in enumerate(rows, 1) if not isinstance(row.get(name), kind)), None)
+            raise ArgumentError(
+                option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}."
+            )
+        absent = next(
+            (n for n, row in enumerate(rows, 1) if not isinstance(row.get(name), kind)), None
+        )
         if absent is not None:
-            raise _wrong("--texts", path, f"{name} in every row", f"none in row {absent}", "Mend the file.")
+            raise _wrong(
+                "--texts", path, f"{name} in every row", f"none in row {absent}", "Mend the file."
+            )
     return Texts(chosen, rows, labels)
 
 
@@ -100,11 +119,15 @@ def read_rows(path: Path, option: str = "--texts", *, header: bool = True) -> li
     try:
         rows = _read(path, header)
     except OSError as error:
-        raise _wrong(option, path, "a file that can be read", error.strerror, "Name another.") from error
+        raise _wrong(
+            option, path, "a file that can be read", error.strerror, "Name another."
+        ) from error
     except UnicodeDecodeError as error:
         raise _wrong(option, path, "text in UTF-8", "other bytes", "Save it as UTF-8.") from error
     except (ValueError, csv.Error) as error:
-        raise _wrong(option, path, f"a {path.suffix[1:].upper() or 'text'} file", error, "Mend it there.") from error
+        raise _wrong(
+            option, path, f"a {path.suffix[1:].upper() or 'text'} file", error, "Mend it there."
+        ) from error
     if not rows:
         raise _wrong(option, path, "at least one text", "none", "Name a file with texts in it.")
     return rows
@@ -115,7 +138,9 @@ def _guessed(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
     found = names if len(names) == 1 else [name for name in names if name.lower() in _USUAL]
     if len(found) != 1:
         expected = "the name of the column with the texts (twice for pairs)"
-        raise ArgumentError("--column", expected=expected, got=f"none, of {', '.join(names)}", remedy="Pass it.")
+        raise ArgumentError(
+            "--column", expected=expected, got=f"none, of {', '.join(names)}", remedy="Pass it."
+        )
     return tuple(found)
 
 
@@ -128,7 +153,9 @@ def _read(path: Path, header: bool) -> list[Row]:
         raise ValueError("bytes that are no text")
     if kind in (".csv", ".tsv"):
         return _table(path, text, header)
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    lines = (
+        [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    )
     if kind in (".jsonl", ".ndjson", ".json"):
         found = [json.loads(line) for line in lines if line.strip()]
         return [row if isinstance(row, dict) else {"text": row} for row in found]
@@ -138,7 +165,11 @@ def _read(path: Path, header: bool) -> list[Row]:
 def _table(path: Path, text: str, header: bool) -> list[Row]:
     csv.field_size_limit(1 << 30)
     tabs = path.suffix.lower() == ".tsv"
-    plain = list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE)) if tabs else []
+    plain = (
+        list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE))
+        if tabs
+        else []
+    )
     # In tables with tabs, as those of GLUE, a quotation mark is mostly a part of the text.
     even = len({len(row) for row in plain if row}) == 1
     kind = csv.excel_tab if tabs else csv.excel
@@ -148,13 +179,26 @@ def _table(path: Path, text: str, header: bool) -> list[Row]:
     if not table:
         return []
     if width == 1 and any(mark in table[0][0] for mark in ";\t"):
-        raise ValueError(f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv")
-    names = table[0] if header else ["text"] if width == 1 else [f"column{n}" for n in range(1, width + 1)]
+        raise ValueError(
+            f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv"
+        )
+    names = (
+        table[0]
+        if header
+        else ["text"]
+        if width == 1
+        else [f"column{n}" for n in range(1, width + 1)]
+    )
     if header and width == 1 and names[0].lower() not in _USUAL:
-        typer.echo(f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass --no-header.", err=True)
+        typer.echo(
+            f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass --no-header.",
+            err=True,
+        )
     wrong = next((place for place, row in enumerate(table, start=1) if len(row) != width), None)
     if wrong or len(set(names)) < width:
-        raise ValueError(f"another number of columns in row {wrong}" if wrong else "two columns of one name")
+        raise ValueError(
+            f"another number of columns in row {wrong}" if wrong else "two columns of one name"
+        )
     return [dict(zip(names, row, strict=True)) for row in table[1 if header else 0 :]]
 
 

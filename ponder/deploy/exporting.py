@@ -94,7 +94,11 @@ def onnx(
         (300,)
     """
     source = _source(model, example)
-    wrong = [(n, p) for n, p in source.model.named_parameters() if p.dtype != torch.float32 or p.device.type != "cpu"]
+    wrong = [
+        (n, p)
+        for n, p in source.model.named_parameters()
+        if p.dtype != torch.float32 or p.device.type != "cpu"
+    ]
     if wrong:
         expected = "weights in float32 on the CPU"
         got = f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}"
@@ -108,7 +112,11 @@ def onnx(
 
 
 def quantized(
-    export: str | Path, folder: str | Path, int8: Literal[True, "all"] = True, *, calibration: Any = None
+    export: str | Path,
+    folder: str | Path,
+    int8: Literal[True, "all"] = True,
+    *,
+    calibration: Any = None,
 ) -> Path:
     """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
     with _whole(Path(folder)) as made:
@@ -128,7 +136,11 @@ def _source(model: Any, example: Any) -> ExportSource:
     pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
     inputs, context = example if pair else (example, {})
     padding = model.padding
-    defaults = {padding.mask: float(padding.real)} if padding is not None and padding.mask in context else {}
+    defaults = (
+        {padding.mask: float(padding.real)}
+        if padding is not None and padding.mask in context
+        else {}
+    )
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
@@ -149,7 +161,9 @@ def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> No
     manifest = Manifest.read(folder)
     channels = None if calibration is None else ranges_of(folder, calibration)
     for place, name in enumerate(manifest.steps):
-        quantize(folder / f"{name}.onnx", int8 == "all", None if channels is None else channels[place])
+        quantize(
+            folder / f"{name}.onnx", int8 == "all", None if channels is None else channels[place]
+        )
     replace(manifest, int8=True, weights=None).write(folder)
 
 
@@ -163,12 +177,20 @@ class _Tracer:
         with torch.no_grad():
             self.hidden, self.after, self.rows = call_stem(self.model.stem, inputs, context)
         padding = self.model.padding
-        self.narrows = padding is not None and padding.mask in self.after and not self.task.per_position
+        self.narrows = (
+            padding is not None and padding.mask in self.after and not self.task.per_position
+        )
         of_inputs = None if padding is None else padding.of_inputs
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
-        own = self.model.stem is not None  # the given is the hidden state itself where there is no stem
+        own = (
+            self.model.stem is not None
+        )  # the given is the hidden state itself where there is no stem
         of_hidden = None if padding is None else padding.of_hidden
-        self.state = self._slots("hidden", self.hidden, of_hidden) if own else self.inputs[: len(flatten(inputs))]
+        self.state = (
+            self._slots("hidden", self.hidden, of_hidden)
+            if own
+            else self.inputs[: len(flatten(inputs))]
+        )
         self.steps_context = self._context("context." if own else "", self.after)
 
     def write(self) -> None:
@@ -191,7 +213,9 @@ class _Tracer:
             graphs=self._write_policy(features, outputs, hazard),
             history=getattr(model.lambda_head, "history", 1),
             initial=getattr(model.lambda_head, "initial", "stem"),
-            mask=padding.mask if padding is not None and padding.mask in {spec.name for spec in specs} else None,
+            mask=padding.mask
+            if padding is not None and padding.mask in {spec.name for spec in specs}
+            else None,
             real=1 if padding is None else int(padding.real),
             narrows=self.narrows,
             labels=self.source.labels,
@@ -200,7 +224,11 @@ class _Tracer:
         ).write(self.folder)
 
     def _write(
-        self, name: str, run: Callable[[list[Tensor]], list[Tensor]], given: Sequence[Slot], outputs: Sequence[str]
+        self,
+        name: str,
+        run: Callable[[list[Tensor]], list[Tensor]],
+        given: Sequence[Slot],
+        outputs: Sequence[str],
     ) -> Tensor:
         """Write a graph, and return its first output on the example."""
         kind, _, number = name.partition("_")
@@ -211,12 +239,20 @@ class _Tracer:
         count, source = len(flatten(self.source.inputs)), self.source
 
         def run(given: list[Tensor]) -> list[Tensor]:
-            inputs, context = refilled(source.inputs, given[:count]), refilled(dict(source.context), given[count:])
+            inputs, context = (
+                refilled(source.inputs, given[:count]),
+                refilled(dict(source.context), given[count:]),
+            )
             hidden, after, _ = call_stem(self.model.stem, inputs, context)
             return [*flatten(hidden), *flatten(dict(after))]
 
         if self.model.stem is not None:
-            self._write("stem", run, self.inputs, [slot.spec.name for slot in (*self.state, *self.steps_context)])
+            self._write(
+                "stem",
+                run,
+                self.inputs,
+                [slot.spec.name for slot in (*self.state, *self.steps_context)],
+            )
 
     def _write_steps(self) -> None:
         schedule = self.model.steps.schedule
@@ -234,7 +270,9 @@ class _Tracer:
     def _filled(self, given: list[Tensor]) -> tuple[Tree, dict[str, Any]]:
         """Return the hidden state and the context of a step, with the given tensors in them."""
         count = len(self.state)
-        return refilled(self.hidden, given[:count]), unwrap(refilled(dict(self.after), given[count:]))
+        return refilled(self.hidden, given[:count]), unwrap(
+            refilled(dict(self.after), given[count:])
+        )
 
     def _read(self, name: str, readout: ReadoutCall) -> Tensor:
         def run(given: list[Tensor]) -> list[Tensor]:
@@ -248,15 +286,21 @@ class _Tracer:
         if not isinstance(head, PerStep):
             return self._write("head", lambda given: [head(given[0])], [slot], ["output"])
         for step in range(1, self.model.num_steps + 1):
-            outputs = self._write(f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"])  # type: ignore[misc]
+            outputs = self._write(
+                f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"]
+            )  # type: ignore[misc]
         return outputs
 
     def _write_halting(self, features: Tensor) -> Tensor | None:
         head, readout = self.model.lambda_head, self.model.readout
         if head is None:
             return None
-        if features.dim() > 2 and isinstance(head, LambdaHead):  # which reads their mean over the positions
-            features = self._read("halting", ReadoutCall(readouts.mean, self.model.padding, readout))
+        if features.dim() > 2 and isinstance(
+            head, LambdaHead
+        ):  # which reads their mean over the positions
+            features = self._read(
+                "halting", ReadoutCall(readouts.mean, self.model.padding, readout)
+            )
         read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 
@@ -267,7 +311,9 @@ class _Tracer:
             share = hazard.sigmoid()
             readings += [Slot.of(name, share) for name in ("hazard", "cdf", "survival")]
         if self.task.per_position and self.model.padding is not None:
-            readings.append(self._at_positions("mask", torch.ones(outputs.shape[:2], dtype=torch.bool)))
+            readings.append(
+                self._at_positions("mask", torch.ones(outputs.shape[:2], dtype=torch.bool))
+            )
         named = {slot.spec.name: slot for slot in readings}
         return write_policy(self.model.policy, self.model.num_steps, self.task, named, self.folder)
 
@@ -292,14 +338,28 @@ class _Tracer:
         padding, made = self.model.padding, list[Slot]()
         for name, value in context.items():
             tree = value.value if isinstance(value, Shared) else value
-            options = {"default": self.source.defaults.get(name), "shared": isinstance(value, Shared)}
-            made += self._slots(prefix + name, tree, None if padding is None else padding.of_context, name, **options)
+            options = {
+                "default": self.source.defaults.get(name),
+                "shared": isinstance(value, Shared),
+            }
+            made += self._slots(
+                prefix + name,
+                tree,
+                None if padding is None else padding.of_context,
+                name,
+                **options,
+            )
         return made
 
-    def _slots(self, name: str, tree: Tree, lengths: Lengths | None, key: str = "", **options: Any) -> list[Slot]:
+    def _slots(
+        self, name: str, tree: Tree, lengths: Lengths | None, key: str = "", **options: Any
+    ) -> list[Slot]:
         """Return the tensors of a tree, named by its keys: `name.key.0`; `key` is by what its lengths are known."""
         if isinstance(tree, Mapping) and not key:
-            parts = [self._slots(f"{name}.{own}", part, lengths, own, **options) for own, part in tree.items()]
+            parts = [
+                self._slots(f"{name}.{own}", part, lengths, own, **options)
+                for own, part in tree.items()
+            ]
             return [slot for part in parts for slot in part]
         plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
         for path, value in tensors(tree):

@@ -41,7 +41,10 @@ class Slot:
     @classmethod
     def of(cls, name: str, value: Tensor, **options: Any) -> Self:
         """Return the slot of a tensor; options are those of `TensorSpec`."""
-        return cls(TensorSpec(name, str(value.dtype).removeprefix("torch."), **options), value.detach().contiguous())
+        return cls(
+            TensorSpec(name, str(value.dtype).removeprefix("torch."), **options),
+            value.detach().contiguous(),
+        )
 
     @property
     def dynamic(self) -> dict[int, Any]:
@@ -102,7 +105,11 @@ def write_graph(
     Raises:
         PonderError: PyTorch cannot trace the part, or the graph answers in another way.
     """
-    copied = like is not None and _write_like(module, like, path) and _differs(run, given, outputs, path) is None
+    copied = (
+        like is not None
+        and _write_like(module, like, path)
+        and _differs(run, given, outputs, path) is None
+    )
     if not copied:
         _trace(module, run, given, outputs, path)
     wrong = None if copied else _differs(run, given, outputs, path)
@@ -114,7 +121,9 @@ def write_graph(
     return run([slot.value.clone() for slot in given])
 
 
-def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> None:
+def _trace(
+    module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
+) -> None:
     part, disabled = _Part(module, run), logging.root.manager.disable
     library("onnxscript", "exporting", "onnx")  # which torch.onnx.export reads
     try:
@@ -139,7 +148,9 @@ def _trace(module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence
     finally:
         logging.disable(disabled)
     proto = program.model_proto
-    read = {name for node in proto.graph.node for name in node.input} | {made.name for made in proto.graph.output}
+    read = {name for node in proto.graph.node for name in node.input} | {
+        made.name for made in proto.graph.output
+    }
     for unread in [value for value in proto.graph.input if value.name not in read]:
         proto.graph.input.remove(unread)
     onnx.save(proto, str(path))
@@ -151,12 +162,21 @@ def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
     The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the file's name.
     """
     place = int(path.stem.rpartition("_")[2]) - 1
-    own, proto, moved = {name: p.detach().numpy() for name, p in module.named_parameters()}, onnx.load(str(like)), 0
-    later: dict[tuple[Any, bytes], Any] = {}  # eight zero bytes may be a bias of two numbers, or one integer
+    own, proto, moved = (
+        {name: p.detach().numpy() for name, p in module.named_parameters()},
+        onnx.load(str(like)),
+        0,
+    )
+    later: dict[
+        tuple[Any, bytes], Any
+    ] = {}  # eight zero bytes may be a bias of two numbers, or one integer
     for name, value in own.items():
         other = own.get(name.replace(".0.", f".{place}.", 1))
         if ".0." in name and other is not None and other.shape == value.shape:
-            later |= {(value.dtype, value.tobytes()): other, (value.dtype, value.T.tobytes()): other.T}
+            later |= {
+                (value.dtype, value.tobytes()): other,
+                (value.dtype, value.T.tobytes()): other.T,
+            }
     for weight in proto.graph.initializer:
         first = onnx.numpy_helper.to_array(weight)
         other = later.get((first.dtype, first.tobytes()))
@@ -173,7 +193,9 @@ def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
     graph = Graph(path, 1)
     for rows in (slice(None), slice(-1, None)):
         chosen = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
-        found = graph({slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)})
+        found = graph(
+            {slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)}
+        )
         for name, value in zip(outputs, run([value.clone() for value in chosen]), strict=True):
             if not np.allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
                 return name
@@ -194,12 +216,19 @@ def write_policy(
     """
     if "context" in policy.needs:
         expected, remedy = "a policy that reads the model alone", "Serve it with PyTorch."
-        raise ArgumentError("policy", expected=expected, got=f"{policy!r}, which reads policy_context", remedy=remedy)
+        raise ArgumentError(
+            "policy",
+            expected=expected,
+            got=f"{policy!r}, which reads policy_context",
+            remedy=remedy,
+        )
     together = policy.exit_of_all(num_steps)
     if together is not None:
         return PolicyGraphs(together=together)
     tunable = [part for part in all_within(policy) if part.tunable is not None]
-    thresholds = {f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)}  # type: ignore[union-attr]
+    thresholds = {
+        f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)
+    }  # type: ignore[union-attr]
     limits = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
     names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
     names += ["mask"] if "mask" in readings else []
@@ -213,7 +242,10 @@ def write_policy(
     def decide(given: list[Tensor], state: Tree) -> tuple[Tensor, Tree]:
         moved = _with_thresholds(policy, given[count : count + len(limits)])
         seen = dict(zip(names, given[1:count], strict=True))
-        real, context = seen.pop("mask", None), {"group": seen.pop("group")} if "group" in seen else None
+        real, context = (
+            seen.pop("mask", None),
+            {"group": seen.pop("group")} if "group" in seen else None,
+        )
         view = StepView(given[0], num_steps, seen, task, real, context)
         mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
         return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
@@ -221,14 +253,28 @@ def write_policy(
     state, module = init([ids.value]), nn.Module()
     if flatten(state):
         outputs = [f"state_{n}" for n in range(len(flatten(state)))]
-        write_graph(module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx")
+        write_graph(
+            module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx"
+        )
     for step, file in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
-        given = [Slot.of("index", torch.full((rows,), step)), *(readings[name] for name in names), *limits]
+        given = [
+            Slot.of("index", torch.full((rows,), step)),
+            *(readings[name] for name in names),
+            *limits,
+        ]
         for n, value in enumerate(flatten(state)):
-            given.append(Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ()))
+            given.append(
+                Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ())
+            )
         after = decide([slot.value for slot in given], state)[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
-        write_graph(module, lambda given, state=state: flatten(decide(given, state)), given, outputs, folder / file)  # type: ignore[misc]
+        write_graph(
+            module,
+            lambda given, state=state: flatten(decide(given, state)),
+            given,
+            outputs,
+            folder / file,
+        )  # type: ignore[misc]
         if _filled(after) == _filled(state):
             break
         state = after

@@ -24,7 +24,9 @@ class TensorSpec:
     dtype: str  # its name in NumPy
     along: Sequence[int] = ()  # dimensions that are as long as the sequences
     fill: float = 0.0  # the value at padding
-    default: float | None = None  # the value where the caller leaves it out; None where it is required
+    default: float | None = (
+        None  # the value where the caller leaves it out; None where it is required
+    )
     shared: bool = False  # whether it belongs to the whole batch and has no rows
 
 
@@ -37,8 +39,12 @@ class PolicyGraphs:
     """
 
     needs: Sequence[str] = ()  # readings
-    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)  # by the name of their input
-    together: int | None = None  # the step at which all rows exit, where no row is looked at; there are no graphs then
+    thresholds: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # by the name of their input
+    together: int | None = (
+        None  # the step at which all rows exit, where no row is looked at; there are no graphs then
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Manifest:
     inputs: Sequence[TensorSpec]
     hidden: Sequence[TensorSpec]
     context: Sequence[TensorSpec]  # what the steps read besides
-    outputs: Sequence[int]  # the shape of one row's outputs, of one position's where they have positions
+    outputs: Sequence[
+        int
+    ]  # the shape of one row's outputs, of one position's where they have positions
     policy: dict[str, Any]  # as `to_dict` gives it
     graphs: PolicyGraphs | None  # None where the policy is run in NumPy
     history: int = 1  # number of steps that the Lambda head reads
@@ -63,7 +71,9 @@ class Manifest:
     mask: str | None = None  # the input that holds the lengths; None where rows have none
     real: int = 1  # its value at real positions
     narrows: bool = False  # whether batches get narrower as long rows exit
-    max_length: int | None = None  # number of tokens to which texts are cut; None without a tokenizer
+    max_length: int | None = (
+        None  # number of tokens to which texts are cut; None without a tokenizer
+    )
     truncation_side: str = "right"
     int8: bool = False  # whether the steps are quantised
     labels: Sequence[str] = ()  # names of the classes

@@ -189,15 +189,22 @@ class Watch:
     def _resume(self, path: Path) -> None:
         saved = read_json(path, _FORMAT, "state of an audit")
         audit, own = Audit(**saved["audit"]), self.audit
-        if saved["policies"] != self._described or (audit.level, audit.confidence) != (own.level, own.confidence):
+        if saved["policies"] != self._described or (audit.level, audit.confidence) != (
+            own.level,
+            own.confidence,
+        ):
             expected = "the state of these policies and of this promise"
             remedy = "Give each promise a file of its own, or delete this one to begin anew."
-            raise ArgumentError("path", expected=expected, got=f"that of others, in {path}", remedy=remedy)
+            raise ArgumentError(
+                "path", expected=expected, got=f"that of others, in {path}", remedy=remedy
+            )
         self.audit = audit
 
     def _save(self) -> None:
         if self.path is not None:
-            write_json(self.path, _FORMAT, {"policies": self._described, "audit": asdict(self.audit)})
+            write_json(
+                self.path, _FORMAT, {"policies": self._described, "audit": asdict(self.audit)}
+            )
 
 
 def audits_needed(level: float, confidence: float, disagreement: float) -> float:

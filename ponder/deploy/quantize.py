@@ -46,13 +46,22 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     """
     model = onnx.load(str(path))
     graph = model.graph
-    products = [each for each in _products(graph) if everything or each.matrix.shape[0] <= each.matrix.shape[1]]
+    products = [
+        each
+        for each in _products(graph)
+        if everything or each.matrix.shape[0] <= each.matrix.shape[1]
+    ]
     of_tensor: dict[str, list[_Product]] = {}
     for product in products:
         of_tensor.setdefault(product.node.input[0], []).append(product)
-    integer = {own[0].node.output[0]: _integer_products(graph, name, own, channels) for name, own in of_tensor.items()}
+    integer = {
+        own[0].node.output[0]: _integer_products(graph, name, own, channels)
+        for name, own in of_tensor.items()
+    }
     gone = {node.output[0] for each in products for node in (each.node, each.last)}
-    nodes = [integer.get(node.output[0], [] if node.output[0] in gone else [node]) for node in graph.node]
+    nodes = [
+        integer.get(node.output[0], [] if node.output[0] in gone else [node]) for node in graph.node
+    ]
     made = onnx.ModelProto()
     made.CopyFrom(model)
     del made.graph.node[:]
@@ -75,10 +84,20 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
     watched = {name: _Watched(folder / f"{name}.onnx") for name in model.manifest.steps}
     model._graphs = {**model._graphs, **watched}
     model.record(examples)
-    if not all(np.isfinite(end).all() for graph in watched.values() for pair in graph.ranges.values() for end in pair):
+    if not all(
+        np.isfinite(end).all()
+        for graph in watched.values()
+        for pair in graph.ranges.values()
+        for end in pair
+    ):
         expected = "examples on which every value is finite"
         remedy = "Pass some hundred examples like those to come."
-        raise ArgumentError("calibration", expected=expected, got="one with NaN or infinity on its way", remedy=remedy)
+        raise ArgumentError(
+            "calibration",
+            expected=expected,
+            got="one with NaN or infinity on its way",
+            remedy=remedy,
+        )
     return [graph.ranges for graph in watched.values()]
 
 
@@ -90,7 +109,9 @@ class _Watched(Graph):
         given = {value.name for value in (*model.graph.input, *model.graph.output)}
         self._names = sorted({product.node.input[0] for product in _products(model.graph)})
         inner = [name for name in self._names if name not in given]
-        model.graph.output.extend([helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner])
+        model.graph.output.extend(
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner]
+        )
         super().__init__(model.SerializeToString())
         self.ranges: dict[str, tuple[Array, Array]] = {}
 
@@ -100,7 +121,10 @@ class _Watched(Graph):
             value = found[name] if name in found else arrays[name]
             rows = value.reshape(-1, value.shape[-1])
             low, high = self.ranges.get(name, (np.inf, -np.inf))
-            self.ranges[name] = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+            self.ranges[name] = (
+                np.minimum(low, rows.min(axis=0)),
+                np.maximum(high, rows.max(axis=0)),
+            )
         return found
 
 
@@ -125,16 +149,24 @@ def _products(graph: Any) -> list[_Product]:
         matrix = arrays[node.input[1]].T if options.pop("transB") else arrays[node.input[1]]
         last, bias = node, "".join(node.input[2:3])
         after = [other for other in graph.node if node.output[0] in other.input]
-        if node.op_type == "MatMul" and [a.op_type for a in after] == ["Add"] and node.output[0] not in given_out:
+        if (
+            node.op_type == "MatMul"
+            and [a.op_type for a in after] == ["Add"]
+            and node.output[0] not in given_out
+        ):
             other = next((name for name in after[0].input if name != node.output[0]), "")
             if np.shape(arrays.get(other, ())) == matrix.shape[1:]:
                 last, bias = after[0], other
-        if list(options.values()) == [1.0, 1.0, 0] and (not bias or np.shape(arrays.get(bias, ())) == matrix.shape[1:]):
+        if list(options.values()) == [1.0, 1.0, 0] and (
+            not bias or np.shape(arrays.get(bias, ())) == matrix.shape[1:]
+        ):
             found.append(_Product(node, matrix, bias, last))
     return found
 
 
-def _integer_products(graph: Any, name: str, products: Sequence[_Product], channels: Channels | None) -> list[Any]:
+def _integer_products(
+    graph: Any, name: str, products: Sequence[_Product], channels: Channels | None
+) -> list[Any]:
     r"""Return nodes in the place of the products that read one tensor; their numbers become initialisers of the graph.
 
     With ranges of its channels the tensor is divided by a factor a channel, and the rows of the weights are multiplied
@@ -153,22 +185,40 @@ def _integer_products(graph: Any, name: str, products: Sequence[_Product], chann
         nodes = [helper.make_node("DynamicQuantizeLinear", [name], [quantized, scale, zero])]
     else:
         low, high = channels[name]
-        factors = _factors(np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products])
-        least, most = min(float((low / factors).min()), 0.0), max(float((high / factors).max()), 0.0)  # 0 is exact
+        factors = _factors(
+            np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products]
+        )
+        least, most = (
+            min(float((low / factors).min()), 0.0),
+            max(float((high / factors).max()), 0.0),
+        )  # 0 is exact
         step = np.float32((most - least) / 255.0 or 1.0)
         rest, divided = np.uint8(np.clip(np.rint(-least / step), 0, 255)), f"{name}.smoothed"
         nodes = [
-            helper.make_node("Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]),
-            helper.make_node("QuantizeLinear", [divided, constant(step, scale), constant(rest, zero)], [quantized]),
+            helper.make_node(
+                "Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]
+            ),
+            helper.make_node(
+                "QuantizeLinear",
+                [divided, constant(step, scale), constant(rest, zero)],
+                [quantized],
+            ),
         ]
     for number, product in enumerate(products):
         matrix = factors[:, None] * product.matrix
         scales = np.abs(matrix).max(axis=0) / np.float32(_LARGEST)
         scales[scales == 0] = 1.0
         whole = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST).astype(np.int8)
-        weights = [constant(whole, f"{quantized}.weights.{number}"), constant(scales, f"{scale}.weights.{number}")]
+        weights = [
+            constant(whole, f"{quantized}.weights.{number}"),
+            constant(scales, f"{scale}.weights.{number}"),
+        ]
         given = [quantized, weights[0], scale, weights[1], zero, "", product.bias]
-        nodes.append(helper.make_node("MatMulIntegerToFloat", given, product.last.output, domain="com.microsoft"))
+        nodes.append(
+            helper.make_node(
+                "MatMulIntegerToFloat", given, product.last.output, domain="com.microsoft"
+            )
+        )
     return nodes
 
 

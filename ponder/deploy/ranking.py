@@ -36,7 +36,11 @@ RERANK = "rerank.json"
 """The file of a folder that ranks."""
 Array = NDArray[Any]
 _FORMAT = "ponder-rerank-1"
-_BATCH, _AT_ONCE, _SPARE = 32, 512, 0.85  # candidates of a batch, and in memory; the share of a budget to plan for
+_BATCH, _AT_ONCE, _SPARE = (
+    32,
+    512,
+    0.85,
+)  # candidates of a batch, and in memory; the share of a budget to plan for
 _TASK = task_named("regression")
 _MARGINS = tuple(np.linspace(8.0, 0.0, 161).round(3).tolist())
 
@@ -55,9 +59,15 @@ class Pool:
 class RankerSettings:
     """All that a ranker knows besides its model; it is saved as `rerank.json`."""
 
-    top_k: int | None = None  # number of candidates that the policy is about; None before `fit_exits`
-    policy: ExitPolicy = field(default_factory=LastStep)  # over all steps, the first stage among them where it is used
-    blend: tuple[tuple[float, float], ...] = ()  # by step: offset, and weight of the first stage; empty without one
+    top_k: int | None = (
+        None  # number of candidates that the policy is about; None before `fit_exits`
+    )
+    policy: ExitPolicy = field(
+        default_factory=LastStep
+    )  # over all steps, the first stage among them where it is used
+    blend: tuple[
+        tuple[float, float], ...
+    ] = ()  # by step: offset, and weight of the first stage; empty without one
     sigmoid: bool = True  # whether scores are given as probabilities, as Sentence Transformers gives those of one label
     fitted: Mapping[str, Any] = field(default_factory=dict)  # what `fit_exits` found, in plain JSON
 
@@ -83,15 +93,21 @@ class Ranker:
 
     def __init__(self, model: Any, settings: RankerSettings) -> None:
         self.model, self.settings = model, settings
-        self._inside = getattr(model, "ponder", model)  # a model of Transformers holds the one with steps
+        self._inside = getattr(
+            model, "ponder", model
+        )  # a model of Transformers holds the one with steps
         self.layers: int = self._inside.num_steps
-        self.pace = 0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
+        self.pace = (
+            0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Ranker:
         """Read a folder that ranks: an export, which needs no PyTorch, or what `CrossEncoder.save` wrote."""
         if not (Path(folder) / FILE).is_file():
-            found: Ranker = import_module("ponder.integrations.transformers.rerank").CrossEncoder.load(folder)
+            found: Ranker = import_module(
+                "ponder.integrations.transformers.rerank"
+            ).CrossEncoder.load(folder)
             return found
         model = OnnxModel(folder)
         return cls(model, RankerSettings.read(Path(folder), model.weights_digest))
@@ -137,8 +153,14 @@ class Ranker:
         Returns:
             A dict each with `"corpus_id"`, the place of the document, `"score"`, that of its exit, and `"exit_step"`.
         """
-        (found,) = self.rank_all([Pool(query, documents, scores)], top_k, within=within, policy=policy)
-        return [{**one, "text": documents[one["corpus_id"]]} for one in found] if return_documents else found
+        (found,) = self.rank_all(
+            [Pool(query, documents, scores)], top_k, within=within, policy=policy
+        )
+        return (
+            [{**one, "text": documents[one["corpus_id"]]} for one in found]
+            if return_documents
+            else found
+        )
 
     def rank_all(
         self,
@@ -156,8 +178,12 @@ class Ranker:
             policy = self.settings.policy if own is None or (top_k or own) <= own else LastStep()
         for scores, steps in self._run(pools_of(pools, self.first_stage), policy, end):
             best = np.lexsort((-scores, -steps))[:top_k]
-            values = zip(best.tolist(), self._shown(scores[best]).tolist(), steps[best].tolist(), strict=True)
-            found.append([{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values])
+            values = zip(
+                best.tolist(), self._shown(scores[best]).tolist(), steps[best].tolist(), strict=True
+            )
+            found.append(
+                [{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values]
+            )
         return found
 
     def predict(self, sentences: Any) -> Any:
@@ -170,10 +196,17 @@ class Ranker:
     def record(self, pools: Sequence[Any]) -> Record:
         """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
         given = pools_of(pools, self.first_stage)
-        (pairs, groups, first), labels = rows_of(given), [label for pool in given for label in pool.labels]
-        layers = [as_array(self.model.record(rows_of(part)[0]).outputs)[..., 0] for part in _chunks(given)]
+        (pairs, groups, first), labels = (
+            rows_of(given),
+            [label for pool in given for label in pool.labels],
+        )
+        layers = [
+            as_array(self.model.record(rows_of(part)[0]).outputs)[..., 0] for part in _chunks(given)
+        ]
         columns = [*[np.zeros(len(pairs))] * self.first_stage, *np.concatenate(layers).T]
-        outputs = np.stack([self._blended(step, scores, first) for step, scores in enumerate(columns, 1)], 1)
+        outputs = np.stack(
+            [self._blended(step, scores, first) for step, scores in enumerate(columns, 1)], 1
+        )
         return Record(
             outputs[..., None].astype(np.float32),
             None,
@@ -186,7 +219,13 @@ class Ranker:
         )
 
     def certify(
-        self, pools: Sequence[Any], policy: TopK, *, changed: float, confidence: float = 0.95, risk: str = "top_k"
+        self,
+        pools: Sequence[Any],
+        policy: TopK,
+        *,
+        changed: float,
+        confidence: float = 0.95,
+        risk: str = "top_k",
     ) -> RiskControl:
         """Choose the margin of a policy on queries that chose nothing else, and take it; arguments as `fit_exits`."""
         layers = np.arange(1.0, self.num_steps + 1) - self.first_stage
@@ -200,21 +239,34 @@ class Ranker:
             grid=_MARGINS,
             costs=np.maximum(layers, 0.01),  # the first stage is paid already
         )
-        fitted = {**self.settings.fitted, "statement": found.statement, "met": found.met, "observed": found.observed}
+        fitted = {
+            **self.settings.fitted,
+            "statement": found.statement,
+            "met": found.met,
+            "observed": found.observed,
+        }
         fitted |= {"risk": risk, "level": changed, "certified_on": len(pools)}
         fitted["pair_layers"] = float(self.layers / (layers @ np.asarray(found.exit_shares)))
         self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
         return found
 
-    def _run(self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None) -> list[tuple[Array, Array]]:
+    def _run(
+        self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None
+    ) -> list[tuple[Array, Array]]:
         """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each.
 
         Candidates that could not be finished before the end leave too; where that is before any step, their step is 0.
         """
-        found, last = list[tuple[Array, Array]](), policy.exit_of_all(self.num_steps) or self.num_steps
+        found, last = (
+            list[tuple[Array, Array]](),
+            policy.exit_of_all(self.num_steps) or self.num_steps,
+        )
         for part in _chunks(pools):
             running, late = _Candidates(self, part), None
-            scores, steps = np.full(len(running.rows), -np.inf), np.zeros(len(running.rows), dtype=np.int64)
+            scores, steps = (
+                np.full(len(running.rows), -np.inf),
+                np.zeros(len(running.rows), dtype=np.int64),
+            )
             if end is not None and running.pairs:
                 late = partial(running.late, end, last)
                 if not self.pace:
@@ -223,7 +275,9 @@ class Ranker:
                 if not self.first_stage:
                     running.keep(np.flatnonzero(~late(0, False)))
             batch = PolicyBatch(running.rows, self.num_steps, _TASK)
-            for gone, step, output in exits_of(running, policy, batch, late) if len(running.rows) else ():
+            for gone, step, output in (
+                exits_of(running, policy, batch, late) if len(running.rows) else ()
+            ):
                 scores[gone], steps[gone] = output[:, 0], step
             ends = np.cumsum([len(pool.documents) for pool in part])[:-1]
             found += zip(np.split(scores, ends), np.split(steps, ends), strict=True)
@@ -246,7 +300,9 @@ class _Candidates:
     def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
         self._ranker, (self.pairs, self._groups, self._first) = ranker, rows_of(pools)
         self.rows = np.arange(len(self.pairs))  # that remain
-        self._sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])  # in characters
+        self._sizes = np.array(
+            [8 + len(query) + len(document) for query, document in self.pairs]
+        )  # in characters
         self._source: Any = None  # there is none before the first layer
         self._step, self._began, self._output = 0, 0.0, np.zeros(0)
 
@@ -284,7 +340,9 @@ class _Candidates:
 
     def late(self, end: float, last: int, step: int, exits: Any) -> Array:
         """Return which rows cannot be taken from a step to the last before the end, the highest scores going first."""
-        scores = self.output()[:, 0] if step else -self.rows  # before the first step in the caller's order
+        scores = (
+            self.output()[:, 0] if step else -self.rows
+        )  # before the first step in the caller's order
         order = np.argsort(np.where(exits, np.inf, -scores), kind="stable")
         room = _SPARE * (end - time.perf_counter()) / (self._ranker.pace * (last - step))
         mask = np.ones(len(order), dtype=bool)
@@ -303,14 +361,22 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
         try:
             pool = one if isinstance(one, Pool) else Pool(**one)
             size, texts = len(pool.documents), (pool.query, *pool.documents)
-            right = not isinstance(pool.documents, str) and all(isinstance(text, str) for text in texts)
-            right &= len(pool.labels) in (0, size) and len(pool.scores) in (size * first_stage, size)
+            right = not isinstance(pool.documents, str) and all(
+                isinstance(text, str) for text in texts
+            )
+            right &= len(pool.labels) in (0, size) and len(pool.scores) in (
+                size * first_stage,
+                size,
+            )
         except TypeError:
             right = False
         if not right:
             each = "for each" if first_stage else "for each or for none"
             expected = f"a query, a list of documents, and a first-stage score {each}"
-            got, remedy = f"{one!s:.80} as number {number}", 'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.'
+            got, remedy = (
+                f"{one!s:.80} as number {number}",
+                'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
+            )
             raise ArgumentError("queries", expected=expected, got=got, remedy=remedy)
         pools.append(pool)
     return pools
@@ -322,7 +388,10 @@ def rows_of(pools: Sequence[Pool]) -> tuple[list[tuple[str, str]], Array, Array]
     The score is the lowest of its pool for one that is no number, and 0 without any.
     """
     pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-    groups, first = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]), [np.zeros(0)]
+    groups, first = (
+        np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]),
+        [np.zeros(0)],
+    )
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)
         known = scores[np.isfinite(scores)]

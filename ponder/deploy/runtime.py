@@ -26,8 +26,15 @@ __all__ = ["Graph", "OnnxModel", "exits_of"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_NEXT, _BATCH, _AT_ONCE = ".next", 32, 16  # rows of a batch; batches whose states are in memory together
-_SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]  # whose kernels take longer than what they replace
+_NEXT, _BATCH, _AT_ONCE = (
+    ".next",
+    32,
+    16,
+)  # rows of a batch; batches whose states are in memory together
+_SLOWER = [
+    "SkipLayerNormFusion",
+    "BiasGeluFusion",
+]  # whose kernels take longer than what they replace
 _NUMPY = {"float": "float32", "double": "float64"}  # all other types have one name
 
 
@@ -38,15 +45,21 @@ class Graph:
         onnxruntime = library("onnxruntime", "running an export", "runtime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads starve all others
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # or its threads starve all others
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
             )
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise CheckpointError(f"{model!s:.200}: onnxruntime cannot read it ({error}). Export again.") from error
-        kinds = [(given.name, given.type[len("tensor(") : -1]) for given in self._session.get_inputs()]
+            raise CheckpointError(
+                f"{model!s:.200}: onnxruntime cannot read it ({error}). Export again."
+            ) from error
+        kinds = [
+            (given.name, given.type[len("tensor(") : -1]) for given in self._session.get_inputs()
+        ]
         self.inputs = [(name, _NUMPY.get(kind, kind)) for name, kind in kinds]
         self.outputs = [made.name for made in self._session.get_outputs()]
 
@@ -77,7 +90,9 @@ class OnnxModel:
         self.task, self.num_steps = task_named(made.task), made.num_steps
         self._regroups = not self.task.per_position and (made.narrows or made.mask is None)
         """Whether rows of several lengths may meet between steps: not where outputs have positions."""
-        self._policy: Any = self.policy if made.graphs is None else _GraphPolicy(made.graphs, self._graphs)
+        self._policy: Any = (
+            self.policy if made.graphs is None else _GraphPolicy(made.graphs, self._graphs)
+        )
         self._tokenizer: Any = None
         if made.max_length is not None:
             tokenizers = library("tokenizers", "reading texts", "runtime")
@@ -94,12 +109,18 @@ class OnnxModel:
     def policy(self, policy: ExitPolicy) -> None:
         """Take a policy: where only thresholds differ, the graphs get them as inputs; any other is run in NumPy."""
         graphs, data = self.manifest.graphs, policy.to_dict()
-        tunable = [(part, part.tunable.field) for part in all_within(policy) if part.tunable is not None]
+        tunable = [
+            (part, part.tunable.field) for part in all_within(policy) if part.tunable is not None
+        ]
         inputs = {part.to_dict()["name"]: field for part, field in tunable}
         if graphs is not None and _without(inputs, data) == _without(inputs, self.manifest.policy):
             moved = [float(getattr(part, field)) for part, field in tunable]
-            thresholds = dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
-            graphs = replace(graphs, thresholds=thresholds, together=policy.exit_of_all(self.num_steps))
+            thresholds = (
+                dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
+            )
+            graphs = replace(
+                graphs, thresholds=thresholds, together=policy.exit_of_all(self.num_steps)
+            )
             self._policy = _GraphPolicy(graphs, self._graphs)
         else:
             graphs, self._policy = None, policy
@@ -142,11 +163,19 @@ class OnnxModel:
         outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
         for order in self._alike(rows):
             most = batch_size * (_AT_ONCE if self._regroups else 1)
-            parts = cut([rows[place].length for place in order], most) if groups is None else [slice(len(order))]
+            parts = (
+                cut([rows[place].length for place in order], most)
+                if groups is None
+                else [slice(len(order))]
+            )
             for places in [np.array(order[part]) for part in parts]:
                 chunk = self._chunk([rows[place] for place in places], batch_size)
-                chunk.policy_context = {} if groups is None else {"group": np.asarray(groups)[places]}
-                for gone, step, found in exits_of(chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)):
+                chunk.policy_context = (
+                    {} if groups is None else {"group": np.asarray(groups)[places]}
+                )
+                for gone, step, found in exits_of(
+                    chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)
+                ):
                     exit_step[places[gone]] = step
                     for place, output in zip(places[gone], found, strict=True):
                         outputs[place] = output
@@ -161,7 +190,9 @@ class OnnxModel:
         """
         rows, texts, positions = self._rows(examples), _are_texts(examples), self.task.per_position
         if not rows:
-            raise ArgumentError("examples", expected="at least one", got="none", remedy="Record some.")
+            raise ArgumentError(
+                "examples", expected="at least one", got="none", remedy="Record some."
+            )
         reads = [_Running.output, _Running.features]
         reads += [_Running.hazard_logit] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
@@ -180,7 +211,9 @@ class OnnxModel:
             np.stack(hazards[0]) if hazards else None,
             content_ids(examples) if texts else np.arange(len(rows)),
             labels=None if labels is None else np.asarray(labels),
-            features=None if positions else np.stack(features).reshape(len(rows), self.num_steps, -1),
+            features=None
+            if positions
+            else np.stack(features).reshape(len(rows), self.num_steps, -1),
             mask=np.arange(lengths.max()) < lengths[:, None] if positions else None,
             task=self.task,
             weights=self.manifest.weights,
@@ -201,42 +234,64 @@ class OnnxModel:
             return np.zeros((0, *self.manifest.outputs), dtype=np.float32)
         if self.task.per_position:
             before = (slice(None),) * (outputs[0].ndim - len(self.manifest.outputs) - 1)
-            outputs = [output[(*before, slice(row.length))] for output, row in zip(outputs, rows, strict=True)]
+            outputs = [
+                output[(*before, slice(row.length))]
+                for output, row in zip(outputs, rows, strict=True)
+            ]
         return _concatenated([output[None] for output in outputs], self.task.blank)
 
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
         if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
-            expected, got = "a list of texts, and a tokenizer in the export; or arrays", f"{examples!r:.40}"
+            expected, got = (
+                "a list of texts, and a tokenizer in the export; or arrays",
+                f"{examples!r:.40}",
+            )
             remedy = "Pass [text], or set model.tokenizer and export again."
             raise ArgumentError("examples", expected=expected, got=got, remedy=remedy)
         if _are_texts(examples):
-            encoded = self._tokenizer.encode_batch([one if isinstance(one, str) else tuple(one) for one in examples])
+            encoded = self._tokenizer.encode_batch(
+                [one if isinstance(one, str) else tuple(one) for one in examples]
+            )
             names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]
-            dicts = [{name: np.array(getattr(each, _TOKENS[name])) for name in names} for each in encoded]
+            dicts = [
+                {name: np.array(getattr(each, _TOKENS[name])) for name in names} for each in encoded
+            ]
         else:
             main = self.manifest.inputs[0].name
-            dicts = [dict(row) if isinstance(row, Mapping) else {main: np.asarray(row)} for row in examples]
+            dicts = [
+                dict(row) if isinstance(row, Mapping) else {main: np.asarray(row)}
+                for row in examples
+            ]
         return [self._row(row) for row in dicts]
 
     def _row(self, given: Mapping[str, Any]) -> _Row:
         arrays = {name: np.asarray(value) for name, value in given.items()}
-        along = next((spec for spec in self.manifest.inputs if spec.name in arrays and spec.along), None)
+        along = next(
+            (spec for spec in self.manifest.inputs if spec.name in arrays and spec.along), None
+        )
         length = 0 if along is None else arrays[along.name].shape[along.along[0] - 1]
         for spec in self.manifest.inputs:
             if spec.name not in arrays:
                 if spec.default is None:
                     expected = f"{[spec.name for spec in self.manifest.inputs]} in each example"
                     remedy = "Give dicts of arrays by these names."
-                    raise ArgumentError("examples", expected=expected, got=sorted(arrays), remedy=remedy)
+                    raise ArgumentError(
+                        "examples", expected=expected, got=sorted(arrays), remedy=remedy
+                    )
                 arrays[spec.name] = np.full(length, spec.default)
         mask = self.manifest.mask
         if mask is not None:
             real = (arrays[mask] != 0) == bool(self.manifest.real)
             length = max(int(np.max(np.flatnonzero(real), initial=0)) + 1, 1)
-        return _Row({spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs}, length)
+        return _Row(
+            {spec.name: arrays[spec.name].astype(spec.dtype) for spec in self.manifest.inputs},
+            length,
+        )
 
-    def _batches(self, rows: Sequence[_Row], batch_size: int) -> Iterator[tuple[list[int], _Running]]:
+    def _batches(
+        self, rows: Sequence[_Row], batch_size: int
+    ) -> Iterator[tuple[list[int], _Running]]:
         """Give batches of rows of similar length, each with the places of its rows."""
         for order in self._alike(rows):
             for part in cut([rows[place].length for place in order], batch_size):
@@ -280,7 +335,10 @@ def exits_of(
         if together is None and step < last:
             if "hazard" in needs:
                 logit = source.hazard_logit()
-                readings["hazard"], readings["survival"] = np.exp(-np.logaddexp(0, -logit)), np.exp(log_survival)
+                readings["hazard"], readings["survival"] = (
+                    np.exp(-np.logaddexp(0, -logit)),
+                    np.exp(log_survival),
+                )
                 log_survival = log_survival - np.logaddexp(0, logit)
                 readings["cdf"] = -np.expm1(log_survival)
             if "output" in needs:
@@ -315,11 +373,17 @@ class _GraphPolicy:
         init = self._sessions.get("policy_init")
         return 0, [] if init is None else list(init({"row_ids": batch.row_ids}).values())
 
-    def decide(self, view: StepView, state: tuple[int, list[Array]]) -> tuple[Array, tuple[int, list[Array]]]:
+    def decide(
+        self, view: StepView, state: tuple[int, list[Array]]
+    ) -> tuple[Array, tuple[int, list[Array]]]:
         asked, held = state
         given = {"index": view.index, "mask": view.mask, **view.readings, **self.graphs.thresholds}
-        given |= {f"state_{n}": value for n, value in enumerate(held)} | dict(view.policy_context or {})
-        found = self._sessions["policy_later" if asked and "policy_later" in self._sessions else "policy_first"](given)
+        given |= {f"state_{n}": value for n, value in enumerate(held)} | dict(
+            view.policy_context or {}
+        )
+        found = self._sessions[
+            "policy_later" if asked and "policy_later" in self._sessions else "policy_first"
+        ](given)
         return found.pop("exits"), (asked + 1, list(found.values()))
 
 
@@ -330,15 +394,24 @@ class _Running:
         self._model, self._made, self._graphs = model, model.manifest, model._graphs
         made, given = self._made, _padded(rows, model.manifest.inputs)
         self._arrays = self._graphs["stem"](given) if "stem" in self._graphs else given
-        for spec in (*made.hidden, *made.context):  # a stem's graph hands on nothing that it does not make
+        for spec in (
+            *made.hidden,
+            *made.context,
+        ):  # a stem's graph hands on nothing that it does not make
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
-        self._lengths, self._step, self._cache = np.array([row.length for row in rows]), 0, dict[str, Array]()
+        self._lengths, self._step, self._cache = (
+            np.array([row.length for row in rows]),
+            0,
+            dict[str, Array](),
+        )
         self._past = list[Array]()
         self._halting = "halting" if "halting" in self._graphs else "readout"
         if made.history > 1:
             first = self.features(self._halting)
-            self._past = [first if made.initial == "stem" else np.zeros_like(first)] * (made.history - 1)
+            self._past = [first if made.initial == "stem" else np.zeros_like(first)] * (
+                made.history - 1
+            )
 
     def advance(self, step: int) -> None:
         self._past = self.next_past()
@@ -349,7 +422,11 @@ class _Running:
 
     def next_past(self) -> list[Array]:
         """Return what the Lambda head reads of earlier steps at the next one."""
-        return [self.features(self._halting), *self._past[:-1]] if self._step and self._past else self._past
+        return (
+            [self.features(self._halting), *self._past[:-1]]
+            if self._step and self._past
+            else self._past
+        )
 
     def features(self, readout: str = "readout") -> Array:
         if readout not in self._cache:
@@ -374,7 +451,9 @@ class _Running:
     def mask(self) -> Array | None:
         """The positions that are not padding, where outputs have positions."""
         length = self._arrays[self._made.hidden[0].name].shape[1:2]
-        return np.arange(*length) < self._lengths[:, None] if self._model.task.per_position else None
+        return (
+            np.arange(*length) < self._lengths[:, None] if self._model.task.per_position else None
+        )
 
     def _answer(self, features: Array) -> Array:
         name = "head" if "head" in self._graphs else f"head_{self._step}"
@@ -386,8 +465,15 @@ def _join(parts: Sequence[tuple[_Running, Array]], longest: int) -> _Running:
     batches, joined = [batch for batch, _ in parts], copy(parts[0][0])
     made = joined._made
     pasts = [[past[places] for past in batch.next_past()] for batch, places in parts]
-    joined._step, joined._cache, joined._past = 0, {}, [np.concatenate(past) for past in zip(*pasts, strict=True)]
-    joined._lengths, joined._arrays = np.concatenate([batch._lengths[places] for batch, places in parts]), {}
+    joined._step, joined._cache, joined._past = (
+        0,
+        {},
+        [np.concatenate(past) for past in zip(*pasts, strict=True)],
+    )
+    joined._lengths, joined._arrays = (
+        np.concatenate([batch._lengths[places] for batch, places in parts]),
+        {},
+    )
     for spec in (*made.hidden, *made.context):
         arrays = [batch._arrays[spec.name] for batch in batches]
         for dim in spec.along if made.narrows else ():
@@ -402,7 +488,9 @@ def _join(parts: Sequence[tuple[_Running, Array]], longest: int) -> _Running:
 
 def _are_texts(examples: Any) -> bool:
     first = next(iter(examples), None) if not isinstance(examples, np.ndarray) else None
-    return isinstance(first, str) or (isinstance(first, tuple | list) and len(first) > 0 and isinstance(first[0], str))
+    return isinstance(first, str) or (
+        isinstance(first, tuple | list) and len(first) > 0 and isinstance(first[0], str)
+    )
 
 
 def _padded(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -412,7 +500,9 @@ def _padded(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> dict[str, Arra
         parts = [row.arrays[spec.name] for row in rows]
         for dim in spec.along:
             parts = [part[(slice(None),) * (dim - 1) + (slice(longest),)] for part in parts]
-        arrays[spec.name] = parts[0] if spec.shared else _concatenated([part[None] for part in parts], spec.fill)
+        arrays[spec.name] = (
+            parts[0] if spec.shared else _concatenated([part[None] for part in parts], spec.fill)
+        )
     return arrays
 
 
@@ -433,7 +523,11 @@ def _take(tree: Any, index: Array) -> Any:
         return tree[index]
     if isinstance(tree, Mapping):
         return {name: _take(value, index) for name, value in tree.items()}
-    return type(tree)(_take(value, index) for value in tree) if isinstance(tree, tuple | list) else tree
+    return (
+        type(tree)(_take(value, index) for value in tree)
+        if isinstance(tree, tuple | list)
+        else tree
+    )
 
 
 def _without(inputs: Mapping[str, str], data: Any) -> Any:

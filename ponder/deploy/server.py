@@ -23,7 +23,14 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response
@@ -79,21 +86,30 @@ class PredictRequest(BaseModel):
     """A request of `POST /predict`."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"texts": ["a text", "another text"], "threshold": 0.9}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"texts": ["a text", "another text"], "threshold": 0.9}]},
     )
 
-    texts: list[str | tuple[str, str]] = Field(min_length=1, description="Texts, or pairs of texts.")
-    threshold: float | None = Field(None, allow_inf_nan=False, description="Instead of the policy's own threshold.")
+    texts: list[str | tuple[str, str]] = Field(
+        min_length=1, description="Texts, or pairs of texts."
+    )
+    threshold: float | None = Field(
+        None, allow_inf_nan=False, description="Instead of the policy's own threshold."
+    )
 
 
 class RankRequest(BaseModel):
     """A request of `POST /rank`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a", "documents": ["b", "c"]}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"query": "a", "documents": ["b", "c"]}]}
+    )
 
     query: str
     documents: list[str] = Field(min_length=1)
-    scores: list[float] = Field([], description="First-stage scores, where the exits were fitted with such.")
+    scores: list[float] = Field(
+        [], description="First-stage scores, where the exits were fitted with such."
+    )
     top_k: int | None = Field(None, ge=1)
     within: float | None = Field(None, gt=0, description="Seconds that the answer may take.")
 
@@ -105,7 +121,10 @@ class Service:
         self.served, self.limits, self.watch, self.waiting = served, limits, watch, 0
         self.metrics = _Metrics(self)
         self._batcher = Batcher(served.answer, limits.max_batch)
-        self._auditing, self._room = ThreadPoolExecutor(1, "ponder-audits"), threading.Semaphore(_AUDITS_AT_ONCE)
+        self._auditing, self._room = (
+            ThreadPoolExecutor(1, "ponder-audits"),
+            threading.Semaphore(_AUDITS_AT_ONCE),
+        )
 
     @property
     def policy(self) -> ExitPolicy:
@@ -128,7 +147,9 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.deadline):
                 most = self.served.max_characters
-                return await asyncio.wrap_future(self._batcher.submit([_cut(text, most) for text in texts], policy))
+                return await asyncio.wrap_future(
+                    self._batcher.submit([_cut(text, most) for text in texts], policy)
+                )
         finally:
             self.waiting -= len(texts)
 
@@ -138,9 +159,13 @@ class Service:
         for text, label in zip(texts, labels, strict=True):
             if self.watch.chosen(stage):
                 if self._room.acquire(blocking=False):
-                    full = self._batcher.submit([_cut(text, self.served.max_characters)], LastStep())
+                    full = self._batcher.submit(
+                        [_cut(text, self.served.max_characters)], LastStep()
+                    )
                     keep = partial(self._record, label, stage)
-                    full.add_done_callback(lambda done, keep=keep: self._auditing.submit(keep, done))  # type: ignore[misc]
+                    full.add_done_callback(
+                        lambda done, keep=keep: self._auditing.submit(keep, done)
+                    )  # type: ignore[misc]
                 else:  # the traffic goes first
                     self.metrics.skipped.inc()
 
@@ -161,11 +186,19 @@ class Service:
     def _check(self, texts: Sequence[Text], threshold: float | None) -> None:
         most, columns = self.limits.max_texts, self.served.columns
         if len(texts) > most:
-            raise HTTPException(422, f"texts: expected {most} at most; got {len(texts)}. Send several requests.")
+            raise HTTPException(
+                422, f"texts: expected {most} at most; got {len(texts)}. Send several requests."
+            )
         if columns and any((1 if isinstance(text, str) else 2) != len(columns) for text in texts):
             one = len(columns) == 1
-            wanted = "texts; got pairs" if one else f"pairs of texts, [{', '.join(columns)}]; got single texts"
-            raise HTTPException(422, f"texts: expected {wanted}. Send what the exits were fitted to.")
+            wanted = (
+                "texts; got pairs"
+                if one
+                else f"pairs of texts, [{', '.join(columns)}]; got single texts"
+            )
+            raise HTTPException(
+                422, f"texts: expected {wanted}. Send what the exits were fitted to."
+            )
         if threshold is not None and self.limits.fixed_policy:
             raise HTTPException(422, "threshold: the policy is fixed. Leave it out.")
 
@@ -198,7 +231,10 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
         for step in steps:
             service.metrics.exit_step.observe(step)
         answer = {
-            "labels": [None if share is None else label for label, share in zip(labels, shares, strict=True)],
+            "labels": [
+                None if share is None else label
+                for label, share in zip(labels, shares, strict=True)
+            ],
             "probabilities": shares,
             "exit_step": steps,
             "num_steps": served.num_steps,
@@ -210,7 +246,12 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
     async def healthz() -> dict[str, Any]:
         """Say by which policy requests are answered, and where the audits stand."""
         state = None if watch is None else {**asdict(watch.audit), "wealth": watch.audit.wealth}
-        return {"status": "ok", "policy": repr(service.policy), "waiting": service.waiting, "audit": state}
+        return {
+            "status": "ok",
+            "policy": repr(service.policy),
+            "waiting": service.waiting,
+            "audit": state,
+        }
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -233,10 +274,17 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.post("/rank")
     async def rank(body: RankRequest) -> Response:
         """Order the candidates of a query, the best first."""
-        run = partial(ranker.rank_all, [Pool(body.query, body.documents, body.scores)], body.top_k, within=body.within)
+        run = partial(
+            ranker.rank_all,
+            [Pool(body.query, body.documents, body.scores)],
+            body.top_k,
+            within=body.within,
+        )
         async with asyncio.timeout(limits.deadline):
             (found,) = await asyncio.get_running_loop().run_in_executor(busy, run)
-        shown = [{**one, "score": one["score"] if math.isfinite(one["score"]) else None} for one in found]
+        shown = [
+            {**one, "score": one["score"] if math.isfinite(one["score"]) else None} for one in found
+        ]
         return JSONResponse({"ranking": shown, "num_steps": ranker.num_steps})
 
     @app.get("/healthz")
@@ -268,14 +316,21 @@ def watch_of(
         >>> watch_of(policies.Confidence(0.8), share=0.01) is None  # nothing is certified
         True
     """
-    if not isinstance(policy, Certified) or policy.risk != "disagreement" or policy.confidence is None or not share:
+    if (
+        not isinstance(policy, Certified)
+        or policy.risk != "disagreement"
+        or policy.confidence is None
+        or not share
+    ):
         return None
     if (chosen := policy.threshold_value) is None:
         return None
     order, tested = list[ExitPolicy]([policy]), [value for value, _, _ in policy.path]
     if part_with_threshold(policy.policy) is not None:
         safer = sorted({int(tested.index(chosen) * part) for part in _SAFER}, reverse=True)
-        order += [with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen]
+        order += [
+            with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen
+        ]
     return Watch(order, Audit(policy.level, policy.confidence, share), path, on_step_back)
 
 
@@ -300,15 +355,27 @@ class _Metrics:
 
     def __init__(self, service: Service) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("ponder_requests", "Requests, by status.", ["status"], registry=registry)
-        self.latency = Histogram("ponder_latency_seconds", "Latency of 200s.", buckets=_SECONDS, registry=registry)
+        self.requests = Counter(
+            "ponder_requests", "Requests, by status.", ["status"], registry=registry
+        )
+        self.latency = Histogram(
+            "ponder_latency_seconds", "Latency of 200s.", buckets=_SECONDS, registry=registry
+        )
         buckets = range(1, service.served.num_steps + 1)
-        self.exit_step = Histogram("ponder_exit_step", "Exit step of each text.", buckets=buckets, registry=registry)
+        self.exit_step = Histogram(
+            "ponder_exit_step", "Exit step of each text.", buckets=buckets, registry=registry
+        )
         waiting = Gauge("ponder_waiting_texts", "Texts that wait for an answer.", registry=registry)
         waiting.set_function(lambda: service.waiting)
-        self.skipped = Counter("ponder_audit_skipped", "Audits that were left out under load.", registry=registry)
-        for name in ("stage", "audits", "disagreements", "wealth") if service.watch is not None else ():
-            gauge = Gauge(f"ponder_audit_{name}", f"{name.title()} of the audit.", registry=registry)
+        self.skipped = Counter(
+            "ponder_audit_skipped", "Audits that were left out under load.", registry=registry
+        )
+        for name in (
+            ("stage", "audits", "disagreements", "wealth") if service.watch is not None else ()
+        ):
+            gauge = Gauge(
+                f"ponder_audit_{name}", f"{name.title()} of the audit.", registry=registry
+            )
             gauge.set_function(partial(getattr, service.watch.audit, name))  # type: ignore[union-attr]
 
 
@@ -326,7 +393,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     detail: Any = str(error)
     if isinstance(error, RequestValidationError):
         wrong = error.errors()[:8]
-        detail = [{"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]} for each in wrong]
+        detail = [
+            {"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]}
+            for each in wrong
+        ]
     elif isinstance(error, TimeoutError):
         status, detail = 504, "no answer within the time of a request."
     elif not isinstance(error, ArgumentError):
@@ -351,7 +421,9 @@ class _Door:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._max:
-                raise HTTPException(413, f"the request is larger than {self._max} bytes.", {"connection": "close"})
+                raise HTTPException(
+                    413, f"the request is larger than {self._max} bytes.", {"connection": "close"}
+                )
             return message
 
         async def noted(message: Message) -> None:

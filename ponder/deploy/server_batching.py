@@ -21,7 +21,9 @@ class Served(Protocol):
 
     num_steps: int
     policy: ExitPolicy  # with which it was saved
-    columns: Sequence[str]  # names of the one or two columns of texts that it was fitted to; none where not known
+    columns: Sequence[
+        str
+    ]  # names of the one or two columns of texts that it was fitted to; none where not known
     max_characters: int  # to which texts are cut before they are tokenised
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
@@ -67,7 +69,9 @@ class Batcher:
         """Hand in the texts of a request; a future that is cancelled in time is not computed."""
         request = _Request(texts, policy, Future())
         self._waiting.append(request)
-        self._thread.submit(self._next)  # where an earlier call takes the request too, this one finds nothing to do
+        self._thread.submit(
+            self._next
+        )  # where an earlier call takes the request too, this one finds nothing to do
         return request.future
 
     def close(self) -> None:
@@ -90,7 +94,9 @@ class Batcher:
         if not batch:
             return
         try:
-            found = self._answer([text for request in batch for text in request.texts], batch[0].policy)
+            found = self._answer(
+                [text for request in batch for text in request.texts], batch[0].policy
+            )
             labels, probabilities, steps = found.labels, found.probabilities, found.exit_step
         except Exception as error:
             for request in batch if len(batch) > 1 else ():

@@ -39,7 +39,9 @@ def source_of(
     lengths = [example.length for example in examples]
     order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
-    if (len(parts) == 1 and regroups) or not reader.regroups:  # a ranker's calls are all of one kind, with a mask
+    if (
+        len(parts) == 1 and regroups
+    ) or not reader.regroups:  # a ranker's calls are all of one kind, with a mask
         inputs, context = reader.batch(examples)
         context |= {"row_ids": row_ids, "policy_context": policy_context}
         return reader.model.start(inputs, needs, num_steps, **context)  # type: ignore[no-any-return]
@@ -50,11 +52,17 @@ def source_of(
         for place, length in zip(order[part], own, strict=True):
             lengths[place] = length
     ids = torch.arange(len(examples)) if row_ids is None else row_ids
-    rows = PolicyBatch(reader.placed(ids), num_steps or reader.model.num_steps, reader.model.spec.task)
-    return Chunk(batches, lengths, join, max_batch if regroups else None, max_tokens, policy_context), rows
+    rows = PolicyBatch(
+        reader.placed(ids), num_steps or reader.model.num_steps, reader.model.spec.task
+    )
+    return Chunk(
+        batches, lengths, join, max_batch if regroups else None, max_tokens, policy_context
+    ), rows
 
 
-def begin(reader: ExampleReader, examples: Sequence[Example], needs: Container[str]) -> tuple[ModelSource, list[int]]:
+def begin(
+    reader: ExampleReader, examples: Sequence[Example], needs: Container[str]
+) -> tuple[ModelSource, list[int]]:
     """Run the stem for a batch of examples, and return it with the lengths that its rows have there.
 
     Where a spare row is needed (see `Padding.optional`), it is the last, and has no length.
@@ -73,19 +81,36 @@ def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
 
     What is taken of a whole batch is not copied, and no batch is changed.
     """
-    first, padding, chosen = parts[0][0], parts[0][0].parts.padding, list[tuple[ModelSource, Tensor | None]]()
+    first, padding, chosen = (
+        parts[0][0],
+        parts[0][0].parts.padding,
+        list[tuple[ModelSource, Tensor | None]](),
+    )
     for source, places in parts:
         whole = len(places) == len(first_tensor(source.hidden))
         chosen.append((source, None if whole else torch.as_tensor(places, device=source.device)))
 
-    def joined(read: Callable[[ModelSource], Tree], path: str, lengths: Lengths | None = None) -> Any:
-        trees = [read(source) if rows is None else take_rows(read(source), rows) for source, rows in chosen]
+    def joined(
+        read: Callable[[ModelSource], Tree], path: str, lengths: Lengths | None = None
+    ) -> Any:
+        trees = [
+            read(source) if rows is None else take_rows(read(source), rows)
+            for source, rows in chosen
+        ]
         return join_rows(trees, lengths, longest, path=path)
 
     return ModelSource(
         first.parts,
-        joined(lambda source: source.hidden, "hidden state", None if padding is None else padding.of_hidden),
-        joined(lambda source: dict(source.context), "context", None if padding is None else padding.of_context),
+        joined(
+            lambda source: source.hidden,
+            "hidden state",
+            None if padding is None else padding.of_hidden,
+        ),
+        joined(
+            lambda source: dict(source.context),
+            "context",
+            None if padding is None else padding.of_context,
+        ),
         first.use_hazard,
         past=joined(lambda source: source.past, "past"),
         mask=joined(lambda source: source.mask, "mask", lambda *_: Along(fill=False)),

@@ -65,13 +65,29 @@ class ExampleReader:
         if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], dict):
             inputs, given = example
         inputs, labels = _batch_of_one(inputs), given.get("labels")
-        context = {name: _batch_of_one(value) for name, value in given.items() if name != "labels"} if given else {}
+        context = (
+            {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
+            if given
+            else {}
+        )
         length = 0 if self.padding is None else self._length(inputs, context)
-        kinds = [(name, _kind(value, self.padding)) for name, value in context.items()] if context else ()
+        kinds = (
+            [(name, _kind(value, self.padding)) for name, value in context.items()]
+            if context
+            else ()
+        )
         signature = (_kind(inputs, self.padding), *kinds)
-        return Example(inputs, context, length, signature, None if labels is None else torch.as_tensor(labels)[None])
+        return Example(
+            inputs,
+            context,
+            length,
+            signature,
+            None if labels is None else torch.as_tensor(labels)[None],
+        )
 
-    def batch(self, examples: Sequence[Example], *, spare: bool = False) -> tuple[Tree, dict[str, Any]]:
+    def batch(
+        self, examples: Sequence[Example], *, spare: bool = False
+    ) -> tuple[Tree, dict[str, Any]]:
         """Return inputs and context of a call with one row an example, padded on the right to the longest.
 
         Args:
@@ -145,7 +161,9 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
             got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    joined: Tensor = join_rows(present, lambda *_: Along(fill=IGNORED_LABEL) if per_token else None, length)
+    joined: Tensor = join_rows(
+        present, lambda *_: Along(fill=IGNORED_LABEL) if per_token else None, length
+    )
     return joined
 
 
@@ -153,14 +171,22 @@ def _as_tensors(tree: Any) -> Any:
     """Lists of numbers and arrays as tensors; texts and other values stay."""
 
     def read(leaf: Any) -> Any:
-        return torch.as_tensor(leaf) if isinstance(leaf, list) or hasattr(leaf, "__array__") else leaf
+        return (
+            torch.as_tensor(leaf) if isinstance(leaf, list) or hasattr(leaf, "__array__") else leaf
+        )
 
     return tree_map(read, tree, is_leaf=lambda part: isinstance(part, list))
 
 
 def _batch_of_one(value: Any) -> Any:
-    value = torch.as_tensor(value) if isinstance(value, list) else value  # as tokenizers give them, without a tree
-    return value[None] if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor[None], _as_tensors(value))
+    value = (
+        torch.as_tensor(value) if isinstance(value, list) else value
+    )  # as tokenizers give them, without a tree
+    return (
+        value[None]
+        if isinstance(value, Tensor)
+        else map_tensors(lambda tensor: tensor[None], _as_tensors(value))
+    )
 
 
 def _rows_of(batch: Any) -> Iterator[Any]:

@@ -69,7 +69,11 @@ def predict(
     """
     policy = model.checked(policy, num_steps)
     data = _DataSet.read(model, dataset, row_ids, policy_context)
-    limits: dict[str, Any] = {"num_steps": num_steps, "max_batch": batch_size, "max_tokens": max_tokens}
+    limits: dict[str, Any] = {
+        "num_steps": num_steps,
+        "max_batch": batch_size,
+        "max_tokens": max_tokens,
+    }
     order, found = list[int](), list[Exits]()
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
@@ -119,7 +123,9 @@ def record(
     """
     data = _DataSet.read(model, dataset, row_ids, policy_context)
     if not data.rows:
-        raise ArgumentError("dataset", expected="at least one example", got="none", remedy="Record some data.")
+        raise ArgumentError(
+            "dataset", expected="at least one example", got="none", remedy="Record some data."
+        )
     if labels is not None:
         for row, label in zip(data.rows, labels, strict=True):
             row.labels = torch.as_tensor(label)[None]
@@ -127,10 +133,14 @@ def record(
     parts: list[Trajectory] = []
     order: list[int] = []
     with evaluating(model):
-        for places in [batch for kind in data.kinds() for batch in data.batches(kind, batch_size, max_tokens)]:
+        for places in [
+            batch for kind in data.kinds() for batch in data.batches(kind, batch_size, max_tokens)
+        ]:
             examples = data.examples(places)
             inputs, context = data.reader.batch(examples)
-            own = join_labels([row.labels for row in examples], per_token, max(row.length for row in examples))
+            own = join_labels(
+                [row.labels for row in examples], per_token, max(row.length for row in examples)
+            )
             found = model.unroll(
                 inputs,
                 labels=data.reader.placed(own),
@@ -142,7 +152,9 @@ def record(
             ).map(Tensor.cpu)
             if found.meaning.per_position and found.mask is not None:
                 ends = last_position(found.mask)
-                found = replace(found, outputs=_blank_ends(found.outputs, ends, found.meaning.blank, dim=2))
+                found = replace(
+                    found, outputs=_blank_ends(found.outputs, ends, found.meaning.blank, dim=2)
+                )
             parts.append(found)
             order += places
             if progress is not None:
@@ -161,7 +173,9 @@ class _DataSet:
     policy_context: Mapping[str, Tensor] | None
 
     @classmethod
-    def read(cls, model: Any, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None) -> _DataSet:
+    def read(
+        cls, model: Any, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
+    ) -> _DataSet:
         """Read a data set; an example that cannot be read is named by its position."""
         reader, rows = ExampleReader(model), list[Example]()
         for example in examples_in(dataset):
@@ -170,7 +184,11 @@ class _DataSet:
             except Exception as error:
                 error.add_note(f"in dataset[{len(rows)}]")
                 raise
-        ids = torch.arange(len(rows)) if row_ids is None else torch.tensor([int(row) for row in row_ids])
+        ids = (
+            torch.arange(len(rows))
+            if row_ids is None
+            else torch.tensor([int(row) for row in row_ids])
+        )
         return cls(reader, rows, ids, context)
 
     def kinds(self) -> list[list[int]]:
@@ -180,7 +198,9 @@ class _DataSet:
             found.setdefault(self.rows[place].signature, []).append(place)
         return list(found.values())
 
-    def batches(self, places: Sequence[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
+    def batches(
+        self, places: Sequence[int], batch_size: int, max_tokens: int | None
+    ) -> list[list[int]]:
         """Cut the places of a kind into batches."""
         lengths = [self.rows[place].length for place in places]
         return [list(places[batch]) for batch in cut(lengths, batch_size, max_tokens)]
@@ -197,10 +217,14 @@ class _DataSet:
         return {name: self.reader.placed(value[places]) for name, value in given.items()}
 
 
-def _chunks(data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None) -> list[list[int]]:
+def _chunks(
+    data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None
+) -> list[list[int]]:
     """Return the places of the rows that a loop runs together: some batches of them where these may be regrouped."""
     chunks, size = list[list[int]](), batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
-    if "group" in policy.needs and data.policy_context:  # rows that are decided together stay together
+    if (
+        "group" in policy.needs and data.policy_context
+    ):  # rows that are decided together stay together
         groups = data.policy_context["group"]
         for group in groups.unique():
             if not chunks or len(chunks[-1]) >= size:
@@ -219,13 +243,23 @@ def _chunks(data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int
 def _in_order(found: Sequence[Exits], rows: Sequence[int], data: _DataSet, model: Any) -> Exits:
     if not found:
         return Exits(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs, steps, task = [own.outputs.cpu() for own in found], torch.cat([own.exit_step for own in found]), model.task
+    outputs, steps, task = (
+        [own.outputs.cpu() for own in found],
+        torch.cat([own.exit_step for own in found]),
+        model.task,
+    )
     if model.padding is not None and task is not None and task.per_position:
-        ends = torch.tensor([data.rows[row].length for row in rows]).split([len(own) for own in outputs])
-        outputs = [_blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)]
+        ends = torch.tensor([data.rows[row].length for row in rows]).split(
+            [len(own) for own in outputs]
+        )
+        outputs = [
+            _blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)
+        ]
     if len({own.shape[1:] for own in outputs}) > 1:
         along = Along(fill=0.0 if task is None else task.blank)
-        joined = join_rows(outputs, lambda *_: along, max(own.shape[1] for own in outputs), path="outputs")
+        joined = join_rows(
+            outputs, lambda *_: along, max(own.shape[1] for own in outputs), path="outputs"
+        )
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))

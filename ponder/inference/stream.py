@@ -117,7 +117,10 @@ class StreamEngine:
         check_int("max_waiting", max_waiting)
         if model.training:
             raise ArgumentError(
-                "model", expected="a model in evaluation mode", got="training mode", remedy="Call model.eval() first."
+                "model",
+                expected="a model in evaluation mode",
+                got="training mode",
+                remedy="Call model.eval() first.",
             )
         self._policy: ExitPolicy = model.checked(policy, num_steps)
         if "group" in self._policy.needs:
@@ -142,7 +145,9 @@ class StreamEngine:
         self._steps = self._row_steps = 0
         self._ends: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=4096)
-        self._nothing = PolicyBatch(torch.zeros(0, dtype=torch.long), self._num_steps, model.spec.task)
+        self._nothing = PolicyBatch(
+            torch.zeros(0, dtype=torch.long), self._num_steps, model.spec.task
+        )
         self._fresh = _begun(self._policy.init(self._nothing))
         self._thread = threading.Thread(target=self._work, name="ponder-stream", daemon=True)
         self._thread.start()
@@ -171,7 +176,10 @@ class StreamEngine:
             PonderError: The engine is closed.
         """
         number, reader = next(self._numbers), self._reader
-        given = {name: reader.placed(torch.as_tensor(value)[None]) for name, value in (policy_context or {}).items()}
+        given = {
+            name: reader.placed(torch.as_tensor(value)[None])
+            for name, value in (policy_context or {}).items()
+        }
         row = _Row(number if row_id is None else int(row_id), number, given)
         try:
             row.example = reader.read(example)
@@ -206,7 +214,11 @@ class StreamEngine:
         positions: dict[Future[StreamOutput], int] = {}
         try:
             while True:
-                while len(positions) < 2 * self._max_waiting and done.empty() and (given := next(numbered, None)):
+                while (
+                    len(positions) < 2 * self._max_waiting
+                    and done.empty()
+                    and (given := next(numbered, None))
+                ):
                     future = self.submit(given[1], row_id=given[0])
                     positions[future] = given[0]
                     future.add_done_callback(done.put)
@@ -247,7 +259,10 @@ class StreamEngine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close; after an error, cancel what is not answered."""
         self.close(cancel=kind is not None)
@@ -326,7 +341,8 @@ class StreamEngine:
         try:
             source, lengths = begin(self._reader, [row.example for row in rows], self._policy.needs)
             source.policy_context = {
-                name: torch.cat([row.policy_context[name] for row in rows]) for name in rows[0].policy_context
+                name: torch.cat([row.policy_context[name] for row in rows])
+                for name in rows[0].policy_context
             }
             ids = self._reader.placed(torch.tensor([row.row_id for row in rows]))
             batch = _Batch(source, Running.start(self._policy, replace(self._nothing, row_ids=ids)))
@@ -349,7 +365,13 @@ class StreamEngine:
             exits = self._ask(batch, steps)
             gone = exits.nonzero().flatten()
             source = batch.source
-            outputs = source.output() if len(gone) == len(rows) else source.output_of(gone) if len(gone) else None
+            outputs = (
+                source.output()
+                if len(gone) == len(rows)
+                else source.output_of(gone)
+                if len(gone)
+                else None
+            )
         except Exception as error:
             for row in rows if len(rows) > 1 else ():
                 self._step(kind, [row])
@@ -394,7 +416,9 @@ class StreamEngine:
         """End what is not answered: cancelled, or with the error that ended the thread."""
         with self._changed:
             self._closed = True
-            rows = [row for queue in (*self._queues.values(), *self._waiting.values()) for row in queue]
+            rows = [
+                row for queue in (*self._queues.values(), *self._waiting.values()) for row in queue
+            ]
             self._queues, self._waiting = {}, {}
             self._changed.notify_all()
         for row in rows:
@@ -440,7 +464,10 @@ def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
     for row in sorted(rows, key=lambda row: row.place):
         parts.setdefault(row.batch, []).append(row)
     places = [[row.place for row in own] for own in parts.values()]
-    source = join(list(zip([batch.source for batch in parts], places, strict=True)), max(row.length for row in rows))
+    source = join(
+        list(zip([batch.source for batch in parts], places, strict=True)),
+        max(row.length for row in rows),
+    )
     running = [
         take_rows(batch.running, torch.tensor(own, device=source.device))
         for batch, own in zip(parts, places, strict=True)

@@ -34,12 +34,19 @@ from ponder.model.steps import Steps
 __all__ = ["Captured", "capture"]
 
 _PLAIN = (bool, int, str)  # of which each value makes a kind of call of its own
-_NO_HOOKS = {f"_{on}_hooks": OrderedDict[int, Any]() for on in ("forward", "forward_pre", "backward", "backward_pre")}
+_NO_HOOKS = {
+    f"_{on}_hooks": OrderedDict[int, Any]()
+    for on in ("forward", "forward_pre", "backward", "backward_pre")
+}
 Given = Mapping[str, Any]  # arguments of a call
 Select = Callable[[Any], Any]  # from the output of a module to the tensor that is read
-Stubs = str | dict[str, Any]  # the path of a module that a stub stands for, or those in a module, by their names
+Stubs = (
+    str | dict[str, Any]
+)  # the path of a module that a stub stands for, or those in a module, by their names
 Log = list[tuple[str, Any, Any]]  # of calls: the path of a module, its arguments, and its answer
-Called = tuple[str, list[Any], TreeSpec]  # the path of a layer, and its arguments, with slots for tensors
+Called = tuple[
+    str, list[Any], TreeSpec
+]  # the path of a layer, and its arguments, with slots for tensors
 
 
 @dataclass(frozen=True)
@@ -106,37 +113,63 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
         for own in (vars(part), getattr(vars(part).get("config"), "__dict__", {})):
             own.update({"layerdrop": 0.0} if "layerdrop" in own else {})
     given = _arguments(module, example)
-    rows = next((value.shape[0] for value in given.values() if isinstance(value, Tensor) and value.dim()), 0)
+    rows = next(
+        (value.shape[0] for value in given.values() if isinstance(value, Tensor) and value.dim()), 0
+    )
     if rows < 2:
         cure = "Pass a small batch of what the module is called with."
-        raise ArgumentError("example", expected="two different rows or more, batch first", got=rows, remedy=cure)
+        raise ArgumentError(
+            "example", expected="two different rows or more, batch first", got=rows, remedy=cure
+        )
     with torch.no_grad():
         log, output = _watch(_private_copy(module), given)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         cure = "Return a tensor, or a tuple or dict of them, or register the class with torch.utils._pytree."
-        raise _refusal(f"an output of type {type(output).__name__}, in which no tensor is seen", cure)
+        raise _refusal(
+            f"an output of type {type(output).__name__}, in which no tensor is seen", cure
+        )
     refused: list[ArgumentError] = []
     for order in _lists_of_layers(module, [path for path, *_ in log], layers):
         try:
             stem = _proved(module, order, given, log)
         except Exception as error:  # of the module's own code too, which cannot go on with an earlier layer's state
-            refused.append(error if isinstance(error, ArgumentError) else _refusal(f"{type(error).__name__}: {error}"))
+            refused.append(
+                error
+                if isinstance(error, ArgumentError)
+                else _refusal(f"{type(error).__name__}: {error}")
+            )
             continue
-        shared = len({*order}) == 1 and all(call == kind.calls[0] for _, kind in stem.kinds for call in kind.calls)
-        steps = Steps.of(CapturedStep(0), len(order)) if shared else Steps(map(CapturedStep, range(len(order))))
+        shared = len({*order}) == 1 and all(
+            call == kind.calls[0] for _, kind in stem.kinds for call in kind.calls
+        )
+        steps = (
+            Steps.of(CapturedStep(0), len(order))
+            if shared
+            else Steps(map(CapturedStep, range(len(order))))
+        )
         heads = [path for path, *_, made in log if made is _first_leaf(output)]
-        linear = next((path for path in heads if isinstance(module.get_submodule(path), nn.Linear)), None)
+        linear = next(
+            (path for path in heads if isinstance(module.get_submodule(path), nn.Linear)), None
+        )
         return Captured(stem, steps, CapturedReadout(_first_leaf), _padding(stem, given), linear)
     if layers is not None:
-        better = capture(module, example).stem.order[0].rpartition(".")[0]  # or says why there is none
-        got = refused[0].got if refused else f"{layers!r}, which is no list of modules called in order"
+        better = (
+            capture(module, example).stem.order[0].rpartition(".")[0]
+        )  # or says why there is none
+        got = (
+            refused[0].got
+            if refused
+            else f"{layers!r}, which is no list of modules called in order"
+        )
         raise _refusal(got, f"Pass layers={better!r}.")
     raise _explained(module, refused)
 
 
 def _private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
     """Copy a module into one mode: its parameters are shared, its buffers are not."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()}).train(training)
+    return copy.deepcopy(
+        module, {id(parameter): parameter for parameter in module.parameters()}
+    ).train(training)
 
 
 def _watch(module: nn.Module, given: Given) -> tuple[Log, Any]:
@@ -184,8 +217,12 @@ def _proved(module: nn.Module, order: list[str], given: Given, log: Log) -> Capt
     biases and gates: what they multiply would not be seen.
     """
     paths, layers = [path for path, *_ in log], [module.get_submodule(path) for path in order]
-    ended = [module.get_submodule(path) for path in paths[len(paths) - paths[::-1].index(order[-1]) :]]
-    if _weights([part for part in ended if layers[-1] not in set(part.modules())]) > _weights(layers):
+    ended = [
+        module.get_submodule(path) for path in paths[len(paths) - paths[::-1].index(order[-1]) :]
+    ]
+    if _weights([part for part in ended if layers[-1] not in set(part.modules())]) > _weights(
+        layers
+    ):
         raise _refusal("layers that cost less than what follows them, which runs at every exit")
     stem = CapturedStem(module, given, [call for call in log if call[0] in order])
     stem.module = _private_copy(module, training=True)
@@ -198,12 +235,18 @@ def _proved(module: nn.Module, order: list[str], given: Given, log: Log) -> Capt
             whole = _first_leaf(twin(**given))
             kept = torch.arange(1, whole.shape[0], device=whole.device)
             if not alike(features[-1], whole):
-                raise _refusal("another output at full depth: code of its own around the layers, or random numbers")
+                raise _refusal(
+                    "another output at full depth: code of its own around the layers, or random numbers"
+                )
             if any(each.shape != whole.shape for each in features):
-                raise _refusal("layers whose states differ in shape", "Pass layers=… that keep the shape.")
+                raise _refusal(
+                    "layers whose states differ in shape", "Pass layers=… that keep the shape."
+                )
             _, few = _run(take_rows(states[0], kept), take_rows(around, kept), start=1)
             if not _close(few[-1], whole[1:]):
-                raise _refusal("rows that feel one another", "Keep rows apart, with the batch first.")
+                raise _refusal(
+                    "rows that feel one another", "Keep rows apart, with the batch first."
+                )
     stem.module = module
     return stem
 
@@ -213,9 +256,16 @@ def _varied(module: nn.Module) -> nn.Module:
     twin, generator = _private_copy(module), torch.Generator().manual_seed(0)
     for part in twin.modules():
         for name, weight in part._parameters.items():
-            if weight is not None and weight.is_floating_point() and weight.numel() and len(weight.unique()) == 1:
+            if (
+                weight is not None
+                and weight.is_floating_point()
+                and weight.numel()
+                and len(weight.unique()) == 1
+            ):
                 noise = torch.randn(weight.shape, generator=generator).to(weight)
-                part._parameters[name] = nn.Parameter(weight.detach() + 0.05 * noise * weight.abs().clamp(min=1.0))
+                part._parameters[name] = nn.Parameter(
+                    weight.detach() + 0.05 * noise * weight.abs().clamp(min=1.0)
+                )
     return twin
 
 
@@ -251,24 +301,40 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
 
     def joined(parts: Sequence[tuple[Tree, Given]], length: int) -> tuple[Tree, Given]:
         states, contexts = zip(*parts, strict=True)
-        return join_rows(states, padding.of_hidden, length), join_rows(contexts, padding.of_context, length)
+        return join_rows(states, padding.of_hidden, length), join_rows(
+            contexts, padding.of_context, length
+        )
 
-    with evaluating(stem.module), suppress(Exception):  # of the module's own code, which takes no such inputs
-        stem({**given, stem.mask: torch.full_like(mask, padding.real)})  # learns calls in which nothing is hidden
+    with (
+        evaluating(stem.module),
+        suppress(Exception),
+    ):  # of the module's own code, which takes no such inputs
+        stem(
+            {**given, stem.mask: torch.full_like(mask, padding.real)}
+        )  # learns calls in which nothing is hidden
         whole = _run(*stem(long))[1][-1]
         state, around = joined([take_rows(stem(long), first), take_rows(stem(short), rest)], length)
         states, (*_, met) = _run(state, around)
         narrow = _run(*joined([take_rows((states[0], around), rest)], length - 2), start=1)[1][-1]
         compared = (whole[1:], met[1:], narrow)
-        own, *others = [each[:, : length - 2] if each.shape[1] == length else each for each in compared]
-        return padding if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others) else None
+        own, *others = [
+            each[:, : length - 2] if each.shape[1] == length else each for each in compared
+        ]
+        return (
+            padding
+            if _close(met[:1], whole[:1]) and all(_close(each, own) for each in others)
+            else None
+        )
     return None
 
 
 def _refusal(got: str, remedy: str = "") -> ArgumentError:
     """Return the error for a module, or a call of it, that is not read layer by layer."""
     expected = "a list of layers, called one after the other, each with what the one before gave"
-    remedy = remedy or "Capture it with an example like the inputs, or pass stem, steps and readout of your own."
+    remedy = (
+        remedy
+        or "Capture it with an example like the inputs, or pass stem, steps and readout of your own."
+    )
     return ArgumentError("module", expected=expected, got=got, remedy=remedy)
 
 
@@ -280,12 +346,17 @@ def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError
     if refused:
         return refused[0]
     if any(isinstance(part, nn.RNNBase) and part.num_layers > 1 for part in module.modules()):
-        return _refusal("a recurrent module that runs its layers inside", "Put some of one layer each into a list.")
+        return _refusal(
+            "a recurrent module that runs its layers inside",
+            "Put some of one layer each into a list.",
+        )
     kinds = [type(child) for child in module.children()]
     if names := [name for name, child in module.named_children() if kinds.count(type(child)) > 1]:
         cure = f"Put them into a list: self.layers = nn.ModuleList([self.{names[0]}, …])."
         return _refusal(f"layers that are attributes: {', '.join(names)}", cure)
-    return _refusal(f"a {type(module).__name__} without such a list", "Put its layers into an nn.ModuleList.")
+    return _refusal(
+        f"a {type(module).__name__} without such a list", "Put its layers into an nn.ModuleList."
+    )
 
 
 class CapturedStem(nn.Module):
@@ -296,7 +367,9 @@ class CapturedStem(nn.Module):
         self.module, self.order = module, [path for path, *_ in layers]
         self.first = next(name for name, value in example.items() if isinstance(value, Tensor))
         rows = len(example[self.first])
-        self.constants = {name: value for name, value in example.items() if not isinstance(value, Tensor)}
+        self.constants = {
+            name: value for name, value in example.items() if not isinstance(value, Tensor)
+        }
         self.whole = {name for name, value in example.items() if not _has(value, rows)}
         self.mask = next((name for name in REAL if _has(example.get(name), rows)), "")
         self.argument_names = frozenset(inspect.signature(module.forward).parameters)
@@ -305,13 +378,25 @@ class CapturedStem(nn.Module):
         self.kinds: list[tuple[dict[str, Any], Reading]] = []  # with the flags of their calls
         self.lengths: dict[str, Along] = {}
         self.learned = 0  # how many kinds were
-        if any(isinstance(leaf, int | float) for *_, output in layers for leaf in tree_leaves(output)):
-            raise _refusal("layers that hand on numbers, which may hang on their input", "Let them hand on tensors.")
+        if any(
+            isinstance(leaf, int | float) for *_, output in layers for leaf in tree_leaves(output)
+        ):
+            raise _refusal(
+                "layers that hand on numbers, which may hang on their input",
+                "Let them hand on tensors.",
+            )
         made, read = tree_leaves(layers[0][-1]), [id(leaf) for leaf in tree_leaves(layers[1][1])]
-        places = [n for n, leaf in enumerate(made) if isinstance(leaf, Tensor) and id(leaf) in read] or [0]
+        places = [
+            n for n, leaf in enumerate(made) if isinstance(leaf, Tensor) and id(leaf) in read
+        ] or [0]
         hidden = made[places[0]]  # the first tensor that the first layer gives and the second reads
-        self.entry = next((n for n, each in enumerate(read) if each == id(hidden)), 0)  # where a layer is given it
-        self.handed = {"hidden": places[0], **{f"other{n}": n for n in places[1:]}}  # where a layer gives what is read
+        self.entry = next(
+            (n for n, each in enumerate(read) if each == id(hidden)), 0
+        )  # where a layer is given it
+        self.handed = {
+            "hidden": places[0],
+            **{f"other{n}": n for n in places[1:]},
+        }  # where a layer gives what is read
         self.layer = map_tensors(lambda tensor: Slot(tensor is hidden), layers[0][-1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -320,32 +405,54 @@ class CapturedStem(nn.Module):
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """Return h_0 and the context of the steps."""
-        own = _arguments(self.module, inputs) if isinstance(inputs, Mapping | tuple) else {self.first: inputs}
-        given = {name: value for name, value in {**self.constants, **own, **context}.items() if value is not None}
+        own = (
+            _arguments(self.module, inputs)
+            if isinstance(inputs, Mapping | tuple)
+            else {self.first: inputs}
+        )
+        given = {
+            name: value
+            for name, value in {**self.constants, **own, **context}.items()
+            if value is not None
+        }
         kind, tensors = self._read(given)
         hidden, after = tensors.pop("hidden"), {name: given[name] for name in REAL if name in given}
         for name, tensor in tensors.items():
             after[name] = Shared(tensor) if name in kind.shared else tensor
         if kind.replays:
             rowwise = self._rowwise(given)
-            after |= {f"given_{name}": v if name in rowwise else Shared(v) for name, v in given.items()}
+            after |= {
+                f"given_{name}": v if name in rowwise else Shared(v) for name, v in given.items()
+            }
         after["captured"] = Shared(kind)
         return hidden if len(self.handed) == 1 else {"hidden": hidden}, after
 
     def stand_in(self, hidden: Tensor) -> Any:
         """Return what stands for what a layer gives."""
-        return map_tensors(lambda slot: hidden if slot.key else hidden.new_zeros(()), self.layer, Slot)
+        return map_tensors(
+            lambda slot: hidden if slot.key else hidden.new_zeros(()), self.layer, Slot
+        )
 
     def _rowwise(self, given: Given) -> list[str]:
         """Return the names of the tensors that have the rows of the batch."""
-        sized = {n: v.shape[0] for n, v in given.items() if isinstance(v, Tensor) and v.dim() and n not in self.whole}
+        sized = {
+            n: v.shape[0]
+            for n, v in given.items()
+            if isinstance(v, Tensor) and v.dim() and n not in self.whole
+        }
         return [name for name, size in sized.items() if size == next(iter(sized.values()))]
 
     def _read(self, given: Given) -> tuple[Reading, dict[str, Tensor]]:
         """Return the kind of a call, learned where there was none like it, and its tensors."""
         flags: dict[str, Any] = {"": self.module.training}
         for name, value in given.items():
-            flags[name] = Tensor if isinstance(value, Tensor) else value if isinstance(value, _PLAIN) else type(value)
+            flags[name] = (
+                Tensor
+                if isinstance(value, Tensor)
+                else value
+                if isinstance(value, _PLAIN)
+                else type(value)
+            )
         for known, kind in self.kinds:
             if known == flags and (reading := Reading(self, self.module, given, kind)).fits(kind):
                 return kind, reading.tensors
@@ -357,24 +464,42 @@ class CapturedStem(nn.Module):
 
     def _learn(self, given: Given) -> Reading:
         """Learn a kind from a call, and from another with one row more."""
-        module, names = _private_copy(self.module, training=self.module.training), self._rowwise(given)
+        module, names = (
+            _private_copy(self.module, training=self.module.training),
+            self._rowwise(given),
+        )
         rows = len(given[names[0]])
         more = {**given, **{name: torch.cat([given[name], given[name][:1]]) for name in names}}
-        devices = {value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda}
+        devices = {
+            value.device for value in given.values() if isinstance(value, Tensor) and value.is_cuda
+        }
         with torch.random.fork_rng(devices=list(devices)):
             kind, other = Reading(self, module, given), Reading(self, module, more)
-            changed = [n for n, buffer in module.named_buffers() if not torch.equal(buffer, self.module.get_buffer(n))]
-            if kept := [name for name in changed if self.order[0].startswith(name[: name.rfind(".") + 1])]:
-                raise _refusal(f"buffers that its forward changes: {kept}", "Keep them in a module: it may run twice.")
+            changed = [
+                n
+                for n, buffer in module.named_buffers()
+                if not torch.equal(buffer, self.module.get_buffer(n))
+            ]
+            if kept := [
+                name for name in changed if self.order[0].startswith(name[: name.rfind(".") + 1])
+            ]:
+                raise _refusal(
+                    f"buffers that its forward changes: {kept}",
+                    "Keep them in a module: it may run twice.",
+                )
             if [path for path, *_ in kind.calls] != self.order or not other.fits(kind):
-                raise _refusal("layers that are not called in order, or in another way with one row more")
+                raise _refusal(
+                    "layers that are not called in order, or in another way with one row more"
+                )
             others = {**other.handed, **other.tensors}
             for name, tensor in {**kind.handed, **kind.tensors}.items():
                 one, two = tuple(tensor.shape), tuple(others[name].shape)
                 if one == two:
                     kind.shared.add(name)
                 elif (one[0], two) != (rows, (rows + 1, *one[1:])):
-                    raise _refusal(f"layers without the batch first: a shape of {one}, and {two} with a row more")
+                    raise _refusal(
+                        f"layers without the batch first: a shape of {one}, and {two} with a row more"
+                    )
             self.learned += 1
             if self.mask in given and given[self.mask].dim() == 2:
                 self._learn_lengths(kind, module, given)
@@ -385,7 +510,9 @@ class CapturedStem(nn.Module):
         """Learn which dimensions of the noted tensors are as long as the mask, and the value behind ends of rows."""
         length = given[self.mask].shape[1]
         longs = {name: value for name, value in given.items() if _has(value, length, 1)}
-        resized = {name: v[:, 1:] if length > 1 else torch.cat([v, v], 1) for name, v in longs.items()}  # ends stay
+        resized = {
+            name: v[:, 1:] if length > 1 else torch.cat([v, v], 1) for name, v in longs.items()
+        }  # ends stay
         others = Reading(self, module, {**given, **resized}, kind)
         if not others.fits(kind):
             return  # rows of several lengths do not meet
@@ -394,7 +521,9 @@ class CapturedStem(nn.Module):
             sizes = enumerate(zip(own.shape, others.tensors[name].shape, strict=True))
             dims = tuple(dim for dim, (size, changed) in sizes if size == length != changed)
             if dims:
-                behind = [] if name in kind.shared else own[ends].select(dims[-1], -1).unique().tolist()
+                behind = (
+                    [] if name in kind.shared else own[ends].select(dims[-1], -1).unique().tolist()
+                )
                 fill = behind[0] if len(behind) == 1 else 0
                 self.lengths[name] = Along(dims, hidden_key if fill == hidden_key(own) else fill)
         self.lengths |= {f"given_{name}": Along() for name in longs if kind.replays}
@@ -410,7 +539,11 @@ class CapturedStep(nn.Module):
     def forward(self, hidden: Tree, *, captured: Reading, **context: Any) -> Tree:
         """Run the layer and return the state after it."""
         path, leaves, spec = captured.calls[self.number]
-        values = {**context, "hidden": hidden} if isinstance(hidden, Tensor) else {**context, **unwrap(hidden)}
+        values = (
+            {**context, "hidden": hidden}
+            if isinstance(hidden, Tensor)
+            else {**context, **unwrap(hidden)}
+        )
         filled = list(leaves)
         for place, leaf in enumerate(leaves):  # in line, since every step does it
             if isinstance(leaf, Slot):
@@ -422,7 +555,10 @@ class CapturedStep(nn.Module):
         given, handed = tree_leaves(out), captured.stem.handed
         if len(handed) == 1:
             return given[handed["hidden"]]
-        return {name: Shared(given[n]) if name in captured.shared else given[n] for name, n in handed.items()}
+        return {
+            name: Shared(given[n]) if name in captured.shared else given[n]
+            for name, n in handed.items()
+        }
 
 
 class CapturedReadout(ReadoutCall):
@@ -482,28 +618,52 @@ class Reading:
     calls of one kind can share a batch.
     """
 
-    def __init__(self, stem: CapturedStem, module: nn.Module, given: Given, kind: Reading | None = None) -> None:
+    def __init__(
+        self, stem: CapturedStem, module: nn.Module, given: Given, kind: Reading | None = None
+    ) -> None:
         self.stem, self.learns = stem, kind is None
-        self.name: str = kind.name if kind else f"noted{stem.learned}"  # with it begin the names of noted tensors
+        self.name: str = (
+            kind.name if kind else f"noted{stem.learned}"
+        )  # with it begin the names of noted tensors
         self.calls: list[Called] = []
-        self.tensors, self.handed = dict[str, Tensor](), dict[str, Tensor]()  # by names: all noted; of the last layer
+        self.tensors, self.handed = (
+            dict[str, Tensor](),
+            dict[str, Tensor](),
+        )  # by names: all noted; of the last layer
         self.early = True  # whether all tensors are known when the first layer is called
         self.shared: set[str] = set()  # noted tensors that have no rows
-        self.behind: dict[Select, tuple[str, ...] | None] = {}  # paths of what follows the layers; None for own code
+        self.behind: dict[
+            Select, tuple[str, ...] | None
+        ] = {}  # paths of what follows the layers; None for own code
         self._needed = 0 if kind is None else 1 if kind.early else len(stem.order)
-        self._names: dict[int, str | None] = {}  # of tensors by identity; None where a layer may not read them
-        self._chains: dict[int, tuple[str, ...]] = {}  # of what modules make of the last state: their paths
-        self._answers, self._alive = list[Any](), list[Any]()  # of modules in front of the layers; all that was met
+        self._names: dict[
+            int, str | None
+        ] = {}  # of tensors by identity; None where a layer may not read them
+        self._chains: dict[
+            int, tuple[str, ...]
+        ] = {}  # of what modules make of the last state: their paths
+        self._answers, self._alive = (
+            list[Any](),
+            list[Any](),
+        )  # of modules in front of the layers; all that was met
         with suppress(_EnoughError):
             output = _twin(module, stem.stubs, self._answer)(**given)
             slots = map_tensors(lambda tensor: Slot(self._chains.get(id(tensor))), output)
             for select in stem.selects:
                 self.behind[select] = None
-                with suppress(Exception):  # of a function that computes something of several tensors
+                with suppress(
+                    Exception
+                ):  # of a function that computes something of several tensors
                     self.behind[select] = select(slots).key
         self.replays: bool = kind.replays if kind else None in self.behind.values()
-        self._names = {each: name for each, name in self._names.items() if name in self.tensors.keys() - {"hidden"}}
-        self.before = [map_tensors(self._slot, answer) for answer in self._answers] if self.replays else []
+        self._names = {
+            each: name
+            for each, name in self._names.items()
+            if name in self.tensors.keys() - {"hidden"}
+        }
+        self.before = (
+            [map_tensors(self._slot, answer) for answer in self._answers] if self.replays else []
+        )
         del self._names, self._chains, self._answers, self._alive
 
     def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -530,9 +690,15 @@ class Reading:
         self.early &= not number or known == len(self.tensors)
         if number + 1 == self._needed:
             raise _EnoughError
-        given = part(*args, **kwargs) if self.learns else self.stem.stand_in(self.tensors["hidden"].detach())
+        given = (
+            part(*args, **kwargs)
+            if self.learns
+            else self.stem.stand_in(self.tensors["hidden"].detach())
+        )
         self._alive += [args, kwargs, made := tree_leaves(given)]
-        self._names |= {each: None for each, name in self._names.items() if name in self.stem.handed}
+        self._names |= {
+            each: None for each, name in self._names.items() if name in self.stem.handed
+        }
         self._names |= dict.fromkeys(map(id, made))
         self.handed = {name: made[place] for name, place in self.stem.handed.items()}
         self._names |= {id(tensor): name for name, tensor in reversed(self.handed.items())}
@@ -556,13 +722,19 @@ class Reading:
 
         def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if path in self.stem.order:
-                return self.stem.stand_in(hidden.clone())  # clones, since code behind may write into them
+                return self.stem.stand_in(
+                    hidden.clone()
+                )  # clones, since code behind may write into them
             known = next(before, None)
             if known is None:
                 return part(*args, **kwargs)
             return map_tensors(lambda slot: context[slot.key].clone(), known, Slot)
 
-        given = {name.removeprefix("given_"): v for name, v in context.items() if name.startswith("given_")}
+        given = {
+            name.removeprefix("given_"): v
+            for name, v in context.items()
+            if name.startswith("given_")
+        }
         return _twin(self.stem.module, self.stem.stubs, answer)(**given)
 
 
@@ -570,7 +742,11 @@ def _stubs(part: Any, layers: Mapping[int, str], path: str = "") -> Stubs:
     """Return the paths of the layers, by all their names, and of the modules beside them and those that hold them."""
     if id(part) in layers or not any(id(each) in layers for each in part.modules()):
         return layers.get(id(part), path)
-    return {name: _stubs(inner, layers, f"{path}.{name}".lstrip(".")) for name, inner in part._modules.items() if inner}
+    return {
+        name: _stubs(inner, layers, f"{path}.{name}".lstrip("."))
+        for name, inner in part._modules.items()
+        if inner
+    }
 
 
 def _twin(part: Any, stubs: Stubs, answer: Callable[..., Any]) -> Any:
@@ -578,7 +754,9 @@ def _twin(part: Any, stubs: Stubs, answer: Callable[..., Any]) -> Any:
     twin = object.__new__(type(part))
     twin.__dict__.update(part.__dict__)
     if isinstance(stubs, str):
-        twin.__dict__.update(_NO_HOOKS, forward=partial(answer, stubs, part), gradient_checkpointing=False)
+        twin.__dict__.update(
+            _NO_HOOKS, forward=partial(answer, stubs, part), gradient_checkpointing=False
+        )
     else:
         modules = twin.__dict__["_modules"] = dict(part._modules)
         for name, below in stubs.items():

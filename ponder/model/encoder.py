@@ -38,9 +38,18 @@ def read_encoder(
         each position.
     """
     states = padding = None
-    if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleList | Steps) and num_steps is None:
+    if (
+        isinstance(encoder, nn.Module)
+        and not isinstance(encoder, nn.ModuleList | Steps)
+        and num_steps is None
+    ):
         captured = capture(encoder, example, layers=layers)
-        steps, stem, states, padding = captured.steps, captured.stem, captured.readout, captured.padding
+        steps, stem, states, padding = (
+            captured.steps,
+            captured.stem,
+            captured.readout,
+            captured.padding,
+        )
         if captured.classifier is not None:
             expected = "an encoder, whose features new heads read"
             got = f"a model that ends in a head of its own, {captured.classifier!r}"
@@ -49,13 +58,19 @@ def read_encoder(
             raise ArgumentError("module_or_steps", expected=expected, got=got, remedy=remedy)
     else:
         steps = Steps.of(encoder, num_steps)
-    chosen = states if states and readout is None else ReadoutCall(readout or readouts.identity, states=states)
+    chosen = (
+        states
+        if states and readout is None
+        else ReadoutCall(readout or readouts.identity, states=states)
+    )
     name, inputs, given = None, example, dict[str, Any]()
     if isinstance(example, Mapping):  # the first argument with a tensor is the inputs
         given = {name: value for name, value in example.items() if value is not None}
         name = next((name for name, value in given.items() if tensors(value)), next(iter(given)))
         inputs = given.pop(name)
-    with evaluating(nn.ModuleList([steps, chosen, *([stem] if isinstance(stem, nn.Module) else [])])):
+    with evaluating(
+        nn.ModuleList([steps, chosen, *([stem] if isinstance(stem, nn.Module) else [])])
+    ):
         hidden, context, _ = call_stem(stem, inputs, given)
         call = unwrap(context)
         hidden = steps(1, hidden, **call)

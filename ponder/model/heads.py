@@ -91,7 +91,9 @@ class PerStep(nn.Module):
         if len(set(map(id, self.heads))) != len(self.heads) or not len(self.heads):
             got = "the same module more than once" if len(self.heads) else "no module"
             remedy = "Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep."
-            raise ArgumentError("heads", expected="distinct modules, one for each step", got=got, remedy=remedy)
+            raise ArgumentError(
+                "heads", expected="distinct modules, one for each step", got=got, remedy=remedy
+            )
 
     def __len__(self) -> int:
         return len(self.heads)

@@ -55,7 +55,12 @@ def call_stem(
     A pair whose second item is a dict is read as (hidden, context).
     """
     hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
-    if stem is not None and isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+    if (
+        stem is not None
+        and isinstance(hidden, tuple)
+        and len(hidden) == 2
+        and isinstance(hidden[1], dict)
+    ):
         hidden, context = hidden
     size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
     if context:
@@ -72,22 +77,37 @@ class ModelSource:
     context: Mapping[str, Any]  # arguments of every step besides the hidden state
     use_hazard: bool  # whether hazards will be asked for, and past features are kept
     step: int = 0
-    past: Tensor | None = None  # what the Lambda head read of the last step, `(rows, …)`, where it has a history
-    mask: Tensor | None = None  # `(rows, length)` bool, where outputs or features have positions: no padding
+    past: Tensor | None = (
+        None  # what the Lambda head read of the last step, `(rows, …)`, where it has a history
+    )
+    mask: Tensor | None = (
+        None  # `(rows, length)` bool, where outputs or features have positions: no padding
+    )
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
-    at: Sequence[int] | None = None  # the step of each row after `advance`, where they differ (in a stream)
+    at: Sequence[int] | None = (
+        None  # the step of each row after `advance`, where they differ (in a stream)
+    )
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = self.parts  # looked up once a call: the attributes of a module that are modules are slow to find
+        parts = (
+            self.parts
+        )  # looked up once a call: the attributes of a module that are modules are slow to find
         self.run_step: Callable[..., Tree] = parts.steps.forward
         """From the number of a step, the hidden state and the context to the hidden state after that step."""
         self._head, self.lambda_head, self._readout = parts.head, parts.lambda_head, parts.readout
         self.heads = list(parts.head.heads) if isinstance(parts.head, PerStep) else None
-        self.device = (self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)).device
+        self.device = (
+            self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
+        ).device
         self._bind_context()
         head = self.lambda_head
-        if self.past is None and self.use_hazard and isinstance(head, LambdaHead) and head.history > 1:
+        if (
+            self.past is None
+            and self.use_hazard
+            and isinstance(head, LambdaHead)
+            and head.history > 1
+        ):
             past = torch.cat([self.halting()] * head.history, dim=-1)
             self.past = past if head.initial == "stem" else torch.zeros_like(past)
 
@@ -115,7 +135,11 @@ class ModelSource:
     def output_of(self, index: Tensor) -> Tensor:
         """Return the outputs of the rows `index` among the running; the head is called for no others."""
         rows = torch.as_tensor(index, device=self.device)
-        return self._cache["output"][rows] if "output" in self._cache else self.answer(self.features()[rows], rows)
+        return (
+            self._cache["output"][rows]
+            if "output" in self._cache
+            else self.answer(self.features()[rows], rows)
+        )
 
     def hazard_logit(self) -> Tensor:
         """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
@@ -148,11 +172,19 @@ class ModelSource:
         elif self.at is None:
             outputs = self.heads[self.step - 1](features)
         else:
-            outputs = self._head(features, self.at if rows is None else [self.at[row] for row in rows.tolist()])
+            outputs = self._head(
+                features, self.at if rows is None else [self.at[row] for row in rows.tolist()]
+            )
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
             expected = f"one tensor with the batch first, ({features.shape[0]}, …)"
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            remedy = "Return one tensor; concatenate several answers, and take them apart in the task."
+            got = (
+                f"shape {tuple(outputs.shape)}"
+                if isinstance(outputs, Tensor)
+                else type(outputs).__name__
+            )
+            remedy = (
+                "Return one tensor; concatenate several answers, and take them apart in the task."
+            )
             raise ArgumentError("outputs of the head", expected=expected, got=got, remedy=remedy)
         return outputs
 
@@ -167,7 +199,9 @@ class Running(NamedTuple):
 
     step: Tensor  # that each row has finished, `(rows,)` long; 0 before the first
     state: Tree  # of the policy
-    log_survival: Tensor | None  # log P(not stopped so far), `(rows,)`, where the policy reads hazards
+    log_survival: (
+        Tensor | None
+    )  # log P(not stopped so far), `(rows,)`, where the policy reads hazards
 
     @classmethod
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
@@ -184,7 +218,9 @@ def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
         return Exits(source.output(), torch.zeros_like(batch.row_ids))
     running, rows = Running.start(policy, batch), None
     exited: list[tuple[int, Tensor, Tensor]] = []
-    together = policy.exit_of_all(num_steps)  # such a run is one graph for torch.compile: nothing depends on the rows
+    together = policy.exit_of_all(
+        num_steps
+    )  # such a run is one graph for torch.compile: nothing depends on the rows
     for step in range(1, num_steps + 1):
         source.advance(step)
         if step == (together or num_steps):
@@ -211,7 +247,11 @@ def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
 
 
 def ask(
-    source: ModelSource, policy: ExitPolicy, running: Running, batch: PolicyBatch, asked: Tensor | None = None
+    source: ModelSource,
+    policy: ExitPolicy,
+    running: Running,
+    batch: PolicyBatch,
+    asked: Tensor | None = None,
 ) -> tuple[Tensor | bool, Running]:
     """Ask the policy about rows that have just finished a step before their last, `asked` where others are at theirs.
 
@@ -219,7 +259,12 @@ def ask(
         The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit
         or none; and the state of the rows after the step.
     """
-    index, needs, log_survival, task = running.step + 1, policy.needs, running.log_survival, batch.task
+    index, needs, log_survival, task = (
+        running.step + 1,
+        policy.needs,
+        running.log_survival,
+        batch.task,
+    )
     readings: dict[str, Any] = {}
     if log_survival is not None:
         logit = source.hazard_logit()
@@ -228,24 +273,36 @@ def ask(
         readings["cdf"] = -torch.expm1(log_survival)
     if "output" in needs:
         outputs = source.output().clone()  # a policy that writes into it changes no answer
-        readings["output"] = outputs if source.mask is None else task.without_padding(outputs, source.mask)
+        readings["output"] = (
+            outputs if source.mask is None else task.without_padding(outputs, source.mask)
+        )
     if "features" in needs:
         readings["features"] = source.features().clone()
     context = source.policy_context if needs & {"context", "group"} else None
     mask, state = source.mask, running.state
-    if mask is not None and not task.per_position and not fits_positions(mask, readings.get("features")):
+    if (
+        mask is not None
+        and not task.per_position
+        and not fits_positions(mask, readings.get("features"))
+    ):
         mask = None
     if asked is not None:
         index, readings, mask, context, state, log_survival = take_rows(
             (index, readings, mask, context, state, log_survival), asked
         )
-    exits, state = policy.decide(StepView(index, batch.num_steps, readings, task, mask, context), state)
+    exits, state = policy.decide(
+        StepView(index, batch.num_steps, readings, task, mask, context), state
+    )
     running = Running(index, state, log_survival)
     if isinstance(exits, bool):
         return exits, running
     if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
         expected = f"bool, shape ({len(index)},): one answer for each running row"
-        got = f"{exits.dtype} {tuple(exits.shape)}" if isinstance(exits, Tensor) else type(exits).__name__
+        got = (
+            f"{exits.dtype} {tuple(exits.shape)}"
+            if isinstance(exits, Tensor)
+            else type(exits).__name__
+        )
         remedy = "Compare per row, and reduce over every dimension but the first."
         raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
     exits = exits.cpu()
@@ -253,7 +310,9 @@ def ask(
     return exits if some and not bool(exits.all()) else some, running
 
 
-def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) -> dict[str, Tensor | None]:
+def unroll(
+    source: ModelSource, depth: Depth, *, keep_features: bool = False
+) -> dict[str, Tensor | None]:
     """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
 
     The steps of the warm-up come first, without a gradient and unrecorded. A shared head that reads pooled features,
@@ -263,7 +322,9 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
         for _ in range(depth.warm_up):
             source.advance(source.step + 1)
             source.past = None if source.past is None else source.halting()
-    if depth.warm_up:  # under autocast, the weights that were cast without a gradient would be used again
+    if (
+        depth.warm_up
+    ):  # under autocast, the weights that were cast without a gradient would be used again
         torch.clear_autocast_cache()
     past, source.past = source.past, None  # the features of all steps will be here
     outputs: list[Tensor] = []  # torch.compile traces no list[Tensor]()
@@ -293,4 +354,8 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
             read = read.unfold(1, history, 1).flip(-1).transpose(2, 3).flatten(2)
         source._cache = {"features": read.flatten(0, 1)}
         hazards = source.hazard_logit().unflatten(0, (-1, depth.steps))
-    return {"outputs": answers, "hazard_logits": hazards, "features": stacked if keep_features else None}
+    return {
+        "outputs": answers,
+        "hazard_logits": hazards,
+        "features": stacked if keep_features else None,
+    }

@@ -18,7 +18,16 @@ from torch.utils import _pytree as pytree
 from ponder._utils.trees import Shared, Tree, alike, tensors
 from ponder.errors import ArgumentError
 
-__all__ = ["REAL", "Along", "Lengths", "Padding", "hidden_key", "join_rows", "last_position", "width_of"]
+__all__ = [
+    "REAL",
+    "Along",
+    "Lengths",
+    "Padding",
+    "hidden_key",
+    "join_rows",
+    "last_position",
+    "width_of",
+]
 
 REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
 """What stands at real positions in the masks that Transformers and PyTorch know, by name."""
@@ -152,11 +161,18 @@ def join_rows(
 
 
 def _join_leaves(
-    lengths: Lengths | None, length: int, sizes: Sequence[int] | None, path: str, place: Any, *leaves: Any
+    lengths: Lengths | None,
+    length: int,
+    sizes: Sequence[int] | None,
+    path: str,
+    place: Any,
+    *leaves: Any,
 ) -> Any:
     if sizes is not None and (known := [leaf for leaf in leaves if isinstance(leaf, Tensor)]):
         zeros = [known[0].new_zeros(size, *known[0].shape[1:]) for size in sizes]
-        leaves = tuple(zero if leaf is None else leaf for leaf, zero in zip(leaves, zeros, strict=True))
+        leaves = tuple(
+            zero if leaf is None else leaf for leaf, zero in zip(leaves, zeros, strict=True)
+        )
     first, along = leaves[0].value if isinstance(leaves[0], Shared) else leaves[0], None
     if lengths is not None and length and isinstance(first, Tensor):
         along = lengths(str(getattr(place[0], "key", "")) if place else "", first)
@@ -165,9 +181,14 @@ def _join_leaves(
         return rows[0] if len(rows) == 1 else torch.cat(rows)
     values = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in leaves]
     if along is not None and isinstance(leaves[0], Shared):
-        return Shared(along.resize(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length))
+        return Shared(
+            along.resize(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length)
+        )
     if all(value is first or alike(value, first) for value in values):
         return leaves[0]
-    expected, got = "rows of one kind, with one value of what all rows share", [type(leaf).__name__ for leaf in leaves]
+    expected, got = (
+        "rows of one kind, with one value of what all rows share",
+        [type(leaf).__name__ for leaf in leaves],
+    )
     remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
     raise ArgumentError(path + pytree.keystr(place), expected=expected, got=got, remedy=remedy)

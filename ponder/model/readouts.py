@@ -60,7 +60,9 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return hidden.mean(1)
     weights = (attention_mask != 0).to(hidden.dtype).unsqueeze(-1)
     fine = torch.promote_types(hidden.dtype, torch.float32)
-    total = (hidden * weights).sum(1, dtype=fine)  # a sum over a long text overflows in half precision
+    total = (hidden * weights).sum(
+        1, dtype=fine
+    )  # a sum over a long text overflows in half precision
     return (total / weights.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
 
 
@@ -96,7 +98,10 @@ class ReadoutCall(nn.Module):
     """
 
     def __init__(
-        self, readout: Readout | None, padding: Padding | None = None, states: ReadoutCall | None = None
+        self,
+        readout: Readout | None,
+        padding: Padding | None = None,
+        states: ReadoutCall | None = None,
     ) -> None:
         super().__init__()
         self.readout = as_module("readout", _two_dimensional if readout is None else readout)

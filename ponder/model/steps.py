@@ -54,7 +54,9 @@ class Steps(nn.Module):
         fns = list(fns)
         unique = {id(fn): fn for fn in fns}
         places = [list(unique).index(id(fn)) for fn in fns]
-        self.schedule = tuple(places if schedule is None else [places[position] for position in schedule])
+        self.schedule = tuple(
+            places if schedule is None else [places[position] for position in schedule]
+        )
         self.num_steps = len(self.schedule)
         """N, the number of steps at full depth."""
         self.fns = nn.ModuleList(as_module("steps", fn) for fn in unique.values())
@@ -76,12 +78,22 @@ class Steps(nn.Module):
         elif isinstance(steps, nn.ModuleList | Sequence):
             made = cls(steps)
         else:
-            check_int("num_steps", num_steps, remedy="Pass num_steps=12, say, or a list with one callable a step.")
+            check_int(
+                "num_steps",
+                num_steps,
+                remedy="Pass num_steps=12, say, or a list with one callable a step.",
+            )
             assert num_steps is not None
             return cls([steps], schedule=[0] * num_steps)
         if num_steps is not None:
             count = made.num_steps
-            check_int("num_steps", num_steps, count, count, remedy="Leave num_steps out when steps is a sequence.")
+            check_int(
+                "num_steps",
+                num_steps,
+                count,
+                count,
+                remedy="Leave num_steps out when steps is a sequence.",
+            )
         return made
 
     def schedule_of(self, num_steps: int) -> tuple[int, ...]:
@@ -92,25 +104,40 @@ class Steps(nn.Module):
         """Run step `step` (1-based) on `hidden`; `at`, `(batch,)` long, is the step of each row where they differ."""
         if self.index:
             rows = first_tensor(hidden)
-            context["index"] = torch.full(rows.shape[:1], step, device=rows.device) if at is None else at
-        fn = self.fns._modules["0" if self.shared else str(self.schedule[step - 1])]  # an index is slow
+            context["index"] = (
+                torch.full(rows.shape[:1], step, device=rows.device) if at is None else at
+            )
+        fn = self.fns._modules[
+            "0" if self.shared else str(self.schedule[step - 1])
+        ]  # an index is slow
         after = fn(hidden, **context)
         if self.state is not None:
             after = after[self.state]
-        if not (isinstance(after, Tensor) and isinstance(hidden, Tensor) and after.shape == hidden.shape):
+        if not (
+            isinstance(after, Tensor) and isinstance(hidden, Tensor) and after.shape == hidden.shape
+        ):
             self._check_state(step, hidden, after)
         return after
 
     def _check_state(self, step: int, before: Tree, after: Tree) -> None:
         """Refuse a state of another kind, with other rows or, of a shared step, of another shape."""
-        old, new = ([tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after))
-        fits = old == new if self.shared and self.num_steps > 1 else {shape[:1] for shape in new} == {old[0][:1]}
+        old, new = (
+            [tuple(tensor.shape) for _, tensor in tensors(state)] for state in (before, after)
+        )
+        fits = (
+            old == new
+            if self.shared and self.num_steps > 1
+            else {shape[:1] for shape in new} == {old[0][:1]}
+        )
         if not fits or isinstance(before, Tensor) != isinstance(after, Tensor):
             also = " and the step is shared" if self.shared else ", or of another width"
             expected = f"a {type(before).__name__} of the shape before, {old}, since rows exit one by one{also}"
             remedy = "Where a step returns more, say where the hidden state lies: ponder.Steps([…], state=0). What "
             remedy += "grows (a memory of past states, say) belongs into a tensor of a fixed size."
-            argument, got = f"hidden state returned by step {step}", f"a {type(after).__name__}, {new}"
+            argument, got = (
+                f"hidden state returned by step {step}",
+                f"a {type(after).__name__}, {new}",
+            )
             raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
 
 
@@ -136,7 +163,11 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
         used += [*names.nonlocals.values(), *names.globals.values()]
     if [value for value in used if isinstance(value, nn.Module | nn.Parameter)] or not callable(fn):
         expected = "an nn.Module, or a pure function without weights"
-        got = f"{getattr(fn, '__qualname__', fn)!s}, which uses a module of its surroundings" if callable(fn) else fn
+        got = (
+            f"{getattr(fn, '__qualname__', fn)!s}, which uses a module of its surroundings"
+            if callable(fn)
+            else fn
+        )
         remedy = "Pass the module itself, or one that holds it: what a function uses is neither trained nor saved."
         raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
     return FunctionModule(fn)
@@ -145,6 +176,8 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
 def parameters_of(part: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Return the parameters that a part takes, by name; a built-in function has no signature, and takes any."""
     try:
-        return inspect.signature(part.fn if isinstance(part, FunctionModule) else part.forward).parameters
+        return inspect.signature(
+            part.fn if isinstance(part, FunctionModule) else part.forward
+        ).parameters
     except (TypeError, ValueError):
         return inspect.signature(lambda hidden, **context: hidden).parameters

@@ -117,7 +117,9 @@ class Unrolled:
         """Return the field of that name, which has to be there."""
         value, need = getattr(self, field), _FIELDS.get(field, field)
         if value is None:
-            raise ArgumentError("objective", expected=f"a batch with {field}", got="none", remedy=NEEDS[need])
+            raise ArgumentError(
+                "objective", expected=f"a batch with {field}", got="none", remedy=NEEDS[need]
+            )
         return value
 
 
@@ -155,7 +157,9 @@ class Objective(Plugin, ABC):
         """Raise where a model lacks what the objective needs; called when the model is built."""
         for need, there in (("hazard", has_hazard), ("prior", has_prior)):
             if need in self.needs and not there:
-                raise ArgumentError("objective", expected=f"one without {need}", got=self, remedy=NEEDS[need])
+                raise ArgumentError(
+                    "objective", expected=f"one without {need}", got=self, remedy=NEEDS[need]
+                )
 
     def __add__(self, other: Objective) -> Weighted:
         """Return the sum of two objectives."""
@@ -199,7 +203,9 @@ class Weighted(Objective):
         return frozenset[str]().union(*(term.needs for term in self.objectives))
 
     def depth(self, num_steps: int) -> Depth:
-        return max((term.depth(num_steps) for term in self.objectives), key=lambda depth: depth.total)
+        return max(
+            (term.depth(num_steps) for term in self.objectives), key=lambda depth: depth.total
+        )
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         pairs = zip(self.weights, self.objectives, strict=True)

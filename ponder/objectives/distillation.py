@@ -47,7 +47,9 @@ class Distillation(Objective):
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True)
         check_real("weight", self.weight)
-        check_choice("teacher", self.teacher, ("last_step", "frozen") if self.step is None else ("frozen",))
+        check_choice(
+            "teacher", self.teacher, ("last_step", "frozen") if self.step is None else ("frozen",)
+        )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -55,7 +57,9 @@ class Distillation(Objective):
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def depth(self, num_steps: int) -> Depth:
-        return super().depth(num_steps) if self.step is None else OneStep(self.step).depth(num_steps)
+        return (
+            super().depth(num_steps) if self.step is None else OneStep(self.step).depth(num_steps)
+        )
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "last_step":
@@ -93,14 +97,20 @@ class MutualDistillation(Objective):
         outputs = unrolled.outputs
         pairs = ~torch.eye(outputs.shape[1], dtype=torch.bool, device=outputs.device)
         students, teachers = pairs.nonzero(as_tuple=True)
-        return _distilled(unrolled, outputs[:, students], outputs.detach()[:, teachers], self.temperature)
+        return _distilled(
+            unrolled, outputs[:, students], outputs.detach()[:, teachers], self.temperature
+        )
 
 
-def _distilled(unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+def _distilled(
+    unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float
+) -> Tensor:
     """Return the task's mean loss of students against their teachers, `(batch,)`; both `(batch, pairs, …)`."""
     batch, pairs = students.shape[:2]
     if not pairs:  # one step, which nothing teaches
         return 0.0 * unrolled.losses[:, -1]
     mask = None if unrolled.mask is None else unrolled.mask.repeat_interleave(pairs, dim=0)
-    losses = unrolled.task.distillation_losses(students.flatten(0, 1), teachers.flatten(0, 1), temperature, mask)
+    losses = unrolled.task.distillation_losses(
+        students.flatten(0, 1), teachers.flatten(0, 1), temperature, mask
+    )
     return losses.reshape(batch, pairs).mean(1)

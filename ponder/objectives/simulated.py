@@ -70,9 +70,13 @@ class SimulatedExits(Objective):
     def _exit_steps(self, sure: Tensor) -> Tensor:
         """Return where each row exits under each threshold, `(batch, thresholds)` long, counted from 0."""
         low, high = sure.min(), sure.max()
-        shares = (torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype) + 0.5) / self.thresholds
+        shares = (
+            torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype) + 0.5
+        ) / self.thresholds
         crossed = sure.unsqueeze(1) > (low + (high - low) * shares).unsqueeze(-1)
-        return F.pad(crossed, (0, 1), value=True).long().argmax(-1)  # the last step takes who remains
+        return (
+            F.pad(crossed, (0, 1), value=True).long().argmax(-1)
+        )  # the last step takes who remains
 
 
 @registry.register("signal-calibration")
@@ -108,7 +112,9 @@ class SignalCalibration(Objective):
         target, known = (each.unsqueeze(1) for each in unrolled.task.targets(unrolled.labels))
         correct = unrolled.outputs[:, :-1].argmax(-1) == target
         right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
-        mean_right, mean_wrong = ((sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong))
+        mean_right, mean_wrong = (
+            (sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong)
+        )
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
         gap = F.relu(mean_wrong - mean_right + self.margin) * both
         mean: Tensor = gap.sum() / both.sum().clamp(min=1.0)

@@ -158,7 +158,9 @@ class StepView:
     def group(self) -> Array:
         """The group of each row, `(batch,)` integers, whose rows are decided together: ``"group"`` of the context."""
         if self.policy_context is None or "group" not in self.policy_context:
-            raise PonderError("the policy decides on groups of rows: pass policy_context={'group': …} with the call.")
+            raise PonderError(
+                "the policy decides on groups of rows: pass policy_context={'group': …} with the call."
+            )
         return self.policy_context["group"]
 
 
@@ -312,7 +314,9 @@ class ExitPolicy(Plugin, ABC):
         mask, state = self.decide(step, state)
         xp = namespace(step.index)
         stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
-        return xp.where(mask | (step.index < 0), math.inf, stays), state  # one bool for all becomes one a row
+        return xp.where(
+            mask | (step.index < 0), math.inf, stays
+        ), state  # one bool for all becomes one a row
 
     def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
         """Return the readiness of every row at every step: exits under any threshold are read from it.
@@ -330,7 +334,11 @@ class ExitPolicy(Plugin, ABC):
             >>> int((scores[0] > 0.9).argmax()) + 1 == int(trajectory.replay(policies.Confidence(0.9)).exit_step[0])
             True
         """
-        free = next((each for each in all_within(self) if each.tunable), self) if free is None else free
+        free = (
+            next((each for each in all_within(self) if each.tunable), self)
+            if free is None
+            else free
+        )
         batch = record.batch
         state, columns = self.init(batch), list[Any]()
         for _, view in zip(range(record.num_steps - 1), record.views(self.needs), strict=False):
@@ -341,7 +349,9 @@ class ExitPolicy(Plugin, ABC):
 
     def with_threshold(self, value: float) -> Self:
         """Return this policy with its threshold at `value`."""
-        assert self.tunable is not None, f"{self!r} has no threshold of its own: build it around a policy with another"
+        assert self.tunable is not None, (
+            f"{self!r} has no threshold of its own: build it around a policy with another"
+        )
         changed: Self = replace(self, **self.tunable.argument(value))  # type: ignore[type-var]
         return changed
 
@@ -351,7 +361,9 @@ class ExitPolicy(Plugin, ABC):
 
     def __bool__(self) -> NoReturn:
         expected, got = "a & b, a | b, or `is None`", "and, or, not, if"
-        raise ArgumentTypeError("policy", expected=expected, got=got, remedy="These would drop a policy.")
+        raise ArgumentTypeError(
+            "policy", expected=expected, got=got, remedy="These would drop a policy."
+        )
 
     def __or__(self, other: ExitPolicy) -> ExitPolicy:
         """Return the policy that exits where either does."""
@@ -395,7 +407,9 @@ class ThresholdPolicy(ExitPolicy):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         value, state = self.statistic(step, state)
-        return self.tunable.crossed(at_least_float32(value), getattr(self, self.tunable.field)), state
+        return self.tunable.crossed(
+            at_least_float32(value), getattr(self, self.tunable.field)
+        ), state
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
         if self is not free:
@@ -462,7 +476,9 @@ class FixedStep(ThresholdPolicy):
     """
 
     step: int
-    tunable = Threshold("step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+    tunable = Threshold(
+        "step", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True
+    )
 
     def check(self, spec: ModelSpec) -> None:
         check_int("step", self.step, 1, spec.num_steps, remedy="Steps count from 1.")

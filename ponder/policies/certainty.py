@@ -38,7 +38,9 @@ __all__ = [
 def confidence(logits: Array) -> Array:
     """Return the probability of the most probable class, `(…)`, of class logits `(…, classes)`."""
     probabilities = softmax(logits)
-    return probabilities.max(-1) if isinstance(probabilities, np.ndarray) else probabilities.amax(-1)
+    return (
+        probabilities.max(-1) if isinstance(probabilities, np.ndarray) else probabilities.amax(-1)
+    )
 
 
 def margin(logits: Array) -> Array:
@@ -54,7 +56,9 @@ def margin(logits: Array) -> Array:
 def negative_entropy(logits: Array) -> Array:
     """Return the negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
     p, xp = softmax(logits), namespace(logits)
-    return weighted(p, xp.log(xp.where(p > 0, p, 1.0))).sum(-1)  # 0 log 0 = 0: the surest rows have zeros
+    return weighted(p, xp.log(xp.where(p > 0, p, 1.0))).sum(
+        -1
+    )  # 0 log 0 = 0: the surest rows have zeros
 
 
 def energy(logits: Array) -> Array:
@@ -69,7 +73,12 @@ def energy(logits: Array) -> Array:
 
 
 SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-    {"confidence": confidence, "margin": margin, "negative_entropy": negative_entropy, "energy": energy}
+    {
+        "confidence": confidence,
+        "margin": margin,
+        "negative_entropy": negative_entropy,
+        "energy": energy,
+    }
 )
 """Certainties of a class by name: all grow with certainty, and are finite for logits of any finite size."""
 
@@ -127,7 +136,9 @@ class Entropy(_Certainty):
 
     threshold: float
     normalize: bool = False
-    tunable = Threshold("threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width)))
+    tunable = Threshold(
+        "threshold", "below", high=lambda num_steps, width: max(1.0, math.log(width))
+    )
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)

@@ -49,11 +49,16 @@ class _Several(ExitPolicy):
         return tuple(policy.init(batch) for policy in self.policies)
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        answers = [policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)]
+        answers = [
+            policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)
+        ]
         return _merged(type(self).of_masks, answers)
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        answers = [policy.readiness(step, part, free) for policy, part in zip(self.policies, state, strict=True)]
+        answers = [
+            policy.readiness(step, part, free)
+            for policy, part in zip(self.policies, state, strict=True)
+        ]
         return _merged(getattr(namespace(step.index), self.of_readiness), answers)
 
     def check(self, spec: ModelSpec) -> None:
@@ -64,10 +69,14 @@ class _Several(ExitPolicy):
         return self.policies
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        return replace(self, policies=tuple(p.rescaled(tuned_for, num_steps) for p in self.policies))
+        return replace(
+            self, policies=tuple(p.rescaled(tuned_for, num_steps) for p in self.policies)
+        )
 
 
-def _merged(merge: Callable[[Any, Any], Any], answers: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+def _merged(
+    merge: Callable[[Any, Any], Any], answers: Sequence[tuple[Any, Any]]
+) -> tuple[Any, Any]:
     return reduce(merge, (answer for answer, _ in answers)), tuple(state for _, state in answers)
 
 
@@ -181,7 +190,10 @@ class Certified(PolicyWrapper):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if self.num_steps not in (None, spec.num_steps):
-            expected, got = f"one that is certified for {spec.num_steps} steps", f"a certificate for {self.num_steps}"
+            expected, got = (
+                f"one that is certified for {spec.num_steps} steps",
+                f"a certificate for {self.num_steps}",
+            )
             remedy = "Run the policy inside, policy.policy, without a promise, or certify it on such a run."
             raise ArgumentError("policy", expected=expected, got=got, remedy=remedy)
 
@@ -190,5 +202,7 @@ def promise_about(weights: Callable[[], str | None], policy: ExitPolicy) -> Exit
     """Return a policy, without its promise where that was made about other weights than those of this digest."""
     if not isinstance(policy, Certified) or policy.weights in (None, weights()):
         return policy
-    warnings.warn("The weights changed after they were certified; the promise is dropped.", stacklevel=3)
+    warnings.warn(
+        "The weights changed after they were certified; the promise is dropped.", stacklevel=3
+    )
     return policy.policy

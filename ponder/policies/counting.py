@@ -35,7 +35,9 @@ class _Counting(ThresholdPolicy):
 
     patience: int
     tolerance: float
-    tunable = Threshold("patience", "at_least", low=1, high=lambda num_steps, width: num_steps - 1, whole=True)
+    tunable = Threshold(
+        "patience", "at_least", low=1, high=lambda num_steps, width: num_steps - 1, whole=True
+    )
 
     def __post_init__(self) -> None:
         check_int("patience", self.patience)
@@ -65,7 +67,9 @@ class _Counting(ThresholdPolicy):
         now, answered = self.compared(step)
         count, before = state["count"], state["before"]
         if before is not None:
-            same = self.unchanged(now, before, step) & answered & state["answered"]  # no row has answered before step 1
+            same = (
+                self.unchanged(now, before, step) & answered & state["answered"]
+            )  # no row has answered before step 1
             count = namespace(count).where(same, count + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
 
@@ -173,7 +177,9 @@ class Voting(OfClasses):
     """
 
     votes: int
-    tunable = Threshold("votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True)
+    tunable = Threshold(
+        "votes", "at_least", low=1, high=lambda num_steps, width: num_steps, whole=True
+    )
 
     def __post_init__(self) -> None:
         check_int("votes", self.votes)

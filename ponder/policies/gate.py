@@ -55,7 +55,11 @@ class Gate(OfClasses):
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
         signals, state = self.read(step, state)
-        given = np.asarray(self.tables, signals.dtype) if namespace(signals) is np else signals.new_tensor(self.tables)
+        given = (
+            np.asarray(self.tables, signals.dtype)
+            if namespace(signals) is np
+            else signals.new_tensor(self.tables)
+        )
         own = given[step.index - 1]
         return sigmoid((signals * own[:, :-1]).sum(1) + own[:, -1]), state
 

@@ -10,7 +10,15 @@ import numpy as np
 from ponder._utils.arrays import namespace
 from ponder._utils.checks import check_real
 from ponder._utils.seeds import uniform
-from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, ThresholdPolicy, registry
+from ponder.policies.base import (
+    Array,
+    ExitPolicy,
+    PolicyBatch,
+    StepView,
+    Threshold,
+    ThresholdPolicy,
+    registry,
+)
 
 __all__ = ["Bernoulli", "Quantile"]
 

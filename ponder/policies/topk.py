@@ -53,7 +53,9 @@ class TopK(ExitPolicy):
         check_real("margin", self.margin, 0.0, math.inf)
 
     def init(self, batch: PolicyBatch) -> Array:
-        return batch.row_ids == batch.row_ids  # the rows that remain, where a record shows those that exited too
+        return (
+            batch.row_ids == batch.row_ids
+        )  # the rows that remain, where a record shows those that exited too
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
         scores, xp = at_least_float32(step.output[:, 0]), namespace(step.output)
@@ -80,5 +82,7 @@ def _by_group(groups: Array, scores: Array) -> tuple[Array, Array, Array]:
     number = xp.cumsum(changes, 0) - 1
     starts = xp.where(changes)[0]
     ends = xp.concatenate([starts[1:], starts[:1] + size]) - 1
-    place = xp.argsort(xp.argsort(-scores))  # no two are equal, so that the sort below need not be stable
+    place = xp.argsort(
+        xp.argsort(-scores)
+    )  # no two are equal, so that the sort below need not be stable
     return xp.argsort(number[xp.argsort(order)] * size + place), starts[number], ends[number]

@@ -120,9 +120,13 @@ class Recipe:
         return replace(
             self,
             policy=self.policy.rescaled(old, num_steps),
-            without_classes=None if self.without_classes is None else self.without_classes.rescaled(old, num_steps),
+            without_classes=None
+            if self.without_classes is None
+            else self.without_classes.rescaled(old, num_steps),
             # A copy: the weights that a model learns of its prior are its own, and not the recipe's.
-            prior=None if self.prior is None else copy.deepcopy(self.prior.rescaled(old, num_steps)),
+            prior=None
+            if self.prior is None
+            else copy.deepcopy(self.prior.rescaled(old, num_steps)),
             tuned_for=None if self.tuned_for is None else num_steps,
         )
 
@@ -136,13 +140,20 @@ class Recipe:
         if self.without_classes is not None and kind is not None and not kind.one_class:
             policy = self.without_classes
         stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
-        if "hazard" in policy.needs.union(*(stage.objective.needs for stage in stages)) or stages == self.stages:
+        if (
+            "hazard" in policy.needs.union(*(stage.objective.needs for stage in stages))
+            or stages == self.stages
+        ):
             return replace(self, policy=policy)
         return replace(self, policy=policy, stages=stages, lambda_head=None, prior=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        given = {name: value for name, value in vars(self).items() if isinstance(value, ExitPolicy | Prior)}
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, ExitPolicy | Prior)
+        }
         return {
             **vars(self),
             **{name: value.to_dict() for name, value in given.items()},
@@ -154,7 +165,11 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Invert `to_dict`."""
         read = {"policy": ExitPolicy, "without_classes": ExitPolicy, "prior": Prior}
-        given = {name: kind.from_dict(data[name]) for name, kind in read.items() if data[name] is not None}
+        given = {
+            name: kind.from_dict(data[name])
+            for name, kind in read.items()
+            if data[name] is not None
+        }
         stages = tuple(Stage.from_dict(stage) for stage in data["stages"])
         spec = None if data["lambda_head"] is None else LambdaSpec(**data["lambda_head"])
         return cls(**{**data, **given, "stages": stages, "lambda_head": spec})

@@ -6,7 +6,9 @@ from ponder.recipes.base import Recipe, Stage, registry
 
 
 @registry.register("cosee")
-def cosee(thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1, threshold: float = 0.9) -> Recipe:
+def cosee(
+    thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1, threshold: float = 0.9
+) -> Recipe:
     """The recipe COSEE: one stage in which exits are simulated, and exits by the energy of the logits.
 
     Args:

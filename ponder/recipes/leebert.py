@@ -8,7 +8,9 @@ from ponder.recipes.pabee import pabee
 
 
 @registry.register("leebert")
-def leebert(weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1) -> Recipe:
+def leebert(
+    weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1
+) -> Recipe:
     """A recipe in the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
 
     Args:

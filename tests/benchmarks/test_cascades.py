@@ -30,7 +30,18 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     monkeypatch.setattr(redraws, "DRAWS", 4)
     monkeypatch.setattr(redraws, "FEWER", 2)
-    given = ("--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, "--work", tmp_path, "--out", tmp_path)
+    given = (
+        "--task",
+        "sst2",
+        "--glue-dir",
+        glue_dir,
+        "--backbone",
+        backbone,
+        "--work",
+        tmp_path,
+        "--out",
+        tmp_path,
+    )
     invoke("run", *given)
     found = json.loads((tmp_path / "sst-2-tiny-s0.json").read_text())
     ways = found["promises"]["0.3"]
@@ -43,7 +54,10 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
     assert mix["other"] == pytest.approx(share * found["student"]["other"])
     invoke("curve", *given)
     points = json.loads((tmp_path / "curve-sst-2-tiny-s0.json").read_text())["rows"]
-    assert {point["texts"] for point in points} == {100, found["texts"]["teach"] + found["texts"]["certify"]}
+    assert {point["texts"] for point in points} == {
+        100,
+        found["texts"]["teach"] + found["texts"]["certify"],
+    }
     invoke("redraws", *given)
     outcomes = json.loads((tmp_path / "redraws-sst-2.json").read_text())["rows"]
     assert [outcome["draws"] for outcome in outcomes] == [4, 2, 4, 2, 2, 2]

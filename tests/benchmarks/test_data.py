@@ -52,13 +52,24 @@ def test_every_file_of_glue_is_read_as_it_is_meant(name: str, end: str, tmp_path
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        (["index\tsentence1\tlabel", "0\tOne.\tentailment"], "line 1: expected a header with sentence1, sentence2"),
-        (["index\tsentence1\tsentence2\tlabel", "0\tOne.\tentailment"], "line 2: expected 4 columns; got 3"),
-        (["index\tsentence1\tsentence2\tlabel", "0\tOne.\tTwo.\tyes"], "line 2: expected a label of entailment"),
+        (
+            ["index\tsentence1\tlabel", "0\tOne.\tentailment"],
+            "line 1: expected a header with sentence1, sentence2",
+        ),
+        (
+            ["index\tsentence1\tsentence2\tlabel", "0\tOne.\tentailment"],
+            "line 2: expected 4 columns; got 3",
+        ),
+        (
+            ["index\tsentence1\tsentence2\tlabel", "0\tOne.\tTwo.\tyes"],
+            "line 2: expected a label of entailment",
+        ),
         (["index\tsentence1\tsentence2\tlabel"], "expected examples; got none"),
     ],
 )
-def test_a_file_of_another_form_is_named_with_its_line(lines: list[str], fault: str, tmp_path: Path) -> None:
+def test_a_file_of_another_form_is_named_with_its_line(
+    lines: list[str], fault: str, tmp_path: Path
+) -> None:
     write(tmp_path, "RTE", "dev", lines)
     with pytest.raises(DataError, match=fault):
         tasks.get("RTE").load(tmp_path, ["dev"])
@@ -69,7 +80,9 @@ def test_a_missing_file_and_an_unreachable_hub_say_what_to_pass(
 ) -> None:
     with pytest.raises(DataError, match="GLUE_DIR"):
         tasks.get("RTE").load(tmp_path, ["dev"])
-    monkeypatch.setattr("datasets.load_dataset", lambda *_: (_ for _ in ()).throw(ConnectionError("offline")))
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *_: (_ for _ in ()).throw(ConnectionError("offline"))
+    )
     with pytest.raises(DataError, match=r"offline.*GLUE_DIR"):
         tasks.get("RTE").load(None)
     with pytest.raises(ArgumentError, match="RTE"):
@@ -77,12 +90,16 @@ def test_a_missing_file_and_an_unreachable_hub_say_what_to_pass(
 
 
 @pytest.mark.skipif(not (SHARED / "glue").is_dir(), reason="needs GLUE's data in ../shared/glue")
-@pytest.mark.parametrize(("name", "rows"), [("CoLA", 1043), ("MRPC", 408), ("RTE", 277), ("STS-B", 1500)])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("CoLA", 1043), ("MRPC", 408), ("RTE", 277), ("STS-B", 1500)]
+)
 def test_glues_own_files(name: str, rows: int) -> None:
     assert len(tasks.get(name).load(SHARED / "glue", ["dev"])["dev"]) == rows
 
 
-@pytest.mark.skipif(not (SHARED / "text").is_dir(), reason="needs Banking77 and CLINC150 in ../shared/text")
+@pytest.mark.skipif(
+    not (SHARED / "text").is_dir(), reason="needs Banking77 and CLINC150 in ../shared/text"
+)
 def test_the_other_texts_own_files() -> None:
     assert len(tasks.get("Banking77").load(SHARED / "text")["test"]) == 3080
     assert len(tasks.get("CLINC150").load(SHARED / "text", ["test"])["test"]) == 5500
@@ -107,7 +124,9 @@ def test_metrics_are_glues_and_undefined_correlations_are_zero() -> None:
     )
     assert metrics.score(tasks.get("CoLA"), predictions, labels)["matthews"] == pytest.approx(2 / 3)
     numbers = np.array([0.0, 1.0, 2.5, 4.0])
-    assert metrics.score(tasks.get("STS-B"), numbers * 2 + 1, numbers)["score"] == pytest.approx(1.0)
+    assert metrics.score(tasks.get("STS-B"), numbers * 2 + 1, numbers)["score"] == pytest.approx(
+        1.0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, of, truth in (("CoLA", labels * 0, labels), ("STS-B", numbers * 0, numbers)):
@@ -122,12 +141,18 @@ def test_what_is_held_out_keeps_the_classes_and_follows_from_the_seed() -> None:
     data = Dataset.from_dict({"label": [0] * 30 + [1] * 9 + [2], "idx": list(range(40))})
     rest, held = hold_out(data, 0.25, seed=0)
     assert sorted([*rest["idx"], *held["idx"]]) == list(range(40))
-    assert [list(held["label"]).count(label) for label in range(3)] == [8, 2, 0]  # the lone row of a class trains
+    assert [list(held["label"]).count(label) for label in range(3)] == [
+        8,
+        2,
+        0,
+    ]  # the lone row of a class trains
     assert hold_out(data, 0.25, seed=0)[1]["idx"] == held["idx"]
     assert hold_out(data, 0.25, seed=1)[1]["idx"] != held["idx"]
 
 
-def test_tokens_are_cut_and_padded_to_the_longest_of_the_batch(backbone: str, glue_dir: Path) -> None:
+def test_tokens_are_cut_and_padded_to_the_longest_of_the_batch(
+    backbone: str, glue_dir: Path
+) -> None:
     tokenizer = load_tokenizer(backbone)
     rows = tokenize(tasks.get("RTE").load(glue_dir, ["dev"])["dev"], tokenizer, 10)
     assert max(rows["length"]) == 10
@@ -146,9 +171,16 @@ def test_a_backbone_is_embedded_a_folder_or_a_hub_name(backbone: str) -> None:
         backbones.resolve("./no/such/folder")
 
 
-def test_an_archive_in_parts_is_read_as_one_and_extracted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_in_parts_is_read_as_one_and_extracted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
-        for name in ("model/config.json", "model/model.safetensors", "model/pytorch_model.bin", "model/code.py"):
+        for name in (
+            "model/config.json",
+            "model/model.safetensors",
+            "model/pytorch_model.bin",
+            "model/code.py",
+        ):
             archive.writestr(name, name * 1000)
     whole = (tmp_path / "whole.zip").read_bytes()
     parts = [tmp_path / f"part.zip.00{number}" for number in range(3)]
@@ -157,7 +189,10 @@ def test_an_archive_in_parts_is_read_as_one_and_extracted_once(tmp_path: Path, m
     monkeypatch.setenv("PONDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(backbones, "_parts", lambda: parts)
     folder = Path(backbones.resolve("mpnet"))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]  # no pickle, no code
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]  # no pickle, no code
     assert (folder / "config.json").read_text() == "model/config.json" * 1000
     monkeypatch.setattr(backbones, "_parts", lambda: pytest.fail("extracted twice"))
     assert backbones.resolve("mpnet") == folder
@@ -170,9 +205,15 @@ def test_an_archive_in_parts_is_read_as_one_and_extracted_once(tmp_path: Path, m
 
 
 def test_sentences_of_pairs_are_candidates_by_bm25(tmp_path: Path) -> None:
-    pairs = [("cats sleep a lot", "a cat sleeps", "entailment"), ("dogs bark at night", "dogs bark", "not_entailment")]
+    pairs = [
+        ("cats sleep a lot", "a cat sleeps", "entailment"),
+        ("dogs bark at night", "dogs bark", "not_entailment"),
+    ]
     pairs += [(f"dogs bark in town {n}", f"dogs bark {n}", "entailment") for n in range(60)]
-    lines = ["index\tsentence1\tsentence2\tlabel", *(f"{n}\t" + "\t".join(pair) for n, pair in enumerate(pairs))]
+    lines = [
+        "index\tsentence1\tsentence2\tlabel",
+        *(f"{n}\t" + "\t".join(pair) for n, pair in enumerate(pairs)),
+    ]
     for split in ("train", "dev"):
         write(tmp_path, "RTE", split, lines)
     queries = load_queries("RTE", tmp_path, 0, train=True)

@@ -14,7 +14,17 @@ from typer.testing import CliRunner
 
 from benchmarks.files import DataError, with_digest
 from benchmarks.glue.cli import app
-from benchmarks.glue.report import COMPARED, PARTS, fair_gaps, headline, held_out, page, repeats, run_rows, summary
+from benchmarks.glue.report import (
+    COMPARED,
+    PARTS,
+    fair_gaps,
+    headline,
+    held_out,
+    page,
+    repeats,
+    run_rows,
+    summary,
+)
 from benchmarks.glue.report.groups import BLIND, BLIND_FAIR, Group, choose, score_at
 from benchmarks.glue.report.summary import compared_groups
 from benchmarks.glue.results import Result, read_all
@@ -35,7 +45,9 @@ def found(results: list[Result]) -> dict[str, Any]:
 
 def test_all_committed_results_are_read_whatever_version_wrote_them(results: list[Result]) -> None:
     assert len(results) >= 410
-    assert {"palbert-deep", "palbert-prior", "palbert-joint"} <= {result["recipe"] for result in results}
+    assert {"palbert-deep", "palbert-prior", "palbert-joint"} <= {
+        result["recipe"] for result in results
+    }
     others = [folder for folder in (RESULTS / "repeated", RESULTS / "halting") if folder.is_dir()]
     assert all(read_all(folder) for folder in others)
 
@@ -76,9 +88,14 @@ def test_the_summary_keeps_its_form_and_gains_the_new_rivals(found: dict[str, An
     for backbone in ("minilm", "mpnet"):
         assert list(found[backbone]) == ["1", "1.5", "2", "3"]
         for scores in found[backbone].values():
-            assert all(set(of_task) == set(COMPARED) for of_task in (scores["macro"], *scores["tasks"].values()))
+            assert all(
+                set(of_task) == set(COMPARED)
+                for of_task in (scores["macro"], *scores["tasks"].values())
+            )
             assert scores["macro"]["ponder"] is not None
-    assert found["minilm"]["2"]["tasks"]["Banking77"]["ponder"] == pytest.approx(92.955616)  # as it was published
+    assert found["minilm"]["2"]["tasks"]["Banking77"]["ponder"] == pytest.approx(
+        92.955616
+    )  # as it was published
     assert found["mpnet"]["3"]["tasks"]["STS-B"]["blind"] == pytest.approx(88.404753)
     json.dumps(found, allow_nan=False)
 
@@ -109,9 +126,13 @@ def test_files_are_written_from_the_command_line(tmp_path: Path) -> None:
     for path in (RESULTS / "glue").glob("*-minilm-*-s0-*.json"):
         if "banking77" in path.name or "sts-b" in path.name:
             shutil.copy(path, few)
-    done = CliRunner().invoke(app, ["report", "--results", str(few), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        app, ["report", "--results", str(few), "--out", str(tmp_path / "out")]
+    )
     assert done.exit_code == 0, done.output
-    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    made = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
+    }
     assert made == {"results-summary.json"}
     shown = CliRunner().invoke(app, ["report", "--results", str(few), "--part", "scores"])
     assert "| STS-B |" in shown.stdout
@@ -120,9 +141,16 @@ def test_files_are_written_from_the_command_line(tmp_path: Path) -> None:
 # ---- Rules, on results that are made by hand ------------------------------------------------------------------------
 
 
-def made(metrics: dict[str, float], per_step: Sequence[float], held_out: Sequence[float], **config: Any) -> Result:
+def made(
+    metrics: dict[str, float], per_step: Sequence[float], held_out: Sequence[float], **config: Any
+) -> Result:
     """A result with four steps, whose curve of confidence goes straight through its points."""
-    points = {"knob": [0.1, 0.5, 0.9], "mean_exit_step": [1.0, 2.0, 4.0], "score": [0.2, 0.6, 1.0], "cost": [1, 1, 1]}
+    points = {
+        "knob": [0.1, 0.5, 0.9],
+        "mean_exit_step": [1.0, 2.0, 4.0],
+        "score": [0.2, 0.6, 1.0],
+        "cost": [1, 1, 1],
+    }
     split = {
         "examples": 10,
         "full_depth": {**metrics, "score": per_step[-1]},
@@ -132,7 +160,14 @@ def made(metrics: dict[str, float], per_step: Sequence[float], held_out: Sequenc
         "curves": [{"policy": "confidence", "knob": "threshold", "points": points}],
         "halting": None,
     }
-    fields = {"task": "RTE", "recipe": "ponder", "backbone": "b", "seed": 0, "recipe_options": {}, "policy": None}
+    fields = {
+        "task": "RTE",
+        "recipe": "ponder",
+        "backbone": "b",
+        "seed": 0,
+        "recipe_options": {},
+        "policy": None,
+    }
     return Result(
         {
             "format": "ponder-glue-1",
@@ -148,7 +183,10 @@ def made(metrics: dict[str, float], per_step: Sequence[float], held_out: Sequenc
 
 def test_an_accuracy_lies_between_two_thresholds_and_f1_at_the_nearest() -> None:
     steps, held = [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]
-    accuracy, f1 = made({"accuracy": 0.4}, steps, held), made({"accuracy": 0.4, "f1": 0.4}, steps, held)
+    accuracy, f1 = (
+        made({"accuracy": 0.4}, steps, held),
+        made({"accuracy": 0.4, "f1": 0.4}, steps, held),
+    )
     assert score_at(accuracy, "confidence", 3.0) == pytest.approx(0.8)
     assert score_at(f1, "confidence", 2.9) == 0.6
     assert score_at(f1, "confidence", 3.2) == 1.0
@@ -159,13 +197,19 @@ def test_an_accuracy_lies_between_two_thresholds_and_f1_at_the_nearest() -> None
 def test_a_blind_choice_is_made_on_held_out_rows_and_judged_on_dev() -> None:
     run = made({"accuracy": 0.4}, per_step=[0.5, 0.9, 0.6, 0.7], held_out=[0.5, 0.6, 0.8, 0.7])
     assert score_at(run, BLIND, 2.0) == pytest.approx(0.9)  # the best of dev itself
-    assert score_at(run, BLIND_FAIR, 3.0) == pytest.approx(0.6)  # held out, step 3 is the best, on dev it is not
-    assert score_at(run, BLIND_FAIR, 2.0) == pytest.approx(0.55)  # a coin between steps 1 and 3 beats step 2
+    assert score_at(run, BLIND_FAIR, 3.0) == pytest.approx(
+        0.6
+    )  # held out, step 3 is the best, on dev it is not
+    assert score_at(run, BLIND_FAIR, 2.0) == pytest.approx(
+        0.55
+    )  # a coin between steps 1 and 3 beats step 2
 
 
 def test_groups_are_by_seed_and_a_choice_is_by_held_out_rows() -> None:
     runs = [made({"accuracy": s}, [s] * 4, [s] * 4, seed=n) for n, s in enumerate((0.5, 0.9, 0.6))]
-    other = made({"accuracy": 0.1}, [1.0, 0.1, 1.0, 1.0], [1.0] * 4, lr=1.0)  # better on dev alone, at full depth
+    other = made(
+        {"accuracy": 0.1}, [1.0, 0.1, 1.0, 1.0], [1.0] * 4, lr=1.0
+    )  # better on dev alone, at full depth
     group = choose([*runs, other])["ponder", "RTE"]
     assert isinstance(group, Group)
     assert [run.seed for run in group.runs] == [0, 1, 2]

@@ -30,7 +30,14 @@ RECIPES = ["deebert", "frozen", "pabee", "palbert", "static", "vanilla"]
 
 
 def config(backbone: str, **changes: Any) -> RunConfig:
-    fields = {"task": "RTE", "recipe": "palbert", "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-3}
+    fields = {
+        "task": "RTE",
+        "recipe": "palbert",
+        "backbone": backbone,
+        "epochs": 1,
+        "batch_size": 16,
+        "lr": 1e-3,
+    }
     return RunConfig(**{**fields, **changes})
 
 
@@ -43,8 +50,27 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
     recipe: str, backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
     arguments = (
-        *("run", "--task", "rte", "--recipe", recipe, "--backbone", backbone, "--glue-dir", glue_dir),
-        *("--set", "epochs=1", "--set", "batch_size=16", "--out", tmp_path / "out", "--work", tmp_path / "work"),
+        *(
+            "run",
+            "--task",
+            "rte",
+            "--recipe",
+            recipe,
+            "--backbone",
+            backbone,
+            "--glue-dir",
+            glue_dir,
+        ),
+        *(
+            "--set",
+            "epochs=1",
+            "--set",
+            "batch_size=16",
+            "--out",
+            tmp_path / "out",
+            "--work",
+            tmp_path / "work",
+        ),
     )
     done, again = invoke(*arguments), invoke(*arguments)
     assert done.exit_code == again.exit_code == 0, done.output
@@ -70,12 +96,20 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
 def test_a_recipe_that_begins_plain_goes_on_from_the_one_vanilla_model(
     backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
-    first = run(config(backbone, recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False)
-    other = run(config(backbone, recipe="frozen"), glue_dir, tmp_path, tmp_path / "work", progress=False)
-    plain = run(config(backbone, recipe="vanilla"), glue_dir, tmp_path, tmp_path / "work", progress=False)
+    first = run(
+        config(backbone, recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False
+    )
+    other = run(
+        config(backbone, recipe="frozen"), glue_dir, tmp_path, tmp_path / "work", progress=False
+    )
+    plain = run(
+        config(backbone, recipe="vanilla"), glue_dir, tmp_path, tmp_path / "work", progress=False
+    )
     assert first["training"][0] == other["training"][0]  # seconds included: it was trained once
     depth = [each["splits"]["dev"]["full_depth"] for each in (first, plain)]
-    assert depth[0] == depth[1]  # DeeBERT's encoder and last head are frozen, and the seed is the same
+    assert (
+        depth[0] == depth[1]
+    )  # DeeBERT's encoder and last head are frozen, and the seed is the same
     assert len(list((tmp_path / "work" / "vanilla").iterdir())) == 1
 
 
@@ -83,13 +117,25 @@ def test_a_model_and_its_trajectories_are_kept_where_they_are_asked_for(
     backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
     settings = config(backbone)
-    done = run(settings, glue_dir, tmp_path / "out", tmp_path / "work", keep=tmp_path / "kept", progress=False)
+    done = run(
+        settings,
+        glue_dir,
+        tmp_path / "out",
+        tmp_path / "work",
+        keep=tmp_path / "kept",
+        progress=False,
+    )
     recorded = Trajectory.load(tmp_path / "kept" / f"{settings.key}-dev.safetensors")
     exits = recorded.replay(policies.from_dict(done["policy"]))
-    assert float(exits.exit_step.double().mean()) == pytest.approx(done["splits"]["dev"]["mean_exit_step"])
+    assert float(exits.exit_step.double().mean()) == pytest.approx(
+        done["splits"]["dev"]["mean_exit_step"]
+    )
     model = PonderForSequenceClassification.from_pretrained(tmp_path / "kept" / settings.key).eval()
     assert model.ponder.weights_digest() == done["weights"] == recorded.weights
-    texts = [[row["sentence1"], row["sentence2"]] for row in tasks.get("RTE").load(glue_dir, ["dev"])["dev"]]
+    texts = [
+        [row["sentence1"], row["sentence2"]]
+        for row in tasks.get("RTE").load(glue_dir, ["dev"])["dev"]
+    ]
     torch.testing.assert_close(model.predict(texts).outputs, exits.outputs, atol=1e-5, rtol=1e-4)
 
 
@@ -115,17 +161,23 @@ def test_a_cut_off_run_goes_on_and_ends_as_one_that_was_not(
     assert again["training"][0]["held_out_scores"] == whole["training"][0]["held_out_scores"]
 
 
-def test_regression_heads_start_at_the_mean_label(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+def test_regression_heads_start_at_the_mean_label(
+    backbone: str, glue_dir: Path, tmp_path: Path
+) -> None:
     # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
     settings, task = config(backbone, task="STS-B", recipe="pabee", lr=1e-9), tasks.get("STS-B")
     ready = tokenize(task.load(glue_dir, ["train"])["train"], load_tokenizer(backbone), 32)
     model, _ = train(settings, task, ready, ready, tmp_path, progress=False)
-    biases = [module.bias for module in model.ponder.head.modules() if isinstance(module, torch.nn.Linear)]
+    biases = [
+        module.bias for module in model.ponder.head.modules() if isinstance(module, torch.nn.Linear)
+    ]
     assert len(biases) == model.ponder.num_steps
     torch.testing.assert_close(torch.cat(biases), torch.full((4,), float(np.mean(ready["labels"]))))
     start_at(model, 1.0)
     assert all(
-        (module.bias == 1).all() for module in model.ponder.head.modules() if isinstance(module, torch.nn.Linear)
+        (module.bias == 1).all()
+        for module in model.ponder.head.modules()
+        if isinstance(module, torch.nn.Linear)
     )
 
 
@@ -133,14 +185,31 @@ def test_a_policy_that_does_not_serve_a_task_is_refused_before_training(
     backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArgumentError, match="regression"):
-        run(config(backbone, task="STS-B", recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False)
+        run(
+            config(backbone, task="STS-B", recipe="deebert"),
+            glue_dir,
+            tmp_path,
+            tmp_path / "work",
+            progress=False,
+        )
 
 
 def test_names_of_runs_do_not_change() -> None:
     # TRAP: a field that is added, or a default that moves, would make strangers of all committed results.
-    pays = {"epochs": 8, "stop_after": 2, "lr": 1e-4, "head_lr": 2e-3, "lambda_lr": 1e-4, "bf16": True}
+    pays = {
+        "epochs": 8,
+        "stop_after": 2,
+        "lr": 1e-4,
+        "head_lr": 2e-3,
+        "lambda_lr": 1e-4,
+        "bf16": True,
+    }
     assert RunConfig("Banking77", "vanilla", **pays).key == "banking77-minilm-vanilla-s0-8e00d2663d"
-    assert parse_fields("--set", ["a=1e-4", "b=true", "c=text"]) == {"a": 1e-4, "b": True, "c": "text"}
+    assert parse_fields("--set", ["a=1e-4", "b=true", "c=text"]) == {
+        "a": 1e-4,
+        "b": True,
+        "c": "text",
+    }
 
 
 def test_a_sweep_chooses_a_point_repeats_it_and_goes_on_after_a_failure(
@@ -157,11 +226,24 @@ def test_a_sweep_chooses_a_point_repeats_it_and_goes_on_after_a_failure(
         "seeds": 2,
     }
     suite.write_text(json.dumps(content))
-    arguments = ("sweep", "--suite", suite, "--recipes", "palbert", "--backbone", backbone, "--out", tmp_path / "out")
+    arguments = (
+        "sweep",
+        "--suite",
+        suite,
+        "--recipes",
+        "palbert",
+        "--backbone",
+        backbone,
+        "--out",
+        tmp_path / "out",
+    )
     folders = ("--glue-dir", glue_dir, "--work", tmp_path / "work")
     failed = invoke(*arguments, "--glue-dir", tmp_path, "--work", tmp_path / "work")
     assert failed.exit_code == 1
-    assert "there is no such file" in (tmp_path / "out" / "failed").glob("*.json").__next__().read_text()
+    assert (
+        "there is no such file"
+        in (tmp_path / "out" / "failed").glob("*.json").__next__().read_text()
+    )
     assert [cell.label for cell in sweeps.suite_named(str(suite)).cells("x")] == [
         *("palbert on RTE", "deebert on RTE", "palbert on STS-B"),
     ]
@@ -179,7 +261,10 @@ def test_a_sweep_chooses_a_point_repeats_it_and_goes_on_after_a_failure(
     assert len(json.loads(chosen.read_text())["tried"]) == 2
     times = {
         path: path.stat().st_mtime_ns
-        for path in (*(tmp_path / "out").glob("*.json"), *(tmp_path / "out" / "grid").glob("*.json"))
+        for path in (
+            *(tmp_path / "out").glob("*.json"),
+            *(tmp_path / "out" / "grid").glob("*.json"),
+        )
     }
     invoke(*arguments, *folders)
     assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -44,7 +44,9 @@ MODULES = [
 
 
 def invoke(app: typer.Typer, *arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
+    )
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -55,7 +57,9 @@ def invoke(app: typer.Typer, *arguments: object) -> str:
 def test_docstring_examples(name: str) -> None:
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name, extraglobs={"torch": torch}):
+    for test in doctest.DocTestFinder(exclude_empty=True).find(
+        module, name, extraglobs={"torch": torch}
+    ):
         assert runner.run(test).failed == 0, f"{test.name}: see the output above"
 
 
@@ -63,7 +67,10 @@ def test_docstring_examples(name: str) -> None:
 
 
 def test_the_demo_ends_with_the_table_of_advise(
-    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    backbone: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(race.Race, "_int8", lambda self: None)
     demonstration.demo(tmp_path, backbone=backbone, scale=0.1)
@@ -73,14 +80,27 @@ def test_the_demo_ends_with_the_table_of_advise(
     assert (tmp_path / "winner" / "report.html").exists()
 
 
-def test_advice_is_held_against_test_texts(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_is_held_against_test_texts(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(race.Race, "_int8", lambda self: None)
     monkeypatch.setattr(race, "clock", race.clock)  # which the benchmark sets
     monkeypatch.setattr(
-        advice_measuring, "generated", lambda split, size, seed: demonstration.generated(split, 200, seed)
+        advice_measuring,
+        "generated",
+        lambda split, size, seed: demonstration.generated(split, 200, seed),
     )
     said = invoke(
-        advice.app, "run", "--task", "generated", "--backbone", backbone, "--work", tmp_path, "--out", tmp_path
+        advice.app,
+        "run",
+        "--task",
+        "generated",
+        "--backbone",
+        backbone,
+        "--work",
+        tmp_path,
+        "--out",
+        tmp_path,
     )
     (path,) = tmp_path.glob("generated*.json")
     found = json.loads(path.read_text())
@@ -89,10 +109,23 @@ def test_advice_is_held_against_test_texts(backbone: str, tmp_path: Path, monkey
     assert found["winner"] in said
 
 
-def test_a_measurement_of_a_fine_tuned_model_is_written_down(backbone: str, glue_dir: Path, tmp_path: Path) -> None:
+def test_a_measurement_of_a_fine_tuned_model_is_written_down(
+    backbone: str, glue_dir: Path, tmp_path: Path
+) -> None:
     out = ("--work", tmp_path / "work", "--out", tmp_path / "out")
     sizes = ("--train", 64, "--texts", 200, "--disagreement", 0.2)
-    invoke(finetuned.app, "run", "--task", "sst2", "--glue-dir", glue_dir, "--backbone", backbone, *sizes, *out)
+    invoke(
+        finetuned.app,
+        "run",
+        "--task",
+        "sst2",
+        "--glue-dir",
+        glue_dir,
+        "--backbone",
+        backbone,
+        *sizes,
+        *out,
+    )
     (path,) = (tmp_path / "out").glob("sst-2-tiny-exits-s0.json")
     result = json.loads(path.read_text())
     assert result["test"]["rows"] == 20
@@ -102,7 +135,10 @@ def test_a_measurement_of_a_fine_tuned_model_is_written_down(backbone: str, glue
 
 
 def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
-    made = {split: graded.traffic("negation", split, 200, demonstration.SHARES) for split in graded.SPLITS}
+    made = {
+        split: graded.traffic("negation", split, 200, demonstration.SHARES)
+        for split in graded.SPLITS
+    }
     levels = list(made["train"]["difficulty"])
     assert [levels.count(level) for level in range(4)] == [120, 50, 20, 10]
     assert list(made["train"]["label"]).count(0) == 100
@@ -111,7 +147,10 @@ def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
     assert not texts[0] & texts[2]
     assert graded.names() == ["agreement", "negation"]
     other = graded.load("agreement", train=16, dev=8, test=8)["train"]
-    assert other["sentence1"] == graded.load("agreement", train=16, dev=8, test=8)["train"]["sentence1"]
+    assert (
+        other["sentence1"]
+        == graded.load("agreement", train=16, dev=8, test=8)["train"]["sentence1"]
+    )
 
 
 # ---- Puzzles and parity ----------------------------------------------------------------------------------------------
@@ -137,7 +176,10 @@ def test_problems_are_right_and_follow_from_the_seed(name: str) -> None:
 
 
 def test_a_puzzle_runs_reports_and_streams_in_its_smallest_size(tmp_path: Path) -> None:
-    small = [f"--set={field}" for field in ("updates=4", "examples=3", "num_steps=3", "gradient_steps=3", "width=4")]
+    small = [
+        f"--set={field}"
+        for field in ("updates=4", "examples=3", "num_steps=3", "gradient_steps=3", "width=4")
+    ]
     arguments = ("run", "prefix-sums", *small, "--set=run_steps=10", "--out", tmp_path)
     assert invoke(puzzles.app, *arguments) == invoke(puzzles.app, *arguments)
     found = report.results(tmp_path)["prefix-sums"]
@@ -155,7 +197,11 @@ def test_the_cheapest_rule_that_is_as_accurate_is_chosen() -> None:
     levels = np.array([1, 1, 2, 2])
     scores = [
         measuring.Score(np.array(right, dtype=bool), np.array(steps), levels)
-        for right, steps in (([1, 1, 0, 0], [1, 1, 1, 1]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 1, 1, 1], [4, 4, 4, 4]))
+        for right, steps in (
+            ([1, 1, 0, 0], [1, 1, 1, 1]),
+            ([1, 1, 1, 1], [1, 2, 3, 4]),
+            ([1, 1, 1, 1], [4, 4, 4, 4]),
+        )
     ]
     assert measuring._cheapest(scores, 1.0) == 1
     assert measuring._cheapest(scores, 0.5) == 0
@@ -193,7 +239,9 @@ def test_a_weight_shared_encoder_is_taught_and_kept(
     )
     assert "20 updates" in said
     config = RunConfig("RTE", "palbert", "shared", epochs=1, batch_size=16)
-    dev = run(config, glue_dir, tmp_path / "out", tmp_path / "work", progress=False)["splits"]["dev"]
+    dev = run(config, glue_dir, tmp_path / "out", tmp_path / "work", progress=False)["splits"][
+        "dev"
+    ]
     assert len(dev["per_step"]) == len(dev["beyond"]) == 4  # one layer, as often as asked
 
 
@@ -205,7 +253,9 @@ def test_promises_are_counted_against_the_true_risk(tmp_path: Path) -> None:
     outcomes = json.loads((tmp_path / "risk.json").read_text())["outcomes"]
     assert len(outcomes) == 12
     assert all(outcome["kept"] for outcome in outcomes)
-    assert {outcome["confidence"] for outcome in outcomes if outcome["bound"] == "conformal"} == {None}
+    assert {outcome["confidence"] for outcome in outcomes if outcome["bound"] == "conformal"} == {
+        None
+    }
     assert "hoeffding" in said
 
 

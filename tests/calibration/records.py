@@ -38,7 +38,9 @@ class ArrayRecord:
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
         for step in range(1, self.num_steps + 1):
             index = np.full(len(self), step)
-            yield StepView(index, self.num_steps, {"output": self.outputs[:, step - 1]}, self.meaning)
+            yield StepView(
+                index, self.num_steps, {"output": self.outputs[:, step - 1]}, self.meaning
+            )
 
     def exit_steps(self, policy: ExitPolicy) -> Any:
         """Exit steps by asking `decide` step by step, as a run does."""
@@ -74,11 +76,16 @@ class ArrayRecord:
         return np.where(np.isnan(self.outputs).any(-1), -1 - np.arange(self.num_steps), answers)
 
 
-def record(rows: int = 300, steps: int = 5, classes: int = 3, seed: int = 0, **options: Any) -> ArrayRecord:
+def record(
+    rows: int = 300, steps: int = 5, classes: int = 3, seed: int = 0, **options: Any
+) -> ArrayRecord:
     """Answers that get surer and better from step to step."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=rows)
     hard = rng.uniform(0.3, 3.0, size=(rows, 1, 1))
     signal = np.eye(classes)[labels][:, None] * np.linspace(0.5, 4.0, steps)[None, :, None] / hard
-    drift = rng.normal(size=(rows, steps, classes)).cumsum(1) / np.sqrt(np.arange(1, steps + 1))[None, :, None]
+    drift = (
+        rng.normal(size=(rows, steps, classes)).cumsum(1)
+        / np.sqrt(np.arange(1, steps + 1))[None, :, None]
+    )
     return ArrayRecord(2.0 * (signal + drift), labels=labels, **options)

@@ -24,7 +24,9 @@ POLICIES = [
 def pair(tokens: bool) -> tuple[Trajectory, Record]:
     generator = torch.Generator().manual_seed(0)
     shape = (40, 5, 6, 3) if tokens else (40, 5, 3)
-    outputs = torch.randn(shape, generator=generator) * torch.arange(1, 6).view(1, 5, *[1] * (len(shape) - 2))
+    outputs = torch.randn(shape, generator=generator) * torch.arange(1, 6).view(
+        1, 5, *[1] * (len(shape) - 2)
+    )
     hazards = torch.randn(40, 5, generator=generator)
     labels = torch.randint(3, (40, 6) if tokens else (40,), generator=generator)
     mask = torch.arange(6) < torch.randint(1, 7, (40, 1), generator=generator) if tokens else None
@@ -32,7 +34,9 @@ def pair(tokens: bool) -> tuple[Trajectory, Record]:
     task = "token_classification" if tokens else "classification"
     run = Trajectory(outputs, hazards, torch.arange(40), labels=labels, task=task, mask=mask)
     arrays: Any = {"hazard_logits": hazards.numpy(), "mask": None if mask is None else mask.numpy()}
-    return run, Record(outputs.numpy(), row_ids=np.arange(40), labels=labels.numpy(), task=run.task, **arrays)
+    return run, Record(
+        outputs.numpy(), row_ids=np.arange(40), labels=labels.numpy(), task=run.task, **arrays
+    )
 
 
 @pytest.mark.parametrize("tokens", [False, True])
@@ -55,4 +59,6 @@ def test_it_says_what_the_record_of_these_tests_says() -> None:
 
     assert seen.exit_steps(POLICIES[0]).tolist() == own.exit_steps(POLICIES[0]).tolist()
     np.testing.assert_array_equal(seen.losses(risk), own.losses(risk))
-    np.testing.assert_array_equal(seen.answers_at(np.full(100, 2))[0], own.answers_at(np.full(100, 2))[0])
+    np.testing.assert_array_equal(
+        seen.answers_at(np.full(100, 2))[0], own.answers_at(np.full(100, 2))[0]
+    )

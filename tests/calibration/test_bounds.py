@@ -24,7 +24,9 @@ def oracle(bound: str, losses: list[float], level: float) -> float:
     if bound == "hoeffding_bentkus":
         a = min(mean, level)
         h = (a * math.log(a / level) if a else 0.0) + (1 - a) * math.log((1 - a) / (1 - level))
-        return min(math.exp(-n * h), math.e * exact_cdf(math.ceil(math.fsum(losses) - 1e-9), n, level), 1.0)
+        return min(
+            math.exp(-n * h), math.e * exact_cdf(math.ceil(math.fsum(losses) - 1e-9), n, level), 1.0
+        )
     wealth, best, seen = 0.0, 0.0, []
     variance = 0.25
     spread = 0.0
@@ -52,7 +54,9 @@ def test_p_values_equal_plain_python(bound: str, rows: int, level: float) -> Non
     if bound != "exact_binomial":
         losses *= rng.random((rows, 1))
     found = p_values(losses, level, bound)
-    assert found == pytest.approx([oracle(bound, column, level) for column in losses.T.tolist()], rel=1e-9, abs=1e-300)
+    assert found == pytest.approx(
+        [oracle(bound, column, level) for column in losses.T.tolist()], rel=1e-9, abs=1e-300
+    )
 
 
 def test_betting_takes_gains() -> None:
@@ -64,8 +68,12 @@ def test_betting_takes_gains() -> None:
 def test_no_bound_promises_too_often(bound: str) -> None:
     rng, level, draws = np.random.default_rng(1), 0.1, 1000
     for rows in (30, 300):
-        losses = (rng.random((rows, draws)) < level).astype(float)  # the mean is the level: the worst case
-        assert (p_values(losses, level, bound) <= 0.05).mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
+        losses = (rng.random((rows, draws)) < level).astype(
+            float
+        )  # the mean is the level: the worst case
+        assert (p_values(losses, level, bound) <= 0.05).mean() < 0.05 + 3 * math.sqrt(
+            0.05 * 0.95 / draws
+        )
 
 
 @pytest.mark.parametrize("bound", sorted(BOUNDS))
@@ -82,10 +90,16 @@ def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -
     if failures == rows:
         assert level == 1.0
     else:
-        assert binomial_cdf(rows, level)[failures] <= 0.05 < binomial_cdf(rows, level - 1e-6)[failures]
+        assert (
+            binomial_cdf(rows, level)[failures] <= 0.05 < binomial_cdf(rows, level - 1e-6)[failures]
+        )
 
 
 def test_losses_that_a_bound_says_nothing_of_are_refused() -> None:
-    for losses, bound in (([[0.5]], "exact_binomial"), ([[1.5]], "betting"), ([[-0.5]], "hoeffding_bentkus")):
+    for losses, bound in (
+        ([[0.5]], "exact_binomial"),
+        ([[1.5]], "betting"),
+        ([[-0.5]], "hoeffding_bentkus"),
+    ):
         with pytest.raises(ValueError, match="losses: expected"):
             check_losses(np.array(losses), bound)

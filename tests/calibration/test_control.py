@@ -31,10 +31,18 @@ class Late(Risk):
         return np.tile(np.linspace(0.0, 1.0, record.num_steps)[::-1], (len(record), 1))
 
 
-RISKS = {"disagreement": "disagreement", "error": "error", "gap": "error_gap", "callable": absolute, "own": Late()}
+RISKS = {
+    "disagreement": "disagreement",
+    "error": "error",
+    "gap": "error_gap",
+    "callable": absolute,
+    "own": Late(),
+}
 
 
-def plain(seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: str, grid: list[float]) -> Any:
+def plain(
+    seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: str, grid: list[float]
+) -> Any:
     """Fixed-sequence testing, or conformal risk control, as in the papers; values from late exits to early ones."""
     rows, best = np.arange(len(seen)), None
     worst = np.full(len(seen), -1.0)
@@ -55,8 +63,12 @@ def plain(seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: st
 
 @pytest.mark.parametrize("risk", RISKS.values(), ids=RISKS)
 @pytest.mark.parametrize("bound", ["hoeffding_bentkus", "betting", "exact_binomial", "conformal"])
-@pytest.mark.parametrize(("like", "late"), [(Confidence, True), (Entropy, False), (Patience, True), (FixedStep, True)])
-def test_control_risk_is_the_plain_fixed_sequence(risk: Any, bound: str, like: Any, late: bool) -> None:
+@pytest.mark.parametrize(
+    ("like", "late"), [(Confidence, True), (Entropy, False), (Patience, True), (FixedStep, True)]
+)
+def test_control_risk_is_the_plain_fixed_sequence(
+    risk: Any, bound: str, like: Any, late: bool
+) -> None:
     seen = record(250)
     if bound == "exact_binomial" and not isinstance(risk, str):
         return
@@ -78,12 +90,16 @@ def test_control_risk_is_the_plain_fixed_sequence(risk: Any, bound: str, like: A
 
 def test_the_cheapest_is_chosen_by_cost_and_not_by_step() -> None:
     seen = record(100, steps=3)
-    seen.outputs[:] = np.array([5.0, 0.0, 0.0])  # full depth is agreed with everywhere, so every value passes
+    seen.outputs[:] = np.array(
+        [5.0, 0.0, 0.0]
+    )  # full depth is agreed with everywhere, so every value passes
     exits = {0.0: [1, 3] * 50, 1.0: [2, 2] * 50}
     seen.exit_steps = lambda policy: np.array(exits[policy.threshold])  # type: ignore[method-assign]
 
     def chosen(**options: Any) -> Any:
-        return control_risk(seen, lambda value: Confidence(value), grid=[0.0, 1.0], level=0.1, **options).policy
+        return control_risk(
+            seen, lambda value: Confidence(value), grid=[0.0, 1.0], level=0.1, **options
+        ).policy
 
     assert chosen().threshold_value == 1.0  # the last of equal ones
     assert chosen(costs=[1.0, 5.0, 6.0]).threshold_value == 0.0
@@ -93,7 +109,11 @@ def test_the_cheapest_is_chosen_by_cost_and_not_by_step() -> None:
 def test_conformal_losses_never_fall_along_the_walk() -> None:
     """A value at which rows are right again would pass by itself: what was lost before still counts."""
     outputs = np.zeros((99, 3, 2))
-    outputs[:, 0], outputs[:, 1], outputs[:, 2] = [1.0, 0.0], [0.0, 0.2], [1.0, 0.0]  # wrong at step 2 alone
+    outputs[:, 0], outputs[:, 1], outputs[:, 2] = (
+        [1.0, 0.0],
+        [0.0, 0.2],
+        [1.0, 0.0],
+    )  # wrong at step 2 alone
     seen = ArrayRecord(outputs, labels=np.zeros(99, dtype=int))
     found = control_risk(seen, FixedStep, level=0.5, bound="conformal")
     assert found.policy.threshold_value == 3
@@ -109,7 +129,8 @@ def test_values_behind_a_failure_are_not_looked_at() -> None:
 def test_gains_count_for_betting_alone() -> None:
     seen = record(300)
     low = {
-        bound: losses_of("error_gap", seen, 0.0 if bound != "betting" else -1.0)[0].min() for bound in ("betting", "x")
+        bound: losses_of("error_gap", seen, 0.0 if bound != "betting" else -1.0)[0].min()
+        for bound in ("betting", "x")
     }
     assert low == {"betting": -1.0, "x": 0.0}
 
@@ -131,24 +152,40 @@ def test_missed_is_about_positive_rows_alone() -> None:
     assert [each[1:] for each in found.policy.path] == [each[1:] for each in same.policy.path]
     assert found.policy.rows == positive.sum() == len(alone)
     assert f"{positive.sum()} of 600 rows that count" in found.statement
-    by_label = control_risk(seen, Margin, risk=Missed([1], "labels"), level=0.4, bound="exact_binomial")
+    by_label = control_risk(
+        seen, Margin, risk=Missed([1], "labels"), level=0.4, bound="exact_binomial"
+    )
     assert by_label.policy.rows == (seen.labels == 1).sum()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"level": 0.05}, "disagreement on fresh data is at most 0.05 with confidence 0.95: threshold = 0."),
-        ({"level": 0.001}, "300 rows are too few for this level even without a single loss: at least 2995 are needed"),
+        (
+            {"level": 0.05},
+            "disagreement on fresh data is at most 0.05 with confidence 0.95: threshold = 0.",
+        ),
+        (
+            {"level": 0.001},
+            "300 rows are too few for this level even without a single loss: at least 2995 are needed",
+        ),
         ({"level": 0.001, "bound": "conformal"}, "at least 999 are needed (conformal)"),
-        ({"level": 0.02, "risk": "error"}, "already at threshold = 1, tried first, the loss observed is 0."),
-        ({"level": 0.5, "risk": "error", "bound": "conformal"}, "those that certify nothing counted as 0: threshold ="),
+        (
+            {"level": 0.02, "risk": "error"},
+            "already at threshold = 1, tried first, the loss observed is 0.",
+        ),
+        (
+            {"level": 0.5, "risk": "error", "bound": "conformal"},
+            "those that certify nothing counted as 0: threshold =",
+        ),
         ({"level": 0.01, "risk": Missed([0])}, "at least 299 are needed, some"),
         ({"level": 0.01, "risk": Missed([7])}, "0 of 300 rows that count are too few"),
         ({"level": 0.2, "risk": lambda outputs, labels: 0.0 * labels}, "custom risk on fresh data"),
     ],
 )
-def test_the_statement_says_what_is_promised_or_how_many_rows_it_takes(options: Any, words: str) -> None:
+def test_the_statement_says_what_is_promised_or_how_many_rows_it_takes(
+    options: Any, words: str
+) -> None:
     found = control_risk(record(300), Confidence, **options)
     assert words in found.statement
     assert found.statement == found.policy.statement
@@ -176,7 +213,11 @@ def test_non_finite_rows_lose() -> None:
 
 
 def test_losses_out_of_range_or_reduced_are_refused() -> None:
-    for risk in (lambda outputs, labels: 2.0 + labels, lambda outputs, labels: labels[:5] * 0.0, "accuracy"):
+    for risk in (
+        lambda outputs, labels: 2.0 + labels,
+        lambda outputs, labels: labels[:5] * 0.0,
+        "accuracy",
+    ):
         with pytest.raises(ValueError, match="risk: expected"):
             control_risk(record(60), Confidence, risk=risk, level=0.1)
 
@@ -229,7 +270,10 @@ def test_promises_hold_where_the_kind_was_chosen_on_the_way() -> None:
 
 def test_a_kind_is_chosen_by_what_samples_of_the_rows_would_certify() -> None:
     seen, rng = record(60, steps=4), np.random.default_rng(0)
-    cost, losses = np.array([1.0, 2.0, 5.0, 9.0]), (rng.random((60, 4)) < [0.02, 0.3, 0.1, 0.05]) * 1.0
+    cost, losses = (
+        np.array([1.0, 2.0, 5.0, 9.0]),
+        (rng.random((60, 4)) < [0.02, 0.3, 0.1, 0.05]) * 1.0,
+    )
     counts = rng.multinomial(80, np.full(60, 1 / 60), size=12).T.astype(float)
     family = family_of(Confidence, GRID, seen)
     for allowed in (-1, 0, 3, 12, 80):
@@ -298,14 +342,19 @@ def test_few_python_calls() -> None:
 
 @pytest.mark.parametrize("bound", ["exact_binomial", "conformal"])
 def test_blocks_of_thresholds_do_not_matter(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = np.random.default_rng(0).normal(size=(200, 5, 3))  # answers get better and worse again
+    outputs = np.random.default_rng(0).normal(
+        size=(200, 5, 3)
+    )  # answers get better and worse again
     found = control_risk(ArrayRecord(outputs), Confidence, level=0.3, bound=bound)
     kinds = candidates(WORLD)[:2]
     chosen = certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1)
     monkeypatch.setattr("ponder.calibration.families._CELLS", 1)
     again = control_risk(ArrayRecord(outputs), Confidence, level=0.3, bound=bound)
     assert (again.policy, again.exit_shares) == (found.policy, found.exit_shares)
-    assert certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1).policy == chosen.policy
+    assert (
+        certify(drawn(np.random.default_rng(0), 100), WORLD, kinds, level=0.1).policy
+        == chosen.policy
+    )
 
 
 def test_a_certificate_names_the_weights() -> None:

@@ -24,12 +24,21 @@ def model(lambda_head: Any = None) -> ponder.PonderWrapper:
     )
 
 
-PARTS = {"stem": 64.0, "steps": (128.0, 128.0, 192.0), "readouts": (0.0,) * 3, "heads": (48.0, 48.0, 110.0)}
+PARTS = {
+    "stem": 64.0,
+    "steps": (128.0, 128.0, 192.0),
+    "readouts": (0.0,) * 3,
+    "heads": (48.0, 48.0, 110.0),
+}
 
 
 @pytest.mark.parametrize(
     ("lambda_head", "flops"),
-    [(None, 0.0), (ponder.LambdaHead(8), 16.0), (ponder.LambdaHead(8, layers=2, history=2), 2 * (16 * 8 + 8))],
+    [
+        (None, 0.0),
+        (ponder.LambdaHead(8), 16.0),
+        (ponder.LambdaHead(8, layers=2, history=2), 2 * (16 * 8 + 8)),
+    ],
 )
 def test_parts_are_what_multiplication_by_hand_gives(lambda_head: Any, flops: float) -> None:
     made = model(lambda_head).train()
@@ -67,7 +76,9 @@ def test_a_readout_is_counted_apart_from_the_heads_that_read_it() -> None:
 
 
 def test_one_step_has_no_exits() -> None:
-    found = cost.measure(ponder.PonderWrapper(nn.Linear(8, 8), 1, head=nn.Linear(8, 3)), torch.randn(5, 8))
+    found = cost.measure(
+        ponder.PonderWrapper(nn.Linear(8, 8), 1, head=nn.Linear(8, 3)), torch.randn(5, 8)
+    )
     assert (found.steps, found.heads, found.plain) == ((128.0,), (48.0,), 176.0)
 
 
@@ -102,9 +113,13 @@ def test_break_even_is_where_the_lines_cross() -> None:
 
 
 def test_seconds_are_ratios_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(np.cumsum([0, 3, 0, 1, 0, 1, 0, 4, 0, 2, 0, 1]).tolist())  # plain 3, wrapped 1; swapped: 1, 4; 2, 1
+    clock = iter(
+        np.cumsum([0, 3, 0, 1, 0, 1, 0, 4, 0, 2, 0, 1]).tolist()
+    )  # plain 3, wrapped 1; swapped: 1, 4; 2, 1
     monkeypatch.setattr(cost.seconds, "__defaults__", (1, lambda: next(clock)))
     calls: list[str] = []
-    found = cost.wall_clock(lambda: calls.append("plain"), lambda: calls.append("exits"), pairs=3, warm_up=1)
+    found = cost.wall_clock(
+        lambda: calls.append("plain"), lambda: calls.append("exits"), pairs=3, warm_up=1
+    )
     assert found == cost.WallClock(median=3.0, low=2.0, high=4.0)
     assert calls == ["plain", "exits"] * 2 + ["exits", "plain"] + ["plain", "exits"]

@@ -42,11 +42,20 @@ def test_every_number_of_a_diagnosis(costs: Any) -> None:
     assert [gain.speedup for gain in made.gains] == [1.5, 3.0]  # no exit is as early as 100
     for gain in made.gains:
         within = cost[-1] / gain.speedup
-        exits = {repr(Confidence(v)): seen.exit_steps(Confidence(v)) for v in Confidence.tunable.values(5, 3)}
-        scores = [right[np.arange(400), e - 1].mean() for e in exits.values() if cost[e - 1].mean() <= within]
+        exits = {
+            repr(Confidence(v)): seen.exit_steps(Confidence(v))
+            for v in Confidence.tunable.values(5, 3)
+        }
+        scores = [
+            right[np.arange(400), e - 1].mean()
+            for e in exits.values()
+            if cost[e - 1].mean() <= within
+        ]
         assert gain.score >= max(scores)
         low, high, share = best_blind(right.mean(0), cost, within)
-        assert gain.blind == pytest.approx((1 - share) * right[:, low].mean() + share * right[:, high].mean())
+        assert gain.blind == pytest.approx(
+            (1 - share) * right[:, low].mean() + share * right[:, high].mean()
+        )
         assert gain.score >= gain.blind - 0.05
         assert gain.low < gain.gain < gain.high
     assert json.loads(json.dumps(made.to_dict()))["outcome"] == made.outcome
@@ -55,7 +64,10 @@ def test_every_number_of_a_diagnosis(costs: Any) -> None:
 def test_gains_are_of_rows_that_chose_nothing() -> None:
     """Plain cross-fitting: all is chosen on nine tenths and compared on the last, at what the policy costs there."""
     rng = np.random.default_rng(2)
-    values, cost = (rng.random((60, 4)) + np.array([0.0, 0.3, 0.6, 0.9])).round(1), np.array([1.0, 2.0, 3.0, 7.0])
+    values, cost = (
+        (rng.random((60, 4)) + np.array([0.0, 0.3, 0.6, 0.9])).round(1),
+        np.array([1.0, 2.0, 3.0, 7.0]),
+    )
     exits = rng.integers(1, 5, size=(30, 60))
     exits[7] = exits[3]  # a policy that is as good, and as dear, as another
     for within in (1.5, 3.0, 4.0):
@@ -67,7 +79,11 @@ def test_gains_are_of_rows_that_chose_nothing() -> None:
                 spent = cost[policy - 1]
                 if spent[others].mean() <= within:
                     tried.append(
-                        (values[others, policy[others] - 1].mean().round(12), spent[others].mean(), tuple(policy))
+                        (
+                            values[others, policy[others] - 1].mean().round(12),
+                            spent[others].mean(),
+                            tuple(policy),
+                        )
                     )
             if not tried:
                 break
@@ -83,12 +99,17 @@ def test_gains_are_of_rows_that_chose_nothing() -> None:
         assert found[0] == pytest.approx(won.mean())
         greatest, size = (values.max(1) - values.min(1)).max(), 60 + 1.96**2
         mean = won.sum() / size
-        error = math.sqrt(((won**2).sum() + 1.96**2 * greatest**2) / size - mean**2) / math.sqrt(size)
+        error = math.sqrt(((won**2).sum() + 1.96**2 * greatest**2) / size - mean**2) / math.sqrt(
+            size
+        )
         assert found[1:] == pytest.approx((mean - 1.96 * error, mean + 1.96 * error))
 
 
 def test_of_equal_choices_the_dearest_is_taken() -> None:
-    assert best_and_dearest(np.array([0.5, 0.7, 0.7, 0.7 - 1e-15]), np.array([9.0, 1.0, 2.0, 3.0])) == 3
+    assert (
+        best_and_dearest(np.array([0.5, 0.7, 0.7, 0.7 - 1e-15]), np.array([9.0, 1.0, 2.0, 3.0]))
+        == 3
+    )
 
 
 def world(rows: int, seed: int, sure: bool) -> ArrayRecord:
@@ -99,7 +120,9 @@ def world(rows: int, seed: int, sure: bool) -> ArrayRecord:
     shown = easy if sure else rng.random(rows) < 0.5
     outputs = np.zeros((rows, 4, 2))
     outputs[:, :, 0] = (
-        np.where(easy, 1.0, -1.0)[:, None] * np.where(shown, 4.0, 0.5)[:, None] * rng.uniform(0.9, 1.1, (rows, 4))
+        np.where(easy, 1.0, -1.0)[:, None]
+        * np.where(shown, 4.0, 0.5)[:, None]
+        * rng.uniform(0.9, 1.1, (rows, 4))
     )
     outputs[:, 3, 0] = 4.0
     return ArrayRecord(outputs, labels=labels)

@@ -43,7 +43,9 @@ def test_a_gate_is_the_logistic_regression_of_scikit_learn(arrays: bool) -> None
         fitted = linear.LogisticRegression(max_iter=10_000, tol=1e-10).fit((x - centre) / scale, y)
         weights = fitted.coef_[0] / scale
         assert gate.tables[n][:-1] == pytest.approx(weights, rel=1e-3, abs=1e-3)
-        assert gate.tables[n][-1] == pytest.approx(fitted.intercept_[0] - weights @ centre, rel=1e-3, abs=1e-2)
+        assert gate.tables[n][-1] == pytest.approx(
+            fitted.intercept_[0] - weights @ centre, rel=1e-3, abs=1e-2
+        )
 
 
 def test_gates_serve_sweeps_and_runs() -> None:

@@ -11,7 +11,16 @@ import pytest
 from ponder.calibration import calibrate, diagnose, sweep
 from ponder.calibration.families import family_of
 from ponder.calibration.sweeps import Ruler
-from ponder.policies import Confidence, Energy, Entropy, FixedStep, LastStep, Margin, Patience, Voting
+from ponder.policies import (
+    Confidence,
+    Energy,
+    Entropy,
+    FixedStep,
+    LastStep,
+    Margin,
+    Patience,
+    Voting,
+)
 from ponder.tasks import task_named
 from tests.calibration.records import ArrayRecord, record
 
@@ -60,11 +69,20 @@ def test_points_equal_plain_means() -> None:
     for point in curve.points:
         exits = seen.exit_steps(Confidence(point.threshold))
         rows = list(enumerate(exits))
-        assert point.score == pytest.approx(np.mean([answers[r, n - 1] == seen.labels[r] for r, n in rows]))
-        assert point.agreement == pytest.approx(np.mean([answers[r, n - 1] == answers[r, -1] for r, n in rows]))
+        assert point.score == pytest.approx(
+            np.mean([answers[r, n - 1] == seen.labels[r] for r, n in rows])
+        )
+        assert point.agreement == pytest.approx(
+            np.mean([answers[r, n - 1] == answers[r, -1] for r, n in rows])
+        )
         assert point.mean_exit_step == pytest.approx(np.mean(exits))
         assert point.cost == pytest.approx(np.mean([costs[n - 1] / 8.0 for n in exits]))
-        assert point == Ruler(seen, costs=costs, full_cost=8.0).points([point.threshold], exits[None], frozenset())[0]
+        assert (
+            point
+            == Ruler(seen, costs=costs, full_cost=8.0).points(
+                [point.threshold], exits[None], frozenset()
+            )[0]
+        )
     assert curve.full_depth.cost == 1.0
     assert curve.policy(1) == Confidence(0.8)
     assert list(curve.to_dict()) == ["threshold", "score", "mean_exit_step", "cost", "agreement"]
@@ -86,7 +104,9 @@ def test_a_metric_that_is_no_mean_is_given_the_answers_at_the_exits() -> None:
     seen = record(120)
 
     def macro(outputs: Any, labels: Any) -> float:
-        return float(np.mean([(outputs.argmax(-1) == labels)[labels == c].mean() for c in range(3)]))
+        return float(
+            np.mean([(outputs.argmax(-1) == labels)[labels == c].mean() for c in range(3)])
+        )
 
     curve = sweep(seen, FixedStep, metric=macro)
     assert curve.metric == "macro"
@@ -98,7 +118,9 @@ def test_a_metric_that_is_no_mean_is_given_the_answers_at_the_exits() -> None:
 def test_a_record_without_labels_has_no_score() -> None:
     seen = record(50)
     seen.labels = None
-    assert all(math.isnan(point.score) and point.agreement <= 1 for point in sweep(seen, Margin).points)
+    assert all(
+        math.isnan(point.score) and point.agreement <= 1 for point in sweep(seen, Margin).points
+    )
 
 
 def test_callables_and_grids() -> None:
@@ -128,7 +150,9 @@ def test_a_certificate_is_not_swept() -> None:
     [({"at_least": 0.95}, "cost", min), ({"at_most_steps": 3.0}, "score", max)],
 )
 @pytest.mark.parametrize("like", [Confidence, Entropy, FixedStep, Patience])
-def test_calibration_meets_its_target_best(target: dict[str, float], column: str, best: Any, like: Any) -> None:
+def test_calibration_meets_its_target_best(
+    target: dict[str, float], column: str, best: Any, like: Any
+) -> None:
     seen, costs = record(150), [1.0, 2.0, 4.0, 8.0, 16.0]
     found = calibrate(seen, like, costs=costs, **target)
     full = found.curve.full_depth.score
@@ -148,15 +172,22 @@ def test_several_families_are_never_worse_than_a_fixed_step() -> None:
     seen = record(150)
     found = calibrate(seen, [Confidence, Patience], at_most_steps=2.5)
     fixed = calibrate(seen, FixedStep, at_most_steps=2.5)
-    alone = [calibrate(seen, like, at_most_steps=2.5).point.score for like in (Confidence, Patience)]
+    alone = [
+        calibrate(seen, like, at_most_steps=2.5).point.score for like in (Confidence, Patience)
+    ]
     assert found.point.score == max(fixed.point.score, *alone)
     assert found.statement.startswith(f"{type(found.policy).__name__}, the best of 3 families")
 
 
 def test_sure_models_are_calibrated_between_their_own_scores() -> None:
     seen = record(200)
-    seen.outputs = seen.outputs * 40.0  # all confidences lie between two values of the declared grid
-    steps = {point.mean_exit_step for point in calibrate(seen, Confidence, at_most_steps=3.0).curve.points}
+    seen.outputs = (
+        seen.outputs * 40.0
+    )  # all confidences lie between two values of the declared grid
+    steps = {
+        point.mean_exit_step
+        for point in calibrate(seen, Confidence, at_most_steps=3.0).curve.points
+    }
     assert len(steps) > len({point.mean_exit_step for point in sweep(seen, Confidence).points}) + 20
 
 
@@ -164,7 +195,9 @@ def test_evaluation_is_on_other_rows_of_the_same_model() -> None:
     seen = record(50, content_ids=True, row_ids=np.arange(50), weights="a")
     found = calibrate(seen, Confidence, at_most_steps=3.0)
     test = record(50, seed=1, content_ids=True, row_ids=np.arange(50, 100), weights="a")
-    assert repr(found.evaluate(test)) == repr(Ruler(test).point(found.policy))  # the threshold is NaN in both
+    assert repr(found.evaluate(test)) == repr(
+        Ruler(test).point(found.policy)
+    )  # the threshold is NaN in both
     for other in (
         record(50, content_ids=True, row_ids=np.arange(49, 99), weights="a"),
         record(50, content_ids=True, row_ids=np.arange(50, 100), weights="b"),
@@ -177,7 +210,9 @@ def test_evaluation_is_on_other_rows_of_the_same_model() -> None:
 
 def test_patience_on_numbers_is_calibrated_by_its_tolerance() -> None:
     seen = record(60)
-    seen.outputs = np.cumsum(np.random.default_rng(0).normal(size=(60, 5, 1)) / [[[1], [2], [4], [8], [16]]], axis=1)
+    seen.outputs = np.cumsum(
+        np.random.default_rng(0).normal(size=(60, 5, 1)) / [[[1], [2], [4], [8], [16]]], axis=1
+    )
     seen.labels, seen.meaning = seen.outputs[:, -1, 0], task_named("regression")
     seen.__post_init__()
     seen.score_table = lambda metric: -((seen.outputs[:, :, 0] - seen.labels[:, None]) ** 2)  # type: ignore[method-assign]

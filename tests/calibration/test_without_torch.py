@@ -25,10 +25,17 @@ print("done")
 
 
 def test_without_torch() -> None:
-    run = subprocess.run([sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, check=False
+    )
     assert run.stdout == "done\n", run.stderr
 
 
 def test_the_face_loads_names_when_they_are_used() -> None:
     code = "import sys, ponder.calibration as c; print([m for m in sys.modules if m in ('numpy', 'torch')]); c.sweep"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

@@ -29,7 +29,10 @@ def world(rows: int, seed: int = 0, hard: float = 0.3) -> tuple[list[str], NDArr
     draw = np.random.default_rng(seed)
     numbers = draw.integers(3, size=rows)
     unsure = draw.uniform(size=rows) < hard
-    return [f"{CLASSES[c]} {int(u)} {draw.integers(10**9)}" for c, u in zip(numbers, unsure, strict=True)], numbers
+    return [
+        f"{CLASSES[c]} {int(u)} {draw.integers(10**9)}"
+        for c, u in zip(numbers, unsure, strict=True)
+    ], numbers
 
 
 def cheap(inputs: Sequence[str]) -> NDArray[Any]:
@@ -60,7 +63,9 @@ def test_what_is_sure_is_answered_at_once_and_the_rest_is_deferred_in_batches() 
         asked.append(len(inputs))
         return dear(inputs)
 
-    cascade = Cascade([cheap, counted], costs=[1, 30], classes=CLASSES, policy=policies.Confidence(0.8))
+    cascade = Cascade(
+        [cheap, counted], costs=[1, 30], classes=CLASSES, policy=policies.Confidence(0.8)
+    )
     texts, numbers = world(1000)
     answers = cascade.predict(texts)
     unsure = np.array([text.split()[1] == "1" for text in texts])
@@ -76,7 +81,9 @@ def test_a_cascade_is_a_trajectory_with_unequal_costs() -> None:
     cascade = Cascade([cheap, middle, dear], costs=[1, 5, 30], classes=CLASSES)
     texts, _ = world(900)
     record = cascade.record(texts, [text.split()[0] for text in texts])
-    promise = control_risk(record, policies.Confidence, level=0.05, costs=[1, 6, 36], bound="exact_binomial")
+    promise = control_risk(
+        record, policies.Confidence, level=0.05, costs=[1, 6, 36], bound="exact_binomial"
+    )
     assert promise.met
     assert len(sweep(record, policies.Confidence, [0.5, 0.9], costs=[1, 6, 36])) == 2
     assert diagnose(record) is not None
@@ -85,7 +92,9 @@ def test_a_cascade_is_a_trajectory_with_unequal_costs() -> None:
 
 @pytest.mark.parametrize("stages", [[cheap, dear], [cheap, middle, dear]], ids=["two", "three"])
 @pytest.mark.parametrize("risk", ["disagreement", "error", "missed"])
-def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[Callable[..., Any]], risk: Any) -> None:
+def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(
+    stages: list[Callable[..., Any]], risk: Any
+) -> None:
     cascade = Cascade(stages, costs=[1, 30] if len(stages) == 2 else [1, 5, 30], classes=CLASSES)
     texts, _ = world(3000)
     report = cascade.certify(
@@ -96,10 +105,17 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(stages: list[C
         positive="card" if risk == "missed" else None,
     )
     assert report.met, report.statement
-    assert report.chosen_on + report.certified_on == 3000  # an input that repeats another counts once
+    assert (
+        report.chosen_on + report.certified_on == 3000
+    )  # an input that repeats another counts once
     fresh, _ = world(3000, seed=1)
     answers = cascade.predict(fresh)
-    assert np.mean([label != text.split()[0] for label, text in zip(answers.labels, fresh, strict=True)]) <= 0.03
+    assert (
+        np.mean(
+            [label != text.split()[0] for label, text in zip(answers.labels, fresh, strict=True)]
+        )
+        <= 0.03
+    )
     shares = np.bincount(answers.stage, minlength=len(stages) + 1)[1:] / 3000
     np.testing.assert_allclose(shares, report.shares, atol=0.05)
     assert report.speed_up > 2
@@ -112,7 +128,9 @@ def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds
     table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
 
     def drawn(rows: int) -> list[int]:
-        sure = np.concatenate([draw.beta(2, 1, size=(rows, kinds - 1)) * 2 / 3 + 1 / 3, np.ones((rows, 1))], axis=1)
+        sure = np.concatenate(
+            [draw.beta(2, 1, size=(rows, kinds - 1)) * 2 / 3 + 1 / 3, np.ones((rows, 1))], axis=1
+        )
         right = draw.uniform(size=sure.shape) < sure**0.5
         truth = draw.integers(3, size=(rows, 1))
         answer = np.where(right, truth, (truth + 1) % 3)
@@ -125,7 +143,9 @@ def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds
         cascade = Cascade(stages, costs=costs, classes=CLASSES)
         report = cascade.certify(drawn(900), level=0.1, confidence=0.9, seed=seed)
         found = cascade.predict(drawn(4000))
-        wrong = np.mean([CLASSES.index(str(label)) for label in found.labels] != table[0][:, -1].argmax(1))
+        wrong = np.mean(
+            [CLASSES.index(str(label)) for label in found.labels] != table[0][:, -1].argmax(1)
+        )
         broken += wrong > 0.1 + 3 * np.sqrt(0.1 * 0.9 / 4000)
         met += report.met
     assert met > 40
@@ -141,7 +161,9 @@ class Exiting:
         self.asked: list[Any] = []
 
     def record(self, inputs: Sequence[str]) -> Any:
-        return SimpleNamespace(outputs=np.log(np.stack([middle(inputs), dear(inputs)], axis=1) + 1e-9))
+        return SimpleNamespace(
+            outputs=np.log(np.stack([middle(inputs), dear(inputs)], axis=1) + 1e-9)
+        )
 
     def predict(self, inputs: Sequence[str], policy: Any = None) -> Any:
         self.asked.append(policy)
@@ -179,7 +201,9 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     assert full.labels == [CLASSES[n] for n in numbers]
     assert model.asked[-1] == policies.LastStep()  # and not its own
     alone = Cascade([cheap, model], costs=[1, 20], policy=policies.Confidence(0.9))
-    assert alone.record(texts[:9]).num_steps == 2  # with a policy of the caller's the model keeps its own exits
+    assert (
+        alone.record(texts[:9]).num_steps == 2
+    )  # with a policy of the caller's the model keeps its own exits
     alone.predict(texts[:9])
     assert model.asked[-1] is None
 
@@ -188,7 +212,9 @@ def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
     texts, numbers = world(400)
     named = [CLASSES[n] for n in numbers]
     student = Student.fit(texts, named)
-    inner = Cascade([student, dear], costs=[1, 5], classes=CLASSES, policy=policies.Confidence(0.99))
+    inner = Cascade(
+        [student, dear], costs=[1, 5], classes=CLASSES, policy=policies.Confidence(0.99)
+    )
     outer = Cascade([inner, dear], costs=[2, 9], policy=policies.Confidence(0.9))
     assert outer.classes == CLASSES
     assert outer.predict(texts).labels == named
@@ -241,7 +267,9 @@ def test_a_stage_that_fails_leaves_the_other_rows_answered() -> None:
             raise OSError("the service is gone")
         return dear(inputs)
 
-    cascade = Cascade([cheap, breaking], costs=[1, 9], classes=CLASSES, policy=policies.Confidence(0.8))
+    cascade = Cascade(
+        [cheap, breaking], costs=[1, 9], classes=CLASSES, policy=policies.Confidence(0.8)
+    )
     answers = cascade.predict(["card 0 1", "loan 0 2", "loan 1 3", "card 1 5"], batch_size=1)
     assert answers.labels == ["card", "loan", None, "card"]
     assert [str(error) for error in answers.errors.values()] == ["the service is gone"]
@@ -260,7 +288,9 @@ def test_bad_stages_and_too_few_rows_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r"149 inputs that certify.*got 40"):
         Cascade([cheap, dear], classes=CLASSES).certify(texts, level=0.02)
     with pytest.raises(ArgumentError, match="positives"):
-        Cascade([cheap, dear], classes=CLASSES).certify(texts * 5, level=0.02, risk="missed", positive="card")
+        Cascade([cheap, dear], classes=CLASSES).certify(
+            texts * 5, level=0.02, risk="missed", positive="card"
+        )
     foreign = SimpleNamespace(predict_proba=dear, classes_=["card", "loan", "mortgage"])
     with pytest.raises(ArgumentError, match=r"mortgage"):
         Cascade([foreign, dear], classes=CLASSES).record(texts)
@@ -274,12 +304,22 @@ def test_students_are_calibrated_and_defer_texts_without_a_known_word(tmp_path: 
     named = [CLASSES[n] for n in numbers]
     student = Student.fit(texts[:400], named[:400])
     found = student.predict_proba(texts[400:])
-    assert np.mean([student.classes[n] == name for n, name in zip(found.argmax(1), named[400:], strict=True)]) > 0.99
+    assert (
+        np.mean(
+            [
+                student.classes[n] == name
+                for n, name in zip(found.argmax(1), named[400:], strict=True)
+            ]
+        )
+        > 0.99
+    )
     np.testing.assert_allclose(student.predict_proba(["çéñ"]), 1 / 3)
     cascade = Cascade([student, student], costs=[1, 2], policy=policies.Confidence(0.5))
     assert cascade.predict(["çéñ", texts[0]]).stage.tolist() == [2, 1]
     student.save(tmp_path)
-    np.testing.assert_allclose(Student.load(tmp_path).predict_proba(texts), student.predict_proba(texts))
+    np.testing.assert_allclose(
+        Student.load(tmp_path).predict_proba(texts), student.predict_proba(texts)
+    )
     two = Student.fit(["good film", "bad film"] * 30, ["yes", "no"] * 30)
     assert two.predict_proba(["good film", "bad film"]).argmax(1).tolist() == [
         two.classes.index("yes"),
@@ -297,13 +337,19 @@ def test_cascades_run_where_torch_is_not_installed(tmp_path: Path) -> None:
         "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None; import ponder.cascade as c\n"
         "print(c.Cascade.load(sys.argv[1]).predict(['card 0 1']).labels)"
     )
-    made = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert made.stdout.strip() == "['card']"
 
 
 def test_classes_are_those_of_the_last_stage_in_its_order() -> None:
-    cheap = SimpleNamespace(predict_proba=lambda texts: np.tile([0.9, 0.1], (len(texts), 1)), classes_=["b", "a"])
-    dear = SimpleNamespace(predict_proba=lambda texts: np.tile([0.2, 0.5, 0.3], (len(texts), 1)), classes_=[*"abc"])
+    cheap = SimpleNamespace(
+        predict_proba=lambda texts: np.tile([0.9, 0.1], (len(texts), 1)), classes_=["b", "a"]
+    )
+    dear = SimpleNamespace(
+        predict_proba=lambda texts: np.tile([0.2, 0.5, 0.3], (len(texts), 1)), classes_=[*"abc"]
+    )
     cascade = Cascade([cheap, dear], [1, 9], policy=policies.Confidence(0.8))
     assert cascade.classes == ("a", "b", "c")
     found = cascade.predict(["one", "two"])
@@ -313,4 +359,7 @@ def test_classes_are_those_of_the_last_stage_in_its_order() -> None:
 def test_every_stage_has_a_threshold_of_its_own() -> None:
     outputs = np.log([[[0.7, 0.3], [0.7, 0.3], [0.5, 0.5]], [[0.95, 0.05], [0.5, 0.5], [0.5, 0.5]]])
     record = Record(outputs.astype(np.float32), None, np.arange(2))
-    assert record.exit_steps(StageThresholds(policies.Confidence(0.5), (0.9, 0.6))).tolist() == [2, 1]
+    assert record.exit_steps(StageThresholds(policies.Confidence(0.5), (0.9, 0.6))).tolist() == [
+        2,
+        1,
+    ]

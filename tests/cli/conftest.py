@@ -44,12 +44,19 @@ def run() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., Any]) -> Folders:
     place = tmp_path_factory.mktemp("cli")
-    made = Folders(*(place / name for name in ("model", "texts.csv", "fresh.csv", "exits", "export")))
-    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
+    made = Folders(
+        *(place / name for name in ("model", "texts.csv", "fresh.csv", "exits", "export"))
+    )
+    names = {
+        "id2label": dict(enumerate(NAMES)),
+        "label2id": {name: place for place, name in enumerate(NAMES)},
+    }
     make_plain("sequence", "bert", **names).save_pretrained(made.model)
     make_tokenizer().save_pretrained(made.model)
     texts = some_texts(700)
-    made.texts.write_text("id,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts[:400])))
+    made.texts.write_text(
+        "id,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts[:400]))
+    )
     rows = (f"{n},{NAMES[n % 3]},{text}\n" for n, text in enumerate(texts[400:]))
     made.fresh.write_text("id,label,text\n" + "".join(rows))
     run("exits", made.model, "--texts", made.texts, "--out", made.exits, "--speed-up", 1.4)

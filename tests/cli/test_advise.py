@@ -39,12 +39,18 @@ def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_in_the_table_of_80_columns(advice: Advice) -> None:
     names = [way.name for way in advice.ways]
     assert names[0] == "as it is"
-    assert {*WAYS, "blind mix", "half the layers"} - set(names) <= {"cascade + exits", "int8 cascade + exits"}
+    assert {*WAYS, "blind mix", "half the layers"} - set(names) <= {
+        "cascade + exits",
+        "int8 cascade + exits",
+    }
     drawn = output.drawn(*command.shown(advice))
     assert max(map(len, drawn.splitlines())) <= 80
     assert drawn.startswith(advice.sentence[:20])
     assert sum(row["wins"] for row in advice.table) == 1
-    assert all(way.seconds[1] <= way.seconds[0] <= way.seconds[2] and 0 <= way.accuracy <= 1 for way in advice.ways)
+    assert all(
+        way.seconds[1] <= way.seconds[0] <= way.seconds[2] and 0 <= way.accuracy <= 1
+        for way in advice.ways
+    )
     assert advice.winner.promise <= 0.2
     assert [size for size, _ in advice.curve] == [105, 210, 420]
 
@@ -68,7 +74,9 @@ def test_the_folder_of_every_way_is_taken_and_answers_as_in_the_race(
 
 
 @pytest.mark.usefixtures("in_torch")
-def test_the_winner_is_written_with_a_page(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+def test_the_winner_is_written_with_a_page(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
     out = tmp_path / "winner"
     options = ("--texts", folders.texts, "--disagreement", 0.2, "--out", out)
     table = run("advise", folders.model, *options).output
@@ -76,7 +84,12 @@ def test_the_winner_is_written_with_a_page(run: Callable[..., Any], folders: Fol
     assert sum(way["wins"] for way in card["ways"]) == 1
     assert " ".join(card["sentence"].split()) in " ".join(table.split())
     page = (out / "report.html").read_text()
-    for words in ("<svg", "Texts whose answer changes", "Where one may move to", "taught the model cannot be seen"):
+    for words in (
+        "<svg",
+        "Texts whose answer changes",
+        "Where one may move to",
+        "taught the model cannot be seen",
+    ):
         assert words in page
 
 
@@ -89,14 +102,18 @@ def test_few_texts_give_a_table_without_promises(folders: Folders) -> None:
 
 
 @pytest.mark.usefixtures("in_torch")
-@pytest.mark.parametrize(("within", "sentence"), [(10.0, "with its promise"), (1e-9, "No way answers a text within")])
+@pytest.mark.parametrize(
+    ("within", "sentence"), [(10.0, "with its promise"), (1e-9, "No way answers a text within")]
+)
 def test_within_takes_the_most_faithful(folders: Folders, within: float, sentence: str) -> None:
     advice = ponder.advise(folders.model, some_texts(150), within=within)
     assert sentence in advice.sentence
     assert advice.winner.disagreement == 0.0
 
 
-def test_within_falls_back_to_a_step_without_a_promise(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_falls_back_to_a_step_without_a_promise(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stand_in(self: race.Race) -> None:  # for an export: the steps of the model itself
         self.seen = replace(self.seen, int8=self.seen.exits)
         assert self.within is not None
@@ -125,7 +142,9 @@ def test_a_model_of_one_answer(tmp_path: Path) -> None:
     assert any("one answer" in remark for remark in advice.remarks)
 
 
-def test_an_interrupt_shows_what_is_ready(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_shows_what_is_ready(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -138,7 +157,9 @@ def test_an_interrupt_shows_what_is_ready(folders: Folders, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("in_torch")
-def test_a_busy_machine_and_long_texts_are_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_and_long_texts_are_named(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(np.cumsum(np.arange(10_000) % 7 + 1.0))
     monkeypatch.setattr(race, "clock", lambda: float(next(clock)))
     texts = [*some_texts(120), " ".join(some_texts(40))]
@@ -147,16 +168,24 @@ def test_a_busy_machine_and_long_texts_are_named(folders: Folders, monkeypatch: 
     assert "1 texts are longer than the model takes" in said
 
 
-def test_bad_input_is_one_sentence(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
     same = tmp_path / "same.csv"
     same.write_text("text\n" + "a b c\n" * 90)
     assert "50 distinct inputs" in run("advise", folders.model, "--texts", same, code=2).output
     labels = ("--texts", folders.fresh, "--column", "text", "--labels", "id")
-    assert "--labels: expected names of the model's 3 classes" in run("advise", folders.model, *labels, code=2).output
+    assert (
+        "--labels: expected names of the model's 3 classes"
+        in run("advise", folders.model, *labels, code=2).output
+    )
     make_plain("sequence", "bert", 1).save_pretrained(tmp_path / "numbers")
     make_tokenizer().save_pretrained(tmp_path / "numbers")
     said = run("advise", tmp_path / "numbers", "--texts", folders.texts, code=2).output
-    assert "MODEL: expected a classifier of two classes or more; got one of regression." in " ".join(said.split())
+    assert (
+        "MODEL: expected a classifier of two classes or more; got one of regression."
+        in " ".join(said.split())
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -64,7 +64,9 @@ def said(run: Callable[..., Any], *arguments: object) -> str:
 
 @pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(("file", "sentence"), CASES)
-def test_files(run: Callable[..., Any], folders: Folders, tmp_path: Path, file: str, sentence: str) -> None:
+def test_files(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path, file: str, sentence: str
+) -> None:
     if file in FILES:
         (tmp_path / file).write_bytes(FILES[file])
     out = tmp_path / "out"
@@ -80,30 +82,51 @@ def test_places_are_probed_before_any_work(
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "below", foreign, folders.model, folders.export):
-        assert "--out: expected" in said(run, "exits", folders.model, "--texts", folders.texts, "--out", out)
+    for out in (
+        tmp_path / "file",
+        tmp_path / "file" / "below",
+        foreign,
+        folders.model,
+        folders.export,
+    ):
+        assert "--out: expected" in said(
+            run, "exits", folders.model, "--texts", folders.texts, "--out", out
+        )
     arguments = ("predict", folders.exits, "--texts", folders.texts, "--out")
-    for out in (folders.texts, folders.exits / "answers.csv", tmp_path / "file" / "below.csv", foreign):
+    for out in (
+        folders.texts,
+        folders.exits / "answers.csv",
+        tmp_path / "file" / "below.csv",
+        foreign,
+    ):
         assert "--out: expected" in said(run, *arguments, out)
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    assert "0 MB free" in said(run, "exits", folders.model, "--texts", folders.texts, "--out", tmp_path / "new")
+    assert "0 MB free" in said(
+        run, "exits", folders.model, "--texts", folders.texts, "--out", tmp_path / "new"
+    )
 
 
 def test_folders(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
     texts, out = ("--texts", folders.texts), ("--out", tmp_path / "out")
     assert "FOLDER: expected" in said(run, "predict", folders.model, *texts, *out)
     assert "a model without exits" in said(run, "check", folders.model, *texts)
-    assert "FOLDER: expected a folder that `ponder exits` wrote" in said(run, "export", folders.export, *out)
+    assert "FOLDER: expected a folder that `ponder exits` wrote" in said(
+        run, "export", folders.export, *out
+    )
     assert "MODEL: expected" in said(run, "exits", folders.exits, *texts, *out)
     assert "MODEL: expected the folder" in said(run, "exits", tmp_path / "none", *texts, *out)
     (tmp_path / "export.json").write_text('{"format": "other"}')
-    assert "no export of this version" in said(run, "predict", tmp_path, *texts, "--out", tmp_path.parent / "a.csv")
+    assert "no export of this version" in said(
+        run, "predict", tmp_path, *texts, "--out", tmp_path.parent / "a.csv"
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-def test_models_without_classes(run: Callable[..., Any], folders: Folders, tmp_path: Path, labels: int) -> None:
+def test_models_without_classes(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path, labels: int
+) -> None:
     model = tmp_path / "model"
     kind = {"problem_type": "multi_label_classification"} if labels > 1 else {}
     make_plain("sequence", "bert", labels, **kind).save_pretrained(model)
@@ -118,12 +141,20 @@ def test_options(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> N
     exits = ("exits", folders.model, *texts, *out)
     assert "--speed-up: expected" in said(run, *exits, "--speed-up", 2, "--disagreement", 0.1)
     assert "--speed-up: expected a number in" in said(run, *exits, "--speed-up", 9)
-    assert "--labels: expected names of the model's 3 classes" in said(run, *exits, "--labels", "id")
-    assert "--labels: expected one of id, label, text; got none" in said(run, *exits, "--labels", "none")
+    assert "--labels: expected names of the model's 3 classes" in said(
+        run, *exits, "--labels", "id"
+    )
+    assert "--labels: expected one of id, label, text; got none" in said(
+        run, *exits, "--labels", "none"
+    )
     assert "--column: expected one of" in said(run, *exits, "--column", "none")
     pair = ("--column", "text", "--column", "label")
-    assert "--column: expected 1 column, as" in said(run, "predict", folders.exits, *texts, *out, *pair)
-    assert "--texts: expected a file of texts with --int8" in said(run, "export", folders.exits, *out, "--int8")
+    assert "--column: expected 1 column, as" in said(
+        run, "predict", folders.exits, *texts, *out, *pair
+    )
+    assert "--texts: expected a file of texts with --int8" in said(
+        run, "export", folders.exits, *out, "--int8"
+    )
     assert "--disagreement" in run(*exits, "--disagreement", 2, code=2).stderr
     state = tmp_path / "audit.json"
     state.write_text("{}")

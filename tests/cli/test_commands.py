@@ -32,7 +32,9 @@ def fits(output: str) -> bool:
     return max(map(len, output.splitlines())) <= 80
 
 
-def test_exits_writes_a_folder_with_its_promise_and_report(run: Run, folders: Folders, tmp_path: Path) -> None:
+def test_exits_writes_a_folder_with_its_promise_and_report(
+    run: Run, folders: Folders, tmp_path: Path
+) -> None:
     labelled = tmp_path / "labelled.csv"
     labelled.write_text(
         "".join(
@@ -41,20 +43,40 @@ def test_exits_writes_a_folder_with_its_promise_and_report(run: Run, folders: Fo
         )
     )
     out = tmp_path / "new" / "exits"
-    arguments = ("exits", folders.model, "--texts", labelled, "--out", out, "--disagreement", 0.1, "--labels", "label")
+    arguments = (
+        "exits",
+        folders.model,
+        "--texts",
+        labelled,
+        "--out",
+        out,
+        "--disagreement",
+        0.1,
+        "--labels",
+        "label",
+    )
     result = run(*arguments, "--column", "text")
     assert fits(result.stdout)
     assert "Answers as full depth does on all but 10%" in result.stdout
     assert "300 texts" in result.stdout
     assert "accuracy" in result.stdout
     card = json.loads((out / "ponder.json").read_text())
-    assert (card["command"], card["columns"], card["met"], card["level"]) == ("exits", ["text"], True, 0.1)
+    assert (card["command"], card["columns"], card["met"], card["level"]) == (
+        "exits",
+        ["text"],
+        True,
+        0.1,
+    )
     policy = open_folder(out).policy
     assert isinstance(policy, Certified)
     assert (policy.risk, policy.level, policy.num_steps) == ("disagreement", 0.1, 4)
-    again = json.loads(run(*arguments, "--column", "text", "--json").stdout)  # its own folder may be written again
+    again = json.loads(
+        run(*arguments, "--column", "text", "--json").stdout
+    )  # its own folder may be written again
     timed = {"speed_up_in_seconds", "seconds_of_fitting"}
-    assert {name: again[name] for name in again.keys() - timed} == {name: card[name] for name in card.keys() - timed}
+    assert {name: again[name] for name in again.keys() - timed} == {
+        name: card[name] for name in card.keys() - timed
+    }
 
 
 def test_a_speed_up_is_reached_with_the_fewest_other_answers(folders: Folders) -> None:
@@ -65,10 +87,14 @@ def test_a_speed_up_is_reached_with_the_fewest_other_answers(folders: Folders) -
     assert "×1.4 in steps" in page
     assert page.count("<svg") == 1
     changed = round(card["disagreement"] * card["certified_on"])
-    assert (f"{changed} of {card['certified_on']}" if changed else f"None of {card['certified_on']}") in page
+    assert (
+        f"{changed} of {card['certified_on']}" if changed else f"None of {card['certified_on']}"
+    ) in page
 
 
-def test_the_report_lists_texts_whose_answer_changed(run: Run, folders: Folders, tmp_path: Path) -> None:
+def test_the_report_lists_texts_whose_answer_changed(
+    run: Run, folders: Folders, tmp_path: Path
+) -> None:
     from ponder.cli.report import write_report
     from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
     from ponder.policies import FixedStep
@@ -77,7 +103,9 @@ def test_the_report_lists_texts_whose_answer_changed(run: Run, folders: Folders,
     texts = [row["text"] for row in rows_of(folders.fresh)]
     report = fit_exits(model, texts, epochs=1, disagreement=0.3)
     certifying = [texts[place] for place in report.places]
-    report.certifying.outputs[:, 0] = report.certifying.outputs[:, 0].roll(1, dims=-1)  # other answers at step 1
+    report.certifying.outputs[:, 0] = report.certifying.outputs[:, 0].roll(
+        1, dims=-1
+    )  # other answers at step 1
     answers = report.certifying.outputs.argmax(-1)
     other = (answers[:, 0] != answers[:, -1]).nonzero().flatten().tolist()
     path = tmp_path / "report.html"
@@ -87,7 +115,10 @@ def test_the_report_lists_texts_whose_answer_changed(run: Run, folders: Folders,
     assert "&lt;model&gt;" in page
     assert f"{len(other)} of {len(certifying)}; the first 50" in page
     assert page.count('<td class="text">') == 50
-    assert f'<td class="text">{certifying[other[0]]}</td><td>{NAMES[answers[other[0], -1]]}</td>' in page
+    assert (
+        f'<td class="text">{certifying[other[0]]}</td><td>{NAMES[answers[other[0], -1]]}</td>'
+        in page
+    )
 
 
 @pytest.mark.parametrize("kind", ["exits", "export"])
@@ -128,23 +159,41 @@ def test_predict_survives_a_stop_and_goes_on(
     part.write_text(part.read_text() + '200,no,"a half')
     assert "200 answers more" in run(*arguments, part, "--resume").stdout
     assert (calls[3:], part.read_bytes()) == ([100], whole.read_bytes())
-    assert "others" in run("predict", folders.exits, "--texts", folders.texts, "--out", part, "--resume", code=2).stderr
+    assert (
+        "others"
+        in run(
+            "predict", folders.exits, "--texts", folders.texts, "--out", part, "--resume", code=2
+        ).stderr
+    )
     assert part.read_bytes() == whole.read_bytes()
 
 
 def test_check_judges_a_promise_on_fresh_texts(run: Run, folders: Folders) -> None:
-    result = run("check", folders.exits, "--texts", folders.fresh, "--labels", "label", "--disagreement", 0.2)
+    result = run(
+        "check", folders.exits, "--texts", folders.fresh, "--labels", "label", "--disagreement", 0.2
+    )
     assert fits(result.stdout)
     assert "The promise holds" in result.stdout
     assert "accuracy" in result.stdout
     assert (
-        "Too few texts" in run("check", folders.export, "--texts", folders.fresh, "--disagreement", 1e-4, code=3).stdout
+        "Too few texts"
+        in run(
+            "check", folders.export, "--texts", folders.fresh, "--disagreement", 1e-4, code=3
+        ).stdout
     )
-    card = json.loads(run("check", folders.export, "--texts", folders.texts, "--json", "--disagreement", 0.2).stdout)
+    card = json.loads(
+        run(
+            "check", folders.export, "--texts", folders.texts, "--json", "--disagreement", 0.2
+        ).stdout
+    )
     assert card["code"] == 0
     assert card["diagnosis"]["metric"] == "agreement with full depth"
     assert card["texts"] == 400  # an export does not know what taught the exits …
-    card = json.loads(run("check", folders.exits, "--texts", folders.texts, "--json", "--disagreement", 0.2).stdout)
+    card = json.loads(
+        run(
+            "check", folders.exits, "--texts", folders.texts, "--json", "--disagreement", 0.2
+        ).stdout
+    )
     assert card["texts"] == 240  # … and the folder does
 
 
@@ -160,10 +209,14 @@ def test_check_judges_a_promise_on_fresh_texts(run: Run, folders: Folders) -> No
         (2, 4, 0.3, 3),
     ],
 )
-def test_a_verdict_is_the_exact_binomial_test(differ: int, rows: int, level: float, code: int) -> None:
+def test_a_verdict_is_the_exact_binomial_test(
+    differ: int, rows: int, level: float, code: int
+) -> None:
     from math import comb
 
-    tail = sum(comb(rows, k) * level**k * (1 - level) ** (rows - k) for k in range(differ, rows + 1))
+    tail = sum(
+        comb(rows, k) * level**k * (1 - level) ** (rows - k) for k in range(differ, rows + 1)
+    )
     assert (tail <= 0.05 and differ > 0) == (code == 1)
     verdict = judge(differ, rows, level, 0.95)
     assert verdict.code == code
@@ -184,7 +237,17 @@ def test_export_answers_as_the_folder_does(folders: Folders) -> None:
 @pytest.mark.slow
 def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_path: Path) -> None:
     out = tmp_path / "int8"
-    arguments = ("export", folders.exits, "--out", out, "--int8", "--texts", folders.fresh, "--disagreement", 0.2)
+    arguments = (
+        "export",
+        folders.exits,
+        "--out",
+        out,
+        "--int8",
+        "--texts",
+        folders.fresh,
+        "--disagreement",
+        0.2,
+    )
     result = run(*arguments)
     assert fits(result.stdout)
     assert "Answers as the folder does at full depth on all but 20%" in result.stdout
@@ -198,14 +261,24 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
 
 
 def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: Path) -> None:
-    names = ("torch", "transformers", "safetensors", "jinja2", "matplotlib", "onnx", "scipy", "sklearn", "accelerate")
+    names = (
+        "torch",
+        "transformers",
+        "safetensors",
+        "jinja2",
+        "matplotlib",
+        "onnx",
+        "scipy",
+        "sklearn",
+        "accelerate",
+    )
     blocked = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
     out = tmp_path / "answers.csv"
-    command = (
-        f"sys.argv[1:] = ['predict', {str(folders.export)!r}, '--texts', {str(folders.fresh)!r}, '--out', {str(out)!r}]"
-    )
+    command = f"sys.argv[1:] = ['predict', {str(folders.export)!r}, '--texts', {str(folders.fresh)!r}, '--out', {str(out)!r}]"
     code = f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.serve\nmain()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True
+    )
     assert len(rows_of(out)) == 300
 
 

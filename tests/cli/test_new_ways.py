@@ -33,23 +33,37 @@ def answers(path: Path, rows: int, seed: int = 0, wrong: float = 0.0) -> Path:
 COLUMNS = ("--answer", "a", "--confidence-column", "p", "--reference", "b")
 
 
-def test_a_bar_is_certified_and_judged_on_fresh_answers(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_bar_is_certified_and_judged_on_fresh_answers(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
     threshold = tmp_path / "threshold.json"
-    found = run("certify", answers(tmp_path / "a.csv", 4000), *COLUMNS, "--out", threshold, "--json")
+    found = run(
+        "certify", answers(tmp_path / "a.csv", 4000), *COLUMNS, "--out", threshold, "--json"
+    )
     card = json.loads(found.output)
     assert {"format": "ponder-threshold-1", **card} == json.loads(threshold.read_text())
     assert 0.1 < card["taken"] < 0.9
     assert card["observed"] <= 0.02
     held = run("check", threshold, answers(tmp_path / "fresh.csv", 4000, seed=1), code=0)
     assert "The promise holds" in held.output
-    assert "broken" in run("check", threshold, answers(tmp_path / "worse.csv", 4000, 2, wrong=0.2), code=1).output
+    assert (
+        "broken"
+        in run(
+            "check", threshold, answers(tmp_path / "worse.csv", 4000, 2, wrong=0.2), code=1
+        ).output
+    )
     run("check", threshold, answers(tmp_path / "few.csv", 5, 3), code=3)
 
 
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
     out, few = tmp_path / "threshold.json", answers(tmp_path / "few.csv", 40)
-    assert "149 rows or more" in " ".join(run("certify", few, *COLUMNS, "--out", out, code=2).output.split())
-    assert "no column 'confidence'" in run("certify", few, "--answer", "a", "--out", out, code=2).output
+    assert "149 rows or more" in " ".join(
+        run("certify", few, *COLUMNS, "--out", out, code=2).output.split()
+    )
+    assert (
+        "no column 'confidence'"
+        in run("certify", few, "--answer", "a", "--out", out, code=2).output
+    )
     few.write_text("a,p,b\nyes,0.5,yes\nno,0.4,\n")
     assert "no reference in row 2" in run("certify", few, *COLUMNS, "--out", out, code=2).output
     assert not out.exists()
@@ -58,7 +72,12 @@ def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_certify_needs_no_torch(tmp_path: Path) -> None:
-    given = [str(answers(tmp_path / "a.csv", 2000)), *COLUMNS, "--out", str(tmp_path / "threshold.json")]
+    given = [
+        str(answers(tmp_path / "a.csv", 2000)),
+        *COLUMNS,
+        "--out",
+        str(tmp_path / "threshold.json"),
+    ]
     code = "import sys; sys.modules['torch'] = None; from ponder.cli.app import app; app(['certify', *sys.argv[1:]])"
     subprocess.run([sys.executable, "-c", code, *given], check=True, capture_output=True)
 
@@ -68,7 +87,9 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
 ) -> None:
     out = tmp_path / "cascade"
     options = ("--texts", folders.texts, "--disagreement", 0.3, "--json", "--out", out)
-    card = json.loads(run("cascade", folders.model, *options, "--teach", folders.fresh).output.splitlines()[-1])
+    card = json.loads(
+        run("cascade", folders.model, *options, "--teach", folders.fresh).output.splitlines()[-1]
+    )
     assert len(card["shares"]) == 2
     assert card["chosen_on"] + card["certified_on"] == 160  # what more texts teach does not certify
     assert "of 160" in (out / "report.html").read_text(encoding="utf-8")
@@ -76,7 +97,9 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
     run("predict", out, "--texts", folders.fresh, "--out", found)
     with found.open() as file:
         assert len(list(csv.DictReader(file))) == 300
-    assert "of 400" in run("check", out, "--texts", folders.texts, "--disagreement", 0.9).output  # less what taught
+    assert (
+        "of 400" in run("check", out, "--texts", folders.texts, "--disagreement", 0.9).output
+    )  # less what taught
     run("check", out, "--texts", folders.fresh, "--disagreement", 0.9)
 
 

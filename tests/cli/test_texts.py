@@ -22,12 +22,19 @@ LONG = "a text of words"
         ("a.csv", f"\ufefftext,n\n{LONG},1\n", ("text",), [LONG]),
         ("a.tsv", 'id\ttext\n1\tsay "so\n2\t"so\n', ("text",), ['say "so', '"so']),
         ("a.tsv", 'id\ttext\n1\t"two\nlines"\n', ("text",), ["two\nlines"]),
-        ("a.jsonl", '{"text": "one", "n": 1}\n\n{"n": 2, "text": "two"}\n', ("text",), ["one", "two"]),
+        (
+            "a.jsonl",
+            '{"text": "one", "n": 1}\n\n{"n": 2, "text": "two"}\n',
+            ("text",),
+            ["one", "two"],
+        ),
         ("a.jsonl", '"one"\n"two"\n', ("text",), ["one", "two"]),
         ("a.txt", "one\r\ntwo, three\n", ("text",), ["one", "two, three"]),
     ],
 )
-def test_kinds_of_files(tmp_path: Path, name: str, content: str, columns: tuple[str, ...], texts: list[str]) -> None:
+def test_kinds_of_files(
+    tmp_path: Path, name: str, content: str, columns: tuple[str, ...], texts: list[str]
+) -> None:
     path = tmp_path / name
     path.write_bytes(content.encode())
     found = read_texts(path)
@@ -59,9 +66,15 @@ def test_columns_are_named_known_or_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "names", "numbers"),
-    [(["yes", "no"], ["no", "yes"], [1, 0]), (["1", "0"], ["no", "yes"], [1, 0]), (["1", "2"], ["2", "1"], [1, 0])],
+    [
+        (["yes", "no"], ["no", "yes"], [1, 0]),
+        (["1", "0"], ["no", "yes"], [1, 0]),
+        (["1", "2"], ["2", "1"], [1, 0]),
+    ],
 )
-def test_labels_are_names_before_they_are_numbers(labels: list[str], names: list[str], numbers: list[int]) -> None:
+def test_labels_are_names_before_they_are_numbers(
+    labels: list[str], names: list[str], numbers: list[int]
+) -> None:
     rows = [{"text": "a", "label": label} for label in labels]
     assert Texts(("text",), rows, "label").numbered(names) == numbers
     assert Texts(("text",), rows).numbered(names) is None

@@ -63,7 +63,10 @@ def test_rows_exit_and_answer_as_in_pytorch(made: ponder.PonderWrapper, folder: 
     np.testing.assert_allclose(record.outputs, expected.outputs.numpy(), rtol=1e-4, atol=1e-5)
     assert record.weights == made.weights_digest()
     promised = ponder.control_risk(record, policies.Confidence, level=0.3)
-    assert promised.statement == ponder.control_risk(expected, policies.Confidence, level=0.3).statement
+    assert (
+        promised.statement
+        == ponder.control_risk(expected, policies.Confidence, level=0.3).statement
+    )
     assert len(exported.predict([])) == 0
 
 
@@ -71,7 +74,12 @@ def test_thresholds_are_inputs_of_the_graph_and_other_policies_run_in_numpy(
     made: ponder.PonderWrapper, folder: Path
 ) -> None:
     exported = ponder.export.OnnxModel(folder, threads=1)
-    for policy in (policies.Confidence(0.7), policies.Patience(2), policies.FixedStep(3), policies.Confidence(0.4)):
+    for policy in (
+        policies.Confidence(0.7),
+        policies.Patience(2),
+        policies.FixedStep(3),
+        policies.Confidence(0.4),
+    ):
         exported.policy = policy
         assert_same(exported.predict(ARRAYS), ponder.predict(made, ROWS, policy=policy))
         assert_same(exported.predict(ARRAYS, policy=SURE), ponder.predict(made, ROWS))
@@ -112,10 +120,19 @@ def test_shared_steps_with_hazards_sample_the_same_exits(tmp_path: Path) -> None
     model = ponder.PonderWrapper(step, num_steps=5, policy=policies.Bernoulli(3), **heads).eval()
     rows, ids = torch.randn(50, 8), torch.arange(100, 150)
     exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=rows[:2]))
-    assert_same(exported.predict(rows.numpy(), row_ids=ids.numpy()), ponder.predict(model, rows, row_ids=ids))
+    assert_same(
+        exported.predict(rows.numpy(), row_ids=ids.numpy()),
+        ponder.predict(model, rows, row_ids=ids),
+    )
     quantile = policies.Quantile(0.6)
-    assert_same(exported.predict(rows.numpy(), policy=quantile), ponder.predict(model, rows, policy=quantile))
-    assert (exported.record(rows.numpy()).exit_steps(quantile) == model.record(rows).exit_steps(quantile)).all()
+    assert_same(
+        exported.predict(rows.numpy(), policy=quantile),
+        ponder.predict(model, rows, policy=quantile),
+    )
+    assert (
+        exported.record(rows.numpy()).exit_steps(quantile)
+        == model.record(rows).exit_steps(quantile)
+    ).all()
 
 
 @pytest.mark.slow
@@ -128,10 +145,14 @@ def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calibration", [None, ARRAYS[:40]], ids=["dynamic", "static"])
-def test_eight_bits_agree_mostly_and_say_what_they_are(folder: Path, tmp_path: Path, calibration: Any) -> None:
+def test_eight_bits_agree_mostly_and_say_what_they_are(
+    folder: Path, tmp_path: Path, calibration: Any
+) -> None:
     full = ponder.export.OnnxModel(folder).predict(ARRAYS, policy=policies.LastStep()).outputs
     for everything in (True, "all"):
-        made = ponder.export.quantized(folder, tmp_path / str(everything), everything, calibration=calibration)
+        made = ponder.export.quantized(
+            folder, tmp_path / str(everything), everything, calibration=calibration
+        )
         exported = ponder.export.OnnxModel(made)
         assert exported.manifest.int8
         assert exported.manifest.weights is None  # no certificate of the fp32 weights holds here
@@ -152,7 +173,9 @@ def test_an_export_is_run_where_torch_and_transformers_are_not_installed(folder:
         "print(json.dumps([found.exit_step.tolist(), promise.met]))"
     )
     given = [sys.executable, "-c", code, str(folder), json.dumps([row.tolist() for row in ROWS])]
-    steps, met = json.loads(subprocess.run(given, capture_output=True, text=True, check=True).stdout)
+    steps, met = json.loads(
+        subprocess.run(given, capture_output=True, text=True, check=True).stdout
+    )
     assert steps == ponder.export.OnnxModel(folder).predict(ARRAYS).exit_step.tolist()
     assert met
 

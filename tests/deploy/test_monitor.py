@@ -47,10 +47,15 @@ def test_a_stage_rarely_ends_while_the_promise_holds_and_ends_soon_where_it_is_b
     def audits_until_the_end(rate: float, audit: Audit, most: int) -> int:
         return next((n for n in range(1, most + 1) if audit.record(draw.random() < rate)), most + 1)
 
-    ended = sum(audits_until_the_end(0.05, Audit(level=0.05, confidence=0.9), 1000) <= 1000 for _ in range(300))
+    ended = sum(
+        audits_until_the_end(0.05, Audit(level=0.05, confidence=0.9), 1000) <= 1000
+        for _ in range(300)
+    )
     assert ended <= 0.1 * 300 + 3 * math.sqrt(300 * 0.1 * 0.9)
     bound = audits_needed(0.05, 0.9, 0.15)
-    waits = [audits_until_the_end(0.15, Audit(level=0.05, confidence=0.9), 5000) for _ in range(200)]
+    waits = [
+        audits_until_the_end(0.15, Audit(level=0.05, confidence=0.9), 5000) for _ in range(200)
+    ]
     assert sum(waits) / 200 <= bound
     late = Audit(level=0.05, confidence=0.9)
     for n in range(2000):
@@ -87,7 +92,9 @@ def test_policies_step_back_for_good_and_the_state_survives_a_restart(tmp_path: 
     assert "can no longer be held" in ends[0].statement
     again = Watch(order, Audit(level=0.05, share=1.0), path)
     assert again.stage == 2
-    assert again.audit.answers == watch.audit.answers - 1  # what was not followed by an audit is not written
+    assert (
+        again.audit.answers == watch.audit.answers - 1
+    )  # what was not followed by an audit is not written
     with pytest.raises(ArgumentError, match="a file of its own"):
         Watch(order, Audit(level=0.01), path)
     path.write_text("{")
@@ -106,11 +113,16 @@ def test_a_share_is_drawn_and_a_stage_begins_anew() -> None:
     watch.record(True, 0)  # of the stage before: says nothing
     assert audit.audits == 0
     prices = {ratio: math.log1p((ratio - 1.0) * 0.05) for ratio in map(float, RATIOS)}
-    grown = [(math.log(16 / 0.1) + math.log(r) - own) / (0.15 * math.log(r) - own) for r, own in prices.items()]
+    grown = [
+        (math.log(16 / 0.1) + math.log(r) - own) / (0.15 * math.log(r) - own)
+        for r, own in prices.items()
+    ]
     assert audits_needed(0.05, 0.9, 0.15) == pytest.approx(min(each for each in grown if each > 0))
 
 
 def test_audits_run_where_torch_is_not_installed() -> None:
-    code = "import sys; sys.modules['torch'] = None; import ponder; print(ponder.monitor.Audit(0.02))"
+    code = (
+        "import sys; sys.modules['torch'] = None; import ponder; print(ponder.monitor.Audit(0.02))"
+    )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "level=0.02" in made.stdout

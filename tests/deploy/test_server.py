@@ -58,7 +58,9 @@ class Model:
         last = isinstance(policy, LastStep)
         labels = ["other" if last and text[0] in self.moved else str(text[0]) for text in texts]
         return Some(
-            labels, [float("nan") if text == "nan" else 0.75 for text in texts], [4 if last else 2] * len(texts)
+            labels,
+            [float("nan") if text == "nan" else 0.75 for text in texts],
+            [4 if last else 2] * len(texts),
         )
 
 
@@ -71,7 +73,9 @@ def model() -> Model:
 
 @pytest.fixture
 def client(model: Model) -> Iterator[TestClient]:
-    with TestClient(create_app(model, Limits(max_texts=4, max_body=2000)), raise_server_exceptions=False) as made:
+    with TestClient(
+        create_app(model, Limits(max_texts=4, max_body=2000)), raise_server_exceptions=False
+    ) as made:
         yield made
 
 
@@ -104,7 +108,9 @@ def test_answers_stand_in_the_order_of_the_texts(client: TestClient, model: Mode
         ({"texts": ["broken"]}, 500, "the model failed"),
     ],
 )
-def test_refusals_say_what_was_expected(client: TestClient, body: Any, status: int, sentence: str) -> None:
+def test_refusals_say_what_was_expected(
+    client: TestClient, body: Any, status: int, sentence: str
+) -> None:
     found = client.post("/predict", json=body)
     assert found.status_code == status
     assert sentence in str(found.json()["detail"])
@@ -125,7 +131,10 @@ def test_a_request_is_one_line_of_log(client: TestClient, caplog: pytest.LogCapt
         client.get("/healthz")
         client.post("/predict", json={"texts": []})
     lines = [record.message for record in caplog.records if record.name == "ponder.server"]
-    assert [line.split()[:3] for line in lines] == [["POST", "/predict", "200"], ["POST", "/predict", "422"]]
+    assert [line.split()[:3] for line in lines] == [
+        ["POST", "/predict", "200"],
+        ["POST", "/predict", "422"],
+    ]
     assert lines[0].endswith("texts=2 exit_step=2.00")
     assert "secret" not in " ".join(lines)
 
@@ -151,7 +160,10 @@ def test_pairs_are_asked_for_where_exits_were_fitted_to_pairs(model: Model) -> N
     model.columns = ("question", "answer")
     with TestClient(create_app(model)) as client:
         assert client.post("/predict", json={"texts": [["q" * 99, "a" * 99]]}).status_code == 200
-        assert "pairs of texts, [question, answer]" in client.post("/predict", json={"texts": ["a"]}).json()["detail"]
+        assert (
+            "pairs of texts, [question, answer]"
+            in client.post("/predict", json={"texts": ["a"]}).json()["detail"]
+        )
     assert model.calls == [([("q" * 10, "a" * 10)], CERTIFIED)]
 
 
@@ -171,7 +183,11 @@ def test_a_deadline_counts_waiting_and_frees_the_places(model: Model) -> None:
 def test_too_many_waiting_texts_are_refused(model: Model) -> None:
     model.gate.clear()
     with TestClient(create_app(model, Limits(max_waiting=2))) as client:
-        threads = [threading.Thread(target=client.post, args=("/predict",), kwargs={"json": {"texts": ["a", "b"]}})]
+        threads = [
+            threading.Thread(
+                target=client.post, args=("/predict",), kwargs={"json": {"texts": ["a", "b"]}}
+            )
+        ]
         threads[0].start()
         assert model.begun.wait(30)
         found = client.post("/predict", json={"texts": ["c"]})
@@ -203,7 +219,13 @@ def test_requests_that_wait_share_a_batch_with_those_of_their_policy(model: Mode
         assert list(found.exit_step) == [4 if policy == LastStep() else 2] * len(texts)
     assert first.result(30).labels == ["f"]
     batcher.close()
-    assert [texts for texts, _ in model.calls] == [["first"], ["a", "b", "d", "e"], ["c"], ["f"], ["g"] * 9]
+    assert [texts for texts, _ in model.calls] == [
+        ["first"],
+        ["a", "b", "d", "e"],
+        ["c"],
+        ["f"],
+        ["g"] * 9,
+    ]
 
 
 def test_a_request_that_fails_fails_alone(model: Model) -> None:
@@ -237,7 +259,9 @@ def test_the_policies_of_a_watch_are_those_that_the_certificate_tested() -> None
         (Confidence(0.8) | policies.Entropy(0.1), None),
     ],
 )
-def test_a_threshold_is_moved_where_there_is_one(policy: ExitPolicy, moved: ExitPolicy | None) -> None:
+def test_a_threshold_is_moved_where_there_is_one(
+    policy: ExitPolicy, moved: ExitPolicy | None
+) -> None:
     if moved is None:
         with pytest.raises(ArgumentError, match="threshold"):
             with_threshold(policy, 0.9)
@@ -245,9 +269,13 @@ def test_a_threshold_is_moved_where_there_is_one(policy: ExitPolicy, moved: Exit
         assert with_threshold(policy, 0.9) == moved
 
 
-def test_audits_step_back_to_safer_policies_and_then_to_full_depth(model: Model, tmp_path: Path) -> None:
+def test_audits_step_back_to_safer_policies_and_then_to_full_depth(
+    model: Model, tmp_path: Path
+) -> None:
     model.moved, seen, state = "x", list[Any](), tmp_path / "audit.json"
-    ask: Callable[[TestClient, str], Any] = lambda client, text: client.post("/predict", json={"texts": [text] * 10})  # noqa: E731
+    ask: Callable[[TestClient, str], Any] = lambda client, text: client.post(
+        "/predict", json={"texts": [text] * 10}
+    )  # noqa: E731
     for stage, policy in enumerate([CERTIFIED, Confidence(0.9), Confidence(0.95), LastStep()]):
         watch = watch_of(CERTIFIED, 1.0, state, seen.append)  # the state survives a restart
         assert watch is not None
@@ -256,7 +284,9 @@ def test_audits_step_back_to_safer_policies_and_then_to_full_depth(model: Model,
             model.calls.clear()
             assert ask(client, "a").json()["labels"] == ["a"] * 10
             assert model.calls[0][1] == policy
-            client.post("/predict", json={"texts": ["x"] * 10, "threshold": 0.5})  # not the policy's own answers
+            client.post(
+                "/predict", json={"texts": ["x"] * 10, "threshold": 0.5}
+            )  # not the policy's own answers
             ask(client, "x")  # answers of one stage: what comes after its end says nothing
             assert client.get("/healthz").json()["audit"]["stage"] >= stage
             assert "ponder_audit_wealth" in client.get("/metrics").text
@@ -268,6 +298,8 @@ def test_answers_that_agree_never_step_back(model: Model) -> None:
     assert watch is not None
     with TestClient(create_app(model, Limits(), watch)) as client:
         for _ in range(5):
-            assert client.post("/predict", json={"texts": ["a"] * 20}).json()["exit_step"] == [2] * 20
+            assert (
+                client.post("/predict", json={"texts": ["a"] * 20}).json()["exit_step"] == [2] * 20
+            )
     assert (watch.stage, watch.audit.disagreements) == (0, 0)
     assert 0 < watch.audit.audits <= 100

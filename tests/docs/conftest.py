@@ -21,7 +21,13 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
     monkeypatch.chdir(tmp_path)
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    registries: list[Any] = [policies.registry, priors.registry, objectives.registry, recipes.registry, adapters]
+    registries: list[Any] = [
+        policies.registry,
+        priors.registry,
+        objectives.registry,
+        recipes.registry,
+        adapters,
+    ]
     before = [copy.copy(registry._factories) for registry in registries]
     yield vars(main)
     for registry, factories in zip(registries, before, strict=True):

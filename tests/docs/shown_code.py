@@ -52,13 +52,17 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
         expected = [shown.pop(line) for line in sorted(shown) if first <= line <= last]
         got, value = executed(statement, filename, namespace)
         if expected:
-            assert got == expected, f"{page}:{first}: the page shows {expected}, and the code gives {got}"
+            assert got == expected, (
+                f"{page}:{first}: the page shows {expected}, and the code gives {got}"
+            )
         elif value is None:
             assert not got, f"{page}:{first}: prints {got}, which the page does not show"
     assert not shown, f"{page}: results that belong to no statement, on lines {sorted(shown)}"
 
 
-def executed(statement: ast.stmt, filename: str, namespace: dict[str, Any]) -> tuple[list[str], Any]:
+def executed(
+    statement: ast.stmt, filename: str, namespace: dict[str, Any]
+) -> tuple[list[str], Any]:
     """Return what a statement prints, or the value that it has."""
     out, value = io.StringIO(), None
     with contextlib.redirect_stdout(out):
@@ -85,15 +89,42 @@ def make_stand_ins(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
-    from transformers import AlbertConfig, AlbertForSequenceClassification, AlbertModel, PreTrainedTokenizerFast
+    from transformers import (
+        AlbertConfig,
+        AlbertForSequenceClassification,
+        AlbertModel,
+        PreTrainedTokenizerFast,
+    )
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "short", "long", "longer", "text", "one", ".", "good", "bad"]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "a",
+        "short",
+        "long",
+        "longer",
+        "text",
+        "one",
+        ".",
+        "good",
+        "bad",
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     named = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     torch.manual_seed(0)
     sizes = {
@@ -110,7 +141,13 @@ def make_stand_ins(folder: Path) -> None:
         logits = classifier.eval()(**both).logits
         classifier.classifier.weight *= 10 / (logits[0] - logits[1]).abs().max()
         classifier.classifier.bias -= classifier(**both).logits.mean(0)
-        scorer = AlbertForSequenceClassification(AlbertConfig(**{**config.to_dict(), "num_labels": 1}))
-    for name, model in (("albert-base-v2", encoder), ("my-classifier", classifier), ("my-reranker", scorer)):
+        scorer = AlbertForSequenceClassification(
+            AlbertConfig(**{**config.to_dict(), "num_labels": 1})
+        )
+    for name, model in (
+        ("albert-base-v2", encoder),
+        ("my-classifier", classifier),
+        ("my-reranker", scorer),
+    ):
         model.save_pretrained(folder / name)
         named.save_pretrained(folder / name)

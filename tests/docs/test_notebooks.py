@@ -26,14 +26,21 @@ def _left_as_found() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_left_as_found")
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")  # a notebook shows its figures
+@pytest.mark.filterwarnings(
+    "ignore:FigureCanvasAgg is non-interactive"
+)  # a notebook shows its figures
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, namespace: dict[str, Any]) -> None:
     # In this process and as plain Python: a kernel of its own would read the same libraries anew for each.
     for number, cell in enumerate(json.loads(notebook.read_text())["cells"], start=1):
         if cell["cell_type"] == "code":
             source, filename = "".join(cell["source"]), f"<{notebook.name}, cell {number}>"
-            linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+            linecache.cache[filename] = (
+                len(source),
+                None,
+                source.splitlines(keepends=True),
+                filename,
+            )
             exec(compile(source, filename, "exec"), namespace)
 
 

@@ -23,7 +23,10 @@ from tests.docs.shown_code import Block, blocks, make_stand_ins, prose, run, run
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
-    [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")), *DOCS.glob("*.md")]
+    [
+        *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+        *DOCS.glob("*.md"),
+    ]
 )
 STAND_INS = re.compile("albert-base-v2|my-classifier|my-reranker")
 
@@ -33,8 +36,12 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name)
-def test_python_blocks(page: Path, tmp_path: Path, namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race.Race, "_int8", lambda self: None)  # which the tests of the command race
+def test_python_blocks(
+    page: Path, tmp_path: Path, namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        race.Race, "_int8", lambda self: None
+    )  # which the tests of the command race
     if STAND_INS.search(page.read_text()):
         make_stand_ins(tmp_path)
     torch.manual_seed(0)
@@ -61,7 +68,9 @@ def commands() -> Iterator[list[str]]:
         for block in blocks(text):
             if block.language in ("bash", "console"):
                 lines = block.text.replace("\\\n", " ").splitlines()
-                yield from filter(None, (shlex.split(line.removeprefix("$ "), comments=True) for line in lines))
+                yield from filter(
+                    None, (shlex.split(line.removeprefix("$ "), comments=True) for line in lines)
+                )
         for code in re.findall(r"`((?:make|ponder|python -m) [^`]+)`", prose(text)):
             yield shlex.split(code)
 
@@ -92,7 +101,9 @@ def check_options(module: str, words: list[str]) -> None:
         command = command.commands[words[0]]
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     for word in words:
-        assert not word.startswith("--") or word.partition("=")[0] in options, f"{module} has no option {word}"
+        assert not word.startswith("--") or word.partition("=")[0] in options, (
+            f"{module} has no option {word}"
+        )
 
 
 # ---- Links, figures, tables, size ------------------------------------------------------------------------------------
@@ -101,7 +112,9 @@ def check_options(module: str, words: list[str]) -> None:
 def anchors(page: Path) -> set[str]:
     """Return the anchors that MkDocs and GitHub both give to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose(page.read_text()), re.M)
-    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    return {
+        re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -131,7 +144,10 @@ def test_figures_that_are_older_than_the_code_are_marked() -> None:
         assert f"commit `{made['commit'][:8]}`" in tables.made_by(found)
         assert "Older than the code" not in tables.made_by(found, made["versions"]["ponder-torch"])
         assert "Older than the code" in tables.made_by(found, "9.9")
-    assert all("\n\nVersion " in tables.TABLES[name]() for name in ("speed", "exporting", "risk", "cosines"))
+    assert all(
+        "\n\nVersion " in tables.TABLES[name]()
+        for name in ("speed", "exporting", "risk", "cosines")
+    )
 
 
 def test_tables_are_drawn_and_all_are_shown() -> None:

@@ -18,7 +18,11 @@ def read(name: str) -> Any:
 
 
 def figure(name: str, case: str, figure: str) -> float:
-    (found,) = [one for one in read(f"speed/{name}.json")["figures"] if one["case"] == case and one["figure"] == figure]
+    (found,) = [
+        one
+        for one in read(f"speed/{name}.json")["figures"]
+        if one["case"] == case and one["figure"] == figure
+    ]
     return float(found["value"])
 
 
@@ -50,7 +54,10 @@ def test_int8() -> None:
 def test_smaller_models() -> None:
     tasks = json.loads((ROOT / "docs" / "results-summary.json").read_text())["minilm"]["2"]["tasks"]
     known = {task: scores for task, scores in tasks.items() if scores["deebert"] is not None}
-    pairs = [f"{task} {scores['static']:.1f} against {scores['deebert']:.1f}" for task, scores in known.items()]
+    pairs = [
+        f"{task} {scores['static']:.1f} against {scores['deebert']:.1f}"
+        for task, scores in known.items()
+    ]
     row = (
         "| a model with fewer layers, fine-tuned | it depends on the task; MiniLM at ×2 in steps, "
         f"against exits of `deebert`: {', '.join(pairs)} |"

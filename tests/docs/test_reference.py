@@ -14,12 +14,24 @@ from docs.extensions.tables import FACE, module_of, names
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 NAMES = names(FACE.findall(PAGE.read_text()))
 ARCHITECTURE = PAGE.with_name("architecture.md")
-INNER = ("cli", "deploy", "distributions", "integrations", "model", "saving", "trajectory", "wrapper", "advice")
+INNER = (
+    "cli",
+    "deploy",
+    "distributions",
+    "integrations",
+    "model",
+    "saving",
+    "trajectory",
+    "wrapper",
+    "advice",
+)
 """Rooms whose public names are those of `ponder`, or of modules below them."""
 
 
 def test_every_room_is_in_the_reference() -> None:
-    rooms = {room.name for room in pkgutil.iter_modules(ponder.__path__) if not room.name.startswith("_")}
+    rooms = {
+        room.name for room in pkgutil.iter_modules(ponder.__path__) if not room.name.startswith("_")
+    }
     assert {f"ponder.{room}" for room in rooms.difference(INNER)} <= set(NAMES)
 
 
@@ -38,4 +50,8 @@ def test_the_rooms_stand_in_the_order_of_their_imports() -> None:
     lines = [line.split("   ")[0].split() for line in shown.splitlines()]
     floor = {name: number for number, names in enumerate(lines) for name in names}
     found = [[floor[room.split(".")[1]] for room in layer] for layer in LAYERS]
-    assert [max(row) for row in found] == [min(row) for row in found] == sorted(max(row) for row in found)
+    assert (
+        [max(row) for row in found]
+        == [min(row) for row in found]
+        == sorted(max(row) for row in found)
+    )

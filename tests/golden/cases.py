@@ -150,7 +150,11 @@ def _wrapped(
         fill_module(steps, 10, 1.6)
         options.setdefault("num_steps", STEPS)
     parts = _heads(outputs, per_step, lambda_head=True)
-    options = {"objective": objectives.Ponder(beta=0.5), "policy": policies.Quantile(0.5), **options}
+    options = {
+        "objective": objectives.Ponder(beta=0.5),
+        "policy": policies.Quantile(0.5),
+        **options,
+    }
     model = ponder.PonderWrapper(steps, task=task, **parts, **options)
     return Case(model.eval(), inputs, {}, labels, task)
 
@@ -161,7 +165,9 @@ def shared(**options: Any) -> Case:
 
 def stacked(**options: Any) -> Case:
     steps = [fill_module(Tanh(), 20 + n, 1.6) for n in range(STEPS)]
-    return _wrapped(steps, normal(1, ROWS, WIDTH), integers(2, CLASSES, ROWS), per_step=True, **options)
+    return _wrapped(
+        steps, normal(1, ROWS, WIDTH), integers(2, CLASSES, ROWS), per_step=True, **options
+    )
 
 
 def tuple_state(**options: Any) -> Case:
@@ -170,11 +176,15 @@ def tuple_state(**options: Any) -> Case:
 
 
 def recurrent(**options: Any) -> Case:
-    return _wrapped(Cell(), normal(1, ROWS, WIDTH), integers(2, CLASSES, ROWS), stem=ZerosAndInput(), **options)
+    return _wrapped(
+        Cell(), normal(1, ROWS, WIDTH), integers(2, CLASSES, ROWS), stem=ZerosAndInput(), **options
+    )
 
 
 def regression(**options: Any) -> Case:
-    return _wrapped(Tanh(), normal(1, ROWS, WIDTH), normal(2, ROWS, 1), task="regression", outputs=1, **options)
+    return _wrapped(
+        Tanh(), normal(1, ROWS, WIDTH), normal(2, ROWS, 1), task="regression", outputs=1, **options
+    )
 
 
 def multilabel(**options: Any) -> Case:
@@ -184,11 +194,15 @@ def multilabel(**options: Any) -> Case:
 
 def _captured(labels: Tensor, mask: bool, recipe: str = "palbert", **options: Any) -> Case:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
-    encoder = fill_module(nn.TransformerEncoder(layer, num_layers=STEPS, enable_nested_tensor=False), 30, 2.0)
+    encoder = fill_module(
+        nn.TransformerEncoder(layer, num_layers=STEPS, enable_nested_tensor=False), 30, 2.0
+    )
     inputs = normal(1, ROWS, LENGTH, WIDTH)
     context = {"src_key_padding_mask": ~lengths(ROWS)} if mask else {}
     example = {"src": inputs, **context} if mask else inputs
-    model = ponder.PonderWrapper.from_recipe(encoder.eval(), recipe, num_outputs=CLASSES, example=example, **options)
+    model = ponder.PonderWrapper.from_recipe(
+        encoder.eval(), recipe, num_outputs=CLASSES, example=example, **options
+    )
     return _with_filled_heads(Case(model, inputs, context, labels))
 
 
@@ -261,7 +275,9 @@ def mpnet(recipe: str = "palbert") -> Case:
 
 WRAPPED = (shared, stacked, tuple_state, recurrent, regression, multilabel)
 FROM_RECIPES = (captured, captured_mask, token_classification, albert, bert, mpnet)
-MODELS: dict[str, Callable[..., Case]] = {build.__name__: build for build in (*WRAPPED, *FROM_RECIPES)}
+MODELS: dict[str, Callable[..., Case]] = {
+    build.__name__: build for build in (*WRAPPED, *FROM_RECIPES)
+}
 RECIPES = ("vanilla", "pondernet", "palbert", "pabee")
 OBJECTIVES: dict[str, Any] = {
     "ponder": objectives.Ponder(beta=0.5),
@@ -332,7 +348,10 @@ def _heads_of(case: Case) -> list[nn.Parameter]:
     if hasattr(case.model, "config"):
         return list(case.rest(case.model))
     return [
-        weight for part in (case.model.head, case.model.lambda_head) if part is not None for weight in part.parameters()
+        weight
+        for part in (case.model.head, case.model.lambda_head)
+        if part is not None
+        for weight in part.parameters()
     ]
 
 
@@ -367,7 +386,9 @@ def threshold_of(policy: Any) -> float | None:
     inside = spec.get("policy")
     if isinstance(inside, dict):
         return threshold_of(inside)
-    return next((float(spec[key]) for key in ("threshold", "q", "patience", "step") if key in spec), None)
+    return next(
+        (float(spec[key]) for key in ("threshold", "q", "patience", "step") if key in spec), None
+    )
 
 
 def certificates() -> dict[str, dict[str, Any]]:

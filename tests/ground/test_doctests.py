@@ -18,7 +18,10 @@ import ponder
 import ponder.integrations
 from ponder import objectives, policies, priors, recipes
 
-MODULES = sorted(name for _, name, _ in pkgutil.walk_packages(ponder.__path__, "ponder.", onerror=lambda name: None))
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(ponder.__path__, "ponder.", onerror=lambda name: None)
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,15 +35,29 @@ def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def names() -> dict[str, Any]:
     """Names that examples begin with; of the record, a third of the rows is right from step 1, 2 and 3 on each."""
     model = ponder.PonderWrapper(
-        nn.Linear(8, 8), 4, head=nn.Linear(8, 3), lambda_head=ponder.LambdaHead(8), policy=policies.Confidence(0.9)
+        nn.Linear(8, 8),
+        4,
+        head=nn.Linear(8, 3),
+        lambda_head=ponder.LambdaHead(8),
+        policy=policies.Confidence(0.9),
     ).eval()
     inputs, labels = torch.randn(300, 8), torch.arange(300) % 3
     known = torch.arange(1, 5) > labels.unsqueeze(1)
     outputs = 6.0 * known.unsqueeze(2) * nn.functional.one_hot(labels, 3).unsqueeze(1)
     return {
-        **{"torch": torch, "nn": nn, "ponder": ponder, "model": model, "inputs": inputs, "labels": labels},
+        **{
+            "torch": torch,
+            "nn": nn,
+            "ponder": ponder,
+            "model": model,
+            "inputs": inputs,
+            "labels": labels,
+        },
         **{"policies": policies, "priors": priors, "objectives": objectives, "recipes": recipes},
-        **{name: getattr(ponder, name) for name in ("Trajectory", "PonderWrapper", "LambdaHead", "PerStep")},
+        **{
+            name: getattr(ponder, name)
+            for name in ("Trajectory", "PonderWrapper", "LambdaHead", "PerStep")
+        },
         "trajectory": ponder.Trajectory(outputs, None, torch.arange(300), labels=labels),
     }
 
@@ -48,21 +65,40 @@ def names() -> dict[str, Any]:
 def names_of_transformers() -> dict[str, Any]:
     """A tiny encoder with random weights, for the examples of the integrations."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+        PreTrainedTokenizerFast,
+    )
 
     from ponder.integrations.transformers import PonderForSequenceClassification
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     config = BertConfig(vocab_size=40, num_labels=3, **sizes)
     encoder = BertModel(config).eval()
-    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "short": 3, "text": 4}, unk_token="[UNK]"))
+    words = Tokenizer(
+        models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "short": 3, "text": 4}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return {
         "config": config,
         "encoder": encoder,
-        "model": PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=3).eval(),
-        "batch": {"input_ids": torch.randint(2, 40, (5, 7)), "attention_mask": torch.ones(5, 7, dtype=torch.long)},
-        "tokenizer": PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"),
+        "model": PonderForSequenceClassification.from_encoder(
+            encoder, "palbert", num_labels=3
+        ).eval(),
+        "batch": {
+            "input_ids": torch.randint(2, 40, (5, 7)),
+            "attention_mask": torch.ones(5, 7, dtype=torch.long),
+        },
+        "tokenizer": PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
+        ),
         "BertForSequenceClassification": BertForSequenceClassification,
         "PonderForSequenceClassification": PonderForSequenceClassification,
     }

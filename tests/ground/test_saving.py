@@ -40,7 +40,9 @@ def shared(**options: Any) -> Any:
 def stacked(**options: Any) -> Any:
     heads = ponder.PerStep([nn.Linear(8, 3) for _ in range(3)])
     hazards = ponder.LambdaHead(8, layers=2, history=2)
-    return ponder.PonderWrapper([nn.Linear(8, 8) for _ in range(3)], head=heads, lambda_head=hazards, **options).eval()
+    return ponder.PonderWrapper(
+        [nn.Linear(8, 8) for _ in range(3)], head=heads, lambda_head=hazards, **options
+    ).eval()
 
 
 def tied(**options: Any) -> Any:
@@ -76,7 +78,9 @@ def test_settings_come_back(tmp_path: Path) -> None:
     assert (again.policy, again.prior, again.stages) == (model.policy, model.prior, model.stages)
 
 
-def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.safetensors"
     old, new = shared(policy=policies.Confidence(0.5)), shared(policy=policies.Confidence(0.9))
     ponder.save(old, path)
@@ -92,8 +96,12 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch: p
 def test_a_model_of_another_shape_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     ponder.save(shared(policy=policies.Confidence(0.5)), path)
-    wider = ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 5), policy=policies.LastStep()).eval()
-    longer = ponder.PonderWrapper(nn.Linear(8, 8), 6, head=nn.Linear(8, 3), policy=policies.LastStep()).eval()
+    wider = ponder.PonderWrapper(
+        nn.Linear(8, 8), 4, head=nn.Linear(8, 5), policy=policies.LastStep()
+    ).eval()
+    longer = ponder.PonderWrapper(
+        nn.Linear(8, 8), 6, head=nn.Linear(8, 3), policy=policies.LastStep()
+    ).eval()
     for other, message in (
         (wider, "head.bias, head.weight missing, unknown or different"),
         (longer, "num_steps, schedule missing, unknown or different"),
@@ -114,11 +122,19 @@ def test_trajectories_are_no_models(tmp_path: Path) -> None:
 
 
 def test_a_promise_goes_with_its_weights(tmp_path: Path) -> None:
-    model, path = shared(policy=policies.LastStep(), task="classification"), tmp_path / "model.safetensors"
+    model, path = (
+        shared(policy=policies.LastStep(), task="classification"),
+        tmp_path / "model.safetensors",
+    )
     trajectory = replace(model.unroll(INPUTS.repeat(50, 1)), weights=model.weights_digest())
-    model.policy = certified = ponder.control_risk(trajectory, policies.Confidence, level=0.3).policy
+    model.policy = certified = ponder.control_risk(
+        trajectory, policies.Confidence, level=0.3
+    ).policy
     ponder.save(model, path)
-    assert ponder.load(path, into=shared(policy=policies.LastStep(), task="classification")).policy == certified
+    assert (
+        ponder.load(path, into=shared(policy=policies.LastStep(), task="classification")).policy
+        == certified
+    )
     with torch.no_grad():
         model.head.bias.add_(1.0)
     ponder.save(model, path)

@@ -38,7 +38,9 @@ def sample(name: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def cells(name: str, outputs: Tensor, labels: Tensor, row: int, step: int) -> list[tuple[list[float], float]]:
+def cells(
+    name: str, outputs: Tensor, labels: Tensor, row: int, step: int
+) -> list[tuple[list[float], float]]:
     """The logits and the label of each answer of a row at a step, in plain Python; for spans, over the positions."""
     given, label = outputs[row, step].tolist(), labels[row].tolist()
     if name == "classification":
@@ -104,7 +106,9 @@ def test_answers_equal_a_plain_loop(name: str, library: str) -> None:
     task, (outputs, labels) = task_named(name), sample(name)
     outputs[::2] = outputs[::2, -1:] + 0.1 * outputs[::2]  # rows that settle
     if name == "token_classification":
-        outputs[:, -1] = torch.where(MASK[..., None], outputs[:, -1], -outputs[:, -1])  # padding does not
+        outputs[:, -1] = torch.where(
+            MASK[..., None], outputs[:, -1], -outputs[:, -1]
+        )  # padding does not
     outputs[1, 0].fill_(torch.nan)
     checked = task.check(outputs[:, 1], labels)
     masked: Any = MASK if task.per_position else None
@@ -116,19 +120,24 @@ def test_answers_equal_a_plain_loop(name: str, library: str) -> None:
     assert [bool(one) for one in answered] == [row != 1 for row in range(ROWS)]
     right = task.correct(read, checked) if task.comparable else None
     table = task.scores(read, checked)
-    same = task.same(task.predictions(read[:, 1]), task.predictions(read[:, -1]), tolerance=0.05, mask=masked)
+    same = task.same(
+        task.predictions(read[:, 1]), task.predictions(read[:, -1]), tolerance=0.05, mask=masked
+    )
     apart = task.distance(task.predictions(read[:, 1]), task.predictions(read[:, -1]), mask=masked)
     plain = torch.as_tensor(read)
     for row in range(ROWS):
         counted = MASK[row].tolist() if task.per_token else [True] * 9
         for step in range(1, STEPS):
             now, last = (
-                [answer(name, values) for values, _ in cells(name, plain, labels, row, at)] for at in (step, STEPS - 1)
+                [answer(name, values) for values, _ in cells(name, plain, labels, row, at)]
+                for at in (step, STEPS - 1)
             )
             pairs = [(a, b) for a, b, counts in zip(now, last, counted, strict=False) if counts]
             assert bool(agrees[row, step]) == all(a == b for a, b in pairs)
             known = [
-                (answer(name, v), label) for v, label in cells(name, plain, labels, row, step) if label != IGNORED_LABEL
+                (answer(name, v), label)
+                for v, label in cells(name, plain, labels, row, step)
+                if label != IGNORED_LABEL
             ]
             if right is not None:
                 assert bool(right[row, step]) == all(a == label for a, label in known)
@@ -138,7 +147,9 @@ def test_answers_equal_a_plain_loop(name: str, library: str) -> None:
                 assert float(table[row, step]) == pytest.approx(expected, abs=1e-6)
             if step == 1:
                 gaps = [abs(a - b) if task.numbers else float(a != b) for a, b in pairs]
-                assert float(apart[row]) == pytest.approx(max(gaps) if task.numbers else sum(gaps) / len(gaps))
+                assert float(apart[row]) == pytest.approx(
+                    max(gaps) if task.numbers else sum(gaps) / len(gaps)
+                )
                 assert bool(same[row]) == (max(gaps) < (0.05 if task.numbers else 0.5))
 
 
@@ -161,7 +172,9 @@ def test_a_teacher_teaches_its_answer_and_no_padding(name: str) -> None:
     assert bool((task.distillation_losses(teacher, teacher, 2.0, mask) <= losses).all())
     if name == "classification":
         p, q = (x.div(2.0).log_softmax(-1) for x in (teacher, student))
-        torch.testing.assert_close(losses, 4.0 * F.kl_div(q, p, log_target=True, reduction="none").sum(-1))
+        torch.testing.assert_close(
+            losses, 4.0 * F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+        )
     if mask is not None:
         noise = torch.where(mask[..., None], student, torch.full_like(student, torch.nan))
         torch.testing.assert_close(task.distillation_losses(noise, teacher, 2.0, mask), losses)
@@ -194,11 +207,36 @@ def test_an_answer_that_was_cut_off_is_none() -> None:
 @pytest.mark.parametrize(
     ("name", "outputs", "labels", "message"),
     [
-        ("classification", (4, 3), torch.zeros(4), r"labels: expected integers \(class indices\); got torch.float32"),
-        ("classification", (4, 3), torch.zeros(4, dtype=torch.bool), "got torch.bool.*task='regression'"),
-        ("classification", (4, 3), torch.tensor([0, 1, 2, 3]), "classes 0 … 2 .*got values between 0 and 3"),
-        ("classification", (4, 3), torch.tensor([[0], [1], [2], [0]]), r"shape \(4,\); got shape \(4, 1\)"),
-        ("classification", (4, 1), torch.zeros(4).long(), "outputs of the head.*at least 2 classes.*regression"),
+        (
+            "classification",
+            (4, 3),
+            torch.zeros(4),
+            r"labels: expected integers \(class indices\); got torch.float32",
+        ),
+        (
+            "classification",
+            (4, 3),
+            torch.zeros(4, dtype=torch.bool),
+            "got torch.bool.*task='regression'",
+        ),
+        (
+            "classification",
+            (4, 3),
+            torch.tensor([0, 1, 2, 3]),
+            "classes 0 … 2 .*got values between 0 and 3",
+        ),
+        (
+            "classification",
+            (4, 3),
+            torch.tensor([[0], [1], [2], [0]]),
+            r"shape \(4,\); got shape \(4, 1\)",
+        ),
+        (
+            "classification",
+            (4, 1),
+            torch.zeros(4).long(),
+            "outputs of the head.*at least 2 classes.*regression",
+        ),
         ("classification", (4, 3), torch.ones(4, 3), r"got shape \(4, 3\).*another task"),
         ("regression", (4, 1), torch.zeros(3), r"shape \(4,\); got shape \(3,\)"),
         ("regression", (4, 2), torch.full((4, 2), torch.nan), "finite numbers"),
@@ -207,7 +245,9 @@ def test_an_answer_that_was_cut_off_is_none() -> None:
         ("span", (4, 5, 2), torch.zeros(4, 2), "integers"),
     ],
 )
-def test_wrong_labels_are_named(name: str, outputs: tuple[int, ...], labels: Tensor, message: str) -> None:
+def test_wrong_labels_are_named(
+    name: str, outputs: tuple[int, ...], labels: Tensor, message: str
+) -> None:
     with pytest.raises(PonderError, match=message):
         task_named(name).check(torch.zeros(outputs), labels)
 
@@ -217,7 +257,9 @@ def test_regression_takes_labels_with_and_without_their_dimension() -> None:
     for labels in (torch.arange(4), torch.arange(4.0)[:, None]):
         checked = task.check(torch.zeros(4, 1), labels)
         torch.testing.assert_close(task.losses(torch.zeros(4, 1), checked), torch.arange(4.0) ** 2)
-        torch.testing.assert_close(task.scores(torch.zeros(4, 2, 1), checked)[:, 0], -(torch.arange(4.0).double() ** 2))
+        torch.testing.assert_close(
+            task.scores(torch.zeros(4, 2, 1), checked)[:, 0], -(torch.arange(4.0).double() ** 2)
+        )
     assert bool(task.labelled(torch.tensor([-100.0])))  # a number
 
 
@@ -225,9 +267,16 @@ def test_a_loss_of_ones_own() -> None:
     task = as_task(lambda outputs, labels: (outputs[:, 0] - labels).abs())
     assert isinstance(task, Custom)
     assert task.losses(torch.ones(3, 2), torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
-    assert (task.classes, task.numbers, task.metric, task.each_row_alone) == (True, False, None, False)
+    assert (task.classes, task.numbers, task.metric, task.each_row_alone) == (
+        True,
+        False,
+        None,
+        False,
+    )
     assert Custom(classes=False).numbers
-    with pytest.raises(ArgumentError, match=r"one loss per example, \(3,\).*shape \(\).*reduction='none'"):
+    with pytest.raises(
+        ArgumentError, match=r"one loss per example, \(3,\).*shape \(\).*reduction='none'"
+    ):
         Custom(F.mse_loss).losses(torch.ones(3), torch.zeros(3))
 
 
@@ -238,11 +287,17 @@ def test_names() -> None:
     assert as_task(None) is None
     own: Task = tasks.Multilabel(0.1)
     assert as_task(own) is own
-    with pytest.raises(ArgumentError, match=r"one of classification, regression, .* got 'clasification'"):
+    with pytest.raises(
+        ArgumentError, match=r"one of classification, regression, .* got 'clasification'"
+    ):
         as_task("clasification")
     shown = [
         infer_task(np.zeros(outputs), labels).name
-        for outputs, labels in (((2, 3), np.zeros(2, int)), ((2, 5, 3), np.zeros((2, 5), int)), ((2, 3), np.zeros(2)))
+        for outputs, labels in (
+            ((2, 3), np.zeros(2, int)),
+            ((2, 5, 3), np.zeros((2, 5), int)),
+            ((2, 3), np.zeros(2)),
+        )
     ]
     assert shown == ["classification", "token_classification", "regression"]
 

@@ -66,7 +66,9 @@ class OfTheBatch(Base):
 
 class FirstRow(Base):
     def decide(self, step: policies.StepView, state: Any) -> Any:
-        return self.sure(step) > 0.9 - 0.1 * step.index[0], state  # rows at other steps share a batch in a stream
+        return self.sure(step) > 0.9 - 0.1 * step.index[
+            0
+        ], state  # rows at other steps share a batch in a stream
 
 
 class Scalar(Base):

@@ -20,10 +20,16 @@ ROWS, STEPS, LENGTH, CLASSES = 8, 4, 5, 3
 TASKS = ("classification", "regression", "multilabel", "token_classification", "span", None)
 
 
-def make(task: str | None = "classification", length: int = LENGTH, masked: bool = True) -> Trajectory:
+def make(
+    task: str | None = "classification", length: int = LENGTH, masked: bool = True
+) -> Trajectory:
     """A trajectory with everything that there can be."""
     meaning = tasks.task_named(task)
-    last = (length, 2 if task == "span" else CLASSES) if meaning.per_position else (1 if meaning.numbers else CLASSES,)
+    last = (
+        (length, 2 if task == "span" else CLASSES)
+        if meaning.per_position
+        else (1 if meaning.numbers else CLASSES,)
+    )
     labels = {
         "regression": torch.randn(ROWS, 1),
         "multilabel": torch.randint(0, 2, (ROWS, CLASSES)).float(),
@@ -46,19 +52,25 @@ def make(task: str | None = "classification", length: int = LENGTH, masked: bool
 
 def same(one: Trajectory, other: Trajectory) -> bool:
     settings = ("task", "training", "weights", "content_ids")
-    return alike(one.tensors(), other.tensors()) and all(getattr(one, s) == getattr(other, s) for s in settings)
+    return alike(one.tensors(), other.tensors()) and all(
+        getattr(one, s) == getattr(other, s) for s in settings
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_files_hold_all_of_it(task: str | None, tmp_path: Path) -> None:
     trajectory = make(task)
-    for given in (trajectory, replace(trajectory, training=True, content_ids=True, weights=None, features=None)):
+    for given in (
+        trajectory,
+        replace(trajectory, training=True, content_ids=True, weights=None, features=None),
+    ):
         given.save(tmp_path / "run.safetensors")
         again = Trajectory.load(tmp_path / "run.safetensors")
         assert same(again, given)
         assert again.meaning.name == given.meaning.name
-        assert f"({ROWS} rows, {STEPS} steps, outputs {tuple(given.outputs.shape[2:])} with hazard_logits, " in repr(
-            again
+        assert (
+            f"({ROWS} rows, {STEPS} steps, outputs {tuple(given.outputs.shape[2:])} with hazard_logits, "
+            in repr(again)
         )
     tiny = Trajectory(trajectory.outputs[:0], None, torch.arange(0))
     tiny.save(tmp_path / "none.safetensors")
@@ -100,10 +112,16 @@ def test_batches_of_several_lengths_join(task: str | None) -> None:
     joined = Trajectory.cat(parts)
     assert (len(joined), joined.task, joined.weights) == (3 * ROWS, task, "0" * 64)
     if joined.meaning.per_position:  # beyond the end of the second batch
-        assert bool((joined.outputs[ROWS : 2 * ROWS, :, LENGTH - 2 :] == joined.meaning.blank).all())
+        assert bool(
+            (joined.outputs[ROWS : 2 * ROWS, :, LENGTH - 2 :] == joined.meaning.blank).all()
+        )
     for part, start in zip(parts, range(0, 3 * ROWS, ROWS), strict=True):
         own = joined.map(lambda tensor, start=start: tensor[start : start + ROWS])  # type: ignore[misc]
-        for policy in (policies.Quantile(0.6), policies.Patience(1, tolerance=0.5), policies.LastStep()):
+        for policy in (
+            policies.Quantile(0.6),
+            policies.Patience(1, tolerance=0.5),
+            policies.LastStep(),
+        ):
             assert torch.equal(own.replay(policy).exit_step, part.replay(policy).exit_step)
         assert np.array_equal(own.agreement(), part.agreement())
         np.testing.assert_allclose(own.score_table(), part.score_table(), atol=1e-6)
@@ -111,7 +129,11 @@ def test_batches_of_several_lengths_join(task: str | None) -> None:
 
 def test_only_records_of_one_model_join() -> None:
     one = make()
-    for other in (replace(one, weights="1" * 64), replace(one, features=None), replace(one, task="multilabel")):
+    for other in (
+        replace(one, weights="1" * 64),
+        replace(one, features=None),
+        replace(one, task="multilabel"),
+    ):
         with pytest.raises(ArgumentError):
             Trajectory.cat([one, other])
     assert Trajectory.cat([one, replace(one, training=True)]).training
@@ -121,8 +143,16 @@ def test_map_takes_rows_and_keeps_integers() -> None:
     trajectory = make("token_classification")
     half = trajectory.map(Tensor.half)
     kinds = {name: tensor.dtype for name, tensor in half.tensors().items()}
-    kept = {"row_ids": torch.int64, "labels": torch.int64, "policy_context.budget": torch.int64, "mask": torch.bool}
-    assert kinds == {**dict.fromkeys(("outputs", "hazard_logits", "features"), torch.float16), **kept}
+    kept = {
+        "row_ids": torch.int64,
+        "labels": torch.int64,
+        "policy_context.budget": torch.int64,
+        "mask": torch.bool,
+    }
+    assert kinds == {
+        **dict.fromkeys(("outputs", "hazard_logits", "features"), torch.float16),
+        **kept,
+    }
     some = trajectory.map(lambda tensor: tensor[2:4])
     assert len(some) == 2
     assert some.policy_context is not None
@@ -161,7 +191,10 @@ def test_views_are_what_the_loop_shows(task: str) -> None:
     assert len(views) == STEPS
     for one, other in zip(views, watch.seen, strict=False):
         assert alike(dict(one.readings), dict(other.readings))
-        assert alike((one.index, one.mask, one.policy_context), (other.index, other.mask, other.policy_context))
+        assert alike(
+            (one.index, one.mask, one.policy_context),
+            (other.index, other.mask, other.policy_context),
+        )
         torch.testing.assert_close(one.cdf, trajectory.halting.cdf(one.index))
     assert list(next(iter(trajectory.views(frozenset()))).readings) == []
 
@@ -227,7 +260,13 @@ def test_scores_of_exits_are_means_of_tables(task: str | None) -> None:
     trajectory = make(task)
     table, name = trajectory.score_table(), trajectory.score_name()
     several = task in ("multilabel", "token_classification")
-    expected = "negative_squared_error" if task == "regression" else "exact_match" if several else "accuracy"
+    expected = (
+        "negative_squared_error"
+        if task == "regression"
+        else "exact_match"
+        if several
+        else "accuracy"
+    )
     assert name == expected
     assert trajectory.score_name(name) == name
     steps = np.arange(ROWS) % STEPS + 1
@@ -240,7 +279,10 @@ def test_scores_of_exits_are_means_of_tables(task: str | None) -> None:
         )
     if task == "classification":
         assert table is not None
-        assert table[np.arange(ROWS), steps - 1].mean() == (outputs.argmax(-1) == labels).float().mean()
+        assert (
+            table[np.arange(ROWS), steps - 1].mean()
+            == (outputs.argmax(-1) == labels).float().mean()
+        )
     if task == "token_classification":
         assert len(outputs) == int(trajectory.mask.sum())  # type: ignore[union-attr]
     assert trajectory.score_table(lambda outputs, labels: 0.5) is None

@@ -42,7 +42,11 @@ def test_arrays_and_tensors_alike(fn: Any) -> None:
     x = np.array([[1e4, -1e4, 0.0], [1.0, 2.0, 3.0]])
     for dtype in (np.float16, np.float32, np.float64):
         made, expected = fn(x.astype(dtype)), fn(torch.tensor(x.astype(dtype)))
-        assert made.dtype == expected.numpy().dtype == (np.float64 if dtype == np.float64 else np.float32)
+        assert (
+            made.dtype
+            == expected.numpy().dtype
+            == (np.float64 if dtype == np.float64 else np.float32)
+        )
         np.testing.assert_allclose(made, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -60,11 +64,19 @@ def test_no_weight_leaves_no_trace_of_an_infinity() -> None:
         (check_int, ("n", 1.0), "n: expected a whole number ≥ 1; got 1.0. Pass n=1, say."),
         (check_int, ("n", True), "got True"),
         (check_int, ("n", 7, 1, 6), "from 1 to 6"),
-        (check_real, ("q", float("nan"), 0.0, 1.0), "q: expected a number in [0, 1]; got nan. Pass q=0.5, say."),
+        (
+            check_real,
+            ("q", float("nan"), 0.0, 1.0),
+            "q: expected a number in [0, 1]; got nan. Pass q=0.5, say.",
+        ),
         (check_real, ("t", "1"), "a finite number ≥ 0"),
         (check_share, ("level", 1.0), "a number in (0, 1)"),
         (check_choice, ("way", "up", ("left", "down")), "one of left, down"),
-        (check_type, ("policy", "quantile", nn.Linear), "expected an instance of torch.nn.modules.linear.Linear"),
+        (
+            check_type,
+            ("policy", "quantile", nn.Linear),
+            "expected an instance of torch.nn.modules.linear.Linear",
+        ),
     ],
 )
 def test_checks_say_what_to_pass(check: Any, arguments: Any, message: str) -> None:
@@ -119,11 +131,17 @@ def test_what_is_no_row_stays_whole() -> None:
     assert take_rows(tree, torch.tensor([0])) == tree
     assert take_rows(None, torch.tensor([0])) is None
     shared = Shared([torch.ones(5)])
-    assert unwrap({"a": shared, "b": {"c": shared}, "d": 1}) == {"a": shared.value, "b": {"c": shared.value}, "d": 1}
+    assert unwrap({"a": shared, "b": {"c": shared}, "d": 1}) == {
+        "a": shared.value,
+        "b": {"c": shared.value},
+        "d": 1,
+    }
 
 
 def test_the_tensor_that_is_not_batch_first_is_named() -> None:
-    with pytest.raises(ArgumentError, match=r"context\['bias'\]\[0\].*\(3, …\).*shape \(2, 4\).*Shared"):
+    with pytest.raises(
+        ArgumentError, match=r"context\['bias'\]\[0\].*\(3, …\).*shape \(2, 4\).*Shared"
+    ):
         check_rows("context", {"mask": torch.ones(3, 4), "bias": [torch.ones(2, 4)]})
     with pytest.raises(ArgumentTypeError, match="expected a tensor"):
         check_rows("inputs", {"n": 3})
@@ -184,7 +202,9 @@ def test_entry_points_are_loaded_on_demand(monkeypatch: pytest.MonkeyPatch) -> N
     def point(name: str) -> Any:
         return SimpleNamespace(name=name, load=lambda: loaded.append(name) or Red)
 
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point("blue"), point("red")])
+    monkeypatch.setattr(
+        registry.metadata, "entry_points", lambda group: [point("blue"), point("red")]
+    )
     registry._entry_points.cache_clear()
     try:
         assert colours.names() == ["blue", "red"]
@@ -236,7 +256,10 @@ def test_splits_are_disjoint_and_whole(ids: list[int], shares: list[float], seed
 
 def test_a_split_moves_few_rows_when_others_come() -> None:
     texts = [f"text {n}" for n in range(1000)]
-    one, more = split(texts, (0.5, 0.5))[0], split(texts + [f"more {n}" for n in range(20)], (0.5, 0.5))[0]
+    one, more = (
+        split(texts, (0.5, 0.5))[0],
+        split(texts + [f"more {n}" for n in range(20)], (0.5, 0.5))[0],
+    )
     assert abs(len(one) - 500) <= 1
     assert len(set(one.tolist()) ^ {row for row in more.tolist() if row < 1000}) < 30
     assert split(texts, (0.5, 0.5), seed=1)[0].tolist() != one.tolist()
@@ -270,7 +293,9 @@ def test_json_of_another_format_is_refused(tmp_path: Path) -> None:
             read_json(path, "kind-3", "thing")
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "settings.json"
     replace_text(path, "old")
     for name in ("fsync", "replace"):
@@ -357,7 +382,9 @@ def test_a_chunk_is_read_in_the_order_of_its_rows_wherever_they_run(max_batch: i
         sizes.append(sum(len(places) for _, places in parts))
         return Numbers(np.concatenate([batch.values[places] for batch, places in parts]))
 
-    chunk = Chunk([(part.tolist(), Numbers(100 * part)) for part in parts], lengths.tolist(), join, max_batch)
+    chunk = Chunk(
+        [(part.tolist(), Numbers(100 * part)) for part in parts], lengths.tolist(), join, max_batch
+    )
     for step in range(1, 5):
         chunk.advance(step)
         some = np.flatnonzero(rows % 3 == 0)

@@ -20,13 +20,19 @@ SURE = policies.Confidence(0.55)
 
 def alone(model: ponder.PonderWrapper, rows: list[Tensor], policy: policies.ExitPolicy) -> Any:
     """What calls of the model with one row each give."""
-    calls = [model(row[None], attention_mask=torch.ones(1, len(row)), policy=policy) for row in rows]
+    calls = [
+        model(row[None], attention_mask=torch.ones(1, len(row)), policy=policy) for row in rows
+    ]
     return torch.cat([call.exit_step for call in calls]), [call.outputs[0] for call in calls]
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("policy", [SURE, policies.Patience(1), policies.FixedStep(2), policies.LastStep()], ids=str)
-def test_answers_and_exits_are_those_of_each_row_alone(shared: bool, policy: policies.ExitPolicy) -> None:
+@pytest.mark.parametrize(
+    "policy", [SURE, policies.Patience(1), policies.FixedStep(2), policies.LastStep()], ids=str
+)
+def test_answers_and_exits_are_those_of_each_row_alone(
+    shared: bool, policy: policies.ExitPolicy
+) -> None:
     model, rows = build(shared=shared), sequences(70)
     found = ponder.predict(model, rows, policy=policy, batch_size=8)
     steps, outputs = alone(model, rows, policy)
@@ -44,7 +50,9 @@ def test_rows_that_remain_are_dealt_to_full_batches_and_none_runs_a_step_too_man
     sizes = sizes_of(model)
     assert sum(size for size, _ in sizes) == exits.sum()
     full = sum(math.ceil(int((exits > step).sum()) / 16) for step in range(4))
-    assert full <= len(sizes) <= full + 4  # a batch that padding cuts short costs one more, at a step at most
+    assert (
+        full <= len(sizes) <= full + 4
+    )  # a batch that padding cuts short costs one more, at a step at most
     positions = sum(len(row) * step for row, step in zip(rows, exits.tolist(), strict=True))
     assert sum(size * length for size, length in sizes) <= 1.25 * positions
 
@@ -60,19 +68,28 @@ def test_a_batch_is_bounded_by_rows_and_by_positions() -> None:
 def test_labels_of_tokens_and_blanks_stand_where_a_row_ends() -> None:
     model, rows = build("token_classification"), sequences(9)
     labels = [torch.arange(len(row)) % CLASSES for row in rows]
-    record = model.record([(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)], batch_size=4)
+    record = model.record(
+        [(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)], batch_size=4
+    )
     found = ponder.predict(model, rows, batch_size=4, policy=policies.LastStep())
     torch.testing.assert_close(record.outputs[:, -1], found.outputs)
     for place, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        assert record.labels[place].tolist() == [*label.tolist(), *[-100] * (record.labels.shape[1] - len(row))]
+        assert record.labels[place].tolist() == [
+            *label.tolist(),
+            *[-100] * (record.labels.shape[1] - len(row)),
+        ]
         assert not found.outputs[place, len(row) :].any()
-        torch.testing.assert_close(found.outputs[place, : len(row)], alone(model, [row], policies.LastStep())[1][0])
+        torch.testing.assert_close(
+            found.outputs[place, : len(row)], alone(model, [row], policies.LastStep())[1][0]
+        )
 
 
 def wrapped() -> ponder.PonderWrapper:
     torch.manual_seed(0)
     parts = {"head": nn.Linear(4, 2), "lambda_head": ponder.LambdaHead(4)}
-    return ponder.PonderWrapper(nn.Linear(4, 4), num_steps=3, policy=policies.Bernoulli(3), **parts).eval()
+    return ponder.PonderWrapper(
+        nn.Linear(4, 4), num_steps=3, policy=policies.Bernoulli(3), **parts
+    ).eval()
 
 
 def test_every_kind_of_data_set_gives_the_same() -> None:
@@ -92,7 +109,11 @@ def test_rows_have_ids_of_their_own_by_which_sampling_is_drawn() -> None:
     model, rows = wrapped(), torch.randn(1, 4).expand(40, 4)
     ids = torch.arange(100, 140)
     found = ponder.predict(model, rows, row_ids=ids, batch_size=7).exit_step
-    assert found.tolist() == model(rows, row_ids=ids).exit_step.tolist() != model(rows).exit_step.tolist()
+    assert (
+        found.tolist()
+        == model(rows, row_ids=ids).exit_step.tolist()
+        != model(rows).exit_step.tolist()
+    )
     record = model.record(rows, row_ids=ids)
     assert record.row_ids.tolist() == ids.tolist()
     assert record.replay(model.policy).exit_step.tolist() == found.tolist()
@@ -101,7 +122,9 @@ def test_rows_have_ids_of_their_own_by_which_sampling_is_drawn() -> None:
 def test_labels_are_taken_from_the_call_or_from_the_examples() -> None:
     model, rows, labels = wrapped(), torch.randn(5, 4), [0, 1, 1, 0, 1]
     by_call = model.record(rows, labels=labels, batch_size=2)
-    by_row = model.record([(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)])
+    by_row = model.record(
+        [(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)]
+    )
     assert by_call.labels.tolist() == by_row.labels.tolist() == labels
     with pytest.raises(ArgumentError, match="labels of every example, or of none"):
         model.record([(rows[0], {"labels": 1}), rows[1]])

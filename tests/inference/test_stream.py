@@ -63,7 +63,9 @@ def test_a_row_that_fails_fails_alone() -> None:
     context = {"breaks": torch.arange(30) % 7 == 3, "budget": torch.arange(30) % 4 + 1}
     with ponder.StreamEngine(model, Breaking(), max_batch=8) as engine:
         own = [{name: values[row] for name, values in context.items()} for row in range(30)]
-        futures = [engine.submit(row, policy_context=given) for row, given in zip(rows, own, strict=True)]
+        futures = [
+            engine.submit(row, policy_context=given) for row, given in zip(rows, own, strict=True)
+        ]
         bad = engine.submit("no numbers", policy_context={"breaks": False, "budget": 1})
         assert bad.exception() is not None
     for given, future in zip(own, futures, strict=True):
@@ -86,7 +88,10 @@ class Gate:
 
 
 def test_a_row_at_which_the_stem_fails_fails_alone() -> None:
-    model, rows = build(), [torch.tensor([5, 6, 7])] * 6  # of one length, so that all waiting ones are one batch
+    model, rows = (
+        build(),
+        [torch.tensor([5, 6, 7])] * 6,
+    )  # of one length, so that all waiting ones are one batch
     gate = Gate(model)
     with ponder.StreamEngine(model, policies.FixedStep(1), max_batch=8) as engine:
         first = engine.submit(rows[0])
@@ -170,7 +175,9 @@ def test_callbacks_may_submit() -> None:
     with ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1) as engine:
 
         def submit_next(done: Future[Any]) -> None:
-            engine.submit(rows[1]).add_done_callback(lambda future: chained.set_result(future.result().exit_step))
+            engine.submit(rows[1]).add_done_callback(
+                lambda future: chained.set_result(future.result().exit_step)
+            )
 
         engine.submit(rows[0]).add_done_callback(submit_next)
         assert chained.result(60) == 1

@@ -35,7 +35,9 @@ class Step(nn.Module):
         return hidden + torch.tanh(2.0 * self.linear(hidden + mean))
 
 
-def build(task: str = "classification", shared: bool = False, **options: Any) -> ponder.PonderWrapper:
+def build(
+    task: str = "classification", shared: bool = False, **options: Any
+) -> ponder.PonderWrapper:
     """A model of sequences in evaluation mode."""
     torch.manual_seed(1)
     tokens = task == "token_classification"
@@ -54,7 +56,10 @@ def build(task: str = "classification", shared: bool = False, **options: Any) ->
 def sequences(count: int, seed: int = 0) -> list[Tensor]:
     """Token ids of several lengths."""
     draw = torch.Generator().manual_seed(seed)
-    return [torch.randint(50, (int(n),), generator=draw) for n in torch.randint(2, 12, (count,), generator=draw)]
+    return [
+        torch.randint(50, (int(n),), generator=draw)
+        for n in torch.randint(2, 12, (count,), generator=draw)
+    ]
 
 
 def sizes_of(model: ponder.PonderWrapper) -> list[tuple[int, int]]:

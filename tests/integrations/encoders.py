@@ -43,12 +43,20 @@ _TEXT: dict[str, Any] = {**_SIZES, "vocab_size": VOCABULARY, "max_position_embed
 CONFIGS = {
     "albert": lambda: AlbertConfig(**_TEXT, embedding_size=8),
     "albert-2-uneven-groups": lambda: AlbertConfig(
-        **{**_TEXT, "num_hidden_layers": 5}, embedding_size=8, num_hidden_groups=2, inner_group_num=2
+        **{**_TEXT, "num_hidden_layers": 5},
+        embedding_size=8,
+        num_hidden_groups=2,
+        inner_group_num=2,
     ),
     "bert": lambda: BertConfig(**_TEXT),
     "mpnet": lambda: MPNetConfig(**_TEXT),
     "distilbert": lambda: DistilBertConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=32, n_layers=4, n_heads=2, dim=WIDTH, hidden_dim=24
+        vocab_size=VOCABULARY,
+        max_position_embeddings=32,
+        n_layers=4,
+        n_heads=2,
+        dim=WIDTH,
+        hidden_dim=24,
     ),
     "vit": lambda: ViTConfig(**_SIZES, image_size=16, patch_size=8),
     "ast": lambda: ASTConfig(**_SIZES, max_length=24, num_mel_bins=16, patch_size=8),
@@ -92,7 +100,11 @@ def make_encoder(family: str, seed: int = 2, **options: Any) -> PreTrainedModel:
 
 
 def make_model(
-    head: str = "sequence", family: str = "bert", recipe: Any = "pabee", seed: int = 2, **options: Any
+    head: str = "sequence",
+    family: str = "bert",
+    recipe: Any = "pabee",
+    seed: int = 2,
+    **options: Any,
 ) -> Any:
     """A model with exits, in evaluation mode, whose rows exit at different steps."""
     labels = {} if head in ("span", "features") else {"num_labels": CLASSES}
@@ -104,7 +116,9 @@ def make_model(
     return made.eval()
 
 
-def make_plain(head: str = "sequence", family: str = "bert", labels: int = CLASSES, **options: Any) -> PreTrainedModel:
+def make_plain(
+    head: str = "sequence", family: str = "bert", labels: int = CLASSES, **options: Any
+) -> PreTrainedModel:
     """A fine-tuned model of Transformers itself, with its own head, in evaluation mode."""
     torch.manual_seed(3)
     config = CONFIGS[family]()
@@ -116,7 +130,9 @@ def make_plain(head: str = "sequence", family: str = "bert", labels: int = CLASS
     return plain.eval()
 
 
-def make_batch(head: str = "sequence", *, rows: int = ROWS, labels: bool = False) -> dict[str, Tensor]:
+def make_batch(
+    head: str = "sequence", *, rows: int = ROWS, labels: bool = False
+) -> dict[str, Tensor]:
     """A batch of rows of different lengths, one of a single token; images and spectrograms have no lengths."""
     generator = torch.Generator().manual_seed(0)
     given = {"labels": torch.randint(CLASSES, (rows,), generator=generator)}
@@ -132,7 +148,10 @@ def make_batch(head: str = "sequence", *, rows: int = ROWS, labels: bool = False
         if head == "token":
             given = {"labels": (ids % CLASSES).masked_fill(mask == 0, -100)}
         if head == "span":
-            given = {"start_positions": torch.zeros(rows, dtype=torch.long), "end_positions": lengths - 1}
+            given = {
+                "start_positions": torch.zeros(rows, dtype=torch.long),
+                "end_positions": lengths - 1,
+            }
         if head == "features":
             given = {"labels": torch.randn(rows, WIDTH, generator=generator)}
     return {**batch, **given} if labels else batch
@@ -142,7 +161,11 @@ def answer(out: Any) -> Tensor:
     """The answer in an output of any model of this package, or of Transformers."""
     if out.get("start_logits") is not None:
         return torch.stack((out.start_logits, out.end_logits), -1)
-    return next(out[name] for name in ("logits", "pooler_output", "last_hidden_state") if out.get(name) is not None)
+    return next(
+        out[name]
+        for name in ("logits", "pooler_output", "last_hidden_state")
+        if out.get(name) is not None
+    )
 
 
 @cache
@@ -160,7 +183,9 @@ def some_texts(count: int, seed: int = 0) -> list[str]:
     texts: dict[str, None] = {}
     while len(texts) < count:
         length = int(torch.randint(1, 9, (), generator=generator))
-        texts[" ".join("abcdefghi"[int(n)] for n in torch.randint(9, (length,), generator=generator))] = None
+        texts[
+            " ".join("abcdefghi"[int(n)] for n in torch.randint(9, (length,), generator=generator))
+        ] = None
     return list(texts)
 
 
@@ -168,7 +193,10 @@ def some_texts(count: int, seed: int = 0) -> list[str]:
 def rows_computed(modules: Sequence[nn.Module]) -> Iterator[list[int]]:
     """The number of rows of every call of `modules`, in order, counted by hooks."""
     calls: list[int] = []
-    hooks = [m.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[0])) for m in modules]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[0]))
+        for m in modules
+    ]
     try:
         yield calls
     finally:

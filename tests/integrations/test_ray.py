@@ -43,7 +43,9 @@ def test_answers_stand_beside_the_texts(folder: Path) -> None:
     assert len(pairs["label"]) == 20
 
 
-def test_a_deployment_answers_requests_in_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_answers_requests_in_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, Any] = {}
 
     def batch(**options: Any) -> Any:
@@ -75,7 +77,9 @@ def test_a_deployment_answers_requests_in_batches(folder: Path, monkeypatch: pyt
     assert answer["exit_step"] == int(expected.exit_step[0])
 
 
-def test_without_ray_it_is_said_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_it_is_said_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PonderError, match="pip install"):
         deployment(folder)

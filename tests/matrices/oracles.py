@@ -58,14 +58,20 @@ def entropy(p: Sequence[float]) -> float:
 def kl(p: Sequence[float], q: Sequence[float]) -> float:
     """Σ p log(p / q)."""
     pairs = [(a, b) for a, b in zip(p, q, strict=True) if a > 0]
-    return math.inf if any(b == 0 for _, b in pairs) else math.fsum(a * (math.log(a) - math.log(b)) for a, b in pairs)
+    return (
+        math.inf
+        if any(b == 0 for _, b in pairs)
+        else math.fsum(a * (math.log(a) - math.log(b)) for a, b in pairs)
+    )
 
 
 def prior(spec: Spec, num_steps: int) -> list[float]:
     """The probabilities of a prior over so many steps."""
     if spec["name"] == "geometric":
         rate = spec["rate"]
-        return [rate * (1 - rate) ** n for n in range(num_steps - 1)] + [(1 - rate) ** (num_steps - 1)]
+        return [rate * (1 - rate) ** n for n in range(num_steps - 1)] + [
+            (1 - rate) ** (num_steps - 1)
+        ]
     assert spec["name"] == "uniform"
     return [1 / num_steps] * num_steps
 
@@ -96,10 +102,14 @@ def task_loss(task: str, output: Any, label: Any) -> float:
     if task == "multilabel":
         return _average([_bce(o, y) for o, y in zip(output, label, strict=True)])
     if task == "token_classification":
-        return _average([-log_softmax(o)[y] for o, y in zip(output, label, strict=True) if y != -100])
+        return _average(
+            [-log_softmax(o)[y] for o, y in zip(output, label, strict=True) if y != -100]
+        )
     assert task == "span"
     columns = zip(*output, strict=True)
-    return math.fsum(-log_softmax(c)[y] for c, y in zip(columns, label, strict=True) if y != -100) / 2
+    return (
+        math.fsum(-log_softmax(c)[y] for c, y in zip(columns, label, strict=True) if y != -100) / 2
+    )
 
 
 def distillation_loss(task: str, student: Any, teacher: Any, temperature: float) -> float:
@@ -108,16 +118,22 @@ def distillation_loss(task: str, student: Any, teacher: Any, temperature: float)
         return _average([(s - t) ** 2 for s, t in zip(student, teacher, strict=True)])
     if task == "multilabel":
         pairs = zip(student, teacher, strict=True)
-        return temperature**2 * _average([_bce(s / temperature, sigmoid(t / temperature)) for s, t in pairs])
+        return temperature**2 * _average(
+            [_bce(s / temperature, sigmoid(t / temperature)) for s, t in pairs]
+        )
     if task == "token_classification":
         each = zip(student, teacher, strict=True)
         return _average([distillation_loss("classification", s, t, temperature) for s, t in each])
     if task == "span":
         columns = zip(zip(*student, strict=True), zip(*teacher, strict=True), strict=True)
-        return _average([distillation_loss("classification", s, t, temperature) for s, t in columns])
+        return _average(
+            [distillation_loss("classification", s, t, temperature) for s, t in columns]
+        )
     log_s = log_softmax([z / temperature for z in student])
     log_t = log_softmax([z / temperature for z in teacher])
-    return temperature**2 * math.fsum(math.exp(t) * (t - s) for s, t in zip(log_s, log_t, strict=True))
+    return temperature**2 * math.fsum(
+        math.exp(t) * (t - s) for s, t in zip(log_s, log_t, strict=True)
+    )
 
 
 def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
@@ -131,13 +147,18 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
     at, losses, task = at or row, row["losses"], row["task"]
     name = spec["name"]
     if name == "weighted":
-        return math.fsum(w * objective(o, row, at) for o, w in zip(spec["objectives"], spec["weights"], strict=True))
+        return math.fsum(
+            w * objective(o, row, at)
+            for o, w in zip(spec["objectives"], spec["weights"], strict=True)
+        )
     if name == "ponder":
         p, q = pmf(row["hazard_logits"]), row["prior"]
         if spec["likelihood"] == "expected_log":
             fit = math.fsum(mass * loss for mass, loss in zip(p, losses, strict=True))
         else:
-            fit = -math.log(math.fsum(mass * math.exp(-loss) for mass, loss in zip(p, losses, strict=True)))
+            fit = -math.log(
+                math.fsum(mass * math.exp(-loss) for mass, loss in zip(p, losses, strict=True))
+            )
         return fit + spec["beta"] * (kl(p, q) if spec["kl"] == "posterior_prior" else kl(q, p))
     if name == "deep-supervision":
         w = [n if spec["weights"] == "linear" else 1 for n in range(1, len(losses) + 1)]
@@ -147,12 +168,21 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
     if name == "one-step":
         return float(losses[spec["step"] - 1])
     if name == "mutual-distillation":
-        pairs = [(s, t) for i, s in enumerate(row["outputs"]) for j, t in enumerate(at["outputs"]) if i != j]
+        pairs = [
+            (s, t)
+            for i, s in enumerate(row["outputs"])
+            for j, t in enumerate(at["outputs"])
+            if i != j
+        ]
         return _average([distillation_loss(task, s, t, spec["temperature"]) for s, t in pairs])
     assert name == "distillation"
     frozen = spec.get("teacher") == "frozen"
-    students, teacher = (row["outputs"], at["teacher"]) if frozen else (row["outputs"][:-1], at["outputs"][-1])
-    return spec["weight"] * _average([distillation_loss(task, s, teacher, spec["temperature"]) for s in students])
+    students, teacher = (
+        (row["outputs"], at["teacher"]) if frozen else (row["outputs"][:-1], at["outputs"][-1])
+    )
+    return spec["weight"] * _average(
+        [distillation_loss(task, s, teacher, spec["temperature"]) for s in students]
+    )
 
 
 # -- policies ----------------------------------------------------------------------------------------------------
@@ -232,7 +262,9 @@ def _counted(changes: Sequence[Answer], patience: int) -> list[Answer]:
     """A counter: +1 where nothing changed, 0 where it did; out once it reaches the patience."""
     counts, answers = {0}, [False]
     for same in changes:
-        counts = ({c + 1 for c in counts} if same is not False else set()) | ({0} if same is not True else set())
+        counts = ({c + 1 for c in counts} if same is not False else set()) | (
+            {0} if same is not True else set()
+        )
         reached = {c >= patience for c in counts}
         answers.append(reached.pop() if len(reached) == 1 else None)
     return answers
@@ -245,7 +277,12 @@ def _gated(tables: Any, given: list[Any], outputs: Any, threshold: float) -> lis
         streak = streak + 1 if n and given[n] == given[n - 1] else 0
         p = sorted((math.exp(z) for z in log_softmax(cell)), reverse=True)
         signals = [p[0], p[0] - p[1], -entropy(p), streak, 1.0]
-        found.append(above(threshold, sigmoid(math.fsum(w * each for w, each in zip(table, signals, strict=True)))))
+        found.append(
+            above(
+                threshold,
+                sigmoid(math.fsum(w * each for w, each in zip(table, signals, strict=True))),
+            )
+        )
     return found
 
 
@@ -260,20 +297,32 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
     if name in ("patience", "converged"):
         unchanged = _same if name == "patience" else _still
         pairs = zip(outputs[1:], outputs, strict=False)
-        return _counted([unchanged(task, now, old, spec["tolerance"]) for now, old in pairs], spec["patience"])
+        return _counted(
+            [unchanged(task, now, old, spec["tolerance"]) for now, old in pairs], spec["patience"]
+        )
     if name == "voting":
         given = [_prediction(task, cells) for cells in outputs]
-        votes = [[[old[k] for old in given[:n]].count(now) for k, now in enumerate(given[n - 1])] for n in steps]
+        votes = [
+            [[old[k] for old in given[:n]].count(now) for k, now in enumerate(given[n - 1])]
+            for n in steps
+        ]
         return [min(each) >= spec["votes"] for each in votes]
     if name == "gate":
-        return _gated(spec["tables"], [_prediction(task, cells) for cells in outputs], outputs, spec["threshold"])
+        return _gated(
+            spec["tables"],
+            [_prediction(task, cells) for cells in outputs],
+            outputs,
+            spec["threshold"],
+        )
     if name in ("fixed-step", "from-step"):
         return [n >= spec["step"] for n in steps]
     if name == "last-step":
         return [False for _ in steps]
     if name in ("any", "all"):
         merged: Callable[[Sequence[Answer]], Answer] = _any if name == "any" else _all
-        return [merged(each) for each in zip(*(_answers(p, row) for p in spec["policies"]), strict=True)]
+        return [
+            merged(each) for each in zip(*(_answers(p, row) for p in spec["policies"]), strict=True)
+        ]
     assert name == "certified"
     return _answers(spec["policy"], row)
 

@@ -39,7 +39,9 @@ def test_full_depth_is_the_unwrapped_encoder_bit_for_bit(kind: str, grad: bool) 
         expected = plain_answer(made, made.inputs, **made.context)
         out = made.call(policy=policies.LastStep())
         assert torch.equal(out.outputs, expected)
-        assert torch.equal(made.model(made.inputs, policy=policies.FixedStep(5), **made.context).outputs, expected)
+        assert torch.equal(
+            made.model(made.inputs, policy=policies.FixedStep(5), **made.context).outputs, expected
+        )
         assert torch.equal(made.model.unroll(made.inputs, **made.context).outputs[:, -1], expected)
         made.model.train()  # in which PyTorch's own layers take another path
         expected = plain_answer(made, made.inputs, **made.context)
@@ -59,7 +61,9 @@ def test_a_captured_encoder_takes_calls_that_the_example_was_not(kind: str, grad
         for call in calls:
             if kind == "captured-mask" and "src_key_padding_mask" not in call:
                 continue
-            given = {key: ponder.Shared(value) if key == "mask" else value for key, value in call.items()}
+            given = {
+                key: ponder.Shared(value) if key == "mask" else value for key, value in call.items()
+            }
             found = made.model(longer, policy=policies.LastStep(), **given).outputs
             assert torch.equal(found, plain_answer(made, longer, **call)), list(call)
             early = made.model(longer, policy=policies.FixedStep(2), **given).outputs
@@ -80,8 +84,13 @@ def test_a_finetuned_classifier_keeps_its_answers_bit_for_bit() -> None:
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    plain = BertForSequenceClassification(BertConfig(**sizes, num_hidden_layers=3, num_labels=3)).eval()
-    batch = {"input_ids": torch.randint(3, 30, (5, 7)), "attention_mask": torch.ones(5, 7, dtype=torch.long)}
+    plain = BertForSequenceClassification(
+        BertConfig(**sizes, num_hidden_layers=3, num_labels=3)
+    ).eval()
+    batch = {
+        "input_ids": torch.randint(3, 30, (5, 7)),
+        "attention_mask": torch.ones(5, 7, dtype=torch.long),
+    }
     batch["attention_mask"][1, 4:] = 0
     made = PonderForSequenceClassification.from_finetuned(plain)
 
@@ -126,8 +135,14 @@ class Grudge(policies.ExitPolicy):
 def snapshot(model: nn.Module) -> list[Any]:
     """Modes, hooks, names of weights and buffers, and who learns."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
-    parts = [(each, part.training, [len(getattr(part, h)) for h in hooks]) for each, part in model.named_modules()]
-    weights = [(each, weight.requires_grad, weight.grad is None) for each, weight in model.named_parameters()]
+    parts = [
+        (each, part.training, [len(getattr(part, h)) for h in hooks])
+        for each, part in model.named_modules()
+    ]
+    weights = [
+        (each, weight.requires_grad, weight.grad is None)
+        for each, weight in model.named_parameters()
+    ]
     return [parts, weights, sorted(model.state_dict()), torch.is_grad_enabled()]
 
 
@@ -135,8 +150,14 @@ def snapshot(model: nn.Module) -> list[Any]:
 def test_after_a_failure_the_next_call_works_and_nothing_remains(call: str) -> None:
     made = build("shared")
     step = Fragile().double()
-    step.load_state_dict(next(part for part in made.model.modules() if isinstance(part, models.Tanh)).state_dict())
-    parts = {"head": made.model.head, "lambda_head": made.model.lambda_head, "task": "classification"}
+    step.load_state_dict(
+        next(part for part in made.model.modules() if isinstance(part, models.Tanh)).state_dict()
+    )
+    parts = {
+        "head": made.model.head,
+        "lambda_head": made.model.lambda_head,
+        "task": "classification",
+    }
     model = ponder.PonderWrapper(step, models.STEPS, **parts).eval()
     before, expected = snapshot(model), made.call(policy=policies.Confidence(0.7))
     model.train(call == "train")
@@ -200,7 +221,9 @@ TRIPS: dict[str, Callable[[Toy, Path], Any]] = {
     "deepcopy": lambda made, tmp_path: copy.deepcopy(made.model),
     "pickle": lambda made, tmp_path: pickle.loads(pickle.dumps(made.model)),
     "state_dict": lambda made, tmp_path: by_state_dict(made),
-    "file": lambda made, tmp_path: models.reloaded(made.model, build_other(made), tmp_path / "model"),
+    "file": lambda made, tmp_path: models.reloaded(
+        made.model, build_other(made), tmp_path / "model"
+    ),
     "dtypes": lambda made, tmp_path: copy.deepcopy(made.model).to(torch.float64),
     "modes": lambda made, tmp_path: copy.deepcopy(made.model).train().eval(),
 }
@@ -209,7 +232,11 @@ TRIPS: dict[str, Callable[[Toy, Path], Any]] = {
 @every_kind
 @pytest.mark.parametrize("trip", TRIPS)
 def test_a_model_survives_its_trip(kind: str, trip: str, tmp_path: Path) -> None:
-    chosen = {"policy": policies.Bernoulli(seed=2), "objective": objectives.Ponder(0.3), "prior": priors.Geometric(0.3)}
+    chosen = {
+        "policy": policies.Bernoulli(seed=2),
+        "objective": objectives.Ponder(0.3),
+        "prior": priors.Geometric(0.3),
+    }
     made = build(kind, per_step=True, **chosen)
     other = TRIPS[trip](made, tmp_path)
     assert {key: getattr(other, key) for key in chosen} == chosen
@@ -219,7 +246,10 @@ def test_a_model_survives_its_trip(kind: str, trip: str, tmp_path: Path) -> None
         assert found.exit_step.tolist() == expected.exit_step.tolist()
         torch.testing.assert_close(found.outputs, expected.outputs, rtol=0, atol=0)
     labels = models.labels_for("classification")
-    losses = [float(m.train()(made.inputs, labels=labels, **made.context).loss.detach()) for m in (made.model, other)]
+    losses = [
+        float(m.train()(made.inputs, labels=labels, **made.context).loss.detach())
+        for m in (made.model, other)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -227,12 +257,16 @@ def test_a_saved_policy_prior_and_objective_come_back(tmp_path: Path) -> None:
     chosen = {"policy": policies.Confidence(0.9).after(2), "prior": priors.Uniform()}
     made = build("shared", objective=objectives.FinalStep(), **chosen)
     found = models.reloaded(made.model, build("shared").model, tmp_path / "model")
-    assert (found.policy, found.prior, found.objective) == (*chosen.values(), objectives.FinalStep())
+    assert (found.policy, found.prior, found.objective) == (
+        *chosen.values(),
+        objectives.FinalStep(),
+    )
 
 
 PLUGINS: list[Any] = [
     *CASES,
-    objectives.Ponder(0.5, kl="prior_posterior") + 0.3 * objectives.Distillation(2.0, teacher="frozen"),
+    objectives.Ponder(0.5, kl="prior_posterior")
+    + 0.3 * objectives.Distillation(2.0, teacher="frozen"),
     objectives.DeepSupervision("linear"),
     objectives.FinalStep(),
     objectives.MutualDistillation(1.5),
@@ -243,7 +277,11 @@ PLUGINS: list[Any] = [
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=name)
 def test_a_plug_in_survives_json_pickle_and_copies(plugin: Any) -> None:
-    base = next(kind for kind in (policies.ExitPolicy, objectives.Objective, priors.Prior) if isinstance(plugin, kind))
+    base = next(
+        kind
+        for kind in (policies.ExitPolicy, objectives.Objective, priors.Prior)
+        if isinstance(plugin, kind)
+    )
     made = base.from_dict(json.loads(json.dumps(plugin.to_dict())))
     for other in (made, pickle.loads(pickle.dumps(plugin)), copy.deepcopy(plugin)):
         assert other == plugin
@@ -254,7 +292,9 @@ def test_a_plug_in_survives_json_pickle_and_copies(plugin: Any) -> None:
         plugin.anything = 1
 
 
-@pytest.mark.parametrize("recipe", ["vanilla", "pondernet", "palbert", "pabee", "deebert", "fastbert"])
+@pytest.mark.parametrize(
+    "recipe", ["vanilla", "pondernet", "palbert", "pabee", "deebert", "fastbert"]
+)
 def test_a_recipe_survives_json(recipe: str) -> None:
     made = recipes.get(recipe)
     other = recipes.Recipe.from_dict(json.loads(json.dumps(made.to_dict())))
@@ -269,7 +309,9 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
     whole.save(tmp_path / "run.safetensors")
     ids = torch.arange(ROWS)
     batches = [(*models.take((made.inputs, made.context), rows), rows) for rows in ids.split(5)]
-    parts = [made.model.unroll(inputs, row_ids=rows, **context) for inputs, context, rows in batches]
+    parts = [
+        made.model.unroll(inputs, row_ids=rows, **context) for inputs, context, rows in batches
+    ]
     bare = replace(whole, labels=None, features=None)
     for other in (
         ponder.Trajectory.load(tmp_path / "run.safetensors"),
@@ -282,8 +324,14 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
         assert (other.meaning.name, other.num_steps, len(other)) == (task, whole.num_steps, ROWS)
         outputs = [models.answered(trajectory.outputs, task) for trajectory in (other, whole)]
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-        for policy in (policies.Quantile(0.5), policies.Patience(1, tolerance=0.5), models.Rising(1)):
-            assert other.replay(policy).exit_step.tolist() == whole.replay(policy).exit_step.tolist()
+        for policy in (
+            policies.Quantile(0.5),
+            policies.Patience(1, tolerance=0.5),
+            models.Rising(1),
+        ):
+            assert (
+                other.replay(policy).exit_step.tolist() == whole.replay(policy).exit_step.tolist()
+            )
     loaded = ponder.Trajectory.load(tmp_path / "run.safetensors")
     assert torch.equal(loaded.labels, whole.labels)
     assert torch.equal(loaded.features, whole.features)
@@ -293,7 +341,10 @@ def test_rows_of_several_lengths_are_what_they_are_alone() -> None:
     made = build("captured-mask", policy=policies.Confidence(0.7))
     lengths = (~padding(ROWS)).sum(1).tolist()
     ragged = [made.inputs[row, :length] for row, length in enumerate(lengths)]
-    alone = [made.model(row[None], src_key_padding_mask=torch.zeros(1, len(row), dtype=torch.bool)) for row in ragged]
+    alone = [
+        made.model(row[None], src_key_padding_mask=torch.zeros(1, len(row), dtype=torch.bool))
+        for row in ragged
+    ]
     expected = [int(out.exit_step) for out in alone]
     outputs = torch.cat([out.outputs for out in alone])
     assert len(set(expected)) > 1

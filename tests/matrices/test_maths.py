@@ -27,7 +27,9 @@ EXTREMES = [(1, 1.0), (2, 1.0), (3, 1e4), (12, 3.0), (100, 10.0), (1000, 1.0), (
 def hazards(rows: int, num_steps: int, scale: float, seed: int = 0) -> Tensor:
     """Random logits; the first rows are saturated on either side."""
     generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(rows, num_steps, generator=generator, dtype=torch.float64) * scale).clamp(-1e4, 1e4)
+    logits = (torch.randn(rows, num_steps, generator=generator, dtype=torch.float64) * scale).clamp(
+        -1e4, 1e4
+    )
     logits[0], logits[1] = -scale, scale
     return logits
 
@@ -37,7 +39,9 @@ def hazards(rows: int, num_steps: int, scale: float, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("num_steps", "scale"), EXTREMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_halting_distribution_equals_the_oracle(num_steps: int, scale: float, dtype: torch.dtype) -> None:
+def test_the_halting_distribution_equals_the_oracle(
+    num_steps: int, scale: float, dtype: torch.dtype
+) -> None:
     logits = hazards(5, num_steps, scale).to(dtype)
     halting = StepDistribution.from_hazard_logits(logits)
     other = StepDistribution.from_hazard_logits(logits.flip(0).clamp(-3, 3))
@@ -54,21 +58,31 @@ def test_the_halting_distribution_equals_the_oracle(num_steps: int, scale: float
         assert found.dtype == dtype
         for i, row in enumerate(logits.double().tolist()):
             assert found[i].tolist() == pytest.approx(oracle(row), **close), field
-    assert halting.log_prob(steps).T.exp().tolist() == [pytest.approx(row, **close) for row in halting.pmf.tolist()]
+    assert halting.log_prob(steps).T.exp().tolist() == [
+        pytest.approx(row, **close) for row in halting.pmf.tolist()
+    ]
     assert (halting.mode - 1).tolist() == [row.index(max(row)) for row in halting.pmf.tolist()]
     found = kl_divergence(halting, other).tolist()
-    pairs = zip(logits.double().tolist(), logits.flip(0).clamp(-3, 3).double().tolist(), strict=True)
+    pairs = zip(
+        logits.double().tolist(), logits.flip(0).clamp(-3, 3).double().tolist(), strict=True
+    )
     expected = [oracles.kl(oracles.pmf(p), oracles.pmf(q)) for p, q in pairs]
     finite = [i for i, value in enumerate(expected) if math.isfinite(value)]
-    assert [found[i] for i in finite] == pytest.approx([expected[i] for i in finite], rel=1e-3, abs=1e-5)
+    assert [found[i] for i in finite] == pytest.approx(
+        [expected[i] for i in finite], rel=1e-3, abs=1e-5
+    )
     assert bool((kl_divergence(halting, halting).abs() < 1e-6).all())
 
 
 @pytest.mark.parametrize(("num_steps", "scale"), EXTREMES)
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-3)], ids=str
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-3)],
+    ids=str,
 )
-def test_normalised_with_finite_gradients(num_steps: int, scale: float, dtype: torch.dtype, tolerance: float) -> None:
+def test_normalised_with_finite_gradients(
+    num_steps: int, scale: float, dtype: torch.dtype, tolerance: float
+) -> None:
     logits = hazards(6, num_steps, scale).to(dtype).requires_grad_()
     halting = StepDistribution.from_hazard_logits(logits)
     assert bool(((halting.pmf.sum(-1) - 1).abs() <= tolerance * max(1, num_steps / 100)).all())
@@ -126,17 +140,23 @@ def test_gradients_of_the_distribution() -> None:
         lambda halting: kl_divergence(halting, prior),
         lambda halting: kl_divergence(prior.expand((3,)), halting),
     ):
-        assert torch.autograd.gradcheck(lambda x, read=reading: read(StepDistribution.from_hazard_logits(x)), logits)
+        assert torch.autograd.gradcheck(
+            lambda x, read=reading: read(StepDistribution.from_hazard_logits(x)), logits
+        )
 
 
 # -- priors --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prior", [priors.Geometric(0.1), priors.Geometric(0.9), priors.Uniform()], ids=name)
+@pytest.mark.parametrize(
+    "prior", [priors.Geometric(0.1), priors.Geometric(0.9), priors.Uniform()], ids=name
+)
 @pytest.mark.parametrize("num_steps", [1, 2, 12, 1000])
 def test_priors_equal_the_oracle(prior: priors.Prior, num_steps: int) -> None:
     found = prior(num_steps)
-    assert found.pmf.tolist() == pytest.approx(oracles.prior(prior.to_dict(), num_steps), rel=1e-3, abs=1e-7)
+    assert found.pmf.tolist() == pytest.approx(
+        oracles.prior(prior.to_dict(), num_steps), rel=1e-3, abs=1e-7
+    )
     assert float(found.pmf.sum()) == pytest.approx(1.0, abs=1e-5)
     assert prior(num_steps, dtype=torch.float64).pmf.dtype == torch.float64
 
@@ -169,13 +189,21 @@ PRIOR, ROWS, STEPS = priors.Geometric(0.2), 4, 4
 MASK = ~models.padding(ROWS)
 
 
-def numbers(task: str, num_steps: int = STEPS, scale: float = 1.0, seed: int = 2) -> dict[str, Tensor]:
+def numbers(
+    task: str, num_steps: int = STEPS, scale: float = 1.0, seed: int = 2
+) -> dict[str, Tensor]:
     """Outputs, a teacher's, and hazards, in float64."""
     generator = torch.Generator().manual_seed(seed)
     cells = (LENGTH, OUTPUTS[task]) if task in PER_POSITION else (OUTPUTS[task],)
-    shapes = {"outputs": (ROWS, num_steps, *cells), "hazard_logits": (ROWS, num_steps), "teacher": (ROWS, *cells)}
+    shapes = {
+        "outputs": (ROWS, num_steps, *cells),
+        "hazard_logits": (ROWS, num_steps),
+        "teacher": (ROWS, *cells),
+    }
     return {
-        each: (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).clamp(-1e4, 1e4)
+        each: (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).clamp(
+            -1e4, 1e4
+        )
         for each, shape in shapes.items()
     }
 
@@ -227,13 +255,19 @@ def test_objectives_equal_the_oracle_row_by_row(
 
 
 @every_objective
-def test_gradients_are_differences_with_teachers_held(objective: objectives.Objective, task: str) -> None:
+def test_gradients_are_differences_with_teachers_held(
+    objective: objectives.Objective, task: str
+) -> None:
     """What teaches is a constant, and everything else learns; padding teaches nothing."""
     given, spec, nudge = numbers(task), objective.to_dict(), 1e-5
     at = rows_of(task, given)
     leaves = {each: values.clone().requires_grad_() for each, values in given.items()}
     loss = losses_of(objective, task, leaves).sum()
-    found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
+    found = dict(
+        zip(
+            leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True
+        )
+    )
     assert found["teacher"] is None or not found["teacher"].any()
     for each in ("outputs", "hazard_logits"):
         learnt = torch.zeros_like(given[each]) if found[each] is None else found[each]
@@ -245,7 +279,10 @@ def test_gradients_are_differences_with_teachers_held(objective: objectives.Obje
                 pairs = zip(rows_of(task, moved), at, strict=True)
                 sides.append(sum(oracles.objective(spec, row, of) for row, of in pairs))
             difference = (sides[0] - sides[1]) / (2 * nudge)
-            assert float(learnt.view(-1)[place]) == pytest.approx(difference, rel=1e-3, abs=1e-6), (each, place)
+            assert float(learnt.view(-1)[place]) == pytest.approx(difference, rel=1e-3, abs=1e-6), (
+                each,
+                place,
+            )
 
 
 @every_objective
@@ -253,9 +290,14 @@ def test_gradients_are_differences_with_teachers_held(objective: objectives.Obje
 def test_losses_and_gradients_are_finite_at_the_extremes(
     objective: objectives.Objective, task: str, num_steps: int, scale: float
 ) -> None:
-    if num_steps > 100 and (isinstance(objective, objectives.MutualDistillation) or task in PER_POSITION):
+    if num_steps > 100 and (
+        isinstance(objective, objectives.MutualDistillation) or task in PER_POSITION
+    ):
         num_steps = 20  # pairs of steps, and positions, are many
-    given = {each: values.float().requires_grad_() for each, values in numbers(task, num_steps, scale).items()}
+    given = {
+        each: values.float().requires_grad_()
+        for each, values in numbers(task, num_steps, scale).items()
+    }
     loss = losses_of(objective, task, given).mean()
     loss.backward()
     assert bool(loss.isfinite())
@@ -282,14 +324,20 @@ def _two_classes(objective: objectives.Objective, given: dict[str, Tensor]) -> T
     rule = tasks.task_named("classification")
     losses = torch.zeros(ROWS, given["outputs"].shape[1])
     halting = StepDistribution.from_hazard_logits(given["hazard_logits"])
-    unrolled = objectives.Unrolled(given["outputs"], losses, rule, halting, None, teacher_outputs=given["teacher"])
+    unrolled = objectives.Unrolled(
+        given["outputs"], losses, rule, halting, None, teacher_outputs=given["teacher"]
+    )
     return objective.per_example(unrolled)
 
 
 @pytest.mark.parametrize("task", PER_POSITION)
 @pytest.mark.parametrize(
     "objective",
-    [objectives.Distillation(2.0), objectives.Distillation(teacher="frozen"), objectives.MutualDistillation()],
+    [
+        objectives.Distillation(2.0),
+        objectives.Distillation(teacher="frozen"),
+        objectives.MutualDistillation(),
+    ],
     ids=name,
 )
 def test_padding_teaches_nothing(objective: objectives.Objective, task: str) -> None:
@@ -307,8 +355,12 @@ def test_padding_teaches_nothing(objective: objectives.Objective, task: str) -> 
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("objective", [objectives.Ponder(0.5), objectives.MutualDistillation(2.0)], ids=name)
-def test_the_models_loss_is_the_mean_over_labelled_rows(objective: objectives.Objective, task: str) -> None:
+@pytest.mark.parametrize(
+    "objective", [objectives.Ponder(0.5), objectives.MutualDistillation(2.0)], ids=name
+)
+def test_the_models_loss_is_the_mean_over_labelled_rows(
+    objective: objectives.Objective, task: str
+) -> None:
     made = build(models.KIND_OF_TASK[task], task, objective=objective, prior=PRIOR)
     labels = labels_for(task, models.ROWS)
     out = made.model.train()(made.inputs, labels=labels, **made.context)
@@ -317,7 +369,9 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(objective: objectives.Ob
     halting = StepDistribution.from_hazard_logits(logits) if "hazard" in objective.needs else None
     unrolled = objectives.Unrolled(
         outputs=trajectory.outputs,
-        losses=torch.stack([tasks.task_named(task).losses(o, labels) for o in trajectory.outputs.unbind(1)], dim=1),
+        losses=torch.stack(
+            [tasks.task_named(task).losses(o, labels) for o in trajectory.outputs.unbind(1)], dim=1
+        ),
         task=tasks.task_named(task),
         halting=halting,
         prior=PRIOR(models.STEPS, dtype=torch.float64),
@@ -348,7 +402,9 @@ def test_objectives_add_up_and_say_what_they_need() -> None:
 
 # -- recipes -------------------------------------------------------------------------------------------------------
 
-RECIPES: dict[str, tuple[Any, Any, tuple[int, int] | None, bool]] = {  # policy at 6 steps, first objective, Lambda head
+RECIPES: dict[
+    str, tuple[Any, Any, tuple[int, int] | None, bool]
+] = {  # policy at 6 steps, first objective, Lambda head
     "vanilla": (policies.LastStep(), objectives.FinalStep(), None, False),
     "pondernet": (policies.Bernoulli(0), objectives.Ponder(0.5), (1, 1), False),
     "palbert": (policies.Quantile(0.5), objectives.Ponder(0.5), (3, 2), False),
@@ -362,13 +418,17 @@ RECIPES: dict[str, tuple[Any, Any, tuple[int, int] | None, bool]] = {  # policy 
 def test_recipes_are_their_papers(recipe: str) -> None:
     policy, objective, lambda_head, per_step = RECIPES[recipe]
     steps = [models.Tanh() for _ in range(6)]
-    model = ponder.PonderWrapper.from_recipe(steps, recipe, num_outputs=3, example=torch.randn(2, models.WIDTH))
+    model = ponder.PonderWrapper.from_recipe(
+        steps, recipe, num_outputs=3, example=torch.randn(2, models.WIDTH)
+    )
     assert model.policy == policy
     assert model.objective == objective
     assert isinstance(model.head, ponder.PerStep) is per_step
     assert (model.lambda_head is None) is (lambda_head is None)
     if lambda_head is not None:
-        shapes = [tuple(weight.shape) for weight in model.lambda_head.parameters() if weight.dim() == 2]
+        shapes = [
+            tuple(weight.shape) for weight in model.lambda_head.parameters() if weight.dim() == 2
+        ]
         assert len(shapes) == lambda_head[0]
         assert shapes[0][1] == lambda_head[1] * models.WIDTH
         assert model.prior == priors.Geometric(0.1).rescaled(12, 6)
@@ -377,7 +437,9 @@ def test_recipes_are_their_papers(recipe: str) -> None:
     model.train().objective = objective
     model(inputs, labels=labels).loss.backward()
     learn = [bool(weight.grad.any()) for weight in model.head.parameters()]
-    assert all(learn) is (objective != objectives.FinalStep() or not per_step)  # the last step teaches its own head
+    assert all(learn) is (
+        objective != objectives.FinalStep() or not per_step
+    )  # the last step teaches its own head
 
 
 @pytest.mark.parametrize(
@@ -389,7 +451,9 @@ def test_recipes_are_their_papers(recipe: str) -> None:
         ({"hidden_concat": False, "q": 0.3}, policies.Quantile(0.3), (3, 1)),
     ],
 )
-def test_palberts_switches(switches: dict[str, Any], policy: policies.ExitPolicy, lambda_head: tuple[int, int]) -> None:
+def test_palberts_switches(
+    switches: dict[str, Any], policy: policies.ExitPolicy, lambda_head: tuple[int, int]
+) -> None:
     recipe = recipes.get("palbert", **switches)
     assert recipe.policy == policy
     assert (recipe.lambda_head.layers, recipe.lambda_head.history) == lambda_head
@@ -414,4 +478,8 @@ def test_recipes_serve_every_task(recipe: str, task: str) -> None:
     with torch.no_grad():
         out = model(inputs, src_key_padding_mask=mask, labels=labels)
     assert bool(out.loss.isfinite())
-    assert out.outputs.shape == (models.ROWS, *((LENGTH,) if task in PER_POSITION else ()), OUTPUTS[task])
+    assert out.outputs.shape == (
+        models.ROWS,
+        *((LENGTH,) if task in PER_POSITION else ()),
+        OUTPUTS[task],
+    )

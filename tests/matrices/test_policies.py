@@ -18,10 +18,23 @@ import ponder
 from ponder import policies
 from ponder.errors import ArgumentError
 from tests.matrices import models, oracles
-from tests.matrices.models import CASES, KIND_OF_TASK, PAIRS, ROWS, STEPS, Toy, build, name, random_trajectory, rows_of
+from tests.matrices.models import (
+    CASES,
+    KIND_OF_TASK,
+    PAIRS,
+    ROWS,
+    STEPS,
+    Toy,
+    build,
+    name,
+    random_trajectory,
+    rows_of,
+)
 
 WITH_ORACLES = [
-    (policy, task) for policy, task in PAIRS if "features" not in policy.needs and not isinstance(policy, models.Rising)
+    (policy, task)
+    for policy, task in PAIRS
+    if "features" not in policy.needs and not isinstance(policy, models.Rising)
 ]
 every_pair = pytest.mark.parametrize(("policy", "task"), PAIRS, ids=name)
 every_oracle = pytest.mark.parametrize(("policy", "task"), WITH_ORACLES, ids=name)
@@ -49,7 +62,9 @@ def assert_same(found: Any, expected: Any, rows: Tensor | None = None) -> None:
 def assert_oracle(trajectory: Any, policy: policies.ExitPolicy) -> None:
     """A replay leaves where the oracle does, with the outputs of that step."""
     exits = trajectory.replay(policy)
-    for i, (row, step) in enumerate(zip(rows_of(trajectory), exits.exit_step.tolist(), strict=True)):
+    for i, (row, step) in enumerate(
+        zip(rows_of(trajectory), exits.exit_step.tolist(), strict=True)
+    ):
         assert step in oracles.exits(policy.to_dict(), row), (policy, row)
         assert torch.equal(exits.outputs[i], trajectory.outputs[i, step - 1])
 
@@ -80,19 +95,25 @@ def test_cases_let_rows_leave_at_different_steps(policy: policies.ExitPolicy) ->
     """Or the matrix would compare nothing."""
     tasks = [task for task in models.TASKS if models.serves(policy, task)]
     seen = {step for task in tasks for step in recorded(task).replay(policy).exit_step.tolist()}
-    alone = isinstance(policy, policies.FixedStep | policies.LastStep) or getattr(policy, "q", 0.5) in (0.0, 1.0)
+    alone = isinstance(policy, policies.FixedStep | policies.LastStep) or getattr(
+        policy, "q", 0.5
+    ) in (0.0, 1.0)
     assert len(seen) == 1 if alone else len(seen) > 1
 
 
 @every_oracle
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_extreme_hazards_and_outputs(policy: policies.ExitPolicy, task: str, dtype: torch.dtype) -> None:
+def test_extreme_hazards_and_outputs(
+    policy: policies.ExitPolicy, task: str, dtype: torch.dtype
+) -> None:
     trajectory = random_trajectory(task, 3, STEPS, 1.0, 0)
     levels = torch.tensor([-1e4, 0.0, 1e4])
     shape = trajectory.outputs.shape
     outputs = levels.view(3, *[1] * (len(shape) - 1)) * torch.arange(shape[-1]).expand(shape)
     made = {"outputs": outputs.to(dtype), "hazard_logits": levels[:, None].expand(3, STEPS).clone()}
-    assert_oracle(ponder.Trajectory(**made, row_ids=torch.arange(3), task=task, mask=trajectory.mask), policy)
+    assert_oracle(
+        ponder.Trajectory(**made, row_ids=torch.arange(3), task=task, mask=trajectory.mask), policy
+    )
 
 
 # -- run = replay = stream, for any company ------------------------------------------------------------------------
@@ -107,12 +128,15 @@ def test_run_replay_stream_and_any_company_agree(policy: policies.ExitPolicy, ta
         shuffled = torch.randperm(ROWS)
         assert_same(made.call(shuffled, policy=policy, row_ids=ids[shuffled]), replayed, shuffled)
         for row in range(0, ROWS, 3):
-            assert_same(made.call(ids[[row]], policy=policy, row_ids=ids[[row]]), replayed, ids[[row]])
+            assert_same(
+                made.call(ids[[row]], policy=policy, row_ids=ids[[row]]), replayed, ids[[row]]
+            )
     with ponder.StreamEngine(made.model, policy=policy, max_batch=5) as engine:
         answers = dict(engine.run(made.examples()))
     assert [answers[row].exit_step for row in range(ROWS)] == replayed.exit_step.tolist()
     outputs = [
-        models.answered(o, task) for o in (torch.stack([answers[n].output for n in range(ROWS)]), replayed.outputs)
+        models.answered(o, task)
+        for o in (torch.stack([answers[n].output for n in range(ROWS)]), replayed.outputs)
     ]
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
 
@@ -160,7 +184,9 @@ def test_step_rows_are_the_sum_of_exit_steps_and_heads_that_are_not_read_are_not
     modules = [part for part in model.steps.modules() if isinstance(part, kinds)]
     with torch.no_grad(), models.counted(*modules, model.head, model.lambda_head) as rows:
         exit_step = made.call(policy=policy).exit_step
-    asked = int(exit_step.sum()) - int((exit_step == STEPS).sum())  # at the last step no policy is asked
+    asked = int(exit_step.sum()) - int(
+        (exit_step == STEPS).sum()
+    )  # at the last step no policy is asked
     assert sum(rows[module] for module in modules) == int(exit_step.sum())
     blind = isinstance(policy, policies.FixedStep | policies.LastStep)
     assert rows[model.lambda_head] == (asked if "hazard" in policy.needs else 0)
@@ -212,9 +238,13 @@ def test_a_policy_that_writes_into_what_it_is_shown_changes_no_answer(kind: str,
 # -- traps -------------------------------------------------------------------------------------------------------
 
 
-def of_logits(*steps: list[float], task: str = "classification", hazards: list[float] | None = None) -> Any:
+def of_logits(
+    *steps: list[float], task: str = "classification", hazards: list[float] | None = None
+) -> Any:
     logits = None if hazards is None else torch.tensor([hazards])
-    return ponder.Trajectory(outputs=torch.tensor([steps]), hazard_logits=logits, row_ids=torch.arange(1), task=task)
+    return ponder.Trajectory(
+        outputs=torch.tensor([steps]), hazard_logits=logits, row_ids=torch.arange(1), task=task
+    )
 
 
 def numbers(*steps: float) -> Any:
@@ -288,20 +318,34 @@ SCALED: list[tuple[policies.ExitPolicy, int, int, policies.ExitPolicy]] = [
     (policies.Confidence(0.8).after(1), 12, 3, policies.Confidence(0.8).after(1)),
     (policies.Patience(6).before(8), 12, 6, policies.Patience(3).before(4)),
     (policies.Patience(6).after(9).before(12), 12, 24, policies.Patience(12).after(18).before(24)),
-    (policies.Patience(4) | policies.FixedStep(6), 12, 6, policies.Patience(2) | policies.FixedStep(3)),
-    (policies.Patience(4) & policies.Quantile(0.5), 12, 6, policies.Patience(2) & policies.Quantile(0.5)),
+    (
+        policies.Patience(4) | policies.FixedStep(6),
+        12,
+        6,
+        policies.Patience(2) | policies.FixedStep(3),
+    ),
+    (
+        policies.Patience(4) & policies.Quantile(0.5),
+        12,
+        6,
+        policies.Patience(2) & policies.Quantile(0.5),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("policy", "tuned_for", "num_steps", "expected"), SCALED, ids=name)
-def test_rescaled(policy: policies.ExitPolicy, tuned_for: int, num_steps: int, expected: policies.ExitPolicy) -> None:
+def test_rescaled(
+    policy: policies.ExitPolicy, tuned_for: int, num_steps: int, expected: policies.ExitPolicy
+) -> None:
     assert policy.rescaled(tuned_for, num_steps) == expected
     assert policy.rescaled(tuned_for, tuned_for) == policy
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(0.34, 0.95), st.integers(1, 4), st.integers(1, 6))
-def test_combinations_are_what_their_parts_do(seed: int, threshold: float, patience: int, step: int) -> None:
+def test_combinations_are_what_their_parts_do(
+    seed: int, threshold: float, patience: int, step: int
+) -> None:
     trajectory = random_trajectory("classification", 16, 6, 1.0, seed)
     a, b = policies.Confidence(threshold), policies.Patience(patience)
 
@@ -322,7 +366,11 @@ def test_combinations_are_what_their_parts_do(seed: int, threshold: float, patie
 
 @pytest.mark.parametrize(
     "policy",
-    [case for case in CASES if case.tunable is not None and not isinstance(case, policies.Converged)],
+    [
+        case
+        for case in CASES
+        if case.tunable is not None and not isinstance(case, policies.Converged)
+    ],
     ids=name,
 )
 def test_thresholds_move_exits_one_way(policy: policies.ExitPolicy) -> None:
@@ -354,7 +402,9 @@ def test_a_seeded_number_is_a_function_of_seed_and_row_id() -> None:
     ids = 1000 + 17 * torch.arange(ROWS)
     replayed = made.unroll(row_ids=ids).replay(policy)
     assert_same(made.call(policy=policy, row_ids=ids), replayed)
-    assert replayed.exit_step.tolist() != recorded("classification").replay(policy).exit_step.tolist()
+    assert (
+        replayed.exit_step.tolist() != recorded("classification").replay(policy).exit_step.tolist()
+    )
 
 
 def test_sampled_exits_have_the_law_of_the_halting_distribution() -> None:

@@ -49,7 +49,9 @@ def population() -> Any:
 def rows_at(trajectory: Any, rows: Array) -> Any:
     """The record of some rows, each of an id of its own."""
     at = torch.as_tensor(rows)
-    fields = {name: getattr(trajectory, name)[at] for name in ("outputs", "hazard_logits", "labels")}
+    fields = {
+        name: getattr(trajectory, name)[at] for name in ("outputs", "hazard_logits", "labels")
+    }
     return dataclasses.replace(trajectory, **fields, row_ids=torch.arange(len(at)))
 
 
@@ -148,9 +150,13 @@ COMBINED = [
 
 
 @pytest.mark.parametrize("policy", COMBINED, ids=models.name)
-def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(policy: policies.ExitPolicy) -> None:
+def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(
+    policy: policies.ExitPolicy,
+) -> None:
     trajectory = random_trajectory("classification", 80, 6, 1.0, 0)
-    trajectory = dataclasses.replace(trajectory, features=trajectory.outputs, labels=torch.arange(80) % 3)
+    trajectory = dataclasses.replace(
+        trajectory, features=trajectory.outputs, labels=torch.arange(80) % 3
+    )
     moved = next(leaf for leaf in models.leaves(policy) if leaf.tunable is not None)
     tunable = moved.tunable
     assert tunable is not None
@@ -160,8 +166,14 @@ def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(policy: poli
         if whole is moved:
             return moved.with_threshold(value)
         if hasattr(whole, "policies"):
-            return dataclasses.replace(whole, policies=tuple(at(value, part) for part in whole.policies))
-        return dataclasses.replace(whole, policy=at(value, whole.policy)) if hasattr(whole, "policy") else whole
+            return dataclasses.replace(
+                whole, policies=tuple(at(value, part) for part in whole.policies)
+            )
+        return (
+            dataclasses.replace(whole, policy=at(value, whole.policy))
+            if hasattr(whole, "policy")
+            else whole
+        )
 
     alone = len([leaf for leaf in models.leaves(policy) if leaf.tunable is not None]) == 1
     curve = trajectory.sweep(policy if alone else at, values)
@@ -174,10 +186,16 @@ def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(policy: poli
 def test_calibration_takes_the_best_threshold(family: Any) -> None:
     trajectory = rows_at(population(), np.arange(400))
     curve = trajectory.sweep(family, GRIDS[family])
-    scores, steps = ([getattr(point, each) for point in curve.points] for each in ("score", "mean_exit_step"))
+    scores, steps = (
+        [getattr(point, each) for point in curve.points] for each in ("score", "mean_exit_step")
+    )
     for share in (0.9, 0.99):
         found = ponder.calibrate(trajectory, family, at_least=share, grid=GRIDS[family])
-        fit = [n for n, score in zip(steps, scores, strict=True) if score >= share * curve.full_depth.score - 1e-9]
+        fit = [
+            n
+            for n, score in zip(steps, scores, strict=True)
+            if score >= share * curve.full_depth.score - 1e-9
+        ]
         assert found.met
         assert found.point.mean_exit_step == pytest.approx(min(fit))
     for most in (1.5, 3.0):
@@ -196,14 +214,23 @@ def by_step(right: list[float], rows: int = 40) -> Any:
         outputs[:, step, 1] = 3.0
         outputs[: round(share * rows), step] = torch.tensor([3.0, 0.0])
     return ponder.Trajectory(
-        outputs=outputs, hazard_logits=None, row_ids=torch.arange(rows), labels=labels, task="classification"
+        outputs=outputs,
+        hazard_logits=None,
+        row_ids=torch.arange(rows),
+        labels=labels,
+        task="classification",
     )
 
 
 @pytest.mark.parametrize(
     ("right", "costs", "target", "step"),
     [
-        ([0.5, 0.9, 0.9, 1.0], [1.0, 1.0, 1.0, 2.0], {"at_least": 0.5}, (2, 3)),  # of equal costs the best score
+        (
+            [0.5, 0.9, 0.9, 1.0],
+            [1.0, 1.0, 1.0, 2.0],
+            {"at_least": 0.5},
+            (2, 3),
+        ),  # of equal costs the best score
         ([0.9, 0.6, 0.9, 1.0], [1.0, 1.0, 1.5, 2.0], {"at_least": 0.5}, (1,)),
         ([0.5, 0.9, 0.9, 1.0], None, {"at_most_steps": 3}, (2,)),  # of equal scores the least cost
         ([0.9, 0.9, 0.7, 1.0], [1.0, 1.0, 1.5, 2.0], {"at_most_steps": 2.0}, (1, 2)),
@@ -224,9 +251,16 @@ def test_points_of_equal_cost_or_score(
 # -- certificates against plain NumPy and MAPIE ----------------------------------------------------------------------
 
 
-def certified(trajectory: Any, family: Any, risk: str, level: float, delta: float, bound: str) -> tuple[float, ...]:
+def certified(
+    trajectory: Any, family: Any, risk: str, level: float, delta: float, bound: str
+) -> tuple[float, ...]:
     """Threshold, mean exit step and p-value of the cheapest value that passes; N alone where none does."""
-    lost, rows, taken, passed = losses(trajectory, risk), np.arange(len(trajectory)), np.full(1, -np.inf), []
+    lost, rows, taken, passed = (
+        losses(trajectory, risk),
+        np.arange(len(trajectory)),
+        np.full(1, -np.inf),
+        [],
+    )
     lost = lost.clip(min=0.0)
     for value in GRIDS[family]:
         steps = exits(trajectory, family, value)
@@ -247,9 +281,17 @@ def certified(trajectory: Any, family: Any, risk: str, level: float, delta: floa
 def test_certificates_equal_a_plain_loop(family: Any, risk: Any, bound: str) -> None:
     chosen = set()
     for seed, level in ((0, 0.03), (1, 0.08), (2, 0.15), (3, 0.3), (4, 0.45)):
-        trajectory = rows_at(population(), np.random.default_rng(seed).choice(POPULATION, 300, replace=False))
+        trajectory = rows_at(
+            population(), np.random.default_rng(seed).choice(POPULATION, 300, replace=False)
+        )
         found = ponder.control_risk(
-            trajectory, family, risk=risk, level=level, confidence=0.9, bound=bound, grid=GRIDS[family]
+            trajectory,
+            family,
+            risk=risk,
+            level=level,
+            confidence=0.9,
+            bound=bound,
+            grid=GRIDS[family],
         )
         expected = certified(trajectory, family, risk, level, 0.1, bound)
         chosen.add(expected[0])
@@ -263,8 +305,15 @@ def test_certificates_equal_a_plain_loop(family: Any, risk: Any, bound: str) -> 
         value, mean, p = expected
         assert policy.threshold_value == value
         assert found.mean_exit_step == pytest.approx(mean)
-        assert policy.p_value is None if bound == "conformal" else policy.p_value == pytest.approx(p, rel=1e-6)
-        assert trajectory.replay(policy).exit_step.tolist() == exits(trajectory, family, value).tolist()
+        assert (
+            policy.p_value is None
+            if bound == "conformal"
+            else policy.p_value == pytest.approx(p, rel=1e-6)
+        )
+        assert (
+            trajectory.replay(policy).exit_step.tolist()
+            == exits(trajectory, family, value).tolist()
+        )
     assert len(chosen) > 1
 
 
@@ -273,7 +322,9 @@ def lossy(lost: Array) -> Any:
     outputs = torch.tensor(lost, dtype=torch.float64).unsqueeze(-1)
     labels = torch.zeros(len(lost), 1, dtype=torch.float64)
     ids = torch.arange(len(lost))
-    return ponder.Trajectory(outputs=outputs, hazard_logits=None, row_ids=ids, labels=labels, task="regression")
+    return ponder.Trajectory(
+        outputs=outputs, hazard_logits=None, row_ids=ids, labels=labels, task="regression"
+    )
 
 
 def as_answered(outputs: Any, labels: Any) -> Any:
@@ -283,7 +334,9 @@ def as_answered(outputs: Any, labels: Any) -> Any:
 
 def path_of(lost: Array, level: float, bound: str) -> list[tuple[float, float, float]]:
     """What was tested, step by step from the last: step, empirical risk, p-value."""
-    found = ponder.control_risk(lossy(lost), policies.FixedStep, risk=as_answered, level=level, bound=bound)
+    found = ponder.control_risk(
+        lossy(lost), policies.FixedStep, risk=as_answered, level=level, bound=bound
+    )
     return [tuple(each) for each in found.policy.path]
 
 
@@ -310,7 +363,10 @@ def test_bounds_are_ordered_and_monotone(level: float) -> None:
     rng = np.random.default_rng(3)
     lost = (rng.random((200, 2)) < level / 3).astype(float)
     lost[:, 1] = 0.0
-    paths = {bound: path_of(lost, level, bound) for bound in ("exact_binomial", "hoeffding_bentkus", "betting")}
+    paths = {
+        bound: path_of(lost, level, bound)
+        for bound in ("exact_binomial", "hoeffding_bentkus", "betting")
+    }
     exact, looser, _ = (path[0][2] for path in paths.values())
     assert exact == pytest.approx((1 - level) ** 200)
     assert exact <= looser
@@ -367,8 +423,12 @@ def test_the_cheapest_of_all_that_passed_is_chosen_the_last_of_equals() -> None:
     """Where a callable makes the policies, the order of its grid is no order of costs."""
     steps = {1: 4, 2: 2, 3: 3, 4: 2, 5: 4, 6: 1}
     trajectory = by_step([0.5, 1.0, 1.0, 1.0])
-    found = ponder.control_risk(trajectory, lambda t: policies.FixedStep(steps[int(t)]), level=0.2, grid=sorted(steps))
-    assert [value for value, _, _ in found.policy.path] == sorted(steps)  # the last is tested, and fails
+    found = ponder.control_risk(
+        trajectory, lambda t: policies.FixedStep(steps[int(t)]), level=0.2, grid=sorted(steps)
+    )
+    assert [value for value, _, _ in found.policy.path] == sorted(
+        steps
+    )  # the last is tested, and fails
     assert (found.policy.threshold_value, found.mean_exit_step) == (4, 2.0)
 
 
@@ -398,19 +458,25 @@ DELTA, ROWS = 0.1, 200
 def risk_at(family: Any, risk: str) -> dict[float, float]:
     """The true risk of every threshold, over the population."""
     lost, rows = losses(population(), risk).clip(min=0.0), np.arange(POPULATION)
-    return {value: lost[rows, exits(population(), family, value) - 1].mean() for value in GRIDS[family]}
+    return {
+        value: lost[rows, exits(population(), family, value) - 1].mean() for value in GRIDS[family]
+    }
 
 
 def levels(family: Any, risk: str) -> list[float]:
     """Just under the risk of a value in the middle, and of the first where that has one."""
     risks = list(risk_at(family, risk).values())
-    return [level for level in (risks[3] - 1e-6, risks[0] - 1e-6, risks[2] + 0.02) if 0.01 < level < 1.0]
+    return [
+        level for level in (risks[3] - 1e-6, risks[0] - 1e-6, risks[2] + 0.02) if 0.01 < level < 1.0
+    ]
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("risk", RISKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_promise_is_broken_in_no_more_redraws_than_it_says(family: Any, risk: str, bound: str) -> None:
+def test_a_promise_is_broken_in_no_more_redraws_than_it_says(
+    family: Any, risk: str, bound: str
+) -> None:
     """1,000 redraws of the plain loop, and the library gives what it gives on the first of them."""
     rng, truth = np.random.default_rng(11), risk_at(family, risk)
     whole, values = losses(population(), risk).clip(min=0.0), GRIDS[family]
@@ -456,11 +522,18 @@ def test_rows_without_an_answer_count_as_errors() -> None:
         labels=torch.zeros(100, dtype=torch.long),
         task="classification",
     )
-    for risk, expected in (("disagreement", {3: 0.0, 2: 0.1, 1: 0.3}), ("error", {3: 0.1, 2: 0.1, 1: 0.3})):
+    for risk, expected in (
+        ("disagreement", {3: 0.0, 2: 0.1, 1: 0.3}),
+        ("error", {3: 0.1, 2: 0.1, 1: 0.3}),
+    ):
         found = ponder.control_risk(trajectory, policies.FixedStep, risk=risk, level=0.9)
         assert {int(value): mean for value, mean, _ in found.policy.path} == pytest.approx(expected)
-    assert trajectory.sweep(policies.FixedStep, [1, 2, 3]).to_dict()["score"] == pytest.approx([0.7, 0.9, 0.9])
-    assert trajectory.replay(policies.Confidence(0.5)).exit_step[:30].tolist() == [3] * 10 + [2] * 20
+    assert trajectory.sweep(policies.FixedStep, [1, 2, 3]).to_dict()["score"] == pytest.approx(
+        [0.7, 0.9, 0.9]
+    )
+    assert (
+        trajectory.replay(policies.Confidence(0.5)).exit_step[:30].tolist() == [3] * 10 + [2] * 20
+    )
 
 
 @pytest.mark.parametrize("task", models.TASKS)
@@ -470,12 +543,16 @@ def test_a_certificate_serves_every_task(task: str) -> None:
     risk: Any = "disagreement"
     if task == "regression":
         risk = lambda outputs, labels: (abs(outputs - labels).sum(1) / 50).clip(0, 1)  # noqa: E731
-    found = ponder.control_risk(trajectory, policies.Quantile(0.5), risk=risk, level=0.9, confidence=0.5)
+    found = ponder.control_risk(
+        trajectory, policies.Quantile(0.5), risk=risk, level=0.9, confidence=0.5
+    )
     assert found.met
     exit_step = trajectory.replay(found.policy).exit_step
     assert exit_step.tolist() == made.call(policy=found.policy).exit_step.tolist()
     assert found.mean_exit_step == pytest.approx(float(exit_step.double().mean()))
-    assert set(oracles.exits(found.policy.to_dict(), models.rows_of(trajectory)[0])) >= {int(exit_step[0])}
+    assert set(oracles.exits(found.policy.to_dict(), models.rows_of(trajectory)[0])) >= {
+        int(exit_step[0])
+    }
 
 
 @pytest.mark.slow
@@ -485,7 +562,9 @@ def test_a_thousand_certificates_of_the_library_itself() -> None:
     level, broken, met = list(truth.values())[3] - 1e-6, 0, 0
     for _ in range(1000):
         sample = rows_at(population(), rng.integers(0, POPULATION, ROWS))
-        found = ponder.control_risk(sample, family, level=level, confidence=1 - DELTA, grid=GRIDS[family])
+        found = ponder.control_risk(
+            sample, family, level=level, confidence=1 - DELTA, grid=GRIDS[family]
+        )
         value = found.policy.threshold_value
         met += value is not None
         broken += value is not None and truth[value] > level

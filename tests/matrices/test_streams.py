@@ -30,7 +30,9 @@ POLICIES = [
 
 
 def rows(count: int = MANY, seed: int = 1) -> Tensor:
-    return torch.randn(count, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def assert_answers(futures: list[Future[Any]], expected: Any) -> None:
@@ -126,7 +128,10 @@ def sizes_of_all_at_once(made: Toy, inputs: Tensor, max_batch: int) -> list[int]
         futures = [engine.submit(row) for row in inputs[1:]]
         gate.set()
         assert_answers([first, *futures], expected)
-    assert (engine.stats.done, engine.stats.row_steps) == (len(inputs), int(expected.exit_step.sum()))
+    assert (engine.stats.done, engine.stats.row_steps) == (
+        len(inputs),
+        int(expected.exit_step.sum()),
+    )
     return sizes
 
 
@@ -141,7 +146,10 @@ def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
 def test_the_last_rows_of_a_stack_meet() -> None:
     made, inputs = build("stacked", policy=policies.Patience(1)), rows(64)
     at_steps = [int((made.model(inputs).exit_step >= step).sum()) for step in range(1, STEPS + 1)]
-    assert len(sizes_of_all_at_once(made, inputs, 16)) <= sum(-(-count // 16) for count in at_steps) + 1
+    assert (
+        len(sizes_of_all_at_once(made, inputs, 16))
+        <= sum(-(-count // 16) for count in at_steps) + 1
+    )
 
 
 def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
@@ -152,7 +160,9 @@ def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
     def arrive(call: int, place: int) -> None:
         arrivals.submit(8)
         if call == 48:
-            unfinished.extend(n for n, future in enumerate(arrivals.futures[:8]) if not future.done())
+            unfinished.extend(
+                n for n, future in enumerate(arrivals.futures[:8]) if not future.done()
+            )
 
     before_steps(made, arrive)
     with ponder.StreamEngine(made.model, max_batch=4) as arrivals.engine:
@@ -178,7 +188,9 @@ def test_a_row_that_fails_fails_alone() -> None:
         assert_answers(futures, made.model(inputs, policy=policy))
         cancelled = engine.submit(inputs[0])
         assert cancelled.cancel() or cancelled.result(60).exit_step >= 1
-        assert engine.submit(inputs[1]).result(60).exit_step == int(made.model(inputs, policy=policy).exit_step[1])
+        assert engine.submit(inputs[1]).result(60).exit_step == int(
+            made.model(inputs, policy=policy).exit_step[1]
+        )
     with pytest.raises(ponder.errors.PonderError):
         engine.submit(inputs[0])
 
@@ -194,7 +206,9 @@ def test_rows_of_several_lengths_share_a_stream_within_its_limits() -> None:
     for again in (False, True):  # the first time, the captured module learns calls it has not seen
         if again:
             for layer in made.plain.layers:
-                layer.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[:2])))
+                layer.register_forward_pre_hook(
+                    lambda module, args: shapes.append(tuple(args[0].shape[:2]))
+                )
         with ponder.StreamEngine(made.model, max_batch=5, max_tokens=3 * LENGTH) as engine:
             futures = []
             for row, length in enumerate(lengths):

@@ -19,11 +19,16 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
-        self.feed = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, WIDTH))
+        self.feed = nn.Sequential(
+            nn.Linear(WIDTH, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, WIDTH)
+        )
 
     def forward(self, hidden: Tensor, hide: Tensor | None = None) -> Tensor:
         normed = self.norm1(hidden)
-        hidden = hidden + self.attention(normed, normed, normed, key_padding_mask=hide, need_weights=False)[0]
+        hidden = (
+            hidden
+            + self.attention(normed, normed, normed, key_padding_mask=hide, need_weights=False)[0]
+        )
         return hidden + self.feed(self.norm2(hidden))
 
 
@@ -37,7 +42,11 @@ class ImageClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.blocks, self.norm, self.head = nn.Sequential(*blocks()), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)
+        self.blocks, self.norm, self.head = (
+            nn.Sequential(*blocks()),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, 5),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.patches(images).flatten(2).transpose(1, 2)
@@ -101,7 +110,9 @@ class LengthFirst(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(WIDTH, 2, 16) for _ in range(LAYERS)])
+        self.layers = nn.ModuleList(
+            [nn.TransformerEncoderLayer(WIDTH, 2, 16) for _ in range(LAYERS)]
+        )
         self.table = nn.Parameter(torch.randn(LENGTH, 1, WIDTH))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -147,9 +158,13 @@ class TurningLayer(nn.Module):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, hidden: Tensor, masks: dict[str, Tensor], table: tuple[Tensor, float]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, masks: dict[str, Tensor], table: tuple[Tensor, float]
+    ) -> Tensor:
         query = (hidden * (1 + table[1] * table[0])).unsqueeze(1)
-        mixed = nn.functional.scaled_dot_product_attention(query, query, hidden.unsqueeze(1), masks["mask"])
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, query, hidden.unsqueeze(1), masks["mask"]
+        )
         return hidden + self.linear(mixed.squeeze(1))
 
 
@@ -213,13 +228,22 @@ def token_ids(seed: int) -> Tensor:
 Example = Callable[[int], dict[str, Any]]
 MODULES: dict[str, tuple[Callable[[], nn.Module], Example]] = {
     "torch": (torch_encoder, lambda seed: {"src": states(seed)}),
-    "torch-masked": (torch_encoder, lambda seed: {"src": states(seed), "src_key_padding_mask": ~REAL}),
+    "torch-masked": (
+        torch_encoder,
+        lambda seed: {"src": states(seed), "src_key_padding_mask": ~REAL},
+    ),
     "sequential": (sequential, lambda seed: {"input": torch.randn(ROWS, 5)}),
     "image-classifier": (ImageClassifier, lambda seed: {"images": torch.randn(ROWS, 3, 8, 8)}),
     "text": (TextEncoder, lambda seed: {"ids": token_ids(seed)}),
-    "text-masked": (TextEncoder, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),
+    "text-masked": (
+        TextEncoder,
+        lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()},
+    ),
     "pooling": (Pooling, lambda seed: {"ids": token_ids(seed)}),
-    "pooling-masked": (Pooling, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),
+    "pooling-masked": (
+        Pooling,
+        lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()},
+    ),
     "handing-on": (HandingOn, lambda seed: {"hidden": states(seed)}),
     "rotary": (Rotary, lambda seed: {"hidden": states(seed), "attention_mask": REAL.long()}),
     "late": (Late, lambda seed: {"ids": token_ids(seed), "attention_mask": REAL.long()}),

@@ -81,7 +81,9 @@ def test_steps_are_the_module_cut_at_that_layer(name: str, grad: bool) -> None:
             assert torch.equal(features[-1], answer(module, call))
             if name != "looped":
                 for depth in range(1, LAYERS):
-                    assert torch.equal(features[depth - 1], answer(cut(module, parts.stem.order, depth), call))
+                    assert torch.equal(
+                        features[depth - 1], answer(cut(module, parts.stem.order, depth), call)
+                    )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -93,10 +95,15 @@ def test_other_batches_lengths_and_masks(name: str) -> None:
     if name not in ("image-classifier", "sequential"):
         calls += [{key: value[:, :-1] for key, value in example.items()}]
     if name in ("torch", "text", "pooling"):
-        mask = {"src_key_padding_mask": ~REAL} if name == "torch" else {"attention_mask": REAL.long()}
+        mask = (
+            {"src_key_padding_mask": ~REAL} if name == "torch" else {"attention_mask": REAL.long()}
+        )
         calls += [
             {**example, **mask},
-            {**example, **{key: torch.full_like(value, key[0] == "a") for key, value in mask.items()}},
+            {
+                **example,
+                **{key: torch.full_like(value, key[0] == "a") for key, value in mask.items()},
+            },
         ]
     if name in ("torch-masked", "text-masked", "pooling-masked"):
         calls += [{key: value for key, value in example.items() if "mask" not in key}]
@@ -142,9 +149,9 @@ def test_copies_and_pickles_have_one_module(name: str) -> None:
     parts = capture(module, example)
     whole = through(parts, example)
     for other in (copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))):
-        assert len(list(nn.ModuleList([other.stem, other.steps, other.readout]).parameters())) == len(
-            list(module.parameters())
-        )
+        assert len(
+            list(nn.ModuleList([other.stem, other.steps, other.readout]).parameters())
+        ) == len(list(module.parameters()))
         torch.testing.assert_close(through(other, example), whole, rtol=0, atol=0)
         with torch.no_grad():
             for weight in other.stem.parameters():
@@ -175,13 +182,17 @@ def test_batches_get_narrower_and_rows_of_several_lengths_meet(name: str) -> Non
     torch.testing.assert_close(at_real(narrow, index), at_real(whole[index], index))
     alone = []
     for row, length in enumerate(REAL.sum(1).tolist()):
-        alone.append(parts.stem({key: value[row : row + 1, :length] for key, value in example.items()}))
+        alone.append(
+            parts.stem({key: value[row : row + 1, :length] for key, value in example.items()})
+        )
     state = join_rows([own for own, _ in alone], parts.padding.of_hidden, LENGTH)
     context = join_rows([dict(own) for _, own in alone], parts.padding.of_context, LENGTH)
     for step in range(1, LAYERS + 1):
         state = parts.steps(step, state, **unwrap(context))
     every = torch.arange(ROWS)
-    torch.testing.assert_close(at_real(parts.readout(state, **unwrap(context)), every), at_real(whole, every))
+    torch.testing.assert_close(
+        at_real(parts.readout(state, **unwrap(context)), every), at_real(whole, every)
+    )
 
 
 class Neighbours(TextEncoder):
@@ -228,7 +239,10 @@ def test_readouts_of_other_parts_of_the_output() -> None:
     class Two(Block):
         def __init__(self) -> None:
             super().__init__()
-            self.layers, self.pooler = nn.ModuleList([Block() for _ in range(LAYERS)]), nn.Linear(WIDTH, 3)
+            self.layers, self.pooler = (
+                nn.ModuleList([Block() for _ in range(LAYERS)]),
+                nn.Linear(WIDTH, 3),
+            )
 
         def forward(self, hidden: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
             for layer in self.layers:
@@ -354,7 +368,9 @@ def recurrent(module: Any, hidden: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "batch_first": (
-        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 2, 16), LAYERS, enable_nested_tensor=False),
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(WIDTH, 2, 16), LAYERS, enable_nested_tensor=False
+        ),
         "batch_first=False",
         "batch_first=True",
     ),
@@ -373,16 +389,38 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "between 'layers.0' and 'layers.1'",
         "the addition into the block",
     ),
-    "a dataclass": (lambda: module_of(to_dataclass, layers=layers()), "type Answer", "tuple or dict"),
-    "buffers": (lambda: module_of(counting, layers=layers(), calls=torch.zeros(())), "calls", "Keep them in a module"),
+    "a dataclass": (
+        lambda: module_of(to_dataclass, layers=layers()),
+        "type Answer",
+        "tuple or dict",
+    ),
+    "buffers": (
+        lambda: module_of(counting, layers=layers(), calls=torch.zeros(())),
+        "calls",
+        "Keep them in a module",
+    ),
     "rows that mix": (lambda: module_of(mixing, layers=layers()), "rows that feel one another", ""),
-    "rows that will mix": (lambda: module_of(gated, layers=layers(), gate=zeros()), "rows that feel one another", ""),
-    "another number of rows": (lambda: module_of(by_number, layers=layers()), "with one row more", ""),
+    "rows that will mix": (
+        lambda: module_of(gated, layers=layers(), gate=zeros()),
+        "rows that feel one another",
+        "",
+    ),
+    "another number of rows": (
+        lambda: module_of(by_number, layers=layers()),
+        "with one row more",
+        "",
+    ),
     "random": (lambda: module_of(noisy, layers=layers()), "random numbers", ""),
-    "dropout between": (lambda: module_of(dropping_between, layers=layers()), "code of its own", ""),
+    "dropout between": (
+        lambda: module_of(dropping_between, layers=layers()),
+        "code of its own",
+        "",
+    ),
     "a heavy end": (
         lambda: module_of(
-            heavy_end, layers=layers(), end=nn.Sequential(nn.Linear(WIDTH, 999), nn.ReLU(), nn.Linear(999, 999))
+            heavy_end,
+            layers=layers(),
+            end=nn.Sequential(nn.Linear(WIDTH, 999), nn.ReLU(), nn.Linear(999, 999)),
         ),
         "cost less than what follows",
         "",
@@ -430,7 +468,10 @@ def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:
 class Residual(nn.Module):
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(inner, outer, 3, outer // inner, 1), nn.Conv2d(outer, outer, 3, 1, 1)
+        self.first, self.second = (
+            nn.Conv2d(inner, outer, 3, outer // inner, 1),
+            nn.Conv2d(outer, outer, 3, 1, 1),
+        )
         self.short = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1, 2)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -464,7 +505,9 @@ def test_of_stages_the_last_is_taken() -> None:
 def test_other_dtypes(dtype: torch.dtype) -> None:
     module, example = make("torch")
     parts = capture(module.to(dtype), {"src": example["src"].to(dtype)})
-    assert torch.equal(through(parts, {"src": example["src"].to(dtype)})[-1], module(example["src"].to(dtype)))
+    assert torch.equal(
+        through(parts, {"src": example["src"].to(dtype)})[-1], module(example["src"].to(dtype))
+    )
 
 
 def test_a_wrapper_of_a_captured_module_exits_like_its_steps_by_hand() -> None:

@@ -77,7 +77,9 @@ def calls_of(call: dict[str, Any]) -> list[dict[str, Any]]:
     return calls
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in NO_EXAMPLE], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name not in NO_EXAMPLE], ids=lambda family: family.name
+)
 @torch.no_grad()
 def test_families(family: Family) -> None:
     logging.set_verbosity_error()

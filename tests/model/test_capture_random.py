@@ -19,8 +19,27 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "block": ("mlp", "attention", "norm", "gated", "counting"),
     "output": ("tensor", "tuple", "dict", "handed", "number"),
     "entry": ("identity", "linear", "dropout", "batch norm", "token", "transposed", "batch mean"),
-    "passing": ("place", "name", "list", "first flag", "start", "table", "mask", "data flag", "index"),
-    "between": ("nothing", "nothing", "add", "norm", "in place", "dropout", "relu in training", "scaled by zero"),
+    "passing": (
+        "place",
+        "name",
+        "list",
+        "first flag",
+        "start",
+        "table",
+        "mask",
+        "data flag",
+        "index",
+    ),
+    "between": (
+        "nothing",
+        "nothing",
+        "add",
+        "norm",
+        "in place",
+        "dropout",
+        "relu in training",
+        "scaled by zero",
+    ),
     "end": (
         "norm",
         "mean",
@@ -43,7 +62,11 @@ class Layer(nn.Module):
     def __init__(self, traits: dict[str, str], number: int) -> None:
         super().__init__()
         self.traits, self.number = traits, number
-        self.linear, self.other, self.norm = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.linear, self.other, self.norm = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.LayerNorm(WIDTH),
+        )
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
         self.gate = nn.Parameter(torch.zeros(WIDTH))
         self.register_buffer("calls", torch.zeros(()))
@@ -53,10 +76,16 @@ class Layer(nn.Module):
         kind, output = self.traits["block"], self.traits["output"]
         out = torch.tanh(self.linear(self.norm(hidden)))
         if kind == "attention":
-            hide = extra if isinstance(extra, Tensor) and extra.dtype == torch.bool and extra.dim() == 2 else None
+            hide = (
+                extra
+                if isinstance(extra, Tensor) and extra.dtype == torch.bool and extra.dim() == 2
+                else None
+            )
             out = self.attention(out, out, out, key_padding_mask=hide, need_weights=False)[0]
         elif kind == "gated":
-            out = out + self.gate * self.other(hidden).roll(1, 0)  # rows mix once the gate has learned
+            out = out + self.gate * self.other(hidden).roll(
+                1, 0
+            )  # rows mix once the gate has learned
         elif kind == "counting" and self.training:
             self.calls += 1
         if isinstance(extra, Tensor) and extra.is_floating_point():
@@ -82,7 +111,11 @@ class Drawn(nn.Module):
             self.layers = nn.Sequential(*made)
         elif holder == "nested":
             self.layers = nn.ModuleList([nn.ModuleList([each]) for each in made])
-        self.enter, self.drop, self.statistics = nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3), nn.BatchNorm1d(WIDTH)
+        self.enter, self.drop, self.statistics = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Dropout(0.3),
+            nn.BatchNorm1d(WIDTH),
+        )
         self.token, self.norm, self.head = (
             nn.Parameter(torch.randn(1, 1, WIDTH)),
             nn.LayerNorm(WIDTH),
@@ -107,7 +140,9 @@ class Drawn(nn.Module):
         hidden = start = self.entered(x)
         hide = None if attention_mask is None else attention_mask == 0
         passing, states, extra = traits["passing"], [], None
-        for number, layer in enumerate(self.layers[:2] if traits["holder"] == "slice" else self.layers):
+        for number, layer in enumerate(
+            self.layers[:2] if traits["holder"] == "slice" else self.layers
+        ):
             layer = layer[0] if traits["holder"] == "nested" else layer
             out = self.called(layer, number, hidden, start, hide, extra, passing)
             if isinstance(out, dict):
@@ -121,7 +156,14 @@ class Drawn(nn.Module):
         return self.ended(hidden, start, states, attention_mask)
 
     def called(
-        self, layer: Any, number: int, hidden: Tensor, start: Tensor, hide: Any, extra: Any, passing: str
+        self,
+        layer: Any,
+        number: int,
+        hidden: Tensor,
+        start: Tensor,
+        hide: Any,
+        extra: Any,
+        passing: str,
     ) -> Any:
         if self.traits["output"] == "handed":
             return layer(hidden, extra)
@@ -157,7 +199,9 @@ class Drawn(nn.Module):
             return hidden + self.scale * start
         return hidden.relu() if between == "relu in training" and self.training else hidden
 
-    def ended(self, hidden: Tensor, start: Tensor, states: list[Tensor], mask: Tensor | None) -> Any:
+    def ended(
+        self, hidden: Tensor, start: Tensor, states: list[Tensor], mask: Tensor | None
+    ) -> Any:
         end = self.traits["end"]
         if end == "norm":
             hidden = self.norm(hidden)
@@ -180,15 +224,30 @@ class Drawn(nn.Module):
         elif end == "roll":
             hidden = hidden + self.scale * hidden.roll(1, 0)
         result = self.traits["result"]
-        return {"out": hidden, "count": 3} if result == "dict" else (hidden, None) if result == "tuple" else hidden
+        return (
+            {"out": hidden, "count": 3}
+            if result == "dict"
+            else (hidden, None)
+            if result == "tuple"
+            else hidden
+        )
 
 
 def draw(seed: int) -> tuple[dict[str, str], nn.Module, dict[str, Any]]:
     chosen = random.Random(seed)
-    traits = {name: chosen.choice(values if chosen.random() < 0.5 else values[:2]) for name, values in TRAITS.items()}
+    traits = {
+        name: chosen.choice(values if chosen.random() < 0.5 else values[:2])
+        for name, values in TRAITS.items()
+    }
     torch.manual_seed(seed)
-    mask = (torch.arange(LENGTH) < torch.tensor([5, 3, 4])[:, None]).long() if chosen.random() < 0.5 else None
-    call = {"x": torch.randn(ROWS, LENGTH, WIDTH)} | ({} if mask is None else {"attention_mask": mask})
+    mask = (
+        (torch.arange(LENGTH) < torch.tensor([5, 3, 4])[:, None]).long()
+        if chosen.random() < 0.5
+        else None
+    )
+    call = {"x": torch.randn(ROWS, LENGTH, WIDTH)} | (
+        {} if mask is None else {"attention_mask": mask}
+    )
     return traits, Drawn(traits).eval(), call
 
 
@@ -224,9 +283,16 @@ def wrong(seed: int) -> str | None:
                     continue
                 if not torch.equal(features[-1], answer(module, each)):
                     return f"{name}, grad={grad}"
-                plain = traits["passing"] in ("place", "mask", "start", "table") and traits["output"] != "handed"
-                for depth in range(1, len(features) if plain and traits["holder"] != "looped" else 1):
-                    if not torch.equal(features[depth - 1], answer(cut(module, parts.stem.order, depth), each)):
+                plain = (
+                    traits["passing"] in ("place", "mask", "start", "table")
+                    and traits["output"] != "handed"
+                )
+                for depth in range(
+                    1, len(features) if plain and traits["holder"] != "looped" else 1
+                ):
+                    if not torch.equal(
+                        features[depth - 1], answer(cut(module, parts.stem.order, depth), each)
+                    ):
                         return f"cut at {depth}, {name}"
     keep = torch.tensor([1, 2])
     whole = through(parts, call)

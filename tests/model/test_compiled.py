@@ -33,7 +33,9 @@ class Counter:
         return module.forward
 
 
-@pytest.mark.parametrize(("kind", "policy"), [("stacked", policies.LastStep()), ("shared", policies.FixedStep(2))])
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("stacked", policies.LastStep()), ("shared", policies.FixedStep(2))]
+)
 @torch.no_grad()
 def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.ExitPolicy) -> None:
     torch.compiler.reset()
@@ -47,7 +49,10 @@ def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.
 
 def test_a_training_call_is_one_graph() -> None:
     torch.compiler.reset()
-    made, counter = toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance), Counter()
+    made, counter = (
+        toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance),
+        Counter(),
+    )
     made.model.train()
     labels = torch.randn(ROWS, CLASSES)
     found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, labels=labels)
@@ -62,7 +67,9 @@ def test_compiled_steps_and_a_compiled_model_exit_as_they_did() -> None:
     policy = toys.middle(made)
     expected, counter = made(policy=policy), Counter()
     found = torch.compile(made.model, backend=Counter())(made.inputs, policy=policy)
-    made.model.steps.fns = nn.ModuleList(torch.compile(step, backend=counter) for step in made.model.steps.fns)
+    made.model.steps.fns = nn.ModuleList(
+        torch.compile(step, backend=counter) for step in made.model.steps.fns
+    )
     for out in (found, made(policy=policy)):
         assert torch.equal(out.exit_step, expected.exit_step)
         torch.testing.assert_close(out.outputs, expected.outputs, **CLOSE)

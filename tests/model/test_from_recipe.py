@@ -21,7 +21,9 @@ ROWS_OF = {
 
 def transformer() -> nn.Module:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.0, batch_first=True)
-    return nn.TransformerEncoder(layer, STEPS, nn.LayerNorm(WIDTH), enable_nested_tensor=False).eval()
+    return nn.TransformerEncoder(
+        layer, STEPS, nn.LayerNorm(WIDTH), enable_nested_tensor=False
+    ).eval()
 
 
 def encoders(kind: str) -> dict[str, Any]:
@@ -46,7 +48,8 @@ WITH_CLASSES = ("cosee", "deebert", "fastbert")
 @pytest.mark.parametrize("name", recipes.names())
 @pytest.mark.parametrize(
     ("kind", "task"),
-    [(kind, "classification") for kind in ("captured", "layers", "shared", "stem")] + [("captured", "regression")],
+    [(kind, "classification") for kind in ("captured", "layers", "shared", "stem")]
+    + [("captured", "regression")],
 )
 def test_every_recipe_trains_and_exits_on_every_encoder(name: str, kind: str, task: str) -> None:
     outputs = 3 if task == "classification" else 1
@@ -73,11 +76,15 @@ def test_every_recipe_trains_and_exits_on_every_encoder(name: str, kind: str, ta
 def test_full_depth_is_the_encoder_and_padding_does_not_count() -> None:
     encoder, mask = transformer(), padding_mask()
     example = {"src": ROWS_OF["sequence"], "src_key_padding_mask": mask}
-    model = ponder.PonderWrapper.from_recipe(encoder, "vanilla", num_outputs=2, example=example, head_dropout=0.0)
+    model = ponder.PonderWrapper.from_recipe(
+        encoder, "vanilla", num_outputs=2, example=example, head_dropout=0.0
+    )
     assert model.main_input_name == "src"
     features = encoder(ROWS_OF["sequence"], src_key_padding_mask=mask)
     expected = model.head(ponder.readouts.mean(features, ~mask))
-    torch.testing.assert_close(model.eval()(ROWS_OF["sequence"], src_key_padding_mask=mask).outputs, expected, **CLOSE)
+    torch.testing.assert_close(
+        model.eval()(ROWS_OF["sequence"], src_key_padding_mask=mask).outputs, expected, **CLOSE
+    )
     assert model.padding is not None
     assert all(any(weight is own for own in model.parameters()) for weight in encoder.parameters())
 
@@ -89,7 +96,9 @@ def test_answers_at_positions(name: str, task: str) -> None:
         return  # of one class a row
     mask = padding_mask()
     example = {"src": ROWS_OF["sequence"], "src_key_padding_mask": mask}
-    model = ponder.PonderWrapper.from_recipe(transformer(), name, num_outputs=2, example=example, task=task)
+    model = ponder.PonderWrapper.from_recipe(
+        transformer(), name, num_outputs=2, example=example, task=task
+    )
     model.progress = objectives.Progress(1, 2)
     labels = torch.zeros(ROWS, LENGTH if task == "token_classification" else 2, dtype=torch.long)
     out = model.train()(ROWS_OF["sequence"], labels=labels, src_key_padding_mask=mask)
@@ -105,7 +114,9 @@ def test_answers_at_positions(name: str, task: str) -> None:
 def test_readouts_pool_what_the_encoder_answers(name: str, kind: str) -> None:
     given = encoders(kind)
     readout = getattr(ponder.readouts, name)
-    model = ponder.PonderWrapper.from_recipe(**given, recipe="vanilla", num_outputs=2, readout=readout)
+    model = ponder.PonderWrapper.from_recipe(
+        **given, recipe="vanilla", num_outputs=2, readout=readout
+    )
     hidden = given["example"]
     for layer in model.stem.module.layers if kind == "captured" else given["module_or_steps"]:
         hidden = layer(hidden)
@@ -117,11 +128,15 @@ def test_readouts_pool_what_the_encoder_answers(name: str, kind: str) -> None:
 
 def test_the_encoder_keeps_its_mode_and_dtype() -> None:
     encoder = transformer().double().train()
-    model = ponder.PonderWrapper.from_recipe(encoder, "palbert", num_outputs=2, example=ROWS_OF["sequence"].double())
+    model = ponder.PonderWrapper.from_recipe(
+        encoder, "palbert", num_outputs=2, example=ROWS_OF["sequence"].double()
+    )
     assert encoder.training
     assert {weight.dtype for weight in model.parameters()} == {torch.float64}
     policy = policies.Quantile(0.9)
-    own = ponder.PonderWrapper.from_recipe(**encoders("shared"), recipe="palbert", num_outputs=2, policy=policy)
+    own = ponder.PonderWrapper.from_recipe(
+        **encoders("shared"), recipe="palbert", num_outputs=2, policy=policy
+    )
     assert (own.policy, own.objective) == (policy, own.stages[0].objective)
     assert isinstance(own.objective, objectives.Objective)
 

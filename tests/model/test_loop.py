@@ -13,7 +13,18 @@ import ponder
 from ponder import policies
 from ponder._utils.trees import map_tensors
 from tests.model import toys
-from tests.model.toys import CLOSE, CONFIDENT, KINDS, ROWS, STEPS, WIDTH, Counting, by_hand, exits_by_hand, toy
+from tests.model.toys import (
+    CLOSE,
+    CONFIDENT,
+    KINDS,
+    ROWS,
+    STEPS,
+    WIDTH,
+    Counting,
+    by_hand,
+    exits_by_hand,
+    toy,
+)
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 both_heads = pytest.mark.parametrize("per_step", [False, True])
@@ -43,12 +54,16 @@ def test_an_unroll_is_the_plain_loop_over_all_steps(kind: str, per_step: bool) -
     assert run.features.shape == (ROWS, STEPS, WIDTH)
 
 
-@pytest.mark.parametrize("policy", [CONFIDENT, policies.Quantile(0.6), policies.Patience(1), policies.FixedStep(2)])
+@pytest.mark.parametrize(
+    "policy", [CONFIDENT, policies.Quantile(0.6), policies.Patience(1), policies.FixedStep(2)]
+)
 def test_nothing_is_computed_that_no_row_needs(policy: policies.ExitPolicy) -> None:
     ran: list[int] = []
     head, halting = Counting(toys.heads()["head"]), Counting(nn.Linear(WIDTH, 1))
     steps = [toys.Tanh(ran) for _ in range(STEPS)]
-    model = ponder.PonderWrapper(steps, head=head, lambda_head=halting, task="classification", policy=policy).eval()
+    model = ponder.PonderWrapper(
+        steps, head=head, lambda_head=halting, task="classification", policy=policy
+    ).eval()
     out = model(torch.randn(ROWS, WIDTH))
     assert sum(ran) == int(out.exit_step.sum())
     asked = int(out.exit_step.clamp(max=STEPS - 1).sum())  # nobody is asked at the last step
@@ -73,7 +88,9 @@ class Spoiler(policies.ExitPolicy):
 def test_a_policy_that_writes_into_what_it_reads_changes_no_answer(needs: set[str]) -> None:
     made = toy("stacked")
     out, known = made(policy=Spoiler(frozenset(needs))), by_hand(made)
-    expected = torch.stack([known[step - 1][0][row] for row, step in enumerate(out.exit_step.tolist())])
+    expected = torch.stack(
+        [known[step - 1][0][row] for row, step in enumerate(out.exit_step.tolist())]
+    )
     torch.testing.assert_close(out.outputs, expected, **CLOSE)
 
 
@@ -87,7 +104,9 @@ class Answers(policies.ExitPolicy):
         return self.mask, state
 
 
-@pytest.mark.parametrize("mask", [torch.zeros(ROWS), torch.zeros(ROWS, 1, dtype=torch.bool), None, torch.tensor(True)])
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(ROWS), torch.zeros(ROWS, 1, dtype=torch.bool), None, torch.tensor(True)]
+)
 def test_an_exit_mask_is_one_bool_a_row(mask: Any) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match="exit mask of Answers"):
         toy("shared")(policy=Answers(mask))
@@ -114,7 +133,9 @@ class Budget(policies.ExitPolicy):
 def test_the_context_of_a_policy_goes_with_its_rows() -> None:
     budget = 1 + torch.arange(ROWS).remainder(STEPS)
     for kind in KINDS:
-        assert torch.equal(toy(kind)(policy=Budget(), policy_context={"budget": budget}).exit_step, budget)
+        assert torch.equal(
+            toy(kind)(policy=Budget(), policy_context={"budget": budget}).exit_step, budget
+        )
 
 
 @every_kind
@@ -122,7 +143,11 @@ def test_no_rows_have_no_exits(kind: str) -> None:
     made = toy(kind)
     inputs, context = map_tensors(lambda tensor: tensor[:0], (made.inputs, made.context))
     out = made.model(inputs, labels=torch.zeros(0, dtype=torch.long), **context)
-    assert (tuple(out.outputs.shape), out.exit_step.tolist(), out.loss.item()) == ((0, toys.CLASSES), [], 0.0)
+    assert (tuple(out.outputs.shape), out.exit_step.tolist(), out.loss.item()) == (
+        (0, toys.CLASSES),
+        [],
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])

@@ -25,12 +25,22 @@ STATES = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_see
         ([{"frames": ~REAL}], ponder.Padding("frames", 0), True),
         ([{"frames": ~REAL}], None, False),
         ([{}], None, False),
-        ([{"attention_mask": REAL[:, None, None]}], None, False),  # added to scores: says nothing of positions
-        ([{"attention_mask": REAL[:, :3]}, {"attention_mask": REAL}], None, True),  # the stem made other positions
+        (
+            [{"attention_mask": REAL[:, None, None]}],
+            None,
+            False,
+        ),  # added to scores: says nothing of positions
+        (
+            [{"attention_mask": REAL[:, :3]}, {"attention_mask": REAL}],
+            None,
+            True,
+        ),  # the stem made other positions
         ([{"attention_mask": REAL[:, :3]}], None, False),
     ],
 )
-def test_the_mask_of_the_states_is_found(contexts: Any, padding: ponder.Padding | None, found: bool) -> None:
+def test_the_mask_of_the_states_is_found(
+    contexts: Any, padding: ponder.Padding | None, found: bool
+) -> None:
     made = (padding or ponder.Padding()).positions(*contexts, width=LENGTH)
     assert (made is not None and torch.equal(made, REAL)) if found else made is None
 
@@ -46,8 +56,16 @@ def test_one_tree_is_cut_to_views_of_what_has_a_length() -> None:
     padding = ponder.Padding(context={"bias": Along((2, 3))})
     state = {"tokens": STATES, "sums": STATES[:, 0]}
     bias = ponder.Shared(torch.randn(1, 2, LENGTH, LENGTH))
-    context = {"attention_mask": REAL, "bias": bias, "scale": torch.ones(ROWS, LENGTH), "flag": True}
-    hidden, cut = join_rows([state], padding.of_hidden, 2), join_rows([context], padding.of_context, 2)
+    context = {
+        "attention_mask": REAL,
+        "bias": bias,
+        "scale": torch.ones(ROWS, LENGTH),
+        "flag": True,
+    }
+    hidden, cut = (
+        join_rows([state], padding.of_hidden, 2),
+        join_rows([context], padding.of_context, 2),
+    )
     assert (hidden["tokens"].shape, hidden["sums"].shape) == ((ROWS, 2, WIDTH), (ROWS, WIDTH))
     assert hidden["tokens"].data_ptr() == STATES.data_ptr()
     assert cut["attention_mask"].shape == (ROWS, 2)
@@ -66,10 +84,15 @@ class State(NamedTuple):
 
 def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
     sizes, lengths = [2, 3, 1], [4, 2, 3]
-    trees = [State(torch.randn(n, own, WIDTH), torch.randn(n)) for n, own in zip(sizes, lengths, strict=True)]
+    trees = [
+        State(torch.randn(n, own, WIDTH), torch.randn(n))
+        for n, own in zip(sizes, lengths, strict=True)
+    ]
     made = join_rows(trees, lambda _, tensor: Along(fill=9.0) if tensor.dim() > 2 else None, 3)
     assert isinstance(made, State)
-    for row, expected in zip(made.tokens, [row for tree in trees for row in tree.tokens], strict=True):
+    for row, expected in zip(
+        made.tokens, [row for tree in trees for row in tree.tokens], strict=True
+    ):
         cut = expected[:3]
         assert torch.equal(row[: len(cut)], cut)
         assert bool((row[len(cut) :] == 9.0).all())
@@ -95,7 +118,10 @@ def test_inputs_are_joined_by_their_lengths() -> None:
     padding = ponder.Padding(inputs=Along(fill=7))
     ids, weight = [torch.tensor([[1, 2]]), torch.tensor([[3]])], [torch.ones(1), torch.ones(1)]
     assert join_rows(ids, padding.of_inputs, 2).tolist() == [[1, 2], [3, 7]]
-    rows = [{"ids": i, "attention_mask": torch.ones_like(i), "w": w} for i, w in zip(ids, weight, strict=True)]
+    rows = [
+        {"ids": i, "attention_mask": torch.ones_like(i), "w": w}
+        for i, w in zip(ids, weight, strict=True)
+    ]
     made = join_rows(rows, padding.of_inputs, 2)
     assert made["ids"].tolist() == [[1, 2], [3, 7]]
     assert made["attention_mask"].tolist() == [[1, 1], [1, 0]]

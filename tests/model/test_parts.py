@@ -70,7 +70,9 @@ LAYER = nn.TransformerEncoderLayer(4, 2, 8)  # batch_first=False
         (["gelu"], None, "an nn.Module, or a pure function"),
     ],
 )
-def test_steps_that_newcomers_try_are_refused_with_the_remedy(steps: Any, num_steps: int | None, says: str) -> None:
+def test_steps_that_newcomers_try_are_refused_with_the_remedy(
+    steps: Any, num_steps: int | None, says: str
+) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match=says):
         ponder.Steps.of(steps, num_steps)
 
@@ -91,7 +93,9 @@ def test_a_state_of_another_shape_is_refused(after: Any, says: str) -> None:
 
 def test_stacked_steps_may_change_the_width() -> None:
     heads = ponder.PerStep([nn.Linear(3, 2), nn.Linear(5, 2)])
-    model = ponder.PonderWrapper([nn.Linear(4, 3), nn.Linear(3, 5)], head=heads, policy=ponder.policies.Confidence(0.6))
+    model = ponder.PonderWrapper(
+        [nn.Linear(4, 3), nn.Linear(3, 5)], head=heads, policy=ponder.policies.Confidence(0.6)
+    )
     assert model.eval()(torch.randn(6, 4)).outputs.shape == (6, 2)
     assert model.unroll(torch.randn(6, 4)).outputs.shape == (6, 2, 2)
     single = ponder.PonderWrapper(nn.Linear(4, 3), num_steps=1, head=nn.Linear(3, 2)).eval()
@@ -104,7 +108,9 @@ def test_stacked_steps_may_change_the_width() -> None:
 def test_a_head_of_rows_at_several_steps() -> None:
     heads = ponder.PerStep(nn.Linear(4, 2) for _ in range(3))
     features, steps = torch.randn(5, 4), [3, 1, 3, 2, 1]
-    expected = torch.stack([heads.heads[step - 1](row) for row, step in zip(features, steps, strict=True)])
+    expected = torch.stack(
+        [heads.heads[step - 1](row) for row, step in zip(features, steps, strict=True)]
+    )
     torch.testing.assert_close(heads(features, steps), expected, **CLOSE)
     assert torch.equal(heads(features, [2] * 5), heads(features, 2))
     with pytest.raises(ponder.errors.ArgumentError, match="distinct modules"):
@@ -113,11 +119,18 @@ def test_a_head_of_rows_at_several_steps() -> None:
 
 @pytest.mark.parametrize("start", [0.1, 0.5, 0.9])
 def test_a_lambda_head_starts_at_a_hazard(start: float) -> None:
-    hazards = [float(ponder.LambdaHead(8, 3, 2, start=start)(torch.zeros(1, 16)).sigmoid().detach()) for _ in range(50)]
+    hazards = [
+        float(ponder.LambdaHead(8, 3, 2, start=start)(torch.zeros(1, 16)).sigmoid().detach())
+        for _ in range(50)
+    ]
     assert sum(hazards) / 50 == pytest.approx(start, abs=0.1)
     layers = ponder.LambdaHead(8, 3, 2, dropout=0.1).layers
     assert [type(part) for part in layers[:3]] == [nn.Dropout, nn.Linear, nn.Tanh]
-    assert [tuple(part.weight.shape) for part in layers if isinstance(part, nn.Linear)] == [(8, 16), (8, 8), (1, 8)]
+    assert [tuple(part.weight.shape) for part in layers if isinstance(part, nn.Linear)] == [
+        (8, 16),
+        (8, 8),
+        (1, 8),
+    ]
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -133,7 +146,12 @@ def test_heads_are_those_of_the_recipe(name: str) -> None:
 # -- readouts ------------------------------------------------------------------------------------------------------
 
 REAL = ~padding_mask()
-MASKS = [{}, {"attention_mask": REAL.long()}, {"attention_mask": REAL}, {"src_key_padding_mask": ~REAL}]
+MASKS = [
+    {},
+    {"attention_mask": REAL.long()},
+    {"attention_mask": REAL},
+    {"src_key_padding_mask": ~REAL},
+]
 
 
 @pytest.mark.parametrize("context", MASKS, ids=lambda context: "".join(context))
@@ -149,8 +167,13 @@ def test_readouts_leave_padding_out(context: dict[str, Tensor], dtype: torch.dty
     }
     for name, features in expected.items():
         readout = getattr(ponder.readouts, name)
-        for call in (ReadoutCall(readout), ReadoutCall(readout, states=ReadoutCall(lambda hidden: hidden + 0))):
-            torch.testing.assert_close(call(states, **context, other=1), features, rtol=1e-3, atol=1e-4)
+        for call in (
+            ReadoutCall(readout),
+            ReadoutCall(readout, states=ReadoutCall(lambda hidden: hidden + 0)),
+        ):
+            torch.testing.assert_close(
+                call(states, **context, other=1), features, rtol=1e-3, atol=1e-4
+            )
 
 
 def test_a_mean_over_a_long_text_does_not_overflow_in_half_precision() -> None:
@@ -165,7 +188,9 @@ def test_a_mask_with_a_name_of_its_own_is_read_where_it_is_declared() -> None:
         ReadoutCall(ponder.readouts.mean, padding),
         ReadoutCall(ponder.readouts.mean, padding, ReadoutCall(ponder.readouts.identity)),
         ReadoutCall(lambda hidden, frames: ponder.readouts.mean(hidden, ~frames), padding),
-        ReadoutCall(lambda hidden, **context: ponder.readouts.mean(hidden, ~context["frames"]), padding),
+        ReadoutCall(
+            lambda hidden, **context: ponder.readouts.mean(hidden, ~context["frames"]), padding
+        ),
     ):
         torch.testing.assert_close(call(states, frames=~REAL), expected)
 
@@ -182,5 +207,8 @@ def test_functions_are_modules_without_weights() -> None:
 
 def test_the_mean_over_the_parts_of_a_batch_is_that_over_its_rows() -> None:
     losses = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    parts = [joined_loss(part.mean(), torch.tensor(len(part)), torch.tensor(4), 2) for part in losses.split([3, 1])]
+    parts = [
+        joined_loss(part.mean(), torch.tensor(len(part)), torch.tensor(4), 2)
+        for part in losses.split([3, 1])
+    ]
     assert sum(parts) / 2 == losses.mean()

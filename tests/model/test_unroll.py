@@ -19,13 +19,19 @@ LABELS = torch.arange(ROWS).remainder(toys.CLASSES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_losses_and_gradients_are_those_of_a_plain_loop(kind: str, per_step: bool, checkpoint: bool) -> None:
-    made = toy(kind, per_step=per_step, objective=objectives.Ponder(0.3), checkpoint_steps=checkpoint)
+def test_losses_and_gradients_are_those_of_a_plain_loop(
+    kind: str, per_step: bool, checkpoint: bool
+) -> None:
+    made = toy(
+        kind, per_step=per_step, objective=objectives.Ponder(0.3), checkpoint_steps=checkpoint
+    )
     made.model.train()
     made.model.prior = priors.Geometric(0.3)
     out = made(labels=LABELS)
     known = by_hand(made)
-    losses = torch.stack([nn.functional.cross_entropy(o, LABELS, reduction="none") for o, _ in known], dim=1)
+    losses = torch.stack(
+        [nn.functional.cross_entropy(o, LABELS, reduction="none") for o, _ in known], dim=1
+    )
     hazards = torch.stack([hazard for _, hazard in known], dim=1).sigmoid()
     remaining = torch.cat([torch.ones(ROWS, 1), (1 - hazards[:, :-1]).cumprod(1)], dim=1)
     pmf = remaining * torch.cat([hazards[:, :-1], torch.ones(ROWS, 1)], dim=1)
@@ -68,7 +74,9 @@ def test_the_lambda_head_reads_the_newest_step_first(history: int, initial: str)
         expected.append(halting.layers(torch.cat(features, dim=1))[:, 0])
     run = made.unroll()
     torch.testing.assert_close(run.hazard_logits, torch.stack(expected, 1), **CLOSE)
-    assert torch.equal(made().exit_step, run.replay(made.model.policy).exit_step)  # step by step, as rows exit
+    assert torch.equal(
+        made().exit_step, run.replay(made.model.policy).exit_step
+    )  # step by step, as rows exit
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,18 @@ class Tail(objectives.FinalStep):
 def test_warm_up_steps_have_no_gradient_and_are_not_recorded() -> None:
     inputs = torch.randn(ROWS, WIDTH, requires_grad=True)
     step = toys.Tanh()
-    model = ponder.PonderWrapper(step, STEPS, head=nn.Linear(WIDTH, 3), objective=Tail(), task="classification")
+    model = ponder.PonderWrapper(
+        step, STEPS, head=nn.Linear(WIDTH, 3), objective=Tail(), task="classification"
+    )
     out = model(inputs, labels=LABELS)
     assert (out.trajectory.num_steps, out.exit_step.tolist()) == (2, [STEPS] * ROWS)
     out.loss.backward()
     assert inputs.grad is None
     assert float(step.linear.weight.grad.abs().sum()) > 0
     model.eval()
-    torch.testing.assert_close(out.outputs, model(inputs, policy=ponder.policies.LastStep()).outputs, **CLOSE)
+    torch.testing.assert_close(
+        out.outputs, model(inputs, policy=ponder.policies.LastStep()).outputs, **CLOSE
+    )
 
 
 def test_answers_at_positions_of_which_the_lambda_head_reads_the_mean() -> None:

@@ -22,8 +22,14 @@ ArgumentError = ponder.errors.ArgumentError
 
 def test_defaults_follow_the_lambda_head() -> None:
     plain = ponder.PonderWrapper(nn.Linear(4, 4), num_steps=6, head=nn.Linear(4, 2))
-    assert (plain.policy, plain.objective, plain.prior) == (policies.LastStep(), objectives.FinalStep(), None)
-    halting = ponder.PonderWrapper(nn.Linear(4, 4), 6, head=nn.Linear(4, 2), lambda_head=ponder.LambdaHead(4))
+    assert (plain.policy, plain.objective, plain.prior) == (
+        policies.LastStep(),
+        objectives.FinalStep(),
+        None,
+    )
+    halting = ponder.PonderWrapper(
+        nn.Linear(4, 4), 6, head=nn.Linear(4, 2), lambda_head=ponder.LambdaHead(4)
+    )
     assert (halting.policy, halting.objective) == (policies.Quantile(0.5), objectives.Ponder(0.5))
     assert halting.prior == priors.Geometric(0.1).rescaled(12, 6)
     assert halting.spec == policies.ModelSpec(6, has_hazard=True)
@@ -42,10 +48,19 @@ def make(**options: Any) -> ponder.PonderWrapper:
 INPUTS = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
-    "a closure with weights": (lambda: make(readout=lambda hidden: LAYER(hidden)), "Pass the module itself"),
-    "training mode": (lambda: make().train()(INPUTS, policy=policies.LastStep()), r"Call model\.eval\(\) first"),
+    "a closure with weights": (
+        lambda: make(readout=lambda hidden: LAYER(hidden)),
+        "Pass the module itself",
+    ),
+    "training mode": (
+        lambda: make().train()(INPUTS, policy=policies.LastStep()),
+        r"Call model\.eval\(\) first",
+    ),
     "a missing Lambda head": (lambda: make(policy=policies.Quantile(0.5)), r"ponder\.LambdaHead"),
-    "a missing Lambda head of the objective": (lambda: make(objective=objectives.Ponder(0.5)), r"ponder\.LambdaHead"),
+    "a missing Lambda head of the objective": (
+        lambda: make(objective=objectives.Ponder(0.5)),
+        r"ponder\.LambdaHead",
+    ),
     "labels of another shape": (lambda: make()(INPUTS, labels=LABELS[:3]), "labels"),
     "labels that are no classes": (lambda: make()(INPUTS, labels=LABELS + 5), "labels"),
     "labels of another dtype": (lambda: make()(INPUTS, labels=LABELS.float() + 0.5), "labels"),
@@ -53,13 +68,22 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a misspelt argument": (lambda: make()(INPUTS, label=LABELS), "Did you mean 'labels'"),
     "a context without rows": (lambda: make()(INPUTS, scale=torch.ones(3)), r"ponder\.Shared"),
     "an output without the batch": (lambda: make(head=nn.Flatten(0))(INPUTS), "the batch first"),
-    "several outputs": (lambda: make(head=nn.GRU(WIDTH, 2))(INPUTS), "one tensor with the batch first"),
+    "several outputs": (
+        lambda: make(head=nn.GRU(WIDTH, 2))(INPUTS),
+        "one tensor with the batch first",
+    ),
     "no batch": (lambda: make()(torch.tensor(1.0)), "the batch first"),
     "no tensor": (lambda: make()("text"), "Pass tensors"),
-    "one head too few": (lambda: make(head=ponder.PerStep([nn.Linear(WIDTH, 2)])), "one head a step"),
+    "one head too few": (
+        lambda: make(head=ponder.PerStep([nn.Linear(WIDTH, 2)])),
+        "one head a step",
+    ),
     "a policy by its name": (lambda: make(policy="quantile"), "ExitPolicy"),
     "an objective by its name": (lambda: make(objective="ponder"), "Objective"),
-    "a loss as the objective": (lambda: setattr(make(), "objective", nn.CrossEntropyLoss()), "Objective"),
+    "a loss as the objective": (
+        lambda: setattr(make(), "objective", nn.CrossEntropyLoss()),
+        "Objective",
+    ),
     "an unknown task": (lambda: make(task="classify"), "token_classification"),
     "ids of other rows": (lambda: make()(INPUTS, row_ids=torch.arange(2)), "row_ids"),
 }
@@ -84,12 +108,16 @@ def test_a_stem_sees_the_call_and_may_replace_the_context() -> None:
     torch.testing.assert_close(model({"x": INPUTS}, scale=given).outputs, expected, **CLOSE)
     shared = make(stem=lambda inputs, scale: (inputs, {"scale": ponder.Shared(scale)}))
     torch.testing.assert_close(
-        shared(INPUTS, scale=ponder.Shared(torch.tensor(2.0))).outputs, shared.head(INPUTS * 2.0**STEPS), **CLOSE
+        shared(INPUTS, scale=ponder.Shared(torch.tensor(2.0))).outputs,
+        shared.head(INPUTS * 2.0**STEPS),
+        **CLOSE,
     )
 
 
 def test_a_step_that_takes_any_keyword_is_given_all() -> None:
-    model = ponder.PonderWrapper(lambda hidden, **context: hidden + context["b"], STEPS, head=nn.Identity()).eval()
+    model = ponder.PonderWrapper(
+        lambda hidden, **context: hidden + context["b"], STEPS, head=nn.Identity()
+    ).eval()
     assert model(torch.zeros(2, 1), b=torch.ones(2, 1)).outputs.tolist() == [[STEPS], [STEPS]]
     with pytest.raises(ArgumentError, match="Did you mean 'policy'"):
         model(torch.zeros(2, 1), polcy=1)
@@ -110,10 +138,16 @@ def test_the_task_is_inferred_from_the_labels_where_none_is_named() -> None:
     model = make(task=None, head=nn.Linear(WIDTH, 2))
     outputs = model(INPUTS).outputs
     classes, numbers = LABELS.clamp(max=1), torch.randn(ROWS, 2)
-    torch.testing.assert_close(model(INPUTS, labels=classes).loss, nn.functional.cross_entropy(outputs, classes))
-    torch.testing.assert_close(model(INPUTS, labels=numbers).loss, nn.functional.mse_loss(outputs, numbers))
+    torch.testing.assert_close(
+        model(INPUTS, labels=classes).loss, nn.functional.cross_entropy(outputs, classes)
+    )
+    torch.testing.assert_close(
+        model(INPUTS, labels=numbers).loss, nn.functional.mse_loss(outputs, numbers)
+    )
     model.task = tasks.Custom(lambda o, labels: (o - labels).abs().mean(-1))
-    torch.testing.assert_close(model(INPUTS, labels=numbers).loss, nn.functional.l1_loss(outputs, numbers))
+    torch.testing.assert_close(
+        model(INPUTS, labels=numbers).loss, nn.functional.l1_loss(outputs, numbers)
+    )
     model.task = tasks.Regression()
     with pytest.raises(ArgumentError):
         model(INPUTS, policy=policies.Confidence(0.5))
@@ -132,7 +166,10 @@ def test_row_ids_travel_with_rows(policy: policies.ExitPolicy) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_and_weights_make_the_same_model(kind: str, tmp_path: Path) -> None:
-    one, other = (toy(kind, policy=policies.Patience(patience), prior=priors.Learned(STEPS)) for patience in (1, 2))
+    one, other = (
+        toy(kind, policy=policies.Patience(patience), prior=priors.Learned(STEPS))
+        for patience in (1, 2)
+    )
     one.model.objective = objectives.Ponder(0.1)
     ponder.save(one.model, tmp_path / "model.safetensors")
     ponder.load(tmp_path / "model.safetensors", into=other.model)
@@ -175,7 +212,9 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     assert model.lambda_head.training
     model.requires_grad_(True)
     model.lambda_head.layers[1].requires_grad_(False)
-    assert all(inner.training for inner in model.train().modules())  # as with adapters, parts of a part go along
+    assert all(
+        inner.training for inner in model.train().modules()
+    )  # as with adapters, parts of a part go along
     assert not model.eval().steps.fns[1].training
 
 
@@ -192,7 +231,9 @@ def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_m
     assert len(list(made.model.parameters())) == weights
     assert not teacher.training
     expected = made(labels=LABELS).loss
-    made.model.teacher = lambda inputs, **context: teacher(inputs, policy=policies.LastStep()).outputs
+    made.model.teacher = lambda inputs, **context: (
+        teacher(inputs, policy=policies.LastStep()).outputs
+    )
     torch.testing.assert_close(made(labels=LABELS).loss, expected)
     made.model.teacher = lambda inputs, **context: teacher(inputs).outputs[:, :2]
     with pytest.raises(RuntimeError, match="expand"):  # in PyTorch's own words
@@ -204,8 +245,14 @@ def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_m
 
 def test_a_lambda_head_reads_no_padding() -> None:
     options: dict[str, Any] = {"head": nn.Linear(WIDTH, 2), "lambda_head": ponder.LambdaHead(WIDTH)}
-    options |= {"padding": ponder.Padding(), "task": "token_classification", "readout": ponder.readouts.identity}
-    model = ponder.PonderWrapper(lambda hidden, attention_mask: hidden.tanh(), STEPS, **options).eval()
+    options |= {
+        "padding": ponder.Padding(),
+        "task": "token_classification",
+        "readout": ponder.readouts.identity,
+    }
+    model = ponder.PonderWrapper(
+        lambda hidden, attention_mask: hidden.tanh(), STEPS, **options
+    ).eval()
     rows, mask = torch.randn(2, 5, WIDTH), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     both, short = (
         model.unroll(rows[start:, :length], attention_mask=mask[start:, :length]).hazard_logits

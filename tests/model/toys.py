@@ -34,7 +34,9 @@ class Pair(nn.Module):
         super().__init__()
         self.inside = Tanh()
 
-    def forward(self, hidden: dict[str, Tensor], row: Tensor, all_rows: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, hidden: dict[str, Tensor], row: Tensor, all_rows: Tensor
+    ) -> dict[str, Tensor]:
         return {"a": self.inside(hidden["b"]) + row[:, None], "b": hidden["a"] * all_rows}
 
 
@@ -81,7 +83,10 @@ def heads(per_step: bool = False) -> dict[str, Any]:
 
     halting = ponder.LambdaHead(WIDTH, layers=2, history=2)
     nn.init.normal_(halting.layers[-1].weight, std=2.0)
-    return {"head": ponder.PerStep(head() for _ in range(STEPS)) if per_step else head(), "lambda_head": halting}
+    return {
+        "head": ponder.PerStep(head() for _ in range(STEPS)) if per_step else head(),
+        "lambda_head": halting,
+    }
 
 
 def toy(kind: str, **options: Any) -> Toy:
@@ -93,15 +98,21 @@ def toy(kind: str, **options: Any) -> Toy:
     elif kind == "stacked":
         made = Toy(ponder.PonderWrapper([Tanh() for _ in range(STEPS)], **options), rows)
     elif kind == "scheduled":
-        made = Toy(ponder.PonderWrapper(ponder.Steps([Tanh(), Tanh()], [0, 1, 1, 0]), **options), rows)
+        made = Toy(
+            ponder.PonderWrapper(ponder.Steps([Tanh(), Tanh()], [0, 1, 1, 0]), **options), rows
+        )
     elif kind == "nested":
         model = ponder.PonderWrapper(Pair(), STEPS, readout=lambda hidden: hidden["a"], **options)
         context = {"row": torch.randn(ROWS), "all_rows": ponder.Shared(torch.randn(WIDTH))}
         made = Toy(model, {"a": rows, "b": torch.randn(ROWS, WIDTH)}, context)
     else:
         options.setdefault("padding", ponder.Padding("src_key_padding_mask", 0))
-        model = ponder.PonderWrapper([Mix() for _ in range(STEPS)], readout=ponder.readouts.mean, **options)
-        made = Toy(model, torch.randn(ROWS, LENGTH, WIDTH), {"src_key_padding_mask": padding_mask()})
+        model = ponder.PonderWrapper(
+            [Mix() for _ in range(STEPS)], readout=ponder.readouts.mean, **options
+        )
+        made = Toy(
+            model, torch.randn(ROWS, LENGTH, WIDTH), {"src_key_padding_mask": padding_mask()}
+        )
     made.model.eval()
     return made
 
@@ -124,12 +135,19 @@ class Counting(nn.Module):
 def by_hand(made: Toy, depth: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     """Outputs and hazard logits of every step, one step after the other, without the library's loop."""
     model, hidden = made.model, made.inputs
-    context = {name: value.value if isinstance(value, ponder.Shared) else value for name, value in made.context.items()}
+    context = {
+        name: value.value if isinstance(value, ponder.Shared) else value
+        for name, value in made.context.items()
+    }
     known, past = [], model.readout(hidden, **context)
     for step in range(1, depth + 1):
         hidden = model.steps(step, hidden, **context)
         features = model.readout(hidden, **context)
-        outputs = model.head(features, step) if isinstance(model.head, ponder.PerStep) else model.head(features)
+        outputs = (
+            model.head(features, step)
+            if isinstance(model.head, ponder.PerStep)
+            else model.head(features)
+        )
         known.append((outputs, model.lambda_head.layers(torch.cat([features, past], 1))[:, 0]))
         past = features
     return known

@@ -34,14 +34,22 @@ EVERY: list[objectives.Objective] = [
 
 def batch(task: str = "classification", **changes: Any) -> Unrolled:
     draw = torch.Generator().manual_seed(0)
-    outputs = torch.randn(ROWS, STEPS, CLASSES if task == "classification" else 1, generator=draw, dtype=torch.float64)
-    labels = torch.randint(CLASSES, (ROWS,), generator=draw) if task == "classification" else torch.randn(ROWS, 1)
+    outputs = torch.randn(
+        ROWS, STEPS, CLASSES if task == "classification" else 1, generator=draw, dtype=torch.float64
+    )
+    labels = (
+        torch.randint(CLASSES, (ROWS,), generator=draw)
+        if task == "classification"
+        else torch.randn(ROWS, 1)
+    )
     losses = torch.stack([task_named(task).losses(step, labels) for step in outputs.unbind(1)], 1)
     made = {
         "outputs": outputs,
         "losses": losses,
         "task": task_named(task),
-        "halting": StepDistribution.from_hazard_logits(torch.randn(ROWS, STEPS, generator=draw, dtype=torch.float64)),
+        "halting": StepDistribution.from_hazard_logits(
+            torch.randn(ROWS, STEPS, generator=draw, dtype=torch.float64)
+        ),
         "prior": priors.Geometric(0.3)(STEPS, dtype=torch.float64),
         "labels": labels,
         "progress": Progress(3, 4),
@@ -63,7 +71,12 @@ def test_one_step_has_a_finite_loss(objective: objectives.Objective) -> None:
     halting = StepDistribution.from_hazard_logits(torch.zeros(ROWS, 1))
     if not isinstance(objective, objectives.OneStep | objectives.Distillation):
         one = objective.per_example(
-            batch(outputs=made.outputs[:, :1], losses=made.losses[:, :1], halting=halting, prior=priors.Uniform()(1))
+            batch(
+                outputs=made.outputs[:, :1],
+                losses=made.losses[:, :1],
+                halting=halting,
+                prior=priors.Uniform()(1),
+            )
         )
         assert one.shape == (ROWS,)
         assert bool(one.isfinite().all())
@@ -72,7 +85,9 @@ def test_one_step_has_a_finite_loss(objective: objectives.Objective) -> None:
 # -- simulated exits -----------------------------------------------------------------------------------------------
 
 
-def simulated(objective: objectives.SimulatedExits, made: Unrolled, signals: list[list[float]]) -> list[float]:
+def simulated(
+    objective: objectives.SimulatedExits, made: Unrolled, signals: list[list[float]]
+) -> list[float]:
     """COSEE, Eqs. 3 to 7, by a plain loop."""
     early = [value for row in signals for value in row[:-1]]
     low, high, k = min(early), max(early), objective.thresholds
@@ -97,7 +112,9 @@ def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
         "energy": lambda z: oracles.sigmoid(math.log(math.fsum(map(math.exp, z)))),
     }
     signals = [[statistics[signal](step) for step in row] for row in made.outputs.tolist()]
-    assert objective.per_example(made).tolist() == pytest.approx(simulated(objective, made, signals))
+    assert objective.per_example(made).tolist() == pytest.approx(
+        simulated(objective, made, signals)
+    )
     if share == 0:
         torch.testing.assert_close(objective.per_example(made), made.losses.mean(1))
 
@@ -105,7 +122,9 @@ def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
 def test_a_frozen_teacher_teaches_the_step_that_is_named() -> None:
     made = batch()
     for step in range(1, STEPS + 1):
-        pairs = zip(made.outputs[:, step - 1].tolist(), made.given("teacher_outputs").tolist(), strict=True)
+        pairs = zip(
+            made.outputs[:, step - 1].tolist(), made.given("teacher_outputs").tolist(), strict=True
+        )
         expected = [0.5 * oracles.distillation_loss("classification", s, t, 2.0) for s, t in pairs]
         found = objectives.Distillation(2.0, 0.5, teacher="frozen", step=step).per_example(made)
         assert found.tolist() == pytest.approx(expected)
@@ -126,7 +145,9 @@ def test_signal_calibration_equals_the_plain_loop() -> None:
         sure: dict[bool, list[float]] = {True: [], False: []}
         for z, label in zip(made.outputs[:, n].tolist(), labels, strict=True):
             if label != -100:
-                sure[z.index(max(z)) == label].append(max(math.exp(v) for v in oracles.log_softmax(z)))
+                sure[z.index(max(z)) == label].append(
+                    max(math.exp(v) for v in oracles.log_softmax(z))
+                )
         if sure[True] and sure[False]:
             means = {right: sum(values) / len(values) for right, values in sure.items()}
             gaps.append(max(0.0, means[False] - means[True] + margin))
@@ -151,7 +172,9 @@ def test_gradients_of_signals_are_finite_on_the_surest_rows(signal: Any) -> None
     assert bool(outputs.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("objective", [objectives.SimulatedExits(), objectives.SignalCalibration()], ids=str)
+@pytest.mark.parametrize(
+    "objective", [objectives.SimulatedExits(), objectives.SignalCalibration()], ids=str
+)
 def test_signals_of_classes_need_classes(objective: objectives.Objective) -> None:
     with pytest.raises(ArgumentError, match="one class an example"):
         objective.per_example(batch("regression"))
@@ -160,8 +183,12 @@ def test_signals_of_classes_need_classes(objective: objectives.Objective) -> Non
 # -- depth ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("minimum", "maximum", "warm_up"), [(1, None, 0), (2, 4, 8), (3, 3, None), (1, None, None)])
-def test_drawn_depths_are_uniform_and_fit(minimum: int, maximum: int | None, warm_up: int | None) -> None:
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "warm_up"), [(1, None, 0), (2, 4, 8), (3, 3, None), (1, None, None)]
+)
+def test_drawn_depths_are_uniform_and_fit(
+    minimum: int, maximum: int | None, warm_up: int | None
+) -> None:
     objective, num_steps = objectives.RandomDepth(minimum, maximum, warm_up), 12
     drawn = [objective.depth(num_steps) for _ in range(4000)]
     room = num_steps - minimum if warm_up is None else warm_up
@@ -197,7 +224,10 @@ def test_sums_are_flat_and_weighted() -> None:
     a, b, c = objectives.FinalStep(), objectives.DeepSupervision(), objectives.OneStep(1)
     joined = 2 * (a + 0.5 * b) + 0.25 * c
     assert joined == objectives.Weighted((a, b, c), (2.0, 1.0, 0.25))
-    expected = sum(w * each.per_example(batch()) for w, each in zip(joined.weights, joined.objectives, strict=True))
+    expected = sum(
+        w * each.per_example(batch())
+        for w, each in zip(joined.weights, joined.objectives, strict=True)
+    )
     torch.testing.assert_close(joined.per_example(batch()), expected)
 
 
@@ -219,26 +249,35 @@ def test_what_is_missing_is_named_with_its_remedy() -> None:
 def two_steps(logits: list[float], losses: list[list[float]]) -> Unrolled:
     halting = StepDistribution.from_hazard_logits(torch.tensor(logits).expand(len(losses), -1))
     outputs = torch.zeros(len(losses), len(logits), 2)
-    return Unrolled(outputs, torch.tensor(losses), task_named(None), halting, priors.Geometric(0.3)(len(logits)))
+    return Unrolled(
+        outputs, torch.tensor(losses), task_named(None), halting, priors.Geometric(0.3)(len(logits))
+    )
 
 
 def test_never_stopping_costs_the_last_steps_loss() -> None:
     """The last step's mass is not to be forgotten, or λ → 0 wins."""
     made = two_steps([-1e4] * 4, [[0.1, 0.2, 0.3, 5.0]])
     for likelihood in ("expected_log", "log_expected"):
-        assert objectives.Ponder(0.0, likelihood=likelihood).per_example(made).item() == pytest.approx(5.0)
+        assert objectives.Ponder(0.0, likelihood=likelihood).per_example(
+            made
+        ).item() == pytest.approx(5.0)
 
 
 def test_the_divergence_has_the_direction_that_it_names() -> None:
     made = two_steps([4.0, -1.0, 0.5], [[0.0, 0.0, 0.0]])
     p, q = oracles.pmf([4.0, -1.0, 0.5]), oracles.prior({"name": "geometric", "rate": 0.3}, 3)
-    found = [objectives.Ponder(1.0, kl).per_example(made).item() for kl in ("posterior_prior", "prior_posterior")]
+    found = [
+        objectives.Ponder(1.0, kl).per_example(made).item()
+        for kl in ("posterior_prior", "prior_posterior")
+    ]
     assert found == pytest.approx([oracles.kl(p, q), oracles.kl(q, p)], rel=1e-5)
     assert abs(found[0] - found[1]) > 0.1
 
 
 def test_a_divergence_of_no_weight_may_be_infinite() -> None:
-    shallow = StepDistribution(torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).log())  # excludes two steps
+    shallow = StepDistribution(
+        torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).log()
+    )  # excludes two steps
     assert objectives.Ponder(0.0).per_example(batch(prior=shallow)).isfinite().all()
 
 

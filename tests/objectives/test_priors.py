@@ -35,7 +35,9 @@ def test_round_trips_and_mass(prior: priors.Prior) -> None:
         assert made.pmf.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(made.pmf.float(), prior(4).pmf, rtol=1e-6, atol=0)
     with torch.device("meta"):
-        assert not priors.Geometric(0.1)(4).pmf.is_meta  # numbers, while a model is being built without any
+        assert not priors.Geometric(0.1)(
+            4
+        ).pmf.is_meta  # numbers, while a model is being built without any
 
 
 @pytest.mark.parametrize("num_steps", [2, 12, 100])
@@ -59,14 +61,19 @@ def test_rescaled_priors(num_steps: int) -> None:
     assert priors.Uniform().rescaled(12, num_steps) == priors.Uniform()
     learned = priors.Learned(12, priors.Geometric(0.1)).rescaled(12, num_steps)
     assert learned == priors.Learned(
-        num_steps, priors.Geometric(0.1).rescaled(12, num_steps) if num_steps != 12 else priors.Geometric(0.1)
+        num_steps,
+        priors.Geometric(0.1).rescaled(12, num_steps) if num_steps != 12 else priors.Geometric(0.1),
     )
 
 
 def test_a_table_is_counted_and_serves_its_steps() -> None:
     found = priors.Tabulated.fit([1, 3, 3, 2, 3], num_steps=4)
     assert found.probabilities == pytest.approx((2 / 9, 2 / 9, 4 / 9, 1 / 9))
-    assert priors.Tabulated.fit(torch.tensor([2, 2]), 3, smoothing=0.0).probabilities == (0.0, 1.0, 0.0)
+    assert priors.Tabulated.fit(torch.tensor([2, 2]), 3, smoothing=0.0).probabilities == (
+        0.0,
+        1.0,
+        0.0,
+    )
     for prior in (found, priors.Learned(4)):
         with pytest.raises(ArgumentError, match="5 steps"):
             prior(5)
@@ -97,7 +104,11 @@ def test_a_learned_prior_learns_with_the_model_and_goes_with_it() -> None:
     assert any(weight is own for own in model.parameters())
     with torch.no_grad():
         weight.copy_(torch.tensor([5.0, 0.0, 0.0, 0.0]))
-    copies = [copy.deepcopy(prior), pickle.loads(pickle.dumps(prior)), priors.from_dict(prior.to_dict())]
+    copies = [
+        copy.deepcopy(prior),
+        pickle.loads(pickle.dumps(prior)),
+        priors.from_dict(prior.to_dict()),
+    ]
     first = [each(4).pmf.detach()[0].item() for each in copies]
     assert first[0] == first[1] > 0.9
     assert first[2] == pytest.approx(0.3)  # hyper-parameters alone

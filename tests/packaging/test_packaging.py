@@ -23,8 +23,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff")
 NAMED = re.compile(r"ponder-torch\[([^\]{]+)\]")
-MODULES = {"prometheus_client": "prometheus-client", "sentence_transformers": "sentence-transformers"}
-MODULES |= {"sklearn": "scikit-learn", "huggingface_hub": "transformers", "pydantic": "fastapi", "starlette": "fastapi"}
+MODULES = {
+    "prometheus_client": "prometheus-client",
+    "sentence_transformers": "sentence-transformers",
+}
+MODULES |= {
+    "sklearn": "scikit-learn",
+    "huggingface_hub": "transformers",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+}
 MODULES |= {"markupsafe": "jinja2"}
 """Distributions of modules that have another name, or that come with another distribution."""
 WANTS = {
@@ -39,8 +47,12 @@ WANTS = {
     "integrations/ray.py": {"ray"},
 }
 """Extras that a room may ask for; others live by the dependencies of the core."""
-SOURCES = sorted(path for folder in ("ponder", "integrations") for path in (ROOT / folder).rglob("*.py"))
-SOURCES = [path for path in SOURCES if path.relative_to(ROOT).parts[:2] != ("ponder", "integrations")]
+SOURCES = sorted(
+    path for folder in ("ponder", "integrations") for path in (ROOT / folder).rglob("*.py")
+)
+SOURCES = [
+    path for path in SOURCES if path.relative_to(ROOT).parts[:2] != ("ponder", "integrations")
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +62,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SHIPPED:
         shutil.copy(ROOT / name, source / name)
     for name in ("ponder", "integrations"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     code = f"from setuptools import build_meta as b; b.build_sdist({str(folder)!r}); b.build_wheel({str(folder)!r})"
     ran = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -84,7 +98,9 @@ def test_the_wheel_answers_far_from_the_checkout(built: Path, tmp_path: Path) ->
         "import ponder.integrations.transformers\n"
         "sys.argv = ['ponder', '--version']; ponder.cli.main()"
     )
-    ran = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert ran.stdout.split() == ["ponder", ponder.__version__], ran.stderr
 
 
@@ -93,13 +109,26 @@ def installs(extra: str) -> set[str]:
     found: set[str] = set()
     for requirement in EXTRAS[extra]:
         own = NAMED.match(requirement)
-        names = set().union(*map(installs, own[1].split(","))) if own else {re.split(r"[\[<>=;]", requirement)[0]}
+        names = (
+            set().union(*map(installs, own[1].split(",")))
+            if own
+            else {re.split(r"[\[<>=;]", requirement)[0]}
+        )
         found |= names
     return found
 
 
 def test_exports_are_answered_and_served_without_torch() -> None:
-    heavy = {"torch", "transformers", "accelerate", "safetensors", "scipy", "scikit-learn", "matplotlib", "onnx"}
+    heavy = {
+        "torch",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "scipy",
+        "scikit-learn",
+        "matplotlib",
+        "onnx",
+    }
     assert not heavy & installs("serve")
     assert installs("runtime") <= installs("serve")
 
@@ -108,7 +137,11 @@ def imported(path: Path) -> Iterator[str]:
     """Yield the distributions that a file imports, in functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        names += (
+            [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+            else []
+        )
         for name in names:
             top = name.partition(".")[0]
             if top not in sys.stdlib_module_names and top != "ponder":
@@ -119,16 +152,24 @@ def imported(path: Path) -> Iterator[str]:
 def test_what_is_imported_is_brought(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     wanted = set().union(*(extras for place, extras in WANTS.items() if name.startswith(place)))
-    brought = {re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]}.union(*map(installs, wanted | {"torch"}))
+    brought = {re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]}.union(
+        *map(installs, wanted | {"torch"})
+    )
     assert set(imported(path)) <= brought
 
 
-@pytest.mark.parametrize("path", [*SOURCES, ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*SOURCES, ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda p: p.name
+)
 def test_extras_that_are_named_exist(path: Path) -> None:
     for names in NAMED.findall(path.read_text()):
         assert set(names.split(",")) <= set(EXTRAS), names
 
 
 def test_the_page_lists_every_extra() -> None:
-    rows = [line for line in (ROOT / "docs" / "index.md").read_text().splitlines() if line.startswith("|")]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "index.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
     assert set(re.findall(r"`([\w-]+)`", "\n".join(rows))) >= {*EXTRAS} - {"dev", "docs"}

@@ -44,7 +44,11 @@ class Run:
         for n in range(1, self.num_steps + 1):
             survival = stay[:, n - 2] if n > 1 else xp.ones_like(stay[:, 0])
             everything = {
-                "hazard": {"hazard": hazard[:, n - 1], "cdf": 1.0 - stay[:, n - 1], "survival": survival},
+                "hazard": {
+                    "hazard": hazard[:, n - 1],
+                    "cdf": 1.0 - stay[:, n - 1],
+                    "survival": survival,
+                },
                 "output": {"output": self.outputs[:, n - 1]},
                 "features": {"features": self.features[:, n - 1]},
             }
@@ -62,7 +66,9 @@ class Run:
     def as_arrays(self) -> Run:
         """The same run in NumPy."""
         given = (self.outputs, self.hazard_logits, self.features, self.mask)
-        outputs, hazards, features, mask = (None if each is None else each.numpy() for each in given)
+        outputs, hazards, features, mask = (
+            None if each is None else each.numpy() for each in given
+        )
         return replace(self, outputs=outputs, hazard_logits=hazards, features=features, mask=mask)
 
     def take(self, rows: Any) -> Run:
@@ -71,12 +77,18 @@ class Run:
         return Run(*take_rows(parts, rows), self.task)
 
 
-def run(task: str = "classification", rows: int = 40, steps: int = 6, dtype: torch.dtype = torch.float64) -> Run:
+def run(
+    task: str = "classification", rows: int = 40, steps: int = 6, dtype: torch.dtype = torch.float64
+) -> Run:
     """Random answers that grow surer; with a length, each row has at least one position that counts."""
     draw = torch.Generator().manual_seed(0)
-    cells = (LENGTH, 3) if task == "token_classification" else (1,) if task == "regression" else (3,)
+    cells = (
+        (LENGTH, 3) if task == "token_classification" else (1,) if task == "regression" else (3,)
+    )
     outputs = torch.randn(rows, steps, *cells, generator=draw, dtype=torch.float64)
-    outputs = (outputs + outputs[:, -1:]) * torch.linspace(0.5, 2.0, steps).view(1, -1, *[1] * len(cells))
+    outputs = (outputs + outputs[:, -1:]) * torch.linspace(0.5, 2.0, steps).view(
+        1, -1, *[1] * len(cells)
+    )
     hazards = torch.randn(rows, steps, generator=draw, dtype=torch.float64) - 1.0
     features = torch.randn(rows, steps, 4, generator=draw, dtype=torch.float64).cumsum(1)
     mask = None
@@ -87,7 +99,9 @@ def run(task: str = "classification", rows: int = 40, steps: int = 6, dtype: tor
 
 def gate(threshold: float = 0.5) -> policies.Gate:
     """A gate with random weights."""
-    return policies.Gate(tuple(map(tuple, np.random.default_rng(1).normal(size=(5, 5)).tolist())), threshold)
+    return policies.Gate(
+        tuple(map(tuple, np.random.default_rng(1).normal(size=(5, 5)).tolist())), threshold
+    )
 
 
 SIMPLE: list[policies.ExitPolicy] = [
@@ -105,7 +119,18 @@ SIMPLE: list[policies.ExitPolicy] = [
     gate(),
 ]
 CERTIFIED = policies.Certified(
-    policies.Confidence(0.7), "promise", "disagreement", 0.05, 0.95, "exact", 300, "threshold", 0.7, 0.01, (), 6
+    policies.Confidence(0.7),
+    "promise",
+    "disagreement",
+    0.05,
+    0.95,
+    "exact",
+    300,
+    "threshold",
+    0.7,
+    0.01,
+    (),
+    6,
 )
 COMPOSED: list[policies.ExitPolicy] = [
     policies.Bernoulli(seed=3),
@@ -128,4 +153,8 @@ POSITIONS: list[policies.ExitPolicy] = [
 
 def name(policy: Any) -> str:
     """The id of a case."""
-    return policy if isinstance(policy, str) else repr(policy).replace("policies=", "").replace("policy=", "")[:60]
+    return (
+        policy
+        if isinstance(policy, str)
+        else repr(policy).replace("policies=", "").replace("policy=", "")[:60]
+    )

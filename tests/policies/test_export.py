@@ -37,7 +37,10 @@ class Decide(nn.Module):
 
 def flatten(tree: Any) -> tuple[list[Tensor], tuple[Any, tuple[bool, ...]]]:
     leaves, spec = pytree.tree_flatten(tree)
-    return [leaf for leaf in leaves if leaf is not None], (spec, tuple(leaf is not None for leaf in leaves))
+    return [leaf for leaf in leaves if leaf is not None], (
+        spec,
+        tuple(leaf is not None for leaf in leaves),
+    )
 
 
 def unflatten(leaves: list[Any], spec: tuple[Any, tuple[bool, ...]]) -> Any:
@@ -45,7 +48,9 @@ def unflatten(leaves: list[Any], spec: tuple[Any, tuple[bool, ...]]) -> Any:
     return pytree.tree_unflatten([next(rest) if there else None for there in spec[1]], spec[0])
 
 
-def session(policy: policies.ExitPolicy, made: Run, names: list[str], spec: Any, example: tuple[Tensor, ...]) -> Any:
+def session(
+    policy: policies.ExitPolicy, made: Run, names: list[str], spec: Any, example: tuple[Tensor, ...]
+) -> Any:
     rows = {0: torch.export.Dim.DYNAMIC}
     shapes = (rows, tuple(rows for _ in example[1:]))
     graph = Decide(policy, made, names, spec)
@@ -66,11 +71,15 @@ def exits_of_graphs(policy: policies.ExitPolicy, made: Run) -> tuple[list[int], 
             graphs[str(spec)] = session(policy, made, list(readings), spec, values)
         by_name = {"index": values[0], **{f"rest_{i}": value for i, value in enumerate(values[1:])}}
         wanted = [each.name for each in graphs[str(spec)].get_inputs()]
-        found = graphs[str(spec)].run(None, {key: by_name[key.removesuffix("_orig")].numpy() for key in wanted})
+        found = graphs[str(spec)].run(
+            None, {key: by_name[key.removesuffix("_orig")].numpy() for key in wanted}
+        )
         kept = policies.StepView(
             values[0], made.num_steps, dict(zip(view.readings, values[1:], strict=False)), made.task
         )
-        spec = flatten(policy.decide(kept, unflatten(leaves, spec))[1])[1]  # a manifest would hold it
+        spec = flatten(policy.decide(kept, unflatten(leaves, spec))[1])[
+            1
+        ]  # a manifest would hold it
         exits[rows[found[0]]], rows = n, rows[~found[0]]
         leaves = [torch.as_tensor(value[~found[0]]) for value in found[1:]]
         if not len(rows):
@@ -87,7 +96,10 @@ CASES += [(policy, "token_classification") for policy in POSITIONS]
     ("policy", "task"),
     [
         pytest.param(
-            policy, task, marks=() if type(policy).__name__ in QUICK else pytest.mark.slow, id=f"{name(policy)}-{task}"
+            policy,
+            task,
+            marks=() if type(policy).__name__ in QUICK else pytest.mark.slow,
+            id=f"{name(policy)}-{task}",
         )
         for policy, task in CASES
     ],

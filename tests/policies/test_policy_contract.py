@@ -75,7 +75,9 @@ REFUSED: list[tuple[policies.ExitPolicy, ModelSpec]] = [
 
 
 @pytest.mark.parametrize(("policy", "wrong"), REFUSED, ids=name)
-def test_what_a_model_cannot_serve_is_refused_at_the_door(policy: policies.ExitPolicy, wrong: ModelSpec) -> None:
+def test_what_a_model_cannot_serve_is_refused_at_the_door(
+    policy: policies.ExitPolicy, wrong: ModelSpec
+) -> None:
     with pytest.raises(ArgumentError):
         policy.check(wrong)
 
@@ -102,7 +104,9 @@ def test_unknown_needs_and_words_that_drop_a_policy_are_refused() -> None:
         policies.get("confidense", threshold=0.5)
 
 
-@pytest.mark.parametrize("policy", [policies.Entropy(0.2), policies.Confidence(0.5), policies.Voting(2)], ids=name)
+@pytest.mark.parametrize(
+    "policy", [policies.Entropy(0.2), policies.Confidence(0.5), policies.Voting(2)], ids=name
+)
 def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
     """Its entropy is 0 and its confidence 1: every row would exit at step 1."""
     view = StepView(torch.ones(2, dtype=torch.long), 4, {"output": torch.zeros(2, 1)})
@@ -110,7 +114,9 @@ def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
         policy.decide(view, None)
 
 
-@pytest.mark.parametrize("policy", [policies.Entropy(0.1), policies.Confidence(0.9), policies.Energy(0.9)], ids=name)
+@pytest.mark.parametrize(
+    "policy", [policies.Entropy(0.1), policies.Confidence(0.9), policies.Energy(0.9)], ids=name
+)
 def test_the_surest_rows_exit_and_an_overflow_is_no_certainty(policy: policies.ExitPolicy) -> None:
     for top, exit_step in ((1e4, 1), (math.inf, 3)):
         outputs = torch.tensor([[[0.0, top], [0.0, top], [0.0, 0.0]]])
@@ -120,7 +126,12 @@ def test_the_surest_rows_exit_and_an_overflow_is_no_certainty(policy: policies.E
 
 
 def test_steps_are_rescaled_to_one_at_least() -> None:
-    for policy in (policies.Patience(1), policies.Voting(1), policies.FixedStep(1), policies.Confidence(0.5).after(1)):
+    for policy in (
+        policies.Patience(1),
+        policies.Voting(1),
+        policies.FixedStep(1),
+        policies.Confidence(0.5).after(1),
+    ):
         assert policy.rescaled(12, 3) == policy
 
 
@@ -146,8 +157,12 @@ def test_features_converge_by_their_residual() -> None:
             for row in made.features.tolist():
                 count, step = 0, 6
                 for n in range(1, 5):
-                    moved = sum((a - b) ** 2 for a, b in zip(row[n], row[n - 1], strict=True)) ** 0.5
-                    count = count + 1 if moved <= tolerance * sum(a * a for a in row[n]) ** 0.5 else 0
+                    moved = (
+                        sum((a - b) ** 2 for a, b in zip(row[n], row[n - 1], strict=True)) ** 0.5
+                    )
+                    count = (
+                        count + 1 if moved <= tolerance * sum(a * a for a in row[n]) ** 0.5 else 0
+                    )
                     if count == patience:
                         step = n + 1
                         break
@@ -163,9 +178,9 @@ def test_padding_does_not_count(policy: policies.ExitPolicy) -> None:
     assert made.mask is not None
     made.features = made.outputs
     noise = torch.where(made.mask[:, None, :, None], 0.0, 50.0 * torch.randn(made.outputs.shape))
-    assert replace(made, outputs=made.outputs + noise, features=made.outputs + noise).exits(policy) == made.exits(
+    assert replace(made, outputs=made.outputs + noise, features=made.outputs + noise).exits(
         policy
-    )
+    ) == made.exits(policy)
     assert made.exits(policy) != replace(made, mask=torch.ones_like(made.mask)).exits(policy)
 
 
@@ -176,7 +191,9 @@ def test_rows_at_different_depths_share_a_batch() -> None:
     for policy in (policies.Patience(1), policies.Converged(0.0), gate()):
         _, state = policy.decide(first, policy.init(made.batch))
         new = policy.init(made.batch)
-        filled = {key: torch.zeros_like(state[key]) if new[key] is None else new[key] for key in new}
+        filled = {
+            key: torch.zeros_like(state[key]) if new[key] is None else new[key] for key in new
+        }
         joined = {key: torch.cat([state[key][:20], filled[key][20:]]) for key in state}
         mixed = StepView(
             torch.cat([second.index[:20], first.index[20:]]),
@@ -184,7 +201,10 @@ def test_rows_at_different_depths_share_a_batch() -> None:
             {"output": torch.cat([second.output[:20], first.output[20:]])},
         )
         mask, _ = policy.decide(mixed, joined)
-        alone = [policy.decide(second, state)[0][:20], policy.decide(first, policy.init(made.batch))[0][20:]]
+        alone = [
+            policy.decide(second, state)[0][:20],
+            policy.decide(first, policy.init(made.batch))[0][20:],
+        ]
         assert torch.equal(mask, torch.cat(alone))
 
 
@@ -202,7 +222,11 @@ def oracle_exits(policy: policies.ExitPolicy, made: Run) -> list[set[int]]:
     for row, outputs in enumerate(made.outputs):
         cells = outputs.unsqueeze(1) if made.mask is None else outputs[:, made.mask[row]]
         given = {"outputs": cells.tolist(), "task": made.task.name, "row_id": row}
-        found.append(oracles.exits(policy.to_dict(), given | {"hazard_logits": made.hazard_logits[row].tolist()}))
+        found.append(
+            oracles.exits(
+                policy.to_dict(), given | {"hazard_logits": made.hazard_logits[row].tolist()}
+            )
+        )
     return found
 
 
@@ -216,23 +240,33 @@ def test_exits_are_the_oracles(policy: policies.ExitPolicy, task: str) -> None:
         return  # a loop of its own
     made = run(task)
     for exits in (made.exits(policy), made.as_arrays().exits(policy)):
-        assert all(step in allowed for step, allowed in zip(exits, oracle_exits(policy, made), strict=True))
+        assert all(
+            step in allowed for step, allowed in zip(exits, oracle_exits(policy, made), strict=True)
+        )
 
 
 def test_nan_is_no_answer_and_equals_none() -> None:
     nan = math.nan
-    outputs = torch.tensor([[[nan, 1.0], [9.0, 0.0], [nan, 1.0], [8.0, 0.0], [7.0, 0.0], [0.0, 0.0]]])
+    outputs = torch.tensor(
+        [[[nan, 1.0], [9.0, 0.0], [nan, 1.0], [8.0, 0.0], [7.0, 0.0], [0.0, 0.0]]]
+    )
     made = Run(outputs, outputs[..., 0], outputs)
     for policy in (policies.Patience(1), policies.Converged(), policies.Voting(3)):
         assert made.exits(policy) == made.as_arrays().exits(policy) == [5]
-    assert made.exits(policies.Confidence(0.9)) == made.as_arrays().exits(policies.Energy(0.9)) == [2]
+    assert (
+        made.exits(policies.Confidence(0.9)) == made.as_arrays().exits(policies.Energy(0.9)) == [2]
+    )
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=name)
 def test_a_trajectory_replays_as_decide_says(policy: policies.ExitPolicy) -> None:
     made = run()
     trajectory = ponder.Trajectory(
-        made.outputs, made.hazard_logits, torch.arange(40), task="classification", features=made.features
+        made.outputs,
+        made.hazard_logits,
+        torch.arange(40),
+        task="classification",
+        features=made.features,
     )
     assert trajectory.replay(policy).exit_step.tolist() == made.exits(policy)
 

@@ -58,7 +58,9 @@ def test_exits_under_any_threshold_are_first_crossings(
 
 
 @pytest.mark.parametrize(("around", "free"), FREE, ids=[str(i) for i in range(len(FREE))])
-def test_a_threshold_inside_is_swept_in_one_pass(around: Any, free: policies.ThresholdPolicy) -> None:
+def test_a_threshold_inside_is_swept_in_one_pass(
+    around: Any, free: policies.ThresholdPolicy
+) -> None:
     made = run()
     scores = around(free).scores(made, free)
     for value in values_of(free.scores(made), free.tunable):
@@ -83,12 +85,18 @@ def test_arrays_and_tensors_agree(policy: policies.ExitPolicy, task: str) -> Non
     made = run(task)
     exits = made.exits(policy)
     assert made.as_arrays().exits(policy) == exits
-    np.testing.assert_allclose(policy.scores(made.as_arrays()), policy.scores(made), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        policy.scores(made.as_arrays()), policy.scores(made), rtol=1e-6, atol=1e-9
+    )
     blind = isinstance(policy, policies.FixedStep | policies.LastStep)
-    assert (len(set(exits)) == 1) is blind, "rows exit at different steps, or the matrix compares nothing"
+    assert (len(set(exits)) == 1) is blind, (
+        "rows exit at different steps, or the matrix compares nothing"
+    )
 
 
-@pytest.mark.parametrize("policy", [p for p in (*SIMPLE, *COMPOSED) if not isinstance(p, policies.Bernoulli)], ids=name)
+@pytest.mark.parametrize(
+    "policy", [p for p in (*SIMPLE, *COMPOSED) if not isinstance(p, policies.Bernoulli)], ids=name
+)
 def test_a_row_does_not_depend_on_its_company(policy: policies.ExitPolicy) -> None:
     made, rows = run(), torch.randperm(40)[:9]
     exits = made.exits(policy)
@@ -98,7 +106,12 @@ def test_a_row_does_not_depend_on_its_company(policy: policies.ExitPolicy) -> No
 def test_nan_crosses_no_threshold() -> None:
     outputs = torch.full((1, 3, 2), torch.nan)
     made = Run(outputs, outputs[..., 0], outputs)
-    for policy in (policies.Confidence(0.0), policies.Entropy(9.0), policies.Margin(0.0), policies.Quantile(0.0)):
+    for policy in (
+        policies.Confidence(0.0),
+        policies.Entropy(9.0),
+        policies.Margin(0.0),
+        policies.Quantile(0.0),
+    ):
         assert policy.scores(made)[0].tolist() == [-np.inf, -np.inf, np.inf]
         assert made.exits(policy) == made.as_arrays().exits(policy) == [3]
 
@@ -110,11 +123,15 @@ def test_half_precision_is_compared_in_float32(dtype: torch.dtype) -> None:
         scores = policy.scores(made)
         assert scores.dtype == np.float32
         for value in values_of(scores, policy.tunable)[:10]:
-            assert crossings(scores, policy.tunable, value) == made.exits(policy.with_threshold(value))
+            assert crossings(scores, policy.tunable, value) == made.exits(
+                policy.with_threshold(value)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(dtype: torch.dtype) -> None:
+def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(
+    dtype: torch.dtype,
+) -> None:
     @dataclass(frozen=True)
     class Largest(policies.ThresholdPolicy):
         threshold: float
@@ -130,7 +147,9 @@ def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(dtype:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 77])
-@pytest.mark.parametrize("policy", [policies.Entropy, policies.Confidence, policies.Energy, policies.Margin])
+@pytest.mark.parametrize(
+    "policy", [policies.Entropy, policies.Confidence, policies.Energy, policies.Margin]
+)
 def test_default_values_reach_from_the_first_step_to_no_exit(policy: Any, classes: int) -> None:
     outputs = 2 * torch.randn(50, 4, classes, dtype=torch.float64)
     made, tunable = Run(outputs, outputs[..., 0], outputs), policy.tunable
@@ -144,5 +163,9 @@ def test_default_values_reach_from_the_first_step_to_no_exit(policy: Any, classe
 
 def test_whole_values_are_all_of_them() -> None:
     assert policies.Patience.tunable.values(6, 3) == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert policies.Voting.tunable.values(4, 3) == policies.FixedStep.tunable.values(4, 3) == [1.0, 2.0, 3.0, 4.0]
+    assert (
+        policies.Voting.tunable.values(4, 3)
+        == policies.FixedStep.tunable.values(4, 3)
+        == [1.0, 2.0, 3.0, 4.0]
+    )
     assert policies.Patience(2).with_threshold(3.0) == policies.Patience(3)

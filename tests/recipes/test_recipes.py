@@ -27,7 +27,8 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "fastbert": (BY_LABELS, Stage(objectives.Distillation(), train="early_heads")),
     "cosee": (
         Stage(
-            objectives.SimulatedExits(5, 10.0, signal="energy") + 0.1 * objectives.SignalCalibration(signal="energy")
+            objectives.SimulatedExits(5, 10.0, signal="energy")
+            + 0.1 * objectives.SignalCalibration(signal="energy")
         ),
     ),
     "frozen": (
@@ -36,7 +37,9 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage(objectives.Ponder(0.5), train="lambda_head"),
     ),
 }
-FOR_TASKS: list[tuple[str, str, policies.ExitPolicy, int, bool]] = [  # recipe, task, policy, stages, Lambda head
+FOR_TASKS: list[
+    tuple[str, str, policies.ExitPolicy, int, bool]
+] = [  # recipe, task, policy, stages, Lambda head
     ("frozen", "classification", policies.Confidence(0.8), 2, False),
     ("frozen", "regression", policies.Quantile(0.25), 3, True),
     ("frozen", "multilabel", policies.Quantile(0.25), 3, True),
@@ -63,7 +66,9 @@ def test_stages_and_round_trip(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "task", "policy", "stages", "halts"), FOR_TASKS)
-def test_for_task(name: str, task: Any, policy: policies.ExitPolicy, stages: int, halts: bool) -> None:
+def test_for_task(
+    name: str, task: Any, policy: policies.ExitPolicy, stages: int, halts: bool
+) -> None:
     recipe = recipes.get(name).for_task(task)
     assert recipe.policy == policy
     assert len(recipe.stages) == stages
@@ -73,7 +78,9 @@ def test_for_task(name: str, task: Any, policy: policies.ExitPolicy, stages: int
 
 def test_a_policy_or_a_stage_that_reads_hazards_keeps_the_lambda_head() -> None:
     recipe = recipes.get("frozen")
-    kept = replace(recipe, policy=policies.Confidence(0.8) | policies.Quantile(0.9)).for_task("classification")
+    kept = replace(recipe, policy=policies.Confidence(0.8) | policies.Quantile(0.9)).for_task(
+        "classification"
+    )
     assert kept.lambda_head == recipe.lambda_head
     assert len(kept.stages) == 3
 
@@ -84,7 +91,9 @@ def test_for_steps(name: str, num_steps: int) -> None:
     recipe = recipes.get(name)
     made = recipe.for_steps(num_steps)
     assert made.for_steps(num_steps) == made
-    assert made.policy == (recipe.policy if name == "static" else recipe.policy.rescaled(12, num_steps))
+    assert made.policy == (
+        recipe.policy if name == "static" else recipe.policy.rescaled(12, num_steps)
+    )
     assert made.stages == recipe.stages
     if recipe.prior is not None:
         assert made.prior == recipe.prior.rescaled(12, num_steps)
@@ -98,7 +107,9 @@ def test_learned_priors_are_the_models_own() -> None:
 
 
 def test_switches() -> None:
-    sampled = recipes.get("palbert", q_exit=False, seed=4, deep_lambda=False, hidden_concat=False, own_lambda_lr=False)
+    sampled = recipes.get(
+        "palbert", q_exit=False, seed=4, deep_lambda=False, hidden_concat=False, own_lambda_lr=False
+    )
     assert sampled.policy == recipes.get("pondernet", seed=4).policy == policies.Bernoulli(4)
     assert sampled.lambda_head == recipes.get("pondernet").lambda_head == LambdaSpec()
     assert sampled.stages == recipes.get("pondernet").stages

@@ -28,10 +28,20 @@ def pools(count: int, start: int = 0, scores: bool = False) -> list[dict[str, An
     """Queries with candidates of different length, and perhaps first-stage scores: the last ones with noise."""
     found: list[dict[str, Any]] = []
     for n in range(start, start + count):
-        found.append({"query": TEXTS[n], "documents": [TEXTS[(11 * n + 7 * place) % 997] for place in range(SIZE)]})
+        found.append(
+            {
+                "query": TEXTS[n],
+                "documents": [TEXTS[(11 * n + 7 * place) % 997] for place in range(SIZE)],
+            }
+        )
     if scores:
-        ranker, rng = CrossEncoder(plain(), tokenizer=make_tokenizer()), np.random.default_rng(start)
-        values = ranker.predict([(pool["query"], document) for pool in found for document in pool["documents"]])
+        ranker, rng = (
+            CrossEncoder(plain(), tokenizer=make_tokenizer()),
+            np.random.default_rng(start),
+        )
+        values = ranker.predict(
+            [(pool["query"], document) for pool in found for document in pool["documents"]]
+        )
         logits = np.log(values / (1 - values))
         noisy = (logits + 0.2 * logits.std() * rng.normal(size=len(values))).reshape(count, SIZE)
         found = [{**pool, "scores": own.tolist()} for pool, own in zip(found, noisy, strict=True)]
@@ -55,7 +65,8 @@ def reference(pool: dict[str, Any]) -> list[float]:
     tokenizer, model = make_tokenizer(), plain()
     with torch.no_grad():
         logits = [
-            model(**tokenizer(pool["query"], document, return_tensors="pt")).logits for document in pool["documents"]
+            model(**tokenizer(pool["query"], document, return_tensors="pt")).logits
+            for document in pool["documents"]
         ]
     return torch.cat(logits).sigmoid().flatten().tolist()
 
@@ -64,8 +75,13 @@ def test_without_exits_scores_are_those_of_the_plain_model() -> None:
     ranker, pool = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1)[0]
     expected = reference(pool)
     found = ranker.rank(**pool, return_documents=True)
-    assert [one["score"] for one in found] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
-    assert all(one["text"] == pool["documents"][one["corpus_id"]] and one["exit_step"] == 4 for one in found)
+    assert [one["score"] for one in found] == pytest.approx(
+        sorted(expected, reverse=True), abs=1e-6
+    )
+    assert all(
+        one["text"] == pool["documents"][one["corpus_id"]] and one["exit_step"] == 4
+        for one in found
+    )
     pairs = [(pool["query"], document) for document in pool["documents"]]
     assert ranker.predict(pairs).tolist() == pytest.approx(expected, abs=1e-6)
     assert float(ranker.predict(pairs[0])) == pytest.approx(expected[0], abs=1e-6)
@@ -80,7 +96,9 @@ def test_it_is_what_sentence_transformers_gives(tmp_path: Path) -> None:
         expected = theirs(str(tmp_path), device="cpu").rank(pool["query"], pool["documents"])
         found = CrossEncoder(tmp_path).rank(**pool)
         assert [one["corpus_id"] for one in found] == [one["corpus_id"] for one in expected]
-        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-6)
+        assert [one["score"] for one in found] == pytest.approx(
+            [one["score"] for one in expected], abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("staged", [False, True])
@@ -94,7 +112,9 @@ def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -
     for pool, exits, found in zip(some, steps, together, strict=True):
         alone = ranker.rank(**pool, top_k=2)
         assert [one["corpus_id"] for one in alone] == [one["corpus_id"] for one in found]
-        assert [one["exit_step"] for one in alone] == exits[[one["corpus_id"] for one in alone]].tolist()
+        assert [one["exit_step"] for one in alone] == exits[
+            [one["corpus_id"] for one in alone]
+        ].tolist()
     if staged:
         assert (steps == 1).any()  # before the first layer
 
@@ -118,7 +138,9 @@ def test_nothing_is_computed_for_candidates_that_left(staged: bool) -> None:
 def test_more_than_was_promised_is_ranked_at_full_depth() -> None:
     pool = pools(1, 320)[0]
     found = fitted(False).rank(**pool, top_k=5)
-    assert [one["score"] for one in found] == pytest.approx(sorted(reference(pool), reverse=True)[:5], abs=1e-6)
+    assert [one["score"] for one in found] == pytest.approx(
+        sorted(reference(pool), reverse=True)[:5], abs=1e-6
+    )
 
 
 def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
@@ -127,7 +149,9 @@ def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
     changed = [
         {one["corpus_id"] for one in found} != {one["corpus_id"] for one in full}
         for found, full in zip(
-            ranker.rank_all(fresh, 2), ranker.rank_all(fresh, 2, policy=policies.LastStep()), strict=True
+            ranker.rank_all(fresh, 2),
+            ranker.rank_all(fresh, 2, policy=policies.LastStep()),
+            strict=True,
         )
     ]
     assert 0 < np.mean(changed) < 0.3
@@ -147,11 +171,19 @@ def test_folders_rank_alike_and_other_weights_lose_the_promise(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_within_a_budget_the_best_so_far_is_the_answer(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranker, pool, now = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1, 340, staged)[0], [0.0]
+def test_within_a_budget_the_best_so_far_is_the_answer(
+    staged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, pool, now = (
+        CrossEncoder(plain(), tokenizer=make_tokenizer()),
+        pools(1, 340, staged)[0],
+        [0.0],
+    )
     ranker.settings = fitted(staged).settings
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    for part in ranker.model.encoder.bert.encoder.layer:  # a clock on which a batch takes two seconds a layer more
+    for part in (
+        ranker.model.encoder.bert.encoder.layer
+    ):  # a clock on which a batch takes two seconds a layer more
 
         def tick(_: Any, given: Any) -> None:
             now[0] += 2.0 + given[0].shape[0] * given[0].shape[1] / 10
@@ -197,12 +229,20 @@ def test_a_model_with_several_labels_asks_which_ranks() -> None:
     pool = pools(1)[0]
     tokenizer, model = make_tokenizer(), make_plain("sequence", "bert")
     with torch.no_grad():
-        first = model(**tokenizer(pool["query"], pool["documents"][0], return_tensors="pt")).logits[0, 2].sigmoid()
-    assert float(ranker.predict((pool["query"], pool["documents"][0]))) == pytest.approx(float(first), abs=1e-6)
+        first = (
+            model(**tokenizer(pool["query"], pool["documents"][0], return_tensors="pt"))
+            .logits[0, 2]
+            .sigmoid()
+        )
+    assert float(ranker.predict((pool["query"], pool["documents"][0]))) == pytest.approx(
+        float(first), abs=1e-6
+    )
 
 
 def test_scores_that_are_no_numbers_rank_last() -> None:
-    assert ranked(np.zeros(3, dtype=int), np.array([0.1, math.nan, 0.3]), np.array([4, 4, 4])).tolist() == [1, 2, 0]
+    assert ranked(
+        np.zeros(3, dtype=int), np.array([0.1, math.nan, 0.3]), np.array([4, 4, 4])
+    ).tolist() == [1, 2, 0]
 
 
 # -- the command -------------------------------------------------------------------------------------------------
@@ -236,14 +276,20 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     )
     assert one == two
     assert [len(ranking) for ranking in one] == [2] * 20
-    quantised = run("export", tmp_path / "ranker", "--int8", "--texts", queries, "--out", tmp_path / "int8")
+    quantised = run(
+        "export", tmp_path / "ranker", "--int8", "--texts", queries, "--out", tmp_path / "int8"
+    )
     assert "200 queries" in quantised.stdout.replace("\n", " ")  # that certify the margin again
     run("predict", tmp_path / "int8", "--texts", fresh, "--out", tmp_path / "quantised.jsonl")
     fresh.write_text('{"query": "a", "documents": ["b"], "scores": [1, 2]}\n')
-    refused = run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2)
+    refused = run(
+        "predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2
+    )
     assert "as number 1" in " ".join(refused.output.split())
     fresh.write_bytes(b"\xff\xfe")
-    refused = run("rerank", tmp_path / "model", "--queries", fresh, "--out", tmp_path / "no", code=2)
+    refused = run(
+        "rerank", tmp_path / "model", "--queries", fresh, "--out", tmp_path / "no", code=2
+    )
     assert "--queries: expected text in UTF-8" in refused.output
 
 
@@ -259,5 +305,10 @@ def test_a_service_ranks() -> None:
             one["corpus_id"] for one in ranker.rank(**pool, top_k=2)
         ]
         assert "TopK" in client.get("/healthz").json()["policy"]
-        assert client.post("/rank", json={"query": "a", "documents": ["b"], "scores": [1, 2]}).status_code == 422
+        assert (
+            client.post(
+                "/rank", json={"query": "a", "documents": ["b"], "scores": [1, 2]}
+            ).status_code
+            == 422
+        )
         assert client.post("/rank", json={"query": "a"}).status_code == 422

@@ -31,7 +31,9 @@ def oracle(scores: Any, groups: list[int], policy: policies.TopK) -> list[int]:
     for n in range(steps - 1):
         spread = policy.spread[n] if n < len(policy.spread) else 1.0
         for group in set(groups):
-            left = {i: scores[i, n] for i in range(rows) if groups[i] == group and exits[i] == steps}
+            left = {
+                i: scores[i, n] for i in range(rows) if groups[i] == group and exits[i] == steps
+            }
             left = {i: -math.inf if math.isnan(z) else z for i, z in left.items()}
             if not left:
                 continue
@@ -61,16 +63,28 @@ def drawn(seed: int, rows: int, holes: bool = False) -> tuple[Any, list[int]]:
     st.booleans(),
 )
 def test_exits_equal_the_oracle(
-    seed: int, rows: int, k: int, margin: float, spread: tuple[float, ...], ordered: bool, holes: bool
+    seed: int,
+    rows: int,
+    k: int,
+    margin: float,
+    spread: tuple[float, ...],
+    ordered: bool,
+    holes: bool,
 ) -> None:
     scores, groups = drawn(seed, rows, holes)
     policy = policies.TopK(k, margin, spread, ordered)
     expected = oracle(scores, groups, policy)
     array = Record(
-        scores[..., None], None, np.arange(rows), task="regression", policy_context={"group": np.array(groups)}
+        scores[..., None],
+        None,
+        np.arange(rows),
+        task="regression",
+        policy_context={"group": np.array(groups)},
     )
     given = {"task": "regression", "policy_context": {"group": torch.tensor(groups)}}
-    trajectory = ponder.Trajectory(torch.from_numpy(scores)[..., None], None, torch.arange(rows), **given)
+    trajectory = ponder.Trajectory(
+        torch.from_numpy(scores)[..., None], None, torch.arange(rows), **given
+    )
     assert array.exit_steps(policy).tolist() == expected
     assert trajectory.exit_steps(policy).tolist() == expected  # asked about exited rows too
     assert trajectory.replay(policy).exit_step.tolist() == expected  # asked about those that remain
@@ -81,15 +95,24 @@ def model(policy: policies.ExitPolicy) -> ponder.PonderWrapper:
     steps = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(STEPS)]
     for step in steps:
         nn.init.normal_(step[0].weight, std=0.6)
-    return ponder.PonderWrapper(steps, head=nn.Linear(WIDTH, 1), task="regression", policy=policy).eval()
+    return ponder.PonderWrapper(
+        steps, head=nn.Linear(WIDTH, 1), task="regression", policy=policy
+    ).eval()
 
 
-INPUTS, GROUPS = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 7
+INPUTS, GROUPS = (
+    torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0)),
+    torch.arange(60) % 7,
+)
 
 
 @pytest.mark.parametrize(
     "policy",
-    [policies.TopK(2, 0.6), policies.TopK(3, 0.5, (2.0, 0.3, 0.3, 0.1), ordered=True), policies.TopK(1, 0.6).after(2)],
+    [
+        policies.TopK(2, 0.6),
+        policies.TopK(3, 0.5, (2.0, 0.3, 0.3, 0.1), ordered=True),
+        policies.TopK(1, 0.6).after(2),
+    ],
     ids=repr,
 )
 def test_run_replay_and_predict_agree(policy: policies.ExitPolicy) -> None:
@@ -118,7 +141,9 @@ def test_exported_graphs_agree(tmp_path: Path) -> None:
     by_graph = export.predict(INPUTS.numpy(), groups=GROUPS.numpy(), batch_size=5)
     in_numpy = export.predict(INPUTS.numpy(), groups=GROUPS.numpy(), policy=made.policy)
     assert by_graph.exit_step.tolist() == in_numpy.exit_step.tolist() == replayed.exit_step.tolist()
-    torch.testing.assert_close(torch.from_numpy(by_graph.outputs), replayed.outputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(by_graph.outputs), replayed.outputs, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_rows_without_groups_and_streams_are_refused() -> None:
@@ -132,7 +157,9 @@ def test_rows_without_groups_and_streams_are_refused() -> None:
 # -- risks ----------------------------------------------------------------------------------------------------------
 
 
-def plain_loss(name: str, k: int, scores: Any, labels: Any, groups: list[int], exits: list[int]) -> list[float]:
+def plain_loss(
+    name: str, k: int, scores: Any, labels: Any, groups: list[int], exits: list[int]
+) -> list[float]:
     """The risk of each query by its definition."""
     losses = []
     for group in sorted(set(groups)):
@@ -141,7 +168,11 @@ def plain_loss(name: str, k: int, scores: Any, labels: Any, groups: list[int], e
         full = sorted(rows, key=lambda i: -scores[i, -1])
         if name in ("top_k", "top_1"):
             own = k if name == "top_k" else 1
-            losses.append(float(min(scores[i, -1] for i in found[:own]) < min(scores[i, -1] for i in full[:own])))
+            losses.append(
+                float(
+                    min(scores[i, -1] for i in found[:own]) < min(scores[i, -1] for i in full[:own])
+                )
+            )
             continue
         gains = {i: max(k - full.index(i), 0) if name == "ndcg" else labels[i] for i in rows}
 
@@ -153,12 +184,23 @@ def plain_loss(name: str, k: int, scores: Any, labels: Any, groups: list[int], e
     return losses
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["top_k", "top_1", "ndcg", "ndcg_gap"]), st.integers(1, 4))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["top_k", "top_1", "ndcg", "ndcg_gap"]),
+    st.integers(1, 4),
+)
 def test_risks_equal_their_definitions(seed: int, name: str, k: int) -> None:
     rng = np.random.default_rng(seed)
     scores, groups = rng.normal(size=(25, STEPS)), rng.integers(0, 4, 25)
     labels, context = rng.integers(0, 3, 25), {"group": groups}
-    record = Record(scores[..., None], None, np.arange(25), labels=labels, task="regression", policy_context=context)
+    record = Record(
+        scores[..., None],
+        None,
+        np.arange(25),
+        labels=labels,
+        task="regression",
+        policy_context=context,
+    )
     exits = record.exit_steps(policies.TopK(k, 0.5))
     expected = plain_loss(name, k, scores, labels, groups.tolist(), exits.tolist())
     assert Ranking(name, k).of_exits(record, exits).tolist() == pytest.approx(expected)
@@ -170,8 +212,17 @@ def population(queries: int, size: int, seed: int) -> Record:
     rng = np.random.default_rng(seed)
     last = rng.normal(size=(queries * size, 1))
     noise = rng.normal(size=(queries * size, STEPS - 1)) * [1.0, 0.6, 0.3, 0.1]
-    scores, context = np.concatenate([last + noise, last], 1), {"group": np.repeat(np.arange(queries), size)}
-    return Record(scores[..., None], None, np.arange(queries * size), task="regression", policy_context=context)
+    scores, context = (
+        np.concatenate([last + noise, last], 1),
+        {"group": np.repeat(np.arange(queries), size)},
+    )
+    return Record(
+        scores[..., None],
+        None,
+        np.arange(queries * size),
+        task="regression",
+        policy_context=context,
+    )
 
 
 @pytest.mark.parametrize(("risk", "bound"), [("top_k", "exact_binomial"), ("ndcg", "betting")])
@@ -181,9 +232,16 @@ def test_a_promise_about_queries_is_broken_in_few_redraws(risk: Any, bound: str)
     margins = np.linspace(4.0, 0.0, 17)
     exits = np.stack([everything.exit_steps(policy.with_threshold(margin)) for margin in margins])
     truth = np.stack([Ranking(risk, 2).of_exits(everything, each) for each in exits]).mean(1)
-    level, rng, broken, certified = 0.12 if risk == "top_k" else 0.05, np.random.default_rng(1), 0, 0
+    level, rng, broken, certified = (
+        0.12 if risk == "top_k" else 0.05,
+        np.random.default_rng(1),
+        0,
+        0,
+    )
     for _ in range(60):
-        rows = (rng.integers(0, queries, seen)[:, None] * size + np.arange(size)).ravel()  # of queries, with repetition
+        rows = (
+            rng.integers(0, queries, seen)[:, None] * size + np.arange(size)
+        ).ravel()  # of queries, with repetition
         drawn = Record(
             everything.outputs[rows],
             None,
@@ -191,7 +249,9 @@ def test_a_promise_about_queries_is_broken_in_few_redraws(risk: Any, bound: str)
             task="regression",
             policy_context={"group": np.repeat(np.arange(seen), size)},
         )
-        found = ponder.control_risk(drawn, policy, risk=risk, level=level, confidence=0.9, bound=bound, grid=margins)
+        found = ponder.control_risk(
+            drawn, policy, risk=risk, level=level, confidence=0.9, bound=bound, grid=margins
+        )
         assert found.policy.rows == seen
         assert f"{seen} queries" in found.statement
         certified += found.met
@@ -201,6 +261,8 @@ def test_a_promise_about_queries_is_broken_in_few_redraws(risk: Any, bound: str)
 
 
 def test_too_few_queries_say_how_many_are_needed() -> None:
-    found = ponder.control_risk(population(20, 6, 0), policies.TopK(2, 1.0), risk="top_k", level=0.05)
+    found = ponder.control_risk(
+        population(20, 6, 0), policies.TopK(2, 1.0), risk="top_k", level=0.05
+    )
     assert not found.met
     assert "at least 59 are needed" in found.statement

@@ -22,8 +22,12 @@ BATCHES = [(INPUTS[at : at + 16], LABELS[at : at + 16]) for at in range(0, 64, 1
 
 def build(recipe: str = "palbert", **options: Any) -> ponder.PonderWrapper:
     torch.manual_seed(1)
-    steps = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(STEPS)]
-    return ponder.PonderWrapper.from_recipe(steps, recipe, num_outputs=CLASSES, example=INPUTS[:2], **options)
+    steps = [
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(STEPS)
+    ]
+    return ponder.PonderWrapper.from_recipe(
+        steps, recipe, num_outputs=CLASSES, example=INPUTS[:2], **options
+    )
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -41,7 +45,12 @@ def test_every_recipe_runs_all_its_stages(name: str) -> None:
     assert sum(epoch.kept for epoch in report.epochs) == len(stages)
     assert report.score == [epoch.score for epoch in report.epochs if epoch.kept][-1]
     assert len(str(report).splitlines()) == len(report.epochs)
-    assert (model.stages, model.objective, model.teacher, model.progress) == (stages, objective, None, None)
+    assert (model.stages, model.objective, model.teacher, model.progress) == (
+        stages,
+        objective,
+        None,
+        None,
+    )
     assert not any(module.training for module in model.modules())
     assert all(weight.requires_grad for weight in model.parameters())
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -59,7 +68,10 @@ def test_an_objective_that_was_assigned_is_trained_and_not_the_stages() -> None:
     model = build("deebert")
     model.objective = objectives.DeepSupervision("uniform")
     report = ponder.fit(model, BATCHES, epochs=1)
-    assert ([epoch.stage for epoch in report.epochs], model.objective) == ([1], objectives.DeepSupervision("uniform"))
+    assert ([epoch.stage for epoch in report.epochs], model.objective) == (
+        [1],
+        objectives.DeepSupervision("uniform"),
+    )
 
 
 def test_the_loss_is_that_of_the_model_and_the_schedule_falls_to_zero() -> None:
@@ -71,7 +83,9 @@ def test_the_loss_is_that_of_the_model_and_the_schedule_falls_to_zero() -> None:
     expected = model.train()(*BATCHES[0][:1], labels=BATCHES[0][1]).loss.item()
     report = ponder.fit(model, BATCHES[:1], epochs=1, lr=1e-3, head_lr=None, warmup=0.0)
     assert report.epochs[0].loss == pytest.approx(expected)
-    moved = [(value - before[name]).abs().max().item() for name, value in model.state_dict().items()]
+    moved = [
+        (value - before[name]).abs().max().item() for name, value in model.state_dict().items()
+    ]
     assert max(moved) == pytest.approx(1e-3, rel=1e-3)  # Adam's first step is the learning rate
 
 
@@ -105,7 +119,9 @@ def test_the_best_epoch_is_kept() -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("task", ["token_classification", "regression", "multilabel", "span", "own"])
+@pytest.mark.parametrize(
+    "task", ["token_classification", "regression", "multilabel", "span", "own"]
+)
 def test_held_out_scores_of_every_task(task: str) -> None:
     sequence = task in ("token_classification", "span")
     inputs = torch.randn(8, 4, WIDTH) if sequence else INPUTS[:8]
@@ -116,16 +132,24 @@ def test_held_out_scores_of_every_task(task: str) -> None:
         "multilabel": torch.ones(8, 2),
         "own": torch.randn(8, 2),
     }[task]
-    own: Any = (lambda outputs, labels: (outputs - labels).abs().mean(-1)) if task == "own" else task
+    own: Any = (
+        (lambda outputs, labels: (outputs - labels).abs().mean(-1)) if task == "own" else task
+    )
     model = ponder.PonderWrapper(
         [nn.Linear(WIDTH, WIDTH) for _ in range(STEPS)],
         readout=ponder.readouts.identity,
         head=nn.Linear(WIDTH, 2),
         task=own,
     )
-    report = ponder.fit(model, [(inputs, labels)], epochs=1, held_out=[(inputs, labels)], lr=1e-9, head_lr=None)
+    report = ponder.fit(
+        model, [(inputs, labels)], epochs=1, held_out=[(inputs, labels)], lr=1e-9, head_lr=None
+    )
     run = model.unroll(inputs, labels=labels)
-    expected = -model(inputs, labels=labels).loss.item() if task == "own" else float(run.score_table()[:, -1].mean())
+    expected = (
+        -model(inputs, labels=labels).loss.item()
+        if task == "own"
+        else float(run.score_table()[:, -1].mean())
+    )
     assert report.score == pytest.approx(expected, abs=1e-4)
     assert report.epochs[0].exit_step == STEPS
 
@@ -162,7 +186,9 @@ def test_a_module_around_the_model_and_a_data_loader() -> None:
     model = Around()
     report = ponder.fit(model, DataLoader(rows, batch_size=16, shuffle=True), epochs=2, seed=3)
     again = Around()
-    assert ponder.fit(again, DataLoader(rows, batch_size=16, shuffle=True), epochs=2, seed=3) == report
+    assert (
+        ponder.fit(again, DataLoader(rows, batch_size=16, shuffle=True), epochs=2, seed=3) == report
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,13 +215,17 @@ def test_the_inputs_of_a_dict_go_by_their_name() -> None:
     assert (labels.shape, set(context)) == ((64, 2), {"mask"})
 
 
-@pytest.mark.parametrize("batch", [INPUTS, {"x": INPUTS}, (INPUTS,), (INPUTS, [0, 1]), {"labels": LABELS}])
+@pytest.mark.parametrize(
+    "batch", [INPUTS, {"x": INPUTS}, (INPUTS,), (INPUTS, [0, 1]), {"labels": LABELS}]
+)
 def test_batches_without_labels_are_refused(batch: Any) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match="under 'labels'"):
         ponder.fit(build(), [batch])
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"warmup": 1.0}], ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options", [{"epochs": 0}, {"warmup": 1.0}], ids=lambda options: next(iter(options))
+)
 def test_numbers_out_of_range_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match=next(iter(options))):
         ponder.fit(build(), BATCHES, **options)
@@ -221,7 +251,10 @@ def test_progress_reaches_objectives_that_change() -> None:
 
 def test_reports_are_read_at_a_glance() -> None:
     epoch = EpochReport(2, 1, loss=0.5, score=0.75, exit_step=2.5, kept=True)
-    assert str(ponder.training.FitReport((epoch,))) == "stage 2, epoch 1: loss 0.5000, score 0.7500 at step 2.50 (kept)"
+    assert (
+        str(ponder.training.FitReport((epoch,)))
+        == "stage 2, epoch 1: loss 0.5000, score 0.7500 at step 2.50 (kept)"
+    )
     assert copy.deepcopy(epoch) == epoch
 
 

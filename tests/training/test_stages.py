@@ -50,7 +50,9 @@ def test_a_stage_moves_what_it_trains_and_freezes_the_rest(train: str) -> None:
     objective = objectives.Ponder(0.5) + objectives.DeepSupervision("uniform")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with run_stage(model, Stage(objective, train=train)):
-        optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.5)
+        optimizer = torch.optim.SGD(
+            [weight for weight in model.parameters() if weight.requires_grad], lr=0.5
+        )
         model.train()(INPUTS, labels=LABELS).loss.backward()
         optimizer.step()
     for name, value in model.state_dict().items():
@@ -60,7 +62,10 @@ def test_a_stage_moves_what_it_trains_and_freezes_the_rest(train: str) -> None:
 
 def test_a_block_leaves_nothing_behind_even_after_an_exception() -> None:
     model = build()
-    stages = (Stage(objectives.FinalStep()), Stage(objectives.DeepSupervision("uniform"), train="early_heads"))
+    stages = (
+        Stage(objectives.FinalStep()),
+        Stage(objectives.DeepSupervision("uniform"), train="early_heads"),
+    )
     model.stages, model.teacher = stages, lambda inputs: inputs
     model.head.heads[0].requires_grad_(False)
     learned = [weight.requires_grad for weight in model.parameters()]
@@ -86,7 +91,10 @@ def test_the_previous_stage_teaches_as_a_frozen_copy() -> None:
         assert isinstance(teacher, ponder.PonderWrapper)
         assert teacher.teacher is None
         assert not any(weight.requires_grad for weight in teacher.parameters())
-        assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in model.state_dict().items())
+        assert all(
+            torch.equal(value, teacher.state_dict()[name])
+            for name, value in model.state_dict().items()
+        )
         model.train()(INPUTS, labels=LABELS).loss.backward()
         assert all(weight.grad is None for weight in teacher.parameters())
 
@@ -107,7 +115,10 @@ def test_a_module_that_early_heads_share_with_the_last_one_is_frozen() -> None:
     heads = ponder.PerStep(nn.Sequential(shared, nn.Linear(WIDTH, 2)) for _ in range(STEPS))
     model = ponder.PonderWrapper([Wide() for _ in range(STEPS)], head=heads)
     with run_stage(model, Stage(objectives.DeepSupervision("uniform"), train="early_heads")):
-        assert [shared.weight.requires_grad, heads.heads[0][1].weight.requires_grad] == [False, True]
+        assert [shared.weight.requires_grad, heads.heads[0][1].weight.requires_grad] == [
+            False,
+            True,
+        ]
 
 
 def test_each_kind_of_parameter_has_its_rate() -> None:
@@ -126,6 +137,14 @@ def test_each_kind_of_parameter_has_its_rate() -> None:
         for weight in part.parameters():
             assert id(weight) in kinds[name, rate, 0.1 if weight.dim() > 1 else 0.0]
     counted = [weight for group in groups for weight in group["params"]]
-    assert len(counted) == len({id(weight) for weight in counted}) == sum(w.requires_grad for w in model.parameters())
+    assert (
+        len(counted)
+        == len({id(weight) for weight in counted})
+        == sum(w.requires_grad for w in model.parameters())
+    )
     plain = ponder.parameter_groups(build(), lr=1.0)
-    assert {(group["name"], group["lr"]) for group in plain} == {("model", 1.0), ("head", 1.0), ("lambda", 1.0)}
+    assert {(group["name"], group["lr"]) for group in plain} == {
+        ("model", 1.0),
+        ("head", 1.0),
+        ("lambda", 1.0),
+    }

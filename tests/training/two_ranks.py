@@ -19,7 +19,9 @@ def train(recipe: str, batch: int) -> dict[str, torch.Tensor]:
     inputs, labels = torch.randn(24, 4), torch.arange(24).remainder(2)
     labels[0] = -100  # the ranks have different numbers of labelled rows
     steps = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]
-    model = ponder.PonderWrapper.from_recipe(steps, recipe, num_outputs=2, example=inputs[:2], head_dropout=0.0)
+    model = ponder.PonderWrapper.from_recipe(
+        steps, recipe, num_outputs=2, example=inputs[:2], head_dropout=0.0
+    )
     loader = DataLoader(list(zip(inputs, labels, strict=True)), batch_size=batch)
     ponder.fit(model, loader, epochs=2, lr=1e-2, head_lr=1e-2, clip=None)
     return dict(model.state_dict())

@@ -8,4 +8,15 @@ from benchmarks.glue.report.pages import PARTS, page, write
 from benchmarks.glue.report.summary import COMPARED, fair_gaps, headline, held_out, summary
 from benchmarks.glue.report.tables import repeats, run_rows
 
-__all__ = ["COMPARED", "PARTS", "fair_gaps", "headline", "held_out", "page", "repeats", "run_rows", "summary", "write"]
+__all__ = [
+    "COMPARED",
+    "PARTS",
+    "fair_gaps",
+    "headline",
+    "held_out",
+    "page",
+    "repeats",
+    "run_rows",
+    "summary",
+    "write",
+]

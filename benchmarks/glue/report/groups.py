@@ -19,7 +19,17 @@ from benchmarks.glue.config import recipe_label
 from benchmarks.glue.results import Result
 from benchmarks.tasks import names
 
-__all__ = ["BLIND", "BLIND_FAIR", "SPEED_UPS", "Group", "Groups", "choose", "label", "ordered", "task_order"]
+__all__ = [
+    "BLIND",
+    "BLIND_FAIR",
+    "SPEED_UPS",
+    "Group",
+    "Groups",
+    "choose",
+    "label",
+    "ordered",
+    "task_order",
+]
 
 BLIND, BLIND_FAIR = "blind", "blind_fair"
 """One step for all rows or a coin between two, in the place of a policy: chosen on the reported rows, which bounds what
@@ -65,7 +75,11 @@ class Group:
     def policies(self) -> list[str]:
         """Policies that have a curve, the recipe's own first."""
         splits = [split for run in self.runs for split in run.reported]
-        return list(dict.fromkeys(entry["policy"] for split in splits for entry in split.get("curves") or ()))
+        return list(
+            dict.fromkeys(
+                entry["policy"] for split in splits for entry in split.get("curves") or ()
+            )
+        )
 
     def at(self, speed_up: float, policy: str) -> float | None:
         """Return the median over the seeds of `by_seed`; None where one of them does not reach so far."""
@@ -106,7 +120,9 @@ def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
         return None if chosen is None else _blind(chosen, run.per_step, mean_exit_step)
     found = []
     for split in run.reported:
-        points = next((e["points"] for e in split.get("curves") or () if e["policy"] == policy), None)
+        points = next(
+            (e["points"] for e in split.get("curves") or () if e["policy"] == policy), None
+        )
         if points is None or not points["score"]:
             return None
         steps, scores = np.array(points["mean_exit_step"]), np.array(points["score"])
@@ -146,7 +162,9 @@ def choose(results: Iterable[Result]) -> Groups:
     """
     found: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        rest = {key: value for key, value in result.config.items() if key not in ("seed", "selection")}
+        rest = {
+            key: value for key, value in result.config.items() if key not in ("seed", "selection")
+        }
         found[label(result), result["task"]][json.dumps(rest, sort_keys=True)].append(result)
     groups = {}
     for key, by_config in found.items():
@@ -176,4 +194,6 @@ def task_order(tasks: Iterable[str]) -> list[str]:
 def ordered(labels: Iterable[str]) -> list[str]:
     """Return recipes in the order of the literature, then the others by name."""
     places = {name: place for place, name in enumerate(_KNOWN)}
-    return sorted(set(labels), key=lambda text: (places.get(text.partition(" ")[0], len(places)), text))
+    return sorted(
+        set(labels), key=lambda text: (places.get(text.partition(" ")[0], len(places)), text)
+    )

@@ -31,7 +31,9 @@ def page(results: Sequence[Result], parts: Sequence[str] = (), backbone: str | N
         backbone: One backbone alone.
     """
     if not results:
-        raise DataError("results: expected at least one; make some with `python -m benchmarks.glue run`.")
+        raise DataError(
+            "results: expected at least one; make some with `python -m benchmarks.glue run`."
+        )
     blocks = [headline(results)] if backbone is None and ("headline" in parts or not parts) else []
     for title, groups in sections(results, backbone):
         found = [PARTS[name](groups) for name in parts or PARTS if name != "headline"]
@@ -39,7 +41,9 @@ def page(results: Sequence[Result], parts: Sequence[str] = (), backbone: str | N
     return "\n\n".join(blocks)
 
 
-def sections(results: Sequence[Result], backbone: str | None = None) -> Iterator[tuple[str, Groups]]:
+def sections(
+    results: Sequence[Result], backbone: str | None = None
+) -> Iterator[tuple[str, Groups]]:
     """Yield title and groups of each backbone: the runs of its suite, and all others."""
     for name in sorted({str(result["backbone"]) for result in results}):
         if backbone not in (None, name):

@@ -59,10 +59,13 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         made[backbone] = {}
         for speed_up in SPEED_UPS:
             own, by_common = (
-                {task: _scores_at(groups, task, speed_up, policy) for task in tasks} for policy in (None, COMMON)
+                {task: _scores_at(groups, task, speed_up, policy) for task in tasks}
+                for policy in (None, COMMON)
             )
             classes = [
-                task for task in common if any(COMMON in it.policies for (_, of), it in groups.items() if of == task)
+                task
+                for task in common
+                if any(COMMON in it.policies for (_, of), it in groups.items() if of == task)
             ]
             made[backbone][f"{speed_up:g}"] = {
                 "macro": _macro(own, common),
@@ -72,7 +75,9 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     return made
 
 
-def fair_gaps(groups: Groups, speed_up: float, rival: str = BLIND_FAIR, recipe: str = DEFAULT) -> dict[str, float]:
+def fair_gaps(
+    groups: Groups, speed_up: float, rival: str = BLIND_FAIR, recipe: str = DEFAULT
+) -> dict[str, float]:
     """Return the points by which a recipe is ahead of a rival on each common task: medians over seeds of the gaps.
 
     Args:
@@ -98,12 +103,21 @@ def held_out(results: Sequence[Result]) -> str:
         for name in dict.fromkeys((DEFAULT, "ponder", "deebert", "pabee", "palbert")):
             scores = [_mean_of(groups, name, tasks, times) for times in SPEED_UPS]
             if any(scores):
-                rows.append([backbone, name, *("–" if score is None else f"{score:.1f}" for score in scores)])
+                rows.append(
+                    [
+                        backbone,
+                        name,
+                        *("–" if score is None else f"{score:.1f}" for score in scores),
+                    ]
+                )
     return table(("backbone", "", *(f"×{times:g}" for times in SPEED_UPS)), rows)
 
 
 def _mean_of(groups: Groups, name: str, tasks: Sequence[str], speed_up: float) -> float | None:
-    own = [groups[name, task].at(speed_up, COMMON) if (name, task) in groups else None for task in tasks]
+    own = [
+        groups[name, task].at(speed_up, COMMON) if (name, task) in groups else None
+        for task in tasks
+    ]
     known = [score for score in own if score is not None]
     return statistics.fmean(known) if known and len(known) == len(tasks) else None
 
@@ -122,7 +136,10 @@ def headline(results: Sequence[Result]) -> str:
                 if name != BLIND and any(score is not None for score in scores):
                     cells = ["–" if score is None else f"{score:.1f}" for score in scores]
                     rows.append([backbone, _SHOWN.get(name, name), *cells])
-        blocks += [f"{words}:", table(("backbone", "", *(f"×{times:g}" for times in SPEED_UPS)), rows)]
+        blocks += [
+            f"{words}:",
+            table(("backbone", "", *(f"×{times:g}" for times in SPEED_UPS)), rows),
+        ]
     gaps, notes = [], []
     for backbone, groups in compared_groups(results).items():
         common = _common(groups)
@@ -136,12 +153,18 @@ def headline(results: Sequence[Result]) -> str:
             cells = []
             for times in SPEED_UPS[1:]:
                 of_task = fair_gaps(groups, times, rival)
-                some = "" if len(of_task) == len(common) else f" ({len(of_task)} of {len(common)} tasks)"
+                some = (
+                    ""
+                    if len(of_task) == len(common)
+                    else f" ({len(of_task)} of {len(common)} tasks)"
+                )
                 cells.append(f"{statistics.fmean(of_task.values()):+.1f}{some}" if of_task else "–")
             name = "blind, chosen on dev¹" if rival == BLIND else _SHOWN.get(rival, rival)
             gaps.append([backbone, name, *cells])
     head = ("backbone", "against", *(f"×{times:g}" for times in SPEED_UPS[1:]))
-    blocks += [f"**Points by which `{DEFAULT}`, left by its own policy, is ahead**, gaps between runs of one seed:"]
+    blocks += [
+        f"**Points by which `{DEFAULT}`, left by its own policy, is ahead**, gaps between runs of one seed:"
+    ]
     blocks += [table(head, gaps)]
     blocks.append(
         f"Tasks: {'; '.join(notes)}. Scores are medians over seeds, gaps medians of the gaps between runs of the same "
@@ -163,7 +186,11 @@ def _tasks(backbone: str, groups: Groups) -> tuple[str, ...]:
 def _common(groups: Groups) -> list[str]:
     """Return the tasks on which all of `_BASE` have runs, of those that have any."""
     of_recipe = [
-        {task for (_, task), it in groups.items() if it.runs[0]["recipe"] == name and not it.is_taught}
+        {
+            task
+            for (_, task), it in groups.items()
+            if it.runs[0]["recipe"] == name and not it.is_taught
+        }
         for name in _BASE
     ]
     present = [tasks for tasks in of_recipe if tasks]
@@ -171,7 +198,11 @@ def _common(groups: Groups) -> list[str]:
 
 
 def _cut(groups: Groups, task: str, speed_up: float, *, taught: bool) -> Group | None:
-    cuts = [group for (_, of), group in groups.items() if of == task and group.is_cut and group.is_taught == taught]
+    cuts = [
+        group
+        for (_, of), group in groups.items()
+        if of == task and group.is_cut and group.is_taught == taught
+    ]
     return next((cut for cut in cuts if abs(cut.speed_up - speed_up) < 1e-6), None)
 
 
@@ -183,7 +214,11 @@ def _rival(groups: Groups, own: Group, rival: str, speed_up: float) -> dict[int,
         cut = _cut(groups, task, speed_up, taught=rival == "static_taught")
         return {} if cut is None else cut.by_seed(speed_up, rival)
     group = groups.get((rival, task))
-    return {} if group is None else group.by_seed(1.0 if rival == "vanilla" else speed_up, group.own_policy)
+    return (
+        {}
+        if group is None
+        else group.by_seed(1.0 if rival == "vanilla" else speed_up, group.own_policy)
+    )
 
 
 def _scores_at(groups: Groups, task: str, speed_up: float, policy: str | None) -> _Scores:
@@ -205,7 +240,10 @@ def _scores_at(groups: Groups, task: str, speed_up: float, policy: str | None) -
 
 def _macro(found: Mapping[str, _Scores], common: Sequence[str]) -> _Scores:
     """Return each recipe's mean score over the tasks in `common`; None where it lacks one of them."""
-    columns = {name: [score for task in common if (score := found[task][name]) is not None] for name in COMPARED}
+    columns = {
+        name: [score for task in common if (score := found[task][name]) is not None]
+        for name in COMPARED
+    }
     return {
         name: round(statistics.fmean(scores), 6) if scores and len(scores) == len(common) else None
         for name, scores in columns.items()

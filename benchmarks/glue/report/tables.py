@@ -51,7 +51,13 @@ def ablation(groups: Groups) -> str:
             found.setdefault((_switches(group.runs[0]), task), group)
     tasks = task_order(group.task for group in groups.values() if is_ablation(group.runs[0]))
     rows = [
-        [title, *("–" if (key, task) not in found else spread(found[key, task].scores) for task in tasks)]
+        [
+            title,
+            *(
+                "–" if (key, task) not in found else spread(found[key, task].scores)
+                for task in tasks
+            ),
+        ]
         for title, key in _ABLATION.items()
     ]
     note = "Median over the seeds, in brackets the lowest and the highest."
@@ -66,7 +72,11 @@ def is_ablation(result: Result) -> bool:
 def _switches(result: Result) -> tuple[bool, ...] | None:
     """Return PALBERT's four switches, where the run is PALBERT or PonderNet with the paper's other arguments."""
     options: Mapping[str, Any] = result.config["recipe_options"]
-    if result.config["policy"] or set(options) - set(_SWITCHES) or result["recipe"] not in ("pondernet", "palbert"):
+    if (
+        result.config["policy"]
+        or set(options) - set(_SWITCHES)
+        or result["recipe"] not in ("pondernet", "palbert")
+    ):
         return None
     on = result["recipe"] == "palbert"
     return tuple(bool(options.get(name, on)) for name in _SWITCHES)
@@ -83,10 +93,31 @@ def runs(groups: Groups) -> str:
         epochs = " + ".join(str(stage["epochs"]) for stage in run["training"])
         made = run["environment"]
         version = f"{made['versions'].get('ponder-torch')}, {made['commit']}"
-        rows.append([run["task"], label(run), f"`{_policy(run)}`", run.seed, epochs, *_numbers(run), version])
-    head = ["task", "recipe", "policy", "seed", "epochs", "at full depth", "at exits", "mean exit step"]
+        rows.append(
+            [
+                run["task"],
+                label(run),
+                f"`{_policy(run)}`",
+                run.seed,
+                epochs,
+                *_numbers(run),
+                version,
+            ]
+        )
+    head = [
+        "task",
+        "recipe",
+        "policy",
+        "seed",
+        "epochs",
+        "at full depth",
+        "at exits",
+        "mean exit step",
+    ]
     note = "The last column is the version and the commit that made a run."
-    return _part("Every run", note, table([*head, "×steps", "×FLOPs", "×wall-clock", "made by"], rows))
+    return _part(
+        "Every run", note, table([*head, "×steps", "×FLOPs", "×wall-clock", "made by"], rows)
+    )
 
 
 def repeats(first: Sequence[Result], again: Sequence[Result]) -> str:
@@ -97,7 +128,16 @@ def repeats(first: Sequence[Result], again: Sequence[Result]) -> str:
         before = known.get("" if result.path is None else result.path.stem)
         if before is not None:
             one, other = 100 * before.score("exits"), 100 * result.score("exits")
-            rows.append([result["task"], result["backbone"], label(result), result.seed, f"{one:.1f}", f"{other:.1f}"])
+            rows.append(
+                [
+                    result["task"],
+                    result["backbone"],
+                    label(result),
+                    result.seed,
+                    f"{one:.1f}",
+                    f"{other:.1f}",
+                ]
+            )
     return table(["task", "backbone", "recipe", "seed", "score", "again"], rows)
 
 
@@ -126,7 +166,9 @@ def _policy(result: Result) -> str:
 
 def _recall(run: Result, where: str) -> float:
     """Return the recall of the rows out of scope in percent; NaN where the task has none."""
-    return 100 * statistics.fmean(split[where].get("out_of_scope_recall", math.nan) for split in run.reported)
+    return 100 * statistics.fmean(
+        split[where].get("out_of_scope_recall", math.nan) for split in run.reported
+    )
 
 
 def _numbers(result: Result) -> list[str]:

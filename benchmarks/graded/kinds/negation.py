@@ -17,8 +17,26 @@ from benchmarks.graded.grading import Example, GradedTask, register
 
 __all__ = ["generate"]
 
-_PRAISE = ("delicious", "wonderful", "excellent", "splendid", "superb", "lovely", "brilliant", "perfect")
-_BLAME = ("disgusting", "dreadful", "terrible", "awful", "horrible", "lousy", "disastrous", "miserable")
+_PRAISE = (
+    "delicious",
+    "wonderful",
+    "excellent",
+    "splendid",
+    "superb",
+    "lovely",
+    "brilliant",
+    "perfect",
+)
+_BLAME = (
+    "disgusting",
+    "dreadful",
+    "terrible",
+    "awful",
+    "horrible",
+    "lousy",
+    "disastrous",
+    "miserable",
+)
 _THINGS = (
     "soup", "concert", "hotel", "lecture", "novel", "garden", "exhibition", "dinner", "film", "music",
     "performance", "breakfast", "musical", "picnic", "speech", "cake", "trip", "weather", "service", "wine",

@@ -26,7 +26,17 @@ HEADS: dict[str, Any] = {
     "input_values": PonderForAudioClassification,
     "input_features": PonderForAudioClassification,
 }
-EVERY_DAY = ("roberta", "modernbert", "electra", "deit", "wav2vec2", "whisper", "t5", "qwen3", "layoutlm")
+EVERY_DAY = (
+    "roberta",
+    "modernbert",
+    "electra",
+    "deit",
+    "wav2vec2",
+    "whisper",
+    "t5",
+    "qwen3",
+    "layoutlm",
+)
 """Families that are built at every run of the tests; the others are slow together."""
 DEEP = {"canine", "gpt_neo"}
 """Families that have no two layers alone; of the others these are enough, and build sooner."""
@@ -54,7 +64,9 @@ def test_a_family_exits_and_comes_back(family: Any, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path)
         for policy in (FixedStep(1), LastStep()):
-            assert torch.equal(again(**inputs, policy=policy).logits, model(**inputs, policy=policy).logits)
+            assert torch.equal(
+                again(**inputs, policy=policy).logits, model(**inputs, policy=policy).logits
+            )
 
 
 def test_a_family_that_no_step_can_stand_for_is_refused() -> None:

@@ -118,17 +118,27 @@ def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["encoder", "finetuned"])
-def test_code_of_an_encoders_own_travels_along_and_is_run_by_who_trusts_it(kind: str, of_its_own: Path) -> None:
-    source, saved, batch = of_its_own / kind, of_its_own / "saved", {"input_ids": make_batch()["input_ids"]}
+def test_code_of_an_encoders_own_travels_along_and_is_run_by_who_trusts_it(
+    kind: str, of_its_own: Path
+) -> None:
+    source, saved, batch = (
+        of_its_own / kind,
+        of_its_own / "saved",
+        {"input_ids": make_batch()["input_ids"]},
+    )
     with pytest.raises(ValueError, match="trust_remote_code"):
         PonderForSequenceClassification.from_encoder(source)
     if kind == "encoder":
-        model = PonderForSequenceClassification.from_encoder(source, "pabee", num_labels=3, trust_remote_code=True)
+        model = PonderForSequenceClassification.from_encoder(
+            source, "pabee", num_labels=3, trust_remote_code=True
+        )
     else:
         model = PonderForSequenceClassification.from_finetuned(source, trust_remote_code=True)
     model.eval().save_pretrained(saved)
     assert {"configuration_own.py", "modeling_own.py"} <= {path.name for path in saved.iterdir()}
-    with pytest.raises(CheckpointError, match=r"code of its own \(configuration_own.py, modeling_own.py\)"):
+    with pytest.raises(
+        CheckpointError, match=r"code of its own \(configuration_own.py, modeling_own.py\)"
+    ):
         PonderForSequenceClassification.from_pretrained(saved)
     for read in (PonderForSequenceClassification, AutoModelForSequenceClassification):
         again = read.from_pretrained(saved, trust_remote_code=True)
@@ -136,7 +146,9 @@ def test_code_of_an_encoders_own_travels_along_and_is_run_by_who_trusts_it(kind:
         assert type(again.encoder).__module__.startswith("transformers_modules.")
         assert torch.equal(again(**batch).logits, model(**batch).logits)
     again.save_pretrained(of_its_own / "twice")
-    twice = PonderForSequenceClassification.from_pretrained(of_its_own / "twice", trust_remote_code=True)
+    twice = PonderForSequenceClassification.from_pretrained(
+        of_its_own / "twice", trust_remote_code=True
+    )
     assert torch.equal(twice(**batch).logits, model(**batch).logits)
 
 
@@ -144,7 +156,9 @@ def test_a_class_that_no_file_makes_again_is_refused_before_training() -> None:
     class Doubled(BertModel):
         """A model of a notebook, which nothing would find again."""
 
-    with pytest.raises(ArgumentError, match=r"encoder: expected a model that can be read again .*; got a Doubled"):
+    with pytest.raises(
+        ArgumentError, match=r"encoder: expected a model that can be read again .*; got a Doubled"
+    ):
         PonderForSequenceClassification.from_encoder(Doubled(make_encoder("bert").config))
 
 
@@ -154,14 +168,28 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
     encoder = {
         "mamba2": lambda: Mamba2Model(
             Mamba2Config(
-                hidden_size=16, num_heads=4, head_dim=8, n_groups=1, vocab_size=40, state_size=8, num_hidden_layers=3
+                hidden_size=16,
+                num_heads=4,
+                head_dim=8,
+                n_groups=1,
+                vocab_size=40,
+                state_size=8,
+                num_hidden_layers=3,
             )
         ),
-        "t5": lambda: T5Model(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)),
-        "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=32)),
+        "t5": lambda: T5Model(
+            T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
+        ),
+        "gpt2": lambda: GPT2Model(
+            GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=32)
+        ),
         "layoutlm": lambda: LayoutLMModel(
             LayoutLMConfig(
-                vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24
+                vocab_size=40,
+                hidden_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                intermediate_size=24,
             )
         ),
     }[family]()
@@ -179,7 +207,11 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
         if family == "gpt2":
             tokens = encoder(**batch).last_hidden_state
             last = tokens[torch.arange(6), batch["attention_mask"].sum(1) - 1]
-            full = PonderModel.from_encoder(encoder, "vanilla", readout="last_token").eval()(**batch).pooler_output
+            full = (
+                PonderModel.from_encoder(encoder, "vanilla", readout="last_token")
+                .eval()(**batch)
+                .pooler_output
+            )
             assert torch.equal(full, last)
         model.save_pretrained(tmp_path)
         again = PonderForSequenceClassification.from_pretrained(tmp_path)
@@ -189,7 +221,9 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
 
 def test_an_example_of_ones_own_is_saved_with_the_model(tmp_path: Path) -> None:
     encoder, batch = make_encoder("distilbert"), make_batch()
-    model = PonderForSequenceClassification.from_encoder(encoder, "pabee", num_labels=3, example=batch).eval()
+    model = PonderForSequenceClassification.from_encoder(
+        encoder, "pabee", num_labels=3, example=batch
+    ).eval()
     model.save_pretrained(tmp_path)
     again = PonderForSequenceClassification.from_pretrained(tmp_path)
     assert again.config.example["input_ids"]["value"] == batch["input_ids"].tolist()
@@ -201,7 +235,9 @@ def test_an_export_breaks_nothing_that_is_read_later(family: str, tmp_path: Path
     model, batch = make_model("sequence", family, policy=FixedStep(2)), make_batch()
     model.save_pretrained(tmp_path)
     context = {"attention_mask": batch["attention_mask"]}
-    with contextlib.suppress(RuntimeError, NameError):  # of a captured encoder only its parts are exported
+    with contextlib.suppress(
+        RuntimeError, NameError
+    ):  # of a captured encoder only its parts are exported
         exported = torch.export.export(model.ponder, (batch["input_ids"],), context, strict=False)
         out = exported.module()(batch["input_ids"], **context)
         torch.testing.assert_close(out.outputs, model(**batch).logits, atol=1e-5, rtol=1e-4)
@@ -214,7 +250,9 @@ def test_the_tokenizer_stays_beside_the_model(tmp_path: Path) -> None:
     assert PonderForSequenceClassification.from_encoder(str(tmp_path / "encoder")).tokenizer is None
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     names = {0: "no", 1: "maybe", 2: "yes"}
-    model = PonderForSequenceClassification.from_encoder(str(tmp_path / "encoder"), "pabee", id2label=names)
+    model = PonderForSequenceClassification.from_encoder(
+        str(tmp_path / "encoder"), "pabee", id2label=names
+    )
     assert model.training
     answers = model.predict(["a b", "c"])
     assert model.training, "predict leaves the mode as it was"
@@ -226,7 +264,9 @@ def test_the_tokenizer_stays_beside_the_model(tmp_path: Path) -> None:
     assert again.predict(["a b", "c"]).labels == answers.labels
     pairs = again.predict([("a b", "c"), ("d", "e f")], policy=FixedStep(1))
     assert pairs.exit_step.tolist() == [1, 1]
-    assert torch.equal(again.predict([again.tokenizer("a b")]).outputs, again.predict(["a b"]).outputs)
+    assert torch.equal(
+        again.predict([again.tokenizer("a b")]).outputs, again.predict(["a b"]).outputs
+    )
     long = again.predict([" ".join("a" * 100)])
     assert long.outputs.isfinite().all(), "cut to the positions of the encoder"
 
@@ -237,13 +277,19 @@ def test_the_configuration_of_an_encoder_is_left_as_it_was() -> None:
     model = PonderForSequenceClassification.from_encoder(encoder)
     assert encoder.config.to_dict() == before
     assert encoder.config._attn_implementation == "eager"
-    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size) == (16, 4, 40)
+    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size) == (
+        16,
+        4,
+        40,
+    )
 
 
 def test_weights_come_in_the_type_and_attention_that_are_asked_for(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     for dtype in (torch.bfloat16, torch.float32):
-        model = PonderForSequenceClassification.from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")
+        model = PonderForSequenceClassification.from_pretrained(
+            tmp_path, dtype=dtype, attn_implementation="eager"
+        )
         assert {weight.dtype for weight in model.parameters()} == {dtype}
         assert model.encoder.config._attn_implementation == "eager"
     make_encoder("bert").save_pretrained(tmp_path / "encoder")
@@ -294,8 +340,12 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
     make_model("token").save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="Load it with PonderForTokenClassification"):
         PonderForSequenceClassification.from_pretrained(tmp_path)
-    assert type(PonderForTokenClassification.from_pretrained(tmp_path)) is PonderForTokenClassification
-    with pytest.raises(ArgumentError, match="encoder: expected a bare encoder; got BertForSequenceClassification"):
+    assert (
+        type(PonderForTokenClassification.from_pretrained(tmp_path)) is PonderForTokenClassification
+    )
+    with pytest.raises(
+        ArgumentError, match="encoder: expected a bare encoder; got BertForSequenceClassification"
+    ):
         PonderForSequenceClassification.from_encoder(make_plain())
     with pytest.raises(ArgumentError, match="readout: expected one of mean"):
         PonderForSequenceClassification.from_encoder(make_encoder("distilbert"), readout="pooler")
@@ -303,7 +353,9 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
         PonderForSequenceClassification.from_encoder(make_encoder("bert"), "palbrt")
     with pytest.raises(ArgumentError, match="output_hidden_states"):
         make_model()(**make_batch(), output_hidden_states=True)
-    with pytest.raises(ArgumentError, match="input_ids: expected what BertModel reads; got attention_mask"):
+    with pytest.raises(
+        ArgumentError, match="input_ids: expected what BertModel reads; got attention_mask"
+    ):
         make_model()(attention_mask=make_batch()["attention_mask"])
     assert AutoConfig.from_pretrained(tmp_path).model_type == "ponder"
     assert type(AutoModel.from_pretrained(tmp_path)) is PonderModel

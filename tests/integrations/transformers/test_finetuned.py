@@ -23,7 +23,12 @@ from transformers import (
 
 import ponder
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel, PonderTrainer, fit_exits
+from ponder.integrations.transformers import (
+    PonderForSequenceClassification,
+    PonderModel,
+    PonderTrainer,
+    fit_exits,
+)
 from ponder.integrations.transformers.exits import distinct, may_have_taught
 from ponder.integrations.transformers.texts import row_ids
 from ponder.policies import Certified, Confidence, FixedStep, LastStep
@@ -55,7 +60,9 @@ def build(plain: Any = None, tokenizer: bool = True) -> Any:
 
 
 @pytest.mark.parametrize(("head", "family"), CASES)
-def test_at_full_depth_it_answers_as_the_plain_model_bit_for_bit(head: str, family: str, tmp_path: Path) -> None:
+def test_at_full_depth_it_answers_as_the_plain_model_bit_for_bit(
+    head: str, family: str, tmp_path: Path
+) -> None:
     plain, batch = make_plain(head, family), make_batch(head)
     model = HEADS[head].from_finetuned(plain)
     assert type(model) is HEADS[head]
@@ -84,7 +91,9 @@ def test_at_full_depth_it_answers_as_the_plain_model_bit_for_bit(head: str, fami
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_a_decoder_that_classifies_reads_its_last_token(padding: str) -> None:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=4, n_head=2, n_positions=32, num_labels=3, pad_token_id=0)
+    config = GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=4, n_head=2, n_positions=32, num_labels=3, pad_token_id=0
+    )
     plain = GPT2ForSequenceClassification(config).eval()
     stir(plain)
     model = PonderForSequenceClassification.from_finetuned(plain)
@@ -100,15 +109,28 @@ def test_a_decoder_that_classifies_reads_its_last_token(padding: str) -> None:
 def test_models_that_make_other_positions_of_their_inputs() -> None:
     """Longformer pads within, and wav2vec 2.0 makes frames of samples: early heads leave padding out all the same."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     longformer = LongformerForSequenceClassification(
-        LongformerConfig(**sizes, vocab_size=40, attention_window=4, max_position_embeddings=64, num_labels=3)
+        LongformerConfig(
+            **sizes, vocab_size=40, attention_window=4, max_position_embeddings=64, num_labels=3
+        )
     ).eval()
     waves = {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2, "num_conv_pos_embeddings": 4}
-    speech = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**sizes, **waves, num_labels=3)).eval()
+    speech = Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(**sizes, **waves, num_labels=3)
+    ).eval()
     for plain, batch, kind in (
         (longformer, make_batch(), "sequence"),
-        (speech, {"input_values": torch.randn(2, 3000), "attention_mask": torch.ones(2, 3000).long()}, "audio"),
+        (
+            speech,
+            {"input_values": torch.randn(2, 3000), "attention_mask": torch.ones(2, 3000).long()},
+            "audio",
+        ),
     ):
         stir(plain)
         model = HEADS[kind].from_finetuned(plain)
@@ -138,7 +160,9 @@ def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -
     fresh = some_texts(300, seed=9)
     answers, full = model.predict(fresh), model.predict(fresh, policy=LastStep())
     with torch.no_grad():
-        encoded = make_tokenizer()(fresh[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
+        encoded = make_tokenizer()(
+            fresh[:5], padding=True, return_tensors="pt", return_token_type_ids=False
+        )
         names = [plain.config.id2label[int(place)] for place in plain(**encoded).logits.argmax(-1)]
     assert full.labels[:5] == names
     assert np.mean([a != b for a, b in zip(answers.labels, full.labels, strict=True)]) < 0.25
@@ -157,7 +181,8 @@ def test_the_sides_of_the_split_are_known_again_and_equal_rows_are_on_one() -> N
     model = build()
     given = [model.tokenizer(text) for text in TEXTS[:200]]
     padded = [
-        {**row, "input_ids": [*row["input_ids"], 1], "attention_mask": [*row["attention_mask"], 0]} for row in given
+        {**row, "input_ids": [*row["input_ids"], 1], "attention_mask": [*row["attention_mask"], 0]}
+        for row in given
     ]
     assert np.array_equal(row_ids(given), row_ids(padded)), "padding makes no other input"
     assert distinct([*given, *padded])[0].tolist() == list(range(200))
@@ -203,7 +228,9 @@ def test_training_moves_early_heads_alone(tmp_path: Path) -> None:
         trained = trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
         trained.train()
         assert trained.evaluate()["eval_loss"] > 0
-    moved = {name for name, weight in model.state_dict().items() if not torch.equal(before[name], weight)}
+    moved = {
+        name for name, weight in model.state_dict().items() if not torch.equal(before[name], weight)
+    }
     assert moved
     assert all(name.startswith("ponder.classifier.head.heads.") for name in moved)
 
@@ -220,10 +247,15 @@ def test_it_is_a_citizen_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "push_to_hub",
         lambda self, repo_id, **options: uploaded.append(repo_id),
     )
-    monkeypatch.setattr(ModelCard, "push_to_hub", lambda card, repo_id, **options: uploaded.append(card.data))
+    monkeypatch.setattr(
+        ModelCard, "push_to_hub", lambda card, repo_id, **options: uploaded.append(card.data)
+    )
     model.push_to_hub("me/exits")
     assert uploaded[0] == "me/exits"
-    assert (uploaded[1].library_name, uploaded[1].pipeline_tag) == ("transformers", "text-classification")
+    assert (uploaded[1].library_name, uploaded[1].pipeline_tag) == (
+        "transformers",
+        "text-classification",
+    )
 
 
 def test_a_promise_is_dropped_where_weights_changed(tmp_path: Path) -> None:
@@ -233,7 +265,9 @@ def test_a_promise_is_dropped_where_weights_changed(tmp_path: Path) -> None:
         next(model.encoder.parameters()).add_(1.0)
     with pytest.warns(UserWarning, match="promise is dropped"):
         model.save_pretrained(tmp_path)
-    assert not isinstance(PonderForSequenceClassification.from_pretrained(tmp_path).policy, Certified)
+    assert not isinstance(
+        PonderForSequenceClassification.from_pretrained(tmp_path).policy, Certified
+    )
 
 
 def test_nothing_is_computed_that_no_row_needs() -> None:
@@ -248,15 +282,22 @@ def test_nothing_is_computed_that_no_row_needs() -> None:
 
 
 def test_heads_that_have_learned_nothing_are_exported(tmp_path: Path) -> None:
-    model = build(make_plain("sequence", "bert", labels=2))  # the zeros of a bias are as long as one integer
+    model = build(
+        make_plain("sequence", "bert", labels=2)
+    )  # the zeros of a bias are as long as one integer
     model.policy = Confidence(0.6)
     exported = ponder.export.OnnxModel(ponder.export.onnx(model.eval(), tmp_path / "export"))
-    assert exported.predict(TEXTS[:9]).exit_step.tolist() == model.predict(TEXTS[:9]).exit_step.tolist()
+    assert (
+        exported.predict(TEXTS[:9]).exit_step.tolist()
+        == model.predict(TEXTS[:9]).exit_step.tolist()
+    )
 
 
 def test_newcomers_mistakes(tmp_path: Path) -> None:
     plain = make_plain()
-    with pytest.raises(ArgumentError, match=r"model: expected a fine-tuned model .*; got BertModel"):
+    with pytest.raises(
+        ArgumentError, match=r"model: expected a fine-tuned model .*; got BertModel"
+    ):
         PonderForSequenceClassification.from_finetuned(plain.base_model)
     plain.base_model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="lacks classifier"):

@@ -14,7 +14,14 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from ponder import policies
 from ponder.integrations.transformers import PonderModel
 from ponder.policies import FixedStep, LastStep
-from tests.integrations.encoders import CASES, answer, make_batch, make_encoder, make_model, rows_computed
+from tests.integrations.encoders import (
+    CASES,
+    answer,
+    make_batch,
+    make_encoder,
+    make_model,
+    rows_computed,
+)
 
 every_case = pytest.mark.parametrize(("head", "family"), CASES)
 """Heads that answer with numbers or positions have no confidence; patience suits them all."""
@@ -29,14 +36,20 @@ def build(head: str, family: str, **options: Any) -> Any:
 
 
 @every_case
-def test_a_training_step_moves_encoder_and_heads_and_evaluation_exits(head: str, family: str) -> None:
+def test_a_training_step_moves_encoder_and_heads_and_evaluation_exits(
+    head: str, family: str
+) -> None:
     model, batch = build(head, family), make_batch(head, labels=True)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     out = model.train()(**batch)
     assert out.step_logits.shape[:2] == (6, 4)
     out.loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    moved = {name.split(".")[1] for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
+    moved = {
+        name.split(".")[1]
+        for name, weight in model.named_parameters()
+        if not torch.equal(before[name], weight)
+    }
     assert moved == {"stem", model.heads_name}
     found = model.eval()(**batch, policy=FixedStep(2))
     assert found.exit_step.tolist() == [2] * 6
@@ -45,7 +58,9 @@ def test_a_training_step_moves_encoder_and_heads_and_evaluation_exits(head: str,
 
 
 @every_case
-def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_needs(head: str, family: str) -> None:
+def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_needs(
+    head: str, family: str
+) -> None:
     model, batch = build(head, family), make_batch(head)
     policy = _ByRow()
     with torch.no_grad():
@@ -53,7 +68,10 @@ def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_nee
         assert whole.exit_step.tolist() == [1, 2, 3, 4, 1, 2]
         for row in range(6):
             real = int(batch["attention_mask"][row].sum()) if "attention_mask" in batch else None
-            one = {name: value[row : row + 1, :real] if real else value[row : row + 1] for name, value in batch.items()}
+            one = {
+                name: value[row : row + 1, :real] if real else value[row : row + 1]
+                for name, value in batch.items()
+            }
             alone = model(**one, policy=policy, row_ids=torch.tensor([row]))
             assert int(alone.exit_step) == int(whole.exit_step[row])
             own = answer(whole)[row : row + 1]
@@ -62,7 +80,9 @@ def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_nee
 
 
 @every_case
-def test_saved_and_loaded_copied_and_pickled_it_is_the_same(head: str, family: str, tmp_path: Path) -> None:
+def test_saved_and_loaded_copied_and_pickled_it_is_the_same(
+    head: str, family: str, tmp_path: Path
+) -> None:
     model, batch = build(head, family, policy=FixedStep(3)), make_batch(head)
     with torch.no_grad():
         expected = model(**batch)
@@ -90,12 +110,21 @@ def test_saved_and_loaded_copied_and_pickled_it_is_the_same(head: str, family: s
     assert torch.equal(answer(model(**batch)), answer(expected)), "a copy has an encoder of its own"
 
 
-@pytest.mark.parametrize(("head", "family"), [case for case in CASES if case[1] in ("bert", "vit", "ast")])
-def test_transformers_own_trainer_trains_and_evaluates_it(head: str, family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("head", "family"), [case for case in CASES if case[1] in ("bert", "vit", "ast")]
+)
+def test_transformers_own_trainer_trains_and_evaluates_it(
+    head: str, family: str, tmp_path: Path
+) -> None:
     model, batch = build(head, family).train(), make_batch(head, labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, save_strategy="no"
+        str(tmp_path),
+        max_steps=2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
     )
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     assert trainer.train().global_step == 2
@@ -116,7 +145,9 @@ def test_half_precision_and_gradient_checkpointing(head: str, family: str) -> No
     again.backward()
     torch.testing.assert_close(again, plain)
     half = model.eval().to(torch.bfloat16)
-    given = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in make_batch(head).items()}
+    given = {
+        k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in make_batch(head).items()
+    }
     assert answer(half(**given)).dtype is torch.bfloat16
 
 
@@ -136,8 +167,14 @@ def test_at_full_depth_the_tokens_are_the_encoders_bit_for_bit(
 
 
 def test_tokens_are_recorded_and_halt_without_the_padding_of_their_batch() -> None:
-    model, batch = PonderModel.from_encoder(make_encoder("bert"), "palbert", readout="tokens").eval(), make_batch()
-    rows = [ids[:n] for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1).tolist(), strict=True)]
+    model, batch = (
+        PonderModel.from_encoder(make_encoder("bert"), "palbert", readout="tokens").eval(),
+        make_batch(),
+    )
+    rows = [
+        ids[:n]
+        for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1).tolist(), strict=True)
+    ]
     found = model.record([{"input_ids": row} for row in rows])
     alone = torch.cat([model.unroll(input_ids=row[None]).hazard_logits for row in rows])
     torch.testing.assert_close(found.hazard_logits, alone)

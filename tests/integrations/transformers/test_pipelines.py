@@ -22,20 +22,28 @@ def test_texts_are_classified_as_by_the_model(family: str) -> None:
     classify = transformers.pipeline("text-classification", model=model, tokenizer=make_tokenizer())
     for policy in (FixedStep(2), LastStep()):
         model.policy = policy
-        assert [one["label"] for one in classify(TEXTS, batch_size=5)] == model.predict(TEXTS).labels
+        assert [one["label"] for one in classify(TEXTS, batch_size=5)] == model.predict(
+            TEXTS
+        ).labels
 
 
 def test_tokens_features_images_and_sound() -> None:
     from PIL import Image
     from transformers import ASTFeatureExtractor, ViTImageProcessor
 
-    tokens: Any = transformers.pipeline("token-classification", model=make_model("token"), tokenizer=make_tokenizer())
+    tokens: Any = transformers.pipeline(
+        "token-classification", model=make_model("token"), tokenizer=make_tokenizer()
+    )
     assert len(tokens("a b c")) == 3
     features = make_model("features", recipe="vanilla", readout="tokens")
-    extract = transformers.pipeline("feature-extraction", model=features, tokenizer=make_tokenizer())
+    extract = transformers.pipeline(
+        "feature-extraction", model=features, tokenizer=make_tokenizer()
+    )
     assert torch.tensor(extract("a b c")).shape == (1, 3, 16)
     processor = ViTImageProcessor(size={"height": 16, "width": 16})
-    look = transformers.pipeline("image-classification", model=make_model("image", "vit"), image_processor=processor)
+    look = transformers.pipeline(
+        "image-classification", model=make_model("image", "vit"), image_processor=processor
+    )
     assert len(look(Image.new("RGB", (20, 20)))) == 3
     extractor = ASTFeatureExtractor(num_mel_bins=16, max_length=24)
     listen = transformers.pipeline(
@@ -51,7 +59,10 @@ def test_a_data_set_through_a_model(head: str) -> None:
     real = batch["attention_mask"].sum(1).tolist() if "attention_mask" in batch else [None] * 6
     sequences = {"input_ids", "attention_mask"} | ({"labels"} if head == "token" else set())
     rows = [
-        {name: value[row][: real[row]] if name in sequences else value[row] for name, value in batch.items()}
+        {
+            name: value[row][: real[row]] if name in sequences else value[row]
+            for name, value in batch.items()
+        }
         for row in range(6)
     ]
     found = model.predict(rows, policy=FixedStep(2), batch_size=2)
@@ -62,7 +73,9 @@ def test_a_data_set_through_a_model(head: str) -> None:
     replayed = trajectory.replay(FixedStep(2)).outputs
     if head in ("token", "span"):
         for row, length in enumerate(real):
-            torch.testing.assert_close(found.outputs[row, :length], replayed[row, :length], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                found.outputs[row, :length], replayed[row, :length], atol=1e-5, rtol=1e-4
+            )
     else:
         torch.testing.assert_close(found.outputs, replayed, atol=1e-5, rtol=1e-4)
 
@@ -76,7 +89,9 @@ def test_batches_of_a_loader_and_no_rows_at_all() -> None:
 
 
 def test_newcomers_mistakes() -> None:
-    with pytest.raises(ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"):
+    with pytest.raises(
+        ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"
+    ):
         make_model().predict("a text")
     with pytest.raises(ArgumentError, match="rows: expected dicts, each with 'input_ids'"):
         make_model().predict([{"input_ids": []}])

@@ -18,19 +18,41 @@ from ponder.integrations.transformers import PonderForSequenceClassification, Po
 from ponder.policies import Confidence, FixedStep
 from ponder.recipes import Recipe, Stage
 from ponder.tasks import Classification
-from tests.integrations.encoders import HEADS, answer, make_batch, make_encoder, make_model, make_tokenizer
+from tests.integrations.encoders import (
+    HEADS,
+    answer,
+    make_batch,
+    make_encoder,
+    make_model,
+    make_tokenizer,
+)
 
 BATCH = make_batch(labels=True)
 ROWS = [{name: value[row] for name, value in BATCH.items()} for row in range(6)] * 2
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    defaults = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "save_strategy": "no", "report_to": []}
-    return TrainingArguments(str(folder), **{**defaults, "disable_tqdm": True, "use_cpu": True, **options})
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    return TrainingArguments(
+        str(folder), **{**defaults, "disable_tqdm": True, "use_cpu": True, **options}
+    )
 
 
-def make_trainer(model: Any, folder: Path, rows: Any = ROWS, *, own: Any = None, **options: Any) -> PonderTrainer:
-    return PonderTrainer(model, arguments(folder, **options), train_dataset=rows, eval_dataset=ROWS[:6], **(own or {}))
+def make_trainer(
+    model: Any, folder: Path, rows: Any = ROWS, *, own: Any = None, **options: Any
+) -> PonderTrainer:
+    return PonderTrainer(
+        model,
+        arguments(folder, **options),
+        train_dataset=rows,
+        eval_dataset=ROWS[:6],
+        **(own or {}),
+    )
 
 
 def still(model: Any) -> Any:
@@ -42,10 +64,14 @@ def still(model: Any) -> Any:
 
 
 def moved(model: Any, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, weight in model.state_dict().items() if not torch.equal(before[name], weight)}
+    return {
+        name for name, weight in model.state_dict().items() if not torch.equal(before[name], weight)
+    }
 
 
-@pytest.mark.parametrize("recipe", ["palbert", "pondernet", "pabee", "deebert", "fastbert", "frozen", "static"])
+@pytest.mark.parametrize(
+    "recipe", ["palbert", "pondernet", "pabee", "deebert", "fastbert", "frozen", "static"]
+)
 def test_every_recipe_trains_through_all_its_stages(recipe: str, tmp_path: Path) -> None:
     model = make_model(recipe=recipe)
     before = copy.deepcopy(model.state_dict())
@@ -68,7 +94,12 @@ def test_it_trains_what_ponder_fit_trains(tmp_path: Path) -> None:
         other = copy.deepcopy(model)
         rates = {"lambda_lr": 1e-3, "head_lr": 2e-3}
         make_trainer(
-            model, tmp_path / recipe, ROWS[:6], own=rates, per_device_train_batch_size=6, learning_rate=1e-2
+            model,
+            tmp_path / recipe,
+            ROWS[:6],
+            own=rates,
+            per_device_train_batch_size=6,
+            learning_rate=1e-2,
         ).train()
         loader = [BATCH]
         ponder.fit(other.ponder, loader, epochs=2, lr=1e-2, **rates, warmup=0.0)
@@ -83,8 +114,14 @@ def test_accumulated_batches_weigh_as_their_labelled_rows(tmp_path: Path) -> Non
     states = []
     for size, parts in ((6, 1), (3, 2), (2, 3)):
         model = still(make_model())
-        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "num_train_epochs": 1}
-        make_trainer(model, tmp_path, rows, learning_rate=1e-2, optim="sgd", max_grad_norm=0.0, **options).train()
+        options = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": parts,
+            "num_train_epochs": 1,
+        }
+        make_trainer(
+            model, tmp_path, rows, learning_rate=1e-2, optim="sgd", max_grad_norm=0.0, **options
+        ).train()
         states.append(model.state_dict())
     for other in states[1:]:
         for name, weight in states[0].items():
@@ -96,7 +133,10 @@ def test_accumulated_batches_weigh_as_their_labelled_rows(tmp_path: Path) -> Non
 
 def test_sampled_exits_depend_on_the_row_and_not_on_its_batch(tmp_path: Path) -> None:
     model = make_model(recipe="pondernet")
-    made = [make_trainer(model, tmp_path, per_device_eval_batch_size=size).predict(ROWS[:6]) for size in (1, 4, 6)]
+    made = [
+        make_trainer(model, tmp_path, per_device_eval_batch_size=size).predict(ROWS[:6])
+        for size in (1, 4, 6)
+    ]
     assert len({each.metrics["test_exit_step"] for each in made}) == 1
 
 
@@ -112,15 +152,25 @@ def test_smoothed_labels_teach_every_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1}, {}])
-def test_plain_trainer_never_trains_the_last_head_alone_in_silence(options: dict[str, Any], tmp_path: Path) -> None:
-    own = {} if options else {"compute_loss_func": lambda out, labels, **_: out.logits.logsumexp(-1).mean()}
+def test_plain_trainer_never_trains_the_last_head_alone_in_silence(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    own = (
+        {}
+        if options
+        else {"compute_loss_func": lambda out, labels, **_: out.logits.logsumexp(-1).mean()}
+    )
     trainer = Trainer(make_model(), arguments(tmp_path, **options), train_dataset=ROWS, **own)
     with pytest.raises(ArgumentError, match="of the last step alone"):
         trainer.train()
-    vanilla = Trainer(make_model(recipe="vanilla"), arguments(tmp_path, **options), train_dataset=ROWS, **own)
+    vanilla = Trainer(
+        make_model(recipe="vanilla"), arguments(tmp_path, **options), train_dataset=ROWS, **own
+    )
     assert vanilla.train().global_step == 6
     model = make_model().train()
-    model(**make_batch()).step_logits.square().mean().backward()  # a loss of one's own of every step
+    model(
+        **make_batch()
+    ).step_logits.square().mean().backward()  # a loss of one's own of every step
 
 
 class _Stop(TrainerCallback):
@@ -139,7 +189,10 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     whole = still(make_model(recipe="deebert"))
     make_trainer(whole, tmp_path / "whole", **options).train()
     for stage, step in (("stage-1", 4), ("stage-2", 1), ("stage-2", 4)):
-        folder, broken, again = tmp_path / f"{stage}-{step}", *(still(make_model(recipe="deebert")) for _ in range(2))
+        folder, broken, again = (
+            tmp_path / f"{stage}-{step}",
+            *(still(make_model(recipe="deebert")) for _ in range(2)),
+        )
         trainer = make_trainer(broken, folder, own={"callbacks": [_Stop(stage, step)]}, **options)
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
@@ -149,7 +202,9 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
-def test_the_best_checkpoint_comes_back_also_where_files_name_weights_otherwise(family: str, tmp_path: Path) -> None:
+def test_the_best_checkpoint_comes_back_also_where_files_name_weights_otherwise(
+    family: str, tmp_path: Path
+) -> None:
     head = "image" if family == "vit" else "sequence"
     model, batch = make_model(head, family), make_batch(head, labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
@@ -184,7 +239,9 @@ def test_the_best_checkpoint_comes_back_also_where_files_name_weights_otherwise(
 def test_a_column_that_the_encoder_reads_is_kept(tmp_path: Path) -> None:
     trainer = make_trainer(make_model("sequence", "distilbert"), tmp_path)
     trainer._set_signature_columns_if_needed()
-    assert {"input_ids", "attention_mask", "labels", "inputs_embeds"} <= set(trainer._signature_columns or ())
+    assert {"input_ids", "attention_mask", "labels", "inputs_embeds"} <= set(
+        trainer._signature_columns or ()
+    )
 
 
 def test_newcomers_mistakes(tmp_path: Path) -> None:
@@ -201,7 +258,12 @@ LORA = [
     ("sequence", "albert", "pabee", {"task_type": "SEQ_CLS"}),
     ("token", "bert", "pabee", {"task_type": "TOKEN_CLS"}),
     ("span", "bert", "palbert", {"task_type": "QUESTION_ANS"}),
-    ("image", "vit", "palbert", {"modules_to_save": ["classifier"], "target_modules": ["q_proj", "v_proj"]}),
+    (
+        "image",
+        "vit",
+        "palbert",
+        {"modules_to_save": ["classifier"], "target_modules": ["q_proj", "v_proj"]},
+    ),
 ]
 
 
@@ -213,8 +275,15 @@ def test_lora_trains_adapters_and_heads_and_comes_back(
     plain = copy.deepcopy(model)
     config = {"r": 2, "target_modules": ["query", "value"], "init_lora_weights": False, **options}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
-    before = {name: weight.detach().clone() for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    heads = [*plain.ponder.head.parameters(), *(plain.ponder.lambda_head or torch.nn.Identity()).parameters()]
+    before = {
+        name: weight.detach().clone()
+        for name, weight in wrapped.named_parameters()
+        if weight.requires_grad
+    }
+    heads = [
+        *plain.ponder.head.parameters(),
+        *(plain.ponder.lambda_head or torch.nn.Identity()).parameters(),
+    ]
     assert sum(".modules_to_save." in name for name in before) == len(heads)
     rows = make_batch(head, labels=True)
     trainer = PonderTrainer(
@@ -240,13 +309,19 @@ def test_lora_trains_adapters_and_heads_and_comes_back(
         assert torch.equal(answer(loaded(**batch)), answer(merged(**batch)))
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks the plain encoder
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"
+)  # peft asks the plain encoder
 def test_what_peft_cannot_do_here_is_said_in_our_words(tmp_path: Path) -> None:
-    prompts = peft.get_peft_model(make_model(), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+    prompts = peft.get_peft_model(
+        make_model(), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
+    )
     with pytest.raises(ArgumentError, match=r"inputs_embeds: .* Prompt tuning .* use LoRA"):
         prompts(**make_batch())
     frozen = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["query"]))
-    with pytest.raises(ArgumentError, match=r"modules_to_save: .* modules_to_save=model.head_names"):
+    with pytest.raises(
+        ArgumentError, match=r"modules_to_save: .* modules_to_save=model.head_names"
+    ):
         PonderTrainer(frozen, arguments(tmp_path), train_dataset=ROWS)
     adapted = peft.get_peft_model(make_model().encoder, peft.LoraConfig(target_modules=["query"]))
     with pytest.raises(ArgumentError, match="merge_and_unload"):
@@ -262,7 +337,12 @@ def test_a_recipe_of_ones_own_and_a_tokenizer(tmp_path: Path) -> None:
         per_step_heads=True,
     )
     model = PonderForSequenceClassification.from_encoder(make_encoder("bert"), own, num_labels=3)
-    rows = [{**make_tokenizer()(text), "labels": n % 3} for n, text in enumerate(["a b", "c", "d e f", "a"] * 2)]
-    trainer = PonderTrainer(model, arguments(tmp_path), train_dataset=rows, processing_class=make_tokenizer())
+    rows = [
+        {**make_tokenizer()(text), "labels": n % 3}
+        for n, text in enumerate(["a b", "c", "d e f", "a"] * 2)
+    ]
+    trainer = PonderTrainer(
+        model, arguments(tmp_path), train_dataset=rows, processing_class=make_tokenizer()
+    )
     trainer.train()
     assert recipes.get("pabee").name != model.recipe.name == "mine"
