@@ -236,4 +236,7 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
             f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; values are tried from the "
             "latest exits on where the policy declares which these are (tunable), and else in the order of the grid"
         )
-    return f"nothing could be certified (asked for: {promise}), so every row runs to the last step: {why} ({made.bound})"
+    return (
+        f"nothing could be certified (asked for: {promise}), so every row runs to the last step: "
+        f"{why} ({made.bound})"
+    )

@@ -286,9 +286,11 @@ class _Tracer:
         if not isinstance(head, PerStep):
             return self._write("head", lambda given: [head(given[0])], [slot], ["output"])
         for step in range(1, self.model.num_steps + 1):
-            outputs = self._write(
-                f"head_{step}", lambda given, n=step: [head(given[0], n)], [slot], ["output"]
-            )  # type: ignore[misc]
+
+            def head_of_step(given: list[Tensor], step: int = step) -> list[Tensor]:
+                return [head(given[0], step)]
+
+            outputs = self._write(f"head_{step}", head_of_step, [slot], ["output"])
         return outputs
 
     def _write_halting(self, features: Tensor) -> Tensor | None:

@@ -226,9 +226,10 @@ def write_policy(
     if together is not None:
         return PolicyGraphs(together=together)
     tunable = [part for part in all_within(policy) if part.tunable is not None]
-    thresholds = {
-        f"threshold_{n}": float(getattr(p, p.tunable.field)) for n, p in enumerate(tunable)
-    }  # type: ignore[union-attr]
+    thresholds = {}
+    for number, part in enumerate(tunable):
+        assert part.tunable is not None
+        thresholds[f"threshold_{number}"] = float(getattr(part, part.tunable.field))
     limits = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
     names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
     names += ["mask"] if "mask" in readings else []
@@ -268,13 +269,11 @@ def write_policy(
             )
         after = decide([slot.value for slot in given], state)[1]
         outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
-        write_graph(
-            module,
-            lambda given, state=state: flatten(decide(given, state)),
-            given,
-            outputs,
-            folder / file,
-        )  # type: ignore[misc]
+
+        def decide_flat(inputs: list[Tensor], state: Tree = state) -> list[Tensor]:
+            return flatten(decide(inputs, state))
+
+        write_graph(module, decide_flat, given, outputs, folder / file)
         if _filled(after) == _filled(state):
             break
         state = after

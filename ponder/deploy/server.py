@@ -163,9 +163,7 @@ class Service:
                         [_cut(text, self.served.max_characters)], LastStep()
                     )
                     keep = partial(self._record, label, stage)
-                    full.add_done_callback(
-                        lambda done, keep=keep: self._auditing.submit(keep, done)
-                    )  # type: ignore[misc]
+                    full.add_done_callback(partial(self._auditing.submit, keep))
                 else:  # the traffic goes first
                     self.metrics.skipped.inc()
 

@@ -274,7 +274,8 @@ def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: 
     )
     blocked = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
     out = tmp_path / "answers.csv"
-    command = f"sys.argv[1:] = ['predict', {str(folders.export)!r}, '--texts', {str(folders.fresh)!r}, '--out', {str(out)!r}]"
+    arguments = ["predict", folders.export, "--texts", folders.fresh, "--out", out]
+    command = f"sys.argv[1:] = {[str(argument) for argument in arguments]!r}"
     code = f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.serve\nmain()"
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True

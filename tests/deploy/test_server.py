@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -273,9 +273,10 @@ def test_audits_step_back_to_safer_policies_and_then_to_full_depth(
     model: Model, tmp_path: Path
 ) -> None:
     model.moved, seen, state = "x", list[Any](), tmp_path / "audit.json"
-    ask: Callable[[TestClient, str], Any] = lambda client, text: client.post(
-        "/predict", json={"texts": [text] * 10}
-    )  # noqa: E731
+
+    def ask(client: TestClient, text: str) -> Any:
+        return client.post("/predict", json={"texts": [text] * 10})
+
     for stage, policy in enumerate([CERTIFIED, Confidence(0.9), Confidence(0.95), LastStep()]):
         watch = watch_of(CERTIFIED, 1.0, state, seen.append)  # the state survives a restart
         assert watch is not None

@@ -182,9 +182,10 @@ def _build(
     elif kind == "cell":
         steps, stem = Cell(), CellStem()
         parts["stem"] = stem
-        plain = lambda x: _applied(lambda h: steps.cell(x + stem.bias, h), STEPS)(
-            torch.zeros_like(x)
-        )  # noqa: E731
+
+        def plain(x: Tensor) -> Tensor:
+            return _applied(lambda h: steps.cell(x + stem.bias, h), STEPS)(torch.zeros_like(x))
+
     elif kind == "transformer":
         steps, inputs, context = transformer_layer(), long, {"src_key_padding_mask": padding(ROWS)}
         plain = lambda x, **kw: _applied(lambda h: steps(h, **kw), STEPS)(x)  # noqa: E731
