@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.fitting import fit_gate
+    from ponder.calibration.ledger import Ledger
     from ponder.calibration.risks import Missed
     from ponder.calibration.sweeps import sweep
 
 _HOMES = {
     "Calibration": "calibrating",
     "Diagnosis": "diagnosing",
+    "Ledger": "ledger",
     "Missed": "risks",
     "RiskControl": "control",
     "calibrate": "calibrating",
@@ -33,6 +35,7 @@ _HOMES = {
 __all__ = [
     "Calibration",
     "Diagnosis",
+    "Ledger",
     "Missed",
     "RiskControl",
     "calibrate",
