@@ -1,11 +1,20 @@
-"""Files, whole or not at all: one safetensors file with settings in its metadata, replaced in one act."""
+"""Files and folders, whole or not at all: what is written takes the place of the old in one act.
+
+`write_tensors`, `write_json` and `replace_text` replace one file. `replaced_folder` is for what needs several: they are
+written into a new folder beside the old one, and the two are exchanged by one call of the system.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +22,18 @@ from ponder._utils.arrays import namespace
 from ponder._utils.checks import library
 from ponder.errors import CheckpointError
 
-__all__ = ["read_json", "read_tensors", "replace_text", "write_json", "write_tensors"]
+__all__ = [
+    "digest_of_files",
+    "read_json",
+    "read_tensors",
+    "replace_text",
+    "replaced_folder",
+    "write_json",
+    "write_tensors",
+]
 
 _NEEDS = "a saved file", "save"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def write_tensors(
@@ -90,3 +108,139 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Iterator[Path]:
+    """Yield an empty folder, which takes the place of `folder` as a whole when the block ends.
+
+    The new folder is written beside the old one, flushed to the disk, and exchanged with it: whoever reads, or finds
+    the folder after a kill at any point, sees the old one or the new one. If the block raises, the old one stays.
+
+    On systems that cannot exchange two folders, the old one is renamed first, so that for a moment there is none. If
+    the folder cannot be renamed (a mount point, the working directory, a parent that is read-only), its entries are
+    replaced one by one, `index` taken away first and given back last: after a kill readers refuse the folder.
+
+    Args:
+        folder: The folder; it need not exist.
+        index: Name of the file without which readers refuse the folder.
+        owned: Patterns of the names that belong to what is written. Other entries of an older folder are kept, unless
+            the new one has them too.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from ponder._utils.files import replaced_folder
+        >>> for words in ("old", "new"):
+        ...     with replaced_folder("saved", "index.json", owned=["index.json"]) as new:
+        ...         _ = (new / "index.json").write_text(words)
+        >>> Path("saved/index.json").read_text()
+        'new'
+    """
+    place = Path(folder).resolve()
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder.")
+    new = _empty_beside(place)
+    try:
+        yield new
+        for entry in place.iterdir() if place.is_dir() else ():
+            kept = entry != new and not any(fnmatchcase(entry.name, each) for each in owned)
+            if kept and not (new / entry.name).exists():
+                _copy(entry, new / entry.name)
+        _flush(new)
+        if not _take_place(new, place):
+            _replace_entries(new, place, index, owned)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def digest_of_files(folder: str | Path) -> str:
+    """Return the SHA-256 of a folder: of the names and contents of all files in it, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _empty_beside(place: Path) -> Path:
+    """Make an empty folder beside another, or inside it if its parent is read-only."""
+    name = f".{place.name}.{secrets.token_hex(4)}"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (place.parent / name).mkdir()
+    except OSError:
+        if not place.is_dir():
+            raise
+        (place / name).mkdir()
+        return place / name
+    return place.parent / name
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder, by links where the file system has these."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _flush(folder: Path) -> None:
+    """Write the files of a folder to the disk, so that the exchange does not come before their contents."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file, suppress(OSError):  # read-only files of some systems
+                os.fsync(file.fileno())
+
+
+def _take_place(new: Path, place: Path) -> bool:
+    """Put `new` at `place` by renaming, and leave the old folder at `new`; return whether that was possible."""
+    if place.is_dir() and Path.cwd().is_relative_to(place):
+        return False  # the process would go on in the folder that is removed
+    try:
+        os.rename(new, place)  # there was none, or an empty one
+        return True
+    except OSError:
+        if _exchanged(new, place):
+            return True
+    old = new.with_name(f"{new.name}.old")
+    try:
+        os.rename(place, old)
+    except OSError:
+        return False
+    os.rename(new, place)
+    os.rename(old, new)
+    return True
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one act, which only Linux offers; return whether it did."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    paths = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
+
+
+def _replace_entries(new: Path, place: Path, index: str, owned: Sequence[str]) -> None:
+    """Replace the entries of a folder one by one; between, it has no `index`."""
+    place.mkdir(exist_ok=True)
+    (place / index).unlink(missing_ok=True)
+    for entry in place.iterdir():
+        if entry != new and any(fnmatchcase(entry.name, each) for each in owned):
+            _remove(entry)
+    for entry in sorted(new.iterdir(), key=lambda path: path.name == index):
+        _remove(place / entry.name)
+        os.replace(entry, place / entry.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,48 @@
+"""Kill a process before each of its calls of the system, one after the other: what does it leave on the disk?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["kills"]
+
+
+def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield the folder that each kill leaves, and last the one of a process that was not killed.
+
+    Run it in an interpreter of its own, `python -c`, with a scratch folder as its argument: it forks.
+
+    Args:
+        before: Writes the folder as it was before.
+        act: Writes it again, in a process that is killed without any clean-up.
+    """
+    number, killed = 0, True
+    while killed:
+        number += 1
+        folder = Path(sys.argv[1]) / str(number) / "saved"
+        before(folder)
+        (folder / "notes.txt").write_text("of the user")
+        child = os.fork()
+        if child == 0:
+            sys.addaudithook(_killer(number))
+            act(folder)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        yield folder
+
+
+def _killer(number: int) -> Callable[[str, tuple[object, ...]], None]:
+    """Return a hook that ends the process before its call of that number."""
+    remaining = number
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal remaining
+        if event.startswith(("os.", "open", "shutil.", "ctypes.")):
+            remaining -= 1
+            if remaining == 0:
+                os._exit(9)
+
+    return count
