@@ -28,7 +28,7 @@ from ponder.integrations.transformers.reading import PlainClassifier, read_class
 from ponder.integrations.transformers.texts import tokenize
 from ponder.policies import LastStep
 
-__all__ = ["Setting", "at_exits", "certified", "record_of"]
+__all__ = ["LabelledTexts", "Setting", "at_exits", "certified", "record_of"]
 
 TRAINING = {"Banking77": (5000, 5), "CLINC150": (6000, 4), "SST-2": (8000, 2), "MRPC": (1800, 4)}
 """By task, the rows that the model learns on, and the epochs."""
@@ -36,6 +36,46 @@ _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 _RATES = {"minilm": 2e-4, "mpnet": 5e-5}
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
 Floats = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTexts:
+    """The shuffled training split of a task, of which a model learns on the first rows, and the test split.
+
+    Args:
+        names: Names of the classes.
+        train: Texts of the training split, shuffled by seed.
+        train_labels: Their classes, `(texts,)`.
+        test: Texts of the test split.
+        test_labels: Their classes, `(texts,)`.
+        outside: The class of texts that are out of scope; None if the task has none.
+    """
+
+    names: list[str]
+    train: list[str]
+    train_labels: NDArray[Any]
+    test: list[str]
+    test_labels: NDArray[Any]
+    outside: int | None
+
+    @classmethod
+    def read(
+        cls, name: str, seed: int, folders: Mapping[str, Path | None], separator: str
+    ) -> LabelledTexts:
+        """Read a task; `separator` joins the two sentences of a pair."""
+        task = tasks.get(name)
+        test_split = task.dev_splits[0]
+        splits = task.load(folders[task.folder_option], ("train", test_split))
+        train = splits["train"].shuffle(seed=seed)
+        test = splits[test_split]
+        return cls(
+            names=list(train.features["label"].names),
+            train=_texts(train, separator),
+            train_labels=np.array(train["label"]),
+            test=_texts(test, separator),
+            test_labels=np.array(test["label"]),
+            outside=task.outside,
+        )
 
 
 @dataclass(eq=False)
@@ -64,9 +104,9 @@ class Setting:
     ) -> Setting:
         """Read the task, and read or fine-tune the model `<work>/<task>-<backbone>-s<seed>/plain`."""
         task = tasks.get(name)
-        splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
-        source, test = splits["train"].shuffle(seed=seed), splits[task.dev_splits[0]]
-        texts, names = _texts(source, backbone), list(source.features["label"].names)
+        data = LabelledTexts.read(name, seed, folders, _SEPARATORS.get(backbone, " [SEP] "))
+        texts = data.train
+        names = data.names
         many, epochs = TRAINING.get(task.name, (len(texts) // 2, 3))
         folder = work / f"{task.name.lower()}-{Path(backbone).name}-s{seed}" / "plain"
         if not (folder / "config.json").exists():
@@ -75,7 +115,7 @@ class Setting:
             fine_tune(
                 backbone,
                 texts[:many],
-                list(source["label"])[:many],
+                data.train_labels[:many].tolist(),
                 names,
                 folder,
                 epochs=epochs,
@@ -92,8 +132,8 @@ class Setting:
             texts[:many],
             own,
             ids,
-            _texts(test, backbone),
-            np.array(test["label"]),
+            data.test,
+            data.test_labels,
             model,
             seed,
         )
@@ -177,10 +217,10 @@ def at_exits(outputs: Floats, policy: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return steps, outputs[np.arange(len(steps)), steps - 1].argmax(-1)
 
 
-def _texts(rows: Any, backbone: str) -> list[str]:
-    """A pair is one text, with the separator that the tokenizer reads."""
+def _texts(rows: Any, separator: str) -> list[str]:
+    """Return the texts of rows; a pair is one text, with the separator that the tokenizer reads."""
     first = list(rows["sentence1"])
     if "sentence2" not in rows.column_names:
         return first
-    between = _SEPARATORS.get(backbone, " [SEP] ")
-    return [one + between + other for one, other in zip(first, rows["sentence2"], strict=True)]
+    pairs = zip(first, rows["sentence2"], strict=True)
+    return [f"{one}{separator}{other}" for one, other in pairs]

@@ -1,31 +1,31 @@
-"""What MkDocs draws when it builds the site: result tables from committed JSON, and the reference from `__all__`.
+"""The result tables of the pages, drawn from committed JSON.
 
-A page names a table by `<!-- table: name -->`, and the public names of a module by `<!-- names: module -->`.
+Each function draws one table as Markdown; `TABLES` lists them by name, and `ROOMS` says which code a table measures.
+`docs.extensions.pages` writes the tables into the pages.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
-import sys
-from collections.abc import Callable, Iterable
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from scipy.stats import binom
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-MARKER = re.compile(r"<!-- table: (\w+) -->")
-FACE = re.compile(r"<!-- names: ([\w.]+) -->")
 RERANKED = (
     *(("cut pool", share) for share in (0.8, 0.25)),
     ("cut encoder", 1.0),
     *(("TopK", margin) for margin in (3.0, 2.0)),
     *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
 )
+ONE_MODEL_SPEED_UPS = (1.5, 2.0, 3.0)
+BROKEN = " ✗"
+"""Mark of a speed-up whose promise is broken on test rows, by an exact binomial test at 5%."""
 NAMES = {
     "static": "cut and fine-tuned",
     "minilm": "MiniLM",
@@ -46,21 +46,30 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def made_by(found: dict[str, Any], version: str | None = None) -> str:
-    """Return the version and commit that measured a result, marked where the code it speaks of is newer."""
-    made, now = found["environment"], version or str(import_module("ponder").__version__)
-    own = made["versions"]["ponder-torch"]
-    old = (
-        ""
-        if own == now and not made["uncommitted_changes"]
-        else f" **Older than the code, which is {now}.**"
-    )
-    return f"\n\nVersion {own}, commit `{made['commit'][:8]}`, {made['date']}, {made['threads']} threads.{old}"
+def made_by(results: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
+    """Return the line under a table: version, commits, date and threads of its measurements."""
+    found = [results] if isinstance(results, dict) else list(results)
+    environments = sorted((one["environment"] for one in found), key=lambda made: made["date"])
+    first = environments[0]
+    last = environments[-1]
+    commits = list(dict.fromkeys(made["commit"][:8] for made in environments))
+    measured = f"Version {last['versions']['ponder-torch']}, commit `{commits[0]}`, {first['date']}"
+    if len(commits) > 1:
+        measured = (
+            f"Version {last['versions']['ponder-torch']}, {len(commits)} commits from "
+            f"`{commits[0]}` ({first['date']}) to `{commits[-1]}` ({last['date']})"
+        )
+    return f"\n\n{measured}, {last['threads']} threads."
 
 
 def score(value: float | None) -> str:
     """Return a score in percent, or a dash."""
     return "–" if value is None else f"{value:.1f}"
+
+
+def signed(value: float) -> str:
+    """Return a gap in points with its sign."""
+    return f"{value:+.1f}"
 
 
 def pays() -> str:
@@ -76,44 +85,92 @@ def held_out() -> str:
 
 
 def one_model() -> str:
-    """Return the points by which `frozen` is ahead of `deebert` on held-out rows, from one fine-tuned model each."""
-    read_all = import_module("benchmarks.glue.results").read_all
-    score_at = import_module("benchmarks.glue.report.groups").score_at
-    known = [one for one in read_all(RESULTS / "glue") if one["recipe"] == "frozen"]
-    frozen = {(one["backbone"], one["task"], one.seed): one for one in known}
-    gaps: dict[tuple[str, str], list[list[float]]] = {}
-    for other in (one for one in read_all(RESULTS / "repeated") if one["recipe"] == "deebert"):
-        own = frozen.get((other["backbone"], other["task"], other.seed))
-        if (
-            own is not None and own["training"][0]["seconds"] == other["training"][0]["seconds"]
-        ):  # one fine-tuning
-            scores = (
-                [
-                    score_at(one.held_out, "confidence", one["num_steps"] / times)
-                    for times in (1.5, 2, 3)
-                ]
-                for one in (own, other)
-            )
-            gaps.setdefault((other["backbone"], other["task"]), []).append(
-                [100 * (a - b) for a, b in zip(*scores, strict=True)]
-            )
+    """Return the points by which `frozen` is ahead of `deebert`, from one fine-tuned model each, on both splits.
+
+    Rows are left by confidence. Held-out rows choose a default; the rows of dev are reported.
+    """
+    pairs = list(_pairs_of_one_model())
     rows = []
     for backbone in ("minilm", "mpnet"):
-        medians = {
-            task: list(map(median, zip(*of, strict=True)))
-            for (on, task), of in gaps.items()
-            if on == backbone
-        }
-        medians["mean"] = list(map(mean, zip(*medians.values(), strict=True)))
-        for task, own in medians.items():
-            seeds = str(len(gaps.get((backbone, task), "")) or "")
-            rows.append([NAMES[backbone], task, seeds, *(f"{value:+.1f}" for value in own)])
-    return table(["encoder", "task", "seeds", "×1.5", "×2", "×3"], rows)
+        by_task: dict[str, list[tuple[Any, Any]]] = {}
+        for frozen, deebert in pairs:
+            if frozen["backbone"] == backbone:
+                by_task.setdefault(frozen["task"], []).append((frozen, deebert))
+        medians = {task: _median_gaps(of_task) for task, of_task in by_task.items()}
+        for task, gaps in medians.items():
+            rows.append([NAMES[backbone], task, str(len(by_task[task])), *map(signed, gaps)])
+        means = [mean(column) for column in zip(*medians.values(), strict=True)]
+        rows.append([NAMES[backbone], "mean", "", *map(signed, means)])
+    head = [
+        f"{split}, ×{times:g}" for split in ("held out", "dev") for times in ONE_MODEL_SPEED_UPS
+    ]
+    return table(["encoder", "task", "seeds", *head], rows)
+
+
+def _pairs_of_one_model() -> Iterator[tuple[Any, Any]]:
+    """Yield runs of `frozen` and `deebert` that share task, backbone, seed and the fine-tuned model."""
+    read_all = import_module("benchmarks.glue.results").read_all
+    frozen = {}
+    for run in read_all(RESULTS / "glue"):
+        if run["recipe"] == "frozen":
+            frozen[run["backbone"], run["task"], run.seed] = run
+    for run in read_all(RESULTS / "repeated"):
+        if run["recipe"] != "deebert":
+            continue
+        partner = frozen.get((run["backbone"], run["task"], run.seed))
+        # Equal seconds of the first stage are how the files show that the fine-tuned model was reused.
+        if partner and partner["training"][0]["seconds"] == run["training"][0]["seconds"]:
+            yield partner, run
+
+
+def _median_gaps(pairs: Sequence[tuple[Any, Any]]) -> list[float]:
+    """Return the medians over seeds of `frozen` − `deebert`, in points: held out, then dev."""
+    score_at = import_module("benchmarks.glue.report.groups").score_at
+
+    def score(run: Any, held_out: bool, times: float) -> float:
+        rows = run.held_out if held_out else run
+        return float(score_at(rows, "confidence", run["num_steps"] / times))
+
+    return [
+        median(
+            100 * (score(frozen, held_out, times) - score(deebert, held_out, times))
+            for frozen, deebert in pairs
+        )
+        for held_out in (True, False)
+        for times in ONE_MODEL_SPEED_UPS
+    ]
 
 
 def ablation() -> str:
     """Return PALBERT's four changes to PonderNet, one after the other."""
     return reported("ablation", "minilm")
+
+
+def earlier() -> str:
+    """Return the scores of runs by version 0.1.0, which no other table shows: recipes, seeds and tasks as they came."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
+    suite_named = import_module("benchmarks.glue.sweep").suite_named
+    shown = [suite_named(name) for name in ("pays", "pays-mpnet", "shared", "ablation")]
+    left = [run for run in results if not any(suite.has(run) for suite in shown)]
+    label = import_module("benchmarks.glue.config").recipe_label
+    cells: dict[tuple[str, str], dict[str, list[Any]]] = {}
+    for run in left:
+        recipe = label(run["recipe"], run.config["recipe_options"])
+        cells.setdefault((run["backbone"], recipe), {}).setdefault(run["task"], []).append(run)
+    tasks = ("CoLA", "MRPC", "RTE", "SST-2", "STS-B")
+    rows = []
+    for (backbone, recipe), of_task in sorted(cells.items()):
+        shown_tasks = [_earlier_cell(of_task.get(task, [])) for task in tasks]
+        rows.append([NAMES[backbone], f"`{recipe}`", *shown_tasks])
+    return table(["encoder", "recipe", *tasks], rows)
+
+
+def _earlier_cell(runs: Sequence[Any]) -> str:
+    """Return the median score at the exits, with the number of seeds where there are several."""
+    if not runs:
+        return "–"
+    scores = median(100 * run.score("exits") for run in runs)
+    return f"{scores:.1f}" + (f" ({len(runs)})" if len(runs) > 1 else "")
 
 
 def shared() -> str:
@@ -253,92 +310,221 @@ def streaming() -> str:
 
 
 def exporting() -> str:
-    """Return the throughput of exits, int8 and both, over PyTorch in fp32."""
+    """Return the throughput of onnxruntime and int8 without exits, over PyTorch in fp32."""
     whole = read(RESULTS / "speed" / "exporting.json")
-    found = whole["figures"]
-    kinds = ("PyTorch, exits", "fp32", "fp32, exits", "int8 of all", "int8 of all, exits")
-    values = {(one["case"], one["figure"]): one["value"] for one in found}
-    cases = list(dict.fromkeys(one["case"] for one in found))
-    rows = (
+    kinds = {
+        "fp32": "onnxruntime, fp32",
+        "int8": "int8, narrowing products in fp32",
+        "int8 of all": "int8",
+    }
+    values = {}
+    for one in whole["figures"]:
+        values[one["case"], one["figure"]] = one["value"]
+    cases = list(dict.fromkeys(one["case"] for one in whole["figures"]))
+    rows = [
         [case, *(f"×{values[case, f'speed-up of {kind} over PyTorch fp32']:.1f}" for kind in kinds)]
         for case in cases
-    )
-    names = ("exits in PyTorch", "onnxruntime", "with exits", "int8", "int8 with exits")
-    return table(["model, rows × tokens", *names], rows) + made_by(whole)
+    ]
+    return table(["model, rows × tokens", *kinds.values()], rows) + made_by(whole)
+
+
+def promised() -> str:
+    """Return what exits, int8 and both give under a promise, in seconds and answers on test texts."""
+    found = _advice()
+    ways = ("exits", "int8", "int8 + exits")
+    rows = []
+    for one in found:
+        by_name = {way["name"]: way for way in one["test"]["ways"]}
+        plain = by_name["as it is"]["seconds"]
+        cells = []
+        for name in ways:
+            way = by_name.get(name)
+            if way is None or way["promise"] is None:
+                cells.append("–")
+            else:
+                cells.append(f"×{plain / way['seconds']:.2f}, {way['other_answers']:.2%}")
+        level = f"{one['settings']['disagreement']:.0%}"
+        rows.append([f"{one['task']}, {NAMES[one['backbone']]}", level, *cells])
+    return table(["task, model", "promised", *ways], rows) + made_by(found)
+
+
+def _advice() -> list[dict[str, Any]]:
+    return [read(path) for path in sorted((RESULTS / "advice").glob("*-s*.json"))]
 
 
 def rerank() -> str:
     """Return what leaving early saves at about the same change of the answer, next to what else is done."""
-    found = [
-        one
-        for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))
-        if "curves" in (one := read(path))
-    ]
+    found = [read(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
+    raced = [one for one in found if "curves" in one]
     rows = []
-    for whole in found:
-        full = next(
-            one["seconds"]
-            for one in whole["seconds"]
-            if one["way"] == "cut pool" and one["setting"] == 1.0
-        )
-        rows += [
-            [
-                f"{whole['task']}, {NAMES[whole['backbone']]}", one["way"], f"{one['setting']:g}",
-                f"×{1 / one['work']:.2f}",
-                f"×{full / one['seconds']:.2f}", f"{one['top_k']:.1%}", f"{one['ndcg']:.4f}", f"{one['ndcg_gap']:+.4f}",
-            ]
-            for one in whole["seconds"]
-            if (one["way"], one["setting"]) in RERANKED
-        ]  # fmt: skip
+    for whole in raced:
+        model = f"{whole['task']}, {NAMES[whole['backbone']]}"
+        full = next(one["seconds"] for one in whole["seconds"] if one["work"] == 1.0)
+        for one in whole["seconds"]:
+            if (one["way"], one["setting"]) not in RERANKED:
+                continue
+            # A cut encoder that loses half of the full order's nDCG has not learnt the task.
+            failed = (
+                " (failed training)" if one["way"] == "cut encoder" and one["ndcg"] > 0.5 else ""
+            )
+            rows.append(
+                [
+                    model,
+                    one["way"] + failed,
+                    f"{one['setting']:g}",
+                    f"×{1 / one['work']:.2f}",
+                    f"×{full / one['seconds']:.2f}",
+                    f"{one['top_k']:.1%}",
+                    f"{one['ndcg']:.4f}",
+                    f"{one['ndcg_gap']:+.4f}",
+                ]
+            )
     head = ["task, model", "way", "setting", "pair-layers", "seconds", "other top 10"]
     head += ["nDCG@10 lost, full order", "by labels"]
-    return table(head, rows) + made_by(found[0])
+    return table(head, rows) + made_by(raced)
+
+
+def rerank_promises() -> str:
+    """Return what promises of rankers save, and how often they were broken, over redraws of the queries."""
+    found = [read(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
+    raced = [one for one in found if "curves" in one]
+    rows = []
+    for whole in raced:
+        for one in whole["promises"]:
+            rows.append(
+                [
+                    f"{whole['task']}, {NAMES[whole['backbone']]}",
+                    f"`{one['risk']}`, k = {one['k']}",
+                    f"{one['level']:g}",
+                    f"{one['queries']}",
+                    f"×{1 / one['work']:.2f}",
+                    f"{one['broken']:.1%}",
+                ]
+            )
+    head = ["task, model", "promise", "level", "queries that certify", "pair-layers", "broken"]
+    return table(head, rows) + made_by(raced)
+
+
+def rerank_seconds() -> str:
+    """Return the seconds of a query for each runtime, with and without certified exits."""
+    whole = read(RESULTS / "rerank" / "clock-banking77-minilm-s0-k10.json")
+    names = {
+        "sentence-transformers": "Sentence Transformers",
+        "PyTorch, full": "`rank`, PyTorch, no exits",
+        "PyTorch, certified": "`rank`, PyTorch, certified exits",
+        "onnx, full": "ONNX export, no exits",
+        "onnx, certified": "ONNX export, certified exits",
+        "int8, full": "int8 export, no exits",
+    }
+    plain = whole["ways"]["sentence-transformers"]["seconds"]
+    rows = []
+    for key, name in names.items():
+        way = whole["ways"][key]
+        cells = [f"{way['seconds']:.3f}", f"×{plain / way['seconds']:.2f}", f"{way['changed']:.0%}"]
+        rows.append([name, *cells])
+    return table(["way", "seconds a query", "×", "other top 10"], rows) + made_by(whole)
+
+
+CASCADE_WAYS = {
+    "exits": "exits",
+    "cascade": "cascade",
+    "cascade with exits": "both",
+    "int8 exits": "int8 exits",
+    "int8 cascade": "int8 cascade",
+    "int8 cascade with exits": "int8 both",
+}
 
 
 def cascades() -> str:
-    """Return how much sooner each way answers under each promise, and what it changes, means over seeds."""
-    found: dict[tuple[str, str], list[Any]] = {}
-    for path in sorted((RESULTS / "cascades").glob("*-s?.json")):
-        if not path.name.startswith("curve"):
-            found.setdefault(((one := read(path))["backbone"], one["task"]), []).append(one)
-    ways = (
-        "exits",
-        "cascade",
-        "cascade with exits",
-        "int8 exits",
-        "int8 cascade",
-        "int8 cascade with exits",
-    )
+    """Return how much sooner each way answers under each promise, means over seeds, broken promises marked."""
     rows = []
-    for (backbone, task), ones in found.items():
-        for level in ones[0]["promises"]:
-            made = [one["promises"][level] for one in ones]
-            speed = [
-                f"×{mean(each[way]['batches']['times'][1] for each in made):.1f}"
-                if all(each[way]["met"] for each in made)
-                else "–"
-                for way in ways
+    for (backbone, task), runs in _cascade_runs().items():
+        for level in runs[0]["promises"]:
+            cells = []
+            for way in CASCADE_WAYS:
+                made = [run["promises"][level][way] for run in runs]
+                if not all(one["met"] for one in made):
+                    cells.append("–")
+                    continue
+                speed = mean(one["batches"]["times"][1] for one in made)
+                inside = [_test_rows(run) for run in runs]
+                broken = any(map(_is_broken, made, inside, [float(level)] * len(made)))
+                cells.append(f"×{speed:.1f}{BROKEN if broken else ''}")
+            name = f"{NAMES[backbone]}, {task}"
+            rows.append([name, str(len(runs)), f"{float(level):.0%}", *cells])
+    head = ["model, task", "seeds", "promised", *CASCADE_WAYS.values()]
+    return table(head, rows) + made_by(_all_cascade_runs())
+
+
+def cascade_answers() -> str:
+    """Return the other answers of each way on test texts, and of texts out of scope, the worst seed's."""
+    rows = []
+    for (backbone, task), runs in _cascade_runs().items():
+        for level in runs[0]["promises"]:
+            name = f"{NAMES[backbone]}, {task}"
+            rows.append([name, f"{float(level):.0%}", *_other_cells(runs, level, "other")])
+            if "other_outside" in runs[0]["promises"][level]["cascade"]:
+                cells = _other_cells(runs, level, "other_outside")
+                rows.append([f"{name}, out of scope", f"{float(level):.0%}", *cells])
+    head = ["model, task", "promised", *CASCADE_WAYS.values()]
+    return table(head, rows) + made_by(_all_cascade_runs())
+
+
+def _other_cells(runs: Sequence[Any], level: str, key: str) -> list[str]:
+    made = [[run["promises"][level][way] for run in runs] for way in CASCADE_WAYS]
+    return [f"{max(one[key] for one in ones):.1%}" for ones in made]
+
+
+def students() -> str:
+    """Return what stands in the model's place without any promise: the student alone, and labels on words."""
+    words = {
+        (one["task"], one["seed"]): one for one in read(RESULTS / "cascades" / "words.json")["rows"]
+    }
+    rows = []
+    for (backbone, task), runs in _cascade_runs().items():
+        by_labels = [words[task, run["seed"]] for run in runs if (task, run["seed"]) in words]
+        accuracy = f"{mean(one['accuracy'] for one in by_labels):.1%}" if by_labels else "–"
+        seconds = f"{mean(one['seconds'] for one in by_labels):.0f} s" if by_labels else "–"
+        student = [run["student"] for run in runs]
+        blind = [run["promises"]["0.02"]["blind mix"]["accuracy"] for run in runs]
+        rows.append(
+            [
+                f"{NAMES[backbone]}, {task}",
+                f"{mean(run['model']['accuracy'] for run in runs):.1%}",
+                f"{mean(one['accuracy'] for one in student):.1%}",
+                f"×{mean(one['batches']['times'][1] for one in student):.0f}",
+                f"{mean(one['other'] for one in student):.1%}",
+                f"{mean(blind):.1%}",
+                accuracy,
+                seconds,
             ]
-            shown = [
-                f"{mean(each['cascade'][name] for each in made):.1%}"
-                for name in ("other", "accuracy")
-            ]
-            rivals = [
-                mean(one["model"]["accuracy"] for one in ones),
-                mean(e["blind mix"]["accuracy"] for e in made),
-            ]
-            rows.append(
-                [
-                    f"{NAMES[backbone]}, {task}",
-                    f"{float(level):.0%}",
-                    *speed,
-                    *shown,
-                    *(f"{r:.1%}" for r in rivals),
-                ]
-            )
-    head = ["model, task", "promised", *(way.replace("cascade with exits", "both") for way in ways)]
-    head += ["cascade: other answers", "accuracy", "model", "blind mix"]
-    return table(head, rows) + made_by(next(iter(found.values()))[0])
+        )
+    head = ["model, task", "model's accuracy", "student alone", "×", "other answers"]
+    head += ["blind mix at 2%", "TF-IDF and logistic regression, by labels", "its training"]
+    return table(head, rows) + made_by(_all_cascade_runs())
+
+
+def _cascade_runs() -> dict[tuple[str, str], list[Any]]:
+    runs: dict[tuple[str, str], list[Any]] = {}
+    for run in _all_cascade_runs():
+        runs.setdefault((run["backbone"], run["task"]), []).append(run)
+    return runs
+
+
+def _all_cascade_runs() -> list[Any]:
+    paths = sorted((RESULTS / "cascades").glob("*-s?.json"))
+    return [read(path) for path in paths if not path.name.startswith("curve")]
+
+
+def _test_rows(run: Any) -> int:
+    """Return the number of test texts in scope: 1,000 of CLINC150's are out of scope."""
+    return int(run["texts"]["test"]) - (1000 if run["task"] == "CLINC150" else 0)
+
+
+def _is_broken(way: Any, rows: int, level: float) -> bool:
+    """Return whether the other answers on test refute the level, by an exact binomial test at 5%."""
+    others = round(way["other"] * rows)
+    return float(binom.sf(others - 1, rows, level)) < 0.05
 
 
 def redraws() -> str:
@@ -398,7 +584,7 @@ def repeats() -> str:
 
 def advice() -> str:
     """Return what `ponder advise` took for each model, and how choice and promise held on test texts."""
-    found = [read(path) for path in sorted((RESULTS / "advice").glob("*-s*.json"))]
+    found = _advice()
     rows = []
     for one in found:
         (way,) = [row for row in one["race"] if row["wins"]]
@@ -425,18 +611,19 @@ def advice() -> str:
         "promise",
         "s",
     )
-    return table(head, rows) + made_by(found[0])
+    return table(head, rows) + made_by(found)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made
-    for made in (
+    draw.__name__: draw
+    for draw in (
         pays,
         pays_by_task,
         held_out,
         one_model,
         repeats,
         ablation,
+        earlier,
         shared,
         switches,
         beyond,
@@ -447,44 +634,34 @@ TABLES: dict[str, Callable[[], str]] = {
         speed,
         streaming,
         exporting,
+        promised,
         puzzles,
         rerank,
+        rerank_promises,
+        rerank_seconds,
         cascades,
+        cascade_answers,
+        students,
         redraws,
         advice,
     )
 }
-
-
-def module_of(face: str) -> Any:
-    """Return a module by the name that users give it: `ponder.export` is an attribute of `ponder`."""
-    try:
-        return import_module(face)
-    except ModuleNotFoundError:
-        return reduce(getattr, face.split(".")[1:], import_module("ponder"))
-
-
-def names(faces: Iterable[str]) -> dict[str, list[str]]:
-    """Return the classes and functions of each face, each where it stands first."""
-    seen: set[int] = set()
-    found: dict[str, list[str]] = {}
-    for face in faces:
-        module = module_of(face)
-        found[face] = []
-        for name in module.__all__:
-            value = getattr(module, name)
-            if (inspect.isclass(value) or inspect.isfunction(value)) and id(value) not in seen:
-                seen.add(id(value))
-                found[face].append(f"{module.__name__}.{name}")
-    return found
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables and names in the places of their markers; MkDocs calls this for every page."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # where `benchmarks` lies
-    listed = names(FACE.findall(markdown))
-    markdown = FACE.sub(
-        lambda marker: "\n".join(f"::: {name}\n" for name in listed[marker[1]]), markdown
-    )
-    return MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)
+_MODEL = ("ponder/model", "ponder/running", "ponder/inference", "ponder/wrapper.py")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "finetuned": ("ponder/calibration", "integrations/transformers"),
+    "cosines": ("ponder/deploy",),
+    "risk": ("ponder/calibration",),
+    "speed": _MODEL,
+    "streaming": _MODEL,
+    "exporting": ("ponder/deploy",),
+    "promised": ("ponder/advice", "ponder/deploy", *_MODEL),
+    "rerank": ("ponder/deploy", *_MODEL),
+    "rerank_promises": ("ponder/calibration",),
+    "rerank_seconds": ("ponder/deploy", *_MODEL),
+    "cascades": ("ponder/cascade", "ponder/calibration"),
+    "cascade_answers": ("ponder/cascade", "ponder/calibration"),
+    "students": ("ponder/cascade",),
+    "redraws": ("ponder/cascade", "ponder/calibration"),
+    "advice": ("ponder/advice", "ponder/cascade", "ponder/calibration"),
+}
+"""The code that a table measures; the site says how many commits have changed it since."""
