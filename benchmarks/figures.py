@@ -22,13 +22,20 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_svg(path: Path, figure: Any) -> None:
-    """Write a figure so that text stays text, and two drawings of the same numbers are the same file."""
+def save_svg(path: Path, figure: Any, description: str | None = None) -> None:
+    """Write a figure so that text stays text, and two drawings of the same numbers are the same file.
+
+    Args:
+        path: The file.
+        figure: The figure.
+        description: What the file says of itself, in its metadata.
+    """
     import matplotlib as mpl  # it made the figure
 
     text = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Description": description}
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata=metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()), encoding="utf-8"

@@ -78,6 +78,21 @@ def pays() -> str:
     return str(import_module("benchmarks.glue.report").headline(results))
 
 
+def versus() -> str:
+    """Return the default against each rival, in pairs of runs of one seed."""
+    return str(import_module("benchmarks.glue.report").versus(*_runs()))
+
+
+def rule() -> str:
+    """Return what the rule for the default says today."""
+    return str(import_module("benchmarks.glue.report").rule(*_runs()))
+
+
+def _runs() -> tuple[Any, Any]:
+    read_all = import_module("benchmarks.glue.results").read_all
+    return read_all(RESULTS / "glue"), read_all(RESULTS / "repeated")
+
+
 def held_out() -> str:
     """Return what a default is chosen on: recipes left by confidence, on held-out rows of train."""
     results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
@@ -619,6 +634,8 @@ TABLES: dict[str, Callable[[], str]] = {
     for draw in (
         pays,
         pays_by_task,
+        versus,
+        rule,
         held_out,
         one_model,
         repeats,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ponder
-from docs.extensions.tables import FACE, module_of, names
+from docs.extensions.pages import FACE, module_of, names
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 NAMES = names(FACE.findall(PAGE.read_text()))

@@ -7,6 +7,7 @@ is built; `summary(results)` is the contents of `docs/results-summary.json`.
 from benchmarks.glue.report.pages import PARTS, page, write
 from benchmarks.glue.report.summary import COMPARED, fair_gaps, headline, held_out, summary
 from benchmarks.glue.report.tables import repeats, run_rows
+from benchmarks.glue.report.versus import rule, versus
 
 __all__ = [
     "COMPARED",
@@ -16,7 +17,9 @@ __all__ = [
     "held_out",
     "page",
     "repeats",
+    "rule",
     "run_rows",
     "summary",
+    "versus",
     "write",
 ]

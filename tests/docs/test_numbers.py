@@ -1,0 +1,306 @@
+"""Numbers in prose are those of the committed results.
+
+`CLAIMS` lists sentences with numbers, page by page, each made from the results: a page has to contain them word for
+word. On the pages of evidence every number of the prose has to stand in a claim, or be a setting that is not a result.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from scipy.stats import binom
+
+from benchmarks.gallery.drawing import digest_of_figure
+from benchmarks.glue.report import fair_gaps, summary
+from benchmarks.glue.report.summary import compared_groups
+from benchmarks.glue.results import Result, read_all
+from benchmarks.glue.sweep import suite_named
+from docs.extensions.pages import commits_since, pages, staleness, with_tables, without_tables
+from docs.extensions.tables import RESULTS
+from tests.docs.shown_code import prose
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+@cache
+def runs() -> list[Result]:
+    return read_all(RESULTS / "glue")
+
+
+@cache
+def scores() -> Any:
+    return json.loads((ROOT / "docs" / "results-summary.json").read_text("utf-8"))
+
+
+def page_text(name: str) -> str:
+    """Return the prose of a page on one line."""
+    text = without_tables((ROOT / name).read_text("utf-8"))
+    return " ".join(prose(text).split())
+
+
+# ---- Claims ------------------------------------------------------------------------------------------
+
+
+def readme_claims() -> Iterator[str]:
+    tasks = scores()["minilm"]["2"]["tasks"]
+    pairs = [f"{task} {of['static']:.1f} against {of['frozen']:.1f}" for task, of in tasks.items()]
+    yield f"MiniLM at ×2 in steps, against exits of the default: {', '.join(pairs)} |"
+    both = []
+    for backbone in ("minilm", "mpnet"):
+        ways = {way["name"]: way["seconds"] for way in advice(backbone)["test"]["ways"]}
+        both.append([ways["as it is"] / ways[name] for name in ("int8", "int8 + exits")])
+    small, large = both
+    yield (
+        f"int8 ×{small[0]:.2f}, with exits ×{small[1]:.2f} on MiniLM; "
+        f"×{large[0]:.2f} and ×{large[1]:.2f} on MPNet, where exits add nothing"
+    )
+    yield from advice_rows()
+
+
+def advice(backbone: str) -> Any:
+    return read(f"advice/banking77-{backbone}-s0.json")
+
+
+def advice_rows() -> Iterator[str]:
+    found = advice("minilm")
+    yield f"all columns are of the {found['test']['rows']:,} test texts"
+    megabytes = {way["name"]: way["megabytes"] for way in found["race"]}
+    plain = found["test"]["ways"][0]["seconds"]
+    for way in found["test"]["ways"]:
+        name = way["name"]
+        if name not in ("as it is", "exits", "cascade", "int8", "int8 + exits"):
+            continue
+        shown = f"**{name}**" if name == found["winner"] else name
+        yield (
+            f"| {shown} | {1e3 * way['seconds']:.2f} | {plain / way['seconds']:.2f} | {way['promise']:.0%} "
+            f"| {way['other_answers']:.2%} | {way['accuracy']:.1%} | {megabytes[name]:.0f} |"
+        )
+
+
+def gaps(backbone: str, rival: str) -> list[float]:
+    """Return the points by which the default is ahead of a rival at ×1.5, ×2 and ×3, means over tasks."""
+    groups = compared_groups(runs())[backbone]
+    found = []
+    for times in (1.5, 2.0, 3.0):
+        of_task = fair_gaps(groups, times, rival)
+        if of_task:
+            found.append(sum(of_task.values()) / len(of_task))
+    return found
+
+
+def signed(values: list[float]) -> str:
+    return ", ".join(f"{value:+.1f}" for value in values)
+
+
+def pays_claims() -> Iterator[str]:
+    blind = [signed(gaps(backbone, "blind_fair")) for backbone in ("minilm", "mpnet")]
+    yield f"at ×1.5, ×2 and ×3 | met: {blind[0]} | met: {blind[1]} |"
+    cut = [signed(gaps(backbone, "static")[:2]) for backbone in ("minilm", "mpnet")]
+    yield f"at ×1.5 and ×2 | missed: {cut[0]} | missed at ×2: {cut[1]} |"
+    yield f"| met: {gaps('minilm', 'static_taught')[1]:+.1f} at ×2 | not run |"
+    full = scores()["minilm"]["1"]["macro"]
+    yield f"missed: {full['frozen']:.1f}, plain {full['vanilla']:.1f}"
+    suite = [run for run in runs() if run["backbone"] == "minilm" and suite_named("pays").has(run)]
+    pabee = [run for run in suite if run["recipe"] == "pabee"]
+    cuts = [run for run in suite if run["recipe"] == "static"]
+    cuts = [run for run in cuts if not run.config["recipe_options"].get("taught")]
+    yield (
+        f"`pabee` reached that cap in {sum(map(reached_cap, pabee))} of {len(pabee)} runs "
+        f"and the cut encoders in {sum(map(reached_cap, cuts))} of {len(cuts)},"
+    )
+    whole = [run for run in runs() if run["task"] == "SST-2" and run["backbone"] == "minilm"]
+    whole = [run for run in whole if run.config["max_train"] is None]
+    half = [100 * run.score("exits") for run in whole if run.config["recipe_options"] == {"k": 3}]
+    exits = [run for run in whole if run["recipe"] == "deebert"]
+    at_two = [100 * score_at_confidence(run, 2.0) for run in exits]
+    yield (
+        f"the cut encoder at ×2 has {half[0]:.1f} and {half[1]:.1f}, "
+        f"and `deebert` {at_two[0]:.1f} and {at_two[1]:.1f}"
+    )
+    yield f"the MPNet models of `frozen` are {luck():.1f} points better than the plain runs"
+
+
+def luck() -> float:
+    """Return by how much MPNet's fine-tuned models of the default are ahead of the plain runs at full depth."""
+    groups = compared_groups(runs())["mpnet"]
+    ahead = []
+    for (name, task), group in groups.items():
+        if name == "frozen":
+            own = group.by_seed(1.0, "confidence")
+            plain = groups["vanilla", task].by_seed(1.0, "confidence")
+            ahead.append(median(own[seed] - plain[seed] for seed in own))
+    return sum(ahead) / len(ahead)
+
+
+def reached_cap(run: Result) -> bool:
+    return len(run["training"][0]["held_out_scores"]) >= run.config["epochs"]
+
+
+def score_at_confidence(run: Result, times: float) -> float:
+    from benchmarks.glue.report.groups import score_at
+
+    found = score_at(run, "confidence", run["num_steps"] / times)
+    assert found is not None
+    return found
+
+
+def palbert_claims() -> Iterator[str]:
+    found = {
+        run["recipe"]: run
+        for run in read_all(RESULTS / "repeated" / "as-the-paper")
+        if run["task"] == "CoLA"
+    }
+    held_out = {name: 100 * run.held_out.score("exits") for name, run in found.items()}
+    yield (
+        f"on the held-out rows of the same runs ({held_out['palbert']:.1f}, "
+        f"{held_out['vanilla']:.1f}; PonderNet {held_out['pondernet']:.1f})"
+    )
+
+
+def cascades_claims() -> Iterator[str]:
+    paths = sorted((RESULTS / "cascades").glob("*-s?.json"))
+    found = [json.loads(path.read_text()) for path in paths if not path.name.startswith("curve")]
+    sst, clinc = (promises_of(found, task) for task in ("SST-2", "CLINC150"))
+    yield (
+        f"{sum(sst.values())} of its {len(sst)} promises are refuted, "
+        f"and {above(found, 'SST-2')} of {len(sst)} are above their level."
+    )
+    yield f"{sum(clinc.values())} of {len(clinc)} on CLINC150's texts in scope are refuted."
+    for task in ("Banking77", "MRPC"):
+        assert not any(promises_of(found, task).values())
+    worst = max(
+        way["other_outside"]
+        for run in found
+        if run["task"] == "CLINC150"
+        for name, way in run["promises"]["0.05"].items()
+        if name != "blind mix"
+    )
+    yield f"up to {worst:.0%} get another answer under a promise of 5%."
+    accuracy = [run["model"]["accuracy"] for run in found if run["backbone"] == "mpnet"][:2]
+    yield f"is badly trained here**: {accuracy[0]:.1%} and {accuracy[1]:.1%}"
+
+
+def promises_of(found: list[Any], task: str) -> dict[tuple[int, str, str], bool]:
+    """Return every promise of a task that was given, and whether the test texts refute it."""
+    refuted = {}
+    for number, run in enumerate(found):
+        if run["task"] != task:
+            continue
+        rows = run["texts"]["test"] - (1000 if task == "CLINC150" else 0)
+        for level, ways in run["promises"].items():
+            for name, way in ways.items():
+                if way.get("met"):
+                    others = round(way["other"] * rows)
+                    refuted[number, level, name] = binom.sf(others - 1, rows, float(level)) < 0.05
+    return refuted
+
+
+def above(found: list[Any], task: str) -> int:
+    promises = [
+        way["other"] > float(level)
+        for run in found
+        if run["task"] == task
+        for level, ways in run["promises"].items()
+        for way in ways.values()
+        if way.get("met")
+    ]
+    return sum(promises)
+
+
+CLAIMS: dict[str, Callable[[], Iterator[str]]] = {
+    "README.md": readme_claims,
+    "docs/pays.md": pays_claims,
+    "docs/palbert.md": palbert_claims,
+    "docs/cascades.md": cascades_claims,
+}
+
+
+@pytest.mark.parametrize("page", CLAIMS)
+def test_claims(page: str) -> None:
+    text = page_text(page)
+    missing = [claim for claim in CLAIMS[page]() if claim not in text]
+    assert not missing, "\n".join(missing)
+
+
+SETTINGS = re.compile(
+    r"×1\.5|×2|×3|\d+%-|2%|5%|1%|MiniLM-L\d|0\.1\.0|arxiv\.org/\S+|seeds? \d|[βq] = [\d.]+"
+    r"|`[^`]*`|\d+\.\d+ ± \d+\.\d+|\d+e-\d+"
+)
+"""Numbers that are no results: speed-ups at which rows are compared, promised levels, versions, code."""
+RESULT = re.compile(r"[×+−-]?\d+\.\d+%?|×\d+|\d+%")
+
+
+@pytest.mark.parametrize("page", ["docs/pays.md", "docs/palbert.md", "docs/speed.md"])
+def test_numbers_of_the_evidence_stand_in_a_claim(page: str) -> None:
+    text = page_text(page)
+    for claim in CLAIMS.get(page, lambda: iter(()))():
+        text = text.replace(claim, "")
+    left = RESULT.findall(SETTINGS.sub("", text))
+    unclaimed = [number for number in left if number not in GOALS.get(page, ())]
+    assert not unclaimed, unclaimed
+
+
+GOALS = {
+    "docs/pays.md": ("0.7", "1.5", "2.5", "0.5", "1.0", "0.1", "0.2"),
+    "docs/palbert.md": (
+        "3.3",
+    ),  # between two runs of one configuration, of which one file was replaced
+}
+"""Goals, which were set before the runs, and numbers whose file is gone."""
+
+
+# ---- Tables, figures, staleness ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_tables_in_the_pages_are_current(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert with_tables(text) == text, "run: python -m docs.extensions.pages"
+
+
+def test_the_summary_is_that_of_the_results() -> None:
+    assert json.loads(json.dumps(summary(runs()))) == scores()
+
+
+def test_figures_show_the_committed_results() -> None:
+    """A figure holds a digest of its data, so that a redraw by another version of matplotlib is not needed."""
+    for path in sorted((ROOT / "docs" / "figures").glob("*.svg")):
+        found = re.search(r"data: ([0-9a-f]{16})", path.read_text("utf-8"))
+        drawn = digest_of_figure(path.stem)
+        shown = found[1] if found else None
+        assert drawn in (None, shown), f"{path.name}: run python -m benchmarks.gallery"
+
+
+def test_staleness_counts_commits_of_the_rooms(tmp_path: Path) -> None:
+    import subprocess
+
+    def git(*words: str) -> str:
+        options = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+        done = subprocess.run(
+            ["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    for number, room in enumerate(("model", "model", "docs")):
+        (tmp_path / room).mkdir(exist_ok=True)
+        (tmp_path / room / "file.py").write_text(str(number))
+        git("add", ".")
+        git("commit", "-qm", room)
+    first = git("rev-list", "--max-parents=0", "HEAD")[:8]
+    assert commits_since(first, ["model"], tmp_path) == 1
+    assert commits_since("0" * 8, ["model"], tmp_path) is None
+    block = f"| … |\n\nVersion 0.2.0, commit `{first}`, 2026-12-01, 1 threads."
+    assert "Since then 1 commits have changed model" in staleness(block, ["model"], tmp_path)
+    assert staleness(block, ["elsewhere"], tmp_path) == ""
