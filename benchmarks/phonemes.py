@@ -132,7 +132,8 @@ def _read_encoder() -> AlbertModel:
         attention_probs_dropout_prob=0.1,
         pad_token_id=_PAD,
     )
-    model = AlbertModel(config, add_pooling_layer=False).eval()
+    model = AlbertModel(config, add_pooling_layer=False)
+    model.eval()
     weights = {}
     for name in model.state_dict():
         stored = f"encoder.bert.{name}"
