@@ -12,6 +12,8 @@ import pytest
 import slipcover.pytest_plugin
 from hypothesis import HealthCheck, settings
 
+from tests.unaligned import move_weights_if_asked
+
 # Slipcover on Python 3.11 rewrites the code of lines that it has counted, which costs more here than counting on.
 if (counter := getattr(slipcover.pytest_plugin, "_slipcover_instance", None)) is not None:
     counter.d_miss_threshold = 10**9
@@ -26,6 +28,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("ponder")
+move_weights_if_asked()
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,13 @@ def advice(folders: Folders) -> Advice:
 def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the ways in int8 out."""
     monkeypatch.setattr(race.Race, "_int8", lambda self: None)
+
+
+@pytest.fixture
+def by_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is a thousandth of a second later at every look."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 1000)
 
 
 @pytest.mark.slow
@@ -73,7 +82,7 @@ def test_the_folder_of_every_way_is_taken_and_answers_as_in_the_race(
         assert "The promise holds" in judged.output, way.name
 
 
-@pytest.mark.usefixtures("in_torch")
+@pytest.mark.usefixtures("in_torch", "by_ticks")
 def test_the_winner_is_written_with_a_page(
     run: Callable[..., Any], folders: Folders, tmp_path: Path
 ) -> None:
@@ -101,7 +110,7 @@ def test_few_texts_give_a_table_without_promises(folders: Folders) -> None:
     assert any("different texts, or more; there are 55" in remark for remark in advice.remarks)
 
 
-@pytest.mark.usefixtures("in_torch")
+@pytest.mark.usefixtures("in_torch", "by_ticks")
 @pytest.mark.parametrize(
     ("within", "sentence"), [(10.0, "with its promise"), (1e-9, "No way answers a text within")]
 )

@@ -124,6 +124,12 @@ class Case:
         """Call the model."""
         return self.model(self.inputs, **self.context, **options)
 
+    def unroll(self) -> Any:
+        """Record every step."""
+        if hasattr(self.model, "config"):
+            return self.model.unroll(input_ids=self.inputs, **self.context)
+        return self.model.unroll(self.inputs, **self.context)
+
 
 def _heads(outputs: int, per_step: bool, lambda_head: bool) -> dict[str, Any]:
     head: nn.Module = nn.Linear(WIDTH, outputs)

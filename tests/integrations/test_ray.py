@@ -14,6 +14,7 @@ import pytest
 from ponder.errors import PonderError
 from ponder.integrations.ray import Predictor, deployment
 from ponder.integrations.transformers import PonderForSequenceClassification
+from tests.compare import assert_same_rows, clear_rows
 from tests.integrations.encoders import make_model, make_tokenizer, some_texts
 
 TEXTS = some_texts(20)
@@ -31,10 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_stand_beside_the_texts(folder: Path) -> None:
     table = {"text": np.array(TEXTS, dtype=object), "row": np.arange(20)}
     made = Predictor(folder)(table)
-    answers = PonderForSequenceClassification.from_pretrained(folder).predict(TEXTS)
+    model = PonderForSequenceClassification.from_pretrained(folder)
+    answers, clear = model.predict(TEXTS), clear_rows(model.record(TEXTS), model.policy)
     assert made["row"].tolist() == list(range(20))
-    assert made["label"].tolist() == answers.labels
-    assert made["exit_step"].tolist() == answers.exit_step.tolist()
+    assert_same_rows(made["label"], answers.labels, clear)
+    assert_same_rows(made["exit_step"], answers.exit_step, clear)
     empty = Predictor(folder)({"text": np.array([], dtype=object)})
     assert {name: len(column) for name, column in empty.items()} == dict.fromkeys(
         ("text", "label", "probability", "exit_step"), 0

@@ -32,6 +32,7 @@ from ponder.errors import ArgumentError
 from ponder.integrations.sentence_transformers import PonderTransformer, with_exits
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
 from ponder.policies import FixedStep, LastStep
+from tests.compare import assert_same_answers, assert_same_weights
 from tests.integrations.encoders import (
     make_encoder,
     make_model,
@@ -114,10 +115,11 @@ def test_saved_and_loaded_by_the_library_itself(readout: str, tmp_path: Path) ->
     again = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True)
     assert type(again[0].model) is PonderModel
     assert again[0].model.policy == FixedStep(3)
-    for policy in (None, LastStep(), policies.Quantile(0.4)):
-        assert np.array_equal(
-            model.encode(TEXTS, policy=policy), again.encode(TEXTS, policy=policy)
-        )
+    assert_same_weights(again[0].model, exiting)
+    assert_same_weights(again[-2], dense)
+    for policy in (None, LastStep(), FixedStep(2)):
+        found = again.encode(TEXTS, policy=policy)
+        assert_same_answers(found, model.encode(TEXTS, policy=policy))
 
 
 def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
@@ -161,7 +163,8 @@ def test_a_cross_encoder_exits_per_pair(num_labels: int, tmp_path: Path) -> None
     model.save_pretrained(str(tmp_path))
     again = CrossEncoder(str(tmp_path), device="cpu", trust_remote_code=True)
     assert type(again[0].model) is PonderForSequenceClassification
-    assert np.allclose(again.predict(PAIRS), model.predict(PAIRS), rtol=1e-5, atol=0)
+    assert_same_weights(again[0].model, classifier)
+    assert_same_answers(again.predict(PAIRS), model.predict(PAIRS))
 
 
 def test_a_fine_tuned_cross_encoder_keeps_its_scores_and_exits(tmp_path: Path) -> None:
@@ -170,13 +173,14 @@ def test_a_fine_tuned_cross_encoder_keeps_its_scores_and_exits(tmp_path: Path) -
     expected = CrossEncoder(str(tmp_path / "plain"), device="cpu").predict(PAIRS, batch_size=4)
     finetuned = PonderForSequenceClassification.from_finetuned(tmp_path / "plain")
     model = CrossEncoder(modules=[PonderTransformer.of(finetuned, make_tokenizer())], device="cpu")
-    assert np.array_equal(model.predict(PAIRS, batch_size=4), expected), "bit for bit at full depth"
+    assert_same_answers(model.predict(PAIRS, batch_size=4), expected)
     finetuned.policy = policies.FixedStep(2)
     with torch.no_grad():
         assert model[0](model.preprocess(PAIRS))["exit_step"].tolist() == [2] * 4
     model.save_pretrained(str(tmp_path / "saved"))
     again = CrossEncoder(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
-    assert np.allclose(again.predict(PAIRS), model.predict(PAIRS), rtol=1e-5, atol=0)
+    assert_same_weights(again[0].model, finetuned)
+    assert_same_answers(again.predict(PAIRS), model.predict(PAIRS))
     assert again[0].model.policy == FixedStep(2)
 
 

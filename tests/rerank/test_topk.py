@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import ponder
 from ponder import policies
@@ -86,8 +86,34 @@ def test_exits_equal_the_oracle(
         torch.from_numpy(scores)[..., None], None, torch.arange(rows), **given
     )
     assert array.exit_steps(policy).tolist() == expected
-    assert trajectory.exit_steps(policy).tolist() == expected  # asked about exited rows too
-    assert trajectory.replay(policy).exit_step.tolist() == expected  # asked about those that remain
+    assert trajectory.replay(policy).exit_step.tolist() == expected
+    assert run_on(torch.from_numpy(scores), given["policy_context"], policy) == expected
+
+
+class Column(nn.Module):
+    """A step that reads its own column of scores."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return hidden[0], hidden[0][:, [self.number]]
+
+
+def run_on(scores: Tensor, context: dict[str, Tensor], policy: policies.ExitPolicy) -> list[int]:
+    """The exits of a model with these scores, `(rows, steps)`, which decides on the rows that remain alone."""
+    model = ponder.PonderWrapper(
+        [Column(number) for number in range(scores.shape[1])],
+        stem=lambda rows: (rows, rows[:, :1]),
+        readout=lambda hidden: hidden[1],
+        head=nn.Identity(),
+        task="regression",
+    )
+    found: list[int] = model.eval()(
+        scores, policy=policy, policy_context=context
+    ).exit_step.tolist()
+    return found
 
 
 def model(policy: policies.ExitPolicy) -> ponder.PonderWrapper:
