@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 __all__ = ["PUZZLES", "Problems", "Puzzle"]
@@ -77,7 +78,7 @@ def _prefix_sums(level: int, count: int, generator: torch.Generator) -> tuple[Te
     to the number of bits (Schwarzschild et al. 2021, arXiv 2106.04537).
     """
     bits = torch.randint(0, 2, (count, level), generator=generator)
-    return bits.unsqueeze(1) - 0.5, bits.cumsum(-1) % 2
+    return rearrange(bits, "batch bits -> batch 1 bits") - 0.5, bits.cumsum(-1) % 2
 
 
 def _mazes(level: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,8 @@ def _mazes(level: int, count: int, generator: torch.Generator) -> tuple[Tensor, 
             inputs[row, move, list(cells)] = 1.0
         inputs[row, 4, start] = inputs[row, 5, goal] = 1.0
         labels[row, _way(openings, start, goal, level)] = 1
-    return inputs.unflatten(-1, (level, level)) - 0.5, labels
+    grid = rearrange(inputs, "batch channels (row column) -> batch channels row column", row=level)
+    return grid - 0.5, labels
 
 
 def _walk(side: int, numbers: random.Random) -> list[list[int]]:

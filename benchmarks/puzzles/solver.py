@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 import ponder
@@ -110,7 +111,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits; each position alone."""
-        logits: Tensor = self.layer(features.flatten(2).transpose(1, 2))
+        logits: Tensor = self.layer(rearrange(features, "batch width ... -> batch (...) width"))
         return logits
 
 
@@ -124,10 +125,10 @@ class PooledLambda(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return hazard logits, `(batch,)`."""
-        positions = features.flatten(2)
-        logits: Tensor = self.layer(
-            torch.cat([positions.mean(-1), positions.amax(-1)], dim=-1)
-        ).squeeze(-1)
+        mean = reduce(features, "batch width ... -> batch width", "mean")
+        highest = reduce(features, "batch width ... -> batch width", "max")
+        both = torch.cat([mean, highest], dim=-1)
+        logits: Tensor = rearrange(self.layer(both), "batch 1 -> batch")
         return logits
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 from transformers import (
     AlbertConfig,
@@ -123,10 +124,10 @@ def teach(
 
 def _distance(own: Any, wanted: Any, mask: Tensor) -> Tensor:
     """Squared distance of the hidden states over real positions, that of the last weighted most."""
-    real = mask.unsqueeze(-1).float()
-    each = [
-        ((a - b) ** 2).mean(-1, keepdim=True).mul(real).sum() / real.sum()
-        for a, b in zip(own, wanted, strict=True)
-    ]
-    loss: Tensor = _LAST * each[-1] + _OTHERS * torch.stack(each[1:-1]).sum()
+    real = mask.float()
+    by_layer = []
+    for ours, theirs in zip(own, wanted, strict=True):
+        distances = reduce((ours - theirs) ** 2, "batch length width -> batch length", "mean")
+        by_layer.append((distances * real).sum() / real.sum())
+    loss: Tensor = _LAST * by_layer[-1] + _OTHERS * torch.stack(by_layer[1:-1]).sum()
     return loss

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_choice
@@ -66,8 +67,8 @@ class LambdaHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""
-        logits: Tensor = self.layers(features)
-        return logits.squeeze(-1)
+        logits: Tensor = rearrange(self.layers(features), "... 1 -> ...")
+        return logits
 
 
 class PerStep(nn.Module):

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
@@ -58,12 +59,11 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """
     if attention_mask is None:
         return hidden.mean(1)
-    weights = (attention_mask != 0).to(hidden.dtype).unsqueeze(-1)
+    real = rearrange(attention_mask != 0, "batch length -> batch length 1")
+    # A sum over a long text overflows in half precision.
     fine = torch.promote_types(hidden.dtype, torch.float32)
-    total = (hidden * weights).sum(
-        1, dtype=fine
-    )  # a sum over a long text overflows in half precision
-    return (total / weights.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
+    total = (hidden * real.to(hidden.dtype)).sum(1, dtype=fine)
+    return (total / real.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
