@@ -16,7 +16,6 @@ import importlib.util
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch

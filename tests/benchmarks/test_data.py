@@ -164,7 +164,7 @@ def test_tokens_are_cut_and_padded_to_the_longest_of_the_batch(
 
 
 def test_a_backbone_is_embedded_a_folder_or_a_hub_name(backbone: str) -> None:
-    assert backbones.names() == ("minilm", "mpnet", "shared")
+    assert backbones.names() == ("minilm", "mpnet", "e5", "plbert", "shared")
     assert str(backbones.resolve(backbone)) == backbone
     assert backbones.resolve("bert-base-uncased") == "bert-base-uncased"
     with pytest.raises(ArgumentError, match="existing folder"):
