@@ -83,6 +83,12 @@ class StepDistribution(Distribution):
         """The probabilities of the steps, `(…, steps)`."""
         return self.log_pmf.exp()
 
+    @property
+    def hazard(self) -> Tensor:
+        """The hazards λ_n = p(n) / P(step ≥ n), `(…, steps)`; 1 at the last step."""
+        log_survival = self.log_pmf.flip(-1).logcumsumexp(-1).flip(-1)
+        return (self.log_pmf - log_survival).exp()
+
     @lazy_property
     def cdf_table(self) -> Tensor:
         """P(stop at n or before) of every step n, `(…, steps)`; exactly 1 at the last."""

@@ -1,5 +1,6 @@
 """Objectives: a frozen dataclass each, one file a family."""
 
+from ponder.objectives.adaptive import ACT
 from ponder.objectives.base import Depth, Objective, Progress, Unrolled, Weighted, registry
 from ponder.objectives.distillation import Distillation, MutualDistillation
 from ponder.objectives.halting import Ponder
@@ -7,6 +8,7 @@ from ponder.objectives.simulated import SignalCalibration, SimulatedExits
 from ponder.objectives.supervised import DeepSupervision, FinalStep, OneStep, RandomDepth
 
 __all__ = [
+    "ACT",
     "DeepSupervision",
     "Depth",
     "Distillation",

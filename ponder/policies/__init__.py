@@ -16,10 +16,11 @@ from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
 from ponder.policies.combine import All, Any_, Certified, FromStep
 from ponder.policies.counting import Converged, Patience, Voting
 from ponder.policies.gate import Gate
-from ponder.policies.halting import Bernoulli, Quantile
+from ponder.policies.halting import ACT, Bernoulli, Quantile
 from ponder.policies.topk import TopK
 
 __all__ = [
+    "ACT",
     "All",
     "Any_",
     "Bernoulli",

@@ -1,4 +1,4 @@
-"""Policies on the halting distribution: sampling (PonderNet) and its quantile (PALBERT's Q-exit)."""
+"""Policies on hazards: sampling (PonderNet), its quantile (PALBERT's Q-exit), and their sum (ACT)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ponder.policies.base import (
     registry,
 )
 
-__all__ = ["Bernoulli", "Quantile"]
+__all__ = ["ACT", "Bernoulli", "Quantile"]
 
 
 @registry.register("quantile")
@@ -82,3 +82,37 @@ class Bernoulli(ExitPolicy):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         return step.cdf > state, state
+
+
+@registry.register("act")
+@dataclass(frozen=True)
+class ACT(ThresholdPolicy):
+    """Adaptive computation time: stop once the halting units add up to 1 − ε (Graves 2016, Section 2).
+
+    With the halting unit h_n = σ(hazard logit), the row exits at N = min{n : h_1 + … + h_n ≥ 1 − ε}. Unlike hazards,
+    halting units are added and not multiplied, so that N is certain and nothing is sampled.
+
+    The answer of a run is the output of step N. The paper's answer is the mean of the outputs of steps 1 … N under
+    the weights that `objectives.ACT` trains; `objectives.ACT.answer` gives it for a trajectory.
+
+    Args:
+        epsilon: ε in [0, 1], the mass that may be missing. 1 exits at the first step.
+
+    Example:
+        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 1.0, 0.0]]), torch.arange(1))
+        >>> torch.tensor([-1.0, 1.0]).sigmoid().cumsum(0)
+        tensor([0.2689, 1.0000])
+        >>> record.replay(policies.ACT(0.01)).exit_step
+        tensor([2])
+    """
+
+    epsilon: float = 0.01
+    needs = frozenset({"hazard"})
+    tunable = Threshold("epsilon", "at_most")
+
+    def __post_init__(self) -> None:
+        check_real("epsilon", self.epsilon, 0.0, 1.0)
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        total = step.hazard if state is None else state + step.hazard
+        return 1.0 - total, total

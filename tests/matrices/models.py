@@ -348,6 +348,8 @@ CASES: list[policies.ExitPolicy] = [
     policies.Quantile(0.0),
     policies.Quantile(1.0),
     policies.Bernoulli(seed=3),
+    policies.ACT(0.1),
+    policies.ACT(0.5) & policies.Quantile(0.3),
     policies.Patience(1, tolerance=0.5),
     policies.Patience(2, tolerance=0.9),
     policies.Converged(patience=1, tolerance=0.5),

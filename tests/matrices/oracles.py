@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 Spec = dict[str, Any]
@@ -63,6 +64,25 @@ def kl(p: Sequence[float], q: Sequence[float]) -> float:
         if any(b == 0 for _, b in pairs)
         else math.fsum(a * (math.log(a) - math.log(b)) for a, b in pairs)
     )
+
+
+def act(logits: Sequence[float], epsilon: float) -> tuple[list[float], int, float]:
+    """Graves 2016: the weights of the steps, the step N at which halting units add up, and the remainder R."""
+    weights, total = list[float](), 0.0
+    for n, logit in enumerate(logits, start=1):
+        if n == len(logits) or total + sigmoid(logit) >= 1.0 - epsilon:
+            remainder = 1.0 - total
+            return [*weights, remainder] + [0.0] * (len(logits) - n), n, remainder
+        weights.append(sigmoid(logit))
+        total += sigmoid(logit)
+    raise AssertionError("unreachable")
+
+
+def mean_output(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Σ p_n y_n of the outputs of all steps, lists of numbers, or of lists of them at every position."""
+    if not isinstance(outputs[0], list):
+        return math.fsum(w * y for w, y in zip(weights, outputs, strict=True))
+    return [mean_output(each, weights) for each in zip(*outputs, strict=True)]
 
 
 def prior(spec: Spec, num_steps: int) -> list[float]:
@@ -160,6 +180,10 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
                 math.fsum(mass * math.exp(-loss) for mass, loss in zip(p, losses, strict=True))
             )
         return fit + spec["beta"] * (kl(p, q) if spec["kl"] == "posterior_prior" else kl(q, p))
+    if name == "act":
+        p, last, remainder = act(row["hazard_logits"], spec["epsilon"])
+        answer = mean_output(row["all_outputs"], p)
+        return task_loss(task, answer, row["label"]) + spec["cost"] * (last + remainder)
     if name == "deep-supervision":
         w = [n if spec["weights"] == "linear" else 1 for n in range(1, len(losses) + 1)]
         return math.fsum(a * b for a, b in zip(w, losses, strict=True)) / sum(w)
@@ -294,6 +318,10 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
     if name in ("quantile", "bernoulli"):
         q = spec["q"] if name == "quantile" else uniform(spec["seed"], row["row_id"])
         return [above(total, q) for total in cdf(pmf(row["hazard_logits"]))]
+    if name == "act":
+        totals = accumulate(map(sigmoid, row["hazard_logits"]))
+        left = [total - (1.0 - spec["epsilon"]) for total in totals]
+        return [None if abs(each) < NEAR else each >= 0 for each in left]
     if name in ("patience", "converged"):
         unchanged = _same if name == "patience" else _still
         pairs = zip(outputs[1:], outputs, strict=False)

@@ -174,6 +174,8 @@ OBJECTIVES: list[objectives.Objective] = [
     objectives.Ponder(0.3, kl="prior_posterior"),
     objectives.Ponder(0.2, likelihood="log_expected"),
     objectives.Ponder(0.0),
+    objectives.ACT(0.3),
+    objectives.ACT(0.1, epsilon=0.4),
     objectives.DeepSupervision("linear"),
     objectives.DeepSupervision("uniform"),
     objectives.FinalStep(),
@@ -236,6 +238,7 @@ def rows_of(task: str, given: dict[str, Tensor]) -> list[dict[str, Any]]:
             outputs, teacher = [output[:real] for output in outputs], teacher[:real]
         row = {"task": task, "outputs": outputs, "teacher": teacher, "losses": losses}
         row["hazard_logits"] = given["hazard_logits"][i].tolist()
+        row["all_outputs"], row["label"] = given["outputs"][i].tolist(), labels[i]
         rows.append(row | {"prior": oracles.prior(PRIOR.to_dict(), len(outputs))})
     return rows
 
@@ -279,7 +282,9 @@ def test_gradients_are_differences_with_teachers_held(
                 pairs = zip(rows_of(task, moved), at, strict=True)
                 sides.append(sum(oracles.objective(spec, row, of) for row, of in pairs))
             difference = (sides[0] - sides[1]) / (2 * nudge)
-            assert float(learnt.view(-1)[place]) == pytest.approx(difference, rel=1e-3, abs=1e-6), (
+            assert float(learnt.reshape(-1)[place]) == pytest.approx(
+                difference, rel=1e-3, abs=1e-6
+            ), (
                 each,
                 place,
             )
@@ -408,6 +413,7 @@ RECIPES: dict[
     "vanilla": (policies.LastStep(), objectives.FinalStep(), None, False),
     "pondernet": (policies.Bernoulli(0), objectives.Ponder(0.5), (1, 1), False),
     "palbert": (policies.Quantile(0.5), objectives.Ponder(0.5), (3, 2), False),
+    "act": (policies.ACT(0.01), objectives.ACT(0.01), (1, 1), False),
     "pabee": (policies.Patience(3, 0.1), objectives.DeepSupervision("linear"), None, True),
     "deebert": (policies.Entropy(0.2), objectives.FinalStep(), None, True),
     "fastbert": (policies.Entropy(0.5, normalize=True), objectives.FinalStep(), None, True),

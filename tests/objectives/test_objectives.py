@@ -20,6 +20,7 @@ from tests.matrices import oracles
 ROWS, STEPS, CLASSES = 6, 4, 3
 EVERY: list[objectives.Objective] = [
     objectives.Ponder(0.5, likelihood="log_expected"),
+    objectives.ACT(0.02, epsilon=0.05),
     objectives.DeepSupervision("uniform"),
     objectives.FinalStep(),
     objectives.OneStep(2),

@@ -115,6 +115,7 @@ SIMPLE: list[policies.ExitPolicy] = [
     policies.Converged(patience=2),
     policies.Converged(0.3, on="features"),
     policies.Quantile(0.5),
+    policies.ACT(0.1),
     policies.FixedStep(3),
     gate(),
 ]

@@ -21,6 +21,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "static": (Stage(objectives.OneStep(3)),),
     "pondernet": (Stage(objectives.Ponder(0.5)),),
     "palbert": (Stage(objectives.Ponder(0.5)),),
+    "act": (Stage(objectives.ACT(0.01)),),
     "pabee": (Stage(ALL("linear")),),
     "leebert": (Stage(ALL("linear") + 1.0 * objectives.MutualDistillation(2.0)),),
     "deebert": (BY_LABELS, Stage(ALL("uniform"), train="early_heads")),

@@ -1,0 +1,27 @@
+"""Adaptive computation time: one halting unit, the loss of the mean answer, and the sum that stops."""
+
+from ponder.objectives import adaptive
+from ponder.policies import halting
+from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+
+
+@registry.register("act")
+def act(*, cost: float = 0.01, epsilon: float = 0.01) -> Recipe:
+    """The recipe ACT, the origin of the field; the Universal Transformer trains so at every position.
+
+    Args:
+        cost: Time penalty: what one more step costs in the unit of the loss.
+        epsilon: A row stops once its halting units add up to 1 − epsilon.
+
+    Example:
+        >>> recipes.get("act", cost=0.001).policy
+        ACT(epsilon=0.01)
+    """
+    return Recipe(
+        name="act",
+        paper="Graves 2016, arXiv 1603.08983",
+        stages=(Stage(adaptive.ACT(cost, epsilon)),),
+        policy=halting.ACT(epsilon),
+        lambda_head=LambdaSpec(),
+        tuned_for=None,
+    )
