@@ -1,0 +1,157 @@
+"""The verdict on a promise, from fresh rows: kept, not refuted, or broken.
+
+A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if so much would be seen
+with a probability of at most 1 − confidence while the promise holds, and else *not refuted*: too few rows to say more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ponder._utils.rounding import rounded_down
+from ponder.calibration.bounds import BOUNDS, binomial_cdf, rows_needed, upper_bound
+from ponder.calibration.records import Floats
+from ponder.calibration.statement import count, percent
+
+__all__ = ["Verdict", "judge", "judge_losses", "rows_that_would_do"]
+
+_MOST_ROWS = 1_000_000  # beyond which no number of rows is named
+_CODES = {"kept": 0, "broken": 1, "not refuted": 3}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A promise, judged on fresh rows.
+
+    Args:
+        name: ``"kept"``, ``"not refuted"`` or ``"broken"``.
+        sentence: The same in words, with the numbers.
+        observed: The mean loss of the rows: the share of answers that differ.
+        rows: Number of rows.
+        upper: Upper confidence limit of the loss; NaN if only the level was tested.
+        enough: Number of rows that would show the promise kept, if losses go on as they were; None if none would.
+    """
+
+    name: Literal["kept", "not refuted", "broken"]
+    sentence: str
+    observed: float
+    rows: int
+    upper: float
+    enough: int | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code of `ponder check`: 0 kept, 1 broken, 3 not refuted."""
+        return _CODES[self.name]
+
+
+def judge(
+    differ: int, rows: int, level: float, confidence: float, unit: str = "fresh text"
+) -> Verdict:
+    """Judge the promise that at most `level` of the answers differ, by the exact binomial test.
+
+    Args:
+        differ: Number of rows whose answer differs.
+        rows: Number of rows.
+        level: The level that was promised, in (0, 1).
+        confidence: Probability with which a verdict is right, in (0, 1).
+        unit: Noun of a row.
+
+    Example:
+        >>> [judge(differ, 500, 0.01, 0.95).name for differ in (0, 1, 5, 12)]
+        ['kept', 'kept', 'not refuted', 'broken']
+    """
+    upper = upper_bound(differ, rows, confidence)
+    observed = differ / rows
+    certainty = f"{rounded_down(100 * confidence)}% confidence"
+    seen = f"{differ} of {count(rows, unit)} answered otherwise ({100 * observed:.2f}%)"
+    limits = (
+        f"{seen}, with {certainty} at most {percent(upper)}; promised: at most {percent(level)}."
+    )
+    if upper <= level:
+        return Verdict("kept", f"The promise is kept: {limits}", observed, rows, upper)
+    chance = 1.0
+    if differ:
+        chance = 1.0 - float(binomial_cdf(rows, level)[differ - 1])
+    if chance <= 1.0 - confidence:
+        sentence = (
+            f"The promise is broken, with {certainty}: {seen}; promised: at most {percent(level)}."
+        )
+        return Verdict("broken", sentence, observed, rows, upper)
+    enough = rows_that_would_do(observed, level, confidence)
+    more = _of_more(enough, unit)
+    return Verdict(
+        "not refuted", f"The promise is not refuted: {limits} {more}", observed, rows, upper, enough
+    )
+
+
+def judge_losses(
+    losses: Floats, level: float, confidence: float, unit: str = "fresh query"
+) -> Verdict:
+    """Judge the promise that the mean of losses in [0, 1] is at most `level`.
+
+    Losses that are 0 or 1 are judged by `judge`, others by the bound of betting (Waudby-Smith & Ramdas 2020), from both
+    sides.
+    """
+    rows = len(losses)
+    if np.isin(losses, (0.0, 1.0)).all():
+        return judge(int(losses.sum()), rows, level, confidence, unit)
+    below, above = (
+        float(BOUNDS["betting"].p_values(side[:, None], limit)[0])
+        for side, limit in ((losses, level), (1.0 - losses, 1.0 - level))
+    )
+    observed = float(losses.mean())
+    certainty = f"{rounded_down(100 * confidence)}% confidence"
+    seen = (
+        f"a mean loss of {observed:.4f} on {count(rows, unit)}; promised: at most {percent(level)}"
+    )
+    if below <= 1.0 - confidence:
+        return Verdict(
+            "kept", f"The promise is kept, with {certainty}: {seen}.", observed, rows, math.nan
+        )
+    if above <= 1.0 - confidence:
+        return Verdict(
+            "broken", f"The promise is broken, with {certainty}: {seen}.", observed, rows, math.nan
+        )
+    sentence = f"The promise is not refuted: {seen}. So few rows say no more."
+    return Verdict("not refuted", sentence, observed, rows, math.nan)
+
+
+def rows_that_would_do(share: float, level: float, confidence: float) -> int | None:
+    """Return how many rows would show a promise kept, if this share of them differs; None above a million.
+
+    Example:
+        >>> rows_that_would_do(0.0, 0.02, 0.95), rows_that_would_do(0.02, 0.02, 0.95)
+        (149, None)
+    """
+    if share >= level:
+        return None
+    high = rows_needed(level, confidence)
+    low = high - 1
+    while not _would_do(share, high, level, confidence):
+        low, high = high, 2 * high
+        if high > _MOST_ROWS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _would_do(share, middle, level, confidence):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _would_do(share: float, rows: int, level: float, confidence: float) -> bool:
+    return upper_bound(math.ceil(share * rows), rows, confidence) <= level
+
+
+def _of_more(enough: int | None, unit: str) -> str:
+    if enough is None:
+        return "So few say no more; pass more of them to decide."
+    digits = max(len(str(enough)) - 2, 0)
+    rounded = -(-enough // 10**digits) * 10**digits
+    return f"Too few to say more: about {count(rounded, unit)} would do, if as few differ."
