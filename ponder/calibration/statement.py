@@ -1,10 +1,10 @@
 """The sentence of a promise: what to do, what may differ, how often, and with what confidence.
 
-Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by one `Promise`, so that
-it has one shape. Limits are rounded up and confidences down, so that a reader never sees more than was certified.
+Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by one `Promise`, so
+that it has one shape. Limits are rounded up and confidences down: a reader never sees more than was certified.
 
-    Take answers with a confidence above 0.93, and ask the reference for the others: other answers on at most 2% of texts
-    like these, with 95% confidence (certified on 800 texts that chose nothing).
+    Take answers with a confidence above 0.93, and ask the reference for the others: other answers on at most 2% of
+    texts like these, with 95% confidence (certified on 800 texts that chose nothing).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Promise:
         unit: Noun of a row: ``"text"``, ``"query"``.
 
     Example:
-        >>> Promise("Stop every text at step 3", "other answers", 0.0101, 0.95, 800).sentence
-        'Stop every text at step 3: other answers on at most 1.01% of texts like these, with 95% confidence (certified on 800 texts that chose nothing).'
+        >>> Promise("Stop every text at step 3", "other answers", 0.0101, 0.95, 800).limit
+        'at most 1.01% other answers, with 95% confidence'
     """
 
     rule: str

@@ -1,7 +1,7 @@
 """The verdict on a promise, from fresh rows: kept, not refuted, or broken.
 
-A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if so much would be seen
-with a probability of at most 1 − confidence while the promise holds, and else *not refuted*: too few rows to say more.
+A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if so much would be
+seen with a probability of at most 1 − confidence while it holds, and else *not refuted*: too few rows to say more.
 """
 
 from __future__ import annotations
