@@ -55,6 +55,17 @@ class Family:
     def encoder(self, layers: int = 4) -> PreTrainedModel:
         """A tiny random encoder in evaluation mode, with weights at which no layer stands still."""
         torch.manual_seed(0)
+        return _moved(encoder_of(AutoModel.from_config(self.configuration(layers))))
+
+    def finetuned(self, auto: Any, layers: int = 4) -> PreTrainedModel:
+        """A tiny random model with the head of an Auto class, likewise."""
+        torch.manual_seed(0)
+        config = self.configuration(layers)
+        config.decoder_start_token_id = config.pad_token_id
+        return _moved(auto.from_config(config))
+
+    def configuration(self, layers: int) -> Any:
+        """The configuration of a tiny model."""
         kind = type(AutoConfig.for_model(self.model_type))
         names, known = getattr(kind, "attribute_map", {}), kind().to_dict()
         tiny = {
@@ -67,18 +78,23 @@ class Family:
             for n, v in small.items()
             if n in known and not isinstance(known[n], list | tuple | dict)
         }
-        config = kind(
+        return kind(
             **{**fields, **{names.get(name, name): value for name, value in self.config.items()}}
         )
-        encoder = encoder_of(AutoModel.from_config(config))
-        with torch.no_grad():
-            for weight in encoder.parameters():
-                if weight.dim() > 1:
-                    weight.normal_(std=0.2)
-            for part in encoder.modules():  # a vector of padding that training would leave at zero
-                if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
-                    part.weight[part.padding_idx] = 0.0
-        return encoder.eval()
+
+
+def _moved(model: Any) -> PreTrainedModel:
+    """Return a model in evaluation mode whose layers all do something."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.2)
+        for part in model.modules():  # a vector of padding that training would leave at zero
+            if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
+                part.weight[part.padding_idx] = 0.0
+    model.eval()
+    moved: PreTrainedModel = model
+    return moved
 
 
 def example_of(encoder: PreTrainedModel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,7 +45,13 @@ from ponder.recipes import Recipe, Stage
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["HeadsWrapper", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
+__all__ = [
+    "HeadsWrapper",
+    "PonderModelOutput",
+    "PonderPreTrainedModel",
+    "load_whole",
+    "span_labels",
+]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -68,6 +74,7 @@ _EXITS = Recipe(
     per_step_heads=True,
     tuned_for=None,
 )
+_ENCODER = "ponder.stem.encoder"  # the path of the encoder in the model
 _READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar(
     "_READING", default=None
 )
@@ -268,7 +275,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         Raises:
             ArgumentError: An unknown recipe or readout, or an encoder that cannot be used.
         """
-        encoder = encoder_of(_loaded(AutoModel, encoder, loading))
+        encoder = encoder_of(load_whole(AutoModel, encoder, loading))
         check_saveable(encoder)
         packed = None if example is None else pack(example)
         adapter = adapter_for(encoder, None, packed)
@@ -340,7 +347,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             ArgumentError: It has no such head, or cannot be captured (says why).
             CheckpointError: The folder holds no whole fine-tuned model.
         """
-        whole = _loaded(cls.auto_class, model, loading)
+        whole = load_whole(cls.auto_class, model, loading)
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
             expected = "a fine-tuned model of Transformers, head included, without exits"
@@ -381,11 +388,12 @@ class PonderPreTrainedModel(PreTrainedModel):
         hub: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
         source = str(pretrained_model_name_or_path)
         reading = _READING.set((source, kwargs.pop("trust_remote_code", None), hub))
+        with_info = kwargs.pop("output_loading_info", False)
+        base: Any = super()
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model, info = base.from_pretrained(source, *args, **kwargs, output_loading_info=True)
         finally:
             _READING.reset(reading)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
         saved = (model.config.architectures or [cls.__name__])[0]
         if (
             saved != cls.__name__
@@ -396,9 +404,18 @@ class PonderPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, "
                 f"whose heads answer something else. Load it with {saved}.from_pretrained."
             )
+        _refuse_missing(source, model, info["missing_keys"])
         model._learn()
         model.policy = promise_about(model.ponder.weights_digest, model.policy)
-        return loaded
+        return (model, info) if with_info else model
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Return the tied weights, those of the encoder included: the base class looks for them in children alone."""
+        tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
+        if not all_submodels:
+            inner = self.encoder.all_tied_weights_keys
+            tied |= {f"{_ENCODER}.{name}": f"{_ENCODER}.{source}" for name, source in inner.items()}
+        return tied
 
     def _learn(self) -> None:
         """Capture the encoder, which had to wait for its weights; nothing to do where an adapter needs none."""
@@ -709,8 +726,8 @@ def check_saveable(model: PreTrainedModel) -> None:
         )
 
 
-def _loaded(
-    auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: dict[str, Any]
+def load_whole(
+    auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: Mapping[str, Any]
 ) -> PreTrainedModel:
     """A model of Transformers, loaded where it is not one yet; no weight may be random."""
     if isinstance(source, PreTrainedModel):
@@ -722,17 +739,23 @@ def _loaded(
     given = {"dtype": torch.float32, **loading, "output_loading_info": True}
     model: PreTrainedModel
     model, info = auto.from_pretrained(str(source), **given)
-    missing = sorted(
-        key
-        for key in info["missing_keys"]
-        if auto is not AutoModel or "pooler" not in key.split(".")
-    )
-    if missing:
+    missing = info["missing_keys"]
+    if (
+        auto is AutoModel
+    ):  # checkpoints of language models have no pooler, and many encoders do without
+        missing = [key for key in missing if "pooler" not in key.split(".")]
+    _refuse_missing(str(source), model, missing)
+    return model
+
+
+def _refuse_missing(source: str, model: nn.Module, missing: Iterable[str]) -> None:
+    """Refuse a folder that lacks weights: Transformers draws them at random, and says so in a log."""
+    lacking = sorted(missing)
+    if lacking:
         raise CheckpointError(
-            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(missing[:3])}, which "
+            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(lacking[:3])}, which "
             "would be random. Pass the folder of a fine-tuned model, or its encoder to from_encoder."
         )
-    return model
 
 
 def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:

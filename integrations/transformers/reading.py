@@ -16,6 +16,7 @@ from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
+from ponder.integrations.transformers.modeling import load_whole
 from ponder.integrations.transformers.texts import encodings_of, load_tokenizer
 
 __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
@@ -68,7 +69,7 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
         got = f"{config.num_labels} outputs, problem_type {config.problem_type!r}"
         remedy = "Rerankers and several labels a text have no answers that are the same or not."
         raise ArgumentError("MODEL", expected=expected, got=got, remedy=remedy)
-    encoder: Any = AutoModelForSequenceClassification.from_pretrained(source)
+    encoder: Any = load_whole(AutoModelForSequenceClassification, source, {"dtype": "auto"})
     return PlainClassifier(encoder.eval(), load_tokenizer(source))
 
 

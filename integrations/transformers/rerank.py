@@ -28,6 +28,7 @@ from ponder.inference.batches import source_of
 from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.exits import counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
+from ponder.integrations.transformers.modeling import load_whole
 from ponder.integrations.transformers.texts import examples_of, load_tokenizer
 from ponder.policies import LastStep, TopK
 
@@ -66,7 +67,7 @@ class CrossEncoder(Ranker):
         whole: Any = model
         if not isinstance(model, nn.Module):
             tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
-            whole = AutoModelForSequenceClassification.from_pretrained(str(model))
+            whole = load_whole(AutoModelForSequenceClassification, model, {"dtype": "auto"})
         sigmoid = not _activation(whole.config, model).endswith("Identity")
         made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
         made.tokenizer = tokenizer

@@ -49,7 +49,7 @@ _OPTIONS = {
 }
 """The options behind arguments of the library that are called otherwise."""
 _QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "warning",  # reports of weights that a file lacks are seen
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }  # its notes would stand between ours
 Advance: TypeAlias = Callable[[str, int, int], None]

@@ -92,20 +92,26 @@ class ExampleReader:
 
         Args:
             examples: The examples.
-            spare: Add a row of length 1, beside which a mask hides something.
+            spare: Add a row of length 1, beside which a mask hides something: the first once more, under a mask that
+                shows its first position alone. So a module that looks for an end of text in each row finds one.
         """
         rows = [(example.inputs, example.context, example.length) for example in examples]
         (inputs, contexts, lengths), padding = zip(*rows, strict=True), self.padding
         length = max(2 if spare else 0, *lengths)
 
         def joined(trees: Sequence[Tree], lengths: Lengths | None, path: str) -> Any:
-            spares = [join_rows(trees[:1], lengths, 1, path=path)] if spare else []
+            spares = [join_rows(trees[:1], self._mask_alone, 1, path=path)] if spare else []
             return join_rows([*trees, *spares], lengths, length, path=path)
 
         batch = joined(inputs, None if padding is None else padding.of_inputs, "inputs")
         context = joined(contexts, None if padding is None else padding.of_context, "context")
         placed: tuple[Tree, dict[str, Any]] = self.placed((batch, context))
         return placed
+
+    def _mask_alone(self, name: str, tensor: Tensor) -> Along | None:
+        """Return the lengths of the mask of a row; None for all other tensors, which stay as long as they are."""
+        assert self.padding is not None
+        return self.padding.of_context(name, tensor) if name == self.padding.mask else None
 
     def placed(self, tree: Any) -> Any:
         """Bring tensors to the device of the model."""

@@ -295,8 +295,10 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     real = torch.full_like(mask, padding.real)
     real[1:, -2:] = not padding.real
     long: dict[str, Any] = {**given, stem.mask: real}
-    short = {name: v[:, :-2].clone() if _has(v, length, 1) else v for name, v in long.items()}
-    short[stem.mask][0, 1:] = not padding.real  # a spare row, beside which a mask hides something
+    short = {name: v[:, :-2] if _has(v, length, 1) else v for name, v in long.items()}
+    spare = torch.tensor([1, *range(1, rows)])  # another row once more, as `ExampleReader` adds one
+    short |= {name: short[name][spare] for name in stem._rowwise(short)}
+    short[stem.mask][0, 1:] = not padding.real  # beside which a mask hides something
     first, rest = torch.zeros(1, dtype=torch.long), torch.arange(1, rows)
 
     def joined(parts: Sequence[tuple[Tree, Given]], length: int) -> tuple[Tree, Given]:
@@ -313,10 +315,11 @@ def _padding(stem: CapturedStem, given: Given) -> Padding | None:
             {**given, stem.mask: torch.full_like(mask, padding.real)}
         )  # learns calls in which nothing is hidden
         whole = _run(*stem(long))[1][-1]
+        answered = _first_leaf(stem.module(**short))  # the module itself, beside a spare row
         state, around = joined([take_rows(stem(long), first), take_rows(stem(short), rest)], length)
         states, (*_, met) = _run(state, around)
         narrow = _run(*joined([take_rows((states[0], around), rest)], length - 2), start=1)[1][-1]
-        compared = (whole[1:], met[1:], narrow)
+        compared = (whole[1:], met[1:], narrow, answered[1:])
         own, *others = [
             each[:, : length - 2] if each.shape[1] == length else each for each in compared
         ]

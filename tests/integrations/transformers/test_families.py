@@ -7,18 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import (
     PonderForAudioClassification,
     PonderForImageClassification,
     PonderForSequenceClassification,
     PonderModel,
 )
+from ponder.integrations.transformers.reading import read_stage
 from ponder.policies import FixedStep, LastStep
 from tests.compare import assert_same_answers, assert_same_weights
 from tests.families import FAMILIES, example_of
+from tests.integrations.encoders import HEADS as FINETUNED
+from tests.integrations.encoders import answer, make_plain
 from tests.model.test_capture_families import REFUSED
 
 HEADS: dict[str, Any] = {
@@ -68,6 +73,51 @@ def test_a_family_exits_and_comes_back(family: Any, tmp_path: Path) -> None:
         for policy in (FixedStep(1), LastStep()):
             found, expected = (each(**inputs, policy=policy) for each in (again, model))
             assert_same_answers(found.logits, expected.logits)
+
+
+_TIED = ("bart", "mbart", "plbart", "mvp", "t5", "mt5", "umt5", "bigbird_pegasus")
+_ENDS = {"sequence": AutoModelForSequenceClassification, "span": AutoModelForQuestionAnswering}
+
+
+@pytest.mark.parametrize("head", _ENDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=() if each == "bart" else pytest.mark.slow) for each in _TIED],
+)
+@pytest.mark.filterwarnings("default")
+def test_a_fine_tuned_model_with_tied_words_comes_back_and_reads_rows_of_several_lengths(
+    name: str, head: str, tmp_path: Path
+) -> None:
+    (family,) = [each for each in FAMILIES if each.name == name]
+    if name == "plbart" and head == "span":
+        pytest.skip("Transformers has no such model")
+    plain = family.finetuned(_ENDS[head])
+    model = FINETUNED[head].from_finetuned(plain)
+    end = plain.config.eos_token_id  # which the heads of these families look for
+    rows = [{"input_ids": [*range(5, 5 + length), end]} for length in (3, 7, 2, 5, 7, 1)]
+    answers = model.predict(rows, policy=FixedStep(1), batch_size=2)
+    alone = [model(input_ids=torch.tensor([row["input_ids"]]), policy=FixedStep(1)) for row in rows]
+    for row, one in zip(answers.outputs, alone, strict=True):
+        expected = answer(one)[0]
+        torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-3, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    found = again.predict(rows, policy=FixedStep(1), batch_size=2)
+    torch.testing.assert_close(found.outputs, answers.outputs)
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    model = FINETUNED["sequence"].from_finetuned(make_plain())
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["ponder.stem.encoder.classifier.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks ponder\.stem\.encoder\.classifier\.weight"):
+        type(model).from_pretrained(tmp_path)
+    model.encoder.base_model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=r"lacks classifier\.bias"):
+        read_stage(tmp_path / "bare")
 
 
 def test_a_family_that_no_step_can_stand_for_is_refused() -> None:
