@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ponder import loops as loops
     from ponder import objectives as objectives
     from ponder import policies as policies
     from ponder import priors as priors

@@ -19,6 +19,7 @@ LAYERS = (
     ("ponder.calibration",),
     ("ponder.model",),
     ("ponder.trajectory",),
+    ("ponder.loops",),
     ("ponder.inference",),
     ("ponder.wrapper",),
     ("ponder.saving", "ponder.training", "ponder.testing"),

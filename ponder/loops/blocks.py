@@ -1,0 +1,245 @@
+"""Steps that run some positions of a batch: a reference block, and two layers that others wrote.
+
+In a shared step the keys and values of a halted position stay what they are, so that a step computes queries, keys,
+values and the feed-forward network of the running positions alone, and the others are attended to as they were left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ponder.errors import ArgumentError
+from ponder.loops.places import Places
+from ponder.model.steps import as_module
+
+__all__ = ["AlbertStep", "Block", "EncoderLayerStep", "position_step"]
+
+
+class Block(nn.Module):
+    """A transformer block with the norms in front, as a step: the reference of `PositionStep`.
+
+    Args:
+        width: Size of a state.
+        heads: Number of heads of attention; a divisor of `width`.
+        inner: Size inside the feed-forward network; four times the width if None.
+        causal: Whether a position attends to itself and to those before it alone.
+
+    Shape:
+        states `(rows, length, width)` and `attention_mask` `(rows, length)` bool → states `(rows, length, width)`.
+
+    Example:
+        >>> block = ponder.loops.Block(8, heads=2)
+        >>> block(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, width: int, heads: int, inner: int | None = None, *, causal: bool = False
+    ) -> None:
+        super().__init__()
+        inner = 4 * width if inner is None else inner
+        self.heads = heads
+        self.causal = causal
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)
+        )
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the new states of all positions."""
+        normed = self.norm(hidden)
+        order = torch.arange(hidden.shape[1], device=hidden.device)
+        hidden = hidden + self.attend(
+            self.query(normed),
+            self.key_value(normed),
+            self._mask(attention_mask, order.expand(hidden.shape[:2])),
+        )
+        states: Tensor = hidden + self.feed_forward(hidden)
+        return states
+
+    def positions(
+        self, hidden: Tensor, places: Places, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new states of the running positions, and the keys and values of all."""
+        running = places.take(hidden)
+        kept = places.renew(kept, self.keys_and_values, hidden)
+        query = places.pad(self.query(self.norm(running)))
+        mask = self._mask(places.visible, places.pad(places.position))
+        running = running + places.unpad(self.attend(query, kept, mask))
+        return running + self.feed_forward(running), kept
+
+    def keys_and_values(self, states: Tensor) -> Tensor:
+        """Return keys and values side by side, `(…, 2 · width)`, of states `(…, width)`."""
+        made: Tensor = self.key_value(self.norm(states))
+        return made
+
+    def attend(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what queries `(rows, some, width)` read, through a mask `(rows, 1, some or 1, length)` bool."""
+        key, value = key_value.chunk(2, dim=-1)
+        mixed: Tensor = self.out(attention(query, key, value, self.heads, mask))
+        return mixed
+
+    def _mask(self, visible: Tensor | None, position: Tensor) -> Tensor | None:
+        """Return the mask of attention of queries at `position`, `(rows, some)`; None if they see all."""
+        mask = None if visible is None else rearrange(visible, "rows keys -> rows 1 1 keys")
+        if not self.causal:
+            return mask
+        length = position.shape[1] if visible is None else visible.shape[1]
+        keys = torch.arange(length, device=position.device)
+        before = keys <= rearrange(position, "rows some -> rows 1 some 1")
+        return before if mask is None else before & mask
+
+
+class AlbertStep(nn.Module):
+    """An `AlbertLayer` of Transformers as a step that runs some positions.
+
+    `ponder.loops.Loop` makes it of a layer by itself.
+
+    Args:
+        layer: The layer; its weights are used as they are.
+
+    Example:
+        >>> from transformers.models.albert import modeling_albert
+        >>> config = modeling_albert.AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16)
+        >>> step = ponder.loops.AlbertStep(modeling_albert.AlbertLayer(config))
+        >>> step(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer  # Transformers' own class, which need not be installed
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the new states of all positions."""
+        mask = None
+        if attention_mask is not None:
+            mask = torch.zeros(attention_mask.shape, dtype=hidden.dtype, device=hidden.device)
+            mask.masked_fill_(~attention_mask, torch.finfo(hidden.dtype).min)
+            mask = rearrange(mask, "rows keys -> rows 1 1 keys")
+        states: Tensor = self.layer(hidden, mask)
+        return states
+
+    def positions(
+        self, hidden: Tensor, places: Places, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new states of the running positions, and the keys and values of all."""
+        layer = self.layer
+        parts = layer.attention
+        running = places.take(hidden)
+        kept = places.renew(kept, self._keys_and_values, hidden)
+        key, value = kept.chunk(2, dim=-1)
+        mixed = attention(
+            places.pad(parts.query(running)),
+            key,
+            value,
+            parts.num_attention_heads,
+            _over_keys(places.visible),
+        )
+        mixed = parts.LayerNorm(running + parts.dense(places.unpad(mixed)))
+        return layer.full_layer_layer_norm(layer.ff_chunk(mixed) + mixed), kept
+
+    def _keys_and_values(self, states: Tensor) -> Tensor:
+        parts = self.layer.attention
+        return torch.cat([parts.key(states), parts.value(states)], dim=-1)
+
+
+class EncoderLayerStep(nn.Module):
+    """An `nn.TransformerEncoderLayer` as a step that runs some positions; `ponder.loops.Loop` makes it of a layer.
+
+    Args:
+        layer: The layer, with ``batch_first=True``; its weights are used as they are.
+
+    Raises:
+        ArgumentError: The layer takes the positions first.
+
+    Example:
+        >>> step = ponder.loops.EncoderLayerStep(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+        >>> step(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        if not layer.self_attn.batch_first:
+            expected, got = "a layer that takes rows first", "batch_first=False"
+            remedy = "Build it with batch_first=True; the weights are the same."
+            raise ArgumentError("step", expected=expected, got=got, remedy=remedy)
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the new states of all positions."""
+        hides = None if attention_mask is None else ~attention_mask
+        states: Tensor = self.layer(hidden, src_key_padding_mask=hides)
+        return states
+
+    def positions(
+        self, hidden: Tensor, places: Places, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new states of the running positions, and the keys and values of all."""
+        layer = self.layer
+        running = places.take(hidden)
+        kept = places.renew(kept, self._keys_and_values, hidden)
+        if layer.norm_first:
+            running = running + self._attend(layer.norm1(running), places, kept)
+            return running + self._feed_forward(layer.norm2(running)), kept
+        running = layer.norm1(running + self._attend(running, places, kept))
+        return layer.norm2(running + self._feed_forward(running)), kept
+
+    def _attend(self, running: Tensor, places: Places, kept: Tensor) -> Tensor:
+        parts = self.layer.self_attn
+        query = places.pad(self._project(running, 0, 1))
+        key, value = kept.chunk(2, dim=-1)
+        mixed = attention(query, key, value, parts.num_heads, _over_keys(places.visible))
+        states: Tensor = parts.out_proj(places.unpad(mixed))
+        return states
+
+    def _feed_forward(self, states: Tensor) -> Tensor:
+        inner = self.layer.activation(self.layer.linear1(states))
+        after: Tensor = self.layer.linear2(inner)
+        return after
+
+    def _keys_and_values(self, states: Tensor) -> Tensor:
+        return self._project(self.layer.norm1(states) if self.layer.norm_first else states, 1, 3)
+
+    def _project(self, states: Tensor, first: int, last: int) -> Tensor:
+        """Return queries (part 0), keys (1) and values (2) from part `first` up to `last`, side by side."""
+        parts = self.layer.self_attn
+        width = states.shape[-1]
+        chosen = slice(first * width, last * width)
+        bias = None if parts.in_proj_bias is None else parts.in_proj_bias[chosen]
+        return F.linear(states, parts.in_proj_weight[chosen], bias)
+
+
+_LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "torch.nn.modules.transformer.TransformerEncoderLayer": EncoderLayerStep,
+    "transformers.models.albert.modeling_albert.AlbertLayer": AlbertStep,
+}
+"""Layers that others wrote, by the place of their class, and the step that runs some positions of one."""
+
+
+def position_step(step: Callable[..., object]) -> nn.Module:
+    """Return a step as a module: known layers as a step that runs some positions, others as they are."""
+    adapter = _LAYERS.get(f"{type(step).__module__}.{type(step).__qualname__}")
+    return as_module("step", step) if adapter is None else adapter(step)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Return what queries `(rows, some, width)` read of values `(rows, length, width)` by their keys."""
+    by_head = "rows some (heads width) -> rows heads some width"
+    query, key, value = (rearrange(part, by_head, heads=heads) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return rearrange(mixed, "rows heads some width -> rows some (heads width)")
+
+
+def _over_keys(visible: Tensor | None) -> Tensor | None:
+    return None if visible is None else rearrange(visible, "rows keys -> rows 1 1 keys")

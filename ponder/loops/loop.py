@@ -1,0 +1,457 @@
+"""`Loop`: one shared step, applied until each position of each row has its answer.
+
+    every step: h ← S(h) where a position runs, h elsewhere;  answer and hazard of the running positions;
+    the policy says which of them halt;  a row whose real positions have all halted leaves the batch
+
+A halted position keeps its state, and the others go on attending to it (``"frozen"``), or attend to it no longer
+(``"hidden"``). In a shared step its keys and values stay what they are, so that nothing of it is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from ponder._utils.checks import check_choice, check_int, check_type
+from ponder._utils.trees import Tree, check_rows, first_tensor, unwrap
+from ponder.errors import ArgumentError
+from ponder.loops.blocks import position_step
+from ponder.loops.deciding import Decider, Readings, unit_ids
+from ponder.loops.places import Places, PositionStep
+from ponder.loops.slots import Answers, Halted, Slots, hold, read_hazards, real_units, start_past
+from ponder.model.steps import as_module, parameters_of
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
+from ponder.policies import ExitPolicy, LastStep, ModelSpec, Quantile
+from ponder.priors import Geometric, Prior
+from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
+from ponder.trajectory import Trajectory
+
+__all__ = ["Loop", "LoopOutput"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoopOutput:
+    """The output of a call of a `Loop`.
+
+    Args:
+        outputs: The head's outputs at each position's exit, in training at the last step, `(batch, length, …)`; zeros
+            at padding.
+        exit_step: The step of `outputs`, `(batch, length)` long, 1-based; 0 at padding. `(batch,)` of states that
+            have no positions.
+        hidden: The states at the exits, `(batch, length, …)`.
+        loss: Scalar, if labels were given: in training the objective's, else the task's at the exits.
+        trajectory: In training, every step of the real positions as rows, `(positions, steps, …)`, in the order of
+            the batch; of whole rows with ``halted="together"``. None in evaluation.
+
+    Example:
+        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), policy=policies.Confidence(0.5))
+        >>> out = loop.eval()(torch.randn(2, 5, 8), max_steps=4)
+        >>> out.outputs.shape, out.exit_step.shape
+        (torch.Size([2, 5, 3]), torch.Size([2, 5]))
+    """
+
+    outputs: Tensor
+    exit_step: Tensor
+    hidden: Tree
+    loss: Tensor | None = None
+    trajectory: Trajectory | None = None
+
+    def __len__(self) -> int:
+        return len(self.exit_step)
+
+    @property
+    def position_steps(self) -> int:
+        """The number of steps of real positions that were needed, Σ exit steps."""
+        return int(self.exit_step.sum())
+
+
+class Loop(nn.Module):
+    """A shared step that is applied to each position until its answer is ready.
+
+    Args:
+        step: `step(hidden, **context) -> hidden`, a module or a pure function on states `(batch, length, …)`, or trees
+            of them. It is given `attention_mask`, `(batch, length)` bool, and `index`, the number of the step of each
+            row, `(batch,)` long, if it names them. One that is a `PositionStep`, an `nn.TransformerEncoderLayer` or an
+            `AlbertLayer` of Transformers computes the running positions alone; any other computes all, and halted ones
+            keep their states: right, but no time is saved until rows leave.
+        head: Features of positions, `(positions, width)`, to outputs, `(positions, …)`.
+        lambda_head: Features of positions to hazard logits, `(positions,)`; None where no policy or objective needs
+            one.
+        policy: The exit policy, which sees positions as rows; `Quantile(0.5)` with a Lambda head and `LastStep()`
+            without if None.
+        halted: ``"frozen"``, a halted position keeps its state, and others attend to it; ``"hidden"``, others no
+            longer attend to it; ``"together"``, the policy sees rows, whose positions halt together.
+        prior: The prior of the halting step, for objectives that need one; `Geometric(0.1)` for 12 steps, scaled to
+            those of a call, if there is a Lambda head and none is given.
+        readout: States to features, `(batch, length, …)`; None if a state is one tensor that the head reads.
+        task: The meaning of the outputs of one position (of one row with ``halted="together"``), see
+            `ponder.PonderWrapper`. If None, integer labels are classes and others numbers.
+
+    Raises:
+        ArgumentError: The parts do not fit one another.
+
+    Example:
+        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), ponder.LambdaHead(8))
+        >>> hidden, labels = torch.randn(2, 5, 8), torch.randint(3, (2, 5))
+        >>> loop.train()(hidden, max_steps=4, labels=labels, objective=objectives.Ponder(0.5)).loss.shape
+        torch.Size([])
+        >>> loop.eval()(hidden, max_steps=4, policy=policies.Quantile(0.5)).exit_step.shape
+        torch.Size([2, 5])
+    """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., LoopOutput]
+
+    progress: Progress | None = None
+    """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
+
+    def __init__(
+        self,
+        step: Callable[..., Tree],
+        head: nn.Module,
+        lambda_head: nn.Module | None = None,
+        *,
+        policy: ExitPolicy | None = None,
+        halted: Halted = "frozen",
+        prior: Prior | None = None,
+        readout: Callable[[Tree], Tensor] | None = None,
+        task: TaskName | Task | Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("halted", halted, ("frozen", "hidden", "together"))
+        self.step = position_step(step)
+        self.head = as_module("head", head)
+        self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
+        self.readout = None if readout is None else as_module("readout", readout)
+        self.halted: Halted = halted
+        self.task = as_task(task)
+        has_hazard = lambda_head is not None
+        self._default_prior = prior is None
+        self.prior = Geometric(0.1) if prior is None and has_hazard else prior
+        self.prior_weights = None if self.prior is None else self.prior.module
+        if policy is None:
+            policy = Quantile(0.5) if has_hazard else LastStep()
+        check_type("policy", policy, ExitPolicy)
+        self.policy = policy
+        self.runs_positions = halted != "together" and isinstance(self.step, PositionStep)
+        """Whether the step computes the running positions alone."""
+        self._names = _names_of(self.step)
+        if halted == "hidden" and not self.runs_positions and "attention_mask" not in self._names:
+            expected = "a step that takes attention_mask, which hides halted positions"
+            remedy = "Name it in the step, or use halted='frozen'."
+            got = type(step).__name__
+            raise ArgumentError("step", expected=expected, got=got, remedy=remedy)
+
+    def forward(
+        self,
+        hidden: Tree,
+        *,
+        max_steps: int,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        objective: Objective | None = None,
+        policy: ExitPolicy | None = None,
+        halting: bool = False,
+        row_ids: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        **context: Any,
+    ) -> LoopOutput:
+        """Train mode: every step, and the objective's loss. Eval mode: each position to its exit.
+
+        Args:
+            hidden: The states before the first step, `(batch, length, …)`.
+            max_steps: The number of steps after which every position exits, ≥ 1.
+            attention_mask: Which positions are no padding, `(batch, length)`, 1 or True; all are if None.
+            labels: Labels of positions, `(batch, length)`; −100 for none.
+            objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without if None.
+            policy: An exit policy instead of the loop's own, for this call.
+            halting: In training, whether positions halt as at inference: the policy decides without a gradient, and
+                the outputs of a halted position are those of the state that it keeps. If False, all positions run.
+            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position in the batch if None.
+            policy_context: Values that only policies read of each position, by name, `(batch, length, …)` each.
+            context: Passed to the step by name, `(batch, …)` each, unless wrapped in `ponder.Shared`.
+        """
+        check_int("max_steps", max_steps)
+        call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
+        if self.training:
+            return self._train(hidden, max_steps, labels, objective, policy, halting, call)
+        decider = self.decider(policy, max_steps, hidden)
+        exits = self._run(hidden, decider, policy_context=policy_context, **call)
+        mask = _bool(attention_mask)
+        loss = None
+        if labels is not None:
+            real = real_units(hidden, mask, together=self.halted == "together")
+            outputs = exits.outputs[real]
+            labels = labels[real]
+            task = self._meaning_of_units(outputs) or infer_task(outputs, labels)
+            labels = task.check(outputs, labels)
+            loss = task.mean_loss(task.losses(outputs, labels), labels)
+        exit_step = self._over_positions(exits.exit_step, exits.hidden, mask)
+        return LoopOutput(exits.outputs, exit_step, exits.hidden, loss)
+
+    def unroll(
+        self,
+        hidden: Tree,
+        *,
+        max_steps: int,
+        attention_mask: Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        keep_features: bool = False,
+        row_ids: Tensor | None = None,
+        **context: Any,
+    ) -> Trajectory:
+        """Run all steps of all positions and record them; the real positions are the rows of the trajectory.
+
+        A replay says when each position would halt if all the others ran on. With ``halted="frozen"`` or ``"hidden"``
+        a run differs, since the others attend to the states that halted positions keep: a replay is an approximation
+        there, and certificates come from runs (`ponder.loops.control_risk`).
+
+        Args:
+            hidden: The states before the first step.
+            max_steps: The number of steps.
+            attention_mask: Which positions are no padding.
+            policy: A policy by which positions halt and keep their states, as in training with ``halting=True``; None
+                lets all run.
+            keep_features: Whether features are recorded, for policies that read them.
+            row_ids: Identity of each row.
+            context: Passed to the step.
+
+        Example:
+            >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3)).eval()
+            >>> loop.unroll(torch.randn(2, 5, 8), max_steps=4).outputs.shape
+            torch.Size([10, 4, 3])
+        """
+        decider = None if policy is None else self.decider(policy, max_steps, hidden)
+        call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
+        depth = Depth(0, max_steps)
+        return self._unroll(hidden, depth, decider, keep_features=keep_features, **call)[0]
+
+    def decider(self, policy: ExitPolicy | None, max_steps: int, hidden: Tree) -> Decider:
+        """Return the policy of a call, checked against the loop."""
+        chosen = self.policy if policy is None else policy
+        check_type("policy", chosen, ExitPolicy)
+        task = self.task or task_named(None)
+        if self.halted == "together" and task.one_class and self.read(hidden).dim() > 2:
+            task = task_named("token_classification")
+        chosen.check(ModelSpec(max_steps, task, self.lambda_head is not None))
+        return Decider(chosen, max_steps, task)
+
+    def read(self, hidden: Tree) -> Tensor:
+        """Return the features of states, `(batch, length, …)`."""
+        features: Tensor = hidden if self.readout is None else self.readout(hidden)
+        return features
+
+    def call_step(
+        self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Mapping[str, Any]
+    ) -> Tree:
+        """Return the states of all positions after a step; `index` is the step of each row."""
+        given = unwrap(context)
+        if "attention_mask" in self._names:
+            given["attention_mask"] = mask
+        if "index" in self._names:
+            given["index"] = index
+        return self.step(hidden, **given)
+
+    def call_positions(
+        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
+    ) -> tuple[Tree, Tree]:
+        """Return the states of the running positions after a step, and what the step keeps of all."""
+        given = unwrap(context)
+        if "index" in self._names:
+            given["index"] = index
+        step = cast(PositionStep, self.step)
+        return step.positions(hidden, places, kept, **given)
+
+    def _run(
+        self,
+        hidden: Tree,
+        decider: Decider,
+        *,
+        attention_mask: Tensor | None,
+        row_ids: Tensor | None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        **context: Any,
+    ) -> Answers:
+        """Run a batch until every row has left, and return the rows in their order."""
+        size = check_rows("hidden", hidden)
+        check_rows("context", context, size) if context else None
+        number = torch.arange(size, device=first_tensor(hidden).device)
+        slots = Slots(self, decider)
+        slots.admit(
+            hidden,
+            context,
+            mask=_bool(attention_mask),
+            number=number,
+            row_ids=number if row_ids is None else row_ids.to(number),
+            policy_context=policy_context,
+        )
+        parts: list[Answers] = []
+        while slots:
+            left = slots.advance()
+            if left is not None:
+                parts.append(left)
+        return Answers.in_order(parts)
+
+    def _train(
+        self,
+        hidden: Tree,
+        max_steps: int,
+        labels: Tensor | None,
+        objective: Objective | None,
+        policy: ExitPolicy | None,
+        halting: bool,
+        call: dict[str, Any],
+    ) -> LoopOutput:
+        """Run all steps with a gradient, and take the objective's loss of the real positions."""
+        if objective is None:
+            objective = FinalStep() if self.lambda_head is None else Ponder(0.5)
+        prior = self._prior_over(max_steps)
+        objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
+        depth = objective.depth(max_steps)
+        decider = self.decider(policy, max_steps, hidden) if halting else None
+        keep_features = "features" in objective.needs
+        trajectory, last, exit_step = self._unroll(
+            hidden, depth, decider, keep_features=keep_features, **call
+        )
+        mask = _bool(call["attention_mask"])
+        real = real_units(hidden, mask, together=self.halted == "together")
+        loss = None
+        if labels is not None:
+            loss = self._loss(objective, prior, trajectory, labels[real])
+        outputs = trajectory.outputs[:, -1]
+        folded = outputs.new_zeros(*real.shape, *outputs.shape[1:])
+        folded[real] = outputs
+        return LoopOutput(folded, exit_step, last, loss, trajectory)
+
+    def _unroll(
+        self,
+        hidden: Tree,
+        depth: Depth,
+        decider: Decider | None,
+        *,
+        keep_features: bool = False,
+        attention_mask: Tensor | None,
+        row_ids: Tensor | None,
+        **context: Any,
+    ) -> tuple[Trajectory, Tree, Tensor]:
+        """Run all steps of all units; those that a policy halts keep their states.
+
+        The steps of the warm-up come first, without a gradient and unrecorded.
+
+        Returns:
+            The record of the units, the last states, and the exit steps as of a run.
+        """
+        size = check_rows("hidden", hidden)
+        mask = _bool(attention_mask)
+        together = self.halted == "together"
+        real = real_units(hidden, mask, together=together)
+        index = torch.zeros(size, dtype=torch.long, device=real.device)
+        number = torch.arange(size, device=real.device) if row_ids is None else row_ids.to(index)
+        ids = unit_ids(number, None if together else real.shape[1])[real]
+        past = start_past(self, self.read(hidden)[real], mask)
+        running = real
+        exit_step = torch.where(real, depth.total, 0)
+        units = None if decider is None else decider.start(ids)
+        outputs: list[Tensor] = []
+        hazards: list[Tensor] = []
+        features: list[Tensor] = []
+        for step in range(1, depth.total + 1):
+            warm = step <= depth.warm_up
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not warm):
+                index = index + 1
+                visible = mask
+                if self.halted == "hidden" and decider is not None:
+                    # A row without any visible position would be NaN, and so would its gradient.
+                    visible = torch.where(running.any(1, keepdim=True), running, real)
+                after = self.call_step(hidden, visible, index, context)
+                hidden = after if decider is None else hold(running, after, hidden)
+                now = self.read(hidden)[real]
+                output = self.head(now)
+                hazard = None
+                if self.lambda_head is not None:
+                    hazard, past = read_hazards(self, now, past, mask)
+            if not warm:
+                outputs.append(output)
+                hazards += [] if hazard is None else [hazard]
+                features += [now] if keep_features else []
+            if decider is not None and units is not None:
+                units = units._replace(step=units.step + 1)
+                readings = Readings(output, now, hazard, mask if together else None).detach()
+                exits, units = decider.decide(units, readings)
+                exiting = torch.zeros_like(real).masked_scatter(real, exits) & running
+                exit_step = torch.where(exiting, step, exit_step)
+                running = running & ~exiting
+        trajectory = Trajectory(
+            torch.stack(outputs, dim=1),
+            torch.stack(hazards, dim=1) if hazards else None,
+            ids,
+            features=torch.stack(features, dim=1) if features else None,
+            task=self._meaning_of_units(outputs[-1]),
+            mask=mask if together and outputs[-1].dim() > 2 else None,
+            training=self.training,
+        )
+        return trajectory, hidden, self._over_positions(exit_step, hidden, mask)
+
+    def _loss(
+        self,
+        objective: Objective,
+        prior: Prior | None,
+        trajectory: Trajectory,
+        labels: Tensor,
+    ) -> Tensor:
+        """Return the objective's loss, averaged over the units that have a label, a scalar."""
+        outputs, hazards = trajectory.outputs, trajectory.hazard_logits
+        task = as_task(trajectory.task) or infer_task(outputs[:, -1], labels)
+        labels = task.check(outputs[:, -1], labels)
+        over_steps = None
+        if prior is not None and "prior" in objective.needs:
+            dtype = outputs.dtype if hazards is None else hazards.dtype
+            over_steps = prior(outputs.shape[1], dtype=dtype, device=outputs.device)
+        unrolled = Unrolled(
+            outputs,
+            task.step_losses(outputs, labels),
+            task,
+            halting=None if hazards is None else trajectory.halting,
+            prior=over_steps,
+            labels=labels,
+            features=trajectory.features,
+            progress=self.progress,
+            mask=trajectory.mask,
+        )
+        return task.mean_loss(objective.per_example(unrolled), labels)
+
+    def _prior_over(self, max_steps: int) -> Prior | None:
+        """Return the loop's prior for so many steps; the default one is scaled to them from 12."""
+        return (
+            self.prior.rescaled(12, max_steps) if self._default_prior and self.prior else self.prior
+        )
+
+    def _meaning_of_units(self, outputs: Tensor) -> Task | None:
+        """Return the task of units; of rows that halt together, an answer each position where it answers so."""
+        task = self.task
+        one_class = task is None or task.one_class
+        if self.halted == "together" and one_class and outputs.dim() > 2:
+            return task_named("token_classification")
+        return task
+
+    def _over_positions(self, exit_step: Tensor, hidden: Tree, mask: Tensor | None) -> Tensor:
+        """Return exit steps `(batch, length)`, also of rows whose positions halt together."""
+        if exit_step.dim() > 1 or self.read(hidden).dim() < 3:
+            return exit_step
+        length = first_tensor(hidden).shape[1]
+        expanded = repeat(exit_step, "rows -> rows length", length=length)
+        return expanded if mask is None else torch.where(mask, expanded, 0)
+
+
+def _names_of(step: nn.Module) -> frozenset[str]:
+    """Return the names of what a step takes beside the states."""
+    return frozenset(list(parameters_of(step))[1:])
+
+
+def _bool(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask != 0

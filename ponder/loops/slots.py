@@ -1,0 +1,339 @@
+"""The engine: rows that share a batch, each at a step of its own, whose positions halt one by one.
+
+    admit    rows take free slots, before their first step
+    advance  one step: run what runs, read it, ask the policy, keep the answers of what exits
+    finished rows whose real positions have all halted leave their slots
+
+`Loop` admits one batch and advances until it is empty; `carry` refills slots as they become free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ponder._utils.trees import Tree, first_tensor, map_tensors, take_rows
+from ponder.loops.deciding import Decider, Readings, Units, unit_ids
+from ponder.loops.places import Places
+from ponder.model.heads import LambdaHead
+from ponder.model.padding import join_rows
+from ponder.model.readouts import mean
+
+__all__ = ["Answers", "Halted", "Parts", "Rows", "Slots", "hold", "read_hazards", "start_past"]
+
+Halted = Literal["frozen", "hidden", "together"]
+
+
+class Parts(Protocol):
+    """What the engine needs of a loop."""
+
+    halted: Halted
+    runs_positions: bool
+    head: nn.Module
+    lambda_head: nn.Module | None
+
+    def call_step(
+        self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Mapping[str, Any]
+    ) -> Tree:
+        """Return the states of all positions after a step."""
+
+    def call_positions(
+        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
+    ) -> tuple[Tree, Tree]:
+        """Return the states of the running positions after a step, and what the step keeps of all."""
+
+    def read(self, hidden: Tree) -> Tensor:
+        """Return the features of states."""
+
+
+class Rows(NamedTuple):
+    """What is known of each row in a slot: a tree, rows first."""
+
+    number: Tensor  # by which the caller knows it, `(rows,)` long
+    step: Tensor  # that it has finished, `(rows,)` long
+    hidden: Tree
+    context: Mapping[str, Any]
+    policy_context: Mapping[str, Tensor] | None
+    mask: Tensor | None  # which positions are no padding, `(rows, length)` bool
+    real: Tensor  # the same of units: `(rows, length)`, or `(rows,)` where rows halt together
+    running: Tensor  # as `real`
+    exit_step: Tensor  # as `real`, long; 0 where none yet
+    outputs: Tensor | None  # `(*real, …)`; None before the first step
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Rows that have left, in the order of leaving.
+
+    Args:
+        number: The number of each row, `(rows,)` long.
+        outputs: The head's outputs at the exits, `(rows, length, …)`; zeros at padding.
+        exit_step: The exit steps, `(rows, length)` long; 0 at padding. `(rows,)` where rows halt together.
+        hidden: The states at the exits, `(rows, length, …)`.
+    """
+
+    number: Tensor
+    outputs: Tensor
+    exit_step: Tensor
+    hidden: Tree
+
+    @staticmethod
+    def in_order(parts: Sequence[Answers]) -> Answers:
+        """Join rows, and put them into the order of their numbers."""
+        trees = [(part.number, part.outputs, part.exit_step, part.hidden) for part in parts]
+        joined = join_rows(trees)
+        if len(parts) == 1:
+            return Answers(*joined)
+        return Answers(*take_rows(joined, torch.argsort(joined[0])))
+
+
+class Slots:
+    """The rows that run, at most at one step more each time that `advance` is called."""
+
+    def __init__(self, parts: Parts, decider: Decider) -> None:
+        self.parts = parts
+        self.decider = decider
+        self.together = parts.halted == "together"
+        needs = decider.policy.needs
+        self.needs_hazard = "hazard" in needs
+        self.needs_output = "output" in needs
+        self.rows: Rows | None = None
+        self.units: Units | None = None
+        self._fresh: Units | None = None  # before their first step
+        self._kept: Tree = None  # what the step keeps of all positions
+        self._changed: Tensor | None = None  # since it was kept, `(rows, length)` bool
+
+    def __len__(self) -> int:
+        return 0 if self.rows is None else len(self.rows.number)
+
+    def admit(
+        self,
+        hidden: Tree,
+        context: Mapping[str, Any],
+        *,
+        mask: Tensor | None,
+        number: Tensor,
+        row_ids: Tensor,
+        policy_context: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Give rows their slots."""
+        real = real_units(hidden, mask, together=self.together)
+        if not self.together:
+            row_ids = unit_ids(row_ids, real.shape[1])
+        past = None
+        if self.needs_hazard:
+            past = start_past(self.parts, self._units_of(hidden, real), mask)
+        fresh = self.decider.start(row_ids[real], past)
+        empty = torch.zeros_like(real, dtype=torch.long)
+        rows = Rows(
+            number,
+            torch.zeros_like(number),
+            hidden,
+            context,
+            policy_context,
+            mask,
+            real,
+            real,
+            empty,
+            None,
+        )
+        if self.rows is None:
+            self.rows = rows
+        else:
+            self._join(rows)
+        self._fresh = fresh if self._fresh is None else Units.join(self._fresh, fresh)
+
+    def advance(self) -> Answers | None:
+        """Bring all rows one step further, and return those that have finished, if any."""
+        assert self.rows is not None
+        rows = self.rows._replace(step=self.rows.step + 1)
+        flat = rows.running.flatten().nonzero().flatten()
+        everything = bool((rows.running == rows.real).all())
+        hidden = self._run(rows, flat, everything)
+        rows = rows._replace(hidden=hidden)
+
+        exits, outputs = self._ask(rows, flat)
+        exiting = flat[exits]
+        if outputs is None:  # no head is called for units that go on
+            outputs = self.parts.head(self._units_of(rows.hidden, rows.running, exiting))
+        else:
+            outputs = outputs[exits]
+        self.rows = _with_answers(rows, exiting, outputs)
+        assert self.units is not None
+        self.units = self.units.take((~exits).nonzero().flatten())
+        return self._leave()
+
+    def _run(self, rows: Rows, flat: Tensor, everything: bool) -> Tree:
+        """Return the states after a step: all of them new, or those of the running positions alone."""
+        visible = rows.mask
+        if self.parts.halted == "hidden" and not everything:
+            visible = rows.running
+        if everything or self.together:
+            self._kept = None
+            return self.parts.call_step(rows.hidden, visible, rows.step, rows.context)
+        if not self.parts.runs_positions:
+            after = self.parts.call_step(rows.hidden, visible, rows.step, rows.context)
+            return hold(rows.running, after, rows.hidden)
+        changed = None
+        if self._kept is not None and self._changed is not None:
+            needed = self._changed if visible is None else self._changed & visible
+            changed = needed.flatten().nonzero().flatten()
+        count, length = rows.running.shape
+        places = Places(count, length, flat, changed, visible)
+        after, self._kept = self.parts.call_positions(
+            rows.hidden, places, self._kept, rows.step, rows.context
+        )
+        self._changed = rows.running
+        return pytree.tree_map(places.put, rows.hidden, after)
+
+    def _ask(self, rows: Rows, flat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Ask the policy about all that runs; return the exit mask and the outputs, if it read them."""
+        features = self._units_of(rows.hidden, rows.running, flat)
+        output = self.parts.head(features) if self.needs_output else None
+        hazard_logit = past = None
+        units = self.units
+        groups = [group for group in (units, self._fresh) if group is not None and group.size]
+        self._fresh = None
+        if self.needs_hazard:
+            pasts = [group.past for group in groups]
+            past = None if pasts[0] is None else torch.cat(pasts)  # type: ignore[arg-type]
+            hazard_logit, past = read_hazards(self.parts, features, past, rows.mask)
+        context = None
+        if rows.policy_context is not None:
+            context = map_tensors(
+                lambda value: self._take(value, rows.running, flat), rows.policy_context
+            )
+        readings = Readings(output, features, hazard_logit, self._mask_of_units(rows), context)
+
+        # A policy whose whole state is None at first is asked about new rows by themselves.
+        together = len(groups) == 1 or (groups[0].state is None) == (groups[1].state is None)
+        if len(groups) > 1 and together:
+            groups = [Units.join(*groups)]
+        masks: list[Tensor] = []
+        after: list[Units] = []
+        first = 0
+        for group in groups:
+            index = torch.arange(first, first + group.size, device=flat.device)
+            first += group.size
+            group = group._replace(step=group.step + 1, past=None if past is None else past[index])
+            own = readings if len(groups) == 1 else readings.take(index)
+            mask, group = self.decider.decide(group, own)
+            masks.append(mask)
+            after.append(group)
+        self.units = after[0] if len(after) == 1 else Units.join(*after)
+        return torch.cat(masks), output
+
+    def _units_of(self, hidden: Tree, real: Tensor, flat: Tensor | None = None) -> Tensor:
+        """Return the features of units, `(units, …)`: those that `flat` counts, or all that `real` marks."""
+        if flat is None:
+            flat = real.flatten().nonzero().flatten()
+        return self._take(self.parts.read(hidden), real, flat)
+
+    def _take(self, tensor: Tensor, real: Tensor, flat: Tensor) -> Tensor:
+        tensor = tensor.flatten(0, real.dim() - 1)
+        return tensor if len(flat) == len(tensor) else tensor.index_select(0, flat)
+
+    def _mask_of_units(self, rows: Rows) -> Tensor | None:
+        return rows.mask if self.together else None
+
+    def _leave(self) -> Answers | None:
+        """Free the slots of rows that have no running units, and return their answers."""
+        rows = self.rows
+        assert rows is not None
+        still = rows.running.flatten(1).any(1) if rows.running.dim() > 1 else rows.running
+        left = (~still).nonzero().flatten()
+        if not len(left):
+            return None
+        gone = take_rows(rows, left)
+        remaining = still.nonzero().flatten()
+        if len(remaining):
+            self.rows, self._kept, self._changed = take_rows(
+                (rows, self._kept, self._changed), remaining
+            )
+        else:
+            self.rows = self.units = self._kept = self._changed = None
+        return Answers(gone.number, gone.outputs, gone.exit_step, gone.hidden)
+
+    def _join(self, fresh: Rows) -> None:
+        rows = self.rows
+        assert rows is not None
+        sizes = [len(rows.number), len(fresh.number)]
+        self.rows = join_rows([rows, fresh], sizes=sizes)
+        if self._kept is not None and self._changed is not None:
+            added = torch.ones_like(fresh.running)
+            self._changed = torch.cat([self._changed, added])
+            self._kept = map_tensors(
+                lambda kept: torch.cat([kept, kept.new_zeros(sizes[1], *kept.shape[1:])]),
+                self._kept,
+            )
+
+
+def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:
+    """Return which units are no padding: `(rows, length)` bool, or `(rows,)` of rows that halt together."""
+    states = first_tensor(hidden)
+    if together:
+        return torch.ones(states.shape[0], dtype=torch.bool, device=states.device)
+    if mask is None:
+        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return mask
+
+
+def hold(running: Tensor, after: Tree, before: Tree) -> Tree:
+    """Return the states `after` where positions run and those `before` elsewhere."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        mask = running.reshape(*running.shape, *[1] * (new.dim() - running.dim()))
+        return torch.where(mask, new, old)
+
+    held: Tree = pytree.tree_map(choose, after, before)
+    return held
+
+
+def start_past(parts: Parts, features: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Return what a Lambda head with a history reads of the steps before the first; None without one."""
+    head = parts.lambda_head
+    if not isinstance(head, LambdaHead) or head.history == 1:
+        return None
+    past = torch.cat([_pooled(features, mask)] * head.history, dim=-1)
+    return past if head.initial == "stem" else torch.zeros_like(past)
+
+
+def read_hazards(
+    parts: Parts, features: Tensor, past: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the hazard logits of units, `(units,)`, at least float32, and what the Lambda head read."""
+    head = parts.lambda_head
+    assert head is not None
+    now = _pooled(features, mask) if isinstance(head, LambdaHead) else features
+    if past is not None:
+        now = torch.cat([now, past[:, : -now.shape[1]]], dim=-1)
+    logit = head(now).reshape(-1)
+    logit = logit.to(torch.promote_types(logit.dtype, torch.float32))
+    return logit, None if past is None else now
+
+
+def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over the positions of units that are rows, and features of positions as they are."""
+    return mean(features, mask) if features.dim() > 2 else features
+
+
+def _with_answers(rows: Rows, exiting: Tensor, answers: Tensor) -> Rows:
+    """Return rows with the outputs and the exit steps of units that exit, which run no longer."""
+    shape = rows.running.shape
+    outputs = rows.outputs
+    if outputs is None:
+        outputs = answers.new_zeros(*shape, *answers.shape[1:])
+    flat_outputs = outputs.flatten(0, len(shape) - 1).index_copy(0, exiting, answers)
+    each_step = rows.step.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).flatten()
+    exit_step = rows.exit_step.flatten().index_copy(0, exiting, each_step[exiting])
+    running = rows.running.flatten().index_fill(0, exiting, False)
+    return rows._replace(
+        outputs=flat_outputs.view(outputs.shape),
+        exit_step=exit_step.view(shape),
+        running=running.view(shape),
+    )
