@@ -7,7 +7,15 @@ from importlib import import_module
 from typing import Any, TypeVar, cast
 
 A = TypeVar("A")
-__all__ = ["at_least_float32", "log_sigmoid", "namespace", "sigmoid", "softmax", "weighted"]
+__all__ = [
+    "at_least_float32",
+    "copied",
+    "log_sigmoid",
+    "namespace",
+    "sigmoid",
+    "softmax",
+    "weighted",
+]
 
 
 def namespace(x: Any) -> Any:
@@ -22,6 +30,12 @@ def at_least_float32(x: A) -> A:
     if str(given.dtype)[-7:] in ("float32", "float64"):  # of either library
         return x
     return cast(A, given.float() if hasattr(given, "float") else given.astype("float32"))
+
+
+def copied(x: A) -> A:
+    """Return a copy that may be written into; of a tensor, one through which gradients flow."""
+    given = cast(Any, x)
+    return cast(A, given.clone() if hasattr(given, "clone") else given.copy())
 
 
 def softmax(x: A) -> A:

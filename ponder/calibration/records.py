@@ -11,11 +11,12 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import at_least_float32, log_sigmoid, namespace, sigmoid, softmax
+from ponder._utils.arrays import at_least_float32, namespace, softmax
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
-from ponder.tasks import IGNORED_LABEL, Task, fits_positions, infer_task, task_named
+from ponder.running.readings import views
+from ponder.tasks import IGNORED_LABEL, Task, infer_task, task_named
 
 __all__ = [
     "Answers",
@@ -23,6 +24,7 @@ __all__ = [
     "Floats",
     "Ints",
     "Record",
+    "RecordedSource",
     "as_array",
     "at_exits",
     "check_fresh",
@@ -146,33 +148,7 @@ class Record:
 
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
         """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
-        batch, xp, log_survival = (
-            self.batch,
-            namespace(self.outputs),
-            at_least_float32(self.row_ids * 0),
-        )
-        rows = xp.arange(
-            len(self)
-        )  # an index array, since slices would let policies write into the record
-        task, context = batch.task, self.policy_context if needs & {"context", "group"} else None
-        for step in range(self.num_steps):
-            readings: dict[str, Any] = {}
-            if "hazard" in needs:
-                assert self.hazard_logits is not None  # the policy was checked
-                logit = at_least_float32(self.hazard_logits[:, step])
-                readings |= {"hazard": sigmoid(logit), "survival": xp.exp(log_survival)}
-                log_survival = log_survival + log_sigmoid(-logit)
-                readings["cdf"] = -xp.expm1(log_survival)
-            if "output" in needs:
-                readings["output"] = task.without_padding(self.outputs[rows, step], self.mask)
-            if "features" in needs:
-                assert self.features is not None
-                readings["features"] = self.features[rows, step]
-            has_positions = task.per_position or fits_positions(self.mask, readings.get("features"))
-            mask = self.mask if has_positions else None
-            yield StepView(
-                self.row_ids * 0 + step + 1, self.num_steps, readings, task, mask, context
-            )
+        return views(RecordedSource(self), needs, self.batch)
 
     def exit_steps(self, policy: ExitPolicy) -> Ints:
         """Return the exit step of each row under a policy, `(rows,)`: of all rows it is asked about at every step."""
@@ -305,6 +281,64 @@ class Record:
         if namespace(labels) is not np:
             labels = self.meaning.check(self.outputs[:, -1], labels.to(self.outputs.device))
         return self.meaning.inside(labels, self.mask)
+
+
+class RecordedSource:
+    """The rows of a record that are still running: a `ponder.running.Source` that looks up what was computed.
+
+    Args:
+        record: The record; a policy that is replayed on it was checked against it.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._rows: Ints | None = None  # all
+        self._step = 0
+
+    def advance(self, step: int) -> None:
+        """Bring all running rows to a step."""
+        self._step = step
+
+    def output(self) -> Array:
+        """Return the outputs of the running rows; before the first step those of the last."""
+        return self._at_step(self._record.outputs)
+
+    def output_of(self, index: Ints) -> Array:
+        """Return the outputs of some running rows."""
+        rows = index if self._rows is None else self._rows[index]
+        return self._record.outputs[rows, self._step - 1]
+
+    def features(self) -> Array:
+        """Return the features of the running rows."""
+        return self._at_step(self._record.features)
+
+    def hazard_logit(self) -> Array:
+        """Return the hazard logits of the running rows."""
+        return at_least_float32(self._at_step(self._record.hazard_logits))
+
+    @property
+    def mask(self) -> Array | None:
+        """Positions that are not padding, `(rows, length)` bool; None without any."""
+        mask = self._record.mask
+        return None if mask is None else self._of_rows(mask)
+
+    @property
+    def policy_context(self) -> Mapping[str, Array]:
+        """Values that policies read of each running row, by name."""
+        context = self._record.policy_context or {}
+        return {name: self._of_rows(values) for name, values in context.items()}
+
+    def keep(self, index: Ints) -> None:
+        """Go on with some of the running rows."""
+        self._rows = index if self._rows is None else self._rows[index]
+
+    def _at_step(self, values: Array) -> Array:
+        return (
+            values[:, self._step - 1] if self._rows is None else values[self._rows, self._step - 1]
+        )
+
+    def _of_rows(self, values: Array) -> Array:
+        return values if self._rows is None else values[self._rows]
 
 
 @dataclass(frozen=True, eq=False)

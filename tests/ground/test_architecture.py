@@ -16,6 +16,7 @@ LAYERS = (
     ("ponder.distributions", "ponder.tasks"),
     ("ponder.policies", "ponder.priors", "ponder.objectives"),
     ("ponder.recipes",),
+    ("ponder.running",),
     ("ponder.calibration",),
     ("ponder.model",),
     ("ponder.trajectory",),
@@ -54,6 +55,9 @@ WITHOUT_TORCH = (
     "ponder.deploy.monitor",
     "ponder.deploy.ranking",
     "ponder.deploy.runtime",
+    "ponder.running",
+    "ponder.running.readings",
+    "ponder.running.source",
 )
 
 

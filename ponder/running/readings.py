@@ -1,0 +1,95 @@
+r"""What a policy sees of a step, and what a loop carries for each row from one step to the next.
+
+With the hazard λ_n = σ(logit_n), the probability of not having stopped before step n is S_{n−1} = Π_{j<n} (1 − λ_j),
+and that of having stopped by step n is CDF_n = 1 − S_n. The logarithm of S is carried, so that a thousand steps lose
+no digits: log S_n = log S_{n−1} + log σ(−logit_n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ponder._utils.arrays import at_least_float32, copied, log_sigmoid, namespace
+from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.running.source import Array, Source
+from ponder.tasks import fits_positions
+
+__all__ = ["Reading", "RowState", "read_step", "views"]
+
+_FROM_CALLER = frozenset({"context", "group"})
+
+
+class RowState(NamedTuple):
+    """What a loop carries for each running row: a tree of arrays, batch first.
+
+    Args:
+        step: The step that each row has finished, `(rows,)` integers; 0 before the first.
+        policy: The state of the policy.
+        log_survival: log P(not stopped so far), `(rows,)`; None if the policy reads no hazards.
+    """
+
+    step: Array
+    policy: Any
+    log_survival: Array | None
+
+    @classmethod
+    def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> RowState:
+        """Return the state of rows before their first step."""
+        step = batch.row_ids * 0
+        return cls(step, policy.init(batch), _log_survival(step, policy.needs))
+
+
+class Reading(NamedTuple):
+    """The view of a step, and log P(not stopped by this step), `(rows,)`, or None."""
+
+    view: StepView
+    log_survival: Array | None
+
+
+def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: PolicyBatch) -> Reading:
+    """Return what a policy with these needs sees of the running rows, after `source.advance`.
+
+    Args:
+        source: The running rows.
+        needs: What the policy reads; nothing else is computed.
+        rows: The state of the rows after the step before.
+        batch: The batch that the rows belong to: the number of steps and the task.
+    """
+    readings: dict[str, Array] = {}
+    log_survival = rows.log_survival
+    if log_survival is not None:
+        log_stay = log_sigmoid(-source.hazard_logit())  # log(1 − λ)
+        xp = namespace(log_stay)
+        readings["hazard"] = -xp.expm1(log_stay)
+        readings["survival"] = xp.exp(log_survival)
+        log_survival = log_survival + log_stay
+        readings["cdf"] = -xp.expm1(log_survival)
+    mask, task = source.mask, batch.task
+    # Policies get copies: one that writes into what it reads would change answers otherwise.
+    if "output" in needs:
+        outputs = copied(source.output())
+        readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
+    if "features" in needs:
+        readings["features"] = copied(source.features())
+    if mask is not None and not task.per_position:
+        mask = mask if fits_positions(mask, readings.get("features")) else None
+    context = source.policy_context if needs & _FROM_CALLER else None
+    view = StepView(rows.step + 1, batch.num_steps, readings, task, mask, context)
+    return Reading(view, log_survival)
+
+
+def views(source: Source, needs: frozenset[str], batch: PolicyBatch) -> Iterator[StepView]:
+    """Yield what a policy with these needs sees after each step 1 … N if no row exits."""
+    step_of_rows = batch.row_ids * 0
+    rows = RowState(step_of_rows, None, _log_survival(step_of_rows, needs))
+    for step in range(1, batch.num_steps + 1):
+        source.advance(step)
+        reading = read_step(source, needs, rows, batch)
+        rows = RowState(reading.view.index, None, reading.log_survival)
+        yield reading.view
+
+
+def _log_survival(step: Array, needs: frozenset[str]) -> Array | None:
+    """Return log P(not stopped before the first step) = 0, `(rows,)` float32; None if no hazard is read."""
+    return at_least_float32(step) if "hazard" in needs else None
