@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS: dict[
     str, str
 ] = {  # the first that a file's path begins with: what is most likely to fail comes first
+    "policies/topk": "rerank/test_topk.py policies/test_policy_contract.py matrices/test_policies.py",
     "policies/": "policies/test_scores.py policies/test_policy_contract.py matrices/test_policies.py",
     "distributions.py": "ground/test_distributions.py matrices/test_maths.py",
     "priors.py": "objectives/test_priors.py matrices/test_maths.py",
@@ -49,8 +51,13 @@ ROOMS: dict[
     "_utils/": "ground/test_utils.py",
     "training.py": "training/test_stages.py training/test_fit.py",
     "deploy/monitor": "deploy/test_monitor.py",
+    "deploy/server": "deploy/test_server.py",
+    "deploy/ranking": "rerank/test_rerank.py rerank/test_topk.py",
     "deploy/": "deploy/test_export.py rerank/test_rerank.py",
     "cascade/": "cascade",
+    "integrations/transformers/": "integrations/transformers/test_finetuned.py integrations/transformers/test_files.py "
+    "integrations/transformers/test_pipelines.py integrations/transformers/test_models.py",
+    "integrations/": "integrations",
 }
 
 
@@ -59,13 +66,19 @@ class Mutant(NamedTuple):
 
     Args:
         file: Path below ``ponder/``.
-        old: What stands there, exactly once.
+        old: What stands there, exactly once; a break of lines is as good as a space.
         new: What is put in its place.
     """
 
     file: str
     old: str
     new: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """What matches `old` however the formatter breaks its lines."""
+        pieces = (re.escape(piece) for piece in self.old.split())
+        return re.compile(re.sub(r"(\\[(\[{])", r"\1\\s*", r"\s+".join(pieces)))
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -137,9 +150,10 @@ def judge(mutant: Mutant, folder: Path, tests: Sequence[str], seconds: float) ->
     """Break the copy, run the tests, and mend it."""
     path = folder / "ponder" / mutant.file
     text = path.read_text(encoding="utf-8")
-    if text.count(mutant.old) != 1:
-        return "stale", f"{text.count(mutant.old)} places"
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    places = mutant.pattern.findall(text)
+    if len(places) != 1:
+        return "stale", f"{len(places)} places"
+    path.write_text(mutant.pattern.sub(lambda _: mutant.new, text), encoding="utf-8")
     try:
         return outcome(tests, folder, seconds)
     finally:

@@ -119,6 +119,8 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(
     shares = np.bincount(answers.stage, minlength=len(stages) + 1)[1:] / 3000
     np.testing.assert_allclose(shares, report.shares, atol=0.05)
     assert report.speed_up > 2
+    paid = np.cumsum(report.seconds)  # a row that is deferred has paid for all stages before
+    assert report.speed_up == pytest.approx(report.seconds[-1] / (paid @ report.shares))
 
 
 @pytest.mark.parametrize("kinds", [2, 3])
@@ -200,6 +202,9 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     full = cascade.predict(texts, policy=policies.LastStep())
     assert full.labels == [CLASSES[n] for n in numbers]
     assert model.asked[-1] == policies.LastStep()  # and not its own
+    by_stage = StageThresholds(policies.Confidence(0.5), (0.9, 0.6))
+    cascade.predict(texts, policy=by_stage)
+    assert model.asked[-1] == StageThresholds(policies.Confidence(0.5), (0.6,))
     alone = Cascade([cheap, model], costs=[1, 20], policy=policies.Confidence(0.9))
     assert (
         alone.record(texts[:9]).num_steps == 2

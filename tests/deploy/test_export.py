@@ -21,6 +21,7 @@ from ponder.deploy.manifest import FILE, Manifest, TensorSpec, files_of
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from tests.compare import assert_same_answers, assert_same_rows, clear_rows
 from tests.inference.toys import build, sequences
+from tests.model.toys import toy
 
 SURE = policies.Confidence(0.55)
 ROWS = sequences(60)
@@ -153,6 +154,25 @@ def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
     assert_same_rows(*steps, clear)
 
 
+def test_a_mask_of_true_at_padding_says_how_long_rows_are(tmp_path: Path) -> None:
+    made = toy("padded", policy=SURE, lambda_head=None)
+    mask = made.context["src_key_padding_mask"]
+    folder = ponder.export.onnx(
+        made.model, tmp_path, example=(made.inputs[:2], {"src_key_padding_mask": mask[:2]})
+    )
+    exported = ponder.export.OnnxModel(folder)
+    names = [spec.name for spec in exported.manifest.inputs]
+    rows = [
+        dict(zip(names, (row.numpy(), own.numpy()), strict=True))
+        for row, own in zip(made.inputs, mask, strict=True)
+    ]
+    clear = clear_rows(made.unroll(), SURE)
+    for batch_size in (1, 4):
+        found, expected = exported.predict(rows, batch_size=batch_size), made()
+        assert_same_rows(found.exit_step, expected.exit_step, clear)
+        assert_same_answers(found.outputs[clear], expected.outputs.detach()[clear], atol=1e-5)
+
+
 @pytest.mark.parametrize("calibration", [None, ARRAYS[:40]], ids=["dynamic", "static"])
 def test_eight_bits_agree_mostly_and_say_what_they_are(
     folder: Path, tmp_path: Path, calibration: Any
@@ -171,6 +191,30 @@ def test_eight_bits_agree_mostly_and_say_what_they_are(
     with pytest.raises(ArgumentError, match="at least one"):
         ponder.export.quantized(folder, tmp_path / "none", calibration=[])
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_eight_bits_have_a_scale_for_each_output_and_stand_weights_of_zero(
+    static: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    step, head = nn.Linear(8, 8), nn.Linear(8, 3)
+    scales = torch.logspace(-3, 0, 8)
+    with torch.no_grad():
+        step.weight.mul_(scales[:, None])
+        step.bias.mul_(scales)
+        step.weight[:, 3] = 0.0  # nothing reads this input
+        step.weight[5] = 0.0
+        head.weight.div_(scales)
+    model = ponder.PonderWrapper([step], head=head, policy=policies.LastStep()).eval()
+    rows = torch.randn(50, 8)
+    folder = ponder.export.onnx(model, tmp_path / "full", example=rows[:2])
+    calibration = rows.numpy() if static else None
+    int8 = ponder.export.quantized(folder, tmp_path / "int8", calibration=calibration)
+    full, found = (
+        ponder.export.OnnxModel(each).predict(rows.numpy()).outputs for each in (folder, int8)
+    )
+    assert 0 < np.abs(found - full).max() < 0.1 * full.std()
 
 
 def test_an_export_is_run_where_torch_and_transformers_are_not_installed(folder: Path) -> None:

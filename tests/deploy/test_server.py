@@ -294,6 +294,15 @@ def test_audits_step_back_to_safer_policies_and_then_to_full_depth(
     assert [end.stage for end in seen] == [0, 1, 2]
 
 
+def test_answers_by_a_threshold_of_the_request_are_not_audited(model: Model) -> None:
+    watch = watch_of(CERTIFIED, 1.0)
+    assert watch is not None
+    with TestClient(create_app(model, Limits(), watch)) as client:
+        client.post("/predict", json={"texts": ["a"] * 30, "threshold": 0.5})
+        client.post("/predict", json={"texts": ["a"] * 3})
+    assert watch.audit.audits == 3
+
+
 def test_answers_that_agree_never_step_back(model: Model) -> None:
     watch = watch_of(CERTIFIED, 1.0)
     assert watch is not None

@@ -176,6 +176,18 @@ def test_readouts_leave_padding_out(context: dict[str, Tensor], dtype: torch.dty
             )
 
 
+@pytest.mark.parametrize("side", ["left", "right", "holes"])
+def test_the_last_token_is_the_last_real_position_on_whichever_side_padding_lies(side: str) -> None:
+    states = torch.randn(ROWS, LENGTH, WIDTH)
+    real = REAL.flip(1) if side == "left" else REAL.clone()
+    if side == "holes":
+        real = torch.zeros_like(REAL)
+        real[:, [0, 3]] = True
+    expected = [states[row][real[row]][-1] for row in range(ROWS)]
+    found = ponder.readouts.last_token(states, attention_mask=real)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=0)
+
+
 def test_a_mean_over_a_long_text_does_not_overflow_in_half_precision() -> None:
     states = torch.full((1, 4096, 1), 100.0, dtype=torch.float16)
     assert ponder.readouts.mean(states, attention_mask=torch.ones(1, 4096)).item() == 100.0

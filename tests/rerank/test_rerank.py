@@ -21,7 +21,7 @@ from ponder.errors import ArgumentError
 from ponder.integrations.transformers.rerank import CrossEncoder
 from ponder.policies.base import all_within
 from tests.cli.conftest import run  # noqa: F401
-from tests.compare import CLOSE_CALL, assert_same_answers, assert_same_weights
+from tests.compare import CLOSE_CALL, assert_same_answers, assert_same_rows, assert_same_weights
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
 SIZE, TEXTS = 8, some_texts(1000)
@@ -60,6 +60,9 @@ def fitted(staged: bool) -> CrossEncoder:
     ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
     report = ranker.fit_exits(pools(240, scores=staged), top_k=2, changed=0.2)
     assert report.met
+    layers = np.arange(1, ranker.num_steps + 1) - staged  # the first stage is paid already
+    saved = 4 / (layers @ np.asarray(report.exit_shares))
+    assert ranker.settings.fitted["pair_layers"] == pytest.approx(saved)
     return ranker
 
 
@@ -146,6 +149,24 @@ def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -
         assert not is_clear or [one["exit_step"] for one in found] == recorded
     if staged:
         assert (steps == 1).any()  # before the first layer
+
+
+def test_candidates_that_ran_longer_come_first_as_in_the_certificate() -> None:
+    ranker, some = fitted(False), pools(40, 300)
+    record, policy = ranker.record(some), ranker.settings.policy
+    steps = record.exit_steps(policy).reshape(-1, SIZE)
+    columns = record.outputs.reshape(len(some), SIZE, -1)
+    scores = np.take_along_axis(columns, steps[..., None] - 1, axis=2)[..., 0]
+    expected, by_score = [], []
+    for own_steps, own_scores in zip(steps.tolist(), scores.tolist(), strict=True):
+        places = list(zip(own_steps, own_scores, range(SIZE), strict=True))
+        expected.append([place for *_, place in sorted(places, key=lambda one: (-one[0], -one[1]))])
+        by_score.append([place for *_, place in sorted(places, key=lambda one: -one[1])])
+    found = ranker.rank_all(some, SIZE, policy=policy)
+    clear = clear_pools(ranker, some)
+    orders = [[one["corpus_id"] for one in ranking] for ranking in found]
+    assert_same_rows(orders, expected, clear)
+    assert expected != by_score
 
 
 @pytest.mark.parametrize("staged", [False, True])
