@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,9 +96,9 @@ def measure(
         last = exits.amax(1, keepdim=True).expand_as(exits)
         seconds = _least(
             {
-                "full": lambda: loop(hidden, max_steps=max_steps, policy=LastStep()),
-                "halting": lambda: _run(loop, hidden, max_steps, exits),
-                "together": lambda: _run(loop, hidden, max_steps, last),
+                "full": partial(loop, hidden, max_steps=max_steps, policy=LastStep()),
+                "halting": partial(_run, loop, hidden, max_steps, exits),
+                "together": partial(_run, loop, hidden, max_steps, last),
             },
             turns,
         )

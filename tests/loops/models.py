@@ -62,7 +62,7 @@ class Norm(policies.ExitPolicy):
         return {"largest": torch.zeros(batch.size)}
 
     def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor, Any]:
-        largest = torch.maximum(state["largest"], step.features[:, 0])
+        largest = torch.maximum(state["largest"], step.features.flatten(1)[:, 0])
         return (largest > self.bound) & (step.index >= 2), {"largest": largest}
 
 
