@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.albert.modeling_albert import AlbertConfig, AlbertLayer
+from transformers import AlbertConfig
+from transformers.models.albert.modeling_albert import AlbertLayer
 
 from ponder.loops import Block, Loop
 from ponder.policies import ExitPolicy, LastStep, StepView

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def carry(
         if answers is None:
             continue
         for place, number in enumerate(answers.number.tolist()):
-            hidden = map_tensors(lambda tensor, place=place: tensor[place], answers.hidden)
+            hidden = map_tensors(itemgetter(place), answers.hidden)
             yield Carried(number, answers.outputs[place], answers.exit_step[place], hidden)
 
 
