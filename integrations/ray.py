@@ -90,7 +90,7 @@ def deployment(
     Raises:
         PonderError: Ray Serve is not installed.
     """
-    serve = library("ray.serve", "deployment")
+    serve = library("ray.serve", "deployment", "ray")
     place = fspath(folder)
 
     class Replica:

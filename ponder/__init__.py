@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ponder.cascade import Cascade
     from ponder.deploy import export as export
     from ponder.deploy import monitor as monitor
+    from ponder.deploy.folders import open
     from ponder.distributions import StepDistribution
     from ponder.inference import StreamEngine, predict
     from ponder.model import readouts as readouts
@@ -53,6 +54,7 @@ _HOMES = {
     "diagnose": "calibration",
     "fit": "training",
     "load": "saving",
+    "open": "deploy.folders",
     "parameter_groups": "training",
     "predict": "inference",
     "save": "saving",
@@ -79,6 +81,7 @@ __all__ = [
     "diagnose",
     "fit",
     "load",
+    "open",
     "parameter_groups",
     "predict",
     "save",

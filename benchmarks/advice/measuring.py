@@ -18,7 +18,7 @@ from benchmarks.environment import environment
 from benchmarks.finetuned.demo import GENERATED, TRAIN, generated
 from benchmarks.finetuned.fine_tune import fine_tune
 from ponder.advice import advise, race
-from ponder.cli.check import BROKEN, judge
+from ponder.calibration.verdict import judge
 
 __all__ = ["measure"]
 
@@ -76,7 +76,7 @@ def measure(
             "ways": rows,
             "slower_than_best": chosen["seconds"] / min(sound),
             "choice": "right" if chosen["seconds"] <= _NEAR * min(sound) else "another is faster",
-            "promise": "broken" if verdict.code == BROKEN else "not broken",
+            "promise": "broken" if verdict.name == "broken" else "not broken",
             "within_level": chosen["other_answers"] <= level,
             "out_of_scope": {
                 "rows": len(outside),

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_int
-from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import split
 from ponder._utils.seeds import uniform
 from ponder.calibration import RiskControl, certify
+from ponder.calibration.statement import Promise, exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.texts import encodings_of, record_rows, row_ids
@@ -70,6 +70,7 @@ class ExitReport:
         exit_accuracy: Accuracy of the exits on the same.
         certifying: The full-depth run over the certifying inputs; neither it nor what follows is in `to_dict`.
         places: Where these stand among the inputs that were given, `(rows,)`.
+        taught_places: Where those stand that the heads learned on.
 
     Example:
         >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
@@ -99,6 +100,7 @@ class ExitReport:
     exit_accuracy: float
     certifying: Trajectory = field(repr=False)
     places: tuple[int, ...] = field(repr=False)
+    taught_places: tuple[int, ...] = field(repr=False, default=())
 
     @property
     def speed_up(self) -> float:
@@ -330,12 +332,10 @@ def _report(found: RiskControl, sides: Sides) -> ExitReport:
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
     inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
     plain, own = _accuracies(certifying, steps)
-    promise = (
-        f"Answers as full depth does on all but {rounded_up(100 * level, 3)}% of inputs like these, with "
-        f"{rounded_down(100 * confidence)}% confidence (certified on {rows} inputs that chose nothing)."
-    )
+    change = "other answers than at full depth"
+    promise = Promise(exits_rule(found.policy), change, level, confidence, rows, "input")
     return ExitReport(
-        statement=promise if found.met else f"No exits: {found.statement}.",
+        statement=promise.sentence if found.met else f"No exits: {found.statement}.",
         met=found.met,
         policy=repr(inside),
         threshold=math.nan if threshold is None else float(threshold),
@@ -357,6 +357,7 @@ def _report(found: RiskControl, sides: Sides) -> ExitReport:
         exit_accuracy=own,
         certifying=certifying,
         places=tuple(sides.places[2].tolist()),
+        taught_places=tuple(sides.places[0].tolist()),
     )
 
 

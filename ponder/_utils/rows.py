@@ -11,7 +11,11 @@ import numpy as np
 from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError
 
-__all__ = ["class_numbers", "content_ids", "split"]
+__all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "split"]
+
+CHOOSE_AND_CERTIFY = (1 / 3, 2 / 3)
+"""Shares of the rows that choose a policy and that certify it, if no heads have to learn. All that certify agree on
+them: so a text that chose for one model never certifies another that is made of it."""
 
 
 def content_ids(texts: Iterable[str | Sequence[str]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -21,6 +21,7 @@ import torch
 from ponder._utils.rounding import rounded_up
 from ponder.advice.race import Progress, Race, Way
 from ponder.calibration.bounds import rows_needed, upper_bound
+from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise
 
 __all__ = ["Advice", "advise"]
 
@@ -44,6 +45,9 @@ class Advice:
         curve: What texts brought: numbers of texts that choose and certify, and the share of the model's work that the
             winner, or exits, would do by them.
         moves: Levels of disagreement, and that share at each; only the level that was asked for is promised.
+        statement: What the winner promises, in one sentence; None if it promises nothing.
+        confidence: Probability with which all promises hold.
+        taught: The texts that taught early heads and the student.
     """
 
     ways: tuple[Way, ...]
@@ -55,6 +59,9 @@ class Advice:
     changed: tuple[tuple[str, str, str], ...] = field(repr=False, default=())
     curve: tuple[tuple[int, float], ...] = field(repr=False, default=())
     moves: tuple[tuple[float, float], ...] = field(repr=False, default=())
+    statement: str | None = None
+    confidence: float = CONFIDENCE
+    taught: tuple[Any, ...] = field(repr=False, default=())
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -78,8 +85,8 @@ def advise(
     texts: Sequence[Any],
     labels: Sequence[Any] | None = None,
     *,
-    disagreement: float = 0.01,
-    confidence: float = 0.95,
+    disagreement: float = LEVEL,
+    confidence: float = CONFIDENCE,
     within: float | None = None,
     deep: bool = False,
     seed: int = 0,
@@ -99,7 +106,7 @@ def advise(
         within: Seconds: take the most faithful way whose 95th percentile for a text by itself is below.
         deep: Also teach a model of half the layers, which takes minutes.
         seed: Seed of the split.
-        progress: Called with a phase, what is done of it, and how much it is in all.
+        progress: Called with a phase, the number of its parts that are done, and of all.
 
     Raises:
         ArgumentError: Fewer than 50 different texts, labels that the model lacks, or no classifier.
@@ -117,7 +124,7 @@ def advise(
             str(model), list(texts), labels, folder, progress or (lambda *_: None), **options
         )
         race.run()
-        advice = _advised(race)
+        advice = _advised(race, confidence)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -125,8 +132,8 @@ def advise(
     return advice
 
 
-def _advised(race: Race) -> Advice:
-    winner, sentence = _choose(race.found, race.level, race.within)
+def _advised(race: Race, confidence: float) -> Advice:
+    winner, sentence = _choose(race, confidence)
     name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
     sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
@@ -143,25 +150,21 @@ def _advised(race: Race) -> Advice:
         race.changed(winner.name),
         curve,
         moves,
+        statement=sentence
+        if winner is not race.found[0] and winner.promise <= race.level
+        else None,
+        confidence=confidence,
+        taught=tuple(race.teach),
     )
 
 
-def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Way, str]:
-    plain = ways[0]
+def _choose(race: Race, confidence: float) -> tuple[Way, str]:
+    """Return the way to take, and why, in one sentence: its promise, if it has one."""
+    plain, ways, level = race.found[0], race.found, race.level
     if math.isnan(plain.seconds[0]):
         return plain, "Nothing was timed: change nothing yet."
-    if within is not None:
-        fast = [way for way in ways if way.alone[1] <= within and way.name != "blind mix"]
-        if not fast:
-            return (
-                plain,
-                f"No way answers a text within {1e3 * within:.3g} ms here: change nothing.",
-            )
-        best = min(
-            fast, key=lambda way: (not way.promise <= level, way.disagreement, way.seconds[0])
-        )
-        held = "with its promise" if best.promise <= level else "without a promise, since none fits"
-        return best, f"{best.name}: the most faithful within {1e3 * within:.3g} ms, {held}."
+    if race.within is not None:
+        return _within(race, race.within, confidence)
     sound = [way for way in ways[1:] if way.promise <= level and way.speed_up[1] > 1.0]
     if not sound:
         return (
@@ -170,14 +173,46 @@ def _choose(ways: Sequence[Way], level: float, within: float | None) -> tuple[Wa
         )
     best = max(sound, key=lambda way: way.speed_up[0])
     more = {
-        "best fixed step": " The cut model does it.",
-        "half the layers": " Take the smaller model.",
+        "best fixed step": ", which is the model cut there",
+        "half the layers": ", a smaller model",
+        "int8": ", without exits",
     }
-    more |= {"int8": " int8 alone does it."}
-    return best, (
-        f"{best.name}: ×{best.speed_up[0]:.2f} in seconds ({best.speed_up[1]:.2f} to {best.speed_up[2]:.2f}), and "
-        f"other answers than now on at most {rounded_up(100 * level)}% of texts like these.{more.get(best.name, '')}"
-    )
+    speed = f"×{best.speed_up[0]:.2f} in seconds ({best.speed_up[1]:.2f} to {best.speed_up[2]:.2f})"
+    rule = f"Take {best.name}{more.get(best.name, '')}, {speed}"
+    return best, _promise(race, rule, confidence)
+
+
+def _within(race: Race, limit: float, confidence: float) -> tuple[Way, str]:
+    """Return the most faithful way that is fast enough for a text by itself; those with a promise come first."""
+    time = f"{1e3 * limit:.3g} ms"
+    fast = [way for way in race.found if way.alone[1] <= limit and way.name != "blind mix"]
+    if fast:
+        best = min(
+            fast, key=lambda way: (not way.promise <= race.level, way.disagreement, way.seconds[0])
+        )
+        if best is race.found[0]:
+            return (
+                best,
+                f"Change nothing: the model as it is answers 95% of the texts within {time}.",
+            )
+        rule = f"Take {best.name}, the most faithful within {time}"
+        if best.promise <= race.level:
+            return best, _promise(race, rule, confidence)
+        return best, f"{rule}, without a promise, since no way with one is as fast."
+    kept = [way for way in race.found[1:] if way.promise <= race.level]
+    said = f"No way answers a text within {time} here: change nothing."
+    if kept:
+        near = min(kept, key=lambda way: way.alone[1])
+        said += (
+            f" The nearest with a promise is {near.name}: 95% of the texts within {1e3 * near.alone[1]:.3g} ms, "
+            f"×{near.speed_up[0]:.2f}."
+        )
+    return race.found[0], said
+
+
+def _promise(race: Race, rule: str, confidence: float) -> str:
+    change = "other answers than now"
+    return Promise(rule, change, race.level, confidence, len(race.check)).sentence
 
 
 def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
@@ -191,13 +226,8 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
             f"A promise of {level}% for every way needs {many} different texts, or more; {there}."
         )
     else:
-        shares = [f"{100 * share:.0f}% by {size}" for size, share in curve]
-        more = (
-            "more would help" if curve[-1][1] < curve[-2][1] - 0.01 else "more would bring little"
-        )
-        said.append(
-            f"Texts that choose and certify: {name} does {', '.join(shares)} of the work; {more}."
-        )
+        helps = curve[-1][1] < curve[-2][1] - 0.01
+        said.append(f"More texts would {'help' if helps else 'bring little'}.")
     if race.student is None and len(set(race.answers.tolist())) < 2:
         said.append(
             "The model gives all of these texts one answer: give texts on which its answers differ."

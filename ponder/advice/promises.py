@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.rows import split
+from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.records import Record
@@ -50,7 +50,7 @@ class Recorded:
     @property
     def sides(self) -> list[NDArray[Any]]:
         """The texts that choose and those that certify, as positions."""
-        return split(self.ids, (1 / 3, 2 / 3), self.seed)
+        return split(self.ids, CHOOSE_AND_CERTIFY, self.seed)
 
     def taken(self, rows: NDArray[Any]) -> Recorded:
         """Return some of the texts."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from torch import nn
 from ponder._utils.rows import class_numbers, content_ids
 from ponder._utils.seeds import uniform
 from ponder.advice.promises import COSTS, WAYS, Promise, Recorded, promise
-from ponder.calibration.agreement import most_failures
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import classes_of, stage_of
 from ponder.cascade.student import Embeddings, Student
-from ponder.deploy.exporting import onnx, quantized
+from ponder.deploy import int8
+from ponder.deploy.exporting import onnx
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.exits import teach_heads
 from ponder.integrations.transformers.reading import (
@@ -34,7 +34,7 @@ from ponder.integrations.transformers.reading import (
 from ponder.integrations.transformers.texts import max_positions, tokenize
 from ponder.policies import ExitPolicy, FixedStep, LastStep
 
-__all__ = ["Race", "Way", "in_int8"]
+__all__ = ["Race", "Way"]
 
 Progress = Callable[[str, int, int], object]
 _ROUNDS, _TIMED, _ALONE, _DRAWS = (
@@ -311,12 +311,11 @@ class Race:
         choose, check = self.seen.sides
         self.progress("int8", 0, len(self.rest))
         full, texts = onnx(self.model, self.folder / "fp32"), [self.rest[n] for n in choose]
-        most = 0.5 * max(most_failures(len(check), self.level, self.confidence), 0) / len(check)
-        given = texts, self.seen.exits[choose, -1].argmax(-1)
-        eight, outputs = (
-            in_int8(full, self.teach[:_RANGES], *given, most),
-            np.zeros_like(self.seen.exits),
-        )
+        most = int8.most_moved(len(check), self.level, self.confidence)
+        answers = self.seen.exits[choose, -1].argmax(-1)
+        threads = torch.get_num_threads()
+        eight = int8.choose(full, self.teach[:_RANGES], texts, answers, most, threads)
+        outputs = np.zeros_like(self.seen.exits)
         for start in range(0, len(self.rest), _BLOCK):
             block = self.rest[start : start + _BLOCK]
             outputs[start : start + len(block)] = eight.record(block).outputs
@@ -379,23 +378,6 @@ class Race:
         samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
         best = min(samples, key=lambda sample: float((columns[sample].mean(0) ** 2).sum()))
         return [self.check[n] for n in best]
-
-
-def in_int8(
-    export: Path, ranges: Sequence[Any], texts: Sequence[Any], answers: NDArray[Any], most: float
-) -> OnnxModel:
-    """Return an export in int8, in a folder beside it: ``all`` its products, or ``some``, but for those that narrow.
-
-    All are, unless this moves more than the share `most` of the answers at full depth to the texts that choose;
-    `ranges` are texts that fix the ranges of activations.
-    """
-    kinds: tuple[tuple[str, Literal[True, "all"]], ...] = (("all", "all"), ("some", True))
-    for name, products in kinds:
-        folder = quantized(export, export.parent / name, products, calibration=ranges)
-        model = OnnxModel(folder, threads=torch.get_num_threads())
-        if (model.predict(texts, policy=LastStep()).outputs.argmax(-1) != answers).mean() <= most:
-            break
-    return model
 
 
 def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress: Progress) -> None:

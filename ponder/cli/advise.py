@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.table import Table
+from matplotlib.ticker import NullLocator
 
 from ponder.advice import Advice, Way, advise
-from ponder.cli.output import probe_folder, progress, show
-from ponder.cli.report import write_page
-from ponder.cli.texts import count, read_texts
+from ponder.calibration.statement import count
+from ponder.cli.outcome import DataTable, Outcome, show
+from ponder.cli.output import probe_folder, progress
+from ponder.cli.report import usage_of
+from ponder.cli.texts import read_texts
+from ponder.deploy.folders import remember
+from ponder.deploy.used import Used
 
-__all__ = ["run", "shown"]
+__all__ = ["outcome_of", "run"]
+
+_NARROW = ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch")
+_WIDE = (
+    "way",
+    "ms a text",
+    "ms alone",
+    "ms alone, 95th percentile",
+    "times faster",
+    "range",
+    "other answers",
+    "promised at most",
+    "accuracy",
+    "MB",
+    "PyTorch",
+)
+_FACTS = ("sentence", "statement", "threads", "texts", "remarks", "curve", "moves", "confidence")
+_TICKS = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
 
 
 def run(
@@ -32,72 +52,128 @@ def run(
     if out is not None:
         probe_folder(out, "advise", model)
     found = read_texts(texts, **reading).without_empty()
-    labels = None if found.label_column is None else [row[found.label_column] for row in found.rows]
     with progress() as advance:
-        advice = advise(model, found.texts, labels, **options, progress=advance)
-    names = ("sentence", "threads", "texts", "remarks", "curve", "moves")
-    card: dict[str, Any] = {
+        advice = advise(model, found.texts, found.labels, **options, progress=advance)
+    facts = {
         "command": "advise",
         "columns": list(found.columns),
         "ways": advice.table,
+        **{name: getattr(advice, name) for name in _FACTS},
     }
-    plain = json.dumps(card | {name: getattr(advice, name) for name in names})
-    card = json.loads(plain, parse_constant=lambda _: None)  # NaN is no JSON
     if out is not None:
         advice.save(out)
-        facts = {"model": Path(model).name, "advice": advice, "missing": math.isnan}
-        write_page(out / "report.html", "advice.html.jinja", _figure(advice), **facts)
-    show(card, shown(advice), [], as_json=as_json, out=out)
+        Used.of(found.texts, taught=advice.taught).write(out)
+        facts["reference"] = remember(model, out)
+    show(outcome_of(advice, facts, Path(model).name, out), as_json=as_json, out=out)
 
 
-def shown(advice: Advice) -> list[str | Table]:
-    """Return the sentence, the table of 80 columns, and the remarks."""
-    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch"):
-        made.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
-    for way in advice.ways:
-        made.add_row(*_cells(way, wins=way is advice.winner))
+def outcome_of(
+    advice: Advice, facts: Mapping[str, Any], name: str, out: Path | None = None
+) -> Outcome:
+    """Return the sentence, the table of the ways, what was noticed, and the page."""
+    winner = advice.ways.index(advice.winner)
     teach, choose, check = advice.texts
     legend = (
-        f"{check} texts certify ({teach} taught, {choose} chose). ms a text: in batches of 32, alone, and the 95th "
-        f"percentile alone; {count(advice.threads, 'thread')}, in turn. other: answers unlike now; ≤: promised."
+        f"{check} texts certify ({teach} taught, {choose} chose). ms: milliseconds a text in batches of 32; alone, "
+        f"95th: its median and 95th percentile by itself; ×: times faster, with its range; other: answers unlike now; "
+        f"≤: promised at most, with {100 * advice.confidence:g}% confidence. {count(advice.threads, 'thread')}."
     )
-    return [advice.sentence, made, legend, *advice.remarks]
+    cells = [_cells(way) for way in advice.ways]
+    narrow = DataTable("Ways", _NARROW, cells, marked=winner, printed=True)
+    wide = DataTable("Ways", _WIDE, cells, legend, marked=winner)
+    usage = list[tuple[str, str]]()
+    if out is not None:
+        usage = usage_of(out, torch=advice.winner.needs_torch)
+    return Outcome(
+        facts,
+        [advice.sentence, legend, *advice.remarks],
+        figure=_figure(advice),
+        tables=[narrow, wide, *_tables(advice)],
+        title=f"Advice for {name}",
+        usage=usage,
+    )
 
 
-def _cells(way: Way, *, wins: bool) -> tuple[str, ...]:
-    def number(value: float, digits: int = 2) -> str:  # three digits or two, so that the table fits
-        return (
-            "–"
-            if math.isnan(value)
-            else f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
-        )
+def _tables(advice: Advice) -> list[DataTable]:
+    """Return what texts brought, what other levels would save, and the texts whose answer changes."""
+    work = [(str(texts), f"{100 * share:.0f}%") for texts, share in advice.curve]
+    moves = [(f"{100 * level:.3g}%", f"{100 * share:.0f}%") for level, share in advice.moves]
+    note = "Only the level that was asked for is promised; ask for another by --disagreement."
+    columns = ("other answers allowed", "work that is left")
+    return [
+        DataTable(
+            "What more texts would bring",
+            ("texts that choose and certify", "work that is left"),
+            work,
+            "The share of the model's work that is done if so many texts choose and certify.",
+            printed=True,
+        ),
+        DataTable("Other levels", columns, moves, note),
+        DataTable(
+            "Texts whose answer changes",
+            ("text", "now", "then"),
+            advice.changed,
+            "None of those that certify." if not advice.changed else "",
+        ),
+    ]
 
+
+def _cells(way: Way) -> tuple[str, ...]:
     speed, low, high = way.speed_up
     shares = (way.disagreement, way.promise, way.accuracy)
     return (
-        ("▸ " if wins else "  ") + way.name,
-        number(1e3 * way.seconds[0]),
-        *(number(1e3 * seconds, 1) for seconds in way.alone),
-        number(speed),
-        "–" if math.isnan(low) else f"{number(low, 1)}–{number(high, 1)}",
+        way.name,
+        _number(1e3 * way.seconds[0]),
+        *(_number(1e3 * seconds, 1) for seconds in way.alone),
+        _number(speed),
+        "–" if math.isnan(low) else f"{_number(low, 1)}–{_number(high, 1)}",
         *("–" if math.isnan(share) else f"{100 * share:.1f}%" for share in shares),
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )
 
 
+def _number(value: float, digits: int = 2) -> str:
+    """Return a number with three digits or two, so that the table fits."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
+
+
 def _figure(advice: Advice) -> Figure:
-    """Draw accuracies, or other answers where there are no labels, against seconds."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    """Draw accuracies, or other answers without labels, against seconds; every point has its name beside it."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes: Any = figure.subplots()
     labelled = not math.isnan(advice.ways[0].accuracy)
+    points = list[tuple[float, float, str]]()
     for way in advice.ways:
         median, low, high = (1e3 * second for second in way.seconds)
-        score, wins = 100 * (way.accuracy if labelled else way.disagreement), way is advice.winner
-        name, bars = way.name + (" (take this)" if wins else ""), [[median - low], [high - median]]
-        axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", label=name)
-    shown = "accuracy, %" if labelled else "other answers than now, %"
-    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=shown, xscale="log")
-    axes.legend(fontsize="small")
+        score = 100 * (way.accuracy if labelled else way.disagreement)
+        wins = way is advice.winner
+        color = "#1a7f37" if wins else "#4a5568"
+        bars = [[median - low], [high - median]]
+        axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", color=color, alpha=0.8)
+        points.append((median, score, f"{way.name} (take this)" if wins else way.name))
+    score_name = "accuracy, %" if labelled else "other answers than now, %"
+    axes.set(xlabel="milliseconds a text, batches of 32", ylabel=score_name, xscale="log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.15)
+    _label(axes, points)
     return figure
+
+
+def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points, from the lowest up, each far enough above the one before to be read."""
+    bottom, top = axes.get_ylim()
+    step = (top - bottom) / 18
+    free = -math.inf
+    for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
+        free = max(y, free + step)
+        options: dict[str, Any] = {"fontsize": "small", "va": "center"}
+        if free > y:
+            options["arrowprops"] = {"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6}
+        axes.annotate(name, (x, y), (x * 1.06, free), **options)
+    axes.set_ylim(bottom, max(top, free + step))

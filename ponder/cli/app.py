@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from ponder.calibration.statement import CONFIDENCE, LEVEL, percent
 from ponder.cli.output import sentences
 from ponder.errors import ArgumentError
 
@@ -28,8 +29,10 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Exits for a fine-tuned classifier: the same answers, sooner, with a promise.",
+    help="The same answers sooner, with a promise: exits, cascades, int8 and reranking for fine-tuned models. "
+    f"Unless you ask for another level, at most {percent(LEVEL)} of the answers differ, with 95% confidence.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -37,38 +40,58 @@ app = typer.Typer(
 _SHARE: dict[str, Any] = {"min": 1e-6, "max": 1.0 - 1e-6}
 Folder = Annotated[
     Path,
-    typer.Argument(help="A folder that `ponder exits` or `ponder export` wrote.", metavar="FOLDER"),
+    typer.Argument(help="A folder that another command wrote.", metavar="FOLDER"),
 ]
 TextsFile = Annotated[
-    Path, typer.Option("--texts", help="CSV, TSV, JSON lines, Parquet, or a text on each line.")
+    Path,
+    typer.Option(
+        "--texts",
+        help="A file of texts: CSV, TSV, JSON lines, Parquet, or a text on each line; - reads the standard input.",
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="The column with the texts; twice for pairs.", metavar="NAME"),
+    typer.Option(
+        "--column",
+        help="The column with the texts; give it twice for pairs of texts.",
+        metavar="NAME",
+    ),
 ]
 Labels = Annotated[
     str | None,
-    typer.Option("--labels", help="The column with labels, if there is one.", metavar="NAME"),
+    typer.Option(
+        "--labels",
+        help="The column with the right classes, for accuracies; nothing learns from it.",
+        metavar="NAME",
+    ),
 ]
 NoHeader = Annotated[
-    bool, typer.Option("--no-header", help="The first row of the table is a text.")
+    bool,
+    typer.Option(
+        "--no-header", help="Read the first row of the table as a text, not as names of columns."
+    ),
 ]
 Level = Annotated[
-    float, typer.Option("--disagreement", help="How often answers may differ.", **_SHARE)
+    float, typer.Option("--disagreement", help="The share of answers that may differ.", **_SHARE)
 ]
 Promised = Annotated[
     float | None,
     typer.Option(
-        "--disagreement", help="Another level than the one that FOLDER promises.", **_SHARE
+        "--disagreement", help="Use another level than the one that FOLDER promises.", **_SHARE
     ),
 ]
-Out = Annotated[Path, typer.Option(help="The folder to write.")]
-Seed = Annotated[int, typer.Option(help="Seed of the split of the texts.")]
-Confidence = Annotated[float, typer.Option(help="Probability that the promise holds.", **_SHARE)]
-Model = Annotated[
-    str, typer.Argument(help="A fine-tuned classifier: a folder or a hub name.", metavar="MODEL")
+Out = Annotated[
+    Path, typer.Option(help="The folder to write; a new one, or one of the same command.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Seed = Annotated[int, typer.Option(help="The seed by which texts are split.")]
+Confidence = Annotated[
+    float, typer.Option(help="The probability that the promise holds.", **_SHARE)
+]
+Model = Annotated[
+    str,
+    typer.Argument(help="A fine-tuned classifier: its folder or its hub name.", metavar="MODEL"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def _seconds(given: str) -> float:
@@ -104,27 +127,34 @@ def _root(
 def advise(
     model: Model,
     texts: TextsFile,
-    out: Annotated[Path | None, typer.Option(help="The folder for the way that wins.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for the way that wins; without it nothing is written."),
+    ] = None,
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
-    disagreement: Level = 0.01,
+    disagreement: Level = LEVEL,
     within: Annotated[
         float | None,
         typer.Option(
-            help="Take the most faithful way that answers a text in 5ms, say.",
+            help="Take the most faithful way that answers 95% of single texts in this time, such as 5ms.",
             parser=_seconds,
             metavar="TIME",
         ),
     ] = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also teach a model of half the layers, some minutes.")
+        bool,
+        typer.Option("--deep", help="Also teach a model of half the layers, which takes minutes."),
     ] = False,
-    confidence: Confidence = 0.95,
+    confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Race what could make MODEL cheaper on these texts and this machine, and say what to take."""
+    """Race what could make MODEL cheaper on these texts and this machine, and say what to take.
+
+    Example: `ponder advise my-model --texts traffic.csv --out advised`
+    """
     given = {
         "disagreement": disagreement,
         "confidence": confidence,
@@ -141,20 +171,28 @@ def advise(
 def cascade(
     model: Annotated[
         Path,
-        typer.Argument(help="Folder of a classifier, of exits or of an export.", metavar="MODEL"),
+        typer.Argument(
+            help="The folder of a classifier, of exits or of an export.", metavar="MODEL"
+        ),
     ],
     texts: TextsFile,
     out: Out,
     teach: Annotated[
-        Path | None, typer.Option(help="Texts that only teach the student: MODEL's own, say.")
+        Path | None,
+        typer.Option(
+            help="A file of texts that only teach the student, such as those that MODEL learned from."
+        ),
     ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
-    disagreement: Level = 0.02,
-    confidence: Confidence = 0.95,
+    disagreement: Level = LEVEL,
+    confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Put a student in front of MODEL, taught by its answers, with a threshold and a promise."""
+    """Put a student in front of MODEL, taught by its answers, with a threshold and a promise.
+
+    Example: `ponder cascade my-model --texts traffic.csv --out cascade`
+    """
     given = _reading(column, None, no_header), {"level": disagreement, "confidence": confidence}
     _module("cascade").run(model, (texts, teach), out, *given, as_json=json)
 
@@ -162,21 +200,31 @@ def cascade(
 @app.command()
 def certify(
     answers: Annotated[
-        Path, typer.Argument(help="A file with a row for each input.", metavar="ANSWERS")
+        Path,
+        typer.Argument(
+            help="A file with an answer, its confidence and a reference in each row.",
+            metavar="ANSWERS",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The JSON file of the threshold.")],
-    answer: Annotated[str, typer.Option(help="Column of the answers.")] = "answer",
+    out: Annotated[Path, typer.Option(help="The JSON file to write, for `ponder check`.")],
+    answer: Annotated[str, typer.Option(help="The column of the answers.")] = "answer",
     confidence_column: Annotated[
-        str, typer.Option(help="Column of their confidences.")
+        str, typer.Option(help="The column of their confidences, probabilities in [0, 1].")
     ] = "confidence",
     reference: Annotated[
-        str, typer.Option(help="Column of the answers that are to be kept.")
+        str,
+        typer.Option(
+            help="The column of the answers that are to be kept; rows without one are left out."
+        ),
     ] = "reference",
-    disagreement: Level = 0.02,
-    confidence: Confidence = 0.95,
+    disagreement: Level = LEVEL,
+    confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Certify a threshold on anybody's answers: those above it are taken, the others asked of the reference."""
+    """Certify a threshold on anybody's answers: take those above it, and ask a reference for the others.
+
+    Example: `ponder certify answers.csv --answer label --reference llm --out threshold.json`
+    """
     columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
     _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
 
@@ -192,27 +240,32 @@ def exits(
     disagreement: Annotated[
         float | None,
         typer.Option(
-            help="How often answers may differ from full depth; 0.01 where left out.", **_SHARE
+            help=f"The share of answers that may differ; {LEVEL} unless given.",
+            show_default=False,
+            **_SHARE,
         ),
     ] = None,
-    confidence: Confidence = 0.95,
+    confidence: Confidence = CONFIDENCE,
     speed_up: Annotated[
         float | None,
         typer.Option(
-            help="Aim at this many times fewer steps instead, and say what it costs.", min=1.01
+            help="Aim at so many times fewer steps instead, and promise what that costs.", min=1.01
         ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Give MODEL exits: train them on texts without labels, choose, certify, measure."""
+    """Give MODEL exits: train them on texts without labels, choose a policy, certify it, and measure.
+
+    Example: `ponder exits my-model --texts traffic.csv --out exits`
+    """
     if speed_up is not None and disagreement is not None:
         expected = "--speed-up or --disagreement, of which one says what the other comes to"
         raise ArgumentError(
             "--speed-up", expected=expected, got="both", remedy="Leave one of them out."
         )
     given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
-    given |= {} if disagreement is None else {"disagreement": disagreement}
+    given["disagreement"] = LEVEL if disagreement is None else disagreement
     _module("exits").run(
         model, texts, out, _reading(column, labels, no_header), given, as_json=json
     )
@@ -221,25 +274,33 @@ def exits(
 @app.command()
 def rerank(
     model: Annotated[
-        str, typer.Argument(help="A cross encoder: a folder or a hub name.", metavar="MODEL")
+        str, typer.Argument(help="A cross encoder: its folder or its hub name.", metavar="MODEL")
     ],
     queries: Annotated[
-        Path, typer.Option(help="JSON lines with query, documents, and scores if there are any.")
+        Path,
+        typer.Option(
+            help="JSON lines with query, documents, and scores of a first stage if there are any."
+        ),
     ],
     out: Out,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="How many candidates are wanted.")
+        int, typer.Option("--top-k", min=1, help="The number of candidates that are wanted.")
     ] = 10,
     changed: Annotated[
-        float, typer.Option(help="Share of queries with another top k; or the loss.", **_SHARE)
-    ] = 0.05,
+        float,
+        typer.Option(help="The share of queries with another top k, or the mean loss.", **_SHARE),
+    ] = LEVEL,
     risk: Annotated[
-        Literal["top_k", "top_1", "ndcg", "ndcg_gap"], typer.Option(help="What is promised.")
+        Literal["top_k", "top_1", "ndcg", "ndcg_gap"],
+        typer.Option(help="What is promised: the same top k, the same best, or nDCG."),
     ] = "top_k",
-    confidence: Confidence = 0.95,
+    confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Let candidates of MODEL that cannot be among the best leave early, with a promise; no labels are needed."""
+    """Let candidates of MODEL that cannot be among the best leave early, with a promise; no labels are needed.
+
+    Example: `ponder rerank my-reranker --queries log.jsonl --top-k 3 --out ranker`
+    """
     _module("rerank").run(model, queries, out, top_k, changed, risk, confidence, as_json=json)
 
 
@@ -247,42 +308,63 @@ def rerank(
 def predict(
     folder: Folder,
     texts: TextsFile,
-    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file to write: .csv, .jsonl or .parquet; - writes JSON lines to the standard output."
+        ),
+    ],
     column: Columns = None,
     no_header: NoHeader = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the answers that are in --out.")
+        bool, typer.Option("--resume", help="Go on with the answers that are in --out already.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Answer every text, each at its exit; the answers stand beside all columns of the file."""
-    _module("predict").run(
-        folder, texts, out, _reading(column, None, no_header), resume=resume, as_json=json
+    """Answer every text at its exit, beside all columns of the file. Exit code 1 if a text has no answer.
+
+    Example: `ponder predict exits --texts new.csv --out answers.csv`
+    """
+    reading = _reading(column, None, no_header)
+    raise typer.Exit(
+        _module("predict").run(folder, texts, out, reading, resume=resume, as_json=json)
     )
 
 
 @app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="A folder of another command, or the file of `ponder certify`.")
+        Path,
+        typer.Argument(
+            help="A folder of another command, or the file that `ponder certify` wrote."
+        ),
     ],
     answers: Annotated[
-        Path | None, typer.Argument(help="Fresh answers, for a file of `certify`.")
+        Path | None, typer.Argument(help="Fresh answers, to judge a file of `ponder certify`.")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="Fresh texts, for a folder.")
+        Path | None,
+        typer.Option("--texts", help="Fresh texts, to judge a folder; fresh queries for a ranker."),
     ] = None,
     column: Columns = None,
     labels: Labels = None,
     no_header: NoHeader = False,
     disagreement: Promised = None,
     reference: Annotated[
-        Path | None,
-        typer.Option(help="The folder whose full depth was promised: that before --int8."),
+        str | None,
+        typer.Option(
+            help="The model whose answers were promised: a folder or a hub name. FOLDER knows it unless it moved."
+        ),
     ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Compare also with choices that look at nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Does the promise hold on fresh texts? Exit code 0 where it does, 1 where it is broken, 3 for too few to say."""
+    """Is the promise kept on fresh texts? Exit code 0: kept, 1: broken, 3: not refuted, 2: a wrong call.
+
+    Example: `ponder check exits --texts fresh.csv`
+    """
     if answers is not None:
         raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
     if texts is None:
@@ -290,32 +372,46 @@ def check(
         raise ArgumentError(
             "--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv."
         )
-    options = {"level": disagreement, "reference": reference, "as_json": json}
-    raise typer.Exit(
-        _module("check").run(folder, texts, _reading(column, labels, no_header), **options)
-    )
+    reading = _reading(column, labels, no_header)
+    options = {
+        "level": disagreement,
+        "reference": reference,
+        "diagnosed": diagnose,
+        "as_json": json,
+    }
+    raise typer.Exit(_module("check").run(folder, texts, reading, **options))
 
 
 @app.command()
 def export(
     folder: Annotated[
-        Path, typer.Argument(help="A folder that `ponder exits` wrote.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="A folder that is in PyTorch: of exits, a cascade or a ranker.", metavar="FOLDER"
+        ),
     ],
     out: Out,
-    to: Annotated[Literal["onnx"], typer.Option(help="The format.")] = "onnx",
+    to: Annotated[Literal["onnx"], typer.Option(help="The format to write.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise; the policy is chosen again on the texts.")
+        bool,
+        typer.Option(
+            "--int8",
+            help="Quantise to 8 bits; the policy is chosen and certified again on --texts.",
+        ),
     ] = False,
     texts: Annotated[
-        Path | None, typer.Option(help="With --int8: texts that choose and certify.")
+        Path | None, typer.Option(help="With --int8, a file of texts that choose and certify.")
     ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
     disagreement: Promised = None,
-    confidence: Confidence = 0.95,
+    confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Write FOLDER as ONNX graphs that exit early, which run without PyTorch."""
+    """Write FOLDER as ONNX graphs that exit early, which run without PyTorch.
+
+    Example: `ponder export exits --int8 --texts traffic.csv --out small`
+    """
     options = {
         "int8": int8,
         "disagreement": disagreement,
@@ -328,18 +424,25 @@ def export(
 @app.command()
 def serve(
     folder: Folder,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; this machine only by default.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
-    max_batch: Annotated[int, typer.Option(min=1, help="Texts of a batch.")] = 32,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8000,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="The number of texts in a batch, at most.")
+    ] = 32,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Texts that may wait; more is answered by 429.")
+        int,
+        typer.Option(min=1, help="The number of texts that may wait; more are refused with 429."),
     ] = 1024,
-    max_texts: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 64,
-    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 16,
+    max_texts: Annotated[
+        int, typer.Option(min=1, help="The number of texts in a request, at most.")
+    ] = 64,
+    max_body: Annotated[
+        int, typer.Option(min=1, help="The size of a request in bytes, at most.")
+    ] = 1 << 16,
     deadline: Annotated[
-        float, typer.Option(min=0, help="Seconds a request may take; 0 for no limit.")
+        float, typer.Option(min=0, help="The seconds that a request may take; 0 sets no limit.")
     ] = 30.0,
     fixed_policy: Annotated[
         bool, typer.Option("--fixed-policy", help="Refuse thresholds in requests.")
@@ -349,14 +452,18 @@ def serve(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of the answers checked at full depth, after a certificate.",
+            help="The share of certified answers that are checked at full depth.",
         ),
     ] = 0.01,
     audit_file: Annotated[
-        Path | None, typer.Option(help="File with the state of the audits.")
+        Path | None,
+        typer.Option(help="The file that keeps the state of the audits over a restart."),
     ] = None,
 ) -> None:
-    """Answer texts over HTTP: /predict, /healthz, /metrics and /docs."""
+    """Answer texts over HTTP: /predict (or /rank), /healthz, /metrics and /docs.
+
+    Example: `ponder serve exits --port 8000`
+    """
     limits: dict[str, Any] = {
         "max_batch": max_batch,
         "max_waiting": max_waiting,

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ponder._utils.files import read_json, write_json
-from ponder.calibration.agreement import most_failures
-from ponder.calibration.bounds import rows_needed
-from ponder.cli.check import judge
-from ponder.cli.output import probe_file, show
-from ponder.cli.texts import read_texts
+from ponder.calibration.answers import CertifiedAnswers, certify_answers
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.output import probe_file
+from ponder.cli.texts import Row, count, read_rows
+from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 
 __all__ = ["check_threshold", "run"]
 
-_FORMAT = "ponder-threshold-1"
-_VALUES = 1.0 / (
-    1.0 + np.exp(-np.linspace(16.0, -16.0, 801))
-)  # from late exits to early; picked on no data
+_FORMAT = "ponder-threshold-2"
 
 
 def run(
@@ -34,76 +30,77 @@ def run(
     *,
     as_json: bool,
 ) -> None:
-    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing with the binomial bound.
+    """Certify the lowest threshold above which answers may be taken.
 
     `columns` are those of the `answer`, of its `confidence` and of the `reference`.
     """
     probe_file(out, [answers])
-    sure, wrong = _read(answers, columns)
-    if len(sure) < (needed := rows_needed(level, confidence)):
-        expected = f"{needed} rows or more, for {level:g} with confidence {confidence:g}"
-        remedy = "Give more rows, or a higher --disagreement."
-        raise ArgumentError("ANSWERS", expected=expected, got=str(len(sure)), remedy=remedy)
-    allowed = most_failures(len(sure), level, confidence)
-    fails = [(wrong & (sure > value)).sum() > allowed for value in _VALUES]
-    passed = int(np.argmax([*fails, True]))
-    threshold = float(_VALUES[passed - 1]) if passed else 1.0
-    taken, observed = float((sure > threshold).mean()), float((wrong & (sure > threshold)).mean())
-    said = (
-        f"Take answers with a confidence above {threshold:.6g}, and ask the reference for the others: other answers on "
-        f"at most {100 * level:g}% of all rows like these, with {100 * confidence:g}% confidence ({len(sure)} rows)."
-    )
-    card: dict[str, Any] = {"threshold": threshold, "level": level, "confidence": confidence}
-    card |= {
-        "columns": dict(columns),
-        "rows": len(sure),
-        "taken": taken,
-        "observed": observed,
-        "statement": said,
-    }
-    write_json(out, _FORMAT, card)
-    rows = [
-        ("taken", f"{100 * taken:.1f}% of {len(sure)} rows"),
-        ("other answers", f"{100 * observed:.2f}%"),
+    rows = _read(answers, columns)
+    found = certify_answers(*_columns(rows, columns), level=level, confidence=confidence)
+    facts = {**vars(found), "columns": dict(columns)}
+    if found.threshold is not None:
+        write_json(out, _FORMAT, {**facts, "used": Used.of(_keys(rows)).to_dict()})
+    table = [
+        ("taken", f"{100 * found.taken:.1f}% of {found.rows} rows"),
+        ("other answers", f"{100 * found.observed:.2f}%"),
     ]
-    show(card, [said], [*rows, ("written to", str(out))], as_json=as_json)
+    if found.without_reference:
+        table.append(("left out", f"{count(found.without_reference, 'row')} without a reference"))
+    place = str(out) if found.threshold is not None else "nothing: there is no threshold"
+    table.append(("written to", place))
+    show(Outcome(facts, [found.statement], table), as_json=as_json)
 
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     """Judge the promise of a file of `ponder certify` on fresh rows with the same columns; return the exit code."""
     card = read_json(file, _FORMAT, "threshold")
-    sure, wrong = _read(answers, card["columns"])
-    taken = sure > card["threshold"]
-    verdict = judge(int((wrong & taken).sum()), len(sure), card["level"], card["confidence"])
-    facts = {
-        "code": verdict.code,
-        "verdict": verdict.sentence,
-        "taken": float(taken.mean()),
-        "rows": len(sure),
-    }
-    show(facts, [verdict.sentence], [("taken", f"{100 * taken.mean():.1f}%")], as_json=as_json)
+    columns = card["columns"]
+    rows = _read(answers, columns)
+    fresh = Used.from_dict(card["used"]).fresh(_keys(rows))
+    kept = [row for row, own in zip(rows, fresh.tolist(), strict=True) if own]
+    certified = CertifiedAnswers(
+        **{each.name: card[each.name] for each in fields(CertifiedAnswers)}
+    )
+    given = _columns(kept, columns)
+    verdict = certified.check(*given)
+    taken = float(certified.takes(given[1]).mean())
+    facts = {**vars(verdict), "code": verdict.code, "taken": taken}
+    table = [("taken", f"{100 * taken:.1f}% of {len(kept)} rows")]
+    if len(kept) < len(rows):
+        table.append(("left out", f"{count(len(rows) - len(kept), 'row')} that certified"))
+    show(Outcome(facts, [verdict.sentence], table), as_json=as_json)
     return verdict.code
 
 
-def _read(path: Path, columns: Mapping[str, str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the confidences of the rows, and whether their answers are not those of the reference."""
-    rows = read_texts(path, columns=[columns["answer"]]).rows
-    missing = [f"no column {name!r}" for name in columns.values() if name not in rows[0]]
-    empty = [
-        f"no reference in row {n}"
-        for n, row in enumerate(rows, 1)
-        if not str(row.get(columns["reference"]) or "").strip()
-    ]
-    if missing or empty:
-        expected = f"rows with the columns {', '.join(columns.values())}, none of them empty"
-        remedy = "Name the columns: --answer, --confidence-column, --reference."
-        raise ArgumentError("ANSWERS", expected=expected, got=[*missing, *empty][0], remedy=remedy)
+def _keys(rows: Sequence[Row]) -> list[str]:
+    """Return all columns of each row as one text, by which it is known again."""
+    return [json.dumps(dict(row), sort_keys=True, default=str) for row in rows]
+
+
+def _columns(
+    rows: Sequence[Row], columns: Mapping[str, str]
+) -> tuple[list[Any], list[float], list[Any]]:
+    """Return answers, confidences and references of rows."""
     try:
-        sure = np.array([float(row[columns["confidence"]]) for row in rows])
+        sure = [float(row[columns["confidence"]]) for row in rows]
     except (TypeError, ValueError) as error:
-        expected, remedy = "numbers as confidences", "Mend the column."
-        raise ArgumentError("ANSWERS", expected=expected, got=str(error), remedy=remedy) from error
-    wrong = np.array(
-        [str(row[columns["answer"]]) != str(row[columns["reference"]]) for row in rows]
+        raise ArgumentError(
+            "confidences", expected="numbers", got=str(error), remedy="Mend the column."
+        ) from error
+    return (
+        [row[columns["answer"]] for row in rows],
+        sure,
+        [row[columns["reference"]] for row in rows],
     )
-    return np.nan_to_num(sure, nan=-np.inf), wrong  # what is no number is never taken
+
+
+def _read(path: Path, columns: Mapping[str, str]) -> list[Row]:
+    rows = read_rows(path, "ANSWERS")
+    missing = [name for name in columns.values() if name not in rows[0]]
+    if missing:
+        expected = f"rows with the columns {', '.join(columns.values())}"
+        remedy = "Name the columns: --answer, --confidence-column, --reference."
+        raise ArgumentError(
+            "ANSWERS", expected=expected, got=f"no column {missing[0]!r}", remedy=remedy
+        )
+    return rows

@@ -1,64 +1,22 @@
-"""The command `check`: does the promise of a folder hold on fresh texts, and do exits pay there?"""
+"""The command `check`: is the promise of a folder kept on fresh rows?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ponder._utils.arrays import namespace
-from ponder._utils.rounding import rounded_up
-from ponder._utils.rows import class_numbers
 from ponder.calibration import diagnose
-from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
-from ponder.cli.folders import Folder, open_folder
-from ponder.cli.output import short, show
-from ponder.cli.texts import count, read_texts
-from ponder.policies.base import LastStep
+from ponder.calibration.statement import count, in_words
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.texts import read_rows, read_texts
+from ponder.deploy.checking import Checked, check
+from ponder.deploy.folders import Opened, OpenedRanker, open
+from ponder.errors import ArgumentError
 
-__all__ = ["BROKEN", "HOLDS", "TOO_FEW", "Verdict", "judge", "run"]
-
-HOLDS, BROKEN, TOO_FEW = 0, 1, 3
-_DIAGNOSED = 20  # texts, at least
-
-
-class Verdict(NamedTuple):
-    """A promise, judged on fresh rows: the exit code, `HOLDS`, `BROKEN` or `TOO_FEW` to say, and the same in words."""
-
-    code: int
-    sentence: str
-
-
-def judge(differ: int, rows: int, level: float, confidence: float) -> Verdict:
-    """Judge the promise that at most `level` of the answers differ, by the exact binomial test.
-
-    It is broken where so many differences have a probability of at most 1 − `confidence` while it holds. It is said to
-    hold where no more differ than was promised, and there are as many rows as could have certified it.
-
-    Example:
-        >>> judge(9, 300, 0.01, 0.95).code, judge(2, 300, 0.01, 0.95).code, judge(0, 20, 0.01, 0.95).code
-        (1, 0, 3)
-    """
-    promised = f"promised: at most {rounded_up(100 * level, 3)}%"
-    seen = (
-        f"{differ} of {count(rows, 'fresh text')} answered otherwise ({100 * differ / rows:.2f}%)"
-    )
-    if differ and 1.0 - float(binomial_cdf(rows, level)[differ - 1]) <= 1.0 - confidence:
-        return Verdict(BROKEN, f"The promise is broken: {seen}; {promised}.")
-    needed = rows_needed(level, confidence)
-    if rows < needed or differ > level * rows:
-        return Verdict(
-            TOO_FEW,
-            f"Too few texts to say: {seen}; {promised}. Pass at least {max(needed, 2 * rows)}.",
-        )
-    most = f"at most {rounded_up(100 * upper_bound(differ, rows, confidence), 3)}%"
-    return Verdict(
-        HOLDS,
-        f"The promise holds: {seen}, with {100 * confidence:g}% confidence {most}; {promised}.",
-    )
+__all__ = ["run"]
 
 
 def run(
@@ -67,65 +25,80 @@ def run(
     reading: Mapping[str, Any],
     *,
     level: float | None,
-    reference: Path | None,
+    reference: str | None,
+    diagnosed: bool,
     as_json: bool,
 ) -> int:
-    """Judge the promise of a folder on texts that taught it nothing, diagnose its exits, and return the exit code."""
-    made = open_folder(folder)
-    found = read_texts(texts, **reading, known=made.columns).without_empty()
-    fresh = made.fresh(found, 1)
-    seen, labels = made.model.record(fresh.texts), fresh.numbered(made.labels)
-    answers, steps = np.asarray(seen.outputs).argmax(-1), seen.exit_steps(made.policy)
-    full, other = answers[:, -1], ~seen.agreement()
-    if reference is not None:
-        given = open_folder(reference).answer(fresh.texts, LastStep()).labels
-        full = np.array(class_numbers(given, made.labels, "--reference"))
-        other = answers != full[:, None]
-    differs = other[np.arange(len(seen)), steps - 1]
-    verdict = _verdict(made, int(differs.sum()), len(seen), level, referred=reference is not None)
-    facts = {
-        "other_answers": float(differs.mean()),
-        "mean_exit_step": float(steps.mean()),
-        "texts": len(seen),
-    }
-    card, said = {"code": verdict.code, "verdict": verdict.sentence, **facts}, [verdict.sentence]
-    right = np.array(full if labels is None else labels)
-    seen = replace(seen, labels=namespace(seen.outputs).asarray(right))
-    if len(seen) >= _DIAGNOSED:
-        diagnosis = diagnose(seen)
+    """Judge the promise of a folder on rows that made nothing of it, and return the exit code."""
+    opened = open(folder)
+    if isinstance(opened, OpenedRanker):
+        checked = check(opened, read_rows(texts), level=level)
+        return _show(opened, checked, [], [], as_json=as_json)
+    found = read_texts(texts, **reading, known=opened.columns).without_empty()
+    labels = found.numbered(opened.labels)
+    model = _reference(opened, reference)
+    checked = check(opened, found.texts, labels, reference=model, level=level)
+    other = f"{100 * checked.other_answers:.2f}%"
+    mean = f"{checked.mean_exit_step:.2f} of {opened.num_steps}"
+    rows = [("policy", in_words(opened.policy)), ("other answers", f"{other}, at mean step {mean}")]
+    remarks = []
+    if diagnosed:
+        diagnosis = diagnose(checked.record)
         if labels is None:
             diagnosis = replace(diagnosis, metric="agreement with full depth")
-        said, card = [*said, diagnosis.verdict], {**card, "diagnosis": diagnosis.to_dict()}
-    rows = [
-        (
-            "texts",
-            f"{len(seen)} distinct ones, of {len(found)}; those that may have taught the exits are left out",
-        ),
-        ("policy", short(made.policy)),
-        (
-            "other answers",
-            f"{100 * differs.mean():.2f}%, at mean exit step {steps.mean():.2f} of {made.num_steps}",
-        ),
-    ]
-    scores = [""] * made.num_steps
-    if labels is not None:
-        scores = [f", accuracy {100 * share:.2f}%" for share in seen.correct().mean(0)]
-    for step, (share, score) in enumerate(zip(other.mean(0), scores, strict=True), 1):
-        rows.append((f"step {step}", f"{100 * share:.2f}% other answers{score}"))
-    show(card, said, rows, as_json=as_json)
+        remarks.append(diagnosis.verdict)
+        for step, share in enumerate(checked.by_step.tolist(), 1):
+            score = ""
+            if checked.accuracy is not None:
+                score = f", accuracy {100 * checked.accuracy[step - 1]:.2f}%"
+            rows.append((f"step {step}", f"{100 * share:.2f}% other answers{score}"))
+    elif checked.accuracy is not None:
+        rows.append(("accuracy", f"{100 * checked.accuracy[-1]:.2f}% at full depth"))
+    return _show(opened, checked, rows, remarks, as_json=as_json)
+
+
+def _show(
+    opened: Opened | OpenedRanker,
+    checked: Checked,
+    rows: list[tuple[str, str]],
+    remarks: list[str],
+    *,
+    as_json: bool,
+) -> int:
+    verdict = checked.verdict
+    if verdict is None:
+        expected = "a level to judge by, since nothing is promised here"
+        raise ArgumentError(
+            "--disagreement", expected=expected, got="none", remedy="Pass --disagreement 0.02, say."
+        )
+    used = ""
+    if checked.left_out:
+        used = f"; {checked.left_out} that taught, chose or certified are left out"
+    unit = "text" if isinstance(opened, Opened) else "query"
+    table = [("promise", opened.statement), ("judged by", count(checked.rows, unit) + used), *rows]
+    facts = {
+        **vars(verdict),
+        "code": verdict.code,
+        "verdict": verdict.name,
+        "other_answers": checked.other_answers,
+        "mean_exit_step": checked.mean_exit_step,
+        "rows": checked.rows,
+        "left_out": checked.left_out,
+        "by_step": checked.by_step.tolist(),
+        "accuracy": None if checked.accuracy is None else checked.accuracy.tolist(),
+        "remarks": remarks,
+    }
+    show(Outcome(facts, [verdict.sentence, *remarks], table), as_json=as_json)
     return verdict.code
 
 
-def _verdict(
-    made: Folder, differ: int, rows: int, level: float | None, *, referred: bool
-) -> Verdict:
-    promise = made.promise
-    if promise is None:
-        said = "Nothing is promised here: pass --disagreement 0.01, say, to judge it by."
-        return Verdict(TOO_FEW, said) if level is None else judge(differ, rows, level, 0.95)
-    if promise.risk != "disagreement" and not referred:
-        return Verdict(
-            TOO_FEW,
-            "Its promise is about the answers of the folder before int8: pass --reference FOLDER.",
-        )
-    return judge(differ, rows, level or promise.level, promise.confidence or 0.95)
+def _reference(opened: Opened, named: str | None) -> Any:
+    """Return the model whose answers are to be kept; None if the folder itself knows it."""
+    remembered = opened.card.get("reference") or {}
+    if named is None:
+        hub = opened.needs_reference and remembered.get("hub")
+        named = remembered["path"] if hub else None
+    if named is None or Path(named).is_dir():
+        return named
+    reading = import_module("ponder.integrations.transformers.reading")
+    return reading.read_stage(named)  # by its name on the hub

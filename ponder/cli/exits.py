@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.calibration.cost import WallClock, wall_clock
+from ponder._utils.rounding import rounded_down
+from ponder.calibration.statement import count, in_words, percent
 from ponder.cascade.stages import classes_of
-from ponder.cli.output import probe_folder, progress, short, show
-from ponder.cli.report import write_report
-from ponder.cli.texts import count, read_texts
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.output import probe_folder, progress
+from ponder.cli.report import changed_texts, policy_figure, usage_of
+from ponder.cli.texts import Texts, read_texts
+from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers import ExitReport, fit_exits
-from ponder.integrations.transformers.reading import PlainClassifier, read_fine_tuned
-from ponder.integrations.transformers.texts import max_positions, tokenize
+from ponder.integrations.transformers.classifiers import BATCH, FittedClassifier, fit_classifier
 
 __all__ = ["run"]
 
 _FEWEST = 50  # of `fit_exits`
-_BATCH, _TIMED = 32, 512  # texts of a batch; texts at most
 
 
 def run(
@@ -42,95 +40,84 @@ def run(
     if (distinct := len(set(found.texts))) < _FEWEST:
         expected = f"at least {_FEWEST} distinct texts (some 1,000 certify 1%)"
         remedy = "Name a file with more texts like those to come; they need no labels."
-        raise ArgumentError(
-            "--texts", expected=expected, got=f"{distinct} in {texts}", remedy=remedy
-        )
-    made = read_fine_tuned(model)
-    names, started = classes_of(made) or (), time.perf_counter()
-    encoded = tokenize(made.tokenizer, found.texts, max_positions(made.encoder))
-    labels: Sequence[int | None] = found.numbered(names) or [None] * len(found)
+        got = f"{distinct} in {texts}"
+        raise ArgumentError("--texts", expected=expected, got=got, remedy=remedy)
     with progress() as advance:
-        rows = [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]
-        report = fit_exits(made, rows, progress=advance, **options)
-    took, certifying = (
-        time.perf_counter() - started,
-        [found.texts[place] for place in report.places],
+        made = fit_classifier(model, found.texts, found.labels, progress=advance, **options)
+    made.model.save_pretrained(out)
+    Used.of(found.texts, taught=made.taught).write(out)
+    show(
+        _outcome(made, found, Path(model).name, out, options.get("speed_up")),
+        as_json=as_json,
+        out=out,
     )
-    some, plain = (
-        certifying[:: len(certifying) // _TIMED + 1],
-        PlainClassifier(made.encoder, made.tokenizer),
-    )
-    clock = wall_clock(lambda: plain.predict(some), lambda: made.predict(some), pairs=3)
-    made.save_pretrained(out)
-    card = {
+
+
+def _outcome(
+    made: FittedClassifier, found: Texts, name: str, out: Path, asked: float | None
+) -> Outcome:
+    report, clock = made.report, made.clock
+    policy = made.model.policy
+    facts = {
         "command": "exits",
         "columns": list(found.columns),
         **report.to_dict(),
         "speed_up_in_steps": report.speed_up,
         "speed_up_in_seconds": [clock.low, clock.median, clock.high],
-        "speed_up_asked": options.get("speed_up"),
-        "batch_size": _BATCH,
+        "speed_up_asked": asked,
+        "batch_size": BATCH,
         "threads": torch.get_num_threads(),
-        "truncated": encoded.truncated,
-        "seconds_of_fitting": took,
+        "truncated": made.truncated,
+        "seconds_of_fitting": made.seconds,
     }
-    said = [report.statement, *_remarks(report, clock)]
-    table = [*_rows(report, clock, card), ("took", f"{took:.0f} s")]
-    given, level = (
-        (report.certifying, made.policy, certifying, names),
-        report.level if report.met else None,
+    level = report.level if report.met else None
+    names: Sequence[str] = classes_of(made.model) or ()
+    return Outcome(
+        facts,
+        [report.statement, *_remarks(made)],
+        _rows(made, in_words(policy), asked),
+        figure=policy_figure(report.certifying, policy, level),
+        tables=[changed_texts(report.certifying, policy, made.certifying, names)],
+        title=f"Exits for {name}",
+        usage=usage_of(out),
     )
-    write_report(
-        out / "report.html", f"Exits for {Path(model).name}", said, table, *given, level=level
-    )
-    show(card, said, table, as_json=as_json, out=out)
 
 
-def _remarks(report: ExitReport, clock: WallClock) -> list[str]:
-    said = []
-    if not report.met:
-        said.append(
-            f"With so many texts, {rounded_up(100 * report.best_level, 2)}% is the least that can be promised."
-        )
-    if clock.high < 1.0:
-        said.append(
+def _remarks(made: FittedClassifier) -> list[str]:
+    if not made.report.met:
+        least = percent(made.report.best_level, 2)
+        return [f"With so many texts, {least} is the least that can be promised."]
+    if made.clock.high < 1.0:
+        return [
             "On this machine it is slower than the plain model: layers so cheap save less than exits take."
-        )
-    return said
+        ]
+    return []
 
 
-def _rows(report: ExitReport, clock: WallClock, card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    again = f", {report.duplicates} repeated (counted once)" if report.duplicates else ""
-    cut = f", {card['truncated']} longer than the model takes (cut)" if card["truncated"] else ""
-    asked = card["speed_up_asked"]
+def _rows(made: FittedClassifier, policy: str, asked: float | None) -> list[tuple[str, str]]:
+    report, clock = made.report, made.clock
+    again = f", {report.duplicates} repeated" if report.duplicates else ""
+    cut = f", {made.truncated} longer than the model takes (cut)" if made.truncated else ""
+    sides = f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"
+    observed = f"{100 * report.disagreement:.2f}% of {report.certified_on} texts that chose nothing"
     rows = [
-        *([("asked for", f"×{asked:g} in steps, with the fewest other answers")] if asked else []),
         ("texts", count(report.rows, "text") + again + cut),
-        (
-            "used to",
-            f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}",
-        ),
-        ("policy", short(report.policy)),
-        (
-            "other answers",
-            f"{100 * report.disagreement:.2f}% of {report.certified_on} texts that chose nothing",
-        ),
+        ("used to", sides),
+        ("policy", policy),
+        ("other answers", observed),
     ]
+    if asked:
+        rows.insert(0, ("asked for", f"×{asked:g} in steps, with the fewest other answers"))
     if not math.isnan(report.plain_accuracy):
-        rows.append(
-            (
-                "accuracy",
-                f"{100 * report.exit_accuracy:.2f}%, plain model {100 * report.plain_accuracy:.2f}%",
-            )
-        )
-    return [
-        *rows,
-        (
-            "steps",
-            f"{report.mean_exit_step:.2f} of {report.num_steps} (×{rounded_down(report.speed_up, 3)})",
-        ),
-        (
-            "seconds",
-            f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {_BATCH}, this machine",
-        ),
+        plain = f"plain model {100 * report.plain_accuracy:.2f}%"
+        rows.append(("accuracy", f"{100 * report.exit_accuracy:.2f}%, {plain}"))
+    times = f"(×{rounded_down(report.speed_up, 3)})"
+    seconds = (
+        f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), batches of {BATCH}, this machine"
+    )
+    rows += [
+        ("steps", f"{report.mean_exit_step:.2f} of {report.num_steps} {times}"),
+        ("seconds", seconds),
+        ("took", f"{made.seconds:.0f} s"),
     ]
+    return rows

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from ponder._utils.rounding import rounded_down, rounded_up
-from ponder._utils.rows import class_numbers, content_ids, split
-from ponder.advice.race import in_int8
-from ponder.calibration import RiskControl, certify
-from ponder.calibration.agreement import most_failures
-from ponder.calibration.bounds import upper_bound
-from ponder.calibration.cost import wall_clock
-from ponder.calibration.records import Record
-from ponder.calibration.risks import OtherAnswers
+from ponder.calibration.statement import LEVEL, in_words
 from ponder.cascade import Cascade
-from ponder.cli.cascade import export as export_cascade
-from ponder.cli.folders import Folder, open_folder
-from ponder.cli.output import probe_folder, progress, short, show
+from ponder.cascade.teaching import stages_statement
+from ponder.cli.cascade import facts_of, rows_of
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.output import probe_folder, progress
+from ponder.cli.report import usage_of
 from ponder.cli.rerank import export_ranker, is_ranker
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx
+from ponder.deploy.folders import Opened, open_folder, remember
+from ponder.deploy.int8 import cascade_onnx, certified_int8
 from ponder.deploy.runtime import OnnxModel
+from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
-from ponder.policies.base import LastStep
 
 __all__ = ["run"]
 
-_TIMED = _RANGES = 256  # texts, at most
-_FEWEST = 50
 _PRODUCTS = {"some": "in int8, but for those that narrow", "all": "in int8"}
+_SAME = "Answers and exits are those of the folder, within rounding."
 
 
 def run(
@@ -56,109 +50,94 @@ def run(
     if is_ranker(folder):
         export_ranker(folder, out, texts, as_json=as_json)
         return
-    made, fresh = open_folder(folder), None
-    if isinstance(made.model, OnnxModel):
+    opened = open_folder(folder)
+    if isinstance(opened.model, OnnxModel):
         remedy = "Export the folder that it was made of."
         raise ArgumentError(
-            "FOLDER", expected="a folder that `ponder exits` wrote", got="an export", remedy=remedy
+            "FOLDER", expected="a folder that is in PyTorch", got="an export", remedy=remedy
         )
+    rows: list[Any] | None = None
+    used = opened.used
     if texts is not None:
-        fresh = made.fresh(
-            read_texts(texts, **reading, known=made.columns).without_empty(), _FEWEST
-        ).texts
-    of_cascade = isinstance(made.model, Cascade)
-    usual = 0.02 if of_cascade else 0.01
-    level = disagreement or (usual if made.promise is None else made.promise.level)
-    said, rows, facts = (export_cascade if of_cascade else _export)(
-        made, out, fresh, level, confidence
-    )
+        found = read_texts(texts, **reading, known=opened.columns).without_empty()
+        taught = opened.used.have_taught(found.texts)
+        rows = found.take(np.flatnonzero(~taught).tolist()).texts
+        used = used | Used.of(found.texts)
+    level = disagreement
+    if level is None:
+        level = LEVEL if opened.promise is None else opened.promise.level
+    make = _cascade if isinstance(opened.model, Cascade) else _model
+    outcome = make(opened, out, rows, level, confidence)
+    used.write(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
-    card = {
+    facts = {
         "command": "export",
         "int8": int8,
-        "columns": made.columns,
-        "statement": said,
+        "columns": list(opened.columns),
+        "statement": outcome.sentences[0] if int8 else opened.statement,
         "megabytes": size,
+        "num_steps": opened.num_steps,
+        "reference": remember(folder, out) if int8 else opened.card.get("reference"),
+        **outcome.facts,
     }
-    rows = [("int8", "yes" if int8 else "no"), *rows, ("size", f"{size:.1f} MB")]
-    show(card | {"num_steps": made.num_steps} | facts, [said], rows, as_json=as_json, out=out)
+    table = [("int8", "yes" if int8 else "no"), *outcome.rows, ("size", f"{size:.1f} MB")]
+    title = f"{folder.name} as ONNX graphs"
+    usage = usage_of(out, torch=False)
+    show(
+        Outcome(facts, outcome.sentences, table, title=title, usage=usage),
+        as_json=as_json,
+        out=out,
+    )
 
 
-def _export(
-    made: Folder, out: Path, texts: list[Any] | None, level: float, confidence: float
-) -> tuple[str, list[tuple[str, str]], dict[str, Any]]:
-    """Write a model with exits, and return its promise, rows of the table, and facts for the card."""
+def _model(
+    opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
+) -> Outcome:
+    """Write a model with exits."""
     if texts is None:
-        onnx(made.model, out)
-        return (
-            "Exits and answers are those of the folder, within 1e-4.",
-            [],
-            {"policy": repr(made.policy)},
+        onnx(opened.model, out)
+        return Outcome({"policy": in_words(opened.policy)}, [_SAME])
+    # Who chose for the folder chooses for its export: the split is by the same seed.
+    seed = (opened.model.config.exits or {}).get("seed", 0)
+    with progress() as advance:
+        made = certified_int8(
+            opened.model,
+            out,
+            texts,
+            level=level,
+            confidence=confidence,
+            seed=seed,
+            progress=advance,
         )
-    seed = (made.model.config.exits or {}).get(
-        "seed", 0
-    )  # the split of the heads goes on: who chose, chooses
-    places = split(content_ids(texts), (1 / 3, 2 / 3), seed)
-    full = np.array(class_numbers(made.answer(texts, LastStep()).labels, made.labels))
-    most = 0.5 * max(most_failures(len(places[1]), level, confidence), 0) / len(places[1])
-    with TemporaryDirectory() as scratch, progress() as advance:
-        advance("quantise", 0, 2)
-        given = [texts[n] for n in places[0]]
-        model = in_int8(
-            onnx(made.model, Path(scratch) / "fp32"), given[:_RANGES], given, full[places[0]], most
-        )
-        advance("quantise", 1, 2)
-        choosing, certifying = (
-            model.record([texts[n] for n in side], labels=full[side]) for side in places
-        )
-        found = certify(
-            choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence
-        )
-        model.policy = found.policy
-        model.save(out)
-    some, products = texts[:_TIMED], _PRODUCTS[model.folder.name]
-    model = OnnxModel(out)
-    clock = wall_clock(lambda: made.answer(some, LastStep()), lambda: model.predict(some))
-    moved = 1.0 - float(choosing.correct()[:, -1].mean())
+    found, clock = made.found, made.clock
+    speed = f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth"
     rows = [
-        ("products", products),
-        ("texts", f"{len(choosing)} choose, {len(certifying)} certify"),
-        ("policy", short(found.policy)),
-        ("other answers", f"{100 * found.observed:.2f}%, at full depth {100 * moved:.2f}%"),
-        ("steps", f"{found.mean_exit_step:.2f} of {model.num_steps}"),
-        (
-            "seconds",
-            f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth",
-        ),
+        ("products", _PRODUCTS[made.products]),
+        ("texts", f"{made.chosen_on} choose, {made.certified_on} certify"),
+        ("policy", in_words(found.policy)),
+        ("other answers", f"{100 * found.observed:.2f}%, at full depth {100 * made.moved:.2f}%"),
+        ("steps", f"{found.mean_exit_step:.2f} of {made.model.num_steps}"),
+        ("seconds", speed),
     ]
-    card: dict[str, Any] = {
+    facts = {
         "met": found.met,
         "level": level if found.met else None,
         "confidence": confidence,
-    }
-    card |= {
         "other_answers": found.observed,
-        "moved": moved,
+        "moved": made.moved,
         "mean_exit_step": found.mean_exit_step,
-    }
-    card |= {
         "speed_up_in_seconds": [clock.low, clock.median, clock.high],
-        "policy": repr(found.policy),
+        "policy": in_words(found.policy),
     }
-    return _promise(certifying, found), rows, card
+    return Outcome(facts, [made.statement], rows)
 
 
-def _promise(certifying: Record, found: RiskControl) -> str:
-    """Return the promise in words."""
-    level, confidence, rows = found.policy.level, found.policy.confidence or 0.0, len(certifying)
-    if found.met:
-        return (
-            f"Answers as the folder does at full depth on all but {rounded_up(100 * level, 3)}% of texts like these, "
-            f"with {rounded_down(100 * confidence)}% confidence (certified on {rows} texts that chose nothing)."
-        )
-    differ = int((~certifying.correct()[:, -1]).sum())
-    return (
-        f"No promise of {rounded_up(100 * level, 3)}%, so every row runs to the last step: int8 alone answers {differ} "
-        f"of {rows} texts otherwise. --disagreement {rounded_up(upper_bound(differ, rows, confidence), 2)} is the "
-        "least that it could keep."
-    )
+def _cascade(
+    opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
+) -> Outcome:
+    """Write a cascade."""
+    report = cascade_onnx(opened.model, out, texts, level=level, confidence=confidence)
+    if report is None:
+        return Outcome({}, [_SAME])
+    statement = stages_statement(report, level, confidence, "the model before int8")
+    return Outcome(facts_of(report), [statement], rows_of(report))

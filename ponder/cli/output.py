@@ -1,17 +1,15 @@
-"""What commands share: errors as one sentence, tables of 80 columns, progress, and places that can be written."""
+"""What commands share: errors as one sentence, progress, and places that can be written."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import sys
 import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,29 +17,15 @@ from typing import Any, TypeAlias
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from ponder._utils.files import replace_text
+from ponder.deploy.folders import card_of
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
-from ponder.policies.combine import Certified
 
-__all__ = [
-    "CARD",
-    "card_of",
-    "drawn",
-    "probe_file",
-    "probe_folder",
-    "progress",
-    "say",
-    "sentences",
-    "short",
-    "show",
-]
+__all__ = ["probe_file", "probe_folder", "progress", "say", "sentences"]
 
-CARD = "ponder.json"
-"""The file of a folder that says which command wrote it, of what texts, and all that it found."""
 _WIDTH, _EVERY = 80, 10.0
 _OPTIONS = {
+    "confidences": "--confidence-column",
     **dict.fromkeys(("rows", "examples", "trajectory", "choosing", "certifying"), "--texts"),
     **dict.fromkeys(("model", "encoder"), "MODEL"),
     "level": "--disagreement",
@@ -91,41 +75,6 @@ def say(sentence: str) -> None:
     typer.echo(
         textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False), err=True
     )
-
-
-def show(
-    card: Mapping[str, Any],
-    said: Iterable[str | Table],
-    rows: Iterable[tuple[str, str]],
-    *,
-    as_json: bool,
-    out: Path | None = None,
-) -> None:
-    """Print results: one JSON object for machines, or sentences and a table; the folder `out` keeps them too."""
-    if out is not None:
-        replace_text(out / CARD, json.dumps(card, indent=1) + "\n")
-        page = " (report.html)" if (out / "report.html").is_file() else ""
-        rows = [*rows, ("written to", f"{out}{page}")]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    typer.echo(json.dumps(card) if as_json else drawn(*said, *([table] if table.rows else [])))
-
-
-def drawn(*parts: str | Table) -> str:
-    """Return sentences and tables as text of 80 columns."""
-    console = Console(width=_WIDTH, highlight=False, markup=False)
-    with console.capture() as found:
-        console.print(*parts, sep="\n")
-    return "\n".join(
-        line.rstrip() for line in found.get().splitlines()
-    )  # it pads to the full width
-
-
-def short(policy: object) -> str:
-    """Return a policy as text, without its certificate, its numbers with six digits."""
-    inside = policy.policy if isinstance(policy, Certified) else policy
-    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", str(inside))
 
 
 @contextmanager
@@ -180,15 +129,6 @@ def probe_file(out: Path, sources: Iterable[Path]) -> None:
         expected = "a file of its own, neither that of the texts nor in the model's folder"
         raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name another.")
     _probe(out.parent, 0)
-
-
-def card_of(folder: Path) -> dict[str, Any]:
-    """Return what the command that wrote a folder says of it; nothing for other folders."""
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 def _probe(folder: Path, needed: int) -> None:

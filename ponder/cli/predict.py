@@ -2,108 +2,125 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ponder.cli.folders import Folder, open_folder
-from ponder.cli.output import probe_file, progress, show
-from ponder.cli.rerank import is_ranker, rank_file
-from ponder.cli.texts import Texts, count, read_texts
+from ponder.calibration.statement import count
+from ponder.cli.answers import answer_file
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.output import probe_file, progress, say
+from ponder.cli.texts import Texts, read_rows, read_texts
+from ponder.deploy.folders import Opened, OpenedRanker, open
+from ponder.deploy.ranking import pools_of
 from ponder.errors import ArgumentError
 
-__all__ = ["run"]
+__all__ = ["UNANSWERED", "run"]
 
+UNANSWERED = 1
+"""The exit code if a row has no answer."""
 _ANSWERS = ("label", "probability", "exit_step")
 _CHUNK = 512  # texts that are written at once
+_STDOUT = "-"
 
 
 def run(
     folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool
-) -> None:
-    """Write the answers to texts, each at its exit, as CSV; of a folder that ranks, orders as JSON lines."""
-    probe_file(out, [texts, folder])
-    if is_ranker(folder):
-        rank_file(folder, texts, out, as_json=as_json)
-        return
-    if out.exists() and not resume:
-        remedy = "Pass --resume to go on with it, or name another."
-        raise ArgumentError(
-            "--out", expected="a file that is not there yet", got=str(out), remedy=remedy
-        )
-    made = open_folder(folder)
-    found = read_texts(texts, **reading, known=made.columns)
-    names = list(found.rows[0])
-    header = [*names, *(f"predicted_{name}" if name in names else name for name in _ANSWERS)]
-    kept, steps, unanswered = _kept(out, header, found) if out.exists() else 0, list[int](), 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        out.open("a" if kept else "w", encoding="utf-8", newline="") as file,
-        progress() as advance,
-    ):
-        csv.writer(file).writerows([] if kept else [header])
+) -> int:
+    """Write the answers to texts, each at its exit, or the orders of a ranker; return the exit code."""
+    to_file = str(out) != _STDOUT
+    if to_file:
+        probe_file(out, [texts, folder])
+        _check_new(out, resume=resume)
+    opened = open(folder)
+    if isinstance(opened, OpenedRanker):
+        return _rank(opened, texts, out, as_json=as_json)
+    found = read_texts(texts, **reading, known=opened.columns)
+    given = list(found.rows[0])
+    named = {name: f"predicted_{name}" if name in given else name for name in _ANSWERS}
+    file = answer_file(out, [*given, *named.values()])
+    kept = file.resume(found.rows) if to_file and out.exists() else 0
+    if to_file:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    steps, reasons = list[int](), dict[str, int]()
+    with progress() as advance:
+        if not kept:
+            file.append([], begins=True)
         for start in range(kept, len(found), _CHUNK):
-            rows = _answered(made, found.take(range(start, min(start + _CHUNK, len(found)))))
-            csv.writer(file).writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-            steps += [row[-1] for row in rows]
-            unanswered += sum(row[-2] == "" for row in rows)
+            part = found.take(range(start, min(start + _CHUNK, len(found))))
+            rows = _answered(opened, part, named, reasons)
+            file.append(rows, begins=False)
+            steps += [row[named["exit_step"]] for row in rows]
             advance("answer", kept + len(steps), len(found))
+        file.finish()
+    unanswered = sum(reasons.values())
     mean = sum(steps) / max(len(steps), 1)
-    card = {"answers": len(steps), "kept": kept, "without_answer": unanswered, "out": str(out)}
-    card |= {"mean_exit_step": mean, "num_steps": made.num_steps}
-    said = [
-        f"{count(len(steps), 'answer')} in {out}; mean exit step {mean:.2f} of {made.num_steps}."
-    ]
-    said += [f"{count(kept, 'answer')} more from before."] if kept else []
-    said += (
-        [f"{count(unanswered, 'text')} without an answer (NaN): the label is empty."]
-        if unanswered
-        else []
+    facts = {
+        "answers": len(steps) - unanswered,
+        "kept": kept,
+        "without_answer": unanswered,
+        "reasons": reasons,
+        "out": str(out),
+        "mean_exit_step": mean,
+        "num_steps": opened.num_steps,
+    }
+    said = (
+        f"{count(len(steps), 'answer')} in {out}; mean exit step {mean:.2f} of {opened.num_steps}."
     )
-    show(card, said, [], as_json=as_json)
+    remarks = [f"{count(kept, 'answer')} more from an earlier run."] if kept else []
+    show(Outcome(facts, [said, *remarks]), as_json=as_json, to_stderr=not to_file)
+    for reason, number in reasons.items():
+        say(f"{count(number, 'text')} without an answer: {reason}. The label is empty.")
+    return UNANSWERED if unanswered else 0
 
 
-def _answered(made: Folder, found: Texts) -> list[list[Any]]:
-    """Return rows with their answers."""
-    answers = made.answer(found.texts)
-    columns = answers.labels, answers.probabilities, answers.exit_step
-    return [
-        [*_cells(row), *((label, f"{float(share):.4f}") if share == share else ("", "")), int(step)]
-        for row, label, share, step in zip(found.rows, *columns, strict=True)
-    ]
+def _check_new(out: Path, *, resume: bool) -> None:
+    if out.exists() and not resume:
+        expected = "a file that is not there yet"
+        remedy = "Pass --resume to go on with it, or name another."
+        raise ArgumentError("--out", expected=expected, got=str(out), remedy=remedy)
 
 
-def _kept(out: Path, header: Sequence[str], found: Texts) -> int:
-    """Cut a file of answers behind its last whole row, and return the number of its rows."""
-    with out.open(encoding="utf-8", newline="") as file:
-        text = file.read()
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    torn = bool(rows) and (
-        not text.endswith("\n") or len(rows[-1]) < len(header)
-    )  # the last one, by a stop
-    whole = rows[: len(rows) - torn]
-    if not whole:
-        return 0
-    given = [_cells(row) for row in found.rows[: len(whole) - 1]]
-    if whole[0] != header or [row[: len(found.rows[0])] for row in whole[1:]] != given:
-        expected = "answers to these texts, to go on with"
-        raise ArgumentError(
-            "--out", expected=expected, got=f"others, in {out}", remedy="Name another."
+def _answered(
+    opened: Opened, found: Texts, named: Mapping[str, str], reasons: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Return rows with their answers, and count why rows have none."""
+    answers = opened.answer(found.texts)
+    errors: Mapping[int, Exception] = getattr(answers, "errors", {})
+    columns: Sequence[Any] = (answers.labels, answers.probabilities, answers.exit_step)
+    rows = []
+    for place, (row, label, share, step) in enumerate(zip(found.rows, *columns, strict=True)):
+        there = share == share  # NaN is no answer
+        cells = (
+            label if there else None,
+            round(float(share), 4) if there else None,
+            int(step),
         )
-    part = out.with_name(f"{out.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(whole)
-    os.replace(part, out)
-    return len(whole) - 1
+        rows.append({**row, **dict(zip(named.values(), cells, strict=True))})
+        if not there:
+            reason = _reason(errors.get(place))
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return rows
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a row as they are written."""
-    texts = ("" if value is None else value for value in row.values())
-    return [text if isinstance(text, str) else json.dumps(text, default=str) for text in texts]
+def _reason(error: Exception | None) -> str:
+    if error is None:
+        return "the model answered NaN"
+    return f"{type(error).__name__}: {error}"
+
+
+def _rank(opened: OpenedRanker, queries: Path, out: Path, *, as_json: bool) -> int:
+    """Write the order of each query's candidates as JSON lines."""
+    pools = pools_of(read_rows(queries))
+    file = answer_file(out, ["query", "ranking"])
+    rankings = opened.predict(pools)
+    rows = [
+        {"query": pool.query, "ranking": ranking}
+        for pool, ranking in zip(pools, rankings, strict=True)
+    ]
+    file.append(rows, begins=True)
+    file.finish()
+    said = f"{count(len(pools), 'ranking')} in {out}."
+    outcome = Outcome({"queries": len(pools), "out": str(out)}, [said])
+    show(outcome, as_json=as_json, to_stderr=str(out) == _STDOUT)
+    return 0

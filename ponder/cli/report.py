@@ -1,9 +1,9 @@
-"""`report.html`: a table, thresholds in a figure, texts whose answer changed."""
+"""`report.html`: an outcome as a page, and the figure and the changed texts of a policy that was certified."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,84 +16,128 @@ from ponder._utils.files import replace_text
 from ponder.calibration.agreement import candidates
 from ponder.calibration.records import Record
 from ponder.calibration.sweeps import sweep
+from ponder.cli.outcome import DataTable, Outcome
 from ponder.policies import ExitPolicy
 
-__all__ = ["write_page", "write_report"]
+__all__ = ["changed_texts", "policy_figure", "student_figure", "usage_of", "write_page"]
 
 _MOST = 50  # texts
 _KINDS = 4  # a fixed step and three certainties; the rest are these from later steps on
 _LEAST = 2.0  # percent of other answers that the axis shows at least
 
 
-def write_report(
-    path: Path,
-    title: str,
-    said: Sequence[str],
-    rows: Sequence[tuple[str, str]],
+def write_page(path: Path, outcome: Outcome, made: Mapping[str, str]) -> None:
+    """Write an outcome as a page."""
+    svg = Markup()
+    if outcome.figure is not None:
+        text = io.StringIO()
+        outcome.figure.savefig(text, format="svg", metadata={"Date": None})
+        svg = Markup(text.getvalue()[text.getvalue().index("<svg") :])
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = templates.get_template("page.html.jinja")
+    replace_text(path, page.render(outcome=outcome, figure=svg, made=made))
+
+
+def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
+    """Return what can be done with a folder: a purpose and a command each."""
+    commands = [
+        ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
+        ("Over HTTP", f"ponder serve {folder}"),
+        ("Does the promise hold on new texts?", f"ponder check {folder} --texts {file}"),
+        ("In Python", f'ponder.open("{folder}").predict(texts).labels'),
+    ]
+    if torch:
+        commands.append(("Without PyTorch", f"ponder export {folder} --out EXPORT"))
+    return commands
+
+
+def changed_texts(
     record: Record,
     policy: ExitPolicy,
     texts: Sequence[Any],
     names: Sequence[str],
-    *,
-    level: float | None,
     step: str = "exit step",
-) -> None:
-    """Write the page about the record that certified a policy; `level` is what it promises, None for nothing."""
-    steps, answers = record.exit_steps(policy), np.asarray(record.outputs).argmax(-1)
-    given, full = answers[np.arange(len(steps)), steps - 1], answers[:, -1]
-    changed = [
-        (
-            texts[n] if isinstance(texts[n], str) else " ‖ ".join(texts[n]),
-            names[full[n]],
-            names[given[n]],
-            steps[n],
-        )
-        for n in np.flatnonzero(given != full).tolist()
+) -> DataTable:
+    """Return the texts of a record that a policy answers otherwise than full depth, 50 at most."""
+    steps = record.exit_steps(policy)
+    answers = np.asarray(record.outputs).argmax(-1)
+    here = answers[np.arange(len(steps)), steps - 1]
+    full = answers[:, -1]
+    changed = np.flatnonzero(here != full).tolist()
+    rows = [
+        (_text(texts[n]), str(names[full[n]]), str(names[here[n]]), str(steps[n]))
+        for n in changed[:_MOST]
     ]
-    figure = _figure(record, (float(np.mean(steps)), 100 * len(changed) / len(steps)), level, step)
-    facts = {
-        "looked_at": len(steps),
-        "changed": changed[:_MOST],
-        "count": len(changed),
-        "step": step,
-    }
-    write_page(path, "report.html.jinja", figure, title=title, said=said, rows=rows, **facts)
+    note = f"None of {len(steps)}."
+    if changed:
+        note = f"{len(changed)} of {len(steps)}."
+    if len(changed) > _MOST:
+        note = f"{len(changed)} of {len(steps)}; the first {_MOST}."
+    columns = ("text", "answer now", "here", step)
+    return DataTable("Texts whose answer changed", columns, rows, note)
 
 
-def write_page(path: Path, template: str, figure: Figure, **facts: Any) -> None:
-    """Write a page from one of the templates beside this file."""
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    svg = Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    replace_text(path, templates.get_template(template).render(figure=svg, **facts))
+def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Figure:
+    """Draw the share of other answers against the mean exit step, a line for each kind of policy.
 
-
-def _figure(record: Record, point: tuple[float, float], level: float | None, word: str) -> Figure:
-    """Draw the share of other answers against the mean step, a line for each kind of policy."""
+    Args:
+        record: The full-depth run that certified.
+        policy: The policy that was chosen.
+        level: What it promises; None for nothing.
+    """
+    steps = record.exit_steps(policy)
+    differs = 1.0 - record.agreement()[np.arange(len(steps)), steps - 1]
+    point = float(np.mean(steps)), 100 * float(differs.mean())
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
     for like, values in candidates(record)[:_KINDS]:
         curve = sweep(record, like, values)
-        steps, other = zip(
-            *((each.mean_exit_step, 100 * (1 - each.agreement)) for each in curve.points),
-            strict=True,
-        )
+        mean_steps = [each.mean_exit_step for each in curve.points]
+        other = [100 * (1 - each.agreement) for each in curve.points]
         name = type(curve.family.policy).__name__
-        axes.plot(steps, other, marker="o" if name == "FixedStep" else None, label=name)
-    if level is not None:
-        axes.axhline(
-            100 * level, color="#595959", linestyle="--", label=f"promised: {100 * level:.3g}%"
-        )
-    axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% at {word} {point[0]:.2f}")
-    most = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
-    axes.set(xlim=(1.0, record.num_steps + 0.05), ylim=(-0.02 * most, most))
-    axes.set(xlabel=f"mean {word}", ylabel="other answers than now, %")
-    if word == "exit step":
+        axes.plot(mean_steps, other, marker="o" if name == "FixedStep" else None, label=name)
+    _mark(axes, point, level, f"at exit step {point[0]:.2f}")
+    axes.set(xlim=(1.0, record.num_steps + 0.05), xlabel="mean exit step")
 
-        def times(steps: Any) -> Any:  # its own inverse
-            return record.num_steps / np.maximum(steps, 1e-3)
+    def times(steps: Any) -> Any:  # its own inverse
+        return record.num_steps / np.maximum(steps, 1e-3)
 
-        axes.secondary_xaxis("top", functions=(times, times)).set_xlabel("× in steps")
+    axes.secondary_xaxis("top", functions=(times, times)).set_xlabel("× in steps")
     axes.legend(fontsize=9)
     return figure
+
+
+def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> Figure:
+    """Draw the share of other answers against the share of texts that a student answers, over its thresholds."""
+    steps = record.exit_steps(policy)
+    differs = 1.0 - record.agreement()
+    chosen = float(differs[np.arange(len(steps)), steps - 1].mean())
+    point = 100 * float((steps == 1).mean()), 100 * chosen
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes: Any = figure.subplots()
+    shares = np.linspace(0.0, 1.0, 101)
+    for like, _ in candidates(record)[1:_KINDS]:
+        policy_of_kind: Any = like
+        scores = policy_of_kind.scores(record)[:, 0]
+        order = np.argsort(-scores, kind="stable")
+        lost = np.append(0.0, np.cumsum(differs[order, 0])) / len(order)
+        at = np.rint(shares * len(order)).astype(int)
+        axes.plot(100 * shares, 100 * lost[at], label=type(like).__name__)
+    _mark(axes, point, level, f"with {point[0]:.0f}% of the texts")
+    axes.set(xlim=(0.0, 101.0), xlabel="texts that the student answers, %")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _mark(axes: Any, point: tuple[float, float], level: float | None, where: str) -> None:
+    """Draw the promise and the point that was chosen, and fit the axis of other answers to them."""
+    if level is not None:
+        line = f"promised: {100 * level:.3g}%"
+        axes.axhline(100 * level, color="#595959", linestyle="--", label=line)
+    axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% {where}")
+    most = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
+    axes.set(ylim=(-0.02 * most, most), ylabel="other answers than now, %")
+
+
+def _text(text: Any) -> str:
+    return text if isinstance(text, str) else " ‖ ".join(text)

@@ -1,23 +1,39 @@
-"""The command `rerank`: exits for a cross encoder; and `predict`, `serve` and `export` of the folders that it wrote."""
+"""The command `rerank`: exits for a cross encoder; and `predict` and `export` of the folders that it wrote."""
 
 from __future__ import annotations
 
-import json
+import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ponder._utils.files import replace_text
-from ponder.cli.output import probe_folder, progress, show
-from ponder.cli.texts import count, read_rows
+from ponder.calibration.statement import CONFIDENCE, Promise, count
+from ponder.cli.outcome import Outcome, show
+from ponder.cli.output import probe_folder, progress, say
+from ponder.cli.report import usage_of
+from ponder.cli.texts import read_rows
 from ponder.deploy import export
+from ponder.deploy.folders import card_of, remember
 from ponder.deploy.ranking import RERANK, Ranker, pools_of
+from ponder.deploy.used import Used
 from ponder.policies.base import LastStep, all_within
+from ponder.policies.combine import Certified
 from ponder.policies.topk import TopK
 
-__all__ = ["export_ranker", "is_ranker", "rank_file", "run"]
+if TYPE_CHECKING:
+    from ponder.calibration.cost import WallClock
+
+__all__ = ["export_ranker", "is_ranker", "promise_of", "run"]
 
 _TIMED = 40  # queries, at most
+_TRIED = 4  # queries, from whose seconds the whole is estimated
+_RUNS = 1.0 + 6.0 * _TIMED / 1000.0  # all queries once, and three pairs of timed runs
+_CHANGES = {
+    "top_k": "another set of the best {k}",
+    "top_1": "another best candidate",
+    "ndcg": "a loss of nDCG against the full order",
+    "ndcg_gap": "a loss of nDCG against the labels",
+}
 
 
 def run(
@@ -35,34 +51,64 @@ def run(
     probe_folder(out, "rerank", model)
     pools = pools_of(read_rows(queries, "--queries"))
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
+    started = time.perf_counter()
+    made.rank_all(pools[:_TRIED], policy=LastStep())
+    each = (time.perf_counter() - started) / len(pools[:_TRIED])
+    say(
+        f"{count(len(pools), 'query')}: some {_duration(_RUNS * each * len(pools))} on this machine."
+    )
     with progress() as advance:
         report = made.fit_exits(
             pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance
         )
-
-    def rank(**options: Any) -> None:
-        for pool in pools[-_TIMED:]:
-            made.rank_all([pool], **options)
-
-    clock = import_module("ponder.calibration.cost").wall_clock(
-        lambda: rank(policy=LastStep()), rank, pairs=3
-    )
+        clock = _timed(made, pools, advance)
     made.save(out)
+    Used.of([pool.query for pool in pools]).write(out)
     fitted = made.settings.fitted
-    seconds = {"speed_up_in_seconds": [clock.low, clock.median, clock.high]}
-    card = {"command": "rerank", "top_k": top_k, **fitted, **seconds}
+    statement = promise_of(made)
+    facts = {
+        "command": "rerank",
+        "top_k": top_k,
+        **fitted,
+        "statement": statement,
+        "speed_up_in_seconds": [clock.low, clock.median, clock.high],
+        "reference": remember(model, out),
+    }
     candidates = sum(len(pool.documents) for pool in pools) / len(pools)
     used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
+    first = "its scores are the first step" if made.first_stage else "none: no scores in the file"
     rows = [
         ("queries", f"{len(pools)}, {candidates:.0f} candidates each: {used}"),
-        (
-            "first stage",
-            "its scores are the first step" if made.first_stage else "none: no scores in the file",
-        ),
+        ("first stage", first),
+        ("observed", f"{100 * report.observed:.2f}% of the certifying queries"),
         ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
         ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
     ]
-    show(card, [f"{report.statement}."], rows, as_json=as_json, out=out)
+    outcome = Outcome(
+        facts,
+        [statement],
+        rows,
+        title=f"Exits for the reranker {Path(model).name}",
+        usage=usage_of(out, file="queries.jsonl"),
+    )
+    show(outcome, as_json=as_json, out=out)
+
+
+def promise_of(ranker: Ranker) -> str:
+    """Return what a ranker promises, in one sentence, or why it promises nothing."""
+    policy = ranker.settings.policy
+    fitted = ranker.settings.fitted
+    exits = [part for part in all_within(policy) if isinstance(part, TopK)]
+    if not exits or not isinstance(policy, Certified):
+        return f"No promise: {fitted.get('statement', 'exits were not fitted')}."
+    part = exits[0]
+    rule = (
+        f"Drop candidates that lie more than {part.margin:g} deviations below the best {part.k}, "
+        "and score the others to the last step"
+    )
+    change = _CHANGES[str(fitted.get("risk", "top_k"))].format(k=part.k)
+    confidence = policy.confidence or CONFIDENCE
+    return Promise(rule, change, policy.level, confidence, policy.rows, "query").sentence
 
 
 def is_ranker(folder: Path) -> bool:
@@ -70,31 +116,47 @@ def is_ranker(folder: Path) -> bool:
     return (folder / RERANK).is_file()
 
 
-def rank_file(folder: Path, queries: Path, out: Path, *, as_json: bool) -> None:
-    """Write the order of each query's candidates as JSON lines."""
-    pools = pools_of(read_rows(queries))
-    answers = zip(pools, Ranker.load(folder).rank_all(pools), strict=True)
-    lines = [
-        json.dumps({"query": pool.query, "ranking": ranking}) + "\n" for pool, ranking in answers
-    ]
-    replace_text(out, "".join(lines))
-    card = {"queries": len(pools), "out": str(out)}
-    show(card, [f"{count(len(pools), 'ranking')} in {out}."], [], as_json=as_json)
-
-
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
     source = Ranker.load(folder)
     pools = [] if queries is None else pools_of(read_rows(queries))
-    ranges = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]][
-        :256
-    ]
-    export.onnx(source.model, out, int8=queries is not None, calibration=ranges or None)
-    made, fitted = Ranker(export.OnnxModel(out), source.settings), source.settings.fitted
+    pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]
+    export.onnx(source.model, out, int8=queries is not None, calibration=pairs[:256] or None)
+    made = Ranker(export.OnnxModel(out), source.settings)
+    fitted = source.settings.fitted
     exits = [part for part in all_within(made.settings.policy) if isinstance(part, TopK)]
     if pools and exits:
         made.certify(pools, exits[0], changed=fitted["level"], risk=fitted["risk"])
     made.settings.write(out)
-    said = made.settings.fitted.get("statement", "")
-    card = {"command": "export", "statement": said, "int8": queries is not None}
-    show(card, [f"{said}."], [], as_json=as_json, out=out)
+    (Used.read(folder) | Used.of([pool.query for pool in pools])).write(out)
+    statement = promise_of(made)
+    facts = {
+        "command": "export",
+        "statement": statement,
+        "int8": queries is not None,
+        "reference": card_of(folder).get("reference"),
+    }
+    usage = usage_of(out, torch=False, file="queries.jsonl")
+    outcome = Outcome(facts, [statement], title=f"{folder.name} as ONNX graphs", usage=usage)
+    show(outcome, as_json=as_json, out=out)
+
+
+def _timed(ranker: Ranker, pools: list[Any], advance: Any) -> WallClock:
+    """Time the full rerank and that with exits, query by query."""
+    some = pools[-_TIMED:]
+    done = 0
+
+    def rank(**options: Any) -> None:
+        nonlocal done
+        for pool in some:
+            ranker.rank_all([pool], **options)
+        done += 1
+        advance("timing", done, 8)
+
+    wall_clock = import_module("ponder.calibration.cost").wall_clock
+    clock: WallClock = wall_clock(lambda: rank(policy=LastStep()), rank, pairs=3)
+    return clock
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

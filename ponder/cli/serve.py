@@ -12,14 +12,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
-from ponder.cli.folders import open_folder
-from ponder.cli.output import say, short
-from ponder.cli.rerank import is_ranker
+from ponder.calibration.statement import in_words
+from ponder.cli.output import say
+from ponder.deploy.folders import OpenedRanker, open
 from ponder.deploy.monitor import Watch
-from ponder.deploy.ranking import Ranker
 from ponder.deploy.server import Limits, create_app, create_rank_app, watch_of
 from ponder.errors import ArgumentError
-from ponder.policies.combine import Certified
 
 __all__ = ["app_of", "run"]
 
@@ -52,21 +50,17 @@ def run(
 
 def app_of(folder: Path, limits: Limits, audit_share: float, audit_file: Path | None) -> FastAPI:
     """Return the application of a folder, and say what answers and what is audited."""
-    if is_ranker(folder):
-        ranker = Ranker.load(folder)
-        policy = ranker.settings.policy
-        say(
-            f"ranks: {policy.statement if isinstance(policy, Certified) else f'{short(policy)}, without a promise'}"
-        )
-        return create_rank_app(ranker, limits)
-    served = open_folder(folder)
+    opened = open(folder)
+    say(opened.statement)
+    if isinstance(opened, OpenedRanker):
+        return create_rank_app(opened.ranker, limits)
     warn = logging.getLogger("ponder.server").warning
     watch = watch_of(
-        served.policy, audit_share, audit_file, lambda end: warn("stepped back: %s", end.statement)
+        opened.policy, audit_share, audit_file, lambda end: warn("stepped back: %s", end.statement)
     )
-    say(f"policy: {short(served.policy if watch is None else watch.policy)}")
+    say(f"policy: {in_words(opened.policy if watch is None else watch.policy)}")
     say(_audit(watch, audit_file))
-    return create_app(served, limits, watch)
+    return create_app(opened, limits, watch)
 
 
 def _audit(watch: Watch | None, path: Path | None) -> str:

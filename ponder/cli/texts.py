@@ -1,10 +1,12 @@
-"""Texts from files: CSV, TSV, JSON lines, Parquet (by pandas, where it is installed), or a text on each line."""
+"""Texts from files: CSV, TSV, JSON lines, Parquet (by pandas), a text on each line, or the standard input (`-`)."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -14,11 +16,13 @@ from typing import Any, TypeAlias
 import typer
 
 from ponder._utils.rows import class_numbers
+from ponder.calibration.statement import count
 from ponder.errors import ArgumentError
 
-__all__ = ["Texts", "count", "read_rows", "read_texts"]
+__all__ = ["Row", "Texts", "count", "read_rows", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
+_HALF = re.compile("[\ud800-\udfff]")
 _USUAL = ("text", "texts", "sentence", "content")
 
 
@@ -42,6 +46,13 @@ class Texts:
             for row in self.rows
         ]
 
+    @property
+    def labels(self) -> list[Any] | None:
+        """The right classes as they stand in the file; None if none are read."""
+        if self.label_column is None:
+            return None
+        return [row[self.label_column] for row in self.rows]
+
     def take(self, places: Iterable[int]) -> Texts:
         """Return some of the rows."""
         return replace(self, rows=[self.rows[place] for place in places])
@@ -62,11 +73,6 @@ class Texts:
         if self.label_column is None:
             return None
         return class_numbers([row[self.label_column] for row in self.rows], names)
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural: ``"1 text"``, ``"2 texts"``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_texts(
@@ -148,7 +154,11 @@ def _read(path: Path, header: bool) -> list[Row]:
     kind = path.suffix.lower()
     if kind == ".parquet":
         return list(import_module("pandas").read_parquet(path).to_dict("records"))
-    text = path.read_bytes().decode("utf-8-sig")
+    if str(path) == "-":
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        kind = ".jsonl" if text.lstrip().startswith(("{", '"')) else ""
+    else:
+        text = path.read_bytes().decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("bytes that are no text")
     if kind in (".csv", ".tsv"):
@@ -157,9 +167,30 @@ def _read(path: Path, header: bool) -> list[Row]:
         [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
     )
     if kind in (".jsonl", ".ndjson", ".json"):
-        found = [json.loads(line) for line in lines if line.strip()]
-        return [row if isinstance(row, dict) else {"text": row} for row in found]
+        return _aligned([json.loads(line) for line in lines if line.strip()])
     return [{"text": line} for line in lines]
+
+
+def _aligned(values: Sequence[Any]) -> list[Row]:
+    """Return JSON values as rows with the same columns in one order; None stands in a column that a row lacks.
+
+    Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in browsers.
+    """
+    rows = [value if isinstance(value, dict) else {"text": value} for value in values]
+    names = dict.fromkeys(name for row in rows for name in row)
+    halves = 0
+    aligned = list[Row]()
+    for row in rows:
+        cells = {name: row.get(name) for name in names}
+        for name, cell in cells.items():
+            if isinstance(cell, str) and not cell.isascii():
+                whole = _HALF.sub("\ufffd", cell)
+                halves += whole != cell
+                cells[name] = whole
+        aligned.append(cells)
+    if halves:
+        typer.echo(f"{count(halves, 'text')} with half a character, read as \ufffd.", err=True)
+    return aligned
 
 
 def _table(path: Path, text: str, header: bool) -> list[Row]:

@@ -111,7 +111,7 @@ def test_folders(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> N
     texts, out = ("--texts", folders.texts), ("--out", tmp_path / "out")
     assert "FOLDER: expected" in said(run, "predict", folders.model, *texts, *out)
     assert "a model without exits" in said(run, "check", folders.model, *texts)
-    assert "FOLDER: expected a folder that `ponder exits` wrote" in said(
+    assert "FOLDER: expected a folder that is in PyTorch; got an export" in said(
         run, "export", folders.export, *out
     )
     assert "MODEL: expected" in said(run, "exits", folders.exits, *texts, *out)

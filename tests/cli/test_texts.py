@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ponder.cli.texts import Texts, count, read_texts
+from ponder.calibration.statement import count
+from ponder.cli.texts import Texts, read_texts
 from ponder.errors import ArgumentError
 
 LONG = "a text of words"

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AlbertConfig
-from transformers.models.albert.modeling_albert import AlbertLayer
+from transformers.models.albert.modeling_albert import AlbertConfig, AlbertLayer
 
 from ponder import LambdaHead, policies
 from ponder.loops import Block, Loop
@@ -63,7 +62,7 @@ class Norm(policies.ExitPolicy):
         return {"largest": torch.zeros(batch.size)}
 
     def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor, Any]:
-        largest = torch.maximum(state["largest"], step.features.flatten(1)[:, 0])
+        largest = torch.maximum(state["largest"], step.features[:, 0])
         return (largest > self.bound) & (step.index >= 2), {"largest": largest}
 
 

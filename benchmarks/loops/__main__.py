@@ -1,5 +1,0 @@
-"""`python -m benchmarks.loops`."""
-
-from benchmarks.loops.cli import main
-
-main()

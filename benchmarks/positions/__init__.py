@@ -1,1 +1,0 @@
-"""How much of the position-steps that halting saves arrives in seconds?"""

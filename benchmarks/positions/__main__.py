@@ -1,5 +1,0 @@
-"""`python -m benchmarks.positions`."""
-
-from benchmarks.positions.cli import main
-
-main()

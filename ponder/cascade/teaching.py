@@ -1,0 +1,136 @@
+"""`teach`: a student in front of a model, taught by the model's own answers, with a threshold and a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.rows import content_ids
+from ponder._utils.seeds import uniform
+from ponder.calibration.records import Record
+from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, in_words
+from ponder.cascade.cascade import Cascade
+from ponder.cascade.stages import stage_of
+from ponder.cascade.student import Embeddings, Student
+
+__all__ = ["Taught", "stages_statement", "teach"]
+
+_CERTIFY = 0.4  # of the texts, to choose and to certify; the others teach the student
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A student in front of a model.
+
+    Args:
+        cascade: The cascade, with its policy.
+        report: The promise, and what it saves.
+        statement: The promise in one sentence, or why there is none.
+        taught: Texts that taught the student.
+        rest: Texts that chose and certified.
+        record: The answers of both stages to these.
+        by_half: The share of texts that a student of half the texts would answer; None if it could not be taught.
+    """
+
+    cascade: Cascade
+    report: Any
+    statement: str
+    taught: list[Any] = field(repr=False)
+    rest: list[Any] = field(repr=False)
+    record: Record = field(repr=False)
+    by_half: float | None = None
+
+
+def teach(
+    model: Any,
+    texts: Sequence[Any],
+    more: Sequence[Any] = (),
+    *,
+    must_teach: Any = None,
+    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
+) -> Taught:
+    """Teach a student the answers of a model, put it in front, and certify how often answers differ.
+
+    Args:
+        model: Anything that can be a stage of a cascade: a model, or the folder of one.
+        texts: Texts like those to come. Some 60% teach, the others choose and certify; no labels are read.
+        more: Texts that only teach, such as those that the model learned from.
+        must_teach: Which texts must not certify, since they taught early heads of the model, `(texts,)` bool.
+        level: The share of answers that may differ from the model's, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+    """
+    stage = stage_of(model)
+    taught, rest = _sides(list(texts), list(more), must_teach)
+    classes = stage.classes or ()
+    answers = [classes[n] for n in stage.full(taught, classes).argmax(1)]
+    student = Student.fit(taught, answers, embeddings=Embeddings.of(stage.model))
+    cascade = Cascade([student, stage])
+    record = cascade.record(rest)
+    report = cascade.certify(record, level=level, confidence=confidence)
+    half = _share_by_half(cascade, record, rest, taught, answers, level, confidence)
+    return Taught(
+        cascade=cascade,
+        report=report,
+        statement=stages_statement(report, level, confidence),
+        taught=taught,
+        rest=rest,
+        record=record,
+        by_half=half,
+    )
+
+
+def stages_statement(report: Any, level: float, confidence: float, last: str = "the model") -> str:
+    """Return the promise of a student in front of a model in one sentence, or why there is none.
+
+    Args:
+        report: What `Cascade.certify` found.
+        level: The level that was asked for.
+        confidence: Probability with which the promise holds.
+        last: What the model is called.
+    """
+    if not report.met:
+        return f"No promise: {report.statement}."
+    rule = f"Take the first answer with {in_words(report.policy)}, and run the others to the last stage"
+    if len(report.shares) == 2 and " at stage" not in rule:
+        words = in_words(report.policy)
+        rule = f"Take the student's answers with {words}, and ask the model for the others"
+    change = f"other answers than those of {last}"
+    return Promise(rule, change, level, confidence, report.certified_on).sentence
+
+
+def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any], list[Any]]:
+    """Return the rows that teach, and those that choose and certify; equal texts are on one side."""
+    seen = np.zeros(len(texts), dtype=bool) if must_teach is None else np.asarray(must_teach)
+    numbers = uniform(0, content_ids(texts))
+    certify = _CERTIFY / max(1.0 - float(seen.mean()), _CERTIFY)
+    teaches = seen | (numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0))))
+    only_teach = set(more)
+    taught, rest = list(more), list[Any]()
+    for text, own in zip(texts, teaches.tolist(), strict=True):
+        (taught if own or text in only_teach else rest).append(text)
+    return list(dict.fromkeys(taught)), rest
+
+
+def _share_by_half(
+    cascade: Cascade,
+    record: Record,
+    rest: list[Any],
+    taught: list[Any],
+    answers: list[str],
+    level: float,
+    confidence: float,
+) -> float | None:
+    """Certify with a student of half the texts, on the answers that the model gave; None for a single answer."""
+    if len(set(answers[::2])) < 2:
+        return None
+    embeddings = Embeddings.of(cascade.stages[-1].model)
+    student = stage_of(Student.fit(taught[::2], answers[::2], embeddings=embeddings))
+    outputs = record.outputs.copy()
+    outputs[:, 0] = student.outputs(rest, cascade.classes)
+    other = Cascade([student, cascade.stages[-1]], cascade.costs)
+    report = other.certify(replace(record, outputs=outputs), level=level, confidence=confidence)
+    return float(report.shares[0])

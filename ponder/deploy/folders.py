@@ -1,0 +1,215 @@
+"""`open`: whatever a command wrote, as one object that answers texts and states its promise.
+
+A folder holds a model (with exits, an export, a cascade, a ranker), the card of the command that wrote it
+(`ponder.json`), and digests of the texts that made it (`used.json`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.cascade import Cascade
+from ponder.cascade.stages import stage_of
+from ponder.deploy.ranking import RERANK, Ranker
+from ponder.deploy.runtime import OnnxModel
+from ponder.deploy.server_batching import Text
+from ponder.deploy.used import Used
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.policies.base import ExitPolicy
+from ponder.policies.combine import Certified
+
+__all__ = ["CARD", "Opened", "OpenedRanker", "card_of", "open", "open_folder", "remember"]
+
+CARD = "ponder.json"
+"""The file of a folder that says which command wrote it, of what texts, and all that it found."""
+_CHARACTERS = (
+    16  # that are kept of a text for each token that a model takes: several times a token's
+)
+_LONGEST = 1 << 16  # tokens, if a model has no limit
+_OF_CASCADES = 512  # tokens
+_SETTINGS = (CARD, "used.json", "report.html", "config.json", "export.json", "cascade.json")
+"""Files that hold no weights; policies in them may change while the answers at full depth stay."""
+
+
+@dataclass(eq=False)
+class Opened:
+    """A folder with a model that answers texts: `ponder.deploy.server_batching.Served`."""
+
+    folder: Path
+    model: Any  # with exits, of Transformers; an export; or a cascade
+    card: Mapping[str, Any]  # what the command found; empty if none wrote the folder
+    used: Used  # the texts that made it
+    num_steps: int
+    policy: ExitPolicy  # that it was saved with
+    labels: Sequence[str]  # names of the classes
+    columns: Sequence[str]  # names of the columns of texts that it was fitted to; none if not known
+    max_characters: int  # to which a service cuts texts before they are tokenised
+
+    @property
+    def promise(self) -> Certified | None:
+        """The certificate of its policy, if it has one that lets rows exit."""
+        policy = self.policy
+        certified = isinstance(policy, Certified) and policy.threshold_value is not None
+        return policy if certified else None  # type: ignore[return-value]
+
+    @property
+    def statement(self) -> str:
+        """What is promised, in one sentence."""
+        if self.promise is None:
+            return "Nothing is promised."
+        return str(self.card.get("statement") or self.promise.statement)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the promise is about the answers of another model than this one at full depth."""
+        return self.promise is not None and self.promise.risk == "disagreement_with_reference"
+
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
+        """Answer texts, each at its exit; the folder's own policy decides if None."""
+        other = None if policy == self.policy else policy  # an export runs its own by graphs
+        return self.model.predict(list(texts), policy=other)
+
+    def predict(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
+        """Answer texts, each at its exit: `labels`, `probabilities`, `outputs`, `exit_step`."""
+        return self.answer(texts, policy)
+
+    def reference(self) -> Any:
+        """Read the model that the promise is about.
+
+        Raises:
+            ArgumentError: It was not remembered, is not there, or has changed.
+        """
+        remembered = self.card.get("reference")
+        if not isinstance(remembered, Mapping):
+            raise _no_reference("none", "Name it: --reference MODEL.")
+        places = [Path(remembered["path"]), self.folder / str(remembered.get("relative"))]
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            got = f"{remembered['path']}, which is not there"
+            raise _no_reference(got, "Name the place where it is now: --reference MODEL.")
+        if remembered.get("digest") not in (None, digest_of(found)):
+            raise _no_reference(f"{found}, whose files have changed since", "Make the folder anew.")
+        return stage_of(found)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedRanker:
+    """A folder that orders the candidates of queries."""
+
+    folder: Path
+    ranker: Ranker
+    card: Mapping[str, Any]
+    used: Used
+
+    @property
+    def statement(self) -> str:
+        """What is promised, in one sentence."""
+        said = self.card.get("statement") or self.ranker.settings.fitted.get("statement")
+        return str(said or "Nothing is promised.")
+
+    def predict(self, queries: Sequence[Any], top_k: int | None = None) -> Any:
+        """Order the candidates of queries, `{"query": …, "documents": […]}` each, the best first."""
+        return self.ranker.rank_all(queries, top_k)
+
+
+def open(folder: str | Path) -> Opened | OpenedRanker:  # the name is `ponder.open`
+    """Open a folder that a command wrote, to answer by it and to read its promise.
+
+    Args:
+        folder: What `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote.
+
+    Raises:
+        ArgumentError: It has a model without exits.
+        CheckpointError: It is damaged, or answers something else than a class a text.
+    """
+    path = Path(folder)
+    if (path / RERANK).is_file():
+        return OpenedRanker(path, Ranker.load(path), card_of(path), Used.read(path))
+    return open_folder(path)
+
+
+def open_folder(folder: str | Path) -> Opened:
+    """Open a folder with a classifier of texts; see `open`."""
+    path = Path(folder)
+    stage = stage_of(path)
+    card = card_of(path)
+    model = stage.model
+    steps, longest = _size_of(path, model)
+    return Opened(
+        folder=path,
+        model=model,
+        card=card,
+        used=Used.read(path),
+        num_steps=steps,
+        policy=model.policy,
+        labels=stage.classes or (),
+        columns=tuple(card.get("columns", ())),
+        max_characters=_CHARACTERS * longest,
+    )
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """Return what the command that wrote a folder says of it; nothing for other folders."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def remember(model: str | Path, folder: str | Path) -> dict[str, Any]:
+    """Return how a folder remembers the model that its promise is about: where it is, and a digest of its files."""
+    path = Path(model)
+    if not path.is_dir():
+        return {"path": str(model), "digest": None, "hub": True}
+    return {
+        "path": str(path.resolve()),
+        "relative": os.path.relpath(path.resolve(), Path(folder).resolve()),
+        "digest": digest_of(path),
+        "hub": False,
+    }
+
+
+def digest_of(folder: Path) -> str:
+    """Return the SHA-256 of the files of a model that determine its answers at full depth."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in _SETTINGS and not path.name.startswith("."):
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _size_of(folder: Path, model: Any) -> tuple[int, int]:
+    """Return the number of steps and of tokens of a model; refuse one that is no classifier with exits."""
+    if isinstance(model, Cascade):
+        return len(model.stages) - 1 + model.stages[-1].num_steps, _OF_CASCADES
+    if isinstance(model, OnnxModel):
+        size = model.num_steps, model.manifest.max_length or 0
+        task = model.task
+    elif hasattr(model, "ponder"):
+        positions = getattr(model.encoder.config.get_text_config(), "max_position_embeddings", None)
+        longest = min(positions or _LONGEST, model.tokenizer.model_max_length, _LONGEST)
+        size = model.ponder.num_steps, int(longest)
+        task = model.ponder.task
+    else:
+        expected = "a folder that a command wrote"
+        remedy = "Write one: ponder exits MODEL --texts FILE --out FOLDER."
+        got = f"{folder}, a model without exits"
+        raise ArgumentError("FOLDER", expected=expected, got=got, remedy=remedy)
+    if not (size[1] > 0 and task.one_class):
+        raise CheckpointError(
+            f"{folder}: expected a classifier of texts, with its tokenizer beside it."
+        )
+    return size
+
+
+def _no_reference(got: str, remedy: str) -> ArgumentError:
+    expected = "the model that the promise is about"
+    return ArgumentError("--reference", expected=expected, got=got, remedy=remedy)

@@ -1,0 +1,229 @@
+"""int8 with a promise: which products are quantised, and the policy that is certified against the model before int8.
+
+Quantised answers move. So the policy is chosen again, on a third of the texts, and certified on the others against the
+answers of the model at full depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.rounding import rounded_up
+from ponder._utils.rows import CHOOSE_AND_CERTIFY, class_numbers, content_ids, split
+from ponder.calibration import RiskControl, certify
+from ponder.calibration.bounds import binomial_cdf, upper_bound
+from ponder.calibration.cost import WallClock, wall_clock
+from ponder.calibration.records import Record
+from ponder.calibration.risks import OtherAnswers
+from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule, percent
+from ponder.cascade import Cascade, CascadeReport
+from ponder.cascade.stages import classes_of, stage_of
+from ponder.deploy.exporting import onnx, quantized
+from ponder.deploy.runtime import OnnxModel
+from ponder.errors import ArgumentError
+from ponder.policies.base import LastStep
+
+__all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
+
+Progress = Callable[[str, int, int], object]
+_RANGES = 256  # texts that fix the ranges of activations, at most
+_TIMED = 256  # texts, at most
+_FEWEST = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Int8:
+    """Result of an export in int8.
+
+    Args:
+        model: The export.
+        found: The policy, its promise and what it saves.
+        statement: The promise in one sentence, or why there is none.
+        products: Which matrix products are in int8: ``"all"``, or ``"some"``, those that do not narrow.
+        chosen_on: Number of texts that chose.
+        certified_on: Number of texts that certified.
+        moved: Share of the certifying texts that int8 alone, at full depth, answers otherwise.
+        clock: Speed-up in seconds over the model at full depth.
+    """
+
+    model: OnnxModel
+    found: RiskControl
+    statement: str
+    products: str
+    chosen_on: int
+    certified_on: int
+    moved: float
+    clock: WallClock = field(repr=False)
+
+
+def certified_int8(
+    model: Any,
+    folder: str | Path,
+    texts: Sequence[Any],
+    *,
+    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Int8:
+    """Write a model as ONNX graphs in int8, with a policy that is certified against the model at full depth.
+
+    Args:
+        model: A classifier of `ponder.integrations.transformers`, with exits.
+        folder: Where to write.
+        texts: Texts like those to come, from which no head learned.
+        level: The share of answers that may differ from those of the model at full depth, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+        seed: Seed of the split.
+        progress: Called with a phase, the number of its parts that are done, and of all.
+
+    Raises:
+        ArgumentError: Fewer than 50 texts.
+    """
+    if len(texts) < _FEWEST:
+        expected = f"at least {_FEWEST} texts from which nothing learned"
+        remedy = "Name a file with more texts like those to come."
+        raise ArgumentError("--texts", expected=expected, got=str(len(texts)), remedy=remedy)
+    report = progress or (lambda *_: None)
+    names = classes_of(model) or ()
+    sides = split(content_ids(texts), CHOOSE_AND_CERTIFY, seed)
+    answers = model.predict(list(texts), policy=LastStep()).labels
+    full = np.array(class_numbers(answers, names))
+    chooses = [texts[n] for n in sides[0].tolist()]
+    with TemporaryDirectory() as scratch:
+        report("quantise", 0, 2)
+        small = choose(
+            onnx(model, Path(scratch) / "fp32"),
+            chooses[:_RANGES],
+            chooses,
+            full[sides[0]],
+            most_moved(len(sides[1]), level, confidence),
+        )
+        report("quantise", 1, 2)
+        choosing, certifying = (
+            small.record([texts[n] for n in side.tolist()], labels=full[side]) for side in sides
+        )
+        found = certify(
+            choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence
+        )
+        small.policy = found.policy
+        small.save(folder)
+        report("quantise", 2, 2)
+        products = small.folder.name
+    made = OnnxModel(folder)
+    some = list(texts[:_TIMED])
+    return Int8(
+        model=made,
+        found=found,
+        statement=_statement(certifying, found),
+        products=products,
+        chosen_on=len(choosing),
+        certified_on=len(certifying),
+        moved=1.0 - float(certifying.correct()[:, -1].mean()),
+        clock=wall_clock(
+            lambda: model.predict(some, policy=LastStep()), lambda: made.predict(some)
+        ),
+    )
+
+
+def choose(
+    export: Path,
+    ranges: Sequence[Any],
+    texts: Sequence[Any],
+    answers: NDArray[Any],
+    most: float,
+    threads: int | None = None,
+) -> OnnxModel:
+    """Return an export in int8, in a folder beside it: ``all`` of its products, or ``some``, those that do not narrow.
+
+    All are quantised, unless this moves more than the share `most` of the answers at full depth.
+
+    Args:
+        export: The folder of an export in float32.
+        ranges: Texts that fix the ranges of activations.
+        texts: Texts that choose.
+        answers: Their answers before int8, numbers of classes, `(texts,)`.
+        most: The share of these that may move.
+        threads: Threads of one operation of the export that is returned.
+    """
+    kinds: tuple[tuple[str, Literal[True, "all"]], ...] = (("all", "all"), ("some", True))
+    for name, products in kinds:
+        folder = quantized(export, export.parent / name, products, calibration=ranges)
+        model = OnnxModel(folder, threads=threads)
+        moved = model.predict(texts, policy=LastStep()).outputs.argmax(-1) != answers
+        if moved.mean() <= most:
+            break
+    return model
+
+
+def most_moved(certifying: int, level: float, confidence: float) -> float:
+    """Return half of the share of answers that may differ; the other half is left to exits."""
+    cdf = binomial_cdf(certifying, level)
+    failures = int(np.searchsorted(cdf, 1.0 - confidence, side="right")) - 1
+    return 0.5 * max(failures, 0) / certifying
+
+
+def cascade_onnx(
+    cascade: Cascade,
+    folder: str | Path,
+    texts: Sequence[Any] | None = None,
+    *,
+    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
+) -> CascadeReport | None:
+    """Write a cascade whose models are ONNX graphs, so that it runs without PyTorch.
+
+    Args:
+        cascade: The cascade.
+        folder: Where to write.
+        texts: If there are texts, the last stage is in int8, and the cascade is certified anew on them, against the
+            last stage before int8.
+        level: The share of answers that may differ, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+
+    Returns:
+        The report of that certificate; None without texts.
+    """
+    report = None
+    with TemporaryDirectory() as scratch:
+        stages = [_graphs(stage, Path(scratch) / str(n)) for n, stage in enumerate(cascade.stages)]
+        small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
+        if texts is not None:
+            choosing = split(content_ids(texts), CHOOSE_AND_CERTIFY)[0]
+            ranges = [texts[n] for n in choosing.tolist()[:_RANGES]]
+            folder_of_last = stages[-1].model.folder
+            last = OnnxModel(quantized(folder_of_last, Path(scratch) / "int8", calibration=ranges))
+            small = Cascade([*stages[:-1], last], classes=cascade.classes)
+            report = small.certify(
+                texts, level=level, confidence=confidence, reference=cascade.stages[-1]
+            )
+        small.save(folder)
+    return report
+
+
+def _graphs(stage: Any, folder: Path) -> Any:
+    """Return a stage as graphs, if it is a model that can be exported; else itself."""
+    if not hasattr(stage.model, "export_source"):
+        return stage
+    return stage_of(OnnxModel(onnx(stage.model, folder)))
+
+
+def _statement(certifying: Record, found: RiskControl) -> str:
+    level, confidence = found.policy.level, found.policy.confidence or CONFIDENCE
+    rows = len(certifying)
+    if found.met:
+        change = "other answers than before int8"
+        return Promise(exits_rule(found.policy), change, level, confidence, rows).sentence
+    differ = int((~certifying.correct()[:, -1]).sum())
+    least = rounded_up(upper_bound(differ, rows, confidence), 2)
+    return (
+        f"No promise of {percent(level)}, so every text runs to the last step: int8 alone answers {differ} of {rows} "
+        f"texts otherwise. --disagreement {least} is the least that it could keep."
+    )
