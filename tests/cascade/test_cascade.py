@@ -213,6 +213,24 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     assert model.asked[-1] is None
 
 
+def test_a_stage_that_is_sure_and_wrong_is_passed_over() -> None:
+    def wrong(inputs: Sequence[str]) -> NDArray[Any]:
+        return 0.7 * np.roll(dear(inputs), 1, axis=1) + 0.1
+
+    cascade = Cascade([cheap, wrong, dear], costs=[1, 5, 30], classes=CLASSES)
+    report = cascade.certify(world(3000)[0], level=0.02)
+    assert report.met
+    assert report.speed_up > 2
+    assert report.shares[1] < 0.01
+
+
+def test_a_reference_with_exits_is_asked_at_full_depth() -> None:
+    reference = Exiting()
+    cascade = Cascade([cheap, dear], costs=[1, 20], classes=CLASSES)
+    cascade.certify(world(1000)[0], reference=reference)
+    assert set(map(repr, reference.asked)) == {"LastStep()"}
+
+
 def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
     texts, numbers = world(400)
     named = [CLASSES[n] for n in numbers]

@@ -236,6 +236,7 @@ def test_ids_are_functions_of_the_text() -> None:
     assert ids.dtype == np.int64
     assert ids[0] == ids[3] == content_ids(["yes"])[0] == -7891968539030933039
     assert len(np.unique(ids)) == 3
+    assert len(np.unique(content_ids([("ab", "c"), ("a", "bc"), "abc"]))) == 3
     assert len(content_ids([])) == 0
 
 

@@ -269,6 +269,7 @@ TRAPS: list[tuple[str, Any, policies.ExitPolicy, int]] = [
     ("numbers agree within the tolerance", numbers(1.0, 1.2, 1.21), policies.Patience(1, 0.1), 3),
     ("an equal distance is not within", numbers(1.0, 1.5, 2.0), policies.Patience(1, 0.5), 3),
     ("an equal change is none", numbers(1.0, 1.5, 9.0), policies.Converged(0.5), 2),
+    ("units that add up to 1 - epsilon", of_logits(*SURE, hazards=[0.0, 0.0, 0.0]), policies.ACT(0.5), 1),
     ("votes need not be in a row", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
     ("NaN has no vote", of_logits([0.0, 1.0], [0.0, math.nan], [0.0, 1.0], [0.0, 0.0]), policies.Voting(2), 3),
     ("patience is", of_logits([0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), policies.Patience(1), 4),
