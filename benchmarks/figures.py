@@ -17,7 +17,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PonderError(
-            "the figure needs matplotlib: pip install 'ponder-torch[plots]'."
+            "the figure needs matplotlib: pip install 'ponder-torch[cli]'."
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

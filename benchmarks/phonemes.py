@@ -91,7 +91,7 @@ def _espeak() -> Any:
         from phonemizer.backend import EspeakBackend
         from phonemizer.backend.espeak.wrapper import EspeakWrapper
     except ImportError as error:
-        raise DataError(f"plbert: {error}. Run: pip install 'ponder-torch[plbert]'") from error
+        raise DataError(f"plbert: {error}. Run: pip install --group plbert") from error
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
     return EspeakBackend("en-us", preserve_punctuation=True, with_stress=True)
@@ -161,7 +161,7 @@ def _graph() -> Any:
             for number in range(1, _PARTS + 1)
         ]
     except ImportError as error:
-        raise DataError(f"plbert: {error}. Run: pip install 'ponder-torch[plbert]'") from error
+        raise DataError(f"plbert: {error}. Run: pip install --group plbert") from error
     return onnx.load_from_string(b"".join(parts)).graph
 
 

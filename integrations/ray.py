@@ -90,7 +90,7 @@ def deployment(
     Raises:
         PonderError: Ray Serve is not installed.
     """
-    serve = library("ray.serve", "deployment", "ray")
+    serve = library("ray.serve", "deployment")
     place = fspath(folder)
 
     class Replica:

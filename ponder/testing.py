@@ -38,8 +38,8 @@ from ponder.calibration.families import family_of
 from ponder.errors import PonderError
 from ponder.inference import StreamEngine
 from ponder.model.heads import LambdaHead
-from ponder.model.loop import Exits
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView, all_within
+from ponder.running.loop import Answers
 from ponder.tasks import task_named
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
@@ -324,9 +324,9 @@ class _Case:
         }
         return self.model.unroll(self.inputs, **given, **self.context)
 
-    def run(self, policy: ExitPolicy) -> Exits:
+    def run(self, policy: ExitPolicy) -> Answers:
         with _private_randomness():
-            out: Exits = self.model(
+            out: Answers = self.model(
                 self.inputs, policy=policy, policy_context=self.policy_context, **self.context
             )
         return out
@@ -394,15 +394,15 @@ def _check_exits(case: _Case, policy: ExitPolicy, remedy: str) -> None:
     )
     for row, answer in enumerate([] if _draws(policy, whole) else case.stream(policy)):
         step, own = int(expected.exit_step[row]), expected.outputs[row]
-        own = own[: len(answer.output)] if case.model.padding is not None and own.dim() else own
+        own = own[: len(answer.outputs[0])] if case.model.padding is not None and own.dim() else own
         _require(
-            answer.exit_step == step and _close(answer.output, own),
-            f"row {row} exits at step {answer.exit_step} in a stream and at {step} by replay, "
-            f"with outputs {_apart(answer.output, own)} apart; {remedy}",
+            answer.exit_step == step and _close(answer.outputs[0], own),
+            f"row {row} exits at step {int(answer.exit_step)} in a stream and at {step} by replay, "
+            f"with outputs {_apart(answer.outputs[0], own)} apart; {remedy}",
         )
 
 
-def _replayed(trajectory: Trajectory, policy: ExitPolicy) -> Exits:
+def _replayed(trajectory: Trajectory, policy: ExitPolicy) -> Answers:
     with _private_randomness():
         return trajectory.replay(policy)
 

@@ -15,9 +15,7 @@ from ponder.calibration.records import Record
 from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, CheckpointError, PonderError
-from ponder.model.loop import Exits
 from ponder.model.padding import Along, join_rows
-from ponder.policies.base import ExitPolicy
 from ponder.tasks import IGNORED_LABEL, Custom, TaskName
 
 __all__ = ["Trajectory"]
@@ -42,11 +40,6 @@ class Trajectory(Record):
                 "The model has no Lambda head: build it with lambda_head=ponder.LambdaHead(width)."
             )
         return StepDistribution.from_hazard_logits(self.hazard_logits)
-
-    def replay(self, policy: ExitPolicy) -> Exits:
-        """Return the exits of running the model with `policy`: `.outputs` `(batch, …)`, `.exit_step` `(batch,)`."""
-        steps = torch.as_tensor(self.exit_steps(policy), device=self.outputs.device)
-        return Exits(self.outputs[torch.arange(len(self), device=steps.device), steps - 1], steps)
 
     def sweep(self, policies: Any, grid: Any = None, **options: Any) -> Curve:
         """Try every value of a threshold; see `ponder.calibration.sweep`.

@@ -20,14 +20,15 @@ from ponder.errors import ArgumentError
 from ponder.inference import record
 from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
-from ponder.model.loop import Exits, ModelSource, call_stem, run, unroll
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
+from ponder.model.source import ModelSource, call_stem, unroll
 from ponder.model.steps import Step, Steps, as_module, parameters_of
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
 from ponder.recipes import Recipe, Stage
+from ponder.running.loop import Answers, run
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
 from ponder.trajectory import Trajectory
 
@@ -38,7 +39,7 @@ _ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
 
 
 @dataclass(frozen=True, eq=False)
-class PonderOutput(Exits):
+class PonderOutput(Answers):
     """The output of a call of a `PonderWrapper`.
 
     Args:
@@ -258,7 +259,7 @@ class PonderWrapper(nn.Module):
             trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
             loss = None if labels is None else self._loss(objective, trajectory, inputs, context)
             last = torch.full_like(trajectory.row_ids, depth.total)
-            return PonderOutput(trajectory.outputs[:, -1], last, loss, trajectory)
+            return PonderOutput(trajectory.outputs[:, -1], last, loss=loss, trajectory=trajectory)
         policy = self.checked(policy, num_steps)
         source, batch = self.start(inputs, policy.needs, num_steps, **call)
         exits = run(source, policy, batch)
@@ -267,7 +268,7 @@ class PonderWrapper(nn.Module):
             task = self.task or infer_task(exits.outputs, labels)
             labels = task.check(exits.outputs, labels)
             loss = task.mean_loss(task.losses(exits.outputs, labels), labels)
-        return PonderOutput(exits.outputs, exits.exit_step, loss)
+        return PonderOutput(exits.outputs, exits.exit_step, loss=loss)
 
     def start(
         self,

@@ -47,7 +47,7 @@ ROOMS: dict[
     "model/": "model/test_loop.py model/test_parts.py model/test_padding.py model/test_unroll.py model/test_wrapper.py "
     "model/test_from_recipe.py matrices/test_policies.py",
     "saving.py": "ground/test_saving.py",
-    "_utils/batches": "ground/test_utils.py inference",
+    "running/chunk": "ground/test_utils.py inference",
     "_utils/": "ground/test_utils.py",
     "training.py": "training/test_stages.py training/test_fit.py",
     "deploy/monitor": "deploy/test_monitor.py",

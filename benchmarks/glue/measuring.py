@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import metrics
 from benchmarks.examples import Collator
+from benchmarks.glue.rows import pack_rows
 from benchmarks.tasks import Task
 from ponder import Trajectory
 from ponder.calibration import cost, sweep
@@ -58,7 +59,8 @@ def summarise(
     Returns:
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
         `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
-        and are not kept); `curves` over the thresholds of policies.
+        and are not kept); `rows`, the answers of every row at every step (`benchmarks.glue.rows`); `curves` over the
+        thresholds of policies.
     """
     assert trajectory.labels is not None
     labels, steps, exits = (
@@ -81,6 +83,7 @@ def summarise(
         "halting": None
         if trajectory.hazard_logits is None
         else trajectory.halting.pmf.mean(0).tolist(),
+        "rows": pack_rows(task, trajectory),
         "predictions": metrics.pack(task, metrics.answers(task, exits.outputs.float().numpy())),
         "curves": _curves(
             trajectory, policy, lambda outputs, of: score(outputs, of)["score"], mean

@@ -24,7 +24,6 @@ from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder._utils.checks import check_choice
-from ponder.calibration.records import Answers
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.adapters import (
     Adapter,
@@ -42,6 +41,7 @@ from ponder.objectives import Distillation, FinalStep
 from ponder.policies import ExitPolicy, LastStep
 from ponder.policies.combine import promise_about
 from ponder.recipes import Recipe, Stage
+from ponder.running.loop import Answers
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ponder._utils.batches import cut
-from ponder.calibration.records import Answers
 from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.modeling import load_whole
 from ponder.integrations.transformers.texts import encodings_of, load_tokenizer
+from ponder.running.chunk import cut
+from ponder.running.loop import Answers
 
 __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"]
 

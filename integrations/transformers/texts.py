@@ -13,11 +13,11 @@ import transformers
 from torch import Tensor
 
 from ponder._utils.rows import content_ids
-from ponder.calibration.records import Answers
 from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import predict, record
 from ponder.inference.examples import examples_in
+from ponder.running.loop import Answers
 from ponder.tasks import Span
 from ponder.trajectory import Trajectory
 

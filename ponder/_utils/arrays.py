@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 A = TypeVar("A")
 __all__ = [
+    "as_like",
     "at_least_float32",
     "copied",
     "log_sigmoid",
     "namespace",
+    "on_host",
+    "select_rows",
     "sigmoid",
     "softmax",
     "weighted",
@@ -36,6 +43,36 @@ def copied(x: A) -> A:
     """Return a copy that may be written into; of a tensor, one through which gradients flow."""
     given = cast(Any, x)
     return cast(A, given.clone() if hasattr(given, "clone") else given.copy())
+
+
+def on_host(x: Any) -> NDArray[Any]:
+    """Return an array or a tensor as an array of NumPy; a tensor on the CPU shares its memory."""
+    return np.asarray(x) if namespace(x) is np else x.detach().cpu().numpy()
+
+
+def as_like(x: NDArray[Any], other: A) -> A:
+    """Return an array of NumPy as one of the library, and on the device, of another."""
+    xp = namespace(other)
+    return cast(A, x if xp is np else xp.as_tensor(x, device=cast(Any, other).device))
+
+
+def select_rows(tree: Any, index: Any) -> Any:
+    """Return the rows `index` of every array of nested tuples, lists and dicts; other values pass unchanged.
+
+    Args:
+        tree: Arrays of NumPy or tensors, batch first.
+        index: Numbers of rows, of the same library.
+    """
+    if hasattr(tree, "index_select"):  # a tensor, faster than by square brackets
+        return tree.index_select(0, index)
+    if isinstance(tree, np.ndarray):
+        return tree[index]
+    if isinstance(tree, Mapping):
+        return {name: select_rows(value, index) for name, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [select_rows(part, index) for part in tree]
+        return type(tree)._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
+    return tree
 
 
 def softmax(x: A) -> A:

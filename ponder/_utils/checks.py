@@ -86,9 +86,16 @@ def check_type(argument: str, value: object, kind: type) -> None:
         raise ArgumentTypeError(argument, expected=f"an instance of {name}", got=got, remedy=remedy)
 
 
-def library(module: str, use: str, extra: str) -> Any:
-    """Import a module that need not be installed, or say what needs it, and the extra that brings it."""
+def library(module: str, use: str, extra: str | None = None) -> Any:
+    """Import a module that need not be installed, or say what needs it, and what to install.
+
+    Args:
+        module: The module.
+        use: What needs it, as the subject of a sentence.
+        extra: The extra of this package that brings it; None if it is installed by its own name.
+    """
     try:
         return import_module(module)
     except ImportError as error:
-        raise PonderError(f"{use} needs {module}: pip install 'ponder-torch[{extra}]'.") from error
+        wanted = module.partition(".")[0] if extra is None else f"ponder-torch[{extra}]"
+        raise PonderError(f"{use} needs {module}: pip install '{wanted}'.") from error

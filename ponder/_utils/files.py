@@ -32,7 +32,7 @@ __all__ = [
     "write_tensors",
 ]
 
-_NEEDS = "a saved file", "save"
+_NEEDS = "a saved file", "torch"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.fitting import fit_gate
     from ponder.calibration.ledger import Ledger
-    from ponder.calibration.risks import Missed
+    from ponder.calibration.records import Record
+    from ponder.calibration.risks import Missed, Risk
     from ponder.calibration.sweeps import sweep
+    from ponder.running.loop import Answers
 
 _HOMES = {
+    "Answers": "records",
     "Calibration": "calibrating",
     "Diagnosis": "diagnosing",
     "Ledger": "ledger",
     "Missed": "risks",
+    "Record": "records",
+    "Risk": "risks",
     "RiskControl": "control",
     "calibrate": "calibrating",
     "certify": "agreement",
@@ -33,10 +38,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Answers",
     "Calibration",
     "Diagnosis",
     "Ledger",
     "Missed",
+    "Record",
+    "Risk",
     "RiskControl",
     "calibrate",
     "certify",

@@ -1,25 +1,28 @@
-"""Records of full-depth runs, all that calibration reads, and answers at exits: in tensors or in NumPy arrays."""
+"""Records of full-depth runs, in tensors or in NumPy arrays: all that calibration reads.
+
+A policy is replayed on a record by the loop that runs models (`ponder.running.loop.run`), over a source that looks up
+what was recorded.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import at_least_float32, namespace, softmax
+from ponder._utils.arrays import at_least_float32, namespace, on_host
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
+from ponder.running.loop import Answers, run
 from ponder.running.readings import views
 from ponder.tasks import IGNORED_LABEL, Task, infer_task, task_named
 
 __all__ = [
-    "Answers",
     "Bools",
     "Floats",
     "Ints",
@@ -150,14 +153,18 @@ class Record:
         """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
         return views(RecordedSource(self), needs, self.batch)
 
-    def exit_steps(self, policy: ExitPolicy) -> Ints:
-        """Return the exit step of each row under a policy, `(rows,)`: of all rows it is asked about at every step."""
+    def replay(self, policy: ExitPolicy) -> Answers:
+        """Return the exits of running the model with a policy: the same loop, over what was recorded.
+
+        Returns:
+            The outputs at the exits, `(rows, …)`, and the exit steps, `(rows,)`, in the library of the record.
+        """
         self.check(policy)
-        state, exits = policy.init(self.batch), np.full(len(self), self.num_steps)
-        for step, view in zip(range(1, self.num_steps), self.views(policy.needs), strict=False):
-            mask, state = policy.decide(view, state)
-            exits[(exits == self.num_steps) & as_bools(mask)] = step
-        return exits
+        return run(RecordedSource(self), policy, self.batch)
+
+    def exit_steps(self, policy: ExitPolicy) -> Ints:
+        """Return the exit step of each row under a policy, `(rows,)`, an array of NumPy."""
+        return on_host(self.replay(policy).exit_step)
 
     def agreement(self) -> Bools:
         """Return whether the answer of each step is that of full depth, `(rows, steps)`; padding does not count.
@@ -339,45 +346,6 @@ class RecordedSource:
 
     def _of_rows(self, values: Array) -> Array:
         return values if self._rows is None else values[self._rows]
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """The answers to examples at their exits, in the order in which these were given.
-
-    Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`; where they have positions, `(rows, longest, …)`.
-        exit_step: The step at which each row exited, `(rows,)`, 1-based.
-        names: Names of the classes.
-
-    Example:
-        >>> import numpy as np
-        >>> from ponder.calibration.records import Answers
-        >>> answers = Answers(np.array([[0.0, 0.0], [0.0, 9.0]]), np.array([2, 1]), ["no", "yes"])
-        >>> answers.labels, answers.probabilities.round(2)
-        (['no', 'yes'], array([0.5, 1. ]))
-    """
-
-    outputs: Array
-    exit_step: Array
-    names: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.exit_step)
-
-    @property
-    def labels(self) -> list[str | None]:
-        """Names of the predicted classes, of a classifier with one class a row; None where outputs are NaN."""
-        found = zip(self.outputs.argmax(-1).tolist(), self.probabilities.tolist(), strict=True)
-        return [
-            None if math.isnan(share) else str(self.names[n] if self.names else n)
-            for n, share in found
-        ]
-
-    @property
-    def probabilities(self) -> Array:
-        """Probability of each predicted class, `(rows,)`."""
-        return namespace(self.outputs).amax(softmax(self.outputs), -1)
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:

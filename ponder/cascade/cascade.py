@@ -17,7 +17,7 @@ from ponder._utils.rows import class_numbers, content_ids, split
 from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.control import RiskControl
-from ponder.calibration.records import Answers, Record
+from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
 from ponder.cascade.stages import Stage, stage_of
 from ponder.errors import ArgumentError
@@ -30,6 +30,7 @@ from ponder.policies.base import (
     all_within,
     registry,
 )
+from ponder.running.loop import Answers
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
 

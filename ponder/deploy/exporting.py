@@ -21,9 +21,9 @@ from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.heads import LambdaHead, PerStep
-from ponder.model.loop import call_stem
 from ponder.model.padding import Lengths
 from ponder.model.readouts import ReadoutCall
+from ponder.model.source import call_stem
 from ponder.tasks import task_named
 from ponder.wrapper import PonderWrapper
 

@@ -25,7 +25,7 @@ from ponder.tasks import Task
 
 __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
 
-onnx: Any = library("onnx", "exporting", "onnx")
+onnx: Any = library("onnx", "exporting", "cli")
 
 _READINGS = {"hazard": ("hazard", "cdf", "survival")}
 """What is read where a policy needs more than one reading."""
@@ -125,7 +125,7 @@ def _trace(
     module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
 ) -> None:
     part, disabled = _Part(module, run), logging.root.manager.disable
-    library("onnxscript", "exporting", "onnx")  # which torch.onnx.export reads
+    library("onnxscript", "exporting", "cli")  # which torch.onnx.export reads
     try:
         with warnings.catch_warnings():
             logging.disable(logging.WARNING)  # of the exporter's own insides, as are its warnings

@@ -21,7 +21,7 @@ from ponder.errors import ArgumentError
 
 __all__ = ["quantize", "ranges_of"]
 
-onnx: Any = library("onnx", "quantising", "onnx")
+onnx: Any = library("onnx", "quantising", "cli")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 Array = NDArray[Any]

@@ -6,10 +6,10 @@ of Transformers by it. Candidates are computed in batches of similar length, and
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,13 @@ from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
 from ponder.deploy.manifest import FILE
-from ponder.deploy.runtime import OnnxModel, exits_of
+from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch
+from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, PolicyWrapper, StepView
 from ponder.policies.combine import promise_about
 from ponder.policies.topk import TopK
+from ponder.running.loop import exits_of
+from ponder.running.source import Source
 from ponder.tasks import task_named
 
 __all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "pools_of", "rows_of"]
@@ -112,9 +114,10 @@ class Ranker:
         model = OnnxModel(folder)
         return cls(model, RankerSettings.read(Path(folder), model.weights_digest))
 
-    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
-        """Return pairs before their first step, with `advance(step)`, `output()`, `(rows, 1)`, and `keep(index)`."""
-        return self.model.start(pairs, batch_size)
+    def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Source:
+        """Return pairs before their first step, whose outputs are scores, `(rows, 1)`."""
+        source: Source = self.model.start(pairs, batch_size)
+        return source
 
     @property
     def first_stage(self) -> bool:
@@ -257,28 +260,26 @@ class Ranker:
 
         Candidates that could not be finished before the end leave too; where that is before any step, their step is 0.
         """
-        found, last = (
-            list[tuple[Array, Array]](),
-            policy.exit_of_all(self.num_steps) or self.num_steps,
-        )
+        found = list[tuple[Array, Array]]()
         for part in _chunks(pools):
-            running, late = _Candidates(self, part), None
-            scores, steps = (
-                np.full(len(running.rows), -np.inf),
-                np.zeros(len(running.rows), dtype=np.int64),
-            )
-            if end is not None and running.pairs:
-                late = partial(running.late, end, last)
+            candidates = _Candidates(self, part)
+            rows, decides = np.arange(len(candidates.pairs)), policy
+            scores, steps = np.full(len(rows), -np.inf), np.zeros(len(rows), dtype=np.int64)
+            if end is not None and candidates.pairs:
+                decides = _Deadline(policy, end, lambda: self.pace)
                 if not self.pace:
-                    some = [Pool(query, [document]) for query, document in running.pairs[:8]]
+                    some = [Pool(query, [document]) for query, document in candidates.pairs[:8]]
                     self._run(some, LastStep())  # which measures it
                 if not self.first_stage:
-                    running.keep(np.flatnonzero(~late(0, False)))
-            batch = PolicyBatch(running.rows, self.num_steps, _TASK)
-            for gone, step, output in (
-                exits_of(running, policy, batch, late) if len(running.rows) else ()
-            ):
-                scores[gone], steps[gone] = output[:, 0], step
+                    room = decides.room(0, self.num_steps)
+                    rows = np.flatnonzero(np.cumsum(candidates.sizes) <= room)
+                    candidates.keep(rows)
+            if len(rows):
+                for exited in exits_of(
+                    candidates, decides, PolicyBatch(rows, self.num_steps, _TASK)
+                ):
+                    left = rows if exited.rows is None else rows[exited.rows]
+                    scores[left], steps[left] = exited.outputs[:, 0], exited.step
             ends = np.cumsum([len(pool.documents) for pool in part])[:-1]
             found += zip(np.split(scores, ends), np.split(steps, ends), strict=True)
         return found
@@ -292,62 +293,99 @@ class Ranker:
         return sigmoid(scores) if self.settings.sigmoid else scores
 
 
+@dataclass(frozen=True)
+class _Deadline(PolicyWrapper):
+    """The policy inside, and besides it the lowest scores exit for which no time is left.
+
+    A candidate stays if all that are scored higher, and it, can be taken to the last step before the end.
+
+    Args:
+        policy: The policy inside.
+        end: The end, by `time.perf_counter`.
+        pace: Returns the seconds that a character takes at a step.
+    """
+
+    end: float
+    pace: Callable[[], float]
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The policy inside reads these; scores and sizes are read besides."""
+        return self.policy.needs | {"output", "context"}
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
+        """Return which candidates exit."""
+        exits, state = self.policy.decide(step, state)
+        exits = np.broadcast_to(exits, step.index.shape)
+        order = np.argsort(np.where(exits, np.inf, -step.output[:, 0]), kind="stable")
+        room = self.room(int(step.index[0]), step.num_steps)
+        late = np.ones(len(order), dtype=bool)
+        late[order[np.cumsum(step.context["characters"][order]) <= room]] = False
+        return exits | late, state
+
+    def room(self, step: int, num_steps: int) -> float:
+        """Return how many characters can be taken from a step to the last before the end."""
+        last = self.policy.exit_of_all(num_steps) or num_steps
+        if step >= last:
+            return math.inf
+        return _SPARE * (self.end - time.perf_counter()) / (self.pace() * (last - step))
+
+
 class _Candidates:
-    """The candidates of some queries, as a loop runs them: computed in batches, and decided on together."""
+    """The candidates of some queries, a `ponder.running.Source`: computed in batches, and decided on together."""
 
     mask = None
 
     def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
-        self._ranker, (self.pairs, self._groups, self._first) = ranker, rows_of(pools)
-        self.rows = np.arange(len(self.pairs))  # that remain
-        self._sizes = np.array(
-            [8 + len(query) + len(document) for query, document in self.pairs]
-        )  # in characters
-        self._source: Any = None  # there is none before the first layer
-        self._step, self._began, self._output = 0, 0.0, np.zeros(0)
+        self._ranker = ranker
+        self.pairs, self._groups, self._first = rows_of(pools)
+        self._rows = np.arange(len(self.pairs))  # that remain
+        self.sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])
+        """The characters of each candidate."""
+        self._source: Source | None = None  # there is none before the first layer
+        self._step, self._began = 0, 0.0
+        self._output: Array | None = None
 
     @property
     def policy_context(self) -> dict[str, Array]:
-        return {"group": self._groups[self.rows]}
+        return {"group": self._groups[self._rows], "characters": self.sizes[self._rows]}
 
     def advance(self, step: int) -> None:
         """Take all that remain through a step, the first stage being none."""
         layer = step - self._ranker.first_stage
         if layer == 1:
-            self._source = self._ranker.start([self.pairs[row] for row in self.rows], _BATCH)
-        self._step, self._began, self._output = step, time.perf_counter(), np.zeros(0)
-        if layer:
+            self._source = self._ranker.start([self.pairs[row] for row in self._rows], _BATCH)
+        self._step, self._began, self._output = step, time.perf_counter(), None
+        if self._source is not None:
             self._source.advance(layer)
 
     def output(self) -> Array:
         """Return the scores of all that remain, `(rows, 1)`, and note how long the step took."""
-        if not len(self._output):
-            ranker, rows, found = self._ranker, self.rows, np.zeros(len(self.rows))
+        if self._output is None:
+            ranker, rows = self._ranker, self._rows
+            scores = np.zeros(len(rows))
             if self._source is not None:
-                found = as_array(self._source.output())[:, 0]
-                now = (time.perf_counter() - self._began) / self._sizes[rows].sum()
-                ranker.pace = max(now, 0.8 * ranker.pace + 0.2 * now)
-            self._output = ranker._blended(self._step, found, self._first[rows])[:, None]
+                scores = as_array(self._source.output())[:, 0]
+                pace = (time.perf_counter() - self._began) / self.sizes[rows].sum()
+                ranker.pace = max(pace, 0.8 * ranker.pace + 0.2 * pace)
+            self._output = ranker._blended(self._step, scores, self._first[rows])[:, None]
         return self._output
 
     def output_of(self, index: Array) -> Array:
         return self.output()[index]
 
+    def features(self) -> Array:
+        raise ArgumentError(
+            "policy", expected="one that reads scores", got="features", remedy="Use TopK."
+        )
+
+    def hazard_logit(self) -> Array:
+        return self.features()
+
     def keep(self, index: Array) -> None:
-        self.rows = self.rows[index]
+        self._rows = self._rows[index]
         if self._source is not None:
             self._source.keep(index)
-
-    def late(self, end: float, last: int, step: int, exits: Any) -> Array:
-        """Return which rows cannot be taken from a step to the last before the end, the highest scores going first."""
-        scores = (
-            self.output()[:, 0] if step else -self.rows
-        )  # before the first step in the caller's order
-        order = np.argsort(np.where(exits, np.inf, -scores), kind="stable")
-        room = _SPARE * (end - time.perf_counter()) / (self._ranker.pace * (last - step))
-        mask = np.ones(len(order), dtype=bool)
-        mask[order[np.cumsum(self._sizes[self.rows[order]]) <= room]] = False
-        return mask
 
 
 def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import library
 from ponder._utils.rows import content_ids
-from ponder.calibration.records import Answers, Record
+from ponder.calibration.records import Record
 from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
+from ponder.running.chunk import Chunk, cut
+from ponder.running.loop import Answers, exits_of
 from ponder.tasks import task_named
 
-__all__ = ["Graph", "OnnxModel", "exits_of"]
+__all__ = ["Graph", "OnnxModel"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -173,11 +174,11 @@ class OnnxModel:
                 chunk.policy_context = (
                     {} if groups is None else {"group": np.asarray(groups)[places]}
                 )
-                for gone, step, found in exits_of(
-                    chunk, own, PolicyBatch(ids[places], self.num_steps, self.task)
-                ):
-                    exit_step[places[gone]] = step
-                    for place, output in zip(places[gone], found, strict=True):
+                batch = PolicyBatch(ids[places], self.num_steps, self.task)
+                for exited in exits_of(chunk, own, batch):
+                    left = places if exited.rows is None else places[exited.rows]
+                    exit_step[left] = exited.step
+                    for place, output in zip(left, exited.outputs, strict=True):
                         outputs[place] = output
         return Answers(self._joined(outputs, rows), exit_step, self.manifest.labels)
 
@@ -313,51 +314,6 @@ class OnnxModel:
 class _Row:
     arrays: dict[str, Array]
     length: int
-
-
-def exits_of(
-    source: Any, policy: Any, batch: PolicyBatch, late: Callable[[int, Array], Array] | None = None
-) -> Iterator[tuple[Array, int, Array]]:
-    """Run rows to their exits, the loop of `ponder.model.loop` in NumPy: the rows of each step, with their outputs.
-
-    Args:
-        source: What computes the rows, such as a `Chunk`.
-        policy: The policy.
-        batch: The rows.
-        late: Returns which rows have to exit besides, `(rows,)` bool, from the step and from those that exit.
-    """
-    state, log_survival = policy.init(batch), np.zeros(len(batch.row_ids), dtype=np.float32)
-    needs, together = policy.needs, policy.exit_of_all(batch.num_steps)
-    last = together or batch.num_steps
-    for step in range(1, last + 1):
-        source.advance(step)
-        exits, readings = np.full(len(source.rows), step == last), dict[str, Array]()
-        if together is None and step < last:
-            if "hazard" in needs:
-                logit = source.hazard_logit()
-                readings["hazard"], readings["survival"] = (
-                    np.exp(-np.logaddexp(0, -logit)),
-                    np.exp(log_survival),
-                )
-                log_survival = log_survival - np.logaddexp(0, logit)
-                readings["cdf"] = -np.expm1(log_survival)
-            if "output" in needs:
-                readings["output"] = batch.task.without_padding(source.output(), source.mask)
-            if "features" in needs:
-                readings["features"] = source.features()
-            index, context = np.full(len(exits), step), source.policy_context or None
-            view = StepView(index, batch.num_steps, readings, batch.task, source.mask, context)
-            decided, state = policy.decide(view, state)
-            exits = np.broadcast_to(decided, len(exits))
-        if late is not None and step < last:
-            exits = exits | late(step, exits)
-        gone, stay = np.flatnonzero(exits), np.flatnonzero(~exits)
-        if len(gone):
-            yield source.rows[gone], step, source.output_of(gone)
-            state, log_survival = _take((state, log_survival), stay)
-            source.keep(stay)
-        if not len(stay):
-            break
 
 
 class _GraphPolicy:
@@ -515,19 +471,6 @@ def _concatenated(parts: Sequence[Array], fill: float) -> Array:
     for part in parts:
         made[(slice(start, start := start + len(part)), *map(slice, part.shape[1:]))] = part
     return made
-
-
-def _take(tree: Any, index: Array) -> Any:
-    """Return the rows `index` of every array of a tree."""
-    if isinstance(tree, np.ndarray):
-        return tree[index]
-    if isinstance(tree, Mapping):
-        return {name: _take(value, index) for name, value in tree.items()}
-    return (
-        type(tree)(_take(value, index) for value in tree)
-        if isinstance(tree, tuple | list)
-        else tree
-    )
 
 
 def _without(inputs: Mapping[str, str], data: Any) -> Any:

@@ -1,6 +1,6 @@
 """Inference: whole data sets, and streams of examples."""
 
 from ponder.inference.predict import predict, record
-from ponder.inference.stream import StreamEngine, StreamOutput, StreamStats
+from ponder.inference.stream import StreamEngine, StreamStats
 
-__all__ = ["StreamEngine", "StreamOutput", "StreamStats", "predict", "record"]
+__all__ = ["StreamEngine", "StreamStats", "predict", "record"]

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder._utils.batches import Chunk, cut
 from ponder._utils.trees import Tree, first_tensor, take_rows
 from ponder.inference.examples import Example, ExampleReader
-from ponder.model.loop import ModelSource
 from ponder.model.padding import Along, Lengths, join_rows, width_of
+from ponder.model.source import ModelSource
 from ponder.policies.base import PolicyBatch
+from ponder.running.chunk import Chunk, cut
+from ponder.running.source import Source
 
 __all__ = ["begin", "join", "source_of"]
 
@@ -34,7 +35,7 @@ def source_of(
     max_batch: int,
     max_tokens: int | None = None,
     regroups: bool = True,
-) -> tuple[Any, PolicyBatch]:
+) -> tuple[Source, PolicyBatch]:
     """Run the stem for examples, and return what a loop runs: one batch, or several, whose rows may be dealt anew."""
     lengths = [example.length for example in examples]
     order = np.argsort(np.negative(lengths), kind="stable").tolist()

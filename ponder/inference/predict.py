@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ponder._utils.batches import cut
 from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
 from ponder.inference.batches import source_of
 from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
-from ponder.model.loop import Exits, run
 from ponder.model.padding import Along, join_rows, last_position
 from ponder.policies.base import ExitPolicy
+from ponder.running.chunk import cut
+from ponder.running.loop import Answers, run
 from ponder.trajectory import Trajectory
 
 __all__ = ["predict", "record"]
@@ -40,7 +40,7 @@ def predict(
     policy_context: Mapping[str, Tensor] | None = None,
     row_ids: Sequence[int] | Tensor | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Exits:
+) -> Answers:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
     An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or
@@ -74,7 +74,7 @@ def predict(
         "max_batch": batch_size,
         "max_tokens": max_tokens,
     }
-    order, found = list[int](), list[Exits]()
+    order, found = list[int](), list[Answers]()
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
             rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
@@ -240,9 +240,9 @@ def _chunks(
     return chunks
 
 
-def _in_order(found: Sequence[Exits], rows: Sequence[int], data: _DataSet, model: Any) -> Exits:
+def _in_order(found: Sequence[Answers], rows: Sequence[int], data: _DataSet, model: Any) -> Answers:
     if not found:
-        return Exits(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        return Answers(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     outputs, steps, task = (
         [own.outputs.cpu() for own in found],
         torch.cat([own.exit_step for own in found]),
@@ -263,7 +263,7 @@ def _in_order(found: Sequence[Exits], rows: Sequence[int], data: _DataSet, model
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))
-    return Exits(joined[order], steps.cpu()[order])
+    return Answers(joined[order], steps.cpu()[order])
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:

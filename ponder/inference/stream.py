@@ -17,34 +17,23 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ponder._utils.batches import cut
 from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batches import begin, join
 from ponder.inference.examples import Example, ExampleReader, examples_in
-from ponder.model.loop import ModelSource, Running, ask
 from ponder.model.padding import join_rows
+from ponder.model.source import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
+from ponder.running.chunk import cut
+from ponder.running.loop import Answers, ask
+from ponder.running.readings import Reading, RowState, read_step
 
-__all__ = ["StreamEngine", "StreamOutput", "StreamStats"]
+__all__ = ["StreamEngine", "StreamStats"]
 
 _FULL = 4  # batches from which on a queue is run before the shallower ones, and takes no new rows
 _Key = tuple[int, Hashable, object]
 """The rows that may share a step: its weights, the kind of the rows, and whether their policy state has begun."""
-
-
-@dataclass(frozen=True, eq=False)
-class StreamOutput:
-    """The answer to one example.
-
-    Args:
-        output: The head's output at the exit, without a batch dimension.
-        exit_step: The step at which the row exited, 1-based.
-    """
-
-    output: Tensor
-    exit_step: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +87,7 @@ class StreamEngine:
     Example:
         >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3)).eval()
         >>> with ponder.StreamEngine(model, max_batch=2) as engine:
-        ...     steps = {key: out.exit_step for key, out in engine.run(torch.randn(5, 8))}
+        ...     steps = {key: int(out.exit_step) for key, out in engine.run(torch.randn(5, 8))}
         >>> sorted(steps.items())
         [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     """
@@ -159,7 +148,7 @@ class StreamEngine:
         row_id: int | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
         timeout: float | None = None,
-    ) -> Future[StreamOutput]:
+    ) -> Future[Answers]:
         """Hand in one example; any thread may call this, and so may a done-callback of a future.
 
         Args:
@@ -169,7 +158,8 @@ class StreamEngine:
             timeout: Seconds to wait for a place where `max_waiting` rows wait already; None for any time.
 
         Returns:
-            The future of a `StreamOutput`, or of the row's own error. `cancel` takes effect until it is answered.
+            The future of the `Answers` of one row, outputs `(1, …)` and exit step `(1,)`, or of the row's own
+            error. `cancel` takes effect until it is answered.
 
         Raises:
             queue.Full: There was no place.
@@ -200,18 +190,19 @@ class StreamEngine:
             self._changed.notify_all()
         return row.future
 
-    def run(self, examples: Iterable[Any]) -> Iterator[tuple[int, StreamOutput]]:
+    def run(self, examples: Iterable[Any]) -> Iterator[tuple[int, Answers]]:
         """Answer all examples of an iterable, which is read only as far ahead as rows may wait and run.
 
         Args:
             examples: The examples; the row id of each is its position.
 
         Returns:
-            An iterator over pairs (position, `StreamOutput`), in the order of completion; a row that failed raises.
+            An iterator over pairs (position, `Answers` of one row), in the order of completion; a row that
+            failed raises.
         """
         numbered = enumerate(examples_in(examples))
-        done: queue.SimpleQueue[Future[StreamOutput]] = queue.SimpleQueue()
-        positions: dict[Future[StreamOutput], int] = {}
+        done: queue.SimpleQueue[Future[Answers]] = queue.SimpleQueue()
+        positions: dict[Future[Answers], int] = {}
         try:
             while True:
                 while (
@@ -345,7 +336,9 @@ class StreamEngine:
                 for name in rows[0].policy_context
             }
             ids = self._reader.placed(torch.tensor([row.row_id for row in rows]))
-            batch = _Batch(source, Running.start(self._policy, replace(self._nothing, row_ids=ids)))
+            batch = _Batch(
+                source, RowState.start(self._policy, replace(self._nothing, row_ids=ids))
+            )
         except Exception as error:
             if len(rows) > 1:
                 return [begun for row in rows for begun in self._begin([row])]
@@ -368,7 +361,7 @@ class StreamEngine:
             outputs = (
                 source.output()
                 if len(gone) == len(rows)
-                else source.output_of(gone)
+                else source.output_of(gone.numpy())
                 if len(gone)
                 else None
             )
@@ -379,7 +372,7 @@ class StreamEngine:
                 self._fail(rows[0], error)
             return
         self._steps, self._row_steps = self._steps + 1, self._row_steps + len(rows)
-        begun = _begun(batch.running.state)
+        begun = _begun(batch.running.policy)
         for place, (row, exit_here) in enumerate(zip(rows, exits.tolist(), strict=True)):
             row.batch, row.place, row.step = batch, place, steps[place]
             if not exit_here:
@@ -393,20 +386,27 @@ class StreamEngine:
         exits = torch.tensor([step == last for step in steps])
         if self._together is not None or bool(exits.all()):
             return exits
+        reading = read_step(batch.source, self._policy.needs, running, self._nothing)
         others = ~exits
-        asked = others.nonzero().flatten().to(running.step.device) if bool(exits.any()) else None
-        mask, after = ask(batch.source, self._policy, running, self._nothing, asked)
-        exits[others] = mask
-        places = (others.cumsum(0) - 1).clamp(min=0).to(running.step.device)
-        batch.running = after if asked is None else take_rows(after, places)
+        all_are_asked = not bool(exits.any())
+        if not all_are_asked:
+            asked = others.nonzero().flatten().to(running.step.device)
+            reading, running = _rows_of(reading, asked), take_rows(running, asked)
+        decision = ask(self._policy, reading.view, running.policy)
+        after = RowState(reading.view.index, decision.state, reading.log_survival)
+        exits[others] = torch.as_tensor(decision.exits)
+        if not all_are_asked:  # rows that exit keep a place, with a state that is never read
+            places = (others.cumsum(0) - 1).clamp(min=0).to(running.step.device)
+            after = take_rows(after, places)
+        batch.running = after
         return exits
 
     def _answer(self, rows: Sequence[_Row], outputs: Tensor) -> None:
         now = time.monotonic()
-        for row, output in zip(rows, outputs.unbind(0), strict=True):
+        for row, output in zip(rows, outputs.split(1), strict=True):
             self._ends["done"] += 1
             self._latencies.append(now - row.submitted)
-            row.future.set_result(StreamOutput(output.clone(), row.step))
+            row.future.set_result(Answers(output.clone(), torch.tensor([row.step])))
 
     def _fail(self, row: _Row, error: BaseException) -> None:
         self._ends["failed"] += 1
@@ -441,7 +441,7 @@ class _Batch:
     """Rows that went through a step together; those that exited lie in it too, until the others join another."""
 
     source: ModelSource
-    running: Running
+    running: RowState
 
 
 @dataclass(eq=False)
@@ -454,7 +454,7 @@ class _Row:
     place: int = 0
     step: int = 0  # that it has finished
     length: int = 0
-    future: Future[StreamOutput] = field(default_factory=Future)
+    future: Future[Answers] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
 
 
@@ -483,3 +483,13 @@ def _begun(state: Tree) -> object:
     yet, and becomes zeros beside the values of others.
     """
     return tuple(map(_begun, state)) if isinstance(state, tuple) else state is not None
+
+
+def _rows_of(reading: Reading, index: Tensor) -> Reading:
+    """Return what a policy sees of some of the rows of a reading."""
+    view, log_survival = reading
+    taken = take_rows((view.index, view.readings, view.mask, view.policy_context), index)
+    names = ("index", "readings", "mask", "policy_context")
+    return Reading(
+        replace(view, **dict(zip(names, taken, strict=True))), take_rows(log_survival, index)
+    )

@@ -9,21 +9,32 @@ A halted position keeps its state, and the others go on attending to it (``"froz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from einops import repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_choice, check_int, check_type
-from ponder._utils.trees import Tree, check_rows, first_tensor, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.loops.blocks import position_step
+from ponder.loops.carry import Carried, Problem, carry
 from ponder.loops.deciding import Decider, Readings, unit_ids
 from ponder.loops.places import Places, PositionStep
-from ponder.loops.slots import Answers, Halted, Slots, hold, read_hazards, real_units, start_past
+from ponder.loops.slots import (
+    Answers,
+    Halted,
+    Slots,
+    hold,
+    over_positions,
+    read_hazards,
+    real_units,
+    start_past,
+)
 from ponder.model.steps import as_module, parameters_of
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, Quantile
@@ -190,9 +201,10 @@ class Loop(nn.Module):
             labels = labels[real]
             task = self._meaning_of_units(outputs) or infer_task(outputs, labels)
             labels = task.check(outputs, labels)
+            if self.halted == "together":
+                labels = task.inside(labels, mask)
             loss = task.mean_loss(task.losses(outputs, labels), labels)
-        exit_step = self._over_positions(exits.exit_step, exits.hidden, mask)
-        return LoopOutput(exits.outputs, exit_step, exits.hidden, loss)
+        return LoopOutput(exits.outputs, exits.exit_step, exits.hidden, loss)
 
     def unroll(
         self,
@@ -230,6 +242,38 @@ class Loop(nn.Module):
         call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
         depth = Depth(0, max_steps)
         return self._unroll(hidden, depth, decider, keep_features=keep_features, **call)[0]
+
+    def carry(
+        self,
+        problems: Iterable[Problem | Tree],
+        *,
+        max_steps: int,
+        slots: int = 64,
+        policy: ExitPolicy | None = None,
+    ) -> Iterator[Carried]:
+        """Answer problems in the order in which they halt; a halted one makes place for the next at once.
+
+        Args:
+            problems: Problems of one shape: `Problem`, or states alone, `(length, …)`. Read as slots become free.
+            max_steps: The number of steps after which every position of a problem exits.
+            slots: How many problems run at a time, ≥ 1.
+            policy: An exit policy instead of the loop's own.
+
+        Example:
+            >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), ponder.LambdaHead(8)).eval()
+            >>> answers = loop.carry(torch.randn(10, 5, 8), max_steps=6, slots=4)
+            >>> sorted(answer.number for answer in answers) == list(range(10))
+            True
+        """
+        check_int("max_steps", max_steps)
+        check_int("slots", slots)
+        given = (each if isinstance(each, Problem) else Problem(each) for each in problems)
+        first = next(given, None)
+        if first is None:
+            return
+        example = map_tensors(_with_batch, first.hidden)
+        decider = self.decider(policy, max_steps, example)
+        yield from carry(self, decider, chain([first], given), slots)
 
     def decider(self, policy: ExitPolicy | None, max_steps: int, hidden: Tree) -> Decider:
         """Return the policy of a call, checked against the loop."""
@@ -395,7 +439,7 @@ class Loop(nn.Module):
             mask=mask if together and outputs[-1].dim() > 2 else None,
             training=self.training,
         )
-        return trajectory, hidden, self._over_positions(exit_step, hidden, mask)
+        return trajectory, hidden, over_positions(self, exit_step, hidden, mask)
 
     def _loss(
         self,
@@ -407,7 +451,7 @@ class Loop(nn.Module):
         """Return the objective's loss, averaged over the units that have a label, a scalar."""
         outputs, hazards = trajectory.outputs, trajectory.hazard_logits
         task = as_task(trajectory.task) or infer_task(outputs[:, -1], labels)
-        labels = task.check(outputs[:, -1], labels)
+        labels = task.inside(task.check(outputs[:, -1], labels), trajectory.mask)
         over_steps = None
         if prior is not None and "prior" in objective.needs:
             dtype = outputs.dtype if hazards is None else hazards.dtype
@@ -439,18 +483,14 @@ class Loop(nn.Module):
             return task_named("token_classification")
         return task
 
-    def _over_positions(self, exit_step: Tensor, hidden: Tree, mask: Tensor | None) -> Tensor:
-        """Return exit steps `(batch, length)`, also of rows whose positions halt together."""
-        if exit_step.dim() > 1 or self.read(hidden).dim() < 3:
-            return exit_step
-        length = first_tensor(hidden).shape[1]
-        expanded = repeat(exit_step, "rows -> rows length", length=length)
-        return expanded if mask is None else torch.where(mask, expanded, 0)
-
 
 def _names_of(step: nn.Module) -> frozenset[str]:
     """Return the names of what a step takes beside the states."""
     return frozenset(list(parameters_of(step))[1:])
+
+
+def _with_batch(tensor: Tensor) -> Tensor:
+    return rearrange(tensor, "... -> 1 ...")
 
 
 def _bool(mask: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -24,7 +25,17 @@ from ponder.model.heads import LambdaHead
 from ponder.model.padding import join_rows
 from ponder.model.readouts import mean
 
-__all__ = ["Answers", "Halted", "Parts", "Rows", "Slots", "hold", "read_hazards", "start_past"]
+__all__ = [
+    "Answers",
+    "Halted",
+    "Parts",
+    "Rows",
+    "Slots",
+    "hold",
+    "over_positions",
+    "read_hazards",
+    "start_past",
+]
 
 Halted = Literal["frozen", "hidden", "together"]
 
@@ -73,7 +84,7 @@ class Answers:
     Args:
         number: The number of each row, `(rows,)` long.
         outputs: The head's outputs at the exits, `(rows, length, …)`; zeros at padding.
-        exit_step: The exit steps, `(rows, length)` long; 0 at padding. `(rows,)` where rows halt together.
+        exit_step: The exit steps, `(rows, length)` long; 0 at padding. `(rows,)` of states without positions.
         hidden: The states at the exits, `(rows, length, …)`.
     """
 
@@ -174,7 +185,7 @@ class Slots:
         if self.parts.halted == "hidden" and not everything:
             visible = rows.running
         if everything or self.together:
-            self._kept = None
+            self._kept = self._changed = None
             return self.parts.call_step(rows.hidden, visible, rows.step, rows.context)
         if not self.parts.runs_positions:
             after = self.parts.call_step(rows.hidden, visible, rows.step, rows.context)
@@ -257,7 +268,8 @@ class Slots:
             )
         else:
             self.rows = self.units = self._kept = self._changed = None
-        return Answers(gone.number, gone.outputs, gone.exit_step, gone.hidden)
+        exit_step = over_positions(self.parts, gone.exit_step, gone.hidden, gone.mask)
+        return Answers(gone.number, gone.outputs, exit_step, gone.hidden)
 
     def _join(self, fresh: Rows) -> None:
         rows = self.rows
@@ -281,6 +293,15 @@ def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:
     if mask is None:
         return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     return mask
+
+
+def over_positions(parts: Parts, exit_step: Tensor, hidden: Tree, mask: Tensor | None) -> Tensor:
+    """Return exit steps `(rows, length)`, also of rows whose positions halt together; 0 at padding."""
+    if exit_step.dim() > 1 or parts.read(hidden).dim() < 3:
+        return exit_step
+    length = first_tensor(hidden).shape[1]
+    expanded = repeat(exit_step, "rows -> rows length", length=length)
+    return expanded if mask is None else torch.where(mask, expanded, 0)
 
 
 def hold(running: Tensor, after: Tree, before: Tree) -> Tree:

@@ -12,8 +12,8 @@ from ponder._utils.trees import Tree, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.capture import capture
-from ponder.model.loop import call_stem
 from ponder.model.readouts import Readout, ReadoutCall
+from ponder.model.source import call_stem
 from ponder.model.steps import Step, Steps
 
 __all__ = ["read_encoder"]

@@ -19,6 +19,7 @@ from benchmarks.glue import sweep as sweeps
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result, read_all
+from benchmarks.glue.rows import unpack_rows
 from benchmarks.glue.run import run
 from benchmarks.glue.training import start_at, train
 from ponder import Trajectory, policies
@@ -85,6 +86,11 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
     assert len(result["training"]) == (2 if recipe in ("deebert", "frozen") else 1)
     assert all(stage["epochs"] == 1 for stage in result["training"])
     assert math.isclose(result["speed_up"]["steps"], 4 / dev["mean_exit_step"])
+    rows = unpack_rows(dev["rows"])
+    labels = np.array(tasks.get("RTE").load(glue_dir, ["dev"])["dev"]["label"])
+    steps = [np.mean(answers == labels) for answers in rows["answers"].T]
+    assert steps == pytest.approx(dev["per_step"])
+    assert rows["confidences"].shape == rows["answers"].shape
     assert (dev["halting"] is not None) == (recipe == "palbert")
     if recipe == "vanilla":
         assert result["speed_up"]["steps"] == result["speed_up"]["flops"] == 1.0

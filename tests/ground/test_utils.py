@@ -22,7 +22,6 @@ from torch import nn
 from ponder import policies
 from ponder._utils import files, registry
 from ponder._utils.arrays import at_least_float32, softmax, weighted
-from ponder._utils.batches import Chunk, cut
 from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.files import read_json, read_tensors, replace_text, write_json, write_tensors
@@ -33,6 +32,7 @@ from ponder._utils.rows import content_ids, split
 from ponder._utils.seeds import uniform
 from ponder._utils.trees import Shared, alike, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
+from ponder.running.chunk import Chunk, cut
 
 # -- arithmetic and checks ---------------------------------------------------------------------------------------
 

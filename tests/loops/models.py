@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.albert.modeling_albert import AlbertConfig, AlbertLayer
+from transformers import AlbertConfig
+from transformers.models.albert.modeling_albert import AlbertLayer
 
 from ponder import LambdaHead, policies
 from ponder.loops import Block, Loop
@@ -62,7 +63,7 @@ class Norm(policies.ExitPolicy):
         return {"largest": torch.zeros(batch.size)}
 
     def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor, Any]:
-        largest = torch.maximum(state["largest"], step.features[:, 0])
+        largest = torch.maximum(state["largest"], step.features.flatten(1)[:, 0])
         return (largest > self.bound) & (step.index >= 2), {"largest": largest}
 
 

@@ -136,7 +136,7 @@ def test_run_replay_stream_and_any_company_agree(policy: policies.ExitPolicy, ta
     assert [answers[row].exit_step for row in range(ROWS)] == replayed.exit_step.tolist()
     outputs = [
         models.answered(o, task)
-        for o in (torch.stack([answers[n].output for n in range(ROWS)]), replayed.outputs)
+        for o in (torch.cat([answers[n].outputs for n in range(ROWS)]), replayed.outputs)
     ]
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
 

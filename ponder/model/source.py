@@ -1,18 +1,18 @@
-"""The one loop: it advances rows step by step, asks the policy, and lets finished rows exit at once.
+"""The rows of a PyTorch model that are still running: the source that computes steps.
 
-A `ModelSource` holds the rows that are still running, and computes what is asked for at the step they stand at. `run`
-takes one batch from its first step to its last, `unroll` takes all rows through every step, and a stream calls the same
-`ask` with rows at different depths.
+A `ModelSource` holds the hidden states of the running rows, and computes features, outputs and hazards when they are
+asked for. `ponder.running.loop.run` takes it from the first step to the last exit; `unroll` takes all rows through
+every step, for training and for records; in a stream its rows are at different steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, unwrap
@@ -20,31 +20,9 @@ from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
 from ponder.model.readouts import mean
 from ponder.objectives import Depth
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
-from ponder.tasks import fits_positions
+from ponder.running.source import Ints
 
-__all__ = ["Exits", "ModelSource", "Running", "ask", "call_stem", "run", "unroll"]
-
-
-@dataclass(frozen=True, eq=False)
-class Exits:
-    """The outputs and the exit step of each row, in the order of the batch or the data set.
-
-    Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`.
-        exit_step: The step at which each row exits, `(rows,)` long, 1-based.
-
-    Example:
-        >>> exits = trajectory.replay(policies.Confidence(0.9))
-        >>> exits.exit_step[:4], exits.outputs.shape
-        (tensor([1, 2, 3, 1]), torch.Size([300, 3]))
-    """
-
-    outputs: Tensor
-    exit_step: Tensor
-
-    def __len__(self) -> int:
-        return len(self.exit_step)
+__all__ = ["ModelSource", "call_stem", "unroll"]
 
 
 def call_stem(
@@ -132,7 +110,7 @@ class ModelSource:
             self._cache["output"] = self.answer(self._cache["features"])
         return self._cache["output"]
 
-    def output_of(self, index: Tensor) -> Tensor:
+    def output_of(self, index: Ints) -> Tensor:
         """Return the outputs of the rows `index` among the running; the head is called for no others."""
         rows = torch.as_tensor(index, device=self.device)
         return (
@@ -157,12 +135,18 @@ class ModelSource:
             now = mean(now, self.mask)
         return now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
 
-    def keep(self, index: Tensor) -> None:
-        """Go on with the rows `index` among the running; row numbers are given on the host."""
-        parts = (self.hidden, self.context, self.past, self.mask, self.policy_context)
-        parts = take_rows(parts, torch.as_tensor(index, device=self.device))
-        self.hidden, self.context, self.past, self.mask, self.policy_context = parts
+    def keep(self, index: Ints) -> None:
+        """Go on with the rows `index` among the running, which are numbered on the host."""
+        rows = torch.as_tensor(index, device=self.device)
+        self.hidden = take_rows(self.hidden, rows)
+        if self.past is not None:
+            self.past = take_rows(self.past, rows)
+        if self.mask is not None:
+            self.mask = take_rows(self.mask, rows)
+        if self.policy_context:
+            self.policy_context = take_rows(self.policy_context, rows)
         if self.context:
+            self.context = take_rows(self.context, rows)
             self._bind_context()
 
     def answer(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -192,122 +176,6 @@ class ModelSource:
         """Make what steps and the readout are called with; it serves as long as the rows stay."""
         self._call = unwrap(self.context) if self.context else {}
         self._read = self._readout.bind(self._call)
-
-
-class Running(NamedTuple):
-    """The state of the running rows besides their hidden states: a tree, batch first."""
-
-    step: Tensor  # that each row has finished, `(rows,)` long; 0 before the first
-    state: Tree  # of the policy
-    log_survival: (
-        Tensor | None
-    )  # log P(not stopped so far), `(rows,)`, where the policy reads hazards
-
-    @classmethod
-    def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> Running:
-        """Return the state of rows before their first step."""
-        step = torch.zeros_like(batch.row_ids)
-        return cls(step, policy.init(batch), step.float() if "hazard" in policy.needs else None)
-
-
-def run(source: ModelSource, policy: ExitPolicy, batch: PolicyBatch) -> Exits:
-    """Run all rows of a batch to their exits, under a policy that has been checked against the model."""
-    num_steps, device = batch.num_steps, batch.row_ids.device
-    if not batch.row_ids.shape[0]:  # the last head, on h_0, gives the outputs a shape
-        source.step = num_steps
-        return Exits(source.output(), torch.zeros_like(batch.row_ids))
-    running, rows = Running.start(policy, batch), None
-    exited: list[tuple[int, Tensor, Tensor]] = []
-    together = policy.exit_of_all(
-        num_steps
-    )  # such a run is one graph for torch.compile: nothing depends on the rows
-    for step in range(1, num_steps + 1):
-        source.advance(step)
-        if step == (together or num_steps):
-            break
-        if together is not None:
-            continue
-        mask, running = ask(source, policy, running, batch)
-        if isinstance(mask, bool):
-            if mask:
-                break
-            continue
-        exiting, remaining = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-        rows = torch.arange(mask.shape[0]) if rows is None else rows
-        exited.append((step, rows[exiting], source.output_of(exiting)))
-        rows, running = rows[remaining], take_rows(running, remaining.to(device))
-        source.keep(remaining)
-    outputs = source.output()
-    if rows is None:
-        return Exits(outputs, torch.full(batch.row_ids.shape, step, device=device))
-    steps, numbers, answers = zip(*exited, (step, rows, outputs), strict=True)
-    order = torch.argsort(torch.cat(numbers))
-    exit_step = torch.tensor(steps).repeat_interleave(torch.tensor(list(map(len, numbers))))
-    return Exits(torch.cat(answers)[order.to(device)], exit_step[order].to(device))
-
-
-def ask(
-    source: ModelSource,
-    policy: ExitPolicy,
-    running: Running,
-    batch: PolicyBatch,
-    asked: Tensor | None = None,
-) -> tuple[Tensor | bool, Running]:
-    """Ask the policy about rows that have just finished a step before their last, `asked` where others are at theirs.
-
-    Returns:
-        The exit mask, `(rows,)` bool on the host (the one synchronisation of a step), or one bool where all rows exit
-        or none; and the state of the rows after the step.
-    """
-    index, needs, log_survival, task = (
-        running.step + 1,
-        policy.needs,
-        running.log_survival,
-        batch.task,
-    )
-    readings: dict[str, Any] = {}
-    if log_survival is not None:
-        logit = source.hazard_logit()
-        readings["hazard"], readings["survival"] = logit.sigmoid(), log_survival.exp()
-        log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
-        readings["cdf"] = -torch.expm1(log_survival)
-    if "output" in needs:
-        outputs = source.output().clone()  # a policy that writes into it changes no answer
-        readings["output"] = (
-            outputs if source.mask is None else task.without_padding(outputs, source.mask)
-        )
-    if "features" in needs:
-        readings["features"] = source.features().clone()
-    context = source.policy_context if needs & {"context", "group"} else None
-    mask, state = source.mask, running.state
-    if (
-        mask is not None
-        and not task.per_position
-        and not fits_positions(mask, readings.get("features"))
-    ):
-        mask = None
-    if asked is not None:
-        index, readings, mask, context, state, log_survival = take_rows(
-            (index, readings, mask, context, state, log_survival), asked
-        )
-    exits, state = policy.decide(
-        StepView(index, batch.num_steps, readings, task, mask, context), state
-    )
-    running = Running(index, state, log_survival)
-    if isinstance(exits, bool):
-        return exits, running
-    if not isinstance(exits, Tensor) or exits.dtype != torch.bool or exits.shape != index.shape:
-        expected = f"bool, shape ({len(index)},): one answer for each running row"
-        got = (
-            f"{exits.dtype} {tuple(exits.shape)}"
-            if isinstance(exits, Tensor)
-            else type(exits).__name__
-        )
-        remedy = "Compare per row, and reduce over every dimension but the first."
-        raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
-    exits = exits.cpu()
-    some = bool(exits.any())
-    return exits if some and not bool(exits.all()) else some, running
 
 
 def unroll(
@@ -348,10 +216,8 @@ def unroll(
     hazards = None
     if halting:
         read = torch.stack(halting, dim=1)
-        if past is not None:  # the steps before, newest first, beside each step
-            history = past.shape[1] // read.shape[2]
-            read = torch.cat([past.unflatten(1, (history, -1)).flip(1)[:, 1:], read], dim=1)
-            read = read.unfold(1, history, 1).flip(-1).transpose(2, 3).flatten(2)
+        if past is not None:
+            read = _with_history(read, past)
         source._cache = {"features": read.flatten(0, 1)}
         hazards = source.hazard_logit().unflatten(0, (-1, depth.steps))
     return {
@@ -359,3 +225,18 @@ def unroll(
         "hazard_logits": hazards,
         "features": stacked if keep_features else None,
     }
+
+
+def _with_history(read: Tensor, past: Tensor) -> Tensor:
+    """Return what a Lambda head with a history reads at every step: features of the last steps, the newest first.
+
+    Args:
+        read: Features of the steps, `(batch, steps, width)`.
+        past: Features of the steps before these, newest first, `(batch, history · width)`.
+    """
+    before = rearrange(past, "batch (history width) -> batch history width", width=read.shape[2])
+    history = before.shape[1]
+    # Oldest first in time, so that step n and the steps before it are one window.
+    in_time = torch.cat([before.flip(1)[:, 1:], read], dim=1)
+    windows = in_time.unfold(1, history, 1).flip(-1)
+    return rearrange(windows, "batch steps width history -> batch steps (history width)")

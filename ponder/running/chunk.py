@@ -40,7 +40,7 @@ class Chunk:
 
     Before each step the rows that remain may be dealt anew to full batches, so that the last rows of a batch do not run
     alone; in any case a batch narrows to its longest row. The batches are of PyTorch or of NumPy:
-    `ponder.model.loop.ModelSource`, or what an export computes.
+    `ponder.model.source.ModelSource`, or what an export computes.
 
     Args:
         batches: Batches before their first step, each with the numbers of its rows; a batch may hold more rows, which

@@ -1,0 +1,1 @@
+"""LoopBench: looped models on small tasks, and every way to halt them, per row and per position."""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.loops`."""
+
+from benchmarks.loops.cli import main
+
+main()

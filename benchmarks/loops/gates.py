@@ -1,0 +1,72 @@
+"""The gates that are compared: what each reads, which learner trains it, and its thresholds from late to early.
+
+Learned gates are PonderNet's hazards, ACT and the Q-head; the others read the answers or the states after the fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ponder import policies
+from ponder.policies import ExitPolicy
+
+__all__ = ["GATES", "SupposedRight", "gates_of"]
+
+
+@policies.register("supposed-right")
+@dataclass(frozen=True)
+class SupposedRight(policies.ThresholdPolicy):
+    """Stop once the Q-head's probability that the answer is right is above a threshold (HRM, arXiv 2506.21734).
+
+    The Q-head takes the place of a Lambda head, so that its probability is what a policy reads as the hazard.
+
+    Args:
+        threshold: In [0, 1].
+    """
+
+    threshold: float
+    needs = frozenset({"hazard"})
+    tunable = policies.Threshold("threshold", "above")
+
+    def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        """Return the probability that the answer is right, `(batch,)`."""
+        return step.hazard, state
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A family of policies with one threshold.
+
+    Args:
+        learner: The learner whose model it halts.
+        rules: The policies that may be chosen, from late to early.
+        learned: Whether the gate was trained to halt.
+    """
+
+    learner: str
+    rules: Sequence[ExitPolicy]
+    learned: bool = False
+
+
+_SURE = (0.9999, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6)
+_UNSURE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8)
+_MOVED = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
+GATES: Mapping[str, Gate] = {
+    "hazards": Gate("pondernet", [policies.Quantile(q) for q in _SURE], True),
+    "act": Gate("act", [policies.ACT(epsilon) for epsilon in _UNSURE], True),
+    "q-head": Gate("supervised", [SupposedRight(threshold) for threshold in _SURE], True),
+    "confidence": Gate("supervised", [policies.Confidence(threshold) for threshold in _SURE]),
+    "entropy": Gate("supervised", [policies.Entropy(threshold) for threshold in _UNSURE]),
+    "latent difference": Gate(
+        "supervised", [policies.Converged(moved, on="features") for moved in _MOVED]
+    ),
+    "patience": Gate("supervised", [policies.Patience(steps) for steps in (7, 6, 5, 4, 3, 2, 1)]),
+}
+
+
+def gates_of(num_steps: int) -> Mapping[str, Gate]:
+    """Return the gates of a model with so many steps; the fixed depths come first."""
+    depths = [policies.FixedStep(step) for step in range(num_steps, 0, -1)]
+    return {"fixed depth": Gate("supervised", depths), **GATES}

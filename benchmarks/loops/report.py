@@ -1,0 +1,217 @@
+"""Tables and figures of LoopBench, from results alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import new_figure, save_svg
+from benchmarks.files import DataError, is_intact, read_json
+from benchmarks.markdown import spread, table
+
+__all__ = [
+    "COLUMNS",
+    "COMMITTED",
+    "draw_figure",
+    "draw_sudoku",
+    "markdown",
+    "ranking",
+    "results",
+    "rows",
+    "score_of",
+]
+
+FORMAT = "ponder-loops-1"
+COMMITTED = Path(__file__).parents[1] / "results" / "loops"
+COLUMNS = (
+    "gate",
+    "halts",
+    "right, validation",
+    "right, test",
+    "position-steps",
+    "as all steps",
+    "ms a problem",
+)
+RANKING = ("gate", "learned", "position-steps, per position", "within 0.5 points", "runs")
+_COLORS = {
+    "fixed depth": "#999999",
+    "hazards": "#0072B2",
+    "act": "#56B4E9",
+    "q-head": "#009E73",
+    "confidence": "#D55E00",
+    "entropy": "#E69F00",
+    "latent difference": "#CC79A7",
+    "patience": "#000000",
+}
+LEARNED = ("hazards", "act", "q-head")
+_SLACK = 0.005
+Results = Sequence[Mapping[str, Any]]
+
+
+def results(folder: Path = COMMITTED) -> dict[str, Results]:
+    """Return the results of a folder, by task, each by seed."""
+    found: dict[str, Results] = {}
+    for path in sorted(folder.glob("*-s*.json")):
+        result = read_json(path)
+        if result.get("format") != FORMAT or not is_intact(result):
+            raise DataError(
+                f"{path}: expected a result as it was written, of the format {FORMAT!r}."
+            )
+        name = result["setting"]["name"]
+        found[name] = [*found.get(name, ()), result]
+    return found
+
+
+def score_of(result: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
+    """Return the share of solved problems, or of right characters in texts, which nobody solves."""
+    return float(measured["right" if result["setting"]["causal"] else "solved"])
+
+
+def rows(found: Results) -> Iterator[tuple[str, ...]]:
+    """Yield every gate, per row and per position, medians and ranges over the seeds, under `COLUMNS`."""
+    for name, way in found[0]["ways"].items():
+        of_seeds = [result["ways"][name] for result in found]
+        pairs = list(zip(found, of_seeds, strict=True))
+        test = [one["test"] for one in of_seeds]
+        validation = "–"
+        if "validation" in way:
+            each = [score_of(result, one["validation"]) for result, one in pairs]
+            validation = spread(each, "{:.1%}")
+        yield (
+            way.get("gate", name),
+            way.get("mode", "row"),
+            validation,
+            spread([score_of(result, one["test"]) for result, one in pairs], "{:.1%}"),
+            spread([one["position_steps"] for one in test], "{:.0%}"),
+            spread([one["same"] for one in test], "{:.1%}"),
+            spread(
+                [1000 * one["test"]["seconds"] / result["rows"] for result, one in pairs], "{:.2f}"
+            ),
+        )
+    for mode in ("row", "position"):
+        of_seeds = [result["oracle"][mode] for result in found]
+        pairs = list(zip(found, of_seeds, strict=True))
+        solved = [score_of(result, {"right": one["solved"], **one}) for result, one in pairs]
+        steps = spread([one["position_steps"] for one in of_seeds], "{:.0%}")
+        yield ("oracle", mode, "–", spread(solved, "{:.1%}"), steps, "–", "–")
+
+
+def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
+    """Return the gates under `RANKING`, the fewest position-steps first, means over tasks and seeds."""
+    lines = []
+    for gate in _COLORS:
+        mode = "row" if gate == "fixed depth" else "position"
+        steps, within = list[float](), list[bool]()
+        for found in everything.values():
+            for result in found:
+                test = result["ways"][f"{gate}, {mode}"]["test"]
+                whole = result["ways"]["all steps, supervised"]["test"]
+                steps.append(test["position_steps"])
+                within.append(score_of(result, test) >= score_of(result, whole) - _SLACK)
+        learned = "yes" if gate in LEARNED else "no"
+        share = f"{statistics.mean(steps):.0%}"
+        kept = f"{sum(within)} of {len(within)}"
+        lines.append((statistics.mean(steps), (gate, learned, share, kept, str(len(steps)))))
+    return [line for _, line in sorted(lines)]
+
+
+def markdown(folder: Path = COMMITTED) -> str:
+    """Return a table for each task, its certificates, and the ranking of gates."""
+    everything, blocks = results(folder), list[str]()
+    for name, found in everything.items():
+        setting = found[0]["setting"]
+        blocks.append(f"### {name}")
+        blocks.append(f"{len(found)} seeds, {setting['num_steps']} steps, width {setting['width']}, "
+                      f"{found[0]['training']['supervised']['parameters']:,} weights.")  # fmt: skip
+        blocks.append(table(COLUMNS, rows(found)))
+        blocks += [certified(result) for result in found]
+    blocks += ["### Ranking", table(RANKING, ranking(everything))]
+    return "\n\n".join(blocks)
+
+
+def certified(result: Mapping[str, Any]) -> str:
+    """Return what a certificate promised, and what test rows did."""
+    made = result["certificate"]
+    promise = f"at most {made['level']:.0%} of rows differ at any position"
+    if made["threshold"] is None:
+        return f"Seed {result['seed']}: no threshold certifies that {promise}."
+    test = made["test"]
+    return (
+        f"Seed {result['seed']}: confidence {made['threshold']:g} certifies that {promise}; on test rows "
+        f"{1 - test['same']:.1%} do, at {test['position_steps']:.0%} of the position-steps."
+    )
+
+
+def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
+    """Draw accuracy against seconds, one panel a task: medians over seeds; hollow per row, filled per position."""
+    figure = new_figure(10, 3.1 * -(-len(everything) // 2))
+    axes = figure.subplots(-(-len(everything) // 2), 2, squeeze=False).flatten()
+    for panel, (name, found) in zip(axes, everything.items(), strict=False):
+        _draw_task(panel, name, found)
+    for panel in axes[len(everything) :]:
+        panel.set_visible(False)
+    save_svg(path, figure)
+
+
+def _draw_task(panel: Any, name: str, found: Results) -> None:
+    """Draw one task: every fixed depth as a line, with seconds in proportion to those of all steps."""
+    key = "right" if found[0]["setting"]["causal"] else "solved"
+    by_step = [result["by_step"]["supervised"][key] for result in found]
+    depths = [statistics.median(each) for each in zip(*by_step, strict=True)]
+    whole = statistics.median(
+        1000 * result["ways"]["all steps, supervised"]["test"]["seconds"] / result["rows"]
+        for result in found
+    )
+    places = [whole * (step + 1) / len(depths) for step in range(len(depths))]
+    panel.plot(places, depths, color=_COLORS["fixed depth"], label="every fixed depth")
+    lowest = 1.0
+    for way in found[0]["ways"]:
+        gate, _, mode = way.rpartition(", ")
+        if gate not in _COLORS or gate == "fixed depth":
+            continue
+        test = [(result, result["ways"][way]["test"]) for result in found]
+        seconds = statistics.median(1000 * one["seconds"] / result["rows"] for result, one in test)
+        right = statistics.median(score_of(result, one) for result, one in test)
+        lowest = min(lowest, right)
+        filled = _COLORS[gate] if mode == "position" else "none"
+        label = gate if mode == "position" else None
+        panel.plot([seconds], [right], "o", mec=_COLORS[gate], mfc=filled, label=label)
+    margin = max(0.02, (max(depths) - lowest) * 1.5)
+    panel.set(
+        title=name,
+        xlabel="ms a problem (one core)",
+        ylabel="characters right" if key == "right" else "problems solved",
+        xlim=(0, None),
+        ylim=(max(depths) - 2 * margin, max(depths) + 0.5 * margin),
+    )
+    panel.legend(fontsize="xx-small", loc="lower right")
+
+
+def draw_sudoku(path: Path, everything: Mapping[str, Results]) -> None:
+    """Draw one test sudoku of each size, and the step at which each cell halted by its confidence."""
+    shown = {
+        name: found[0]["picture"] for name, found in everything.items() if found[0].get("picture")
+    }
+    figure = new_figure(3.4 * len(shown), 3.6)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (name, picture) in zip(axes, shown.items(), strict=True):
+        side = round(len(picture["steps"]) ** 0.5)
+        steps = [picture["steps"][row * side : (row + 1) * side] for row in range(side)]
+        image = panel.imshow(steps, cmap="YlOrRd", vmin=1)
+        for cell, given in enumerate(picture["given"]):
+            row, column = divmod(cell, side)
+            weight = "bold" if given else "normal"
+            symbol = str(picture["answers"][cell] + 1)
+            panel.text(column, row, symbol, ha="center", va="center", weight=weight, size=11)
+            step = str(picture["steps"][cell])
+            panel.text(column + 0.44, row + 0.44, step, ha="right", va="bottom", size=6)
+        height = 2
+        width = side // height
+        for line in range(1, side):
+            panel.axhline(line - 0.5, color="black", lw=1.6 if line % height == 0 else 0.3)
+            panel.axvline(line - 0.5, color="black", lw=1.6 if line % width == 0 else 0.3)
+        panel.set(xticks=[], yticks=[], title=f"{name}: bold is given")
+        figure.colorbar(image, ax=panel, label="step", shrink=0.8)
+    save_svg(path, figure)

@@ -1,0 +1,1 @@
+"""How much of the position-steps that halting saves arrives in seconds?"""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.positions`."""
+
+from benchmarks.positions.cli import main
+
+main()
