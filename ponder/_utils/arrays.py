@@ -15,7 +15,6 @@ __all__ = [
     "as_like",
     "at_least_float32",
     "copied",
-    "log_sigmoid",
     "namespace",
     "on_host",
     "select_rows",
@@ -47,13 +46,14 @@ def copied(x: A) -> A:
 
 def on_host(x: Any) -> NDArray[Any]:
     """Return an array or a tensor as an array of NumPy; a tensor on the CPU shares its memory."""
-    return np.asarray(x) if namespace(x) is np else x.detach().cpu().numpy()
+    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
 
 
 def as_like(x: NDArray[Any], other: A) -> A:
     """Return an array of NumPy as one of the library, and on the device, of another."""
-    xp = namespace(other)
-    return cast(A, x if xp is np else xp.as_tensor(x, device=cast(Any, other).device))
+    if isinstance(other, np.ndarray):
+        return cast(A, x)
+    return cast(A, sys.modules["torch"].as_tensor(x, device=cast(Any, other).device))
 
 
 def select_rows(tree: Any, index: Any) -> Any:
@@ -90,15 +90,6 @@ def sigmoid(x: A) -> A:
     if xp.__name__ == "torch":
         return cast(A, given.sigmoid())
     return cast(A, xp.exp(xp.minimum(given, 0)) / (1 + xp.exp(-abs(given))))
-
-
-def log_sigmoid(x: A) -> A:
-    """Return log σ(x), without overflow."""
-    xp, given = namespace(x), cast(Any, x)
-    return cast(
-        A,
-        xp.nn.functional.logsigmoid(given) if xp.__name__ == "torch" else -xp.logaddexp(0, -given),
-    )
 
 
 def weighted(weight: A, value: A) -> A:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ponder._utils.arrays import as_like, namespace, on_host, select_rows, softmax
+from ponder._utils.arrays import as_like, namespace, softmax
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.running.readings import RowState, read_step
@@ -110,7 +110,7 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
         policy: The policy, checked against the model.
         batch: The identities of the rows, the number of steps and the task.
     """
-    if not batch.size:  # what the head makes of h_0 gives the outputs their shape
+    if not len(batch.row_ids):  # what the head makes of h_0 gives the outputs their shape
         return [Exited(0, None, source.output())]
     together = policy.exit_of_all(batch.num_steps)
     if together is not None:  # nothing depends on the rows: one graph for torch.compile
@@ -131,11 +131,11 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
             break
         if decision.exits is False:
             continue
-        rows = np.arange(batch.size) if rows is None else rows
+        rows = np.arange(len(batch.row_ids)) if rows is None else rows
         leaving, remaining = np.flatnonzero(decision.exits), np.flatnonzero(~decision.exits)
         exits.append(Exited(step, rows[leaving], source.output_of(leaving)))
         source.keep(remaining)
-        running = select_rows(running, as_like(remaining, batch.row_ids))
+        running = running.keep(as_like(remaining, batch.row_ids))
         rows = rows[remaining]
     return [*exits, Exited(step, rows, source.output())]
 
@@ -155,19 +155,18 @@ def ask(policy: ExitPolicy, view: StepView, state: Any) -> Decision:
             got = f"{exits.dtype} {tuple(exits.shape)}"
         remedy = "Compare per row, and reduce over every dimension but the first."
         raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
-    mask = on_host(exits)
+    mask = exits if isinstance(exits, np.ndarray) else exits.detach().cpu().numpy()
     count = int(np.count_nonzero(mask))
     return Decision(mask if 0 < count < len(mask) else count > 0, state)
 
 
 def gather(exits: Sequence[Exited], batch: PolicyBatch) -> Answers:
     """Put the outputs of rows that exited at several steps into the order of the batch."""
-    ids = batch.row_ids
+    exit_step = batch.row_ids * 0
     if len(exits) == 1:
-        return Answers(exits[0].outputs, namespace(ids).full_like(ids, exits[0].step))
-    rows = [one.rows for one in exits if one.rows is not None]
+        return Answers(exits[0].outputs, exit_step + exits[0].step)
+    for one in exits:
+        exit_step[one.rows] = one.step
+    _, rows, outputs = zip(*exits, strict=True)
     order = np.argsort(np.concatenate(rows))
-    steps = np.repeat([one.step for one in exits], list(map(len, rows)))[order]
-    outputs = [one.outputs for one in exits]
-    joined = namespace(outputs[0]).concatenate(outputs)
-    return Answers(joined[as_like(order, joined)], as_like(steps, ids))
+    return Answers(namespace(outputs[0]).concatenate(outputs)[order], exit_step)

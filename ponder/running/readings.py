@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ponder._utils.arrays import at_least_float32, copied, log_sigmoid, namespace
+from ponder._utils.arrays import at_least_float32, copied, namespace, select_rows
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
 from ponder.running.source import Array, Source
 from ponder.tasks import fits_positions
@@ -37,7 +37,15 @@ class RowState(NamedTuple):
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> RowState:
         """Return the state of rows before their first step."""
         step = batch.row_ids * 0
-        return cls(step, policy.init(batch), _log_survival(step, policy.needs))
+        log_survival = at_least_float32(step) if "hazard" in policy.needs else None
+        return cls(step, policy.init(batch), log_survival)
+
+    def keep(self, index: Array) -> RowState:
+        """Return the state of some of the rows."""
+        log_survival = self.log_survival
+        if log_survival is not None:
+            log_survival = log_survival[index]
+        return RowState(self.step[index], select_rows(self.policy, index), log_survival)
 
 
 class Reading(NamedTuple):
@@ -59,8 +67,9 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
     readings: dict[str, Array] = {}
     log_survival = rows.log_survival
     if log_survival is not None:
-        log_stay = log_sigmoid(-source.hazard_logit())  # log(1 − λ)
-        xp = namespace(log_stay)
+        logit = source.hazard_logit()
+        xp = namespace(logit)
+        log_stay = -xp.logaddexp(xp.zeros_like(logit), logit)  # log σ(−logit) = log(1 − λ)
         readings["hazard"] = -xp.expm1(log_stay)
         readings["survival"] = xp.exp(log_survival)
         log_survival = log_survival + log_stay
@@ -81,15 +90,10 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
 
 def views(source: Source, needs: frozenset[str], batch: PolicyBatch) -> Iterator[StepView]:
     """Yield what a policy with these needs sees after each step 1 … N if no row exits."""
-    step_of_rows = batch.row_ids * 0
-    rows = RowState(step_of_rows, None, _log_survival(step_of_rows, needs))
+    start = batch.row_ids * 0
+    rows = RowState(start, None, at_least_float32(start) if "hazard" in needs else None)
     for step in range(1, batch.num_steps + 1):
         source.advance(step)
         reading = read_step(source, needs, rows, batch)
         rows = RowState(reading.view.index, None, reading.log_survival)
         yield reading.view
-
-
-def _log_survival(step: Array, needs: frozenset[str]) -> Array | None:
-    """Return log P(not stopped before the first step) = 0, `(rows,)` float32; None if no hazard is read."""
-    return at_least_float32(step) if "hazard" in needs else None

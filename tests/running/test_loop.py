@@ -1,0 +1,104 @@
+"""One loop: a policy that is replayed sees the rows that it sees when the model runs, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ponder
+from ponder import policies
+from ponder.calibration import Record
+from ponder.running.loop import Exited, exits_of, gather
+
+ROWS, STEPS, WIDTH, CLASSES = 40, 5, 6, 3
+POLICIES = (
+    policies.Confidence(0.5),
+    policies.Quantile(0.7),
+    policies.Bernoulli(seed=3),
+    policies.Patience(2),
+    policies.Confidence(0.5) | policies.Quantile(0.9),
+    policies.FixedStep(3),
+    policies.LastStep(),
+)
+
+
+@dataclass(frozen=True)
+class Watching(policies.PolicyWrapper):
+    """The policy inside, which notes how many rows it is asked about, and at which step."""
+
+    seen: list[tuple[int, int]] = field(default_factory=list)
+
+    def decide(self, step: Any, state: Any) -> tuple[Any, Any]:
+        self.seen.append((int(step.index[0]), len(step.index)))
+        return self.policy.decide(step, state)
+
+
+@pytest.fixture(scope="module")
+def model() -> ponder.PonderWrapper:
+    torch.manual_seed(0)
+    step = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
+    return (
+        ponder.PonderWrapper(
+            step,
+            num_steps=STEPS,
+            head=nn.Linear(WIDTH, CLASSES),
+            lambda_head=ponder.LambdaHead(WIDTH),
+        )
+        .double()
+        .eval()
+    )
+
+
+def made_inputs() -> torch.Tensor:
+    return torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_run_and_replay_ask_about_the_same_rows(
+    model: ponder.PonderWrapper, policy: policies.ExitPolicy
+) -> None:
+    inputs = made_inputs()
+    trajectory = model.unroll(inputs)
+    arrays = Record(trajectory.outputs.numpy(), trajectory.hazard_logits.numpy(), np.arange(ROWS))
+    watched = [Watching(policy) for _ in range(4)]
+    runs = (
+        model(inputs, policy=watched[0]).exit_step,
+        trajectory.replay(watched[1]).exit_step,
+        torch.from_numpy(arrays.replay(watched[2]).exit_step),
+        ponder.predict(model, inputs, policy=watched[3], batch_size=7).exit_step,
+    )
+    exit_step = runs[0]
+    remaining = [(step, int((exit_step >= step).sum())) for step in range(1, STEPS)]
+    assert watched[0].seen == [(step, rows) for step, rows in remaining if rows]
+    assert len({int(number) for number in exit_step}) > 1 or policy.exit_of_all(STEPS)
+    for other, one in zip(runs, watched, strict=True):
+        assert torch.equal(other, exit_step)
+        assert one.seen == watched[0].seen
+
+
+@torch.no_grad()
+def test_rows_that_exit_come_back_in_the_order_of_the_batch(model: ponder.PonderWrapper) -> None:
+    inputs = made_inputs()
+    source, batch = model.start(inputs, {"output"})
+    exits = exits_of(source, policies.Confidence(0.5), batch)
+    rows = np.concatenate([one.rows for one in exits if one.rows is not None])
+    assert sorted(rows.tolist()) == list(range(ROWS))
+    assert [one.step for one in exits] == sorted({one.step for one in exits})
+    answers = gather(exits, batch)
+    for one in exits:
+        assert torch.equal(answers.outputs[one.rows], one.outputs)
+        assert answers.exit_step[one.rows].tolist() == [one.step] * len(one.outputs)
+
+
+def test_rows_that_exit_together_are_not_moved() -> None:
+    outputs = np.zeros((2, CLASSES))
+    batch = policies.PolicyBatch(np.array([7, 9]), STEPS)
+    answers = gather([Exited(2, None, outputs)], batch)
+    assert answers.outputs is outputs
+    assert answers.exit_step.tolist() == [2, 2]
