@@ -181,8 +181,8 @@ class Threshold:
 
     Args:
         field: Name of the field of the policy.
-        leaves: How a row's statistic stands to the threshold when the row exits: ``"above"`` is statistic >
-            threshold, ``"at_least"`` ≥, ``"below"`` <, ``"at_most"`` ≤.
+        leaves: The comparison under which a row exits: ``"above"`` is statistic > threshold, ``"at_least"`` ≥,
+            ``"below"`` <, ``"at_most"`` ≤.
         low: Least useful value.
         high: Greatest useful value: a number, or a function of the number of steps and of the size of the last
             dimension of the outputs.
@@ -294,7 +294,7 @@ class ExitPolicy(Plugin, ABC):
             raise ArgumentError("policy", expected=expected, got=self, remedy=remedy)
 
     def exit_of_all(self, num_steps: int) -> int | None:
-        """Return the step at which every row exits, where that needs no look at any; None by default."""
+        """Return the step at which every row exits, if it does not depend on the inputs; None by default."""
         return None
 
     def parts(self) -> tuple[ExitPolicy, ...]:
@@ -302,21 +302,20 @@ class ExitPolicy(Plugin, ABC):
         return ()
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        """Return how near each row is to its exit, as the threshold of `free`, one of the policies inside, is moved.
+        """Return the score of each row, to be compared with the threshold of `free`, this policy or a sub-policy.
 
-        A row exits where this is above (or at) the threshold; for one that is lowered to exit later, above its
-        negative. By default the policy has nothing to do with `free`: +∞ where it lets a row go, −∞ elsewhere. A
-        policy that overrides `parts` overrides this too.
+        A row exits if its score is above (or at) the threshold; if a lower threshold exits later, above its negative.
+        By default the policy does not contain `free`: the score is +∞ if the row exits, and −∞ if not. A policy that
+        overrides `parts` overrides this too.
 
         Returns:
             Readiness `(batch,)`, and the new state.
         """
         mask, state = self.decide(step, state)
         xp = namespace(step.index)
+        of_each_row = mask | (step.index < 0)  # a policy may answer with one bool for all rows
         stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
-        return xp.where(
-            mask | (step.index < 0), math.inf, stays
-        ), state  # one bool for all becomes one a row
+        return xp.where(of_each_row, math.inf, stays), state
 
     def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
         """Return the readiness of every row at every step: exits under any threshold are read from it.
@@ -334,13 +333,11 @@ class ExitPolicy(Plugin, ABC):
             >>> int((scores[0] > 0.9).argmax()) + 1 == int(trajectory.replay(policies.Confidence(0.9)).exit_step[0])
             True
         """
-        free = (
-            next((each for each in all_within(self) if each.tunable), self)
-            if free is None
-            else free
-        )
+        if free is None:
+            free = next((each for each in all_within(self) if each.tunable), self)
         batch = record.batch
-        state, columns = self.init(batch), list[Any]()
+        state = self.init(batch)
+        columns: list[Any] = []
         for _, view in zip(range(record.num_steps - 1), record.views(self.needs), strict=False):
             ready, state = self.readiness(view, state, free)
             columns.append(ready if namespace(ready) is np else ready.detach().cpu().numpy())
@@ -360,9 +357,11 @@ class ExitPolicy(Plugin, ABC):
         return self
 
     def __bool__(self) -> NoReturn:
-        expected, got = "a & b, a | b, or `is None`", "and, or, not, if"
         raise ArgumentTypeError(
-            "policy", expected=expected, got=got, remedy="These would drop a policy."
+            "policy",
+            expected="a & b, a | b, or `is None`",
+            got="and, or, not, if",
+            remedy="These would drop a policy.",
         )
 
     def __or__(self, other: ExitPolicy) -> ExitPolicy:
@@ -407,15 +406,16 @@ class ThresholdPolicy(ExitPolicy):
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         value, state = self.statistic(step, state)
-        return self.tunable.crossed(
-            at_least_float32(value), getattr(self, self.tunable.field)
-        ), state
+        threshold = getattr(self, self.tunable.field)
+        return self.tunable.crossed(at_least_float32(value), threshold), state
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
         if self is not free:
             return super().readiness(step, state, free)
         value, state = self.statistic(step, state)
-        near = at_least_float32(value) * (1.0 if self.tunable.higher_exits_later else -1.0)
+        near = at_least_float32(value)
+        if not self.tunable.higher_exits_later:
+            near = -near
         xp = namespace(near)
         return xp.where(xp.isnan(near), -math.inf, near), state  # NaN crosses no threshold
 
@@ -424,7 +424,7 @@ class ThresholdPolicy(ExitPolicy):
 class PolicyWrapper(ExitPolicy):
     """Base of the policies around one other; by itself it decides as the policy inside does.
 
-    A leaf changes what comes out: `decide` and `readiness`, both alike.
+    A leaf overrides `decide` and `readiness` consistently.
 
     Args:
         policy: The policy inside.

@@ -37,10 +37,7 @@ __all__ = [
 
 def confidence(logits: Array) -> Array:
     """Return the probability of the most probable class, `(…)`, of class logits `(…, classes)`."""
-    probabilities = softmax(logits)
-    return (
-        probabilities.max(-1) if isinstance(probabilities, np.ndarray) else probabilities.amax(-1)
-    )
+    return namespace(logits).amax(softmax(logits), -1)
 
 
 def margin(logits: Array) -> Array:
@@ -55,10 +52,11 @@ def margin(logits: Array) -> Array:
 
 def negative_entropy(logits: Array) -> Array:
     """Return the negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
-    p, xp = softmax(logits), namespace(logits)
-    return weighted(p, xp.log(xp.where(p > 0, p, 1.0))).sum(
-        -1
-    )  # 0 log 0 = 0: the surest rows have zeros
+    probabilities = softmax(logits)
+    xp = namespace(logits)
+    # 0 log 0 = 0: the surest rows have zeros, and their entropy would be NaN.
+    logarithms = xp.log(xp.where(probabilities > 0, probabilities, 1.0))
+    return weighted(probabilities, logarithms).sum(-1)
 
 
 def energy(logits: Array) -> Array:
@@ -67,7 +65,8 @@ def energy(logits: Array) -> Array:
     The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is +∞: an
     overflow is no certainty.
     """
-    logits, xp = at_least_float32(logits), namespace(logits)
+    logits = at_least_float32(logits)
+    xp = namespace(logits)
     top = xp.amax(logits, -1)
     return sigmoid(top + xp.log(xp.exp(logits - top[..., None]).sum(-1)))
 
@@ -111,10 +110,15 @@ class _Certainty(OfClasses):
         value = self.measure(class_logits(self, step))
         if value.ndim == 1:
             return value, state
-        xp, later = namespace(value), self.tunable.higher_exits_later
+        # The least sure position decides: the lowest certainty, or the highest entropy.
+        xp = namespace(value)
+        if self.tunable.higher_exits_later:
+            least_sure, surest = xp.amin, math.inf
+        else:
+            least_sure, surest = xp.amax, -math.inf
         if step.mask is not None:
-            value = xp.where(step.mask, value, math.inf if later else -math.inf)
-        return (xp.amin(value, 1) if later else xp.amax(value, 1)), state
+            value = xp.where(step.mask, value, surest)
+        return least_sure(value, 1), state
 
 
 @registry.register("entropy")

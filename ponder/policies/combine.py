@@ -77,7 +77,8 @@ class _Several(ExitPolicy):
 def _merged(
     merge: Callable[[Any, Any], Any], answers: Sequence[tuple[Any, Any]]
 ) -> tuple[Any, Any]:
-    return reduce(merge, (answer for answer, _ in answers)), tuple(state for _, state in answers)
+    merged = reduce(merge, (answer for answer, _ in answers))
+    return merged, tuple(state for _, state in answers)
 
 
 @registry.register("any")
@@ -190,12 +191,13 @@ class Certified(PolicyWrapper):
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
         if self.num_steps not in (None, spec.num_steps):
-            expected, got = (
-                f"one that is certified for {spec.num_steps} steps",
-                f"a certificate for {self.num_steps}",
+            raise ArgumentError(
+                "policy",
+                expected=f"one that is certified for {spec.num_steps} steps",
+                got=f"a certificate for {self.num_steps}",
+                remedy="Run the policy inside, policy.policy, without a promise, or certify it on "
+                "such a run.",
             )
-            remedy = "Run the policy inside, policy.policy, without a promise, or certify it on such a run."
-            raise ArgumentError("policy", expected=expected, got=got, remedy=remedy)
 
 
 def promise_about(weights: Callable[[], str | None], policy: ExitPolicy) -> ExitPolicy:

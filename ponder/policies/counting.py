@@ -65,11 +65,11 @@ class _Counting(ThresholdPolicy):
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
         now, answered = self.compared(step)
-        count, before = state["count"], state["before"]
+        count = state["count"]
+        before = state["before"]
         if before is not None:
-            same = (
-                self.unchanged(now, before, step) & answered & state["answered"]
-            )  # no row has answered before step 1
+            # Before step 1 no row has answered, so that nothing agrees with what fills the state there.
+            same = self.unchanged(now, before, step) & answered & state["answered"]
             count = namespace(count).where(same, count + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
 
@@ -144,7 +144,8 @@ class Converged(_Counting):
     def compared(self, step: StepView) -> tuple[Array, Array]:
         if self.on == "answers":
             return super().compared(step)
-        features, xp = at_least_float32(step.features), namespace(step.features)
+        features = at_least_float32(step.features)
+        xp = namespace(features)
         if step.mask is not None and fits_positions(step.mask, features):
             inside = step.mask.reshape(*step.mask.shape, *[1] * (features.ndim - 2))
             features = xp.where(inside, features, 0.0)
@@ -154,8 +155,8 @@ class Converged(_Counting):
     def unchanged(self, now: Array, before: Array, step: StepView) -> Array:
         if self.on == "answers":
             return step.task.distance(now, before, mask=step.mask) <= self.tolerance
-        moved, size = ((x * x).sum(1) ** 0.5 for x in (now - before, now))
-        return moved <= self.tolerance * size  # from 0 to 0 nothing moves
+        moved = _norm(now - before)
+        return moved <= self.tolerance * _norm(now)  # ≤, since from 0 to 0 nothing moves
 
 
 @registry.register("voting")
@@ -185,7 +186,8 @@ class Voting(OfClasses):
         check_int("votes", self.votes)
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        output, xp = class_logits(self, step), namespace(step.output)
+        output = class_logits(self, step)
+        xp = namespace(output)
         place = {} if xp is np else {"device": output.device}
         given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **place)
         given = given & ~xp.isnan(output).any(-1)[..., None]  # NaN is no answer, and has no vote
@@ -199,3 +201,8 @@ class Voting(OfClasses):
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, votes=scaled_step(self.votes, tuned_for, num_steps))
+
+
+def _norm(rows: Array) -> Array:
+    """Return the Euclidean norm of each row, `(batch,)`."""
+    return (rows * rows).sum(1) ** 0.5

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int, check_real
@@ -53,36 +53,65 @@ class TopK(ExitPolicy):
         check_real("margin", self.margin, 0.0, math.inf)
 
     def init(self, batch: PolicyBatch) -> Array:
-        return (
-            batch.row_ids == batch.row_ids
-        )  # the rows that remain, where a record shows those that exited too
+        # The state is which rows remain. On a record it is needed: there the rows that exited are shown too.
+        return batch.row_ids == batch.row_ids
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
-        scores, xp = at_least_float32(step.output[:, 0]), namespace(step.output)
-        spread = xp.ones_like(scores)
-        for number, own in enumerate(self.spread, 1):
-            spread = xp.where(step.index == number, own, spread)
-        scores = xp.where(state & ~xp.isnan(scores), scores, -math.inf)
-        order, first, last = _by_group(step.group, scores)
-        ranked, kth = scores[order], xp.where(first + self.k - 1 < last, first + self.k - 1, last)
-        stays = (ranked >= ranked[kth] - self.margin * spread[order]) & state[order]
+        """Exit the rows that have lost: mask those that exited, rank within groups, compare with the k-th."""
+        remain = state
+        scores = at_least_float32(step.output[:, 0])
+        xp = namespace(scores)
+        spread = self._spread_of(step.index, scores)
+        scores = xp.where(remain & ~xp.isnan(scores), scores, -math.inf)
+        ranking = _rank_within_groups(step.group, scores)
+        order = ranking.order
+        ranked = scores[order]
+        kth = xp.minimum(ranking.first + self.k - 1, ranking.last)
+        stays = (ranked >= ranked[kth] - self.margin * spread[order]) & remain[order]
         if not self.ordered:
-            many = xp.cumsum(stays, 0)
-            stays = stays & (many[last] - many[first] + xp.where(stays[first], 1, 0) > self.k)
+            # Once at most k of a group stay, the set of the best is known, and all of them exit.
+            before = xp.cumsum(stays, 0)
+            staying = before[ranking.last] - before[ranking.first] + stays[ranking.first] * 1
+            stays = stays & (staying > self.k)
         stays = stays[xp.argsort(order)]
         return ~stays, stays
 
+    def _spread_of(self, index: Array, scores: Array) -> Array:
+        """Return σ_n of the step of each row, `(batch,)`."""
+        xp = namespace(scores)
+        spread = xp.ones_like(scores)
+        for number, of_step in enumerate(self.spread, start=1):
+            spread = xp.where(index == number, of_step, spread)
+        return spread
 
-def _by_group(groups: Array, scores: Array) -> tuple[Array, Array, Array]:
-    """The order of rows by group, and by falling score within; and where the group of each begins and ends in it."""
-    xp, size = namespace(groups), groups.shape[0]  # `len` would be a constant of a graph
-    order = xp.argsort(groups)
-    found = groups[order]
-    changes = xp.concatenate([found[:1] == found[:1], found[1:] != found[:-1]])
-    number = xp.cumsum(changes, 0) - 1
-    starts = xp.where(changes)[0]
+
+class _Ranking(NamedTuple):
+    """Rows ordered by group and falling score, and the places in that order where the group of each row lies."""
+
+    order: Array
+    first: Array
+    last: Array
+
+
+def _rank_within_groups(groups: Array, scores: Array) -> _Ranking:
+    """Order rows by group and, within each, by falling score; `(rows,)` integers each.
+
+    1. Sort by group, and number the groups in that order.
+    2. Find where each group begins and ends.
+    3. Take the place of each row among all scores, so that no two rows are equal.
+    4. Sort by group number × rows + place. No ties are left, so that the sort need not be stable: ONNX has none.
+    """
+    xp = namespace(groups)
+    size = groups.shape[0]  # `len` would be a constant of an exported graph
+    by_group = xp.argsort(groups)
+    sorted_groups = groups[by_group]
+    is_first = xp.concatenate(
+        [sorted_groups[:1] == sorted_groups[:1], sorted_groups[1:] != sorted_groups[:-1]]
+    )
+    number = xp.cumsum(is_first, 0) - 1
+    starts = xp.where(is_first)[0]
     ends = xp.concatenate([starts[1:], starts[:1] + size]) - 1
-    place = xp.argsort(
-        xp.argsort(-scores)
-    )  # no two are equal, so that the sort below need not be stable
-    return xp.argsort(number[xp.argsort(order)] * size + place), starts[number], ends[number]
+    place = xp.argsort(xp.argsort(-scores))
+    number_of_row = number[xp.argsort(by_group)]
+    order = xp.argsort(number_of_row * size + place)
+    return _Ranking(order, starts[number], ends[number])
