@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 __all__ = ["kills"]
+
+_KILLED = 9
 
 
 def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> Iterator[Path]:
@@ -28,9 +31,15 @@ def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> It
         child = os.fork()
         if child == 0:
             sys.addaudithook(_killer(number))
-            act(folder)
+            try:
+                act(folder)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
-        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, _KILLED), "the process failed by itself"
+        killed = code == _KILLED
         yield folder
 
 
@@ -43,6 +52,6 @@ def _killer(number: int) -> Callable[[str, tuple[object, ...]], None]:
         if event.startswith(("os.", "open", "shutil.", "ctypes.")):
             remaining -= 1
             if remaining == 0:
-                os._exit(9)
+                os._exit(_KILLED)
 
     return count

@@ -1,14 +1,16 @@
 """`fit_exits`: early heads, a policy and its certificate for a fine-tuned model, from inputs without labels.
 
-The inputs are split in three by what they are, so that a repeated one is never on two sides: the heads learn on the
-first part to answer as full depth does, the second chooses a policy (and, for a speed-up, its threshold), and the third
-certifies how often answers differ from full depth. The frozen model runs once over every input.
+The inputs are rows of the traffic, split at random in three: the heads learn on the first part to answer as full depth
+does, the second chooses a policy (and, for a speed-up, its threshold), and the third certifies how often answers differ
+from full depth. An input that comes again is another row, as in the traffic to come (`ponder.calibration.repeats`); the
+frozen model runs over it once in each part. If anything is refused or interrupted, the model is as it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_int
-from ponder._utils.rows import split
+from ponder._utils.rows import row_keys, split
 from ponder._utils.seeds import uniform
 from ponder.calibration import RiskControl, certify
+from ponder.calibration.repeats import check_rows
 from ponder.calibration.statement import Promise, exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
@@ -31,6 +34,7 @@ from ponder.trajectory import Trajectory
 __all__ = [
     "ExitReport",
     "Sides",
+    "as_before_if_refused",
     "counter",
     "distinct",
     "fit_exits",
@@ -55,10 +59,10 @@ class ExitReport:
         policy: The policy, as text.
         threshold: Its value; NaN where nothing is promised.
         rows: Inputs that were given.
-        duplicates: Inputs that repeat another one; each is counted once.
+        duplicates: Inputs that repeat another one; these are rows too.
         fitted: Distinct inputs that the heads learned on.
-        chosen_on: Distinct inputs that chose the policy.
-        certified_on: Distinct inputs that certify.
+        chosen_on: Inputs that chose the policy.
+        certified_on: Inputs that certify.
         disagreement: Share of the certifying inputs whose answer is not that of full depth.
         mean_exit_step: Mean exit step of the certifying inputs.
         exit_shares: The share of the certifying inputs that exits at each step, `(steps,)`.
@@ -155,25 +159,42 @@ def fit_exits(
         >>> report.rows, report.num_steps, model.policy.risk
         (400, 4, 'disagreement')
     """
-    sides = teach_heads(
-        model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress
-    )
-    found = certify(
-        sides.choosing,
-        sides.certifying,
-        level=disagreement,
-        confidence=confidence,
-        speed_up=speed_up,
-    )
+    with as_before_if_refused(model):
+        sides = teach_heads(
+            model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress
+        )
+        found = certify(
+            sides.choosing,
+            sides.certifying,
+            level=disagreement,
+            confidence=confidence,
+            speed_up=speed_up,
+        )
     model.policy = found.policy
     return _report(found, sides)
+
+
+@contextmanager
+def as_before_if_refused(model: PonderPreTrainedModel) -> Iterator[None]:
+    """Give a model its early heads, policy and settings back if the block raises."""
+    wrapper: Any = model.ponder
+    early: list[Any] = list(getattr(wrapper.head, "heads", ()))[:-1]
+    states = [deepcopy(head.state_dict()) for head in early]
+    policy, exits = model.policy, model.config.exits
+    try:
+        yield
+    except BaseException:
+        for head, state in zip(early, states, strict=True):
+            head.load_state_dict(state)
+        model.policy, model.config.exits = policy, exits
+        raise
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
     """Full-depth runs over the three parts of the inputs, by early heads that have learned from the first."""
 
-    taught: Trajectory  # before the heads learned on it, without its features
+    taught: Trajectory  # distinct inputs, before the heads learned on them, without features
     choosing: Trajectory
     certifying: Trajectory  # on which nothing was chosen
     places: tuple[Any, Any, Any]  # where the inputs of each part stand among those given
@@ -202,17 +223,18 @@ def teach_heads(
             "policy yourself, and certify it by ponder.control_risk.",
         )
     given = list(encodings_of(model, rows))
-    first, ids = distinct(given)
-    once = [given[place] for place in first]
+    ids = row_ids(given)
     learn, choose, check = split(ids, _SHARES, seed)
-    if len(once) < _FEWEST:
+    different = len(np.unique(ids))
+    if different < _FEWEST:
         expected = f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)"
         remedy = (
             "Pass more inputs like those that the model will be asked about; they need no labels."
         )
         raise ArgumentError(
-            "rows", expected=expected, got=f"{len(once)} of {len(given)}", remedy=remedy
+            "rows", expected=expected, got=f"{different} of {len(given)}", remedy=remedy
         )
+    check_rows(ids, "rows")
     model.policy = (
         LastStep()
     )  # what earlier parts of another split have taught must not be certified on them
@@ -220,38 +242,57 @@ def teach_heads(
     for head in early:
         head.reset()
     longest = (
-        max(np.size(row[model.main_input_name]) for row in once) if wrapper.task.per_position else 1
+        max(np.size(row[model.main_input_name]) for row in given)
+        if wrapper.task.per_position
+        else 1
     )
     features = early[0].labels + early[0].states * early[0].width
     most = _MEMORY // (4 * wrapper.num_steps * longest * features)
     learn = learn[: max(most, _FEWEST)]
+    below = float(uniform(seed, row_keys(ids)[learn]).max())
+    learn = learn[_first_of_each(ids[learn])]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
-        done = counter(progress, phase, len(places))
-        given = {"batch_size": batch_size, "row_ids": ids[places], "progress": done, **options}
-        return replace(
-            record_rows(model, [once[place] for place in places], given), content_ids=True
-        )
+        """Run the model once over each distinct input, and return the run over all of them."""
+        unique, number = np.unique(ids[places], return_inverse=True)
+        once = places[_first_of_each(ids[places])]
+        done = counter(progress, phase, len(once))
+        asked = {"batch_size": batch_size, "row_ids": ids[once], "progress": done, **options}
+        seen = record_rows(model, [given[place] for place in once], asked)
+        if len(once) < len(places):
+            place_of_id = np.empty(len(unique), dtype=np.int64)
+            place_of_id[np.searchsorted(unique, ids[once])] = np.arange(len(once))
+            index = torch.from_numpy(place_of_id[number])
+            seen = seen.map(lambda values: values[index.to(values.device)])
+        return replace(seen, content_ids=True)
 
     taught = record(learn, "learn", keep_features=True)
     generator, done = torch.Generator().manual_seed(seed), counter(progress, "train", len(early))
     for step, head in enumerate(early):
         _train(head, step, taught, epochs, generator)
         done(1)
-    model.config.exits = {"seed": seed, "learned_below": float(uniform(seed, ids[learn]).max())}
+    model.config.exits = {"seed": seed, "learned_below": below}
     parts = replace(taught, features=None), record(choose, "choose"), record(check, "certify")
-    return Sides(*parts, (first[learn], first[choose], first[check]), len(given), len(once))
+    return Sides(*parts, (learn, choose, check), len(given), different)
 
 
 def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any]:
     """Return where the distinct encodings stand first, in their order, and their ids."""
     ids = row_ids(rows)
-    first = np.sort(np.unique(ids, return_index=True)[1])
+    first = _first_of_each(ids)
     return first, ids[first]
+
+
+def _first_of_each(ids: Any) -> Any:
+    """Return the place of the first row of each id, in the order of the rows."""
+    return np.sort(np.unique(ids, return_index=True)[1])
 
 
 def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
     """Return which rows the early heads may have learned from, `(rows,)` bool: those of that side of the split.
+
+    The rows of the file that taught are recognised, in any order: the first row of a text by its content, one that
+    comes again by its number among the rows of that text too. Of another log the same share is named.
 
     Args:
         model: The model.
@@ -260,7 +301,8 @@ def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
     exits = model.config.exits
     if not exits:
         return np.zeros(len(rows), dtype=bool)
-    return uniform(exits["seed"], row_ids(encodings_of(model, rows))) <= exits["learned_below"]
+    keys = row_keys(row_ids(encodings_of(model, rows)))
+    return uniform(exits["seed"], keys) <= exits["learned_below"]
 
 
 @torch.enable_grad()

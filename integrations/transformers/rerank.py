@@ -26,7 +26,7 @@ from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_o
 from ponder.errors import ArgumentError
 from ponder.inference.batches import source_of
 from ponder.inference.examples import ExampleReader
-from ponder.integrations.transformers.exits import counter
+from ponder.integrations.transformers.exits import as_before_if_refused, counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.modeling import load_whole
 from ponder.integrations.transformers.texts import examples_of, load_tokenizer
@@ -135,15 +135,23 @@ class CrossEncoder(Ranker):
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
         staged = all(len(pool.scores) for pool in pools)
         fitted = {"queries": len(pools), "learned_on": len(learn)}
-        self.settings = replace(
-            self.settings, top_k=None, policy=LastStep(), blend=(), fitted=fitted
-        )
-        policy = replace(
-            policy, spread=self._learn([pools[n] for n in learn], top_k, staged, progress)
-        )
-        return self.certify(
-            [pools[n] for n in check], policy, changed=changed, confidence=confidence, risk=risk
-        )
+        before = self.settings
+        try:
+            with as_before_if_refused(self.model):
+                self.settings = replace(
+                    before, top_k=None, policy=LastStep(), blend=(), fitted=fitted
+                )
+                spread = self._learn([pools[n] for n in learn], top_k, staged, progress)
+                return self.certify(
+                    [pools[n] for n in check],
+                    replace(policy, spread=spread),
+                    changed=changed,
+                    confidence=confidence,
+                    risk=risk,
+                )
+        except BaseException:
+            self.settings = before
+            raise
 
     _run = torch.inference_mode()(Ranker._run)
 

@@ -1,4 +1,4 @@
-"""Identity of rows: content hashes of texts, and splits that never put equal rows on two sides."""
+"""Identity of rows: content hashes of texts, keys of rows that hold the same text, and splits of rows at random."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import numpy as np
 from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError
 
-__all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "split"]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+__all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "row_keys", "split"]
 
 CHOOSE_AND_CERTIFY = (1 / 3, 2 / 3)
 """Shares of the rows that choose a policy and that certify it, if no heads have to learn. All that certify agree on
-them: so a text that chose for one model never certifies another that is made of it."""
+them: so a row that chose for one model never certifies another that is made of it."""
+_APART = -0x2E4AB5CD2E6D12FD  # an odd number far from small ones, by which rows of one id differ
 
 
-def content_ids(texts: Iterable[str | Sequence[str]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
     """Return a stable hash of each text, or pair of texts, `(rows,)` int64.
 
     Example:
@@ -30,12 +33,30 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> np.ndarray[Any, np.dtyp
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
-def split(
-    ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0
-) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-    """Split rows at random into disjoint sides; rows with equal ids go to the same side.
+def row_keys(ids: Any) -> Ints:
+    """Return a key of each row, `(rows,)` int64: its id, and for one that comes again its id and its number.
 
-    The order in which ids are dealt is a function of (seed, id), so a row that is added moves few others.
+    So a text that comes three times in a file is three rows, and each is dealt to a side, or drawn, by itself. The
+    first row of an id has the id as its key.
+
+    Args:
+        ids: Row ids, `(rows,)` integers, among which equal ones are equal contents.
+    """
+    values = np.asarray(ids).astype(np.int64)
+    order = np.argsort(values, kind="stable")
+    _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    number = np.empty(len(values), dtype=np.int64)  # of a row among those with its id, from 0
+    number[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    keys: Ints = values + number * _APART
+    return keys
+
+
+def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list[Ints]:
+    """Split rows at random into disjoint sides.
+
+    Rows are dealt as rows: those of a text that comes again may go to several sides, as they come in the traffic before
+    and after a certificate (see `ponder.calibration.repeats`). The order in which rows are dealt is a function of the
+    seed and their `row_keys`, so a row that is added moves few others.
 
     Args:
         ids: Row ids, `(rows,)` integers, or the texts themselves.
@@ -52,15 +73,12 @@ def split(
     """
     if len(ids) and isinstance(ids[0], str | tuple | list):
         ids = content_ids(ids)
-    unique, group, counts = np.unique(np.asarray(ids), return_inverse=True, return_counts=True)
-    order = np.argsort(uniform(seed, unique.astype(np.int64)), kind="stable")
-    middle = (
-        np.cumsum(counts[order]) - counts[order] / 2
-    )  # rows dealt when half of an id's rows are
-    bounds = np.cumsum(shares)[:-1] / np.sum(shares) * len(group)
-    side = np.empty(len(unique), dtype=np.int64)
-    side[order] = np.searchsorted(bounds, middle, side="right")
-    return [np.flatnonzero(side[group] == one) for one in range(len(shares))]
+    keys = row_keys(ids)
+    order = np.argsort(uniform(seed, keys), kind="stable")
+    bounds = np.cumsum(shares)[:-1] / np.sum(shares) * len(keys)
+    side = np.empty(len(keys), dtype=np.int64)
+    side[order] = np.searchsorted(bounds, np.arange(len(keys)) + 0.5, side="right")
+    return [np.flatnonzero(side == one) for one in range(len(shares))]
 
 
 def class_numbers(

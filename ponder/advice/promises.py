@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
-from ponder.calibration.agreement import candidates, certify
 from ponder.calibration.bounds import rows_needed
+from ponder.calibration.cascades import certify_cascade
+from ponder.calibration.certifying import candidates, certify
 from ponder.calibration.records import Record
 from ponder.calibration.risks import OtherAnswers
-from ponder.cascade import Cascade
 from ponder.policies import FixedStep, LastStep
 from ponder.policies.base import ExitPolicy
 
@@ -88,11 +88,7 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
     if "cascade" in way:
         assert seen.student is not None
         record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
-        stages: list[Any] = [
-            lambda texts: None
-        ] * 2  # which are not asked: the record has their answers
-        cascade = Cascade(stages, COSTS, classes=[str(n) for n in range(outputs.shape[-1])])
-        report = cascade.certify(record, seed=seen.seed, **options)
+        report = certify_cascade(record, COSTS, seed=seen.seed, **options)
         made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
         return made if made.met else whole
     record = replace(_record(seen, outputs), weights=None if small else seen.weights)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ponder.calibration import cost
-    from ponder.calibration.agreement import certify
     from ponder.calibration.calibrating import Calibration, calibrate
+    from ponder.calibration.cascades import certify_cascade
+    from ponder.calibration.certifying import certify
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.fitting import fit_gate
@@ -30,7 +31,8 @@ _HOMES = {
     "Risk": "risks",
     "RiskControl": "control",
     "calibrate": "calibrating",
-    "certify": "agreement",
+    "certify": "certifying",
+    "certify_cascade": "cascades",
     "control_risk": "control",
     "diagnose": "diagnosing",
     "fit_gate": "fitting",
@@ -48,6 +50,7 @@ __all__ = [
     "RiskControl",
     "calibrate",
     "certify",
+    "certify_cascade",
     "control_risk",
     "cost",
     "diagnose",

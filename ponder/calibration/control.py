@@ -13,7 +13,8 @@ from ponder._utils.checks import check_choice, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
 from ponder.calibration.families import Family, FamilyLike, family_of
-from ponder.calibration.records import Floats, Ints, Record, check_fresh, check_record
+from ponder.calibration.records import Floats, Ints, Record, check_record
+from ponder.calibration.repeats import check_fresh
 from ponder.calibration.risks import Ranking, RiskLike, loss_at, name_of, resolved
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import LastStep

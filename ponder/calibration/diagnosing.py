@@ -172,7 +172,7 @@ def diagnose(
         raise ArgumentError("trajectory", expected=expected, got=got, remedy=remedy)
     cost = as_costs(costs, trajectory.num_steps)
     tried = _Tried(values, cost, *_exits_of(trajectory, compare))
-    gains = tuple(tried.gain(speedup) for speedup in speedups if speedup <= cost[-1] / cost[0])
+    gains = tuple(tried.gain(speedup) for speedup in speedups if speedup * cost[0] <= cost[-1])
     return Diagnosis(name, tuple(values.mean(0).tolist()), gains, len(trajectory))
 
 

@@ -30,7 +30,6 @@ __all__ = [
     "RecordedSource",
     "as_array",
     "at_exits",
-    "check_fresh",
     "check_record",
     "serves",
     "step_outputs",
@@ -354,20 +353,6 @@ def check_record(record: Record, argument: str = "trajectory") -> None:
         expected = "a run in evaluation mode over at least one row"
         got = "a run of training mode, with dropout on" if len(record) else "no rows"
         remedy = "Record one with model.record(dataset)."
-        raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
-
-
-def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
-    """Raise where a record holds rows of another one, by their content ids, or is a run of other weights."""
-    check_record(test, argument)
-    weights = {test.weights, seen.weights} - {None}
-    known = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids)) & (
-        test.content_ids and seen.content_ids
-    )
-    if known.any() or len(weights) > 1:
-        expected = "other rows than those that chose the policy, under the same weights"
-        got = f"{known.sum()} of {len(test)} rows again, weights {' and '.join(sorted(map(str, weights)))}"
-        remedy = "Split the data first, ponder.split(texts), and record both sides with one model."
         raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
 
 

@@ -118,12 +118,12 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
     given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
     if (
         given.shape != (num_steps,)
-        or not (np.isfinite(given) & (given > 0)).all()
+        or not (np.isfinite(given) & (given >= 0)).all()
         or (np.diff(given) < 0).any()
+        or given[-1] == 0
     ):
-        expected = (
-            f"{num_steps} positive numbers that do not fall, the cost of exiting after each step"
-        )
+        numbers = f"{num_steps} numbers of 0 or more that do not fall, the last above 0"
+        expected = f"{numbers}: the cost of exiting after each step"
         remedy = "A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative."
         raise ArgumentError("costs", expected=expected, got=given.tolist(), remedy=remedy)
     return given

@@ -3,7 +3,8 @@
 Nothing here imports PyTorch, unless a stage is a model of PyTorch.
 """
 
-from ponder.cascade.cascade import Cascade, CascadeAnswers, CascadeReport
+from ponder.calibration.cascades import CascadeReport
+from ponder.cascade.cascade import Cascade, CascadeAnswers
 from ponder.cascade.student import Embeddings, Student
 
 __all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "Embeddings", "Student"]

@@ -1,138 +1,98 @@
-"""`Cascade`: stages from the cheapest to the dearest, a threshold for each but the last, and the promise on both."""
+"""`Cascade`: stages from the cheapest to the most expensive, a threshold for each but the last, and the promise.
+
+A cascade is a run whose steps are its stages: `predict` asks a stage only about the rows that no earlier stage was sure
+of, `record` asks all stages about all rows, and `certify` chooses and certifies thresholds on such a record
+(`ponder.calibration.cascades`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import namespace
-from ponder._utils.files import read_json, write_json
-from ponder._utils.rows import class_numbers, content_ids, split
-from ponder.calibration.agreement import candidates, certify
-from ponder.calibration.bounds import rows_needed
-from ponder.calibration.control import RiskControl
+from ponder._utils.files import digest_of_files, read_json, replaced_folder, write_json
+from ponder._utils.rows import class_numbers, content_ids
+from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Record
-from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike, losses_of
-from ponder.cascade.stages import Stage, stage_of
-from ponder.errors import ArgumentError
+from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
+from ponder.cascade.stages import CascadeStage, StageAnswers, stage_of
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import (
     ExitPolicy,
     LastStep,
+    ModelSpec,
+    PolicyBatch,
     StepView,
-    Threshold,
-    ThresholdPolicy,
     all_within,
-    registry,
 )
+from ponder.policies.combine import Certified, promise_about
+from ponder.policies.stages import StageThresholds
 from ponder.running.loop import Answers
 
-__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "StageThresholds"]
+__all__ = ["Cascade", "CascadeAnswers"]
 
 Floats = NDArray[Any]
-_FILE, _FORMAT = "cascade.json", "ponder-cascade-1"
-_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
-"""Rows that each later stage may lose for one of the first; the best is found on the rows that choose."""
+Ints = NDArray[Any]
+_FILE, _FORMAT = "cascade.json", "ponder-cascade-2"
+_OWNED = (_FILE, "stage_*", "report.html", "ponder.json")  # files that belong to one saving
+_TRIED = 5  # rows on which stages are tried before the others are paid for
+_logger = logging.getLogger(__name__)
 
 
-@registry.register("stage-thresholds")
-@dataclass(frozen=True)
-class StageThresholds(ExitPolicy):
-    """A certainty policy with a threshold of its own at each stage.
-
-    Args:
-        policy: The kind, such as `Confidence`; its own threshold is not read.
-        thresholds: The threshold of each stage but the last.
-    """
-
-    policy: ThresholdPolicy
-    thresholds: tuple[float, ...]
-    needs = frozenset({"output"})
-
-    def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
-        """Compare each row's certainty with the threshold of its stage."""
-        value, state = self.policy.statistic(step, state)
-        xp = namespace(value)
-        each = xp.asarray(self.thresholds, dtype=value.dtype)
-        each = each if xp is np else each.to(value.device)
-        return self.policy.tunable.crossed(value, each[step.index - 1]), state
-
-
-@dataclass(frozen=True)
-class _Ladder(ThresholdPolicy):
-    """Thresholds of the stages from late exits to early, `(rungs, stages)`: one number moves them all."""
-
-    policy: ThresholdPolicy
-    rungs: tuple[tuple[float, ...], ...]
-    rung: float = 0.0
-    needs = frozenset({"output"})
-    tunable = Threshold("rung", "at_most")
-
-    def statistic(self, step: StepView, state: Any) -> tuple[Any, Any]:
-        """Return the first rung at which each row exits; the rows of a record are at one stage."""
-        value, _ = self.policy.statistic(step, None)
-        own: Any = np.array(self.rungs)[:, int(step.index[0]) - 1]
-        crossed = self.policy.tunable.crossed(value[:, None], own)
-        return np.where(crossed.any(1), crossed.argmax(1).astype(np.float64), np.inf), state
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CascadeAnswers(Answers):
     """The answers of a cascade, in the order of the inputs; its outputs are log-probabilities of the classes.
 
     Args:
-        errors: Errors of stages, by the position of the rows that they were to answer; these have no label.
+        errors: The last error of a stage about each row that some stage failed on, by position. Such a row goes on to
+            the next stage; if the last one fails, it has no label.
     """
 
     errors: Mapping[int, Exception] = field(default_factory=dict)
 
     @property
-    def stage(self) -> NDArray[Any]:
+    def stage(self) -> Ints:
         """The stage that answered each row, `(rows,)`, from 1."""
         return np.asarray(self.exit_step)
 
+    def __repr__(self) -> str:
+        shares = np.bincount(self.stage)[1:].tolist() if len(self) else []
+        return (
+            f"CascadeAnswers({len(self)} rows, by stage {shares}, {len(self.errors)} with errors)"
+        )
 
-@dataclass(frozen=True, eq=False)
-class CascadeReport(RiskControl):
-    """Result of certifying a cascade: the promise, and what it saves.
 
-    Args:
-        shares: The share of the certifying rows that each stage answers, `(stages,)`.
-        seconds: Measured or given cost of each stage for a text, `(stages,)`.
-        speed_up: Cost of the last stage alone ÷ mean cost of the cascade.
-        chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
-        certified_on: Number of rows that certify.
-    """
-
-    shares: tuple[float, ...]
+class _Recorded(NamedTuple):
+    record: Record
     seconds: tuple[float, ...]
-    speed_up: float
-    chosen_on: int
-    certified_on: int
 
 
 class Cascade:
-    """Models from the cheapest to the dearest: each answers the rows of which it is sure, and defers the others.
+    """Models from the cheapest to the most expensive: each answers the rows of which it is sure, and defers the others.
 
-    Where the last stage has exits, `certify` chooses these anew: its steps are stages as well.
+    If the last stage has exits, `certify` chooses these anew: its steps are stages as well.
 
     Args:
         stages: Two or more of: models with `predict_proba` (scikit-learn, `Student`), models of ponder, exports,
-            folders of any of these, functions from inputs to probabilities, other cascades.
-        costs: The cost of each stage for one input; measured by `certify` where None.
-        policy: Decides which rows are answered; everything goes to the last stage where None.
-        classes: Names of the classes; those of the last stage, or of the first that has names, where None.
+            folders of any of these, other cascades, and functions from a list of inputs to probabilities or to names.
+        costs: The cost of each stage for one input, 0 if it is free; measured by `certify` if None.
+        policy: Decides which rows are answered; everything goes to the last stage if None.
+        classes: Names of the classes; those of the last stage, or of the first that has names, if None.
 
     Example:
         >>> import numpy as np
         >>> cheap = lambda texts: np.array([[0.99, 0.01] if "card" in text else [0.5, 0.5] for text in texts])
-        >>> dear = lambda texts: np.array([[1.0, 0.0] if "card" in text else [0.0, 1.0] for text in texts])
-        >>> cascade = ponder.cascade.Cascade([cheap, dear], costs=[1, 20], classes=["card", "loan"])
+        >>> ask = lambda texts: ["card" if "card" in text else "loan" for text in texts]  # a large model
+        >>> cascade = ponder.cascade.Cascade([cheap, ask], costs=[0, 20], classes=["card", "loan"])
         >>> report = cascade.certify([f"{word} {n}" for n in range(500) for word in ("card", "loan")], level=0.02)
         >>> report.met, cascade.predict(["my card", "a loan"]).stage.tolist()
         (True, [1, 2])
@@ -146,7 +106,7 @@ class Cascade:
         policy: ExitPolicy | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.stages: list[Stage] = [stage_of(stage) for stage in stages]
+        self.stages: list[CascadeStage] = [stage_of(stage) for stage in stages]
         named = [classes, *(stage.classes for stage in reversed(self.stages))]
         self.classes = next((tuple(map(str, names)) for names in named if names is not None), ())
         """Names of the classes, in the order of the probabilities."""
@@ -158,47 +118,56 @@ class Cascade:
             expected = "two or more, a cost for each if any, and names of the classes"
             got = f"{len(self.stages)} stages, costs {costs}, classes {self.classes}"
             raise ArgumentError(
-                "stages", expected=expected, got=got, remedy="Pass [cheap, dear], classes=[…]."
+                "stages", expected=expected, got=got, remedy="Pass [cheap, large], classes=[…]."
             )
-        self.costs = None if costs is None else tuple(map(float, costs))
+        self.costs = None if costs is None else tuple(check_costs(costs).tolist())
         self.policy: ExitPolicy = LastStep() if policy is None else policy
 
     def predict(
-        self, inputs: Sequence[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
+        self, inputs: Iterable[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
     ) -> CascadeAnswers:
         """Answer every input at the first stage that is sure of it; what a stage defers is batched for the next.
 
+        A stage that fails on a batch is asked again row by row, and the rows on which it fails go to the next stage.
+
         Args:
-            inputs: The inputs, texts say.
+            inputs: The inputs, texts for example.
             policy: Decides instead of the cascade's own policy.
             batch_size: Inputs of a call of a stage at most.
         """
+        rows = _listed(inputs)
         policy = self.policy if policy is None else policy
-        size, count = len(inputs), len(self.stages)
-        outputs, at = np.full((size, len(self.classes)), np.nan), np.full(size, count)
-        rows, errors = np.arange(size), dict[int, Exception]()
-        for number, stage in enumerate(self.stages, 1):
-            deferred = []
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                own = self._exits(policy) if number == count else None
-                try:
-                    made = stage.outputs([inputs[row] for row in batch], self.classes, own)
-                except Exception as error:  # of the stage; the rows of other batches are answered
-                    errors |= dict.fromkeys(batch.tolist(), error)
-                    continue
-                sure = (
-                    np.ones(len(batch), dtype=bool)
-                    if number == count
-                    else self._sure(policy, made, number)
-                )
-                outputs[batch[sure]], at[batch[sure]] = made[sure], number
-                deferred.append(batch[~sure])
-            rows = np.concatenate(deferred) if deferred else rows[:0]
-        return CascadeAnswers(outputs, at, self.classes, errors)
+        last = self._exits(policy)
+        source = _Stages(self, rows, last, batch_size)
+        count = len(self.stages)
+        # A policy that was certified on the steps of the last stage counts these.
+        num_steps = count if last is None else count - 1 + self.stages[-1].num_steps
+        spec = ModelSpec(num_steps, has_features=False, has_context=False)
+        policy.check(spec)
+        batch = PolicyBatch(_row_ids(rows), num_steps)
+        state = policy.init(batch)
+        outputs = np.full((len(rows), len(self.classes)), np.nan)
+        stage_of_row = np.full(len(rows), count)
+        for step in range(1, count):
+            source.advance(step)
+            found = source.output()
+            view = StepView(np.full(len(found), step), num_steps, {"output": found})
+            mask, state = policy.decide(view, state)
+            exits = np.broadcast_to(np.asarray(mask), len(found)) & ~np.isnan(found).any(-1)
+            outputs[source.rows[exits]] = found[exits]
+            stage_of_row[source.rows[exits]] = step
+            remaining = np.flatnonzero(~exits)
+            state = _rows_of(state, remaining)
+            source.keep(remaining)
+        source.advance(count)
+        outputs[source.rows] = source.output()
+        return CascadeAnswers(outputs, stage_of_row, self.classes, source.errors)
 
-    def record(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Record:
-        """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured where None.
+    def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
+        """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured if None.
+
+        Stages are tried on five rows first, so that one that cannot answer fails before the others are paid for. A row
+        on which a stage fails later has no answer of that stage.
 
         The steps of a last stage with exits are there too, unless its own policy decides on these.
 
@@ -206,30 +175,15 @@ class Cascade:
             inputs: The inputs.
             labels: Names of the right classes, or None.
         """
-        seconds, columns, last = list[float](), list[Floats](), self.stages[-1]
-        for stage in self.stages:
-            start, exits = (
-                time.perf_counter(),
-                stage is last and self._exits(self.policy) is not None,
-            )
-            columns.append(
-                stage.steps(inputs, self.classes)
-                if exits
-                else stage.outputs(inputs, self.classes)[:, None]
-            )
-            seconds.append((time.perf_counter() - start) / max(len(inputs), 1))
+        steps = self._exits(self.policy) is not None
+        found = self._recorded(_listed(inputs), labels, steps=steps)
         if self.costs is None:
-            self.costs = tuple(seconds)
-        numbers = (
-            None if labels is None else np.array(class_numbers(labels, self.classes, "labels"))
-        )
-        ids = content_ids([str(each) for each in inputs])
-        outputs = np.concatenate(columns, axis=1)
-        return Record(outputs, None, ids, labels=numbers, task="classification", content_ids=True)
+            self.costs = found.seconds
+        return found.record
 
     def certify(
         self,
-        inputs: Sequence[Any] | Record,
+        inputs: Iterable[Any] | Record,
         labels: Sequence[Any] | None = None,
         *,
         risk: Literal["disagreement", "error", "missed"] | Risk = "disagreement",
@@ -242,155 +196,305 @@ class Cascade:
         """Choose the thresholds, and certify how often answers differ from those of the last stage.
 
         A third of the inputs chooses the kind of policy and the order of thresholds; the others, on which nothing was
-        chosen, certify by the exact binomial bound (see `ponder.calibration.certify`). An input that repeats another
-        counts once. The cascade has the policy afterwards.
+        chosen, certify by the exact binomial bound (see `ponder.calibration.certify_cascade`). Inputs are rows of the
+        traffic: one that comes again counts again. The cascade has the policy afterwards; if `certify` raises, it has
+        the one that it had.
 
         Args:
             inputs: Inputs like those to come, which taught no stage; or their record.
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
-                reference is in the `positive` classes, the share that is answered otherwise; or a `Risk`.
+                reference is in the `positive` classes, the share that is answered otherwise; or a `Risk`. Inputs
+                without an answer of the last stage (or of the reference) are left out, as there is nothing to differ
+                from; a missing answer of an earlier stage defers the input.
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
             reference: A model whose full depth is to be kept, in the place of the last stage's: that before int8.
             seed: Seed of the split.
         """
-        record = inputs if isinstance(inputs, Record) else self._asked(inputs, labels, reference)
-        once = np.unique(record.row_ids, return_index=True)[1]
-        record = record.map(lambda rows: rows[once])
         chosen = self._risk(risk, positive, referred=reference is not None)
-        chooses, certifies = split(record.row_ids, (1 / 3, 2 / 3), seed=seed)
-        choosing, certifying = (
-            record.map(lambda rows: rows[chooses]),
-            record.map(lambda rows: rows[certifies]),
-        )
-        counting, needed = losses_of(chosen, certifying)[1], rows_needed(level, confidence)
-        count = len(certifying) if counting is None else int(counting.sum())
-        if count < needed:
+        costs = self.costs
+        if isinstance(inputs, Record):
+            record = inputs
+        else:
+            rows = _listed(inputs)
+            if reference is not None:
+                rows, labels = self._referred(rows, stage_of(reference))
+            record, seconds = self._recorded(rows, labels, steps=self.stages[-1].num_steps > 1)
+            costs = seconds if costs is None else costs
+        if costs is None:
+            remedy = "Pass costs=[1, 20] to the cascade, or the inputs themselves to certify."
             raise ArgumentError(
-                "inputs",
-                expected=f"{needed} {'positives' if risk == 'missed' else 'inputs'} that certify, or more, for a level "
-                f"of {level:g} with confidence {confidence:g}",
-                got=f"{count}, after a third of {len(record)} different inputs chose",
-                remedy=f"Give about {needed * len(record) // max(count, 1) + 1} inputs, or a higher level.",
+                "costs", expected="the cost of each stage", got="None", remedy=remedy
             )
-        own = np.asarray(self.costs)
-        steps = record.num_steps - len(own) + 1  # of the last stage, which cost the same each
-        costs = np.cumsum([*own[:-1], *[own[-1] / steps] * steps])
-        options: Any = {
-            "risk": chosen,
-            "level": level,
-            "confidence": confidence,
-            "costs": costs.tolist(),
-        }
-        found = certify(choosing, certifying, _candidates(choosing, chosen), **options)
-        inside = found.policy.policy
-        if isinstance(inside, _Ladder):
-            thresholds = StageThresholds(inside.policy, inside.rungs[int(inside.rung)])
-            found = replace(found, policy=replace(found.policy, policy=thresholds))
-        self.policy, shares, before = found.policy, found.exit_shares, len(own) - 1
-        return CascadeReport(
-            **vars(found),
-            shares=(*shares[:before], sum(shares[before:])),
-            seconds=self.costs or (),
-            speed_up=float(own[-1] / (np.asarray(shares) @ costs)),
-            chosen_on=len(choosing),
-            certified_on=len(certifying),
+        report = certify_cascade(
+            record, costs, risk=chosen, level=level, confidence=confidence, seed=seed
         )
+        about = replace(report.policy, weights=self.weights_digest())
+        report = replace(report, policy=about)
+        self.policy, self.costs = about, costs
+        return report
 
-    def _asked(self, inputs: Sequence[Any], labels: Sequence[Any] | None, reference: Any) -> Record:
-        """Return the record with the steps of a last stage with exits; the answers of a reference are its labels."""
-        self.policy = LastStep()
-        if reference is not None:
-            labels = [
-                self.classes[n] for n in stage_of(reference).full(inputs, self.classes).argmax(1)
-            ]
-        return self.record(inputs, labels)
-
-    def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
-        if risk == "missed":
-            numbers = class_numbers(np.atleast_1d(positive).tolist(), self.classes, "positive")
-            return Missed(numbers, reference="labels" if referred else "full_depth")
-        return OtherAnswers() if referred and risk == "disagreement" else risk
+    def weights_digest(self) -> str | None:
+        """Return a digest of the weights of all stages; None if no stage has one: functions have not."""
+        digests = [stage.weights_digest() for stage in self.stages]
+        if not any(digests):
+            return None
+        return hashlib.sha256("\n".join(each or "" for each in digests).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the cascade with its stages; functions cannot be written."""
-        target = Path(folder)
-        for number, stage in enumerate(self.stages, 1):
-            stage.save(target / f"stage_{number}")
-        said = {"stages": len(self.stages), "costs": self.costs, "classes": self.classes}
-        write_json(target / _FILE, _FORMAT, said | {"policy": self.policy.to_dict()})
+        """Write the cascade with its stages, and the promise with a digest of each; functions are left out.
+
+        The folder is replaced as a whole. A promise about other weights than those of the stages now is dropped, with
+        a warning.
+        """
+        policy = promise_about(self.weights_digest, self.policy)
+        with replaced_folder(folder, _FILE, _OWNED) as new:
+            stages = list[dict[str, str | None]]()
+            for number, stage in enumerate(self.stages, 1):
+                name = f"stage_{number}"
+                if stage.can_be_written:
+                    stage.save(new / name)
+                    stages.append({"folder": name, "digest": digest_of_files(new / name)})
+                else:
+                    stages.append({"folder": None, "digest": None})
+            settings = {"stages": stages, "costs": self.costs, "classes": self.classes}
+            write_json(new / _FILE, _FORMAT, settings | {"policy": policy.to_dict()})
 
     @classmethod
     def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
         """Read what `save` wrote.
 
+        A promise is dropped, with a warning, if a stage is another than the one that it is about: if its files have
+        changed, or if one that was written is given by `stages` and has other weights. That a function is the same can
+        not be seen, and is for you to see to.
+
         Args:
             folder: The folder.
-            stages: The stages, where they could not be written.
+            stages: One for each stage: None for what was written, and the stage itself if it is a function, which could
+                not be written.
         """
-        said = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
-        own = [Path(folder) / f"stage_{n}" for n in range(1, said["stages"] + 1)]
-        return cls(
-            stages or own,
-            said["costs"],
-            policy=ExitPolicy.from_dict(said["policy"]),
-            classes=said["classes"],
-        )
+        data = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
+        written = data["stages"]
+        given = [None] * len(written) if stages is None else list(stages)
+        missing = [
+            number
+            for number, (stage, entry) in enumerate(zip(given, written, strict=False), 1)
+            if stage is None and entry["folder"] is None
+        ]
+        if missing or len(given) != len(written):
+            raise ArgumentError(
+                "stages",
+                expected=f"{len(written)} stages, and None only for those that were written",
+                got=f"{len(given)} stages, none for the functions at {missing}",
+                remedy="Pass stages=[None, ask], say.",
+            )
+        read = [
+            stage_of(Path(folder) / entry["folder"] if stage is None else stage)
+            for stage, entry in zip(given, written, strict=True)
+        ]
+        policy = ExitPolicy.from_dict(data["policy"])
+        made = cls(read, data["costs"], policy=policy, classes=data["classes"])
+        if isinstance(policy, Certified):
+            changed = [
+                number
+                for number, (stage, entry) in enumerate(zip(given, written, strict=True), 1)
+                if _has_changed(Path(folder), entry, stage)
+            ]
+            made.policy = made._promise(policy, changed)
+        return made
 
-    def _sure(self, policy: ExitPolicy, outputs: Floats, number: int) -> NDArray[Any]:
-        """Return which rows a stage answers, `(rows,)` bool."""
-        view = StepView(np.full(len(outputs), number), len(self.stages), {"output": outputs})
-        return np.broadcast_to(np.asarray(policy.decide(view, None)[0]), len(outputs))
+    def _promise(self, policy: Certified, changed: Sequence[int]) -> ExitPolicy:
+        """Return a policy, without its promise if that is about other stages."""
+        if not changed:
+            return promise_about(self.weights_digest, policy)
+        numbers = ", ".join(map(str, changed))
+        warnings.warn(
+            f"Stage {numbers} is another than the one that was certified; the promise is dropped.",
+            stacklevel=3,
+        )
+        return policy.policy
+
+    def _recorded(self, rows: list[Any], labels: Sequence[Any] | None, *, steps: bool) -> _Recorded:
+        """Ask all stages about all rows, each about five of them first.
+
+        Args:
+            rows: The inputs.
+            labels: Names of the right classes.
+            steps: Whether the steps of the last stage are recorded.
+        """
+        numbers = None if labels is None else np.array(class_numbers(labels, self.classes))
+        inside = [False] * (len(self.stages) - 1) + [steps]
+        tried = [
+            _tried(stage, rows[:_TRIED], self.classes, f"stage {number}", steps=all_steps)
+            for number, (stage, all_steps) in enumerate(zip(self.stages, inside, strict=True), 1)
+        ]
+        columns, seconds = list[Floats](), list[float]()
+        for number, (stage, first) in enumerate(zip(self.stages, tried, strict=True), 1):
+            start = time.perf_counter()
+            others = stage.answer(rows[_TRIED:], self.classes, steps=inside[number - 1])
+            taken = time.perf_counter() - start
+            counted = len(rows) - _TRIED
+            seconds.append(taken / counted if counted > 0 else first.seconds / max(len(rows), 1))
+            outputs = np.concatenate([first.answers.outputs, others.outputs])
+            columns.append(outputs if outputs.ndim == 3 else outputs[:, None])
+            errors = dict(first.answers.errors)
+            errors |= {row + _TRIED: error for row, error in others.errors.items()}
+            _log(number, len(rows), errors)
+        record = Record(
+            np.concatenate(columns, axis=1),
+            None,
+            _row_ids(rows),
+            labels=numbers,
+            task="classification",
+            content_ids=True,
+        )
+        return _Recorded(record, tuple(seconds))
+
+    def _referred(self, rows: list[Any], reference: CascadeStage) -> tuple[list[Any], list[str]]:
+        """Return the rows that a reference answers, and its answers."""
+        policy = reference.full_depth
+        tried = _tried(reference, rows[:_TRIED], self.classes, "the reference", policy=policy)
+        others = reference.answer(rows[_TRIED:], self.classes, policy)
+        outputs = np.concatenate([tried.answers.outputs, others.outputs])
+        there = np.flatnonzero(~np.isnan(outputs).any(-1))
+        return [rows[n] for n in there], [self.classes[n] for n in outputs[there].argmax(1)]
+
+    def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
+        """Return the risk of a name, against the answers of a reference if there is one."""
+        if risk == "missed":
+            numbers = class_numbers(np.atleast_1d(positive).tolist(), self.classes, "positive")
+            return Missed(numbers, reference="labels" if referred else "full_depth")
+        return OtherAnswers() if referred and risk == "disagreement" else risk
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
-        """Return the policy of the steps of the last stage; None where its own decides, or it has no steps."""
+        """Return the policy of the steps of the last stage; None if its own decides, or if it has no steps."""
         before, steps = len(self.stages) - 1, self.stages[-1].num_steps
-        if steps > 1 and policy.exit_of_all(before + steps) == before + steps:
+        inside = policy.policy if isinstance(policy, Certified) else policy
+        if steps > 1 and inside.exit_of_all(before + steps) == before + steps:
             return LastStep()  # promises are about its full depth
-        parts = [each for each in all_within(policy) if isinstance(each, StageThresholds)]
-        return next(
-            (
-                replace(p, thresholds=p.thresholds[before:])
-                for p in parts
-                if len(p.thresholds) > before
-            ),
-            None,
-        )
+        for part in all_within(policy):
+            if isinstance(part, StageThresholds) and len(part.thresholds) > before:
+                return replace(part, thresholds=part.thresholds[before:])
+        return None
 
 
-def _candidates(choosing: Record, risk: RiskLike) -> list[Any]:
-    """Return the kinds of policy, each with its thresholds from the latest exits to the earliest."""
-    kinds: Any = candidates(choosing)[1:4]  # confidence, margin and entropy
-    if choosing.num_steps == 2:
-        return list(kinds)
-    losses, counting = losses_of(risk, choosing)
-    losses = losses if counting is None else losses * counting[:, None]
-    made: list[Any] = []
-    for kind, values in kinds:
-        exits = kind.scores(choosing)[:, :-1, None] > (
-            values if kind.tunable.higher_exits_later else -values
-        )
-        lost = np.maximum.accumulate(
-            (exits * losses[:, :-1, None]).mean(0), axis=1
-        )  # no more by late exits than early
-        for share in _SHARES:
-            rungs = _rungs(lost, values, share)
-            made.append((_Ladder(kind, rungs), range(len(rungs))))
-    return made
+class _Stages:
+    """The rows of a cascade that no stage has answered, at the stage that they have reached.
 
-
-def _rungs(lost: Floats, values: Any, share: float) -> tuple[tuple[float, ...], ...]:
-    """Return thresholds of the stages, from late exits to early: one moves at a time, that with the least to lose.
-
-    Each later stage may lose `share` rows for one of the first; where that is 0, the first alone moves.
+    Args:
+        cascade: The cascade.
+        inputs: The inputs.
+        last: The policy of the steps of the last stage; None if its own decides.
+        batch_size: Inputs of a call of a stage at most.
     """
-    losses = (lost / np.array([1.0, *[share] * (len(lost) - 1)])[:, None]) if share else lost[:1]
-    at, rungs = [0] * len(lost), [tuple(float(values[0]) for _ in lost)]
-    for loss, stage in sorted(
-        {(loss, stage) for stage, row in enumerate(losses.tolist()) for loss in row}
-    ):
-        at[stage] = int((losses[stage] <= loss).sum()) - 1
-        rungs.append(tuple(float(values[place]) for place in at))
-    return tuple(dict.fromkeys(rungs))
+
+    def __init__(
+        self, cascade: Cascade, inputs: list[Any], last: ExitPolicy | None, batch_size: int
+    ) -> None:
+        self.rows: Ints = np.arange(len(inputs))
+        """Positions of the running rows among the inputs."""
+        self.errors: dict[int, Exception] = {}
+        """The last error about a row, by its position."""
+        self._cascade, self._inputs, self._last = cascade, inputs, last
+        self._batch_size = batch_size
+        self._number = 0
+
+    def advance(self, step: int) -> None:
+        """Go to a stage, from 1."""
+        self._number = step
+
+    def output(self) -> Floats:
+        """Ask the stage about the running rows: log-probabilities, `(rows, classes)`, NaN if it fails."""
+        stages, number = self._cascade.stages, self._number
+        policy = self._last if number == len(stages) else None
+        inputs = [self._inputs[row] for row in self.rows]
+        found = stages[number - 1].answer(
+            inputs, self._cascade.classes, policy, batch_size=self._batch_size
+        )
+        self.errors |= {int(self.rows[place]): error for place, error in found.errors.items()}
+        _log(number, len(inputs), found.errors)
+        return found.outputs
+
+    def keep(self, index: Ints) -> None:
+        """Go on with some of the running rows."""
+        self.rows = self.rows[index]
+
+
+class _Tried(NamedTuple):
+    answers: StageAnswers
+    seconds: float
+
+
+def _tried(
+    stage: CascadeStage,
+    rows: list[Any],
+    classes: Sequence[str],
+    name: str,
+    *,
+    policy: ExitPolicy | None = None,
+    steps: bool = False,
+) -> _Tried:
+    """Return the answers to a few rows; raise if a stage fails on all of them, since it is broken then."""
+    start = time.perf_counter()
+    found = stage.answer(rows, classes, policy, steps=steps)
+    if rows and len(found.errors) == len(rows):
+        first = found.errors[0]
+        if isinstance(first, ArgumentError):
+            raise first
+        raise ArgumentError(
+            "stages",
+            expected=f"{name} to answer some of the first {len(rows)} inputs, on which it is tried",
+            got=f"{type(first).__name__}: {first}",
+            remedy="Call it on a few inputs by itself: it has to return names, or probabilities (rows, classes).",
+        ) from first
+    return _Tried(found, time.perf_counter() - start)
+
+
+def _has_changed(folder: Path, entry: Mapping[str, str | None], given: Any) -> bool:
+    """Return whether a stage is seen to be another than the one that was written.
+
+    Weights of stages in memory are compared by the certificate's own digest.
+    """
+    name = entry["folder"]
+    if given is None:
+        return digest_of_files(folder / str(name)) != entry["digest"]
+    return name is not None and stage_of(given).weights_digest() is None
+
+
+def _listed(inputs: Iterable[Any]) -> list[Any]:
+    """Return inputs as a list, by position: a Series has an index of its own, and a generator no length."""
+    if isinstance(inputs, str | Mapping) or hasattr(inputs, "columns"):
+        raise ArgumentTypeError(
+            "inputs",
+            expected="a list, array, Series or generator of inputs",
+            got=f"a {type(inputs).__name__}",
+            remedy='Pass [text], or one column: table["text"].',
+        )
+    return list(inputs)
+
+
+def _row_ids(rows: Sequence[Any]) -> Ints:
+    return content_ids([str(each) for each in rows])
+
+
+def _rows_of(state: Any, index: Ints) -> Any:
+    """Return some rows of a policy's state, whose leaves are arrays, rows first."""
+    if isinstance(state, Mapping):
+        return {name: _rows_of(value, index) for name, value in state.items()}
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(_rows_of(value, index) for value in state))
+    if isinstance(state, tuple | list):
+        return type(state)(_rows_of(value, index) for value in state)
+    return state[index] if hasattr(state, "shape") else state
+
+
+def _log(number: int, rows: int, errors: Mapping[int, Exception]) -> None:
+    """Log that a stage failed, once for all rows of a call."""
+    if errors:
+        first = next(iter(errors.values()))
+        _logger.warning(
+            "Stage %d gave no answer to %d of %d rows; the first: %r",
+            *(number, len(errors), rows, first),
+        )

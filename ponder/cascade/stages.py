@@ -1,8 +1,13 @@
-"""Stages of a cascade: anything that gives the probabilities of classes for a list of inputs."""
+"""Stages of a cascade: anything that answers a list of inputs, and the rows that it could not answer.
+
+`stage_of` makes a `CascadeStage` of a model, a function or a folder. Its `answer` asks in batches; a batch that fails
+is asked again row by row, so that one broken row costs one row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -13,13 +18,14 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
 from ponder.calibration.records import as_array
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.policies.base import ExitPolicy, LastStep
 
-__all__ = ["Stage", "classes_of", "stage_of"]
+__all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
 
 Floats = NDArray[Any]
 _LEAST = 1e-12  # probability
+_BATCH = 256  # rows of a call after a failure, before they are asked one by one
 _READERS = {
     "cascade.json": "ponder.cascade.cascade:Cascade.load",
     "student.json": "ponder.cascade.student:Student.load",
@@ -30,82 +36,161 @@ _READERS = {
 """How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 
 
-class Stage:
+@dataclass(frozen=True, eq=False)
+class StageAnswers:
+    """The answers of a stage.
+
+    Args:
+        outputs: Log-probabilities of the classes, `(rows, classes)` or `(rows, steps, classes)`; NaN without an answer.
+        errors: Why there is none, by the place of the row.
+    """
+
+    outputs: Floats
+    errors: Mapping[int, Exception]
+
+
+class CascadeStage:
     """A model in a cascade.
 
     Args:
-        model: It has `predict_proba` (and `classes_`), as in scikit-learn, or `predict`, whose answers have `outputs`
-            (logits), as those of ponder; or it is a function to probabilities.
+        model: It has `predict_proba` (and `classes_`), as in scikit-learn; or `predict`, whose answers are names of
+            classes or have `outputs` (logits), as those of ponder; or it is a function from a list of inputs to
+            probabilities, `(rows, classes)`, or to a name for each. None stands for an input without an answer.
 
     Attributes:
-        classes: Names of its classes, in its order; None where they are those of the last stage.
+        classes: Names of its classes, in its order; None if they are those of the cascade.
         num_steps: The number of steps of a model whose policy lets rows exit; 1 of any other.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model, self.classes = model, classes_of(model)
-        steps, policy = (
-            getattr(getattr(model, "ponder", model), "num_steps", 1),
-            getattr(model, "policy", None),
-        )
+        self.model = model
+        self.classes = classes_of(model)
+        steps = getattr(getattr(model, "ponder", model), "num_steps", 1)
+        policy = getattr(model, "policy", None)
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
         self.num_steps: int = steps if exits else 1
+
+    @property
+    def can_be_written(self) -> bool:
+        """Whether the model has `save` or `save_pretrained`; functions have neither."""
+        return self._writer is not None
+
+    def answer(
+        self,
+        inputs: Sequence[Any],
+        classes: Sequence[str],
+        policy: ExitPolicy | None = None,
+        *,
+        steps: bool = False,
+        batch_size: int | None = None,
+    ) -> StageAnswers:
+        """Answer every input; a row whose answer fails has NaN, and its error.
+
+        Args:
+            inputs: The inputs.
+            classes: Names of the classes, in the order of the outputs.
+            policy: Decides on the exits of a model that has some, instead of its own.
+            steps: Whether every step of such a model answers.
+            batch_size: Inputs of a call at most; None for all at once.
+        """
+        shape = (1, self.num_steps, len(classes)) if steps else (1, len(classes))
+        outputs = [np.zeros((0, *shape[1:]))]
+        errors = dict[int, Exception]()
+
+        def call(batch: Sequence[Any]) -> StageAnswers:
+            answers = self._steps_of(batch) if steps else self._ask(batch, policy)
+            return self._read(answers, len(batch), classes, dimensions=len(shape))
+
+        for start, found in _in_batches(call, inputs, batch_size or max(len(inputs), 1)):
+            if isinstance(found, Exception):
+                found = StageAnswers(np.full(shape, np.nan), {0: found})
+            outputs.append(found.outputs)
+            errors |= {start + row: error for row, error in found.errors.items()}
+        return StageAnswers(np.concatenate(outputs), errors)
 
     def outputs(
         self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None
     ) -> Floats:
-        """Return log-probabilities of `classes` for each input, `(rows, classes)`; 1e-12 stands for none.
-
-        A `policy` decides on the exits of a model that has some, instead of its own.
-        """
-        if hasattr(self.model, "predict_proba"):
-            answers = self.model.predict_proba(inputs)
-        elif hasattr(self.model, "predict"):
-            options = {} if policy is None else {"policy": policy}
-            answers = softmax(as_array(self.model.predict(inputs, **options).outputs))
-        else:
-            answers = self.model(inputs)
-        return self._logs(inputs, classes, answers, 2)
-
-    def steps(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
-        """Return log-probabilities at each step of a model with exits, `(rows, steps, classes)`."""
-        return self._logs(inputs, classes, softmax(as_array(self.model.record(inputs).outputs)), 3)
+        """Return log-probabilities of `classes` for each input, `(rows, classes)`; a stage that fails raises."""
+        found = self._read(self._ask(inputs, policy), len(inputs), classes, dimensions=2)
+        for error in found.errors.values():
+            raise error
+        return found.outputs
 
     def full(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
         """Return log-probabilities at full depth, `(rows, classes)`."""
-        return self.outputs(inputs, classes, LastStep() if self.num_steps > 1 else None)
+        return self.outputs(inputs, classes, self.full_depth)
 
-    def _logs(
-        self, inputs: Sequence[Any], classes: Sequence[str], answers: Any, dims: int
-    ) -> Floats:
-        """Return the logarithm of answers in the order of `classes`; refuse what are no probabilities of them."""
-        made, own = np.asarray(answers, dtype=np.float64), tuple(self.classes or classes)
-        sized = made.ndim == dims and (len(made), made.shape[-1]) == (len(inputs), len(own))
-        shares = np.nanmin(made, initial=0) >= 0 and np.nanmax(made, initial=0) <= 1.001
-        if not (sized and shares and set(own) <= set(classes)):
-            expected = f"probabilities ({len(inputs)}, {len(own)}) of classes among those of the last stage"
-            got = f"shape {made.shape} of {list(own)[:5]}, from {np.nanmin(made):.4g} to {np.nanmax(made):.4g}"
-            remedy = "Return one probability a class, such as predict_proba; name the same classes in every stage."
-            raise ArgumentError("stages", expected=expected, got=got, remedy=remedy)
-        spread = np.zeros((*made.shape[:-1], len(classes)))
-        spread[..., [classes.index(name) for name in own]] = made
-        return np.asarray(np.log(np.maximum(spread, _LEAST)))
+    @property
+    def full_depth(self) -> ExitPolicy | None:
+        """The policy by which a model with exits runs to its last step; None for any other model."""
+        return LastStep() if self.num_steps > 1 else None
+
+    def weights_digest(self) -> str | None:
+        """Return the digest of the weights in memory, if the model has one: a function has not."""
+        digest = getattr(getattr(self.model, "ponder", self.model), "weights_digest", None)
+        return None if digest is None else digest()
 
     def save(self, folder: Path) -> None:
         """Write the stage to a folder, from which `stage_of` reads it."""
-        write = getattr(self.model, "save", getattr(self.model, "save_pretrained", None))
-        if write is None:
-            expected = "stages that can be written: a Student, a model of ponder, an export"
-            remedy = "Keep it yourself, and give it again: Cascade.load(folder, stages=[…])."
+        if self._writer is None:
             raise ArgumentError(
-                "stages", expected=expected, got=f"a {type(self.model).__name__}", remedy=remedy
+                "stages",
+                expected="a stage that can be written: a Student, a model of ponder, an export",
+                got=f"a {type(self.model).__name__}",
+                remedy="Keep it yourself, and give it again: Cascade.load(folder, stages=[…]).",
             )
-        write(folder)
+        self._writer(folder)
+
+    @property
+    def _writer(self) -> Callable[[Path], object] | None:
+        writer: Callable[[Path], object] | None = getattr(
+            self.model, "save", getattr(self.model, "save_pretrained", None)
+        )
+        return writer
+
+    def _steps_of(self, inputs: Sequence[Any]) -> Floats:
+        """Return probabilities at each step of a model with exits, `(rows, steps, classes)`."""
+        return np.asarray(softmax(as_array(self.model.record(inputs).outputs)))
+
+    def _ask(self, inputs: Sequence[Any], policy: ExitPolicy | None) -> Any:
+        """Return what the model gives: probabilities, `(rows, classes)`, or names."""
+        if hasattr(self.model, "predict_proba"):
+            return self.model.predict_proba(inputs)
+        if not hasattr(self.model, "predict"):
+            return self.model(inputs)
+        options = {} if policy is None else {"policy": policy}
+        answers = self.model.predict(inputs, **options)
+        return softmax(as_array(answers.outputs)) if hasattr(answers, "outputs") else answers
+
+    def _read(
+        self, answers: Any, rows: int, classes: Sequence[str], dimensions: int
+    ) -> StageAnswers:
+        """Return log-probabilities in the order of `classes`, and which rows have none."""
+        own = tuple(self.classes or classes)
+        shares, errors = _as_shares(answers, own)
+        sized = shares.ndim == dimensions and (len(shares), shares.shape[-1]) == (rows, len(own))
+        if not sized or not set(own) <= set(classes):
+            raise ArgumentError(
+                "stages",
+                expected=f"probabilities ({rows}, {len(own)}) of classes among those of the cascade, or a name for "
+                "each input",
+                got=f"shape {shares.shape} of {list(own)[:5]}",
+                remedy="Return one probability a class, such as predict_proba, or names; name the same classes in "
+                "every stage.",
+            )
+        others = tuple(range(1, shares.ndim))
+        for row in np.flatnonzero(((shares < 0) | (shares > 1.001)).any(others)).tolist():
+            errors[row] = PonderError(f"{shares[row].ravel().tolist()[:5]} are no probabilities.")
+            shares[row] = np.nan
+        spread = np.zeros((*shares.shape[:-1], len(classes)))
+        spread[..., [classes.index(name) for name in own]] = shares
+        return StageAnswers(np.log(np.maximum(spread, _LEAST)), errors)
 
 
-def stage_of(given: Any) -> Stage:
+def stage_of(given: Any) -> CascadeStage:
     """Return anything that can be a stage as one: a model, a function, or the folder of a model, which is read."""
-    if isinstance(given, Stage):
+    if isinstance(given, CascadeStage):
         return given
     if isinstance(given, str | Path):
         folder = Path(given)
@@ -116,19 +201,72 @@ def stage_of(given: Any) -> Stage:
                 f"{folder}: expected the folder of a model or an export; got none of {files}."
             )
         module, _, reader = _READERS[name].partition(":")
-        return Stage(attrgetter(reader)(import_module(module))(folder))
+        return CascadeStage(attrgetter(reader)(import_module(module))(folder))
     if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):
-        return Stage(given)
+        return CascadeStage(given)
     expected = "models with predict_proba or predict, functions, or folders"
-    remedy = "Pass a function from a list of inputs to probabilities (rows, classes)."
+    remedy = "Pass a function from a list of inputs to names, or to probabilities (rows, classes)."
     raise ArgumentError("stages", expected=expected, got=repr(given), remedy=remedy)
 
 
 def classes_of(model: Any) -> tuple[str, ...] | None:
-    """Return the names of a model's classes, in their order; None where it has none."""
+    """Return the names of a model's classes, in their order; None if it has none."""
     names = getattr(getattr(model, "config", None), "id2label", None)
     if isinstance(names, Mapping):
         return tuple(str(names[place]) for place in sorted(names))
     found = getattr(model, "classes_", getattr(model, "classes", None))
     found = getattr(getattr(model, "manifest", None), "labels", None) or found
     return None if found is None else tuple(map(str, found))
+
+
+def _in_batches(
+    call: Callable[[Sequence[Any]], StageAnswers], inputs: Sequence[Any], size: int
+) -> Iterator[tuple[int, StageAnswers | Exception]]:
+    """Yield where each batch starts with its answers, or with the error of a single row.
+
+    A batch that fails is asked again in smaller ones, and last row by row.
+    """
+    for start in range(0, len(inputs), size):
+        batch = inputs[start : start + size]
+        try:
+            found = call(batch)
+        except Exception as error:  # of the stage, which is the user's: of any kind
+            if len(batch) == 1:
+                yield start, error
+                continue
+            smaller = _BATCH if len(batch) > _BATCH else 1
+            for inside, part in _in_batches(call, batch, smaller):
+                yield start + inside, part
+        else:
+            yield start, found
+
+
+def _as_shares(answers: Any, classes: Sequence[str]) -> tuple[Floats, dict[int, Exception]]:
+    """Return answers as probabilities, `(rows, classes)`, and the rows without one.
+
+    Names have probability 1. None is no answer, and neither is a name that is no class.
+    """
+    named = _is_named(answers)
+    if not named:
+        return np.array(answers, dtype=np.float64), {}
+    errors = dict[int, Exception]()
+    shares = np.full((len(answers), len(classes)), np.nan)
+    for row, answer in enumerate(answers):
+        if answer is None:
+            errors[row] = PonderError("the stage gave no answer (None).")
+        elif isinstance(answer, Iterable) and not isinstance(answer, str):
+            shares[row] = np.asarray(answer, dtype=np.float64)
+        elif (name := str(answer).strip()) in classes:
+            shares[row] = 0.0
+            shares[row, classes.index(name)] = 1.0
+        else:
+            errors[row] = PonderError(f"the stage answered {name[:80]!r}, which is no class.")
+    return shares, errors
+
+
+def _is_named(answers: Any) -> bool:
+    """Return whether answers are names, or hold a None: anything but an array of numbers for each row."""
+    if isinstance(answers, np.ndarray) and answers.dtype.kind in "fiub":
+        return answers.ndim == 1 and answers.dtype.kind != "f"  # numbers of classes are their names
+    rows = list(answers)
+    return any(row is None or isinstance(row, str | int | np.integer) for row in rows)

@@ -1,17 +1,20 @@
 """`Student`: a linear model of words and characters, taught by the answers of a large one on texts without labels.
 
-TF-IDF of words and pairs of words, and of the characters inside words, and where given the mean of the large model's
-own input embeddings, into a logistic regression. scikit-learn fits it; NumPy alone runs it.
+TF-IDF of words and pairs of words, and of the characters inside words (`_Grams`), and if given the mean of the large
+model's own input embeddings (`Embeddings`), into a logistic regression. scikit-learn fits it; NumPy alone runs it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +33,7 @@ __all__ = ["Embeddings", "Student"]
 _WORD = re.compile(r"\w\w+")
 _FORMAT, _SCALE = "ponder-student-1", 3.0
 _GRAMS, _STRENGTH = 200_000, 20.0  # the most frequent grams; inverse strength of the regularisation
+_CACHE = 2**25  # bytes of the known grams inside words that are kept: some 100,000 words
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,7 @@ class Embeddings:
         return made
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Student:
     """A linear text classifier.
 
@@ -81,7 +85,7 @@ class Student:
         weights: `(grams, classes)`.
         bias: `(classes,)`.
         temperature: By which logits are divided, so that probabilities are calibrated on held-out texts.
-        tokens: What each token of the large model adds to the logits, its embedding times weights; None without.
+        tokens: What each token of the large model adds to the logits, its embedding times weights; None without it.
 
     Example:
         >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
@@ -97,6 +101,10 @@ class Student:
     bias: NDArray[Any]
     temperature: float = 1.0
     tokens: Embeddings | None = None
+
+    def __repr__(self) -> str:
+        more = "" if self.tokens is None else ", with embeddings"
+        return f"Student({len(self.classes)} classes, {len(self.vocabulary)} grams{more})"
 
     @property
     def megabytes(self) -> float:
@@ -120,16 +128,13 @@ class Student:
             answers: The large model's answer to each, a class.
             embeddings: Input embeddings of the large model.
             seed: Seed of the fifth of the texts on which probabilities are calibrated.
+
+        Raises:
+            ArgumentError: An answer is missing or no single class, or all are the same.
         """
         linear = library("sklearn.linear_model", "teaching a student", "cascade")
         sparse = library("scipy.sparse", "teaching a student", "cascade")
-        names = np.asarray([str(answer) for answer in answers])
-        if len(np.unique(names)) < 2:
-            got, remedy = (
-                f"only {np.unique(names).tolist()}",
-                "Give texts on which the large model's answers differ.",
-            )
-            raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
+        texts, names = list(texts), _names_of(answers)
         frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
         known = [
             gram
@@ -137,14 +142,9 @@ class Student:
             if seen > 1 or not gram.startswith("#")
         ]
         idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
-        empty = cls(
-            (),
-            {gram: n for n, gram in enumerate(known)},
-            idf.astype(np.float32),
-            np.zeros(0),
-            np.zeros(0),
-        )
-        rows = [empty._features(text) for text in texts]
+        vocabulary = {gram: place for place, gram in enumerate(known)}
+        grams = _Grams(vocabulary, idf.astype(np.float32))
+        rows = [grams.features(text) for text in texts]
         ends = np.cumsum([0, *(len(places) for places, _ in rows)])
         places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
         features = sparse.csr_matrix((values, places, ends), shape=(len(texts), len(known)))
@@ -171,8 +171,8 @@ class Student:
         arrays = (weights[: len(known)].astype(np.float32), bias.astype(np.float32))
         return cls(
             tuple(map(str, model.classes_)),
-            empty.vocabulary,
-            empty.idf,
+            grams.vocabulary,
+            grams.idf,
             *arrays,
             temperature,
             tokens,
@@ -183,10 +183,24 @@ class Student:
         logits = np.zeros((len(texts), len(self.classes)))
         means = logits if self.tokens is None else self.tokens.means(texts)
         for row, text in enumerate(texts):
-            places, values = self._features(text)
+            places, values = self._grams.features(text)
             if len(places):
                 logits[row] = values @ self.weights[places] + self.bias + means[row]
         return np.asarray(softmax(logits / self.temperature))
+
+    def weights_digest(self) -> str:
+        """Return the SHA-256 of all that its answers come from."""
+        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
+        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
+        if self.tokens is not None:
+            arrays["tokens"] = self.tokens.matrix
+            settings["tokenizer"] = self.tokens.tokenizer
+        settings["vocabulary"] = list(self.vocabulary)
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for name, array in arrays.items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
@@ -218,28 +232,77 @@ class Student:
         )
 
     @cached_property
-    def _inside(self) -> Callable[[str], list[int]]:
-        """Return the places of the known grams inside a word; words come again, so they are kept."""
-        return lru_cache(2**16)(
-            lambda word: [
-                self.vocabulary[gram] for gram in _characters(word) if gram in self.vocabulary
-            ]
-        )
+    def _grams(self) -> _Grams:
+        return _Grams(self.vocabulary, self.idf)
 
-    def _features(self, text: str) -> tuple[NDArray[Any], NDArray[Any]]:
+
+class _Grams:
+    """The features of texts: TF-IDF of the grams of a vocabulary.
+
+    Args:
+        vocabulary: The place of each gram among the features.
+        idf: Inverse document frequency of each gram, `(grams,)`.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], idf: NDArray[Any]) -> None:
+        self.vocabulary, self.idf = vocabulary, idf
+        self._of_words: dict[str, tuple[int, ...]] = {}
+        self._bytes = 0
+
+    def features(self, text: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the places of a text's known grams, and their TF-IDF; words and characters have length 1 each."""
         known = (self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary)
         inside = (place for word in text.lower().split() for place in self._inside(word))
         parts = []
         for counts in (Counter(known), Counter(inside)):
             places = np.fromiter(counts, np.int64, len(counts))
-            values = (
-                1.0 + np.log(np.fromiter(counts.values(), np.float32, len(counts)))
-            ) * self.idf[places]
+            often = np.fromiter(counts.values(), np.float32, len(counts))
+            values = (1.0 + np.log(often)) * self.idf[places]
             parts.append((places, values / max(math.sqrt(float(values @ values)), 1e-12)))
         return np.concatenate([places for places, _ in parts]), np.concatenate(
             [values for _, values in parts]
         )
+
+    def _inside(self, word: str) -> tuple[int, ...]:
+        """Return the places of the known grams inside a word; they are kept, since words come again.
+
+        What is kept is bounded by its size: one word can be as long as a text. When it is full, it is begun anew.
+        """
+        places = self._of_words.get(word)
+        if places is None:
+            places = tuple(
+                self.vocabulary[gram] for gram in _characters(word) if gram in self.vocabulary
+            )
+            size = sys.getsizeof(word) + sys.getsizeof(places)
+            if self._bytes + size > _CACHE:
+                self._of_words, self._bytes = {}, 0
+            if size <= _CACHE:
+                self._of_words[word] = places
+                self._bytes += size
+        return places
+
+
+def _names_of(answers: Sequence[Any]) -> NDArray[Any]:
+    """Return answers as names of classes, `(rows,)`; refuse those that are none."""
+    rows = list(answers)
+    for place, answer in enumerate(rows):
+        missing = answer is None or (isinstance(answer, float) and math.isnan(answer))
+        if missing or isinstance(answer, list | tuple | set | dict):
+            remedy = "Leave out texts without an answer: they can teach nothing."
+            if not missing:
+                remedy = "Teach a student for each of several labels, yes or no."
+            raise ArgumentError(
+                "answers",
+                expected="one class for each text",
+                got=f"{answer!r} at place {place}",
+                remedy=remedy,
+            )
+    names = np.asarray([str(answer) for answer in rows])
+    if len(np.unique(names)) < 2:
+        got = f"only {np.unique(names).tolist()}"
+        remedy = "Give texts on which the large model's answers differ."
+        raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
+    return names
 
 
 def _words(text: str) -> Iterable[str]:

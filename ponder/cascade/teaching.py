@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ponder._utils.rows import content_ids
+from ponder._utils.rows import content_ids, row_keys
 from ponder._utils.seeds import uniform
 from ponder.calibration.records import Record
+from ponder.calibration.repeats import fresh_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, in_words
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import stage_of
@@ -103,15 +104,22 @@ def stages_statement(report: Any, level: float, confidence: float, last: str = "
 
 
 def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any], list[Any]]:
-    """Return the rows that teach, and those that choose and certify; equal texts are on one side."""
-    seen = np.zeros(len(texts), dtype=bool) if must_teach is None else np.asarray(must_teach)
-    numbers = uniform(0, content_ids(texts))
-    certify = _CERTIFY / max(1.0 - float(seen.mean()), _CERTIFY)
-    teaches = seen | (numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0))))
-    only_teach = set(more)
+    """Return the texts that teach, each once, and the rows that choose and certify.
+
+    Rows are dealt one by one: a text that comes again may teach and certify, as in the traffic to come. Rows that are
+    in the file of texts that only teach teach.
+    """
+    ids = content_ids(texts)
+    teaches = np.ones(len(texts), dtype=bool)
+    teaches[fresh_rows(ids, content_ids(more))] = False
+    if must_teach is not None:
+        teaches |= np.asarray(must_teach)
+    numbers = uniform(0, row_keys(ids))
+    certify = _CERTIFY / max(1.0 - float(teaches.mean()), _CERTIFY)
+    teaches |= numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0)))
     taught, rest = list(more), list[Any]()
     for text, own in zip(texts, teaches.tolist(), strict=True):
-        (taught if own or text in only_teach else rest).append(text)
+        (taught if own else rest).append(text)
     return list(dict.fromkeys(taught)), rest
 
 

@@ -13,16 +13,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
-from ponder.calibration.agreement import candidates
+from ponder.calibration.certifying import Candidate, certainties
 from ponder.calibration.records import Record
 from ponder.calibration.sweeps import sweep
 from ponder.cli.outcome import DataTable, Outcome
-from ponder.policies import ExitPolicy
+from ponder.policies import ExitPolicy, FixedStep
 
 __all__ = ["changed_texts", "policy_figure", "student_figure", "usage_of", "write_page"]
 
 _MOST = 50  # texts
-_KINDS = 4  # a fixed step and three certainties; the rest are these from later steps on
 _LEAST = 2.0  # percent of other answers that the axis shows at least
 
 
@@ -90,7 +89,8 @@ def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Fi
     point = float(np.mean(steps)), 100 * float(differs.mean())
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
-    for like, values in candidates(record)[:_KINDS]:
+    fixed: Candidate = (FixedStep, range(record.num_steps, 0, -1))
+    for like, values in [fixed, *certainties(record)]:
         curve = sweep(record, like, values)
         mean_steps = [each.mean_exit_step for each in curve.points]
         other = [100 * (1 - each.agreement) for each in curve.points]
@@ -116,13 +116,12 @@ def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> F
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
     shares = np.linspace(0.0, 1.0, 101)
-    for like, _ in candidates(record)[1:_KINDS]:
-        policy_of_kind: Any = like
-        scores = policy_of_kind.scores(record)[:, 0]
+    for kind, _ in certainties(record):
+        scores = np.asarray(kind.scores(record))[:, 0]
         order = np.argsort(-scores, kind="stable")
         lost = np.append(0.0, np.cumsum(differs[order, 0])) / len(order)
         at = np.rint(shares * len(order)).astype(int)
-        axes.plot(100 * shares, 100 * lost[at], label=type(like).__name__)
+        axes.plot(100 * shares, 100 * lost[at], label=type(kind).__name__)
     _mark(axes, point, level, f"with {point[0]:.0f}% of the texts")
     axes.set(xlim=(0.0, 101.0), xlabel="texts that the student answers, %")
     axes.legend(fontsize=9)

@@ -195,6 +195,8 @@ def cascade_onnx(
     with TemporaryDirectory() as scratch:
         stages = [_graphs(stage, Path(scratch) / str(n)) for n, stage in enumerate(cascade.stages)]
         small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
+        if isinstance(small.policy, Certified):  # graphs answer as the model does
+            small.policy = replace(small.policy, weights=small.weights_digest())
         if texts is not None:
             choosing = split(content_ids(texts), CHOOSE_AND_CERTIFY)[0]
             ranges = [texts[n] for n in choosing.tolist()[:_RANGES]]

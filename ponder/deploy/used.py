@@ -81,8 +81,9 @@ class Used:
         return fresh
 
     def have_taught(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
-        """Return which texts taught, `(rows,)` bool."""
-        taught: NDArray[np.bool_] = np.isin(_digests(texts), self.taught)
+        """Return which rows taught, `(rows,)` bool; those of a text that was used in several rows are traffic."""
+        digests = _digests(texts)
+        taught: NDArray[np.bool_] = np.isin(digests, self.taught) & ~np.isin(digests, self.repeated)
         return taught
 
     def to_dict(self) -> dict[str, str]:

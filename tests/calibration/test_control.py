@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ponder.calibration import Missed, certify, control_risk
-from ponder.calibration.agreement import _certified_cost, candidates, most_failures
 from ponder.calibration.bounds import BOUNDS, binomial_cdf, upper_bound
+from ponder.calibration.certifying import _certified_cost, candidates, most_failures
 from ponder.calibration.families import family_of
 from ponder.calibration.risks import Risk, losses_of
 from ponder.policies import Confidence, Entropy, FixedStep, LastStep, Margin, Patience

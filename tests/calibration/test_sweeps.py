@@ -199,7 +199,7 @@ def test_evaluation_is_on_other_rows_of_the_same_model() -> None:
         Ruler(test).point(found.policy)
     )  # the threshold is NaN in both
     for other in (
-        record(50, content_ids=True, row_ids=np.arange(49, 99), weights="a"),
+        record(50, content_ids=True, row_ids=np.arange(25, 75), weights="a"),
         record(50, content_ids=True, row_ids=np.arange(50, 100), weights="b"),
         record(50, training=True),
     ):

@@ -183,7 +183,7 @@ def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -
     assert_same_rows(labels, found.labels[:5], clear[:5])
 
 
-def test_the_sides_of_the_split_are_known_again_and_equal_rows_are_on_one() -> None:
+def test_the_sides_of_the_split_are_known_again_and_rows_that_repeat_others_are_rows() -> None:
     model = build()
     given = [model.tokenizer(text) for text in TEXTS[:200]]
     padded = [
@@ -194,9 +194,16 @@ def test_the_sides_of_the_split_are_known_again_and_equal_rows_are_on_one() -> N
     assert distinct([*given, *padded])[0].tolist() == list(range(200))
     report = fit_exits(model, [*given, *given[:50]], disagreement=0.2, epochs=1, seed=3)
     assert (report.rows, report.duplicates) == (250, 50)
-    taught = may_have_taught(model, given)
-    assert taught.sum() == report.fitted
-    assert np.array_equal(may_have_taught(model, padded), taught)
+    rows = [*given, *given[:50]]
+    taught = may_have_taught(model, rows)
+    assert taught.sum() == 100
+    assert len(np.unique(row_ids(rows)[taught])) == report.fitted
+    assert (report.chosen_on, report.certified_on) == (50, 100)
+    assert len(report.certifying) == 100
+    assert np.array_equal(may_have_taught(model, [*padded, *given[:50]]), taught)
+    assert np.array_equal(row_ids([rows[n] for n in report.places]), report.certifying.row_ids)
+    alone = model.record([rows[n] for n in report.places]).outputs
+    torch.testing.assert_close(report.certifying.outputs, alone)
 
 
 def test_labels_tell_accuracies_and_a_speed_up_may_be_asked_for() -> None:

@@ -1,0 +1,278 @@
+"""Certify a cascade from its record: a threshold for each stage, and the promise on all of them.
+
+A cascade is a trajectory whose steps are models. Its stages are no steps of one model, so that one threshold for all of
+them is wrong: a student that is sure at 0.6 stands before a model that is sure at 0.99. But a promise by fixed-sequence
+testing needs one number that moves all exits from late to early. So the rows that choose fix a *path* through the
+vectors of thresholds, and the other rows walk it:
+
+1. On the choosing rows, note for each stage and each threshold what the stage would lose: the share of rows that exit
+   there with another answer.
+2. Begin with the latest thresholds at every stage.
+3. Move one stage at a time to its next earlier threshold: the stage that loses least by it. A later stage may lose
+   `share` rows for each row that the first loses; several shares give several paths.
+4. `certify` picks the kind of certainty and the path on the choosing rows, and certifies on the others how far it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
+from ponder.calibration.bounds import rows_needed
+from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
+from ponder.calibration.control import RiskControl
+from ponder.calibration.records import Bools, Floats, Record, as_array
+from ponder.calibration.repeats import check_rows
+from ponder.calibration.risks import Missed, RiskLike, losses_of
+from ponder.errors import ArgumentError
+from ponder.policies.base import StepView, Threshold, ThresholdPolicy
+from ponder.policies.stages import StageThresholds
+
+__all__ = ["CascadeReport", "certify_cascade", "check_costs"]
+
+_LOSS_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
+"""Rows that each later stage may lose for one that the first loses; the best is found on the rows that choose."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CascadeReport(RiskControl):
+    """Result of certifying a cascade: the promise, and what it saves.
+
+    Args:
+        shares: The share of the certifying rows that each stage answers, `(stages,)`.
+        seconds: Measured or given cost of each stage for a text, `(stages,)`.
+        speed_up: Cost of the last stage alone ÷ mean cost of the cascade; infinite if all earlier stages are free and
+            answer everything.
+        chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
+        certified_on: Number of rows that certify.
+        unanswered: Number of rows left out, since the last stage gave no answer that others could differ from.
+    """
+
+    shares: tuple[float, ...]
+    seconds: tuple[float, ...]
+    speed_up: float
+    chosen_on: int
+    certified_on: int
+    unanswered: int = 0
+
+    @property
+    def last_stage_needed(self) -> bool:
+        """Whether the last stage answered any of the certifying rows; if not, the promise holds without it."""
+        return self.shares[-1] > 0.0
+
+    @property
+    def remark(self) -> str:
+        """What to do about a last stage that is no longer needed; empty if it is."""
+        if self.last_stage_needed:
+            return ""
+        return (
+            "The last stage is no longer needed: earlier stages answered all "
+            f"{self.certified_on} rows that certify."
+        )
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.3f}" for share in self.shares)
+        rows = f"chosen_on={self.chosen_on}, certified_on={self.certified_on}"
+        remark = "" if self.last_stage_needed else ", the last stage is no longer needed"
+        return (
+            f"CascadeReport(met={self.met}, shares=({shares}), speed_up={self.speed_up:.2f}, "
+            f"observed={self.observed:.4f}, {rows}{remark})"
+        )
+
+
+def certify_cascade(
+    record: Record,
+    costs: Sequence[float],
+    *,
+    risk: RiskLike = "disagreement",
+    level: float = 0.02,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> CascadeReport:
+    """Choose a threshold for each stage, and certify how often answers differ from those of the last stage.
+
+    A third of the rows chooses the kind of policy and the order of the thresholds; the others, on which nothing was
+    chosen, certify by the exact binomial bound. Rows are drawn as they came: a text that comes again is another row,
+    as it is in traffic (see `ponder.calibration.repeats`).
+
+    Args:
+        record: The answers of all stages to inputs that taught none: a full-depth run whose steps are the stages. If
+            it has more steps than there are costs, the last stage has several, which share its cost.
+        costs: The cost of each stage for one row, `(stages,)`; 0 for stages that are free, but not for the last.
+        risk: A risk whose losses are 0 or 1, as for `control_risk`.
+        level: Upper limit of the risk, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+        seed: Seed of the split.
+
+    Raises:
+        ArgumentError: Too few rows certify for the level, or costs are no costs.
+
+    Example:
+        >>> import numpy as np
+        >>> from ponder.calibration.cascades import certify_cascade
+        >>> from ponder.calibration.records import Record
+        >>> sure = np.log([[[0.99, 0.01], [1.0, 1e-9]], [[0.6, 0.4], [1e-9, 1.0]]])  # two stages, two kinds of rows
+        >>> record = Record(np.tile(sure, (400, 1, 1)), None, np.arange(800), task="classification")
+        >>> report = certify_cascade(record, costs=[1, 20], level=0.02)
+        >>> report.met, report.shares
+        (True, (0.50..., 0.49...))
+    """
+    stage_costs = check_costs(costs)
+    inside = record.num_steps - len(stage_costs) + 1  # steps of the last stage, which cost the same
+    by_step = np.cumsum([*stage_costs[:-1], *[stage_costs[-1] / inside] * inside])
+    if record.content_ids:
+        check_rows(record.row_ids, "inputs")
+    answered = _has_reference(record, risk)
+    counted = record.map(lambda values: values[answered])
+    choose, certifies = split(counted.row_ids, CHOOSE_AND_CERTIFY, seed=seed)
+    choosing = counted.map(lambda values: values[choose])
+    certifying = counted.map(lambda values: values[certifies])
+    _check_enough(counted, certifying, risk, level, confidence)
+    found = certify(
+        choosing,
+        certifying,
+        _candidates(choosing, risk),
+        risk=risk,
+        level=level,
+        confidence=confidence,
+        costs=by_step.tolist(),
+    )
+    path = found.policy.policy
+    if isinstance(path, ThresholdPath):
+        found = replace(found, policy=replace(found.policy, policy=path.thresholds))
+    shares = np.asarray(found.exit_shares)
+    before = len(stage_costs) - 1
+    mean_cost = float(shares @ by_step)
+    return CascadeReport(
+        **vars(found),
+        shares=(*shares[:before].tolist(), float(shares[before:].sum())),
+        seconds=tuple(stage_costs.tolist()),
+        speed_up=float(stage_costs[-1]) / mean_cost if mean_cost else float("inf"),
+        chosen_on=len(choosing),
+        certified_on=len(certifying),
+        unanswered=len(record) - len(counted),
+    )
+
+
+def check_costs(costs: Sequence[float]) -> Floats:
+    """Return the costs of stages as an array, `(stages,)`; refuse what cannot be costs."""
+    values = np.asarray(costs, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or values[-1] <= 0:
+        raise ArgumentError(
+            "costs",
+            expected="the cost of each stage for one input, 0 or more, of the last above 0",
+            got=str(list(costs)),
+            remedy="Pass costs=[0, 1], say; any unit will do.",
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class ThresholdPath(ThresholdPolicy):
+    """Thresholds of all stages that one number moves, from late exits to early ones; see the top of this file.
+
+    Args:
+        policy: The kind of certainty; its own threshold is not read.
+        rungs: The thresholds of the stages at each place of the path, `(rungs, stages − 1)`.
+        rung: The place.
+    """
+
+    policy: ThresholdPolicy
+    rungs: tuple[tuple[float, ...], ...]
+    rung: float = 0.0
+    needs = frozenset({"output"})
+    tunable = Threshold("rung", "at_most")
+
+    @property
+    def thresholds(self) -> StageThresholds:
+        """The policy at this place of the path."""
+        return StageThresholds(self.policy, self.rungs[int(self.rung)])
+
+    def statistic(self, step: StepView, state: Any) -> tuple[Floats, Any]:
+        """Return the first rung at which each row exits, infinite if none; the rows of a record are at one stage."""
+        value, _ = self.policy.statistic(step, None)
+        thresholds: Any = np.array(self.rungs)[:, int(step.index[0]) - 1]
+        crossed = self.policy.tunable.crossed(value[:, None], thresholds)
+        first = crossed.argmax(1).astype(np.float64)
+        return np.where(crossed.any(1), first, np.inf), state
+
+
+def threshold_path(
+    losses: Floats, values: Floats, loss_share: float
+) -> tuple[tuple[float, ...], ...]:
+    """Return thresholds of the stages from late exits to early ones, moving the stage that loses least.
+
+    Args:
+        losses: What each stage loses at each value, `(stages − 1, values)`, rising along the values.
+        values: The values of the threshold, from the latest exits to the earliest.
+        loss_share: Rows that each later stage may lose for one that the first loses; if it is 0, the first alone moves.
+
+    Example:
+        >>> import numpy as np
+        >>> from ponder.calibration.cascades import threshold_path
+        >>> losses = np.array([[0.0, 0.1, 0.3], [0.0, 0.0, 0.2]])
+        >>> threshold_path(losses, np.array([0.9, 0.8, 0.7]), loss_share=1.0)
+        ((0.9, 0.9), (0.9, 0.8), (0.8, 0.8), (0.8, 0.7), (0.7, 0.7))
+    """
+    later = len(losses) - 1
+    moving = losses[:1]
+    if loss_share:
+        moving = losses / np.array([1.0, *[loss_share] * later])[:, None]
+    moves = {(loss, stage) for stage, row in enumerate(moving.tolist()) for loss in row}
+    places = [0] * len(losses)
+    path = [tuple(float(values[0]) for _ in places)]
+    for loss, stage in sorted(moves):
+        places[stage] = int((moving[stage] <= loss).sum()) - 1
+        path.append(tuple(float(values[place]) for place in places))
+    return tuple(dict.fromkeys(path))
+
+
+def _candidates(choosing: Record, risk: RiskLike) -> list[Candidate]:
+    """Return the kinds of certainty, each with its thresholds, or with the paths through those of all stages."""
+    kinds = certainties(choosing)
+    if choosing.num_steps == 2:  # of one threshold there is one path
+        return list(kinds)
+    losses = counted_losses(risk, choosing).losses
+    found = list[Candidate]()
+    for kind, values in kinds:
+        sign = 1.0 if kind.tunable.higher_exits_later else -1.0
+        scores = np.asarray(kind.scores(choosing))[:, :-1, None]
+        lost = np.mean((scores > sign * values) * losses[:, :-1, None], axis=0)
+        rising = np.maximum.accumulate(lost, axis=1)  # late exits lose no more than early ones
+        for share in _LOSS_SHARES:
+            rungs = threshold_path(rising, values, share)
+            found.append((ThresholdPath(kind, rungs), range(len(rungs))))
+    return found
+
+
+def _has_reference(record: Record, risk: RiskLike) -> Bools:
+    """Return which rows have an answer of the last stage, if the risk compares with it; else all, `(rows,)`."""
+    of_last_stage = risk == "disagreement" or (
+        isinstance(risk, Missed) and risk.reference == "full_depth"
+    )
+    if not of_last_stage:
+        return np.ones(len(record), dtype=bool)
+    missing = np.isnan(as_array(record.outputs[:, -1])).any(axis=-1)
+    return np.asarray(~missing)
+
+
+def _check_enough(
+    record: Record, certifying: Record, risk: RiskLike, level: float, confidence: float
+) -> None:
+    """Refuse a level that so few rows cannot certify, and say how many could."""
+    counting = losses_of(risk, certifying)[1] if len(certifying) else None
+    count = len(certifying) if counting is None else int(counting.sum())
+    needed = rows_needed(level, confidence)
+    if count < needed:
+        noun = "inputs" if counting is None else "positives"
+        raise ArgumentError(
+            "inputs",
+            expected=f"{needed} {noun} that certify, or more, for a level of {level:g} with confidence "
+            f"{confidence:g}",
+            got=f"{count}, after a third of {len(record)} inputs chose",
+            remedy=f"Give about {needed * len(record) // max(count, 1) + 1} inputs, or a higher level.",
+        )

@@ -1,0 +1,55 @@
+"""A policy with a threshold of its own at each step: the stages of a cascade, whose scores are not alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ponder._utils.arrays import at_least_float32, namespace
+from ponder.policies.base import (
+    Array,
+    ExitPolicy,
+    PolicyBatch,
+    StepView,
+    ThresholdPolicy,
+    registry,
+)
+
+__all__ = ["StageThresholds"]
+
+
+@registry.register("stage-thresholds")
+@dataclass(frozen=True)
+class StageThresholds(ExitPolicy):
+    """A certainty policy with a threshold of its own at each stage.
+
+    Args:
+        policy: The kind, such as `Confidence`; its own threshold is not read.
+        thresholds: The threshold of each stage but the last.
+
+    Example:
+        >>> from ponder.policies.stages import StageThresholds
+        >>> scores = torch.tensor([[[0.0, 2.0], [0.0, 2.0], [0.0, 9.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
+        >>> record.replay(StageThresholds(policies.Confidence(0.5), (0.9, 0.8))).exit_step
+        tensor([2])
+    """
+
+    policy: ThresholdPolicy
+    thresholds: tuple[float, ...]
+    needs = frozenset({"output"})
+
+    def init(self, batch: PolicyBatch) -> Any:
+        return self.policy.init(batch)
+
+    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+        """Compare each row's certainty with the threshold of its stage."""
+        value, state = self.policy.statistic(step, state)
+        value = at_least_float32(value)
+        xp = namespace(value)
+        thresholds = xp.asarray(self.thresholds, dtype=value.dtype)
+        if xp is not np:
+            thresholds = thresholds.to(value.device)
+        return self.policy.tunable.crossed(value, thresholds[step.index - 1]), state
