@@ -7,7 +7,7 @@ answers of the model at full depth.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from ponder.deploy.exporting import onnx, quantized
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep
+from ponder.policies.combine import Certified
 
 __all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
 
