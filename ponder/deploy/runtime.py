@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -194,8 +195,8 @@ class OnnxModel:
             raise ArgumentError(
                 "examples", expected="at least one", got="none", remedy="Record some."
             )
-        reads = [_Running.output, _Running.features]
-        reads += [_Running.hazard_logit] if "lambda" in self._graphs else []
+        reads = [_GraphSource.output, _GraphSource.features]
+        reads += [_GraphSource.hazard_logit] if "lambda" in self._graphs else []
         found: list[Sequence[Array]] = [()] * len(rows)
         for places, running in self._batches(rows, _BATCH):
             steps = list[list[Array]]()
@@ -292,11 +293,11 @@ class OnnxModel:
 
     def _batches(
         self, rows: Sequence[_Row], batch_size: int
-    ) -> Iterator[tuple[list[int], _Running]]:
+    ) -> Iterator[tuple[list[int], _GraphSource]]:
         """Give batches of rows of similar length, each with the places of its rows."""
         for order in self._alike(rows):
             for part in cut([rows[place].length for place in order], batch_size):
-                yield order[part], _Running(self, [rows[place] for place in order[part]])
+                yield order[part], _GraphSource(self, [rows[place] for place in order[part]])
 
     def _alike(self, rows: Sequence[_Row]) -> Iterator[list[int]]:
         """Give the places of rows that may share a batch, the longest first; without lengths, those of one shape."""
@@ -343,8 +344,11 @@ class _GraphPolicy:
         return found.pop("exits"), (asked + 1, list(found.values()))
 
 
-class _Running:
-    """The running rows of a batch, computed by graphs, each where its result is asked for."""
+class _GraphSource:
+    """The running rows of a batch, a `ponder.running.Source` that calls a graph when its result is asked for."""
+
+    policy_context: Mapping[str, Array] = MappingProxyType({})
+    """Empty: what a caller gives for policies is kept by the `Chunk` of several batches."""
 
     def __init__(self, model: OnnxModel, rows: Sequence[_Row]) -> None:
         self._model, self._made, self._graphs = model, model.manifest, model._graphs
@@ -411,12 +415,18 @@ class _Running:
             np.arange(*length) < self._lengths[:, None] if self._model.task.per_position else None
         )
 
+    def keep(self, index: Array) -> None:
+        """Go on with some of the rows, no longer than the longest of them."""
+        kept = _join([(self, index)], int(self._lengths[index].max()))
+        self._arrays, self._lengths, self._past = kept._arrays, kept._lengths, kept._past
+        self._step, self._cache = kept._step, kept._cache
+
     def _answer(self, features: Array) -> Array:
         name = "head" if "head" in self._graphs else f"head_{self._step}"
         return self._graphs[name]({"features": features})["output"]
 
 
-def _join(parts: Sequence[tuple[_Running, Array]], longest: int) -> _Running:
+def _join(parts: Sequence[tuple[_GraphSource, Array]], longest: int) -> _GraphSource:
     """Return rows of several batches, each with their places there, as one batch; it narrows to the longest row."""
     batches, joined = [batch for batch, _ in parts], copy(parts[0][0])
     made = joined._made

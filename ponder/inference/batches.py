@@ -66,10 +66,12 @@ def begin(
 ) -> tuple[ModelSource, list[int]]:
     """Run the stem for a batch of examples, and return it with the lengths that its rows have there.
 
-    Where a spare row is needed (see `Padding.optional`), it is the last, and has no length.
+    A spare row, beside which a mask is kept (see `Padding.optional`), goes through the stem alone.
     """
     inputs, context = reader.batch(examples, spare=reader.spares)
     source, _ = reader.model.start(inputs, needs, **context)
+    if reader.spares:
+        source.keep(np.arange(len(examples)))
     lengths, padding = [example.length for example in examples], reader.padding
     width = 0 if padding is None else width_of(source.hidden)
     if width != max([2 if reader.spares else 0, *lengths]):  # the stem makes positions of its own

@@ -1,20 +1,32 @@
-"""Batches of rows of similar length: what is padded is computed. Rows that remain are dealt anew to full batches."""
+"""Several batches of rows of similar length that a loop runs as one, and that are merged as rows exit.
+
+What is padded is computed, so rows of one length stand together: `cut` makes such batches, the longest rows first.
+Small batches waste time, so before each step a `Chunk` merges neighbours:
+
+    a batch from which no row has exited, and which no neighbour joins, stays as it is
+    neighbours that fit into one batch, by rows and by padding, become one
+    a batch that has lost rows and stays alone goes on without them, no longer than its longest row
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.arrays import namespace
+from ponder.running.source import Array, Ints, Source
 
-__all__ = ["Chunk", "cut"]
+__all__ = ["Chunk", "Join", "cut"]
 
 _PADDED = 1.15
-Ints = NDArray[Any]
+"""Positions that are computed ÷ those that are not padding, at most."""
+Join = Callable[[list[tuple[Any, Ints]], int], Source]
+"""From parts of batches, each a source with the rising places of its rows, and the length of the longest row, to one
+source of these rows."""
 
 
 def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
@@ -24,119 +36,158 @@ def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -
     """
     start = real = 0
     for place, length in enumerate(lengths):
-        rows, real = place - start + 1, real + length
-        positions = rows * lengths[start]
-        if rows > 1 and (
-            rows > max_batch or positions > min(_PADDED * real, max_tokens or math.inf)
-        ):
+        rows = place - start + 1
+        real += length
+        if rows > 1 and not _fits(rows, lengths[start], real, max_batch, max_tokens):
             yield slice(start, place)
             start, real = place, length
     if lengths:
         yield slice(start, len(lengths))
 
 
-class Chunk:
-    """Rows in several batches of similar length, which a loop runs as if they were one batch.
+def _fits(rows: int, longest: int, real: int, max_batch: int, max_tokens: int | None) -> bool:
+    """Return whether rows with so many real positions may be one batch."""
+    positions = rows * longest
+    return rows <= max_batch and positions <= min(_PADDED * real, max_tokens or math.inf)
 
-    Before each step the rows that remain may be dealt anew to full batches, so that the last rows of a batch do not run
-    alone; in any case a batch narrows to its longest row. The batches are of PyTorch or of NumPy:
-    `ponder.model.source.ModelSource`, or what an export computes.
+
+@dataclass(eq=False)
+class _Part:
+    """Rows of one batch that are still running.
 
     Args:
-        batches: Batches before their first step, each with the numbers of its rows; a batch may hold more rows, which
-            are not run.
+        source: The batch.
+        rows: Numbers of the rows in the chunk, in the order of the batch.
+        places: Their places in the batch; None if all of its rows run.
+    """
+
+    source: Source
+    rows: Ints
+    places: Ints | None = None
+
+    def drop(self, running: Ints) -> None:
+        """Forget the rows that have exited; `running` says which rows of the chunk have not, `(rows,)` bool."""
+        stays = running[self.rows]
+        if not stays.all():
+            places = np.arange(len(self.rows)) if self.places is None else self.places
+            self.places, self.rows = places[stays], self.rows[stays]
+
+
+class Chunk:
+    """Rows in several batches, which a loop runs as if they were one: a `ponder.running.Source`.
+
+    Args:
+        batches: Sources before their first step, each with the numbers of its rows; the longest rows first.
         lengths: The length of each row, by its number.
-        join: A function from parts of batches, each a batch with the places of its rows, and from the length of the
-            longest row, to one batch of these rows.
-        max_batch: Rows of a batch at most; None where rows stay in the batches that they are in.
+        join: Makes one batch of parts of several.
+        max_batch: Rows of a batch at most; None if rows stay in the batches that they are in.
         max_tokens: Positions of a batch at most.
         context: What policies read of each row, by name, in the order of the numbers.
 
     Attributes:
-        rows: The numbers of the rows that remain, rising; all that is read is in their order.
+        rows: The numbers of the running rows, rising; all that is read is in their order.
     """
 
     def __init__(
         self,
-        batches: Sequence[tuple[Sequence[int], Any]],
+        batches: Sequence[tuple[Sequence[int], Source]],
         lengths: Sequence[int],
-        join: Callable[[list[tuple[Any, Ints]], int], Any],
+        join: Join,
         max_batch: int | None,
         max_tokens: int | None = None,
-        context: Mapping[str, Any] | None = None,
+        context: Mapping[str, Array] | None = None,
     ) -> None:
-        self.rows, self.policy_context, self._lengths = (
-            np.arange(len(lengths)),
-            context or {},
-            np.asarray(lengths),
-        )
-        self._join, self._limits, self._batches = (
-            join,
-            (max_batch, max_tokens),
-            [batch for _, batch in batches],
-        )
-        self._number, self._place = (
-            np.zeros_like(self.rows),
-            np.zeros_like(self.rows),
-        )  # where the states of each are
-        for number, (rows, _) in enumerate(batches):
-            self._number[rows], self._place[rows] = number, np.arange(len(rows))
+        self.rows = np.arange(len(lengths))
+        self.policy_context: Mapping[str, Array] = context or {}
+        self._lengths = np.asarray(lengths)
+        self._join, self._max_batch, self._max_tokens = join, max_batch, max_tokens
+        self._parts = [_Part(source, np.asarray(rows)) for rows, source in batches]
 
     def advance(self, step: int) -> None:
-        """Deal the rows that remain, and take them through a step."""
-        (most, max_tokens), rows, batches = self._limits, self.rows, list[Any]()
-        order = rows[
-            np.lexsort(
-                (self._place[rows], self._number[rows], (most is not None) * -self._lengths[rows])
-            )
-        ]
-        if most is None:
-            parts = np.split(order, np.flatnonzero(np.diff(self._number[order])) + 1)
-        else:
-            parts = [order[part] for part in cut(self._lengths[order].tolist(), most, max_tokens)]
-        for part in parts:
-            rows, own = self._parts(part)
-            batches.append(self._join(own, int(self._lengths[rows].max())))
-            batches[-1].advance(step)
-            self._number[rows], self._place[rows] = len(batches) - 1, np.arange(len(rows))
-        self._batches = batches
+        """Merge batches that have become small, and take all rows through a step."""
+        self._parts = [self._merged(parts) for parts in self._neighbours()]
+        for part in self._parts:
+            part.source.advance(step)
 
-    def keep(self, index: Any) -> None:
-        """Go on with some of the rows that remain."""
-        self.rows = self.rows[np.asarray(index)]
+    def keep(self, index: Ints) -> None:
+        """Go on with some of the running rows."""
+        self.rows = self.rows[index]
         self.policy_context = {name: value[index] for name, value in self.policy_context.items()}
+        running = np.zeros(len(self._lengths), dtype=bool)
+        running[self.rows] = True
+        for part in self._parts:
+            part.drop(running)
+        self._parts = [part for part in self._parts if len(part.rows)]
 
-    def output(self) -> Any:
+    def output(self) -> Array:
         """Return the outputs of the rows."""
-        return self._read(lambda batch, _: batch.output())
+        return self._in_order([part.source.output() for part in self._parts])
 
-    def output_of(self, index: Any) -> Any:
-        """Return the outputs of some of the rows, at rising places among them, computed for no others."""
-        return self._read(lambda batch, places: batch.output_of(places), index)
+    def output_of(self, index: Ints) -> Array:
+        """Return the outputs of some of the rows, computed for no others."""
+        wanted = np.zeros(len(self._lengths), dtype=bool)
+        wanted[self.rows[index]] = True
+        rows: list[Ints] = []
+        outputs: list[Array] = []
+        for part in self._parts:
+            places = np.flatnonzero(wanted[part.rows])
+            if len(places):
+                rows.append(part.rows[places])
+                outputs.append(part.source.output_of(places))
+        return _concatenated(outputs)[np.argsort(np.concatenate(rows))]
 
-    def features(self) -> Any:
+    def features(self) -> Array:
         """Return the features of the rows."""
-        return self._read(lambda batch, _: batch.features())
+        return self._in_order([part.source.features() for part in self._parts])
 
-    def hazard_logit(self) -> Any:
+    def hazard_logit(self) -> Array:
         """Return the hazard logits of the rows."""
-        return self._read(lambda batch, _: batch.hazard_logit())
+        return self._in_order([part.source.hazard_logit() for part in self._parts])
 
     @property
-    def mask(self) -> Any:
+    def mask(self) -> Array | None:
         """The positions that are not padding; None where they decide nothing."""
-        return None if self._batches[0].mask is None else self._read(lambda batch, _: batch.mask)
+        masks = [part.source.mask for part in self._parts]
+        return None if masks[0] is None else self._in_order(masks)
 
-    def _read(self, read: Callable[[Any, Ints], Any], index: Any = None) -> Any:
-        rows, parts = self._parts(self.rows if index is None else self.rows[np.asarray(index)])
-        found = [read(batch, places) for batch, places in parts]
-        return namespace(found[0]).concatenate(found)[np.argsort(rows)]
+    def _neighbours(self) -> Iterator[list[_Part]]:
+        """Yield the batches that become one, next to each other in the order of lengths."""
+        if self._max_batch is None:
+            yield from ([part] for part in self._parts)
+            return
+        together: list[_Part] = []
+        rows = longest = real = 0
+        for part in self._parts:
+            lengths = self._lengths[part.rows]
+            size, positions = len(part.rows), int(lengths.sum())
+            longest = max(longest, int(lengths.max()))
+            limits = self._max_batch, self._max_tokens
+            if together and not _fits(rows + size, longest, real + positions, *limits):
+                yield together
+                together, rows, real = [], 0, 0
+                longest = int(lengths.max())
+            together.append(part)
+            rows += size
+            real += positions
+        if together:
+            yield together
 
-    def _parts(self, rows: Ints) -> tuple[Ints, list[tuple[Any, Ints]]]:
-        """Return rows in the order of their batches, and each of these batches with the places of its rows."""
-        rows = rows[np.lexsort((self._place[rows], self._number[rows]))]
-        numbers, starts = np.unique(self._number[rows], return_index=True)
-        places = np.split(self._place[rows], starts[1:])
-        return rows, [
-            (self._batches[number], own) for number, own in zip(numbers, places, strict=True)
+    def _merged(self, parts: list[_Part]) -> _Part:
+        """Return batches as one; one from which no row has exited as it is."""
+        if len(parts) == 1 and parts[0].places is None:
+            return parts[0]
+        taken = [
+            (part.source, np.arange(len(part.rows)) if part.places is None else part.places)
+            for part in parts
         ]
+        rows = np.concatenate([part.rows for part in parts])
+        return _Part(self._join(taken, int(self._lengths[rows].max())), rows)
+
+    def _in_order(self, values: list[Array]) -> Array:
+        """Join what was read of every batch, in the order of the rows."""
+        numbers = np.concatenate([part.rows for part in self._parts])
+        return _concatenated(values)[np.argsort(numbers)]
+
+
+def _concatenated(values: list[Array]) -> Array:
+    return values[0] if len(values) == 1 else namespace(values[0]).concatenate(values)

@@ -32,7 +32,6 @@ from ponder._utils.rows import content_ids, split
 from ponder._utils.seeds import uniform
 from ponder._utils.trees import Shared, alike, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
-from ponder.running.chunk import Chunk, cut
 
 # -- arithmetic and checks ---------------------------------------------------------------------------------------
 
@@ -338,59 +337,3 @@ def test_modes_come_back_after_an_exception() -> None:
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.is_grad_enabled()
-
-
-def test_batches_end_by_rows_by_positions_and_where_much_would_be_padding() -> None:
-    def sizes(*case: Any) -> list[int]:
-        return [part.stop - part.start for part in cut(*case)]
-
-    assert sizes([4] * 5, 2) == [2, 2, 1]
-    assert sizes([5, 5, 5], 8, 10) == [2, 1]
-    assert sizes([10, 1], 4) == [1, 1]
-    assert sizes([10, 10, 3, 1], 4) == [2, 1, 1]
-    assert sizes([10, 9, 9, 8], 4) == [4]
-    assert sizes([], 4) == []
-
-
-class Numbers:
-    """A batch whose rows are numbers that count steps."""
-
-    mask = None
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    def advance(self, step: int) -> None:
-        self.values = self.values + 1
-
-    def output(self) -> Any:
-        return self.values
-
-    def output_of(self, index: Any) -> Any:
-        return self.values[index]
-
-
-@pytest.mark.parametrize("max_batch", [4, None])
-def test_a_chunk_is_read_in_the_order_of_its_rows_wherever_they_run(max_batch: int | None) -> None:
-    rng, rows, sizes = np.random.default_rng(0), np.arange(30), list[int]()
-    lengths = rng.integers(1, 20, 30)
-    order = np.argsort(-lengths)
-    parts = [order[part] for part in cut(lengths[order].tolist(), 4)]
-
-    def join(parts: Any, longest: int) -> Numbers:
-        sizes.append(sum(len(places) for _, places in parts))
-        return Numbers(np.concatenate([batch.values[places] for batch, places in parts]))
-
-    chunk = Chunk(
-        [(part.tolist(), Numbers(100 * part)) for part in parts], lengths.tolist(), join, max_batch
-    )
-    for step in range(1, 5):
-        chunk.advance(step)
-        some = np.flatnonzero(rows % 3 == 0)
-        assert chunk.output().tolist() == (100 * rows + step).tolist()
-        assert chunk.output_of(some).tolist() == (100 * rows[some] + step).tolist()
-        assert sum(sizes) == len(rows)
-        assert max(sizes) <= 4
-        stays = np.flatnonzero(rng.random(len(rows)) < 0.7)
-        rows, sizes[:] = rows[stays], []
-        chunk.keep(stays)
