@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ from benchmarks.files import DataError, is_intact, read_json
 from benchmarks.markdown import spread, table
 
 __all__ = [
+    "BOTH",
     "COLUMNS",
     "COMMITTED",
+    "PROMISES",
+    "RANKING",
+    "both_modes",
     "draw_figure",
     "draw_sudoku",
     "markdown",
+    "promise",
     "ranking",
     "results",
     "rows",
@@ -34,7 +39,25 @@ COLUMNS = (
     "as all steps",
     "ms a problem",
 )
+BOTH = (
+    "task",
+    "gate",
+    "right, per row",
+    "per position",
+    "position-steps, per row",
+    "per position",
+    "ms a problem, per row",
+    "per position",
+)
 RANKING = ("gate", "learned", "position-steps, per position", "within 0.5 points", "runs")
+PROMISES = (
+    "task",
+    "seed",
+    "rows that may differ",
+    "confidence above",
+    "test rows that differ",
+    "position-steps",
+)
 _COLORS = {
     "fixed depth": "#999999",
     "hazards": "#0072B2",
@@ -98,6 +121,36 @@ def rows(found: Results) -> Iterator[tuple[str, ...]]:
         yield ("oracle", mode, "–", spread(solved, "{:.1%}"), steps, "–", "–")
 
 
+def both_modes(everything: Mapping[str, Results]) -> Iterator[tuple[str, ...]]:
+    """Yield each gate of each task, per row beside per position, medians over the seeds, under `BOTH`."""
+    for name, found in everything.items():
+        task = f"{name} ({len(found)} seeds)" if len(found) > 1 else name
+        for gate in _COLORS:
+            of_mode = {
+                mode: [(result, result["ways"][f"{gate}, {mode}"]["test"]) for result in found]
+                for mode in ("row", "position")
+                if f"{gate}, {mode}" in found[0]["ways"]
+            }
+            yield task, gate, *_side_by_side(of_mode)
+        whole = [(result, result["ways"]["all steps, supervised"]["test"]) for result in found]
+        yield task, "all steps", *_side_by_side({"row": whole})
+
+
+def _side_by_side(
+    of_mode: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]],
+) -> Iterator[str]:
+    """Yield accuracy, position-steps and milliseconds, per row and then per position; a dash if there is none."""
+    readings: tuple[tuple[str, Callable[[Any, Any], float]], ...] = (
+        ("{:.1%}", score_of),
+        ("{:.0%}", lambda result, test: float(test["position_steps"])),
+        ("{:.2f}", lambda result, test: 1000 * float(test["seconds"]) / result["rows"]),
+    )
+    for form, read in readings:
+        for mode in ("row", "position"):
+            values = [read(*pair) for pair in of_mode.get(mode, ())]
+            yield form.format(statistics.median(values)) if values else "–"
+
+
 def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
     """Return the gates under `RANKING`, the fewest position-steps first, means over tasks and seeds."""
     lines = []
@@ -126,22 +179,22 @@ def markdown(folder: Path = COMMITTED) -> str:
         blocks.append(f"{len(found)} seeds, {setting['num_steps']} steps, width {setting['width']}, "
                       f"{found[0]['training']['supervised']['parameters']:,} weights.")  # fmt: skip
         blocks.append(table(COLUMNS, rows(found)))
-        blocks += [certified(result) for result in found]
+    certificates = [promise(result) for found in everything.values() for result in found]
+    blocks += ["### Certificates", table(PROMISES, certificates)]
     blocks += ["### Ranking", table(RANKING, ranking(everything))]
     return "\n\n".join(blocks)
 
 
-def certified(result: Mapping[str, Any]) -> str:
-    """Return what a certificate promised, and what test rows did."""
+def promise(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a certificate of confidence per position promised, and what test rows did, under `PROMISES`."""
     made = result["certificate"]
-    promise = f"at most {made['level']:.0%} of rows differ at any position"
+    name, seed = result["setting"]["name"], str(result["seed"])
+    promised = f"{made['level']:.0%} at {made['confidence']:.0%}"
     if made["threshold"] is None:
-        return f"Seed {result['seed']}: no threshold certifies that {promise}."
+        return name, seed, promised, "none", "–", "–"
     test = made["test"]
-    return (
-        f"Seed {result['seed']}: confidence {made['threshold']:g} certifies that {promise}; on test rows "
-        f"{1 - test['same']:.1%} do, at {test['position_steps']:.0%} of the position-steps."
-    )
+    differ, steps = f"{1 - test['same']:.1%}", f"{test['position_steps']:.0%}"
+    return name, seed, promised, f"{made['threshold']:g}", differ, steps
 
 
 def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:

@@ -25,7 +25,6 @@ TEXTS = Path("../shared/text")
 """The folder of the texts of the character model, which is skipped if it is missing."""
 _SPLITS = {"train": 0, "validation": 1, "calibration": 2, "test": 3}
 _FAR = 4  # distances beyond this one are one relation
-_BANDS = 7 * 7
 
 
 @dataclass(frozen=True)
@@ -173,44 +172,62 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "sudoku-4x4",
-            16,
-            5,
-            4,
-            12,
-            _sudoku(_SMALL, (4, 8)),
-            lambda: relations_of(_SMALL),
+            name="sudoku-4x4",
+            length=16,
+            features=5,
+            classes=4,
+            num_steps=12,
+            draw=_sudoku(_SMALL, (4, 8)),
+            relations=lambda: relations_of(_SMALL),
             width=128,
         ),
         Task(
-            "sudoku-6x6",
-            36,
-            7,
-            6,
-            16,
-            _sudoku(_LARGE, (10, 18)),
-            lambda: relations_of(_LARGE),
-            width=128,
-            updates=1200,
+            name="sudoku-6x6",
+            length=36,
+            features=7,
+            classes=6,
+            num_steps=16,
+            draw=_sudoku(_LARGE, (10, 18)),
+            relations=lambda: relations_of(_LARGE),
         ),
         Task(
-            "prefix-sums", 24, 2, 2, 24, _running_sums(2, 24), lambda: _distances(24), updates=1500
+            name="prefix-sums",
+            length=16,
+            features=2,
+            classes=2,
+            num_steps=16,
+            draw=_running_sums(2, 16),
+            relations=lambda: _distances(16),
         ),
         Task(
-            "modular-sums", 16, 5, 5, 16, _running_sums(5, 16), lambda: _distances(16), updates=1500
+            name="modular-sums",
+            length=16,
+            features=5,
+            classes=5,
+            num_steps=16,
+            draw=_running_sums(5, 16),
+            relations=lambda: _distances(16),
         ),
-        Task("mazes", 36, 6, 2, 20, _mazes(6), lambda: _offsets(6), updates=2400),
         Task(
-            "characters",
-            64,
-            96,
-            96,
-            6,
-            _next_character(64, 96),
-            lambda: _distances(64),
+            name="mazes",
+            length=36,
+            features=6,
+            classes=2,
+            num_steps=20,
+            draw=_mazes(6),
+            relations=lambda: _offsets(6),
+            updates=6000,
+        ),
+        Task(
+            name="characters",
+            length=64,
+            features=96,
+            classes=96,
+            num_steps=6,
+            draw=_next_character(64, 96),
+            relations=lambda: _distances(64),
             causal=True,
             layers=2,
-            updates=1200,
             batch_size=16,
         ),
     )

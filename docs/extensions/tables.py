@@ -367,6 +367,29 @@ def _advice() -> list[dict[str, Any]]:
     return [read(path) for path in sorted((RESULTS / "advice").glob("*-s*.json"))]
 
 
+def loops() -> str:
+    """Return what each gate of LoopBench gives, per row and per position, medians over seeds."""
+    report: Any = import_module("benchmarks.loops.report")
+    found = report.results()
+    made = [result for results in found.values() for result in results]
+    return table(report.BOTH, report.both_modes(found)) + made_by(made)
+
+
+def loops_ranking() -> str:
+    """Return the gates of LoopBench by the position-steps that they need, means over tasks and seeds."""
+    report: Any = import_module("benchmarks.loops.report")
+    found = report.results()
+    made = [result for results in found.values() for result in results]
+    return table(report.RANKING, report.ranking(found)) + made_by(made)
+
+
+def loops_promises() -> str:
+    """Return the thresholds of confidence that certificates of LoopBench chose, and what test rows did."""
+    report: Any = import_module("benchmarks.loops.report")
+    made = [result for results in report.results().values() for result in results]
+    return table(report.PROMISES, map(report.promise, made)) + made_by(made)
+
+
 def rerank() -> str:
     """Return what leaving early saves at about the same change of the answer, next to what else is done."""
     found = [read(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
@@ -653,6 +676,9 @@ TABLES: dict[str, Callable[[], str]] = {
         exporting,
         promised,
         puzzles,
+        loops,
+        loops_ranking,
+        loops_promises,
         rerank,
         rerank_promises,
         rerank_seconds,
@@ -672,6 +698,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "streaming": _MODEL,
     "exporting": ("ponder/deploy",),
     "promised": ("ponder/advice", "ponder/deploy", *_MODEL),
+    "loops": ("ponder/loops",),
+    "loops_ranking": ("ponder/loops",),
+    "loops_promises": ("ponder/loops", "ponder/calibration"),
     "rerank": ("ponder/deploy", *_MODEL),
     "rerank_promises": ("ponder/calibration",),
     "rerank_seconds": ("ponder/deploy", *_MODEL),
