@@ -34,11 +34,11 @@ __all__ = ["Measured", "measure", "parts_of"]
 
 SLACK = 0.005
 """How much less is solved on validation rows by a rule that still counts as equal to all steps."""
-BATCH = 128
+BATCH = 512
 LEVEL, CONFIDENCE = 0.05, 0.95
 CERTIFIED = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.8)
 """Thresholds of confidence that a certificate walks, from late to early; it stops at the first that fails."""
-_REPEATS = 3
+_REPEATS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,7 +344,7 @@ def measure(solvers: Mapping[str, Solver], task: Task, count: int) -> dict[str, 
 def _timed(
     parts: Parts, rule: ExitPolicy, task: Task, problems: Problems, whole: Tensor, mode: str
 ) -> Measured:
-    """Measure a rule on test rows; seconds are the least of three runs of one thread."""
+    """Measure a rule on test rows; seconds are the lesser of two runs of one thread."""
     runs = [RUNS[mode](parts, rule, problems, task.num_steps) for _ in range(_REPEATS)]
     quickest = min(runs, key=lambda run: run.seconds)
     return Measured.of(quickest, problems, whole, task)
