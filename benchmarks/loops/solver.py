@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.loops.tasks import Task
@@ -121,8 +120,7 @@ class LoopedStep(nn.Module):
             at = places if last else _changed(places)
             old = None if kept is None else kept[number]
             renewed.append(places.renew(old, block.keys_and_values, hidden))
-            biases = rearrange(block.biases()[:, at.position], "heads some keys -> some heads keys")
-            biases = rearrange(at.pad(biases), "rows some heads keys -> rows heads some keys")
+            biases = block.biases()[:, at.pad(at.position)].transpose(0, 1)
             new = block.at(at.take(hidden), renewed[-1], biases, at)
             if not last:
                 hidden = at.put(torch.zeros_like(hidden), new)
