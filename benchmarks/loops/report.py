@@ -152,7 +152,10 @@ def _side_by_side(
 
 
 def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
-    """Return the gates under `RANKING`, the fewest position-steps first, means over tasks and seeds."""
+    """Return the gates under `RANKING`: those that most often keep what all steps solve first, then by position-steps.
+
+    Position-steps are means over tasks and seeds.
+    """
     lines = []
     for gate in _COLORS:
         mode = "row" if gate == "fixed depth" else "position"
@@ -166,7 +169,8 @@ def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
         learned = "yes" if gate in LEARNED else "no"
         share = f"{statistics.mean(steps):.0%}"
         kept = f"{sum(within)} of {len(within)}"
-        lines.append((statistics.mean(steps), (gate, learned, share, kept, str(len(steps)))))
+        order = (len(within) - sum(within), statistics.mean(steps))
+        lines.append((order, (gate, learned, share, kept, str(len(steps)))))
     return [line for _, line in sorted(lines)]
 
 
