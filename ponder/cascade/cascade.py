@@ -1,8 +1,8 @@
 """`Cascade`: stages from the cheapest to the most expensive, a threshold for each but the last, and the promise.
 
-A cascade is a run whose steps are its stages: `predict` asks a stage only about the rows that no earlier stage was sure
-of, `record` asks all stages about all rows, and `certify` chooses and certifies thresholds on such a record
-(`ponder.calibration.cascades`).
+A cascade is a run whose steps are its stages. `predict` runs them by the one loop of the library (`ponder.running`),
+which asks a stage only about the rows that no earlier stage was sure of. `record` asks all stages about all rows, and
+`certify` chooses and certifies thresholds on such a record (`ponder.calibration.cascades`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -31,12 +32,13 @@ from ponder.policies.base import (
     LastStep,
     ModelSpec,
     PolicyBatch,
+    PolicyWrapper,
     StepView,
     all_within,
 )
 from ponder.policies.combine import Certified, promise_about
 from ponder.policies.stages import StageThresholds
-from ponder.running.loop import Answers
+from ponder.running.loop import Answers, run
 
 __all__ = ["Cascade", "CascadeAnswers"]
 
@@ -142,26 +144,9 @@ class Cascade:
         count = len(self.stages)
         # A policy that was certified on the steps of the last stage counts these.
         num_steps = count if last is None else count - 1 + self.stages[-1].num_steps
-        spec = ModelSpec(num_steps, has_features=False, has_context=False)
-        policy.check(spec)
-        batch = PolicyBatch(_row_ids(rows), num_steps)
-        state = policy.init(batch)
-        outputs = np.full((len(rows), len(self.classes)), np.nan)
-        stage_of_row = np.full(len(rows), count)
-        for step in range(1, count):
-            source.advance(step)
-            found = source.output()
-            view = StepView(np.full(len(found), step), num_steps, {"output": found})
-            mask, state = policy.decide(view, state)
-            exits = np.broadcast_to(np.asarray(mask), len(found)) & ~np.isnan(found).any(-1)
-            outputs[source.rows[exits]] = found[exits]
-            stage_of_row[source.rows[exits]] = step
-            remaining = np.flatnonzero(~exits)
-            state = _rows_of(state, remaining)
-            source.keep(remaining)
-        source.advance(count)
-        outputs[source.rows] = source.output()
-        return CascadeAnswers(outputs, stage_of_row, self.classes, source.errors)
+        policy.check(ModelSpec(num_steps, has_features=False, has_context=False))
+        found = run(source, _Deferring(policy, source), PolicyBatch(_row_ids(rows), count))
+        return CascadeAnswers(found.outputs, found.exit_step, self.classes, source.errors)
 
     def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured if None.
@@ -381,7 +366,9 @@ class Cascade:
 
 
 class _Stages:
-    """The rows of a cascade that no stage has answered, at the stage that they have reached.
+    """The rows of a cascade that no stage has answered, at the stage that they have reached: a `Source`.
+
+    A stage is asked when its output is first read, and once, about the running rows alone.
 
     Args:
         cascade: The cascade.
@@ -390,36 +377,77 @@ class _Stages:
         batch_size: Inputs of a call of a stage at most.
     """
 
+    mask: None = None
+    policy_context: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(
         self, cascade: Cascade, inputs: list[Any], last: ExitPolicy | None, batch_size: int
     ) -> None:
-        self.rows: Ints = np.arange(len(inputs))
-        """Positions of the running rows among the inputs."""
         self.errors: dict[int, Exception] = {}
-        """The last error about a row, by its position."""
+        """The last error about a row, by its position among the inputs."""
         self._cascade, self._inputs, self._last = cascade, inputs, last
         self._batch_size = batch_size
+        self._rows: Ints = np.arange(len(inputs))
         self._number = 0
+        self._output: Floats | None = None
 
     def advance(self, step: int) -> None:
         """Go to a stage, from 1."""
         self._number = step
+        self._output = None
 
     def output(self) -> Floats:
-        """Ask the stage about the running rows: log-probabilities, `(rows, classes)`, NaN if it fails."""
-        stages, number = self._cascade.stages, self._number
-        policy = self._last if number == len(stages) else None
-        inputs = [self._inputs[row] for row in self.rows]
-        found = stages[number - 1].answer(
-            inputs, self._cascade.classes, policy, batch_size=self._batch_size
-        )
-        self.errors |= {int(self.rows[place]): error for place, error in found.errors.items()}
-        _log(number, len(inputs), found.errors)
-        return found.outputs
+        """Return log-probabilities of the running rows, `(rows, classes)`; NaN for those that the stage fails on."""
+        if self._output is None:
+            self._output = self._asked()
+        return self._output
+
+    def output_of(self, index: Ints) -> Floats:
+        """Return log-probabilities of some running rows."""
+        return self.output()[index]
+
+    def features(self) -> Any:
+        """Refuse: a stage has no features."""
+        raise NotImplementedError
+
+    def hazard_logit(self) -> Any:
+        """Refuse: a stage has no hazard."""
+        raise NotImplementedError
 
     def keep(self, index: Ints) -> None:
         """Go on with some of the running rows."""
-        self.rows = self.rows[index]
+        self._rows = self._rows[index]
+        self._output = None if self._output is None else self._output[index]
+
+    def _asked(self) -> Floats:
+        stages, number = self._cascade.stages, self._number
+        if not len(self._rows):
+            return np.zeros((0, len(self._cascade.classes)))
+        policy = self._last if number == len(stages) else None
+        inputs = [self._inputs[row] for row in self._rows]
+        found = stages[number - 1].answer(
+            inputs, self._cascade.classes, policy, batch_size=self._batch_size
+        )
+        self.errors |= {int(self._rows[place]): error for place, error in found.errors.items()}
+        _log(number, len(inputs), found.errors)
+        return found.outputs
+
+
+@dataclass(frozen=True)
+class _Deferring(PolicyWrapper):
+    """The policy inside, but a row on which its stage fails goes on to the next."""
+
+    source: _Stages
+
+    def exit_of_all(self, num_steps: int) -> int | None:
+        inside = self.policy.exit_of_all(num_steps)
+        return inside if inside == num_steps else None  # at earlier stages rows can fail
+
+    def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
+        mask, state = self.policy.decide(step, state)
+        if not np.any(mask):
+            return False, state
+        return mask & ~np.isnan(self.source.output()).any(axis=-1), state
 
 
 class _Tried(NamedTuple):
@@ -477,17 +505,6 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
 
 def _row_ids(rows: Sequence[Any]) -> Ints:
     return content_ids([str(each) for each in rows])
-
-
-def _rows_of(state: Any, index: Ints) -> Any:
-    """Return some rows of a policy's state, whose leaves are arrays, rows first."""
-    if isinstance(state, Mapping):
-        return {name: _rows_of(value, index) for name, value in state.items()}
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(*(_rows_of(value, index) for value in state))
-    if isinstance(state, tuple | list):
-        return type(state)(_rows_of(value, index) for value in state)
-    return state[index] if hasattr(state, "shape") else state
 
 
 def _log(number: int, rows: int, errors: Mapping[int, Exception]) -> None:

@@ -331,6 +331,31 @@ def test_a_cascade_decides_as_any_policy_replayed_on_its_record(policy: Any) -> 
     np.testing.assert_allclose(answers.outputs, record.outputs[np.arange(300), steps - 1])
 
 
+def test_stages_are_asked_only_if_their_answers_are_read() -> None:
+    asked = list[str]()
+
+    def watched(name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
+        def call(inputs: Sequence[str]) -> Any:
+            asked.append(f"{name} {len(inputs)}")
+            if name == "first" and "card 0 1" in inputs:
+                raise OSError
+            return stage(inputs)
+
+        return call
+
+    stages = [watched("first", cheap), watched("second", middle), watched("last", dear)]
+    cascade = Cascade(stages, classes=CLASSES)
+    texts = ["card 0 1", "loan 0 2", "other 0 3"]
+    for policy, expected in (
+        (policies.LastStep(), ["last 3"]),
+        (policies.FixedStep(2), ["second 3"]),
+        (policies.FixedStep(1), ["first 3", "first 1", "first 1", "first 1", "second 1"]),
+    ):
+        assert cascade.predict(texts, policy=policy).labels == ["card", "loan", "other"]
+        assert asked == expected
+        asked.clear()
+
+
 def test_inputs_are_read_by_position_and_a_table_is_refused() -> None:
     pandas = pytest.importorskip("pandas")
     cascade = Cascade([cheap, dear], classes=CLASSES, policy=policies.Confidence(0.8))
