@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
+from ponder._utils.readers import STAGES, read_folder
 from ponder.calibration.records import as_array
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, LastStep
 
 __all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
@@ -26,14 +25,6 @@ __all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
 Floats = NDArray[Any]
 _LEAST = 1e-12  # probability
 _BATCH = 256  # rows of a call after a failure, before they are asked one by one
-_READERS = {
-    "cascade.json": "ponder.cascade.cascade:Cascade.load",
-    "student.json": "ponder.cascade.student:Student.load",
-    "export.json": "ponder.deploy.runtime:OnnxModel",
-    "head.safetensors": "model2vec.inference:StaticModelPipeline.from_pretrained",
-    "config.json": "ponder.integrations.transformers.reading:read_stage",
-}
-"""How a folder is read, by the file that it holds; modules are loaded when a folder asks for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,15 +184,7 @@ def stage_of(given: Any) -> CascadeStage:
     if isinstance(given, CascadeStage):
         return given
     if isinstance(given, str | Path):
-        folder = Path(given)
-        name = next((name for name in _READERS if (folder / name).is_file()), None)
-        if name is None:
-            files = ", ".join(_READERS)
-            raise CheckpointError(
-                f"{folder}: expected the folder of a model or an export; got none of {files}."
-            )
-        module, _, reader = _READERS[name].partition(":")
-        return CascadeStage(attrgetter(reader)(import_module(module))(folder))
+        return CascadeStage(read_folder(STAGES, Path(given)))
     if callable(given) or hasattr(given, "predict_proba") or hasattr(given, "predict"):
         return CascadeStage(given)
     expected = "models with predict_proba or predict, functions, or folders"

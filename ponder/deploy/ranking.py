@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import sigmoid
 from ponder._utils.files import read_json, write_json
+from ponder._utils.readers import RANKERS, read_folder
 from ponder._utils.rows import content_ids
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
-from ponder.deploy.manifest import FILE
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, PolicyWrapper, StepView
@@ -106,13 +105,14 @@ class Ranker:
     @classmethod
     def load(cls, folder: str | Path) -> Ranker:
         """Read a folder that ranks: an export, which needs no PyTorch, or what `CrossEncoder.save` wrote."""
-        if not (Path(folder) / FILE).is_file():
-            found: Ranker = import_module(
-                "ponder.integrations.transformers.rerank"
-            ).CrossEncoder.load(folder)
-            return found
+        ranker: Ranker = read_folder(RANKERS, Path(folder))
+        return ranker
+
+    @classmethod
+    def of_export(cls, folder: Path) -> Ranker:
+        """Read an export that ranks."""
         model = OnnxModel(folder)
-        return cls(model, RankerSettings.read(Path(folder), model.weights_digest))
+        return cls(model, RankerSettings.read(folder, model.weights_digest))
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Source:
         """Return pairs before their first step, whose outputs are scores, `(rows, 1)`."""
