@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponder._utils.trees import Tree, map_tensors, take_rows
 from ponder.errors import ArgumentError
 from ponder.model.padding import join_rows
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.policies.base import ExitPolicy, PolicyBatch
+from ponder.running.readings import RowState, read_step
+from ponder.running.source import Source
 from ponder.tasks import Task
 
 __all__ = ["Decider", "Readings", "Units", "unit_ids"]
@@ -50,32 +51,48 @@ class Units(NamedTuple):
         return joined
 
 
-@dataclass(frozen=True, eq=False)
 class Readings:
-    """What can be read of units at one step; None if the policy does not need it.
+    """What can be read of units at one step, as `ponder.running.readings.read_step` asks for it.
 
     Args:
-        output: The head's outputs, `(units, …)`.
+        output: The head's outputs, `(units, …)`; None if no policy reads them, as for the others.
         features: The readout's features, `(units, …)`.
         hazard_logit: The Lambda head's, `(units,)`, in float32 or float64.
         mask: Which positions are no padding, `(units, length)` bool, of units that are rows; None of positions.
-        context: Values that the caller gave for the policy, by name, `(units, …)` each.
+        policy_context: Values that the caller gave for the policy, by name, `(units, …)` each.
     """
 
-    output: Tensor | None = None
-    features: Tensor | None = None
-    hazard_logit: Tensor | None = None
-    mask: Tensor | None = None
-    context: Mapping[str, Tensor] | None = None
+    def __init__(
+        self,
+        output: Tensor | None = None,
+        features: Tensor | None = None,
+        hazard_logit: Tensor | None = None,
+        mask: Tensor | None = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._tensors = (output, features, hazard_logit)
+        self.mask = mask
+        self.policy_context = policy_context
+
+    def output(self) -> Tensor | None:
+        """Return the outputs of the units."""
+        return self._tensors[0]
+
+    def features(self) -> Tensor | None:
+        """Return the features of the units."""
+        return self._tensors[1]
+
+    def hazard_logit(self) -> Tensor | None:
+        """Return the hazard logits of the units."""
+        return self._tensors[2]
 
     def take(self, index: Tensor) -> Readings:
         """Return the readings of some of the units."""
-        parts = (self.output, self.features, self.hazard_logit, self.mask, self.context)
-        return Readings(*take_rows(parts, index))
+        return Readings(*take_rows((*self._tensors, self.mask, self.policy_context), index))
 
     def detach(self) -> Readings:
         """Return the readings outside the graph of gradients."""
-        parts = (self.output, self.features, self.hazard_logit, self.mask, self.context)
+        parts = (*self._tensors, self.mask, self.policy_context)
         return Readings(*map_tensors(Tensor.detach, parts))
 
 
@@ -89,46 +106,34 @@ class Decider:
 
     def start(self, ids: Tensor, past: Tensor | None = None) -> Units:
         """Return units before their first step."""
-        step = torch.zeros_like(ids)
-        state = self.policy.init(PolicyBatch(ids, self.max_steps, self.task))
-        return Units(step, state, step.float() if "hazard" in self.policy.needs else None, past)
+        rows = RowState.start(self.policy, PolicyBatch(ids, self.max_steps, self.task))
+        return Units(rows.step, rows.policy, rows.log_survival, past)
 
     def decide(self, units: Units, readings: Readings) -> tuple[Tensor, Units]:
-        """Ask the policy about units that have finished a step, but for those at their last, which exit.
+        """Ask the policy about units after one more step, but for those at their last, which exit.
 
         Returns:
             The exit mask, `(units,)` bool, and the units after the step.
         """
-        last = units.step >= self.max_steps
+        last = units.step + 1 >= self.max_steps
         if not bool(last.any()):
             return self._ask(units, readings)
         exits = last.clone()
         asked = (~last).nonzero().flatten()
-        if len(asked):
-            answers, after = self._ask(units.take(asked), readings.take(asked))
-            exits[asked] = answers
-            # Those at their last step leave; their state is filled with that of others of the same kind.
-            places = torch.zeros_like(units.step).index_copy(
-                0, asked, torch.arange(len(asked), device=asked.device)
-            )
-            units = after.take(places)._replace(step=units.step)
-        return exits, units
+        if not len(asked):
+            return exits, units._replace(step=units.step + 1)
+        answers, after = self._ask(units.take(asked), readings.take(asked))
+        exits[asked] = answers
+        # Those at their last step leave; until then their state is that of some other unit.
+        order = torch.arange(len(asked), device=asked.device)
+        places = torch.zeros_like(units.step).index_copy(0, asked, order)
+        return exits, after.take(places)._replace(step=units.step + 1)
 
     def _ask(self, units: Units, readings: Readings) -> tuple[Tensor, Units]:
-        log_survival = units.log_survival
-        values: dict[str, Tensor] = {}
-        if log_survival is not None and readings.hazard_logit is not None:
-            logit = readings.hazard_logit
-            values["hazard"] = logit.sigmoid()
-            values["survival"] = log_survival.exp()
-            log_survival = log_survival.to(logit.dtype) + F.logsigmoid(-logit)
-            values["cdf"] = -torch.expm1(log_survival)
-        for name in ("output", "features"):
-            value = getattr(readings, name)
-            if name in self.policy.needs and value is not None:
-                values[name] = value
-        context = readings.context if self.policy.needs & {"context", "group"} else None
-        view = StepView(units.step, self.max_steps, values, self.task, readings.mask, context)
+        rows = RowState(units.step, units.state, units.log_survival)
+        batch = PolicyBatch(units.step, self.max_steps, self.task)
+        source = cast(Source, readings)  # of which one step is read, and nothing more
+        view, log_survival = read_step(source, self.policy.needs, rows, batch)
         exits, state = self.policy.decide(view, units.state)
         if isinstance(exits, bool):
             exits = torch.full_like(units.step, exits, dtype=torch.bool)
@@ -138,7 +143,7 @@ class Decider:
             remedy = "Compare per position, and reduce over every dimension but the first."
             argument = f"exit mask of {self.policy!r}"
             raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
-        return exits, units._replace(state=state, log_survival=log_survival)
+        return exits, Units(view.index, state, log_survival, units.past)
 
 
 def unit_ids(row_ids: Tensor, length: int | None) -> Tensor:

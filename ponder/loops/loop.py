@@ -424,7 +424,6 @@ class Loop(nn.Module):
                 hazards += [] if hazard is None else [hazard]
                 features += [now] if keep_features else []
             if decider is not None and units is not None:
-                units = units._replace(step=units.step + 1)
                 readings = Readings(output, now, hazard, mask if together else None).detach()
                 exits, units = decider.decide(units, readings)
                 exiting = torch.zeros_like(real).masked_scatter(real, exits) & running

@@ -231,7 +231,7 @@ class Slots:
         for group in groups:
             index = torch.arange(first, first + group.size, device=flat.device)
             first += group.size
-            group = group._replace(step=group.step + 1, past=None if past is None else past[index])
+            group = group._replace(past=None if past is None else past[index])
             own = readings if len(groups) == 1 else readings.take(index)
             mask, group = self.decider.decide(group, own)
             masks.append(mask)
