@@ -2,6 +2,8 @@
 
 from ponder.loops.blocks import AlbertStep, Block, EncoderLayerStep
 from ponder.loops.carry import Carried, Problem
+from ponder.loops.causal import Generated, greedy
+from ponder.loops.control import LoopControl, control_risk
 from ponder.loops.loop import Loop, LoopOutput
 from ponder.loops.places import Places, PositionStep
 
@@ -10,9 +12,13 @@ __all__ = [
     "Block",
     "Carried",
     "EncoderLayerStep",
+    "Generated",
     "Loop",
+    "LoopControl",
     "LoopOutput",
     "Places",
     "PositionStep",
     "Problem",
+    "control_risk",
+    "greedy",
 ]

@@ -61,7 +61,7 @@ class Block(nn.Module):
         hidden = hidden + self.attend(
             self.query(normed),
             self.key_value(normed),
-            self._mask(attention_mask, order.expand(hidden.shape[:2])),
+            self._mask(attention_mask, order.expand(hidden.shape[:2]), hidden.shape[1]),
         )
         states: Tensor = hidden + self.feed_forward(hidden)
         return states
@@ -73,7 +73,7 @@ class Block(nn.Module):
         running = places.take(hidden)
         kept = places.renew(kept, self.keys_and_values, hidden)
         query = places.pad(self.query(self.norm(running)))
-        mask = self._mask(places.visible, places.pad(places.position))
+        mask = self._mask(places.visible, places.pad(places.position), places.length)
         running = running + places.unpad(self.attend(query, kept, mask))
         return running + self.feed_forward(running), kept
 
@@ -88,12 +88,11 @@ class Block(nn.Module):
         mixed: Tensor = self.out(attention(query, key, value, self.heads, mask))
         return mixed
 
-    def _mask(self, visible: Tensor | None, position: Tensor) -> Tensor | None:
+    def _mask(self, visible: Tensor | None, position: Tensor, length: int) -> Tensor | None:
         """Return the mask of attention of queries at `position`, `(rows, some)`; None if they see all."""
         mask = None if visible is None else rearrange(visible, "rows keys -> rows 1 1 keys")
         if not self.causal:
             return mask
-        length = position.shape[1] if visible is None else visible.shape[1]
         keys = torch.arange(length, device=position.device)
         before = keys <= rearrange(position, "rows some -> rows 1 some 1")
         return before if mask is None else before & mask

@@ -28,11 +28,11 @@ from ponder.loops.places import Places, PositionStep
 from ponder.loops.slots import (
     Answers,
     Halted,
-    Slots,
     hold,
     over_positions,
     read_hazards,
     real_units,
+    run,
     start_past,
 )
 from ponder.model.steps import as_module, parameters_of
@@ -285,6 +285,10 @@ class Loop(nn.Module):
         chosen.check(ModelSpec(max_steps, task, self.lambda_head is not None))
         return Decider(chosen, max_steps, task)
 
+    def meaning(self, outputs: Tensor) -> Task:
+        """Return the task of outputs: the loop's own, classes if it names none."""
+        return self._meaning_of_units(outputs) or task_named(None)
+
     def read(self, hidden: Tree) -> Tensor:
         """Return the features of states, `(batch, length, …)`."""
         features: Tensor = hidden if self.readout is None else self.readout(hidden)
@@ -323,10 +327,12 @@ class Loop(nn.Module):
     ) -> Answers:
         """Run a batch until every row has left, and return the rows in their order."""
         size = check_rows("hidden", hidden)
-        check_rows("context", context, size) if context else None
+        if context:
+            check_rows("context", context, size)
         number = torch.arange(size, device=first_tensor(hidden).device)
-        slots = Slots(self, decider)
-        slots.admit(
+        return run(
+            self,
+            decider,
             hidden,
             context,
             mask=_bool(attention_mask),
@@ -334,12 +340,6 @@ class Loop(nn.Module):
             row_ids=number if row_ids is None else row_ids.to(number),
             policy_context=policy_context,
         )
-        parts: list[Answers] = []
-        while slots:
-            left = slots.advance()
-            if left is not None:
-                parts.append(left)
-        return Answers.in_order(parts)
 
     def _train(
         self,

@@ -131,11 +131,12 @@ class Slots:
         number: Tensor,
         row_ids: Tensor,
         policy_context: Mapping[str, Tensor] | None = None,
+        first: int = 0,
     ) -> None:
-        """Give rows their slots."""
+        """Give rows their slots; `first` is the position of their first one in the whole row."""
         real = real_units(hidden, mask, together=self.together)
         if not self.together:
-            row_ids = unit_ids(row_ids, real.shape[1])
+            row_ids = unit_ids(row_ids, real.shape[1]) + first
         past = None
         if self.needs_hazard:
             past = start_past(self.parts, self._units_of(hidden, real), mask)
@@ -283,6 +284,20 @@ class Slots:
                 lambda kept: torch.cat([kept, kept.new_zeros(sizes[1], *kept.shape[1:])]),
                 self._kept,
             )
+
+
+def run(
+    parts: Parts, decider: Decider, hidden: Tree, context: Mapping[str, Any], **rows: Any
+) -> Answers:
+    """Run a batch until every row has left, and return the rows in their order; arguments as for `Slots.admit`."""
+    slots = Slots(parts, decider)
+    slots.admit(hidden, context, **rows)
+    answers: list[Answers] = []
+    while slots:
+        left = slots.advance()
+        if left is not None:
+            answers.append(left)
+    return Answers.in_order(answers)
 
 
 def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:

@@ -42,6 +42,16 @@ def test_run_is_its_definition(policy: policies.ExitPolicy, step: str, halted: s
         torch.testing.assert_close(out.hidden[row, :length], expected.hidden, atol=1e-5, rtol=1e-5)
         assert not out.exit_step[row, length:].any()
         assert not out.outputs[row, length:].any()
+        if length == max(lengths):  # the same without a mask
+            with torch.no_grad():
+                alone = loop(
+                    hidden[row : row + 1],
+                    max_steps=MAX_STEPS,
+                    policy=policy,
+                    row_ids=torch.tensor([row]),
+                )
+            assert alone.exit_step[0].tolist() == expected.exit_step.tolist()
+            torch.testing.assert_close(alone.hidden[0], expected.hidden, atol=1e-5, rtol=1e-5)
 
 
 def test_policies_of_the_matrix_halt_positions_at_different_steps() -> None:

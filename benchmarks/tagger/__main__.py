@@ -1,0 +1,5 @@
+"""`python -m benchmarks.tagger`."""
+
+from benchmarks.tagger.cli import main
+
+main()

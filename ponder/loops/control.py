@@ -1,0 +1,198 @@
+"""Risk control on runs: the cheapest threshold whose answers differ from full depth on few rows, with a promise.
+
+A record at full depth says what each position would answer if all ran on. In a run that freezes halted positions the
+others attend to what these keep, so that a replay is an approximation, and no promise can rest on it. Here every
+threshold that is tested is a run of its own:
+
+    run at full depth once;  for each threshold, from the latest exits to the earliest: run, compare, test
+    stop at the first that fails (fixed-sequence testing, Angelopoulos et al. 2021);  take the cheapest that passed
+
+So the list of thresholds is short, and fixed before any row is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ponder._utils.checks import check_choice, check_share
+from ponder._utils.digest import digest_of_weights
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.calibration.bounds import BOUNDS, check_losses
+from ponder.errors import ArgumentError
+from ponder.loops.loop import Loop, LoopOutput
+from ponder.policies import Certified, ExitPolicy, LastStep
+
+__all__ = ["LoopControl", "control_risk"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoopControl:
+    """The policy that risk control chose for a loop, and its promise.
+
+    Args:
+        policy: The policy with its certificate; full depth if no threshold passed.
+        met: Whether some threshold was certified.
+        observed: The risk of the policy on the calibration rows.
+        steps_saved: The share of the position-steps of full depth that it saves there.
+        statement: The promise in words, or why none could be given.
+    """
+
+    policy: Certified
+    met: bool
+    observed: float
+    steps_saved: float
+    statement: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One threshold that was run: its value, the mean loss, the p-value, and the position-steps."""
+
+    value: float
+    observed: float
+    p_value: float
+    position_steps: int
+
+
+def control_risk(
+    loop: Loop,
+    batches: Iterable[Mapping[str, Any]],
+    policies: Callable[[float], ExitPolicy],
+    thresholds: Sequence[float],
+    *,
+    max_steps: int,
+    risk: Literal["sequence", "position"] = "sequence",
+    level: float,
+    confidence: float = 0.95,
+    bound: str = "hoeffding_bentkus",
+) -> LoopControl:
+    """Choose the cheapest of a few thresholds whose risk on fresh rows is at most `level`.
+
+    With probability at least `confidence` over the draw of the calibration rows, the risk of the chosen threshold is at
+    most `level` on rows like them; each threshold costs a run, and the walk ends at the first that fails.
+
+    Args:
+        loop: The loop, in evaluation mode.
+        batches: The arguments of calls of the loop on calibration rows, ``{"hidden": …, "attention_mask": …}`` each;
+            nothing else was chosen on these rows.
+        policies: A threshold to its policy: `policies.Confidence`, say.
+        thresholds: The thresholds, the latest exits first, fixed before any row was seen.
+        max_steps: The number of steps of full depth.
+        risk: ``"sequence"``, the share of rows of which any position has another answer than at full depth;
+            ``"position"``, the mean over rows of the share of their positions that have. Rows are what is drawn: the
+            positions of one row are no independent draws.
+        level: Upper limit of the risk, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
+        bound: ``"hoeffding_bentkus"``, ``"betting"``, or ``"exact_binomial"`` for ``"sequence"``.
+
+    Raises:
+        ArgumentError: No thresholds, or a loop in training mode.
+
+    Example:
+        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3)).eval()
+        >>> found = ponder.loops.control_risk(
+        ...     loop, [{"hidden": torch.randn(40, 5, 8)}], policies.Confidence, [0.99, 0.9], max_steps=4, level=0.1
+        ... )
+        >>> found.met, found.policy.num_steps
+        (True, 4)
+    """
+    check_share("level", level, remedy="Pass level=0.05, say.")
+    check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
+    check_choice("risk", risk, ("sequence", "position"))
+    check_choice("bound", bound, BOUNDS)
+    if loop.training or not thresholds:
+        expected = "a loop in evaluation mode, and a threshold or more"
+        got = f"{loop.training=}, {len(thresholds)} thresholds"
+        remedy = "Call loop.eval(), and pass thresholds=[0.99, 0.95, 0.9], say."
+        raise ArgumentError("loop", expected=expected, got=got, remedy=remedy)
+    calls = list(batches)
+    full = [_run(loop, call, LastStep(), max_steps) for call in calls]
+    passed: list[_Run] = []
+    path: list[_Run] = []
+    for value in thresholds:
+        policy = policies(value)
+        runs = [_run(loop, call, policy, max_steps) for call in calls]
+        losses = [_losses(loop, *pair, risk) for pair in zip(runs, full, strict=True)]
+        each = torch.cat(losses).double().cpu().numpy()
+        check_losses(each, bound)
+        p_value = float(BOUNDS[bound].p_values(each[:, None], level)[0])
+        steps = sum(out.position_steps for out in runs)
+        path.append(_Run(value, float(each.mean()), p_value, steps))
+        if p_value > 1.0 - confidence:
+            break
+        passed.append(path[-1])
+    best = min(passed, key=lambda run: run.position_steps, default=None)
+    statement = _statement(best, path, risk, level, confidence, bound, len(each))
+    chosen = LastStep() if best is None else policies(best.value)
+    certified = Certified(
+        policy=chosen,
+        statement=statement,
+        risk=risk,
+        level=level,
+        confidence=confidence,
+        bound=bound,
+        rows=len(each),
+        threshold_name=_name_of(policies(thresholds[0])),
+        threshold_value=None if best is None else best.value,
+        p_value=None if best is None else best.p_value,
+        path=tuple((run.value, run.observed, run.p_value) for run in path),
+        num_steps=max_steps,
+        weights=digest_of_weights([loop]),
+    )
+    whole = sum(out.position_steps for out in full)
+    saved = 0.0 if best is None else 1.0 - best.position_steps / whole
+    observed = 0.0 if best is None else best.observed
+    return LoopControl(certified, best is not None, observed, saved, statement)
+
+
+@torch.no_grad()
+def _run(loop: Loop, call: Mapping[str, Any], policy: ExitPolicy, max_steps: int) -> LoopOutput:
+    return loop(**call, max_steps=max_steps, policy=policy)
+
+
+def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:
+    """Return the loss of each row, `(rows,)` in [0, 1]."""
+    real = full.exit_step > 0
+    task = loop.meaning(full.outputs)
+    differ = task.predictions(run.outputs) != task.predictions(full.outputs)
+    differ = differ.flatten(real.dim()).any(-1) if differ.dim() > real.dim() else differ
+    differ = differ & real if real.dim() > 1 else differ[:, None]
+    changed: Tensor = differ.sum(1)
+    if risk == "sequence":
+        return changed.clamp(max=1)
+    count = real.sum(1) if real.dim() > 1 else torch.ones_like(changed)
+    return changed / count.clamp(min=1)
+
+
+def _name_of(policy: ExitPolicy) -> str:
+    return "threshold" if policy.tunable is None else policy.tunable.field
+
+
+def _statement(
+    best: _Run | None,
+    path: Sequence[_Run],
+    risk: str,
+    level: float,
+    confidence: float,
+    bound: str,
+    rows: int,
+) -> str:
+    """Return the promise in words, or why there is none."""
+    what = {
+        "sequence": "the share of rows with another answer than at full depth anywhere",
+        "position": "the mean share of positions with another answer than at full depth",
+    }[risk]
+    promise = f"{what} is at most {rounded_up(level)} with confidence {rounded_down(confidence)}"
+    if best is not None:
+        seen = f"{bound}, {rows} rows, {len(path)} runs, observed {best.observed:.4f}"
+        return f"on fresh rows {promise}: threshold {best.value:.6g} ({seen})"
+    first = path[0]
+    return (
+        f"nothing could be certified (asked for: {promise}), so every position runs to the last step: "
+        f"at {first.value:.6g}, tried first, {rows} rows have a mean loss of {first.observed:.4f} ({bound})"
+    )
