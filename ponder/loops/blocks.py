@@ -109,7 +109,7 @@ class AlbertStep(nn.Module):
     Example:
         >>> from transformers.models.albert import modeling_albert
         >>> config = modeling_albert.AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16)
-        >>> step = ponder.loops.AlbertStep(modeling_albert.AlbertLayer(config))
+        >>> step = AlbertStep(modeling_albert.AlbertLayer(config))
         >>> step(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
@@ -162,7 +162,7 @@ class EncoderLayerStep(nn.Module):
         ArgumentError: The layer takes the positions first.
 
     Example:
-        >>> step = ponder.loops.EncoderLayerStep(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+        >>> step = EncoderLayerStep(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
         >>> step(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
