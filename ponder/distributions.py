@@ -1,11 +1,12 @@
 """The halting distribution: a distribution over the steps 1..N.
 
-A hazard λ_n is the probability of stopping at step n given that no earlier step stopped. Hazards induce
+A hazard λ_n is the probability of stopping at step n given that no earlier step stopped. Hazards
+induce
 
     p(n) = λ_n Π_{j<n} (1 − λ_j),    p(N) = Π_{j<N} (1 − λ_j),
 
-the generalised geometric of PonderNet (Banino et al. 2021, Eq. 6; PALBERT paper, Eq. 1), whose last step takes
-all the mass that is left. Everything is computed in log space, in float32 or float64.
+the generalised geometric of PonderNet (Banino et al. 2021, Eq. 6; PALBERT paper, Eq. 1), whose last
+step takes all the mass that is left. Everything is computed in log space, in float32 or float64.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class StepDistribution(Distribution):
     """A distribution over the step at which computation stops, 1..N.
 
     Args:
-        log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension. −inf is a
-            step that cannot happen. Half precision is promoted to float32.
+        log_pmf: Log-probabilities of the steps, `(…, steps)`, normalised over the last dimension.
+            −inf is a step that cannot happen. Half precision is promoted to float32.
         validate_args: Whether to check that masses sum to one, as for PyTorch's own distributions.
 
     Raises:
@@ -124,8 +125,8 @@ class StepDistribution(Distribution):
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile function: the first step n with CDF_n ≥ value, for `value` in [0, 1].
 
-        The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers do; the two
-        differ only where a CDF equals q exactly.
+        The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers
+        do; the two differ only where a CDF equals q exactly.
         """
         value = torch.as_tensor(value, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
         return (self.cdf_table[..., :-1] < value.unsqueeze(-1)).sum(-1) + 1

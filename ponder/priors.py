@@ -34,8 +34,9 @@ registry: Registry[Prior] = Registry("prior", "ponder.priors")
 class Prior(Plugin, ABC):
     """Base of the priors p(n) over the halting step; leaves are frozen dataclasses.
 
-    A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a `StepDistribution`. A prior that
-    learns has its weights in `module`, which a `PonderWrapper` makes its own.
+    A leaf needs one method, `log_pmf`. Called with a number of steps, a prior gives a
+    `StepDistribution`. A prior that learns has its weights in `module`, which a `PonderWrapper`
+    makes its own.
 
     Example:
         >>> from dataclasses import dataclass
@@ -178,7 +179,8 @@ class Tabulated(Prior):
         """Count the steps at which examples halt: p(n) = (c_n + s) / (Σ_m c_m + s N) (additive smoothing).
 
         Args:
-            steps: The step of each example, 1-based: the exits of a policy, or the first step whose answer stays.
+            steps: The step of each example, 1-based: the exits of a policy, or the first step whose
+                answer stays.
             num_steps: N.
             smoothing: s, added to the count of every step; above 0, no step is excluded.
 
@@ -203,15 +205,17 @@ class Tabulated(Prior):
 class Learned(Prior):
     r"""A prior that is trained with the model: p(n) = softmax_n(log p₀(n) + w_n), one weight w_n a step, 0 at first.
 
-    The weights are in `module`, which a `PonderWrapper` makes its own: they are among its `parameters()` and in its
-    `state_dict()`. Equality and `to_dict` are about the hyper-parameters alone; copies and pickles keep the weights.
+    The weights are in `module`, which a `PonderWrapper` makes its own: they are among its
+    `parameters()` and in its `state_dict()`. Equality and `to_dict` are about the hyper-parameters
+    alone; copies and pickles keep the weights.
 
-    A prior that only the KL trains follows the posterior, and regularises nothing where that is the same for every
-    input: start from a prior that you mean, and let it learn slowly.
+    A prior that only the KL trains follows the posterior, and regularises nothing where that is the
+    same for every input: start from a prior that you mean, and let it learn slowly.
 
     Args:
         num_steps: N, the only number of steps it serves.
-        initial: The prior p₀ that it starts from, which gives every step some probability; uniform where None.
+        initial: The prior p₀ that it starts from, which gives every step some probability; uniform
+            where None.
 
     Example:
         >>> prior = priors.Learned(3)

@@ -1,10 +1,12 @@
 """Tasks: what outputs and labels mean. Every question about an answer is asked here.
 
-A task gives the loss of an answer, what is predicted, whether two predictions are the same, and whether one is right.
-Policies, scores, risks and plots ask the task object, and know no task by its name.
+A task gives the loss of an answer, what is predicted, whether two predictions are the same, and
+whether one is right. Policies, scores, risks and plots ask the task object, and know no task by its
+name.
 
-A class label of −100 is no label, as in PyTorch: its row or token counts for nothing in the loss and its gradient.
-Questions about predictions take NumPy arrays as well as tensors (a cascade has no torch); losses take tensors.
+A class label of −100 is no label, as in PyTorch: its row or token counts for nothing in the loss
+and its gradient. Questions about predictions take NumPy arrays as well as tensors (a cascade has no
+torch); losses take tensors.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ IGNORED_LABEL = -100
 class Task(ABC):
     """Meaning of the outputs of a head.
 
-    Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps, …)`, it says so. A
-    `mask`, `(batch, length)` bool, marks the positions that are no padding; None marks all.
+    Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps,
+    …)`, it says so. A `mask`, `(batch, length)` bool, marks the positions that are no padding; None
+    marks all.
 
     Example:
         >>> task = ponder.tasks.task_named("classification")
@@ -78,7 +81,8 @@ class Task(ABC):
     metric: ClassVar[str | None] = "accuracy"
     """Name of the task's own score, the mean over rows of `scores`; None where there is none.
 
-    ``"exact_match"`` where an example has several answers, one a token or a label, which must all be right.
+    ``"exact_match"`` where an example has several answers, one a token or a label, which must all
+    be right.
     """
 
     @property
@@ -209,7 +213,8 @@ class Task(ABC):
             student: Outputs, `(rows, …)`.
             teacher: The teacher's outputs.
             temperature: Divisor of both, where they are logits.
-            mask: The positions that are taught, labelled or not, since policies compare the answers of all.
+            mask: The positions that are taught, labelled or not, since policies compare the answers
+                of all.
         """
         remedy = "Distil with a named task, or with a class of your own that derives from one."
         raise ArgumentError(
@@ -261,8 +266,9 @@ class Classification(_Smoothable):
     """One class out of C: cross-entropy; outputs `(batch, classes)`, labels `(batch,)` long.
 
     Args:
-        label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes alike, in the loss of
-            every step (Szegedy et al. 2016, "Rethinking the Inception Architecture", Section 7).
+        label_smoothing: Share ε in [0, 1) of the labels' mass that is spread over all classes
+            alike, in the loss of every step (Szegedy et al. 2016, "Rethinking the Inception
+            Architecture", Section 7).
 
     Example:
         >>> task = ponder.tasks.Classification(label_smoothing=0.1)
@@ -410,8 +416,8 @@ class Regression(Task):
 class Span(Task):
     """Start and end of an answer in a sequence: the mean of two cross-entropies over its positions.
 
-    Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A position of −100, or
-    beyond the sequence (the answer was cut off), counts for nothing.
+    Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A
+    position of −100, or beyond the sequence (the answer was cut off), counts for nothing.
 
     Example:
         >>> ponder.tasks.Span().predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]]))  # from 1 to 2

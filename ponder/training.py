@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf, isnan
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ from ponder.model.heads import PerStep
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Stage
+from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["EpochReport", "FitReport", "fit", "joined_loss", "parameter_groups", "run_stage"]
 
+_LABELS = ("labels", "label")
 _SPAN = ("start_positions", "end_positions")
 
 
@@ -40,7 +42,8 @@ class EpochReport:
         loss: Mean training loss over the batches.
         score: Score on the held-out data, the higher the better; None without such data.
         exit_step: Mean exit step there.
-        kept: Whether its weights were kept at the end of the stage: the best on held-out data, or the last.
+        kept: Whether its weights were kept at the end of the stage: the best on held-out data, or
+            the last.
     """
 
     stage: int
@@ -74,15 +77,12 @@ class FitReport:
     def __str__(self) -> str:
         lines = []
         for epoch in self.epochs:
-            score = (
-                ""
-                if epoch.score is None
-                else f", score {epoch.score:.4f} at step {epoch.exit_step:.2f}"
-            )
-            kept = " (kept)" if epoch.kept else ""
-            lines.append(
-                f"stage {epoch.stage}, epoch {epoch.epoch}: loss {epoch.loss:.4f}{score}{kept}"
-            )
+            line = f"stage {epoch.stage}, epoch {epoch.epoch}: loss {epoch.loss:.4f}"
+            if epoch.score is not None:
+                line += f", score {epoch.score:.4f} at step {epoch.exit_step:.2f}"
+            if epoch.kept:
+                line += " (kept)"
+            lines.append(line)
         return "\n".join(lines)
 
 
@@ -102,30 +102,35 @@ def fit(
 ) -> FitReport:
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
-    The stages are `PonderWrapper.stages`: those of the recipe, or one with the model's objective. Each freezes what it
-    does not train, and has an optimiser (AdamW) and a schedule of its own. Where it runs, in what precision and on how
-    many devices, is `accelerate`'s affair (``accelerate launch``, ``torchrun``).
+    The stages are `PonderWrapper.stages`: those of the recipe, or one with the model's objective.
+    Each freezes what it does not train, and has its own optimiser (AdamW) and schedule.
+    `accelerate` decides on devices, precision and the number of processes (``accelerate launch``,
+    ``torchrun``).
 
-    Afterwards the model is in evaluation mode, and frozen where it was frozen before.
+    Afterwards the model is in evaluation mode, and the same parameters are frozen as before.
 
     Args:
         model: A `PonderWrapper`, or a module that holds one.
-        loader: Training batches, iterated once an epoch: a DataLoader (several processes share its batches), or a list.
-            A batch is a pair (inputs, labels), or a dict with the labels under ``"labels"``, whose other entries are
-            the inputs (under the model's main input name, or the first) and the context.
+        loader: Training batches, iterated once an epoch: a DataLoader (several processes share its
+            batches), or a list. A batch is a pair (inputs, labels), or a dict with the labels under
+            ``"labels"``, whose other entries are the inputs (under the model's main input name, or
+            the first) and the context.
         epochs: Epochs of each stage.
         lr: Learning rate of the encoder.
-        head_lr: Learning rate of the heads, which are new; `lr` where None.
-        lambda_lr: Learning rate of the Lambda head; `lr` where None.
+        head_lr: Learning rate of the heads, which are new; `lr` if None.
+        lambda_lr: Learning rate of the Lambda head; `lr` if None.
         held_out: Batches on which each epoch is scored; the best epoch's weights are kept.
         weight_decay: Weight decay of AdamW on weights; biases and norms are spared.
-        warmup: Share of the steps in which the rates rise from 0, in [0, 1), before they fall to 0 again.
+        warmup: Share of the steps in which the rates rise from 0, in [0, 1), before they fall to 0
+            again.
         clip: Largest norm of the gradient; None does not clip.
         seed: Seed of PyTorch's own generator, which draws dropout and the order of the loader.
 
     Raises:
-        ArgumentError: Batches without labels, a number out of range, or a stage that would train nothing.
-        NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before that step.
+        ArgumentError: Batches without labels, a number out of range, or a stage that would train
+            nothing.
+        NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before
+            that step.
         PonderError: accelerate is not installed.
 
     Example:
@@ -141,30 +146,39 @@ def fit(
     if seed is not None:
         torch.manual_seed(seed)
     accelerator = _accelerator()
-    if isinstance(loader, DataLoader):
-        loader = accelerator.prepare(loader)
-    elif accelerator.num_processes > 1:
-        expected = f"a DataLoader, whose batches {accelerator.num_processes} processes can share"
-        got = f"a {type(loader).__name__}, of which each would train on all"
-        remedy = (
-            "Wrap the data set: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)."
-        )
-        raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
+    loader = _shared_loader(loader, accelerator)
     stages = wrapper.stages
-    done = list[EpochReport]()
+    reports: list[EpochReport] = []
     try:
         for number, stage in enumerate(stages, start=1):
             with run_stage(wrapper, stage):
                 groups = parameter_groups(wrapper, lr, lambda_lr, head_lr, weight_decay)
                 run = _StageRun(model, wrapper, accelerator, loader, groups, epochs, warmup, clip)
-                # A whole stage still to come moves the exits; early heads and Lambda heads are trained for them.
-                policy = (
-                    wrapper.policy if number == len(stages) or stage.train != "all" else LastStep()
-                )
-                done += run.train(number, held_out, policy)
+                # If a later stage trains everything, it will move the exits, so full depth is
+                # scored. Early heads and Lambda heads are trained for the exits, and are scored
+                # there.
+                is_last = number == len(stages)
+                scores_exits = is_last or stage.train != "all"
+                policy = wrapper.policy if scores_exits else LastStep()
+                reports += run.train(number, held_out, policy)
     finally:
         model.eval()
-    return FitReport(tuple(done))
+    return FitReport(tuple(reports))
+
+
+def _shared_loader(loader: Iterable[Any], accelerator: Any) -> Iterable[Any]:
+    """Return a loader whose batches all processes share; raise if several processes cannot share it."""
+    if isinstance(loader, DataLoader):
+        return accelerator.prepare(loader)  # type: ignore[no-any-return]
+    if accelerator.num_processes > 1:
+        raise ArgumentError(
+            "loader",
+            expected=f"a DataLoader, whose batches {accelerator.num_processes} processes can share",
+            got=f"a {type(loader).__name__}, of which each would train on all",
+            remedy="Wrap the data set: "
+            "torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True).",
+        )
+    return loader
 
 
 @contextmanager
@@ -178,7 +192,8 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
         stage: The stage.
 
     Raises:
-        ArgumentError: The stage trains parts that the model does not have, or that were frozen before.
+        ArgumentError: The stage trains parts that the model does not have, or that were frozen
+            before.
 
     Example:
         >>> steps = [nn.Linear(8, 8) for _ in range(3)]
@@ -187,20 +202,22 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
         ...     [weight.requires_grad for weight in model.head.heads[0].parameters()], model.objective
         ([True, True], DeepSupervision(weights='uniform'))
     """
-    stages, teacher = model.stages, model.teacher
-    learned = [weight for weight in model.parameters() if weight.requires_grad]
-    early = list(model.head.heads)[:-1] if isinstance(model.head, PerStep) else []
+    stages = model.stages
+    teacher = model.teacher
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         if stage.teacher == "previous":
-            model.teacher = None
+            model.teacher = None  # or the copy would hold a copy of the teacher before it
             model.teacher = copy.deepcopy(model).requires_grad_(False)
         model.stages = (stage,)
-        _freeze(model, stage, early)
+        _freeze(model, stage)
         yield
     finally:
-        for weight in learned:
+        for weight in trainable:
             weight.requires_grad_(True)
-        model.stages, model.teacher, model.progress = stages, teacher, None
+        model.stages = stages
+        model.teacher = teacher
+        model.progress = None
 
 
 def parameter_groups(
@@ -212,20 +229,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return groups for a `torch.optim` optimiser: the encoder's parameters, the heads', those of the Lambda head.
 
-    New heads on a pretrained encoder learn best at a rate some twenty times that of the encoder; PALBERT gives the
-    Lambda head one of its own (Section 3.2).
+    New heads on a pretrained encoder learn best at a rate some twenty times that of the encoder;
+    PALBERT gives the Lambda head one of its own (Section 3.2).
 
     Args:
         model: A `PonderWrapper`, or any module that holds one.
         lr: Learning rate of all that has none of its own.
-        lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` where None.
-        head_lr: Learning rate of the heads; `lr` where None.
-        weight_decay: Weight decay; where given, each group comes in two with this key: the weights, and, with 0, what
-            has fewer than two dimensions (biases and norms).
+        lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` if None.
+        head_lr: Learning rate of the heads; `lr` if None.
+        weight_decay: Weight decay; if given, each group comes in two with this key: the weights,
+            and, with 0, what has fewer than two dimensions (biases and norms).
 
     Returns:
-        Groups with `params`, `lr` and `name` (``"model"``, ``"head"``, ``"lambda"``); a group without parameters is
-        left out.
+        Groups with `params`, `lr` and `name` (``"model"``, ``"head"``, ``"lambda"``); a group
+        without parameters is left out.
 
     Example:
         >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=LambdaHead(4))
@@ -234,28 +251,40 @@ def parameter_groups(
         [5e-05, 0.0001]
     """
     rates = {"model": lr, "head": head_lr, "lambda": lambda_lr}
+    owner_of = _owners(model)
+    by_owner: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for weight in model.parameters():
+        if weight.requires_grad:
+            by_owner[owner_of.get(id(weight), "model")].append(weight)
+    groups: list[dict[str, Any]] = []
+    for name, rate in rates.items():
+        group = {"name": name, "lr": lr if rate is None else rate}
+        weights = by_owner[name]
+        if weight_decay is None:
+            groups.append({**group, "params": weights})
+            continue
+        decayed = [weight for weight in weights if weight.dim() > 1]
+        spared = [weight for weight in weights if weight.dim() < 2]
+        groups.append({**group, "params": decayed, "weight_decay": weight_decay})
+        groups.append({**group, "params": spared, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _owners(model: nn.Module) -> dict[int, str]:
+    """Return the group, ``"head"`` or ``"lambda"``, of each parameter that is not the encoder's, by its id."""
     owners: dict[int, str] = {}
     for wrapper in model.modules():
         if isinstance(wrapper, PonderWrapper):
-            owners |= dict.fromkeys(map(id, wrapper.head.parameters()), "head")
-            halting = [
-                part for part in (wrapper.lambda_head, wrapper.prior_weights) if part is not None
-            ]
-            owners |= {id(weight): "lambda" for part in halting for weight in part.parameters()}
-    made = []
-    for name, rate in rates.items():
-        held = [
-            w for w in model.parameters() if w.requires_grad and owners.get(id(w), "model") == name
-        ]
-        group = {"name": name, "lr": lr if rate is None else rate}
-        if weight_decay is None:
-            made.append({**group, "params": held})
-        else:
-            made.append(
-                {**group, "params": [w for w in held if w.dim() > 1], "weight_decay": weight_decay}
-            )
-            made.append({**group, "params": [w for w in held if w.dim() < 2], "weight_decay": 0.0})
-    return [group for group in made if group["params"]]
+            owners |= {id(weight): "head" for weight in wrapper.head.parameters()}
+            for part in _halting_parts(wrapper):
+                owners |= {id(weight): "lambda" for weight in part.parameters()}
+    return owners
+
+
+def _halting_parts(model: PonderWrapper) -> list[nn.Module]:
+    """Return the Lambda head and the weights of a learned prior, if there are such."""
+    parts = (model.lambda_head, model.prior_weights)
+    return [part for part in parts if part is not None]
 
 
 @dataclass
@@ -271,36 +300,41 @@ class _StageRun:
     warmup: float
     clip: float | None
     total: int | None = None
-    """The number of steps of the optimiser, where the loader has a length."""
+    """The number of steps of the optimiser; None if the loader has no length."""
 
     def train(
         self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy
     ) -> list[EpochReport]:
-        """Train, and leave the best epoch in the model, and nothing of accelerate."""
-        length = getattr(self.loader, "__len__", None)
-        self.total = None if length is None else length() * self.epochs
+        """Train, and leave the best epoch's weights in the model, and nothing of accelerate."""
+        self.total = len(self.loader) * self.epochs if isinstance(self.loader, Sized) else None
         optimizer = torch.optim.AdamW(self.groups, weight_decay=0.0)
         self.rates = LambdaLR(optimizer, self._rate)
-        plain = "forward" not in vars(self.wrapper)
-        self.prepared, self.optimizer = self.accelerator.prepare(self.wrapper, optimizer)
-        done, best, weights, kept = list[EpochReport](), -inf, None, self.epochs
+        has_plain_forward = "forward" not in vars(self.wrapper)
+        prepared = self.accelerator.prepare(self.wrapper, optimizer)
+        self.prepared, self.optimizer = prepared
+        reports: list[EpochReport] = []
+        best_score = -inf
+        best_weights = None
+        best_epoch = self.epochs
         try:
             for epoch in range(1, self.epochs + 1):
-                report = EpochReport(number, epoch, self._epoch(f"stage {number}, epoch {epoch}"))
+                loss = self._epoch(f"stage {number}, epoch {epoch}")
+                report = EpochReport(number, epoch, loss)
                 if held_out is not None:
                     score, exit_step = self._score(held_out, policy)
-                    report = EpochReport(number, epoch, report.loss, score, exit_step)
-                    if weights is None or score > best:
-                        best, kept = -inf if isnan(score) else score, epoch
-                        weights = copy.deepcopy(self.wrapper.state_dict())
-                done.append(report)
+                    report = replace(report, score=score, exit_step=exit_step)
+                    if best_weights is None or score > best_score:
+                        best_score = -inf if isnan(score) else score
+                        best_epoch = epoch
+                        best_weights = copy.deepcopy(self.wrapper.state_dict())
+                reports.append(report)
         finally:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-            if plain:  # mixed precision puts one around that of the class
+            if has_plain_forward:  # mixed precision leaves a `forward` on the instance
                 vars(self.wrapper).pop("forward", None)
-        if weights is not None:
-            self.wrapper.load_state_dict(weights)
-        return [replace(each, kept=each.epoch == kept) for each in done]
+        if best_weights is not None:
+            self.wrapper.load_state_dict(best_weights)
+        return [replace(report, kept=report.epoch == best_epoch) for report in reports]
 
     def _rate(self, step: int) -> float:
         """Return the share of the learning rates at a step of the optimiser, counted from 0."""
@@ -314,12 +348,9 @@ class _StageRun:
     def _epoch(self, where: str) -> float:
         """Make one pass over the loader, and return the mean loss."""
         self.model.train()
-        losses = list[float]()
-        device = self.accelerator.device
+        losses: list[float] = []
         for batch in self.loader:
-            inputs, labels, context = map_tensors(
-                lambda tensor: tensor.to(device), read_batch(batch, self.wrapper.main_input_name)
-            )
+            inputs, labels, context = self._on_device(batch)
             if self.total is not None:
                 self.wrapper.progress = Progress(min(self.rates.last_epoch, self.total), self.total)
             with self.accelerator.autocast():
@@ -331,6 +362,12 @@ class _StageRun:
             raise ArgumentError("loader", expected="at least one batch", got="none", remedy=remedy)
         return sum(losses) / len(losses)
 
+    def _on_device(self, batch: Any) -> TrainingBatch:
+        """Return a batch with its tensors on the device of the model."""
+        read = read_batch(batch, self.wrapper.main_input_name)
+        device = self.accelerator.device
+        return TrainingBatch(*map_tensors(lambda tensor: tensor.to(device), tuple(read)))
+
     def _shared(self, out: Any) -> Tensor:
         """Return the loss, whose mean over all processes is that over the labelled rows of their batches."""
         processes: int = self.accelerator.num_processes
@@ -340,16 +377,23 @@ class _StageRun:
         return joined_loss(out.loss, labelled, self.accelerator.reduce(labelled, "sum"), processes)
 
     def _step(self, loss: Tensor, where: str) -> float:
-        """Make a step of the optimiser and return the loss; nothing moves where a number is not finite."""
+        """Make a step of the optimiser and return the loss; raise if loss or gradient are not finite."""
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        trained = [weight for group in self.groups for weight in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trained, inf if self.clip is None else self.clip)
-        value, size = float(loss.item()), float(norm)
-        if not (abs(value) < inf and (size < inf or self.accelerator.scaler is not None)):
+        weights: list[nn.Parameter] = []
+        for group in self.groups:
+            weights += group["params"]
+        clip = inf if self.clip is None else self.clip
+        norm = float(self.accelerator.clip_grad_norm_(weights, clip))
+        value = float(loss.item())
+        # With a gradient scaler an infinite gradient is usual: it skips the step, and lowers its
+        # scale.
+        finite_gradient = norm < inf or self.accelerator.scaler is not None
+        if not (abs(value) < inf and finite_gradient):
             raise NonFiniteError(
-                f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a gradient of norm {size:g}. "
-                "The weights are those before this step. Lower the learning rates, or look for NaN in the data."
+                f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a gradient "
+                f"of norm {norm:g}. The weights are those before this step. Lower the learning "
+                "rates, or look for NaN in the data."
             )
         self.optimizer.step()
         return value
@@ -357,84 +401,110 @@ class _StageRun:
     def _score(self, held_out: Iterable[Any], policy: ExitPolicy) -> tuple[float, float]:
         """Return the score of held-out data, and the mean exit step.
 
-        With a head at each step that is the mean over all steps, which does not hang on a threshold that was chosen for
-        other weights; with a shared head, and under `LastStep`, the score at the exits of `policy`.
+        With a head at each step the score is the mean over all steps, since a threshold may not
+        suit new weights. With a shared head, and under `LastStep`, it is the score at the exits of
+        `policy`.
         """
-        wrapper, scores, exits = self.wrapper, list[Tensor](), list[Tensor]()
-        every = isinstance(wrapper.head, PerStep) and not isinstance(policy, LastStep)
+        wrapper = self.wrapper
+        scores: list[Tensor] = []
+        exits: list[Tensor] = []
+        over_all_steps = isinstance(wrapper.head, PerStep) and not isinstance(policy, LastStep)
+        keep_features = "features" in policy.needs
         with evaluating(wrapper), self.accelerator.autocast():
             for batch in held_out:
-                inputs, labels, context = map_tensors(
-                    lambda tensor: tensor.to(self.accelerator.device),
-                    read_batch(batch, wrapper.main_input_name),
+                inputs, labels, context = self._on_device(batch)
+                trajectory = wrapper.unroll(
+                    inputs, labels=labels, keep_features=keep_features, **context
                 )
-                run = wrapper.unroll(
-                    inputs, labels=labels, keep_features="features" in policy.needs, **context
-                )
-                steps = run.replay(policy).exit_step.cpu()
-                if run.meaning.metric is None:
-                    table = -run.meaning.step_losses(run.outputs, torch.as_tensor(run.labels)).cpu()
-                else:
-                    table = torch.as_tensor(run.score_table())
-                scores.append(
-                    table.mean(1) if every else table[torch.arange(len(table)), steps - 1]
-                )
-                exits.append(steps)
+                exit_step = trajectory.replay(policy).exit_step.cpu()
+                table = _score_of_steps(trajectory)
+                rows = torch.arange(len(table))
+                scores.append(table.mean(1) if over_all_steps else table[rows, exit_step - 1])
+                exits.append(exit_step)
         return float(torch.cat(scores).mean()), float(torch.cat(exits).double().mean())
+
+
+def _score_of_steps(trajectory: Trajectory) -> Tensor:
+    """Return the score of each row at each step, `(rows, steps)`: the task's, or minus its loss if it has none."""
+    if trajectory.meaning.metric is not None:
+        return torch.as_tensor(trajectory.score_table())
+    labels = torch.as_tensor(trajectory.labels)
+    losses: Tensor = trajectory.meaning.step_losses(trajectory.outputs, labels)
+    return -losses.cpu()
 
 
 def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:
     """Weigh the loss of one of several parts of a batch by its rows: the mean over the parts is that over all rows.
 
-    Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last bit.
+    Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last
+    bit.
     """
     return loss * ((labelled * parts).to(loss.dtype) / total.clamp(min=1))
 
 
-def read_batch(batch: Any, main_input: str | None = None) -> tuple[Tree, Tensor, dict[str, Any]]:
+class TrainingBatch(NamedTuple):
+    """A batch with labels: the inputs, the labels, and the context of the steps by name."""
+
+    inputs: Tree
+    labels: Tensor
+    context: dict[str, Any]
+
+
+def read_batch(batch: Any, main_input: str | None = None) -> TrainingBatch:
     """Return the inputs, labels and context of a training batch.
 
     Args:
-        batch: A pair (inputs, labels); a pair (inputs, dict), whose dict holds the labels under ``"labels"`` (those of
-            spans under ``"start_positions"`` and ``"end_positions"``) and context; or one dict, with the inputs under
-            `main_input`, or else as its first entry.
-        main_input: The name of the inputs in a dict, where the model has one.
+        batch: A pair (inputs, labels); a pair (inputs, dict), whose dict holds context and the
+            labels under ``"labels"`` (those of spans under ``"start_positions"`` and
+            ``"end_positions"``); or one dict, with the inputs under `main_input`, or else as its
+            first entry.
+        main_input: The name of the inputs in a dict, if the model has one.
 
     Example:
         >>> from ponder.training import read_batch
-        >>> read_batch({"pixels": torch.zeros(2, 4), "labels": torch.tensor([0, 1])})[1]
+        >>> read_batch({"pixels": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}).labels
         tensor([0, 1])
     """
+    inputs = None
+    entries: dict[str, Any] = {}
     if isinstance(batch, Mapping):
-        given = {name: value for name, value in batch.items() if value is not None}
-        name = next(
-            (
-                key
-                for key in (main_input, *given)
-                if key in given and key not in ("labels", "label")
-            ),
-            "",
-        )
-        inputs = given.pop(name, None)
+        entries = {name: value for name, value in batch.items() if value is not None}
+        inputs = entries.pop(_name_of_inputs(entries, main_input), None)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, labels = batch
-        given = dict(labels) if isinstance(labels, Mapping) else {"labels": labels}
-    else:
-        inputs, given = None, {}
-    if all(name in given for name in _SPAN):  # of a span, as Transformers names them
-        given["labels"] = torch.stack([given.pop(name).reshape(-1) for name in _SPAN], dim=1)
-    labels = given.pop("labels", None)
-    labels = given.pop("label", None) if labels is None else labels
+        inputs, labels_or_more = batch
+        is_dict = isinstance(labels_or_more, Mapping)
+        entries = dict(labels_or_more) if is_dict else {"labels": labels_or_more}
+    labels = _take_labels(entries)
     if inputs is None or not isinstance(labels, Tensor):
-        expected = "batches with labels: pairs (inputs, labels), or dicts with the labels, a tensor, under 'labels'"
-        got = (
-            f"a dict with {', '.join(map(str, batch))}"
-            if isinstance(batch, Mapping)
-            else type(batch).__name__
+        is_dict = isinstance(batch, Mapping)
+        names = ", ".join(map(str, batch)) if is_dict else ""
+        raise ArgumentError(
+            "loader",
+            expected="batches with labels: pairs (inputs, labels), or dicts with the labels, "
+            "a tensor, under 'labels'",
+            got=f"a dict with {names}" if is_dict else type(batch).__name__,
+            remedy="Let the data set, or the collate function of the DataLoader, give the labels "
+            "too.",
         )
-        remedy = "Let the data set, or the collate function of the DataLoader, give the labels too."
-        raise ArgumentError("loader", expected=expected, got=got, remedy=remedy)
-    return inputs, labels, given
+    return TrainingBatch(inputs, labels, entries)
+
+
+def _name_of_inputs(entries: Mapping[str, Any], main_input: str | None) -> str:
+    """Return the name of the inputs among the entries of a batch, empty if there are none."""
+    for name in (main_input, *entries):
+        if name in entries and name not in _LABELS:
+            return str(name)
+    return ""
+
+
+def _take_labels(entries: dict[str, Any]) -> Any:
+    """Take the labels out of the entries of a batch; those of a span, `(batch, 2)`, as Transformers names them."""
+    if all(name in entries for name in _SPAN):
+        entries["labels"] = torch.stack([entries.pop(name).reshape(-1) for name in _SPAN], dim=1)
+    for name in _LABELS:
+        if name in entries:
+            return entries.pop(name)
+    return None
 
 
 def _accelerator() -> Any:
@@ -452,38 +522,36 @@ def _accelerator() -> Any:
     return accelerator
 
 
-def _freeze(model: PonderWrapper, stage: Stage, early: list[nn.Module]) -> None:
-    """Freeze what the stage does not train; a module that a trained part shares with a frozen one is frozen too."""
-    halting = [part for part in (model.lambda_head, model.prior_weights) if part is not None]
-    trained: dict[str, list[nn.Module]] = {
-        "all": [model],
-        "early_heads": early,
-        "lambda_head": halting,
+def _freeze(model: PonderWrapper, stage: Stage) -> None:
+    """Freeze what the stage does not train; a parameter that a trained part shares with a frozen one is frozen too."""
+    heads = list(model.head.heads) if isinstance(model.head, PerStep) else []
+    early_heads = heads[:-1]
+    last_head = heads[-1] if heads else model.head
+    halting = _halting_parts(model)
+    encoder = [model.stem, model.steps, model.readout, last_head]
+    if stage.train == "all":
+        trained: list[nn.Module] = [model]
+        frozen: list[nn.Module | None] = []
+    elif stage.train == "early_heads":
+        trained = early_heads
+        frozen = [*encoder, *halting]
+    else:
+        trained = halting
+        frozen = [*encoder, *early_heads]
+    moving = {
+        id(weight) for part in trained for weight in part.parameters() if weight.requires_grad
     }
-    moves = {
-        id(weight)
-        for part in trained[stage.train]
-        for weight in part.parameters()
-        if weight.requires_grad
-    }
-    if stage.train != "all":
-        last = model.head.heads[-1] if isinstance(model.head, PerStep) else model.head
-        others = [
-            model.stem,
-            model.steps,
-            model.readout,
-            last,
-            *(halting if stage.train == "early_heads" else early),
-        ]
-        moves -= {id(weight) for part in others if part is not None for weight in part.parameters()}
-    if not moves:
+    for part in frozen:
+        if part is not None:
+            moving -= {id(weight) for weight in part.parameters()}
+    if not moving:
         raise ArgumentError(
             "stage",
             expected=f"something that a stage with train={stage.train!r} may train",
             got="a model without such a part, or all of it frozen before",
-            remedy="Early heads need head=ponder.PerStep([…]), a Lambda head lambda_head=ponder.LambdaHead(width); or "
-            "call model.requires_grad_(True).",
+            remedy="Early heads need head=ponder.PerStep([…]), a Lambda head "
+            "lambda_head=ponder.LambdaHead(width); or call model.requires_grad_(True).",
         )
     for weight in model.parameters():
-        if id(weight) not in moves:
+        if id(weight) not in moving:
             weight.requires_grad_(False)

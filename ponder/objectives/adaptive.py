@@ -19,19 +19,22 @@ __all__ = ["ACT"]
 class ACT(Objective):
     r"""The loss of the mean answer plus the ponder cost, L(Σ_n p_n y_n) + τ (N + R).
 
-    Graves 2016, arXiv 1603.08983, Section 2. With halting units h_n = σ(hazard logit) and M steps at most,
+    Graves 2016, arXiv 1603.08983, Section 2. With halting units h_n = σ(hazard logit) and M steps
+    at most,
 
         N = min{M, min{n : h_1 + … + h_n ≥ 1 − ε}}     R = 1 − Σ_{n<N} h_n
         p_n = h_n for n < N,   p_N = R,   p_n = 0 for n > N.
 
-    The weights p sum to 1. The paper takes the mean of states, s = Σ p_n s_n, and that of outputs, y = Σ p_n y_n; here
-    the *outputs* are averaged, logits in classification, before the task's loss is taken. For a linear head both are
-    the same; for any other head only the second needs no state to be kept. A loss of the mean is not the mean of the
-    losses: PonderNet's Σ p_n ℓ_n (`Ponder`) asks each step to be right, and ACT only their mean.
+    The weights p sum to 1. The paper takes the mean of states, s = Σ p_n s_n, and that of outputs,
+    y = Σ p_n y_n; here the *outputs* are averaged, logits in classification, before the task's loss
+    is taken. For a linear head both are the same; for any other head only the second needs no state
+    to be kept. A loss of the mean is not the mean of the losses: PonderNet's Σ p_n ℓ_n (`Ponder`)
+    asks each step to be right, and ACT only their mean.
 
-    N is constant almost everywhere, so that the gradient of the cost is −τ for h_1 … h_{N−1} and 0 for h_N, as in the
-    paper; h_N and all later units learn nothing. One set of weights is one row here, or one position of a looped model
-    that halts per position (the Universal Transformer, Dehghani et al. 2019, arXiv 1807.03819).
+    N is constant almost everywhere, so that the gradient of the cost is −τ for h_1 … h_{N−1} and 0
+    for h_N, as in the paper; h_N and all later units learn nothing. One set of weights is one row
+    here, or one position of a looped model that halts per position (the Universal Transformer,
+    Dehghani et al. 2019, arXiv 1807.03819).
 
     Args:
         cost: Time penalty τ ≥ 0.

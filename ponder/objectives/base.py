@@ -83,16 +83,19 @@ class Unrolled:
 
     Args:
         outputs: Outputs of every step, `(batch, steps, …)`.
-        losses: The task's loss (negative log-likelihood) of every example at every step, `(batch, steps)`.
+        losses: The task's loss (negative log-likelihood) of every example at every step, `(batch,
+            steps)`.
         task: The task, for objectives that compare outputs with outputs.
         halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
         prior: The prior over the same steps, or None where the model has none.
         labels: Labels as the task takes them, batch first.
-        features: The readout's features, `(batch, steps, …)`; None where the objective does not need them.
+        features: The readout's features, `(batch, steps, …)`; None where the objective does not
+            need them.
         progress: The state of training; None where it is not known.
-        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or needed.
-        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions and the padding is
-            known; None elsewhere.
+        teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or
+            needed.
+        mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions
+            and the padding is known; None elsewhere.
 
     Example:
         >>> task = ponder.tasks.Classification()

@@ -20,12 +20,13 @@ __all__ = ["Distillation", "MutualDistillation"]
 class Distillation(Objective):
     r"""w · mean over the steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with the teacher t detached.
 
-    The teacher is the last step, t = z_N, and the steps before it learn, as in FastBERT (Liu et al. 2020, Eqs. 5 and
-    6), which takes the divergence the other way round, KL(student ‖ teacher), and the sum over the steps. Or it is a
-    frozen model, such as a copy of the same encoder fine-tuned for its last step, and all N steps learn to agree with
-    it, or the one `step` that a smaller model ends with (Hinton et al. 2015; Sun et al. 2019). Hinton's T² keeps the
-    temperature from scaling the gradient. In regression it is the squared distance to the teacher, in multilabel tasks
-    the binary cross-entropy to it.
+    The teacher is the last step, t = z_N, and the steps before it learn, as in FastBERT (Liu et al.
+    2020, Eqs. 5 and 6), which takes the divergence the other way round, KL(student ‖ teacher), and
+    the sum over the steps. Or it is a frozen model, such as a copy of the same encoder fine-tuned
+    for its last step, and all N steps learn to agree with it, or the one `step` that a smaller
+    model ends with (Hinton et al. 2015; Sun et al. 2019). Hinton's T² keeps the temperature from
+    scaling the gradient. In regression it is the squared distance to the teacher, in multilabel
+    tasks the binary cross-entropy to it.
 
     Args:
         temperature: T > 0.
@@ -76,8 +77,8 @@ class Distillation(Objective):
 class MutualDistillation(Objective):
     r"""Mean over pairs n ≠ m of the distillation loss of step n against step m as a detached teacher.
 
-    LeeBERT (Zhu 2021, Section 3.3) lets every exit teach every other and learns the weights of the pairs; here they
-    weigh the same. Losses per pair are those of `Distillation`.
+    LeeBERT (Zhu 2021, Section 3.3) lets every exit teach every other and learns the weights of the
+    pairs; here they weigh the same. Losses per pair are those of `Distillation`.
 
     Args:
         temperature: T > 0.

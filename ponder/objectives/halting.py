@@ -22,12 +22,13 @@ class Ponder(Objective):
 
     Σ_n p(n|x) ℓ_n + β KL(p(·|x) ‖ p(·)), with ℓ_n = −log p(y|x, n).
 
-    Banino et al. 2021, Eq. 2; PALBERT paper, Eq. 2. All N steps count, the last with the mass that remains.
+    Banino et al. 2021, Eq. 2; PALBERT paper, Eq. 2. All N steps count, the last with the mass that
+    remains.
 
     Args:
         beta: Weight β ≥ 0 of the divergence.
-        kl: ``"posterior_prior"``, KL(posterior ‖ prior) as in the papers; ``"prior_posterior"``, the other
-            direction, as in PALBERT's released code.
+        kl: ``"posterior_prior"``, KL(posterior ‖ prior) as in the papers; ``"prior_posterior"``,
+            the other direction, as in PALBERT's released code.
         likelihood: ``"expected_log"``, Σ p(n|x) ℓ_n (the evidence lower bound); ``"log_expected"``,
             −log Σ p(n|x) exp(−ℓ_n), the likelihood of the mixture over steps.
 

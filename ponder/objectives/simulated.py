@@ -22,17 +22,19 @@ __all__ = ["SignalCalibration", "SimulatedExits"]
 class SimulatedExits(Objective):
     r"""The losses of all steps, weighted by how near a step is to the one at which the example would exit.
 
-    For each of K thresholds t_k, an example would exit at n*_k, the first step whose signal is above t_k, or at the
-    last. The loss is
+    For each of K thresholds t_k, an example would exit at n*_k, the first step whose signal is
+    above t_k, or at the last. The loss is
 
         (1/K) Σ_k Σ_n w_n(n*_k) ℓ_n   with   w_n(m) = exp(−β |n − m|) / Σ_j exp(−β |j − m|),
 
-    and β = `sharpness` · (share of training that is done): all steps learn alike at first, and each from its own
-    examples in the end (He et al. 2025, "COSEE: Consistency-Oriented Signal-Based Early Exiting via Calibrated Sample
-    Weighting Mechanism", arXiv 2412.13236; Eq. 3–7). No gradient flows through the weights.
+    and β = `sharpness` · (share of training that is done): all steps learn alike at first, and each
+    from its own examples in the end (He et al. 2025, "COSEE: Consistency-Oriented Signal-Based
+    Early Exiting via Calibrated Sample Weighting Mechanism", arXiv 2412.13236; Eq. 3–7). No
+    gradient flows through the weights.
 
-    The paper draws the thresholds at random from the signal's range in the epoch before; here they are the middles of K
-    equal parts of its range in the batch, without the last step: the same average with less noise, and no memory.
+    The paper draws the thresholds at random from the signal's range in the epoch before; here they
+    are the middles of K equal parts of its range in the batch, without the last step: the same
+    average with less noise, and no memory.
 
     Args:
         thresholds: K ≥ 1.
@@ -84,10 +86,11 @@ class SimulatedExits(Objective):
 class SignalCalibration(Objective):
     r"""Mean over the early steps of max(0, s̄_n(wrong) − s̄_n(right) + ε).
 
-    s̄_n(right) and s̄_n(wrong) are the mean signals of the examples of the batch that step n answers rightly and wrongly;
-    steps at which there are only right or only wrong ones are skipped (He et al. 2025, COSEE, arXiv 2412.13236, Eq. 9:
-    the online signal calibration that is added to the loss of `SimulatedExits` with a small weight). It is one number
-    for the batch, which every example gets.
+    s̄_n(right) and s̄_n(wrong) are the mean signals of the examples of the batch that step n
+    answers rightly and wrongly; steps at which there are only right or only wrong ones are skipped
+    (He et al. 2025, COSEE, arXiv 2412.13236, Eq. 9: the online signal calibration that is added to
+    the loss of `SimulatedExits` with a small weight). It is one number for the batch, which every
+    example gets.
 
     Args:
         margin: ε ≥ 0.

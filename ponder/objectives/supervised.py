@@ -58,8 +58,8 @@ class DeepSupervision(Objective):
     r"""The weighted mean of the losses of all steps, Σ_n w_n ℓ_n / Σ_n w_n.
 
     Args:
-        weights: ``"linear"``, w_n = n (PABEE: Zhou et al. 2020, Eq. 4); ``"uniform"``, w_n = 1 (the mean of
-            DeeBERT's second stage, Xin et al. 2020).
+        weights: ``"linear"``, w_n = n (PABEE: Zhou et al. 2020, Eq. 4); ``"uniform"``, w_n = 1 (the
+            mean of DeeBERT's second stage, Xin et al. 2020).
 
     Example:
         >>> objectives.DeepSupervision("uniform") + 0.5 * objectives.FinalStep()
@@ -83,10 +83,11 @@ class DeepSupervision(Objective):
 class RandomDepth(Objective):
     r"""ℓ_{k+n}, with k steps without gradient and then n steps with one, both drawn anew for every batch.
 
-    k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step that is trained to go
-    on from any state that it has made itself goes on to improve the answer where it is run for longer than in training.
-    ``RandomDepth(warm_up=None)`` is the progressive loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small
-    `maximum` cuts backpropagation through steps short: its memory and time do not grow with N.
+    k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step
+    that is trained to go on from any state that it has made itself goes on to improve the answer
+    where it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the progressive
+    loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts
+    backpropagation through steps short: its memory and time do not grow with N.
 
     Args:
         minimum: Fewest steps with a gradient, ≥ 1.

@@ -1,7 +1,7 @@
 """Exit policies: hyper-parameters, an `init` that gives state, and one pure method that decides.
 
-Nothing here imports PyTorch: what a policy reads may be NumPy arrays or tensors, and policies are swept and certified
-where PyTorch is not installed.
+Nothing here imports PyTorch: what a policy reads may be NumPy arrays or tensors, and policies are
+swept and certified where PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -116,12 +116,13 @@ class StepView:
     Only what the policy's `needs` name can be read; anything else raises `PonderError`.
 
     Args:
-        index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at different steps.
+        index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at
+            different steps.
         num_steps: N.
         readings: The values behind the properties.
         task: The meaning of the outputs.
-        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs, or the features that are
-            asked for, have positions and the padding is known; None elsewhere.
+        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs, or the
+            features that are asked for, have positions and the padding is known; None elsewhere.
         policy_context: Values that the caller gave for the policy, by name, `(batch, …)` each.
 
     Example:
@@ -176,16 +177,17 @@ def _undeclared(name: str) -> NoReturn:
 class Threshold:
     """The hyper-parameter that a row's statistic is compared with.
 
-    Almost every exit policy of the field compares one statistic with one number: CDF_n > q, entropy < threshold,
-    agreements ≥ patience. Declaring it lets a sweep read the exits under a thousand thresholds from one pass.
+    Almost every exit policy of the field compares one statistic with one number: CDF_n > q, entropy
+    < threshold, agreements ≥ patience. Declaring it lets a sweep read the exits under a thousand
+    thresholds from one pass.
 
     Args:
         field: Name of the field of the policy.
-        leaves: The comparison under which a row exits: ``"above"`` is statistic > threshold, ``"at_least"`` ≥,
-            ``"below"`` <, ``"at_most"`` ≤.
+        leaves: The comparison under which a row exits: ``"above"`` is statistic > threshold,
+            ``"at_least"`` ≥, ``"below"`` <, ``"at_most"`` ≤.
         low: Least useful value.
-        high: Greatest useful value: a number, or a function of the number of steps and of the size of the last
-            dimension of the outputs.
+        high: Greatest useful value: a number, or a function of the number of steps and of the size
+            of the last dimension of the outputs.
         whole: Whether only whole numbers make sense.
 
     Example:
@@ -220,7 +222,8 @@ class Threshold:
     def values(self, num_steps: int, width: int, count: int = 201) -> list[float]:
         """Return values from low to high, known before any data is seen, as a test with a certificate wants them.
 
-        Whole numbers all; others `count` of them, denser at both ends (like the cosine), since confidences crowd there.
+        Whole numbers all; others `count` of them, denser at both ends (like the cosine), since
+        confidences crowd there.
 
         Args:
             num_steps: N.
@@ -245,8 +248,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 class ExitPolicy(Plugin, ABC):
     """Base of the exit policies; leaves are frozen dataclasses of hyper-parameters.
 
-    A leaf sets `needs` and defines `decide`, and `init` where it carries state from step to step. The exit at
-    the last step belongs to the loop: a policy is not asked there.
+    A leaf sets `needs` and defines `decide`, and `init` where it carries state from step to step.
+    The exit at the last step belongs to the loop: a policy is not asked there.
 
     Example:
         >>> from dataclasses import dataclass
@@ -268,9 +271,10 @@ class ExitPolicy(Plugin, ABC):
     def init(self, batch: PolicyBatch) -> Any:
         """Return the state before the first step: (nested) tensors with the batch first, or None.
 
-        None stands for "no value yet". Rows whose whole state is None are asked by themselves. Inside a mapping or a
-        list, where rows at different depths share a batch, None is filled with zeros beside the values of others, so
-        `decide` recognises first steps by ``step.index``.
+        None stands for "no value yet". Rows whose whole state is None are asked by themselves.
+        Inside a mapping or a list, where rows at different depths share a batch, None is filled
+        with zeros beside the values of others, so `decide` recognises first steps by
+        ``step.index``.
         """
         return None
 
@@ -279,8 +283,8 @@ class ExitPolicy(Plugin, ABC):
         """Return which rows exit now, and the new state. Pure: nothing that was passed in may be changed.
 
         Returns:
-            The exit mask, `(batch,)` bool (or one bool for all rows, which costs no device synchronisation), and
-            the state for the next step, for all rows.
+            The exit mask, `(batch,)` bool (or one bool for all rows, which costs no device
+            synchronisation), and the state for the next step, for all rows.
         """
 
     def check(self, spec: ModelSpec) -> None:
@@ -304,9 +308,9 @@ class ExitPolicy(Plugin, ABC):
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
         """Return the score of each row, to be compared with the threshold of `free`, this policy or a sub-policy.
 
-        A row exits if its score is above (or at) the threshold; if a lower threshold exits later, above its negative.
-        By default the policy does not contain `free`: the score is +∞ if the row exits, and −∞ if not. A policy that
-        overrides `parts` overrides this too.
+        A row exits if its score is above (or at) the threshold; if a lower threshold exits later,
+        above its negative. By default the policy does not contain `free`: the score is +∞ if the
+        row exits, and −∞ if not. A policy that overrides `parts` overrides this too.
 
         Returns:
             Readiness `(batch,)`, and the new state.
@@ -321,12 +325,14 @@ class ExitPolicy(Plugin, ABC):
         """Return the readiness of every row at every step: exits under any threshold are read from it.
 
         Args:
-            record: A full-depth run: a trajectory, or any record with `num_steps`, `batch` and `views(needs)`.
+            record: A full-depth run: a trajectory, or any record with `num_steps`, `batch` and
+                `views(needs)`.
             free: The policy inside whose threshold is free; the outermost that has one where None.
 
         Returns:
-            Readiness, `(rows, steps)`, in the precision in which `decide` compares, +∞ at the last step. A row exits at
-            the first step where it is above the threshold (or at it; see `readiness`).
+            Readiness, `(rows, steps)`, in the precision in which `decide` compares, +∞ at the last
+            step. A row exits at the first step where it is above the threshold (or at it; see
+            `readiness`).
 
         Example:
             >>> scores = policies.Confidence(0.9).scores(trajectory)

@@ -1,7 +1,7 @@
 """Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy.
 
-Where an example has an answer at each of its positions (token classification), it exits once its least sure position
-is sure enough; padding does not count. Logits may be NumPy arrays or tensors.
+Where an example has an answer at each of its positions (token classification), it exits once its
+least sure position is sure enough; padding does not count. Logits may be NumPy arrays or tensors.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def negative_entropy(logits: Array) -> Array:
 def energy(logits: Array) -> Array:
     """Return the normalised energy score of He et al. 2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
 
-    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where a logit is +∞: an
-    overflow is no certainty.
+    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where
+    a logit is +∞: an overflow is no certainty.
     """
     logits = at_least_float32(logits)
     xp = namespace(logits)
@@ -127,7 +127,8 @@ class Entropy(_Certainty):
     r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT, Xin et al. 2020).
 
     Args:
-        threshold: The entropy below which a row exits, in nats, ≥ 0; or, with `normalize`, in [0, 1].
+        threshold: The entropy below which a row exits, in nats, ≥ 0; or, with `normalize`, in [0,
+            1].
         normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 7).
 
     Example:
@@ -195,8 +196,9 @@ class Margin(_Certainty):
 class Energy(_Certainty):
     """Stop once the normalised energy score is above a threshold.
 
-    The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so that a surer answer
-    has more of it, as with `Confidence`. It looks at the size of the logits, which a softmax forgets.
+    The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so
+    that a surer answer has more of it, as with `Confidence`. It looks at the size of the logits,
+    which a softmax forgets.
 
     Args:
         threshold: The score above which a row exits, in [0, 1].

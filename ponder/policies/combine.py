@@ -1,7 +1,8 @@
 """Policies made of other policies: `a | b`, `a & b`, `p.after(k)`, `p.before(k)`, certificates.
 
-Exits under a moved threshold form a lattice: either policy's exit is the maximum of their readiness, and both policies'
-exit is the minimum. So a composite policy is swept in one pass, as a simple one is.
+Exits under a moved threshold form a lattice: either policy's exit is the maximum of their
+readiness, and both policies' exit is the minimum. So a composite policy is swept in one pass, as a
+simple one is.
 """
 
 from __future__ import annotations
@@ -118,8 +119,9 @@ class All(_Several):
 class FromStep(ExitPolicy):
     """Exit at `step` and at any later one: a bound for another policy.
 
-    `p.after(step)` is ``p & FromStep(step)``, no exit before it; `p.before(step)` is ``p | FromStep(step)``, every row
-    out by then. The state of the other policy runs from the first step all the same.
+    `p.after(step)` is ``p & FromStep(step)``, no exit before it; `p.before(step)` is ``p |
+    FromStep(step)``, every row out by then. The state of the other policy runs from the first step
+    all the same.
 
     Args:
         step: The first step at which rows may exit, or have to.
@@ -154,16 +156,18 @@ class Certified(PolicyWrapper):
         statement: The promise in words.
         risk: Name of the risk.
         level: Bound on the risk.
-        confidence: Probability, over the draw of the calibration data, that the promise holds; None where the promise
-            is about the mean over such draws (conformal risk control).
+        confidence: Probability, over the draw of the calibration data, that the promise holds; None
+            where the promise is about the mean over such draws (conformal risk control).
         bound: Name of the bound, or ``"conformal"``.
         rows: Number n of calibration rows.
         threshold_name: Name of the threshold that was chosen.
         threshold_value: Its value; None where none was certified and the policy is full depth.
         p_value: The p-value of the chosen threshold; None where there is none.
-        path: The values that were tested, in order, with the empirical risk and the p-value of each.
+        path: The values that were tested, in order, with the empirical risk and the p-value of
+            each.
         num_steps: N of the run that certified it, the only number of steps that it serves.
-        weights: SHA-256 of the weights of that run, the only ones that it is about; None where the run did not keep it.
+        weights: SHA-256 of the weights of that run, the only ones that it is about; None where the
+            run did not keep it.
 
     Example:
         >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy

@@ -30,7 +30,8 @@ __all__ = ["Converged", "Patience", "Voting"]
 class _Counting(ThresholdPolicy):
     """Base of the policies that stop once `patience` steps in a row have changed nothing.
 
-    The first step has nothing to be compared with, so that the earliest exit is at step `patience` + 1.
+    The first step has nothing to be compared with, so that the earliest exit is at step `patience`
+    + 1.
     """
 
     patience: int
@@ -68,7 +69,8 @@ class _Counting(ThresholdPolicy):
         count = state["count"]
         before = state["before"]
         if before is not None:
-            # Before step 1 no row has answered, so that nothing agrees with what fills the state there.
+            # Before step 1 no row has answered, so that nothing agrees with what fills the state
+            # there.
             same = self.unchanged(now, before, step) & answered & state["answered"]
             count = namespace(count).where(same, count + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
@@ -79,13 +81,15 @@ class _Counting(ThresholdPolicy):
 class Patience(_Counting):
     """Stop once the answer has stayed the same `patience` times in a row (Zhou et al. 2020, Section 3.2).
 
-    The first step has no answer to agree with, so the earliest exit is at step `patience` + 1. Classes agree when
-    the most probable one is the same (in token classification: at every position that is no padding), label sets when
-    every label is; numbers when they move by less than `tolerance` (all of them, where an example has several).
+    The first step has no answer to agree with, so the earliest exit is at step `patience` + 1.
+    Classes agree when the most probable one is the same (in token classification: at every position
+    that is no padding), label sets when every label is; numbers when they move by less than
+    `tolerance` (all of them, where an example has several).
 
     Args:
         patience: Agreements in a row, ≥ 1; from the number of steps on, no row exits early.
-        tolerance: In regression, the distance below which answers agree, > 0, in the unit of the outputs.
+        tolerance: In regression, the distance below which answers agree, > 0, in the unit of the
+            outputs.
 
     Example:
         >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
@@ -110,13 +114,15 @@ class Patience(_Counting):
 class Converged(_Counting):
     r"""Stop once `patience` steps in a row have changed the answer, or the features, by `tolerance` at most.
 
-    The change of answers is the share of them that differ: 0 where every position of a puzzle, or every label of a set,
-    is what it was (for numbers, the greatest difference). The change of features is ‖f_n − f_{n−1}‖ / ‖f_n‖, the
-    residual by which deep equilibrium models stop (Bai et al. 2019, arXiv 1909.01377). Padding does not count.
+    The change of answers is the share of them that differ: 0 where every position of a puzzle, or
+    every label of a set, is what it was (for numbers, the greatest difference). The change of
+    features is ‖f_n − f_{n−1}‖ / ‖f_n‖, the residual by which deep equilibrium models stop (Bai et
+    al. 2019, arXiv 1909.01377). Padding does not count.
 
-    Steps that have learnt to go on from any depth (`objectives.RandomDepth`) come to rest on an answer, and stopping
-    there costs no more than running on; where running on spoils the answer, stopping is better. How long an answer
-    must rest does not depend on how long the model may run: `rescaled` changes nothing.
+    Steps that have learnt to go on from any depth (`objectives.RandomDepth`) come to rest on an
+    answer, and stopping there costs no more than running on; where running on spoils the answer,
+    stopping is better. How long an answer must rest does not depend on how long the model may run:
+    `rescaled` changes nothing.
 
     Args:
         tolerance: The greatest change that counts as none, ≥ 0.
@@ -164,9 +170,10 @@ class Converged(_Counting):
 class Voting(OfClasses):
     """Stop once `votes` of the steps so far, this one included, give the answer of this step.
 
-    Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun et al. 2021, "Early
-    Exiting with Ensemble Internal Classifiers", Section 3.2, with a fixed number of votes). In token classification
-    every position votes, and the row exits once each of them that is no padding has enough.
+    Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun
+    et al. 2021, "Early Exiting with Ensemble Internal Classifiers", Section 3.2, with a fixed
+    number of votes). In token classification every position votes, and the row exits once each of
+    them that is no padding has enough.
 
     Args:
         votes: Number of votes, from 1 (exit at the first step) to the number of steps.

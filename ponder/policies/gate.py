@@ -21,8 +21,8 @@ __all__ = ["Gate"]
 class Gate(OfClasses):
     r"""Stop where the answer will hardly change: σ(w_n · signals_n + b_n) < threshold, a probability of a change.
 
-    The signals are the confidence, the margin and the negative entropy of the classes, and for how many steps the
-    answer has stayed. Made by `ponder.calibration.fit_gate`.
+    The signals are the confidence, the margin and the negative entropy of the classes, and for how
+    many steps the answer has stayed. Made by `ponder.calibration.fit_gate`.
 
     Args:
         tables: The weights of the signals and the bias last, for each step but the last.

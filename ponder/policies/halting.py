@@ -55,12 +55,13 @@ class Quantile(ThresholdPolicy):
 class Bernoulli(ExitPolicy):
     """PonderNet's sampling: stop at step n with probability λ_n (Banino et al. 2021, Section 2.2).
 
-    One number u ~ U[0, 1) is drawn for each row, and the row exits at the first n with CDF_n > u, which has
-    exactly that law: given that a row has not stopped before n, it stops there with probability λ_n.
+    One number u ~ U[0, 1) is drawn for each row, and the row exits at the first n with CDF_n > u,
+    which has exactly that law: given that a row has not stopped before n, it stops there with
+    probability λ_n.
 
     Args:
-        seed: With a seed, u is a function of (seed, row id) alone, so that a row exits at the same step in
-            any batch. None draws anew at every call, from PyTorch's global generator.
+        seed: With a seed, u is a function of (seed, row id) alone, so that a row exits at the same
+            step in any batch. None draws anew at every call, from PyTorch's global generator.
 
     Example:
         >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
@@ -89,11 +90,13 @@ class Bernoulli(ExitPolicy):
 class ACT(ThresholdPolicy):
     """Adaptive computation time: stop once the halting units add up to 1 − ε (Graves 2016, Section 2).
 
-    With the halting unit h_n = σ(hazard logit), the row exits at N = min{n : h_1 + … + h_n ≥ 1 − ε}. Unlike hazards,
-    halting units are added and not multiplied, so that N is certain and nothing is sampled.
+    With the halting unit h_n = σ(hazard logit), the row exits at N = min{n : h_1 + … + h_n ≥ 1 −
+    ε}. Unlike hazards, halting units are added and not multiplied, so that N is certain and nothing
+    is sampled.
 
-    The answer of a run is the output of step N. The paper's answer is the mean of the outputs of steps 1 … N under
-    the weights that `objectives.ACT` trains; `objectives.ACT.answer` gives it for a trajectory.
+    The answer of a run is the output of step N. The paper's answer is the mean of the outputs of
+    steps 1 … N under the weights that `objectives.ACT` trains; `objectives.ACT.answer` gives it for
+    a trajectory.
 
     Args:
         epsilon: ε in [0, 1], the mass that may be missing. 1 exits at the first step.

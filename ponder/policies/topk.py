@@ -22,15 +22,18 @@ __all__ = ["TopK"]
 class TopK(ExitPolicy):
     r"""Let go of rows whose score is more than a margin below the k-th of their group.
 
-    A row of group g exits at step n where z < z₍ₖ₎ − margin · σ_n, z₍ₖ₎ being the k-th highest score of the rows of g
-    that remain; and all of g exit once at most k remain. Rows that tie with the k-th stay. NaN is the lowest score.
+    A row of group g exits at step n where z < z₍ₖ₎ − margin · σ_n, z₍ₖ₎ being the k-th highest
+    score of the rows of g that remain; and all of g exit once at most k remain. Rows that tie with
+    the k-th stay. NaN is the lowest score.
 
-    The groups are integers in the `policy_context` of a call: ``policy_context={"group": …}``, `(batch,)`.
+    The groups are integers in the `policy_context` of a call: ``policy_context={"group": …}``,
+    `(batch,)`.
 
     Args:
         k: How many of each group are wanted.
         margin: The margin, in units of `spread`, ≥ 0.
-        spread: σ_n, how far the scores of each step are from those of the last, `(steps − 1,)` or more; 1 where empty.
+        spread: σ_n, how far the scores of each step are from those of the last, `(steps − 1,)` or
+            more; 1 where empty.
         ordered: Whether the order of the k is wanted too, so that they run to the last step.
 
     Example:
@@ -53,7 +56,8 @@ class TopK(ExitPolicy):
         check_real("margin", self.margin, 0.0, math.inf)
 
     def init(self, batch: PolicyBatch) -> Array:
-        # The state is which rows remain. On a record it is needed: there the rows that exited are shown too.
+        # The state is which rows remain. On a record it is needed: there the rows that exited are
+        # shown too.
         return batch.row_ids == batch.row_ids
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
@@ -99,7 +103,8 @@ def _rank_within_groups(groups: Array, scores: Array) -> _Ranking:
     1. Sort by group, and number the groups in that order.
     2. Find where each group begins and ends.
     3. Take the place of each row among all scores, so that no two rows are equal.
-    4. Sort by group number × rows + place. No ties are left, so that the sort need not be stable: ONNX has none.
+    4. Sort by group number × rows + place. No ties are left, so that the sort need not be stable:
+      ONNX has none.
     """
     xp = namespace(groups)
     size = groups.shape[0]  # `len` would be a constant of an exported graph

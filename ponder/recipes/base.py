@@ -52,10 +52,11 @@ class Stage:
 
     Args:
         objective: The training loss.
-        train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an encoder and last
-            head that are frozen; or ``"lambda_head"``: the Lambda head and a learned prior, on everything else frozen.
-        teacher: The frozen teacher of the objective: the one that the user has ``"attached"``, or the ``"previous"``
-            stage's model, a frozen copy of what this stage begins with.
+        train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an
+            encoder and last head that are frozen; or ``"lambda_head"``: the Lambda head and a
+            learned prior, on everything else frozen.
+        teacher: The frozen teacher of the objective: the one that the user has ``"attached"``, or
+            the ``"previous"`` stage's model, a frozen copy of what this stage begins with.
 
     Example:
         >>> [stage.train for stage in recipes.get("deebert").stages]
@@ -88,14 +89,14 @@ class Recipe:
         paper: The paper that it comes from.
         stages: Training stages, in order; their epochs are the trainer's business.
         policy: The exit policy at inference.
-        without_classes: The exit policy where the answer is not one class, for a `policy` that reads class
-            probabilities; `policy` where None.
+        without_classes: The exit policy where the answer is not one class, for a `policy` that
+            reads class probabilities; `policy` where None.
         lambda_head: The Lambda head, or None.
         prior: The prior of the halting step, or None.
         per_step_heads: One head a step, or one shared by all.
         own_lambda_lr: Whether the paper gives the Lambda head a learning rate of its own.
-        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales them. None where they
-            mean any encoder's own steps.
+        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales
+            them. None where they mean any encoder's own steps.
 
     Example:
         >>> recipe = recipes.Recipe("mine", "nowhere", (recipes.Stage(objectives.FinalStep()),), policies.Patience(6))
@@ -123,7 +124,8 @@ class Recipe:
             without_classes=None
             if self.without_classes is None
             else self.without_classes.rescaled(old, num_steps),
-            # A copy: the weights that a model learns of its prior are its own, and not the recipe's.
+            # A copy: the weights that a model learns of its prior are its own, and not the
+            # recipe's.
             prior=None
             if self.prior is None
             else copy.deepcopy(self.prior.rescaled(old, num_steps)),
@@ -133,7 +135,8 @@ class Recipe:
     def for_task(self, task: str | Task) -> Recipe:
         """Return the recipe with the policy that it has for a task, or for the name of one, such as ``"regression"``.
 
-        A Lambda head that neither it nor another stage reads is dropped, and so are the stages that train it alone.
+        A Lambda head that neither it nor another stage reads is dropped, and so are the stages that
+        train it alone.
         """
         kind = as_task(task)
         policy = self.policy

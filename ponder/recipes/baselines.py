@@ -22,8 +22,8 @@ def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe
 
     Args:
         k: A step of the encoder at hand; not scaled.
-        taught: Fine-tune the whole encoder first, and let a frozen copy of it teach step k instead of the labels, as
-            distilled models are.
+        taught: Fine-tune the whole encoder first, and let a frozen copy of it teach step k instead
+            of the labels, as distilled models are.
         temperature: Temperature of that distillation.
 
     Example:

@@ -13,8 +13,10 @@ def cosee(
 
     Args:
         thresholds: How many exit thresholds are simulated for each example.
-        sharpness: How much, at the end of training, a step learns from the examples that leave there alone.
-        calibration: Weight of the signal calibration: right answers are to be surer than wrong ones.
+        sharpness: How much, at the end of training, a step learns from the examples that leave
+            there alone.
+        calibration: Weight of the signal calibration: right answers are to be surer than wrong
+            ones.
         threshold: Energy score, in [0, 1], above which a row exits.
 
     Example:

@@ -10,9 +10,10 @@ from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 def frozen(*, confidence: float = 0.8, q: float = 0.25) -> Recipe:
     """A fine-tuned model that keeps its weights, early heads that learn its answers, exits once they are sure.
 
-    What is fine-tuned first stays as it is, bit for bit at full depth; the second stage reads no labels. FastBERT
-    (Liu et al. 2020) trains so and exits by entropy. Where the task has no classes, and so no confidence, a Lambda head
-    is fitted to the frozen steps in a third stage, for Q-exit; its prior expects exits a little behind the middle.
+    What is fine-tuned first stays as it is, bit for bit at full depth; the second stage reads no
+    labels. FastBERT (Liu et al. 2020) trains so and exits by entropy. Where the task has no
+    classes, and so no confidence, a Lambda head is fitted to the frozen steps in a third stage, for
+    Q-exit; its prior expects exits a little behind the middle.
 
     Args:
         confidence: Highest class probability above which a row exits.
