@@ -60,7 +60,9 @@ class StepDistribution(Distribution):
 
     @classmethod
     def from_hazard_logits(cls, logits: Tensor) -> Self:
-        """The distribution that hazards σ(logits), `(…, steps)`, induce; the last hazard is ignored.
+        """The distribution that hazards σ(logits), `(…, steps)`, induce.
+
+        The last hazard is ignored.
 
         Finite, with finite gradients, for any finite logits.
         """

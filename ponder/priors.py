@@ -77,7 +77,10 @@ class Prior(Plugin, ABC):
         """
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return the prior for `num_steps` that means what this one means for `tuned_for`; itself by default."""
+        """Return the prior for `num_steps` that means what this one means for `tuned_for`.
+
+        Itself by default.
+        """
         return self
 
 

@@ -96,7 +96,10 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return labels in the shape and type that `losses` takes, or raise; `outputs` are those of one step."""
+        """Return labels in the shape and type that `losses` takes, or raise.
+
+        `outputs` are those of one step.
+        """
 
     def step_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the losses of outputs `(batch, steps, …)`, in one call where the task looks at each row alone."""
@@ -111,7 +114,10 @@ class Task(ABC):
         return losses
 
     def mean_loss(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean of losses, `(batch,)`, over the rows that have a label; 0 where none has."""
+        """Return the mean of losses, `(batch,)`, over the rows that have a label.
+
+        0 where none has.
+        """
         labelled = self.labelled(labels)
         mean: Tensor = losses.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
         return mean
@@ -325,7 +331,9 @@ class TokenClassification(_Smoothable):
 
 
 class Multilabel(_Smoothable):
-    """Any subset of C labels: binary cross-entropy, averaged over labels; outputs and labels `(batch, labels)`.
+    """Any subset of C labels: binary cross-entropy, averaged over labels.
+
+    Outputs and labels `(batch, labels)`.
 
     Labels are 1 or 0, probabilities in between, or −100 where it is not known whether one applies.
 
@@ -377,7 +385,9 @@ class Multilabel(_Smoothable):
 
 
 class Regression(Task):
-    """Real numbers: squared error, averaged over the numbers of an example; outputs and labels alike.
+    """Real numbers: squared error, averaged over the numbers of an example.
+
+    Outputs and labels alike.
 
     Example:
         >>> ponder.tasks.Regression().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
@@ -533,7 +543,10 @@ def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
 
 
 def task_named(name: str | None) -> Task:
-    """Return the task of a recorded name; None is classification, an unknown name a task of the user's own."""
+    """Return the task of a recorded name.
+
+    None is classification, an unknown name a task of the user's own.
+    """
     return _TASKS["classification"] if name is None else _TASKS.get(name) or Custom()
 
 
@@ -582,7 +595,10 @@ def _binary_cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    """Return T² KL(teacher ‖ student) of logits over a dimension (Hinton et al. 2015); logits of −inf teach nothing."""
+    """Return T² KL(teacher ‖ student) of logits over a dimension (Hinton et al. 2015).
+
+    Logits of −inf teach nothing.
+    """
     log_student = (at_least_float32(student) / temperature).log_softmax(dim)
     log_teacher = (at_least_float32(teacher) / temperature).log_softmax(dim)
     return temperature**2 * weighted(log_teacher.exp(), log_teacher - log_student).sum(dim)

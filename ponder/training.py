@@ -167,7 +167,10 @@ def fit(
 
 
 def _shared_loader(loader: Iterable[Any], accelerator: Any) -> Iterable[Any]:
-    """Return a loader whose batches all processes share; raise if several processes cannot share it."""
+    """Return a loader whose batches all processes share.
+
+    Raise if several processes cannot share it.
+    """
     if isinstance(loader, DataLoader):
         return accelerator.prepare(loader)  # type: ignore[no-any-return]
     if accelerator.num_processes > 1:
@@ -377,7 +380,10 @@ class _StageRun:
         return joined_loss(out.loss, labelled, self.accelerator.reduce(labelled, "sum"), processes)
 
     def _step(self, loss: Tensor, where: str) -> float:
-        """Make a step of the optimiser and return the loss; raise if loss or gradient are not finite."""
+        """Make a step of the optimiser and return the loss.
+
+        Raise if loss or gradient are not finite.
+        """
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         weights: list[nn.Parameter] = []
@@ -498,7 +504,10 @@ def _name_of_inputs(entries: Mapping[str, Any], main_input: str | None) -> str:
 
 
 def _take_labels(entries: dict[str, Any]) -> Any:
-    """Take the labels out of the entries of a batch; those of a span, `(batch, 2)`, as Transformers names them."""
+    """Take the labels out of the entries of a batch.
+
+    Those of a span, `(batch, 2)`, as Transformers names them.
+    """
     if all(name in entries for name in _SPAN):
         entries["labels"] = torch.stack([entries.pop(name).reshape(-1) for name in _SPAN], dim=1)
     for name in _LABELS:
@@ -523,7 +532,10 @@ def _accelerator() -> Any:
 
 
 def _freeze(model: PonderWrapper, stage: Stage) -> None:
-    """Freeze what the stage does not train; a parameter that a trained part shares with a frozen one is frozen too."""
+    """Freeze what the stage does not train.
+
+    A parameter that a trained part shares with a frozen one is frozen too.
+    """
     heads = list(model.head.heads) if isinstance(model.head, PerStep) else []
     early_heads = heads[:-1]
     last_head = heads[-1] if heads else model.head

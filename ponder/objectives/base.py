@@ -150,7 +150,10 @@ class Objective(Plugin, ABC):
 
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        """Return losses, `(batch,)`; the model averages them over the rows of the batch that have a label."""
+        """Return losses, `(batch,)`.
+
+        The model averages them over the rows of the batch that have a label.
+        """
 
     def depth(self, num_steps: int) -> Depth:
         """Return the depth of a training batch: all N steps by default, fewer where no step after them is read."""

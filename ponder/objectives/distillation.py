@@ -106,7 +106,10 @@ class MutualDistillation(Objective):
 def _distilled(
     unrolled: Unrolled, students: Tensor, teachers: Tensor, temperature: float
 ) -> Tensor:
-    """Return the task's mean loss of students against their teachers, `(batch,)`; both `(batch, pairs, …)`."""
+    """Return the task's mean loss of students against their teachers, `(batch,)`.
+
+    Both `(batch, pairs, …)`.
+    """
     batch, pairs = students.shape[:2]
     if not pairs:  # one step, which nothing teaches
         return 0.0 * unrolled.losses[:, -1]

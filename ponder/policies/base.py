@@ -264,7 +264,10 @@ class ExitPolicy(Plugin, ABC):
 
     registry = registry
     needs: frozenset[str] = frozenset()
-    """Which of "hazard", "output", "features", "context", "group" the policy reads; only these are computed."""
+    """Which of "hazard", "output", "features", "context", "group" the policy reads.
+
+    Only these are computed.
+    """
     tunable: ClassVar[Threshold | None] = None
     """The field that moves the exits between early and late, where there is one."""
 
@@ -280,7 +283,9 @@ class ExitPolicy(Plugin, ABC):
 
     @abstractmethod
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
-        """Return which rows exit now, and the new state. Pure: nothing that was passed in may be changed.
+        """Return which rows exit now, and the new state.
+
+        Pure: nothing that was passed in may be changed.
 
         Returns:
             The exit mask, `(batch,)` bool (or one bool for all rows, which costs no device
@@ -288,7 +293,9 @@ class ExitPolicy(Plugin, ABC):
         """
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise where the policy cannot serve a model; called once when it meets one, before any batch.
+        """Raise where the policy cannot serve a model.
+
+        Called once when it meets one, before any batch.
 
         A leaf that overrides this calls `super().check(spec)`.
         """
@@ -298,7 +305,10 @@ class ExitPolicy(Plugin, ABC):
             raise ArgumentError("policy", expected=expected, got=self, remedy=remedy)
 
     def exit_of_all(self, num_steps: int) -> int | None:
-        """Return the step at which every row exits, if it does not depend on the inputs; None by default."""
+        """Return the step at which every row exits, if it does not depend on the inputs.
+
+        None by default.
+        """
         return None
 
     def parts(self) -> tuple[ExitPolicy, ...]:
@@ -359,7 +369,10 @@ class ExitPolicy(Plugin, ABC):
         return changed
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return the policy for `num_steps` that means what this one means for `tuned_for`; itself by default."""
+        """Return the policy for `num_steps` that means what this one means for `tuned_for`.
+
+        Itself by default.
+        """
         return self
 
     def __bool__(self) -> NoReturn:
@@ -388,7 +401,9 @@ class ExitPolicy(Plugin, ABC):
 
 
 class ThresholdPolicy(ExitPolicy):
-    """Base of the policies with one statistic and one threshold; a leaf defines `statistic` and names its `tunable`.
+    """Base of the policies with one statistic and one threshold.
+
+    A leaf defines `statistic` and names its `tunable`.
 
     The statistic and the state must not depend on the threshold.
 
@@ -408,7 +423,10 @@ class ThresholdPolicy(ExitPolicy):
 
     @abstractmethod
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        """Return what is compared with the threshold, `(batch,)`, and the new state. Pure, as `decide`."""
+        """Return what is compared with the threshold, `(batch,)`, and the new state.
+
+        Pure, as `decide`.
+        """
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
         value, state = self.statistic(step, state)
@@ -523,5 +541,8 @@ def all_within(policy: ExitPolicy) -> list[ExitPolicy]:
 
 
 def scaled_step(step: int, tuned_for: int, num_steps: int) -> int:
-    """Return the step, or the number of steps, that is the same share of another depth; at least 1."""
+    """Return the step, or the number of steps, that is the same share of another depth.
+
+    At least 1.
+    """
     return max(1, round(step * num_steps / tuned_for))

@@ -60,7 +60,9 @@ def negative_entropy(logits: Array) -> Array:
 
 
 def energy(logits: Array) -> Array:
-    """Return the normalised energy score of He et al. 2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
+    """Return the normalised energy score of He et al.
+
+    2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
 
     The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where
     a logit is +∞: an overflow is no certainty.

@@ -189,7 +189,10 @@ class Certified(PolicyWrapper):
     weights: str | None = field(default=None, repr=False)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Any:
-        """Return the policy for another number of steps, without the promise; itself for the same number."""
+        """Return the policy for another number of steps, without the promise.
+
+        Itself for the same number.
+        """
         return self if tuned_for == num_steps else self.policy.rescaled(tuned_for, num_steps)
 
     def check(self, spec: ModelSpec) -> None:

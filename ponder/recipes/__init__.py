@@ -1,4 +1,7 @@
-"""Recipes: named combinations, one file a system of the literature; `recipes.get("palbert")` builds one."""
+"""Recipes: named combinations, one file a system of the literature.
+
+`recipes.get("palbert")` builds one.
+"""
 
 from ponder.recipes import (  # noqa: F401
     act,

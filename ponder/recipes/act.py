@@ -7,7 +7,9 @@ from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 
 @registry.register("act")
 def act(*, cost: float = 0.01, epsilon: float = 0.01) -> Recipe:
-    """The recipe ACT, the origin of the field; the Universal Transformer trains so at every position.
+    """The recipe ACT, the origin of the field.
+
+    The Universal Transformer trains so at every position.
 
     Args:
         cost: Time penalty: what one more step costs in the unit of the loss.
