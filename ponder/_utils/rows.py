@@ -69,7 +69,7 @@ def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list
     Example:
         >>> fitting, certifying = ponder.split([7, 8, 9, 7, 10, 11, 12, 13])
         >>> fitting, certifying
-        (array([1, 2, 6, 7]), array([0, 3, 4, 5]))
+        (array([1, 3, 6, 7]), array([0, 2, 4, 5]))
     """
     if len(ids) and isinstance(ids[0], str | tuple | list):
         ids = content_ids(ids)
