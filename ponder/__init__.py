@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ponder._utils.trees import Shared
     from ponder.advice import advise
     from ponder.calibration import calibrate, control_risk, diagnose
-    from ponder.cascade import Cascade
+    from ponder.cascade import Cascade, Live
     from ponder.deploy import export as export
     from ponder.deploy import monitor as monitor
     from ponder.deploy.folders import open
@@ -39,6 +39,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "Cascade": "cascade",
     "LambdaHead": "model.heads",
+    "Live": "cascade",
     "Padding": "model.padding",
     "PerStep": "model.heads",
     "PonderWrapper": "wrapper",
@@ -66,6 +67,7 @@ _MODULES = {"export": "deploy.export", "monitor": "deploy.monitor", "readouts": 
 __all__ = [
     "Cascade",
     "LambdaHead",
+    "Live",
     "Padding",
     "PerStep",
     "PonderWrapper",

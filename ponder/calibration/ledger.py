@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -132,6 +132,14 @@ class Ledger:
             max(before - each, 0.0) if math.isfinite(each) else math.inf for before, each in pairs
         ]
         self._tighten()
+
+    def bound_after(self, audit_probability: float) -> int:
+        """Return the bound if the next cheap answer has this probability, however its coin falls."""
+        if self.late:
+            return self.bound + 1  # of an audit without an outcome
+        unaudited = replace(self)
+        unaudited.answer(audit_probability, audited=False)
+        return unaudited.bound
 
     def rise(self, audit_probabilities: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
         """Return by how much W rises if the next disagreement is caught with each probability, `(probabilities,)`."""

@@ -5,6 +5,7 @@ Nothing here imports PyTorch, unless a stage is a model of PyTorch.
 
 from ponder.calibration.cascades import CascadeReport
 from ponder.cascade.cascade import Cascade, CascadeAnswers
+from ponder.cascade.live import Live
 from ponder.cascade.student import Embeddings, Student
 
-__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "Embeddings", "Student"]
+__all__ = ["Cascade", "CascadeAnswers", "CascadeReport", "Embeddings", "Live", "Student"]

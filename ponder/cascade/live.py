@@ -1,0 +1,606 @@
+"""`Live`: a cheap model in front of a reference on a stream, with a promise that survives drift.
+
+For each row: what the reference said to the same content before is its answer. Else the cheap model answers, with a
+doubt; the rule turns the doubt into an audit probability; the gate lets the answer pass only if the bound of the ledger
+stays within the level in the worst case; the coin is thrown, and coin, claim and pending audit are written to the disk.
+Rows that are deferred or audited are asked; their answers are kept, settle the ledger, and teach the cheap model.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder._utils.checks import check_real, check_share
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.calibration.bounds import upper_bound
+from ponder.calibration.ledger import Ledger
+from ponder.cascade.asking import Asker, Asking, Reply
+from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
+from ponder.cascade.live_store import Account, Row, Store
+from ponder.cascade.stages import Stage, stage_of
+from ponder.cascade.student import Student
+from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+
+__all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress", "SelfAgreement"]
+
+_CHUNK, _BLOCK, _ROOM, _WINDOW, _POLL = 64, 256, 16, 2000, 0.05
+
+
+class BudgetSpentError(PonderError):
+    """The budget of a `Live` is spent; rows that need the reference have no answer."""
+
+
+class Cheap(Protocol):
+    """A fitted cheap model."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(rows, classes)`."""
+
+
+@dataclass(frozen=True)
+class LiveAnswers:
+    """Answers in the order of the rows.
+
+    Args:
+        labels: The label of each row; None for a row without an answer.
+        source: "cheap", "reference", or "none" for a row without an answer.
+        audited: Whether the row was audited, `(rows,)` bool.
+        errors: The error of each row without an answer, by its position.
+    """
+
+    labels: list[Any]
+    source: list[str]
+    audited: NDArray[np.bool_]
+    errors: Mapping[int, Exception] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a call of `answer` has come.
+
+    Args:
+        done: Rows that have an answer or an error.
+        total: Rows of the call.
+        asked: Share of all answers so far for which the reference was asked.
+        bound: Bound on the share of all answers so far that differ.
+    """
+
+    done: int
+    total: int
+    asked: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class SelfAgreement:
+    """How often a reference gives the same answer twice.
+
+    Args:
+        rows: Rows that were asked twice.
+        same: Those with two equal answers.
+        statement: The same in words.
+    """
+
+    rows: int
+    same: int
+    statement: str
+
+
+@dataclass
+class _Call:
+    """The state of one call of `answer`."""
+
+    rows: Sequence[Any]
+    ids: Sequence[str] | None
+    finite: bool
+    answers: LiveAnswers
+    todo: deque[int]
+    end: int  # answers there are after a finite batch
+    errors: dict[int, Exception] = field(default_factory=dict)
+    claimed: dict[str, list[int]] = field(default_factory=dict)  # rows by what this call asks
+    elsewhere: dict[str, list[int]] = field(default_factory=dict)  # by what others ask just now
+    predictions: dict[int, tuple[str | None, float]] = field(default_factory=dict)
+    predicted_by: Cheap | None = None
+    done: int = 0
+
+
+class Live:
+    """A cheap model in front of a reference, with a promise on the answers that were given, whatever drifts.
+
+    With the probability `confidence`, at every moment, at most `level` of the answers given so far differ from what the
+    reference says. The one assumption is that of `ponder.calibration.ledger`: our audit coin is fair and secret.
+
+    It starts by asking the reference about everything. These answers teach the cheap model; as soon as the bound
+    allows, it answers. The promise is about this stream, and says nothing of rows to come.
+
+    Args:
+        reference: A function from a list of rows to their labels, also an async one; or anything that can be a stage of
+            a cascade.
+        level: The share of the answers that may differ; 0 asks for everything.
+        confidence: The probability with which the promise holds.
+        path: An SQLite file, in which answers are kept and which several processes may share; None for memory.
+        cheap: A stage with probabilities that stays as it is; None for one that is taught.
+        teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`.
+        classes: Names of the classes, for a `cheap` or a `reference` that has none of its own.
+        rule: Decides what is audited and when the cheap model is taught. A bad one costs money, not the promise.
+        ledgers: By class, the share of the rows of this class that may get another answer.
+        budget: What may be spent, in calls or in units of `price`; None for no limit.
+        price: The price of a call, a function of row and answer; 1 by default.
+        asking: How the reference is called: concurrency, calls a minute, attempts.
+        progress: Called with `Progress` as answers come.
+        coin: Returns numbers in [0, 1); for tests alone, since a coin that can be foreseen promises nothing.
+
+    Example:
+        >>> def ask(texts):  # an expensive model
+        ...     return ["card" if "card" in text else "loan" for text in texts]
+        >>> live = ponder.Live(ask, level=0.05)
+        >>> found = live.answer([f"{word} number {n}" for n in range(2000) for word in ("my card", "a loan")])
+        >>> found.labels[:2], found.source[0], found.source.count("reference") < 2000
+        (['card', 'loan'], 'reference', True)
+    """
+
+    def __init__(
+        self,
+        reference: Any,
+        level: float = 0.02,
+        confidence: float = 0.95,
+        path: str | Path | None = None,
+        *,
+        cheap: Any = None,
+        teach: Callable[[Sequence[Any], Sequence[str]], Any] = Student.fit,
+        classes: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        ledgers: Mapping[Any, float] | None = None,
+        budget: float | None = None,
+        price: Callable[[Any, Any], float] | None = None,
+        asking: Asking | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        coin: Callable[[], float] | None = None,
+    ) -> None:
+        check_real("level", level, 0.0, 1.0, open_high=True)
+        check_share("confidence", confidence)
+        self.level, self.confidence, self.budget = level, confidence, budget
+        self._levels = {str(name): share for name, share in (ledgers or {}).items()}
+        self._ask, self._asking = _ask_of(reference, classes), asking or _asking_of(reference)
+        self._fixed = None if cheap is None else _FixedCheap(stage_of(cheap), classes)
+        self._cheap: Cheap | None = self._fixed
+        self._teach, self._price, self._progress = teach, price, progress
+        self.rule: Rule = rule or AuditRule()
+        # Of the operating system: nobody who saw earlier coins can foresee the next.
+        self._coin = coin or random.SystemRandom().random
+        fresh = Account(
+            Ledger(confidence),
+            {name: Ledger(confidence) for name in self._levels},
+            dict.fromkeys(self._levels, 0),
+        )
+        self._store = Store(path, fresh)
+        self._check_same_promise(path)
+        self._names: dict[str, Any] = {}
+        self._labels = len(self._store.labels()[0])
+        self._taught = self._unknown = 0
+        self._deciding = threading.RLock()
+        for row in self._store.outcomes(_WINDOW):
+            self.rule.learn(Outcome(row.doubt, bool(row.differs), row.probability))
+        self._teach_if_due()
+
+    @property
+    def account(self) -> Account:
+        """Answers, calls, their price, and the ledgers, as they are in the file."""
+        return self._store.account()
+
+    @property
+    def statement(self) -> str:
+        """The promise on the answers given so far, in words."""
+        account = self.account
+        answers, bound = account.answers, account.ledger.bound
+        if not answers:
+            return "No answers yet."
+        share = rounded_up(100 * bound / answers, 2)
+        asked = f"{100 * account.asked / answers:.0f}"
+        sentences = [
+            f"Of {answers:,} answers at most {bound:,} ({share}%) differ from the reference's, with "
+            f"{rounded_down(100 * self.confidence)}% confidence; {asked}% were asked."
+        ]
+        for name, ledger in account.ledgers.items():
+            all_of_class = account.found[name] + ledger.bound
+            missed = rounded_up(100 * ledger.bound / all_of_class, 2) if all_of_class else "0"
+            sentences.append(f"Of those that are {name}, at most {ledger.bound:,} ({missed}%).")
+        return " ".join(sentences)
+
+    def answer(
+        self, texts: Sequence[Any], *, ids: Sequence[Any] | None = None, finite: bool = False
+    ) -> LiveAnswers:
+        """Answer rows, in their order.
+
+        Args:
+            texts: Texts, pairs of texts, or other rows that JSON can hold, numbers say.
+            ids: A name for each row, by which a row that was answered keeps its answer, as after a stop. Without them
+                each row is a new one; what the reference said to its content is known in either case.
+            finite: Whether the promise is about the batch at its end, and not about every moment; what was asked is
+                right, so more of the others may differ.
+
+        Returns:
+            The answers. A row that the reference failed on, also after retries, is in `errors`.
+        """
+        rows = list(texts)
+        count = len(rows)
+        errors = dict[int, Exception]()
+        answers = LiveAnswers([None] * count, ["none"] * count, np.zeros(count, dtype=bool), errors)
+        names = None if ids is None else [str(name) for name in ids]
+        end = self.account.answers + count
+        call = _Call(rows, names, finite, answers, deque(range(count)), end, errors)
+        if names is not None:
+            self._recall(call)
+        with self._asker(call) as asker:
+            while call.todo or call.claimed or call.elsewhere:
+                self._decide_some(call, asker)
+                self._collect(call, asker)
+                self._teach_if_due()
+                self._report(call)
+        return call.answers
+
+    def self_agreement(self, texts: Sequence[Any], rows: int = 100) -> SelfAgreement:
+        """Ask the reference twice about some rows, since what it contradicts itself in counts as disagreement.
+
+        Args:
+            texts: The rows; those are taken that come first.
+            rows: How many.
+        """
+        chosen = list(dict.fromkeys(texts))[:rows]
+        size = self._asking.batch_size
+        asked = list[list[str]]()
+        for _ in range(2):
+            calls = (chosen[start : start + size] for start in range(0, len(chosen), size))
+            asked.append([str(label) for batch in calls for label in self._ask(batch)])
+        differ = sum(one != other for one, other in zip(*asked, strict=True))
+        most = upper_bound(differ, len(chosen), self.confidence) if chosen else 1.0
+        statement = (
+            f"The reference contradicts itself in {differ} of {len(chosen)} rows, with "
+            f"{rounded_down(100 * self.confidence)}% confidence in at most {rounded_up(100 * most, 2)}%."
+        )
+        return SelfAgreement(len(chosen), len(chosen) - differ, statement)
+
+    def asked_by_class(self) -> dict[str, int]:
+        """Return how many texts of each class the reference answered, the most first."""
+        return self._store.asked_by_class()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _check_same_promise(self, path: str | Path | None) -> None:
+        account = self.account
+        kept = account.ledger.confidence, sorted(account.ledgers)
+        if kept != (self.confidence, sorted(self._levels)):
+            expected = f"a file with the confidence and the classes of this promise, {kept}"
+            got = f"{self.confidence}, {sorted(self._levels)}, for {path}"
+            remedy = "Pass the same ones, or give each promise a file of its own."
+            raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
+
+    @contextmanager
+    def _asker(self, call: _Call) -> Iterator[Asker]:
+        """Call the reference until the block ends; what arrives is kept also when it ends by an error."""
+        asker = Asker(self._ask, self._asking)
+        try:
+            yield asker
+        finally:
+            self._keep(asker.close(), call)
+            self._store.release(list(call.claimed))
+
+    def _recall(self, call: _Call) -> None:
+        """Give rows that have an answer by their name; the others of a finite batch are still to come."""
+        for position in list(call.todo):
+            if self._given_before(call, position):
+                call.todo.remove(position)
+
+    def _given_before(self, call: _Call, position: int) -> bool:
+        """Give a row the answer that its name has, if it has one."""
+        row = self._named(call, position)
+        if row is None or (row.audited and row.differs is None):
+            return False
+        if row.audited:
+            known = self._store.answer(row.key)
+            assert known is not None
+            self._give(call, position, known.label, "reference", audited=row.probability < 1.0)
+        else:
+            self._give(call, position, row.cheap, "cheap")
+        call.end -= 1
+        return True
+
+    def _named(self, call: _Call, position: int) -> Row | None:
+        return None if call.ids is None else self._store.row(call.ids[position])
+
+    def _decide_some(self, call: _Call, asker: Asker) -> None:
+        """Decide rows while the reference has room, and hand in what is asked."""
+        at_once = self._asking.concurrency * self._asking.batch_size
+        room = max(2 * at_once, _ROOM) - asker.running
+        while call.todo and room > 0:
+            with self._deciding:
+                submitted = self._decide(call, room)
+            asker.submit(submitted)
+            room -= len(submitted)
+
+    def _decide(self, call: _Call, room: int) -> list[tuple[str, Any]]:
+        """Decide the next rows in one transaction, and return what the reference is to be asked."""
+        chosen = [call.todo[place] for place in range(min(_CHUNK, len(call.todo)))]
+        self._predict(call, chosen)
+        submitted = list[tuple[str, Any]]()
+        with self._store.transaction():
+            account = self._store.account()
+            for position in chosen:
+                if len(submitted) >= room:
+                    break
+                call.todo.popleft()
+                key = self._key(call.rows[position])
+                if self._given_before(call, position) or self._known(call, position, key, account):
+                    continue
+                if self.budget is not None and account.spent >= self.budget:
+                    spent = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
+                    self._fail(call, [position], spent)
+                    continue
+                row = self._named(call, position)
+                if row is None:
+                    row = self._throw(call, position, key, account)
+                    name = None if call.ids is None else call.ids[position]
+                    self._store.write_row(row, name)
+                if row.audited:
+                    account.asked += 1
+                    account.spent += 1.0 if self._price is None else 0.0
+                    self._store.claim(key, _json(call.rows[position]))
+                    call.claimed[key] = [position]
+                    submitted.append((key, call.rows[position]))
+                else:
+                    account.answers += 1
+                    self._give(call, position, row.cheap, "cheap")
+            self._store.write_account(account)
+        return submitted
+
+    def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row:
+        """Choose the audit probability of a row, throw its coin, and note both in the ledgers."""
+        label, doubt = call.predictions.get(position, (None, 1.0))
+        if label is None or self.level == 0.0:
+            return Row(key, label, doubt, 1.0, True)
+        horizon = call.end if call.finite else account.answers
+        remaining = len(call.todo) + 1
+        standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
+        probability = self.rule.audit_probability(doubt, standing)
+        ledgers = [each for name, each in account.ledgers.items() if name != label]
+        if probability >= 1.0 or not self._allowed(call, label, probability, account):
+            return Row(key, label, doubt, 1.0, True)
+        audited = self._coin() < probability
+        for ledger in (account.ledger, *ledgers):
+            ledger.answer(probability, audited=audited)
+        return Row(key, label, doubt, probability, audited)
+
+    def _allowed(self, call: _Call, label: str, probability: float, account: Account) -> bool:
+        """Return whether every promise holds still if this row is not audited."""
+        horizon = account.answers + 1
+        if call.finite:
+            horizon = max(horizon, call.end)
+        within, ledger = self.level * horizon, account.ledger
+        # The first comparison is what the second gives in most rows, for a tenth of the time.
+        if ledger.bound + 1 > within and ledger.bound_after(probability) > within:
+            return False
+        for name, share in self._levels.items():
+            if name != label:
+                missed = account.ledgers[name].bound_after(probability)
+                if missed > share * (missed + account.found[name]):
+                    return False
+        return True
+
+    def _known(self, call: _Call, position: int, key: str, account: Account) -> bool:
+        """Give a row what the reference said to its content; if somebody asks just now, let it wait."""
+        found = self._store.answer(key)
+        if found is None:
+            return False
+        if found.label is not None:
+            self._deliver(call, position, key, found.label, account)
+        elif key in call.claimed:
+            call.claimed[key].append(position)
+        elif self._store.abandoned(found.owner):
+            return False
+        else:
+            call.elsewhere.setdefault(key, []).append(position)
+        return True
+
+    def _collect(self, call: _Call, asker: Asker) -> None:
+        """Keep what has arrived, and look for what others have asked."""
+        if asker.running or call.elsewhere:
+            self._keep(asker.take(_POLL if call.elsewhere else None), call)
+        for key, positions in list(call.elsewhere.items()):
+            found = self._store.answer(key)
+            if found is None or found.label is not None or self._store.abandoned(found.owner):
+                call.todo.extendleft(reversed(positions))
+                del call.elsewhere[key]
+
+    def _keep(self, replies: Sequence[Reply], call: _Call) -> None:
+        """Keep replies in one transaction: answers, outcomes of audits, and what was learned."""
+        if not replies:
+            return
+        with self._deciding, self._store.transaction():
+            account = self._store.account()
+            for reply in replies:
+                positions = call.claimed.pop(reply.key, [])
+                if reply.error is not None:
+                    self._store.release_now(reply.key)
+                    self._fail(call, positions, reply.error)
+                    continue
+                label = _plain(reply.label)
+                account.spent += 0.0 if self._price is None else self._price(reply.row, label)
+                self._labels += 1
+                for row in self._store.write_answer(reply.key, label):
+                    self._settle(row, str(label), account)
+                for position in positions:
+                    self._deliver(call, position, reply.key, label, account)
+            self._store.write_account(account)
+
+    def _settle(self, row: Row, label: str, account: Account) -> None:
+        """Note the outcome of a row in the ledgers, and let the rule learn from it."""
+        differs = row.cheap is not None and row.cheap != label
+        self._store.settle(row, differs)
+        if row.cheap is None:
+            return
+        self.rule.learn(Outcome(row.doubt, differs, row.probability))
+        if self._cheap is not None and label not in self._cheap.classes:
+            self._unknown += 1
+        if row.probability < 1.0:
+            account.ledger.settle(row.probability, differs=differs)
+            for name, ledger in account.ledgers.items():
+                if name != row.cheap:
+                    ledger.settle(row.probability, differs=label == name)
+
+    def _deliver(self, call: _Call, position: int, key: str, label: Any, account: Account) -> None:
+        """Give a row the reference's answer, and count it."""
+        row = self._named(call, position)
+        if row is None and call.ids is not None:
+            known = Row(key, None, 0.0, 1.0, True, False)
+            self._store.write_row(known, call.ids[position])
+        account.answers += 1
+        if str(label) in account.found:
+            account.found[str(label)] += 1
+        audited = row is not None and row.probability < 1.0
+        self._give(call, position, label, "reference", audited=audited)
+
+    def _give(
+        self, call: _Call, position: int, label: Any, source: str, *, audited: bool = False
+    ) -> None:
+        if source == "cheap":
+            label = self._names.get(label, label)
+        else:
+            self._names[str(label)] = label
+        call.answers.labels[position] = label
+        call.answers.source[position] = source
+        call.answers.audited[position] = audited
+        call.done += 1
+
+    def _fail(self, call: _Call, positions: Sequence[int], error: Exception) -> None:
+        for position in positions:
+            call.errors[position] = error
+            call.done += 1
+
+    def _predict(self, call: _Call, positions: Sequence[int]) -> None:
+        """Ask the cheap model about rows, a block ahead, unless it was asked already."""
+        if self._cheap is None or self.level == 0.0:
+            return
+        if call.predicted_by is not self._cheap:
+            call.predicted_by = self._cheap
+            call.predictions.clear()
+        if all(position in call.predictions for position in positions):
+            return
+        ahead = [call.todo[place] for place in range(min(_BLOCK, len(call.todo)))]
+        shares = np.asarray(self._cheap.predict_proba([call.rows[position] for position in ahead]))
+        best = shares.argmax(1)
+        doubts = 1.0 - shares[np.arange(len(ahead)), best]
+        names = self._cheap.classes
+        for position, place, doubt in zip(ahead, best.tolist(), doubts.tolist(), strict=True):
+            # Shares that are no numbers are no answer: the row is deferred.
+            known = np.isfinite(doubt)
+            call.predictions[position] = (str(names[place]), doubt) if known else (None, 1.0)
+
+    def _teach_if_due(self) -> None:
+        """Teach the cheap model what the reference has said, if the rule says so."""
+        if self._fixed is not None or self.level == 0.0:
+            return
+        if not self.rule.teaches(self._labels, self._taught, self._unknown):
+            return
+        rows, labels = self._store.labels()
+        self._names.update({str(label): label for label in labels})
+        self._labels = self._taught = len(rows)
+        self._unknown = 0
+        names = [str(label) for label in labels]
+        if len(set(names)) > 1:  # one class cannot be learned; it is tried again with more labels
+            self._cheap = self._teach(rows, names)
+            self.rule.renew()
+
+    def _report(self, call: _Call) -> None:
+        if self._progress is not None:
+            account = self.account
+            answers = max(account.answers, 1)
+            asked, bound = account.asked / answers, account.ledger.bound / answers
+            self._progress(Progress(call.done, len(call.rows), asked, bound))
+
+    def _key(self, row: Any) -> str:
+        return blake2b(_json(row).encode(), digest_size=16).hexdigest()
+
+
+class _FixedCheap:
+    """A stage as a cheap model."""
+
+    def __init__(self, stage: Stage, classes: Sequence[str] | None) -> None:
+        names = stage.classes or classes
+        if not names:
+            expected, remedy = "names of the classes of `cheap`", "Pass classes=[…]."
+            raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
+        self._stage, self.classes = stage, tuple(map(str, names))
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(rows, classes)`."""
+        return np.exp(self._stage.outputs(texts, self.classes))
+
+
+def _ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]], Any]:
+    """Return a function from rows to labels."""
+    if _is_function(reference):
+
+        def ask(rows: list[Any]) -> Any:
+            found = reference(rows)
+            if getattr(found, "ndim", 1) == 2:  # probabilities, as of a stage that is a function
+                return [(classes or range(found.shape[1]))[n] for n in found.argmax(1)]
+            return found
+
+        return ask
+    stage = stage_of(reference)
+    names = tuple(map(str, stage.classes or classes or ()))
+    if not names:
+        expected, remedy = "names of the classes of `reference`", "Pass classes=[…]."
+        raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
+    return lambda rows: [names[place] for place in stage.full(rows, names).argmax(1)]
+
+
+def _asking_of(reference: Any) -> Asking:
+    """Return how a reference is called by default: a model in batches, a function row by row."""
+    return Asking() if _is_function(reference) else Asking(batch_size=32)
+
+
+def _is_function(reference: Any) -> bool:
+    model = any(hasattr(reference, name) for name in ("predict_proba", "predict"))
+    return callable(reference) and not model
+
+
+def _json(row: Any) -> str:
+    """Return a row as JSON, by which its content is known again."""
+    try:
+        return json.dumps(row)
+    except TypeError as error:
+        expected = "texts, pairs of texts, numbers, or other rows that JSON can hold"
+        remedy = "Pass the number of each row, and let the models look the row up."
+        got = type(row).__name__
+        raise ArgumentTypeError("texts", expected=expected, got=got, remedy=remedy) from error
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as JSON holds it; numbers of NumPy become those of Python."""
+    label = label.item() if isinstance(label, np.generic) else label
+    return label if isinstance(label, str | int | float) else str(label)

@@ -1,0 +1,282 @@
+"""The state of `Live` in one SQLite file: answers of the reference by content, rows, ledgers, and who asks what.
+
+All that a decision reads and writes is one transaction, and it is on the disk before the reference is called: the coin,
+the pending audit and the claim on the text. A process that is killed leaves pending audits, which count as caught, and
+claims, which the next process takes over: each process holds a lock file while it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ponder._utils.checks import library
+from ponder.calibration.ledger import Ledger
+from ponder.errors import CheckpointError
+
+__all__ = ["Account", "Known", "Row", "Store"]
+
+_FORMAT = "ponder-live-1"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT);
+CREATE TABLE IF NOT EXISTS rows (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE, key TEXT, cheap TEXT, doubt REAL, probability REAL,
+    audited INTEGER, differs INTEGER
+);
+CREATE INDEX IF NOT EXISTS pending ON rows (key) WHERE audited AND differs IS NULL;
+CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT);
+"""
+
+
+@dataclass
+class Account:
+    """What a stream has cost and what is known about it.
+
+    Attributes:
+        ledger: The bound on answers that differ.
+        ledgers: A bound for each class of its own, on rows of the class that got another answer.
+        found: Rows of each such class that got this answer from the reference.
+        answers: Answers given.
+        asked: Calls of the reference, one a text.
+        spent: Their price.
+    """
+
+    ledger: Ledger
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
+    answers: int = 0
+    asked: int = 0
+    spent: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the account as JSON."""
+        ledgers = {name: ledger.to_dict() for name, ledger in self.ledgers.items()}
+        return json.dumps({**asdict(self), "ledger": self.ledger.to_dict(), "ledgers": ledgers})
+
+    @classmethod
+    def from_json(cls, text: str) -> Account:
+        """Return the account that `to_json` wrote."""
+        state = json.loads(text)
+        ledgers = {name: Ledger.from_dict(each) for name, each in state["ledgers"].items()}
+        return cls(**{**state, "ledger": Ledger.from_dict(state["ledger"]), "ledgers": ledgers})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that the cheap model answered, or would have.
+
+    Args:
+        key: The content of the row.
+        cheap: The cheap model's label; None without a cheap model.
+        doubt: 1 − its confidence.
+        probability: The probability with which the reference is asked.
+        audited: Whether it is asked.
+        differs: Whether its answer is another; None if that is not known.
+        number: The row's number in the file, 0 before it is written.
+    """
+
+    key: str
+    cheap: str | None
+    doubt: float
+    probability: float
+    audited: bool
+    differs: bool | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known about a content: the reference's label, or the owner of the claim to ask."""
+
+    label: Any
+    owner: str | None
+
+
+class Store:
+    """The file; without a path it is in memory. Any thread may use it.
+
+    Args:
+        path: The SQLite file.
+        fresh: The account of a new file.
+
+    Raises:
+        CheckpointError: The file is of something else.
+    """
+
+    def __init__(self, path: str | Path | None, fresh: Account) -> None:
+        self._path = None if path is None else Path(path).absolute()
+        self.owner = uuid.uuid4().hex
+        self._lock = threading.RLock()
+        self._alive: Any = None  # the lock file, once something was claimed
+        place = ":memory:" if self._path is None else str(self._path)
+        self._data = sqlite3.connect(
+            place, timeout=60, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._data.execute("PRAGMA journal_mode=WAL")
+            self._data.execute("PRAGMA synchronous=FULL")
+            with self.transaction():
+                for statement in _TABLES.split(";"):
+                    self._data.execute(statement)
+                made = self._state("format")
+                if made is None:
+                    self._write_state("format", _FORMAT)
+                    self._write_state("account", fresh.to_json())
+        except sqlite3.DatabaseError as error:
+            raise CheckpointError(f"{path}: no file of ponder.Live ({error}).") from error
+        if made not in (None, _FORMAT):
+            raise CheckpointError(f"{path}: of another version, {made}.")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Read and write as one act that no other thread or process comes between."""
+        with self._lock:
+            self._data.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._data.execute("ROLLBACK")
+                raise
+            self._data.execute("COMMIT")
+
+    def account(self) -> Account:
+        """Return the account."""
+        with self._lock:
+            return Account.from_json(str(self._state("account")))
+
+    def write_account(self, account: Account) -> None:
+        """Write the account, inside a transaction."""
+        self._write_state("account", account.to_json())
+
+    def answer(self, key: str) -> Known | None:
+        """Return the reference's answer to a content, or who asks; None if nobody did."""
+        with self._lock:
+            query = "SELECT label, owner FROM answers WHERE key = ?"
+            found = self._data.execute(query, (key,)).fetchone()
+        if found is None:
+            return None
+        label, owner = found
+        return Known(None if label is None else json.loads(label), owner)
+
+    def claim(self, key: str, row: str) -> None:
+        """Note, inside a transaction, that this process asks about a row, given as JSON."""
+        self._hold()
+        command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?)"
+        self._data.execute(command, (key, row, self.owner))
+
+    def release_now(self, key: str) -> None:
+        """Give up a claim, inside a transaction."""
+        self._data.execute("DELETE FROM answers WHERE key = ? AND label IS NULL", (key,))
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Give up claims without an answer."""
+        with self.transaction():
+            command = "DELETE FROM answers WHERE key = ? AND label IS NULL AND owner = ?"
+            self._data.executemany(command, [(key, self.owner) for key in keys])
+
+    def abandoned(self, owner: str | None) -> bool:
+        """Return whether the process that claimed a text is gone."""
+        if owner == self.owner or self._path is None or owner is None:
+            return False
+        filelock = library("filelock", "several processes on one file", "cascade")
+        lock = filelock.FileLock(self._lock_file(owner), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return False
+        lock.release()
+        self._lock_file(owner).unlink(missing_ok=True)
+        return True
+
+    def write_answer(self, key: str, label: Any) -> list[Row]:
+        """Keep an answer, inside a transaction, and return the rows that waited for it."""
+        command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ?"
+        self._data.execute(command, (json.dumps(label), key))
+        query = "SELECT * FROM rows WHERE key = ? AND audited AND differs IS NULL"
+        return [_row(found) for found in self._data.execute(query, (key,)).fetchall()]
+
+    def row(self, identity: str) -> Row | None:
+        """Return the row of an identity, if it was decided."""
+        with self._lock:
+            query = "SELECT * FROM rows WHERE id = ?"
+            found = self._data.execute(query, (identity,)).fetchone()
+            return None if found is None else _row(found)
+
+    def write_row(self, row: Row, identity: str | None) -> None:
+        """Keep a decided row, inside a transaction."""
+        values = (row.key, row.cheap, row.doubt, row.probability, row.audited, row.differs)
+        self._data.execute(
+            "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (identity, *values)
+        )
+
+    def settle(self, row: Row, differs: bool) -> None:
+        """Keep the outcome of a row, inside a transaction."""
+        command = "UPDATE rows SET differs = ? WHERE number = ?"
+        self._data.execute(command, (differs, row.number))
+
+    def outcomes(self, most: int) -> list[Row]:
+        """Return the latest rows about which the reference was asked, the oldest first."""
+        with self._lock:
+            query = (
+                "SELECT * FROM rows WHERE differs IS NOT NULL AND cheap IS NOT NULL "
+                "ORDER BY number DESC LIMIT ?"
+            )
+            return [_row(found) for found in self._data.execute(query, (most,)).fetchall()][::-1]
+
+    def labels(self) -> tuple[list[Any], list[Any]]:
+        """Return the rows that the reference answered, and its labels, the oldest first."""
+        with self._lock:
+            query = "SELECT text, label FROM answers WHERE label IS NOT NULL ORDER BY rowid"
+            found = self._data.execute(query).fetchall()
+        return [json.loads(row) for row, _ in found], [json.loads(label) for _, label in found]
+
+    def asked_by_class(self) -> dict[str, int]:
+        """Return how many texts of each class the reference answered, the most first."""
+        with self._lock:
+            query = (
+                "SELECT label, COUNT(*) FROM answers WHERE label IS NOT NULL "
+                "GROUP BY label ORDER BY 2 DESC"
+            )
+            found = self._data.execute(query).fetchall()
+        return {str(json.loads(label)): count for label, count in found}
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._data.close()
+            if self._alive is not None and self._path is not None:
+                self._alive.release()
+                self._lock_file(self.owner).unlink(missing_ok=True)
+                self._alive = None
+
+    def _hold(self) -> None:
+        """Take the lock by which other processes know that this one lives."""
+        if self._alive is None and self._path is not None:
+            filelock = library("filelock", "several processes on one file", "cascade")
+            lock = filelock.FileLock(self._lock_file(self.owner), thread_local=False)
+            lock.acquire()
+            self._alive = lock
+
+    def _lock_file(self, owner: str) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}.{owner}.lock")
+
+    def _state(self, name: str) -> str | None:
+        found = self._data.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def _write_state(self, name: str, value: str) -> None:
+        self._data.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+
+
+def _row(found: Sequence[Any]) -> Row:
+    number, _, key, cheap, doubt, probability, audited, differs = found
+    known = None if differs is None else bool(differs)
+    return Row(key, cheap, doubt, probability, bool(audited), known, number)
