@@ -143,10 +143,15 @@ class Ledger:
 
     def rise(self, audit_probabilities: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
         """Return by how much W rises if the next disagreement is caught with each probability, `(probabilities,)`."""
-        own = np.asarray(self.costs)
-        start = _most(own, self.confidence)
-        after = (_most(own + _cost(each), self.confidence) for each in audit_probabilities)
-        return np.array([float(most - start) for most in after])
+        prices = np.array([_cost(each) for each in audit_probabilities])
+        costs = np.asarray(self.costs) + np.vstack([np.zeros(len(_RATES)), prices])
+        most = np.array([_most(each, self.confidence) for each in costs], dtype=np.float64)
+        return np.asarray(most[1:] - most[0])
+
+    @property
+    def worst(self) -> int:
+        """W itself, to which the bound tends as answers are given that are not audited."""
+        return _most(np.asarray(self.costs), self.confidence)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain JSON."""
@@ -188,12 +193,14 @@ def _most(costs: NDArray[np.float64], confidence: float) -> int:
     """Return W: the largest whole number whose wealth is below 1/δ; without a rate there is no limit."""
     if not np.isfinite(costs).any():
         return _NO_LIMIT
-    barrier, low, high = _barrier(confidence), 0, 1
-    while _log_wealth(costs, high) < barrier:
-        low, high = high, 2 * high
+    barrier = _barrier(confidence) + math.log(len(_RATES))
+    # One rate alone reaches the barrier between these two numbers, so the mixture does.
+    singly = (barrier + costs) / _RATES
+    high = int(np.min(singly)) + 1
+    low = int(max((np.min(singly - math.log(len(_RATES)) / _RATES)), 0.0))
     while high - low > 1:
         middle = (low + high) // 2
-        if _log_wealth(costs, middle) < barrier:
+        if _log_wealth(costs, middle) < _barrier(confidence):
             low = middle
         else:
             high = middle

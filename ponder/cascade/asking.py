@@ -74,14 +74,19 @@ class Asker:
     Args:
         ask: The function.
         asking: How it is called.
+        arrived: Called on the thread of a call with each answer, as soon as it is there.
     """
 
-    def __init__(self, ask: Ask, asking: Asking) -> None:
+    def __init__(
+        self, ask: Ask, asking: Asking, arrived: Callable[[Reply], object] = lambda reply: None
+    ) -> None:
         self._ask, self._asking = ask, asking
         self._pace, self._stop = Pace(asking.per_minute), threading.Event()
         self._pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="ponder-asking")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
         self._loop_lock = threading.Lock()
+        self._arrived = arrived
         self._replies = queue.SimpleQueue[Reply]()
         self.running = 0
         """Rows that were handed in and have not come back."""
@@ -110,7 +115,10 @@ class Asker:
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._loop is not None:
+            assert self._loop_thread is not None
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join()
+            self._loop.close()
         return self.take(timeout=0.0)
 
     def _answer(self, rows: Sequence[tuple[str, Any]]) -> None:
@@ -126,7 +134,9 @@ class Asker:
             elif isinstance(label, Exception):
                 self._replies.put(Reply(key, row, error=label))
             else:
-                self._replies.put(Reply(key, row, label))
+                reply = Reply(key, row, label)
+                self._arrived(reply)
+                self._replies.put(reply)
 
     def _call(self, rows: list[Any], attempts: int | None) -> list[Any]:
         tenacity = library("tenacity", "asking a reference", "cascade")
@@ -158,7 +168,8 @@ class Asker:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 run = self._loop.run_forever
-                threading.Thread(target=run, name="ponder-loop", daemon=True).start()
+                self._loop_thread = threading.Thread(target=run, name="ponder-loop", daemon=True)
+                self._loop_thread.start()
 
         async def limited() -> Any:
             return await asyncio.wait_for(found, self._asking.timeout)

@@ -302,12 +302,16 @@ class Live:
     @contextmanager
     def _asker(self, call: _Call) -> Iterator[Asker]:
         """Call the reference until the block ends; what arrives is kept also when it ends by an error."""
-        asker = Asker(self._ask, self._asking)
+        asker = Asker(self._ask, self._asking, self._arrived)
         try:
             yield asker
         finally:
             self._keep(asker.close(), call)
             self._store.release(list(call.claimed))
+
+    def _arrived(self, reply: Reply) -> None:
+        """Keep an answer at once, on the thread that got it; what follows from it is done later."""
+        self._store.write_answer(reply.key, _plain(reply.label))
 
     def _recall(self, call: _Call) -> None:
         """Give rows that have an answer by their name; the others of a finite batch are still to come."""
@@ -370,6 +374,7 @@ class Live:
                     account.spent += 1.0 if self._price is None else 0.0
                     self._store.claim(key, _json(call.rows[position]))
                     call.claimed[key] = [position]
+                    call.answers.audited[position] = row.probability < 1.0
                     submitted.append((key, call.rows[position]))
                 else:
                     account.answers += 1
@@ -416,6 +421,8 @@ class Live:
         if found is None:
             return False
         if found.label is not None:
+            for row in self._store.waiting(key):  # of a process that was killed after the answer
+                self._settle(row, str(found.label), account)
             self._deliver(call, position, key, found.label, account)
         elif key in call.claimed:
             call.claimed[key].append(position)
@@ -450,7 +457,7 @@ class Live:
                 label = _plain(reply.label)
                 account.spent += 0.0 if self._price is None else self._price(reply.row, label)
                 self._labels += 1
-                for row in self._store.write_answer(reply.key, label):
+                for row in self._store.waiting(reply.key):
                     self._settle(row, str(label), account)
                 for position in positions:
                     self._deliver(call, position, reply.key, label, account)
@@ -480,8 +487,7 @@ class Live:
         account.answers += 1
         if str(label) in account.found:
             account.found[str(label)] += 1
-        audited = row is not None and row.probability < 1.0
-        self._give(call, position, label, "reference", audited=audited)
+        self._give(call, position, label, "reference")
 
     def _give(
         self, call: _Call, position: int, label: Any, source: str, *, audited: bool = False
@@ -492,7 +498,7 @@ class Live:
             self._names[str(label)] = label
         call.answers.labels[position] = label
         call.answers.source[position] = source
-        call.answers.audited[position] = audited
+        call.answers.audited[position] |= audited
         call.done += 1
 
     def _fail(self, call: _Call, positions: Sequence[int], error: Exception) -> None:

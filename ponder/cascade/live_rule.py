@@ -88,17 +88,19 @@ class AuditRule:
     """Audits that cost the fewest calls for what the level allows.
 
     Args:
-        least: The least audit probability.
+        least: The least audit probability; None for the least whose constant, the bound when nothing was caught, is a
+            small part of what the level allows for the answers to come.
         first: Texts that the reference answers before the cheap model is taught first.
         growth: The cheap model is taught again when the number of its texts has grown by this factor.
         share: Share of the allowed rise that is planned for; the rest is for bad luck.
     """
 
     def __init__(
-        self, least: float = 0.1, first: int = 300, growth: float = 1.5, share: float = 0.9
+        self, least: float | None = None, first: int = 300, growth: float = 1.5, share: float = 0.9
     ) -> None:
         self.first, self.growth, self.share = first, growth, share
-        self._choices = np.append(np.geomspace(least, 0.9, 16), 1.0)
+        self._least = least
+        self._choices = _choices(least or _LEAST[-1])
         self._seen = deque[Outcome](maxlen=_WINDOW)
         self._doubts = deque[float](maxlen=_WINDOW)
         self._since_plan = _EVERY
@@ -136,6 +138,7 @@ class AuditRule:
     def _plan(self, standing: Standing) -> None:
         """Read confidences anew by the outcomes, and find the exchange rate that the level allows."""
         self._offset, self._slope = _logistic(self._seen)
+        self._choices = _choices(self._least or self._least_for(standing))
         self._rises = standing.ledger.rise(self._choices)
         wrong = self._wrong(np.array(self._doubts))
         surplus = standing.level * standing.horizon - standing.ledger.bound
@@ -155,6 +158,15 @@ class AuditRule:
                 high = middle
         self._exchange = math.expm1(high)
 
+    def _least_for(self, standing: Standing) -> float:
+        """Return the least audit probability whose constant the level can bear."""
+        total = standing.answers + max(standing.remaining, standing.answers)
+        bearable = _CONSTANT * standing.level * total
+        for least, constant in zip(_LEAST, _CONSTANTS, strict=True):
+            if constant <= bearable:
+                return least
+        return _LEAST[-1]
+
     def _cheapest(self, wrong: Floats, exchange: float) -> NDArray[np.intp]:
         """Return the place of each row's best audit probability, `(rows,)`."""
         prices = self._choices + exchange * wrong[:, None] * self._choices * self._rises
@@ -169,7 +181,25 @@ class AuditRule:
         return np.asarray(1.0 / (1.0 + np.exp(-(self._offset + self._slope * doubts))))
 
 
-_WINDOW, _KEPT, _EVERY, _AHEAD, _UNKNOWN = 2000, 400, 32, 500, 30
+_WINDOW, _KEPT, _EVERY, _AHEAD, _UNKNOWN = 1000, 400, 64, 500, 30
+_LEAST = (0.1, 0.14, 0.2, 0.3, 0.4)
+_CONSTANT = 0.12
+"""The share of the allowed wrong answers that the constant may take."""
+
+
+def _constant(least: float) -> int:
+    """Return the bound of a ledger that caught nothing at an audit probability."""
+    ledger = Ledger()
+    ledger.answer(least, audited=False)
+    return ledger.worst
+
+
+_CONSTANTS = tuple(_constant(least) for least in _LEAST)
+
+
+def _choices(least: float) -> Floats:
+    """Return audit probabilities from the least on; 1 asks at once."""
+    return np.append(np.geomspace(least, 0.9, 16), 1.0)
 
 
 def _logit(share: float) -> float:

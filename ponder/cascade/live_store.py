@@ -195,12 +195,23 @@ class Store:
         self._lock_file(owner).unlink(missing_ok=True)
         return True
 
-    def write_answer(self, key: str, label: Any) -> list[Row]:
-        """Keep an answer, inside a transaction, and return the rows that waited for it."""
+    def write_answer(self, key: str, label: Any) -> None:
+        """Keep an answer, in an act of its own.
+
+        It survives the end of the process at once, and a loss of power after the next transaction; each of these
+        waits for the disk, which an answer that can be asked for again need not do.
+        """
         command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ?"
-        self._data.execute(command, (json.dumps(label), key))
+        with self._lock:
+            self._data.execute("PRAGMA synchronous=NORMAL")
+            self._data.execute(command, (json.dumps(label), key))
+            self._data.execute("PRAGMA synchronous=FULL")
+
+    def waiting(self, key: str) -> list[Row]:
+        """Return the rows that wait for the reference's answer to a content."""
         query = "SELECT * FROM rows WHERE key = ? AND audited AND differs IS NULL"
-        return [_row(found) for found in self._data.execute(query, (key,)).fetchall()]
+        with self._lock:
+            return [_row(found) for found in self._data.execute(query, (key,)).fetchall()]
 
     def row(self, identity: str) -> Row | None:
         """Return the row of an identity, if it was decided."""

@@ -1,0 +1,191 @@
+"""Processes on one file of `ponder.Live` that are killed at random moments, and what is then on the disk.
+
+Several processes label the same rows; the reference writes a line before and after each call. A process is killed
+again and again, and started anew. After each kill the rows on the disk are replayed through a fresh ledger, which must
+not have a larger bound than the one on the disk. In the end every row has one answer, and no text was asked about twice
+but for the calls that were under way in a process that was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ponder.calibration.ledger import Ledger
+from ponder.cascade.asking import Asking
+from ponder.cascade.live import Live
+from ponder.cascade.live_store import Account
+
+__all__ = ["Faults", "trial"]
+
+LEVEL, CONCURRENCY, SECONDS = 0.1, 4, 0.002
+
+
+@dataclass
+class Faults:
+    """What a trial counted.
+
+    Attributes:
+        kills: Processes that were killed.
+        rows: Rows that were labelled.
+        lost: Rows without their answer in the end.
+        paid_twice: Calls about a text that had been asked about by a process that was not killed meanwhile.
+        under_way: Calls that were under way in a killed process, and were made again.
+        unkept: Calls that had just returned in a killed process, and were made again.
+        understated: Kills after which the bound on the disk was below that of the rows on the disk.
+    """
+
+    kills: int = 0
+    rows: int = 0
+    lost: int = 0
+    paid_twice: int = 0
+    under_way: int = 0
+    unkept: int = 0
+    understated: int = 0
+
+
+class _Cheap:
+    """Right on even numbers; on odd ones right in nine of ten."""
+
+    classes = ("even", "odd")
+
+    def predict_proba(self, rows: Sequence[int]) -> Any:
+        even = [row % 2 == 0 or row % 20 == 7 for row in rows]
+        return np.array([[0.98, 0.02] if side else [0.02, 0.98] for side in even])
+
+
+def trial(folder: Path, kills: int, processes: int, rows: int, seed: int) -> Faults:
+    """Kill processes until there were enough kills, file after file; each file is finished in the end."""
+    draw, faults, file = random.Random(seed), Faults(), 0
+    while faults.kills < kills:
+        file += 1
+        _one_file(folder / f"{file}.db", kills, processes, rows, draw, faults)
+    return faults
+
+
+def _one_file(
+    path: Path, kills: int, processes: int, rows: int, draw: random.Random, faults: Faults
+) -> None:
+    log, killed = path.with_suffix(".log"), set[int]()
+    running = [_start(path, rows) for _ in range(processes)]
+    while running:
+        _wait_for_calls(log, running, draw.randrange(1, 40))
+        if faults.kills < kills:
+            victim = running.pop(draw.randrange(len(running)))
+            if victim.poll() is None:
+                victim.kill()
+                killed.add(victim.pid)
+                faults.kills += 1
+                victim.wait()
+                faults.understated += _understates(path)
+                running.append(_start(path, rows))
+        running = [process for process in running if process.poll() is None]
+    subprocess.run(_command(path, rows), check=True)
+    faults.rows += rows
+    faults.lost += _lost(path, rows)
+    _count_calls(log, killed, faults)
+
+
+def _wait_for_calls(log: Path, running: Sequence[subprocess.Popen[bytes]], more: int) -> None:
+    """Wait until the log has grown by some lines, or nobody is left to write."""
+    size = log.stat().st_size if log.exists() else 0
+    while all(process.poll() is None for process in running):
+        if log.exists() and log.stat().st_size > size + 20 * more:
+            return
+        time.sleep(0.001)
+
+
+def _command(path: Path, rows: int) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.live.kills", str(path), str(rows)]
+
+
+def _start(path: Path, rows: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(_command(path, rows))
+
+
+def work(path: Path, rows: int) -> None:
+    """Label rows, as one of the processes."""
+    log = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def ask(asked: Sequence[int]) -> list[str]:
+        (row,) = asked
+        os.write(log, f"begin {os.getpid()} {row}\n".encode())
+        time.sleep(SECONDS)
+        os.write(log, f"end {os.getpid()} {row}\n".encode())
+        return ["odd" if row % 2 else "even"]
+
+    asking = Asking(concurrency=CONCURRENCY)
+    with Live(ask, LEVEL, path=path, cheap=_Cheap(), asking=asking) as live:
+        found = live.answer(list(range(rows)), ids=range(rows))
+    assert not found.errors, found.errors
+
+
+def _understates(path: Path) -> bool:
+    """Return whether the bound on the disk is below that of a fresh ledger to which the rows are given."""
+    data = sqlite3.connect(path)
+    try:
+        found = data.execute("SELECT value FROM state WHERE name = 'account'").fetchone()
+        query = (
+            "SELECT probability, audited, differs FROM rows WHERE probability < 1 ORDER BY number"
+        )
+        rows = data.execute(query).fetchall()
+    except sqlite3.OperationalError:  # killed before there was a table
+        return False
+    finally:
+        data.close()
+    if found is None:
+        return bool(rows)
+    kept, replayed = Account.from_json(found[0]).ledger, Ledger()
+    for probability, audited, differs in rows:
+        replayed.answer(probability, audited=bool(audited))
+        if audited and differs is not None:
+            replayed.settle(probability, differs=bool(differs))
+    counts = (kept.unaudited, kept.audits, kept.pending, kept.caught)
+    same = counts == (replayed.unaudited, replayed.audits, replayed.pending, replayed.caught)
+    return not same or kept.bound < replayed.bound
+
+
+def _lost(path: Path, rows: int) -> int:
+    """Return how many rows have no answer, or one that is neither the cheap model's nor the reference's."""
+    data = sqlite3.connect(path)
+    query = "SELECT rows.id, cheap, audited, label FROM rows LEFT JOIN answers ON rows.key = answers.key"
+    good = {
+        int(name)
+        for name, cheap, audited, label in data.execute(query)
+        if (label == ('"odd"' if int(name) % 2 else '"even"') if audited else cheap is not None)
+    }
+    data.close()
+    return rows - len(good)
+
+
+def _count_calls(log: Path, killed: set[int], faults: Faults) -> None:
+    begun, ended = defaultdict[str, list[int]](list), Counter[tuple[int, str]]()
+    for line in log.read_text().splitlines():
+        event, number, row = line.split()
+        if event == "begin":
+            begun[row].append(int(number))
+        else:
+            ended[int(number), row] += 1
+    for row, processes in begun.items():
+        for process in processes[:-1]:
+            if process not in killed:
+                faults.paid_twice += 1
+            elif ended[process, row]:
+                faults.unkept += 1
+            else:
+                faults.under_way += 1
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,292 @@
+"""`ponder.Live`: answers and promises, failures, files that are shared, and processes that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.live import kills
+from ponder.cascade.asking import Asking, Pace
+from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers
+from ponder.cascade.live_rule import AuditRule, Outcome, Standing
+from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
+
+TEXTS = [f"{word} number {n}" for n in range(1000) for word in ("my card", "a loan")]
+
+
+def label_of(text: str) -> str:
+    return "card" if "card" in text else "loan"
+
+
+def ask(texts: Sequence[str]) -> list[str]:
+    return [label_of(text) for text in texts]
+
+
+class Half:
+    """A cheap model that is surely right on cards, and surely wrong on every tenth loan."""
+
+    classes = ("card", "loan")
+
+    def predict_proba(self, texts: Sequence[str]) -> Any:
+        sides = [label_of(text) == "card" or text.endswith("7") for text in texts]
+        return np.array([[0.99, 0.01] if side else [0.01, 0.99] for side in sides])
+
+
+class Always:
+    """A bad rule: answers everything, and audits next to nothing."""
+
+    def audit_probability(self, doubt: float, standing: Standing) -> float:
+        return 0.3
+
+    def learn(self, outcome: Outcome) -> None:
+        pass
+
+    def teaches(self, labels: int, taught: int, unknown: int) -> bool:
+        return labels >= 50 and taught == 0
+
+    def renew(self) -> None:
+        pass
+
+
+def wrong(found: LiveAnswers, texts: Sequence[str]) -> Any:
+    pairs = zip(found.labels, texts, strict=True)
+    return np.array([label != label_of(text) for label, text in pairs])
+
+
+@pytest.mark.parametrize("level", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("make", [AuditRule, Always])
+def test_the_promise_holds_at_every_moment_with_any_rule(
+    level: float, make: Callable[[], Any]
+) -> None:
+    live = Live(ask, level, cheap=Half(), rule=make())
+    standing = list[tuple[int, int]]()
+    for start in range(0, len(TEXTS), 250):
+        live.answer(TEXTS[start : start + 250])
+        standing.append((live.account.answers, live.account.ledger.bound))
+    assert all(bound <= level * answers for answers, bound in standing)
+    assert standing[-1][0] == len(TEXTS)
+    again = Live(ask, level, cheap=Half(), rule=make()).answer(TEXTS)
+    assert wrong(again, TEXTS).mean() <= max(level, 0.0)
+    assert (again.source.count("cheap") > 0) == (level > 0)
+
+
+def test_a_student_learns_from_what_was_deferred_and_the_statement_says_what_it_cost() -> None:
+    steps = list[float]()
+    live = Live(ask, 0.05, progress=lambda now: steps.append(now.asked))
+    found = live.answer(TEXTS)
+    account = live.account
+    assert found.source[:300] == ["reference"] * 300
+    assert account.asked == found.source.count("reference") < 0.8 * len(TEXTS)
+    assert steps[-1] == account.asked / account.answers
+    share = f"{100 * account.asked / 2000:.0f}% were asked."
+    assert live.statement.startswith(f"Of 2,000 answers at most {account.ledger.bound} (")
+    assert live.statement.endswith(share)
+    assert found.audited.sum() == account.ledger.audits > 0
+    assert sum(live.asked_by_class().values()) == account.asked
+
+
+def test_a_finite_batch_may_spend_what_its_asked_rows_save() -> None:
+    def asked(finite: bool) -> int:
+        live = Live(ask, 0.05, cheap=Half(), rule=Always())
+        live.answer(TEXTS, finite=finite)
+        assert live.account.ledger.bound <= 0.05 * len(TEXTS)
+        return live.account.asked
+
+    assert asked(True) < asked(False)
+
+
+async def _ask_later(texts: Sequence[str]) -> list[str]:
+    await asyncio.sleep(0)
+    return ask(texts)
+
+
+def _probabilities(texts: Sequence[str]) -> Any:
+    return np.array([[1.0, 0.0] if label_of(text) == "card" else [0.0, 1.0] for text in texts])
+
+
+@pytest.mark.parametrize(
+    "reference", [ask, _ask_later, _probabilities, Half()], ids=["sync", "async", "shares", "stage"]
+)
+@pytest.mark.parametrize("asking", [Asking(), Asking(concurrency=4, batch_size=3)])
+def test_references_of_every_kind_answer_in_the_order_of_the_rows(
+    reference: Any, asking: Asking
+) -> None:
+    live = Live(reference, 0.0, asking=asking, classes=["card", "loan"])
+    found = live.answer(TEXTS[:40])
+    assert found.labels == [label_of(text) for text in TEXTS[:40]] or isinstance(reference, Half)
+    assert found.source == ["reference"] * 40
+    repeated = live.answer(TEXTS[:40])
+    assert (repeated.labels, live.account.asked) == (found.labels, 40)
+    assert live.account.answers == 80
+
+
+def test_a_row_that_fails_is_tried_again_and_then_reported_alone() -> None:
+    calls = dict[str, int]()
+
+    def sometimes(texts: Sequence[str]) -> list[Any]:
+        for text in texts:
+            calls[text] = calls.get(text, 0) + 1
+        if ("once" in texts and calls["once"] < 3) or "never" in texts:
+            raise TimeoutError("too late")
+        return [None if text == "none" else text for text in texts]
+
+    rows = ["a", "once", "b", "never", "none", "c", "a"]
+    asking = Asking(concurrency=2, batch_size=3, attempts=2, backoff=0.0)
+    found = Live(sometimes, asking=asking).answer(rows)
+    assert found.labels == ["a", "once", "b", None, None, "c", "a"]
+    assert sorted(found.errors) == [3, 4]
+    assert isinstance(found.errors[3], TimeoutError)
+    assert "no answer" in str(found.errors[4])
+    assert found.source[3] == "none"
+    assert (
+        calls["a"] == 1 or calls["a"] == 2
+    )  # again with the batch that failed, never for the last row
+
+
+def test_numbers_are_labels_too_and_what_json_cannot_hold_is_refused() -> None:
+    rows = [[f"question {n}", f"answer {n}"] for n in range(20)] + [7]
+    live = Live(lambda rows: np.arange(len(rows)) + 5, 0.0)
+    assert live.answer(rows).labels == [5] * 21
+    with pytest.raises(ArgumentTypeError, match="rows that JSON can hold"):
+        live.answer([object()])
+    with pytest.raises(ArgumentError, match="classes"):
+        Live(ask, cheap=_probabilities)
+
+
+def test_a_budget_stops_the_asking_and_answers_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    names = list(range(50))
+    live = Live(ask, path=path, budget=20)
+    found = live.answer(TEXTS[:50], ids=names)
+    assert found.source.count("reference") == 20 == live.account.spent
+    assert all(isinstance(error, BudgetSpentError) for error in found.errors.values())
+    live.close()
+    with Live(ask, path=path, budget=3.0, price=lambda row, label: 0.5) as more:
+        assert more.answer(TEXTS[:50], ids=names).source.count("reference") == 20
+    with Live(ask, path=path) as rest:
+        assert rest.answer(TEXTS[:50], ids=names).labels == ask(TEXTS[:50])
+        assert (rest.account.asked, rest.account.answers) == (50, 50)
+
+
+def test_missed_rows_of_a_rare_class_have_a_ledger_of_their_own() -> None:
+    rare = [f"a loan number {n}" if n % 10 else f"my card number {n}" for n in range(3000)]
+
+    class Blind(Half):
+        def predict_proba(self, texts: Sequence[str]) -> Any:
+            return np.array([[0.02, 0.98]] * len(texts))
+
+    alone = Live(ask, 0.2, cheap=Blind())
+    alone.answer(rare)
+    kept = Live(ask, 0.2, cheap=Blind(), ledgers={"card": 0.3})
+    found = kept.answer(rare)
+    missed = wrong(found, rare).sum() / 300
+    assert missed <= 0.3
+    assert kept.account.asked > alone.account.asked
+    account = kept.account
+    bound = account.ledgers["card"].bound
+    assert bound <= 0.3 * (bound + account.found["card"])
+    assert "Of those that are card, at most" in kept.statement
+
+
+def test_a_reference_is_asked_twice_on_request() -> None:
+    seen = set[str]()
+
+    def fickle(texts: Sequence[str]) -> list[str]:
+        again = [text in seen for text in texts]
+        seen.update(texts)
+        return [
+            "other" if old and text == "b" else text for old, text in zip(again, texts, strict=True)
+        ]
+
+    found = Live(fickle).self_agreement(["a", "b", "c", "c"])
+    assert (found.rows, found.same) == (3, 2)
+    assert "contradicts itself in 1 of 3 rows" in found.statement
+
+
+def test_another_promise_or_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    Live(ask, path=path, confidence=0.9).close()
+    with pytest.raises(ArgumentError, match="a file of its own"):
+        Live(ask, path=path)
+    other = tmp_path / "text.db"
+    other.write_text("no database, but a text that is long enough to be looked at " * 40)
+    with pytest.raises(CheckpointError, match=r"no file of ponder\.Live"):
+        Live(ask, path=other)
+
+
+def test_a_stop_by_hand_keeps_what_was_paid(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    calls = list[str]()
+
+    def stopped(now: Any) -> None:
+        if now.done >= 10:
+            raise KeyboardInterrupt
+
+    def counted(texts: Sequence[str]) -> list[str]:
+        calls.extend(texts)
+        return ask(texts)
+
+    live = Live(counted, path=path, progress=stopped, asking=Asking(concurrency=2))
+    with pytest.raises(KeyboardInterrupt):
+        live.answer(TEXTS[:60], ids=range(60))
+    live.close()
+    with Live(counted, path=path) as again:
+        assert again.answer(TEXTS[:60], ids=range(60)).labels == ask(TEXTS[:60])
+        assert again.account.answers == 60
+    assert sorted(calls) == sorted(TEXTS[:60])
+
+
+def test_threads_share_a_file_and_pay_once(tmp_path: Path) -> None:
+    calls = list[str]()
+
+    def counted(texts: Sequence[str]) -> list[str]:
+        calls.extend(texts)
+        return ask(texts)
+
+    one = Live(counted, 0.0, path=tmp_path / "labels.db")
+    two = Live(counted, 0.0, path=tmp_path / "labels.db")
+    found = dict[int, LiveAnswers]()
+
+    def work(number: int) -> None:
+        found[number] = (one, two)[number % 2].answer(TEXTS[:200])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[number].labels == ask(TEXTS[:200]) for number in range(4))
+    assert sorted(calls) == sorted(TEXTS[:200])
+    assert one.account.answers == 800
+    one.close()
+    two.close()
+
+
+def test_calls_are_spaced_evenly() -> None:
+    pace = Pace(per_minute=60)
+    assert [pace.wait(now) for now in (0.0, 0.25, 5.0, 5.0)] == [0.0, 0.75, 0.0, 1.0]
+    assert [Pace(None).wait(now) for now in (0.0, 0.0)] == [0.0, 0.0]
+
+
+def test_kills_lose_nothing_and_the_bound_never_understates(tmp_path: Path) -> None:
+    faults = kills.trial(tmp_path, kills=12, processes=2, rows=300, seed=0)
+    assert (faults.lost, faults.paid_twice, faults.understated) == (0, 0, 0)
+    assert faults.kills == 12
+    assert faults.under_way + faults.unkept <= 12 * kills.CONCURRENCY
+
+
+def test_live_runs_where_torch_is_not_installed() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; import ponder\n"
+        "print(ponder.Live(lambda rows: rows, 0.0).answer(['a']).labels)"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "['a']"
