@@ -29,7 +29,7 @@ from ponder.calibration.ledger import Ledger
 from ponder.cascade.asking import Asker, Asking, Reply
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Row, Store
-from ponder.cascade.stages import Stage, stage_of
+from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.cascade.student import Student
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
@@ -554,7 +554,7 @@ class Live:
 class _FixedCheap:
     """A stage as a cheap model."""
 
-    def __init__(self, stage: Stage, classes: Sequence[str] | None) -> None:
+    def __init__(self, stage: CascadeStage, classes: Sequence[str] | None) -> None:
         names = stage.classes or classes
         if not names:
             expected, remedy = "names of the classes of `cheap`", "Pass classes=[…]."
@@ -563,7 +563,8 @@ class _FixedCheap:
 
     def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
         """Return probabilities, `(rows, classes)`."""
-        return np.exp(self._stage.outputs(texts, self.classes))
+        # A row without an answer has shares that are no numbers, and is deferred.
+        return np.asarray(np.exp(self._stage.answer(texts, self.classes).outputs))
 
 
 def _ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]], Any]:
@@ -582,7 +583,14 @@ def _ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any
     if not names:
         expected, remedy = "names of the classes of `reference`", "Pass classes=[…]."
         raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
-    return lambda rows: [names[place] for place in stage.full(rows, names).argmax(1)]
+
+    def answered(rows: list[Any]) -> list[str | None]:
+        outputs = stage.answer(rows, names, stage.full_depth).outputs
+        broken = np.isnan(outputs).any(1)
+        best = np.where(broken, 0, np.nan_to_num(outputs, nan=-np.inf).argmax(1))
+        return [None if no else names[place] for no, place in zip(broken, best, strict=True)]
+
+    return answered
 
 
 def _asking_of(reference: Any) -> Asking:
