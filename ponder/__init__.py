@@ -1,7 +1,7 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop.
 
 Names are loaded when they are first used (PEP 562): importing the package costs nothing, and what needs no PyTorch
-(`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.monitor.Audit`) runs where there is none.
+(`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.Live`) runs where there is none.
 """
 
 from importlib import import_module
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ponder.calibration import calibrate, control_risk, diagnose
     from ponder.cascade import Cascade, Live
     from ponder.deploy import export as export
-    from ponder.deploy import monitor as monitor
     from ponder.deploy.folders import open
     from ponder.distributions import StepDistribution
     from ponder.inference import StreamEngine, predict
@@ -61,7 +60,7 @@ _HOMES = {
     "save": "saving",
     "split": "_utils.rows",
 }
-_MODULES = {"export": "deploy.export", "monitor": "deploy.monitor", "readouts": "model.readouts"}
+_MODULES = {"export": "deploy.export", "readouts": "model.readouts"}
 """Modules that are known by a shorter name."""
 
 __all__ = [

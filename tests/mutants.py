@@ -56,7 +56,7 @@ ROOMS: dict[
     "running/": "policies matrices/test_policies.py",
     "_utils/": "ground/test_utils.py",
     "training.py": "training/test_stages.py training/test_fit.py",
-    "deploy/monitor": "deploy/test_monitor.py",
+    "deploy/auditing": "deploy/test_server.py",
     "deploy/server": "deploy/test_server.py",
     "deploy/ranking": "rerank/test_rerank.py rerank/test_topk.py",
     "deploy/": "deploy/test_export.py rerank/test_rerank.py",

@@ -21,7 +21,7 @@ from benchmarks.glue.report.summary import COMMON, SUITES
 from benchmarks.glue.results import read_all
 from benchmarks.glue.sweep import suite_named
 from ponder import StepDistribution
-from ponder.deploy.monitor import Audit
+from ponder.calibration import Ledger
 
 __all__ = ["FIGURES", "digest_of_figure", "draw"]
 
@@ -189,34 +189,30 @@ def _promised(axes: Any) -> None:
 
 
 def audit(figure: Any) -> None:
-    """The wealth of the test martingale against a promise of 1%: while it holds, and where disagreement triples."""
-    axes, audits = figure.subplots(), 2000
-    shown = (
-        ("1% of the answers differ", 0.01, "#0072B2"),
-        ("3% from audit 1,000 on", 0.03, "#D55E00"),
-    )
-    for label, late, color in shown:
-        watched, draw = Audit(0.01, 0.95), random.Random(5)
-        wealth = []
-        for number in range(audits):
-            ended = watched.record(draw.random() < (late if number >= 1000 else 0.01))
-            wealth.append(20.0 if ended else watched.wealth)
-            if ended:
-                break
-        axes.plot(range(1, len(wealth) + 1), wealth, color=color, label=label)
-        if len(wealth) < audits:
-            axes.plot(
-                len(wealth),
-                wealth[-1],
-                "o",
-                color=color,
-                label=f"detected after {len(wealth):,} audits",
-            )
-    axes.axhline(20, color=_GREY, linestyle="--")
-    axes.annotate("here the stage ends: 1 ÷ (1 − 0.95) = 20", (20, 21.5), color=_GREY)
-    axes.set(xlabel="audits", ylabel="wealth", yscale="log", xlim=(0, audits), ylim=(0.008, 60))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="lower left")
+    """A stream whose cheap model becomes wrong after half: what was missed, the ledger's bound, and what is allowed."""
+    axes, rows, level, share = figure.subplots(), 12_000, 0.02, 0.2
+    draw, ledger, missed = random.Random(5), Ledger(), 0
+    shown: dict[str, list[float]] = {"missed": [], "bound": [], "allowed": []}
+    for row in range(rows):
+        if ledger.bound_after(share) <= level * (row + 1):
+            differs = draw.random() < (0.01 if row < rows // 2 else 0.1)
+            audited = draw.random() < share
+            ledger.answer(share, audited=audited)
+            if audited:
+                ledger.settle(share, differs=differs)
+            else:
+                missed += differs
+        values = (missed, ledger.bound, level * (row + 1))
+        for name, value in zip(shown, values, strict=True):
+            shown[name].append(value)
+    labels = ("answers that differ", "the ledger's bound", "2% of the answers: the promise")
+    colors = ("#D55E00", "#0072B2", _GREY)
+    for values, label, color in zip(shown.values(), labels, colors, strict=True):
+        axes.plot(range(1, rows + 1), values, color=color, label=label)
+    axes.axvline(rows // 2, color=_GREY, linestyle="--")
+    axes.annotate("ten times as many differ", (rows // 2 + 100, 10), color=_GREY)
+    axes.set(xlabel="rows of the stream", ylabel="answers")
+    axes.legend(loc="upper left")
 
 
 def halting(figure: Any) -> None:

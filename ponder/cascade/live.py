@@ -586,9 +586,10 @@ def _ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any
 
     def answered(rows: list[Any]) -> list[str | None]:
         outputs = stage.answer(rows, names, stage.full_depth).outputs
-        broken = np.isnan(outputs).any(1)
-        best = np.where(broken, 0, np.nan_to_num(outputs, nan=-np.inf).argmax(1))
-        return [None if no else names[place] for no, place in zip(broken, best, strict=True)]
+        broken = np.asarray(np.isnan(outputs).any(1))
+        best = np.asarray(np.nan_to_num(outputs, nan=-np.inf).argmax(1))
+        pairs = zip(broken.tolist(), best.tolist(), strict=True)
+        return [None if no else names[place] for no, place in pairs]
 
     return answered
 

@@ -96,7 +96,7 @@ class AuditRule:
     """
 
     def __init__(
-        self, least: float | None = None, first: int = 300, growth: float = 1.5, share: float = 0.9
+        self, least: float | None = None, first: int = 300, growth: float = 1.5, share: float = 0.8
     ) -> None:
         self.first, self.growth, self.share = first, growth, share
         self._least = least

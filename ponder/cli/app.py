@@ -452,15 +452,19 @@ def serve(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="The share of certified answers that are checked at full depth.",
+            help="The share of early answers, under a promise, that are checked at full depth.",
         ),
-    ] = 0.01,
+    ] = 0.05,
     audit_file: Annotated[
         Path | None,
         typer.Option(help="The file that keeps the state of the audits over a restart."),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The folder whose full depth was promised, that before --int8 say."),
+    ] = None,
 ) -> None:
-    """Answer texts over HTTP: /predict (or /rank), /healthz, /metrics and /docs.
+    """Answer texts over HTTP: /predict (or /rank and /rerank), /health, /metrics and /docs.
 
     Example: `ponder serve exits --port 8000`
     """
@@ -470,7 +474,7 @@ def serve(
         "max_texts": max_texts,
     }
     limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
-    _module("serve").run(folder, host, port, limits, audit_share, audit_file)
+    _module("serve").run(folder, host, port, limits, audit_share, audit_file, reference)
 
 
 def _module(name: str) -> Any:

@@ -1,8 +1,8 @@
 """`create_app`: a model behind HTTP (needs `pip install 'ponder-torch[serve]'`).
 
-`POST /predict` answers texts, each at its exit; a share of the answers is audited at full depth after it was given, and
-the policy steps back where the promise can no longer be held. TLS, authentication and slow clients belong to the proxy
-in front.
+`POST /predict` answers texts, each at its exit. A ledger audits a share of the answers at full depth after they were
+given; if its bound would pass the promised level, requests are answered at full depth until it holds again. TLS and
+authentication belong to the proxy in front.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,14 +31,15 @@ from prometheus_client import (
     generate_latest,
 )
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.background import BackgroundTask
+from starlette.background import BackgroundTasks
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponder.calibration.families import exchanged, part_with_threshold
-from ponder.deploy.monitor import Audit, StepBack, Watch
+from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_batching import Batcher, Served, Some, Text
+from ponder.deploy.tracing import add_event
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
@@ -48,16 +48,16 @@ __all__ = [
     "Limits",
     "PredictRequest",
     "RankRequest",
+    "RerankRequest",
     "Service",
     "create_app",
     "create_rank_app",
-    "watch_of",
+    "ledger_of",
     "with_threshold",
 ]
 
 _log = logging.getLogger("ponder.server")
-_SAFER = (1 / 2, 1 / 4)
-_AUDITS_AT_ONCE = 32
+_LOGGED = 8  # errors of one batch
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -67,16 +67,18 @@ class Limits:
 
     Args:
         max_batch: Texts of a batch.
-        max_waiting: Texts that may wait for an answer; beyond, requests are answered by 429.
+        max_waiting: Texts or documents that may wait for an answer; beyond, requests are answered by 429.
         max_texts: Texts of a request.
+        max_documents: Documents of a query.
         max_body: Bytes of a request.
-        deadline: Seconds that a request may take, tokenising and waiting included; None for any time.
+        deadline: Seconds that a request may take, its body, tokenising and waiting included; None for any time.
         fixed_policy: Whether thresholds in requests are refused.
     """
 
     max_batch: int = 32
     max_waiting: int = 1024
     max_texts: int = 64
+    max_documents: int = 1000
     max_body: int = 1 << 16
     deadline: float | None = 30.0
     fixed_policy: bool = False
@@ -114,25 +116,36 @@ class RankRequest(BaseModel):
     within: float | None = Field(None, gt=0, description="Seconds that the answer may take.")
 
 
+class RerankRequest(BaseModel):
+    """A request of `POST /rerank`, in the shape of Text Embeddings Inference."""
+
+    query: str
+    texts: list[str] = Field(min_length=1)
+    raw_scores: bool = Field(False, description="Accepted; scores are as the model gives them.")
+    return_text: bool = False
+    truncate: bool = Field(True, description="Accepted; what is too long is always cut.")
+
+
 class Service:
     """A model that answers requests, until it is closed; arguments as for `create_app`."""
 
-    def __init__(self, served: Served, limits: Limits, watch: Watch | None = None) -> None:
-        self.served, self.limits, self.watch, self.waiting = served, limits, watch, 0
+    def __init__(
+        self,
+        served: Served,
+        limits: Limits,
+        ledger: ServedLedger | None = None,
+        reference: Served | None = None,
+    ) -> None:
+        self.served, self.limits, self.ledger, self.waiting = served, limits, ledger, 0
+        self.reference = reference
         self.metrics = _Metrics(self)
-        self._batcher = Batcher(served.answer, limits.max_batch)
-        self._auditing, self._room = (
-            ThreadPoolExecutor(1, "ponder-audits"),
-            threading.Semaphore(_AUDITS_AT_ONCE),
-        )
+        self._batcher = Batcher(partial(_answer, served), limits.max_batch)
+        self._deep = self._batcher
+        if reference is not None:
+            self._deep = Batcher(partial(_answer, reference), limits.max_batch)
 
-    @property
-    def policy(self) -> ExitPolicy:
-        """The policy that answers now, where a request brings no threshold."""
-        return self.served.policy if self.watch is None else self.watch.policy
-
-    async def predict(self, texts: Sequence[Text], threshold: float | None = None) -> Some:
-        """Answer the texts of a request.
+    async def predict(self, texts: Sequence[Text], threshold: float | None = None) -> Answered:
+        """Answer the texts of a request; if the ledger does not allow early answers, at full depth.
 
         Raises:
             HTTPException: It asks for what is not served (422), or too many texts wait (429).
@@ -140,44 +153,55 @@ class Service:
             ArgumentError: A threshold that the policy cannot have (422).
         """
         self._check(texts, threshold)
-        policy = self.policy if threshold is None else with_threshold(self.served.policy, threshold)
+        policy = self.served.policy
+        if threshold is not None:
+            policy = with_threshold(policy, threshold)
+        audits = self.ledger is not None and threshold is None
+        deferred = audits and self.ledger is not None and not self.ledger.allows(len(texts))
         if self.waiting + len(texts) > self.limits.max_waiting:
             raise HTTPException(429, "too many texts wait. Ask again later.", {"retry-after": "1"})
         self.waiting += len(texts)
         try:
             async with asyncio.timeout(self.limits.deadline):
                 most = self.served.max_characters
-                return await asyncio.wrap_future(
-                    self._batcher.submit([_cut(text, most) for text in texts], policy)
-                )
+                batcher = self._deep if deferred else self._batcher
+                cut = [_cut(text, most) for text in texts]
+                future = batcher.submit(cut, LastStep() if deferred else policy)
+                answers = await asyncio.wrap_future(future)
         finally:
             self.waiting -= len(texts)
+        if deferred:
+            add_event("deferral", texts=len(texts))
+        return Answered(answers, self._note(answers, deferred) if audits else [])
 
-    def audit(self, texts: Sequence[Text], labels: Sequence[str], stage: int) -> None:
-        """Answer a share of texts again at full depth, after their answers were given by the policy of a stage."""
-        assert self.watch is not None
-        for text, label in zip(texts, labels, strict=True):
-            if self.watch.chosen(stage):
-                if self._room.acquire(blocking=False):
-                    full = self._batcher.submit(
-                        [_cut(text, self.served.max_characters)], LastStep()
-                    )
-                    keep = partial(self._record, label, stage)
-                    full.add_done_callback(partial(self._auditing.submit, keep))
-                else:  # the traffic goes first
-                    self.metrics.skipped.inc()
+    def audit(self, text: Text, label: str) -> None:
+        """Answer a text again at full depth, after its answer was given, and let the ledger know."""
+        cut = [_cut(text, self.served.max_characters)]
+        self._deep.submit(cut, LastStep()).add_done_callback(partial(self._settle, label))
 
     def close(self) -> None:
         """Return when all that was accepted is answered, and the audits are kept."""
         self._batcher.close()
-        self._auditing.shutdown()
+        if self._deep is not self._batcher:
+            self._deep.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
-    def _record(self, label: str, stage: int, done: Future[Some]) -> None:
-        """Take an answer at full depth, on the thread of the audits, which alone writes their state."""
-        self._room.release()
-        assert self.watch is not None
+    def _note(self, answers: Some, deferred: bool) -> list[int]:
+        """Count answers in the ledger, and return the places of those that are audited."""
+        assert self.ledger is not None
+        places = [n for n, share in enumerate(answers.probabilities) if not math.isnan(share)]
+        # Beside a reference all answers of the served model may be wrong, also those at its full depth.
+        deepest = math.inf if self.reference is not None else self.served.num_steps
+        early = [not deferred and answers.exit_step[n] < deepest for n in places]
+        return [places[n] for n in self.ledger.note(early)]
+
+    def _settle(self, label: str, done: Future[Some]) -> None:
+        """Take an answer at full depth; an audit that fails stays pending, which counts as wrong."""
+        assert self.ledger is not None
         try:
-            self.watch.record(done.result().labels[0] != label, stage)
+            (full,) = done.result().labels
+            self.ledger.settle(full != label)
         except Exception:
             _log.exception("an audit failed")
 
@@ -197,37 +221,46 @@ class Service:
             raise HTTPException(
                 422, f"texts: expected {wanted}. Send what the exits were fitted to."
             )
+        if any(_has_half_a_character(text) for text in texts):
+            raise HTTPException(422, "texts: expected Unicode; got half of a surrogate pair.")
         if threshold is not None and self.limits.fixed_policy:
             raise HTTPException(422, "threshold: the policy is fixed. Leave it out.")
 
 
-def create_app(served: Served, limits: Limits | None = None, watch: Watch | None = None) -> FastAPI:
+def create_app(
+    served: Served,
+    limits: Limits | None = None,
+    ledger: ServedLedger | None = None,
+    reference: Served | None = None,
+) -> FastAPI:
     """Return the application that serves a model, until the server's lifespan ends.
 
     Args:
         served: The model.
         limits: What is accepted.
-        watch: The audit of its promise (`watch_of`); None for none.
+        ledger: The ledger of its promise (`ledger_of`); None for none.
+        reference: The model whose full depth was promised, that before int8 say; None if it is the served one's.
     """
-    service = Service(served, limits or Limits(), watch)
+    service = Service(served, limits or Limits(), ledger, reference)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
-    app = _app(service.limits.max_body, service.metrics, lifespan)
+    app = _app(service.limits, service.limits.max_body, service.metrics, lifespan)
 
     @app.post("/predict")
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Answer texts, each at its exit."""
-        stage = -1 if service.watch is None or body.threshold is not None else service.watch.stage
-        answers = await service.predict(body.texts, body.threshold)
+        answered = await service.predict(body.texts, body.threshold)
+        answers = answered.answers
         labels, steps = list(answers.labels), [int(step) for step in answers.exit_step]
         shares = [None if math.isnan(share) else float(share) for share in answers.probabilities]
         request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
         for step in steps:
             service.metrics.exit_step.observe(step)
+        add_event("exit", texts=len(steps), mean_exit_step=sum(steps) / len(steps))
         answer = {
             "labels": [
                 None if share is None else label
@@ -237,18 +270,23 @@ def create_app(served: Served, limits: Limits | None = None, watch: Watch | None
             "exit_step": steps,
             "num_steps": served.num_steps,
         }
-        later = BackgroundTask(service.audit, body.texts, labels, stage) if stage >= 0 else None
+        later = BackgroundTasks()
+        for place in answered.audited:
+            later.add_task(service.audit, body.texts[place], labels[place])
+        if answered.audited:
+            add_event("audit", texts=len(answered.audited))
         return JSONResponse(answer, background=later)
 
+    @app.get("/health")
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Say by which policy requests are answered, and where the audits stand."""
-        state = None if watch is None else {**asdict(watch.audit), "wealth": watch.audit.wealth}
+        """Say by which policy requests are answered, and what the ledger knows, in words and in numbers."""
         return {
             "status": "ok",
-            "policy": repr(service.policy),
+            "policy": repr(served.policy),
             "waiting": service.waiting,
-            "audit": state,
+            "statement": "Nothing is audited." if ledger is None else ledger.statement,
+            "ledger": None if ledger is None else {**ledger.to_dict(), "bound": ledger.bound},
         }
 
     @app.get("/metrics")
@@ -266,25 +304,28 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
         ranker: The folder's model.
         limits: Bytes of a request, here 16 times as many as of texts, and its deadline.
     """
-    limits, busy = limits or Limits(), ThreadPoolExecutor(1, thread_name_prefix="ponder-rank")
-    app = _app(16 * limits.max_body)
+    limits = limits or Limits()
+    ranking = _Ranking(ranker, limits)
+    app = _app(limits, 16 * limits.max_body)
 
     @app.post("/rank")
     async def rank(body: RankRequest) -> Response:
         """Order the candidates of a query, the best first."""
-        run = partial(
-            ranker.rank_all,
-            [Pool(body.query, body.documents, body.scores)],
-            body.top_k,
-            within=body.within,
-        )
-        async with asyncio.timeout(limits.deadline):
-            (found,) = await asyncio.get_running_loop().run_in_executor(busy, run)
-        shown = [
-            {**one, "score": one["score"] if math.isfinite(one["score"]) else None} for one in found
-        ]
+        pool = Pool(body.query, body.documents, body.scores)
+        found = await ranking.order(pool, body.top_k, body.within)
+        shown = [{**one, "score": _finite(one["score"])} for one in found]
         return JSONResponse({"ranking": shown, "num_steps": ranker.num_steps})
 
+    @app.post("/rerank")
+    async def rerank(body: RerankRequest) -> Response:
+        """Order texts in the shape of Text Embeddings Inference: index and score, the best first."""
+        found = await ranking.order(Pool(body.query, body.texts), len(body.texts), None)
+        shown = [{"index": one["corpus_id"], "score": _finite(one["score"])} for one in found]
+        if body.return_text:
+            shown = [{**one, "text": body.texts[one["index"]]} for one in shown]
+        return JSONResponse(shown)
+
+    @app.get("/health")
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Say by which policy candidates leave."""
@@ -293,43 +334,82 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     return app
 
 
-def watch_of(
-    policy: ExitPolicy,
-    share: float,
-    path: Path | None = None,
-    on_step_back: Callable[[StepBack], object] | None = None,
-) -> Watch | None:
-    """Return the watch over a certified policy; None where nothing is promised that full depth can be asked about.
+class _Ranking:
+    """The queries of a service: one after the other, so many documents waiting, each until its deadline."""
 
-    The safer policies have thresholds that the certificate tested before its own, the latest exits first: half-way and
-    a quarter of the way to it; of a policy with several thresholds there is none. Full depth comes after them.
+    def __init__(self, ranker: Ranker, limits: Limits) -> None:
+        self._ranker, self._limits, self._waiting = ranker, limits, 0
+        self._busy = ThreadPoolExecutor(1, thread_name_prefix="ponder-rank")
+
+    async def order(
+        self, pool: Pool, top_k: int | None, within: float | None
+    ) -> list[dict[str, Any]]:
+        """Order the candidates of a query.
+
+        Raises:
+            HTTPException: It has too many documents or half a character (422), or too many wait (429).
+            TimeoutError: Its time is up (504).
+        """
+        count, limits = len(pool.documents), self._limits
+        if count > limits.max_documents:
+            most = limits.max_documents
+            raise HTTPException(422, f"documents: expected {most} at most; got {count}.")
+        if any(_has_half_a_character(text) for text in (pool.query, *pool.documents)):
+            raise HTTPException(422, "documents: expected Unicode; got half of a surrogate pair.")
+        if self._waiting and self._waiting + count > limits.max_waiting:
+            raise HTTPException(
+                429, "too many documents wait. Ask again later.", {"retry-after": "1"}
+            )
+        end = None if limits.deadline is None else time.monotonic() + limits.deadline
+        self._waiting += count
+        run = partial(self._run, pool, top_k, within, end)
+        future = asyncio.get_running_loop().run_in_executor(self._busy, run)
+        # The documents wait until the thread is through with them, also if the client has gone.
+        future.add_done_callback(lambda done: self._through(count))
+        async with asyncio.timeout(limits.deadline):
+            return await asyncio.shield(future)
+
+    def _run(
+        self, pool: Pool, top_k: int | None, within: float | None, end: float | None
+    ) -> list[dict[str, Any]]:
+        """Order on the thread, with what is left of the deadline; what came too late is not begun."""
+        if end is not None:
+            remaining = end - time.monotonic()
+            if remaining <= 0.0:
+                return []
+            within = remaining if within is None else min(within, remaining)
+        (found,) = self._ranker.rank_all([pool], top_k, within=within)
+        return found
+
+    def _through(self, count: int) -> None:
+        self._waiting -= count
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a request, and the places of those that the ledger audits."""
+
+    answers: Some
+    audited: Sequence[int]
+
+
+def ledger_of(policy: ExitPolicy, share: float, path: Path | None = None) -> ServedLedger | None:
+    """Return the ledger of a certified policy; None if nothing is promised that a model can be asked about.
 
     Args:
         policy: The policy of a model.
-        share: The share of the answers that is audited, in [0, 1]; 0 for no audit.
+        share: The probability of an audit, in [0, 1]; 0 for no ledger.
         path: A JSON file in which the state survives a restart.
-        on_step_back: Called with every `StepBack`.
 
     Example:
-        >>> watch_of(policies.Confidence(0.8), share=0.01) is None  # nothing is certified
+        >>> ledger_of(policies.Confidence(0.8), share=0.05) is None  # nothing is certified
         True
     """
-    if (
-        not isinstance(policy, Certified)
-        or policy.risk != "disagreement"
-        or policy.confidence is None
-        or not share
-    ):
+    if not isinstance(policy, Certified) or policy.confidence is None or not share:
         return None
-    if (chosen := policy.threshold_value) is None:
+    if not policy.risk.startswith("disagreement") or policy.threshold_value is None:
         return None
-    order, tested = list[ExitPolicy]([policy]), [value for value, _, _ in policy.path]
-    if part_with_threshold(policy.policy) is not None:
-        safer = sorted({int(tested.index(chosen) * part) for part in _SAFER}, reverse=True)
-        order += [
-            with_threshold(policy, tested[place]) for place in safer if tested[place] != chosen
-        ]
-    return Watch(order, Audit(policy.level, policy.confidence, share), path, on_step_back)
+    return ServedLedger(policy.level, policy.confidence, share, path)
 
 
 def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
@@ -365,21 +445,24 @@ class _Metrics:
         )
         waiting = Gauge("ponder_waiting_texts", "Texts that wait for an answer.", registry=registry)
         waiting.set_function(lambda: service.waiting)
-        self.skipped = Counter(
-            "ponder_audit_skipped", "Audits that were left out under load.", registry=registry
-        )
-        for name in (
-            ("stage", "audits", "disagreements", "wealth") if service.watch is not None else ()
+        ledger = service.ledger
+        if ledger is None:
+            return
+        for name, what, value in (
+            ("answers", "Answers that the ledger counts.", lambda: ledger.answers),
+            ("audits", "Audits that were begun.", lambda: ledger.ledger.audits),
+            ("caught", "Audited answers that differ.", lambda: ledger.ledger.caught),
+            ("bound", "Bound on the share of the answers that differ.", lambda: ledger.bound),
         ):
-            gauge = Gauge(
-                f"ponder_audit_{name}", f"{name.title()} of the audit.", registry=registry
-            )
-            gauge.set_function(partial(getattr, service.watch.audit, name))  # type: ignore[union-attr]
+            gauge = Gauge(f"ponder_ledger_{name}", what, registry=registry)
+            gauge.set_function(value)
 
 
-def _app(max_body: int, metrics: _Metrics | None = None, lifespan: Any = None) -> FastAPI:
+def _app(
+    limits: Limits, max_body: int, metrics: _Metrics | None = None, lifespan: Any = None
+) -> FastAPI:
     app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
-    app.add_middleware(_Door, metrics=metrics, max_body=max_body)
+    app.add_middleware(_Door, metrics=metrics, max_body=max_body, deadline=limits.deadline)
     for kind in (ArgumentError, RequestValidationError, TimeoutError, Exception):
         app.add_exception_handler(kind, _refused)
     return app
@@ -389,7 +472,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answer by `{"detail": …}`; the content of a request is never sent back."""
     status: int = 422
     detail: Any = str(error)
-    if isinstance(error, RequestValidationError):
+    kind = request.headers.get("content-type", "")
+    if isinstance(error, RequestValidationError) and "json" not in kind:
+        detail = "expected JSON. Send the header content-type: application/json."
+    elif isinstance(error, RequestValidationError):
         wrong = error.errors()[:8]
         detail = [
             {"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]}
@@ -405,19 +491,30 @@ async def _refused(request: Request, error: Exception) -> Response:
 class _Door:
     """ASGI middleware: bounds the body, counts the request, and writes one line of log about it."""
 
-    def __init__(self, app: ASGIApp, metrics: _Metrics | None, max_body: int) -> None:
-        self._app, self._metrics, self._max = app, metrics, max_body
+    def __init__(
+        self, app: ASGIApp, metrics: _Metrics | None, max_body: int, deadline: float | None
+    ) -> None:
+        self._app, self._metrics, self._max, self._deadline = app, metrics, max_body, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         size, status, started = 0, 500, time.perf_counter()
+        whole = False
+        end = None if self._deadline is None else asyncio.get_running_loop().time() + self._deadline
 
         async def limited() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            try:
+                # After the body the next message is that the client has gone, which may take its time.
+                async with asyncio.timeout_at(None if whole else end):
+                    message = await receive()
+            except TimeoutError as error:
+                why = "the body did not come within the time of a request."
+                raise HTTPException(504, why, {"connection": "close"}) from error
             size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if size > self._max:
                 raise HTTPException(
                     413, f"the request is larger than {self._max} bytes.", {"connection": "close"}
@@ -442,6 +539,24 @@ class _Door:
                 self._metrics.latency.observe(seconds)
         line = f"{scope['method']} {scope['path']} {status} {1000 * seconds:.1f} ms {note}".rstrip()
         _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
+
+
+def _answer(served: Served, texts: Sequence[Text], policy: ExitPolicy) -> Any:
+    """Answer texts, and log why some have no answer."""
+    found = served.answer(texts, policy)
+    for error in list(getattr(found, "errors", {}).values())[:_LOGGED]:
+        _log.error("a text has no answer", exc_info=error)
+    return found
+
+
+def _has_half_a_character(text: Text) -> bool:
+    """Return whether a text has half of a surrogate pair, which no tokeniser reads."""
+    parts = (text,) if isinstance(text, str) else text
+    return any(any("\ud800" <= each <= "\udfff" for each in part) for part in parts)
+
+
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None
 
 
 def _cut(text: Text, most: int) -> Text:

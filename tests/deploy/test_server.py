@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from ponder import policies
-from ponder.deploy.server import Limits, create_app, watch_of, with_threshold
+from ponder.deploy.auditing import ServedLedger
+from ponder.deploy.server import (
+    Limits,
+    create_app,
+    create_rank_app,
+    ledger_of,
+    with_threshold,
+)
 from ponder.deploy.server_batching import Batcher, Some
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies import Certified, Confidence, ExitPolicy, LastStep
 
+JSON = {"content-type": "application/json"}
 PATH = tuple((value, 0.0, 0.01) for value in (0.99, 0.95, 0.9, 0.85, 0.8))
 CERTIFIED = Certified(
     policy=Confidence(0.8),
@@ -106,12 +118,13 @@ def test_answers_stand_in_the_order_of_the_texts(client: TestClient, model: Mode
         ({"texts": ["a"], "threshold": 2}, 422, "threshold: expected a number in [0, 1]"),
         ({"texts": ["a" * 2000]}, 413, "larger than 2000 bytes"),
         ({"texts": ["broken"]}, 500, "the model failed"),
+        ({"texts": ["b", "\ud83d"]}, 422, "Unicode"),
     ],
 )
 def test_refusals_say_what_was_expected(
     client: TestClient, body: Any, status: int, sentence: str
 ) -> None:
-    found = client.post("/predict", json=body)
+    found = client.post("/predict", content=json.dumps(body), headers=JSON)
     assert found.status_code == status
     assert sentence in str(found.json()["detail"])
     page = client.get("/metrics").text
@@ -239,13 +252,19 @@ def test_a_request_that_fails_fails_alone(model: Model) -> None:
         batcher.submit(["a"], CERTIFIED)
 
 
-def test_the_policies_of_a_watch_are_those_that_the_certificate_tested() -> None:
-    watch = watch_of(CERTIFIED, 0.5)
-    assert watch is not None
-    assert watch.policies == (CERTIFIED, Confidence(0.9), Confidence(0.95))
-    assert (watch.audit.level, watch.audit.confidence, watch.audit.share) == (0.05, 0.95, 0.5)
-    assert watch_of(CERTIFIED, 0.0) is None
-    assert watch_of(Confidence(0.8), 0.5) is None
+def test_a_ledger_is_of_the_promise(tmp_path: Path) -> None:
+    ledger = ledger_of(CERTIFIED, 0.5)
+    assert ledger is not None
+    assert (ledger.level, ledger.ledger.confidence, ledger.share) == (0.05, 0.95, 0.5)
+    assert ledger_of(CERTIFIED, 0.0) is None
+    assert ledger_of(Confidence(0.8), 0.5) is None
+    path = tmp_path / "ledger.json"
+    ledger_of(CERTIFIED, 0.5, path)
+    with pytest.raises(ArgumentError, match="a file of its own"):
+        ServedLedger(0.01, path=path)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="no ledger"):
+        ServedLedger(0.01, path=path)
 
 
 @pytest.mark.parametrize(
@@ -269,47 +288,155 @@ def test_a_threshold_is_moved_where_there_is_one(
         assert with_threshold(policy, 0.9) == moved
 
 
-def test_audits_step_back_to_safer_policies_and_then_to_full_depth(
-    model: Model, tmp_path: Path
+def ask(client: TestClient, text: str, count: int = 4) -> Any:
+    return client.post("/predict", json={"texts": [text] * count})
+
+
+def test_a_service_defers_when_the_bound_passes_and_answers_early_again_by_itself(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.moved, seen, state = "x", list[Any](), tmp_path / "audit.json"
+    model.moved, path = "x", tmp_path / "ledger.json"
+    coin = iter(range(10**9))
 
-    def ask(client: TestClient, text: str) -> Any:
-        return client.post("/predict", json={"texts": [text] * 10})
+    def some() -> ServedLedger:
+        return ServedLedger(0.05, 0.95, 0.5, path, coin=lambda: next(coin) % 2)
 
-    for stage, policy in enumerate([CERTIFIED, Confidence(0.9), Confidence(0.95), LastStep()]):
-        watch = watch_of(CERTIFIED, 1.0, state, seen.append)  # the state survives a restart
-        assert watch is not None
-        assert (watch.stage, watch.policy) == (stage, policy)
-        with TestClient(create_app(model, Limits(), watch)) as client:
-            model.calls.clear()
-            assert ask(client, "a").json()["labels"] == ["a"] * 10
-            assert model.calls[0][1] == policy
-            client.post(
-                "/predict", json={"texts": ["x"] * 10, "threshold": 0.5}
-            )  # not the policy's own answers
-            ask(client, "x")  # answers of one stage: what comes after its end says nothing
-            assert client.get("/healthz").json()["audit"]["stage"] >= stage
-            assert "ponder_audit_wealth" in client.get("/metrics").text
-    assert [end.stage for end in seen] == [0, 1, 2]
+    ledger = some()
+    with TestClient(create_app(model, Limits(), ledger)) as client:
+        early = [ask(client, "a").json()["exit_step"][0] for _ in range(250)]
+        assert early[0] == 4  # nothing is known yet
+        assert early[-1] == 2
+        before = ledger.ledger.bound
+        with caplog.at_level("WARNING", logger="ponder.server"):
+            changed = [ask(client, "x").json()["exit_step"][0] for _ in range(30)]
+            assert changed[-1] == 4
+            again = [ask(client, "a").json()["exit_step"][0] for _ in range(600)]
+        assert again[-1] == 2
+        # Each change of the gate is one line.
+        assert len(caplog.records) < 60
+        words = [record.message.split(":")[0] for record in caplog.records]
+        words = [word for word in words if "answers are" in word]
+        assert words[:2] == ["early answers are given", "answers are deferred"]
+        assert all(one != other for one, other in pairwise(words))
+        health = client.get("/health").json()
+        assert health["ledger"]["ledger"]["caught"] > 0
+        assert health["statement"].startswith("Of 3,520 answers at most")
+        assert "ponder_ledger_bound" in client.get("/metrics").text
+        client.post("/predict", json={"texts": ["x"] * 4, "threshold": 0.5})
+        assert ledger.answers == 3520  # answers of another policy are not of the promise
+    assert ledger.ledger.bound > before
+    assert ledger.ledger.bound <= 0.05 * ledger.answers
+    after = some()
+    assert (after.answers, after.ledger) == (ledger.answers, ledger.ledger)
+    again_killed = some()  # the one before was not closed
+    assert again_killed.ledger.missed_at_most == max(
+        ledger.ledger.missed_at_most, ledger.ledger.worst
+    )
 
 
-def test_answers_by_a_threshold_of_the_request_are_not_audited(model: Model) -> None:
-    watch = watch_of(CERTIFIED, 1.0)
-    assert watch is not None
-    with TestClient(create_app(model, Limits(), watch)) as client:
-        client.post("/predict", json={"texts": ["a"] * 30, "threshold": 0.5})
-        client.post("/predict", json={"texts": ["a"] * 3})
-    assert watch.audit.audits == 3
+def test_int8_is_audited_by_the_folder_before_it(model: Model) -> None:
+    before = Model(moved="x")
+    before.gate.set()
+    ledger = ServedLedger(0.05, 0.95, 1.0)
+    with TestClient(create_app(model, Limits(), ledger, before)) as client:
+        found = [ask(client, "x") for _ in range(38)]
+    assert found[0].json()["labels"] == ["other"] * 4  # deferred to the reference
+    assert (ledger.ledger.audits, ledger.ledger.caught) == (4, 4)
 
 
-def test_answers_that_agree_never_step_back(model: Model) -> None:
-    watch = watch_of(CERTIFIED, 1.0)
-    assert watch is not None
-    with TestClient(create_app(model, Limits(), watch)) as client:
-        for _ in range(5):
-            assert (
-                client.post("/predict", json={"texts": ["a"] * 20}).json()["exit_step"] == [2] * 20
-            )
-    assert (watch.stage, watch.audit.disagreements) == (0, 0)
-    assert 0 < watch.audit.audits <= 100
+def test_errors_of_rows_reach_the_log(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass(frozen=True)
+    class Broken(Some):
+        errors: Any = None
+
+    model.answer = lambda texts, policy=None: Broken(  # type: ignore[method-assign]
+        ["a"] * len(texts), [float("nan")] * len(texts), [1] * len(texts), {0: ValueError("torn")}
+    )
+    with TestClient(create_app(model)) as client:
+        assert client.post("/predict", json={"texts": ["a"]}).json()["labels"] == [None]
+    assert "torn" in caplog.text
+
+
+def test_a_body_without_its_header_gets_a_sentence(client: TestClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    found = client.post("/predict", content=b'{"texts": ["a"]}', headers=form)
+    assert found.status_code == 422
+    assert "content-type: application/json" in found.json()["detail"]
+
+
+def test_a_body_that_never_ends_ends_at_the_deadline(model: Model) -> None:
+    app = create_app(model, Limits(deadline=0.05))
+    sent = list[Any]()
+
+    async def slowly() -> Any:
+        await asyncio.sleep(0)
+        if slowly.first:  # type: ignore[attr-defined]
+            slowly.first = False  # type: ignore[attr-defined]
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        await asyncio.Event().wait()
+        return None
+
+    slowly.first = True  # type: ignore[attr-defined]
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+    headers = [(b"content-type", b"application/json")]
+    asyncio.run(app({**scope, "headers": headers}, slowly, keep))
+    assert sent[0]["status"] == 504
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+class _Order:
+    """A ranker that scores a document by its length, and notes the time it was given."""
+
+    num_steps = 4
+    settings = SimpleNamespace(policy=Confidence(0.9))
+
+    def __init__(self) -> None:
+        self.within = list[Any]()
+
+    def rank_all(self, pools: Any, top_k: int | None, *, within: float | None) -> Any:
+        self.within.append(within)
+        order = sorted(range(len(pools[0].documents)), key=lambda n: -len(pools[0].documents[n]))
+        best = order[:top_k]
+        scores = [float(len(pools[0].documents[n])) for n in best]
+        rows = zip(best, scores, strict=True)
+        return [[{"corpus_id": n, "score": score, "exit_step": 1} for n, score in rows]]
+
+
+def test_queries_have_a_limit_of_documents_and_what_is_left_of_the_deadline() -> None:
+    ranker = _Order()
+    limits = Limits(max_documents=3, max_body=4000, deadline=9.0)
+    with TestClient(create_rank_app(ranker, limits)) as client:  # type: ignore[arg-type]
+        body = {"query": "q", "documents": ["a", "ccc", "bb"]}
+        assert [one["corpus_id"] for one in client.post("/rank", json=body).json()["ranking"]] == [
+            1,
+            2,
+            0,
+        ]
+        assert 0.0 < ranker.within[0] <= 9.0
+        client.post("/rank", json={**body, "within": 0.5})
+        assert ranker.within[1] == 0.5
+        many = client.post("/rank", json={"query": "q", "documents": ["a"] * 4})
+        assert (many.status_code, "expected 3 at most" in many.text) == (422, True)
+        half = json.dumps({"query": "q", "documents": ["\ud83d"]})
+        broken = client.post("/rank", content=half, headers=JSON)
+        assert broken.status_code == 422
+        texts = {"query": "q", "texts": ["a", "ccc"], "return_text": True, "raw_scores": True}
+        assert client.post("/rerank", json=texts).json() == [
+            {"index": 1, "score": 3.0, "text": "ccc"},
+            {"index": 0, "score": 1.0, "text": "a"},
+        ]
+        assert client.get("/health").json()["status"] == "ok"
+
+
+def test_exits_and_deferrals_are_events_of_the_span(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = list[tuple[str, Any]]()
+    span = SimpleNamespace(add_event=lambda name, attributes: events.append((name, attributes)))
+    monkeypatch.setattr("opentelemetry.trace.get_current_span", lambda: span)
+    client.post("/predict", json={"texts": ["a", "b"]})
+    assert events == [("ponder.exit", {"texts": 2, "mean_exit_step": 2.0})]

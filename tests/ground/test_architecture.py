@@ -53,7 +53,7 @@ WITHOUT_TORCH = (
     "ponder.cascade",
     "ponder.cli.certify",
     "ponder.deploy.export",
-    "ponder.deploy.monitor",
+    "ponder.deploy.auditing",
     "ponder.deploy.ranking",
     "ponder.deploy.runtime",
     "ponder.running",

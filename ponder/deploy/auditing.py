@@ -1,0 +1,152 @@
+"""The ledger of a service: late audits of a share of its answers, and a gate that holds the promise.
+
+An answer from an early exit or a cheap stage is audited with probability `share`, after it was given. As long as the
+bound stays within the level, early answers are given; else requests are answered at full depth, which can not be
+wrong, until the bound allows early answers again. The state is a JSON file: it is written before an audit begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ponder._utils.checks import check_real, check_share
+from ponder._utils.files import read_json, write_json
+from ponder._utils.rounding import rounded_down, rounded_up
+from ponder.calibration.ledger import Ledger
+from ponder.errors import ArgumentError
+
+__all__ = ["ServedLedger"]
+
+_FORMAT = "ponder-ledger-1"
+_FORWARD = 0.9
+"""The share of the level below which early answers begin again, so that the gate does not flutter."""
+_log = logging.getLogger("ponder.server")
+
+
+class ServedLedger:
+    """A promise on the answers that a service gave: at most `level` of them differ from full depth.
+
+    Any thread may call it.
+
+    Args:
+        level: The share of the answers that may differ, in (0, 1).
+        confidence: The probability with which the bound holds at all times.
+        share: The probability of an audit, in (0, 1]; an audit costs an answer at full depth.
+        path: A JSON file in which the state survives a restart; None for none.
+        pending: Audits that may be under way before answers are deferred.
+        coin: Returns numbers in [0, 1); for tests alone.
+
+    Example:
+        >>> from ponder.deploy.auditing import ServedLedger
+        >>> ledger = ServedLedger(level=0.05, share=0.2)
+        >>> ledger.allows(1)  # too early: nothing was answered
+        False
+        >>> ledger.note([False] * 100)  # at full depth, so nothing is audited
+        []
+        >>> ledger.allows(1)
+        True
+    """
+
+    def __init__(
+        self,
+        level: float,
+        confidence: float = 0.95,
+        share: float = 0.05,
+        path: Path | None = None,
+        *,
+        pending: int = 64,
+        coin: Callable[[], float] | None = None,
+    ) -> None:
+        check_share("level", level)
+        check_real("share", share, 0.0, 1.0, open_low=True)
+        self.level, self.share, self.path = level, share, path
+        self.answers, self.ledger = 0, Ledger(confidence, late=True)
+        self._most_pending, self._left, self._lock = pending, 0, threading.RLock()
+        self._coin = coin or random.SystemRandom().random
+        self._deferring = True
+        if path is not None and path.exists():
+            self._resume(path, confidence)
+        self._left = self.ledger.pending  # of a run that was stopped: nobody will end them
+        self._write(closed=False)
+
+    @property
+    def bound(self) -> float:
+        """The bound on the share of the answers that differ."""
+        return self.ledger.bound / max(self.answers, 1)
+
+    @property
+    def statement(self) -> str:
+        """The promise so far, in words."""
+        if not self.answers:
+            return "No answers yet."
+        share = rounded_up(100 * self.bound, 2)
+        confidence = rounded_down(100 * self.ledger.confidence)
+        return (
+            f"Of {self.answers:,} answers at most {self.ledger.bound:,} ({share}%) differ from full depth, "
+            f"with {confidence}% confidence; {self.ledger.audits:,} were audited."
+        )
+
+    def allows(self, rows: int) -> bool:
+        """Return whether so many answers may be early, also if all of them are wrong; a change is logged."""
+        with self._lock:
+            level = self.level * (_FORWARD if self._deferring else 1.0)
+            within = self.ledger.bound + rows <= level * (self.answers + rows)
+            allowed = within and self.ledger.pending - self._left < self._most_pending
+            if allowed == self._deferring:
+                word = "early answers are given" if allowed else "answers are deferred"
+                _log.warning("%s: %s", word, self.statement)
+            self._deferring = not allowed
+        return allowed
+
+    def note(self, early: Sequence[bool]) -> list[int]:
+        """Count answers, throw the coins of the early ones, and return the places that are audited."""
+        audited = list[int]()
+        with self._lock:
+            for place, each in enumerate(early):
+                self.answers += 1
+                if each:
+                    chosen = self._coin() < self.share
+                    self.ledger.answer(self.share, audited=chosen)
+                    audited += [place] if chosen else []
+            if audited:
+                self._write(closed=False)
+        return audited
+
+    def settle(self, differs: bool) -> None:
+        """Take the outcome of an audit: whether full depth answers otherwise."""
+        with self._lock:
+            self.ledger.settle(self.share, differs=differs)
+            self._write(closed=False)
+
+    def close(self) -> None:
+        """Write the state for the next start."""
+        with self._lock:
+            self._write(closed=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain JSON."""
+        facts = {"level": self.level, "share": self.share, "answers": self.answers}
+        return {**facts, "ledger": self.ledger.to_dict()}
+
+    def _resume(self, path: Path, confidence: float) -> None:
+        state = read_json(path, _FORMAT, "ledger of a service")
+        ledger = Ledger.from_dict(state["ledger"])
+        if (state["level"], ledger.confidence) != (self.level, confidence):
+            expected = f"the ledger of this promise, {self.level:g} with {confidence:g}"
+            got = f"that of {state['level']:g} with {ledger.confidence:g}, in {path}"
+            remedy = "Give each promise a file of its own, or delete this one to begin anew."
+            raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
+        # Pending audits of another share would be settled by another price than they were begun with; none is settled.
+        if not state["closed"]:
+            # Answers after the last write are not counted in the file; W does not need their number.
+            ledger.missed_at_most = max(ledger.missed_at_most, ledger.worst)
+        self.answers, self.ledger = state["answers"], ledger
+
+    def _write(self, *, closed: bool) -> None:
+        if self.path is not None:
+            write_json(self.path, _FORMAT, {**self.to_dict(), "closed": closed})
