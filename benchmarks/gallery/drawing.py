@@ -202,9 +202,9 @@ def audit(figure: Any) -> None:
                 ledger.settle(share, differs=differs)
             else:
                 missed += differs
-        values = (missed, ledger.bound, level * (row + 1))
-        for name, value in zip(shown, values, strict=True):
-            shown[name].append(value)
+        shown["missed"].append(missed)
+        shown["bound"].append(ledger.bound)
+        shown["allowed"].append(level * (row + 1))
     labels = ("answers that differ", "the ledger's bound", "2% of the answers: the promise")
     colors = ("#D55E00", "#0072B2", _GREY)
     for values, label, color in zip(shown.values(), labels, colors, strict=True):
