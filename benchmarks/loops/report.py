@@ -256,7 +256,7 @@ def draw_sudoku(path: Path, everything: Mapping[str, Results]) -> None:
     for panel, (name, picture) in zip(axes, shown.items(), strict=True):
         side = round(len(picture["steps"]) ** 0.5)
         steps = [picture["steps"][row * side : (row + 1) * side] for row in range(side)]
-        image = panel.imshow(steps, cmap="YlOrRd", vmin=1)
+        image = panel.imshow(steps, cmap="YlOrRd", vmin=1, vmax=1.5 * max(picture["steps"]))
         for cell, given in enumerate(picture["given"]):
             row, column = divmod(cell, side)
             weight = "bold" if given else "normal"
