@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ponder._utils.files import read_tensors, write_tensors
+from ponder._utils.files import read_tensors, reading, write_tensors
+from ponder._utils.seals import changed_parts, sealed
 from ponder.errors import CheckpointError
 from ponder.policies import ExitPolicy
 from ponder.policies.combine import promise_about
@@ -39,7 +40,7 @@ def save(model: PonderWrapper, file: str | Path) -> None:
         >>> ponder.load("model.safetensors", into=again).policy
         Confidence(threshold=0.9)
     """
-    settings = json.dumps(_settings(model), allow_nan=False)
+    settings = json.dumps(sealed(_settings(model), {}), allow_nan=False)
     write_tensors(file, _unshared(model.state_dict()), {"format": _FORMAT, "settings": settings})
 
 
@@ -68,23 +69,29 @@ def load(file: str | Path, *, into: M) -> M:
         for name in sorted(expected.keys() & weights.keys())
         if expected[name].shape != weights[name].shape
     ]
-    settings, own = json.loads(metadata["settings"]), _settings(into)
+    own = _settings(into)
+    with reading(file, "model"):
+        settings: dict[str, Any] = json.loads(metadata["settings"])
+        policy = ExitPolicy.from_dict(settings["policy"])
+        stages = tuple(map(Stage.from_dict, settings["stages"]))
+        prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
+        changed = changed_parts(settings, lambda name: None)
     wrong += [
-        name for name in ("num_steps", "schedule", "task", "initial") if settings[name] != own[name]
+        name
+        for name in ("num_steps", "schedule", "task", "initial")
+        if settings.get(name, "missing") != own[name]
     ]
     if wrong:
         raise CheckpointError(
             f"{file}: of another model: {', '.join(wrong)} missing, unknown or different. "
             "Build the model as it was when it was saved."
         )
+    into.checked(policy)
     if settings["prior"] != own["prior"]:
-        into.prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
-    into.policy, into.stages = (
-        ExitPolicy.from_dict(settings["policy"]),
-        tuple(map(Stage.from_dict, settings["stages"])),
-    )
+        into.prior = prior
+    into.stages = stages
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
-    into.policy = promise_about(into.weights_digest, into.policy)
+    into.policy = promise_about(into.weights_digest, policy, lambda: changed)
     return into
 
 

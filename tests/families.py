@@ -61,7 +61,7 @@ class Family:
         """A tiny random model with the head of an Auto class, likewise."""
         torch.manual_seed(0)
         config = self.configuration(layers)
-        config.decoder_start_token_id = config.pad_token_id
+        config.decoder_start_token_id = _TINY["pad_token_id"]
         return _moved(auto.from_config(config))
 
     def configuration(self, layers: int) -> Any:

@@ -24,7 +24,8 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from ponder._utils.modes import evaluating
 from ponder._utils.registry import Registry
-from ponder._utils.trees import Shared, Tree, first_tensor
+from ponder._utils.trees import Shared, Tree, first_tensor, unwrap
+from ponder.errors import ArgumentError
 from ponder.integrations.transformers.families import (
     constants_of,
     encoder_of,
@@ -332,15 +333,25 @@ class CapturedAdapter(Adapter):
     def learn(self) -> Captured:
         """Capture the encoder, with its weights."""
         encoder, main = self.encoder, self.encoder.main_input_name
+        if getattr(encoder.config, "attention_type", None) == "block_sparse":
+            expected = "an encoder that a call does not change"
+            got = "block-sparse attention, which a short text turns into full attention for good"
+            remedy = (
+                'Set it first: config.attention_type = "original_full", before weights are loaded.'
+            )
+            raise ArgumentError("encoder", expected=expected, got=got, remedy=remedy)
         example = example_for(encoder) if self.example is None else unpack(self.example, encoder)
         call = {main: example[main], **example, **constants_of(encoder)}
         given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
         self._given = frozenset(given)
         parts = self.parts = capture(encoder, call)
         with evaluating(encoder):
-            hidden, _ = parts.stem(
+            hidden, around = parts.stem(
                 **{"inputs" if name == main else name: value for name, value in given.items()}
             )
+            last: Tree = hidden
+            for step in range(1, parts.steps.num_steps + 1):
+                last = parts.steps(step, last, **unwrap(around))
             output = encoder(**call)
             seen = {
                 name: value
@@ -348,7 +359,7 @@ class CapturedAdapter(Adapter):
                 if (value := select(output)) is not None
             }
             self._readouts = {name: parts.readout_of(self.selects[name]) for name in seen}
-        shown = {**given, **seen, "hidden": states_of(hidden)}
+        shown = {**given, **seen, "hidden": states_of(hidden), "last": states_of(last)}
         self.shapes = {name: tuple(value.shape) for name, value in shown.items()}
         self.num_steps = parts.steps.num_steps
         return parts
@@ -399,7 +410,11 @@ class CapturedAdapter(Adapter):
         if self.parts is None or self.parts.padding is None:
             return None
         padding, of_text = self.parts.padding, self.encoder.main_input_name == "input_ids"
-        own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids"), Along(fill=0))
+        length = self.shapes[padding.mask][1:]
+        long = [name for name in self._given if self.shapes[name][1:2] == length]  # boxes, say
+        own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids", *long), Along(fill=0))
+        own.pop(self.encoder.main_input_name, None)
+        own.pop(padding.mask, None)
         fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
         later: Any = padding.context  # where lengths of other kinds of calls are added
         return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later))

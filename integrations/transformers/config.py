@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils.hub import cached_file
 
+from ponder._utils.seals import changed_parts, sealed
 from ponder.errors import CheckpointError
 
-__all__ = ["PonderConfig"]
+__all__ = ["PonderConfig", "changed_files"]
 
 _MIRRORED = (
     "hidden_size",
@@ -36,6 +41,7 @@ class PonderConfig(PretrainedConfig):
         example: Example inputs of an encoder that reads more than its configuration says; see `families.pack`.
         exits: Seed and split of the inputs by which `fit_exits` fitted and certified the exits.
         evaluations: What was measured, for the model card; see `PonderPreTrainedModel.note_evaluation`.
+        digests: Digests of the tokenizer's files, by which a promise is dropped if they change.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
 
     Example:
@@ -61,6 +67,7 @@ class PonderConfig(PretrainedConfig):
         example: dict[str, Any] | None = None,
         exits: dict[str, Any] | None = None,
         evaluations: list[dict[str, Any]] | None = None,
+        digests: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = _as_config(encoder)
@@ -68,10 +75,19 @@ class PonderConfig(PretrainedConfig):
         self.recipe, self.readout, self.head_dropout = recipe or {}, readout, head_dropout
         self.num_steps, self.feature_size, self.example = num_steps, feature_size, example
         self.exits, self.evaluations = exits or {}, list(evaluations or [])
+        self.digests = digests or {}
         for name in _MIRRORED:
             setattr(self, name, getattr(self.encoder, name, None))
             kwargs.pop(name, None)
         super().__init__(**kwargs)
+
+    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
+        """Write the configuration with its own digest in it; see `changed_files`."""
+        data = json.loads(self.to_json_string(use_diff))
+        files = data.pop("digests", {})
+        files.pop("settings", None)
+        text = json.dumps(sealed(data, files), indent=2, sort_keys=True)
+        Path(json_file_path).write_text(text + "\n", encoding="utf-8")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The configuration whose vocabulary the tokens are of: the encoder's."""
@@ -103,6 +119,19 @@ class PonderConfig(PretrainedConfig):
             }
             self.encoder = get_class_from_dynamic_module(reference, source, **hub)(**fields)
         self.encoder.name_or_path = source
+
+
+def changed_files(source: str, **hub: Any) -> list[str]:
+    """Return which parts of a saved model, in a folder or on the hub, are not those that were saved."""
+
+    def locate(name: str) -> Path | None:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+        return None if found is None else Path(found)
+
+    path = locate("config.json")
+    if path is None:
+        return ["config.json"]
+    return changed_parts(json.loads(path.read_text(encoding="utf-8")), locate)
 
 
 def _as_config(encoder: PretrainedConfig | dict[str, Any] | None) -> Any:

@@ -90,15 +90,16 @@ class FinetunedAdapter(CapturedAdapter):
     def learn(self) -> Captured:
         """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
         parts = super().learn()
-        shape, inputs = self.shapes["hidden"], self.shapes[self.encoder.main_input_name]
-        if len(shape) != 3 or (self.per_position and shape[1] != inputs[1]):
+        shape, last = self.shapes["hidden"], self.shapes["last"]
+        length = self.shapes[self.encoder.main_input_name][1:2]
+        ragged = shape[-1:] != last[-1:] or (shape[-1:] == length != shape[1:2])
+        if len(shape) != 3 or ragged or (self.per_position and shape[1:2] != length):
             expected = (
                 "layers with a hidden state (batch, length, width), at positions those of the input"
             )
+            got = f"states of shape {shape} before them and {last} behind"
             remedy = "Capture it with ponder.capture, and give it heads of your own."
-            raise ArgumentError(
-                "model", expected=expected, got=f"one of shape {shape}", remedy=remedy
-            )
+            raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
         return parts
 
     def width(self, name: str) -> int:

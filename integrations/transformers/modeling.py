@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder._utils.checks import check_choice
+from ponder._utils.files import reading
+from ponder._utils.seals import digest_of_file
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.adapters import (
     Adapter,
@@ -32,7 +35,7 @@ from ponder.integrations.transformers.adapters import (
     adapter_for,
 )
 from ponder.integrations.transformers.card import evaluate, model_card, write_card
-from ponder.integrations.transformers.config import PonderConfig
+from ponder.integrations.transformers.config import PonderConfig, changed_files
 from ponder.integrations.transformers.families import encoder_of, pack
 from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
 from ponder.model.heads import LambdaHead, PerStep, make_heads
@@ -73,6 +76,10 @@ _EXITS = Recipe(
     policy=LastStep(),
     per_step_heads=True,
     tuned_for=None,
+)
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 _ENCODER = "ponder.stem.encoder"  # the path of the encoder in the model
 _READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar(
@@ -387,13 +394,16 @@ class PonderPreTrainedModel(PreTrainedModel):
         names = ("cache_dir", "revision", "token", "local_files_only")
         hub: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
         source = str(pretrained_model_name_or_path)
-        reading = _READING.set((source, kwargs.pop("trust_remote_code", None), hub))
+        source_known = _READING.set((source, kwargs.pop("trust_remote_code", None), hub))
         with_info = kwargs.pop("output_loading_info", False)
         base: Any = super()
         try:
-            model, info = base.from_pretrained(source, *args, **kwargs, output_loading_info=True)
+            with reading(source, "model with exits"):
+                model, info = base.from_pretrained(
+                    source, *args, **kwargs, output_loading_info=True
+                )
         finally:
-            _READING.reset(reading)
+            _READING.reset(source_known)
         saved = (model.config.architectures or [cls.__name__])[0]
         if (
             saved != cls.__name__
@@ -406,7 +416,8 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         _refuse_missing(source, model, info["missing_keys"])
         model._learn()
-        model.policy = promise_about(model.ponder.weights_digest, model.policy)
+        changed = partial(changed_files, source, subfolder=kwargs.get("subfolder", ""), **hub)
+        model.policy = promise_about(model.ponder.weights_digest, model.policy, changed)
         return (model, info) if with_info else model
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -443,6 +454,8 @@ class PonderPreTrainedModel(PreTrainedModel):
                     custom_object_save(part, folder, config=self.encoder.config)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
+            files = [folder / name for name in _VOCABULARIES if self.tokenizer is not None]
+            self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
             write_card(self, folder)
         # Under the names that weights have here: Trainer reads its checkpoints without renaming any.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})

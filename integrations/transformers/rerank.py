@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_o
 from ponder.errors import ArgumentError
 from ponder.inference.batches import source_of
 from ponder.inference.examples import ExampleReader
+from ponder.integrations.transformers.config import changed_files
 from ponder.integrations.transformers.exits import as_before_if_refused, counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.modeling import load_whole
@@ -79,7 +81,9 @@ class CrossEncoder(Ranker):
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
         made, settings = (
             cls.__new__(cls),
-            RankerSettings.read(Path(folder), model.ponder.weights_digest),
+            RankerSettings.read(
+                Path(folder), model.ponder.weights_digest, partial(changed_files, str(folder))
+            ),
         )
         Ranker.__init__(made, model, settings)
         return made

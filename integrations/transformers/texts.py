@@ -69,7 +69,7 @@ def load_tokenizer(source: str) -> Any:
                 folder
             )  # Transformers would make one up, in which every word is unknown
         return transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # the library of tokenizers raises no other class
         raise CheckpointError(
             f"tokenizer: expected the tokenizer's files in {source!r}; got none that can be read. "
             "Save them there: tokenizer.save_pretrained(folder)."

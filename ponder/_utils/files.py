@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ponder._utils.arrays import namespace
 from ponder._utils.checks import library
-from ponder.errors import CheckpointError
+from ponder.errors import CheckpointError, PonderError
 
 __all__ = [
     "digest_of_files",
@@ -68,6 +68,24 @@ def read_tensors(
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path}: missing, truncated or no safetensors file ({error})."
+        ) from error
+
+
+@contextmanager
+def reading(path: str | Path, noun: str) -> Iterator[None]:
+    """Turn what damaged contents raise inside the block into an error that names the file.
+
+    Args:
+        path: The file or folder that is read.
+        noun: What it is, for the message.
+    """
+    try:
+        yield
+    except PonderError:
+        raise  # it says already what is wrong
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: a damaged {noun} ({error!r:.300}). Write it again."
         ) from error
 
 

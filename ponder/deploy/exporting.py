@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ponder._utils.files import replaced_folder
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
-from ponder.deploy.manifest import TOKENIZER, Manifest, files_of
+from ponder.deploy.manifest import FILE, TOKENIZER, Manifest, promise_of_export
 from ponder.deploy.quantize import quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model import readouts
@@ -24,6 +24,7 @@ from ponder.model.heads import LambdaHead, PerStep
 from ponder.model.padding import Lengths
 from ponder.model.readouts import ReadoutCall
 from ponder.model.source import call_stem
+from ponder.policies.combine import promise_about
 from ponder.tasks import task_named
 from ponder.wrapper import PonderWrapper
 
@@ -104,7 +105,7 @@ def onnx(
         got = f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}"
         remedy = "Export a copy: copy.deepcopy(model).cpu().float()."
         raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
-    with _whole(Path(folder)) as made, evaluating(source.model):
+    with _replaced(folder) as made, evaluating(source.model):
         _Tracer(source, made).write()
         if int8:
             _quantize(made, int8, calibration)
@@ -119,7 +120,7 @@ def quantized(
     calibration: Any = None,
 ) -> Path:
     """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
-    with _whole(Path(folder)) as made:
+    with _replaced(folder) as made:
         shutil.copytree(export, made, dirs_exist_ok=True)
         _quantize(made, int8, calibration)
     return Path(folder)
@@ -144,27 +145,21 @@ def _source(model: Any, example: Any) -> ExportSource:
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Give a scratch folder, and move the export in it to its folder at the end: the description comes last."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as made:
-        yield Path(made)
-        target.mkdir(exist_ok=True)
-        for name in reversed(files_of(target)):
-            (target / name).unlink(missing_ok=True)
-        for name in files_of(Path(made)):
-            shutil.move(Path(made) / name, target / name)
+def _replaced(folder: str | Path) -> AbstractContextManager[Path]:
+    """Give an empty folder that takes the place of an export as a whole."""
+    return replaced_folder(folder, FILE, ["*.onnx", TOKENIZER, FILE])
 
 
 def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> None:
-    manifest = Manifest.read(folder)
+    manifest = Manifest.read(folder)  # without a promise that was about other files
     channels = None if calibration is None else ranges_of(folder, calibration)
     for place, name in enumerate(manifest.steps):
         quantize(
             folder / f"{name}.onnx", int8 == "all", None if channels is None else channels[place]
         )
-    replace(manifest, int8=True, weights=None).write(folder)
+    policy = promise_of_export(manifest.policy, None)
+    made = replace(manifest, int8=True, weights=None, policy=policy)
+    made.with_files(folder).write(folder)
 
 
 class _Tracer:
@@ -196,6 +191,7 @@ class _Tracer:
     def write(self) -> None:
         """Write all graphs, and describe them."""
         model, padding = self.model, self.model.padding
+        policy = promise_about(model.weights_digest, model.policy)
         self._write_stem()
         self._write_steps()
         features = self._read("readout", model.readout)
@@ -209,7 +205,7 @@ class _Tracer:
             hidden=tuple(slot.spec for slot in self.state),
             context=tuple(slot.spec for slot in self.steps_context),
             outputs=tuple(outputs.shape[2 if self.task.per_position else 1 :]),
-            policy=model.policy.to_dict(),
+            policy=policy.to_dict(),
             graphs=self._write_policy(features, outputs, hazard),
             history=getattr(model.lambda_head, "history", 1),
             initial=getattr(model.lambda_head, "initial", "stem"),
@@ -221,7 +217,7 @@ class _Tracer:
             labels=self.source.labels,
             weights=model.weights_digest(),
             **self._write_tokenizer(),
-        ).write(self.folder)
+        ).with_files(self.folder).write(self.folder)
 
     def _write(
         self,

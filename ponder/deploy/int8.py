@@ -100,8 +100,11 @@ def certified_int8(
     chooses = [texts[n] for n in sides[0].tolist()]
     with TemporaryDirectory() as scratch:
         report("quantise", 0, 2)
+        full_precision = OnnxModel(onnx(model, Path(scratch) / "fp32"))
+        full_precision.policy = LastStep()  # a promise of before is made anew, for int8
+        full_precision.save()
         small = choose(
-            onnx(model, Path(scratch) / "fp32"),
+            full_precision.folder,
             chooses[:_RANGES],
             chooses,
             full[sides[0]],

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import read_json, reading, write_json
+from ponder._utils.seals import changed_parts, digest_of_file, sealed
+from ponder.policies.combine import warn_of_changes
 
-__all__ = ["FILE", "TOKENIZER", "Manifest", "PolicyGraphs", "TensorSpec", "files_of"]
+__all__ = [
+    "FILE",
+    "TOKENIZER",
+    "Manifest",
+    "PolicyGraphs",
+    "TensorSpec",
+    "changed_in",
+    "files_of",
+    "promise_of_export",
+]
 
 FILE, TOKENIZER = "export.json", "tokenizer.json"
 _FORMAT = "ponder-onnx-3"
@@ -78,6 +89,7 @@ class Manifest:
     int8: bool = False  # whether the steps are quantised
     labels: Sequence[str] = ()  # names of the classes
     weights: str | None = None  # digest of the weights that answer
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the other files
 
     @property
     def steps(self) -> list[str]:
@@ -86,7 +98,16 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `export.json`, whole or not at all."""
-        write_json(folder / FILE, _FORMAT, dataclasses.asdict(self))
+        data = dataclasses.asdict(self)
+        files = data.pop("digests")
+        files.pop("settings", None)
+        write_json(folder / FILE, _FORMAT, sealed(data, files))
+
+    def with_files(self, folder: Path) -> Self:
+        """Return the description of the graphs, and the tokenizer, that a folder holds now."""
+        names = [name for name in files_of(folder) if name != FILE]
+        digests = {name: digest_of_file(folder / name) for name in names}
+        return dataclasses.replace(self, digests=digests)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -96,10 +117,42 @@ class Manifest:
             CheckpointError: The folder is no export, or one of another version.
         """
         data = read_json(folder / FILE, _FORMAT, "export")
+        with reading(folder / FILE, "export"):
+            return cls._parsed(data, folder)
+
+    @classmethod
+    def _parsed(cls, data: dict[str, Any], folder: Path) -> Self:
+        if data["policy"]["name"] == "certified":
+            changed = changed_parts(data, lambda name: folder / name)
+            data["policy"] = promise_of_export(data["policy"], data["weights"], changed)
         for name in ("inputs", "hidden", "context"):
             data[name] = [TensorSpec(**spec) for spec in data[name]]
         data["graphs"] = data["graphs"] and PolicyGraphs(**data["graphs"])
         return cls(**data)
+
+
+def promise_of_export(
+    policy: dict[str, Any], weights: str | None, changed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a policy as plain JSON, without its promise if that was made about something else.
+
+    As `ponder.policies.combine.promise_about`, but the classes of policies need not be known here.
+    """
+    if policy["name"] != "certified":
+        return policy
+    parts = [*changed]
+    if policy["weights"] not in (None, weights):
+        parts.insert(0, "weights")
+    if not parts:
+        return policy
+    warn_of_changes(parts)
+    inside: dict[str, Any] = policy["policy"]
+    return inside
+
+
+def changed_in(folder: Path) -> list[str]:
+    """Return which parts of an export are not those that were written."""
+    return changed_parts(read_json(folder / FILE, _FORMAT, "export"), lambda name: folder / name)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import sigmoid
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import read_json, reading, write_json
 from ponder._utils.readers import RANKERS, read_folder
 from ponder._utils.rows import content_ids
+from ponder._utils.seals import changed_parts, sealed
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
+from ponder.deploy.manifest import changed_in
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, PolicyWrapper, StepView
@@ -74,14 +76,24 @@ class RankerSettings:
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
-        write_json(folder / RERANK, _FORMAT, {**vars(self), "policy": self.policy.to_dict()})
+        data = {**vars(self), "policy": self.policy.to_dict()}
+        write_json(folder / RERANK, _FORMAT, sealed(data, {}))
 
     @classmethod
-    def read(cls, folder: Path, weights: Callable[[], str | None]) -> Self:
-        """Read the file of a folder; a promise about other weights than the model's, by their digest, is dropped."""
+    def read(
+        cls,
+        folder: Path,
+        weights: Callable[[], str | None],
+        changed: Callable[[], Sequence[str]],
+    ) -> Self:
+        """Read the file of a folder; arguments as for `promise_about`, those of the model beside it."""
         data = read_json(folder / RERANK, _FORMAT, "ranker")
-        policy = promise_about(weights, ExitPolicy.from_dict(data["policy"]))
-        return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
+        own = changed_parts(data, lambda name: folder / name)
+        data.pop("digests", None)
+        with reading(folder / RERANK, "ranker"):
+            kept = ExitPolicy.from_dict(data["policy"])
+            policy = promise_about(weights, kept, lambda: [*changed(), *own])
+            return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
 
 
 class Ranker:
@@ -112,7 +124,8 @@ class Ranker:
     def of_export(cls, folder: Path) -> Ranker:
         """Read an export that ranks."""
         model = OnnxModel(folder)
-        return cls(model, RankerSettings.read(folder, model.weights_digest))
+        changed = partial(changed_in, folder)
+        return cls(model, RankerSettings.read(folder, model.weights_digest, changed))
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Source:
         """Return pairs before their first step, whose outputs are scores, `(rows, 1)`."""

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import library
+from ponder._utils.files import reading, replaced_folder
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
-from ponder.deploy.manifest import TOKENIZER, Manifest, PolicyGraphs, TensorSpec
+from ponder.deploy.manifest import FILE, TOKENIZER, Manifest, PolicyGraphs, TensorSpec
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView, all_within
 from ponder.running.chunk import Chunk, cut
@@ -89,6 +90,10 @@ class OnnxModel:
         self.folder = Path(folder)
         self.manifest = made = Manifest.read(self.folder)
         self._graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
+        with reading(self.folder / FILE, "export"):
+            self._set_up(made)
+
+    def _set_up(self, made: Manifest) -> None:
         self.task, self.num_steps = task_named(made.task), made.num_steps
         self._regroups = not self.task.per_position and (made.narrows or made.mask is None)
         """Whether rows of several lengths may meet between steps: not where outputs have positions."""
@@ -98,7 +103,7 @@ class OnnxModel:
         self._tokenizer: Any = None
         if made.max_length is not None:
             tokenizers = library("tokenizers", "reading texts", "runtime")
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / TOKENIZER))
+            self._tokenizer = _read_tokenizer(tokenizers, self.folder / TOKENIZER)
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(made.max_length, direction=made.truncation_side)
 
@@ -135,9 +140,12 @@ class OnnxModel:
     def save(self, folder: str | Path | None = None) -> None:
         """Write the export with the policy that it has now; where no folder is named, the policy to its own."""
         target = self.folder if folder is None else Path(folder)
-        if target != self.folder:
-            shutil.copytree(self.folder, target, dirs_exist_ok=True)
-        self.manifest.write(target)
+        if target == self.folder:
+            self.manifest.write(target)
+            return
+        with replaced_folder(target, FILE, ["*.onnx", TOKENIZER, FILE]) as made:
+            shutil.copytree(self.folder, made, dirs_exist_ok=True)
+            self.manifest.write(made)
 
     def predict(
         self,
@@ -450,6 +458,13 @@ def _join(parts: Sequence[tuple[_GraphSource, Array]], longest: int) -> _GraphSo
             rows = [array[places] for array, (_, places) in zip(arrays, parts, strict=True)]
             joined._arrays[spec.name] = _concatenated(rows, spec.fill)
     return joined
+
+
+def _read_tokenizer(tokenizers: Any, path: Path) -> Any:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other class
+        raise CheckpointError(f"{path}: no tokenizer ({error}).") from error
 
 
 def _are_texts(examples: Any) -> bool:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -639,19 +639,16 @@ class Reading:
             Select, tuple[str, ...] | None
         ] = {}  # paths of what follows the layers; None for own code
         self._needed = 0 if kind is None else 1 if kind.early else len(stem.order)
-        self._names: dict[
-            int, str | None
-        ] = {}  # of tensors by identity; None where a layer may not read them
-        self._chains: dict[
-            int, tuple[str, ...]
-        ] = {}  # of what modules make of the last state: their paths
-        self._answers, self._alive = (
-            list[Any](),
-            list[Any](),
-        )  # of modules in front of the layers; all that was met
+        # Names of tensors by identity and version; None if a layer may not read them.
+        self._names: dict[_Key, str | None] = {}
+        # Paths of the modules that make a tensor of the last state.
+        self._chains: dict[_Key, tuple[str, ...]] = {}
+        # Answers of modules in front of the layers, with their keys, and all that was met.
+        self._answers: list[tuple[Any, list[_Key]]] = []
+        self._alive: list[Any] = []
         with suppress(_EnoughError):
             output = _twin(module, stem.stubs, self._answer)(**given)
-            slots = map_tensors(lambda tensor: Slot(self._chains.get(id(tensor))), output)
+            slots = map_tensors(lambda tensor: Slot(self._chains.get(_key(tensor))), output)
             for select in stem.selects:
                 self.behind[select] = None
                 with suppress(
@@ -664,26 +661,30 @@ class Reading:
             for each, name in self._names.items()
             if name in self.tensors.keys() - {"hidden"}
         }
-        self.before = (
-            [map_tensors(self._slot, answer) for answer in self._answers] if self.replays else []
-        )
+        self.before: list[Any] = []
+        for answer, keys in self._answers if self.replays else ():
+            written = _keys(answer) != keys  # by code behind the module, which would write again
+            self.before.append(None if written else map_tensors(self._slot, answer))
         del self._names, self._chains, self._answers, self._alive
 
     def _answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Answer for a module of the twin, and note the call."""
         number, order = len(self.calls), self.stem.order
         if path not in order:
+            before = _key(args[0]) if args and isinstance(args[0], Tensor) else None
             value = part(*args, **kwargs)
             self._alive += [args, value]
             if not number:
-                self._answers.append(value)
-            elif len(args) == 1 and not kwargs and id(args[0]) in self._chains:
-                self._chains[id(value)] = (*self._chains[id(args[0])], path)
+                self._answers.append((value, _keys(value)))
+                return value
+            alone = len(args) + len(kwargs) == 1 and isinstance(value, Tensor)
+            if alone and before in self._chains:
+                self._chains[_key(value)] = (*self._chains[before], path)
             return value
         known, (leaves, spec) = len(self.tensors), tree_flatten((args, kwargs))
         if not number:
             self.tensors["hidden"] = leaves[self.stem.entry]
-            self._names[id(leaves[self.stem.entry])] = "hidden"
+            self._names[_key(leaves[self.stem.entry])] = "hidden"
         leaves = [self._slot(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.calls.append((path, leaves, spec))
         read = [leaf.key for leaf in leaves if isinstance(leaf, Slot)]
@@ -702,18 +703,22 @@ class Reading:
         self._names |= {
             each: None for each, name in self._names.items() if name in self.stem.handed
         }
-        self._names |= dict.fromkeys(map(id, made))
+        self._names |= dict.fromkeys(_keys(made))
         self.handed = {name: made[place] for name, place in self.stem.handed.items()}
-        self._names |= {id(tensor): name for name, tensor in reversed(self.handed.items())}
-        self._chains = {id(self.handed["hidden"]): ()}
+        self._names |= {_key(tensor): name for name, tensor in reversed(self.handed.items())}
+        self._chains = {_key(self.handed["hidden"]): ()}
         return given
 
     def _slot(self, tensor: Tensor) -> Slot:
-        """Return the slot of a tensor; one that is not known yet is noted."""
-        if id(tensor) not in self._names:
-            self._names[id(tensor)] = name = f"{self.name}_{len(self.tensors)}"
-            self.tensors[name] = tensor
-        return Slot(self._names[id(tensor)])
+        """Return the slot of a tensor; one that is not known yet is noted, unless it was written in place."""
+        key = _key(tensor)
+        if key not in self._names:
+            written = any(known.identity == key.identity for known in self._names)
+            name = None if written else f"{self.name}_{len(self.tensors)}"
+            self._names[key] = name
+            if name is not None:
+                self.tensors[name] = tensor
+        return Slot(self._names[key])
 
     def fits(self, kind: Reading) -> bool:
         """Whether a call went like the one that `kind` was learned from, as far as it was read."""
@@ -739,6 +744,22 @@ class Reading:
             if name.startswith("given_")
         }
         return _twin(self.stem.module, self.stem.stubs, answer)(**given)
+
+
+class _Key(NamedTuple):
+    """What a tensor is known by in a call: another version of it was written in place."""
+
+    identity: int
+    version: int
+
+
+def _key(tensor: Tensor) -> _Key:
+    # In inference mode versions are not counted; capture itself never runs in it.
+    return _Key(id(tensor), 0 if tensor.is_inference() else tensor._version)
+
+
+def _keys(value: Any) -> list[_Key]:
+    return [_key(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _stubs(part: Any, layers: Mapping[int, str], path: str = "") -> Stubs:

@@ -28,7 +28,7 @@ from ponder.policies.base import (
     scaled_step,
 )
 
-__all__ = ["All", "Any_", "Certified", "FromStep", "promise_about"]
+__all__ = ["All", "Any_", "Certified", "FromStep", "promise_about", "warn_of_changes"]
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,32 @@ class Certified(PolicyWrapper):
             )
 
 
-def promise_about(weights: Callable[[], str | None], policy: ExitPolicy) -> ExitPolicy:
-    """Return a policy, without its promise where that was made about other weights than those of this digest."""
-    if not isinstance(policy, Certified) or policy.weights in (None, weights()):
+def promise_about(
+    weights: Callable[[], str | None],
+    policy: ExitPolicy,
+    changed: Callable[[], Sequence[str]] = tuple,
+) -> ExitPolicy:
+    """Return a policy, without its promise if that was made about something else.
+
+    Args:
+        weights: Returns the digest of the weights that answer, which are compared with those of the certificate.
+        policy: The policy.
+        changed: Returns the parts of the folder that are not those that were saved (`ponder._utils.seals`).
+    """
+    if not isinstance(policy, Certified):
         return policy
-    warnings.warn(
-        "The weights changed after they were certified; the promise is dropped.", stacklevel=3
-    )
+    parts = [*changed()]
+    if policy.weights not in (None, weights()):
+        parts.insert(0, "weights")
+    if not parts:
+        return policy
+    warn_of_changes(parts)
     return policy.policy
+
+
+def warn_of_changes(parts: Sequence[str]) -> None:
+    """Warn that a promise is dropped, because parts of what it is about changed."""
+    what = ", ".join(parts)
+    warnings.warn(
+        f"The {what} changed after they were certified; the promise is dropped.", stacklevel=4
+    )

@@ -124,6 +124,22 @@ def test_trajectories_are_no_models(tmp_path: Path) -> None:
         ponder.load(tmp_path / "run.safetensors", into=model)
 
 
+def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    ponder.save(stacked(policy=policies.Quantile(0.3), prior=priors.Geometric(0.3)), path)
+    weights, metadata = files.read_tensors(path, "pt")
+    damaged = metadata["settings"].replace('"quantile"', '"of-another-machine"')
+    files.write_tensors(path, weights, {**metadata, "settings": damaged})
+    into = stacked(policy=policies.LastStep())
+    before = into.prior, into.policy, into.stages
+    with pytest.raises(ponder.errors.ArgumentError, match="of-another-machine"):
+        ponder.load(path, into=into)
+    assert (into.prior, into.policy, into.stages) == before
+    files.write_tensors(path, weights, {**metadata, "settings": "{}"})
+    with pytest.raises(CheckpointError, match="a damaged model"):
+        ponder.load(path, into=into)
+
+
 def test_a_promise_goes_with_its_weights(tmp_path: Path) -> None:
     model, path = (
         shared(policy=policies.LastStep(), task="classification"),

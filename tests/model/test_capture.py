@@ -342,6 +342,43 @@ def dropping_between(module: Any, hidden: Tensor) -> Tensor:
     return hidden
 
 
+def masking_in_place(module: Any, hidden: Tensor) -> Tensor:
+    real = torch.ones(hidden.shape[:2])  # of an example in which nothing is hidden
+    for layer in module.layers:
+        hidden = layer(hidden)
+        hidden *= real[..., None]
+    return hidden
+
+
+def dropping_in_place(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = nn.functional.dropout(layer(hidden), 0.5, module.training, inplace=True)
+    return hidden
+
+
+def dropping_by_a_module(module: Any, hidden: Tensor) -> Tensor:
+    for layer in module.layers:
+        hidden = module.dropout(layer(hidden))
+    return hidden
+
+
+def fading_context(module: Any, hidden: Tensor) -> Tensor:
+    hide = torch.zeros(hidden.shape[:2])
+    for layer in module.layers:
+        hidden = layer(hidden, hide)
+        hide -= 1.0
+    return hidden
+
+
+def writing_around(module: Any, hidden: Tensor) -> Tensor:
+    """Write in place in front of the layers and behind them, which is captured."""
+    hidden = module.first(hidden)
+    hidden += hidden.mean(-1, keepdim=True)
+    hidden = in_a_loop(module, hidden)
+    hidden *= 2.0
+    return module.last(hidden)
+
+
 def heavy_end(module: Any, hidden: Tensor) -> Tensor:
     return module.end(in_a_loop(module, hidden))
 
@@ -416,6 +453,28 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "code of its own",
         "",
     ),
+    "a mask in place": (
+        lambda: module_of(masking_in_place, layers=layers()),
+        "code of its own between 'layers.0' and 'layers.1'",
+        "",
+    ),
+    "dropout in place": (
+        lambda: module_of(dropping_in_place, layers=layers()),
+        "code of its own",
+        "",
+    ),
+    "a module that drops in place": (
+        lambda: module_of(
+            dropping_by_a_module, layers=layers(), dropout=nn.Dropout(0.5, inplace=True)
+        ),
+        "code of its own",
+        "",
+    ),
+    "context written in place": (
+        lambda: module_of(fading_context, layers=layers()),
+        "code of its own",
+        "",
+    ),
     "a heavy end": (
         lambda: module_of(
             heavy_end,
@@ -447,6 +506,16 @@ def test_refusals_name_the_cause_and_the_cure(name: str) -> None:
     assert cure in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert not any(part._forward_hooks or "forward" in vars(part) for part in module.modules())
+
+
+def test_writes_in_place_around_the_layers_are_made_once() -> None:
+    ends = {"first": nn.Linear(WIDTH, WIDTH), "last": nn.Linear(WIDTH, WIDTH)}
+    module = module_of(writing_around, layers=layers(), **ends)
+    parts = capture(module, states(0))
+    state, context = parts.stem(states(1))
+    for step in range(1, LAYERS + 1):
+        state = parts.steps(step, state, **unwrap(context))
+    assert torch.equal(parts.readout(state, **unwrap(context)), module(states(1)))
 
 
 def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers import (
@@ -105,6 +110,41 @@ def test_a_fine_tuned_model_with_tied_words_comes_back_and_reads_rows_of_several
     assert not info["missing_keys"]
     found = again.predict(rows, policy=FixedStep(1), batch_size=2)
     torch.testing.assert_close(found.outputs, answers.outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "reason"),
+    [
+        ("squeezebert", AutoModelForSequenceClassification, r"shape \(3, 16, 9\)"),
+        ("hiera", AutoModelForImageClassification, "of shape .* before them"),
+        ("big_bird", AutoModelForSequenceClassification, "block-sparse attention"),
+    ],
+)
+def test_fine_tuned_models_whose_layers_exits_cannot_read_are_refused(
+    name: str, auto: Any, reason: str
+) -> None:
+    (family,) = [each for each in FAMILIES if each.name == name]
+    if name == "big_bird":
+        family = replace(family, config={"attention_type": "block_sparse"})
+    head = FINETUNED["image" if name == "hiera" else "sequence"]
+    with pytest.raises(ArgumentError, match=reason):
+        head.from_finetuned(family.finetuned(auto))
+
+
+def test_boxes_are_as_long_as_their_rows() -> None:
+    (family,) = [each for each in FAMILIES if each.name == "layoutlm"]
+    model = FINETUNED["sequence"].from_finetuned(
+        family.finetuned(AutoModelForSequenceClassification)
+    )
+    rows = [
+        {"input_ids": [*range(5, 5 + size)], "bbox": [[1, 2, 3, 4]] * size} for size in (3, 7, 2)
+    ]
+    answers = model.predict(rows, policy=FixedStep(1))
+    for row, found in zip(rows, answers.outputs, strict=True):
+        one = model(
+            **{name: torch.tensor([value]) for name, value in row.items()}, policy=FixedStep(1)
+        )
+        torch.testing.assert_close(found, one.logits[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -
     assert isinstance(model.policy, Certified)
     assert report.disagreement <= report.level == 0.15
     assert sum(report.exit_shares) == pytest.approx(1.0)
-    assert "all but 15% of inputs like these, with 95% confidence" in report.statement
+    assert "at most 15% of inputs like these, with 95% confidence" in report.statement
     assert report.to_dict()["plain_accuracy"] is None
     assert [TEXTS[place] for place in report.places[:2]] != TEXTS[:2]
     again = model.record([TEXTS[place] for place in report.places])
