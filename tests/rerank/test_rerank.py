@@ -315,7 +315,7 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     options = ("--queries", queries, "--top-k", 2, "--changed", 0.2, "--out", tmp_path / "ranker")
     result = run("rerank", tmp_path / "model", *options)
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "top_k on fresh data is at most 0.2" in result.stdout.replace("\n", " ")
+    assert "another set of the best 2 on at most 20%" in result.stdout.replace("\n", " ")
     run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "answers.jsonl")
     run("export", tmp_path / "ranker", "--out", tmp_path / "onnx")
     run("predict", tmp_path / "onnx", "--texts", fresh, "--out", tmp_path / "exported.jsonl")
