@@ -110,6 +110,11 @@ def test_break_even_is_where_the_lines_cross() -> None:
     at = made.break_even({"output"})
     assert np.interp(at, [1, 2, 3, 4], made.exits({"output"})) == made.plain
     assert made.break_even(()) == 4.0
+    relative = made.cumulative(
+        {"output"}
+    )  # with an early head at every step, the last exit costs more than 1
+    np.testing.assert_allclose(relative * made.plain, made.exits({"output"}))
+    assert relative[-1] > 1
 
 
 def test_seconds_are_ratios_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

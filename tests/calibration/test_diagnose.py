@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ponder.calibration import diagnose
-from ponder.calibration.diagnosing import _Tried, best_and_dearest, best_blind
+from ponder.calibration.diagnosing import Gain, _Tried, best_and_dearest, best_blind
 from ponder.policies import Confidence, Margin
 from tests.calibration.records import ArrayRecord, record
 
@@ -162,3 +162,8 @@ def test_few_rows_cannot_tell() -> None:
     assert "Record more rows" in made.verdict
     with pytest.raises(ValueError, match="at least 20 rows"):
         diagnose(record(19))
+
+
+@pytest.mark.parametrize(("low", "pays"), [(0.01, True), (0.0, False), (-0.01, False)])
+def test_a_gain_pays_if_its_interval_is_above_zero(low: float, pays: bool) -> None:
+    assert Gain(2.0, "a policy", score=0.9, blind=0.8, gain=0.1, low=low, high=0.2).pays is pays

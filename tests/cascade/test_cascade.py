@@ -229,6 +229,21 @@ def test_a_reference_with_exits_is_asked_at_full_depth() -> None:
     assert set(map(repr, reference.asked)) == {"LastStep()"}
 
 
+def test_a_student_knows_words_that_came_once_and_characters_that_came_again() -> None:
+    texts = [*["my card", "a loan"] * 10, "zebra"]
+    known = Student.fit(texts, [*["card", "loan"] * 10, "card"]).vocabulary
+    assert {"zebra", "my card", "# card", "#d "} <= known.keys()
+    assert not {gram for gram in known if "zeb" in gram} - {"zebra"}
+
+
+def test_the_grams_of_a_text_have_length_one() -> None:
+    weights, bias = np.array([[1.0, -1.0]]), np.zeros(2)
+    student = Student(("card", "loan"), {"card": 0}, np.array([3.0]), weights, bias)
+    found = student.predict_proba(["card", "card card card", "another"])
+    one = 1.0 / (1.0 + np.exp(-2.0))
+    np.testing.assert_allclose(found, [[one, 1 - one], [one, 1 - one], [0.5, 0.5]], rtol=1e-6)
+
+
 def test_stages_are_anything_that_answers(tmp_path: Path) -> None:
     texts, numbers = world(400)
     named = [CLASSES[n] for n in numbers]
