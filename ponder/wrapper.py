@@ -29,6 +29,7 @@ from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quanti
 from ponder.priors import Geometric, Prior
 from ponder.recipes import Recipe, Stage
 from ponder.running.loop import Answers, run
+from ponder.running.source import Start
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
 from ponder.trajectory import Trajectory
 
@@ -280,7 +281,7 @@ class PonderWrapper(nn.Module):
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
         **context: Any,
-    ) -> tuple[ModelSource, PolicyBatch]:
+    ) -> Start[ModelSource]:
         """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
         `needs` says what will be asked for, as of a policy: features may have positions where outputs have none.
@@ -304,7 +305,7 @@ class PonderWrapper(nn.Module):
         else:
             check_rows("row_ids", row_ids, size)
             row_ids = row_ids.to(source.device, torch.long)
-        return source, PolicyBatch(row_ids, num_steps or self.num_steps, task)
+        return Start(source, PolicyBatch(row_ids, num_steps or self.num_steps, task))
 
     def unroll(
         self,

@@ -25,7 +25,7 @@ from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
-from ponder.inference.batches import source_of
+from ponder.inference.batches import start_batches
 from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.config import changed_files
 from ponder.integrations.transformers.exits import as_before_if_refused, counter
@@ -97,7 +97,7 @@ class CrossEncoder(Ranker):
         """See `Ranker`."""
         reader = ExampleReader(self.model.ponder)
         examples = [reader.read(example) for example in examples_of(self.model, pairs)]
-        return source_of(reader, examples, {"output"}, max_batch=batch_size, regroups=False)[0]
+        return start_batches(reader, examples, {"output"}, max_batch=batch_size, regroups=False)[0]
 
     def fit_exits(
         self,

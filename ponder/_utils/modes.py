@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-__all__ = ["evaluating"]
+__all__ = ["HasModes", "evaluating"]
+
+
+class HasModes(Protocol):
+    """The part of an `nn.Module` that switches modes."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules inside, the outermost first."""
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: HasModes) -> Iterator[None]:
     """Run a block in evaluation mode and without gradients; afterwards every module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     if training:

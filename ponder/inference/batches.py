@@ -19,12 +19,12 @@ from ponder.model.padding import Along, Lengths, join_rows, width_of
 from ponder.model.source import ModelSource
 from ponder.policies.base import PolicyBatch
 from ponder.running.chunk import Chunk, cut
-from ponder.running.source import Source
+from ponder.running.source import Source, Start
 
-__all__ = ["begin", "join", "source_of"]
+__all__ = ["begin", "join", "start_batches"]
 
 
-def source_of(
+def start_batches(
     reader: ExampleReader,
     examples: Sequence[Example],
     needs: Container[str],
@@ -35,17 +35,29 @@ def source_of(
     max_batch: int,
     max_tokens: int | None = None,
     regroups: bool = True,
-) -> tuple[Source, PolicyBatch]:
-    """Run the stem for examples, and return what a loop runs: one batch, or several, whose rows may be dealt anew."""
+) -> Start[Source]:
+    """Run the stem for examples, and return what a loop runs: one batch, or a `Chunk` of several.
+
+    Args:
+        reader: The reader that made the examples.
+        examples: The examples, of one kind.
+        needs: What the policy reads.
+        row_ids: Identity of each row; its position if None.
+        policy_context: What policies read of each row, by name.
+        num_steps: Number of steps; the model's own if None.
+        max_batch: Rows of a batch at most.
+        max_tokens: Positions of a batch at most.
+        regroups: Whether batches may be merged as rows exit. Otherwise rows keep the batches of the start, as a ranker
+            wants it, whose candidates are all of one kind.
+    """
     lengths = [example.length for example in examples]
     order = np.argsort(np.negative(lengths), kind="stable").tolist()
     parts = list(cut([lengths[place] for place in order], max_batch, max_tokens))
-    if (
-        len(parts) == 1 and regroups
-    ) or not reader.regroups:  # a ranker's calls are all of one kind, with a mask
+    one_batch = len(parts) == 1 and regroups
+    if one_batch or not reader.regroups:
         inputs, context = reader.batch(examples)
         context |= {"row_ids": row_ids, "policy_context": policy_context}
-        return reader.model.start(inputs, needs, num_steps, **context)  # type: ignore[no-any-return]
+        return reader.model.start(inputs, needs, num_steps, **context)
     batches = list[tuple[list[int], ModelSource]]()
     for part in parts:
         batch, own = begin(reader, [examples[place] for place in order[part]], needs)
@@ -56,9 +68,8 @@ def source_of(
     rows = PolicyBatch(
         reader.placed(ids), num_steps or reader.model.num_steps, reader.model.spec.task
     )
-    return Chunk(
-        batches, lengths, join, max_batch if regroups else None, max_tokens, policy_context
-    ), rows
+    most = max_batch if regroups else None
+    return Start(Chunk(batches, lengths, join, most, max_tokens, policy_context), rows)
 
 
 def begin(

@@ -6,22 +6,74 @@ of numbers without a batch dimension. The context may hold ``"labels"``, which t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from ponder._utils.modes import HasModes
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
 from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
+from ponder.model.source import ModelSource
+from ponder.model.steps import Steps
+from ponder.policies.base import ModelSpec
+from ponder.running.source import Start, SteppedModel
 from ponder.tasks import IGNORED_LABEL
+from ponder.trajectory import Trajectory
 
-__all__ = ["Example", "ExampleReader", "examples_in", "join_labels"]
+__all__ = ["Example", "ExampleReader", "SteppedModule", "examples_in", "join_labels"]
+
+
+class SteppedModule(SteppedModel, HasModes, Protocol):
+    """A stepped model in PyTorch, as data sets and streams run it; a `ponder.PonderWrapper` is one."""
+
+    @property
+    def padding(self) -> Padding | None:
+        """Where lengths lie in the tensors of the model; rows of several lengths share a batch if it is declared."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the model that policies look at."""
+
+    @property
+    def steps(self) -> Steps:
+        """The steps, whose schedule says which weights each needs."""
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weights."""
+
+    def start(
+        self,
+        inputs: Any,
+        needs: Container[str] = (),
+        num_steps: int | None = None,
+        /,
+        *,
+        row_ids: Any = None,
+        policy_context: Mapping[str, Tensor] | None = None,
+        **context: Any,
+    ) -> Start[ModelSource]:
+        """Return a batch before its first step; see `SteppedModel`."""
+
+    def unroll(
+        self,
+        inputs: Any,
+        *,
+        num_steps: int | None = None,
+        keep_features: bool = False,
+        **call: Any,
+    ) -> Trajectory:
+        """Run all steps for all rows and record them."""
 
 
 @dataclass(eq=False)
@@ -50,8 +102,9 @@ class ExampleReader:
                 [1, 1, 0]])
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.padding = model, cast(Padding | None, model.padding)
+    def __init__(self, model: SteppedModule) -> None:
+        self.model = model
+        self.padding = model.padding
         weight, task = next(model.parameters(), None), model.task
         self.device: torch.device | None = None if weight is None else weight.device
         self.regroups = task is None or not task.per_position

@@ -16,8 +16,14 @@ from torch import Tensor
 
 from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
-from ponder.inference.batches import source_of
-from ponder.inference.examples import Example, ExampleReader, examples_in, join_labels
+from ponder.inference.batches import start_batches
+from ponder.inference.examples import (
+    Example,
+    ExampleReader,
+    SteppedModule,
+    examples_in,
+    join_labels,
+)
 from ponder.model.padding import Along, join_rows, last_position
 from ponder.policies.base import ExitPolicy
 from ponder.running.chunk import cut
@@ -30,7 +36,7 @@ _BATCHES_AT_ONCE = 16  # whose hidden states are in memory together
 
 
 def predict(
-    model: Any,
+    model: SteppedModule,
     dataset: Iterable[Any] | Sequence[Any],
     *,
     policy: ExitPolicy | None = None,
@@ -78,7 +84,7 @@ def predict(
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
             rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
-            source, batch = source_of(data.reader, *rows, **limits)
+            source, batch = start_batches(data.reader, *rows, **limits)
             found.append(run(source, policy, batch))
             order += places
             if progress is not None:
@@ -87,7 +93,7 @@ def predict(
 
 
 def record(
-    model: Any,
+    model: SteppedModule,
     dataset: Iterable[Any] | Sequence[Any],
     *,
     labels: Tensor | Sequence[Any] | None = None,
@@ -174,7 +180,7 @@ class _DataSet:
 
     @classmethod
     def read(
-        cls, model: Any, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
+        cls, model: SteppedModule, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
     ) -> _DataSet:
         """Read a data set; an example that cannot be read is named by its position."""
         reader, rows = ExampleReader(model), list[Example]()
@@ -240,7 +246,9 @@ def _chunks(
     return chunks
 
 
-def _in_order(found: Sequence[Answers], rows: Sequence[int], data: _DataSet, model: Any) -> Answers:
+def _in_order(
+    found: Sequence[Answers], rows: Sequence[int], data: _DataSet, model: SteppedModule
+) -> Answers:
     if not found:
         return Answers(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     outputs, steps, task = (

@@ -21,7 +21,7 @@ from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batches import begin, join
-from ponder.inference.examples import Example, ExampleReader, examples_in
+from ponder.inference.examples import Example, ExampleReader, SteppedModule, examples_in
 from ponder.model.padding import join_rows
 from ponder.model.source import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
@@ -94,7 +94,7 @@ class StreamEngine:
 
     def __init__(
         self,
-        model: Any,
+        model: SteppedModule,
         policy: ExitPolicy | None = None,
         *,
         num_steps: int | None = None,

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep
-from ponder.model.readouts import mean
+from ponder.model.padding import Padding
+from ponder.model.readouts import ReadoutCall, mean
+from ponder.model.steps import Steps
 from ponder.objectives import Depth
 from ponder.running.source import Ints
 
-__all__ = ["ModelSource", "call_stem", "unroll"]
+__all__ = ["ModelSource", "Parts", "call_stem", "unroll"]
 
 
 def call_stem(
@@ -46,11 +48,35 @@ def call_stem(
     return hidden, context, size
 
 
+class Parts(Protocol):
+    """The parts of a model with which a source computes; a `ponder.PonderWrapper` has them."""
+
+    @property
+    def steps(self) -> Steps:
+        """The steps."""
+
+    @property
+    def head(self) -> nn.Module:
+        """Features to outputs; a `PerStep` holds one head a step."""
+
+    @property
+    def lambda_head(self) -> nn.Module | None:
+        """Features to hazard logits; None if there are no hazards."""
+
+    @property
+    def readout(self) -> ReadoutCall:
+        """Hidden state to features."""
+
+    @property
+    def padding(self) -> Padding | None:
+        """Where lengths lie in the tensors of the model; None if rows have no length."""
+
+
 @dataclass
 class ModelSource:
     """The running rows, whose steps are computed: features, outputs and hazards once, when asked for."""
 
-    parts: Any  # a `ponder.PonderWrapper`
+    parts: Parts
     hidden: Tree  # h_0 at first
     context: Mapping[str, Any]  # arguments of every step besides the hidden state
     use_hazard: bool  # whether hazards will be asked for, and past features are kept
@@ -122,6 +148,7 @@ class ModelSource:
     def hazard_logit(self) -> Tensor:
         """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
         if "hazard" not in self._cache:
+            assert self.lambda_head is not None  # the policy was checked
             read = self.halting()
             logit: Tensor = self.lambda_head(read).reshape(-1)
             self.past = None if self.past is None else read

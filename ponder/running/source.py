@@ -15,7 +15,7 @@ graphs, `ponder.running.chunk.Chunk` holds several batches, a ranker holds the c
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
@@ -86,10 +86,13 @@ class Source(Protocol):
         """Go on with some of the running rows; the others have exited."""
 
 
-class Start(NamedTuple):
+SourceT_co = TypeVar("SourceT_co", bound=Source, covariant=True)
+
+
+class Start(NamedTuple, Generic[SourceT_co]):
     """Rows before their first step, and what policies know of them."""
 
-    source: Source
+    source: SourceT_co
     batch: PolicyBatch
 
 
@@ -117,7 +120,7 @@ class SteppedModel(Protocol):
         row_ids: Any = None,
         policy_context: Mapping[str, Array] | None = None,
         **context: Any,
-    ) -> Start:
+    ) -> Start[Source]:
         """Return a batch before its first step; `needs` names what will be read of the source, as a policy does."""
 
     def weights_digest(self) -> str | None:
