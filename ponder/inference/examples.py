@@ -250,6 +250,9 @@ def _batch_of_one(value: Any) -> Any:
 
 def _rows_of(batch: Any) -> Iterator[Any]:
     batch = _as_tensors(tuple(batch) if isinstance(batch, list) else batch)
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        inputs, labels = batch  # as `ponder.fit` takes them
+        batch = inputs, {"labels": labels}
     for row in range(first_tensor(batch).shape[0]):
         yield map_tensors(itemgetter(row), batch)
 

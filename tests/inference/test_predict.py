@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import ponder
 from ponder import policies
@@ -151,3 +151,13 @@ def test_sampled_exits_of_a_stream_are_those_of_a_call() -> None:
     with ponder.StreamEngine(model) as engine:
         found = {row: answer.exit_step for row, answer in engine.run(inputs)}
     assert [found[row] for row in range(30)] == model(inputs).exit_step.tolist()
+
+
+def test_the_loader_of_training_is_taken_by_predict_and_record() -> None:
+    inputs, labels = torch.randn(6, 8), torch.arange(6) % 3
+    model = ponder.PonderWrapper([torch.nn.Linear(8, 8)] * 2, head=torch.nn.Linear(8, 3)).eval()
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=4)
+    torch.testing.assert_close(
+        ponder.predict(model, loader).outputs, ponder.predict(model, inputs).outputs
+    )
+    assert model.record(loader).labels.tolist() == labels.tolist()
