@@ -106,16 +106,21 @@ class AuditRule:
         self._since_plan = _EVERY
         self._offset, self._slope, self._exchange = 0.0, 1.0, math.inf
         self._rises = np.zeros(len(self._choices))
+        self._planned, self._start = 0.0, 0
 
     def audit_probability(self, doubt: float, standing: Standing) -> float:
         """Return the probability with which the reference is asked about a row; 1 defers it."""
         self._doubts.append(_logit(doubt))
+        if len(self._seen) < _COLD:
+            return 1.0  # how the first cheap model's confidence is to be read is not known yet
         self._since_plan += 1
         if self._since_plan > _EVERY:
             self._plan(standing)
             self._since_plan = 0
         wrong = self._wrong(np.array([self._doubts[-1]]))
-        return float(self._choices[self._cheapest(wrong, self._exchange)[0]])
+        place = self._cheapest(wrong, self._exchange)[0]
+        self._planned += float(wrong[0] * self._choices[place] * self._rises[place])
+        return float(self._choices[place])
 
     def learn(self, outcome: Outcome) -> None:
         """Note what the reference said to a row."""
@@ -148,7 +153,7 @@ class AuditRule:
             # A running promise earns `level` a row; what was saved is spent over as many rows as there were.
             ahead = max(min(standing.remaining, standing.answers), _AHEAD)
             allowed = standing.level + surplus / ahead
-        allowed *= self.share
+        allowed *= self.share * self._correction(standing)
         low, high = 0.0, 60.0  # of log(1 + μ)
         for _ in range(30):
             middle = (low + high) / 2
@@ -157,6 +162,15 @@ class AuditRule:
             else:
                 high = middle
         self._exchange = math.expm1(high)
+
+    def _correction(self, standing: Standing) -> float:
+        """Return by how much to plan more carefully, since the bound rose more than was planned of late."""
+        worst = standing.ledger.worst
+        ratio = (self._planned + _PRIOR_RISE) / (max(worst - self._start, 0) + _PRIOR_RISE)
+        # What is long ago counts less.
+        self._planned *= _FADING
+        self._start = round(worst - _FADING * (worst - self._start))
+        return min(max(ratio, 0.25), 1.25)
 
     def _least_for(self, standing: Standing) -> float:
         """Return the least audit probability whose constant the level can bear."""
@@ -182,6 +196,7 @@ class AuditRule:
 
 
 _WINDOW, _KEPT, _EVERY, _AHEAD, _UNKNOWN = 1000, 400, 64, 500, 30
+_PRIOR_RISE, _FADING, _COLD = 20.0, 0.95, 150
 _LEAST = (0.1, 0.14, 0.2, 0.3, 0.4)
 _CONSTANT = 0.12
 """The share of the allowed wrong answers that the constant may take."""
@@ -230,4 +245,4 @@ def _logistic(seen: Sequence[Outcome] | deque[Outcome]) -> tuple[float, float]:
     return float(found[0]), float(max(found[1], 0.05))
 
 
-_HALF_LIFE = 700.0
+_HALF_LIFE = 400.0

@@ -383,6 +383,52 @@ def check(
 
 
 @app.command()
+def label(
+    texts: Annotated[Path, typer.Argument(help="The file with the texts.", metavar="TEXTS")],
+    reference: Annotated[
+        str, typer.Option("--with", help="module:function, or openai:MODEL.", metavar="REFERENCE")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .csv, .jsonl or .parquet.")],
+    database: Annotated[
+        Path, typer.Option("--db", help="The SQLite file that keeps what was asked.")
+    ],
+    column: Columns = None,
+    no_header: NoHeader = False,
+    level: Annotated[
+        float,
+        typer.Option(
+            "--level", "--disagreement", help="The share of answers that may differ.", **_SHARE
+        ),
+    ] = LEVEL,
+    confidence: Confidence = CONFIDENCE,
+    labels: Annotated[
+        Path | None, typer.Option(help="With openai: a file with a label on each line.")
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option(help="With openai: the address of the server.")
+    ] = "https://api.openai.com/v1",
+    price: Annotated[float | None, typer.Option(min=0, help="The price of a call.")] = None,
+    limit_calls: Annotated[
+        int | None, typer.Option(min=0, help="Calls of this run at most; run it again to go on.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 1,
+    per_minute: Annotated[
+        float | None, typer.Option(min=1e-3, help="Calls a minute at most.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Label texts by a reference, an LLM say, and by a cheap model that learns from it, with a promise.
+
+    Example: `ponder label texts.csv --with my_module:ask --out labelled.csv --db labels.db`
+    """
+    module = _module("label")
+    spending = module.spending_of(price, limit_calls, concurrency, per_minute)
+    reading = _reading(column, None, no_header)
+    given = (texts, reference, out, database, reading, (base_url, labels), (level, confidence))
+    raise typer.Exit(module.run(*given, spending, as_json=json))
+
+
+@app.command()
 def export(
     folder: Annotated[
         Path,

@@ -1,0 +1,96 @@
+"""References that are asked from outside: a server of the OpenAI shape, and a `pipeline` of Transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.request import Request, urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.errors import PonderError
+
+__all__ = ["ChatLabels", "PipelineStage"]
+
+_ASKED = "Classify the text. Answer with one of these labels and nothing else:\n{labels}"
+
+
+class ChatLabels:
+    """A function from texts to labels, by a server with `POST /chat/completions`.
+
+    Args:
+        model: Name of the model.
+        labels: The labels from which it chooses.
+        base_url: Address of the server, as far as `/v1`.
+        key: Its key; that of `OPENAI_API_KEY` if None.
+        timeout: Seconds that an answer may take.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        labels: Sequence[str],
+        base_url: str = "https://api.openai.com/v1",
+        key: str | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self.model, self.labels, self.timeout = model, tuple(labels), timeout
+        self._address = f"{base_url.rstrip('/')}/chat/completions"
+        self._key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
+        self._known = {label.casefold(): label for label in self.labels}
+
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """Return a label for each text.
+
+        Raises:
+            PonderError: The answer is none of the labels.
+        """
+        return [self._ask(text) for text in texts]
+
+    def _ask(self, text: str) -> str:
+        asked = _ASKED.format(labels="\n".join(self.labels))
+        messages = [{"role": "system", "content": asked}, {"role": "user", "content": str(text)}]
+        body = {"model": self.model, "messages": messages, "temperature": 0}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self._key}"}
+        request = Request(self._address, json.dumps(body).encode(), headers)
+        with urlopen(request, timeout=self.timeout) as reply:
+            found = json.load(reply)["choices"][0]["message"]["content"]
+        label = self._known.get(found.strip().strip("\"'`.").casefold())
+        if label is None:
+            raise PonderError(f"the model answered {found[:80]!r}, which is none of the labels.")
+        return label
+
+
+class _Pipeline(Protocol):
+    """A text classification pipeline of Transformers."""
+
+    model: Any
+
+    def __call__(self, texts: list[Any], **options: Any) -> Any:
+        """Return label and score of each class, for each text."""
+
+
+class PipelineStage:
+    """A stage of a cascade, or a reference of `Live`, that reads a text classification `pipeline` of Transformers.
+
+    Args:
+        pipeline: The pipeline; its scores are of one label a text.
+    """
+
+    def __init__(self, pipeline: _Pipeline) -> None:
+        self._pipeline = pipeline
+        names = pipeline.model.config.id2label
+        self.classes_ = tuple(str(names[place]) for place in sorted(names))
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(texts, classes)`."""
+        found = self._pipeline(list(texts), top_k=None, function_to_apply="softmax")
+        places = {name: place for place, name in enumerate(self.classes_)}
+        shares = np.zeros((len(texts), len(places)))
+        for row, classes in enumerate(found):
+            for each in classes:
+                shares[row, places[each["label"]]] = each["score"]
+        return shares
