@@ -16,7 +16,7 @@ from benchmarks.positions.measuring import measure
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLUMNS = ("step", "batch", "width", "mean step", "steps saved", "seconds saved", "arrived")
-SHAPES = ((8, 64, 256), (8, 64, 384), (8, 64, 768), (8, 256, 256))
+SHAPES = ((8, 64, 256), (8, 64, 512))
 """Rows, positions of a row, width."""
 
 
