@@ -367,6 +367,26 @@ def _advice() -> list[dict[str, Any]]:
     return [read(path) for path in sorted((RESULTS / "advice").glob("*-s*.json"))]
 
 
+def positions() -> str:
+    """Return how much of the position-steps that halting saves arrives in seconds."""
+    result = read(RESULTS / "positions" / "positions.json")
+    names = {"block": "reference block", "albert": "`AlbertLayer`"}
+    rows = [
+        (
+            names[timing["step"]],
+            f"{timing['rows']} × {timing['length']} × {timing['width']}",
+            f"{timing['mean_step']:.1f} of {timing['max_steps']}",
+            f"{timing['steps_saved']:.0%}",
+            f"{timing['seconds_saved']:.0%} (×{timing['seconds_times']:.1f})",
+            f"{timing['arrived']:.2f}",
+        )
+        for timing in result["timings"]
+    ]
+    head = ("step", "rows × positions × width", "mean exit step", "position-steps saved")
+    drawn = table((*head, "seconds saved", "arrived"), rows)
+    return f"{drawn}{made_by(result)}"
+
+
 def loops() -> str:
     """Return what each gate of LoopBench gives, per row and per position, medians over seeds."""
     report: Any = import_module("benchmarks.loops.report")
@@ -676,6 +696,7 @@ TABLES: dict[str, Callable[[], str]] = {
         exporting,
         promised,
         puzzles,
+        positions,
         loops,
         loops_ranking,
         loops_promises,
@@ -698,6 +719,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "streaming": _MODEL,
     "exporting": ("ponder/deploy",),
     "promised": ("ponder/advice", "ponder/deploy", *_MODEL),
+    "positions": ("ponder/loops",),
     "loops": ("ponder/loops",),
     "loops_ranking": ("ponder/loops",),
     "loops_promises": ("ponder/loops", "ponder/calibration"),
