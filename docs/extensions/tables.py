@@ -603,6 +603,17 @@ def redraws() -> str:
     ) + made_by(whole)
 
 
+def traffic() -> str:
+    """Return how often promises are broken if texts come again, with rows as rows, and with each text once."""
+    whole = read(RESULTS / "risk" / "repeats.json")
+    ways = ("cascade", "exits", "control_risk", "once")
+    names = list(dict.fromkeys(one["frequent"] for one in whole["outcomes"]))
+    broken = {(one["frequent"], one["way"]): one["broken"] for one in whole["outcomes"]}
+    rows = [[name, *(f"{broken[name, way]:.1%}" for way in ways)] for name in names]
+    head = ["texts that come again", "`certify_cascade`", "`fit_exits`", "`control_risk`", "once"]
+    return table(head, rows) + made_by(whole)
+
+
 def puzzles() -> str:
     """Return what halting is worth in puzzles of known difficulty, medians over seeds."""
     found: dict[str, Any] = import_module("benchmarks.puzzles.report").results()
@@ -707,6 +718,7 @@ TABLES: dict[str, Callable[[], str]] = {
         cascade_answers,
         students,
         redraws,
+        traffic,
         advice,
     )
 }
@@ -730,6 +742,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "cascade_answers": ("ponder/cascade", "ponder/calibration"),
     "students": ("ponder/cascade",),
     "redraws": ("ponder/cascade", "ponder/calibration"),
+    "traffic": ("ponder/calibration",),
     "advice": ("ponder/advice", "ponder/cascade", "ponder/calibration"),
 }
 """The code that a table measures; the site says how many commits have changed it since."""
