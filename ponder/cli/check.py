@@ -11,7 +11,8 @@ from typing import Any
 from ponder.calibration import diagnose
 from ponder.calibration.statement import count, in_words
 from ponder.cli.outcome import Outcome, show
-from ponder.cli.texts import read_rows, read_texts
+from ponder.cli.rerank import read_pools
+from ponder.cli.texts import read_texts
 from ponder.deploy.checking import Checked, check
 from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.errors import ArgumentError
@@ -32,7 +33,7 @@ def run(
     """Judge the promise of a folder on rows that made nothing of it, and return the exit code."""
     opened = open(folder)
     if isinstance(opened, OpenedRanker):
-        checked = check(opened, read_rows(texts), level=level)
+        checked = check(opened, read_pools(texts), level=level)
         return _show(opened, checked, [], [], as_json=as_json)
     found = read_texts(texts, **reading, known=opened.columns).without_empty()
     labels = found.numbered(opened.labels)

@@ -10,9 +10,9 @@ from ponder.calibration.statement import count
 from ponder.cli.answers import answer_file
 from ponder.cli.outcome import Outcome, show
 from ponder.cli.output import probe_file, progress, say
-from ponder.cli.texts import Texts, read_rows, read_texts
+from ponder.cli.rerank import read_pools
+from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.folders import Opened, OpenedRanker, open
-from ponder.deploy.ranking import pools_of
 from ponder.errors import ArgumentError
 
 __all__ = ["UNANSWERED", "run"]
@@ -111,7 +111,7 @@ def _reason(error: Exception | None) -> str:
 
 def _rank(opened: OpenedRanker, queries: Path, out: Path, *, as_json: bool) -> int:
     """Write the order of each query's candidates as JSON lines."""
-    pools = pools_of(read_rows(queries))
+    pools = read_pools(queries)
     file = answer_file(out, ["query", "ranking"])
     rankings = opened.predict(pools)
     rows = [

@@ -23,7 +23,7 @@ from ponder.policies.topk import TopK
 if TYPE_CHECKING:
     from ponder.calibration.cost import WallClock
 
-__all__ = ["export_ranker", "is_ranker", "promise_of", "run"]
+__all__ = ["export_ranker", "is_ranker", "promise_of", "read_pools", "run"]
 
 _TIMED = 40  # queries, at most
 _TRIED = 4  # queries, from whose seconds the whole is estimated
@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Fit exits to a cross encoder on queries without labels, time them, and write the folder."""
     probe_folder(out, "rerank", model)
-    pools = pools_of(read_rows(queries, "--queries"))
+    pools = read_pools(queries, "--queries")
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
     started = time.perf_counter()
     made.rank_all(pools[:_TRIED], policy=LastStep())
@@ -94,6 +94,12 @@ def run(
     show(outcome, as_json=as_json, out=out)
 
 
+def read_pools(path: Path, option: str = "--texts") -> list[Any]:
+    """Read queries with their candidates; a row that lacks scores or labels has none."""
+    rows = read_rows(path, option)
+    return list(pools_of([{k: v for k, v in row.items() if v is not None} for row in rows]))
+
+
 def promise_of(ranker: Ranker) -> str:
     """Return what a ranker promises, in one sentence, or why it promises nothing."""
     policy = ranker.settings.policy
@@ -119,7 +125,7 @@ def is_ranker(folder: Path) -> bool:
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
     source = Ranker.load(folder)
-    pools = [] if queries is None else pools_of(read_rows(queries))
+    pools = [] if queries is None else read_pools(queries)
     pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]
     export.onnx(source.model, out, int8=queries is not None, calibration=pairs[:256] or None)
     made = Ranker(export.OnnxModel(out), source.settings)
