@@ -17,7 +17,7 @@ from benchmarks import graded, tasks
 from benchmarks.environment import environment
 from benchmarks.finetuned.demo import GENERATED, TRAIN, generated
 from benchmarks.finetuned.fine_tune import fine_tune
-from ponder.advice import advise, race
+from ponder.advice import advise, timing
 from ponder.calibration.verdict import judge
 
 __all__ = ["measure"]
@@ -41,7 +41,7 @@ def measure(
 ) -> dict[str, Any]:
     """Race a fine-tuned model, and return choice and promise on test texts, by processor time on one thread."""
     torch.set_num_threads(1)
-    race.clock = time.process_time  # others may run beside it
+    timing.clock = time.process_time  # others may run beside it
     title, (texts, labels), test, outside = _texts(name, backbone, folders, work, most, seed)
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"

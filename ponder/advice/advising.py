@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from ponder._utils.rounding import rounded_up
-from ponder.advice.race import Progress, Race, Way
+from ponder.advice.timing import padded_positions
+from ponder.advice.ways import Progress, Race, Way
 from ponder.calibration.bounds import rows_needed, upper_bound
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise
 
@@ -243,9 +244,9 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
     steps = race.model.ponder.num_steps
     if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
         said.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
-    shuffled = _padded(np.random.default_rng(0).permutation(race.lengths)) / _padded(
-        np.sort(race.lengths)
-    )
+    shuffled = padded_positions(
+        np.random.default_rng(0).permutation(race.lengths)
+    ) / padded_positions(np.sort(race.lengths))
     if shuffled > 1.2:
         said.append(
             f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others."
@@ -258,13 +259,3 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
             f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet."
         )
     return said
-
-
-def _padded(lengths: Any) -> float:
-    """Return the number of positions in batches of 32, in this order."""
-    return float(
-        sum(
-            len(batch) * batch.max()
-            for batch in np.array_split(lengths, range(32, len(lengths), 32))
-        )
-    )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import ponder
 from ponder import policies
 from ponder.calibration.risks import ranked
 from ponder.deploy.ranking import Ranker
@@ -315,7 +316,19 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     options = ("--queries", queries, "--top-k", 2, "--changed", 0.2, "--out", tmp_path / "ranker")
     result = run("rerank", tmp_path / "model", *options)
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "another set of the best 2 on at most 20%" in result.stdout.replace("\n", " ")
+    said = " ".join(result.stdout.split())
+    assert "another set of the best 2 on at most 20% of queries like these, with 95%" in said
+    assert "200 queries: some" in " ".join(result.stderr.split())  # an estimate of the time
+    assert "How to use it" in (tmp_path / "ranker" / "report.html").read_text()
+    opened = ponder.open(tmp_path / "ranker")
+    assert opened.statement in said
+    assert len(opened.predict(pools(3, 300, True))) == 3
+    refused = run("check", tmp_path / "ranker", "--texts", queries, code=2)
+    assert "--texts: expected fresh texts" in " ".join(refused.stderr.split())
+    other = lines(tmp_path / "other.jsonl", pools(120, 400, True))
+    judged = " ".join(run("check", tmp_path / "ranker", "--texts", other).stdout.split())
+    assert "The promise is kept" in judged
+    assert "120 fresh queries" in judged
     run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "answers.jsonl")
     run("export", tmp_path / "ranker", "--out", tmp_path / "onnx")
     run("predict", tmp_path / "onnx", "--texts", fresh, "--out", tmp_path / "exported.jsonl")
@@ -329,7 +342,7 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     quantised = run(
         "export", tmp_path / "ranker", "--int8", "--texts", queries, "--out", tmp_path / "int8"
     )
-    assert "200 queries" in quantised.stdout.replace("\n", " ")  # that certify the margin again
+    assert "200 queries" in " ".join(quantised.stdout.split())  # that certify the margin again
     run("predict", tmp_path / "int8", "--texts", fresh, "--out", tmp_path / "quantised.jsonl")
     fresh.write_text('{"query": "a", "documents": ["b"], "scores": [1, 2]}\n')
     refused = run(

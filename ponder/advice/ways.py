@@ -1,10 +1,13 @@
-"""The race: every way as an object that answers texts, what it promises, and its seconds, all timed in turn."""
+"""The ways to answer: each is an object that answers texts, with its promise; `Race` makes them all of one model.
+
+The texts are split in three: `Race` teaches heads and a student on the first part, and `promises` chooses and
+certifies on the other two, from the recorded answers alone. `timing` times the ways that are ready.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from torch import nn
 
 from ponder._utils.rows import class_numbers, content_ids
 from ponder._utils.seeds import uniform
+from ponder.advice import timing
 from ponder.advice.promises import COSTS, WAYS, Promise, Recorded, promise
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import classes_of, stage_of
@@ -37,16 +41,9 @@ from ponder.policies import ExitPolicy, FixedStep, LastStep
 __all__ = ["Race", "Way"]
 
 Progress = Callable[[str, int, int], object]
-_ROUNDS, _TIMED, _ALONE, _DRAWS = (
-    4,
-    128,
-    12,
-    500,
-)  # rounds; texts in batches of 32 and alone; samples to choose from
-_RANGES, _BLOCK = 200, 512  # texts that fix the ranges of int8; texts of a call
+_RANGES = 200  # texts that fix the ranges of int8
+_BLOCK = 512  # texts of a call
 _SPARE = 0.9  # of a time limit, since what fits into it is timed again with the others
-clock = time.perf_counter
-"""Seconds; `benchmarks.advice` takes those of the processor, where others run beside it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,37 +154,37 @@ class Race:
         deep: bool,
         seed: int,
     ) -> None:
-        self.level, self.within, self.deep, self.seed, self.folder = (
-            level,
-            within,
-            deep,
-            seed,
-            folder,
-        )
-        self.confidence, self.progress = 1.0 - (1.0 - confidence) / (len(WAYS) + deep), progress
+        self.level = level
+        self.within = within
+        self.deep = deep
+        self.seed = seed
+        self.folder = folder
+        # All promises hold at once: each way is certified at its share of what may go wrong.
+        self.confidence = 1.0 - (1.0 - confidence) / (len(WAYS) + deep)
+        self.progress = progress
         self.model = read_fine_tuned(source)
         self.names = classes_of(self.model) or ()
         self.size = _megabytes(self.model.encoder)
         encoded = tokenize(self.model.tokenizer, texts, max_positions(self.model.encoder))
+        self.cut = encoded.truncated
+        self.lengths = np.array([len(row["input_ids"]) for row in encoded.rows])
         numbers = None if labels is None else np.array(class_numbers(labels, self.names))
-        self.cut, self.lengths = (
-            encoded.truncated,
-            np.array([len(row["input_ids"]) for row in encoded.rows]),
-        )
         self.sides = teach_heads(self.model, encoded.rows, seed=seed, progress=progress)
         self.rows = [encoded.rows[n] for n in self.sides.places[0]]
-        both = (self.sides.choosing, self.sides.certifying)
-        ids, outputs = (
-            np.concatenate([np.asarray(getattr(r, n)) for r in both])
-            for n in ("row_ids", "outputs")
+        runs = (self.sides.choosing, self.sides.certifying)
+        self.seen = Recorded(
+            np.concatenate([np.asarray(run.row_ids) for run in runs]),
+            np.concatenate([np.asarray(run.outputs) for run in runs]),
+            seed=seed,
+            weights=self.sides.certifying.weights,
         )
-        self.seen = Recorded(ids, outputs, seed=seed, weights=self.sides.certifying.weights)
-        rest, own = np.concatenate(self.sides.places[1:]), self.seen.sides[1]
+        rest = np.concatenate(self.sides.places[1:])
+        own = self.seen.sides[1]
         self.certifying = rest[own]
-        self.teach, self.rest, self.check = (
-            [texts[n] for n in p] for p in (self.sides.places[0], rest, rest[own])
-        )
-        self.answers = outputs[own, -1].argmax(-1)
+        self.teach = [texts[n] for n in self.sides.places[0]]
+        self.rest = [texts[n] for n in rest]
+        self.check = [texts[n] for n in self.certifying]
+        self.answers = self.seen.exits[own, -1].argmax(-1)
         self.labels = None if numbers is None else numbers[self.certifying]
         self.made: dict[str, Promise] = {}
         self.found: list[Way] = []
@@ -219,19 +216,13 @@ class Race:
 
     def _time(self) -> None:
         """Time all ways in turn, round by round."""
-        texts = self._sample()
-        batches, alone = ([list[float]() for _ in self.found] for _ in range(2))
-        for way in self.found:
-            way.model.predict(texts[:32])
-        for number in range(_ROUNDS):
-            for way, took, single in zip(self.found, batches, alone, strict=True):
-                took.append(_seconds(way.model, texts) / len(texts))
-                single += [_seconds(way.model, [text]) for text in texts[:_ALONE]]
+        models = [way.model for way in self.found]
+        for number, all_seconds in enumerate(timing.rounds(models, self._sample()), 1):
             self.found = [
-                _with_seconds(*each, batches[0])
-                for each in zip(self.found, batches, alone, strict=True)
+                replace(way, seconds=one.batches, alone=one.alone, speed_up=one.speed_up)
+                for way, one in zip(self.found, all_seconds, strict=True)
             ]
-            self.progress("timing", number + 1, _ROUNDS)
+            self.progress("timing", number, timing.ROUNDS)
 
     def relative_cost(
         self, name: str, texts: int | None = None, level: float | None = None
@@ -328,10 +319,14 @@ class Race:
 
     def _step_within(self, seconds: float, model: Any, size: float) -> None:
         """Add the deepest fixed step at which the 95th percentile of a text by itself is within a time, if any is."""
-        texts, last = self._sample()[: 4 * _ALONE], self.seen.exits.shape[1]
+        last = self.seen.exits.shape[1]
+        texts = self._sample()[: 4 * timing.ALONE]
         for step in range(last, 0, -1):
             cut = _Under(model, FixedStep(step))
-            if np.quantile([_seconds(cut, [text]) for text in texts], 0.95) > _SPARE * seconds:
+            if (
+                np.quantile([timing.seconds_of(cut, [text]) for text in texts], 0.95)
+                > _SPARE * seconds
+            ):
                 continue
             if step < last:
                 assert self.seen.int8 is not None
@@ -369,15 +364,10 @@ class Race:
         self._add("half the layers", _Plain(half, made.policy), made, _megabytes(half.encoder))
 
     def _sample(self) -> list[Any]:
-        """Texts to be timed: of many samples the one whose length, and depth under all ways, is that of all texts."""
-        columns = np.stack(
-            [self.lengths[self.certifying], *(made.depth for made in self.made.values())], axis=1
-        )
-        columns = (columns - columns.mean(0)) / np.maximum(columns.std(0), 1e-9)
-        draw, size = np.random.default_rng(self.seed), min(_TIMED, len(columns))
-        samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
-        best = min(samples, key=lambda sample: float((columns[sample].mean(0) ** 2).sum()))
-        return [self.check[n] for n in best]
+        """Return certifying texts to be timed, whose length and depth under all ways are those of all texts."""
+        depths = [made.depth for made in self.made.values()]
+        columns = np.stack([self.lengths[self.certifying], *depths], axis=1)
+        return [self.check[n] for n in timing.sample(columns, self.seed).tolist()]
 
 
 def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress: Progress) -> None:
@@ -405,21 +395,3 @@ def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress:
 
 def _megabytes(model: nn.Module) -> float:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
-
-
-def _seconds(model: Any, texts: Sequence[Any]) -> float:
-    start = clock()
-    model.predict(texts)
-    return clock() - start
-
-
-def _with_seconds(
-    way: Way, took: Sequence[float], alone: Sequence[float], plain: Sequence[float]
-) -> Way:
-    ratios = np.array(plain[: len(took)]) / np.array(took)
-    return replace(
-        way,
-        seconds=(float(np.median(took)), min(took), max(took)),
-        alone=(float(np.median(alone)), float(np.quantile(alone, 0.95))),
-        speed_up=(float(np.median(ratios)), float(ratios.min()), float(ratios.max())),
-    )
