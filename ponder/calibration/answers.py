@@ -6,21 +6,25 @@ All that is needed are three columns: answers, their confidences, and the answer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import check_share
+from ponder._utils.files import read_json
 from ponder._utils.rounding import rounded_up
 from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, percent, threshold_text
 from ponder.calibration.verdict import Verdict, judge
 from ponder.errors import ArgumentError
 
-__all__ = ["CertifiedAnswers", "certify_answers"]
+__all__ = ["THRESHOLD", "CertifiedAnswers", "certify_answers"]
 
+THRESHOLD = "ponder-threshold-2"
+"""The format of the file that `ponder certify` writes."""
 _VALUES = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))
 """Thresholds from late exits to early ones, picked on no data."""
 
@@ -48,6 +52,12 @@ class CertifiedAnswers:
     taken: float
     observed: float
     statement: str
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read the file that `ponder certify` wrote."""
+        card = read_json(file, THRESHOLD, "threshold")
+        return cls(**{each.name: card[each.name] for each in fields(cls)})
 
     def takes(self, confidences: Sequence[float]) -> NDArray[np.bool_]:
         """Return which answers are taken, `(rows,)` bool; the reference has to answer the others."""

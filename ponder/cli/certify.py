@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ponder._utils.files import read_json, write_json
-from ponder.calibration.answers import CertifiedAnswers, certify_answers
+from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
 from ponder.cli.outcome import Outcome, show
 from ponder.cli.output import probe_file
 from ponder.cli.texts import Row, count, read_rows
@@ -17,8 +16,6 @@ from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 
 __all__ = ["check_threshold", "run"]
-
-_FORMAT = "ponder-threshold-2"
 
 
 def run(
@@ -39,7 +36,7 @@ def run(
     found = certify_answers(*_columns(rows, columns), level=level, confidence=confidence)
     facts = {**vars(found), "columns": dict(columns)}
     if found.threshold is not None:
-        write_json(out, _FORMAT, {**facts, "used": Used.of(_keys(rows)).to_dict()})
+        write_json(out, THRESHOLD, {**facts, "used": Used.of(_keys(rows)).to_dict()})
     table = [
         ("taken", f"{100 * found.taken:.1f}% of {found.rows} rows"),
         ("other answers", f"{100 * found.observed:.2f}%"),
@@ -53,14 +50,12 @@ def run(
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     """Judge the promise of a file of `ponder certify` on fresh rows with the same columns; return the exit code."""
-    card = read_json(file, _FORMAT, "threshold")
+    card = read_json(file, THRESHOLD, "threshold")
     columns = card["columns"]
     rows = _read(answers, columns)
     fresh = Used.from_dict(card["used"]).fresh(_keys(rows))
     kept = [row for row, own in zip(rows, fresh.tolist(), strict=True) if own]
-    certified = CertifiedAnswers(
-        **{each.name: card[each.name] for each in fields(CertifiedAnswers)}
-    )
+    certified = CertifiedAnswers.load(file)
     given = _columns(kept, columns)
     verdict = certified.check(*given)
     taken = float(certified.takes(given[1]).mean())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder.calibration.answers import CertifiedAnswers
 from ponder.cascade import Cascade
 from ponder.cascade.stages import stage_of
 from ponder.deploy.ranking import RERANK, Ranker
@@ -118,17 +119,24 @@ class OpenedRanker:
         return self.ranker.rank_all(queries, top_k)
 
 
-def open(folder: str | Path) -> Opened | OpenedRanker:  # the name is `ponder.open`
-    """Open a folder that a command wrote, to answer by it and to read its promise.
+def open(folder: str | Path) -> Any:  # the name is `ponder.open`
+    """Open what a command wrote, to answer by it and to read its promise.
 
     Args:
-        folder: What `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote.
+        folder: A folder that `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote, or the file of
+            `ponder certify`.
+
+    Returns:
+        An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`, or for a file `CertifiedAnswers`,
+        whose `.takes(confidences)` says which answers are taken.
 
     Raises:
         ArgumentError: It has a model without exits.
         CheckpointError: It is damaged, or answers something else than a class a text.
     """
     path = Path(folder)
+    if path.is_file():
+        return CertifiedAnswers.load(path)
     if (path / RERANK).is_file():
         return OpenedRanker(path, Ranker.load(path), card_of(path), Used.read(path))
     return open_folder(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import ponder
 from ponder.cascade import Cascade
 from tests.cli.conftest import Folders
 from tests.compare import assert_same_rows, clear_rows
@@ -55,6 +56,11 @@ def test_a_bar_is_certified_and_judged_on_fresh_answers(
         ).output
     )
     run("check", threshold, answers(tmp_path / "few.csv", 5, 3), code=3)
+    again = run("check", threshold, tmp_path / "a.csv", code=2).stderr
+    assert "--texts: expected fresh texts" in " ".join(again.split())
+    opened = ponder.open(threshold)
+    assert opened.statement == card["statement"]
+    assert opened.takes([1.0, 0.0]).tolist() == [True, False]
 
 
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -326,7 +326,8 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     refused = run("check", tmp_path / "ranker", "--texts", queries, code=2)
     assert "--texts: expected fresh texts" in " ".join(refused.stderr.split())
     other = lines(tmp_path / "other.jsonl", pools(120, 400, True))
-    judged = " ".join(run("check", tmp_path / "ranker", "--texts", other).stdout.split())
+    check = ("check", tmp_path / "ranker", "--texts", other, "--disagreement", 0.3)
+    judged = " ".join(run(*check).stdout.split())
     assert "The promise is kept" in judged
     assert "120 fresh queries" in judged
     run("predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "answers.jsonl")
