@@ -159,7 +159,7 @@ def test_options(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> N
     state = tmp_path / "audit.json"
     state.write_text("{}")
     audit = ("--audit-file", state, "--port", 0)
-    assert "no state of an audit" in said(run, "serve", folders.exits, *audit)
+    assert "no ledger of a service" in said(run, "serve", folders.exits, *audit)
 
 
 def test_a_taken_header_is_shown(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
