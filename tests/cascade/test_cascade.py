@@ -18,7 +18,6 @@ from ponder.calibration import control_risk, diagnose, sweep
 from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Student
 from ponder.cascade import student as student_module
-from ponder.deploy.server import ledger_of
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ponder.policies.stages import StageThresholds
 
@@ -193,8 +192,6 @@ def test_exits_of_the_last_stage_are_stages_too(referred: bool, tmp_path: Path) 
     cascade.save(tmp_path / "cascade")
     again = Cascade.load(tmp_path / "cascade", stages=[cheap, model])
     assert again.policy == cascade.policy
-    ledger = ledger_of(cascade.policy, share=0.5)
-    assert (ledger is None) == referred  # full depth cannot be asked about the reference
     full = cascade.predict(texts, policy=policies.LastStep())
     assert full.labels == [CLASSES[n] for n in numbers]
     asked: Any = model.asked[-1]
