@@ -213,9 +213,11 @@ def stream(
         with ponder.StreamEngine(
             model, policy, max_batch=max_batch, num_steps=setting.run_steps
         ) as engine:
-            return sum(
-                answer.exit_step for whole in test for _, answer in engine.run(iter(whole.inputs))
-            )
+            steps_taken = 0
+            for whole in test:
+                for _, answer in engine.run(iter(whole.inputs)):
+                    steps_taken += int(answer.exit_step)
+            return steps_taken
 
     ways: dict[str, Callable[[], int]] = {"fixed": fixed, "stream": streamed}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -24,7 +24,7 @@ from ponder.deploy.folders import CARD
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DataTable", "Outcome", "drawn", "show"]
+__all__ = ["DataTable", "Outcome", "drawn", "show", "usage_of"]
 
 _WIDTH = 80
 
@@ -71,6 +71,19 @@ class Outcome:
     tables: Sequence[DataTable] = ()
     title: str = ""
     usage: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
+    """Return what can be done with a folder: a purpose and a command each."""
+    commands = [
+        ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
+        ("Over HTTP", f"ponder serve {folder}"),
+        ("Does the promise hold on new texts?", f"ponder check {folder} --texts {file}"),
+        ("In Python", f'ponder.open("{folder}").predict(texts).labels'),
+    ]
+    if torch:
+        commands.append(("Without PyTorch", f"ponder export {folder} --out EXPORT"))
+    return commands
 
 
 def show(

@@ -19,7 +19,7 @@ from ponder.calibration.sweeps import sweep
 from ponder.cli.outcome import DataTable, Outcome
 from ponder.policies import ExitPolicy, FixedStep
 
-__all__ = ["changed_texts", "policy_figure", "student_figure", "usage_of", "write_page"]
+__all__ = ["changed_texts", "policy_figure", "student_figure", "write_page"]
 
 _MOST = 50  # texts
 _LEAST = 2.0  # percent of other answers that the axis shows at least
@@ -35,19 +35,6 @@ def write_page(path: Path, outcome: Outcome, made: Mapping[str, str]) -> None:
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("page.html.jinja")
     replace_text(path, page.render(outcome=outcome, figure=svg, made=made))
-
-
-def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
-    """Return what can be done with a folder: a purpose and a command each."""
-    commands = [
-        ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
-        ("Over HTTP", f"ponder serve {folder}"),
-        ("Does the promise hold on new texts?", f"ponder check {folder} --texts {file}"),
-        ("In Python", f'ponder.open("{folder}").predict(texts).labels'),
-    ]
-    if torch:
-        commands.append(("Without PyTorch", f"ponder export {folder} --out EXPORT"))
-    return commands
 
 
 def changed_texts(

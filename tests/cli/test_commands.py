@@ -289,9 +289,13 @@ def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: 
     arguments = ["predict", folders.export, "--texts", folders.fresh, "--out", out]
     command = f"sys.argv[1:] = {[str(argument) for argument in arguments]!r}"
     code = f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.serve\nmain()"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     assert len(rows_of(out)) == 300
 
 
@@ -305,7 +309,7 @@ def test_serve_opens_folders_and_refuses_a_port_in_use(run: Run, folders: Folder
     for folder in (folders.exits, folders.export):
         with TestClient(app_of(folder, Limits(), 1.0, None)) as client:
             found.append(client.post("/predict", json={"texts": texts}).json())
-            assert client.get("/healthz").json()["audit"] is not None
+            assert client.get("/healthz").json()["ledger"] is not None
     clear = clear_texts(folders, texts)
     for column in ("labels", "exit_step"):
         assert_same_rows(found[0][column], found[1][column], clear)

@@ -371,7 +371,7 @@ CASES: list[policies.ExitPolicy] = [
     Rising(1),
     Settled(1.2),
 ]
-RETIRING = {"certified", "gate", "top-k"}
+RETIRING = {"certified", "gate", "stage-thresholds", "top-k"}
 """Registered names without a case: what is fitted or made by others, or decides on groups (`tests/rerank`)."""
 
 

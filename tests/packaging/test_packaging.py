@@ -42,6 +42,7 @@ WANTS = {
     "ponder/advice": {"cli"},
     "ponder/training.py": {"train"},
     "integrations/transformers": {"transformers"},
+    "ponder/loops/adapters": {"transformers"},
     "integrations/sentence_transformers.py": {"sentence-transformers"},
 }
 """Extras that a room may ask for; others live by the dependencies of the core."""
