@@ -1,0 +1,39 @@
+"""What `ponder.Live` adds to the time of a reference: `python -m benchmarks.live.overhead FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ponder.cascade.asking import Asking
+from ponder.cascade.live import Live
+
+__all__ = ["overhead"]
+
+
+def overhead(path: Path, texts: int, seconds: float, concurrency: int) -> float:
+    """Return the seconds a text beyond those of the reference alone, on a fresh file.
+
+    Args:
+        path: The SQLite file to write.
+        texts: How many texts are answered, all by the reference.
+        seconds: What a call takes.
+        concurrency: Calls at once.
+    """
+
+    def ask(rows: Sequence[str]) -> list[str]:
+        time.sleep(seconds)
+        return ["label"] * len(rows)
+
+    rows = [f"text number {number}" for number in range(texts)]
+    with Live(ask, 0.0, path=path, asking=Asking(concurrency=concurrency)) as live:
+        start = time.perf_counter()
+        live.answer(rows)
+        taken = time.perf_counter() - start
+    return (taken - texts * seconds / concurrency) / texts
+
+
+if __name__ == "__main__":
+    print(f"{1000 * overhead(Path(sys.argv[1]) / 'overhead.db', 20_000, 0.05, 16):.3f} ms a text")
