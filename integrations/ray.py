@@ -25,7 +25,8 @@ class Predictor:
         column: The column with the texts.
         second: That with the second texts of pairs, or None.
         batch_size: Texts of a batch.
-        threads: Threads of one operation, of a worker; as many workers as cores share a machine best with 1 each.
+        threads: Threads of one operation, of a worker; as many workers as cores share a machine
+            best with 1 each.
 
     Example:
         >>> model.tokenizer = tokenizer
@@ -85,7 +86,8 @@ def deployment(
         max_batch: Requests of a batch at most.
         max_wait: Seconds that the first request of a batch waits for others.
         threads: Threads of one operation, of a replica.
-        options: Arguments of `ray.serve.deployment`: `num_replicas`, `ray_actor_options`, `autoscaling_config`, …
+        options: Arguments of `ray.serve.deployment`: `num_replicas`, `ray_actor_options`,
+            `autoscaling_config`, …
 
     Raises:
         PonderError: Ray Serve is not installed.

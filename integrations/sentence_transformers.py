@@ -1,8 +1,9 @@
 """Sentence Transformers whose rows exit early; needs the extra `sentence-transformers`.
 
-`with_exits(model)` gives a `SentenceTransformer` whose encoder exits per row; `PonderTransformer` is the module that
-does it, in the place of the library's own `Transformer`, in a `CrossEncoder` too. `encode` and `predict` then take
-`policy=`. `CrossEncoder`, here, ranks: candidates that cannot be among the best leave early.
+`with_exits(model)` gives a `SentenceTransformer` whose encoder exits per row; `PonderTransformer`
+is the module that does it, in the place of the library's own `Transformer`, in a `CrossEncoder`
+too. `encode` and `predict` then take `policy=`. `CrossEncoder`, here, ranks: candidates that cannot
+be among the best leave early.
 """
 
 from __future__ import annotations
@@ -36,16 +37,19 @@ _OF_THE_MODULE = ("transformer_task", "modality_config", "module_output_name", "
 class PonderTransformer(Transformer):
     """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows exit at steps of their own.
 
-    A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``), and the modules behind
-    pool them; or, with another readout, the embedding itself. A `PonderForSequenceClassification` gives scores. The
-    features also hold `exit_step`: `encode(texts, output_value=None)` shows it.
+    A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``),
+    and the modules behind pool them; or, with another readout, the embedding itself. A
+    `PonderForSequenceClassification` gives scores. The features also hold `exit_step`:
+    `encode(texts, output_value=None)` shows it.
 
-    In training every step runs, and the answer is that of the last; the tokens of each step are in the features as
-    `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every exit; they are so in evaluation mode
-    too, at full depth, while `config.output_hidden_states` is set, as that loss sets it, and no policy is named.
+    In training every step runs, and the answer is that of the last; the tokens of each step are in
+    the features as `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every
+    exit; they are so in evaluation mode too, at full depth, while `config.output_hidden_states` is
+    set, as that loss sets it, and no policy is named.
 
     Args:
-        model_name_or_path: A folder that `save` wrote, or a saved model of this package with its tokenizer.
+        model_name_or_path: A folder that `save` wrote, or a saved model of this package with its
+            tokenizer.
         options: Arguments of `Transformer`.
 
     Example:
@@ -106,8 +110,8 @@ class PonderTransformer(Transformer):
         """Run each row to its exit.
 
         Args:
-            features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`, and `exit_step`,
-                `(batch,)`, are added.
+            features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`,
+                and `exit_step`, `(batch,)`, are added.
             policy: An exit policy instead of the model's own.
             ignored: What other modules read.
         """
@@ -144,18 +148,20 @@ def with_exits(
 ) -> SentenceTransformer:
     """Return the model with a `PonderTransformer` in the place of its first module; all other modules are its own.
 
-    The weights are used, not copied, and the model itself stays as it is. Until a policy is named, every row runs to
-    the last step, and the embeddings are those of the model. Early steps of an encoder that was never trained to exit
-    are poor embeddings: train them (`AdaptiveLayerLoss`), then choose the policy on data of your own.
+    The weights are used, not copied, and the model itself stays as it is. Until a policy is named,
+    every row runs to the last step, and the embeddings are those of the model. Early steps of an
+    encoder that was never trained to exit are poor embeddings: train them (`AdaptiveLayerLoss`),
+    then choose the policy on data of your own.
 
     Args:
         model: The model.
-        recipe: A recipe or its name: what heads the model gets, and the policy of calls that name none. `vanilla` adds
-            no weights, and runs to the end.
+        recipe: A recipe or its name: what heads the model gets, and the policy of calls that name
+            none. `vanilla` adds no weights, and runs to the end.
         policy: An exit policy instead of the recipe's.
 
     Raises:
-        ArgumentError: Its first module is no `Transformer`, or a subclass with code of its own, which would be lost.
+        ArgumentError: Its first module is no `Transformer`, or a subclass with code of its own,
+            which would be lost.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer

@@ -1,7 +1,8 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop.
 
-Names are loaded when they are first used (PEP 562): importing the package costs nothing, and what needs no PyTorch
-(`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.Live`) runs where there is none.
+Names are loaded when they are first used (PEP 562): importing the package costs nothing, and what
+needs no PyTorch (`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.Live`) runs where there
+is none.
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""Save and load wrapped models: one safetensors file with the settings in its metadata. Nothing is ever unpickled."""
+"""Save and load wrapped models: one safetensors file with the settings in its metadata.
+
+Nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def save(model: PonderWrapper, file: str | Path) -> None:
 def load(file: str | Path, *, into: M) -> M:
     """Read what `save` wrote into a model that was built in the same way, and return it.
 
-    The policy, prior, objective and stages become those that were saved. A certificate that is about other weights than
-    those of the file is dropped, with a warning.
+    The policy, prior, objective and stages become those that were saved. A certificate that is
+    about other weights than those of the file is dropped, with a warning.
 
     Args:
         file: The file.

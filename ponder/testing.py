@@ -64,18 +64,21 @@ def check_policy(
 ) -> None:
     """Check that a policy keeps its contract.
 
-    The rules: it is registered and comes back from JSON, pickle and deepcopy; `decide` is pure and reads what `needs`
-    declares; states have the batch first; a row's exit depends on the row alone, and not on padding; finite outputs,
-    however large, never lead to NaN; running a model, replaying its trajectory and streaming its rows, where rows at
-    different steps share a batch, give the same exits; one pass of `scores` gives those under every threshold.
+    The rules: it is registered and comes back from JSON, pickle and deepcopy; `decide` is pure and
+    reads what `needs` declares; states have the batch first; a row's exit depends on the row alone,
+    and not on padding; finite outputs, however large, never lead to NaN; running a model, replaying
+    its trajectory and streaming its rows, where rows at different steps share a batch, give the
+    same exits; one pass of `scores` gives those under every threshold.
 
-    A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as they are.
+    A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as
+    they are.
 
     Args:
         policy: The policy, with hyper-parameters that make some rows exit early and others late.
         task: Name of the task that it is tried on, or None.
         num_steps: N of the models that it is tried on.
-        context: Values that a policy reads of the context of a call, by name, `(values, …)`; rows draw from them.
+        context: Values that a policy reads of the context of a call, by name, `(values, …)`; rows
+            draw from them.
 
     Raises:
         ContractError: A rule is broken.
@@ -258,10 +261,10 @@ def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
 def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     """Check that an encoder works in a wrapper.
 
-    The rules: the batch comes first; nothing is written in place; with `LastStep` the outputs are those of `unroll`, in
-    every call; a row's outputs do not depend on the other rows or their order; rows that exit at any step, the longest
-    or the last first, get what the full-depth run had there; so do rows of a stream, which meet rows at other steps and
-    of other lengths.
+    The rules: the batch comes first; nothing is written in place; with `LastStep` the outputs are
+    those of `unroll`, in every call; a row's outputs do not depend on the other rows or their
+    order; rows that exit at any step, the longest or the last first, get what the full-depth run
+    had there; so do rows of a stream, which meet rows at other steps and of other lengths.
 
     Args:
         model: The wrapped encoder. It is tried in evaluation mode, and keeps its modes and weights.

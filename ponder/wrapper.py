@@ -46,7 +46,8 @@ class PonderOutput(Answers):
     Args:
         outputs: Outputs of the last step in training, else of each row's exit, `(batch, …)`.
         exit_step: The step of `outputs`, `(batch,)` long, 1-based.
-        loss: Scalar, where labels were given: in training the objective's, else the task's at the exits.
+        loss: Scalar, where labels were given: in training the objective's, else the task's at the
+            exits.
         trajectory: Every step, in training; None in evaluation.
 
     Example:
@@ -66,27 +67,32 @@ class PonderWrapper(nn.Module):
     """An encoder that decides for each example after how many steps it stops.
 
     Args:
-        steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a sequence of
-            callables, or `ponder.Steps`. `hidden` is a tensor, or a nested tuple or dict of tensors, batch first.
+        steps: One callable `step(hidden, **context) -> hidden` applied `num_steps` times, a
+            sequence of callables, or `ponder.Steps`. `hidden` is a tensor, or a nested tuple or
+            dict of tensors, batch first.
         num_steps: N; required for one shared step.
         head: Features to outputs; `ponder.PerStep` for one head a step.
-        lambda_head: Features to hazard logits. A `ponder.LambdaHead` reads the mean over the positions that are no
-            padding, where features have positions; another module reads them as they are. None for no hazard.
-        prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there is a Lambda
-            head and none is given.
-        objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where None.
-        policy: The exit policy; `Quantile(0.5)` with a Lambda head, `LastStep()` without, where None.
-        stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the context of the
-            call. A pair whose second item is a dict is read as the latter. The identity where None.
+        lambda_head: Features to hazard logits. A `ponder.LambdaHead` reads the mean over the
+            positions that are no padding, where features have positions; another module reads them
+            as they are. None for no hazard.
+        prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there
+            is a Lambda head and none is given.
+        objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where
+            None.
+        policy: The exit policy; `Quantile(0.5)` with a Lambda head, `LastStep()` without, where
+            None.
+        stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the
+            context of the call. A pair whose second item is a dict is read as the latter. The
+            identity where None.
         readout: Hidden state to features; the identity for 2-D states where None.
-        task: The meaning of outputs and labels: ``"classification"``, ``"regression"``, ``"multilabel"``,
-            ``"token_classification"``, ``"span"``, or a callable (outputs, labels) → losses `(batch,)`. Where None,
-            integer labels are classes and others numbers.
-        padding: Where lengths lie in the model's tensors; None where rows have no length, only one, or features with
-            positions.
-        checkpoint_steps: In training, keep only the hidden states between steps for the backward pass and compute
-            the rest again, with the same dropout: less memory, one more forward pass. Steps that keep statistics
-            (BatchNorm) update them twice.
+        task: The meaning of outputs and labels: ``"classification"``, ``"regression"``,
+            ``"multilabel"``, ``"token_classification"``, ``"span"``, or a callable (outputs,
+            labels) → losses `(batch,)`. Where None, integer labels are classes and others numbers.
+        padding: Where lengths lie in the model's tensors; None where rows have no length, only one,
+            or features with positions.
+        checkpoint_steps: In training, keep only the hidden states between steps for the backward
+            pass and compute the rest again, with the same dropout: less memory, one more forward
+            pass. Steps that keep statistics (BatchNorm) update them twice.
 
     Raises:
         ArgumentError: The parts do not fit one another; every message says what to change.
@@ -178,23 +184,30 @@ class PonderWrapper(nn.Module):
         """Build a model from an encoder and a recipe, scaled to its steps, with new heads for `num_outputs` outputs.
 
         Args:
-            module_or_steps: A module with a list of layers, which is captured (`ponder.capture`), its stem, masks and
-                final norm included; a list of steps; or one shared step, with `num_steps`. Its weights are used.
-            recipe: A recipe or its name; its stages of training are kept as `stages`, which `ponder.fit` runs.
+            module_or_steps: A module with a list of layers, which is captured (`ponder.capture`),
+                its stem, masks and final norm included; a list of steps; or one shared step, with
+                `num_steps`. Its weights are used.
+            recipe: A recipe or its name; its stages of training are kept as `stages`, which
+                `ponder.fit` runs.
             num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
-            example: The call of the encoder, for two rows or more: a tensor, or a dict of arguments by name, of
-                which the first that holds a tensor is the `inputs` of the model, and the others are its context.
+            example: The call of the encoder, for two rows or more: a tensor, or a dict of arguments
+                by name, of which the first that holds a tensor is the `inputs` of the model, and
+                the others are its context.
             num_steps: N, for one shared step.
-            task: The meaning of an answer; ``"classification"``, or ``"regression"`` for one output, where None.
+            task: The meaning of an answer; ``"classification"``, or ``"regression"`` for one
+                output, where None.
             stem: Inputs to h_0, for steps that do not read the inputs themselves.
-            readout: Hidden state, or what a captured module makes of it, to features: `ponder.readouts.first_token`,
-                say. Where None, the mean over the positions that are no padding, if there are positions.
+            readout: Hidden state, or what a captured module makes of it, to features:
+                `ponder.readouts.first_token`, say. Where None, the mean over the positions that are
+                no padding, if there are positions.
             policy: An exit policy instead of the recipe's.
             head_dropout: Dropout in front of the head.
-            layers: The name of the list of layers (``"encoder.layer"``), where the largest is not meant.
+            layers: The name of the list of layers (``"encoder.layer"``), where the largest is not
+                meant.
 
         Raises:
-            ArgumentError: The encoder cannot be read or run, or is a classifier with a head of its own.
+            ArgumentError: The encoder cannot be read or run, or is a classifier with a head of its
+                own.
 
         Example:
             >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -242,11 +255,14 @@ class PonderWrapper(nn.Module):
             inputs: The argument of the stem; the hidden state h_0 where there is no stem.
             labels: Labels, batch first, for the loss.
             policy: An exit policy instead of the model's own, for this call (eval mode).
-            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position where None.
-            policy_context: Values that only policies read of each row (a budget, say), by name, `(batch, …)` each.
-            num_steps: Number of steps, where one shared step can run for longer (or shorter) than it was trained.
-            context: Passed to the stem and to every step. Tensors are per example, batch first, unless wrapped
-                in `ponder.Shared`.
+            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position
+                where None.
+            policy_context: Values that only policies read of each row (a budget, say), by name,
+                `(batch, …)` each.
+            num_steps: Number of steps, where one shared step can run for longer (or shorter) than
+                it was trained.
+            context: Passed to the stem and to every step. Tensors are per example, batch first,
+                unless wrapped in `ponder.Shared`.
         """
         call = {"row_ids": row_ids, "policy_context": policy_context, **context}
         if self.training:
@@ -284,7 +300,8 @@ class PonderWrapper(nn.Module):
     ) -> Start[ModelSource]:
         """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
 
-        `needs` says what will be asked for, as of a policy: features may have positions where outputs have none.
+        `needs` says what will be asked for, as of a policy: features may have positions where
+        outputs have none.
         """
         if not context.keys() <= self._context_names:
             self._check_names(context)
@@ -372,7 +389,8 @@ class PonderWrapper(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
 
-        Parts are the stem, steps, readout and heads; one of the encoder without parameters is as the encoder is.
+        Parts are the stem, steps, readout and heads; one of the encoder without parameters is as
+        the encoder is.
         """
         super().train(mode)
         encoder = nn.ModuleList(

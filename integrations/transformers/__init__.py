@@ -1,7 +1,7 @@
 """Hugging Face Transformers: models with exits for each task, of encoders of any family, and a trainer.
 
-The trainer and the fitting of exits are loaded when they are first used (PEP 562): Transformers' own trainer takes
-longer than all the rest.
+The trainer and the fitting of exits are loaded when they are first used (PEP 562): Transformers'
+own trainer takes longer than all the rest.
 """
 
 from importlib import import_module

@@ -1,8 +1,9 @@
 """Adapters: a Hugging Face encoder read as stem, steps and readouts.
 
-Most families need none of their own: they are captured (`CapturedAdapter`). To write one, for a family that capture
-refuses or to make it faster, subclass `EncoderAdapter`, register it under the family's `model_type`, and import it
-before you build a model (or name it in the entry-point group ``ponder.adapters``).
+Most families need none of their own: they are captured (`CapturedAdapter`). To write one, for a
+family that capture refuses or to make it faster, subclass `EncoderAdapter`, register it under the
+family's `model_type`, and import it before you build a model (or name it in the entry-point group
+``ponder.adapters``).
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
 
 
 class Adapter(ABC):
-    """An encoder as the parts of a `PonderWrapper`. It keeps its modules and weights; an adapter only calls them.
+    """An encoder as the parts of a `PonderWrapper`.
+
+    It keeps its modules and weights; an adapter only calls them.
 
     Args:
         encoder: The bare encoder (`BertModel`, `ViTModel`, …).
@@ -80,7 +83,8 @@ class Adapter(ABC):
     def stem(self, *args: Any, **kwargs: Any) -> tuple[Tree, dict[str, Any]]:
         """The encoder's arguments to h_0 and the context of the steps.
 
-        The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts take it.
+        The context has ``token_mask``, `(batch, length)` and 1 at real positions, or None: readouts
+        take it.
         """
 
     @abstractmethod
@@ -190,8 +194,8 @@ class EncoderAdapter(Adapter):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Token ids `(batch, length)` to h_0 and the context of the steps.
 
-        Context: `attention_mask`, in the form that the layers take, and `token_mask`, the tokenizer's
-        `(batch, length)`, for readouts.
+        Context: `attention_mask`, in the form that the layers take, and `token_mask`, the
+        tokenizer's `(batch, length)`, for readouts.
         """
         hidden = self.embed(input_ids, token_type_ids)
         layer_mask = create_bidirectional_mask(
@@ -299,8 +303,9 @@ class MPNetAdapter(EncoderAdapter):
 class CapturedAdapter(Adapter):
     """An encoder of any family, read by `ponder.capture`, which proves that it computes what the encoder computes.
 
-    Weights that are not there yet (Transformers loads into a model on the meta device) put it off to `learn`; until
-    then `num_steps` is known. An `example`, as `families.pack` gives it, is made up from the configuration where None.
+    Weights that are not there yet (Transformers loads into a model on the meta device) put it off
+    to `learn`; until then `num_steps` is known. An `example`, as `families.pack` gives it, is made
+    up from the configuration where None.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertModel
@@ -428,7 +433,8 @@ def adapter_for(
     Args:
         encoder: A bare encoder, or an encoder-decoder, whose encoder is read.
         num_steps: N, where the encoder's weights are still to be loaded.
-        example: An example of one's own, as `families.pack` gives it; the encoder is then captured with it.
+        example: An example of one's own, as `families.pack` gives it; the encoder is then captured
+            with it.
 
     Raises:
         ArgumentError: The model has heads already, or cannot be captured (the message says why).

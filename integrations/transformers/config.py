@@ -31,16 +31,21 @@ class PonderConfig(PretrainedConfig):
 
     Args:
         encoder: The encoder's own configuration, or that as a dict with its `model_type`.
-        architecture: Name of the class of Transformers that runs: a bare encoder, or a fine-tuned model, head included.
-        finetuned: Whether the answers are those of a fine-tuned model's own head (`from_finetuned`).
+        architecture: Name of the class of Transformers that runs: a bare encoder, or a fine-tuned
+            model, head included.
+        finetuned: Whether the answers are those of a fine-tuned model's own head
+            (`from_finetuned`).
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
-        readout: What heads read: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``.
+        readout: What heads read: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or
+            ``"tokens"``.
         head_dropout: Dropout in front of the head.
         num_steps: N, the encoder's layers.
         feature_size: Size of what the readout gives.
-        example: Example inputs of an encoder that reads more than its configuration says; see `families.pack`.
+        example: Example inputs of an encoder that reads more than its configuration says; see
+            `families.pack`.
         exits: Seed and split of the inputs by which `fit_exits` fitted and certified the exits.
-        evaluations: What was measured, for the model card; see `PonderPreTrainedModel.note_evaluation`.
+        evaluations: What was measured, for the model card; see
+            `PonderPreTrainedModel.note_evaluation`.
         digests: Digests of the tokenizer's files, by which a promise is dropped if they change.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
 

@@ -1,9 +1,10 @@
 """`fit_exits`: early heads, a policy and its certificate for a fine-tuned model, from inputs without labels.
 
-The inputs are rows of the traffic, split at random in three: the heads learn on the first part to answer as full depth
-does, the second chooses a policy (and, for a speed-up, its threshold), and the third certifies how often answers differ
-from full depth. An input that comes again is another row, as in the traffic to come (`ponder.calibration.repeats`); the
-frozen model runs over it once in each part. If anything is refused or interrupted, the model is as it was.
+The inputs are rows of the traffic, split at random in three: the heads learn on the first part to
+answer as full depth does, the second chooses a policy (and, for a speed-up, its threshold), and the
+third certifies how often answers differ from full depth. An input that comes again is another row,
+as in the traffic to come (`ponder.calibration.repeats`); the frozen model runs over it once in each
+part. If anything is refused or interrupted, the model is as it was.
 """
 
 from __future__ import annotations
@@ -69,10 +70,13 @@ class ExitReport:
         num_steps: N.
         level: Upper bound of the disagreement that is promised; NaN where nothing is.
         confidence: Probability with which the promise holds, in (0, 1).
-        best_level: The lowest level that so many rows could certify, were there no disagreement at all.
-        plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where none has.
+        best_level: The lowest level that so many rows could certify, were there no disagreement at
+            all.
+        plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where
+            none has.
         exit_accuracy: Accuracy of the exits on the same.
-        certifying: The full-depth run over the certifying inputs; neither it nor what follows is in `to_dict`.
+        certifying: The full-depth run over the certifying inputs; neither it nor what follows is in
+            `to_dict`.
         places: Where these stand among the inputs that were given, `(rows,)`.
         taught_places: Where those stand that the heads learned on.
 
@@ -134,16 +138,20 @@ def fit_exits(
 ) -> ExitReport:
     """Train early heads to agree with full depth, choose a policy, and certify it; the model gets both.
 
-    The promise is about inputs like these, drawn as these were, and about the answers at full depth.
+    The promise is about inputs like these, drawn as these were, and about the answers at full
+    depth.
 
     Args:
         model: A model with exits beside a fine-tuned head (`from_finetuned`).
-        rows: Texts, where the model has a tokenizer, or encodings: a dict each with the main input, without padding.
-            Where they have labels (`labels` or `label`), these tell the accuracy; nothing learns from them.
+        rows: Texts, where the model has a tokenizer, or encodings: a dict each with the main input,
+            without padding. Where they have labels (`labels` or `label`), these tell the accuracy;
+            nothing learns from them.
         disagreement: Upper bound of the share of answers that differ from full depth, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
-        speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about the cost of that.
-        epochs: Passes over the features at most; training stops early by the loss on a held-out tenth.
+        speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about the
+            cost of that.
+        epochs: Passes over the features at most; training stops early by the loss on a held-out
+            tenth.
         seed: Seed of the split and of the order of training.
         batch_size: Rows of a batch at most, while the model runs.
         progress: Called with a phase, what is done of it, and how much it is in all.
@@ -291,8 +299,9 @@ def _first_of_each(ids: Any) -> Any:
 def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
     """Return which rows the early heads may have learned from, `(rows,)` bool: those of that side of the split.
 
-    The rows of the file that taught are recognised, in any order: the first row of a text by its content, one that
-    comes again by its number among the rows of that text too. Of another log the same share is named.
+    The rows of the file that taught are recognised, in any order: the first row of a text by its
+    content, one that comes again by its number among the rows of that text too. Of another log the
+    same share is named.
 
     Args:
         model: The model.
@@ -311,7 +320,8 @@ def _train(
 ) -> None:
     """Teach the early head of a step, from 0, the answers of full depth, by the KL divergence from them.
 
-    AdamW until the loss on a held-out tenth has not fallen for four epochs; the best weights are kept.
+    AdamW until the loss on a held-out tenth has not fallen for four epochs; the best weights are
+    kept.
     """
     assert seen.features is not None
     answers, task, weight = seen.outputs[:, -1].float(), seen.meaning, next(head.parameters())

@@ -1,7 +1,7 @@
 """Families of encoders: which part of a model of Transformers is an encoder, and example inputs for each.
 
-An encoder is captured by running it, so it needs an example: three rows of its main input, made up from its
-configuration alone, or one of the user's own (`from_encoder(example=…)`).
+An encoder is captured by running it, so it needs an example: three rows of its main input, made up
+from its configuration alone, or one of the user's own (`from_encoder(example=…)`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fine-tuned models as stem, steps and readout; the tail behind their last layer, head included, is the readout.
 
-The head of an early step is the model's own head on that step's hidden state, times a number, plus a linear map of the
-state: it starts as the model's own head, and learns on inputs without labels to answer as full depth does
-(`exits.fit_exits`).
+The head of an early step is the model's own head on that step's hidden state, times a number, plus
+a linear map of the state: it starts as the model's own head, and learns on inputs without labels to
+answer as full depth does (`exits.fit_exits`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ __all__ = ["EarlyHead", "FinetunedAdapter", "OwnAnswer"]
 class EarlyHead(nn.Module):
     r"""The answer of an early step: z = s · own(h) + W [norm(first token) ‖ norm(mean)] + b.
 
-    Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts with s = 1, W = 0
-    and b = 0: the model's own head on this step's state. `states` are 2, or 1 at each position.
+    Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts
+    with s = 1, W = 0 and b = 0: the model's own head on this step's state. `states` are 2, or 1 at
+    each position.
     """
 
     def __init__(self, labels: int, width: int, states: int = 2) -> None:
@@ -71,9 +72,10 @@ class OwnAnswer(nn.Module):
 class FinetunedAdapter(CapturedAdapter):
     """A fine-tuned model, captured with its head; its one readout, ``"answer"``, is what early heads read.
 
-    That is the model's own answer if it had ended here, and its states, side by side: the first token and the mean of
-    the tokens, without the padding on either side; where there is an answer at each position, that of the position.
-    `select` is a function from the model's output to its answer; the other arguments are as for `CapturedAdapter`.
+    That is the model's own answer if it had ended here, and its states, side by side: the first
+    token and the mean of the tokens, without the padding on either side; where there is an answer
+    at each position, that of the position. `select` is a function from the model's output to its
+    answer; the other arguments are as for `CapturedAdapter`.
     """
 
     def __init__(

@@ -49,7 +49,9 @@ class PonderForSequenceClassification(PonderPreTrainedModel):
 
 
 class PonderForTokenClassification(PonderPreTrainedModel):
-    """An encoder of texts that answers once a token. A text exits as a whole; its Lambda head reads the mean.
+    """An encoder of texts that answers once a token.
+
+    A text exits as a whole; its Lambda head reads the mean.
 
     Example:
         >>> model = PonderForTokenClassification.from_encoder(encoder, "pabee", num_labels=5).eval()
@@ -134,8 +136,9 @@ class PonderForAudioClassification(PonderPreTrainedModel):
 class PonderModel(PonderPreTrainedModel):
     """An encoder that answers with its features at the exit: embeddings, or all tokens with ``readout="tokens"``.
 
-    Labels are the features that a row should have, such as the embedding that a larger model gives the same text: the
-    loss of a step is the mean squared error. Of the folder of a classifier, it reads the encoder.
+    Labels are the features that a row should have, such as the embedding that a larger model gives
+    the same text: the loss of a step is the mean squared error. Of the folder of a classifier, it
+    reads the encoder.
 
     Example:
         >>> model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()

@@ -1,6 +1,7 @@
 """`PonderPreTrainedModel`: a Hugging Face model that exits per example.
 
-A kind of answer (a class a text, a class a token, features, …) is a short subclass each, in `heads.py`.
+A kind of answer (a class a text, a class a token, features, …) is a short subclass each, in
+`heads.py`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class PonderModelOutput(ModelOutput):
         pooler_output: Features, `(batch, width)`, of an encoder that reads anything else.
         exit_step: The step of these, `(batch,)`, 1-based.
         step_logits: All of it at every step in training, `(batch, steps, …)`.
-        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch, steps)`.
+        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch,
+            steps)`.
 
     Example:
         >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
@@ -123,8 +125,9 @@ class PonderModelOutput(ModelOutput):
 class PonderPreTrainedModel(PreTrainedModel):
     """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits.
 
-    Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses differ in what they
-    read (`readouts`), what their answers mean (`task_of`) and how these are called (`named_outputs`).
+    Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses
+    differ in what they read (`readouts`), what their answers mean (`task_of`) and how these are
+    called (`named_outputs`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
@@ -132,7 +135,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         adapter: Its adapter, where it is known.
 
     Attributes:
-        tokenizer: The tokenizer of `predict`, found beside the weights and saved with them; None where there is none.
+        tokenizer: The tokenizer of `predict`, found beside the weights and saved with them; None
+            where there is none.
 
     Example:
         >>> model.policy, model.recipe.name, model.ponder.num_steps
@@ -262,22 +266,25 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Put a recipe's heads on a pretrained encoder.
 
         Args:
-            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of an
-                encoder-decoder, the encoder is used. A decoder is read as an encoder, best by its last token.
-            recipe: A recipe or its name; its policy is that for the task, and what its paper tuned is scaled to the
-                encoder's steps. `PonderTrainer` trains the several stages that some have, the default among them.
+            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of
+                an encoder-decoder, the encoder is used. A decoder is read as an encoder, best by
+                its last token.
+            recipe: A recipe or its name; its policy is that for the task, and what its paper tuned
+                is scaled to the encoder's steps. `PonderTrainer` trains the several stages that
+                some have, the default among them.
             num_labels: Classes; 1 is regression. Where None as many as `id2label` names, or 2.
-            readout: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``, as far as the model
-                has them (`readouts`); where None, the first of these that the encoder has.
+            readout: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``,
+                as far as the model has them (`readouts`); where None, the first of these that the
+                encoder has.
             policy: An exit policy instead of the recipe's.
-            example: What the encoder is called with, for two different rows or more, the longest first, where it reads
-                more than its configuration says; it is saved with the model.
-            problem_type: The problem, as in Transformers, for models that have several; taken from `num_labels` where
-                None.
+            example: What the encoder is called with, for two different rows or more, the longest
+                first, where it reads more than its configuration says; it is saved with the model.
+            problem_type: The problem, as in Transformers, for models that have several; taken from
+                `num_labels` where None.
             id2label: Names of the classes.
             head_dropout: Dropout in front of the head.
-            loading: Arguments of `AutoModel.from_pretrained`: `dtype` (float32 where it is not given), `device_map`,
-                `trust_remote_code`, ….
+            loading: Arguments of `AutoModel.from_pretrained`: `dtype` (float32 where it is not
+                given), `device_map`, `trust_remote_code`, ….
 
         Raises:
             ArgumentError: An unknown recipe or readout, or an encoder that cannot be used.
@@ -342,11 +349,13 @@ class PonderPreTrainedModel(PreTrainedModel):
     ) -> Self:
         """Keep a fine-tuned model, head and all, and put exits beside it; `fit_exits` fits them, from inputs alone.
 
-        At full depth the answers are those of the plain model, bit for bit; until exits are fitted every row runs to
-        the last step. The model is frozen, so training moves the early heads alone, to answer as full depth does.
+        At full depth the answers are those of the plain model, bit for bit; until exits are fitted
+        every row runs to the last step. The model is frozen, so training moves the early heads
+        alone, to answer as full depth does.
 
         Args:
-            model: A fine-tuned model of Transformers, with the head that this class is for; a folder or a hub name.
+            model: A fine-tuned model of Transformers, with the head that this class is for; a
+                folder or a hub name.
             example: As for `from_encoder`.
             loading: As for `from_encoder`.
 
@@ -386,7 +395,8 @@ class PonderPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load what `save_pretrained` wrote, as in Transformers.
 
-        An encoder with code of its own needs ``trust_remote_code=True``, which runs the files beside the weights.
+        An encoder with code of its own needs ``trust_remote_code=True``, which runs the files
+        beside the weights.
 
         Raises:
             CheckpointError: The folder holds weights of another class, or code that is not trusted.
@@ -457,7 +467,8 @@ class PonderPreTrainedModel(PreTrainedModel):
             files = [folder / name for name in _VOCABULARIES if self.tokenizer is not None]
             self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
             write_card(self, folder)
-        # Under the names that weights have here: Trainer reads its checkpoints without renaming any.
+        # Under the names that weights have here: Trainer reads its checkpoints without renaming
+        # any.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -547,11 +558,13 @@ class PonderPreTrainedModel(PreTrainedModel):
             token_type_ids: Segments, `(batch, length)`, where the encoder has them.
             labels: Labels, as the model's task has them.
             pixel_values: Images, as the encoder's processor gives them.
-            input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it so.
+            input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it
+                so.
             input_features: A spectrogram, for the encoders that call it so.
             policy: An exit policy instead of the model's own.
             row_ids: Identity of each row, `(batch,)`, for seeded sampling.
-            inputs: Further inputs of the encoder, by its own names; `return_dict=False` asks for a tuple.
+            inputs: Further inputs of the encoder, by its own names; `return_dict=False` asks for a
+                tuple.
         """
         inputs |= {
             "input_ids": input_ids,
@@ -637,8 +650,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Run every example to its exit, in its order.
 
         Args:
-            rows: Texts, or pairs of texts, where there is a tokenizer; or encodings: a dict each with the main input,
-                as a tokenizer or processor gives them, without padding.
+            rows: Texts, or pairs of texts, where there is a tokenizer; or encodings: a dict each
+                with the main input, as a tokenizer or processor gives them, without padding.
             options: Arguments of `ponder.predict`: `batch_size`, `policy`, `progress`, ….
 
         Returns:
@@ -662,7 +675,8 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Measure the policy on labelled rows, and note it in the configuration and on the model card.
 
         Args:
-            trajectory: A full-depth run of this model on rows with labels, which chose neither weights nor policy.
+            trajectory: A full-depth run of this model on rows with labels, which chose neither
+                weights nor policy.
             data: What the rows are, in a few words: ``"RTE, validation"``.
             metric: The score, as for `ponder.calibration.sweep`; the task's own where None.
         """
@@ -679,8 +693,9 @@ class PonderPreTrainedModel(PreTrainedModel):
 class HeadsWrapper(PonderWrapper):
     """A `PonderWrapper` whose heads stand in one module, under the name by which peft finds what is new in a model.
 
-    Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier`` or ``qa_outputs``:
-    it puts a module of its own in their place, which holds a copy for each adapter. So heads are read from there.
+    Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier``
+    or ``qa_outputs``: it puts a module of its own in their place, which holds a copy for each
+    adapter. So heads are read from there.
     """
 
     def __init__(self, *args: Any, heads_name: str, **kwargs: Any) -> None:
@@ -716,7 +731,8 @@ def check_saveable(model: PreTrainedModel) -> None:
     """Refuse, before any training, a model that its configuration and files would not make again.
 
     Raises:
-        ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters of peft.
+        ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters
+            of peft.
     """
     kind: Any = type(model)
     registered = MODEL_MAPPING.get(type(model.config), None)

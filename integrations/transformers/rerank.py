@@ -1,7 +1,8 @@
 """`CrossEncoder`: a fine-tuned cross encoder that lets go of candidates that cannot be among the best of their query.
 
-Early heads regress the model's own last score on the states of the frozen model, in closed form and without labels; the
-margin of `policies.TopK` is then certified on other queries: "the same top k on 95% of them".
+Early heads regress the model's own last score on the states of the frozen model, in closed form and
+without labels; the margin of `policies.TopK` is then certified on other queries: "the same top k on
+95% of them".
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class CrossEncoder(Ranker):
     """A cross encoder whose candidates leave early, used as that of Sentence Transformers.
 
     Args:
-        model: A fine-tuned sequence classifier of Transformers: a folder, a hub name, or the model itself.
+        model: A fine-tuned sequence classifier of Transformers: a folder, a hub name, or the model
+            itself.
         label: Which output ranks, where the model has several.
         tokenizer: The tokenizer, where the model is in memory.
 
@@ -112,18 +114,20 @@ class CrossEncoder(Ranker):
     ) -> RiskControl:
         """Fit early heads on half of the queries, and certify the margin on the other half; no labels are needed.
 
-        First-stage scores, where all queries have them, become the first step of the policy and an input of the heads.
+        First-stage scores, where all queries have them, become the first step of the policy and an
+        input of the heads.
 
         Args:
-            queries: Queries with their candidates, as those to come: dicts with `query`, `documents`, and perhaps
-                `scores` (first stage) and `labels`.
+            queries: Queries with their candidates, as those to come: dicts with `query`,
+                `documents`, and perhaps `scores` (first stage) and `labels`.
             top_k: How many candidates of a query are wanted.
-            changed: Bound of the risk: of ``"top_k"`` and ``"top_1"`` the share of queries with another answer than the
-                full rerank, of ``"ndcg"`` and ``"ndcg_gap"`` a mean loss.
-            risk: ``"top_k"``, ``"top_1"``, ``"ndcg"`` (against the full order) or ``"ndcg_gap"`` (against labels).
+            changed: Bound of the risk: of ``"top_k"`` and ``"top_1"`` the share of queries with
+                another answer than the full rerank, of ``"ndcg"`` and ``"ndcg_gap"`` a mean loss.
+            risk: ``"top_k"``, ``"top_1"``, ``"ndcg"`` (against the full order) or ``"ndcg_gap"``
+                (against labels).
             confidence: Probability with which the promise holds.
-            ordered: Whether the best run to the last step, so that their order is that of the full rerank; without it
-                all leave once the set is known.
+            ordered: Whether the best run to the last step, so that their order is that of the full
+                rerank; without it all leave once the set is known.
             progress: Called with a phase, what is done of it, and how much it is in all.
 
         Returns:
@@ -202,7 +206,8 @@ class CrossEncoder(Ranker):
 class _Ridge:
     """Ridge regressions of one target, most of all of the high scores, with weights 1 / (1 + place / max(k, 10)).
 
-    The error of each is that on every fifth query, when the others taught, among the candidates near the k-th.
+    The error of each is that on every fifth query, when the others taught, among the candidates
+    near the k-th.
     """
 
     def __init__(self, target: Tensor, groups: Tensor, top_k: int) -> None:

@@ -31,15 +31,17 @@ _END = "end"  # in the folder of a stage: the weights with which it ended
 class PonderTrainer(Trainer):
     """`transformers.Trainer` for models with exits: all stages of the recipe, and rates of learning for the heads.
 
-    The optimiser (`args.optim`) works on `ponder.parameter_groups`, and objectives that change on the way know how far
-    training has come. Evaluations run each row to its exit, and add the mean `exit_step` to what they measure.
-    Accumulated batches, and those of several processes, weigh as their labelled rows. `args.label_smoothing_factor`
-    smooths the labels of every step.
+    The optimiser (`args.optim`) works on `ponder.parameter_groups`, and objectives that change on
+    the way know how far training has come. Evaluations run each row to its exit, and add the mean
+    `exit_step` to what they measure. Accumulated batches, and those of several processes, weigh as
+    their labelled rows. `args.label_smoothing_factor` smooths the labels of every step.
 
-    Each stage runs as long as `args` says, with an optimiser and a schedule of its own, and freezes what it does not
-    train. Several stages write their checkpoints to folders of their own, `stage-1` … in `args.output_dir`, and what a
-    stage ended with to `stage-1/end` …; `train(resume_from_checkpoint=True)` goes on with the stage that was cut off.
-    Stages before the last are evaluated at full depth, unless they train the exits alone: until then exits say nothing.
+    Each stage runs as long as `args` says, with an optimiser and a schedule of its own, and freezes
+    what it does not train. Several stages write their checkpoints to folders of their own,
+    `stage-1` … in `args.output_dir`, and what a stage ended with to `stage-1/end` …;
+    `train(resume_from_checkpoint=True)` goes on with the stage that was cut off. Stages before the
+    last are evaluated at full depth, unless they train the exits alone: until then exits say
+    nothing.
 
     Args:
         args: The first arguments of `Trainer`.
@@ -48,8 +50,8 @@ class PonderTrainer(Trainer):
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
-        ArgumentError: The heads of a model with adapters of peft are frozen. In training, a `compute_loss_func` takes a
-            loss of the last step alone.
+        ArgumentError: The heads of a model with adapters of peft are frozen. In training, a
+            `compute_loss_func` takes a loss of the last step alone.
 
     Example:
         >>> from transformers import TrainingArguments

@@ -18,7 +18,8 @@ def digest_of_weights(modules: Iterable[nn.Module | None]) -> str | None:
         modules: The modules; None is skipped.
 
     Returns:
-        64 hexadecimal digits; None where a weight has no bytes to read (on the meta device, packed by quantisation).
+        64 hexadecimal digits; None where a weight has no bytes to read (on the meta device, packed
+        by quantisation).
     """
     digest = hashlib.sha256()
     for module in modules:

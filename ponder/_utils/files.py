@@ -1,7 +1,8 @@
 """Files and folders, whole or not at all: what is written takes the place of the old in one act.
 
-`write_tensors`, `write_json` and `replace_text` replace one file. `replaced_folder` is for what needs several: they are
-written into a new folder beside the old one, and the two are exchanged by one call of the system.
+`write_tensors`, `write_json` and `replace_text` replace one file. `replaced_folder` is for what
+needs several: they are written into a new folder beside the old one, and the two are exchanged by
+one call of the system.
 """
 
 from __future__ import annotations
@@ -132,18 +133,20 @@ def _replace(path: Path, content: bytes) -> None:
 def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Iterator[Path]:
     """Yield an empty folder, which takes the place of `folder` as a whole when the block ends.
 
-    The new folder is written beside the old one, flushed to the disk, and exchanged with it: whoever reads, or finds
-    the folder after a kill at any point, sees the old one or the new one. If the block raises, the old one stays.
+    The new folder is written beside the old one, flushed to the disk, and exchanged with it:
+    whoever reads, or finds the folder after a kill at any point, sees the old one or the new one.
+    If the block raises, the old one stays.
 
-    On systems that cannot exchange two folders, the old one is renamed first, so that for a moment there is none. If
-    the folder cannot be renamed (a mount point, the working directory, a parent that is read-only), its entries are
-    replaced one by one, `index` taken away first and given back last: after a kill readers refuse the folder.
+    On systems that cannot exchange two folders, the old one is renamed first, so that for a moment
+    there is none. If the folder cannot be renamed (a mount point, the working directory, a parent
+    that is read-only), its entries are replaced one by one, `index` taken away first and given back
+    last: after a kill readers refuse the folder.
 
     Args:
         folder: The folder; it need not exist.
         index: Name of the file without which readers refuse the folder.
-        owned: Patterns of the names that belong to what is written. Other entries of an older folder are kept, unless
-            the new one has them too.
+        owned: Patterns of the names that belong to what is written. Other entries of an older
+            folder are kept, unless the new one has them too.
 
     Example:
         >>> from pathlib import Path

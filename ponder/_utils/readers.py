@@ -1,7 +1,8 @@
 """Readers of folders: the function that reads a folder, by the name of a file that it holds.
 
-A room that reads folders cannot name the rooms above it that wrote them. It names a kind of reader, and the readers are
-entry points: those of this library are in its `pyproject.toml`, and another package may declare more in its own.
+A room that reads folders cannot name the rooms above it that wrote them. It names a kind of reader,
+and the readers are entry points: those of this library are in its `pyproject.toml`, and another
+package may declare more in its own.
 
     [project.entry-points."ponder.stages"]
     "my-format.json" = "my_package.reading:read_stage"

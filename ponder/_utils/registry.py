@@ -19,8 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Maps names to the callables (classes or functions) that build plug-ins of one kind.
 
-    A name comes from the decorator `register`, or from an entry point of the group `group`, which is imported when its
-    name is asked for.
+    A name comes from the decorator `register`, or from an entry point of the group `group`, which
+    is imported when its name is asked for.
 
     Args:
         kind: The kind of plug-in, for messages: ``"policy"``.

@@ -16,8 +16,9 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 __all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "row_keys", "split"]
 
 CHOOSE_AND_CERTIFY = (1 / 3, 2 / 3)
-"""Shares of the rows that choose a policy and that certify it, if no heads have to learn. All that certify agree on
-them: so a row that chose for one model never certifies another that is made of it."""
+"""Shares of the rows that choose a policy and that certify it, if no heads have to learn. All that
+certify agree on them: so a row that chose for one model never certifies another that is made of
+it."""
 _APART = -0x2E4AB5CD2E6D12FD  # an odd number far from small ones, by which rows of one id differ
 
 
@@ -36,8 +37,8 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
 def row_keys(ids: Any) -> Ints:
     """Return a key of each row, `(rows,)` int64: its id, and for one that comes again its id and its number.
 
-    So a text that comes three times in a file is three rows, and each is dealt to a side, or drawn, by itself. The
-    first row of an id has the id as its key.
+    So a text that comes three times in a file is three rows, and each is dealt to a side, or drawn,
+    by itself. The first row of an id has the id as its key.
 
     Args:
         ids: Row ids, `(rows,)` integers, among which equal ones are equal contents.
@@ -54,9 +55,10 @@ def row_keys(ids: Any) -> Ints:
 def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list[Ints]:
     """Split rows at random into disjoint sides.
 
-    Rows are dealt as rows: those of a text that comes again may go to several sides, as they come in the traffic before
-    and after a certificate (see `ponder.calibration.repeats`). The order in which rows are dealt is a function of the
-    seed and their `row_keys`, so a row that is added moves few others.
+    Rows are dealt as rows: those of a text that comes again may go to several sides, as they come
+    in the traffic before and after a certificate (see `ponder.calibration.repeats`). The order in
+    which rows are dealt is a function of the seed and their `row_keys`, so a row that is added
+    moves few others.
 
     Args:
         ids: Row ids, `(rows,)` integers, or the texts themselves.

@@ -1,7 +1,8 @@
 """Seals: digests of the parts of a folder, in the file that holds its promise, which is dropped if a part changed.
 
-The file is JSON. Its own settings are a part, with the digests of all others in them, so that a threshold that is
-edited is seen as weights are that were exchanged. A seal is no signature: whoever can write the folder can seal it.
+The file is JSON. Its own settings are a part, with the digests of all others in them, so that a
+threshold that is edited is seen as weights are that were exchanged. A seal is no signature: whoever
+can write the folder can seal it.
 """
 
 from __future__ import annotations

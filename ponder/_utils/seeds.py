@@ -14,8 +14,9 @@ _GAMMA = 0x9E3779B97F4A7C15
 def uniform(seed: int, row_ids: Any) -> Any:
     """Return numbers in [0, 1), `(rows,)` float32, that depend on the seed and each row id alone.
 
-    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the seed plus the golden
-    gamma (0 alone is a fixed point), and to its result plus the row id times the golden gamma.
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the
+    seed plus the golden gamma (0 alone is a fixed point), and to its result plus the row id times
+    the golden gamma.
 
     Args:
         seed: Any whole number.

@@ -1,7 +1,7 @@
 """Nested states whose tensors are batch-first: read them, check them, and take some of their rows.
 
-A *tree* is a tensor, or a tuple, list, named tuple or dict of trees (any pytree of PyTorch); leaves that are not
-tensors (numbers, None, `Shared` values) belong to the whole batch and pass unchanged.
+A *tree* is a tensor, or a tuple, list, named tuple or dict of trees (any pytree of PyTorch); leaves
+that are not tensors (numbers, None, `Shared` values) belong to the whole batch and pass unchanged.
 """
 
 from __future__ import annotations

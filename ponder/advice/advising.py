@@ -1,7 +1,7 @@
 """`advise`: which way makes a fine-tuned classifier cheaper on a user's texts and machine, if any does.
 
-The texts are split once, by content: to teach, to choose, to certify. Every way that is certified is so at
-1 − (1 − confidence) / ways, so that all promises hold at once, whichever wins.
+The texts are split once, by content: to teach, to choose, to certify. Every way that is certified
+is so at 1 − (1 − confidence) / ways, so that all promises hold at once, whichever wins.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Advice:
         texts: Number of texts that taught, chose and certified.
         threads: Threads of PyTorch and onnxruntime.
         changed: Certifying texts whose answer the winner changes, with both answers; 50 at most.
-        curve: What texts brought: numbers of texts that choose and certify, and the share of the model's work that the
-            winner, or exits, would do by them.
-        moves: Levels of disagreement, and that share at each; only the level that was asked for is promised.
+        curve: What texts brought: numbers of texts that choose and certify, and the share of the
+            model's work that the winner, or exits, would do by them.
+        moves: Levels of disagreement, and that share at each; only the level that was asked for is
+            promised.
         statement: What the winner promises, in one sentence; None if it promises nothing.
         confidence: Probability with which all promises hold.
         taught: The texts that taught early heads and the student.
@@ -95,16 +96,19 @@ def advise(
 ) -> Advice:
     """Race the model as it is, int8, exits, a cascade with a student, and these in int8, and say which to take.
 
-    Rivals that look at nothing are in the race: the best fixed step, and a blind mix of student and model. An interrupt
-    (Ctrl-C) ends it, and the ways that are ready are compared.
+    Rivals that look at nothing are in the race: the best fixed step, and a blind mix of student and
+    model. An interrupt (Ctrl-C) ends it, and the ways that are ready are compared.
 
     Args:
         model: Folder or hub name of a fine-tuned classifier of texts, with its tokenizer.
         texts: Texts, or pairs of texts, like those to come, which did not teach the model.
-        labels: Names or numbers of their right classes, which tell accuracies; nothing learns from them.
-        disagreement: The share of answers that may differ from those of the model as it is, in (0, 1).
+        labels: Names or numbers of their right classes, which tell accuracies; nothing learns from
+            them.
+        disagreement: The share of answers that may differ from those of the model as it is, in (0,
+            1).
         confidence: Probability with which all promises hold, in (0, 1).
-        within: Seconds: take the most faithful way whose 95th percentile for a text by itself is below.
+        within: Seconds: take the most faithful way whose 95th percentile for a text by itself is
+            below.
         deep: Also teach a model of half the layers, which takes minutes.
         seed: Seed of the split.
         progress: Called with a phase, the number of its parts that are done, and of all.

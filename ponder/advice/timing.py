@@ -77,7 +77,8 @@ def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """Return positions of texts to be timed: of many samples the one whose means are nearest to those of all.
 
     Args:
-        columns: What decides on the seconds of a text: its length, and its depth under each way, `(texts, columns)`.
+        columns: What decides on the seconds of a text: its length, and its depth under each way,
+            `(texts, columns)`.
         seed: Seed of the samples.
     """
     scaled = (columns - columns.mean(0)) / np.maximum(columns.std(0), 1e-9)

@@ -1,7 +1,8 @@
 """The ways to answer: each is an object that answers texts, with its promise; `Race` makes them all of one model.
 
-The texts are split in three: `Race` teaches heads and a student on the first part, and `promises` chooses and
-certifies on the other two, from the recorded answers alone. `timing` times the ways that are ready.
+The texts are split in three: `Race` teaches heads and a student on the first part, and `promises`
+chooses and certifies on the other two, from the recorded answers alone. `timing` times the ways
+that are ready.
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ class Way:
     Args:
         name: Its name.
         model: What answers: an object with `predict`.
-        disagreement: Share of the certifying texts that are answered otherwise than by the model as it is.
+        disagreement: Share of the certifying texts that are answered otherwise than by the model as
+            it is.
         promise: The disagreement that is promised at most; NaN where nothing is.
         accuracy: Share of the certifying texts that are answered right; NaN without labels.
         megabytes: Size of what has to be deployed.
         needs_torch: Whether PyTorch has to be.
         seconds: Seconds for a text in batches of 32: median, lowest and highest of the rounds.
         alone: Seconds for a text by itself: median and 95th percentile.
-        speed_up: Seconds of the model as it is ÷ these, of the same rounds: median, lowest, highest.
+        speed_up: Seconds of the model as it is ÷ these, of the same rounds: median, lowest,
+            highest.
     """
 
     name: str
@@ -136,8 +139,8 @@ class _BlindMix:
 class Race:
     """The texts in three parts, the answers of all models to them, and the ways that are ready.
 
-    Arguments are those of `advise`, a folder for graphs, which the ways need as long as they live, and a progress that
-    is called with a phase, what is done of it, and all of it.
+    Arguments are those of `advise`, a folder for graphs, which the ways need as long as they live,
+    and a progress that is called with a phase, what is done of it, and all of it.
     """
 
     def __init__(

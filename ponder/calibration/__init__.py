@@ -1,7 +1,7 @@
 """Thresholds from full-depth records: sweeps, calibration, promises with a confidence, diagnoses, costs.
 
-Everything but `cost` works on NumPy arrays (rows × steps) and runs where PyTorch is not installed. Names are loaded
-when they are first used.
+Everything but `cost` works on NumPy arrays (rows × steps) and runs where PyTorch is not installed.
+Names are loaded when they are first used.
 """
 
 from importlib import import_module

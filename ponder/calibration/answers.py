@@ -35,7 +35,8 @@ class CertifiedAnswers:
 
     Args:
         threshold: Answers with a confidence above it are taken; None if nothing could be certified.
-        level: Upper limit of the share of rows that are taken and differ from the reference, in (0, 1).
+        level: Upper limit of the share of rows that are taken and differ from the reference, in (0,
+            1).
         confidence: Probability with which the promise holds.
         rows: Number of rows with a reference.
         without_reference: Number of rows without one, which say nothing.
@@ -91,7 +92,8 @@ def certify_answers(
     Args:
         answers: The answers, of a cheap model say.
         confidences: A probability in [0, 1] for each; NaN is never taken.
-        references: The answers that are to be kept; a row whose reference is None, NaN or empty is left out.
+        references: The answers that are to be kept; a row whose reference is None, NaN or empty is
+            left out.
         level: Upper limit of the share of all rows that are taken and differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
 

@@ -1,7 +1,7 @@
 r"""p-values for "the mean loss is above a level", from n independent losses, valid for every n.
 
-Each answers: how likely would losses as good as these be, if their true mean were above the level? A p-value of at most
-δ lets one say the contrary with confidence 1 − δ.
+Each answers: how likely would losses as good as these be, if their true mean were above the level?
+A p-value of at most δ lets one say the contrary with confidence 1 − δ.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def check_losses(losses: Floats, bound: str) -> None:
 def rows_needed(level: float, confidence: float) -> int:
     r"""Return the least number of rows with which a level can be certified at all, were every loss 0.
 
-    Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n. That of
-    ``"betting"`` is larger, so that more may be needed.
+    Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n.
+    That of ``"betting"`` is larger, so that more may be needed.
 
     Example:
         >>> rows_needed(0.02, 0.95)
@@ -117,13 +117,14 @@ def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
 def _betting(losses: Floats, level: float) -> Floats:
     r"""1 / max_t K_t, K_t = Π_{i≤t} (1 + ν_i (α − L_i)): wealth of bets that losses are small.
 
-    Under a mean above α the wealth K is a supermartingale, whose maximum exceeds 1/δ with probability at most δ
-    (Ville). The stake ν_i looks at earlier rows only, and stays below 1 / (1 − α) so that no bet can ruin
-    (Waudby-Smith & Ramdas 2020, Section 4.3, the predictable plug-in; each bet is aimed at level 0.05). Losses may be
-    negative: a gain on a row is then money earned.
+    Under a mean above α the wealth K is a supermartingale, whose maximum exceeds 1/δ with
+    probability at most δ (Ville). The stake ν_i looks at earlier rows only, and stays below 1 / (1
+    − α) so that no bet can ruin (Waudby-Smith & Ramdas 2020, Section 4.3, the predictable plug-in;
+    each bet is aimed at level 0.05). Losses may be negative: a gain on a row is then money earned.
 
-    The bets follow one another, so rows must not come in an order that knows their losses (class by class, say): they
-    are shuffled, in the same way for all thresholds, and the losses take no part in it.
+    The bets follow one another, so rows must not come in an order that knows their losses (class by
+    class, say): they are shuffled, in the same way for all thresholds, and the losses take no part
+    in it.
     """
     rows = len(losses)
     losses = losses[np.random.default_rng(rows).permutation(rows)]

@@ -64,18 +64,21 @@ def calibrate(
 ) -> Calibration:
     """Choose a policy's threshold on a record.
 
-    The choice is the best on these data and carries no promise for others (see `control_risk` for one); judge it on
-    data that it has not seen, with `Calibration.evaluate`.
+    The choice is the best on these data and carries no promise for others (see `control_risk` for
+    one); judge it on data that it has not seen, with `Calibration.evaluate`.
 
     Args:
         trajectory: A full-depth run on calibration data, with labels.
-        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-            Of several in a list, and `FixedStep`, the best is taken: it is never worse, on these data, than any single
-            step that meets the target. A coin between two steps can be better (`diagnose` compares with it).
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a
+            callable value → policy. Of several in a list, and `FixedStep`, the best is taken: it is
+            never worse, on these data, than any single step that meets the target. A coin between
+            two steps can be better (`diagnose` compares with it).
         metric: A score, as for `sweep`.
-        at_least: Take the cheapest threshold whose score is at least this share of the score at full depth.
+        at_least: Take the cheapest threshold whose score is at least this share of the score at
+            full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
-        grid: Values of the threshold; those that the policy declares, and some between the rows' scores, where None.
+        grid: Values of the threshold; those that the policy declares, and some between the rows'
+            scores, where None.
         costs: Cost of exiting after each step, as for `sweep`.
 
     Example:

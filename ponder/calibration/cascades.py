@@ -1,16 +1,18 @@
 """Certify a cascade from its record: a threshold for each stage, and the promise on all of them.
 
-A cascade is a trajectory whose steps are models. Its stages are no steps of one model, so that one threshold for all of
-them is wrong: a student that is sure at 0.6 stands before a model that is sure at 0.99. But a promise by fixed-sequence
-testing needs one number that moves all exits from late to early. So the rows that choose fix a *path* through the
-vectors of thresholds, and the other rows walk it:
+A cascade is a trajectory whose steps are models. Its stages are no steps of one model, so that one
+threshold for all of them is wrong: a student that is sure at 0.6 stands before a model that is sure
+at 0.99. But a promise by fixed-sequence testing needs one number that moves all exits from late to
+early. So the rows that choose fix a *path* through the vectors of thresholds, and the other rows
+walk it:
 
-1. On the choosing rows, note for each stage and each threshold what the stage would lose: the share of rows that exit
-   there with another answer.
+1. On the choosing rows, note for each stage and each threshold what the stage would lose: the share
+   of rows that exit there with another answer.
 2. Begin with the latest thresholds at every stage.
-3. Move one stage at a time to its next earlier threshold: the stage that loses least by it. A later stage may lose
-   `share` rows for each row that the first loses; several shares give several paths.
-4. `certify` picks the kind of certainty and the path on the choosing rows, and certifies on the others how far it goes.
+3. Move one stage at a time to its next earlier threshold: the stage that loses least by it. A later
+   stage may lose `share` rows for each row that the first loses; several shares give several paths.
+4. `certify` picks the kind of certainty and the path on the choosing rows, and certifies on the
+  others how far it goes.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ class CascadeReport(RiskControl):
     Args:
         shares: The share of the certifying rows that each stage answers, `(stages,)`.
         seconds: Measured or given cost of each stage for a text, `(stages,)`.
-        speed_up: Cost of the last stage alone ÷ mean cost of the cascade; infinite if all earlier stages are free and
-            answer everything.
+        speed_up: Cost of the last stage alone ÷ mean cost of the cascade; infinite if all earlier
+            stages are free and answer everything.
         chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
         certified_on: Number of rows that certify.
-        unanswered: Number of rows left out, since the last stage gave no answer that others could differ from.
+        unanswered: Number of rows left out, since the last stage gave no answer that others could
+            differ from.
     """
 
     shares: tuple[float, ...]
@@ -95,14 +98,16 @@ def certify_cascade(
 ) -> CascadeReport:
     """Choose a threshold for each stage, and certify how often answers differ from those of the last stage.
 
-    A third of the rows chooses the kind of policy and the order of the thresholds; the others, on which nothing was
-    chosen, certify by the exact binomial bound. Rows are drawn as they came: a text that comes again is another row,
-    as it is in traffic (see `ponder.calibration.repeats`).
+    A third of the rows chooses the kind of policy and the order of the thresholds; the others, on
+    which nothing was chosen, certify by the exact binomial bound. Rows are drawn as they came: a
+    text that comes again is another row, as it is in traffic (see `ponder.calibration.repeats`).
 
     Args:
-        record: The answers of all stages to inputs that taught none: a full-depth run whose steps are the stages. If
-            it has more steps than there are costs, the last stage has several, which share its cost.
-        costs: The cost of each stage for one row, `(stages,)`; 0 for stages that are free, but not for the last.
+        record: The answers of all stages to inputs that taught none: a full-depth run whose steps
+            are the stages. If it has more steps than there are costs, the last stage has several,
+            which share its cost.
+        costs: The cost of each stage for one row, `(stages,)`; 0 for stages that are free, but not
+            for the last.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
@@ -207,9 +212,11 @@ def threshold_path(
     """Return thresholds of the stages from late exits to early ones, moving the stage that loses least.
 
     Args:
-        losses: What each stage loses at each value, `(stages − 1, values)`, rising along the values.
+        losses: What each stage loses at each value, `(stages − 1, values)`, rising along the
+            values.
         values: The values of the threshold, from the latest exits to the earliest.
-        loss_share: Rows that each later stage may lose for one that the first loses; if it is 0, the first alone moves.
+        loss_share: Rows that each later stage may lose for one that the first loses; if it is 0,
+            the first alone moves.
 
     Example:
         >>> import numpy as np

@@ -60,7 +60,8 @@ def with_later_starts(
 ) -> list[Candidate]:
     """Return each kind with no exit before step 2, 3, … N − 1.
 
-    Early steps that are sure and wrong spoil a whole kind, so each is also tried from every later step on.
+    Early steps that are sure and wrong spoil a whole kind, so each is also tried from every later
+    step on.
     """
     starts = range(2, num_steps)
     return [(kind.after(start), values) for kind, values in kinds for start in starts]
@@ -79,17 +80,20 @@ def certify(
 ) -> RiskControl:
     """Choose the kind of policy on some rows, and certify its threshold on others, by the exact binomial bound.
 
-    The kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the choosing rows: a step
-    that just passes on those, and fails on others, leaves the much more expensive step behind it.
+    The kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the
+    choosing rows: a step that just passes on those, and fails on others, leaves the much more
+    expensive step behind it.
 
     Args:
-        choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up, its threshold).
+        choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up,
+            its threshold).
         certifying: The same over rows on which nothing was chosen.
         policies: The kinds and their values; `candidates` where None.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
         level: Upper limit of the risk, in (0, 1); not read where a speed-up is given.
         confidence: Probability with which the promise holds, in (0, 1).
-        speed_up: Aim at so many times lower cost instead, > 1; the promise is then about the risk of that.
+        speed_up: Aim at so many times lower cost instead, > 1; the promise is then about the risk
+            of that.
         costs: Cost of exiting after each step, `(steps,)`; n where None.
 
     Example:

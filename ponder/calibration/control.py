@@ -72,33 +72,40 @@ def control_risk(
 ) -> RiskControl:
     r"""Choose the cheapest threshold whose risk on fresh data is at most `level`.
 
-    Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from the latest exits to
-    the earliest, each at 1 − confidence, and the walk ends at the first that fails. All that passed have a risk of at
-    most `level`, at once, with probability at least `confidence` over the draw of the calibration rows, for any
-    policy and distribution; so the cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
+    Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from
+    the latest exits to the earliest, each at 1 − confidence, and the walk ends at the first that
+    fails. All that passed have a risk of at most `level`, at once, with probability at least
+    `confidence` over the draw of the calibration rows, for any policy and distribution; so the
+    cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
 
-    With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is about the mean over
-    calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a row is taken to lose at least as much as
-    at values tested before, which makes the risk monotone. Where nothing passes, rows run to full depth, which is as
-    safe only where it has none of the risk, as of ``"disagreement"`` and ``"error_gap"``; of other risks the promise is
-    about what is certified alone: E[risk · 1(certified)] ≤ level.
+    With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is
+    about the mean over calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a
+    row is taken to lose at least as much as at values tested before, which makes the risk monotone.
+    Where nothing passes, rows run to full depth, which is as safe only where it has none of the
+    risk, as of ``"disagreement"`` and ``"error_gap"``; of other risks the promise is about what is
+    certified alone: E[risk · 1(certified)] ≤ level.
 
-    The rows must be like those to come (exchangeable with them), and neither the values nor their order picked on them.
-    The default grid is known in advance; values of a callable are tested in their order: begin with the latest exits.
+    The rows must be like those to come (exchangeable with them), and neither the values nor their
+    order picked on them. The default grid is known in advance; values of a callable are tested in
+    their order: begin with the latest exits.
 
     Args:
         trajectory: A full-depth run on calibration data that nothing else was chosen on.
-        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-        risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy that is lost against
-            full depth, ``"error"``, a callable (outputs, labels) → losses in [0, 1], or a `Risk`, such as `Missed`;
-            with `policies.TopK` also ``"top_k"``, ``"top_1"``, ``"ndcg"``, ``"ndcg_gap"``, of queries (see `Ranking`).
-            Gains, negative losses, are used by ``"betting"`` and count as 0 with other bounds.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a
+            callable value → policy.
+        risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy
+            that is lost against full depth, ``"error"``, a callable (outputs, labels) → losses in
+            [0, 1], or a `Risk`, such as `Missed`; with `policies.TopK` also ``"top_k"``,
+            ``"top_1"``, ``"ndcg"``, ``"ndcg_gap"``, of queries (see `Ranking`). Gains, negative
+            losses, are used by ``"betting"`` and count as 0 with other bounds.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
-        bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss, sharper where
-            losses vary little), ``"exact_binomial"`` (losses 0 or 1), or ``"conformal"``.
+        bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any
+            loss, sharper where losses vary little), ``"exact_binomial"`` (losses 0 or 1), or
+            ``"conformal"``.
         grid: Values of the threshold, strictly rising or falling.
-        costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen; n where None.
+        costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen; n where
+            None.
 
     Example:
         >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
@@ -165,7 +172,8 @@ def _walk(
     """Test the values from late exits to early ones, on the rows or queries that count, until one fails.
 
     Returns:
-        Value, mean loss and p-value of each value that was tested; total cost and shares of exits of each that passed.
+        Value, mean loss and p-value of each value that was tested; total cost and shares of exits
+        of each that passed.
     """
     path: list[tuple[float, float, float]] = []
     passed: list[tuple[float, Floats]] = []

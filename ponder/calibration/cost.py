@@ -1,8 +1,9 @@
 """Costs: FLOPs of the parts of a model, the cost of an exit, and speed-ups in steps, FLOPs and seconds.
 
-A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the policy's readings on its
-way: features are a readout, an output is a readout and a head, a hazard a readout and a Lambda head. No policy is asked
-at the last step. Speed-ups in steps, in FLOPs and in seconds are three quantities, each named wherever it stands.
+A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the
+policy's readings on its way: features are a readout, an output is a readout and a head, a hazard a
+readout and a Lambda head. No policy is asked at the last step. Speed-ups in steps, in FLOPs and in
+seconds are three quantities, each named wherever it stands.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Breakdown:
         readouts: Cost of the readout at each step, `(steps,)`.
         heads: Cost of the head at each step, `(steps,)`.
         lambda_head: Cost of the Lambda head at one step; 0 where there is none.
-        first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before; else 0.
+        first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before;
+            else 0.
 
     Example:
         >>> cost = ponder.calibration.cost.Breakdown(0, (100, 100, 100), (0, 0, 0), (10, 10, 10))
@@ -107,9 +109,10 @@ class _Probe(ExitPolicy):
 def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
     """Return the FLOPs per example of every part of a model on a batch, in evaluation mode.
 
-    The model runs to the end under policies that read nothing, features, outputs and hazards, and the differences are
-    the parts. A FLOP is one multiplication or one addition; matrix products, convolutions, attention and recurrent
-    layers are counted. Padding is computed, and so it is counted: pass one example, or examples of one length.
+    The model runs to the end under policies that read nothing, features, outputs and hazards, and
+    the differences are the parts. A FLOP is one multiplication or one addition; matrix products,
+    convolutions, attention and recurrent layers are counted. Padding is computed, and so it is
+    counted: pass one example, or examples of one length.
 
     Args:
         model: A `PonderWrapper`.
@@ -189,7 +192,8 @@ class SpeedUp:
 
     Args:
         steps: N ÷ mean exit step. It does not count stem, heads and readouts.
-        flops: FLOPs of the plain model ÷ FLOPs to the exits, over all examples, with all that the policy reads.
+        flops: FLOPs of the plain model ÷ FLOPs to the exits, over all examples, with all that the
+            policy reads.
 
     Example:
         >>> print(ponder.calibration.cost.SpeedUp(2.0, 1.9))
@@ -237,8 +241,8 @@ def wall_clock(
 ) -> WallClock:
     """Return how many times longer `plain` takes than `wrapped`, the same work with exits.
 
-    Runs are timed in pairs, every other one swapped, so that load from elsewhere that lasts longer than a pair cancels
-    out; the first `warm_up` of each are not timed.
+    Runs are timed in pairs, every other one swapped, so that load from elsewhere that lasts longer
+    than a pair cancels out; the first `warm_up` of each are not timed.
     """
     check_int("pairs", pairs)
     for _ in range(warm_up):

@@ -32,8 +32,9 @@ _FOLDS = 10
 class Gain:
     """The gain of the best policy over the best blind choice, at one speed-up.
 
-    Policy, threshold and blind choice are chosen on nine tenths of the rows, each the best that the speed-up allows,
-    and compared on the last tenth, ten times over; so the choice does not flatter the policy.
+    Policy, threshold and blind choice are chosen on nine tenths of the rows, each the best that the
+    speed-up allows, and compared on the last tenth, ten times over; so the choice does not flatter
+    the policy.
 
     Args:
         speedup: Cost of full depth ÷ mean cost that was asked for; steps where no costs were given.
@@ -145,15 +146,15 @@ def diagnose(
 ) -> Diagnosis:
     """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same speed-up.
 
-    Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at nothing. Only what
-    lies above it is the work of a policy.
+    Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at
+    nothing. Only what lies above it is the work of a policy.
 
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
-        compare: Classes of policies with a threshold, or policies whose threshold is moved; those of the papers that
-            the record serves where None.
-        metric: A mean over rows: ``"accuracy"``, ``"exact_match"``, ``"negative_squared_error"``, or the task's own
-            where None.
+        compare: Classes of policies with a threshold, or policies whose threshold is moved; those
+            of the papers that the record serves where None.
+        metric: A mean over rows: ``"accuracy"``, ``"exact_match"``, ``"negative_squared_error"``,
+            or the task's own where None.
         speedups: Cost of full depth ÷ mean cost at which policy and blind are compared.
         costs: Cost of exiting after each step, `(steps,)`; n where None.
 
@@ -236,7 +237,8 @@ class _Tried:
     def cross_fit(self, cost: float) -> tuple[float, float, float]:
         """Return policy minus the best blind choice at a mean cost, and the ends of its interval; NaN where none fits.
 
-        A policy that costs more than that on the fold where it is judged is compared with blind at what it costs there.
+        A policy that costs more than that on the fold where it is judged is compared with blind at
+        what it costs there.
         """
         won = np.empty(len(self.values))
         for fold in self._folds:
@@ -271,8 +273,9 @@ def interval(values: Floats, greatest: float) -> tuple[float, float, float]:
 def best_blind(scores: Floats, cost: Floats, at: float) -> tuple[int, int, float]:
     """Return the best blind choice within a mean cost: two steps, and the share of rows at the second.
 
-    It is a single step that costs no more, or a coin between two steps with that mean. No other coin can be better: one
-    that costs less lies below a single step or below a coin with the whole mean.
+    It is a single step that costs no more, or a coin between two steps with that mean. No other
+    coin can be better: one that costs less lies below a single step or below a coin with the whole
+    mean.
     """
     low, high = np.triu_indices(len(cost))  # a pair of one and the same is a single step
     apart = cost[high] - cost[low]
@@ -286,7 +289,8 @@ def best_blind(scores: Floats, cost: Floats, at: float) -> tuple[int, int, float
 def best_and_dearest(scores: Floats, cost: Floats) -> int:
     """Return the place of the best choice, of equal ones the dearest.
 
-    Where few rows distinguish choices, many score the same; the earliest of them would be the worst for other rows.
+    Where few rows distinguish choices, many score the same; the earliest of them would be the worst
+    for other rows.
     """
     best = scores.max()
     return int(np.where(scores >= best - 1e-12 * abs(best), cost, -np.inf).argmax())

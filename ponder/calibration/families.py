@@ -1,7 +1,8 @@
 """Families of policies that differ in one threshold, with the exits under all its values from one pass.
 
-A policy scores how ready each row is to exit at each step (`ExitPolicy.scores`). A row exits at the first step whose
-score crosses the bar, so the running maximum of its scores gives the exits under any number of bars.
+A policy scores how ready each row is to exit at each step (`ExitPolicy.scores`). A row exits at the
+first step whose score crosses the bar, so the running maximum of its scores gives the exits under
+any number of bars.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Family:
     def late_first(self) -> Ints:
         """Return the places of the values from the latest exits to the earliest.
 
-        The order must not depend on data, or fixed-sequence testing promises nothing. So it is read from the declared
-        threshold; values of a callable stay in the order in which they were given.
+        The order must not depend on data, or fixed-sequence testing promises nothing. So it is read
+        from the declared threshold; values of a callable stay in the order in which they were
+        given.
         """
         places = np.arange(len(self.values))
         if self.free is None:
@@ -120,11 +122,13 @@ def family_of(
     """Return a class, a policy or a callable as a family of policies.
 
     Args:
-        like: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-        grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
+        like: A class of policies with a threshold, a policy whose threshold is moved, or a callable
+            value → policy.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares
+            where None.
         record: The record on which they are tried.
-        look: Whether values between the scores of the rows are tried too, and tolerances of `Patience` where answers
-            are numbers. A promise needs values that no data chose.
+        look: Whether values between the scores of the rows are tried too, and tolerances of
+            `Patience` where answers are numbers. A promise needs values that no data chose.
         argument: Name of the argument, for errors.
     """
     values = None if grid is None else _ordered(grid)

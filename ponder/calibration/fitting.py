@@ -16,7 +16,8 @@ _RIDGE = 1.0  # the penalty |w|² / 2 on weights of scaled signals, as in scikit
 def fit_gate(trajectory: Record) -> Gate:
     """Fit a gate: at each step, will the answer at full depth be another?
 
-    It needs no labels. Choose and certify its threshold on *other* rows. On GLUE, gates were as good as confidence.
+    It needs no labels. Choose and certify its threshold on *other* rows. On GLUE, gates were as
+    good as confidence.
 
     Args:
         trajectory: A full-depth run of a classifier on held-out rows.

@@ -1,34 +1,42 @@
 r"""The ledger: an any-time bound on the wrong answers of a stream, which survives drift.
 
-A cheap model answers some rows of a stream in place of a reference. Before each such answer a coin decides, with the
-audit probability π, whether the reference is asked too. An audit that finds a disagreement has *caught* it; a
-disagreement without an audit is *missed*. The ledger bounds what was missed by what was caught:
+A cheap model answers some rows of a stream in place of a reference. Before each such answer a coin
+decides, with the audit probability π, whether the reference is asked too. An audit that finds a
+disagreement has *caught* it; a disagreement without an audit is *missed*. The ledger bounds what
+was missed by what was caught:
 
-    for a grid of rates a:   cost_a = Σ b(a, π) over the caught,   b(a, π) = −log((1 − (1 − π) eᵃ) / π)
-    wealth(m) = mean over a of exp(a m − cost_a)
-    W = the largest whole m with wealth(m) < 1/δ
+    for a grid of rates a:   cost_a = Σ b(a, π) over the caught,   b(a, π) = −log((1 − (1 − π) eᵃ) /
+    π) wealth(m) = mean over a of exp(a m − cost_a) W = the largest whole m with wealth(m) < 1/δ
 
 **Statement.** With probability 1 − δ, at all times, at most W disagreements were missed.
 
-**Assumption.** The coin is fair, secret and independent of what the reference says to the row; the answer of the
-reference is what it says when it is asked. Nothing is assumed of the rows, their order, the cheap model, its retraining
-or the rule that chooses π, as long as π is fixed before the coin is thrown.
+**Assumption.** The coin is fair, secret and independent of what the reference says to the row; the
+answer of the reference is what it says when it is asked. Nothing is assumed of the rows, their
+order, the cheap model, its retraining or the rule that chooses π, as long as π is fixed before the
+coin is thrown.
 
 **Proof.**
 
 1. Fix a with (1 − π) eᵃ < 1. If the cheap answer to a row agrees, neither count changes.
-2. If it disagrees, exp(a missed − cost_a) is multiplied by eᵃ with probability 1 − π, and else by e^(−b).
-3. The mean of the factor, (1 − π) eᵃ + π e^(−b), is 1 by the choice of b: a nonnegative martingale from 1, also when
-   the row and π were chosen by someone who knows all that happened before and what the reference would say.
-4. A rate with (1 − π) eᵃ ≥ 1 is given up before the coin: its wealth is 0 from then on, which only lowers the mean.
-5. The mean over the rates is a supermartingale from 1; by Ville's inequality it ever reaches 1/δ with probability ≤ δ.
-6. While it has not, the wealth at `missed` is below 1/δ; the wealth grows with m, so `missed` is at most W.
+2. If it disagrees, exp(a missed − cost_a) is multiplied by eᵃ with probability 1 − π, and else by
+  e^(−b).
+3. The mean of the factor, (1 − π) eᵃ + π e^(−b), is 1 by the choice of b: a nonnegative martingale
+   from 1, also when the row and π were chosen by someone who knows all that happened before and
+   what the reference would say.
+4. A rate with (1 − π) eᵃ ≥ 1 is given up before the coin: its wealth is 0 from then on, which only
+  lowers the mean.
+5. The mean over the rates is a supermartingale from 1; by Ville's inequality it ever reaches 1/δ
+  with probability ≤ δ.
+6. While it has not, the wealth at `missed` is below 1/δ; the wealth grows with m, so `missed` is at
+  most W.
 
-Two bounds hold at once, W and the bound before plus the answers since that were not audited; the smaller is kept, so a
-catch never raises what was known a moment ago. An audit without an outcome counts as caught.
+Two bounds hold at once, W and the bound before plus the answers since that were not audited; the
+smaller is kept, so a catch never raises what was known a moment ago. An audit without an outcome
+counts as caught.
 
-Sources: Ville 1939; risk-limiting audits (ALPHA, Stark, arXiv 2201.02707); labels with a promise on a fixed batch (PAC
-labels, Candès, Ilyas and Zrnic, arXiv 2506.10908); any-time thresholds from audits (B-PAC, arXiv 2601.22446).
+Sources: Ville 1939; risk-limiting audits (ALPHA, Stark, arXiv 2201.02707); labels with a promise on
+a fixed batch (PAC labels, Candès, Ilyas and Zrnic, arXiv 2506.10908); any-time thresholds from
+audits (B-PAC, arXiv 2601.22446).
 """
 
 from __future__ import annotations
@@ -53,10 +61,11 @@ _RATES = np.geomspace(0.005, 1.2, 14)
 class Ledger:
     """Any-time bound on the wrong answers that a cheap model gave in place of a reference.
 
-    Each cheap answer is noted by `answer`, with the probability of its audit and the fall of the coin, and each outcome
-    of an audit by `settle`. Audits are of one of two kinds. *Mended*: the answer that is given is the reference's, so
-    an audited answer is right. *Late*: the audit comes after the answer was given, so what it catches is wrong, and an
-    audit without an outcome counts as wrong.
+    Each cheap answer is noted by `answer`, with the probability of its audit and the fall of the
+    coin, and each outcome of an audit by `settle`. Audits are of one of two kinds. *Mended*: the
+    answer that is given is the reference's, so an audited answer is right. *Late*: the audit comes
+    after the answer was given, so what it catches is wrong, and an audit without an outcome counts
+    as wrong.
 
     Args:
         confidence: The probability with which the bound holds at all times, 1 − δ, in (0, 1).

@@ -1,7 +1,7 @@
 """Records of full-depth runs, in tensors or in NumPy arrays: all that calibration reads.
 
-A policy is replayed on a record by the loop that runs models (`ponder.running.loop.run`), over a source that looks up
-what was recorded.
+A policy is replayed on a record by the loop that runs models (`ponder.running.loop.run`), over a
+source that looks up what was recorded.
 """
 
 from __future__ import annotations
@@ -50,16 +50,22 @@ class Record:
 
     Args:
         outputs: The head's outputs at every step, `(batch, steps, …)`.
-        hazard_logits: Logits of the hazards, `(batch, steps)`, at least float32; None without a Lambda head.
+        hazard_logits: Logits of the hazards, `(batch, steps)`, at least float32; None without a
+            Lambda head.
         row_ids: Identity of each row, `(batch,)` long (seeded sampling depends on it).
         features: The readout's features, `(batch, steps, …)`; None unless they were kept.
         labels: Labels of the examples, batch first, where they were given.
         task: The task or its name; None where the model names none.
-        mask: The positions that are no padding, `(batch, length)` bool, where outputs or features have positions.
-        policy_context: Values that the caller gave for policies to read, by name, `(batch, …)` each.
-        training: Whether the run was one of training mode, whose answers are not those that the model gives.
-        weights: SHA-256 of the weights that gave the outputs, as `model.record` notes it. A certificate is about these.
-        content_ids: Whether row ids are hashes of the rows' contents, so that equal ids are equal rows.
+        mask: The positions that are no padding, `(batch, length)` bool, where outputs or features
+            have positions.
+        policy_context: Values that the caller gave for policies to read, by name, `(batch, …)`
+            each.
+        training: Whether the run was one of training mode, whose answers are not those that the
+            model gives.
+        weights: SHA-256 of the weights that gave the outputs, as `model.record` notes it. A
+            certificate is about these.
+        content_ids: Whether row ids are hashes of the rows' contents, so that equal ids are equal
+            rows.
 
     Example:
         >>> import numpy as np
@@ -156,7 +162,8 @@ class Record:
         """Return the exits of running the model with a policy: the same loop, over what was recorded.
 
         Returns:
-            The outputs at the exits, `(rows, …)`, and the exit steps, `(rows,)`, in the library of the record.
+            The outputs at the exits, `(rows, …)`, and the exit steps, `(rows,)`, in the library of
+            the record.
         """
         self.check(policy)
         return run(RecordedSource(self), policy, self.batch)
@@ -217,8 +224,9 @@ class Record:
         """Return the score of each row at each step, `(rows, steps)`, whose mean over rows is the metric.
 
         Args:
-            metric: ``"accuracy"``, ``"exact_match"`` (tokens, several labels) or ``"negative_squared_error"``; None for
-                the task's own. A callable is no mean over rows, and gives None: see `answers_at`.
+            metric: ``"accuracy"``, ``"exact_match"`` (tokens, several labels) or
+                ``"negative_squared_error"``; None for the task's own. A callable is no mean over
+                rows, and gives None: see `answers_at`.
         """
         if callable(metric):
             return None

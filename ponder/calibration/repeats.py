@@ -1,26 +1,32 @@
 r"""Repeats: rows that hold the same text, and rows that are the same row.
 
-A promise is about rows of the traffic: at most a share `level` of them gets another answer. In real traffic some texts
-come again and again. The statistics are those of rows all the same:
+A promise is about rows of the traffic: at most a share `level` of them gets another answer. In real
+traffic some texts come again and again. The statistics are those of rows all the same:
 
-* Let the rows of a log be independent draws of the traffic, and deal them to sides (to teach, to choose, to certify) by
-  coins that do not look at the answers (`ponder.split`). Then the rows that certify are independent draws of the same
-  traffic, and independent of all that was taught and chosen.
-* So, given what was chosen, each certifying row has another answer with the probability of a row to come, and their
-  number is binomial: the exact binomial bound holds, however many rows repeat others.
-* A text that taught and is drawn again to certify is no leak, since it comes again in the traffic as often.
+* Let the rows of a log be independent draws of the traffic, and deal them to sides (to teach, to
+  choose, to certify) by coins that do not look at the answers (`ponder.split`). Then the rows that
+  certify are independent draws of the same traffic, and independent of all that was taught and
+  chosen.
+* So, given what was chosen, each certifying row has another answer with the probability of a row to
+  come, and their number is binomial: the exact binomial bound holds, however many rows repeat
+  others.
+* A text that taught and is drawn again to certify is no leak, since it comes again in the traffic
+  as often.
 
-To count each text once certifies the mean over distinct texts instead, and a text that is a twentieth of the traffic
-counts as one among a thousand. To keep equal texts on one side gives rows that are not independent: the fate of a
-frequent text hangs on one coin. Both were measured (`python -m benchmarks.risk.repeats`).
+To count each text once certifies the mean over distinct texts instead, and a text that is a
+twentieth of the traffic counts as one among a thousand. To keep equal texts on one side gives rows
+that are not independent: the fate of a frequent text hangs on one coin. Both were measured (`python
+-m benchmarks.risk.repeats`).
 
-If the rows of a log come in clumps (a user who sends one text ten times in a minute), rows are not independent; draw
-one of each clump first. If a promise is about groups, such as the candidates of a query, the groups are the rows.
+If the rows of a log come in clumps (a user who sends one text ten times in a minute), rows are not
+independent; draw one of each clump first. If a promise is about groups, such as the candidates of a
+query, the groups are the rows.
 
-What is a leak is *the same row* on two sides: a file read twice, or a file that overlaps another. Equal texts alone do
-not show that, but their pattern does. If two sides of a and b rows were dealt by coins, a text that comes twice in both
-together has its rows on two sides with probability p = 2ab / ((a + b)(a + b − 1)), at most about one half; rows that
-were used twice always have. `share_rows` tests just that.
+What is a leak is *the same row* on two sides: a file read twice, or a file that overlaps another.
+Equal texts alone do not show that, but their pattern does. If two sides of a and b rows were dealt
+by coins, a text that comes twice in both together has its rows on two sides with probability p =
+2ab / ((a + b)(a + b − 1)), at most about one half; rows that were used twice always have.
+`share_rows` tests just that.
 """
 
 from __future__ import annotations
@@ -44,9 +50,10 @@ _FEWEST_DISTINCT = 8  # texts, of which coins hardly deal the same number to bot
 def share_rows(one: Any, other: Any) -> bool:
     """Return whether two sets of rows look as if some rows were in both, by their content ids.
 
-    It is an exact test of exchangeability on the texts that come twice in both together, with a probability of 10⁻⁶ of
-    a false alarm. It finds some twenty rows that are used twice, among texts most of which come once or twice; of
-    traffic that is a few dozen texts it finds only a file that is used as a whole.
+    It is an exact test of exchangeability on the texts that come twice in both together, with a
+    probability of 10⁻⁶ of a false alarm. It finds some twenty rows that are used twice, among texts
+    most of which come once or twice; of traffic that is a few dozen texts it finds only a file that
+    is used as a whole.
 
     Args:
         one: Content ids of rows, `(rows,)` integers.
@@ -82,13 +89,15 @@ def share_rows(one: Any, other: Any) -> bool:
 def fresh_rows(ids: Any, used: Any) -> Ints:
     """Return which rows may judge a promise: those that did not teach, choose or certify, as rising positions.
 
-    A new log is fresh as a whole, the texts in it that were seen before included: they are a part of the traffic, and a
-    check without them would judge another promise than was given. If it shares rows with those used, by `share_rows`,
-    it is an older file or holds one: then each text is taken as often as it comes more than it was used.
+    A new log is fresh as a whole, the texts in it that were seen before included: they are a part
+    of the traffic, and a check without them would judge another promise than was given. If it
+    shares rows with those used, by `share_rows`, it is an older file or holds one: then each text
+    is taken as often as it comes more than it was used.
 
     Args:
         ids: Content ids of the rows, `(rows,)` integers (`ponder._utils.rows.content_ids`).
-        used: Content ids of the rows that taught, chose and certified, one for each row: repeats included.
+        used: Content ids of the rows that taught, chose and certified, one for each row: repeats
+            included.
 
     Example:
         >>> import numpy as np

@@ -103,10 +103,11 @@ class OtherAnswers(Risk):
 class Ranking(Risk):
     r"""The loss of a query, whose candidates are the rows of a group, against the order of full depth.
 
-    Candidates that exit later rank higher, and those that exit together rank by their scores. ``"top_k"`` is 1 where
-    one of the first k has a lower score at full depth than the k-th there (a tie is no change), and ``"top_1"`` where
-    the first has another than the highest. ``"ndcg"`` is 1 − nDCG@k with the gains k, k − 1, … 1 of the order at full
-    depth; ``"ndcg_gap"`` is what nDCG@k loses against it with the labels as gains, below 0 where it wins.
+    Candidates that exit later rank higher, and those that exit together rank by their scores.
+    ``"top_k"`` is 1 where one of the first k has a lower score at full depth than the k-th there (a
+    tie is no change), and ``"top_1"`` where the first has another than the highest. ``"ndcg"`` is 1
+    − nDCG@k with the gains k, k − 1, … 1 of the order at full depth; ``"ndcg_gap"`` is what nDCG@k
+    loses against it with the labels as gains, below 0 where it wins.
 
     Args:
         name: ``"top_k"``, ``"top_1"``, ``"ndcg"`` or ``"ndcg_gap"``.
@@ -201,9 +202,10 @@ def name_of(risk: RiskLike) -> str:
 def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, Bools | None]:
     """Return the loss of each row at each step, `(rows, steps)`, and the rows that count, None for all.
 
-    ``"disagreement"`` is 1 where the answer is not that of full depth, ``"error"`` 1 where it is wrong (NaN always is),
-    ``"error_gap"`` 1 where it is wrong and that of full depth right, −1 the other way round. Losses below `low`, the
-    lowest that the bound takes, are raised to it, which can only raise the risk.
+    ``"disagreement"`` is 1 where the answer is not that of full depth, ``"error"`` 1 where it is
+    wrong (NaN always is), ``"error_gap"`` 1 where it is wrong and that of full depth right, −1 the
+    other way round. Losses below `low`, the lowest that the bound takes, are raised to it, which
+    can only raise the risk.
     """
     rows = None
     if not isinstance(risk, str):

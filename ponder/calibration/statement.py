@@ -1,10 +1,12 @@
 """The sentence of a promise: what to do, what may differ, how often, and with what confidence.
 
-Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by one `Promise`, so
-that it has one shape. Limits are rounded up and confidences down: a reader never sees more than was certified.
+Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by
+one `Promise`, so that it has one shape. Limits are rounded up and confidences down: a reader never
+sees more than was certified.
 
-    Take answers with a confidence above 0.93, and ask the reference for the others: other answers on at most 2% of
-    texts like these, with 95% confidence (certified on 800 texts that chose nothing).
+    Take answers with a confidence above 0.93, and ask the reference for the others: other answers
+    on at most 2% of texts like these, with 95% confidence (certified on 800 texts that chose
+    nothing).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Promise:
     """A promise, in the parts of its sentence.
 
     Args:
-        rule: What to do, as an imperative: ``"Take answers with …, and ask the reference for the others"``.
+        rule: What to do, as an imperative: ``"Take answers with …, and ask the reference for the
+            others"``.
         change: What may differ: ``"other answers"``.
         level: Upper limit of the share of rows on which it does, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).

@@ -95,12 +95,16 @@ def sweep(
 
     Args:
         trajectory: A full-depth run.
-        policies: A class of policies with a threshold, a policy whose threshold is moved, or a callable value → policy.
-        grid: Values of the threshold, strictly rising or falling; those that the policy declares where None.
-        metric: Name of a score, a callable (outputs, labels) → number, higher is better, or None for the task's own.
-        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it for what the
-            policies read, such as `cost.Breakdown.cumulative`; n where None.
-        full_cost: The cost that all are relative to, 1.0 beside `Breakdown.cumulative`; the last where None.
+        policies: A class of policies with a threshold, a policy whose threshold is moved, or a
+            callable value → policy.
+        grid: Values of the threshold, strictly rising or falling; those that the policy declares
+            where None.
+        metric: Name of a score, a callable (outputs, labels) → number, higher is better, or None
+            for the task's own.
+        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it
+            for what the policies read, such as `cost.Breakdown.cumulative`; n where None.
+        full_cost: The cost that all are relative to, 1.0 beside `Breakdown.cumulative`; the last
+            where None.
 
     Example:
         >>> len(sweep(trajectory, policies.Confidence, [0.25, 0.5, 0.75]))

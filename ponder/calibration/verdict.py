@@ -1,7 +1,8 @@
 """The verdict on a promise, from fresh rows: kept, not refuted, or broken.
 
-A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if so much would be
-seen with a probability of at most 1 − confidence while it holds, and else *not refuted*: too few rows to say more.
+A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if
+so much would be seen with a probability of at most 1 − confidence while it holds, and else *not
+refuted*: too few rows to say more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Verdict:
         observed: The mean loss of the rows: the share of answers that differ.
         rows: Number of rows.
         upper: Upper confidence limit of the loss; NaN if only the level was tested.
-        enough: Number of rows that would show the promise kept, if losses go on as they were; None if none would.
+        enough: Number of rows that would show the promise kept, if losses go on as they were; None
+            if none would.
     """
 
     name: Literal["kept", "not refuted", "broken"]
@@ -94,8 +96,8 @@ def judge_losses(
 ) -> Verdict:
     """Judge the promise that the mean of losses in [0, 1] is at most `level`.
 
-    Losses that are 0 or 1 are judged by `judge`, others by the bound of betting (Waudby-Smith & Ramdas 2020), from both
-    sides.
+    Losses that are 0 or 1 are judged by `judge`, others by the bound of betting (Waudby-Smith &
+    Ramdas 2020), from both sides.
     """
     rows = len(losses)
     if np.isin(losses, (0.0, 1.0)).all():

@@ -1,8 +1,9 @@
 """`Cascade`: stages from the cheapest to the most expensive, a threshold for each but the last, and the promise.
 
-A cascade is a run whose steps are its stages. `predict` runs them by the one loop of the library (`ponder.running`),
-which asks a stage only about the rows that no earlier stage was sure of. `record` asks all stages about all rows, and
-`certify` chooses and certifies thresholds on such a record (`ponder.calibration.cascades`).
+A cascade is a run whose steps are its stages. `predict` runs them by the one loop of the library
+(`ponder.running`), which asks a stage only about the rows that no earlier stage was sure of.
+`record` asks all stages about all rows, and `certify` chooses and certifies thresholds on such a
+record (`ponder.calibration.cascades`).
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class CascadeAnswers(Answers):
     """The answers of a cascade, in the order of the inputs; its outputs are log-probabilities of the classes.
 
     Args:
-        errors: The last error of a stage about each row that some stage failed on, by position. Such a row goes on to
-            the next stage; if the last one fails, it has no label.
+        errors: The last error of a stage about each row that some stage failed on, by position.
+            Such a row goes on to the next stage; if the last one fails, it has no label.
     """
 
     errors: Mapping[int, Exception] = field(default_factory=dict)
@@ -84,11 +85,13 @@ class Cascade:
     If the last stage has exits, `certify` chooses these anew: its steps are stages as well.
 
     Args:
-        stages: Two or more of: models with `predict_proba` (scikit-learn, `Student`), models of ponder, exports,
-            folders of any of these, other cascades, and functions from a list of inputs to probabilities or to names.
+        stages: Two or more of: models with `predict_proba` (scikit-learn, `Student`), models of
+            ponder, exports, folders of any of these, other cascades, and functions from a list of
+            inputs to probabilities or to names.
         costs: The cost of each stage for one input, 0 if it is free; measured by `certify` if None.
         policy: Decides which rows are answered; everything goes to the last stage if None.
-        classes: Names of the classes; those of the last stage, or of the first that has names, if None.
+        classes: Names of the classes; those of the last stage, or of the first that has names, if
+            None.
 
     Example:
         >>> import numpy as np
@@ -130,7 +133,8 @@ class Cascade:
     ) -> CascadeAnswers:
         """Answer every input at the first stage that is sure of it; what a stage defers is batched for the next.
 
-        A stage that fails on a batch is asked again row by row, and the rows on which it fails go to the next stage.
+        A stage that fails on a batch is asked again row by row, and the rows on which it fails go
+        to the next stage.
 
         Args:
             inputs: The inputs, texts for example.
@@ -151,8 +155,8 @@ class Cascade:
     def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
         """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured if None.
 
-        Stages are tried on five rows first, so that one that cannot answer fails before the others are paid for. A row
-        on which a stage fails later has no answer of that stage.
+        Stages are tried on five rows first, so that one that cannot answer fails before the others
+        are paid for. A row on which a stage fails later has no answer of that stage.
 
         The steps of a last stage with exits are there too, unless its own policy decides on these.
 
@@ -180,22 +184,25 @@ class Cascade:
     ) -> CascadeReport:
         """Choose the thresholds, and certify how often answers differ from those of the last stage.
 
-        A third of the inputs chooses the kind of policy and the order of thresholds; the others, on which nothing was
-        chosen, certify by the exact binomial bound (see `ponder.calibration.certify_cascade`). Inputs are rows of the
-        traffic: one that comes again counts again. The cascade has the policy afterwards; if `certify` raises, it has
-        the one that it had.
+        A third of the inputs chooses the kind of policy and the order of thresholds; the others, on
+        which nothing was chosen, certify by the exact binomial bound (see
+        `ponder.calibration.certify_cascade`). Inputs are rows of the traffic: one that comes again
+        counts again. The cascade has the policy afterwards; if `certify` raises, it has the one
+        that it had.
 
         Args:
             inputs: Inputs like those to come, which taught no stage; or their record.
             labels: Names of the right classes, for ``"error"``.
-            risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``: of the inputs whose
-                reference is in the `positive` classes, the share that is answered otherwise; or a `Risk`. Inputs
-                without an answer of the last stage (or of the reference) are left out, as there is nothing to differ
-                from; a missing answer of an earlier stage defers the input.
+            risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``:
+                of the inputs whose reference is in the `positive` classes, the share that is
+                answered otherwise; or a `Risk`. Inputs without an answer of the last stage (or of
+                the reference) are left out, as there is nothing to differ from; a missing answer of
+                an earlier stage defers the input.
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
-            reference: A model whose full depth is to be kept, in the place of the last stage's: that before int8.
+            reference: A model whose full depth is to be kept, in the place of the last stage's:
+                that before int8.
             seed: Seed of the split.
         """
         chosen = self._risk(risk, positive, referred=reference is not None)
@@ -231,8 +238,8 @@ class Cascade:
     def save(self, folder: str | Path) -> None:
         """Write the cascade with its stages, and the promise with a digest of each; functions are left out.
 
-        The folder is replaced as a whole. A promise about other weights than those of the stages now is dropped, with
-        a warning.
+        The folder is replaced as a whole. A promise about other weights than those of the stages
+        now is dropped, with a warning.
         """
         policy = promise_about(self.weights_digest, self.policy)
         with replaced_folder(folder, _FILE, _OWNED) as new:
@@ -251,14 +258,14 @@ class Cascade:
     def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
         """Read what `save` wrote.
 
-        A promise is dropped, with a warning, if a stage is another than the one that it is about: if its files have
-        changed, or if one that was written is given by `stages` and has other weights. That a function is the same can
-        not be seen, and is for you to see to.
+        A promise is dropped, with a warning, if a stage is another than the one that it is about:
+        if its files have changed, or if one that was written is given by `stages` and has other
+        weights. That a function is the same can not be seen, and is for you to see to.
 
         Args:
             folder: The folder.
-            stages: One for each stage: None for what was written, and the stage itself if it is a function, which could
-                not be written.
+            stages: One for each stage: None for what was written, and the stage itself if it is a
+                function, which could not be written.
         """
         data = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
         written = data["stages"]

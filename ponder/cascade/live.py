@@ -1,9 +1,10 @@
 """`Live`: a cheap model in front of a reference on a stream, with a promise that survives drift.
 
-For each row: what the reference said to the same content before is its answer. Else the cheap model answers, with a
-doubt; the rule turns the doubt into an audit probability; the gate lets the answer pass only if the bound of the ledger
-stays within the level in the worst case; the coin is thrown, and coin, claim and pending audit are written to the disk.
-Rows that are deferred or audited are asked; their answers are kept, settle the ledger, and teach the cheap model.
+For each row: what the reference said to the same content before is its answer. Else the cheap model
+answers, with a doubt; the rule turns the doubt into an audit probability; the gate lets the answer
+pass only if the bound of the ledger stays within the level in the worst case; the coin is thrown,
+and coin, claim and pending audit are written to the disk. Rows that are deferred or audited are
+asked; their answers are kept, settle the ledger, and teach the cheap model.
 """
 
 from __future__ import annotations
@@ -123,28 +124,33 @@ class _Call:
 class Live:
     """A cheap model in front of a reference, with a promise on the answers that were given, whatever drifts.
 
-    With the probability `confidence`, at every moment, at most `level` of the answers given so far differ from what the
-    reference says. The one assumption is that of `ponder.calibration.ledger`: our audit coin is fair and secret.
+    With the probability `confidence`, at every moment, at most `level` of the answers given so far
+    differ from what the reference says. The one assumption is that of `ponder.calibration.ledger`:
+    our audit coin is fair and secret.
 
-    It starts by asking the reference about everything. These answers teach the cheap model; as soon as the bound
-    allows, it answers. The promise is about this stream, and says nothing of rows to come.
+    It starts by asking the reference about everything. These answers teach the cheap model; as soon
+    as the bound allows, it answers. The promise is about this stream, and says nothing of rows to
+    come.
 
     Args:
-        reference: A function from a list of rows to their labels, also an async one; or anything that can be a stage of
-            a cascade.
+        reference: A function from a list of rows to their labels, also an async one; or anything
+            that can be a stage of a cascade.
         level: The share of the answers that may differ; 0 asks for everything.
         confidence: The probability with which the promise holds.
-        path: An SQLite file, in which answers are kept and which several processes may share; None for memory.
+        path: An SQLite file, in which answers are kept and which several processes may share; None
+            for memory.
         cheap: A stage with probabilities that stays as it is; None for one that is taught.
         teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`.
         classes: Names of the classes, for a `cheap` or a `reference` that has none of its own.
-        rule: Decides what is audited and when the cheap model is taught. A bad one costs money, not the promise.
+        rule: Decides what is audited and when the cheap model is taught. A bad one costs money, not
+            the promise.
         ledgers: By class, the share of the rows of this class that may get another answer.
         budget: What may be spent, in calls or in units of `price`; None for no limit.
         price: The price of a call, a function of row and answer; 1 by default.
         asking: How the reference is called: concurrency, calls a minute, attempts.
         progress: Called with `Progress` as answers come.
-        coin: Returns numbers in [0, 1); for tests alone, since a coin that can be foreseen promises nothing.
+        coin: Returns numbers in [0, 1); for tests alone, since a coin that can be foreseen promises
+            nothing.
 
     Example:
         >>> def ask(texts):  # an expensive model
@@ -230,10 +236,11 @@ class Live:
 
         Args:
             texts: Texts, pairs of texts, or other rows that JSON can hold, numbers say.
-            ids: A name for each row, by which a row that was answered keeps its answer, as after a stop. Without them
-                each row is a new one; what the reference said to its content is known in either case.
-            finite: Whether the promise is about the batch at its end, and not about every moment; what was asked is
-                right, so more of the others may differ.
+            ids: A name for each row, by which a row that was answered keeps its answer, as after a
+                stop. Without them each row is a new one; what the reference said to its content is
+                known in either case.
+            finite: Whether the promise is about the batch at its end, and not about every moment;
+                what was asked is right, so more of the others may differ.
 
         Returns:
             The answers. A row that the reference failed on, also after retries, is in `errors`.

@@ -1,13 +1,15 @@
 """The rule of `Live`: which rows the cheap model answers, and how often each such answer is audited.
 
-A rule decides what an answer costs, and never whether the promise holds: the ledger does that for any rule. `AuditRule`
-weighs two prices for each row: an audit costs a call of the reference with probability π; an answer that is wrong with
-probability p and is caught raises the bound by `rise(π)`, so p π rise(π) in the mean. It takes the π that minimises
+A rule decides what an answer costs, and never whether the promise holds: the ledger does that for
+any rule. `AuditRule` weighs two prices for each row: an audit costs a call of the reference with
+probability π; an answer that is wrong with probability p and is caught raises the bound by
+`rise(π)`, so p π rise(π) in the mean. It takes the π that minimises
 
     π + μ p π rise(π),        π = 1 asks the reference at once,
 
-and the exchange rate μ at which the mean rise of the bound, over the rows seen lately, is what the level allows. Rows
-that are surely right are audited rarely, doubtful ones often, the worst are deferred; nothing else sets a threshold.
+and the exchange rate μ at which the mean rise of the bound, over the rows seen lately, is what the
+level allows. Rows that are surely right are audited rarely, doubtful ones often, the worst are
+deferred; nothing else sets a threshold.
 """
 
 from __future__ import annotations
@@ -88,10 +90,11 @@ class AuditRule:
     """Audits that cost the fewest calls for what the level allows.
 
     Args:
-        least: The least audit probability; None for the least whose constant, the bound when nothing was caught, is a
-            small part of what the level allows for the answers to come.
+        least: The least audit probability; None for the least whose constant, the bound when
+            nothing was caught, is a small part of what the level allows for the answers to come.
         first: Texts that the reference answers before the cheap model is taught first.
-        growth: The cheap model is taught again when the number of its texts has grown by this factor.
+        growth: The cheap model is taught again when the number of its texts has grown by this
+            factor.
         share: Share of the allowed rise that is planned for; the rest is for bad luck.
     """
 
@@ -150,7 +153,8 @@ class AuditRule:
         if standing.horizon > standing.answers:
             allowed = surplus / max(standing.remaining, 1)
         else:
-            # A running promise earns `level` a row; what was saved is spent over as many rows as there were.
+            # A running promise earns `level` a row; what was saved is spent over as many rows as
+            # there were.
             ahead = max(min(standing.remaining, standing.answers), _AHEAD)
             allowed = standing.level + surplus / ahead
         allowed *= self.share * self._correction(standing)

@@ -1,8 +1,9 @@
 """The state of `Live` in one SQLite file: answers of the reference by content, rows, ledgers, and who asks what.
 
-All that a decision reads and writes is one transaction, and it is on the disk before the reference is called: the coin,
-the pending audit and the claim on the text. A process that is killed leaves pending audits, which count as caught, and
-claims, which the next process takes over: each process holds a lock file while it lives.
+All that a decision reads and writes is one transaction, and it is on the disk before the reference
+is called: the coin, the pending audit and the claim on the text. A process that is killed leaves
+pending audits, which count as caught, and claims, which the next process takes over: each process
+holds a lock file while it lives.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ class Store:
     def write_answer(self, key: str, label: Any) -> None:
         """Keep an answer, in an act of its own.
 
-        It survives the end of the process at once, and a loss of power after the next transaction; each of these
-        waits for the disk, which an answer that can be asked for again need not do.
+        It survives the end of the process at once, and a loss of power after the next transaction;
+        each of these waits for the disk, which an answer that can be asked for again need not do.
         """
         command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ?"
         with self._lock:

@@ -1,7 +1,7 @@
 """Stages of a cascade: anything that answers a list of inputs, and the rows that it could not answer.
 
-`stage_of` makes a `CascadeStage` of a model, a function or a folder. Its `answer` asks in batches; a batch that fails
-is asked again row by row, so that one broken row costs one row.
+`stage_of` makes a `CascadeStage` of a model, a function or a folder. Its `answer` asks in batches;
+a batch that fails is asked again row by row, so that one broken row costs one row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class StageAnswers:
     """The answers of a stage.
 
     Args:
-        outputs: Log-probabilities of the classes, `(rows, classes)` or `(rows, steps, classes)`; NaN without an answer.
+        outputs: Log-probabilities of the classes, `(rows, classes)` or `(rows, steps, classes)`;
+            NaN without an answer.
         errors: Why there is none, by the place of the row.
     """
 
@@ -44,9 +45,10 @@ class CascadeStage:
     """A model in a cascade.
 
     Args:
-        model: It has `predict_proba` (and `classes_`), as in scikit-learn; or `predict`, whose answers are names of
-            classes or have `outputs` (logits), as those of ponder; or it is a function from a list of inputs to
-            probabilities, `(rows, classes)`, or to a name for each. None stands for an input without an answer.
+        model: It has `predict_proba` (and `classes_`), as in scikit-learn; or `predict`, whose
+            answers are names of classes or have `outputs` (logits), as those of ponder; or it is a
+            function from a list of inputs to probabilities, `(rows, classes)`, or to a name for
+            each. None stands for an input without an answer.
 
     Attributes:
         classes: Names of its classes, in its order; None if they are those of the cascade.

@@ -1,7 +1,8 @@
 """`Student`: a linear model of words and characters, taught by the answers of a large one on texts without labels.
 
-TF-IDF of words and pairs of words, and of the characters inside words (`_Grams`), and if given the mean of the large
-model's own input embeddings (`Embeddings`), into a logistic regression. scikit-learn fits it; NumPy alone runs it.
+TF-IDF of words and pairs of words, and of the characters inside words (`_Grams`), and if given the
+mean of the large model's own input embeddings (`Embeddings`), into a logistic regression.
+scikit-learn fits it; NumPy alone runs it.
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ class Student:
         idf: Inverse document frequency of each gram, `(grams,)`.
         weights: `(grams, classes)`.
         bias: `(classes,)`.
-        temperature: By which logits are divided, so that probabilities are calibrated on held-out texts.
-        tokens: What each token of the large model adds to the logits, its embedding times weights; None without it.
+        temperature: By which logits are divided, so that probabilities are calibrated on held-out
+            texts.
+        tokens: What each token of the large model adds to the logits, its embedding times weights;
+            None without it.
 
     Example:
         >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
@@ -266,7 +269,8 @@ class _Grams:
     def _inside(self, word: str) -> tuple[int, ...]:
         """Return the places of the known grams inside a word; they are kept, since words come again.
 
-        What is kept is bounded by its size: one word can be as long as a text. When it is full, it is begun anew.
+        What is kept is bounded by its size: one word can be as long as a text. When it is full, it
+        is begun anew.
         """
         places = self._of_words.get(word)
         if places is None:

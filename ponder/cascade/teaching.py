@@ -33,7 +33,8 @@ class Taught:
         taught: Texts that taught the student.
         rest: Texts that chose and certified.
         record: The answers of both stages to these.
-        by_half: The share of texts that a student of half the texts would answer; None if it could not be taught.
+        by_half: The share of texts that a student of half the texts would answer; None if it could
+            not be taught.
     """
 
     cascade: Cascade
@@ -58,9 +59,11 @@ def teach(
 
     Args:
         model: Anything that can be a stage of a cascade: a model, or the folder of one.
-        texts: Texts like those to come. Some 60% teach, the others choose and certify; no labels are read.
+        texts: Texts like those to come. Some 60% teach, the others choose and certify; no labels
+            are read.
         more: Texts that only teach, such as those that the model learned from.
-        must_teach: Which texts must not certify, since they taught early heads of the model, `(texts,)` bool.
+        must_teach: Which texts must not certify, since they taught early heads of the model,
+            `(texts,)` bool.
         level: The share of answers that may differ from the model's, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
     """
@@ -106,8 +109,8 @@ def stages_statement(report: Any, level: float, confidence: float, last: str = "
 def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any], list[Any]]:
     """Return the texts that teach, each once, and the rows that choose and certify.
 
-    Rows are dealt one by one: a text that comes again may teach and certify, as in the traffic to come. Rows that are
-    in the file of texts that only teach teach.
+    Rows are dealt one by one: a text that comes again may teach and certify, as in the traffic to
+    come. Rows that are in the file of texts that only teach teach.
     """
     ids = content_ids(texts)
     teaches = np.ones(len(texts), dtype=bool)

@@ -1,6 +1,7 @@
 """Files of answers: CSV, JSON lines or Parquet, by their suffix, or JSON lines on the standard output (`-`).
 
-A file is written row by row, and gone on with after a stop: whole rows are kept, a last one that was cut is not.
+A file is written row by row, and gone on with after a stop: whole rows are kept, a last one that
+was cut is not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The commands with their options; what a command does is in a module of its own, `ponder.cli.exits`, say.
 
-That module is loaded when the command runs, so that `ponder --help` answers at once, and exports need no PyTorch.
+That module is loaded when the command runs, so that `ponder --help` answers at once, and exports
+need no PyTorch.
 """
 
 from __future__ import annotations
@@ -321,7 +322,9 @@ def predict(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Answer every text at its exit, beside all columns of the file. Exit code 1 if a text has no answer.
+    """Answer every text at its exit, beside all columns of the file.
+
+    Exit code 1 if a text has no answer.
 
     Example: `ponder predict exits --texts new.csv --out answers.csv`
     """

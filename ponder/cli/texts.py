@@ -85,8 +85,8 @@ def read_texts(
 ) -> Texts:
     """Read a file of texts: `.csv`, `.tsv`, `.jsonl` or `.parquet`; anything else has a text on each line.
 
-    Where no column of texts is named, those to which a model is `known` to be fitted are read if the file has them, the
-    only column there is, or the only one with a usual name, such as `text`.
+    Where no column of texts is named, those to which a model is `known` to be fitted are read if
+    the file has them, the only column there is, or the only one with a usual name, such as `text`.
 
     Raises:
         ArgumentError: The file cannot be read as such, or has no such column.
@@ -174,7 +174,8 @@ def _read(path: Path, header: bool) -> list[Row]:
 def _aligned(values: Sequence[Any]) -> list[Row]:
     """Return JSON values as rows with the same columns in one order; None stands in a column that a row lacks.
 
-    Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in browsers.
+    Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in
+    browsers.
     """
     rows = [value if isinstance(value, dict) else {"text": value} for value in values]
     names = dict.fromkeys(name for row in rows for name in row)

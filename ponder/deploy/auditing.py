@@ -1,8 +1,9 @@
 """The ledger of a service: late audits of a share of its answers, and a gate that holds the promise.
 
-An answer from an early exit or a cheap stage is audited with probability `share`, after it was given. As long as the
-bound stays within the level, early answers are given; else requests are answered at full depth, which can not be
-wrong, until the bound allows early answers again. The state is a JSON file: it is written before an audit begins.
+An answer from an early exit or a cheap stage is audited with probability `share`, after it was
+given. As long as the bound stays within the level, early answers are given; else requests are
+answered at full depth, which can not be wrong, until the bound allows early answers again. The
+state is a JSON file: it is written before an audit begins.
 """
 
 from __future__ import annotations
@@ -141,9 +142,11 @@ class ServedLedger:
             got = f"that of {state['level']:g} with {ledger.confidence:g}, in {path}"
             remedy = "Give each promise a file of its own, or delete this one to begin anew."
             raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
-        # Pending audits of another share would be settled by another price than they were begun with; none is settled.
+        # Pending audits of another share would be settled by another price than they were begun
+        # with; none is settled.
         if not state["closed"]:
-            # Answers after the last write are not counted in the file; W does not need their number.
+            # Answers after the last write are not counted in the file; W does not need their
+            # number.
             ledger.missed_at_most = max(ledger.missed_at_most, ledger.worst)
         self.answers, self.ledger = state["answers"], ledger
 

@@ -36,7 +36,8 @@ class Checked:
         mean_exit_step: Mean exit step of the rows.
         by_step: The share of other answers, were all rows answered at a step, `(steps,)`.
         accuracy: The share of right answers at each step, `(steps,)`; None without labels.
-        record: The full-depth run over the rows, with the right answers (the reference's without labels) as labels.
+        record: The full-depth run over the rows, with the right answers (the reference's without
+            labels) as labels.
     """
 
     verdict: Verdict | None
@@ -59,15 +60,15 @@ def check(
 ) -> Checked:
     """Judge the promise of a folder on fresh rows, and return the verdict with what was seen.
 
-    Texts that taught, chose or certified are left out, and a file that consists of them is refused. Rows count as they
-    come: a text that comes again is another row.
+    Texts that taught, chose or certified are left out, and a file that consists of them is refused.
+    Rows count as they come: a text that comes again is another row.
 
     Args:
         folder: What `ponder advise`, `exits`, `cascade`, `export` or `rerank` wrote.
         texts: Fresh texts, or pairs of texts; queries with their candidates for a ranker.
         labels: Names or numbers of the right classes, for accuracies.
-        reference: The model whose answers are to be kept: a folder, or anything that can be a stage of a cascade. If
-            None, the folder at full depth, or the model that it remembers.
+        reference: The model whose answers are to be kept: a folder, or anything that can be a stage
+            of a cascade. If None, the folder at full depth, or the model that it remembers.
         level: Another level than the one that is promised.
 
     Raises:

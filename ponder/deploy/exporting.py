@@ -69,24 +69,28 @@ def onnx(
 ) -> Path:
     """Write a model as ONNX graphs for `ponder.export.OnnxModel`, which needs neither PyTorch nor Transformers.
 
-    Stem, steps (one graph where weights are shared), readout, heads, Lambda head and the policy are graphs of their
-    own; thresholds are inputs of the policy's. Each graph is run and compared with PyTorch.
+    Stem, steps (one graph where weights are shared), readout, heads, Lambda head and the policy are
+    graphs of their own; thresholds are inputs of the policy's. Each graph is run and compared with
+    PyTorch.
 
     Args:
-        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`; with its policy.
+        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`; with its
+            policy.
         folder: Made where it does not exist; an earlier export there is replaced.
-        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the second of a
-            feed-forward block), which some encoders do not bear; ``"all"`` quantises these too. Outputs move, so choose
-            the threshold again on `OnnxModel.record`.
-        example: Inputs of a call, or a pair (inputs, context), batch first, two rows at least; models of Transformers
-            bring their own, and their tokenizer.
-        calibration: With `int8`, some hundred examples, by which the ranges of activations are fixed.
+        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the
+            second of a feed-forward block), which some encoders do not bear; ``"all"`` quantises
+            these too. Outputs move, so choose the threshold again on `OnnxModel.record`.
+        example: Inputs of a call, or a pair (inputs, context), batch first, two rows at least;
+            models of Transformers bring their own, and their tokenizer.
+        calibration: With `int8`, some hundred examples, by which the ranges of activations are
+            fixed.
 
     Returns:
         The folder.
 
     Raises:
-        ArgumentError: A policy that reads `policy_context`, weights that are not float32 on the CPU, or no example.
+        ArgumentError: A policy that reads `policy_context`, weights that are not float32 on the
+            CPU, or no example.
         PonderError: A part cannot be traced.
 
     Example:

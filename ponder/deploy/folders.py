@@ -1,7 +1,7 @@
 """`open`: whatever a command wrote, as one object that answers texts and states its promise.
 
-A folder holds a model (with exits, an export, a cascade, a ranker), the card of the command that wrote it
-(`ponder.json`), and digests of the texts that made it (`used.json`).
+A folder holds a model (with exits, an export, a cascade, a ranker), the card of the command that
+wrote it (`ponder.json`), and digests of the texts that made it (`used.json`).
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def open(folder: str | Path) -> Any:  # the name is `ponder.open`
     """Open what a command wrote, to answer by it and to read its promise.
 
     Args:
-        folder: A folder that `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote, or the file of
-            `ponder certify`.
+        folder: A folder that `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote, or
+            the file of `ponder certify`.
 
     Returns:
-        An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`, or for a file `CertifiedAnswers`,
-        whose `.takes(confidences)` says which answers are taken.
+        An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`, or for a file
+        `CertifiedAnswers`, whose `.takes(confidences)` says which answers are taken.
 
     Raises:
         ArgumentError: It has a model without exits.

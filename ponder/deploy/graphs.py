@@ -99,8 +99,8 @@ def write_graph(
         given: Its inputs; those that it does not read are left out of the graph.
         outputs: Names of its outputs.
         path: The file.
-        like: The graph of the first part of this kind: with the weights of this part it is taken, where it answers as
-            this part does, since tracing takes long.
+        like: The graph of the first part of this kind: with the weights of this part it is taken,
+            where it answers as this part does, since tracing takes long.
 
     Raises:
         PonderError: PyTorch cannot trace the part, or the graph answers in another way.
@@ -159,7 +159,8 @@ def _trace(
 def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
     """Write the graph of the first of several parts with the weights of a later one, and return whether it has them.
 
-    The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the file's name.
+    The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the
+    file's name.
     """
     place = int(path.stem.rpartition("_")[2]) - 1
     own, proto, moved = (

@@ -1,7 +1,7 @@
 """int8 with a promise: which products are quantised, and the policy that is certified against the model before int8.
 
-Quantised answers move. So the policy is chosen again, on a third of the texts, and certified on the others against the
-answers of the model at full depth.
+Quantised answers move. So the policy is chosen again, on a third of the texts, and certified on the
+others against the answers of the model at full depth.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Int8:
         model: The export.
         found: The policy, its promise and what it saves.
         statement: The promise in one sentence, or why there is none.
-        products: Which matrix products are in int8: ``"all"``, or ``"some"``, those that do not narrow.
+        products: Which matrix products are in int8: ``"all"``, or ``"some"``, those that do not
+            narrow.
         chosen_on: Number of texts that chose.
         certified_on: Number of texts that certified.
         moved: Share of the certifying texts that int8 alone, at full depth, answers otherwise.
@@ -80,7 +81,8 @@ def certified_int8(
         model: A classifier of `ponder.integrations.transformers`, with exits.
         folder: Where to write.
         texts: Texts like those to come, from which no head learned.
-        level: The share of answers that may differ from those of the model at full depth, in (0, 1).
+        level: The share of answers that may differ from those of the model at full depth, in (0,
+            1).
         confidence: Probability with which the promise holds, in (0, 1).
         seed: Seed of the split.
         progress: Called with a phase, the number of its parts that are done, and of all.
@@ -187,8 +189,8 @@ def cascade_onnx(
     Args:
         cascade: The cascade.
         folder: Where to write.
-        texts: If there are texts, the last stage is in int8, and the cascade is certified anew on them, against the
-            last stage before int8.
+        texts: If there are texts, the last stage is in int8, and the cascade is certified anew on
+            them, against the last stage before int8.
         level: The share of answers that may differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
 

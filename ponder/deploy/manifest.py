@@ -45,8 +45,9 @@ class TensorSpec:
 class PolicyGraphs:
     """What the graphs of a policy take.
 
-    `policy_init` makes the state of row ids, where there is one; `policy_first` decides after the first step, and after
-    later ones too, unless the state has other tensors then: there is `policy_later`.
+    `policy_init` makes the state of row ids, where there is one; `policy_first` decides after the
+    first step, and after later ones too, unless the state has other tensors then: there is
+    `policy_later`.
     """
 
     needs: Sequence[str] = ()  # readings
@@ -62,8 +63,8 @@ class PolicyGraphs:
 class Manifest:
     """The contents of `export.json`.
 
-    The graphs lie beside it: `stem`, unless it is the identity, `step_1` …, `readout`, `head`, or `head_1` … of each
-    step, `lambda` and perhaps `halting`, the readout of the Lambda head.
+    The graphs lie beside it: `stem`, unless it is the identity, `step_1` …, `readout`, `head`, or
+    `head_1` … of each step, `lambda` and perhaps `halting`, the readout of the Lambda head.
     """
 
     num_steps: int

@@ -1,8 +1,8 @@
 """Eight bits for the matrix products of a step, with ranges that each call looks for, or fixed ones with SmoothQuant.
 
-Weights are quantised with a scale for each output channel, activations with one for each tensor. Embeddings, norms,
-readouts, heads, the Lambda head and the policy are no part of a step's graph and stay as they are: they cost little and
-decide the answer.
+Weights are quantised with a scale for each output channel, activations with one for each tensor.
+Embeddings, norms, readouts, heads, the Lambda head and the policy are no part of a step's graph and
+stay as they are: they cost little and decide the answer.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ _LARGEST = 64  # 7 bits of weights: processors without VNNI add pairs of product
 def quantize(path: Path, everything: bool, channels: Channels | None = None) -> None:
     """Quantise the products with weights in a graph, in place.
 
-    A product that has more inputs than outputs, the second of a feed-forward block, reads activations of which a few
-    are far larger than all others; one scale for all of them leaves little of the rest.
+    A product that has more inputs than outputs, the second of a feed-forward block, reads
+    activations of which a few are far larger than all others; one scale for all of them leaves
+    little of the rest.
 
     Args:
         path: The graph.
         everything: Quantise these products too: faster, where the model bears it.
-        channels: Values of what all products read, on examples, by which ranges are fixed; where None, each call looks
-            for its own, and a row's output depends a little on the rows beside it.
+        channels: Values of what all products read, on examples, by which ranges are fixed; where
+            None, each call looks for its own, and a row's output depends a little on the rows
+            beside it.
     """
     model = onnx.load(str(path))
     graph = model.graph
@@ -169,10 +171,10 @@ def _integer_products(
 ) -> list[Any]:
     r"""Return nodes in the place of the products that read one tensor; their numbers become initialisers of the graph.
 
-    With ranges of its channels the tensor is divided by a factor a channel, and the rows of the weights are multiplied
-    by it (SmoothQuant, Xiao et al. 2023, Eq. 4): s_j = max|X_j|^α / max|W_j|^(1−α), X W = (X diag(s)⁻¹) (diag(s) W).
-    What was large in a channel of the activations, which have one scale, is then in weights that have one for each
-    output.
+    With ranges of its channels the tensor is divided by a factor a channel, and the rows of the
+    weights are multiplied by it (SmoothQuant, Xiao et al. 2023, Eq. 4): s_j = max|X_j|^α /
+    max|W_j|^(1−α), X W = (X diag(s)⁻¹) (diag(s) W). What was large in a channel of the activations,
+    which have one scale, is then in weights that have one for each output.
     """
 
     def constant(array: Any, of: str) -> str:

@@ -1,7 +1,8 @@
 """`Ranker`: candidates of queries are scored step by step, and those that cannot be among the best leave early.
 
-It runs an export by NumPy and onnxruntime alone; `ponder.integrations.sentence_transformers.CrossEncoder` runs a model
-of Transformers by it. Candidates are computed in batches of similar length, and decided on with all of their query.
+It runs an export by NumPy and onnxruntime alone;
+`ponder.integrations.sentence_transformers.CrossEncoder` runs a model of Transformers by it.
+Candidates are computed in batches of similar length, and decided on with all of their query.
 """
 
 from __future__ import annotations
@@ -159,16 +160,17 @@ class Ranker:
         Args:
             query: The query.
             documents: The candidates.
-            top_k: How many are wanted; all where None, or as many as exits were fitted for. More than these are ranked
-                at full depth.
+            top_k: How many are wanted; all where None, or as many as exits were fitted for. More
+                than these are ranked at full depth.
             return_documents: Whether answers hold the document as `"text"`.
             scores: First-stage scores of the candidates, where exits were fitted with such.
-            within: Seconds that the answer may take. Candidates that could not be finished in time leave, the lowest
-                first, and the best order so far is the answer.
+            within: Seconds that the answer may take. Candidates that could not be finished in time
+                leave, the lowest first, and the best order so far is the answer.
             policy: An exit policy instead of the ranker's own.
 
         Returns:
-            A dict each with `"corpus_id"`, the place of the document, `"score"`, that of its exit, and `"exit_step"`.
+            A dict each with `"corpus_id"`, the place of the document, `"score"`, that of its exit,
+            and `"exit_step"`.
         """
         (found,) = self.rank_all(
             [Pool(query, documents, scores)], top_k, within=within, policy=policy
@@ -187,7 +189,10 @@ class Ranker:
         within: float | None = None,
         policy: ExitPolicy | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """Order the candidates of many queries; those of several share batches. Arguments as for `rank`."""
+        """Order the candidates of many queries; those of several share batches.
+
+        Arguments as for `rank`.
+        """
         end = None if within is None else time.perf_counter() + within
         own, found = self.settings.top_k, list[list[dict[str, Any]]]()
         top_k = own if top_k is None else top_k
@@ -272,7 +277,8 @@ class Ranker:
     ) -> list[tuple[Array, Array]]:
         """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each.
 
-        Candidates that could not be finished before the end leave too; where that is before any step, their step is 0.
+        Candidates that could not be finished before the end leave too; where that is before any
+        step, their step is 0.
         """
         found = list[tuple[Array, Array]]()
         for part in _chunks(pools):
@@ -311,7 +317,8 @@ class Ranker:
 class _Deadline(PolicyWrapper):
     """The policy inside, and besides it the lowest scores exit for which no time is left.
 
-    A candidate stays if all that are scored higher, and it, can be taken to the last step before the end.
+    A candidate stays if all that are scored higher, and it, can be taken to the last step before
+    the end.
 
     Args:
         policy: The policy inside.

@@ -163,7 +163,8 @@ class OnnxModel:
             policy: Decides instead of the export's own, in NumPy.
             batch_size: Rows of a batch at most.
             row_ids: Identity of each row, for seeded sampling; its position where None.
-            groups: The group of each row, `(rows,)` integers, for policies that decide on groups; these stay together.
+            groups: The group of each row, `(rows,)` integers, for policies that decide on groups;
+                these stay together.
         """
         rows = self._rows(examples)
         ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)

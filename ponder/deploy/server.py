@@ -1,8 +1,8 @@
 """`create_app`: a model behind HTTP (needs `pip install 'ponder-torch[serve]'`).
 
-`POST /predict` answers texts, each at its exit. A ledger audits a share of the answers at full depth after they were
-given; if its bound would pass the promised level, requests are answered at full depth until it holds again. TLS and
-authentication belong to the proxy in front.
+`POST /predict` answers texts, each at its exit. A ledger audits a share of the answers at full
+depth after they were given; if its bound would pass the promised level, requests are answered at
+full depth until it holds again. TLS and authentication belong to the proxy in front.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ class Limits:
 
     Args:
         max_batch: Texts of a batch.
-        max_waiting: Texts or documents that may wait for an answer; beyond, requests are answered by 429.
+        max_waiting: Texts or documents that may wait for an answer; beyond, requests are answered
+            by 429.
         max_texts: Texts of a request.
         max_documents: Documents of a query.
         max_body: Bytes of a request.
-        deadline: Seconds that a request may take, its body, tokenising and waiting included; None for any time.
+        deadline: Seconds that a request may take, its body, tokenising and waiting included; None
+            for any time.
         fixed_policy: Whether thresholds in requests are refused.
     """
 
@@ -191,7 +193,8 @@ class Service:
         """Count answers in the ledger, and return the places of those that are audited."""
         assert self.ledger is not None
         places = [n for n, share in enumerate(answers.probabilities) if not math.isnan(share)]
-        # Beside a reference all answers of the served model may be wrong, also those at its full depth.
+        # Beside a reference all answers of the served model may be wrong, also those at its full
+        # depth.
         deepest = math.inf if self.reference is not None else self.served.num_steps
         early = [not deferred and answers.exit_step[n] < deepest for n in places]
         return [places[n] for n in self.ledger.note(early)]
@@ -239,7 +242,8 @@ def create_app(
         served: The model.
         limits: What is accepted.
         ledger: The ledger of its promise (`ledger_of`); None for none.
-        reference: The model whose full depth was promised, that before int8 say; None if it is the served one's.
+        reference: The model whose full depth was promised, that before int8 say; None if it is the
+            served one's.
     """
     service = Service(served, limits or Limits(), ledger, reference)
 
@@ -347,7 +351,8 @@ class _Ranking:
         """Order the candidates of a query.
 
         Raises:
-            HTTPException: It has too many documents or half a character (422), or too many wait (429).
+            HTTPException: It has too many documents or half a character (422), or too many wait
+                (429).
             TimeoutError: Its time is up (504).
         """
         count, limits = len(pool.documents), self._limits
@@ -507,7 +512,8 @@ class _Door:
         async def limited() -> Message:
             nonlocal size, whole
             try:
-                # After the body the next message is that the client has gone, which may take its time.
+                # After the body the next message is that the client has gone, which may take its
+                # time.
                 async with asyncio.timeout_at(None if whole else end):
                     message = await receive()
             except TimeoutError as error:

@@ -1,7 +1,7 @@
 """Texts that were used: short digests of those that taught, chose and certified, kept with the folder that they made.
 
-A check of the promise leaves a used text out, since it is the same row again. But a text that recurs among the used
-rows is traffic that repeats itself, and its fresh rows count.
+A check of the promise leaves a used text out, since it is the same row again. But a text that
+recurs among the used rows is traffic that repeats itself, and its fresh rows count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of a model between two steps: the stem makes batches of them, and parts of several batches join to one.
 
-`ponder.predict` deals the rows that remain anew after each step; a stream lets rows at different depths share a batch.
-Both use what stands here.
+`ponder.predict` deals the rows that remain anew after each step; a stream lets rows at different
+depths share a batch. Both use what stands here.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def start_batches(
         num_steps: Number of steps; the model's own if None.
         max_batch: Rows of a batch at most.
         max_tokens: Positions of a batch at most.
-        regroups: Whether batches may be merged as rows exit. Otherwise rows keep the batches of the start, as a ranker
-            wants it, whose candidates are all of one kind.
+        regroups: Whether batches may be merged as rows exit. Otherwise rows keep the batches of the
+            start, as a ranker wants it, whose candidates are all of one kind.
     """
     lengths = [example.length for example in examples]
     order = np.argsort(np.negative(lengths), kind="stable").tolist()

@@ -1,7 +1,8 @@
 """One reader of examples for `predict`, `record` and streams: from the rows of a data set to the batches of a model.
 
-An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or lists
-of numbers without a batch dimension. The context may hold ``"labels"``, which the model does not see.
+An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict;
+tensors, arrays or lists of numbers without a batch dimension. The context may hold ``"labels"``,
+which the model does not see.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class ExampleReader:
     """Reader of examples for one model.
 
     Args:
-        model: A `ponder.PonderWrapper`; rows of several lengths share a batch where it declares its padding.
+        model: A `ponder.PonderWrapper`; rows of several lengths share a batch where it declares its
+            padding.
 
     Example:
         >>> from ponder.inference.examples import ExampleReader
@@ -145,8 +147,9 @@ class ExampleReader:
 
         Args:
             examples: The examples.
-            spare: Add a row of length 1, beside which a mask hides something: the first once more, under a mask that
-                shows its first position alone. So a module that looks for an end of text in each row finds one.
+            spare: Add a row of length 1, beside which a mask hides something: the first once more,
+                under a mask that shows its first position alone. So a module that looks for an end
+                of text in each row finds one.
         """
         rows = [(example.inputs, example.context, example.length) for example in examples]
         (inputs, contexts, lengths), padding = zip(*rows, strict=True), self.padding

@@ -1,8 +1,8 @@
 """`predict` and `record`: a whole data set through a model, each row to its exit, or through every step.
 
-A batch costs its rows times its longest row, so rows of one length stand together. `predict` takes a chunk of many
-batches one step further and deals the remaining rows anew to full batches, so that the last rows of a batch do not run
-alone.
+A batch costs its rows times its longest row, so rows of one length stand together. `predict` takes
+a chunk of many batches one step further and deals the remaining rows anew to full batches, so that
+the last rows of a batch do not run alone.
 """
 
 from __future__ import annotations
@@ -49,24 +49,27 @@ def predict(
 ) -> Answers:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
-    An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict; tensors, arrays or
-    lists of numbers without a batch dimension. Labels in the context are not looked at. Rows of different lengths share
-    a batch where the model declares its `ponder.Padding`; otherwise rows of one shape do.
+    An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict;
+    tensors, arrays or lists of numbers without a batch dimension. Labels in the context are not
+    looked at. Rows of different lengths share a batch where the model declares its
+    `ponder.Padding`; otherwise rows of one shape do.
 
     Args:
         model: A `ponder.PonderWrapper`.
-        dataset: A sequence or iterable of examples, which is read to its end first, or a `torch.utils.data.DataLoader`.
+        dataset: A sequence or iterable of examples, which is read to its end first, or a
+            `torch.utils.data.DataLoader`.
         policy: Decides instead of the model's own policy.
         batch_size: Rows of a batch at most.
         max_tokens: Positions of a batch at most, padding included; a row that is longer runs alone.
         num_steps: Number of steps, as for a call of the model.
-        policy_context: Values that policies read of each row, by name: tensors with a row for each example.
+        policy_context: Values that policies read of each row, by name: tensors with a row for each
+            example.
         row_ids: Identity of each row, for seeded sampling; its position where None.
         progress: Called with the number of rows that were answered since its last call.
 
     Returns:
-        The answers in the order of the data set, on the CPU; where they have a length, the task's blank stands beyond
-        the end of a row.
+        The answers in the order of the data set, on the CPU; where they have a length, the task's
+        blank stands beyond the end of a row.
 
     Example:
         >>> answers = ponder.predict(model, inputs, policy=policies.FixedStep(2))
@@ -107,19 +110,21 @@ def record(
 ) -> Trajectory:
     """Run every example of a data set through all steps, in evaluation mode, and record them.
 
-    The trajectory is on the CPU, in the order of the data set. `replay` gives what `ponder.predict` gives with the same
-    policy and row ids, seeded sampling included.
+    The trajectory is on the CPU, in the order of the data set. `replay` gives what `ponder.predict`
+    gives with the same policy and row ids, seeded sampling included.
 
     Args:
         model: A `ponder.PonderWrapper`.
         dataset: The examples, as for `ponder.predict`.
-        labels: Labels with a row for each example; those that the examples carry as ``"labels"`` where None.
+        labels: Labels with a row for each example; those that the examples carry as ``"labels"``
+            where None.
         batch_size: Rows of a batch at most.
         max_tokens: Positions of a batch at most, padding included.
         num_steps: Number of steps, as for a call of the model.
         policy_context: Kept with the trajectory for policies that read it.
-        row_ids: Identity of each row, its position where None. Rows of two records, one to calibrate and one to test,
-            are known to be different ones by ids of their own: `ponder.split` gives disjoint sides.
+        row_ids: Identity of each row, its position where None. Rows of two records, one to
+            calibrate and one to test, are known to be different ones by ids of their own:
+            `ponder.split` gives disjoint sides.
         keep_features: Record features too, for policies that read them.
         progress: Called with the number of rows of each batch.
 

@@ -49,7 +49,8 @@ class StreamStats:
         done: Rows that were answered.
         failed: Rows that ended in an error of their own.
         cancelled: Rows whose future was cancelled.
-        latency: Quantiles 0.5, 0.95, 0.99 of the seconds from submission to answer, over the last 4,096 answers.
+        latency: Quantiles 0.5, 0.95, 0.99 of the seconds from submission to answer, over the last
+            4,096 answers.
 
     Example:
         >>> with ponder.StreamEngine(model, policies.FixedStep(2), max_batch=10) as engine:
@@ -72,12 +73,14 @@ class StreamStats:
 class StreamEngine:
     """Answer examples as they come, each at the step where the policy lets it exit.
 
-    Rows at different depths share one batch wherever they need the same weights next: as rows exit, waiting ones take
-    their places, so that every step runs full, with rows of similar length. An example is as for `ponder.predict`. A
-    row that fails (bad input, a policy that raises for it) fails alone.
+    Rows at different depths share one batch wherever they need the same weights next: as rows exit,
+    waiting ones take their places, so that every step runs full, with rows of similar length. An
+    example is as for `ponder.predict`. A row that fails (bad input, a policy that raises for it)
+    fails alone.
 
     Args:
-        model: A `PonderWrapper` in evaluation mode; it stays so, and keeps its weights, while the engine is open.
+        model: A `PonderWrapper` in evaluation mode; it stays so, and keeps its weights, while the
+            engine is open.
         policy: The exit policy; the model's own where None.
         num_steps: Number of steps, as for a call of the model.
         max_batch: Rows of a step at most.
@@ -153,13 +156,16 @@ class StreamEngine:
 
         Args:
             example: Inputs, or (inputs, context), of one row.
-            row_id: Identity of the row, for seeded sampling; the number of the submission where None.
-            policy_context: Values that the policy reads of the row, by name, without a batch dimension.
-            timeout: Seconds to wait for a place where `max_waiting` rows wait already; None for any time.
+            row_id: Identity of the row, for seeded sampling; the number of the submission where
+                None.
+            policy_context: Values that the policy reads of the row, by name, without a batch
+                dimension.
+            timeout: Seconds to wait for a place where `max_waiting` rows wait already; None for any
+                time.
 
         Returns:
-            The future of the `Answers` of one row, outputs `(1, …)` and exit step `(1,)`, or of the row's own
-            error. `cancel` takes effect until it is answered.
+            The future of the `Answers` of one row, outputs `(1, …)` and exit step `(1,)`, or of the
+            row's own error. `cancel` takes effect until it is answered.
 
         Raises:
             queue.Full: There was no place.
@@ -197,8 +203,8 @@ class StreamEngine:
             examples: The examples; the row id of each is its position.
 
         Returns:
-            An iterator over pairs (position, `Answers` of one row), in the order of completion; a row that
-            failed raises.
+            An iterator over pairs (position, `Answers` of one row), in the order of completion; a
+            row that failed raises.
         """
         numbered = enumerate(examples_in(examples))
         done: queue.SimpleQueue[Future[Answers]] = queue.SimpleQueue()
@@ -479,8 +485,8 @@ def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
 def _begun(state: Tree) -> object:
     """Return which parts of a policy's state have a value: rows that differ in this are asked in separate batches.
 
-    A policy knows its first step by a state that is None as a whole; inside a mapping None is a value that is not there
-    yet, and becomes zeros beside the values of others.
+    A policy knows its first step by a state that is None as a whole; inside a mapping None is a
+    value that is not there yet, and becomes zeros beside the values of others.
     """
     return tuple(map(_begun, state)) if isinstance(state, tuple) else state is not None
 

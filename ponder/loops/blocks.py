@@ -1,7 +1,8 @@
 """Steps that run some positions of a batch: a reference block, and two layers that others wrote.
 
-In a shared step the keys and values of a halted position stay what they are, so that a step computes queries, keys,
-values and the feed-forward network of the running positions alone, and the others are attended to as they were left.
+In a shared step the keys and values of a halted position stay what they are, so that a step
+computes queries, keys, values and the feed-forward network of the running positions alone, and the
+others are attended to as they were left.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Block(nn.Module):
         inner: Size inside the feed-forward network; four times the width if None.
         causal: Whether a position attends to itself and to those before it alone.
 
-    Shape:
-        states `(rows, length, width)` and `attention_mask` `(rows, length)` bool → states `(rows, length, width)`.
+    Shape: states `(rows, length, width)` and `attention_mask` `(rows, length)` bool → states
+        `(rows, length, width)`.
 
     Example:
         >>> block = ponder.loops.Block(8, heads=2)

@@ -2,8 +2,8 @@
 
     while problems are left or running: fill the free slots, run one step, hand out what has halted
 
-So rows at different depths share a batch, as HRM and TRM carry their states in training. The steps of a problem do not
-depend on its neighbours.
+So rows at different depths share a batch, as HRM and TRM carry their states in training. The steps
+of a problem do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Problem:
     Args:
         hidden: The state before the first step, `(length, …)`, or a tree of such tensors.
         context: What the step is given besides, by name, `(…)` each.
-        attention_mask: Which positions are no padding, `(length,)`; all are if None. All problems have one, or none.
+        attention_mask: Which positions are no padding, `(length,)`; all are if None. All problems
+            have one, or none.
         row_id: Identity of the row, for seeded sampling; the number of the problem if None.
 
     Example:

@@ -1,13 +1,13 @@
 """Greedy generation with halting per token, and a cache with a slot for every pass.
 
-In a causal loop a token is not changed by those behind it, so that its states may be kept. At pass n a token attends to
-the keys and values of h_{n−1} of itself and of every token before it. One that halted at step m < n − 1 keeps h_m, so
-that its slots from m + 1 on are all those of h_m:
+In a causal loop a token is not changed by those behind it, so that its states may be kept. At pass
+n a token attends to the keys and values of h_{n−1} of itself and of every token before it. One that
+halted at step m < n − 1 keeps h_m, so that its slots from m + 1 on are all those of h_m:
 
     slot n of a token:  keys and values of h_{n−1} for n ≤ m,  of h_m for n > m
 
-A new token runs pass after pass until it halts, and fills its slots. The result is that of computing everything anew
-for every token, with halted positions frozen.
+A new token runs pass after pass until it halts, and fills its slots. The result is that of
+computing everything anew for every token, with halted positions frozen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Generated:
 
     Args:
         tokens: The prompt and what follows, `(batch, length)` long.
-        exit_step: The exit step of each token that was read, `(batch, length − 1)` long: the last was only written.
+        exit_step: The exit step of each token that was read, `(batch, length − 1)` long: the last
+            was only written.
     """
 
     tokens: Tensor
@@ -55,7 +56,8 @@ def greedy(
 
     Args:
         loop: A loop of a causal `Block`, with halted positions frozen, in evaluation mode.
-        embed: Tokens and their positions, `(batch, some)` long each, to states `(batch, some, width)`.
+        embed: Tokens and their positions, `(batch, some)` long each, to states `(batch, some,
+            width)`.
         prompt: The first tokens, `(batch, length)` long, as many in every row.
         new_tokens: How many tokens are appended, ≥ 1.
         max_steps: The number of passes after which a token exits.

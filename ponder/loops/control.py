@@ -1,11 +1,12 @@
 """Risk control on runs: the cheapest threshold whose answers differ from full depth on few rows, with a promise.
 
-A record at full depth says what each position would answer if all ran on. In a run that freezes halted positions the
-others attend to what these keep, so that a replay is an approximation, and no promise can rest on it. Here every
-threshold that is tested is a run of its own:
+A record at full depth says what each position would answer if all ran on. In a run that freezes
+halted positions the others attend to what these keep, so that a replay is an approximation, and no
+promise can rest on it. Here every threshold that is tested is a run of its own:
 
-    run at full depth once;  for each threshold, from the latest exits to the earliest: run, compare, test
-    stop at the first that fails (fixed-sequence testing, Angelopoulos et al. 2021);  take the cheapest that passed
+    run at full depth once;  for each threshold, from the latest exits to the earliest: run,
+    compare, test stop at the first that fails (fixed-sequence testing, Angelopoulos et al. 2021);
+    take the cheapest that passed
 
 So the list of thresholds is short, and fixed before any row is seen.
 """
@@ -73,19 +74,20 @@ def control_risk(
 ) -> LoopControl:
     """Choose the cheapest of a few thresholds whose risk on fresh rows is at most `level`.
 
-    With probability at least `confidence` over the draw of the calibration rows, the risk of the chosen threshold is at
-    most `level` on rows like them; each threshold costs a run, and the walk ends at the first that fails.
+    With probability at least `confidence` over the draw of the calibration rows, the risk of the
+    chosen threshold is at most `level` on rows like them; each threshold costs a run, and the walk
+    ends at the first that fails.
 
     Args:
         loop: The loop, in evaluation mode.
-        batches: The arguments of calls of the loop on calibration rows, ``{"hidden": …, "attention_mask": …}`` each;
-            nothing else was chosen on these rows.
+        batches: The arguments of calls of the loop on calibration rows, ``{"hidden": …,
+            "attention_mask": …}`` each; nothing else was chosen on these rows.
         policies: A threshold to its policy: `policies.Confidence`, say.
         thresholds: The thresholds, the latest exits first, fixed before any row was seen.
         max_steps: The number of steps of full depth.
-        risk: ``"sequence"``, the share of rows of which any position has another answer than at full depth;
-            ``"position"``, the mean over rows of the share of their positions that have. Rows are what is drawn: the
-            positions of one row are no independent draws.
+        risk: ``"sequence"``, the share of rows of which any position has another answer than at
+            full depth; ``"position"``, the mean over rows of the share of their positions that
+            have. Rows are what is drawn: the positions of one row are no independent draws.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"``, or ``"exact_binomial"`` for ``"sequence"``.

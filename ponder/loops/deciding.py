@@ -1,7 +1,7 @@
 """What a policy sees of a loop: units, which are positions, or whole rows where these halt together.
 
-A policy is asked about units as it is about rows of a batch: each has an id, a step, a state, and readings of that
-step. So every policy decides per position unchanged.
+A policy is asked about units as it is about rows of a batch: each has an id, a step, a state, and
+readings of that step. So every policy decides per position unchanged.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Readings:
         output: The head's outputs, `(units, …)`; None if no policy reads them, as for the others.
         features: The readout's features, `(units, …)`.
         hazard_logit: The Lambda head's, `(units,)`, in float32 or float64.
-        mask: Which positions are no padding, `(units, length)` bool, of units that are rows; None of positions.
+        mask: Which positions are no padding, `(units, length)` bool, of units that are rows; None
+            of positions.
         policy_context: Values that the caller gave for the policy, by name, `(units, …)` each.
     """
 

@@ -1,10 +1,12 @@
 """`Loop`: one shared step, applied until each position of each row has its answer.
 
-    every step: h ← S(h) where a position runs, h elsewhere;  answer and hazard of the running positions;
-    the policy says which of them halt;  a row whose real positions have all halted leaves the batch
+    every step: h ← S(h) where a position runs, h elsewhere;  answer and hazard of the running
+    positions; the policy says which of them halt;  a row whose real positions have all halted
+    leaves the batch
 
-A halted position keeps its state, and the others go on attending to it (``"frozen"``), or attend to it no longer
-(``"hidden"``). In a shared step its keys and values stay what they are, so that nothing of it is computed again.
+A halted position keeps its state, and the others go on attending to it (``"frozen"``), or attend to
+it no longer (``"hidden"``). In a shared step its keys and values stay what they are, so that
+nothing of it is computed again.
 """
 
 from __future__ import annotations
@@ -50,14 +52,15 @@ class LoopOutput:
     """The output of a call of a `Loop`.
 
     Args:
-        outputs: The head's outputs at each position's exit, in training at the last step, `(batch, length, …)`; zeros
-            at padding.
-        exit_step: The step of `outputs`, `(batch, length)` long, 1-based; 0 at padding. `(batch,)` of states that
-            have no positions.
+        outputs: The head's outputs at each position's exit, in training at the last step, `(batch,
+            length, …)`; zeros at padding.
+        exit_step: The step of `outputs`, `(batch, length)` long, 1-based; 0 at padding. `(batch,)`
+            of states that have no positions.
         hidden: The states at the exits, `(batch, length, …)`.
-        loss: Scalar, if labels were given: in training the objective's, else the task's at the exits.
-        trajectory: In training, every step of the real positions as rows, `(positions, steps, …)`, in the order of
-            the batch; of whole rows with ``halted="together"``. None in evaluation.
+        loss: Scalar, if labels were given: in training the objective's, else the task's at the
+            exits.
+        trajectory: In training, every step of the real positions as rows, `(positions, steps, …)`,
+            in the order of the batch; of whole rows with ``halted="together"``. None in evaluation.
 
     Example:
         >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), policy=policies.Confidence(0.5))
@@ -85,23 +88,26 @@ class Loop(nn.Module):
     """A shared step that is applied to each position until its answer is ready.
 
     Args:
-        step: `step(hidden, **context) -> hidden`, a module or a pure function on states `(batch, length, …)`, or trees
-            of them. It is given `attention_mask`, `(batch, length)` bool, and `index`, the number of the step of each
-            row, `(batch,)` long, if it names them. One that is a `PositionStep`, an `nn.TransformerEncoderLayer` or an
-            `AlbertLayer` of Transformers computes the running positions alone; any other computes all, and halted ones
-            keep their states: right, but no time is saved until rows leave.
+        step: `step(hidden, **context) -> hidden`, a module or a pure function on states `(batch,
+            length, …)`, or trees of them. It is given `attention_mask`, `(batch, length)` bool, and
+            `index`, the number of the step of each row, `(batch,)` long, if it names them. One that
+            is a `PositionStep`, an `nn.TransformerEncoderLayer` or an `AlbertLayer` of Transformers
+            computes the running positions alone; any other computes all, and halted ones keep their
+            states: right, but no time is saved until rows leave.
         head: Features of positions, `(positions, width)`, to outputs, `(positions, …)`.
-        lambda_head: Features of positions to hazard logits, `(positions,)`; None where no policy or objective needs
-            one.
-        policy: The exit policy, which sees positions as rows; `Quantile(0.5)` with a Lambda head and `LastStep()`
-            without if None.
-        halted: ``"frozen"``, a halted position keeps its state, and others attend to it; ``"hidden"``, others no
-            longer attend to it; ``"together"``, the policy sees rows, whose positions halt together.
-        prior: The prior of the halting step, for objectives that need one; `Geometric(0.1)` for 12 steps, scaled to
-            those of a call, if there is a Lambda head and none is given.
-        readout: States to features, `(batch, length, …)`; None if a state is one tensor that the head reads.
-        task: The meaning of the outputs of one position (of one row with ``halted="together"``), see
-            `ponder.PonderWrapper`. If None, integer labels are classes and others numbers.
+        lambda_head: Features of positions to hazard logits, `(positions,)`; None where no policy or
+            objective needs one.
+        policy: The exit policy, which sees positions as rows; `Quantile(0.5)` with a Lambda head
+            and `LastStep()` without if None.
+        halted: ``"frozen"``, a halted position keeps its state, and others attend to it;
+            ``"hidden"``, others no longer attend to it; ``"together"``, the policy sees rows, whose
+            positions halt together.
+        prior: The prior of the halting step, for objectives that need one; `Geometric(0.1)` for 12
+            steps, scaled to those of a call, if there is a Lambda head and none is given.
+        readout: States to features, `(batch, length, …)`; None if a state is one tensor that the
+            head reads.
+        task: The meaning of the outputs of one position (of one row with ``halted="together"``),
+            see `ponder.PonderWrapper`. If None, integer labels are classes and others numbers.
 
     Raises:
         ArgumentError: The parts do not fit one another.
@@ -177,15 +183,21 @@ class Loop(nn.Module):
         Args:
             hidden: The states before the first step, `(batch, length, …)`.
             max_steps: The number of steps after which every position exits, ≥ 1.
-            attention_mask: Which positions are no padding, `(batch, length)`, 1 or True; all are if None.
+            attention_mask: Which positions are no padding, `(batch, length)`, 1 or True; all are if
+                None.
             labels: Labels of positions, `(batch, length)`; −100 for none.
-            objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without if None.
+            objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without if
+                None.
             policy: An exit policy instead of the loop's own, for this call.
-            halting: In training, whether positions halt as at inference: the policy decides without a gradient, and
-                the outputs of a halted position are those of the state that it keeps. If False, all positions run.
-            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position in the batch if None.
-            policy_context: Values that only policies read of each position, by name, `(batch, length, …)` each.
-            context: Passed to the step by name, `(batch, …)` each, unless wrapped in `ponder.Shared`.
+            halting: In training, whether positions halt as at inference: the policy decides without
+                a gradient, and the outputs of a halted position are those of the state that it
+                keeps. If False, all positions run.
+            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position in
+                the batch if None.
+            policy_context: Values that only policies read of each position, by name, `(batch,
+                length, …)` each.
+            context: Passed to the step by name, `(batch, …)` each, unless wrapped in
+                `ponder.Shared`.
         """
         check_int("max_steps", max_steps)
         call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
@@ -219,16 +231,17 @@ class Loop(nn.Module):
     ) -> Trajectory:
         """Run all steps of all positions and record them; the real positions are the rows of the trajectory.
 
-        A replay says when each position would halt if all the others ran on. With ``halted="frozen"`` or ``"hidden"``
-        a run differs, since the others attend to the states that halted positions keep: a replay is an approximation
-        there, and certificates come from runs (`ponder.loops.control_risk`).
+        A replay says when each position would halt if all the others ran on. With
+        ``halted="frozen"`` or ``"hidden"`` a run differs, since the others attend to the states
+        that halted positions keep: a replay is an approximation there, and certificates come from
+        runs (`ponder.loops.control_risk`).
 
         Args:
             hidden: The states before the first step.
             max_steps: The number of steps.
             attention_mask: Which positions are no padding.
-            policy: A policy by which positions halt and keep their states, as in training with ``halting=True``; None
-                lets all run.
+            policy: A policy by which positions halt and keep their states, as in training with
+                ``halting=True``; None lets all run.
             keep_features: Whether features are recorded, for policies that read them.
             row_ids: Identity of each row.
             context: Passed to the step.
@@ -254,7 +267,8 @@ class Loop(nn.Module):
         """Answer problems in the order in which they halt; a halted one makes place for the next at once.
 
         Args:
-            problems: Problems of one shape: `Problem`, or states alone, `(length, …)`. Read as slots become free.
+            problems: Problems of one shape: `Problem`, or states alone, `(length, …)`. Read as
+                slots become free.
             max_steps: The number of steps after which every position of a problem exits.
             slots: How many problems run at a time, ≥ 1.
             policy: An exit policy instead of the loop's own.

@@ -1,8 +1,9 @@
 """Places: which positions of a batch run, and how a step computes those alone.
 
-A step that knows how to run some positions has a method `positions(hidden, places, kept)`. It takes what belongs to the
-running positions out of a batch (`take`), brings what the others read of them up to date (`renew`: keys and values,
-say), and lays the running ones out by row for attention (`pad`, `unpad`). The loop puts the new states back.
+A step that knows how to run some positions has a method `positions(hidden, places, kept)`. It takes
+what belongs to the running positions out of a batch (`take`), brings what the others read of them
+up to date (`renew`: keys and values, say), and lays the running ones out by row for attention
+(`pad`, `unpad`). The loop puts the new states back.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Places:
         rows: Number of rows.
         length: Number of positions of a row, padding included.
         flat: The running positions, `(running,)` long and rising: row · length + position, from 0.
-        changed: The positions whose states changed since `kept` was last renewed, as `flat`: the running ones, and
-            those that halted at the step before. None if all did.
+        changed: The positions whose states changed since `kept` was last renewed, as `flat`: the
+            running ones, and those that halted at the step before. None if all did.
         visible: Which positions the running ones attend to, `(rows, length)` bool; None for all.
 
     Example:
@@ -111,7 +112,8 @@ class Places:
 class PositionStep(Protocol):
     """A step that can run some positions of a batch, and leave the others as they are.
 
-    Beside `positions` it is called as any step, `step(hidden, attention_mask=…)`, while no position has halted.
+    Beside `positions` it is called as any step, `step(hidden, attention_mask=…)`, while no position
+    has halted.
 
     Example:
         >>> isinstance(ponder.loops.Block(8, heads=2), ponder.loops.PositionStep)
@@ -129,8 +131,8 @@ class PositionStep(Protocol):
         Args:
             hidden: The states of all positions, `(rows, length, …)`.
             places: Which positions run.
-            kept: What the last call returned beside the states, for all positions, `(rows, length, …)`: keys and
-                values, say. None at the first call.
+            kept: What the last call returned beside the states, for all positions, `(rows, length,
+                …)`: keys and values, say. None at the first call.
             context: The arguments of the step that it names, `(rows, …)` each.
 
         Returns:

@@ -84,7 +84,8 @@ class Answers:
     Args:
         number: The number of each row, `(rows,)` long.
         outputs: The head's outputs at the exits, `(rows, length, …)`; zeros at padding.
-        exit_step: The exit steps, `(rows, length)` long; 0 at padding. `(rows,)` of states without positions.
+        exit_step: The exit steps, `(rows, length)` long; 0 at padding. `(rows,)` of states without
+            positions.
         hidden: The states at the exits, `(rows, length, …)`.
     """
 

@@ -1,11 +1,12 @@
 """`capture`: any module that runs a list of layers, read as stem, steps and readout by watching calls of it.
 
-Nothing is patched. A call makes a *twin*: a shallow copy of the modules that contain the layers, with the same weights,
-in which *stubs* stand for the layers and for the modules beside them. The twin's forward is the stem: the stubs of the
-layers run nothing, but note what each layer is to be called with (a `Reading`). A step calls the layer itself with
-that, for the rows that remain. What follows the layers is a chain of modules or, where code of the module's own stands
-there, another forward of a twin, in which the layers answer with the hidden state, and the modules before them with
-what they answered in the stem.
+Nothing is patched. A call makes a *twin*: a shallow copy of the modules that contain the layers,
+with the same weights, in which *stubs* stand for the layers and for the modules beside them. The
+twin's forward is the stem: the stubs of the layers run nothing, but note what each layer is to be
+called with (a `Reading`). A step calls the layer itself with that, for the rows that remain. What
+follows the layers is a chain of modules or, where code of the module's own stands there, another
+forward of a twin, in which the layers answer with the hidden state, and the modules before them
+with what they answered in the stem.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ class Captured:
     """The parts of a module, for `ponder.PonderWrapper`.
 
     Args:
-        stem: Inputs to the hidden state h_0 and the context of the steps; it registers the module, and with it all
-            weights, under ``module``.
+        stem: Inputs to the hidden state h_0 and the context of the steps; it registers the module,
+            and with it all weights, under ``module``.
         steps: One step a layer; one shared step where one layer runs again and again.
-        readout: Hidden state to features: the first tensor of what the module would give if its layers ended there.
-        padding: Where lengths lie, if the example has an `attention_mask` or `src_key_padding_mask`; None without one,
-            and where answers depend on what stands behind the end of a row: rows of one length then share a batch.
-        classifier: The name of the linear layer whose answer the features are, None where they are none.
+        readout: Hidden state to features: the first tensor of what the module would give if its
+            layers ended there.
+        padding: Where lengths lie, if the example has an `attention_mask` or
+            `src_key_padding_mask`; None without one, and where answers depend on what stands behind
+            the end of a row: rows of one length then share a batch.
+        classifier: The name of the linear layer whose answer the features are, None where they are
+            none.
     """
 
     stem: CapturedStem
@@ -83,17 +87,20 @@ class Captured:
 def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Captured:
     """Read a module as stem, steps and readout, and prove on an example that they compute what it computes.
 
-    The module is not changed, but for two switches: an `nn.TransformerEncoder` no longer turns padded batches into
-    nested tensors in evaluation mode, so that it answers the same with and without gradients; and a `layerdrop` becomes
-    0, since every step runs in training. Weights are used, not copied.
+    The module is not changed, but for two switches: an `nn.TransformerEncoder` no longer turns
+    padded batches into nested tensors in evaluation mode, so that it answers the same with and
+    without gradients; and a `layerdrop` becomes 0, since every step runs in training. Weights are
+    used, not copied.
 
     Args:
         module: Any module whose forward runs a list of layers one after the other.
-        example: What `module` is called with, for two different rows or more: a tensor, a tuple of positional
-            arguments, or a dict of keyword arguments, whose first tensor is then the `inputs` of the wrapper and the
-            others its context. What is no tensor is passed in every call. A model of Transformers takes
-            ``{"input_ids": ids, "attention_mask": mask, "use_cache": False}``; its features are `last_hidden_state`.
-        layers: The name of the list of layers (``"encoder.layer"``), where another than the largest is meant.
+        example: What `module` is called with, for two different rows or more: a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments, whose first tensor is then the
+            `inputs` of the wrapper and the others its context. What is no tensor is passed in every
+            call. A model of Transformers takes ``{"input_ids": ids, "attention_mask": mask,
+            "use_cache": False}``; its features are `last_hidden_state`.
+        layers: The name of the list of layers (``"encoder.layer"``), where another than the largest
+            is meant.
 
     Raises:
         ArgumentError: The module cannot be read in this way; says what was met and what to do.
@@ -188,7 +195,8 @@ def _watch(module: nn.Module, given: Given) -> tuple[Log, Any]:
 def _lists_of_layers(module: nn.Module, calls: list[str], name: str | None) -> list[list[str]]:
     """Find lists of modules that were called one after the other, as paths; the one with most parameters comes first.
 
-    Neighbours of one class in an `nn.Sequential`, or in a list of several classes, are a list of their own.
+    Neighbours of one class in an `nn.Sequential`, or in a list of several classes, are a list of
+    their own.
     """
     known = {id(part): path for path, part in module.named_modules()}
     found = []
@@ -213,8 +221,8 @@ def _weights(parts: Sequence[Any]) -> int:
 def _proved(module: nn.Module, order: list[str], given: Given, log: Log) -> CapturedStem:
     """Prove that full depth is the module bit for bit, with and without gradients, and that rows may exit.
 
-    Without gradients it is proved of the module with other numbers for parameters that are constant, as those of new
-    biases and gates: what they multiply would not be seen.
+    Without gradients it is proved of the module with other numbers for parameters that are
+    constant, as those of new biases and gates: what they multiply would not be seen.
     """
     paths, layers = [path for path, *_ in log], [module.get_submodule(path) for path in order]
     ended = [
@@ -285,7 +293,8 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _padding(stem: CapturedStem, given: Given) -> Padding | None:
     """Return where lengths lie, if rows of the example, made shorter, prove that batches of several lengths are right.
 
-    A short row must give the same once its batch gets narrower, and where it joins a long one with a stem of its own.
+    A short row must give the same once its batch gets narrower, and where it joins a long one with
+    a stem of its own.
     """
     mask = given.get(stem.mask)
     if mask is None or mask.dim() != 2 or len(stem.handed) > 1:
@@ -617,8 +626,8 @@ class _EnoughError(Exception):
 class Reading:
     """A call of a captured module, read by a forward of a twin.
 
-    In the first of its kind all runs to the end; later ones, in which layers run nothing, are compared with it: rows of
-    calls of one kind can share a batch.
+    In the first of its kind all runs to the end; later ones, in which layers run nothing, are
+    compared with it: rows of calls of one kind can share a batch.
     """
 
     def __init__(

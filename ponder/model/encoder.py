@@ -30,12 +30,13 @@ def read_encoder(
 ) -> tuple[dict[str, Any], str | None, Tensor]:
     """Read an encoder, and run it on an example for one step, in evaluation mode and without a gradient.
 
-    Arguments as for `PonderWrapper.from_recipe`; `per_position` says whether there is an answer at each position.
+    Arguments as for `PonderWrapper.from_recipe`; `per_position` says whether there is an answer at
+    each position.
 
     Returns:
-        The arguments of `PonderWrapper` that are the encoder; the name of its inputs, where the example has names; and
-        the features of the example at the first step, `(batch, width)`, or `(batch, length, width)` with an answer at
-        each position.
+        The arguments of `PonderWrapper` that are the encoder; the name of its inputs, where the
+        example has names; and the features of the example at the first step, `(batch, width)`, or
+        `(batch, length, width)` with an answer at each position.
     """
     states = padding = None
     if (

@@ -20,21 +20,22 @@ __all__ = ["LambdaHead", "PerStep", "make_heads"]
 class LambdaHead(nn.Module):
     r"""Hazard of a step from the features of the last few: λ_n = σ(Λ([f_n, f_{n−1}, …])).
 
-    One layer on one step is PonderNet's (Banino et al. 2021); three layers with tanh on two steps is PALBERT's
-    (Section 3.2, Eq. 3).
+    One layer on one step is PonderNet's (Banino et al. 2021); three layers with tanh on two steps
+    is PALBERT's (Section 3.2, Eq. 3).
 
     Args:
         width: Size of the features of one step.
         layers: Number of linear layers, ≥ 1.
         history: How many steps' features are concatenated, newest first, ≥ 1.
-        initial: What stands for steps before the first: ``"stem"``, the readout of the stem's output h_0 (the
-            paper's Eq. 3), or ``"zeros"``.
+        initial: What stands for steps before the first: ``"stem"``, the readout of the stem's
+            output h_0 (the paper's Eq. 3), or ``"zeros"``.
         dropout: Probability of dropping an input of a layer, in [0, 1).
-        start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch draws it. The
-            prior's hazard is a start from which the divergence has nothing to repair; a small one is a deep start.
+        start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch
+            draws it. The prior's hazard is a start from which the divergence has nothing to repair;
+            a small one is a deep start.
 
-    Shape:
-        features of `history` steps, concatenated, `(batch, history · width)` → hazard logits `(batch,)`.
+    Shape: features of `history` steps, concatenated, `(batch, history · width)` → hazard logits
+        `(batch,)`.
 
     Example:
         >>> head = LambdaHead(4, layers=3, history=2)

@@ -1,7 +1,7 @@
 """Padding: the one owner of masks, and of the lengths that lie in a model's tensors.
 
-A model that declares its `Padding` can be given rows of different lengths in one batch. Sequences are padded on the
-right; nothing about lengths is guessed from shapes.
+A model that declares its `Padding` can be given rows of different lengths in one batch. Sequences
+are padded on the right; nothing about lengths is guessed from shapes.
 """
 
 from __future__ import annotations
@@ -73,14 +73,17 @@ class Padding:
     """The lengths in a model's tensors.
 
     Args:
-        mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed example has none.
-        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of these two names as all
-            know them.
+        mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed
+            example has none.
+        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of
+            these two names as all know them.
         inputs: The inputs' tensors of two or more dimensions.
-        context: By name, the tensors in the context of a call or of the steps that have a length; others have none. A
-            `ponder.Shared` tensor named here is a function of the length alone, so that a longer one may be cropped.
-        optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one could not meet, so a
-            short spare row goes through the stem with every batch of a data set or a stream.
+        context: By name, the tensors in the context of a call or of the steps that have a length;
+            others have none. A `ponder.Shared` tensor named here is a function of the length alone,
+            so that a longer one may be cropped.
+        optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one
+            could not meet, so a short spare row goes through the stem with every batch of a data
+            set or a stream.
 
     Example:
         >>> padding = ponder.Padding(mask="src_key_padding_mask", real=False)
@@ -97,8 +100,9 @@ class Padding:
     def positions(self, *contexts: Any, width: int | None = None) -> Tensor | None:
         """Return the positions that are not padding, `(batch, length)` bool; None where no mask says so.
 
-        The mask, this one or one that all know, may be in any of several contexts; what is no mapping has none. One of
-        another length than `width`, whose stem made other positions, says nothing.
+        The mask, this one or one that all know, may be in any of several contexts; what is no
+        mapping has none. One of another length than `width`, whose stem made other positions, says
+        nothing.
         """
         known = {self.mask: self.real, **REAL}
         for context in contexts:
@@ -147,11 +151,14 @@ def join_rows(
     """Join the rows of several trees to one tree, in their order; what belongs to all rows must be the same in all.
 
     Args:
-        trees: Trees of one structure, batch first. Of one tree alone, the sequences are cut or filled.
+        trees: Trees of one structure, batch first. Of one tree alone, the sequences are cut or
+            filled.
         lengths: Which tensors have a length; None where nothing has.
-        length: To what joined sequences are cropped, or padded on the right; 0 leaves them as they are.
-        sizes: The number of rows of each tree, where a None beside tensors becomes zeros, as in the state of a policy:
-            a value that is not there yet. Elsewhere it says something of its own (a mask that is None hides nothing).
+        length: To what joined sequences are cropped, or padded on the right; 0 leaves them as they
+            are.
+        sizes: The number of rows of each tree, where a None beside tensors becomes zeros, as in the
+            state of a policy: a value that is not there yet. Elsewhere it says something of its own
+            (a mask that is None hides nothing).
         path: The name of the trees, for messages.
     """
     join = partial(_join_leaves, lengths, length, sizes, path)

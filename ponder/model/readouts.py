@@ -1,8 +1,9 @@
 """Readouts: from a hidden state to the features that heads read.
 
-A readout is any callable `readout(hidden, **context) -> features`; it is given those context values that its
-signature names (all of them where it takes `**context`). One that names `attention_mask` gets the positions that are no
-padding, bool, by whichever mask the context has: Transformers', PyTorch's, or that of the model's `ponder.Padding`.
+A readout is any callable `readout(hidden, **context) -> features`; it is given those context values
+that its signature names (all of them where it takes `**context`). One that names `attention_mask`
+gets the positions that are no padding, bool, by whichever mask the context has: Transformers',
+PyTorch's, or that of the model's `ponder.Padding`.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class ReadoutCall(nn.Module):
     Args:
         readout: The user's readout; None is the identity for 2-D hidden states.
         padding: The mask that says where padding is.
-        states: Another readout, whose features stand for the hidden state: `mean` pools their positions.
+        states: Another readout, whose features stand for the hidden state: `mean` pools their
+            positions.
 
     Example:
         >>> pooled = ponder.readouts.ReadoutCall(ponder.readouts.mean)

@@ -1,8 +1,9 @@
 """The rows of a PyTorch model that are still running: the source that computes steps.
 
-A `ModelSource` holds the hidden states of the running rows, and computes features, outputs and hazards when they are
-asked for. `ponder.running.loop.run` takes it from the first step to the last exit; `unroll` takes all rows through
-every step, for training and for records; in a stream its rows are at different steps.
+A `ModelSource` holds the hidden states of the running rows, and computes features, outputs and
+hazards when they are asked for. `ponder.running.loop.run` takes it from the first step to the last
+exit; `unroll` takes all rows through every step, for training and for records; in a stream its rows
+are at different steps.
 """
 
 from __future__ import annotations
@@ -210,8 +211,9 @@ def unroll(
 ) -> dict[str, Tensor | None]:
     """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
 
-    The steps of the warm-up come first, without a gradient and unrecorded. A shared head that reads pooled features,
-    and the Lambda head, are called once with the rows of all steps, which takes less time.
+    The steps of the warm-up come first, without a gradient and unrecorded. A shared head that reads
+    pooled features, and the Lambda head, are called once with the rows of all steps, which takes
+    less time.
     """
     with torch.no_grad():
         for _ in range(depth.warm_up):

@@ -21,20 +21,24 @@ Step = Callable[..., Tree]
 class Steps(nn.Module):
     """N steps h_n = S_n(h_{n−1}), run by at most N callables.
 
-    A step is any callable `step(hidden, **context) -> hidden`, a module or a pure function. A step that reads the
-    input each time, h_n = f(h_{n−1}, x), finds it in the context: let the stem return ``(hidden, {"x": x})``.
+    A step is any callable `step(hidden, **context) -> hidden`, a module or a pure function. A step
+    that reads the input each time, h_n = f(h_{n−1}, x), finds it in the context: let the stem
+    return ``(hidden, {"x": x})``.
 
     Args:
         fns: The callables. The same object given twice is one callable with shared weights.
-        schedule: Which callable runs at which step: `schedule[n − 1]` is the index into `fns` of step n. None
-            runs each once, in order.
-        index: Whether every step is also called with ``index=``, the 1-based number of the step, `(batch,)` long:
-            in a stream, rows at different depths share a batch. A Universal Transformer's step embedding reads it.
-        state: Where the hidden state lies in what a step returns, an index or a key, for steps that return more
-            (attention weights, an auxiliary loss); None where they return the hidden state alone.
+        schedule: Which callable runs at which step: `schedule[n − 1]` is the index into `fns` of
+            step n. None runs each once, in order.
+        index: Whether every step is also called with ``index=``, the 1-based number of the step,
+            `(batch,)` long: in a stream, rows at different depths share a batch. A Universal
+            Transformer's step embedding reads it.
+        state: Where the hidden state lies in what a step returns, an index or a key, for steps that
+            return more (attention weights, an auxiliary loss); None where they return the hidden
+            state alone.
 
     Raises:
-        ArgumentError: A layer that does not take the batch first, or a function that closes over weights.
+        ArgumentError: A layer that does not take the batch first, or a function that closes over
+            weights.
 
     Example:
         >>> steps = Steps([torch.sin, torch.cos], schedule=[0, 0, 1, 1])

@@ -215,9 +215,11 @@ def promise_about(
     """Return a policy, without its promise if that was made about something else.
 
     Args:
-        weights: Returns the digest of the weights that answer, which are compared with those of the certificate.
+        weights: Returns the digest of the weights that answer, which are compared with those of the
+            certificate.
         policy: The policy.
-        changed: Returns the parts of the folder that are not those that were saved (`ponder._utils.seals`).
+        changed: Returns the parts of the folder that are not those that were saved
+            (`ponder._utils.seals`).
     """
     if not isinstance(policy, Certified):
         return policy

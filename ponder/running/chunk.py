@@ -1,7 +1,7 @@
 """Several batches of rows of similar length that a loop runs as one, and that are merged as rows exit.
 
-What is padded is computed, so rows of one length stand together: `cut` makes such batches, the longest rows first.
-Small batches waste time, so before each step a `Chunk` merges neighbours:
+What is padded is computed, so rows of one length stand together: `cut` makes such batches, the
+longest rows first. Small batches waste time, so before each step a `Chunk` merges neighbours:
 
     a batch from which no row has exited, and which no neighbour joins, stays as it is
     neighbours that fit into one batch, by rows and by padding, become one
@@ -25,8 +25,8 @@ __all__ = ["Chunk", "Join", "cut"]
 _PADDED = 1.15
 """Positions that are computed ÷ those that are not padding, at most."""
 Join = Callable[[list[tuple[Any, Ints]], int], Source]
-"""From parts of batches, each a source with the rising places of its rows, and the length of the longest row, to one
-source of these rows."""
+"""From parts of batches, each a source with the rising places of its rows, and the length of the
+longest row, to one source of these rows."""
 
 
 def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
@@ -77,7 +77,8 @@ class Chunk:
     """Rows in several batches, which a loop runs as if they were one: a `ponder.running.Source`.
 
     Args:
-        batches: Sources before their first step, each with the numbers of its rows; the longest rows first.
+        batches: Sources before their first step, each with the numbers of its rows; the longest
+            rows first.
         lengths: The length of each row, by its number.
         join: Makes one batch of parts of several.
         max_batch: Rows of a batch at most; None if rows stay in the batches that they are in.

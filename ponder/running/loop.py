@@ -8,9 +8,10 @@
         rows in the mask exit with source.output_of(rows); source and state keep the others
     put the outputs back into the order of the batch
 
-`run` takes a `Source`, and does not know whether it computes a model's steps, looks them up in a record, calls an
-export or asks the stages of a cascade. So replay equals run by construction. A stream, whose rows are at different
-steps, reads with `read_step` and decides with `ask`, as the loop does.
+`run` takes a `Source`, and does not know whether it computes a model's steps, looks them up in a
+record, calls an export or asks the stages of a cascade. So replay equals run by construction. A
+stream, whose rows are at different steps, reads with `read_step` and decides with `ask`, as the
+loop does.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Answers:
     """The answers to some rows at their exits, in the order in which the rows were given.
 
     Args:
-        outputs: The head's outputs at each row's exit, `(rows, …)`; with positions, `(rows, longest, …)`.
+        outputs: The head's outputs at each row's exit, `(rows, …)`; with positions, `(rows,
+            longest, …)`.
         exit_step: The step at which each row exited, `(rows,)` integers, 1-based.
         names: Names of the classes; their numbers are used if there are none.
 
@@ -76,7 +78,8 @@ class Exited(NamedTuple):
 
     Args:
         step: The step, 1-based.
-        rows: Their places in the batch, rising, `(rows,)` on the host; None if all rows of the batch exited here.
+        rows: Their places in the batch, rising, `(rows,)` on the host; None if all rows of the
+            batch exited here.
         outputs: Their outputs, `(rows, …)`.
     """
 

@@ -1,8 +1,8 @@
 r"""What a policy sees of a step, and what a loop carries for each row from one step to the next.
 
-With the hazard λ_n = σ(logit_n), the probability of not having stopped before step n is S_{n−1} = Π_{j<n} (1 − λ_j),
-and that of having stopped by step n is CDF_n = 1 − S_n. The logarithm of S is carried, so that a thousand steps lose
-no digits: log S_n = log S_{n−1} + log σ(−logit_n).
+With the hazard λ_n = σ(logit_n), the probability of not having stopped before step n is S_{n−1} =
+Π_{j<n} (1 − λ_j), and that of having stopped by step n is CDF_n = 1 − S_n. The logarithm of S is
+carried, so that a thousand steps lose no digits: log S_n = log S_{n−1} + log σ(−logit_n).
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ The loop knows neither models nor records. It is given a `Source`, and calls it 
 
     advance(1), read, keep, advance(2), read, keep, …, advance(N), read
 
-where "read" is any of `output`, `output_of`, `features` and `hazard_logit`, as the policy needs them. So a policy that
-is replayed on a record and one that decides while a model runs see the same rows, step by step.
+where "read" is any of `output`, `output_of`, `features` and `hazard_logit`, as the policy needs
+them. So a policy that is replayed on a record and one that decides while a model runs see the same
+rows, step by step.
 
-Sources of this library: `ponder.model.source.ModelSource` computes the steps of a PyTorch model, an export computes
-graphs, `ponder.running.chunk.Chunk` holds several batches, a ranker holds the candidates of queries, and
-`ponder.calibration.records.RecordedSource` looks up what was recorded.
+Sources of this library: `ponder.model.source.ModelSource` computes the steps of a PyTorch model, an
+export computes graphs, `ponder.running.chunk.Chunk` holds several batches, a ranker holds the
+candidates of queries, and `ponder.calibration.records.RecordedSource` looks up what was recorded.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ Ints: TypeAlias = NDArray[Any]
 class Source(Protocol):
     """The rows that are still running, at the step that they have reached.
 
-    Arrays are `(rows, …)`, in one order of rows that `keep` preserves. An index is a NumPy array of rising places among
-    the running rows, on the host whatever the device of the source. What is read belongs to the step of the last
-    `advance`; it is computed when it is first asked for, and nothing that is not asked for is computed.
+    Arrays are `(rows, …)`, in one order of rows that `keep` preserves. An index is a NumPy array of
+    rising places among the running rows, on the host whatever the device of the source. What is
+    read belongs to the step of the last `advance`; it is computed when it is first asked for, and
+    nothing that is not asked for is computed.
 
-    Only the owner of a run calls `advance` and `keep`: the loop, or a `Chunk` for its batches. Reading changes no
-    answer, so any reading may be repeated or left out.
+    Only the owner of a run calls `advance` and `keep`: the loop, or a `Chunk` for its batches.
+    Reading changes no answer, so any reading may be repeated or left out.
 
-    Steps may be whole models. A cascade is a source whose steps are its stages: `advance` notes the number of the
-    stage, `output` asks that stage about the inputs of the running rows, once, and `keep` drops the inputs that were
-    answered. Such a source gives no features and no hazards, and its mask is None.
+    Steps may be whole models. A cascade is a source whose steps are its stages: `advance` notes the
+    number of the stage, `output` asks that stage about the inputs of the running rows, once, and
+    `keep` drops the inputs that were answered. Such a source gives no features and no hazards, and
+    its mask is None.
 
     Example:
         >>> import numpy as np

@@ -1,7 +1,7 @@
 """HrmText of Transformers: a high and a low state, and one high cycle as a step.
 
-`HrmTextModel` runs a fixed number of cycles, `config.H_cycles`. At that depth the loop gives its states; a policy may
-stop each token before. Every call of the two stacks is made on all tokens.
+`HrmTextModel` runs a fixed number of cycles, `config.H_cycles`. At that depth the loop gives its
+states; a policy may stop each token before. Every call of the two stacks is made on all tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Huginn: a core with the input injected at every step, and criteria that are evaluated after the fact.
 
-Geiping et al. 2025, arXiv 2502.05171. Its `PerIterationExitEvaluator` has `init` and `check`, as a policy has `init`
-and `decide`; here are its criteria with its default thresholds, of a position instead of the last token of one row:
+Geiping et al. 2025, arXiv 2502.05171. Its `PerIterationExitEvaluator` has `init` and `check`, as a
+policy has `init` and `decide`; here are its criteria with its default thresholds, of a position
+instead of the last token of one row:
 
     "latent-diff"       policies.Converged(tolerance=0.03, on="features"), ‖h_n − h_{n−1}‖ / ‖h_n‖
     "argmax-stability"  policies.Patience(5)

@@ -1,7 +1,8 @@
 """Ouro: a stack of layers that is looped, with a gate that is trained against a uniform prior.
 
-Zhu et al. 2025, arXiv 2510.25741. The gate gives hazards λ_n; a token exits at the first step whose CDF reaches q, and
-training minimises Σ p_n ℓ_n − β H(p). A uniform prior over N steps gives the same loss, but for a constant:
+Zhu et al. 2025, arXiv 2510.25741. The gate gives hazards λ_n; a token exits at the first step whose
+CDF reaches q, and training minimises Σ p_n ℓ_n − β H(p). A uniform prior over N steps gives the
+same loss, but for a constant:
 
     β KL(p ‖ uniform) = β log N − β H(p)
 
