@@ -12,8 +12,9 @@ from matplotlib.ticker import NullLocator
 
 from ponder.advice import Advice, Way, advise
 from ponder.calibration.statement import count
-from ponder.cli.outcome import DataTable, Outcome, show, usage_of
+from ponder.cli.outcome import DataTable, Outcome, usage_of
 from ponder.cli.output import probe_folder, progress
+from ponder.cli.show import show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used

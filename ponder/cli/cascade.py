@@ -8,9 +8,10 @@ from typing import Any
 
 from ponder.calibration.statement import count, in_words
 from ponder.cascade.teaching import Taught, teach
-from ponder.cli.outcome import Outcome, show, usage_of
+from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import probe_folder
 from ponder.cli.report import changed_texts, policy_figure, student_figure
+from ponder.cli.show import show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used

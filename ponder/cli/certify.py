@@ -9,8 +9,9 @@ from typing import Any
 
 from ponder._utils.files import read_json, write_json
 from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
-from ponder.cli.outcome import Outcome, show
+from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file
+from ponder.cli.show import show
 from ponder.cli.texts import Row, count, read_rows
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError

@@ -10,8 +10,9 @@ from typing import Any
 
 from ponder.calibration import diagnose
 from ponder.calibration.statement import count, in_words
-from ponder.cli.outcome import Outcome, show
+from ponder.cli.outcome import Outcome
 from ponder.cli.rerank import read_pools
+from ponder.cli.show import show
 from ponder.cli.texts import read_texts
 from ponder.deploy.checking import Checked, check
 from ponder.deploy.folders import Opened, OpenedRanker, open

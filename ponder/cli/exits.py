@@ -12,9 +12,10 @@ import torch
 from ponder._utils.rounding import rounded_down
 from ponder.calibration.statement import count, in_words, percent
 from ponder.cascade.stages import classes_of
-from ponder.cli.outcome import Outcome, show, usage_of
+from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import probe_folder, progress
 from ponder.cli.report import changed_texts, policy_figure
+from ponder.cli.show import show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError

@@ -12,9 +12,10 @@ from ponder.calibration.statement import LEVEL, in_words
 from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
 from ponder.cli.cascade import facts_of, rows_of
-from ponder.cli.outcome import Outcome, show, usage_of
+from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import probe_folder, progress
 from ponder.cli.rerank import export_ranker, is_ranker
+from ponder.cli.show import show
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx
 from ponder.deploy.folders import Opened, open_folder, remember

@@ -13,8 +13,9 @@ from ponder.cascade.asking import Asking
 from ponder.cascade.clients import ChatLabels
 from ponder.cascade.live import BudgetSpentError, Live, Progress
 from ponder.cli.answers import answer_file
-from ponder.cli.outcome import DataTable, Outcome, show
+from ponder.cli.outcome import DataTable, Outcome
 from ponder.cli.output import probe_file, progress
+from ponder.cli.show import show
 from ponder.cli.texts import count, read_texts
 from ponder.errors import ArgumentError
 

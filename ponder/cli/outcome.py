@@ -1,32 +1,16 @@
-"""`Outcome`: what a command found, printed as a table of 80 columns or as JSON, and kept as a card and a page."""
+"""`Outcome`: what a command found; `ponder.cli.show` prints it, and `ponder.cli.report` makes a page of it."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from ponder._utils.files import replace_text
-from ponder.deploy.folders import CARD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DataTable", "Outcome", "drawn", "show", "usage_of"]
-
-_WIDTH = 80
+__all__ = ["DataTable", "Outcome", "usage_of"]
 
 
 @dataclass(frozen=True)
@@ -84,83 +68,3 @@ def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list
     if torch:
         commands.append(("Without PyTorch", f"ponder export {folder} --out EXPORT"))
     return commands
-
-
-def show(
-    outcome: Outcome, *, as_json: bool, out: Path | None = None, to_stderr: bool = False
-) -> None:
-    """Print an outcome; a folder `out` keeps it as `ponder.json`, and as `report.html` if it has a title."""
-    facts = dict(outcome.facts)
-    rows = list(outcome.rows)
-    if out is not None:
-        facts["made"] = _made()
-        page = ""
-        if outcome.title:
-            page = " (report.html)"
-            import_module("ponder.cli.report").write_page(
-                out / "report.html", outcome, facts["made"]
-            )
-        replace_text(out / CARD, _json(facts, indent=1) + "\n")
-        rows.append(("written to", f"{out}{page}"))
-    if as_json:
-        typer.echo(_json(facts), err=to_stderr)
-        return
-    first, *others = outcome.sentences
-    parts: list[str | Table] = [first]
-    parts += [_data_table(table) for table in outcome.tables if table.printed]
-    if rows:
-        parts.append(_pairs(rows))
-    typer.echo(drawn(*parts, *others), err=to_stderr)
-
-
-def drawn(*parts: str | Table) -> str:
-    """Return sentences and tables as text of 80 columns."""
-    console = Console(width=_WIDTH, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(*parts, sep="\n")
-    # The console pads every line to the full width.
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
-
-
-def _data_table(data: DataTable) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(data.columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for place, row in enumerate(data.rows):
-        first = row[0]
-        if data.marked is not None:
-            first = f"{'▸' if place == data.marked else ' '} {first}"
-        table.add_row(first, *row[1:])
-    return table
-
-
-def _made() -> dict[str, str]:
-    """Return when, on what kind of machine, and by which version a folder was made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.system()} {platform.machine()}, {cores} cores",
-        "ponder": version("ponder-torch"),
-    }
-
-
-def _json(facts: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_plain(facts), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """Return plain JSON types, None for what is no finite number."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -8,9 +8,10 @@ from typing import Any
 
 from ponder.calibration.statement import count
 from ponder.cli.answers import answer_file
-from ponder.cli.outcome import Outcome, show
+from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file, progress, say
 from ponder.cli.rerank import read_pools
+from ponder.cli.show import show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.errors import ArgumentError

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder.calibration.statement import CONFIDENCE, Promise, count
-from ponder.cli.outcome import Outcome, show, usage_of
+from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import probe_folder, progress, say
+from ponder.cli.show import show
 from ponder.cli.texts import read_rows
 from ponder.deploy import export
 from ponder.deploy.folders import card_of, remember

@@ -21,7 +21,7 @@ import ponder
 from ponder.advice import Advice, timing, ways
 from ponder.advice.promises import WAYS, Recorded, promise
 from ponder.cli import advise as command
-from ponder.cli.outcome import show
+from ponder.cli.show import show
 from tests.cli.conftest import NAMES, Folders
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
