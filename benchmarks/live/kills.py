@@ -133,8 +133,10 @@ def work(path: Path, rows: int) -> None:
 
 def _understates(path: Path) -> bool:
     """Return whether the bound on the disk is below that of a fresh ledger to which the rows are given."""
-    data = sqlite3.connect(path)
+    data = sqlite3.connect(path, isolation_level=None)
     try:
+        # Another process goes on writing: both reads have to be of one moment.
+        data.execute("BEGIN")
         found = data.execute("SELECT value FROM state WHERE name = 'account'").fetchone()
         query = (
             "SELECT probability, audited, differs FROM rows WHERE probability < 1 ORDER BY number"
