@@ -13,7 +13,6 @@ from docs.extensions.pages import FACE, module_of, names
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 NAMES = names(FACE.findall(PAGE.read_text()))
-ARCHITECTURE = PAGE.with_name("architecture.md")
 INNER = (
     "cli",
     "deploy",
@@ -41,17 +40,3 @@ def test_a_public_name_is_described(name: str) -> None:
     value = getattr(module_of(module), last)
     own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     assert (own or "").strip(), f"{name} has no docstring"
-
-
-def test_the_rooms_stand_in_the_order_of_their_imports() -> None:
-    from tests.ground.test_architecture import LAYERS
-
-    shown = ARCHITECTURE.read_text().split("```")[1]
-    lines = [line.split("   ")[0].split() for line in shown.splitlines()]
-    floor = {name: number for number, names in enumerate(lines) for name in names}
-    found = [[floor[room.split(".")[1]] for room in layer] for layer in LAYERS]
-    assert (
-        [max(row) for row in found]
-        == [min(row) for row in found]
-        == sorted(max(row) for row in found)
-    )
