@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.figures import new_figure, save_svg
 from benchmarks.files import read_json
+from benchmarks.gallery.paper import exits_of_palbert, palbert_beside_pabee
 from benchmarks.glue.config import DEFAULT
 from benchmarks.glue.report.groups import BLIND_FAIR, Group, choose
 from benchmarks.glue.report.summary import COMMON, SUITES
@@ -306,6 +307,16 @@ def texts(figure: Any) -> None:
         axes.legend(loc="lower right")
 
 
+def masses(figure: Any) -> None:
+    """Figures 2 and 3 of PALBERT's paper, from the runs here."""
+    exits_of_palbert(figure, RESULTS / "glue")
+
+
+def rivals(figure: Any) -> None:
+    """Figure 4 of PALBERT's paper, from the runs here."""
+    palbert_beside_pabee(figure, RESULTS / "glue")
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "headline": (headline, (9.0, 3.6)),
     "score": (score, (5.5, 3.6)),
@@ -315,6 +326,8 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "halting": (halting, (8.0, 3.0)),
     "rerank": (rerank, (10.5, 3.5)),
     "texts": (texts, (9.0, 3.4)),
+    "masses": (masses, (9.0, 3.4)),
+    "rivals": (rivals, (9.0, 3.4)),
 }
 """Each figure, and how large it is, in inches."""
 
