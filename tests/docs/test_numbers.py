@@ -189,6 +189,19 @@ def cascades_claims() -> Iterator[str]:
     yield f"up to {worst:.0%} get another answer under a promise of 5%."
     accuracy = [run["model"]["accuracy"] for run in found if run["backbone"] == "mpnet"][:2]
     yield f"is badly trained here**: {accuracy[0]:.1%} and {accuracy[1]:.1%}"
+    yield from curve_claims()
+
+
+def curve_claims() -> Iterator[str]:
+    rows = read("cascades/curve-banking77-minilm-s0.json")["rows"]
+    saved = {(row["texts"], row["way"], row["stand_in"]): row["saved"] for row in rows}
+    fewest = min(row["texts"] for row in rows)
+    alone = {way: saved[fewest, way, "none"] > 0 for way in ("exits", "student")}
+    assert alone == {"exits": True, "student": False}
+    yield f"With {fewest} texts only exits can be certified."
+    for texts in (1000, 2000):
+        taught = saved[texts, "student", "the model's training texts"]
+        assert taught > saved[2 * texts, "student", "none"]
 
 
 def promises_of(found: list[Any], task: str) -> dict[tuple[int, str, str], bool]:
