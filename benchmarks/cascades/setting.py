@@ -145,7 +145,7 @@ class Setting:
 
     def fit(self) -> None:
         """Fit early heads."""
-        fit_exits(self.model, self.texts, seed=self.seed)
+        fit_exits(self.model, self.texts, disagreement=0.01, seed=self.seed)
 
     def record(self, texts: Sequence[str]) -> Floats:
         """Return the outputs of every step, `(texts, steps, classes)`."""

@@ -25,7 +25,7 @@ from ponder._utils.rows import row_keys, split
 from ponder._utils.seeds import uniform
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.repeats import check_rows
-from ponder.calibration.statement import Promise, exits_rule
+from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.texts import encodings_of, record_rows, row_ids
@@ -128,8 +128,8 @@ def fit_exits(
     model: PonderPreTrainedModel,
     rows: Iterable[Any],
     *,
-    disagreement: float = 0.01,
-    confidence: float = 0.95,
+    disagreement: float = LEVEL,
+    confidence: float = CONFIDENCE,
     speed_up: float | None = None,
     epochs: int = 40,
     seed: int = 0,

@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
+from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
 from ponder.inference.batches import start_batches
@@ -106,9 +107,9 @@ class CrossEncoder(Ranker):
         queries: Sequence[Any],
         *,
         top_k: int = 10,
-        changed: float = 0.05,
+        changed: float = LEVEL,
         risk: str = "top_k",
-        confidence: float = 0.95,
+        confidence: float = CONFIDENCE,
         ordered: bool = True,
         progress: Callable[[str, int, int], object] | None = None,
     ) -> RiskControl:

@@ -172,7 +172,7 @@ def _compared(
 
 
 def _too_few(
-    needed: int, got: int, level: float = LEVEL, confidence: float = 0.95
+    needed: int, got: int, level: float = LEVEL, confidence: float = CONFIDENCE
 ) -> ArgumentError:
     expected = (
         f"{needed} rows or more with a reference, for {level:g} with confidence {confidence:g}"

@@ -30,6 +30,7 @@ from ponder.calibration.control import RiskControl
 from ponder.calibration.records import Bools, Floats, Record, as_array
 from ponder.calibration.repeats import check_rows
 from ponder.calibration.risks import Missed, RiskLike, losses_of
+from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.errors import ArgumentError
 from ponder.policies.base import StepView, Threshold, ThresholdPolicy
 from ponder.policies.stages import StageThresholds
@@ -92,8 +93,8 @@ def certify_cascade(
     costs: Sequence[float],
     *,
     risk: RiskLike = "disagreement",
-    level: float = 0.02,
-    confidence: float = 0.95,
+    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> CascadeReport:
     """Choose a threshold for each stage, and certify how often answers differ from those of the last stage.

@@ -17,6 +17,7 @@ from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Record, at_exits, check_record
 from ponder.calibration.repeats import check_fresh
 from ponder.calibration.risks import RiskLike, loss_at, losses_of
+from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import FixedStep, ThresholdPolicy
 from ponder.policies.certainty import Confidence, Entropy, Margin
@@ -73,8 +74,8 @@ def certify(
     policies: Iterable[Candidate] | None = None,
     *,
     risk: RiskLike = "disagreement",
-    level: float = 0.01,
-    confidence: float = 0.95,
+    level: float = LEVEL,
+    confidence: float = CONFIDENCE,
     speed_up: float | None = None,
     costs: Sequence[float] | None = None,
 ) -> RiskControl:

@@ -15,7 +15,14 @@ from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
 from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Ints, Record, check_record
 from ponder.calibration.repeats import check_fresh
-from ponder.calibration.risks import Ranking, RiskLike, loss_at, name_of, resolved
+from ponder.calibration.risks import (
+    Ranking,
+    RiskLike,
+    bound_for,
+    loss_at,
+    name_of,
+    resolved,
+)
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import LastStep
 from ponder.policies.combine import Certified
@@ -66,7 +73,7 @@ def control_risk(
     risk: RiskLike = "disagreement",
     level: float,
     confidence: float = 0.95,
-    bound: str = "hoeffding_bentkus",
+    bound: str | None = None,
     grid: Iterable[float] | None = None,
     costs: Sequence[float] | None = None,
 ) -> RiskControl:
@@ -100,9 +107,11 @@ def control_risk(
             losses, are used by ``"betting"`` and count as 0 with other bounds.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
-        bound: ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any
-            loss, sharper where losses vary little), ``"exact_binomial"`` (losses 0 or 1), or
-            ``"conformal"``.
+        bound: ``"exact_binomial"`` (Clopper and Pearson 1934; losses 0 or 1),
+            ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss,
+            sharper if losses vary little), or ``"conformal"``. If None, the first where every loss
+            is 0 or 1 by the definition of the risk (all named ones but those of nDCG, and `Missed`),
+            and the second for callables and other risks.
         grid: Values of the threshold, strictly rising or falling.
         costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen; n where
             None.
@@ -115,10 +124,11 @@ def control_risk(
     """
     check_share("level", level, remedy="Pass level=0.05, say.")
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
-    check_choice("bound", bound, [*BOUNDS, "conformal"])
     check_record(trajectory)
     family = family_of(policies, grid, trajectory)
     risk = resolved(risk, family.policy)
+    bound = bound_for(risk) if bound is None else bound
+    check_choice("bound", bound, [*BOUNDS, "conformal"])
     at = loss_at(risk, trajectory, _lowest(bound))
     full = at(np.full((1, len(trajectory)), trajectory.num_steps))[0]
     by_step = as_costs(costs, trajectory.num_steps)

@@ -19,6 +19,7 @@ __all__ = [
     "Ranking",
     "Risk",
     "RiskLike",
+    "bound_for",
     "loss_at",
     "losses_of",
     "name_of",
@@ -42,6 +43,10 @@ class Risk(ABC):
     def rows(self, record: Record) -> Bools | None:
         """Return the rows that count, `(rows,)` bool; None for all."""
         return None
+
+    def is_binary(self) -> bool:
+        """Return whether every loss is 0 or 1, whatever the rows: then the exact binomial bound holds."""
+        return False
 
 
 Named: TypeAlias = Literal[
@@ -73,6 +78,10 @@ class Missed(Risk):
     reference: Literal["full_depth", "labels"] = "full_depth"
     name: str = "missed"
 
+    def is_binary(self) -> bool:
+        """Return True: an answer is another, or it is not."""
+        return True
+
     def losses(self, record: Record) -> Floats:
         """Return 1 where the answer is another than the reference, `(rows, steps)`."""
         same = record.agreement() if self.reference == "full_depth" else record.correct()
@@ -93,6 +102,10 @@ class OtherAnswers(Risk):
     """The risk of another answer than that of a reference, which the record has as its labels."""
 
     name: str = "disagreement_with_reference"
+
+    def is_binary(self) -> bool:
+        """Return True: an answer is another, or it is not."""
+        return True
 
     def losses(self, record: Record) -> Floats:
         """Return 1 where the answer is another, `(rows, steps)`."""
@@ -123,6 +136,10 @@ class Ranking(Risk):
     name: str
     k: int
 
+    def is_binary(self) -> bool:
+        """Return whether the loss counts queries with other candidates, in place of a share of nDCG."""
+        return self.name in ("top_k", "top_1")
+
     def losses(self, record: Record) -> Floats:
         """See `Risk.losses`: a row has no loss of its own."""
         raise ArgumentError(
@@ -140,7 +157,7 @@ class Ranking(Risk):
         found = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
         wanted = ranked(groups, last)
         queries = int(groups.max()) + 1
-        if self.name in ("top_k", "top_1"):
+        if self.is_binary():
             k = self.k if self.name == "top_k" else 1
             lowest, of_found = np.full(queries, np.inf), np.full(queries, np.inf)
             np.minimum.at(lowest, groups[wanted < k], last[wanted < k])
@@ -177,6 +194,20 @@ def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
     return (
         Ranking(risk, found[0]) if found and isinstance(risk, str) and risk in _RANKINGS else risk
     )
+
+
+def bound_for(risk: RiskLike) -> str:
+    """Return the name of the sharpest bound that holds for a risk, by its definition and not by its losses.
+
+    Losses that are 0 or 1 on some rows may be others on the next, so a callable gets the bound for
+    any loss. An `"error_gap"` is cut at 0, and is then 0 or 1.
+
+    Example:
+        >>> bound_for("disagreement"), bound_for(lambda outputs, labels: 0.5 * (labels > 1))
+        ('exact_binomial', 'hoeffding_bentkus')
+    """
+    binary = risk.is_binary() if isinstance(risk, Risk) else risk in _NAMED
+    return "exact_binomial" if binary else "hoeffding_bentkus"
 
 
 def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:

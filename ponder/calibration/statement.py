@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LEVEL = 0.02
-"""The share of answers that may differ, unless another is asked for; the same in all commands."""
+"""The share of answers that may differ, unless another is asked for; the same in all commands and functions."""
 CONFIDENCE = 0.95
 """The probability with which a promise holds, unless another is asked for."""
 

@@ -26,6 +26,7 @@ from ponder._utils.rows import class_numbers, content_ids
 from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
+from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cascade.stages import CascadeStage, StageAnswers, stage_of
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import (
@@ -176,8 +177,8 @@ class Cascade:
         labels: Sequence[Any] | None = None,
         *,
         risk: Literal["disagreement", "error", "missed"] | Risk = "disagreement",
-        level: float = 0.02,
-        confidence: float = 0.95,
+        level: float = LEVEL,
+        confidence: float = CONFIDENCE,
         positive: Any = None,
         reference: Any = None,
         seed: int = 0,

@@ -27,6 +27,7 @@ from ponder._utils.checks import check_real, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import upper_bound
 from ponder.calibration.ledger import Ledger
+from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cascade.asking import Asker, Asking, Reply
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Row, Store
@@ -164,8 +165,8 @@ class Live:
     def __init__(
         self,
         reference: Any,
-        level: float = 0.02,
-        confidence: float = 0.95,
+        level: float = LEVEL,
+        confidence: float = CONFIDENCE,
         path: str | Path | None = None,
         *,
         cheap: Any = None,

@@ -25,6 +25,7 @@ from ponder._utils.rows import content_ids
 from ponder._utils.seals import changed_parts, sealed
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
+from ponder.calibration.statement import CONFIDENCE
 from ponder.deploy.manifest import changed_in
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
@@ -246,7 +247,7 @@ class Ranker:
         policy: TopK,
         *,
         changed: float,
-        confidence: float = 0.95,
+        confidence: float = CONFIDENCE,
         risk: str = "top_k",
     ) -> RiskControl:
         """Choose the margin of a policy on queries that chose nothing else, and take it; arguments as `fit_exits`."""

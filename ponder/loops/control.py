@@ -70,7 +70,7 @@ def control_risk(
     risk: Literal["sequence", "position"] = "sequence",
     level: float,
     confidence: float = 0.95,
-    bound: str = "hoeffding_bentkus",
+    bound: str | None = None,
 ) -> LoopControl:
     """Choose the cheapest of a few thresholds whose risk on fresh rows is at most `level`.
 
@@ -91,6 +91,8 @@ def control_risk(
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"``, or ``"exact_binomial"`` for ``"sequence"``.
+            If None, ``"exact_binomial"`` for ``"sequence"``, whose losses are 0 or 1, and
+            ``"hoeffding_bentkus"`` for ``"position"``.
 
     Raises:
         ArgumentError: No thresholds, or a loop in training mode.
@@ -106,6 +108,8 @@ def control_risk(
     check_share("level", level, remedy="Pass level=0.05, say.")
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("risk", risk, ("sequence", "position"))
+    if bound is None:
+        bound = "exact_binomial" if risk == "sequence" else "hoeffding_bentkus"
     check_choice("bound", bound, BOUNDS)
     if loop.training or not thresholds:
         expected = "a loop in evaluation mode, and a threshold or more"

@@ -233,9 +233,11 @@ def drawn(rng: Any, rows: int) -> ArrayRecord:
     return ArrayRecord(WORLD.outputs[places], labels=WORLD.labels[places])
 
 
-@pytest.mark.parametrize("bound", ["hoeffding_bentkus", "betting", "exact_binomial", "conformal"])
+@pytest.mark.parametrize(
+    "bound", [None, "hoeffding_bentkus", "betting", "exact_binomial", "conformal"]
+)
 @pytest.mark.parametrize("risk", ["disagreement", "error_gap"])
-def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str, risk: Any) -> None:
+def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str | None, risk: Any) -> None:
     rng, level = np.random.default_rng(0), 0.1
     low = -1.0 if bound == "betting" else 0.0
     losses = losses_of(risk, WORLD, low)[0]
@@ -255,6 +257,30 @@ def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str, risk: 
     else:
         assert np.mean(np.array(risks) > level) <= 0.05 + 0.02
     assert np.mean(risks) > 0.3 * level  # and promises are worth something
+
+
+@pytest.mark.parametrize(
+    ("risk", "bound"),
+    [
+        ("disagreement", "exact_binomial"),
+        ("error", "exact_binomial"),
+        ("error_gap", "exact_binomial"),
+        (Missed([1]), "exact_binomial"),
+        (Late(), "hoeffding_bentkus"),
+        (lambda outputs, labels: 0.1 * (outputs[..., 0] > 0), "hoeffding_bentkus"),
+    ],
+)
+def test_losses_of_0_or_1_get_the_sharper_bound_unless_another_is_named(
+    risk: Any, bound: str
+) -> None:
+    seen = record(400, steps=4)
+    found, same, other = (
+        control_risk(seen, Margin, risk=risk, level=0.2, bound=own)
+        for own in (None, bound, "hoeffding_bentkus")
+    )
+    assert found.policy == same.policy
+    assert found.policy.bound == bound
+    assert found.mean_exit_step <= other.mean_exit_step
 
 
 def test_promises_hold_where_the_kind_was_chosen_on_the_way() -> None:
