@@ -1,4 +1,4 @@
-"""Save and load wrapped models: one safetensors file with the settings in its metadata.
+"""Save and load wrapped models and loops: one safetensors file with the settings in its metadata.
 
 Nothing is ever unpickled.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from ponder._utils.files import read_tensors, reading, write_tensors
 from ponder._utils.seals import changed_parts, sealed
 from ponder.errors import CheckpointError
+from ponder.loops import Loop
 from ponder.policies import ExitPolicy
 from ponder.policies.combine import promise_about
 from ponder.priors import Prior
@@ -24,16 +25,16 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["load", "save"]
 
 _FORMAT = "ponder-model-4"
-M = TypeVar("M", bound=PonderWrapper)
+M = TypeVar("M", PonderWrapper, Loop)
 
 
-def save(model: PonderWrapper, file: str | Path) -> None:
-    """Write a wrapped model to one file: its weights, and its policy, prior, objective, stages and schedule.
+def save(model: PonderWrapper | Loop, file: str | Path) -> None:
+    """Write a wrapped model or a loop to one file: its weights, and its policy, prior, objective, stages and schedule.
 
     The file is replaced in one act: an interrupted save leaves the old one.
 
     Args:
-        model: The model.
+        model: The model; a `ponder.loops.Loop` has no stages and no schedule.
         file: The file, ``"model.safetensors"`` say. Its folder is made where it does not exist.
 
     Example:
@@ -72,43 +73,54 @@ def load(file: str | Path, *, into: M) -> M:
         for name in sorted(expected.keys() & weights.keys())
         if expected[name].shape != weights[name].shape
     ]
-    own = _settings(into)
+    own = _architecture(into)
     with reading(file, "model"):
         settings: dict[str, Any] = json.loads(metadata["settings"])
         policy = ExitPolicy.from_dict(settings["policy"])
         stages = tuple(map(Stage.from_dict, settings["stages"]))
         prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
         changed = changed_parts(settings, lambda name: None)
-    wrong += [
-        name
-        for name in ("num_steps", "schedule", "task", "initial")
-        if settings.get(name, "missing") != own[name]
-    ]
+    wrong += [name for name, value in own.items() if settings.get(name, "missing") != value]
     if wrong:
         raise CheckpointError(
             f"{file}: of another model: {', '.join(wrong)} missing, unknown or different. "
             "Build the model as it was when it was saved."
         )
-    into.checked(policy)
-    if settings["prior"] != own["prior"]:
+    if isinstance(into, PonderWrapper):
+        into.checked(policy)
+    if settings["prior"] != _prior_of(into):
         into.prior = prior
-    into.stages = stages
+    if isinstance(into, PonderWrapper):
+        into.stages = stages
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
     into.policy = promise_about(into.weights_digest, policy, lambda: changed)
     return into
 
 
-def _settings(model: PonderWrapper) -> dict[str, Any]:
+def _settings(model: PonderWrapper | Loop) -> dict[str, Any]:
     """Return all that makes up a model besides its weights, in plain JSON types."""
+    stages = model.stages if isinstance(model, PonderWrapper) else ()
     return {
-        "num_steps": model.num_steps,
-        "schedule": list(model.steps.schedule),
+        **_architecture(model),
+        "policy": model.policy.to_dict(),
+        "prior": _prior_of(model),
+        "stages": [stage.to_dict() for stage in stages],
+    }
+
+
+def _architecture(model: PonderWrapper | Loop) -> dict[str, Any]:
+    """Return the settings that a model into which a file is read must have itself."""
+    own: dict[str, Any] = {
         "task": None if model.task is None else model.task.name,
         "initial": getattr(model.lambda_head, "initial", None),
-        "policy": model.policy.to_dict(),
-        "prior": None if model.prior is None else model.prior.to_dict(),
-        "stages": [stage.to_dict() for stage in model.stages],
     }
+    if isinstance(model, Loop):
+        return {**own, "halted": model.halted}
+    return {**own, "num_steps": model.num_steps, "schedule": list(model.steps.schedule)}
+
+
+def _prior_of(model: PonderWrapper | Loop) -> dict[str, Any] | None:
+    return None if model.prior is None else model.prior.to_dict()
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

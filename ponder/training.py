@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf, isnan
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ponder._utils.checks import check_int, check_real, library
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
+from ponder.loops import Loop
 from ponder.model.heads import PerStep
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
@@ -107,14 +108,18 @@ def fit(
     `accelerate` decides on devices, precision and the number of processes (``accelerate launch``,
     ``torchrun``).
 
+    A `ponder.loops.Loop` has one stage, with the objective of its calls. A module that holds a loop
+    is itself called, ``model(inputs, labels=…, **context)``, and returns the loop's output; the
+    score of held-out data is minus the loss at the exits.
+
     Afterwards the model is in evaluation mode, and the same parameters are frozen as before.
 
     Args:
-        model: A `PonderWrapper`, or a module that holds one.
+        model: A `PonderWrapper`, a `ponder.loops.Loop`, or a module that holds one.
         loader: Training batches, iterated once an epoch: a DataLoader (several processes share its
             batches), or a list. A batch is a pair (inputs, labels), or a dict with the labels under
             ``"labels"``, whose other entries are the inputs (under the model's main input name, or
-            the first) and the context.
+            the first) and the context: that of a loop has `max_steps`.
         epochs: Epochs of each stage.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new; `lr` if None.
@@ -142,26 +147,35 @@ def fit(
     """
     check_int("epochs", epochs)
     check_real("warmup", warmup, 0.0, 1.0, open_high=True)
-    wrapper = next(part for part in model.modules() if isinstance(part, PonderWrapper))
+    halting = next(part for part in model.modules() if isinstance(part, PonderWrapper | Loop))
     if seed is not None:
         torch.manual_seed(seed)
     accelerator = _accelerator()
     loader = _shared_loader(loader, accelerator)
-    stages = wrapper.stages
+    rates = (lr, lambda_lr, head_lr, weight_decay)
     reports: list[EpochReport] = []
     try:
+        if isinstance(halting, Loop):
+            groups = parameter_groups(model, *rates)
+            trained = _LoopModel(model, halting)
+            run = _StageRun(model, trained, accelerator, loader, groups, epochs, warmup, clip)
+            reports += run.train(1, held_out, halting.policy)
+            return FitReport(tuple(reports))
+        stages = halting.stages
         for number, stage in enumerate(stages, start=1):
-            with run_stage(wrapper, stage):
-                groups = parameter_groups(wrapper, lr, lambda_lr, head_lr, weight_decay)
-                run = _StageRun(model, wrapper, accelerator, loader, groups, epochs, warmup, clip)
+            with run_stage(halting, stage):
+                groups = parameter_groups(halting, *rates)
+                wrapped = _WrappedModel(halting)
+                run = _StageRun(model, wrapped, accelerator, loader, groups, epochs, warmup, clip)
                 # If a later stage trains everything, it will move the exits, so full depth is
                 # scored. Early heads and Lambda heads are trained for the exits, and are scored
                 # there.
                 is_last = number == len(stages)
                 scores_exits = is_last or stage.train != "all"
-                policy = wrapper.policy if scores_exits else LastStep()
+                policy = halting.policy if scores_exits else LastStep()
                 reports += run.train(number, held_out, policy)
     finally:
+        halting.progress = None
         model.eval()
     return FitReport(tuple(reports))
 
@@ -236,7 +250,7 @@ def parameter_groups(
     PALBERT gives the Lambda head one of its own (Section 3.2).
 
     Args:
-        model: A `PonderWrapper`, or any module that holds one.
+        model: A `PonderWrapper`, a `ponder.loops.Loop`, or any module that holds one.
         lr: Learning rate of all that has none of its own.
         lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` if None.
         head_lr: Learning rate of the heads; `lr` if None.
@@ -276,18 +290,81 @@ def parameter_groups(
 def _owners(model: nn.Module) -> dict[int, str]:
     """Return the group, ``"head"`` or ``"lambda"``, of each parameter that is not the encoder's, by its id."""
     owners: dict[int, str] = {}
-    for wrapper in model.modules():
-        if isinstance(wrapper, PonderWrapper):
-            owners |= {id(weight): "head" for weight in wrapper.head.parameters()}
-            for part in _halting_parts(wrapper):
+    for halting in model.modules():
+        if isinstance(halting, PonderWrapper | Loop):
+            owners |= {id(weight): "head" for weight in halting.head.parameters()}
+            for part in _halting_parts(halting):
                 owners |= {id(weight): "lambda" for weight in part.parameters()}
     return owners
 
 
-def _halting_parts(model: PonderWrapper) -> list[nn.Module]:
+def _halting_parts(model: PonderWrapper | Loop) -> list[nn.Module]:
     """Return the Lambda head and the weights of a learned prior, if there are such."""
     parts = (model.lambda_head, model.prior_weights)
     return [part for part in parts if part is not None]
+
+
+class _Trained(Protocol):
+    """What a stage trains: the module that is called, its progress, and how held-out batches are scored."""
+
+    called: nn.Module
+    main_input_name: str | None
+
+    def set_progress(self, progress: Progress) -> None:
+        """Tell objectives that change while training runs how far it is."""
+
+    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """Return the score and the exit step of each row, `(rows,)` each; of a loop, of each position."""
+
+
+class _WrappedModel:
+    """A `PonderWrapper` in training; rows are scored by replay of a full-depth run.
+
+    With a head at each step the score is the mean over all steps, since a threshold may not suit
+    new weights. With a shared head, and under `LastStep`, it is the score at the exits.
+    """
+
+    def __init__(self, wrapper: PonderWrapper) -> None:
+        self.called: nn.Module = wrapper
+        self.wrapper = wrapper
+        self.main_input_name = wrapper.main_input_name
+
+    def set_progress(self, progress: Progress) -> None:
+        """Set the progress of the wrapper."""
+        self.wrapper.progress = progress
+
+    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """Return the score and the exit step of each row."""
+        inputs, labels, context = batch
+        keep_features = "features" in policy.needs
+        trajectory = self.wrapper.unroll(
+            inputs, labels=labels, keep_features=keep_features, **context
+        )
+        exit_step = trajectory.replay(policy).exit_step.cpu()
+        table = _score_of_steps(trajectory)
+        if isinstance(self.wrapper.head, PerStep) and not isinstance(policy, LastStep):
+            return table.mean(1), exit_step
+        return table[torch.arange(len(table)), exit_step - 1], exit_step
+
+
+class _LoopModel:
+    """A loop in training, or a module around it; positions are scored by a run, minus their loss at the exits."""
+
+    main_input_name: str | None = None
+
+    def __init__(self, called: nn.Module, loop: Loop) -> None:
+        self.called = called
+        self.loop = loop
+
+    def set_progress(self, progress: Progress) -> None:
+        """Set the progress of the loop."""
+        self.loop.progress = progress
+
+    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """Return the score and the exit step of each real position; the policy is the loop's own."""
+        out = self.called(batch.inputs, labels=batch.labels, **batch.context)
+        exit_step = out.exit_step[out.exit_step > 0].cpu()
+        return -out.loss.cpu().expand(exit_step.shape), exit_step
 
 
 @dataclass
@@ -295,7 +372,7 @@ class _StageRun:
     """One stage of `fit`: its optimiser, its epochs, and the best of them."""
 
     model: nn.Module
-    wrapper: PonderWrapper
+    trained: _Trained
     accelerator: Any
     loader: Iterable[Any]
     groups: list[dict[str, Any]]
@@ -312,8 +389,8 @@ class _StageRun:
         self.total = len(self.loader) * self.epochs if isinstance(self.loader, Sized) else None
         optimizer = torch.optim.AdamW(self.groups, weight_decay=0.0)
         self.rates = LambdaLR(optimizer, self._rate)
-        has_plain_forward = "forward" not in vars(self.wrapper)
-        prepared = self.accelerator.prepare(self.wrapper, optimizer)
+        has_plain_forward = "forward" not in vars(self.trained.called)
+        prepared = self.accelerator.prepare(self.trained.called, optimizer)
         self.prepared, self.optimizer = prepared
         reports: list[EpochReport] = []
         best_score = -inf
@@ -329,14 +406,14 @@ class _StageRun:
                     if best_weights is None or score > best_score:
                         best_score = -inf if isnan(score) else score
                         best_epoch = epoch
-                        best_weights = copy.deepcopy(self.wrapper.state_dict())
+                        best_weights = copy.deepcopy(self.trained.called.state_dict())
                 reports.append(report)
         finally:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
             if has_plain_forward:  # mixed precision leaves a `forward` on the instance
-                vars(self.wrapper).pop("forward", None)
+                vars(self.trained.called).pop("forward", None)
         if best_weights is not None:
-            self.wrapper.load_state_dict(best_weights)
+            self.trained.called.load_state_dict(best_weights)
         return [replace(report, kept=report.epoch == best_epoch) for report in reports]
 
     def _rate(self, step: int) -> float:
@@ -355,7 +432,8 @@ class _StageRun:
         for batch in self.loader:
             inputs, labels, context = self._on_device(batch)
             if self.total is not None:
-                self.wrapper.progress = Progress(min(self.rates.last_epoch, self.total), self.total)
+                done = min(self.rates.last_epoch, self.total)
+                self.trained.set_progress(Progress(done, self.total))
             with self.accelerator.autocast():
                 out = self.prepared(inputs, labels=labels, **context)
             losses.append(self._step(self._shared(out), f"{where}, step {len(losses) + 1}"))
@@ -367,7 +445,7 @@ class _StageRun:
 
     def _on_device(self, batch: Any) -> TrainingBatch:
         """Return a batch with its tensors on the device of the model."""
-        read = read_batch(batch, self.wrapper.main_input_name)
+        read = read_batch(batch, self.trained.main_input_name)
         device = self.accelerator.device
         return TrainingBatch(*map_tensors(lambda tensor: tensor.to(device), tuple(read)))
 
@@ -405,27 +483,13 @@ class _StageRun:
         return value
 
     def _score(self, held_out: Iterable[Any], policy: ExitPolicy) -> tuple[float, float]:
-        """Return the score of held-out data, and the mean exit step.
-
-        With a head at each step the score is the mean over all steps, since a threshold may not
-        suit new weights. With a shared head, and under `LastStep`, it is the score at the exits of
-        `policy`.
-        """
-        wrapper = self.wrapper
+        """Return the score of held-out data, and the mean exit step."""
         scores: list[Tensor] = []
         exits: list[Tensor] = []
-        over_all_steps = isinstance(wrapper.head, PerStep) and not isinstance(policy, LastStep)
-        keep_features = "features" in policy.needs
-        with evaluating(wrapper), self.accelerator.autocast():
+        with evaluating(self.trained.called), self.accelerator.autocast():
             for batch in held_out:
-                inputs, labels, context = self._on_device(batch)
-                trajectory = wrapper.unroll(
-                    inputs, labels=labels, keep_features=keep_features, **context
-                )
-                exit_step = trajectory.replay(policy).exit_step.cpu()
-                table = _score_of_steps(trajectory)
-                rows = torch.arange(len(table))
-                scores.append(table.mean(1) if over_all_steps else table[rows, exit_step - 1])
+                score, exit_step = self.trained.score(self._on_device(batch), policy)
+                scores.append(score)
                 exits.append(exit_step)
         return float(torch.cat(scores).mean()), float(torch.cat(exits).double().mean())
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_share
-from ponder._utils.digest import digest_of_weights
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses
 from ponder.errors import ArgumentError
@@ -148,7 +147,7 @@ def control_risk(
         p_value=None if best is None else best.p_value,
         path=tuple((run.value, run.observed, run.p_value) for run in path),
         num_steps=max_steps,
-        weights=digest_of_weights([loop]),
+        weights=loop.weights_digest(),
     )
     whole = sum(out.position_steps for out in full)
     saved = 0.0 if best is None else 1.0 - best.position_steps / whole

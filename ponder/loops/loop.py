@@ -12,7 +12,7 @@ nothing of it is computed again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_choice, check_int, check_type
+from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.loops.blocks import position_step
@@ -147,12 +148,9 @@ class Loop(nn.Module):
         self.readout = None if readout is None else as_module("readout", readout)
         self.halted: Halted = halted
         self.task = as_task(task)
-        has_hazard = lambda_head is not None
-        self._default_prior = prior is None
-        self.prior = Geometric(0.1) if prior is None and has_hazard else prior
-        self.prior_weights = None if self.prior is None else self.prior.module
+        self.prior = prior
         if policy is None:
-            policy = Quantile(0.5) if has_hazard else LastStep()
+            policy = LastStep() if lambda_head is None else Quantile(0.5)
         check_type("policy", policy, ExitPolicy)
         self.policy = policy
         self.runs_positions = halted != "together" and isinstance(self.step, PositionStep)
@@ -163,6 +161,12 @@ class Loop(nn.Module):
             remedy = "Name it in the step, or use halted='frozen'."
             got = type(step).__name__
             raise ArgumentError("step", expected=expected, got=got, remedy=remedy)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign as PyTorch does; the weights of a learned prior are the loop's."""
+        if name == "prior":
+            self.prior_weights = None if value is None else value.module
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -299,6 +303,10 @@ class Loop(nn.Module):
         chosen.check(ModelSpec(max_steps, task, self.lambda_head is not None))
         return Decider(chosen, max_steps, task)
 
+    def weights_digest(self) -> str | None:
+        """Return the SHA-256 of the weights, whatever the device."""
+        return digest_of_weights([self])
+
     def meaning(self, outputs: Tensor) -> Task:
         """Return the task of outputs: the loop's own, classes if it names none."""
         return self._meaning_of_units(outputs) or task_named(None)
@@ -380,6 +388,7 @@ class Loop(nn.Module):
         real = real_units(hidden, mask, together=self.halted == "together")
         loss = None
         if labels is not None:
+            trajectory = replace(trajectory, labels=labels[real])
             loss = self._loss(objective, prior, trajectory, labels[real])
         outputs = trajectory.outputs[:, -1]
         folded = outputs.new_zeros(*real.shape, *outputs.shape[1:])
@@ -483,10 +492,10 @@ class Loop(nn.Module):
         return task.mean_loss(objective.per_example(unrolled), labels)
 
     def _prior_over(self, max_steps: int) -> Prior | None:
-        """Return the loop's prior for so many steps; the default one is scaled to them from 12."""
-        return (
-            self.prior.rescaled(12, max_steps) if self._default_prior and self.prior else self.prior
-        )
+        """Return the loop's prior; with a Lambda head and none given, the default, scaled to so many steps."""
+        if self.prior is None and self.lambda_head is not None:
+            return Geometric(0.1).rescaled(12, max_steps)
+        return self.prior
 
     def _meaning_of_units(self, outputs: Tensor) -> Task | None:
         """Return the task of units; of rows that halt together, an answer each position where it answers so."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ponder
-from ponder import objectives, policies
+from ponder import objectives, policies, priors
 from ponder.errors import ArgumentError
 from ponder.loops import Loop
 from tests.loops.models import POLICIES, STEPS, WIDTH, make_batch, make_loop
@@ -236,7 +236,7 @@ def test_the_loss_is_that_of_positions_as_rows() -> None:
     trajectory = out.trajectory
     assert len(trajectory) == int(mask.sum())
     log_pmf = trajectory.halting.log_pmf
-    prior = loop.prior.rescaled(12, MAX_STEPS)(MAX_STEPS)
+    prior = priors.Geometric(0.1).rescaled(12, MAX_STEPS)(MAX_STEPS)
     fits = torch.nn.functional.cross_entropy(
         trajectory.outputs.transpose(1, 2),
         labels[mask][:, None].expand(-1, MAX_STEPS),
