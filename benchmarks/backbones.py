@@ -157,7 +157,9 @@ class _Joined(io.RawIOBase):
     """Several files, read as if they were one; spares a copy of the archive on the disk."""
 
     def __init__(self, files: Sequence[io.BufferedReader]) -> None:
-        self._files, self._place, self._starts = files, 0, [0]
+        self._files = files
+        self._place = 0
+        self._starts = [0]
         for file in files:
             self._starts.append(self._starts[-1] + file.seek(0, io.SEEK_END))
 

@@ -49,7 +49,8 @@ def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
         >>> score(tasks.get("RTE"), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
         {'accuracy': 0.75, 'score': 0.75}
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    predictions = np.asarray(predictions)
+    labels = np.asarray(labels)
     inside = np.ones(len(labels), dtype=bool) if task.outside is None else labels != task.outside
     found: dict[str, float] = {
         name: float(_METRICS[name](labels[inside], predictions[inside])) for name in task.metrics

@@ -24,7 +24,9 @@ __all__ = ["measure"]
 
 TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoLA": 4000}
 """Rows of `train.shuffle(seed=seed)` by which the model of each task was fine-tuned; the race gets later ones."""
-_ROUNDS, _TIMED, _NEAR = 5, 256, 1.05
+_ROUNDS = 5
+_TIMED = 256
+_NEAR = 1.05
 _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 
 Texts = tuple[list[str], list[str]]
@@ -46,10 +48,8 @@ def measure(
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
     advice = advise(model, texts, labels, disagreement=level, seed=seed)
-    took, peak = (
-        time.process_time() - start,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
+    took = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ways = [way for way in advice.ways if way.name != "blind mix"]
     rows = [_on_test(way, ways[0].model.predict(test[0]).labels, test) for way in ways]
     _add_seconds(rows, ways, test[0], seed)
@@ -97,10 +97,8 @@ def _texts(
     Out of scope stands apart, as in the metrics: a promise is about texts like those that certify it.
     """
     if name == "generated":
-        names, folder = (
-            list(graded.get("negation").labels),
-            work / f"generated-{Path(backbone).name}-s{seed}" / "plain",
-        )
+        names = list(graded.get("negation").labels)
+        folder = work / f"generated-{Path(backbone).name}-s{seed}" / "plain"
         if not (folder / "config.json").exists():
             fine_tune(
                 backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED
@@ -110,11 +108,10 @@ def _texts(
         return name, sides[0], sides[1], []
     task = tasks.get(name)
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
-    train, taught = splits["train"].shuffle(seed=seed), TAUGHT[task.name]
-    fresh, names = (
-        train.select(range(taught, min(taught + most, len(train)))),
-        list(train.features["label"].names),
-    )
+    train = splits["train"].shuffle(seed=seed)
+    taught = TAUGHT[task.name]
+    fresh = train.select(range(taught, min(taught + most, len(train))))
+    names = list(train.features["label"].names)
     seen, test = (_joined(rows, names, backbone) for rows in (fresh, splits[task.dev_splits[0]]))
     apart = None if task.outside is None else names[task.outside]
     inside = [pair for pair in zip(*test, strict=True) if pair[1] != apart]
@@ -134,7 +131,8 @@ def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
 
 def _on_test(way: Any, full: Sequence[str], test: Texts) -> dict[str, Any]:
     own = way.model.predict(test[0]).labels
-    other, wrong = _different(own, full), _different(own, test[1])
+    other = _different(own, full)
+    wrong = _different(own, test[1])
     return {
         "name": way.name,
         "promise": _plain(way.promise),
@@ -153,7 +151,8 @@ def _add_seconds(
 ) -> None:
     """Time all ways in turn on some test texts."""
     places = np.random.default_rng(seed).permutation(len(texts))[:_TIMED]
-    some, took = [texts[n] for n in places], [list[float]() for _ in ways]
+    some = [texts[n] for n in places]
+    took = [list[float]() for _ in ways]
     for _ in range(_ROUNDS):
         for way, seconds in zip(ways, took, strict=True):
             start = time.process_time()

@@ -11,19 +11,27 @@ from ponder.calibration.records import Record
 
 __all__ = ["redraw"]
 
-POPULATION, STEPS, CLASSES, CONFIDENCE = 20_000, 4, 4, 0.95
+POPULATION = 20_000
+STEPS = 4
+CLASSES = 4
+CONFIDENCE = 0.95
 _SECONDS = {"": 1.0, "int8": 0.5}  # of the model for a text, by which the winner is chosen
 
 
 def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
     """Run the promises of a race on many draws of its texts, and count those that the population breaks."""
-    whole, draw = _population(np.random.default_rng(0)), np.random.default_rng(1)
-    per_way, broken = 1.0 - (1.0 - CONFIDENCE) / len(WAYS), dict.fromkeys(WAYS, 0)
-    met, any_broken, winner_broken = dict(broken), 0, 0
+    whole = _population(np.random.default_rng(0))
+    draw = np.random.default_rng(1)
+    per_way = 1.0 - (1.0 - CONFIDENCE) / len(WAYS)
+    broken = dict.fromkeys(WAYS, 0)
+    met = dict(broken)
+    any_broken = 0
+    winner_broken = 0
     for _ in range(redraws):
         seen = whole.taken(draw.integers(0, POPULATION, rows))
         seen = Recorded(np.arange(rows), seen.exits, seen.student, seen.int8)
-        wrong, costs = dict[str, bool](), dict[str, float]()
+        wrong = dict[str, bool]()
+        costs = dict[str, float]()
         for way in WAYS:
             made = promise(seen, way, level, per_way)
             wrong[way] = made.met and _risk(whole, way, made.policy) > level
@@ -76,6 +84,7 @@ def _risk(whole: Recorded, way: str, policy: Any) -> float:
 
 def _cost(way: str, depth: Any) -> float:
     """Return the mean seconds of a text, in those of the model."""
-    student, steps = "cascade" in way, STEPS if way.endswith(("exits", "step")) else 1
+    student = "cascade" in way
+    steps = STEPS if way.endswith(("exits", "step")) else 1
     behind = np.minimum((depth - student) / steps, 1.0).mean()
     return float(0.03 * student + _SECONDS["int8" if way.startswith("int8") else ""] * behind)

@@ -22,13 +22,16 @@ from ponder.integrations.transformers import fit_exits
 
 __all__ = ["run"]
 
-COUNTS, LEVEL, DROPPED = (500, 1000, 2000, 4000), 0.02, 0.2
+COUNTS = (500, 1000, 2000, 4000)
+LEVEL = 0.02
+DROPPED = 0.2
 _LEARNED = "the model's training texts"
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure the curve, and write `<out>/curve-<task>-<backbone>-s<seed>.json`."""
-    rows, known = [], dict[str, Floats]()
+    rows = []
+    known = dict[str, Floats]()
     for count in (
         *(count for count in COUNTS if count < 0.9 * len(setting.texts)),
         len(setting.texts),
@@ -59,7 +62,8 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 def _exits(setting: Setting, count: int) -> dict[str, Any]:
     """Give the model exits by the first texts; what is saved are its steps."""
     report = fit_exits(setting.model, setting.texts[:count], disagreement=LEVEL, seed=setting.seed)
-    policy, tested = setting.model.policy, setting.record(setting.test)
+    policy = setting.model.policy
+    tested = setting.record(setting.test)
     steps, answers = at_exits(tested, policy)
     other = float((answers != tested[:, -1].argmax(-1)).mean())
     return {"met": report.met, "saved": 1.0 - float(steps.mean()) / tested.shape[1], "other": other}
@@ -81,7 +85,8 @@ def _student(
     def both(texts: Sequence[str]) -> Floats:
         return np.concatenate([setting.logs(student, texts), answers(texts)[:, None]], axis=1)
 
-    texts, draw = setting.texts[:count], np.random.default_rng(setting.seed)
+    texts = setting.texts[:count]
+    draw = np.random.default_rng(setting.seed)
     taught, rest = ([texts[n] for n in side] for side in split(texts, (0.6, 0.4), setting.seed))
     more = [
         text

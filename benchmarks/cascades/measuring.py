@@ -28,14 +28,17 @@ _COSTS = {
     "": 30.0,
     "int8 ": 10.0,
 }  # of the model, as multiples of the student's, by which thresholds are chosen
-_ROUNDS, _TIMED, _ALONE = 3, 1024, 64
+_ROUNDS = 3
+_TIMED = 1024
+_ALONE = 64
 _MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Measure a setting, and write `<out>/<task>-<backbone>-s<seed>.json`."""
     setting.fit()
-    outputs, tested = setting.record(setting.texts), setting.record(setting.test)
+    outputs = setting.record(setting.texts)
+    tested = setting.record(setting.test)
     student = _student(setting, outputs)
     race = _Race(setting, student, outputs, tested)
     race.add("", outputs, tested, setting.model)
@@ -46,7 +49,8 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
         )
         setting.model.policy = small.policy = LastStep()
         race.time(min(_TIMED, int(setting.inside.sum())))
-    full, sides = tested[:, -1].argmax(-1), [len(side) for side in setting.sides]
+    full = tested[:, -1].argmax(-1)
+    sides = [len(side) for side in setting.sides]
     texts = {"learned": len(setting.learned), "teach": sides[0] + sides[1], "certify": sides[2]}
     result = {
         "task": setting.task.name,
@@ -97,8 +101,10 @@ class _Race:
     """Ways to answer, by promise and name: what they gave on test texts, and what runs them."""
 
     def __init__(self, setting: Setting, student: Student, outputs: Floats, tested: Floats) -> None:
-        self.setting, self.student = setting, student
-        self.full, self.full_test = outputs[:, -1], tested[:, -1]
+        self.setting = setting
+        self.student = student
+        self.full = outputs[:, -1]
+        self.full_test = tested[:, -1]
         self.sure = setting.logs(student, [setting.texts[n] for n in setting.sides[2]])
         self.sure_test = setting.logs(student, setting.test)
         self.found: dict[tuple[float, str], dict[str, Any]] = {}
@@ -177,7 +183,8 @@ class _Race:
             for (at, name), found in self.found.items()
             if at == level
         }
-        full, share = self.full_test.argmax(-1), made["cascade"]["student_answers"]
+        full = self.full_test.argmax(-1)
+        share = made["cascade"]["student_answers"]
         model, alone = (
             self.setting.scores(each, full) for each in (full, self.sure_test[:, 0].argmax(-1))
         )

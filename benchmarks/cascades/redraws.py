@@ -20,17 +20,22 @@ from benchmarks.files import write_json
 
 __all__ = ["run"]
 
-LEVELS, ROWS, TAUGHT, CONFIDENCE = (0.02, 0.05), 1000, 800, 0.95
+LEVELS = (0.02, 0.05)
+ROWS = 1000
+TAUGHT = 800
+CONFIDENCE = 0.95
 DRAWS, FEWER = 1000, 120  # draws of thresholds alone, and of what takes longer
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Count, and write `<out>/redraws-<task>.json`."""
     setting.fit()
-    teach, check = np.concatenate(setting.sides[:2]), setting.sides[2]
+    teach = np.concatenate(setting.sides[:2])
+    check = setting.sides[2]
     texts = [*(setting.texts[n] for n in check), *setting.test]
     answers = setting.record([setting.texts[n] for n in teach])[:, -1].argmax(-1)
-    outputs, draw = setting.record(texts), np.random.default_rng(setting.seed)
+    outputs = setting.record(texts)
+    draw = np.random.default_rng(setting.seed)
 
     def taught(rows: Any) -> Floats:
         student = setting.student([setting.texts[teach[n]] for n in rows], answers[rows])
@@ -64,7 +69,9 @@ def _count(
     kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator
 ) -> Any:
     """Certify on draws with replacement, and count those whose risk on the population is above the level."""
-    risks, shares, met = [], [], 0
+    risks = []
+    shares = []
+    met = 0
     for sure in students:
         whole = record_of(np.concatenate([sure, outputs], axis=1))
         rows = draw.integers(len(outputs), size=ROWS)  # a text that is drawn twice counts twice

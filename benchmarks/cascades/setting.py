@@ -171,7 +171,9 @@ class Setting:
 
     def scores(self, answers: Any, full: Any) -> dict[str, float]:
         """Return other answers than those of the model as it is, and accuracies, out of scope apart."""
-        same, right, made = answers == full, answers == self.labels, dict[str, float]()
+        same = answers == full
+        right = answers == self.labels
+        made = dict[str, float]()
         for name, rows in (("", self.inside), ("_outside", ~self.inside)):
             if rows.any():
                 made |= {

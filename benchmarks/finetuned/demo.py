@@ -20,10 +20,12 @@ __all__ = ["demo", "generated"]
 
 SHARES = (0.60, 0.25, 0.10, 0.05)
 """How many reviews have none, one, two and three negations."""
-TRAIN, TRAFFIC = 1600, 1500
+TRAIN = 1600
+TRAFFIC = 1500
 GENERATED: dict[str, Any] = {"epochs": 3, "lr": 2e-4}
 INTENTS: dict[str, Any] = {"epochs": 2, "lr": 3e-4, "bf16": True}
-INTENTS_TRAIN, INTENTS_OTHERS = 4000, 2000
+INTENTS_TRAIN = 4000
+INTENTS_OTHERS = 2000
 
 
 def demo(
@@ -49,17 +51,17 @@ def demo(
             generated(part, round(scale * size), seed)
             for part, size in (("train", TRAIN), ("dev", TRAFFIC))
         )
-        names, what, options = list(graded.get("negation").labels), "generated reviews", GENERATED
+        names = list(graded.get("negation").labels)
+        what = "generated reviews"
+        options = GENERATED
     else:
         rows = tasks.get("Banking77").load(data, ("train",))["train"].shuffle(seed=seed)
         cut, end = (round(scale * size) for size in (INTENTS_TRAIN, INTENTS_TRAIN + INTENTS_OTHERS))
         sides = (rows.select(range(cut)), rows.select(range(cut, end)))
         train, texts = ((list(side["sentence1"]), list(side["label"])) for side in sides)
-        names, what, options = (
-            list(rows.features["label"].names),
-            "customers' questions (Banking77)",
-            INTENTS,
-        )
+        names = list(rows.features["label"].names)
+        what = "customers' questions (Banking77)"
+        options = INTENTS
     print(
         f"A {backbone} is fine-tuned on {len(train[0])} {what}, and every way to make it cheaper is raced on "
         f"{len(texts[0])} others, each with a promise."

@@ -75,10 +75,8 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: min((done + 1) / (_WARM_UP * total + 1), (total - done) / total)
     )
-    generator, lengths = (
-        torch.Generator().manual_seed(seed),
-        torch.tensor([len(text) for text in texts]),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([len(text) for text in texts])
     model.train()
     with bar("fine-tuning", total) as advance:
         for _ in range(epochs):

@@ -72,7 +72,8 @@ def on_fresh(
             seconds[name].append(time.perf_counter() - start)
             if name == "plain":
                 full = answers.outputs.argmax(-1).numpy()
-    found, truth = answers.outputs.argmax(-1).numpy(), np.asarray(labels)
+    found = answers.outputs.argmax(-1).numpy()
+    truth = np.asarray(labels)
     return {
         "rows": len(truth),
         "plain_accuracy": float((full == truth).mean()),
@@ -103,9 +104,11 @@ def run(
         work: Folder of models.
         out: Folder of results.
     """
-    task, seed = tasks.get(name), int(settings["seed"])
+    task = tasks.get(name)
+    seed = int(settings["seed"])
     splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
-    source, test = splits["train"].shuffle(seed=seed), splits[task.dev_splits[0]]
+    source = splits["train"].shuffle(seed=seed)
+    test = splits[task.dev_splits[0]]
     if task.kind != "classification" or "sentence2" in source.column_names:
         raise ArgumentError(
             "task", expected="single texts with classes", got=task.name, remedy="Choose SST-2, say."

@@ -37,11 +37,13 @@ def train_heads(
 
     A frozen encoder trains in evaluation mode, so that its features are those of every epoch.
     """
-    began, wrapper = time.perf_counter(), model.ponder.eval()
+    began = time.perf_counter()
+    wrapper = model.ponder.eval()
     taught, selecting = (record(model, rows, features=True) for rows in (data, selected_on))
     steps = config.epochs * -(-len(data) // config.batch_size)
     name = "linear" if config.schedule == "linear" else "constant_with_warmup"
-    scores, kept = list[float](), wrapper.head.state_dict()
+    scores = list[float]()
+    kept = wrapper.head.state_dict()
     with run_stage(wrapper, stage):
         optimizer = torch.optim.AdamW(
             parameter_groups(wrapper, config.lr, None, config.head_lr), weight_decay=0.0
@@ -87,7 +89,8 @@ def _score(task: Task, model: PonderForSequenceClassification, run: Trajectory) 
 
 def _outputs(model: PonderForSequenceClassification, run: Trajectory, rows: Tensor) -> Tensor:
     assert run.features is not None
-    features, heads = run.features[rows].float(), cast(Any, model.ponder.head).heads
+    features = run.features[rows].float()
+    heads = cast(Any, model.ponder.head).heads
     return torch.stack([head(features[:, step]) for step, head in enumerate(heads)], dim=1)
 
 
@@ -95,6 +98,8 @@ def _loss(
     model: PonderForSequenceClassification, stage: Stage, run: Trajectory, rows: Tensor
 ) -> Tensor:
     assert run.labels is not None
-    outputs, labels, task = _outputs(model, run, rows), run.labels[rows], run.meaning
+    outputs = _outputs(model, run, rows)
+    labels = run.labels[rows]
+    task = run.meaning
     unrolled = Unrolled(outputs, task.step_losses(outputs, labels), task, labels=labels)
     return task.mean_loss(stage.objective.per_example(unrolled), labels)

@@ -27,7 +27,8 @@ from ponder.policies import Confidence, Entropy, ExitPolicy, LastStep, Patience,
 __all__ = ["costs_of", "mean_cost", "record", "speed_ups", "summarise"]
 
 _TIMED = 6  # batches
-_TRIED, _KEPT = 2001, 41
+_TRIED = 2001
+_KEPT = 41
 _THRESHOLD = "knob"  # its name in the files, since the first of them
 
 
@@ -39,7 +40,8 @@ def record(
     num_steps: int | None = None,
 ) -> Trajectory:
     """Return the full-depth trajectory of `data`, with its own row ids; with features where the policy reads them."""
-    keep, ids = features or "features" in model.policy.needs, list(data["idx"])
+    keep = features or "features" in model.policy.needs
+    ids = list(data["idx"])
     return model.record(
         list(data), batch_size=64, row_ids=ids, keep_features=keep, num_steps=num_steps
     )
@@ -63,11 +65,9 @@ def summarise(
         thresholds of policies.
     """
     assert trajectory.labels is not None
-    labels, steps, exits = (
-        trajectory.labels.numpy(),
-        trajectory.num_steps,
-        trajectory.replay(policy),
-    )
+    labels = trajectory.labels.numpy()
+    steps = trajectory.num_steps
+    exits = trajectory.replay(policy)
 
     def score(outputs: Tensor, of: Any = labels) -> dict[str, float]:
         return metrics.score(task, metrics.answers(task, outputs.float().numpy()), np.asarray(of))

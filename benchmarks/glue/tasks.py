@@ -19,7 +19,9 @@ _COLA_SPLITS = (GlueSplit("train", _COLA), GlueSplit("dev", _COLA), GlueSplit("t
 _MNLI_NAMES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 
 
-_PAIR, _NLI, _BINARY = ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("0", "1")
+_PAIR = ("sentence1", "sentence2")
+_NLI = ("entailment", "not_entailment")
+_BINARY = ("0", "1")
 _NLI_OF_THREE = ("entailment", "neutral", "contradiction")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
 _AND_F1: tuple[Metric, ...] = ("accuracy", "f1")

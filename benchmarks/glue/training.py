@@ -167,7 +167,8 @@ def _train(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Train the stages of a model, from the checkpoints in `folder` where there are some."""
-    log, cut_off = StageLog(folder), _left_behind(folder)
+    log = StageLog(folder)
+    cut_off = _left_behind(folder)
     trainer = _Trainer(
         model=model,
         args=_arguments(config, folder, len(data), progress),

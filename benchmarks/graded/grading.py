@@ -119,7 +119,8 @@ def load(
         >>> splits["test"].num_rows, sorted(set(splits["test"]["label"]))
         (12, [0, 1])
     """
-    task, made = get(name), DatasetDict()
+    task = get(name)
+    made = DatasetDict()
     cells = [
         (difficulty, label) for difficulty in task.difficulties for label in range(len(task.labels))
     ]

@@ -152,7 +152,8 @@ def run(
     runs = []
     for scene in setting.scenes:
         torch.manual_seed(seed)
-        model, started = pondernet(scene.size, setting), time.monotonic()
+        model = pondernet(scene.size, setting)
+        started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.learning_rate)
         for _ in range(setting.steps):
@@ -191,7 +192,8 @@ def _measured(
     found = {}
     for name, policy in ways.items():
         exits = trajectory.replay(policy)
-        right, steps = (exits.outputs.argmax(-1) == labels).double(), exits.exit_step.double()
+        right = (exits.outputs.argmax(-1) == labels).double()
+        steps = exits.exit_step.double()
         by_level = [(level, difficulty == level) for level in difficulty.unique().tolist()]
         spread = len(by_level) > 1 and float(steps.std()) > 0
         found[name] = {

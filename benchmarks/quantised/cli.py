@@ -68,11 +68,13 @@ def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, 
         calibrating: How many others fix the ranges of activations, where a kind has fixed ones.
     """
     data = graded.load("agreement", train=calibrating, dev=1, test=texts)
-    others, compared = list(data["train"]["sentence1"]), list(data["test"]["sentence1"])
+    others = list(data["train"]["sentence1"])
+    compared = list(data["test"]["sentence1"])
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32"
         export.onnx(_headless(backbone), fp32)
-        expected, found = _last(fp32, compared), {}
+        expected = _last(fp32, compared)
+        found = {}
         for place, (name, write) in enumerate(KINDS.items()):
             write(fp32, Path(folder) / str(place), others)
             cosines = _cosines(_last(Path(folder) / str(place), compared), expected)
@@ -116,7 +118,8 @@ def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> None:
     logging.disable(logging.WARNING)  # it gives advice for every graph
     try:
         for name in Manifest.read(fp32).steps:
-            path, made = fp32 / f"{name}.onnx", folder / f"{name}.onnx"
+            path = fp32 / f"{name}.onnx"
+            made = folder / f"{name}.onnx"
             quantize_dynamic(str(path), str(made), op_types_to_quantize=["MatMul", "Gemm"])
     finally:
         logging.disable(logging.NOTSET)

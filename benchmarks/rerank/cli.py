@@ -45,15 +45,11 @@ def train_command(
     from benchmarks.rerank.data import load
 
     hide_bars()
-    queries, folder = (
-        load(task, data, seed, train=True).cut(0, train),
-        models / f"{task.lower()}-{backbone}-s{seed}",
-    )
-    whole, short, lr = (
-        folder / "whole",
-        folder / f"cut{layers}",
-        5e-5 if backbone == "mpnet" else 2e-4,
-    )
+    queries = load(task, data, seed, train=True).cut(0, train)
+    folder = models / f"{task.lower()}-{backbone}-s{seed}"
+    whole = folder / "whole"
+    short = folder / f"cut{layers}"
+    lr = 5e-5 if backbone == "mpnet" else 2e-4
     if not (whole / "config.json").exists():
         training.train(backbone, queries, whole, epochs=1, lr=lr, seed=seed, bf16=True)
     if not (short / "config.json").exists():

@@ -44,10 +44,8 @@ def clock(
     if not (folder / "int8" / "rerank.json").exists():
         prepare(folder, pools_of(load(task, data, seed, train=True).cut(train, train + 32)))
     pools = pools_of(load(task, data, seed, train=False).cut(0, queries))
-    ranker, theirs = (
-        CrossEncoder.load(folder / "ranker"),
-        sentence_transformers.CrossEncoder(str(folder / "whole")),
-    )
+    ranker = CrossEncoder.load(folder / "ranker")
+    theirs = sentence_transformers.CrossEncoder(str(folder / "whole"))
     policy = next(part for part in all_within(ranker.settings.policy) if isinstance(part, TopK))
     chosen = {
         "full": LastStep(),
@@ -104,10 +102,8 @@ def _ranking(ranker: Ranker, policy: Any, k: int) -> Callable[[Pool], Any]:
 def _timed(
     calls: Mapping[str, Callable[[Pool], Any]], pools: Sequence[Pool]
 ) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
-    seconds, orders = (
-        {name: list[float]() for name in calls},
-        {name: list[list[int]]() for name in calls},
-    )
+    seconds = {name: list[float]() for name in calls}
+    orders = {name: list[list[int]]() for name in calls}
     for number, pool in enumerate(pools):
         for name in list(calls)[:: 1 if number % 2 else -1]:
             began = time.perf_counter()
@@ -121,12 +117,15 @@ def _budget(
     ranker: Ranker, pools: Sequence[Pool], within: float, full: Sequence[Sequence[int]], k: int
 ) -> dict[str, float]:
     """Return how many queries kept a budget, and what it changed."""
-    kept, same, over = 0, 0, 0.0
+    kept = 0
+    same = 0
+    over = 0.0
     for pool, best in zip(pools, full, strict=True):
         began = time.perf_counter()
         found = ranker.rank(pool.query, pool.documents, k, scores=pool.scores, within=within)
         took = time.perf_counter() - began
-        kept, over = kept + (took <= within), max(over, took / within)
+        kept = kept + (took <= within)
+        over = max(over, took / within)
         same += found[0]["corpus_id"] == best[0]
     return {
         "seconds": within,

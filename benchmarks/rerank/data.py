@@ -95,7 +95,8 @@ class Bm25:
         """Return BM25 of every query with every document, `(queries, documents)`."""
         import bm25s
 
-        index, words = bm25s.BM25(), bm25s.tokenize(queries, return_ids=False, show_progress=False)
+        index = bm25s.BM25()
+        words = bm25s.tokenize(queries, return_ids=False, show_progress=False)
         index.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
         return torch.stack([torch.from_numpy(index.get_scores(each)) for each in words])
 

@@ -61,7 +61,9 @@ def race(
     folder = models / f"{task.lower()}-{backbone}-s{seed}"
     learn = pools_of(load(task, data, seed, train=True).cut(train, train + fit))
     fresh = pools_of(load(task, data, seed, train=False).cut(0, test))
-    rankers, records, fitted = dict[str, CrossEncoder](), dict[str, Record](), dict[str, Any]()
+    rankers = dict[str, CrossEncoder]()
+    records = dict[str, Record]()
+    fitted = dict[str, Any]()
     once = Once(CrossEncoder(folder / "whole"), [*learn, *fresh])
     for name, given in (("TopK, first stage", learn), ("TopK", [_bare(pool) for pool in learn])):
         rankers[name] = ranker = CrossEncoder(folder / "whole")
@@ -149,9 +151,11 @@ def _ways(
 ) -> dict[str, Way]:
     """Return every way with its settings."""
     staged, bare, short = (records[name] for name in ("TopK, first stage", "TopK", "cut encoder"))
-    layers, rows = bare.num_steps, np.arange(len(bare))
+    layers = bare.num_steps
+    rows = np.arange(len(bare))
     scores, groups = np.asarray(bare.outputs)[..., 0], np.asarray(bare.policy_context["group"])  # type: ignore[index]
-    own, size = np.asarray(short.outputs)[:, -1, 0], np.bincount(groups)[0]
+    own = np.asarray(short.outputs)[:, -1, 0]
+    size = np.bincount(groups)[0]
     place = ranked(groups, np.asarray(staged.outputs)[:, 0, 0])
     ways: dict[str, Way] = {"cut pool": {}, "cut encoder": {}, "exits without the group": {}}
     for share in (*_SHARES, 1.0):
@@ -290,14 +294,17 @@ def promises(
     """Count broken promises over sets of queries that certify, drawn from the test queries, for several risks."""
     found: list[dict[str, Any]] = []
     groups = np.asarray(record.policy_context["group"])  # type: ignore[index]
-    queries, layers = int(groups.max()) + 1, record.num_steps - 1
+    queries = int(groups.max()) + 1
+    layers = record.num_steps - 1
     for risk, own, level in _PROMISES:
         policy = TopK(own, 1.0, _policy(ranker, k).spread, ordered=risk != "top_k")
         steps = [record.exit_steps(policy.with_threshold(margin)) for margin in MARGINS]
         losses = np.stack([Ranking(risk, own).of_exits(record, each) for each in steps])
         work = [float((each - 1).mean()) / layers for each in steps]
         bound = BOUNDS["betting" if risk.startswith("ndcg") else "exact_binomial"]
-        rng, broken, spent = np.random.default_rng(0), 0, list[float]()
+        rng = np.random.default_rng(0)
+        broken = 0
+        spent = list[float]()
         for _ in range(draws):
             drawn = np.maximum(losses[:, rng.integers(0, queries, seen)], bound.low)
             passed = bound.p_values(drawn.T, level) <= 0.05

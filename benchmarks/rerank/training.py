@@ -19,7 +19,8 @@ from benchmarks.rerank.data import Queries
 __all__ = ["cut", "train"]
 
 _QUERIES, _HARD, _RANDOM, _NEAR = 8, 5, 2, 20  # of a batch, and candidates beside the right one
-_LONGEST, _WARM_UP = 128, 0.1
+_LONGEST = 128
+_WARM_UP = 0.1
 
 
 def train(
@@ -57,7 +58,8 @@ def _learn(
         "eager"
     )  # on a CPU the fused kernel has no dropout, and falls back to slower ones
     near = [places for places, _ in queries.nearest(_NEAR)]
-    total, rng = epochs * (len(queries) // _QUERIES), random.Random(seed)
+    total = epochs * (len(queries) // _QUERIES)
+    rng = random.Random(seed)
     heads = [weight for name, weight in model.named_parameters() if name.startswith("classifier")]
     rest = [
         weight for name, weight in model.named_parameters() if not name.startswith("classifier")
@@ -105,7 +107,8 @@ def _list(
     queries: Queries, place: int, near: list[int], rng: random.Random
 ) -> list[tuple[str, str]]:
     """The right document of a query, then wrong ones: some of the nearest, some at random."""
-    gold, text = queries.gold[place], queries.texts[place]
+    gold = queries.gold[place]
+    text = queries.texts[place]
     hard = rng.sample([n for n in near if n != gold], _HARD)
     others = rng.sample(
         [n for n in range(len(queries.documents)) if n != gold and n not in hard], _RANDOM

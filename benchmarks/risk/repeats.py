@@ -76,7 +76,10 @@ def repeats(
 
 def measured(setting: str, way: str, draws: int, rows: int, level: float) -> dict[str, Any]:
     """Return how often the promise of one way is given and broken, as plain JSON."""
-    met, broken, observed, true = 0, 0, list[float](), list[float]()
+    met = 0
+    broken = 0
+    observed = list[float]()
+    true = list[float]()
     for number in range(draws):
         draw = np.random.default_rng(number)
         traffic, shares = _traffic(setting, draw)

@@ -64,7 +64,8 @@ def simulate(
             signed = bound != "conformal" and BOUNDS[bound].low < 0
             if bound != "conformal" and BOUNDS[bound].binary and risk == "error_gap" and signed:
                 continue
-            generator, found = torch.Generator().manual_seed(seed), list[tuple[float, float]]()
+            generator = torch.Generator().manual_seed(seed)
+            found = list[tuple[float, float]]()
             for _ in range(trials):
                 done = ponder.control_risk(
                     scene.draw(generator),

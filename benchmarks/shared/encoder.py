@@ -24,8 +24,12 @@ from transformers import (
 
 __all__ = ["shared_from", "teach"]
 
-_CHUNK, _BATCH, _LENGTH = 1024, 64, 48
-_RATE, _LAST, _OTHERS = 4e-4, 2.0, 0.4
+_CHUNK = 1024
+_BATCH = 64
+_LENGTH = 48
+_RATE = 4e-4
+_LAST = 2.0
+_OTHERS = 0.4
 _PARTS = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
@@ -66,7 +70,8 @@ def shared_from(teacher: BertModel) -> AlbertModel:
     torch.nn.init.zeros_(mapping.bias)
     layers: Any = teacher.encoder.layer
     groups: Any = made.encoder.albert_layer_groups
-    source, layer = layers[2], groups[0].albert_layers[0]
+    source = layers[2]
+    layer = groups[0].albert_layers[0]
     for own, theirs in _PARTS.items():
         layer.get_submodule(own).load_state_dict(source.get_submodule(theirs).state_dict())
     return made
@@ -85,14 +90,13 @@ def teach(
         advance: Called after each update.
     """
     torch.manual_seed(0)
-    tokenizer, watched = (
-        AutoTokenizer.from_pretrained(teacher),
-        BertModel.from_pretrained(teacher).eval(),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    watched = BertModel.from_pretrained(teacher).eval()
     student = shared_from(watched).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, weight_decay=0.01)
     rates = get_linear_schedule_with_warmup(optimizer, min(100, updates // 10), updates)
-    draw, losses = random.Random(0), list[float]()
+    draw = random.Random(0)
+    losses = list[float]()
     while len(losses) < updates:
         chunk = sorted(
             draw.sample(texts, min(_CHUNK, len(texts))), key=len

@@ -38,7 +38,8 @@ def speed_command(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     options = Options(quick=quick, pairs=pairs)
     for number in map(int, sections.split(",")):
-        name, start = SECTIONS[number], time.perf_counter()
+        name = SECTIONS[number]
+        start = time.perf_counter()
         figures = importlib.import_module(f"benchmarks.speed.{name}").measure(options)
         seconds = round(time.perf_counter() - start, 1)
         result = {

@@ -26,14 +26,17 @@ __all__ = ["SECTION", "measure", "mixes", "recorded", "spread"]
 
 SECTION = "exiting"
 GOALS = {1: 0.95, 32: 0.98}
-BATCHES, LENGTH, ROWS = (1, 8, 32, 128), 32, 32
+BATCHES = (1, 8, 32, 128)
+LENGTH = 32
+ROWS = 32
 RESULTS = Path(__file__).parents[1] / "results" / "glue"
 RECORDED = "rte-mpnet-palbert-*.json"  # of the results with N = 12, ALBERT-base's depth
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
     """Return the section's figures."""
-    subject, found = albert_base(options), []
+    subject = albert_base(options)
+    found = []
     for batch in BATCHES[:2] if options.quick else BATCHES:
         rows = batch if options.quick else max(batch, ROWS)
         tables = {

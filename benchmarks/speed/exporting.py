@@ -40,7 +40,8 @@ SHAPES = {1: (8, 16), 8: (32, 32), 32: (64, 32)}
 HAZARD = 0.25
 KINDS: dict[str, Literal[True, "all"]] = {"int8": True, "int8 of all": "all"}
 BF16 = "PyTorch, exits, bf16"
-OF_PRODUCT, OVER_BF16 = 0.9, 1.5
+OF_PRODUCT = 0.9
+OVER_BF16 = 1.5
 OVER_FP32 = {"MiniLM": 4.0, "MPNet-base": 8.0}
 
 
@@ -95,7 +96,8 @@ def _figures(
 ) -> list[dict[str, Any]]:
     rows, length = SHAPES[batch]
     ids = _rows(rows, length)
-    exits, full = model.policy, policies.LastStep()
+    exits = model.policy
+    full = policies.LastStep()
     arrays = [{"input_ids": row} for row in ids.numpy()]
     calls: dict[str, Callable[[], object]] = {
         "PyTorch": _torch(model, ids, batch, full),
@@ -107,7 +109,8 @@ def _figures(
         calls[f"{kind}, exits"] = _onnx(exported, arrays, batch, exits)
     seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs))
     steps = float(exports["fp32"].predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
-    case, more = f"{name}, {batch} × {length}", {"mean_exit_step": steps, "rows": rows}
+    case = f"{name}, {batch} × {length}"
+    more = {"mean_exit_step": steps, "rows": rows}
     found = []
     for call in list(calls)[1:]:
         goal = OVER_FP32[name] if call.startswith("int8") and call.endswith("exits") else None
@@ -150,7 +153,8 @@ def _torch(
     policy: policies.ExitPolicy,
     dtype: torch.dtype | None = None,
 ) -> Callable[[], object]:
-    mask, numbers = torch.ones_like(ids), torch.arange(len(ids))
+    mask = torch.ones_like(ids)
+    numbers = torch.arange(len(ids))
     cuts = range(0, len(ids), batch)
 
     def run() -> list[Tensor]:

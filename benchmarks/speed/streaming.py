@@ -20,7 +20,9 @@ __all__ = ["SECTION", "measure"]
 
 SECTION = "streaming"
 MIXES = {"uniform": (1.0,) * 6, "early-heavy": (32.0, 16.0, 8.0, 4.0, 2.0, 1.0)}
-ROWS, LONGEST, BATCHES = 512, 32, (8, 32)
+ROWS = 512
+LONGEST = 32
+BATCHES = (8, 32)
 
 
 def measure(options: Options) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from benchmarks.tasks import Task, register
 
 __all__ = ["BANKING77", "CLINC150", "IntentTask"]
 
-_OUT_OF_SCOPE, _OPTION = "oos", "--text-dir (or TEXT_DIR)"
+_OUT_OF_SCOPE = "oos"
+_OPTION = "--text-dir (or TEXT_DIR)"
 _Rows = list[tuple[str, str]]
 
 
@@ -91,7 +92,8 @@ def _banking77(folder: Path, split: str) -> _Rows:
 
 
 def _clinc150(folder: Path, split: str) -> _Rows:
-    path, key = folder / "clinc150" / "data_full.json", "val" if split == "dev" else split
+    path = folder / "clinc150" / "data_full.json"
+    key = "val" if split == "dev" else split
     try:
         data = json.loads(read_text(path, _OPTION))
         return [(text, intent) for text, intent in (*data[key], *data[f"oos_{key}"])]

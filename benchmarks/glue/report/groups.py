@@ -31,7 +31,8 @@ __all__ = [
     "task_order",
 ]
 
-BLIND, BLIND_FAIR = "blind", "blind_fair"
+BLIND = "blind"
+BLIND_FAIR = "blind_fair"
 """One step for all rows or a coin between two, in the place of a policy: chosen on the reported rows, which bounds what
 can be had, or on held-out rows, as every other choice is."""
 SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
@@ -125,7 +126,8 @@ def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
         )
         if points is None or not points["score"]:
             return None
-        steps, scores = np.array(points["mean_exit_step"]), np.array(points["score"])
+        steps = np.array(points["mean_exit_step"])
+        scores = np.array(points["score"])
         if not steps.min() <= mean_exit_step <= steps.max():
             return None
         if run.is_mean:

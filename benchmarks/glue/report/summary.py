@@ -88,7 +88,8 @@ def fair_gaps(
     """
     found = {}
     for own in (groups[recipe, task] for task in _common(groups) if (recipe, task) in groups):
-        ours, theirs = own.by_seed(speed_up, own.own_policy), _rival(groups, own, rival, speed_up)
+        ours = own.by_seed(speed_up, own.own_policy)
+        theirs = _rival(groups, own, rival, speed_up)
         gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if gaps:
             found[own.task] = statistics.median(gaps)
@@ -124,7 +125,8 @@ def _mean_of(groups: Groups, name: str, tasks: Sequence[str], speed_up: float) -
 
 def headline(results: Sequence[Result]) -> str:
     """Return the two tables that answer the question, and what they are over, as Markdown."""
-    found, blocks = summary(results), list[str]()
+    found = summary(results)
+    blocks = list[str]()
     for kind, words in (
         ("by_confidence", "**Every recipe left by confidence**, macro over the tasks with classes"),
         ("macro", "**Every recipe left by its own policy**, macro over all tasks"),
@@ -140,7 +142,8 @@ def headline(results: Sequence[Result]) -> str:
             f"{words}:",
             table(("backbone", "", *(f"×{times:g}" for times in SPEED_UPS)), rows),
         ]
-    gaps, notes = [], []
+    gaps = []
+    notes = []
     for backbone, groups in compared_groups(results).items():
         common = _common(groups)
         if not common:

@@ -127,7 +127,8 @@ def repeats(first: Sequence[Result], again: Sequence[Result]) -> str:
     for result in again:
         before = known.get("" if result.path is None else result.path.stem)
         if before is not None:
-            one, other = 100 * before.score("exits"), 100 * result.score("exits")
+            one = 100 * before.score("exits")
+            other = 100 * result.score("exits")
             rows.append(
                 [
                     result["task"],

@@ -34,7 +34,8 @@ _TIMES = ("today", "yesterday", "this week", "this year")
 
 def generate(rng: Random, difficulty: int) -> Example:
     """One sentence with `difficulty` phrases between its subject and its main verb."""
-    number, grammatical = rng.randrange(2), rng.randrange(2)
+    number = rng.randrange(2)
+    grammatical = rng.randrange(2)
     phrases = [_phrase(rng) for _ in range(difficulty)]
     verb = rng.choice(_VERBS)[number ^ (1 - grammatical)]
     words = ["the", rng.choice(_NOUNS)[number], *phrases, verb, rng.choice(_ADJECTIVES)]
