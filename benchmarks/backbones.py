@@ -1,9 +1,10 @@
 """Find a pretrained encoder: embedded in a package of the Python package index, made here, in a folder, or on the hub.
 
-`minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which are read as one
-file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else `ponder` in the user's cache folder.
-There lies `shared` too, once `python -m benchmarks.shared` has made it, and `plbert` (an ALBERT on phonemes) and `e5`
-(multilingual-e5-small), whose weights are read out of packages (`benchmarks.phonemes`, `benchmarks.e5`).
+`minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which
+are read as one file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else
+`ponder` in the user's cache folder. There lies `shared` too, once `python -m benchmarks.shared` has
+made it, and `plbert` (an ALBERT on phonemes) and `e5` (multilingual-e5-small), whose weights are
+read out of packages (`benchmarks.phonemes`, `benchmarks.e5`).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def resolve(name: str) -> Path | str:
     """Turn the name of a backbone into a folder or hub name, as `from_pretrained` takes it.
 
     Args:
-        name: An embedded backbone (`names()`), an existing folder, or a name on the hub. To name a folder that
-            is called like an embedded backbone, write `./minilm`.
+        name: An embedded backbone (`names()`), an existing folder, or a name on the hub. To name a
+            folder that is called like an embedded backbone, write `./minilm`.
 
     Raises:
         ArgumentError: The path of a folder that does not exist.

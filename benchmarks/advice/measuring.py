@@ -94,7 +94,8 @@ def _texts(
 ) -> tuple[str, Texts, Texts, list[str]]:
     """Return the task's name, texts that the model never saw and test texts with names of classes, and texts of none.
 
-    Out of scope stands apart, as in the metrics: a promise is about texts like those that certify it.
+    Out of scope stands apart, as in the metrics: a promise is about texts like those that certify
+    it.
     """
     if name == "generated":
         names = list(graded.get("negation").labels)

@@ -1,7 +1,8 @@
 """How many texts teach: exits and a student from 500 texts to all, and what stands in for texts that are not there.
 
-Of n texts 60% teach the student and 40% choose and certify; exits split theirs as they do. All are asked about the same
-test texts. What stands in is answered by the model, and teaches the student alone: it certifies nothing.
+Of n texts 60% teach the student and 40% choose and certify; exits split theirs as they do. All are
+asked about the same test texts. What stands in is answered by the model, and teaches the student
+alone: it certifies nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Broken promises over many draws of the texts that choose and certify, and of some students.
 
-The population is recorded: all texts that taught neither early heads nor the student, with the answers of student and
-model, and of the model's steps. Each draw chooses the kind of policy and its thresholds anew, and its true risk is that
-on the whole population. A student of a draw is taught on a draw of the texts that teach.
+The population is recorded: all texts that taught neither early heads nor the student, with the
+answers of student and model, and of the model's steps. Each draw chooses the kind of policy and its
+thresholds anew, and its true risk is that on the whole population. A student of a draw is taught on
+a draw of the texts that teach.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A setting: a task, a fine-tuned model, texts that it never saw, and all that its steps answer to them.
 
-The model learns on the first rows of the shuffled training split. All later rows are texts without labels: 40% teach
-early heads and the student, 20% choose exits and teach the student, 40% choose and certify. The labelled test split is
-only reported.
+The model learns on the first rows of the shuffled training split. All later rows are texts without
+labels: 40% teach early heads and the student, 20% choose exits and teach the student, 40% choose
+and certify. The labelled test split is only reported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The rival that needs no encoder: TF-IDF with a logistic regression, taught by as many labels as the model had.
 
-It makes no promise about the model's answers: it answers every text, and is judged by the labels of the test split.
+It makes no promise about the model's answers: it answers every text, and is judged by the labels of
+the test split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The demo: a classifier is fine-tuned, and `ponder advise` says what makes it cheaper on texts that it never saw.
 
-Where Banking77 is at hand these are its 77 intents; else reviews that are generated here (the graded task `negation`),
-which praise or blame something under none to three nested negations: most are easy, as in real traffic.
+Where Banking77 is at hand these are its 77 intents; else reviews that are generated here (the
+graded task `negation`), which praise or blame something under none to three nested negations: most
+are easy, as in real traffic.
 """
 
 from __future__ import annotations

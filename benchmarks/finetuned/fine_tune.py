@@ -43,10 +43,11 @@ def fine_tune(
         names: Names of the classes.
         folder: The folder in which model and tokenizer are saved.
         epochs: Passes.
-        lr: Learning rate of the encoder after a warm-up of a tenth of all updates; it falls to 0 in a straight line.
-            That of the pooler and the head is ten times as high.
+        lr: Learning rate of the encoder after a warm-up of a tenth of all updates; it falls to 0 in
+            a straight line. That of the pooler and the head is ten times as high.
         seed: Seed of the new head and of the order of the texts.
-        bf16: Compute in bfloat16 where autocasting does and the CPU is quick at it; weights stay in float32.
+        bf16: Compute in bfloat16 where autocasting does and the CPU is quick at it; weights stay in
+            float32.
     """
     torch.manual_seed(seed)
     source = str(resolve(backbone))

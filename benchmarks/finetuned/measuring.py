@@ -1,7 +1,7 @@
 """A measurement: fine-tune on some training texts, fit exits on others, and look at both on the texts with labels.
 
-Nothing is chosen on the reported texts, which are only answered: those that fit the exits, without their labels, are
-training texts on which the model was not fine-tuned.
+Nothing is chosen on the reported texts, which are only answered: those that fit the exits, without
+their labels, are training texts on which the model was not fine-tuned.
 """
 
 from __future__ import annotations

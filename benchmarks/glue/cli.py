@@ -12,7 +12,8 @@ import typer
 from benchmarks.command_line import hide_bars, parse_fields, parse_policy, print_table, run_app
 from benchmarks.glue.config import DEFAULT, RunConfig
 
-# Commands import what they need, so that `--help` answers before datasets and transformers are there.
+# Commands import what they need, so that `--help` answers before datasets and transformers are
+# there.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 COMMITTED = Path("benchmarks/results/glue")

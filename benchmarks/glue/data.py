@@ -1,9 +1,10 @@
 """GLUE's data behind one interface, from a folder or from the hub.
 
-Both sources give the same splits, columns and labels. GLUE's own files have quirks that are read as they are meant: a
-byte-order mark, quotes that are part of the text, files without a header, lines without a final newline, blanks at the
-ends of a sentence. Labels that GLUE keeps to itself are -1. A line with too few or too many columns is an error that
-names file and line; in the labelled splits of QQP, whose official dump has a few, it is left out.
+Both sources give the same splits, columns and labels. GLUE's own files have quirks that are read as
+they are meant: a byte-order mark, quotes that are part of the text, files without a header, lines
+without a final newline, blanks at the ends of a sentence. Labels that GLUE keeps to itself are -1.
+A line with too few or too many columns is an error that names file and line; in the labelled splits
+of QQP, whose official dump has a few, it is left out.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class GlueTask(Task):
         hub_name: Name of the configuration on the hub.
         columns: The one or two columns of a file that hold the sentences.
         label_column: The column of a file that holds the label.
-        label_texts: How a file writes each class, in the order of `label_names`; the names themselves if empty.
+        label_texts: How a file writes each class, in the order of `label_names`; the names
+            themselves if empty.
         hub_columns: The columns that hold the sentences on the hub; as in the files if empty.
         splits: The splits.
-        malformed_lines: How many lines of a labelled split may have too few or too many columns, and are then
-            left out; one more is an error.
+        malformed_lines: How many lines of a labelled split may have too few or too many columns,
+            and are then left out; one more is an error.
     """
 
     hub_name: str
@@ -71,7 +73,8 @@ class GlueTask(Task):
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
         """Read splits from a folder in GLUE's layout, `<folder>/<task>/<split>.tsv`, or (None) from the hub.
 
-        See `Task.load`; MNLI has `dev_matched` and `dev_mismatched`. `label` is a class number or a 32-bit number.
+        See `Task.load`; MNLI has `dev_matched` and `dev_mismatched`. `label` is a class number or a
+        32-bit number.
         """
         splits = [split for split in self.splits if split.name in only or not only]
         hub = self._hub() if folder is None else None

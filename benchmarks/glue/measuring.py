@@ -59,9 +59,12 @@ def summarise(
         mean: Mean cost of an example, for the curves; steps are counted where None.
 
     Returns:
-        `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram` over the steps;
-        `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text (labels are GLUE's,
-        and are not kept); `rows`, the answers of every row at every step (`benchmarks.glue.rows`); `curves` over the
+        `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram`
+            over the steps;
+        `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text
+            (labels are GLUE's,
+        and are not kept); `rows`, the answers of every row at every step (`benchmarks.glue.rows`);
+            `curves` over the
         thresholds of policies.
     """
     assert trajectory.labels is not None
@@ -99,9 +102,10 @@ def _curves(
 ) -> list[dict[str, Any]]:
     """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
 
-    Thresholds lie where they spread the mean exit steps evenly, and no label takes part in that. A policy that reads
-    nothing (full depth, a fixed step) has no curve. An entry holds `policy`, `knob` (the name of its threshold),
-    `cost_unit` (``"flops"`` or ``"steps"``, relative to full depth without exits), and `points`, a list a column.
+    Thresholds lie where they spread the mean exit steps evenly, and no label takes part in that. A
+    policy that reads nothing (full depth, a fixed step) has no curve. An entry holds `policy`,
+    `knob` (the name of its threshold), `cost_unit` (``"flops"`` or ``"steps"``, relative to full
+    depth without exits), and `points`, a list a column.
     """
     if not policy.needs:
         return []
@@ -201,7 +205,8 @@ def speed_ups(
 
     Args:
         model: The model, in evaluation mode.
-        data: Tokenised examples, for wall-clock: at most six batches, evenly spread over the lengths.
+        data: Tokenised examples, for wall-clock: at most six batches, evenly spread over the
+            lengths.
         collate: Pads them.
         exit_step: The exit step of each example, `(examples,)`.
         costs: Cost of each of these examples.

@@ -1,6 +1,7 @@
 """Results: one JSON file a run, with everything that is needed to trust and to repeat it.
 
-Files are read as plain data: recipes and policies of earlier versions, which there are no more, stay names.
+Files are read as plain data: recipes and policies of earlier versions, which there are no more,
+stay names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Answers of every row at every step, compressed into one line of a result, so that a bootstrap over rows can be drawn.
 
-Answers are class numbers, or numbers in float16; confidences are rounded to 1/255. With them and the labels of the
-task, which results do not keep, every threshold of confidence can be replayed on a resample of the rows.
+Answers are class numbers, or numbers in float16; confidences are rounded to 1/255. With them and
+the labels of the task, which results do not keep, every threshold of confidence can be replayed on
+a resample of the rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def unpack_rows(packed: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:
-    # Steps first: the answers of neighbouring rows at one step compress better than those of one row.
+    # Steps first: the answers of neighbouring rows at one step compress better than those of one
+    # row.
     data = zlib.compress(np.ascontiguousarray(array.T).tobytes(), 9)
     return {
         "shape": list(array.shape),

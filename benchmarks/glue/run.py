@@ -37,15 +37,16 @@ def run(
 ) -> Result:
     """Train and measure one configuration, and write `<out>/<key>.json`.
 
-    A run whose result is there already is read and not repeated; one that was cut off goes on from its checkpoint.
+    A run whose result is there already is read and not repeated; one that was cut off goes on from
+    its checkpoint.
 
     Args:
         config: The run.
         folder: The folder of its task's data; None for the hub, where the task has one.
         out: Folder of results.
         work: Folder of checkpoints; this run's are removed once its result is written.
-        keep: Folder in which the model, `<keep>/<key>/`, and its trajectories, `<keep>/<key>-<split>.safetensors`, are
-            kept.
+        keep: Folder in which the model, `<keep>/<key>/`, and its trajectories,
+            `<keep>/<key>-<split>.safetensors`, are kept.
         progress: Whether to show progress bars.
     """
     task = tasks.get(config.task)

@@ -1,8 +1,9 @@
 """Sweeps: every point of a grid for each task and recipe, then the best point with several seeds, one run at a time.
 
-All state is in the files of results, so a sweep that was killed and is started again goes on where it was. A suite is a
-JSON file in `suites/`: `tasks`, `recipes` (names, or `{"recipe", "options", "fields"}`), fields of `RunConfig` that all
-runs share (`fixed`) or those of one task (`by_task`), a `grid` of values to try, and the number of `seeds`.
+All state is in the files of results, so a sweep that was killed and is started again goes on where
+it was. A suite is a JSON file in `suites/`: `tasks`, `recipes` (names, or `{"recipe", "options",
+"fields"}`), fields of `RunConfig` that all runs share (`fixed`) or those of one task (`by_task`), a
+`grid` of values to try, and the number of `seeds`.
 """
 
 from __future__ import annotations
@@ -152,8 +153,9 @@ def sweep(
 ) -> list[str]:
     """Do the remaining runs of a sweep.
 
-    The points of a grid lie in `<out>/grid`, the chosen ones with each seed in `out`, and why they were chosen in
-    `<out>/chosen`. A run that fails is noted in `<out>/failed`, and the others go on; the next sweep tries it again.
+    The points of a grid lie in `<out>/grid`, the chosen ones with each seed in `out`, and why they
+    were chosen in `<out>/chosen`. A run that fails is noted in `<out>/failed`, and the others go
+    on; the next sweep tries it again.
 
     Returns:
         The keys of the runs that failed.

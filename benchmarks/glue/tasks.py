@@ -1,10 +1,10 @@
 """The nine GLUE tasks in one table: where the data lie, how a line reads, and what is measured.
 
-Column names follow GLUE's own files, the order of labels follows the hub's `nyu-mll/glue`, so that integer labels agree
-between the two.
+Column names follow GLUE's own files, the order of labels follows the hub's `nyu-mll/glue`, so that
+integer labels agree between the two.
 
-Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", ICLR
-2019.
+Reference: Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+    Understanding", ICLR 2019.
 """
 
 from __future__ import annotations

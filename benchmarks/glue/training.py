@@ -1,7 +1,8 @@
 """Fine-tuning with a recipe, stage after stage; the best epoch on held-out data is kept, and a cut-off run goes on.
 
-A recipe whose first stage is plain fine-tuning (DeeBERT, the default, …) begins from the trained model of `vanilla`
-with the same fields, which is trained once and stays in the folder of checkpoints.
+A recipe whose first stage is plain fine-tuning (DeeBERT, the default, …) begins from the trained
+model of `vanilla` with the same fields, which is trained once and stays in the folder of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def train(
         task: Its task.
         data: The examples to train on.
         selected_on: Others, which select the epoch.
-        work: Folder of checkpoints: each run has one of its own there, named by its key and the data.
+        work: Folder of checkpoints: each run has one of its own there, named by its key and the
+            data.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -140,8 +142,8 @@ def begin_with(
 def start_at(model: PonderForSequenceClassification, value: float) -> None:
     """Let every head of a new regression model answer about `value`, the mean of the training labels.
 
-    A head that starts at 0 far from the labels sends one large common gradient through every step that is trained,
-    which shifts the features of the encoder until all examples look alike.
+    A head that starts at 0 far from the labels sends one large common gradient through every step
+    that is trained, which shifts the features of the encoder until all examples look alike.
     """
     for module in model.ponder.head.modules():
         if isinstance(module, torch.nn.Linear):
@@ -248,8 +250,8 @@ def _score(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """The score at the exits; with a head at each step, the mean score of all steps.
 
-    There a threshold lets rows exit the earlier the surer the heads become, so that the score at the exits would
-    compare thresholds, and not weights.
+    There a threshold lets rows exit the earlier the surer the heads become, so that the score at
+    the exits would compare thresholds, and not weights.
     """
 
     def score(outputs: Any, labels: Any) -> float:

@@ -1,7 +1,7 @@
 """Graded tasks, the registry that finds one by name, and their splits, generated on the spot.
 
-The split of a text is a function of the text alone, so that the splits are disjoint, also between different sizes and
-seeds. Equal arguments give equal rows, on every machine.
+The split of a text is a function of the text alone, so that the splits are disjoint, also between
+different sizes and seeds. Equal arguments give equal rows, on every machine.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class GradedTask:
         name: Name in the registry.
         labels: Names of the classes, in the order of their indices.
         levels: Lowest and highest difficulty, both included.
-        generate: Makes one example from a source of randomness and a difficulty. Every label must come up
-            at every difficulty; how often does not matter, `load` balances them.
+        generate: Makes one example from a source of randomness and a difficulty. Every label must
+            come up at every difficulty; how often does not matter, `load` balances them.
 
     Example:
         >>> from random import Random
@@ -112,7 +112,8 @@ def load(
         test: Number of examples to report.
 
     Returns:
-        The splits with the columns `idx` (from 0 in each split), `sentence1`, `label` and `difficulty`.
+        The splits with the columns `idx` (from 0 in each split), `sentence1`, `label` and
+            `difficulty`.
 
     Example:
         >>> splits = load("negation", train=24, dev=12, test=12)
@@ -140,7 +141,8 @@ def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int
         name: A name out of `names()`.
         split: One of `SPLITS`.
         size: Number of texts, about: shares are rounded.
-        shares: Share of the texts of each difficulty, from the lowest on; labels are balanced within each.
+        shares: Share of the texts of each difficulty, from the lowest on; labels are balanced
+            within each.
         seed: Another seed draws other texts.
 
     Example:

@@ -1,8 +1,9 @@
 """PonderNet on the parity task: is the number of ones among the elements of a vector odd?
 
-Graves 2016, Section 3.1; Banino et al. 2021, Section 3.1. Of the elements of a vector k, drawn uniformly from a range,
-are 1 or −1 and the others 0, in random places. The answer is 1 where the number of ones is odd; elements that are −1
-only hide them. The difficulty of a vector is k, and the vectors of the reported set may be harder than any trained on.
+Graves 2016, Section 3.1; Banino et al. 2021, Section 3.1. Of the elements of a vector k, drawn
+uniformly from a range, are 1 or −1 and the others 0, in random places. The answer is 1 where the
+number of ones is odd; elements that are −1 only hide them. The difficulty of a vector is k, and the
+vectors of the reported set may be harder than any trained on.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
     python -m benchmarks.risk.repeats --draws 1000 --out benchmarks/results/risk
 
-The traffic is a set of texts with a probability each. A log of rows is drawn from it, thresholds are chosen and
-certified on the log, and the true risk is that of all texts by their probabilities. A frequent text is one that a
-student is sure of, and wrong about with probability one half; of others it is sure and mostly right, or unsure.
+The traffic is a set of texts with a probability each. A log of rows is drawn from it, thresholds
+are chosen and certified on the log, and the true risk is that of all texts by their probabilities.
+A frequent text is one that a student is sure of, and wrong about with probability one half; of
+others it is sure and mostly right, or unsure.
 
-Three ways of the library are tried, which take the log as rows: `certify_cascade`, `certify` on the sides of
-`fit_exits`, and `control_risk`. The fourth, "once", counts each text of the log once, as this library did before.
+Three ways of the library are tried, which take the log as rows: `certify_cascade`, `certify` on the
+sides of `fit_exits`, and `control_risk`. The fourth, "once", counts each text of the log once, as
+this library did before.
 """
 
 from __future__ import annotations
@@ -118,7 +120,8 @@ def _traffic(setting: str, draw: np.random.Generator) -> tuple[Record, Floats]:
     else:
         rest = (1.0 - share) / (TEXTS - frequent)
         shares = np.where(is_frequent, share / max(frequent, 1), rest)
-    # Row ids are hashes of texts in earnest, so which texts are dealt to which side differs from log to log.
+    # Row ids are hashes of texts in earnest, so which texts are dealt to which side differs from
+    # log to log.
     ids = draw.integers(-(2**62), 2**62, size=TEXTS)
     record = Record(outputs, None, ids, task="classification", content_ids=True)
     return record, shares / shares.sum()

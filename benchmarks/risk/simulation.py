@@ -54,9 +54,10 @@ def simulate(
 ) -> Iterator[dict[str, Any]]:
     """Yield every bound on every risk, each over `trials` calibration sets (the same sets for all), as plain JSON.
 
-    `violations` is the share of the sets whose threshold has a true risk above the level; `mean_risk` is the mean of
-    the true risk, and `risk_error` its standard error; `saving` are the steps saved, as a share of those that the best
-    threshold with a true risk at the level saves; `kept` says whether the promise is kept.
+    `violations` is the share of the sets whose threshold has a true risk above the level;
+    `mean_risk` is the mean of the true risk, and `risk_error` its standard error; `saving` are the
+    steps saved, as a share of those that the best threshold with a true risk at the level saves;
+    `kept` says whether the promise is kept.
     """
     for risk in RISKS:
         level = scene.levels[risk]
@@ -122,8 +123,8 @@ def _cheapest(scene: Scene, risk: Risk, signed: bool, level: float) -> float:
 def synthetic_scene(rows: int = 1000) -> Scene:
     """Two steps and two classes, with risks in closed form.
 
-    Step 1 stops with hazard s ~ U(0, 1) and is wrong with probability (1 − s)/2; step 2 is wrong with probability 0.1,
-    independently of both.
+    Step 1 stops with hazard s ~ U(0, 1) and is wrong with probability (1 − s)/2; step 2 is wrong
+    with probability 0.1, independently of both.
     """
 
     def draw(generator: torch.Generator) -> ponder.Trajectory:

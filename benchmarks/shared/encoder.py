@@ -1,7 +1,7 @@
 """One layer that is applied N times, taught by the hidden states of an encoder of N layers (Sun et al. 2019).
 
-ALBERT's architecture is that of BERT with shared weights, so an `AlbertModel` is what comes out. Its layer starts as
-the teacher's third.
+ALBERT's architecture is that of BERT with shared weights, so an `AlbertModel` is what comes out.
+Its layer starts as the teacher's third.
 """
 
 from __future__ import annotations

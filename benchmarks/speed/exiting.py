@@ -1,8 +1,9 @@
 """Section 2: how much of the speed-up in steps arrives in wall-clock, where exits are forced.
 
-Speed-up in steps is N ÷ mean exit step; speed-up in wall-clock is the plain model's time at full depth ÷ the wrapped
-model's time to the exits, on the same rows in batches of the same size. The stem and the answer are not saved, and a
-batch that has shrunk runs less efficiently than a full one: both losses show here.
+Speed-up in steps is N ÷ mean exit step; speed-up in wall-clock is the plain model's time at full
+depth ÷ the wrapped model's time to the exits, on the same rows in batches of the same size. The
+stem and the answer are not saved, and a batch that has shrunk runs less efficiently than a full
+one: both losses show here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Section 10: exits and int8 in onnxruntime, each alone and both together, beside PyTorch, on MiniLM and MPNet-base.
 
-Every call answers the same rows, and all that exit do so at the same steps: the Lambda head gives one hazard to every
-row at every step, and a seeded draw makes exits of it. What int8 does to the answers is not measured here, so
-MPNet-base has random weights; `KINDS` are those of `ponder.export.onnx`, the ranges of activations fixed by other rows.
+Every call answers the same rows, and all that exit do so at the same steps: the Lambda head gives
+one hazard to every row at every step, and a seeded draw makes exits of it. What int8 does to the
+answers is not measured here, so MPNet-base has random weights; `KINDS` are those of
+`ponder.export.onnx`, the ranges of activations fixed by other rows.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> Se
     """Return the seconds of every call in every round, each once a round, so that other load meets all of them.
 
     Args:
-        calls: The calls, by name, after one run each to warm up. Every other round goes through them backwards.
+        calls: The calls, by name, after one run each to warm up. Every other round goes through
+            them backwards.
         rounds: How many rounds.
     """
     for call in calls.values():

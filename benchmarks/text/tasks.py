@@ -1,11 +1,13 @@
 """Banking77 and CLINC150, read from a folder that the user names (`--text-dir`, or TEXT_DIR in the environment).
 
-`<folder>/banking77/{train,test}.csv` has the columns `text,category`; `<folder>/clinc150/data_full.json` holds lists of
-[text, intent] under `train`, `val`, `test` and `oos_train`, `oos_val`, `oos_test`. Classes are numbered in the order of
-their names; in CLINC150 out of scope is the last class, takes no part in the score, and has a number of its own.
+`<folder>/banking77/{train,test}.csv` has the columns `text,category`;
+`<folder>/clinc150/data_full.json` holds lists of [text, intent] under `train`, `val`, `test` and
+`oos_train`, `oos_val`, `oos_test`. Classes are numbered in the order of their names; in CLINC150
+out of scope is the last class, takes no part in the score, and has a number of its own.
 
-Reference: Casanueva et al., "Efficient Intent Detection with Dual Sentence Encoders", NLP4ConvAI 2020; Larson et al.,
-"An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction", EMNLP 2019.
+Reference: Casanueva et al., "Efficient Intent Detection with Dual Sentence Encoders", NLP4ConvAI
+2020; Larson et al., "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction",
+EMNLP 2019.
 """
 
 from __future__ import annotations

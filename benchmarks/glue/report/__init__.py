@@ -1,7 +1,8 @@
 """The report: tables in Markdown and figures, from the JSON results alone.
 
-A page of the documentation calls `headline(results)`, `page(results, parts, backbone)` or `repeats(one, other)` when it
-is built; `summary(results)` is the contents of `docs/results-summary.json`.
+A page of the documentation calls `headline(results)`, `page(results, parts, backbone)` or
+`repeats(one, other)` when it is built; `summary(results)` is the contents of
+`docs/results-summary.json`.
 """
 
 from benchmarks.glue.report.pages import PARTS, page, write

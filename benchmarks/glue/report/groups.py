@@ -1,7 +1,7 @@
 """Runs that differ in nothing but the seed, which of them are shown, and scores read off their curves.
 
-One rule everywhere: a score is the median over the seeds, a gap the median of the gaps between runs of the same seed,
-and a macro average the mean of these over tasks.
+One rule everywhere: a score is the median over the seeds, a gap the median of the gaps between runs
+of the same seed, and a macro average the mean of these over tasks.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ Groups = Mapping[tuple[str, str], Group]
 def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
     """Return the score of a run at a mean exit step; None where a curve is missing or does not reach so far.
 
-    For a score that is a mean over rows a straight line between two thresholds is what one expects where a coin decides
-    which of the two a row meets. F1 and correlations are no such means: there the nearest threshold counts.
+    For a score that is a mean over rows a straight line between two thresholds is what one expects
+    where a coin decides which of the two a row meets. F1 and correlations are no such means: there
+    the nearest threshold counts.
     """
     if policy in (BLIND, BLIND_FAIR):
         held_out = run["splits"].get("held_out", {}).get("per_step")
@@ -160,7 +161,8 @@ def _below(scores: Sequence[float], first: int, middle: int, last: int) -> bool:
 def choose(results: Iterable[Result]) -> Groups:
     """Return one group for each recipe and task; of several configurations the best on the held-out part of train.
 
-    One that was trained on a part of the data is shown where there is no other: its score is no sign of merit.
+    One that was trained on a part of the data is shown where there is no other: its score is no
+    sign of merit.
     """
     found: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:

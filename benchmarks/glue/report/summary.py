@@ -46,11 +46,12 @@ def compared_groups(results: Sequence[Result]) -> dict[str, Groups]:
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """Return scores in percent by backbone and speed-up in steps: of every task, and their macro average.
 
-    Under ``"1"`` stand the scores at full depth; elsewhere recipes left by their own policies at that mean exit step,
-    the best blind choices, and the encoder cut there. A score is None without runs, and where a curve does not reach so
-    far; the macro average is over the tasks on which `vanilla` and `static` have runs, None for a recipe that lacks one
-    of them. Under ``"by_confidence"`` stand the same, all left by
-    confidence, over those of the tasks that have classes. ``"default"`` names the default recipe.
+    Under ``"1"`` stand the scores at full depth; elsewhere recipes left by their own policies at
+    that mean exit step, the best blind choices, and the encoder cut there. A score is None without
+    runs, and where a curve does not reach so far; the macro average is over the tasks on which
+    `vanilla` and `static` have runs, None for a recipe that lacks one of them. Under
+    ``"by_confidence"`` stand the same, all left by confidence, over those of the tasks that have
+    classes. ``"default"`` names the default recipe.
     """
     made: dict[str, Any] = {"default": DEFAULT}
     for backbone, groups in compared_groups(results).items():

@@ -1,10 +1,12 @@
 """Paired comparisons of two recipes, and the rule by which the library's default is chosen.
 
-The rule was written before the runs that decide it. The candidates are `deebert`, `frozen` and `pabee`. Two candidates
-are compared by pairs of runs: the same backbone, task and seed, and the same fine-tuned model if both begin from one.
-A run counts by its score on held-out rows of train, left by confidence, as the mean over speed-ups of ×1.5, ×2 and ×3.
-The default is the candidate whose mean gap to the present default is positive by more than twice its standard error
-over the pairs, on the tasks with classes that are learnt, with five seeds each; else the present default stays.
+The rule was written before the runs that decide it. The candidates are `deebert`, `frozen` and
+`pabee`. Two candidates are compared by pairs of runs: the same backbone, task and seed, and the
+same fine-tuned model if both begin from one. A run counts by its score on held-out rows of train,
+left by confidence, as the mean over speed-ups of ×1.5, ×2 and ×3. The default is the candidate
+whose mean gap to the present default is positive by more than twice its standard error over the
+pairs, on the tasks with classes that are learnt, with five seeds each; else the present default
+stays.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Subject-verb agreement at a distance: does the main verb fit its subject, whatever stands in between?
 
-Between the subject and its verb come prepositional phrases and relative clauses, each with a noun that may or may
-not have the subject's number ("the key behind the boxes that the guard wants is old"). The difficulty is their
-count; the label says whether the main verb agrees with the subject. The numbers of all nouns are independent, so
-that from difficulty 1 on the noun next to the verb says nothing about the label, and no word alone does either.
+Between the subject and its verb come prepositional phrases and relative clauses, each with a noun
+that may or may not have the subject's number ("the key behind the boxes that the guard wants is
+old"). The difficulty is their count; the label says whether the main verb agrees with the subject.
+The numbers of all nouns are independent, so that from difficulty 1 on the noun next to the verb
+says nothing about the label, and no word alone does either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Polarity under nested negation: is the thing good, once every "not" has been undone?
 
-A core clause praises or blames something ("the soup was delicious"). Operators are wrapped around it, each of
-which reverses the polarity no, one or two times ("everyone knows that", "it is not true that", "nobody doubts
-that"). The difficulty is the number of reversals; the label is the polarity of the whole,
+A core clause praises or blames something ("the soup was delicious"). Operators are wrapped around
+it, each of which reverses the polarity no, one or two times ("everyone knows that", "it is not true
+that", "nobody doubts that"). The difficulty is the number of reversals; the label is the polarity
+of the whole,
 
     polarity(sentence) = polarity(core) * (-1) ** difficulty,
 
