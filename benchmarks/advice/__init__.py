@@ -1,1 +1,1 @@
-"""Is the advice right? Its choice and its promise on test texts, and redraws of the whole race."""
+"""Evaluation of `ponder advise`: its choice and promise on test texts, and redraws of the race."""

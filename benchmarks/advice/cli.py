@@ -29,13 +29,13 @@ def run_command(
         Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="minilm or mpnet.")] = "minilm",
-    disagreement: Annotated[float, typer.Option(help="How often answers may differ.")] = 0.02,
-    texts: Annotated[int, typer.Option(min=50, help="Texts that the race gets, at most.")] = 3000,
+    disagreement: Annotated[float, typer.Option(help="Share of answers that may differ.")] = 0.02,
+    texts: Annotated[int, typer.Option(min=50, help="Largest number of texts of the race.")] = 3000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the race.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder of fine-tuned models.")] = Path("runs/models"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/advice"),
 ) -> None:
-    """Race one model on training texts that it never saw, and hold choice and promise against the test texts."""
+    """Race one model on fresh training texts, and evaluate choice and promise on the test texts."""
     from benchmarks.advice.measuring import measure
 
     hide_bars()
@@ -57,14 +57,14 @@ def run_command(
 
 @app.command("redraw")
 def redraw_command(
-    redraws: Annotated[int, typer.Option(min=2, help="Races.")] = 300,
+    redraws: Annotated[int, typer.Option(min=2, help="Number of races.")] = 300,
     rows: Annotated[
         int, typer.Option(min=100, help="Texts of a race that choose and certify.")
     ] = 1500,
-    level: Annotated[float, typer.Option(help="The disagreement that is asked for.")] = 0.03,
+    level: Annotated[float, typer.Option(help="The promised disagreement.")] = 0.03,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/advice"),
 ) -> None:
-    """Draw the texts of a race anew, and count how often a promise is broken."""
+    """Repeat a race on newly drawn texts, and count how often a promise is broken."""
     from benchmarks.advice.redraws import redraw
 
     found = {**redraw(redraws, rows, level), "environment": environment(torch.device("cpu"))}

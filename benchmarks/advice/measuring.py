@@ -1,4 +1,4 @@
-"""One model: the race on training texts that it never saw, and its ways again on test texts, which chose nothing."""
+"""The race of one model on fresh training texts, and all of its ways again on the test texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ponder.calibration.verdict import judge
 __all__ = ["measure"]
 
 TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoLA": 4000}
-"""Rows of `train.shuffle(seed=seed)` by which the model of each task was fine-tuned; the race gets later ones."""
+"""Rows of `train.shuffle(seed=seed)` that train the model of each task; the race gets later ones."""
 _ROUNDS = 5
 _TIMED = 256
 _NEAR = 1.05
@@ -41,9 +41,9 @@ def measure(
     most: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Race a fine-tuned model, and return choice and promise on test texts, by processor time on one thread."""
+    """Race a fine-tuned model on one thread, and evaluate choice and promise on the test texts."""
     torch.set_num_threads(1)
-    timing.clock = time.process_time  # others may run beside it
+    timing.clock = time.process_time  # other processes may be running
     title, (texts, labels), test, outside = _texts(name, backbone, folders, work, most, seed)
     start = time.process_time()
     model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"

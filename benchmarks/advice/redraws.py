@@ -1,4 +1,4 @@
-"""Redraws of the whole race on simulated models: a student, a model with exits, and the same in int8."""
+"""Redraws of the race on simulated models: a student, a model with exits, and both in int8."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ POPULATION = 20_000
 STEPS = 4
 CLASSES = 4
 CONFIDENCE = 0.95
-_SECONDS = {"": 1.0, "int8": 0.5}  # of the model for a text, by which the winner is chosen
+_SECONDS = {"": 1.0, "int8": 0.5}
+"""Seconds of the model for a text, by which the winner is chosen."""
 
 
 def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
-    """Run the promises of a race on many draws of its texts, and count those that the population breaks."""
+    """Certify the ways of a race on many draws of its texts, and count the broken promises."""
     whole = _population(np.random.default_rng(0))
     draw = np.random.default_rng(1)
     per_way = 1.0 - (1.0 - CONFIDENCE) / len(WAYS)
@@ -57,7 +58,7 @@ def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
 
 
 def _population(draw: np.random.Generator) -> Recorded:
-    """Texts of varying ease: what the model says grows clearer by the step; the student sees less; int8 adds noise."""
+    """Simulate texts of varying ease: evidence grows with the step; student and int8 are noisier."""
     ease = draw.gamma(2.0, 2.5, size=(POPULATION, 1, 1))
     truth = np.eye(CLASSES)[draw.integers(0, CLASSES, POPULATION)][:, None] * ease
     noise = draw.normal(size=(POPULATION, STEPS, CLASSES)) * np.array([1.6, 1.0, 0.5, 0.1])[:, None]
@@ -69,7 +70,7 @@ def _population(draw: np.random.Generator) -> Recorded:
 
 
 def _risk(whole: Recorded, way: str, policy: Any) -> float:
-    """Return the share of other answers that a policy gives on the whole population."""
+    """Return the disagreement of a policy with the full model on the whole population."""
     deep: Any = whole.int8 if way.startswith("int8") else whole.exits
     if "cascade" in way:
         assert whole.student is not None
@@ -83,7 +84,7 @@ def _risk(whole: Recorded, way: str, policy: Any) -> float:
 
 
 def _cost(way: str, depth: Any) -> float:
-    """Return the mean seconds of a text, in those of the model."""
+    """Return the mean seconds of a text, as a multiple of the full model's."""
     student = "cascade" in way
     steps = STEPS if way.endswith(("exits", "step")) else 1
     behind = np.minimum((depth - student) / steps, 1.0).mean()

@@ -1,1 +1,1 @@
-"""Cascades of a student and a fine-tuned encoder beside exits, int8 and a blind mix, each under the same promise."""
+"""Cascades of a student and a fine-tuned encoder, compared with exits, int8 and a blind mix."""

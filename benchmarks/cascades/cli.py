@@ -20,9 +20,9 @@ def cascades_command(
     what: Annotated[
         Literal["run", "curve", "redraws", "words"],
         typer.Argument(
-            help="run: exits, a cascade, exits behind it, int8 and a blind mix under promises of 1, 2 and 5%; "
-            "curve: how many texts teach; redraws: broken promises over 1,000 draws; "
-            "words: TF-IDF and logistic regression on the labels, of several tasks by commas."
+            help="run: exits, a cascade, both, int8 and a blind mix, under promises of 1, 2 and 5%; "
+            "curve: savings by the number of texts; redraws: broken promises in 1,000 draws; "
+            "words: TF-IDF with logistic regression, for tasks separated by commas."
         ),
     ],
     task: Annotated[
@@ -39,14 +39,15 @@ def cascades_command(
     ] = "minilm",
     seed: Annotated[int, typer.Option(min=0, help="Seed of texts, training and splits.")] = 0,
     texts: Annotated[
-        int, typer.Option(min=100, help="Texts that the model did not learn on, at most.")
+        int,
+        typer.Option(min=100, help="Largest number of texts on which the model was not trained."),
     ] = 10_000,
     work: Annotated[
-        Path, typer.Option(help="Folder of models; those there are not trained again.")
+        Path, typer.Option(help="Folder of models; models that are there are used.")
     ] = Path("models"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/cascades"),
 ) -> None:
-    """Measure a student in front of a fine-tuned model."""
+    """Measure cascades of a student and a fine-tuned model."""
     from benchmarks.cascades.setting import Setting
 
     hide_bars()

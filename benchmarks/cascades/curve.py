@@ -1,8 +1,8 @@
-"""How many texts teach: exits and a student from 500 texts to all, and what stands in for texts that are not there.
+"""Savings by the number of unlabelled texts: exits and a student, with and without additional texts.
 
-Of n texts 60% teach the student and 40% choose and certify; exits split theirs as they do. All are
-asked about the same test texts. What stands in is answered by the model, and teaches the student
-alone: it certifies nothing.
+Of n texts 60% train the student and 40% choose and certify; exits split theirs as `fit_exits` does.
+All are evaluated on the same test texts. Additional texts (augmented ones, or the model's own
+training texts) are labelled by the model and train only the student: they do not certify.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 
 
 def _exits(setting: Setting, count: int) -> dict[str, Any]:
-    """Give the model exits by the first texts; what is saved are its steps."""
+    """Fit exits on the first texts, and return the share of steps that they save."""
     report = fit_exits(setting.model, setting.texts[:count], disagreement=LEVEL, seed=setting.seed)
     policy = setting.model.policy
     tested = setting.record(setting.test)
@@ -73,7 +73,7 @@ def _exits(setting: Setting, count: int) -> dict[str, Any]:
 def _student(
     setting: Setting, count: int, stand_in: str, known: dict[str, Floats]
 ) -> dict[str, Any]:
-    """Teach a student by a part of the first texts, and by what stands in for more; what is saved are its texts."""
+    """Train a student on a part of the first texts and on additional ones; saved is the share it answers."""
 
     def answers(texts: Sequence[str]) -> Floats:
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
@@ -107,13 +107,13 @@ def _student(
 
 
 def _dropped(texts: Sequence[str], draw: np.random.Generator) -> list[str]:
-    """Every text once more, each word gone with a probability of a fifth."""
+    """Return a copy of every text, without each word with probability `DROPPED`."""
     made = [[word for word in text.split() if draw.uniform() > DROPPED] for text in texts]
     return [" ".join(words) for words in made if words]
 
 
 def _crossed(texts: Sequence[str], draw: np.random.Generator) -> list[str]:
-    """The first half of each text and the second half of another."""
+    """Return texts of the first half of each text and the second half of another."""
     halves = [
         (words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, texts)
     ]

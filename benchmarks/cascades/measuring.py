@@ -1,4 +1,4 @@
-"""A measurement: exits, a cascade, exits behind it, and all three in int8, at the same promises, timed in turn."""
+"""Exits, a cascade, and a cascade with exits, also in int8, under the same promises."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from ponder.policies import Confidence, LastStep
 __all__ = ["LEVELS", "run"]
 
 LEVELS = (0.01, 0.02, 0.05)
-_COSTS = {
-    "": 30.0,
-    "int8 ": 10.0,
-}  # of the model, as multiples of the student's, by which thresholds are chosen
+_COSTS = {"": 30.0, "int8 ": 10.0}
+"""Cost of the model in multiples of the student's, by which thresholds are chosen."""
 _ROUNDS = 3
 _TIMED = 1024
 _ALONE = 64
-_MOVED = 0.005  # of the choosing texts, at most, where all products are in int8
+_MOVED = 0.005
+"""Largest share of the choosing texts whose answer may change if all products are in int8."""
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 
 
 def _student(setting: Setting, outputs: Floats) -> Student:
-    """Teach a student by texts that do not certify, and by those that the model learned on."""
+    """Train a student on texts that do not certify, and on the training texts of the model."""
     teach = np.concatenate(setting.sides[:2])
     learned = setting.plain.predict(setting.learned).outputs.numpy().argmax(-1)
     answers = np.concatenate([outputs[teach, -1].argmax(-1), learned])
@@ -80,10 +79,9 @@ def _student(setting: Setting, outputs: Floats) -> Student:
 
 
 def _int8(setting: Setting, outputs: Floats, scratch: Path) -> tuple[OnnxModel, str]:
-    """An export in int8; all products are, where this moves few answers to the choosing texts."""
-    setting.model.policy = Confidence(
-        0.9
-    )  # a policy that has exits; thresholds are given with every call
+    """Export in int8: all products if this changes few answers, else all but the narrowing ones."""
+    # The export needs a policy with exits; thresholds are given with every call.
+    setting.model.policy = Confidence(0.9)
     full, (teach, choose, _) = onnx(setting.model, scratch / "fp32"), setting.sides
     options: Any = {"calibration": [setting.texts[n] for n in teach[:256]]}
     small = OnnxModel(quantized(full, scratch / "all", "all", **options), threads=1)
@@ -98,7 +96,7 @@ def _int8(setting: Setting, outputs: Floats, scratch: Path) -> tuple[OnnxModel, 
 
 
 class _Race:
-    """Ways to answer, by promise and name: what they gave on test texts, and what runs them."""
+    """The ways to answer under each promise: their results on the test texts, and their functions."""
 
     def __init__(self, setting: Setting, student: Student, outputs: Floats, tested: Floats) -> None:
         self.setting = setting
@@ -115,7 +113,7 @@ class _Race:
         self.seconds: dict[Any, dict[str, Any]] = {}
 
     def add(self, kind: str, outputs: Floats, tested: Floats, model: Any) -> None:
-        """Choose, certify and ask exits, a cascade, and a cascade with exits, on recorded answers."""
+        """Choose, certify and evaluate exits, a cascade, and a cascade with exits, on records."""
         if kind:
             self.int8_answers = tested[:, -1].argmax(-1)
             self.ways["int8 model"] = lambda texts: model.predict(texts, policy=LastStep())
@@ -145,7 +143,7 @@ class _Race:
     def _cascade(
         self, kind: str, name: str, level: float, outputs: Floats, tested: Floats, model: Any
     ) -> None:
-        """A cascade; in int8 the answers in float32 are to be kept."""
+        """Certify and evaluate a cascade; in int8 it is compared with the answers in float32."""
         check = self.setting.sides[2]
         reference = self.full[check].argmax(-1) if kind else None
         options: dict[str, Any] = {
@@ -177,7 +175,7 @@ class _Race:
         }
 
     def level(self, level: float) -> dict[str, Any]:
-        """All ways under a promise, and the blind mix with as many texts for the student as the cascade gives it."""
+        """Return all ways under a promise, and a blind mix with the cascade's share of the student."""
         made = {
             name: {**found, **self.seconds[at, name]}
             for (at, name), found in self.found.items()
@@ -192,7 +190,7 @@ class _Race:
         return made
 
     def time(self, many: int) -> None:
-        """Time all ways in turn: processor seconds for a text in batches of 32, and by itself, and their ratios."""
+        """Time all ways in turn: processor seconds a text, in batches of 32 and one by one."""
         shuffled = np.random.default_rng(self.setting.seed).permutation(
             np.flatnonzero(self.setting.inside)
         )

@@ -1,9 +1,9 @@
 """Broken promises over many draws of the texts that choose and certify, and of some students.
 
-The population is recorded: all texts that taught neither early heads nor the student, with the
-answers of student and model, and of the model's steps. Each draw chooses the kind of policy and its
-thresholds anew, and its true risk is that on the whole population. A student of a draw is taught on
-a draw of the texts that teach.
+The population is recorded: all texts that trained neither early heads nor the student, with the
+answers of the student and of every step of the model. Each draw chooses the kind of policy and its
+thresholds anew; its true risk is that on the whole population. If the student is drawn too, it is
+trained on a draw of the training texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ LEVELS = (0.02, 0.05)
 ROWS = 1000
 TAUGHT = 800
 CONFIDENCE = 0.95
-DRAWS, FEWER = 1000, 120  # draws of thresholds alone, and of what takes longer
+DRAWS = 1000
+FEWER = 120
+"""Draws of thresholds alone, and of those that also choose exits or train a student."""
 
 
 def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def run(setting: Setting, settings: Mapping[str, Any], out: Path) -> dict[str, A
 def _count(
     kind: str, level: float, students: list[Floats], outputs: Floats, draw: np.random.Generator
 ) -> Any:
-    """Certify on draws with replacement, and count those whose risk on the population is above the level."""
+    """Certify on draws with replacement, and count those whose true risk is above the level."""
     risks = []
     shares = []
     met = 0

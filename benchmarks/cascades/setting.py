@@ -1,8 +1,8 @@
-"""A setting: a task, a fine-tuned model, texts that it never saw, and all that its steps answer to them.
+"""A setting: a task, a fine-tuned model, and texts on which the model was not trained.
 
-The model learns on the first rows of the shuffled training split. All later rows are texts without
-labels: 40% teach early heads and the student, 20% choose exits and teach the student, 40% choose
-and certify. The labelled test split is only reported.
+The model is trained on the first rows of the shuffled training split. All later rows are used
+without labels: 40% train early heads and the student, 20% choose exits and train the student, 40%
+choose and certify. The labelled test split is only reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ponder.policies import LastStep
 __all__ = ["LabelledTexts", "Setting", "at_exits", "certified", "record_of"]
 
 TRAINING = {"Banking77": (5000, 5), "CLINC150": (6000, 4), "SST-2": (8000, 2), "MRPC": (1800, 4)}
-"""By task, the rows that the model learns on, and the epochs."""
+"""By task, the number of training rows of the model, and of epochs."""
 _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 _RATES = {"minilm": 2e-4, "mpnet": 5e-5}
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
@@ -40,7 +40,7 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """The shuffled training split of a task, of which a model learns on the first rows, and the test split.
+    """The shuffled training split of a task and its test split; a model is trained on the first rows.
 
     Args:
         names: Names of the classes.
@@ -80,7 +80,7 @@ class LabelledTexts:
 
 @dataclass(eq=False)
 class Setting:
-    """A task with its classes, texts that the model learned on, others with their row ids, and labelled test texts."""
+    """A task, its model, the training texts of the model, other texts with row ids, and test texts."""
 
     task: tasks.Task
     names: list[str]
@@ -102,7 +102,7 @@ class Setting:
         work: Path,
         most: int,
     ) -> Setting:
-        """Read the task, and read or fine-tune the model `<work>/<task>-<backbone>-s<seed>/plain`."""
+        """Read the task; read the model `<work>/<task>-<backbone>-s<seed>/plain`, or train it."""
         task = tasks.get(name)
         data = LabelledTexts.read(name, seed, folders, _SEPARATORS.get(backbone, " [SEP] "))
         texts = data.train
@@ -140,7 +140,7 @@ class Setting:
 
     @cached_property
     def sides(self) -> tuple[NDArray[Any], ...]:
-        """The texts that teach, that choose exits, and that choose and certify."""
+        """Places of the texts that train, that choose exits, and that choose and certify."""
         return tuple(np.asarray(side) for side in split(self.ids, _SHARES, self.seed))
 
     def fit(self) -> None:
@@ -154,14 +154,14 @@ class Setting:
         return outputs
 
     def student(self, texts: Sequence[str], answers: Any) -> Student:
-        """Teach a student the numbers of the model's answers."""
+        """Train a student on texts with the class numbers that the model answers."""
         embeddings = Embeddings.of(self.model)
         return Student.fit(
             list(texts), [self.names[n] for n in answers], embeddings=embeddings, seed=self.seed
         )
 
     def logs(self, student: Student, texts: Sequence[str]) -> Floats:
-        """Return a student's log-probabilities of all classes, `(texts, 1, classes)`: one step more for a record."""
+        """Return a student's log-probabilities of all classes, `(texts, 1, classes)`, as one step."""
         spread = np.full((len(texts), 1, len(self.names)), 1e-12)
         spread[:, 0, [self.names.index(name) for name in student.classes]] += student.predict_proba(
             texts
@@ -170,7 +170,7 @@ class Setting:
         return logs
 
     def scores(self, answers: Any, full: Any) -> dict[str, float]:
-        """Return other answers than those of the model as it is, and accuracies, out of scope apart."""
+        """Return the disagreement with the full model and the accuracy, in scope and out of scope."""
         same = answers == full
         right = answers == self.labels
         made = dict[str, float]()
@@ -189,16 +189,16 @@ class Setting:
 
     @cached_property
     def plain(self) -> PlainClassifier:
-        """The model as anyone runs it."""
+        """The fine-tuned model without exits."""
         return PlainClassifier(self.model.encoder, self.model.tokenizer)
 
 
 def certified(
     outputs: Floats, level: float, *, cost: float = 30.0, reference: Any = None, seed: int = 0
 ) -> Any:
-    """Choose and certify a cascade on recorded answers of the student and of the model's steps; return its report.
+    """Choose and certify a cascade on recorded answers of student and model; return its report.
 
-    Answers that are to be kept in the place of the last ones are given as a `reference`, `(rows,)`.
+    The promise compares with the `reference`, class numbers `(rows,)`, or with the last step if None.
     """
     stages: list[Any] = [lambda texts: None, lambda texts: None]
     cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])

@@ -1,7 +1,7 @@
-"""The rival that needs no encoder: TF-IDF with a logistic regression, taught by as many labels as the model had.
+"""A rival without an encoder: TF-IDF with logistic regression, trained on the labels of the model.
 
-It makes no promise about the model's answers: it answers every text, and is judged by the labels of
-the test split.
+It makes no promise about the model's answers: it answers every text, and is evaluated by the labels
+of the test split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SEEDS = (0, 1, 2)
 
 
 def run(tasks: Sequence[str], folders: Mapping[str, Path | None], out: Path) -> dict[str, Any]:
-    """Teach and test on every task and seed, and write `<out>/words.json`."""
+    """Train and test on every task and seed, and write `<out>/words.json`."""
     rows = []
     for task in tasks:
         for seed in _SEEDS:

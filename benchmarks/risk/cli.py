@@ -43,7 +43,7 @@ def risk_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the calibration sets.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/risk"),
 ) -> None:
-    """Count broken promises of risk control over many calibration sets, and how much of the saving each bound keeps."""
+    """Count broken promises of risk control over many calibration sets, and compare the bounds."""
     from benchmarks.risk.simulation import real_scene
 
     settings = {"trials": trials, "rows": rows, "confidence": confidence, "seed": seed}

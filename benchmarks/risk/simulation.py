@@ -23,7 +23,7 @@ RISKS: tuple[Risk, ...] = ("disagreement", "error_gap", "error")
 GRID = [i / 100 for i in range(101)]
 LAST_ERROR = 0.1
 Truth = Callable[[Risk, bool, float | None], tuple[float, float]]
-"""(risk, signed, q) → the true risk of the policy at q, and its mean exit step; of full depth where q is None."""
+"""From risk, sign and q to the true risk at q, or at full depth if None, and the mean exit step."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scene:
 def simulate(
     scene: Scene, trials: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Yield every bound on every risk, each over `trials` calibration sets (the same sets for all), as plain JSON.
+    """Yield every bound on every risk over the same `trials` calibration sets, as plain JSON.
 
     `violations` is the share of the sets whose threshold has a true risk above the level;
     `mean_risk` is the mean of the true risk, and `risk_error` its standard error; `saving` are the
@@ -110,7 +110,7 @@ def _kept(outcome: Mapping[str, Any]) -> bool:
 
 
 def _cheapest(scene: Scene, risk: Risk, signed: bool, level: float) -> float:
-    """Return the mean exit step of the cheapest threshold whose true risk, as of all later ones, is at the level."""
+    """Return the mean exit step of the cheapest threshold with a true risk within the level."""
     best = float(scene.num_steps)
     for q in reversed(GRID):
         found, step = scene.truth(risk, signed, q)
@@ -168,7 +168,7 @@ def true_risk(risk: Risk, q: float | None, *, signed: bool = True) -> float:
 
 
 def real_scene(name: str, population: ponder.Trajectory, rows: int) -> Scene:
-    """Confidence on calibration sets drawn, with replacement, from a trajectory that is taken as the whole world."""
+    """Confidence exits on calibration sets drawn with replacement from a recorded population."""
     tables: dict[tuple[Risk, bool], tuple[Any, Any]] = {}
 
     def truth(risk: Risk, signed: bool, q: float | None) -> tuple[float, float]:

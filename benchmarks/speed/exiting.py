@@ -65,7 +65,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def mixes(num_steps: int) -> dict[str, list[float]]:
-    """Return weights of the steps by name: uniform, halving with every step, doubling, and of a run on GLUE."""
+    """Return weights of the steps by name: uniform, halving, doubling, and those of a run on GLUE."""
     return {
         "uniform": [1.0] * num_steps,
         "early-heavy": [0.5**step for step in range(num_steps)],
@@ -88,7 +88,7 @@ def recorded(pattern: str, num_steps: int) -> list[float]:
 
 
 def spread(weights: Sequence[float], rows: int, seed: int = 0) -> tuple[int, ...]:
-    """Return exit steps of `rows` rows, each step as often as its weight says to within one row, in random order.
+    """Return exit steps of `rows` rows in random order, each step in proportion to its weight.
 
     Example:
         >>> sorted(spread([2.0, 1.0, 1.0], 9))

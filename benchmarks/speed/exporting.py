@@ -1,4 +1,4 @@
-"""Section 10: exits and int8 in onnxruntime, each alone and both together, beside PyTorch, on MiniLM and MPNet-base.
+"""Section 10: exits, int8 and both in onnxruntime, compared with PyTorch, on MiniLM and MPNet-base.
 
 Every call answers the same rows, and all that exit do so at the same steps: the Lambda head gives
 one hazard to every row at every step, and a seeded draw makes exits of it. What int8 does to the
@@ -139,7 +139,7 @@ def _figures(
 
 
 def _of_product(seconds: Seconds, name: str) -> WallClock:
-    """(fp32 ÷ both) ÷ ((fp32 ÷ exits) (fp32 ÷ int8)), all in onnxruntime: exits · int8 ÷ (fp32 · both)."""
+    """Speed-up of both over the product of the single speed-ups: exits · int8 ÷ (fp32 · both)."""
     products = {
         "over": [a * b for a, b in zip(seconds["fp32, exits"], seconds[name], strict=True)],
         "under": [a * b for a, b in zip(seconds["fp32"], seconds[f"{name}, exits"], strict=True)],

@@ -1,4 +1,4 @@
-"""Section 3: a stream whose steps share their weights, beside one of as many stacked layers, at the same exits.
+"""Section 3: streams with one shared step and with a stack of layers, at the same exits.
 
 Where the step is shared, rows at different depths stand in one batch; a stack has a queue a layer.
 """

@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Subject:
-    """A plain model of Transformers with its classifier, and the wrapped one with the same weights and answers."""
+    """A plain classifier of Transformers, and the wrapped one with the same weights and answers."""
 
     name: str
     plain: Any
@@ -128,7 +128,7 @@ def figure(
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> Seconds:
-    """Return the seconds of every call in every round, each once a round, so that other load meets all of them.
+    """Return the seconds of every call in every round; the calls alternate, to share other load.
 
     Args:
         calls: The calls, by name, after one run each to warm up. Every other round goes through
