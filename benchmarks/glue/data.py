@@ -9,7 +9,7 @@ of QQP, whose official dump has a few, it is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,19 @@ class GlueTask(Task):
         )
 
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits from a folder in GLUE's layout, `<folder>/<task>/<split>.tsv`, or (None) from the hub.
+        """Read splits from `<folder>/<task>/<split>.tsv`, or from the hub if the folder is None.
 
         See `Task.load`; MNLI has `dev_matched` and `dev_mismatched`. `label` is a class number or a
         32-bit number.
         """
         splits = [split for split in self.splits if split.name in only or not only]
         hub = self._hub() if folder is None else None
-        read = {
-            split.name: self._of_hub(hub, split)
-            if hub is not None
-            else self._read(split, Path(folder or "."))
-            for split in splits
-        }
+        read: dict[str, dict[str, Any]] = {}
+        for split in splits:
+            if hub is not None:
+                read[split.name] = self._of_hub(hub, split)
+            else:
+                read[split.name] = self._read(split, Path(folder or "."))
         features = features_of(self.label_names, len(self.columns) == 2)
         return DatasetDict(
             {name: Dataset.from_dict(columns, features=features) for name, columns in read.items()}
@@ -92,47 +92,57 @@ class GlueTask(Task):
     def _read(self, split: GlueSplit, folder: Path) -> dict[str, list[Any]]:
         """Return the columns of one file of GLUE's tab-separated format."""
         path = folder / self.name / f"{split.name}.tsv"
-        # Only newlines end a line: other separators stand in sentences.
-        lines = read_text(path, "--glue-dir (or GLUE_DIR)").rstrip("\r\n").split("\n")
-        header = split.columns or tuple(name.strip() for name in lines[0].split("\t"))
-        wanted = (*self.columns, *([self.label_column] if split.labelled else []))
-        if not set(wanted) <= set(header):
-            raise DataError(
-                f"{path}, line 1: expected a header with {', '.join(wanted)}; got {lines[0][:80]!r}."
-            )
         sentences = [f"sentence{number}" for number, _ in enumerate(self.columns, start=1)]
         columns: dict[str, list[Any]] = {name: [] for name in ("idx", *sentences, "label")}
-        skipped = 0
-        for number, line in enumerate(
-            lines[split.columns is None :], start=1 + (split.columns is None)
-        ):
-            fields = line.removesuffix("\r").split("\t")
-            if len(fields) != len(header):
-                skipped += 1
-                if skipped > (self.malformed_lines if split.labelled else 0):
-                    got = f"{len(fields)}: {line[:80]!r}"
-                    raise DataError(
-                        f"{path}, line {number}: expected {len(header)} columns; got {got}."
-                    )
-                continue
-            row = dict(zip(header, map(str.strip, fields), strict=True))
-            columns["idx"].append(len(columns["idx"]))
+        for place, (where, row) in enumerate(self._rows(path, split)):
+            columns["idx"].append(place)
             for name, column in zip(sentences, self.columns, strict=True):
                 columns[name].append(row[column])
-            where = f"{path}, line {number}"
-            columns["label"].append(
-                self._label(row[self.label_column], where) if split.labelled else -1
-            )
+            label = self._label(row[self.label_column], where) if split.labelled else -1
+            columns["label"].append(label)
         if not columns["idx"]:
             raise DataError(f"{path}: expected examples; got none. Fetch the file anew.")
         return columns
+
+    def _rows(self, path: Path, split: GlueSplit) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the place of each line in a file, and its fields by column.
+
+        Up to `malformed_lines` lines of a labelled split may have another number of fields; they
+        are left out.
+        """
+        # Only newlines end a line: other separators stand in sentences.
+        lines = read_text(path, "--glue-dir (or GLUE_DIR)").rstrip("\r\n").split("\n")
+        first = 0
+        header = split.columns
+        if header is None:
+            first = 1
+            header = tuple(name.strip() for name in lines[0].split("\t"))
+        wanted = [*self.columns]
+        if split.labelled:
+            wanted.append(self.label_column)
+        if not set(wanted) <= set(header):
+            expected = ", ".join(wanted)
+            got = f"{lines[0][:80]!r}"
+            raise DataError(f"{path}, line 1: expected a header with {expected}; got {got}.")
+        allowed = self.malformed_lines if split.labelled else 0
+        for number, line in enumerate(lines[first:], start=1 + first):
+            where = f"{path}, line {number}"
+            fields = line.removesuffix("\r").split("\t")
+            if len(fields) == len(header):
+                yield where, dict(zip(header, map(str.strip, fields), strict=True))
+                continue
+            allowed -= 1
+            if allowed < 0:
+                got = f"{len(fields)}: {line[:80]!r}"
+                raise DataError(f"{where}: expected {len(header)} columns; got {got}.")
 
     def _label(self, text: str, where: str) -> int | float:
         texts = self.label_texts or self.label_names
         try:
             if self.label_range is None:
                 return texts.index(text)
-            value, (low, high) = float(text), self.label_range
+            value = float(text)
+            low, high = self.label_range
             if low <= value <= high:
                 return value
         except ValueError:
@@ -147,9 +157,10 @@ class GlueTask(Task):
             return datasets.load_dataset(_HUB, self.hub_name)
         except Exception as error:  # one remedy for every reason
             raise DataError(
-                f"{self.name}: no folder was given, and the hub's {_HUB} ({self.hub_name}) could not be loaded "
-                f"({type(error).__name__}: {error}). Pass GLUE_DIR (--glue-dir), a folder that holds "
-                f"{self.name}/{self.splits[0].name}.tsv, or allow access to the hub (with HF_HUB_OFFLINE unset)."
+                f"{self.name}: no folder was given, and the hub's {_HUB} ({self.hub_name}) could "
+                f"not be loaded ({type(error).__name__}: {error}). Pass GLUE_DIR (--glue-dir), a "
+                f"folder that holds {self.name}/{self.splits[0].name}.tsv, or allow access to the "
+                "hub (with HF_HUB_OFFLINE unset)."
             ) from error
 
     def _of_hub(self, source: DatasetDict, split: GlueSplit) -> dict[str, Any]:

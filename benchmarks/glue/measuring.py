@@ -1,4 +1,4 @@
-"""Measurements of a trained model: scores at full depth, at every step and at the exits, curves, three speed-ups."""
+"""Measurements of a trained model: scores at every step and at the exits, curves, speed-ups."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ponder.calibration import cost, sweep
 from ponder.calibration.cost import Breakdown
 from ponder.calibration.families import family_of
 from ponder.calibration.records import serves
+from ponder.calibration.sweeps import Curve
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.policies import Confidence, Entropy, ExitPolicy, LastStep, Patience, Quantile
 
@@ -39,7 +40,7 @@ def record(
     features: bool = False,
     num_steps: int | None = None,
 ) -> Trajectory:
-    """Return the full-depth trajectory of `data`, with its own row ids; with features where the policy reads them."""
+    """Return the full-depth trajectory of `data`, with features if the policy reads them."""
     keep = features or "features" in model.policy.needs
     ids = list(data["idx"])
     return model.record(
@@ -60,12 +61,9 @@ def summarise(
 
     Returns:
         `examples`; `full_depth`, `exits` and `per_step` scores; `mean_exit_step`; `exit_histogram`
-            over the steps;
-        `halting`, the mean of p(n|x), where there are hazards; `predictions` at the exits as text
-            (labels are GLUE's,
-        and are not kept); `rows`, the answers of every row at every step (`benchmarks.glue.rows`);
-            `curves` over the
-        thresholds of policies.
+        over the steps; `halting`, the mean of p(n|x), None without hazards; `predictions` at the
+        exits as text (labels belong to GLUE and are not kept); `rows`, the answers of every row at
+        every step (`benchmarks.glue.rows`); `curves` over the thresholds of policies.
     """
     assert trajectory.labels is not None
     labels = trajectory.labels.numpy()
@@ -76,6 +74,9 @@ def summarise(
         return metrics.score(task, metrics.answers(task, outputs.float().numpy()), np.asarray(of))
 
     per_step = [score(outputs) for outputs in trajectory.outputs.unbind(1)]
+    halting = None
+    if trajectory.hazard_logits is not None:
+        halting = trajectory.halting.pmf.mean(0).tolist()
     return {
         "examples": len(trajectory),
         "full_depth": per_step[-1],
@@ -83,9 +84,7 @@ def summarise(
         "per_step": [of_step["score"] for of_step in per_step],
         "mean_exit_step": exits.exit_step.double().mean().item(),
         "exit_histogram": torch.bincount(exits.exit_step, minlength=steps + 1)[1:].tolist(),
-        "halting": None
-        if trajectory.hazard_logits is None
-        else trajectory.halting.pmf.mean(0).tolist(),
+        "halting": halting,
         "rows": pack_rows(task, trajectory),
         "predictions": metrics.pack(task, metrics.answers(task, exits.outputs.float().numpy())),
         "curves": _curves(
@@ -100,53 +99,56 @@ def _curves(
     score: Callable[[Tensor, Tensor], float],
     mean: Breakdown | None,
 ) -> list[dict[str, Any]]:
-    """Sweep the threshold of a recipe's policy, first, and of the others that its model can be run with.
+    """Sweep the threshold of a recipe's policy, and then those of other policies.
 
-    Thresholds lie where they spread the mean exit steps evenly, and no label takes part in that. A
+    Thresholds are placed so that the mean exit steps are evenly spaced, without using labels. A
     policy that reads nothing (full depth, a fixed step) has no curve. An entry holds `policy`,
     `knob` (the name of its threshold), `cost_unit` (``"flops"`` or ``"steps"``, relative to full
-    depth without exits), and `points`, a list a column.
+    depth without exits), and `points`, a list for each column.
     """
     if not policy.needs:
         return []
-    others: list[ExitPolicy] = [] if trajectory.hazard_logits is None else [Quantile(0.5)]
-    if trajectory.meaning.classes:
-        others += [Patience(1), Entropy(0.2), Confidence(0.9)]
-    own = [policy] if policy.tunable is not None else []
+    swept = [policy] if policy.tunable is not None else []
+    swept += [other for other in _others(trajectory) if type(other) is not type(policy)]
     made = []
-    for each in [*own, *(other for other in others if type(other) is not type(policy))]:
-        costs, full = (None, None) if mean is None else (mean.cumulative, 1.0)
-        curve = sweep(
-            trajectory,
-            each,
-            thresholds(trajectory, each),
-            metric=score,
-            costs=costs,
-            full_cost=full,
-        )
-        columns = {
-            _THRESHOLD if name == "threshold" else name: values
-            for name, values in curve.to_dict().items()
-        }
-        points = {
-            name: values if name == _THRESHOLD else [round(value, 6) for value in values]
-            for name, values in columns.items()
-            if all(map(math.isfinite, values))
-        }
-        unit = "steps" if mean is None else "flops"
+    for each in swept:
+        options: dict[str, Any] = {"metric": score}
+        if mean is not None:
+            options |= {"costs": mean.cumulative, "full_cost": 1.0}
+        curve = sweep(trajectory, each, thresholds(trajectory, each), **options)
         made.append(
             {
                 "policy": each.to_dict()["name"],
                 _THRESHOLD: curve.threshold,
-                "cost_unit": unit,
-                "points": points,
+                "cost_unit": "steps" if mean is None else "flops",
+                "points": _points(curve),
             }
         )
     return made
 
 
+def _others(trajectory: Trajectory) -> list[ExitPolicy]:
+    """Return the policies that are swept on every trajectory that they can be replayed on."""
+    others: list[ExitPolicy] = []
+    if trajectory.hazard_logits is not None:
+        others.append(Quantile(0.5))
+    if trajectory.meaning.classes:
+        others += [Patience(1), Entropy(0.2), Confidence(0.9)]
+    return others
+
+
+def _points(curve: Curve) -> dict[str, list[float]]:
+    """Return the columns of a curve, without those that are not finite."""
+    columns = curve.to_dict()
+    points = {_THRESHOLD: columns.pop("threshold")}
+    for name, values in columns.items():
+        if all(map(math.isfinite, values)):
+            points[name] = [round(value, 6) for value in values]
+    return points
+
+
 def thresholds(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
-    """Return thresholds whose mean exit steps are nearest to evenly spread ones; of whole numbers all."""
+    """Return thresholds whose mean exit steps are evenly spaced; all of them if they are integers."""
     assert policy.tunable is not None
     tried = policy.tunable.values(trajectory.num_steps, trajectory.width, _TRIED)
     fit = [value for value in tried if serves(trajectory, policy.with_threshold(value))]
@@ -161,7 +163,7 @@ def thresholds(trajectory: Trajectory, policy: ExitPolicy) -> list[float]:
 
 
 def costs_of(model: PonderForSequenceClassification, data: Dataset) -> list[Breakdown]:
-    """Return the FLOPs of the parts of the model for each example alone; rows of one length cost the same."""
+    """Return the FLOPs of the parts of the model for each example; equal lengths cost the same."""
     by_length: dict[int, Breakdown] = {}
     made = []
     for row in data:
@@ -180,7 +182,7 @@ def costs_of(model: PonderForSequenceClassification, data: Dataset) -> list[Brea
 
 
 def mean_cost(costs: Sequence[Breakdown]) -> Breakdown:
-    """Return the mean of the costs of examples, part by part; of parts with a number a step, step by step."""
+    """Return the mean cost of examples, part by part and step by step."""
     names = [field.name for field in dataclasses.fields(Breakdown)]
     columns = {
         name: np.mean([getattr(each, name) for each in costs], axis=0).tolist() for name in names

@@ -1,7 +1,7 @@
-"""Sweeps: every point of a grid for each task and recipe, then the best point with several seeds, one run at a time.
+"""Sweeps: all points of a grid for each task and recipe, then the best point with several seeds.
 
-All state is in the files of results, so a sweep that was killed and is started again goes on where
-it was. A suite is a JSON file in `suites/`: `tasks`, `recipes` (names, or `{"recipe", "options",
+All state is in the files of results, so a sweep that was killed continues when it is started again.
+A suite is a JSON file in `suites/`: `tasks`, `recipes` (names, or `{"recipe", "options",
 "fields"}`), fields of `RunConfig` that all runs share (`fixed`) or those of one task (`by_task`), a
 `grid` of values to try, and the number of `seeds`.
 """
@@ -34,7 +34,7 @@ Run = Callable[[RunConfig, Path], Result]
 
 @dataclass(frozen=True)
 class RecipeSpec:
-    """A recipe with its arguments, and fields of `RunConfig` for it, instead of those of the task and the suite."""
+    """A recipe with its arguments, and fields of `RunConfig` that override those of the suite."""
 
     recipe: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class RecipeSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task with one recipe: the points of the grid, all with the first seed, and the seeds of the chosen one."""
+    """One task with one recipe: the points of the grid, and the number of seeds of the chosen one."""
 
     label: str
     points: tuple[RunConfig, ...]
@@ -97,29 +97,24 @@ class Suite:
         return made
 
     def has(self, result: Result) -> bool:
-        """Return whether a run is of this suite: its fields are those that the suite says for its task and recipe.
+        """Return whether a run has the fields that the suite sets for its task and recipe.
 
         Recipes that the suite does not name belong to it too, under the same budget.
         """
         config = result.config
+        if result["task"] not in self.tasks or config["policy"] is not None or self.grid:
+            return False
         specs = [spec for spec in self.recipes if spec.recipe == result["recipe"]]
         alike = [spec for spec in specs if dict(spec.options) == dict(config["recipe_options"])]
-        if (
-            result["task"] not in self.tasks
-            or (specs and not alike)
-            or config["policy"] is not None
-            or self.grid
-        ):
+        if specs and not alike:
             return False
         spec = alike[0] if alike else RecipeSpec(config["recipe"])
-        settled = {**self.fixed, **self.by_task.get(result["task"], {}), **spec.fields}
+        fields = {**self.fixed, **self.by_task.get(result["task"], {}), **spec.fields}
         wanted = RunConfig(
-            result["task"], config["recipe"], backbone=config["backbone"], **settled
+            result["task"], config["recipe"], backbone=config["backbone"], **fields
         ).to_dict()
-        free = {"seed", "recipe_options", *([] if alike else ["lambda_lr"])}
-        return all(
-            config.get(name, value) == value for name, value in wanted.items() if name not in free
-        )
+        free = {"seed", "recipe_options"} if alike else {"seed", "recipe_options", "lambda_lr"}
+        return all(config.get(name, wanted[name]) == wanted[name] for name in wanted.keys() - free)
 
 
 def suites() -> tuple[str, ...]:
@@ -153,55 +148,69 @@ def sweep(
 ) -> list[str]:
     """Do the remaining runs of a sweep.
 
-    The points of a grid lie in `<out>/grid`, the chosen ones with each seed in `out`, and why they
-    were chosen in `<out>/chosen`. A run that fails is noted in `<out>/failed`, and the others go
-    on; the next sweep tries it again.
+    The points of a grid are in `<out>/grid`, the chosen ones with each seed in `out`, and the
+    reasons for the choice in `<out>/chosen`. A run that fails is noted in `<out>/failed`, and the
+    others continue; the next sweep tries it again.
 
     Returns:
         The keys of the runs that failed.
     """
-    failed: list[str] = []
-
-    def attempt(config: RunConfig, folder: Path) -> Result | None:
-        note = out / "failed" / f"{config.key}.json"
-        there = (folder / f"{config.key}.json").exists()
-        try:
-            result = run(config, folder)
-        except Exception as error:  # of any kind: the other runs go on
-            failed.append(config.key)
-            write_json(
-                note,
-                {"error": f"{type(error).__name__}: {error}", "details": traceback.format_exc()},
-            )
-            say(f"{config.key}: failed ({error})")
-            return None
-        note.unlink(missing_ok=True)
-        if not there:
-            say(f"{config.key}: {100 * result.held_out.score('exits'):.1f}")
-        return result
-
+    runs = _Runs(out, run, say)
     for cell in cells:
         point: RunConfig | None = cell.points[0]
         if len(cell.points) > 1:
-            tried = [(each, attempt(each, out / "grid")) for each in cell.points]
-            known = [
-                (each, result.held_out.score("exits"))
-                for each, result in tried
-                if result is not None
-            ]
-            point = max(known, key=lambda it: it[1])[0] if known else None  # of equals the first
-            if point is not None:
-                scores = [{"key": each.key, "score": score} for each, score in known]
-                write_json(
-                    out / "chosen" / f"{cell.points[0].key}.json",
-                    {"chosen": point.key, "tried": scores},
-                )
-                path = out / "grid" / f"{point.key}.json"
-                if not (out / path.name).exists():
-                    Result.read(path).save(out / path.name)
-        for config in cell.finals(point) if point is not None else ():
-            attempt(config, out)
-    return failed
+            point = runs.choose(cell)
+        if point is not None:
+            for config in cell.finals(point):
+                runs.attempt(config, out)
+    return runs.failed
+
+
+class _Runs:
+    """The runs of a sweep; `failed` has the keys of those that failed."""
+
+    def __init__(self, out: Path, run: Run, say: Callable[[str], object]) -> None:
+        self.failed: list[str] = []
+        self._out = out
+        self._run = run
+        self._say = say
+
+    def attempt(self, config: RunConfig, folder: Path) -> Result | None:
+        """Do a run, or read it if it was done; None if it fails."""
+        note = self._out / "failed" / f"{config.key}.json"
+        is_done = (folder / f"{config.key}.json").exists()
+        try:
+            result = self._run(config, folder)
+        except Exception as error:  # of any kind: the other runs continue
+            self.failed.append(config.key)
+            details = traceback.format_exc()
+            write_json(note, {"error": f"{type(error).__name__}: {error}", "details": details})
+            self._say(f"{config.key}: failed ({error})")
+            return None
+        note.unlink(missing_ok=True)
+        if not is_done:
+            self._say(f"{config.key}: {100 * result.held_out.score('exits'):.1f}")
+        return result
+
+    def choose(self, cell: Cell) -> RunConfig | None:
+        """Run the points of a grid, and return that with the best held-out score."""
+        scores: dict[str, float] = {}
+        best: RunConfig | None = None
+        for point in cell.points:
+            result = self.attempt(point, self._out / "grid")
+            if result is None:
+                continue
+            scores[point.key] = result.held_out.score("exits")
+            if best is None or scores[point.key] > scores[best.key]:
+                best = point
+        if best is not None:
+            tried = [{"key": key, "score": score} for key, score in scores.items()]
+            note = self._out / "chosen" / f"{cell.points[0].key}.json"
+            write_json(note, {"chosen": best.key, "tried": tried})
+            kept = self._out / f"{best.key}.json"
+            if not kept.exists():
+                Result.read(self._out / "grid" / kept.name).save(kept)
+        return best
 
 
 def _serves(spec: RecipeSpec, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reranking tasks: texts and the names of their labels; questions or hypotheses, and the sentences that answer them."""
+"""Reranking tasks: texts and names of classes; hypotheses or questions and supporting sentences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -19,6 +20,7 @@ __all__ = ["Queries", "load"]
 _OF_PAIRS = {"RTE": ("sentence2", "sentence1"), "QNLI": ("sentence1", "sentence2")}
 """The columns of query and document."""
 _POOL = 50
+"""Candidates of BM25."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +29,10 @@ class Queries:
 
     Args:
         texts: The queries.
-        gold: The right document of each.
-        documents: The names of the labels, as words; or the sentences of a task of pairs.
-        first: The first stage: a bi-encoder, or BM25 where words are shared.
-        size: How many candidates of the first stage are reranked.
+        gold: The number of the right document of each query.
+        documents: The names of the classes, as words, or the sentences of a task of pairs.
+        first: The first stage: a bi-encoder, or BM25 for sentences.
+        size: Number of candidates of the first stage that are reranked.
     """
 
     texts: list[str]
@@ -53,36 +55,43 @@ class Queries:
 
 
 def load(task: str, folder: Path, seed: int, *, train: bool) -> Queries:
-    """Read the queries of a side, shuffled by the seed, but for those that have no right document."""
+    """Read the queries of a split in random order, without those that have no right document."""
     found = tasks.get(task)
-    data = found.load(folder, ("train", found.dev_splits[0]))
-    rows = data["train" if train else found.dev_splits[0]].shuffle(seed=seed)
+    test_split = found.dev_splits[0]
+    splits = found.load(folder, ("train", test_split))
+    rows = splits["train" if train else test_split].shuffle(seed=seed)
     if task in _OF_PAIRS:
-        query, document = _OF_PAIRS[task]
-        documents = list(dict.fromkeys(text for part in data.values() for text in part[document]))
-        place = {text: number for number, text in enumerate(documents)}
-        right = [
-            (row[query], place[row[document]]) for row in rows if row["label"] == 0
-        ]  # "entailment"
-        return Queries(
-            [text for text, _ in right], [gold for _, gold in right], documents, Bm25(), _POOL
-        )
+        return _of_pairs(task, rows, splits)
+    return _of_labels(rows, found.outside)
+
+
+def _of_pairs(task: str, rows: Dataset, splits: DatasetDict) -> Queries:
+    """Return queries whose documents are the sentences of both splits that answer some query."""
+    query, document = _OF_PAIRS[task]
+    documents: dict[str, int] = {}
+    for split in splits.values():
+        for text in split[document]:
+            documents.setdefault(text, len(documents))
+    entailed = [row for row in rows if row["label"] == 0]
+    texts = [row[query] for row in entailed]
+    gold = [documents[row[document]] for row in entailed]
+    return Queries(texts, gold, list(documents), Bm25(), _POOL)
+
+
+def _of_labels(rows: Dataset, outside: int | None) -> Queries:
+    """Return queries whose documents are the names of the classes, without that out of scope."""
     names = list(rows.features["label"].names)
-    if found.outside is not None:
-        names.pop(found.outside)
-    right = [(row["sentence1"], row["label"]) for row in rows if row["label"] != found.outside]
-    names = [name.replace("_", " ") for name in names]
-    return Queries(
-        [text for text, _ in right],
-        [gold for _, gold in right],
-        names,
-        BiEncoder("minilm"),
-        len(names),
-    )
+    if outside is not None:
+        names.pop(outside)
+    documents = [name.replace("_", " ") for name in names]
+    inside = [row for row in rows if row["label"] != outside]
+    texts = [row["sentence1"] for row in inside]
+    gold = [row["label"] for row in inside]
+    return Queries(texts, gold, documents, BiEncoder("minilm"), len(documents))
 
 
 class FirstStage(Protocol):
-    """Scores that cost little."""
+    """Cheap scores that choose the candidates."""
 
     def scores(self, queries: list[str], documents: list[str]) -> Tensor:
         """Return a score of every query with every document, `(queries, documents)`."""
