@@ -43,7 +43,9 @@ def run_command(
         list[str] | None,
         typer.Option("--set", help="A constant, for example updates=400; repeatable."),
     ] = None,
-    problems: Annotated[int, typer.Option(min=2, help="Problems of each split.")] = 512,
+    problems: Annotated[
+        int, typer.Option(min=2, help="Problems that certify, and that report.")
+    ] = 512,
     out: Annotated[Path, typer.Option(help="Folder of results and weights.")] = Path("runs/loops"),
 ) -> None:
     """Train and measure; finished results are read, and what was begun goes on."""
@@ -66,12 +68,14 @@ def run_command(
 def _run(task: Task, seed: int, problems: int, out: Path, path: Path) -> None:
     """Train the learners of one task and seed, measure them, and write the result."""
     from benchmarks.loops.measuring import measure
-    from benchmarks.loops.training import LEARNERS, train
+    from benchmarks.loops.training import LEARNERS, train, train_gates
 
     solvers, training = {}, dict[str, Any]()
     for learner in LEARNERS:
         solvers[learner], training[learner] = train(task, learner, seed, out)
-    measured = measure(solvers, task, problems)
+    gates = out / f"{task.name}-gates-s{seed}.pt"
+    heads, training["gates"] = train_gates(solvers["supervised"], seed, gates)
+    measured = measure(solvers, heads, task, problems)
     answers = measured.pop("answers")
     if seed == 0:  # of one seed, so that the folder stays small
         np.savez_compressed(path.with_suffix(".npz"), **answers)

@@ -13,7 +13,7 @@ alone. For characters the share of right positions takes the place of solved pro
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks.loops.gates import Gate, gates_of
 from benchmarks.loops.solver import MeanStep, Slice, Solver
 from benchmarks.loops.tasks import Problems, Task
+from benchmarks.loops.training import LEARNERS
 from ponder import policies
 from ponder._utils.trees import take_rows
 from ponder.calibration.bounds import upper_bound
@@ -38,7 +39,8 @@ BATCH = 512
 LEVEL, CONFIDENCE = 0.05, 0.95
 CERTIFIED = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.8)
 """Thresholds of confidence that a certificate walks, from late to early; it stops at the first that fails."""
-_REPEATS = 2
+_REPEATS = 3
+_FAILURES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +71,31 @@ class Parts:
         return state if self.readout is None else self.readout(state)
 
 
-def parts_of(solver: Solver, learner: str) -> Parts:
-    """Return the parts of a learner: ACT carries its mean, and the Q-head takes the place of a Lambda head."""
+def parts_of(solvers: Mapping[str, Solver], heads: Mapping[str, nn.Module]) -> dict[str, Parts]:
+    """Return what halts, by name: each learner's solver with its gate, and the supervised one with each head."""
+    supervised = solvers["supervised"]
+    return {
+        "supervised": _stepwise(supervised, heads["q-head"]),
+        "pondernet": _stepwise(solvers["pondernet"], solvers["pondernet"].gate),
+        "act": _mean(solvers["act"], solvers["act"].gate),
+        "hazards head": _stepwise(supervised, heads["hazards"]),
+        "act head": _mean(supervised, heads["act"]),
+        "q-head": _stepwise(supervised, heads["q-head"]),
+    }
+
+
+def _stepwise(solver: Solver, gate: nn.Module) -> Parts:
+    """Return a solver that answers from the state of the step, with a gate on it."""
     width = solver.task.width
-    if learner == "act":
-        head = Slice(solver.head, 2 * width, 3 * width)
-        gate = Slice(solver.gate, 0, width, squeeze=True)
-        return Parts(MeanStep(solver.step, solver.gate), head, gate, None, solver)
-    own = solver.gate if learner == "pondernet" else solver.quality
     thought = Slice(nn.Identity(), 0, width)
-    return Parts(solver.step, solver.head, Slice(own, 0, width, squeeze=True), thought, solver)
+    return Parts(solver.step, solver.head, Slice(gate, 0, width), thought, solver)
+
+
+def _mean(solver: Solver, gate: nn.Module) -> Parts:
+    """Return a solver that answers from ACT's mean state, with the halting unit that carries it."""
+    width = solver.task.width
+    head = Slice(solver.head, 2 * width, 3 * width)
+    return Parts(MeanStep(solver.step, gate), head, Slice(gate, 0, width), None, solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +175,7 @@ def _view(
     features = parts.read(state).flatten(0, 1)
     readings: dict[str, Any] = {}
     if "hazard" in policy.needs:
-        logits = parts.lambda_head(features)
+        logits = parts.lambda_head(features).reshape(-1)
         after = survival + nn.functional.logsigmoid(-logits)
         readings = {"hazard": logits.sigmoid(), "survival": survival.exp()}
         readings["cdf"] = -torch.expm1(after)
@@ -269,50 +286,70 @@ class Measured:
 RUNS = {"row": run_rows, "position": run_positions}
 
 
+def _runs(
+    gate: Gate, parts: Parts, task: Task, problems: Problems, mode: str
+) -> Iterator[tuple[ExitPolicy, Run]]:
+    """Yield the run of every rule of a gate, from late to early; per row, all from one record."""
+    if mode == "row":
+        runs = replay_rows(parts, gate.rules, problems, task.num_steps)
+        yield from zip(gate.rules, runs, strict=True)
+        return
+    for rule in gate.rules:
+        yield rule, run_positions(parts, rule, problems, task.num_steps)
+
+
 def chosen(
     gate: Gate, parts: Parts, task: Task, problems: Problems, whole: Tensor, mode: str
 ) -> tuple[ExitPolicy, list[tuple[ExitPolicy, Measured]]]:
-    """Return the rule that validation rows choose, and what all rules of the gate do there."""
-    if mode == "row":
-        runs = replay_rows(parts, gate.rules, problems, task.num_steps)
-    else:
-        runs = [run_positions(parts, rule, problems, task.num_steps) for rule in gate.rules]
-    tried = [
-        (rule, Measured.of(run, problems, whole, task))
-        for rule, run in zip(gate.rules, runs, strict=True)
-    ]
+    """Return the rule that validation rows choose, and what the rules of the gate that were tried do there.
+
+    Rules are walked from late to early, up to the third in a row that solves too little.
+    """
     all_steps = Measured.of(
         Run(whole, torch.full(whole.shape, task.num_steps)), problems, whole, task
     )
     wanted = all_steps.score(task) - SLACK
+    tried: list[tuple[ExitPolicy, Measured]] = []
+    failed = 0
+    for rule, run in _runs(gate, parts, task, problems, mode):
+        tried.append((rule, Measured.of(run, problems, whole, task)))
+        failed = 0 if tried[-1][1].score(task) >= wanted else failed + 1
+        if failed == _FAILURES:
+            break
     able = [pair for pair in tried if pair[1].score(task) >= wanted]
     if able:
         return min(able, key=lambda pair: pair[1].position_steps)[0], tried
     return max(tried, key=lambda pair: pair[1].score(task))[0], tried
 
 
-def measure(solvers: Mapping[str, Solver], task: Task, count: int) -> dict[str, Any]:
+def measure(
+    solvers: Mapping[str, Solver], heads: Mapping[str, nn.Module], task: Task, count: int
+) -> dict[str, Any]:
     """Return what every gate does, per row and per position, as plain JSON, and the answers of every step.
 
     Args:
         solvers: The solver of each learner.
+        heads: The gates on the supervised solver (`training.train_gates`).
         task: The task.
-        count: Problems of each split.
+        count: Problems to certify on and to report; half as many choose the thresholds.
     """
-    splits = {name: task.draw(name, count, 0) for name in ("validation", "calibration", "test")}
-    parts = {learner: parts_of(solver, learner) for learner, solver in solvers.items()}
+    splits = {name: task.draw(name, count, 0) for name in ("calibration", "test")}
+    splits["validation"] = task.draw("validation", count // 2, 0)
+    parts = parts_of(solvers, heads)
     whole = {
-        learner: {name: record(own, problems, task.num_steps) for name, problems in splits.items()}
-        for learner, own in parts.items()
+        name: {split: record(own, problems, task.num_steps) for split, problems in splits.items()}
+        for name, own in parts.items()
+        if name not in ("q-head", "hazards head")  # the same answers as the supervised
     }
+    whole["q-head"] = whole["hazards head"] = whole["supervised"]
     ways: dict[str, Any] = {}
     for name, gate in gates_of(task.num_steps).items():
-        own, last = parts[gate.learner], whole[gate.learner]
+        own, answers = parts[gate.parts], whole[gate.parts]
         for mode in ("row",) if name == "fixed depth" else ("row", "position"):
             rule, tried = chosen(
-                gate, own, task, splits["validation"], last["validation"][:, -1], mode
+                gate, own, task, splits["validation"], answers["validation"][:, -1], mode
             )
-            test = _timed(own, rule, task, splits["test"], last["test"][:, -1], mode)
+            test = _timed(own, rule, task, splits["test"], answers["test"][:, -1], mode)
             ways[f"{name}, {mode}"] = {
                 "gate": name,
                 "mode": mode,
@@ -321,9 +358,10 @@ def measure(solvers: Mapping[str, Solver], task: Task, count: int) -> dict[str, 
                 "test": vars(test),
                 "tried": [{"policy": key.to_dict(), **vars(each)} for key, each in tried],
             }
-    for learner, own in parts.items():
+    for learner in LEARNERS:
         rule = policies.LastStep()
-        test = _timed(own, rule, task, splits["test"], whole[learner]["test"][:, -1], "row")
+        last = whole[learner]["test"][:, -1]
+        test = _timed(parts[learner], rule, task, splits["test"], last, "row")
         ways[f"all steps, {learner}"] = {"test": vars(test)}
     return {
         "rows": count,
@@ -331,12 +369,12 @@ def measure(solvers: Mapping[str, Solver], task: Task, count: int) -> dict[str, 
         "ways": ways,
         "oracle": oracle(whole["supervised"]["test"], splits["test"], task),
         "by_step": {
-            learner: _by_step(answers["test"], splits["test"]) for learner, answers in whole.items()
+            learner: _by_step(whole[learner]["test"], splits["test"]) for learner in LEARNERS
         },
         "certificate": certificate(parts["supervised"], task, splits, whole["supervised"]),
         "picture": picture(parts["supervised"], task, splits["test"], ways),
         "answers": {
-            learner: answers["test"].numpy().astype(np.int8) for learner, answers in whole.items()
+            learner: whole[learner]["test"].numpy().astype(np.int8) for learner in LEARNERS
         },
     }
 
@@ -344,7 +382,7 @@ def measure(solvers: Mapping[str, Solver], task: Task, count: int) -> dict[str, 
 def _timed(
     parts: Parts, rule: ExitPolicy, task: Task, problems: Problems, whole: Tensor, mode: str
 ) -> Measured:
-    """Measure a rule on test rows; seconds are the lesser of two runs of one thread."""
+    """Measure a rule on test rows; seconds are the least of three runs of one thread."""
     runs = [RUNS[mode](parts, rule, problems, task.num_steps) for _ in range(_REPEATS)]
     quickest = min(runs, key=lambda run: run.seconds)
     return Measured.of(quickest, problems, whole, task)

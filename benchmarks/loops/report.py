@@ -28,7 +28,7 @@ __all__ = [
     "score_of",
 ]
 
-FORMAT = "ponder-loops-1"
+FORMAT = "ponder-loops-2"
 COMMITTED = Path(__file__).parents[1] / "results" / "loops"
 COLUMNS = (
     "gate",
@@ -60,15 +60,17 @@ PROMISES = (
 )
 _COLORS = {
     "fixed depth": "#999999",
-    "hazards": "#0072B2",
-    "act": "#56B4E9",
+    "hazards, trained in": "#0072B2",
+    "act, trained in": "#56B4E9",
+    "hazards, head": "#003050",
+    "act, head": "#7F7FFF",
     "q-head": "#009E73",
     "confidence": "#D55E00",
     "entropy": "#E69F00",
     "latent difference": "#CC79A7",
     "patience": "#000000",
 }
-LEARNED = ("hazards", "act", "q-head")
+LEARNED = ("hazards, trained in", "act, trained in", "hazards, head", "act, head", "q-head")
 _SLACK = 0.005
 Results = Sequence[Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ answer is right (as in HRM, arXiv 2506.21734, and TRM, arXiv 2510.04871).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ponder.loops import Places
 __all__ = ["LoopedStep", "MeanStep", "Slice", "Solver"]
 
 HEADS = 4
+_NEAR = 2.0  # of a head's own relation at first
 _SHARP = 4.0  # so that attention to one neighbour alone is a few hundred updates away
 
 
@@ -46,6 +47,13 @@ class Block(nn.Module):
     def biases(self) -> Tensor:
         """Return what is added to the scores of attention, `(heads, length, length)`."""
         return _SHARP * self.bias[:, self.relations] + self.mask
+
+    def biases_at(self, places: Places) -> Tensor:
+        """Return the biases of some places, laid out by row, `(batch, heads, some, length)`."""
+        of_query = self.biases().transpose(0, 1).contiguous()
+        position = places.pad(places.position)
+        chosen = of_query.index_select(0, position.flatten())
+        return chosen.unflatten(0, position.shape).transpose(1, 2)
 
     def keys_and_values(self, hidden: Tensor) -> Tensor:
         """Return keys and values, `(…, 2 · width)`."""
@@ -98,11 +106,12 @@ class LoopedStep(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Return the next state of all positions, `(batch, length, 2 · width)`."""
         hidden = _recalled(state)
-        for block in self._blocks():
+        for block in self.attention_blocks():
             hidden = block(hidden, block.keys_and_values(hidden), block.biases())
         return torch.cat([hidden, state[..., hidden.shape[-1] :]], dim=-1)
 
-    def _blocks(self) -> list[Block]:
+    def attention_blocks(self) -> list[Block]:
+        """Return the blocks in their order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def positions(
@@ -113,17 +122,19 @@ class LoopedStep(nn.Module):
         The blocks before the last also run positions that have just halted, of which the next block reads keys and
         values that are not there yet; from then on these stay what they are.
         """
-        hidden = _recalled(state)
+        hidden = state
+        read: Callable[[Tensor], Tensor] = _recalled
         renewed: list[Tensor] = []
-        for number, block in enumerate(self._blocks()):
+        for number, block in enumerate(self.attention_blocks()):
             last = number == len(self.blocks) - 1
             at = places if last else _changed(places)
             old = None if kept is None else kept[number]
-            renewed.append(places.renew(old, block.keys_and_values, hidden))
-            biases = block.biases()[:, at.pad(at.position)].transpose(0, 1)
-            new = block.at(at.take(hidden), renewed[-1], biases, at)
+            make = _after(read, block.keys_and_values)
+            renewed.append(places.renew(old, make, hidden))
+            new = block.at(read(at.take(hidden)), renewed[-1], block.biases_at(at), at)
             if not last:
-                hidden = at.put(torch.zeros_like(hidden), new)
+                hidden = at.put(torch.zeros_like(state[..., : new.shape[-1]]), new)
+                read = _as_it_is
         return torch.cat([new, places.take(state)[..., new.shape[-1] :]], dim=-1), renewed
 
 
@@ -131,6 +142,17 @@ def _recalled(state: Tensor) -> Tensor:
     """Return what the first block reads: the thought and the problem."""
     thought, problem = state.chunk(2, dim=-1)
     return thought + problem
+
+
+def _as_it_is(states: Tensor) -> Tensor:
+    return states
+
+
+def _after(
+    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Return the one function after the other."""
+    return lambda states: second(first(states))
 
 
 def _changed(places: Places) -> Places:
@@ -153,6 +175,10 @@ class Solver(nn.Module):
         self.gate = nn.Linear(task.width, 1)
         self.quality = nn.Linear(task.width, 1)
         nn.init.constant_(self.gate.bias, -2.0)  # a deep start: a hazard of about 0.1
+        if task.neighbours:
+            for block in self.step.attention_blocks():
+                with torch.no_grad():
+                    nn.init.eye_(block.bias).mul_(_NEAR)
 
     def start(self, inputs: Tensor) -> Tensor:
         """Return the first state of problems, `(batch, length, 2 · width)`."""
@@ -200,7 +226,7 @@ class MeanStep(nn.Module):
 
     Args:
         step: The step around which the mean is carried.
-        gate: From a thought to the logit of the halting unit, `(…, width)` → `(…, 1)`.
+        gate: From a thought to the logit of the halting unit, `(…, width)` → `(…, 1)` or `(…,)`.
         epsilon: ε, as in training.
     """
 
@@ -231,7 +257,7 @@ class MeanStep(nn.Module):
         thought = inner[..., :width]
         old, mean = state[..., 2 * width : 3 * width], state[..., 3 * width : 4 * width]
         spent = state[..., -1:]
-        unit = self.gate(thought).sigmoid()
+        unit = self.gate(thought).reshape(spent.shape).sigmoid()
         runs = spent < 1.0 - self.epsilon
         answer = torch.where(runs, mean + (1.0 - spent) * thought, old)
         return torch.cat([inner, answer, mean + unit * thought, spent + unit], dim=-1)
@@ -245,11 +271,13 @@ class MeanStep(nn.Module):
 class Slice(nn.Module):
     """A head that reads a part of the state."""
 
-    def __init__(self, head: nn.Module, start: int, stop: int, squeeze: bool = False) -> None:
+    def __init__(self, head: nn.Module, start: int, stop: int) -> None:
         super().__init__()
-        self.head, self.start, self.stop, self.squeeze = head, start, stop, squeeze
+        self.head = head
+        self.start = start
+        self.stop = stop
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return outputs `(…, classes)`, or logits `(…,)` where they are squeezed."""
+        """Return the outputs of the head."""
         outputs: Tensor = self.head(state[..., self.start : self.stop])
-        return outputs.squeeze(-1) if self.squeeze else outputs
+        return outputs

@@ -58,6 +58,7 @@ class Task:
         causal: Whether a position attends to itself and to those before it alone.
         layers: Layers of one step.
         width: Width of the model.
+        neighbours: Whether each head attends to one relation at first, head k to relation k, and not to any.
         updates: Updates of the weights, of all learners together.
         batch_size: Problems of an update.
     """
@@ -72,6 +73,7 @@ class Task:
     causal: bool = False
     layers: int = 1
     width: int = 64
+    neighbours: bool = False
     updates: int = 900
     batch_size: int = 64
 
@@ -158,13 +160,14 @@ def _distances(length: int) -> Tensor:
     return (places[None] - places[:, None]).clamp(-_FAR, _FAR) + _FAR
 
 
-def _offsets(side: int) -> Tensor:
-    """Return offsets of the cells of a grid, down and right, far ones alike, from 0."""
+def _neighbours(side: int) -> Tensor:
+    """Return how the cells of a grid stand to one another: 0 to 3 for the four neighbours, 4 the same, 5 any other."""
     cells = torch.arange(side * side)
-    down, right = (
-        (each[None] - each[:, None]).clamp(-3, 3) + 3 for each in (cells // side, cells % side)
-    )
-    return down * 7 + right
+    down, right = (each[None] - each[:, None] for each in (cells // side, cells % side))
+    relations = torch.full(down.shape, 5)
+    for number, (one, other) in enumerate(((0, 1), (1, 0), (0, -1), (-1, 0), (0, 0))):
+        relations[(down == one) & (right == other)] = number
+    return relations
 
 
 _SMALL, _LARGE = Box(2, 2), Box(2, 3)
@@ -210,13 +213,14 @@ TASKS = {
         ),
         Task(
             name="mazes",
-            length=36,
+            length=25,
             features=6,
             classes=2,
-            num_steps=20,
-            draw=_mazes(6),
-            relations=lambda: _offsets(6),
-            updates=6000,
+            num_steps=12,
+            draw=_mazes(5),
+            relations=lambda: _neighbours(5),
+            neighbours=True,
+            updates=1500,
         ),
         Task(
             name="characters",

@@ -7,12 +7,17 @@
 * ``act``: the loss of the mean answer and the ponder cost, for each position.
 
 The trunk is trained as ``supervised``. All three have the same number of updates and the same problems.
+
+Then the learned gates get a budget of their own, on the states of the supervised solver, which stays as it is: a head
+of two layers each, a record of `GATE_PROBLEMS` problems, and up to `GATE_UPDATES` updates, of which validation problems
+choose (`train_gates`). So a learned gate and confidence after the fact judge the very same states.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +27,21 @@ from torch import Tensor, nn
 
 from benchmarks.loops.solver import Solver
 from benchmarks.loops.tasks import Problems, Task
-from ponder import StepDistribution, objectives, priors
+from ponder import LambdaHead, StepDistribution, objectives, priors
 from ponder.tasks import task_named
 
-__all__ = ["LEARNERS", "train"]
+__all__ = ["HEADS", "LEARNERS", "train", "train_gates"]
 
 LEARNERS = ("supervised", "pondernet", "act")
 TRUNK = 5 / 6
 """Share of the updates that all learners have in common."""
 LEARNING_RATE = 2e-3
 BETA, COST = 0.01, 0.01
+HEADS = ("hazards", "act", "q-head")
+"""The gates that are trained on the states of the supervised solver."""
+GATE_PROBLEMS, GATE_BATCH = 512, 16
+GATE_UPDATES, GATE_CHECK = 500, 50
+"""Updates of a gate at most, and after how many each its loss on validation problems is looked at."""
 _RISE, _SAVE_EVERY = 50, 50
 _BARS = (None, None, None, 0.9, 0.99, 0.999)  # drawn for each update
 _CLASSIFICATION = task_named("classification")
@@ -56,26 +66,34 @@ def _objective(objective: objectives.Objective) -> Callable[[Solver, Problems], 
     """Return the loss of an objective that sees each position as a row, over all steps."""
 
     def loss(model: Solver, problems: Problems) -> Tensor:
-        num_steps = model.task.num_steps
-        thoughts = model(problems.inputs, 0, num_steps).transpose(1, 2).flatten(0, 1)
-        outputs, labels = model.head(thoughts), problems.labels.flatten()
-        unrolled = objectives.Unrolled(
-            outputs,
-            _CLASSIFICATION.step_losses(outputs, labels),
-            _CLASSIFICATION,
-            halting=StepDistribution.from_hazard_logits(model.gate(thoughts).squeeze(-1)),
-            prior=priors.Geometric(min(0.5, 3 / num_steps))(num_steps),
-            labels=labels,
-        )
-        return objective.per_example(unrolled).mean()
+        thoughts = model(problems.inputs, 0, model.task.num_steps).transpose(1, 2).flatten(0, 1)
+        logits = model.gate(thoughts).squeeze(-1)
+        return _loss_of_gate(objective, model.head(thoughts), logits, problems.labels.flatten())
 
     return loss
 
 
+def _loss_of_gate(
+    objective: objectives.Objective, outputs: Tensor, logits: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the mean loss of positions as rows, from outputs `(rows, steps, classes)` and hazard logits."""
+    num_steps = logits.shape[1]
+    unrolled = objectives.Unrolled(
+        outputs,
+        _CLASSIFICATION.step_losses(outputs, labels),
+        _CLASSIFICATION,
+        halting=StepDistribution.from_hazard_logits(logits),
+        prior=priors.Geometric(min(0.5, 3 / num_steps))(num_steps),
+        labels=labels,
+    )
+    return objective.per_example(unrolled).mean()
+
+
+_PONDER, _ACT = objectives.Ponder(BETA), objectives.ACT(COST)
 LOSSES: dict[str, Callable[[Solver, Problems], Tensor]] = {
     "supervised": _supervised,
-    "pondernet": _objective(objectives.Ponder(BETA)),
-    "act": _objective(objectives.ACT(COST)),
+    "pondernet": _objective(_PONDER),
+    "act": _objective(_ACT),
 }
 
 
@@ -128,3 +146,98 @@ def _stage(model: Solver, learner: str, seed: int, span: tuple[int, int], file: 
             torch.save({**state, "done": done, "seconds": spent}, file)
             print(f"{file.stem}: {done} of {stop}, loss {float(loss.detach()):.3f}", flush=True)
     return spent
+
+
+@dataclass(frozen=True, eq=False)
+class _States:
+    """States of the supervised solver: thoughts and outputs `(rows, steps, …)` of positions, and their labels.
+
+    `rows` is the number of positions of a problem times that of problems, problem by problem.
+    """
+
+    thoughts: Tensor
+    outputs: Tensor
+    labels: Tensor
+
+    def take(self, rows: Tensor) -> _States:
+        """Return some of the rows."""
+        return _States(self.thoughts[rows], self.outputs[rows], self.labels[rows])
+
+
+def _loss_of_head(name: str, head: nn.Module, states: _States) -> Tensor:
+    """Return the loss of one gate on states that do not change."""
+    logits = head(states.thoughts)
+    if name == "q-head":
+        right = (states.outputs.argmax(-1) == states.labels[:, None]).float()
+        return F.binary_cross_entropy_with_logits(logits, right)
+    objective = _PONDER if name == "hazards" else _ACT
+    return _loss_of_gate(objective, states.outputs, logits, states.labels)
+
+
+@torch.no_grad()
+def _states_of(solver: Solver, problems: Problems) -> _States:
+    """Return the states of all steps of problems; batches take turns at the bars of training, frozen as there."""
+    thoughts = []
+    for number, inputs in enumerate(problems.inputs.split(64)):
+        bar = _BARS[number % len(_BARS)]
+        thoughts.append(solver(inputs, 0, solver.task.num_steps, bar).transpose(1, 2).flatten(0, 1))
+    every = torch.cat(thoughts)
+    return _States(every, solver.head(every), problems.labels.flatten())
+
+
+def train_gates(
+    solver: Solver, seed: int, file: Path
+) -> tuple[Mapping[str, nn.Module], dict[str, Any]]:
+    """Return the heads of `HEADS` on a supervised solver, trained on its states, and the facts of their training.
+
+    Each head keeps the weights with the least loss on validation problems, among those of every
+    `GATE_CHECK` updates. Heads that are in the file are read from there.
+    """
+    task = solver.task
+    torch.manual_seed(seed)
+    heads = {name: LambdaHead(task.width, layers=2, start=0.1) for name in HEADS}
+    if file.exists():
+        saved = torch.load(file, weights_only=True)
+        for name, head in heads.items():
+            head.load_state_dict(saved["heads"][name])
+        return heads, saved["facts"]
+    clock = time.process_time()
+    number = seed * 10_000_019 + task.updates
+    states = _states_of(solver, task.draw("train", GATE_PROBLEMS, number))
+    held_out = _states_of(solver, task.draw("validation", GATE_PROBLEMS // 4, 0))
+    facts: dict[str, Any] = {"updates": GATE_UPDATES, "problems": GATE_PROBLEMS}
+    for name, head in heads.items():
+        best, kept = _train_head(name, head, states, held_out, task.length)
+        facts[name] = {"kept": kept, "held_out": round(best, 5)}
+    facts["seconds"] = round(time.process_time() - clock, 1)
+    saved = {name: head.state_dict() for name, head in heads.items()}
+    torch.save({"heads": saved, "facts": facts}, file)
+    return heads, facts
+
+
+def _train_head(
+    name: str, head: nn.Module, states: _States, held_out: _States, length: int
+) -> tuple[float, int]:
+    """Train one head in place, and return its least loss on held-out states, and after how many updates it was."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
+    best, kept = float("inf"), 0
+    weights = head.state_dict()
+    for done in range(1, GATE_UPDATES + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - (done - 1) / GATE_UPDATES)
+        problems = torch.randint(len(states.labels) // length, (GATE_BATCH, 1))
+        loss = _loss_of_head(
+            name, head, states.take((problems * length + torch.arange(length)).flatten())
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if done % GATE_CHECK:
+            continue
+        with torch.no_grad():
+            now = float(_loss_of_head(name, head, held_out))
+        if now < best:
+            best, kept = now, done
+            weights = {key: value.clone() for key, value in head.state_dict().items()}
+    head.load_state_dict(weights)
+    return best, kept

@@ -13,8 +13,8 @@ from benchmarks.loops.measuring import parts_of, replay_rows, run_positions, run
 from benchmarks.loops.solver import Solver
 from benchmarks.loops.sudoku import Box, _count_solutions, draw_puzzles, relations_of, vary
 from benchmarks.loops.tasks import TASKS, Problems, Task
-from benchmarks.loops.training import LEARNERS
-from ponder import StepDistribution, objectives, policies
+from benchmarks.loops.training import HEADS, _loss_of_head, _states_of, train_gates
+from ponder import LambdaHead, StepDistribution, objectives, policies
 from tests.benchmarks.test_others import invoke
 
 QUICK = ["sudoku-4x4", "modular-sums", "prefix-sums", "mazes"]
@@ -46,6 +46,19 @@ def solver_of(task: Task) -> Solver:
     return solver
 
 
+PARTS = ("supervised", "pondernet", "act", "hazards head", "act head", "q-head")
+
+
+def all_parts(task: Task) -> dict[str, measuring.Parts]:
+    """The parts of one solver as every learner, with heads whose hazards vary."""
+    solver = solver_of(task)
+    heads = {name: LambdaHead(task.width, layers=2) for name in HEADS}
+    for head in heads.values():
+        for weight in head.parameters():
+            torch.nn.init.normal_(weight)
+    return parts_of(dict.fromkeys(("supervised", "pondernet", "act"), solver), heads)
+
+
 @pytest.mark.parametrize("box", [Box(2, 2), Box(2, 3)], ids=str)
 def test_sudokus_have_one_solution_and_keep_it_under_symmetries(box: Box) -> None:
     found = [torch.from_numpy(each) for each in draw_puzzles(box, 6, (box.side, 2 * box.side), 3)]
@@ -74,14 +87,14 @@ def test_problems_follow_from_split_and_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("rule", RULES[1:], ids=str)
 def test_a_run_of_positions_equals_the_run_that_computes_all(
-    learner: str, rule: policies.ExitPolicy, layers: int
+    name: str, rule: policies.ExitPolicy, layers: int
 ) -> None:
     """A step of several blocks keeps keys and values of halted positions, and so is compared for one block alone."""
     task = small(TASKS["modular-sums"], layers=layers)
-    parts, problems = parts_of(solver_of(task), learner), task.draw("test", 7, 0)
+    parts, problems = all_parts(task)[name], task.draw("test", 7, 0)
     run = run_positions(parts, rule, problems, task.num_steps)
     alone = [run_positions(parts, rule, rows, task.num_steps) for rows in _one_by_one(problems)]
     assert torch.equal(run.steps, torch.cat([one.steps for one in alone]))
@@ -108,12 +121,12 @@ def _computing_all(
     return parts.head(parts.read(state)).argmax(-1)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("name", PARTS)
 def test_rows_that_leave_when_all_their_positions_want_to_are_read_from_one_record(
-    learner: str,
+    name: str,
 ) -> None:
     task = small(TASKS["sudoku-4x4"])
-    parts, problems = parts_of(solver_of(task), learner), task.draw("test", 9, 0)
+    parts, problems = all_parts(task)[name], task.draw("test", 9, 0)
     for rule, replayed in zip(
         RULES, replay_rows(parts, RULES, problems, task.num_steps), strict=True
     ):
@@ -124,13 +137,13 @@ def test_rows_that_leave_when_all_their_positions_want_to_are_read_from_one_reco
 
 def test_acts_mean_state_gives_the_mean_of_the_outputs_that_its_objective_trains() -> None:
     task = small(TASKS["sudoku-4x4"])
-    solver, problems = solver_of(task), task.draw("test", 9, 0)
+    parts, problems = all_parts(task)["act"], task.draw("test", 9, 0)
+    solver = parts.solver
     objective = objectives.ACT(epsilon=0.01)
     with torch.inference_mode():
         thoughts = solver(problems.inputs, 0, task.num_steps).transpose(1, 2).flatten(0, 1)
         halting = StepDistribution.from_hazard_logits(solver.gate(thoughts).squeeze(-1))
         expected = objective.answer(solver.head(thoughts), halting)
-        parts = parts_of(solver, "act")
         state = parts.start(problems)
         for _ in range(task.num_steps):
             state = parts.step(state)
@@ -149,7 +162,7 @@ def test_loopbench_runs_reports_and_draws_in_its_smallest_size(tmp_path: Path) -
     (result,) = found["sudoku-4x4"]
     assert result["ways"]["all steps, supervised"]["test"]["same"] == 1.0
     assert len(result["by_step"]["act"]["solved"]) == 3
-    assert len(report.ranking(found)) == 8
+    assert len(report.ranking(found)) == 10
     assert "### Ranking" in invoke(cli.app, "report", "--out", tmp_path)
     report.draw_figure(tmp_path / "figure.svg", found)
     report.draw_sudoku(tmp_path / "sudoku.svg", found)
@@ -158,7 +171,7 @@ def test_loopbench_runs_reports_and_draws_in_its_smallest_size(tmp_path: Path) -
 
 def test_a_rule_is_the_cheapest_that_keeps_what_all_steps_solve() -> None:
     task = small(TASKS["sudoku-4x4"])
-    parts, problems = parts_of(solver_of(task), "supervised"), task.draw("test", 9, 0)
+    parts, problems = all_parts(task)["supervised"], task.draw("test", 9, 0)
     whole = measuring.record(parts, problems, task.num_steps)
     rule = whole[:, -1]
     labelled = Problems(problems.inputs, rule)  # all steps solve everything
@@ -167,3 +180,26 @@ def test_a_rule_is_the_cheapest_that_keeps_what_all_steps_solve() -> None:
     equal = [step for step in range(1, 6) if torch.equal(whole[:, step - 1], rule)]
     assert chosen == policies.FixedStep(equal[0])
     assert len(tried) == task.num_steps
+
+
+def test_gates_learn_on_states_that_stay_as_they_are(tmp_path: Path) -> None:
+    task = small(TASKS["modular-sums"])
+    solver = solver_of(task)
+    before = [weight.clone() for weight in solver.parameters()]
+    heads, facts = train_gates(solver, 0, tmp_path / "gates.pt")
+    after = solver.parameters()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    held_out = _states_of(solver, task.draw("validation", 128, 0))
+    for name, head in heads.items():
+        torch.manual_seed(0)
+        fresh = LambdaHead(task.width, layers=2, start=0.1)
+        with torch.no_grad():
+            loss = float(_loss_of_head(name, head, held_out))
+            at_first = float(_loss_of_head(name, fresh, held_out))
+        assert loss == pytest.approx(facts[name]["held_out"], abs=1e-4)
+        assert loss < at_first
+    again, same = train_gates(solver, 0, tmp_path / "gates.pt")
+    assert same == facts
+    for name, head in heads.items():
+        for old, new in zip(head.parameters(), again[name].parameters(), strict=True):
+            assert torch.equal(old, new)
