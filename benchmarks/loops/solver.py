@@ -53,7 +53,8 @@ class Block(nn.Module):
         of_query = self.biases().transpose(0, 1).contiguous()
         position = places.pad(places.position)
         chosen = of_query.index_select(0, position.flatten())
-        return chosen.unflatten(0, position.shape).transpose(1, 2)
+        by_row: Tensor = chosen.unflatten(0, position.shape)
+        return by_row.transpose(1, 2)
 
     def keys_and_values(self, hidden: Tensor) -> Tensor:
         """Return keys and values, `(…, 2 · width)`."""
