@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf, isnan
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.checks import check_int, check_real, library
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, map_tensors
+from ponder._utils.trees import map_tensors
 from ponder.errors import ArgumentError, NonFiniteError, PonderError
 from ponder.loops import Loop
+from ponder.model.batch import ArgumentNames, Batch, read_batch
 from ponder.model.heads import PerStep
 from ponder.objectives import Progress
 from ponder.policies import ExitPolicy, LastStep
@@ -28,9 +29,6 @@ from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["EpochReport", "FitReport", "fit", "joined_loss", "parameter_groups", "run_stage"]
-
-_LABELS = ("labels", "label")
-_SPAN = ("start_positions", "end_positions")
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,11 @@ def fit(
     Args:
         model: A `PonderWrapper`, a `ponder.loops.Loop`, or a module that holds one.
         loader: Training batches, iterated once an epoch: a DataLoader (several processes share its
-            batches), or a list. A batch is a pair (inputs, labels), or a dict with the labels under
-            ``"labels"``, whose other entries are the inputs (under the model's main input name, or
-            the first) and the context: that of a loop has `max_steps`.
+            batches), or a list. A batch is ``(inputs, labels)``, ``(inputs, mask, labels)`` with
+            context in the order in which the model takes it, ``(inputs, {"mask": mask}, labels)``,
+            or a dict by names with the labels under ``"labels"`` (see `ponder.model.batch`); the
+            context of a loop has `max_steps`. `ponder.predict` and `record` take the same
+            `DataLoader`.
         epochs: Epochs of each stage.
         lr: Learning rate of the encoder.
         head_lr: Learning rate of the heads, which are new; `lr` if None.
@@ -308,12 +308,12 @@ class _Trained(Protocol):
     """What a stage trains: the module that is called, its progress, and how held-out batches are scored."""
 
     called: nn.Module
-    main_input_name: str | None
+    names: ArgumentNames
 
     def set_progress(self, progress: Progress) -> None:
         """Tell objectives that change while training runs how far it is."""
 
-    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Return the score and the exit step of each row, `(rows,)` each; of a loop, of each position."""
 
 
@@ -327,18 +327,17 @@ class _WrappedModel:
     def __init__(self, wrapper: PonderWrapper) -> None:
         self.called: nn.Module = wrapper
         self.wrapper = wrapper
-        self.main_input_name = wrapper.main_input_name
+        self.names = wrapper.argument_names
 
     def set_progress(self, progress: Progress) -> None:
         """Set the progress of the wrapper."""
         self.wrapper.progress = progress
 
-    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Return the score and the exit step of each row."""
-        inputs, labels, context = batch
         keep_features = "features" in policy.needs
         trajectory = self.wrapper.unroll(
-            inputs, labels=labels, keep_features=keep_features, **context
+            batch.inputs, labels=batch.labels, keep_features=keep_features, **batch.context
         )
         exit_step = trajectory.replay(policy).exit_step.cpu()
         table = _score_of_steps(trajectory)
@@ -350,17 +349,16 @@ class _WrappedModel:
 class _LoopModel:
     """A loop in training, or a module around it; positions are scored by a run, minus their loss at the exits."""
 
-    main_input_name: str | None = None
-
     def __init__(self, called: nn.Module, loop: Loop) -> None:
         self.called = called
+        self.names = ArgumentNames.of_call(called)
         self.loop = loop
 
     def set_progress(self, progress: Progress) -> None:
         """Set the progress of the loop."""
         self.loop.progress = progress
 
-    def score(self, batch: TrainingBatch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Return the score and the exit step of each real position; the policy is the loop's own."""
         out = self.called(batch.inputs, labels=batch.labels, **batch.context)
         exit_step = out.exit_step[out.exit_step > 0].cpu()
@@ -430,12 +428,12 @@ class _StageRun:
         self.model.train()
         losses: list[float] = []
         for batch in self.loader:
-            inputs, labels, context = self._on_device(batch)
+            read = self._on_device(batch)
             if self.total is not None:
                 done = min(self.rates.last_epoch, self.total)
                 self.trained.set_progress(Progress(done, self.total))
             with self.accelerator.autocast():
-                out = self.prepared(inputs, labels=labels, **context)
+                out = self.prepared(read.inputs, labels=read.labels, **read.context)
             losses.append(self._step(self._shared(out), f"{where}, step {len(losses) + 1}"))
             self.rates.step()
         if not losses:
@@ -443,11 +441,12 @@ class _StageRun:
             raise ArgumentError("loader", expected="at least one batch", got="none", remedy=remedy)
         return sum(losses) / len(losses)
 
-    def _on_device(self, batch: Any) -> TrainingBatch:
+    def _on_device(self, batch: Any) -> Batch:
         """Return a batch with its tensors on the device of the model."""
-        read = read_batch(batch, self.trained.main_input_name)
+        read = read_batch(batch, self.trained.names).labelled()
         device = self.accelerator.device
-        return TrainingBatch(*map_tensors(lambda tensor: tensor.to(device), tuple(read)))
+        parts = (read.inputs, read.context, read.labels)
+        return Batch(*map_tensors(lambda tensor: tensor.to(device), parts))
 
     def _shared(self, out: Any) -> Tensor:
         """Return the loss, whose mean over all processes is that over the labelled rows of their batches."""
@@ -510,74 +509,6 @@ def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Te
     bit.
     """
     return loss * ((labelled * parts).to(loss.dtype) / total.clamp(min=1))
-
-
-class TrainingBatch(NamedTuple):
-    """A batch with labels: the inputs, the labels, and the context of the steps by name."""
-
-    inputs: Tree
-    labels: Tensor
-    context: dict[str, Any]
-
-
-def read_batch(batch: Any, main_input: str | None = None) -> TrainingBatch:
-    """Return the inputs, labels and context of a training batch.
-
-    Args:
-        batch: A pair (inputs, labels); a pair (inputs, dict), whose dict holds context and the
-            labels under ``"labels"`` (those of spans under ``"start_positions"`` and
-            ``"end_positions"``); or one dict, with the inputs under `main_input`, or else as its
-            first entry.
-        main_input: The name of the inputs in a dict, if the model has one.
-
-    Example:
-        >>> from ponder.training import read_batch
-        >>> read_batch({"pixels": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}).labels
-        tensor([0, 1])
-    """
-    inputs = None
-    entries: dict[str, Any] = {}
-    if isinstance(batch, Mapping):
-        entries = {name: value for name, value in batch.items() if value is not None}
-        inputs = entries.pop(_name_of_inputs(entries, main_input), None)
-    elif isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, labels_or_more = batch
-        is_dict = isinstance(labels_or_more, Mapping)
-        entries = dict(labels_or_more) if is_dict else {"labels": labels_or_more}
-    labels = _take_labels(entries)
-    if inputs is None or not isinstance(labels, Tensor):
-        is_dict = isinstance(batch, Mapping)
-        names = ", ".join(map(str, batch)) if is_dict else ""
-        raise ArgumentError(
-            "loader",
-            expected="batches with labels: pairs (inputs, labels), or dicts with the labels, "
-            "a tensor, under 'labels'",
-            got=f"a dict with {names}" if is_dict else type(batch).__name__,
-            remedy="Let the data set, or the collate function of the DataLoader, give the labels "
-            "too.",
-        )
-    return TrainingBatch(inputs, labels, entries)
-
-
-def _name_of_inputs(entries: Mapping[str, Any], main_input: str | None) -> str:
-    """Return the name of the inputs among the entries of a batch, empty if there are none."""
-    for name in (main_input, *entries):
-        if name in entries and name not in _LABELS:
-            return str(name)
-    return ""
-
-
-def _take_labels(entries: dict[str, Any]) -> Any:
-    """Take the labels out of the entries of a batch.
-
-    Those of a span, `(batch, 2)`, as Transformers names them.
-    """
-    if all(name in entries for name in _SPAN):
-        entries["labels"] = torch.stack([entries.pop(name).reshape(-1) for name in _SPAN], dim=1)
-    for name in _LABELS:
-        if name in entries:
-            return entries.pop(name)
-    return None
 
 
 def _accelerator() -> Any:

@@ -16,8 +16,9 @@ from ponder import recipes
 from ponder._utils.checks import check_int, check_type
 from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference import record
+from ponder.model.batch import ArgumentNames
 from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.padding import Padding, width_of
@@ -240,8 +241,8 @@ class PonderWrapper(nn.Module):
 
     def forward(
         self,
-        inputs: Tree,
-        *,
+        inputs: Tree = None,
+        *more: Any,
         labels: Tensor | None = None,
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
@@ -252,7 +253,9 @@ class PonderWrapper(nn.Module):
         """Train mode: every step, and the objective's loss. Eval mode: each row to its exit.
 
         Args:
-            inputs: The argument of the stem; the hidden state h_0 where there is no stem.
+            inputs: The argument of the stem; the hidden state h_0 if there is no stem. It may be
+                given by its own name too, as ``model(x=x, mask=mask)``.
+            more: Context by position, in the order of `argument_names`.
             labels: Labels, batch first, for the loss.
             policy: An exit policy instead of the model's own, for this call (eval mode).
             row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position
@@ -264,6 +267,8 @@ class PonderWrapper(nn.Module):
             context: Passed to the stem and to every step. Tensors are per example, batch first,
                 unless wrapped in `ponder.Shared`.
         """
+        if inputs is None or more:
+            inputs, context = self._by_name(inputs, more, context)
         call = {"row_ids": row_ids, "policy_context": policy_context, **context}
         if self.training:
             if policy is not None:
@@ -326,8 +331,8 @@ class PonderWrapper(nn.Module):
 
     def unroll(
         self,
-        inputs: Tree,
-        *,
+        inputs: Tree = None,
+        *more: Any,
         num_steps: int | None = None,
         keep_features: bool = False,
         **call: Any,
@@ -336,6 +341,8 @@ class PonderWrapper(nn.Module):
 
         With `keep_features` the features are recorded too, for policies that read them.
         """
+        if inputs is None or more:
+            inputs, call = self._by_name(inputs, more, call)
         needs = {"hazard"} if self.lambda_head is not None else set[str]()
         needs |= {"features"} if keep_features else set()
         return self._unroll(inputs, needs, Depth(0, self.depth(num_steps)), **call)
@@ -352,6 +359,11 @@ class PonderWrapper(nn.Module):
     @objective.setter
     def objective(self, objective: Objective) -> None:
         self.stages = (Stage(objective),)
+
+    @property
+    def argument_names(self) -> ArgumentNames:
+        """The names of the inputs and of the context, in the order in which a call and a batch take them."""
+        return ArgumentNames.of(self.stem, self.steps, self.main_input_name)
 
     @property
     def spec(self) -> ModelSpec:
@@ -487,6 +499,23 @@ class PonderWrapper(nn.Module):
         if isinstance(self.teacher, PonderWrapper):
             return self.teacher(inputs, policy=LastStep(), **context).outputs
         return None if self.teacher is None else self.teacher(inputs, **unwrap(context))
+
+    def _by_name(
+        self, inputs: Tree, more: Sequence[Any], context: dict[str, Any]
+    ) -> tuple[Tree, dict[str, Any]]:
+        """Return the inputs, and context that was given by position beside that by name."""
+        names = self.argument_names
+        context = {**names.by_name(more), **context}
+        if inputs is None:
+            inputs = context.pop(names.inputs, None)
+        if inputs is None:
+            raise ArgumentTypeError(
+                "inputs",
+                expected=f"the inputs, first or by the name {names.inputs!r}",
+                got="none",
+                remedy="Pass model(x), or the model's own arguments by name.",
+            )
+        return inputs, context
 
     def _check_names(self, context: Mapping[str, Any]) -> None:
         """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""

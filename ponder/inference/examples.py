@@ -1,8 +1,7 @@
 """One reader of examples for `predict`, `record` and streams: from the rows of a data set to the batches of a model.
 
-An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict;
-tensors, arrays or lists of numbers without a batch dimension. The context may hold ``"labels"``,
-which the model does not see.
+An example is a batch without its first dimension, in any form of `ponder.model.batch`: tensors,
+arrays or lists of numbers. The model does not see its labels.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 from ponder._utils.modes import HasModes
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError
+from ponder.model.batch import ArgumentNames, read_batch
 from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
 from ponder.model.source import ModelSource
 from ponder.model.steps import Steps
@@ -37,6 +37,10 @@ class SteppedModule(SteppedModel, HasModes, Protocol):
     @property
     def padding(self) -> Padding | None:
         """Where lengths lie in the tensors of the model; rows of several lengths share a batch if it is declared."""
+
+    @property
+    def argument_names(self) -> ArgumentNames:
+        """The names of the inputs and of the context."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -106,6 +110,7 @@ class ExampleReader:
 
     def __init__(self, model: SteppedModule) -> None:
         self.model = model
+        self.names = model.argument_names
         self.padding = model.padding
         weight, task = next(model.parameters(), None), model.task
         self.device: torch.device | None = None if weight is None else weight.device
@@ -116,15 +121,9 @@ class ExampleReader:
 
     def read(self, example: Any) -> Example:
         """Read one example."""
-        inputs, given = example, {}
-        if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[1], dict):
-            inputs, given = example
-        inputs, labels = _batch_of_one(inputs), given.get("labels")
-        context = (
-            {name: _batch_of_one(value) for name, value in given.items() if name != "labels"}
-            if given
-            else {}
-        )
+        row = read_batch(example, self.names)
+        inputs, labels = _batch_of_one(row.inputs), row.labels
+        context = {name: _batch_of_one(value) for name, value in row.context.items()}
         length = 0 if self.padding is None else self._length(inputs, context)
         kinds = (
             [(name, _kind(value, self.padding)) for name, value in context.items()]
@@ -252,10 +251,8 @@ def _batch_of_one(value: Any) -> Any:
 
 
 def _rows_of(batch: Any) -> Iterator[Any]:
+    """Yield the rows of a batch of a `DataLoader`, each in the form of the batch."""
     batch = _as_tensors(tuple(batch) if isinstance(batch, list) else batch)
-    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        inputs, labels = batch  # as `ponder.fit` takes them
-        batch = inputs, {"labels": labels}
     for row in range(first_tensor(batch).shape[0]):
         yield map_tensors(itemgetter(row), batch)
 

@@ -49,15 +49,16 @@ def predict(
 ) -> Answers:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
-    An example is the inputs of one row, or a pair (inputs, context) whose second item is a dict;
-    tensors, arrays or lists of numbers without a batch dimension. Labels in the context are not
-    looked at. Rows of different lengths share a batch where the model declares its
+    An example is a batch of `ponder.fit` without its first dimension: the inputs, ``(inputs,
+    labels)``, ``(inputs, mask, labels)``, ``(inputs, {"mask": mask})`` or a dict by names (see
+    `ponder.model.batch`); tensors, arrays or lists of numbers. Labels are not looked at. Rows of
+    different lengths share a batch where the model declares its
     `ponder.Padding`; otherwise rows of one shape do.
 
     Args:
         model: A `ponder.PonderWrapper`.
         dataset: A sequence or iterable of examples, which is read to its end first, or a
-            `torch.utils.data.DataLoader`.
+            `torch.utils.data.DataLoader`, that of training too, whose batches are taken apart.
         policy: Decides instead of the model's own policy.
         batch_size: Rows of a batch at most.
         max_tokens: Positions of a batch at most, padding included; a row that is longer runs alone.

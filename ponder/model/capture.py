@@ -384,7 +384,7 @@ class CapturedStem(nn.Module):
         }
         self.whole = {name for name, value in example.items() if not _has(value, rows)}
         self.mask = next((name for name in REAL if _has(example.get(name), rows)), "")
-        self.argument_names = frozenset(inspect.signature(module.forward).parameters)
+        self.argument_names = tuple(inspect.signature(module.forward).parameters)
         self.stubs = _stubs(module, {id(module.get_submodule(path)): path for path in self.order})
         self.selects: list[Select] = [_first_leaf]
         self.kinds: list[tuple[dict[str, Any], Reading]] = []  # with the flags of their calls

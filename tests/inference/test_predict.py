@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import ponder
 from ponder import policies
@@ -151,6 +153,83 @@ def test_sampled_exits_of_a_stream_are_those_of_a_call() -> None:
     with ponder.StreamEngine(model) as engine:
         found = {row: answer.exit_step for row, answer in engine.run(inputs)}
     assert [found[row] for row in range(30)] == model(inputs).exit_step.tolist()
+
+
+class Masked(nn.Module):
+    """A stem that takes a mask, whose mean over real positions the answer is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        real = torch.ones_like(x[..., :1]) if mask is None else mask.unsqueeze(-1)
+        return (self.linear(x) * real).sum(1) / real.sum(1), {}  # the steps take no mask
+
+
+def masked() -> tuple[Any, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    steps = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
+    model = ponder.PonderWrapper(steps, stem=Masked(), head=nn.Linear(8, 3))
+    mask = (torch.arange(5) < torch.tensor([[2], [5], [3], [4], [1], [5]])).float()
+    return model.eval(), torch.randn(6, 5, 8), mask, torch.arange(6) % 3
+
+
+class Rows(Dataset[Any]):
+    """A data set in one form."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.rows[place]
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "tuple": lambda x, mask, y: (x, mask, y),
+    "a dict in the tuple": lambda x, mask, y: (x, {"mask": mask}, y),
+    "a pair with a dict": lambda x, mask, y: (x, {"mask": mask, "labels": y}),
+    "names": lambda x, mask, y: {"mask": mask, "labels": y, "x": x},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_format_of_batches_for_fit_predict_record_and_a_call(form: str) -> None:
+    model, x, mask, labels = masked()
+    expected = model(x, mask=mask).outputs
+    assert not torch.allclose(expected, model(x).outputs)  # the mask is read
+    rows = Rows([FORMS[form](*row) for row in zip(x, mask, labels, strict=True)])
+    loader = DataLoader(rows, batch_size=4)
+    for data in (loader, rows):
+        torch.testing.assert_close(ponder.predict(model, data).outputs, expected)
+        recorded = model.record(data)
+        torch.testing.assert_close(recorded.outputs[:, -1], expected)
+        assert recorded.labels.tolist() == labels.tolist()
+    with ponder.StreamEngine(model) as engine:
+        answers = dict(engine.run(rows))
+    streamed = torch.cat([answers[row].outputs for row in range(6)])
+    torch.testing.assert_close(streamed, expected)
+
+    again = copy.deepcopy(model)
+    loss = again.train()(x[:4], mask[:4], labels=labels[:4]).loss
+    report = ponder.fit(again, DataLoader(rows[:4], batch_size=4), epochs=1, lr=0.0, head_lr=None)
+    torch.testing.assert_close(report.epochs[0].loss, loss.item())
+
+
+def test_a_call_takes_context_by_position_and_inputs_by_name() -> None:
+    model, x, mask, _ = masked()
+    expected = model(x, mask=mask).outputs
+    torch.testing.assert_close(model(x, mask).outputs, expected)
+    torch.testing.assert_close(model(x=x, mask=mask).outputs, expected)
+    torch.testing.assert_close(model.unroll(x, mask).outputs[:, -1], expected)
+    for call in (lambda: model(x, mask, mask), lambda: model(mask=mask)):
+        with pytest.raises(ponder.errors.ArgumentTypeError):
+            call()
+    with pytest.raises(ponder.errors.ArgumentError, match="look like a mask"):
+        ponder.predict(model, DataLoader(TensorDataset(x, mask.bool())))
 
 
 def test_the_loader_of_training_is_taken_by_predict_and_record() -> None:

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 import ponder
 from ponder import objectives, policies, recipes
-from ponder.training import EpochReport, read_batch
+from ponder.model.batch import ArgumentNames, read_batch
+from ponder.training import EpochReport
 
 WIDTH, STEPS, CLASSES = 6, 3, 2
 INPUTS = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -202,17 +203,17 @@ def test_a_module_around_the_model_and_a_data_loader() -> None:
     ],
 )
 def test_batches_of_every_form(batch: Any) -> None:
-    inputs, labels, context = read_batch(batch)
-    assert inputs is INPUTS
-    assert labels is LABELS
-    assert context == {}
+    read = read_batch(batch).labelled()
+    assert read.inputs is INPUTS
+    assert read.labels is LABELS
+    assert read.context == {}
 
 
 def test_the_inputs_of_a_dict_go_by_their_name() -> None:
     batch = {"mask": LABELS, "x": INPUTS, "start_positions": LABELS, "end_positions": LABELS}
-    inputs, labels, context = read_batch(batch, "x")
-    assert inputs is INPUTS
-    assert (labels.shape, set(context)) == ((64, 2), {"mask"})
+    read = read_batch(batch, ArgumentNames("x"))
+    assert read.inputs is INPUTS
+    assert (read.labels.shape, set(read.context)) == ((64, 2), {"mask"})
 
 
 @pytest.mark.parametrize(
