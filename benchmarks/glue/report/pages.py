@@ -46,17 +46,23 @@ def sections(
 ) -> Iterator[tuple[str, Groups]]:
     """Yield title and groups of each backbone: the runs of its suite, and all others."""
     for name in sorted({str(result["backbone"]) for result in results}):
-        if backbone not in (None, name):
-            continue
-        own = [result for result in results if result["backbone"] == name]
-        suite = suite_named(SUITES[name]) if name in SUITES else None
-        inside = [result for result in own if suite is not None and suite.has(result)]
-        steps = " / ".join(map(str, sorted({result["num_steps"] for result in own})))
-        if inside:
-            yield f"`{name}`, {steps} steps: the suite `{SUITES[name]}`", choose(inside)
-        rest = [result for result in own if result not in inside]
-        if rest:
-            yield f"`{name}`, {steps} steps" + ": other runs" * bool(inside), choose(rest)
+        if backbone in (None, name):
+            yield from _sections_of(name, [run for run in results if run["backbone"] == name])
+
+
+def _sections_of(backbone: str, results: Sequence[Result]) -> Iterator[tuple[str, Groups]]:
+    """Yield title and groups of the runs of one backbone."""
+    inside: list[Result] = []
+    if backbone in SUITES:
+        suite = suite_named(SUITES[backbone])
+        inside = [result for result in results if suite.has(result)]
+    steps = " / ".join(map(str, sorted({result["num_steps"] for result in results})))
+    title = f"`{backbone}`, {steps} steps"
+    if inside:
+        yield f"{title}: the suite `{SUITES[backbone]}`", choose(inside)
+    rest = [result for result in results if result not in inside]
+    if rest:
+        yield f"{title}: other runs" if inside else title, choose(rest)
 
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:

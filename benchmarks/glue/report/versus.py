@@ -25,7 +25,7 @@ from benchmarks.markdown import table
 __all__ = ["Comparison", "Pair", "compare", "pairs_of", "rule", "versus"]
 
 NOT_LEARNT = {("minilm", "RTE"), ("shared", "RTE"), ("shared", "MRPC")}
-"""Backbones and tasks whose full-depth model is no better than the larger class: shown, and in no mean."""
+"""Backbones and tasks whose full depth is no better than the majority class; in no mean."""
 _TIMES = (1.5, 2.0, 3.0)
 _RIVALS = {
     "blind, chosen on held-out rows": (BLIND_FAIR, {}),
@@ -46,7 +46,7 @@ class Pair:
     theirs: Result
 
     def gap(self, times: float, *, held_out: bool = False) -> float | None:
-        """Return the points by which ours is ahead at a speed-up in steps; None if a curve does not reach it."""
+        """Return the points by which ours is ahead at a speed-up; None if a curve does not reach it."""
         ours = _score(self.ours, times, COMMON, held_out)
         policy = BLIND_FAIR if self.theirs is self.ours else COMMON
         theirs = _score(self.theirs, times, policy, held_out)
@@ -55,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Gaps of pairs at one speed-up: mean over tasks, standard deviation over pairs, and the tasks ahead."""
+    """Gaps of pairs at one speed-up: their mean, standard deviation, and the tasks ahead."""
 
     mean: float
     deviation: float
@@ -69,7 +69,7 @@ class Comparison:
 
 
 def versus(results: Sequence[Result], repeated: Sequence[Result]) -> str:
-    """Return the default, left by confidence, against each rival: a table to be read in a minute."""
+    """Return the table of the default, with exits by confidence, against each rival."""
     rows = []
     for backbone in ("minilm", "mpnet", "shared"):
         for name in _RIVALS:
@@ -84,7 +84,7 @@ def versus(results: Sequence[Result], repeated: Sequence[Result]) -> str:
 
 
 def rule(results: Sequence[Result], repeated: Sequence[Result]) -> str:
-    """Return what the rule says today of each candidate against the default, on both splits."""
+    """Return the table of each candidate against the default on held-out rows and on dev."""
     rows = []
     for candidate in _CANDIDATES:
         for backbone in ("minilm", "mpnet"):
@@ -148,31 +148,34 @@ def compare(pairs: Iterable[Pair], times: float) -> Comparison | None:
 def pairs_of(
     results: Sequence[Result], repeated: Sequence[Result], backbone: str, rival: str
 ) -> list[Pair]:
-    """Return the pairs of the default and a rival on the tasks with classes that are learnt."""
-    recipe, options = _RIVALS[rival]
-    ours = [run for run in results if run["recipe"] == DEFAULT and run["backbone"] == backbone]
-    pairs = []
-    for own in ours:
-        if (backbone, own["task"]) in NOT_LEARNT or own["task"] == "STS-B":
-            continue
-        if recipe == BLIND_FAIR:
-            pairs.append(Pair(own, own))
-            continue
-        # `deebert` of the same fine-tuned model is among the repeated runs.
-        candidates = repeated if recipe == "deebert" else results
-        alike = [run for run in candidates if _is_rival(run, own, recipe, options)]
-        # A cut was trained for each speed-up; of other recipes there is one run.
-        pairs += [Pair(own, run) for run in (alike if recipe == "static" else alike[:1])]
+    """Return the pairs of the default and a rival on the classification tasks that are learnt."""
+    pairs: list[Pair] = []
+    for run in results:
+        is_ours = run["recipe"] == DEFAULT and run["backbone"] == backbone
+        is_learnt = (backbone, run["task"]) not in NOT_LEARNT
+        if is_ours and is_learnt and run["task"] != "STS-B":
+            pairs += [Pair(run, other) for other in _rivals_of(run, rival, results, repeated)]
     return pairs
 
 
+def _rivals_of(
+    own: Result, rival: str, results: Sequence[Result], repeated: Sequence[Result]
+) -> list[Result]:
+    """Return the runs of a rival that are paired with a run of the default."""
+    recipe, options = _RIVALS[rival]
+    if recipe == BLIND_FAIR:
+        return [own]
+    # `deebert` of the same fine-tuned model is among the repeated runs.
+    candidates = repeated if recipe == "deebert" else results
+    alike = [run for run in candidates if _is_rival(run, own, recipe, options)]
+    # A cut was trained for each speed-up; of other recipes there is one run.
+    return alike if recipe == "static" else alike[:1]
+
+
 def _is_rival(run: Result, own: Result, recipe: str, options: dict[str, bool]) -> bool:
-    if (run["recipe"], run["backbone"], run["task"], run.seed) != (
-        recipe,
-        own["backbone"],
-        own["task"],
-        own.seed,
-    ):
+    """Return whether a run is of a recipe and otherwise of the same setting as `own`."""
+    same = (run["backbone"], run["task"], run.seed) == (own["backbone"], own["task"], own.seed)
+    if run["recipe"] != recipe or not same:
         return False
     if recipe == "deebert":  # equal seconds of the first stage: one fine-tuned model
         return bool(run["training"][0]["seconds"] == own["training"][0]["seconds"])
