@@ -6,18 +6,20 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from benchmarks import graded, tasks
 from benchmarks.environment import environment
 from benchmarks.finetuned.demo import GENERATED, TRAIN, generated
 from benchmarks.finetuned.fine_tune import fine_tune
-from ponder.advice import advise, timing
+from ponder.advice import Advice, Way, advise, timing
 from ponder.calibration.verdict import judge
 
 __all__ = ["measure"]
@@ -29,7 +31,27 @@ _TIMED = 256
 _NEAR = 1.05
 _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 
-Texts = tuple[list[str], list[str]]
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a task, with the names of their classes.
+
+    Args:
+        task: Name of the task.
+        race: Texts of the race, on which the model was not trained.
+        race_labels: Their classes.
+        test: Test texts in scope.
+        test_labels: Their classes.
+        outside: Test texts out of scope, which are evaluated separately: a promise is about texts
+            like those that certify it.
+    """
+
+    task: str
+    race: list[str]
+    race_labels: list[str]
+    test: list[str]
+    test_labels: list[str]
+    outside: list[str] = field(default_factory=list)
 
 
 def measure(
@@ -44,84 +66,106 @@ def measure(
     """Race a fine-tuned model on one thread, and evaluate choice and promise on the test texts."""
     torch.set_num_threads(1)
     timing.clock = time.process_time  # other processes may be running
-    title, (texts, labels), test, outside = _texts(name, backbone, folders, work, most, seed)
+    if name == "generated":
+        texts = _generated(backbone, work, most, seed)
+    else:
+        texts = _of_task(name, backbone, folders, most, seed)
+    model = _folder(texts.task, backbone, work, seed)
     start = time.process_time()
-    model = work / f"{title.lower()}-{Path(backbone).name}-s{seed}" / "plain"
-    advice = advise(model, texts, labels, disagreement=level, seed=seed)
-    took = time.process_time() - start
+    advice = advise(model, texts.race, texts.race_labels, disagreement=level, seed=seed)
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ways = [way for way in advice.ways if way.name != "blind mix"]
-    rows = [_on_test(way, ways[0].model.predict(test[0]).labels, test) for way in ways]
-    _add_seconds(rows, ways, test[0], seed)
-    chosen = next(row for row in rows if row["name"] == advice.winner.name)
-    sound = [row["seconds"] for row in rows if row["promise"] is not None]
-    verdict = judge(round(chosen["other_answers"] * len(test[0])), len(test[0]), level, 0.95)
     return {
-        "task": title,
+        "task": texts.task,
         "backbone": Path(backbone).name,
         "settings": {
             "disagreement": level,
-            "texts": len(texts),
+            "texts": len(texts.race),
             "seed": seed,
             "clock": "processor, one thread",
         },
-        "race_processor_seconds": took,
+        "race_processor_seconds": seconds,
         "peak_megabytes": peak,
         "winner": advice.winner.name,
         "sentence": advice.sentence,
         "remarks": list(advice.remarks),
-        "race": [{name: _plain(value) for name, value in row.items()} for row in advice.table],
-        "test": {
-            "rows": len(test[0]),
-            "ways": rows,
-            "slower_than_best": chosen["seconds"] / min(sound),
-            "choice": "right" if chosen["seconds"] <= _NEAR * min(sound) else "another is faster",
-            "promise": "broken" if verdict.name == "broken" else "not broken",
-            "within_level": chosen["other_answers"] <= level,
-            "out_of_scope": {
-                "rows": len(outside),
-                "other_answers": _different(
-                    *(way.model.predict(outside).labels for way in (advice.winner, ways[0]))
-                ),
-            },
-        },
+        "race": [{key: _plain(value) for key, value in row.items()} for row in advice.table],
+        "test": _evaluate(advice, texts, level, seed),
         "environment": environment(torch.device("cpu")),
     }
 
 
-def _texts(
-    name: str, backbone: str, folders: Mapping[str, Path | None], work: Path, most: int, seed: int
-) -> tuple[str, Texts, Texts, list[str]]:
-    """Return the task's name, texts that the model never saw and test texts with names of classes, and texts of none.
+def _evaluate(advice: Advice, texts: Texts, level: float, seed: int) -> dict[str, Any]:
+    """Return all ways on the test texts, and whether choice and promise were right."""
+    ways = [way for way in advice.ways if way.name != "blind mix"]
+    full = ways[0].model
+    rows = [_on_test(way, full.predict(texts.test).labels, texts) for way in ways]
+    _add_seconds(rows, ways, texts.test, seed)
+    chosen = next(row for row in rows if row["name"] == advice.winner.name)
+    fastest = min(row["seconds"] for row in rows if row["promise"] is not None)
+    others = round(chosen["other_answers"] * len(texts.test))
+    verdict = judge(others, len(texts.test), level, 0.95)
+    outside = [model.predict(texts.outside).labels for model in (advice.winner.model, full)]
+    return {
+        "rows": len(texts.test),
+        "ways": rows,
+        "slower_than_best": chosen["seconds"] / fastest,
+        "choice": "right" if chosen["seconds"] <= _NEAR * fastest else "another is faster",
+        "promise": "broken" if verdict.name == "broken" else "not broken",
+        "within_level": chosen["other_answers"] <= level,
+        "out_of_scope": {"rows": len(texts.outside), "other_answers": _different(*outside)},
+    }
 
-    Out of scope stands apart, as in the metrics: a promise is about texts like those that certify
-    it.
-    """
-    if name == "generated":
-        names = list(graded.get("negation").labels)
-        folder = work / f"generated-{Path(backbone).name}-s{seed}" / "plain"
-        if not (folder / "config.json").exists():
-            fine_tune(
-                backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED
-            )
-        parts = (generated("dev", min(most, 2000), seed), generated("test", 1000, seed))
-        sides = [(list(texts), [names[label] for label in labels]) for texts, labels in parts]
-        return name, sides[0], sides[1], []
+
+def _folder(task: str, backbone: str, work: Path, seed: int) -> Path:
+    """Return the folder of the fine-tuned model of a task."""
+    return work / f"{task.lower()}-{Path(backbone).name}-s{seed}" / "plain"
+
+
+def _generated(backbone: str, work: Path, most: int, seed: int) -> Texts:
+    """Return generated texts; the model is fine-tuned if its folder has none."""
+    names = list(graded.get("negation").labels)
+    folder = _folder("generated", backbone, work, seed)
+    if not (folder / "config.json").exists():
+        fine_tune(backbone, *generated("train", TRAIN, seed), names, folder, seed=seed, **GENERATED)
+    race, race_labels = generated("dev", min(most, 2000), seed)
+    test, test_labels = generated("test", 1000, seed)
+    return Texts(
+        task="generated",
+        race=list(race),
+        race_labels=[names[label] for label in race_labels],
+        test=list(test),
+        test_labels=[names[label] for label in test_labels],
+    )
+
+
+def _of_task(
+    name: str, backbone: str, folders: Mapping[str, Path | None], most: int, seed: int
+) -> Texts:
+    """Return training texts on which the model was not trained, and test texts in and out of scope."""
     task = tasks.get(name)
-    splits = task.load(folders[task.folder_option], ("train", task.dev_splits[0]))
+    test_split = task.dev_splits[0]
+    splits = task.load(folders[task.folder_option], ("train", test_split))
     train = splits["train"].shuffle(seed=seed)
-    taught = TAUGHT[task.name]
-    fresh = train.select(range(taught, min(taught + most, len(train))))
     names = list(train.features["label"].names)
-    seen, test = (_joined(rows, names, backbone) for rows in (fresh, splits[task.dev_splits[0]]))
+    start = TAUGHT[task.name]
+    fresh = train.select(range(start, min(start + most, len(train))))
+    race, race_labels = _joined(fresh, names, backbone)
+    test, test_labels = _joined(splits[test_split], names, backbone)
     apart = None if task.outside is None else names[task.outside]
-    inside = [pair for pair in zip(*test, strict=True) if pair[1] != apart]
-    outside = [text for text, label in zip(*test, strict=True) if label == apart]
-    return task.name, seen, ([text for text, _ in inside], [label for _, label in inside]), outside
+    inside = [place for place, label in enumerate(test_labels) if label != apart]
+    return Texts(
+        task=task.name,
+        race=race,
+        race_labels=race_labels,
+        test=[test[place] for place in inside],
+        test_labels=[test_labels[place] for place in inside],
+        outside=[text for text, label in zip(test, test_labels, strict=True) if label == apart],
+    )
 
 
-def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
-    """Return texts, of pairs with the separator between them, and the names of their classes."""
+def _joined(rows: Dataset, names: Sequence[str], backbone: str) -> tuple[list[str], list[str]]:
+    """Return texts, pairs joined by the separator of the tokenizer, and the names of their classes."""
     texts = list(rows["sentence1"])
     if "sentence2" in rows.column_names:
         texts = [
@@ -130,10 +174,11 @@ def _joined(rows: Any, names: Sequence[str], backbone: str) -> Texts:
     return texts, [names[label] for label in rows["label"]]
 
 
-def _on_test(way: Any, full: Sequence[str], test: Texts) -> dict[str, Any]:
-    own = way.model.predict(test[0]).labels
+def _on_test(way: Way, full: Sequence[str], texts: Texts) -> dict[str, Any]:
+    """Return disagreement and accuracy of a way on the test texts."""
+    own = way.model.predict(texts.test).labels
     other = _different(own, full)
-    wrong = _different(own, test[1])
+    wrong = _different(own, texts.test_labels)
     return {
         "name": way.name,
         "promise": _plain(way.promise),
@@ -143,27 +188,28 @@ def _on_test(way: Any, full: Sequence[str], test: Texts) -> dict[str, Any]:
 
 
 def _different(some: Sequence[str], others: Sequence[str]) -> float:
-    """Return the share of two lists' labels that differ; 0 of empty ones."""
+    """Return the share of places at which two lists of labels differ; 0 if they are empty."""
     return float(np.mean([a != b for a, b in zip(some, others, strict=True)] or [False]))
 
 
 def _add_seconds(
-    rows: Sequence[dict[str, Any]], ways: Sequence[Any], texts: Sequence[str], seed: int
+    rows: Sequence[dict[str, Any]], ways: Sequence[Way], texts: Sequence[str], seed: int
 ) -> None:
     """Time all ways in turn on some test texts."""
     places = np.random.default_rng(seed).permutation(len(texts))[:_TIMED]
-    some = [texts[n] for n in places]
-    took = [list[float]() for _ in ways]
+    some = [texts[place] for place in places]
+    rounds = [list[float]() for _ in ways]
     for _ in range(_ROUNDS):
-        for way, seconds in zip(ways, took, strict=True):
+        for way, seconds in zip(ways, rounds, strict=True):
             start = time.process_time()
             way.model.predict(some)
             seconds.append((time.process_time() - start) / len(some))
-    for row, seconds in zip(rows, took, strict=True):
+    for row, seconds in zip(rows, rounds, strict=True):
         row["seconds"] = median(seconds)
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as plain JSON: lists for tuples, None for NaN."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,10 +1,10 @@
-"""The race: ways to spend less on a rerank, by what they change and what they cost."""
+"""The race: ways to save work of a rerank, with what they change and what they cost."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,9 @@ from ponder.policies.base import all_within
 __all__ = ["race"]
 
 MARGINS = tuple(np.linspace(6.0, 0.0, 61).round(2).tolist())
-_SHARES = (
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-)  # of the pool, kept by the first stage
-_TIMED = 16  # queries whose seconds are taken
+_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the pool that the first stage keeps."""
+_TIMED = 16  # queries
 _PROMISES = (
     ("top_k", 10, 0.05),
     ("top_k", 3, 0.05),
@@ -53,10 +42,20 @@ Numbers = dict[str, float]
 
 
 def race(
-    task: str, data: Path, models: Path, out: Path, *, backbone: str, k: int, fit: int, test: int, train: int,
-    seed: int, say: Callable[[str], object],
-) -> dict[str, Any]:  # fmt: skip
-    """Fit exits with and without first-stage scores, and hold them against cut pools and encoders on test queries."""
+    task: str,
+    data: Path,
+    models: Path,
+    out: Path,
+    *,
+    backbone: str,
+    k: int,
+    fit: int,
+    test: int,
+    train: int,
+    seed: int,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Fit exits with and without a first stage, and compare them with cut pools and encoders."""
     torch.set_num_threads(1)
     folder = models / f"{task.lower()}-{backbone}-s{seed}"
     learn = pools_of(load(task, data, seed, train=True).cut(train, train + fit))
@@ -79,7 +78,8 @@ def race(
     rankers["cut encoder"] = CrossEncoder(short)
     records["cut encoder"] = rankers["cut encoder"].record([_bare(pool) for pool in fresh])
     curves = {name: curve(way, records, k) for name, way in _ways(rankers, records, k).items()}
-    timed = _timed(rankers, fresh, curves, k, say)
+    timed = _timed(rankers, fresh, curves, k)
+    say(f"timed {min(_TIMED, len(fresh))} queries")
     staged = records["TopK, first stage"]
     result = {
         "task": task,
@@ -105,7 +105,7 @@ def race(
 
 
 class Once:
-    """All pairs through the frozen model once, from which the records under any early heads are read."""
+    """The states of all pairs, recorded once; records under any early heads are computed from them."""
 
     def __init__(self, ranker: CrossEncoder, pools: Sequence[Pool]) -> None:
         pairs = [(pool.query, document) for pool in pools for document in pool.documents]
@@ -114,7 +114,7 @@ class Once:
 
     @torch.inference_mode()
     def record(self, model: Any, pairs: Sequence[tuple[str, str]], **options: Any) -> Any:
-        """Return the trajectory of some pairs under the heads of a model, as its own `record` does."""
+        """Return the trajectory of some pairs under the heads of a model, as its `record` does."""
         places = torch.tensor([self.places[pair] for pair in pairs])
         seen = self.seen.map(lambda tensor: tensor[places])
         outputs = [
@@ -125,67 +125,104 @@ class Once:
 
 def pools_of(queries: Queries) -> list[Pool]:
     """Return the candidates of each query, with the scores of the first stage."""
-    return [
-        Pool(
-            text,
-            [queries.documents[n] for n in places],
-            own,
-            [float(place == gold) for place in places],
-        )
-        for text, gold, (places, own) in zip(
-            queries.texts, queries.gold, queries.nearest(queries.size), strict=True
-        )
-    ]
+    pools = []
+    nearest = queries.nearest(queries.size)
+    for text, gold, (places, scores) in zip(queries.texts, queries.gold, nearest, strict=True):
+        documents = [queries.documents[place] for place in places]
+        labels = [float(place == gold) for place in places]
+        pools.append(Pool(text, documents, scores, labels))
+    return pools
 
 
 def _bare(pool: Pool) -> Pool:
     return Pool(pool.query, pool.documents, (), pool.labels)
 
 
-Way = dict[float, tuple[NDArray[Any], float, NDArray[Any]]]
-"""By setting: exit steps of the rows over a record, the share of the pair-layers, and the scores at the exits."""
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One setting of a way, on the candidates of a record.
+
+    Args:
+        steps: Exit step of each candidate, `(rows,)`.
+        work: Share of the pair-layers.
+        scores: Score of each candidate at its exit, `(rows,)`.
+    """
+
+    steps: NDArray[Any]
+    work: float
+    scores: NDArray[Any]
+
+
+Way = dict[float, Setting]
+"""The settings of a way, by the value of its threshold."""
+
+
+def groups_of(record: Record) -> NDArray[Any]:
+    """Return the number of the query of each candidate, `(rows,)`."""
+    assert record.policy_context is not None
+    return np.asarray(record.policy_context["group"])
 
 
 def _ways(
     rankers: Mapping[str, CrossEncoder], records: Mapping[str, Record], k: int
 ) -> dict[str, Way]:
     """Return every way with its settings."""
-    staged, bare, short = (records[name] for name in ("TopK, first stage", "TopK", "cut encoder"))
-    layers = bare.num_steps
-    rows = np.arange(len(bare))
-    scores, groups = np.asarray(bare.outputs)[..., 0], np.asarray(bare.policy_context["group"])  # type: ignore[index]
-    own = np.asarray(short.outputs)[:, -1, 0]
-    size = np.bincount(groups)[0]
-    place = ranked(groups, np.asarray(staged.outputs)[:, 0, 0])
-    ways: dict[str, Way] = {"cut pool": {}, "cut encoder": {}, "exits without the group": {}}
-    for share in (*_SHARES, 1.0):
-        kept = place < max(round(share * size), k)
-        ways["cut pool"][share] = (
-            np.where(kept, layers, 1),
-            float(kept.mean()),
-            np.where(kept, scores[:, -1], -np.inf),
-        )
-        work = float(kept.mean()) * short.num_steps / layers
-        ways["cut encoder"][share] = np.where(kept, layers, 1), work, np.where(kept, own, -np.inf)
-    for bar in np.quantile(
-        scores[:, -1], np.linspace(0.02, 0.98, 49)
-    ):  # a candidate below a fixed score leaves
-        leaves = np.concatenate([scores[:, :-1] < bar, np.ones((len(rows), 1), dtype=bool)], 1)
-        steps = leaves.argmax(1) + 1
-        alone = steps, float(steps.mean()) / layers, scores[rows, steps - 1]
-        ways["exits without the group"][round(float(bar), 4)] = alone
-    for name, record in (("TopK", bare), ("TopK, first stage", staged)):
+    whole = records["TopK"]
+    ways = _cuts(whole, records["TopK, first stage"], records["cut encoder"], k)
+    ways["exits without the group"] = _fixed_scores(whole)
+    for name in ("TopK", "TopK, first stage"):
         policy = _policy(rankers[name], k)
-        ways[name] = {}
-        for margin in MARGINS:
-            steps = record.exit_steps(policy.with_threshold(margin))
-            work = float((steps - (record.num_steps - layers)).mean()) / layers
-            ways[name][margin] = steps, work, np.asarray(record.outputs)[rows, steps - 1, 0]
+        ways[name] = _margins(records[name], policy, layers=whole.num_steps)
     return ways
 
 
+def _cuts(whole: Record, staged: Record, short: Record, k: int) -> dict[str, Way]:
+    """Return the whole and the cut encoder on the best of the first stage, by the share that is kept."""
+    layers = whole.num_steps
+    groups = groups_of(whole)
+    size = np.bincount(groups)[0]
+    place = ranked(groups, np.asarray(staged.outputs)[:, 0, 0])
+    scores = np.asarray(whole.outputs)[:, -1, 0]
+    short_scores = np.asarray(short.outputs)[:, -1, 0]
+    ways: dict[str, Way] = {"cut pool": {}, "cut encoder": {}}
+    for share in (*_SHARES, 1.0):
+        kept = place < max(round(share * size), k)
+        steps = np.where(kept, layers, 1)
+        work = float(kept.mean())
+        ways["cut pool"][share] = Setting(steps, work, np.where(kept, scores, -np.inf))
+        work = work * short.num_steps / layers
+        ways["cut encoder"][share] = Setting(steps, work, np.where(kept, short_scores, -np.inf))
+    return ways
+
+
+def _fixed_scores(whole: Record) -> Way:
+    """Return exits of candidates below a fixed score, whatever the others of their query have."""
+    scores = np.asarray(whole.outputs)[..., 0]
+    rows = np.arange(len(whole))
+    way: Way = {}
+    for limit in np.quantile(scores[:, -1], np.linspace(0.02, 0.98, 49)):
+        below = scores < limit
+        below[:, -1] = True
+        steps = below.argmax(1) + 1
+        work = float(steps.mean()) / whole.num_steps
+        way[round(float(limit), 4)] = Setting(steps, work, scores[rows, steps - 1])
+    return way
+
+
+def _margins(record: Record, policy: TopK, layers: int) -> Way:
+    """Return the exits of a policy under all margins; the first stage is a step without a layer."""
+    rows = np.arange(len(record))
+    first_stage = record.num_steps - layers
+    way: Way = {}
+    for margin in MARGINS:
+        steps = record.exit_steps(policy.with_threshold(margin))
+        work = float((steps - first_stage).mean()) / layers
+        way[margin] = Setting(steps, work, np.asarray(record.outputs)[rows, steps - 1, 0])
+    return way
+
+
 def _policy(ranker: CrossEncoder, k: int) -> TopK:
-    """The policy of a ranker, the margin aside; where nothing could be promised, it was fitted all the same."""
+    """Return the policy of a ranker, or one of margin 1 if nothing could be promised."""
     found = [part for part in all_within(ranker.settings.policy) if isinstance(part, TopK)]
     return found[0] if found else TopK(k, 1.0)
 
@@ -193,30 +230,28 @@ def _policy(ranker: CrossEncoder, k: int) -> TopK:
 def curve(way: Way, records: Mapping[str, Record], k: int) -> list[Numbers]:
     """Return what each setting changes against the full rerank, and its share of the pair-layers."""
     full = records["TopK"]
+    groups = groups_of(full)
+    full_scores = np.asarray(full.outputs)[:, -1, 0]
     points = []
-    for setting, (steps, work, scores) in way.items():
-        outputs = np.stack([scores, np.asarray(full.outputs)[:, -1, 0]], 1)[
-            ..., None
-        ]  # at the exit, at full depth
+    for value, setting in way.items():
+        # The order at the exits is that of `ranked`, by step and score: its places are the scores.
+        exits = -ranked(groups, setting.scores, setting.steps)
+        outputs = np.stack([exits, full_scores], 1)[..., None]
         seen = Record(
             outputs, None, full.row_ids, labels=full.labels, policy_context=full.policy_context
         )
-        places = ranked(np.asarray(full.policy_context["group"]), scores, steps)  # type: ignore[index]
-        seen.outputs[:, 0, 0] = -places  # the order is that of the exits
         ones = np.ones(len(seen), dtype=int)
-        lost = {
-            name: Ranking(name, k).of_exits(seen, ones).mean()
-            for name in ("top_k", "top_1", "ndcg", "ndcg_gap")
-        }
-        points.append(
-            {"setting": setting, "work": work, **{name: float(loss) for name, loss in lost.items()}}
-        )
+        point = {"setting": value, "work": setting.work}
+        for name in ("top_k", "top_1", "ndcg", "ndcg_gap"):
+            point[name] = float(Ranking(name, k).of_exits(seen, ones).mean())
+        points.append(point)
     return points
 
 
 def _quality(full: Record, cut_name: str, short: Record) -> Numbers:
-    """Return how often the right document is first, and nDCG@10, of the full rerank and of the cut encoder."""
-    groups, labels = np.asarray(full.policy_context["group"]), np.asarray(full.labels)  # type: ignore[index]
+    """Return how often the right document is first, and nDCG@10, of whole and cut encoder."""
+    groups = groups_of(full)
+    labels = np.asarray(full.labels)
     found = {}
     for name, record in (("whole", full), (cut_name, short)):
         place = ranked(groups, np.asarray(record.outputs)[:, -1, 0])[labels > 0]
@@ -226,60 +261,73 @@ def _quality(full: Record, cut_name: str, short: Record) -> Numbers:
 
 
 def _timed(
-    rankers: Mapping[str, CrossEncoder], fresh: Sequence[Pool], curves: Mapping[str, list[Numbers]], k: int,
-    say: Callable[[str], object],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return processor seconds a query of some settings of each way, and of Sentence Transformers, in turn."""
-    calls: dict[tuple[str, float], Callable[[Pool], object]] = {}
-    full = rankers["TopK"]
+    rankers: Mapping[str, CrossEncoder],
+    fresh: Sequence[Pool],
+    curves: Mapping[str, list[Numbers]],
+    k: int,
+) -> list[dict[str, Any]]:
+    """Return processor seconds a query of some settings of each way, timed in turn."""
+    calls = _calls(rankers, k)
+    spent = {key: list[float]() for key in calls}
+    for number, pool in enumerate(fresh[:_TIMED]):
+        # The order alternates, so that no way always follows the same one.
+        order = list(calls) if number % 2 else list(calls)[::-1]
+        for key in order:
+            start = time.process_time()
+            calls[key](pool)
+            spent[key].append(time.process_time() - start)
+    points: list[dict[str, Any]] = []
+    for (name, value), seconds in spent.items():
+        known = [point for point in curves.get(name, []) if point["setting"] == value]
+        point = {"way": name, "setting": value, "seconds": float(np.mean(seconds[2:]))}
+        points.append({**point, **(known[0] if known else {})})
+    return points
 
-    def cut(ranker: CrossEncoder, share: float) -> Callable[[Pool], object]:
-        def call(pool: Pool) -> object:
-            best = np.argsort(pool.scores)[::-1][: max(round(share * len(pool.scores)), k)]
-            return ranker.rank(pool.query, [pool.documents[n] for n in best], k, policy=LastStep())
 
-        return call
+Call = Callable[[Pool], object]
 
-    def top(ranker: CrossEncoder, margin: float) -> Callable[[Pool], object]:
-        policy = _policy(ranker, k).with_threshold(margin)
 
-        def call(pool: Pool) -> object:
-            scores = pool.scores if ranker.first_stage else ()
-            return ranker.rank(pool.query, pool.documents, k, scores=scores, policy=policy)
-
-        return call
-
+def _calls(rankers: Mapping[str, CrossEncoder], k: int) -> dict[tuple[str, float], Call]:
+    """Return the calls that are timed, by way and setting."""
+    calls: dict[tuple[str, float], Call] = {}
     for share in (1.0, 0.8, 0.6, 0.4, 0.25, 0.15):
-        calls["cut pool", share] = cut(full, share)
-        calls["cut encoder", share] = cut(rankers["cut encoder"], share)
+        calls["cut pool", share] = _call_of_best(rankers["TopK"], share, k)
+        calls["cut encoder", share] = _call_of_best(rankers["cut encoder"], share, k)
     for name in ("TopK", "TopK, first stage"):
         for margin in (3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3):
-            calls[name, margin] = top(rankers[name], margin)
-    theirs = _theirs(full)
+            calls[name, margin] = _call_of_exits(rankers[name], margin, k)
+    theirs = _theirs(rankers["TopK"])
     if theirs is not None:
         calls["sentence-transformers", 1.0] = lambda pool: theirs.rank(
             pool.query, list(pool.documents)
         )
-    some = fresh[:_TIMED]
-    spent = {key: list[float]() for key in calls}
-    for number, pool in enumerate(some):
-        order = list(calls) if number % 2 else list(calls)[::-1]
-        for key in order:
-            began = time.process_time()
-            calls[key](pool)
-            spent[key].append(time.process_time() - began)
-    say(f"timed {len(some)} queries")
-    points: list[dict[str, Any]] = []
-    for (name, setting), seconds in spent.items():
-        known = next((point for point in curves.get(name, []) if point["setting"] == setting), {})
-        points.append(
-            {"way": name, "setting": setting, "seconds": float(np.mean(seconds[2:])), **known}
-        )
-    return points
+    return calls
+
+
+def _call_of_best(ranker: CrossEncoder, share: float, k: int) -> Call:
+    """Return a function that ranks the best share of a pool at full depth."""
+
+    def call(pool: Pool) -> object:
+        count = max(round(share * len(pool.scores)), k)
+        documents = [pool.documents[place] for place in np.argsort(pool.scores)[::-1][:count]]
+        return ranker.rank(pool.query, documents, k, policy=LastStep())
+
+    return call
+
+
+def _call_of_exits(ranker: CrossEncoder, margin: float, k: int) -> Call:
+    """Return a function that ranks a pool with exits."""
+    policy = _policy(ranker, k).with_threshold(margin)
+
+    def call(pool: Pool) -> object:
+        scores = pool.scores if ranker.first_stage else ()
+        return ranker.rank(pool.query, pool.documents, k, scores=scores, policy=policy)
+
+    return call
 
 
 def _theirs(ranker: CrossEncoder) -> Any:
-    """The cross encoder of Sentence Transformers around the same weights."""
+    """Return the cross-encoder of Sentence Transformers with the same weights, if installed."""
     try:
         import sentence_transformers
     except ImportError:
@@ -291,10 +339,9 @@ def _theirs(ranker: CrossEncoder) -> Any:
 def promises(
     record: Record, ranker: CrossEncoder, k: int, draws: int = 1000, seen: int = 250
 ) -> list[dict[str, Any]]:
-    """Count broken promises over sets of queries that certify, drawn from the test queries, for several risks."""
+    """Count the broken promises of several risks, certified on draws of the test queries."""
     found: list[dict[str, Any]] = []
-    groups = np.asarray(record.policy_context["group"])  # type: ignore[index]
-    queries = int(groups.max()) + 1
+    queries = int(groups_of(record).max()) + 1
     layers = record.num_steps - 1
     for risk, own, level in _PROMISES:
         policy = TopK(own, 1.0, _policy(ranker, k).spread, ordered=risk != "top_k")

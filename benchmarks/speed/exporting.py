@@ -95,6 +95,7 @@ def _figures(
     batch: int,
     options: Options,
 ) -> list[dict[str, Any]]:
+    """Time PyTorch and exports, with and without exits, and return the figures of one batch size."""
     rows, length = SHAPES[batch]
     ids = _rows(rows, length)
     exits = model.policy
@@ -111,30 +112,22 @@ def _figures(
     seconds = interleaved(calls, rounds=1 if options.quick else max(5, options.pairs))
     steps = float(exports["fp32"].predict(arrays, batch_size=batch, policy=exits).exit_step.mean())
     case = f"{name}, {batch} × {length}"
-    more = {"mean_exit_step": steps, "rows": rows}
+    facts = {"mean_exit_step": steps, "rows": rows}
+
+    def made(what: str, value: WallClock, goal: float | None) -> dict[str, Any]:
+        return figure(SECTION, case, what, value, at_least=goal, **facts)
+
     found = []
     for call in list(calls)[1:]:
         goal = OVER_FP32[name] if call.startswith("int8") and call.endswith("exits") else None
         value = ratio(seconds, "PyTorch", call)
-        found.append(
-            figure(
-                SECTION, case, f"speed-up of {call} over PyTorch fp32", value, at_least=goal, **more
-            )
-        )
+        found.append(made(f"speed-up of {call} over PyTorch fp32", value, goal))
     for kind in list(exports)[1:]:
         both = f"{kind}, exits"
-        over = ratio(seconds, BF16, both)
-        found.append(
-            figure(
-                SECTION, case, f"speed-up of {both} over {BF16}", over, at_least=OVER_BF16, **more
-            )
-        )
-        share = _of_product(seconds, kind)
-        found.append(
-            figure(
-                SECTION, case, f"exits × {kind} ÷ their product", share, at_least=OF_PRODUCT, **more
-            )
-        )
+        value = ratio(seconds, BF16, both)
+        found.append(made(f"speed-up of {both} over {BF16}", value, OVER_BF16))
+        value = _of_product(seconds, kind)
+        found.append(made(f"exits × {kind} ÷ their product", value, OF_PRODUCT))
     return found
 
 
