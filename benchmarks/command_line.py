@@ -1,4 +1,4 @@
-"""Shared parts of the command lines: how errors, tables and bars are shown, and how values are written."""
+"""Shared parts of the command lines: errors, tables, progress bars and values of options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Advance(Protocol):
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line; errors of `ponder`, and of files, are one clear message, and exit code 2."""
+    """Run a command line; errors of `ponder` and of files are one message and exit code 2."""
     try:
         app()
     except (PonderError, OSError) as error:
@@ -42,7 +42,7 @@ def run_app(app: typer.Typer) -> None:
 
 
 def parse_fields(option: str, parts: Iterable[str]) -> dict[str, Any]:
-    """Parse `field=value` pairs, with values as in JSON or Python's True, False and None; other text stays text.
+    """Parse `field=value` pairs, with values as in JSON, or True, False and None; others are text.
 
     Example:
         >>> parse_fields("--option", ["k=3", "taught=True"])

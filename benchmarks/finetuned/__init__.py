@@ -1,1 +1,1 @@
-"""Fine-tuned classifiers that get exits: the demo of `ponder advise`, and measurements on tasks of real texts."""
+"""Exits for fine-tuned classifiers: the demo of `ponder advise`, and measurements on real tasks."""

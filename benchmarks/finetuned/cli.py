@@ -20,7 +20,7 @@ Seed = Annotated[
 
 @app.callback()
 def _commands() -> None:
-    """Give fine-tuned classifiers exits, and measure them on texts that neither training nor exits have seen."""
+    """Fit exits to fine-tuned classifiers, and measure them on fresh texts."""
 
 
 @app.command("demo")
@@ -35,7 +35,7 @@ def demo_command(
     ] = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """Fine-tune a classifier, and ask `ponder advise` what makes it cheaper on texts that it never saw."""
+    """Fine-tune a classifier, and run `ponder advise` on texts on which it was not trained."""
     from benchmarks.finetuned.demo import demo
 
     demo(out, data=data, backbone=backbone, scale=scale, seed=seed)
@@ -67,7 +67,7 @@ def run_command(
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/finetuned/results"),
 ) -> None:
-    """Fine-tune on a part of a task's training texts, fit exits on others, and hold both against the labelled ones."""
+    """Fine-tune on a part of a task's training texts, fit exits on others, and evaluate on test texts."""
     from benchmarks.finetuned.measuring import run
 
     hide_bars()

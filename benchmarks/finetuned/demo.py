@@ -1,4 +1,4 @@
-"""The demo: a classifier is fine-tuned, and `ponder advise` says what makes it cheaper on texts that it never saw.
+"""The demo: fine-tune a classifier, and run `ponder advise` on texts on which it was not trained.
 
 Where Banking77 is at hand these are its 77 intents; else reviews that are generated here (the
 graded task `negation`), which praise or blame something under none to three nested negations: most
@@ -37,7 +37,7 @@ def demo(
     scale: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Fine-tune, advise, and write `<out>/winner` with its report; a model in `<out>/plain` is taken as it is.
+    """Fine-tune, advise, and write `<out>/winner` with its report; a model in `<out>/plain` is used.
 
     Args:
         out: Folder of the model, its texts and the winner.

@@ -1,4 +1,4 @@
-"""A measurement: fine-tune on some training texts, fit exits on others, and look at both on the texts with labels.
+"""Fine-tune on some training texts, fit exits on others, and evaluate both on the test texts.
 
 Nothing is chosen on the reported texts, which are only answered: those that fit the exits, without
 their labels, are training texts on which the model was not fine-tuned.
@@ -60,7 +60,7 @@ def on_fresh(
     labels: Sequence[int],
     rounds: int = _ROUNDS,
 ) -> dict[str, Any]:
-    """Return the accuracy, agreement and seconds of the plain model and of the exits on texts that nothing has seen.
+    """Return accuracy, disagreement and seconds of the plain model and of the exits on fresh texts.
 
     Seconds are the least of some rounds, in which both are timed in turn.
     """

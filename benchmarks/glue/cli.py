@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.glue`: tasks of GLUE, and of the other folders that register some."""
+"""The command line, `python -m benchmarks.glue`: tasks of GLUE and of other folders."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def sweep_command(
     work: Work = Path("runs/work"),
     keep: Keep = None,
 ) -> None:
-    """Try a grid for each task and recipe, then the best point with several seeds; start again to go on."""
+    """Try a grid for each task and recipe, then the best point with several seeds; can be resumed."""
     from benchmarks import tasks as registry
     from benchmarks.glue import sweep as sweeps
     from benchmarks.glue.results import Result
@@ -149,7 +149,7 @@ def report_command(
         list[str] | None, typer.Option(help="Print this part alone; repeatable.")
     ] = None,
 ) -> None:
-    """Print the tables as Markdown, or write `results-summary.json`, from the JSON results alone."""
+    """Print the tables as Markdown, or write `results-summary.json`, from the JSON results."""
     from benchmarks.glue.report import page, write
     from benchmarks.glue.results import read_all
 

@@ -20,7 +20,7 @@ _LATER = {"schedule": "linear", "head_lr": None}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every hyper-parameter of a run; names and defaults are part of the file names of results, and so stay.
+    """The hyper-parameters of a run; names and defaults are part of the file names of results.
 
     Args:
         task: A task, for example RTE.

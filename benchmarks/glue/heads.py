@@ -1,4 +1,4 @@
-"""Early heads on a frozen encoder, whose features are recorded once: what training through it gives, sooner."""
+"""Early heads trained on recorded features of a frozen encoder, as if trained through it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train_heads(
     data: Dataset,
     selected_on: Dataset,
 ) -> dict[str, Any]:
-    """Train a stage of early heads, keep its best epoch by the mean score of all steps, and return its measurements.
+    """Train a stage of early heads, keep its best epoch by the mean score of all steps.
 
     A frozen encoder trains in evaluation mode, so that its features are those of every epoch.
     """

@@ -59,7 +59,7 @@ class Result:
 
     @property
     def reported(self) -> list[dict[str, Any]]:
-        """Measurements of the splits that are reported: dev (two for MNLI), and never the held-out one."""
+        """Measurements of the reported splits: dev (two for MNLI), and not the held-out one."""
         return [split for name, split in self.data["splits"].items() if name != "held_out"]
 
     @property
@@ -70,7 +70,7 @@ class Result:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the score is a mean over rows, so that a coin between two policies has the mean of their scores."""
+        """Whether the score is a mean over rows, so that mixtures of policies have the mean score."""
         measured = set(self.reported[0]["full_depth"])
         return measured - {"score", "out_of_scope_recall"} == {"accuracy"}
 
@@ -94,7 +94,7 @@ class Result:
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Return every result in a folder, by file name; no two are of one configuration, since that is their name."""
+    """Return every result in a folder, by file name, which is determined by the configuration."""
     if not folder.is_dir():
         raise DataError(
             f"{folder}: expected a folder of results. Make some with `python -m benchmarks.glue run`."

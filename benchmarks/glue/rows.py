@@ -1,4 +1,4 @@
-"""Answers of every row at every step, compressed into one line of a result, so that a bootstrap over rows can be drawn.
+"""Answers of every row at every step, compressed into one line, for a bootstrap over rows.
 
 Answers are class numbers, or numbers in float16; confidences are rounded to 1/255. With them and
 the labels of the task, which results do not keep, every threshold of confidence can be replayed on

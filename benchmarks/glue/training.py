@@ -1,4 +1,4 @@
-"""Fine-tuning with a recipe, stage after stage; the best epoch on held-out data is kept, and a cut-off run goes on.
+"""Fine-tuning with a recipe, stage after stage; keeps the best epoch, and can be resumed.
 
 A recipe whose first stage is plain fine-tuning (DeeBERT, the default, …) begins from the trained
 model of `vanilla` with the same fields, which is trained once and stays in the folder of
@@ -111,7 +111,7 @@ def train(
 def _vanilla(
     config: RunConfig, task: Task, data: Dataset, selected_on: Dataset, work: Path, progress: bool
 ) -> tuple[PonderForSequenceClassification, list[dict[str, Any]]]:
-    """Return the plain model of the same fields, from the folder of checkpoints where it is there."""
+    """Return the plain model of the same fields, from the folder of checkpoints if it is there."""
     kept = work / "vanilla" / f"{config.key}-{digest_of(data)}"
     if not (kept / _LOG).exists():
         model, log = train(config, task, data, selected_on, work, progress=progress)
@@ -130,7 +130,7 @@ def begins_plain(recipe: Recipe) -> bool:
 def begin_with(
     model: PonderForSequenceClassification, begun: PonderForSequenceClassification
 ) -> None:
-    """Take over the encoder and the head, which becomes that of the last step where there is one a step."""
+    """Take over the encoder and the head, which becomes that of the last step."""
     head = model.ponder.head
     model.encoder.load_state_dict(begun.encoder.state_dict())
     (head.heads[-1] if isinstance(head, PerStep) else head).load_state_dict(
@@ -140,7 +140,7 @@ def begin_with(
 
 @torch.no_grad()
 def start_at(model: PonderForSequenceClassification, value: float) -> None:
-    """Let every head of a new regression model answer about `value`, the mean of the training labels.
+    """Initialise every head of a regression model to answer about `value`, the mean label.
 
     A head that starts at 0 far from the labels sends one large common gradient through every step
     that is trained, which shifts the features of the encoder until all examples look alike.
@@ -268,7 +268,7 @@ def _score(
 
 
 def _left_behind(folder: Path) -> bool:
-    """Whether a run that was cut off left something to go on from; a checkpoint that is there in part is removed."""
+    """Whether an interrupted run can be resumed; an incomplete checkpoint is removed."""
     for path in folder.rglob("checkpoint-*"):
         if not (path / "trainer_state.json").exists():  # which is written last
             shutil.rmtree(path)
@@ -276,7 +276,7 @@ def _left_behind(folder: Path) -> bool:
 
 
 class StageLog(TrainerCallback):
-    """Notes the objective, seconds, epochs and held-out scores of every stage, beside the checkpoints."""
+    """A log of the objective, seconds, epochs and held-out scores of every stage."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / _LOG

@@ -135,7 +135,7 @@ def load(
 
 
 def traffic(name: str, split: str, size: int, shares: Sequence[float], seed: int = 0) -> Dataset:
-    """Generate texts of which so many are easy and so many hard, as in real traffic; columns as for `load`.
+    """Generate texts with given shares of easy and hard ones; columns as for `load`.
 
     Args:
         name: A name out of `names()`.
@@ -188,7 +188,7 @@ def _generated(
 def _cell(
     task: GradedTask, rng: Random, split: str, difficulty: int, label: int, count: int
 ) -> list[Example]:
-    """Return `count` different examples of one difficulty and label, all of texts that belong to `split`."""
+    """Return `count` different examples of one difficulty and label that belong to `split`."""
     found: dict[str, Example] = {}
     misses = 0
     while len(found) < count:
@@ -201,13 +201,14 @@ def _cell(
             found[example.text], misses = example, 0
         elif (misses := misses + 1) > _PATIENCE:
             raise DataError(
-                f"task {task.name!r}, split {split!r}: expected {count} different texts of difficulty {difficulty} and "
+                f"task {task.name!r}, split {split!r}: expected {count} different texts "
+                f"of difficulty {difficulty} and "
                 f"label {task.labels[label]!r}; its grammar made {len(found)}. Ask for fewer."
             )
     return list(found.values())
 
 
 def _split_of(text: str) -> str:
-    """Return the one split that a text may appear in: three texts of five train, one is dev, one is test."""
+    """Return the split of a text: three of five texts are in train, one in dev, one in test."""
     digest = hashlib.sha256(f"{text}\n".encode()).digest()
     return ("train", "train", "train", "dev", "test")[int.from_bytes(digest[:8], "big") % 5]

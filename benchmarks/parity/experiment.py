@@ -38,7 +38,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Scene:
-    """Vectors of so many elements, the difficulties in training and validation, and those of the reported set."""
+    """Vectors of one size, with difficulties for training and validation, and for the reported set."""
 
     name: str
     size: int
@@ -180,7 +180,7 @@ def run(
 def _measured(
     model: ponder.PonderWrapper, scene: Scene, levels: Range, seed: int, examples: int
 ) -> dict[str, Any]:
-    """Return accuracy and exit steps by way of halting, overall and for each difficulty; PonderNet itself samples."""
+    """Return accuracy and exit steps by way of halting, overall and for each difficulty."""
     inputs, labels, difficulty = draw(
         scene.size, levels, examples, torch.Generator().manual_seed(seed)
     )

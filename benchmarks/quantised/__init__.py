@@ -1,1 +1,1 @@
-"""The distance of encoders in 8 bits from those in fp32, kinds of quantisation side by side."""
+"""The distance of encoders in int8 from those in fp32, by kind of quantisation."""

@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.quantised`: the cosine of encoders in 8 bits with those in fp32."""
+"""The command line, `python -m benchmarks.quantised`: cosine similarity of int8 and fp32."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(
     backbone: Annotated[
-        list[str] | None, typer.Option(help="Embedded, a folder, or a hub name; repeatable.")
+        list[str] | None,
+        typer.Option(help="An embedded backbone, a folder, or a hub name; repeatable."),
     ] = None,
-    texts: Annotated[int, typer.Option(min=1, help="Texts that are compared.")] = 200,
-    calibrating: Annotated[
-        int, typer.Option(min=1, help="Other texts, which fix the ranges.")
-    ] = 200,
+    texts: Annotated[int, typer.Option(min=1, help="Number of texts that are compared.")] = 200,
+    calibrating: Annotated[int, typer.Option(min=1, help="Number of calibration texts.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("runs/quantised"),
 ) -> None:
-    """Measure the cosine of the last mean hidden states of encoders in 8 bits with those in fp32."""
+    """Measure the cosine similarity of the last mean hidden states in int8 and in fp32."""
     hide_bars()
     cosines = {name: measure(name, texts, calibrating) for name in backbone or ("minilm", "mpnet")}
     settings = {"texts": texts, "calibrating": calibrating}
@@ -51,7 +50,7 @@ def run(
 
 
 def rows(cosines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
-    """Return a line a kind: its name, and the median and the worst cosine of each backbone."""
+    """Return a row for each kind, with the median and the worst cosine of each backbone."""
     kinds = next(iter(cosines.values()))
     return [
         [kind, *(f"{of[kind]['median']:.3f}, {of[kind]['worst']:.3f}" for of in cosines.values())]
@@ -64,8 +63,8 @@ def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, 
 
     Args:
         backbone: A name of `benchmarks.backbones`, a folder, or a hub name.
-        texts: How many are compared.
-        calibrating: How many others fix the ranges of activations, where a kind has fixed ones.
+        texts: Number of texts that are compared.
+        calibrating: Number of calibration texts, which fix the ranges of activations.
     """
     data = graded.load("agreement", train=calibrating, dev=1, test=texts)
     others = list(data["train"]["sentence1"])
@@ -83,7 +82,7 @@ def measure(backbone: str, texts: int, calibrating: int) -> dict[str, dict[str, 
 
 
 def _headless(backbone: str) -> PonderForSequenceClassification:
-    """An encoder whose answer at each step is the mean hidden state itself."""
+    """Return an encoder whose outputs at each step are the mean hidden state."""
     encoder = AutoModel.from_pretrained(backbones.resolve(backbone))
     width = encoder.config.hidden_size
     model: PonderForSequenceClassification = PonderForSequenceClassification.from_encoder(
@@ -111,11 +110,11 @@ def _cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
 
 
 def _by_default(fp32: Path, folder: Path, others: Sequence[str]) -> None:
-    """Quantise as onnxruntime does by itself: one scale for each matrix of weights."""
+    """Quantise as onnxruntime does by default: one scale for each matrix of weights."""
     from onnxruntime.quantization import quantize_dynamic
 
     shutil.copytree(fp32, folder)
-    logging.disable(logging.WARNING)  # it gives advice for every graph
+    logging.disable(logging.WARNING)  # it recommends options for every graph
     try:
         for name in Manifest.read(fp32).steps:
             path = fp32 / f"{name}.onnx"
@@ -140,7 +139,7 @@ KINDS: Mapping[str, Callable[[Path, Path, Sequence[str]], object]] = {
     "but for those that narrow": _ours(True, calibrated=False),
     "but for those that narrow, calibrated": _ours(True, calibrated=True),
 }
-"""By name, a function that writes an export in 8 bits: from one in fp32, into a new folder, by other texts."""
+"""By kind, a function (fp32, folder, calibration texts) that writes an export in int8."""
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Reranking: a text against the names of its labels, candidates that leave early beside what people turn today."""
+"""Reranking: candidates with early exits, compared with cut pools and cut encoders."""

@@ -71,7 +71,7 @@ def race_command(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/rerank/results"),
 ) -> None:
-    """Hold candidates that leave early against cut pools and cut encoders, by what they change and what they cost."""
+    """Compare exits of candidates with cut pools and cut encoders, by changes and costs."""
     from benchmarks.rerank.race import race
 
     hide_bars()
@@ -122,7 +122,7 @@ def clock_command(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/rerank/results"),
 ) -> None:
-    """Time `rank` of the raced model beside Sentence Transformers, exports and int8, and count the budgets kept."""
+    """Time `rank`, Sentence Transformers, exports and int8, and count the time limits that are kept."""
     from benchmarks.rerank import clock
 
     hide_bars()

@@ -1,4 +1,4 @@
-"""Seconds by the clock: `rank` beside Sentence Transformers, exits, exports and int8, and whether budgets are kept."""
+"""Wall-clock seconds of `rank`, Sentence Transformers, exports and int8, and of time limits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A weight-shared encoder whose weights can be had here: one layer, applied again and again, taught by MiniLM."""
+"""A weight-shared encoder: one layer that is applied N times, distilled from MiniLM."""

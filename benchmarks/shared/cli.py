@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.shared`: it makes the backbone `shared` and keeps it in the cache."""
+"""The command line, `python -m benchmarks.shared`, which makes the backbone `shared`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shared_command(
         Path | None, typer.Option(help="Its folder; in the cache of backbones where not given.")
     ] = None,
 ) -> None:
-    """Teach one BERT layer, applied as often as the teacher has layers, the teacher's hidden states."""
+    """Train one BERT layer, applied N times, to predict the hidden states of a teacher of N layers."""
     from benchmarks import backbones
     from benchmarks import tasks as registry
     from benchmarks.shared.encoder import teach

@@ -1,4 +1,4 @@
-"""One layer that is applied N times, taught by the hidden states of an encoder of N layers (Sun et al. 2019).
+"""One layer that is applied N times, trained on the hidden states of N layers (Sun et al. 2019).
 
 ALBERT's architecture is that of BERT with shared weights, so an `AlbertModel` is what comes out.
 Its layer starts as the teacher's third.
@@ -43,7 +43,7 @@ _PARTS = {
 
 
 def shared_from(teacher: BertModel) -> AlbertModel:
-    """Return an encoder with the teacher's embeddings and its third layer, applied as often as it has layers."""
+    """Return an encoder with the teacher's embeddings and its third layer, applied N times."""
     sizes = {
         name: getattr(teacher.config, name)
         for name in (
@@ -80,7 +80,7 @@ def shared_from(teacher: BertModel) -> AlbertModel:
 def teach(
     teacher: str, texts: Sequence[str], updates: int, out: Path, advance: Callable[[], object]
 ) -> float:
-    """Make the encoder, write it with its tokenizer into a folder, and return the mean loss of the last updates.
+    """Make the encoder, write it with its tokenizer, and return the mean loss of the last updates.
 
     Args:
         teacher: A folder or hub name of a BERT.

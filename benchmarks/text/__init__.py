@@ -1,1 +1,1 @@
-"""Texts that stand for real traffic: intents of customers' messages, which run behind the commands of other folders."""
+"""Intents of customers' messages as tasks, which the commands of other folders use."""

@@ -1,4 +1,4 @@
-"""Banking77 and CLINC150, read from a folder that the user names (`--text-dir`, or TEXT_DIR in the environment).
+"""Banking77 and CLINC150, read from a folder of the user (`--text-dir`, or TEXT_DIR).
 
 `<folder>/banking77/{train,test}.csv` has the columns `text,category`;
 `<folder>/clinc150/data_full.json` holds lists of [text, intent] under `train`, `val`, `test` and

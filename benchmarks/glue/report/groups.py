@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, which of them are shown, and scores read off their curves.
+"""Runs that differ only in the seed, which of them are shown, and scores of their curves.
 
 One rule everywhere: a score is the median over the seeds, a gap the median of the gaps between runs
 of the same seed, and a macro average the mean of these over tasks.
@@ -83,7 +83,7 @@ class Group:
         )
 
     def at(self, speed_up: float, policy: str) -> float | None:
-        """Return the median over the seeds of `by_seed`; None where one of them does not reach so far."""
+        """Return the median over the seeds of `by_seed`; None if one of them does not reach so far."""
         known = self.by_seed(speed_up, policy)
         return statistics.median(known.values()) if len(known) == len(self.runs) else None
 
@@ -110,7 +110,7 @@ Groups = Mapping[tuple[str, str], Group]
 
 
 def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
-    """Return the score of a run at a mean exit step; None where a curve is missing or does not reach so far.
+    """Return the score of a run at a mean exit step; None if its curve does not reach so far.
 
     For a score that is a mean over rows a straight line between two thresholds is what one expects
     where a coin decides which of the two a row meets. F1 and correlations are no such means: there
@@ -141,7 +141,7 @@ def score_at(run: Result, policy: str, mean_exit_step: float) -> float | None:
 
 
 def _blind(chosen_by: Sequence[float], judged_by: Sequence[float], mean_exit_step: float) -> float:
-    """Return the score of the best blind choice by one set of per-step scores, as another judges it."""
+    """Return the score of the blind choice that is best by other per-step scores."""
     hull: list[int] = []
     for step, score in enumerate(chosen_by, start=1):
         if hull and score <= chosen_by[hull[-1] - 1]:
@@ -159,7 +159,7 @@ def _below(scores: Sequence[float], first: int, middle: int, last: int) -> bool:
 
 
 def choose(results: Iterable[Result]) -> Groups:
-    """Return one group for each recipe and task; of several configurations the best on the held-out part of train.
+    """Return one group for each recipe and task, the configuration that is best on held-out rows.
 
     One that was trained on a part of the data is shown where there is no other: its score is no
     sign of merit.
@@ -183,7 +183,7 @@ def _merit(runs: Sequence[Result]) -> tuple[bool, float, int]:
 
 
 def label(result: Result) -> str:
-    """Return the recipe, with the arguments given to it, and the policy where it is not the recipe's."""
+    """Return the recipe with its arguments, and the policy if it is not the recipe's."""
     policy: Mapping[str, Any] | None = result.config["policy"]
     named = recipe_label(result["recipe"], result.config["recipe_options"])
     return f"{named} with {policy['name']}" if policy else named

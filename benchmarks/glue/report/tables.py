@@ -1,4 +1,4 @@
-"""The tables of the report: each is a function of the groups that are shown, and returns Markdown."""
+"""The tables of the report: functions from the groups that are shown to Markdown."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def ablation(groups: Groups) -> str:
 
 
 def is_ablation(result: Result) -> bool:
-    """Whether a run is of a row of the ablation that is no recipe of its own: some of the switches are off."""
+    """Whether a run is of a row of the ablation with some of PALBERT's switches off."""
     return result["recipe"] == "palbert" and not all(_switches(result) or [True])
 
 
 def _switches(result: Result) -> tuple[bool, ...] | None:
-    """Return PALBERT's four switches, where the run is PALBERT or PonderNet with the paper's other arguments."""
+    """Return PALBERT's four switches; None if the run is neither PALBERT nor PonderNet."""
     options: Mapping[str, Any] = result.config["recipe_options"]
     if (
         result.config["policy"]
@@ -121,7 +121,7 @@ def runs(groups: Groups) -> str:
 
 
 def repeats(first: Sequence[Result], again: Sequence[Result]) -> str:
-    """Runs that were done twice, the same to the seed: the difference is what no score can be nearer than."""
+    """Runs that were done twice with the same seed, whose difference bounds what scores can show."""
     known = {result.path.stem: result for result in first if result.path is not None}
     rows = []
     for result in again:
@@ -173,7 +173,7 @@ def _recall(run: Result, where: str) -> float:
 
 
 def _numbers(result: Result) -> list[str]:
-    """Return scores at full depth and at the exits, mean exit step, and the speed-ups in steps, FLOPs and seconds."""
+    """Return scores at full depth and at the exits, mean exit step, and three speed-ups."""
     speed = result["speed_up"]
     return [
         f"{100 * result.score('full_depth'):.1f}",

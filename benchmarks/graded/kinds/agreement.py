@@ -1,4 +1,4 @@
-"""Subject-verb agreement at a distance: does the main verb fit its subject, whatever stands in between?
+"""Subject-verb agreement at a distance: does the main verb agree with its subject?
 
 Between the subject and its verb come prepositional phrases and relative clauses, each with a noun
 that may or may not have the subject's number ("the key behind the boxes that the guard wants is
