@@ -50,7 +50,7 @@ demo: $(STAMP) ## Fine-tune a classifier; what makes it cheaper? [DATA=folder-wi
 	$(BIN)/python -m benchmarks.finetuned demo --out demo/$(if $(DATA),intents,reviews) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 puzzles: $(STAMP) ## Learn prefix sums, and draw how steps grow: demo/puzzles.svg.
-	$(BIN)/python -m benchmarks.puzzles demo $(ARGS)
+	$(BIN)/python -m benchmarks.loops levels demo $(ARGS)
 
 glue: $(STAMP) ## Fine-tune on GLUE: TASK=RTE [GLUE_DIR= RECIPE= BACKBONE= ARGS=]
 	$(BIN)/python -m benchmarks.glue run --task "$(TASK)" --backbone "$(BACKBONE)" \

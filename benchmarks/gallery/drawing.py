@@ -102,7 +102,7 @@ def _line(axes: Any, group: Group, policy: str, **style: Any) -> None:
 
 def _steps_by_difficulty(axes: Any) -> None:
     results = [
-        read_json(path) for path in sorted((RESULTS / "puzzles").glob("prefix-sums-looped-s*.json"))
+        read_json(path) for path in sorted((RESULTS / "levels").glob("prefix-sums-looped-s*.json"))
     ]
     shown = (
         ("converged and confident", "#D55E00", "-", "steps taken (the answer rests, and is sure)"),

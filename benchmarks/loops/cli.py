@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.loops run|report`."""
+"""The command line, `python -m benchmarks.loops run|report|levels`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from benchmarks.command_line import parse_fields, print_table, run_app
 from benchmarks.environment import environment
 from benchmarks.files import read_json, with_digest, write_json
+from benchmarks.loops.levels.cli import app as levels
 from benchmarks.loops.report import (
     COLUMNS,
     COMMITTED,
@@ -26,6 +27,9 @@ from benchmarks.loops.tasks import TASKS, TEXTS, Task
 from ponder.errors import ArgumentError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+app.add_typer(levels, name="levels")
 
 
 @app.callback()

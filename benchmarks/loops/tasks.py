@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.loops.problems import PUZZLES
 from benchmarks.loops.sudoku import Box, draw_puzzles, relations_of, vary
-from benchmarks.puzzles.problems import PUZZLES
 
 __all__ = ["TASKS", "TEXTS", "Problems", "Task"]
 

@@ -616,26 +616,19 @@ def traffic() -> str:
 
 def puzzles() -> str:
     """Return what halting is worth in puzzles of known difficulty, medians over seeds."""
-    found: dict[str, Any] = import_module("benchmarks.puzzles.report").results()
-    lines: list[tuple[str, str, str | None, str, str]] = [
-        ("solved by halting", "looped", None, "accuracy", "{:.2%}"),
-        ("solved at the best fixed depth", "looped", "best fixed depth", "accuracy", "{:.2%}"),
-        ("mean steps of halting", "looped", None, "mean_steps", "{:.1f}"),
-        ("steps of the best fixed depth", "looped", "best fixed depth", "mean_steps", "{:.1f}"),
-        ("steps of the oracle", "looped", "oracle", "mean_steps", "{:.1f}"),
-        ("rank correlation of steps with difficulty", "looped", None, "rank_correlation", "{:.2f}"),
-        (
-            "a feed-forward network of the same cost",
-            "feed-forward",
-            "all layers",
-            "accuracy",
-            "{:.1%}",
-        ),
+    found: dict[str, Any] = import_module("benchmarks.loops.levels.report").results()
+    lines: list[tuple[str, str | None, str, str]] = [
+        ("solved by halting", None, "accuracy", "{:.2%}"),
+        ("solved at the best fixed depth", "best fixed depth", "accuracy", "{:.2%}"),
+        ("mean steps of halting", None, "mean_steps", "{:.1f}"),
+        ("steps of the best fixed depth", "best fixed depth", "mean_steps", "{:.1f}"),
+        ("steps of the oracle", "oracle", "mean_steps", "{:.1f}"),
+        ("rank correlation of steps with difficulty", None, "rank_correlation", "{:.2f}"),
     ]
     rows = (
-        [name, *(form.format(median(one["ways"][way or one["best_rule"]]["test"][key] for one in of[learner]))
+        [name, *(form.format(median(one["ways"][way or one["best_rule"]]["test"][key] for one in of))
                  for of in found.values())]
-        for name, learner, way, key, form in lines
+        for name, way, key, form in lines
     )  # fmt: skip
     return table(["", *found], rows)
 

@@ -24,10 +24,8 @@ from benchmarks.finetuned import demo as demonstration
 from benchmarks.gallery.drawing import FIGURES, draw
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.run import run
+from benchmarks.loops.levels import report
 from benchmarks.parity import cli as parity
-from benchmarks.puzzles import cli as puzzles
-from benchmarks.puzzles import measuring, report
-from benchmarks.puzzles.problems import PUZZLES
 from benchmarks.risk import cli as risk
 from benchmarks.risk.simulation import synthetic_scene, true_risk
 from benchmarks.shared import cli as shared
@@ -153,69 +151,7 @@ def test_traffic_is_mostly_easy_and_no_text_is_in_two_splits() -> None:
     )
 
 
-# ---- Puzzles and parity ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PUZZLES)
-def test_problems_are_right_and_follow_from_the_seed(name: str) -> None:
-    puzzle = PUZZLES[name]
-    one, again, other = (puzzle.draw(puzzle.levels[0], 8, seed) for seed in (0, 0, 1))
-    assert torch.equal(one.inputs, again.inputs)
-    assert not torch.equal(one.inputs, other.inputs)
-    if name == "prefix-sums":
-        assert torch.equal(one.labels, (one.inputs[:, 0] > 0).long().cumsum(-1) % 2)
-    else:  # every cell of the way but its ends is open to two others of the way
-        side = puzzle.levels[0]
-        way = one.labels.view(8, side, side)
-        ends = (one.inputs[:, 4:6] > 0).any(1)
-        neighbours = torch.zeros_like(way)
-        for channel, (down, right) in enumerate(((0, 1), (1, 0), (0, -1), (-1, 0))):
-            there = torch.roll(way, shifts=(-down, -right), dims=(1, 2))
-            neighbours += (one.inputs[:, channel] > 0) & (there == 1)
-        assert (neighbours[way == 1] == torch.where(ends, 1, 2)[way == 1]).all()
-
-
-def test_a_puzzle_runs_reports_and_streams_in_its_smallest_size(tmp_path: Path) -> None:
-    small = [
-        f"--set={field}"
-        for field in ("updates=4", "examples=3", "num_steps=3", "gradient_steps=3", "width=4")
-    ]
-    arguments = ("run", "prefix-sums", *small, "--set=run_steps=10", "--out", tmp_path)
-    assert invoke(puzzles.app, *arguments) == invoke(puzzles.app, *arguments)
-    found = report.results(tmp_path)["prefix-sums"]
-    assert set(found) == {"looped", "pondernet", "stream"}
-    looped = found["looped"][0]
-    assert len(looped["by_step"]["test"]["all"]) == 10
-    oracle, last = (looped["ways"][way]["test"] for way in ("oracle", "last step"))
-    assert oracle["accuracy"] >= last["accuracy"]
-    assert found["stream"][0]["steps_saved"] <= 1
-    assert "A stream of 24 problems" in report.markdown(tmp_path)
-    report.draw_figure(tmp_path / "figure.svg", report.results(tmp_path))
-
-
-def test_the_cheapest_rule_that_is_as_accurate_is_chosen() -> None:
-    levels = np.array([1, 1, 2, 2])
-    scores = [
-        measuring.Score(np.array(right, dtype=bool), np.array(steps), levels)
-        for right, steps in (
-            ([1, 1, 0, 0], [1, 1, 1, 1]),
-            ([1, 1, 1, 1], [1, 2, 3, 4]),
-            ([1, 1, 1, 1], [4, 4, 4, 4]),
-        )
-    ]
-    assert measuring._cheapest(scores, 1.0) == 1
-    assert measuring._cheapest(scores, 0.5) == 0
-    assert measuring._cheapest(scores[:1], 1.0) == 0
-    assert scores[1].to_dict()["rank_correlation"] == pytest.approx(1.0)
-
-
-def test_the_demo_of_puzzles_draws_its_figure(tmp_path: Path) -> None:
-    from benchmarks.puzzles import demo
-
-    found = demo.demo(2, examples=2)
-    demo.draw(tmp_path / "puzzles.svg", found)
-    assert [level["level"] for level in found["by_level"]] == list(PUZZLES["prefix-sums"].levels)
-    assert "<svg" in (tmp_path / "puzzles.svg").read_text()
+# ---- Parity ----------------------------------------------------------------------------------------------------------
 
 
 def test_parity_runs_in_its_smallest_size_and_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Measurements of a trained solver: every way to stop, every fixed depth, the oracle; and a stream against the clock.
+"""Measurements of a trained solver at every difficulty: every way to stop, every fixed depth, the oracle.
 
 One rule of each family is chosen on problems that are not reported: the cheapest that is as accurate there as the best
 fixed depth.
@@ -6,9 +6,7 @@ fixed depth.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +16,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import ponder
-from benchmarks.puzzles.problems import Problems
-from benchmarks.puzzles.solver import Setting
+from benchmarks.loops.levels.solver import Setting
+from benchmarks.loops.problems import Problems
 from ponder import policies
 from ponder.policies import ExitPolicy, FixedStep
 
-__all__ = ["Score", "measure", "problems_of", "replayed", "stream"]
+__all__ = ["Score", "measure", "problems_of", "replayed"]
 
 SPLITS = {"validation": 2_000_003, "test": 5_000_011}
 """Seeds of the sets, the same for every training: one chooses the rules, one is reported."""
@@ -127,15 +125,6 @@ def _score(table: NDArray[np.bool_], steps: NDArray[np.int64], levels: NDArray[n
 
 def measure(model: ponder.PonderWrapper, setting: Setting) -> dict[str, Any]:
     """Return accuracy and steps of a solver's ways to stop, as plain JSON."""
-    test = problems_of(setting, "test")
-    if model.lambda_head is not None:
-        rules = {"sampled": model.policy, "Q-exit 0.5": policies.Quantile(0.5)}
-        scores, _, _ = replayed(model, test, setting.run_steps, list(rules.values()))
-        return {
-            "ways": {
-                name: {"test": score.to_dict()} for name, score in zip(rules, scores, strict=True)
-            }
-        }
     own = [rule for family in FAMILIES.values() for rule in family]
     on = {
         split: replayed(model, problems_of(setting, split), setting.run_steps, own)
@@ -183,63 +172,3 @@ def _cheapest(scores: Sequence[Score], wanted: float) -> int:
     return max(
         range(len(scores)), key=lambda place: (scores[place].accuracy, -scores[place].mean_steps)
     )
-
-
-def stream(
-    model: ponder.PonderWrapper,
-    setting: Setting,
-    policy: ExitPolicy,
-    depth: int,
-    repeats: int = 3,
-    max_batch: int = 64,
-) -> dict[str, Any]:
-    """Time `StreamEngine` on problems of all levels against a fixed depth in full batches; plain JSON.
-
-    Problems of one level share steps: sizes differ, and rows of several depths meet.
-    """
-    test = problems_of(setting, "test")
-
-    def fixed() -> int:
-        for whole in test:
-            for start in range(0, len(whole), max_batch):
-                model(
-                    whole.rows(start, max_batch).inputs,
-                    policy=FixedStep(depth),
-                    num_steps=setting.run_steps,
-                )
-        return depth * sum(map(len, test))
-
-    def streamed() -> int:
-        with ponder.StreamEngine(
-            model, policy, max_batch=max_batch, num_steps=setting.run_steps
-        ) as engine:
-            steps_taken = 0
-            for whole in test:
-                for _, answer in engine.run(iter(whole.inputs)):
-                    steps_taken += int(answer.exit_step)
-            return steps_taken
-
-    ways: dict[str, Callable[[], int]] = {"fixed": fixed, "stream": streamed}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    processor: dict[str, list[float]] = {name: [] for name in ways}
-    steps = dict[str, int]()
-    with torch.inference_mode():
-        for _ in range(repeats):
-            for name, way in ways.items():
-                start, cpu = time.perf_counter(), time.process_time()
-                steps[name] = way()
-                seconds[name].append(time.perf_counter() - start)
-                processor[name].append(time.process_time() - cpu)
-    clock, cpus = (
-        {name: statistics.median(own) for name, own in each.items()}
-        for each in (seconds, processor)
-    )
-    return {
-        "problems": sum(map(len, test)),
-        "max_batch": max_batch,
-        "depth": depth,
-        "policy": policy.to_dict(),
-        "steps_saved": 1 - steps["stream"] / steps["fixed"],
-        "time_saved": 1 - clock["stream"] / clock["fixed"],
-        "cpu_time_saved": 1 - cpus["stream"] / cpus["fixed"],
-    }

@@ -1,7 +1,7 @@
 """A looped solver: one convolutional step, applied again and again, that reads the problem again at every step.
 
 h_n = F([h_{n−1}, x]) (recall; Bansal et al. 2022, arXiv 2202.05826). The problem travels in the context, row by row, so
-that it goes along when rows exit. The solver learns to go on from any depth (progressive loss), or as PonderNet does.
+that it goes along when rows exit. The solver learns to go on from any depth (progressive loss).
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 
 import ponder
-from benchmarks.puzzles.problems import PUZZLES, Puzzle
-from ponder import objectives, policies, priors
+from benchmarks.loops.problems import PUZZLES, Puzzle
+from ponder import objectives
 
-__all__ = ["LEARNERS", "SETTINGS", "Setting", "solver", "train"]
+__all__ = ["SETTINGS", "Setting", "solver", "train"]
 
-LEARNERS = ("looped", "pondernet")
 _RISE, _FALL = (
     200,
     0.4,
@@ -43,8 +42,6 @@ class Setting:
         learning_rate: Adam's, after a short rise and before it falls to 0 over the last part.
         gradient_steps: Most steps through which a gradient flows; earlier ones run without.
         examples: Problems of every level in each of the sets that choose and report.
-        rate: Hazard of PonderNet's geometric prior.
-        beta: Weight of PonderNet's divergence.
         bf16: Whether training computes in bfloat16 where autocast lets it.
     """
 
@@ -57,8 +54,6 @@ class Setting:
     learning_rate: float = 1e-3
     gradient_steps: int = 20
     examples: int = 500
-    rate: float = 0.1
-    beta: float = 0.01
     bf16: bool = False
 
     @property
@@ -115,38 +110,9 @@ class Head(nn.Module):
         return logits
 
 
-class PooledLambda(nn.Module):
-    """The hazard of a step from the mean and the maximum of the features over all positions."""
-
-    def __init__(self, width: int, start: float = 0.05) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2 * width, 1)
-        nn.init.constant_(self.layer.bias, float(torch.tensor(start).logit()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return hazard logits, `(batch,)`."""
-        mean = reduce(features, "batch width ... -> batch width", "mean")
-        highest = reduce(features, "batch width ... -> batch width", "max")
-        both = torch.cat([mean, highest], dim=-1)
-        logits: Tensor = rearrange(self.layer(both), "batch 1 -> batch")
-        return logits
-
-
-def solver(setting: Setting, learner: str = "looped") -> ponder.PonderWrapper:
-    """Return a new solver that learns to go on from any depth, or PonderNet's."""
+def solver(setting: Setting) -> ponder.PonderWrapper:
+    """Return a new solver that learns to go on from any depth."""
     shape = (setting.task.channels, setting.width, setting.task.dims)
-    options: dict[str, Any] = {
-        "objective": objectives.RandomDepth(
-            1, setting.gradient_steps, warm_up=setting.num_steps - 1
-        )
-    }
-    if learner == "pondernet":
-        options = {
-            "objective": objectives.Ponder(beta=setting.beta),
-            "lambda_head": PooledLambda(setting.width),
-            "prior": priors.Geometric(setting.rate),
-            "policy": policies.Bernoulli(seed=0),
-        }
     return ponder.PonderWrapper(
         Step(*shape),
         num_steps=setting.num_steps,
@@ -154,7 +120,7 @@ def solver(setting: Setting, learner: str = "looped") -> ponder.PonderWrapper:
         readout=ponder.readouts.identity,
         head=Head(setting.width),
         task="token_classification",
-        **options,
+        objective=objectives.RandomDepth(1, setting.gradient_steps, warm_up=setting.num_steps - 1),
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.figures import new_figure, save_svg
-from benchmarks.puzzles.measuring import problems_of, replayed
-from benchmarks.puzzles.problems import PUZZLES
-from benchmarks.puzzles.solver import SETTINGS, solver, train
+from benchmarks.loops.levels.measuring import problems_of, replayed
+from benchmarks.loops.levels.solver import SETTINGS, solver, train
+from benchmarks.loops.problems import PUZZLES
 from ponder import policies
 
 __all__ = ["demo", "draw"]

@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks.puzzles run|report|demo`."""
+"""The commands of difficulty, `python -m benchmarks.loops levels run|report|demo`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.command_line import bar, parse_fields, print_table, run_app
+from benchmarks.command_line import bar, parse_fields, print_table
 from benchmarks.environment import environment
 from benchmarks.files import read_json, with_digest, write_json
-from benchmarks.puzzles.report import (
+from benchmarks.loops.levels.report import (
     COLUMNS,
     COMMITTED,
     FORMAT,
@@ -21,33 +21,29 @@ from benchmarks.puzzles.report import (
     results,
     rows,
 )
-from benchmarks.puzzles.solver import LEARNERS, SETTINGS, Setting
+from benchmarks.loops.levels.solver import SETTINGS, Setting
 from ponder.errors import ArgumentError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+__all__ = ["app"]
 
-
-@app.callback()
-def _commands() -> None:
-    """Train networks on puzzles of every difficulty, and let them stop by themselves."""
+app = typer.Typer(
+    add_completion=False, help="Steps against difficulty, in sizes larger than trained, too."
+)
 
 
 @app.command("run")
 def run_command(
     puzzle: Annotated[str, typer.Argument(help=f"One of {', '.join(SETTINGS)}.")],
-    learner: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(LEARNERS)}; repeatable.")
-    ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Repeat for several. 0 where not given.")
+        list[int] | None, typer.Option(min=0, help="Repeat for several. 0 if not given.")
     ] = None,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--set", help="A constant, for example updates=12000; repeatable."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/puzzles"),
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/levels"),
 ) -> None:
-    """Train and measure the networks of one puzzle, and print its table; finished results are read, not repeated."""
+    """Train and measure the solver of one puzzle, and print its table; finished results are read, not repeated."""
     if puzzle not in SETTINGS:
         raise ArgumentError(
             "puzzle",
@@ -57,27 +53,21 @@ def run_command(
         )
     setting = replace(SETTINGS[puzzle], **parse_fields("--set", fixed or []))
     for one in dict.fromkeys(seed or [0]):
-        for name in learner or LEARNERS:
-            path = out / f"{puzzle}-{name}-s{one}.json"
-            if not path.exists():
-                for result in _results(setting, name, one):
-                    write_json(
-                        path.with_name(f"{puzzle}-{result['learner']}-s{one}.json"),
-                        with_digest(result),
-                    )
-            assert read_json(path)["seed"] == one
+        path = out / f"{puzzle}-looped-s{one}.json"
+        if not path.exists():
+            write_json(path, with_digest(_result(setting, one)))
+        assert read_json(path)["seed"] == one
     print_table(COLUMNS, rows(results(out)[puzzle]), title=puzzle)
 
 
-def _results(setting: Setting, learner: str, seed: int) -> list[dict[str, Any]]:
-    """Train and measure one network; the looped one is timed in a stream too."""
-    from benchmarks.puzzles.measuring import measure, stream
-    from benchmarks.puzzles.solver import solver, train
-    from ponder.policies import ExitPolicy
+def _result(setting: Setting, seed: int) -> dict[str, Any]:
+    """Train and measure one solver."""
+    from benchmarks.loops.levels.measuring import measure
+    from benchmarks.loops.levels.solver import solver, train
 
     torch.manual_seed(seed)
-    model = solver(setting, learner)
-    with bar(f"{setting.puzzle}, {learner}, seed {seed}", setting.updates) as advance:
+    model = solver(setting)
+    with bar(f"{setting.puzzle}, seed {seed}", setting.updates) as advance:
         training = train(model, setting, seed, advance)
     made_by = {
         "format": FORMAT,
@@ -85,13 +75,7 @@ def _results(setting: Setting, learner: str, seed: int) -> list[dict[str, Any]]:
         "seed": seed,
         "environment": environment(),
     }
-    measured = measure(model, setting)
-    found = [{**made_by, "learner": learner, "training": training, **measured}]
-    if learner == "looped":
-        policy = ExitPolicy.from_dict(measured["ways"][measured["best_rule"]]["policy"])
-        depth = measured["ways"]["best fixed depth"]["policy"]["step"]
-        found.append({**made_by, "learner": "stream", **stream(model, setting, policy, depth)})
-    return found
+    return {**made_by, "training": training, **measure(model, setting)}
 
 
 @app.command("report")
@@ -111,7 +95,7 @@ def demo_command(
     updates: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 2000,
 ) -> None:
     """Two minutes on one core: learn prefix sums of up to 32 bits, stop when the answer rests, solve 64 bits."""
-    from benchmarks.puzzles.demo import demo, draw
+    from benchmarks.loops.levels.demo import demo, draw
 
     with bar("prefix sums", updates) as advance:
         found = demo(updates, advance)
@@ -126,8 +110,3 @@ def demo_command(
     )
     draw(out / "puzzles.svg", found)
     print(f"Figure: {out / 'puzzles.svg'}")
-
-
-def main() -> None:
-    """Run the command line."""
-    run_app(app)

@@ -1,5 +1,0 @@
-"""`python -m benchmarks.puzzles`."""
-
-from benchmarks.puzzles.cli import main
-
-main()
