@@ -47,9 +47,7 @@ def run_command(
         list[str] | None,
         typer.Option("--set", help="A constant, for example updates=400; repeatable."),
     ] = None,
-    problems: Annotated[
-        int, typer.Option(min=2, help="Problems that certify, and that report.")
-    ] = 512,
+    problems: Annotated[int, typer.Option(min=2, help="Problems of each split.")] = 512,
     out: Annotated[Path, typer.Option(help="Folder of results and weights.")] = Path("runs/loops"),
 ) -> None:
     """Train and measure; finished results are read, and what was begun goes on."""

@@ -331,10 +331,9 @@ def measure(
         solvers: The solver of each learner.
         heads: The gates on the supervised solver (`training.train_gates`).
         task: The task.
-        count: Problems to certify on and to report; half as many choose the thresholds.
+        count: Problems of each split.
     """
-    splits = {name: task.draw(name, count, 0) for name in ("calibration", "test")}
-    splits["validation"] = task.draw("validation", count // 2, 0)
+    splits = {name: task.draw(name, count, 0) for name in ("validation", "calibration", "test")}
     parts = parts_of(solvers, heads)
     whole = {
         name: {split: record(own, problems, task.num_steps) for split, problems in splits.items()}

@@ -40,7 +40,7 @@ BETA, COST = 0.01, 0.01
 HEADS = ("hazards", "act", "q-head")
 """The gates that are trained on the states of the supervised solver."""
 GATE_PROBLEMS, GATE_BATCH = 512, 16
-GATE_UPDATES, GATE_CHECK = 500, 50
+GATE_UPDATES, GATE_CHECK = 1000, 100
 """Updates of a gate at most, and after how many each its loss on validation problems is looked at."""
 _RISE, _SAVE_EVERY = 50, 50
 _BARS = (None, None, None, 0.9, 0.99, 0.999)  # drawn for each update
