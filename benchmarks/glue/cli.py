@@ -17,6 +17,7 @@ from benchmarks.glue.config import DEFAULT, RunConfig
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 COMMITTED = Path("benchmarks/results/glue")
+REPEATED = Path("benchmarks/results/repeated")
 
 GlueDir = Annotated[
     Path | None,
@@ -159,6 +160,29 @@ def report_command(
     else:
         for path in write(found, out):
             print(path)
+
+
+@app.command("bootstrap")
+def bootstrap_command(
+    first: Annotated[Path, typer.Option(help="Folder of results of one recipe.")] = COMMITTED,
+    second: Annotated[Path, typer.Option(help="Folder of those of the other.")] = REPEATED,
+    recipes: Annotated[str, typer.Option(help="The two recipes.")] = "frozen,deebert",
+    glue_dir: GlueDir = None,
+    text_dir: TextDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path(
+        "benchmarks/results/bootstrap"
+    ),
+) -> None:
+    """Compare two recipes, begun from the same fine-tuned models, by a paired bootstrap over the rows of dev."""
+    from benchmarks.glue.comparing import compare_recipes
+    from benchmarks.glue.results import read_all
+
+    folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
+    ours, theirs = recipes.split(",")
+    of_ours = [run for run in read_all(first) if run["recipe"] == ours]
+    of_theirs = [run for run in read_all(second) if run["recipe"] == theirs]
+    path = compare_recipes(of_ours, of_theirs, folders, out / f"{ours}-{theirs}.json")
+    print(f"Result: {path}")
 
 
 def main() -> None:

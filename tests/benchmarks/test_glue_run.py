@@ -112,6 +112,13 @@ def test_a_recipe_that_begins_plain_goes_on_from_the_one_vanilla_model(
         config(backbone, recipe="vanilla"), glue_dir, tmp_path, tmp_path / "work", progress=False
     )
     assert first["training"][0] == other["training"][0]  # seconds included: it was trained once
+
+    folders = ("--first", tmp_path, "--second", tmp_path, "--out", tmp_path)
+    compared = invoke("bootstrap", *folders, "--glue-dir", glue_dir)
+    assert compared.exit_code == 0, compared.output
+    (row,) = json.loads((tmp_path / "frozen-deebert.json").read_text())["rows"]
+    assert (row["task"], row["seeds"]) == ("RTE", [0])
+    assert row["low"] <= row["gap"] <= row["high"]
     depth = [each["splits"]["dev"]["full_depth"] for each in (first, plain)]
     assert (
         depth[0] == depth[1]
