@@ -1,10 +1,10 @@
-"""References that are asked from outside: a server of the OpenAI shape, and a `pipeline` of Transformers."""
+"""References that are asked from outside: a server of the OpenAI shape, and two pipelines of Transformers."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.request import Request, urlopen
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ponder.errors import PonderError
 
-__all__ = ["ChatLabels", "PipelineStage"]
+__all__ = ["ChatLabels", "DecisionStage", "PipelineStage"]
 
 _ASKED = "Classify the text. Answer with one of these labels and nothing else:\n{labels}"
 
@@ -94,3 +94,54 @@ class PipelineStage:
             for each in classes:
                 shares[row, places[each["label"]]] = each["score"]
         return shares
+
+
+class DecisionStage:
+    """A stage of a cascade, or a reference of `Live`, that asks a decision `pipeline` of Transformers one question.
+
+    The pipeline is `pipeline("decision", …)`, of an `AutoModelForDecision` or of any chat model.
+
+    Args:
+        pipeline: The pipeline.
+        question: The question about each text, as the pipeline takes it: of type ``"noul"`` (yes or
+            no), whose classes are ``"true"`` and ``"false"``; ``"choice"``, whose classes are its
+            `criteria`; or ``"score"``, whose classes are the numbers of its `criteria` from 0.
+
+    Example:
+        >>> from ponder.cascade.clients import DecisionStage
+        >>> def decide(requests):  # in earnest: pipeline("decision", model="my-decision-model")
+        ...     return [{"question": {"noul": 0.9 if "refund" in each["state"] else 0.2}} for each in requests]
+        >>> stage = DecisionStage(decide, {"type": "noul", "instructions": "Is a refund requested?"})
+        >>> stage.classes_, stage.predict_proba(["a refund, please"]).round(1).tolist()
+        (('true', 'false'), [[0.9, 0.1]])
+    """
+
+    def __init__(
+        self,
+        pipeline: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        question: Mapping[str, Any],
+    ) -> None:
+        self._pipeline = pipeline
+        self._question = dict(question)
+        self.classes_ = _options_of(question)
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(texts, classes)`."""
+        asked = {"question": self._question}
+        requests = [{"state": text, "questions": asked} for text in texts]
+        answers = [found["question"] for found in self._pipeline(requests)]
+        if self._question["type"] == "noul":
+            sure = np.array([answer["noul"] for answer in answers], dtype=float)
+            return np.stack([sure, 1.0 - sure], axis=1)
+        rows = [[answer["probabilities"][name] for name in self.classes_] for answer in answers]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.classes_))
+
+
+def _options_of(question: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the answers to a question, as a decision pipeline has them."""
+    if question["type"] == "noul":
+        return ("true", "false")
+    criteria = question["criteria"]
+    if question["type"] == "score":
+        return tuple(str(level) for level in range(len(criteria)))
+    return tuple(criteria)

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
 from ponder.calibration.statement import in_words
+from ponder.cascade.stages import stage_of
 from ponder.cli.output import say
 from ponder.deploy.auditing import ServedLedger
-from ponder.deploy.folders import Opened, OpenedRanker, open, open_folder
+from ponder.deploy.folders import FullDepth, Opened, OpenedRanker, open
 from ponder.deploy.server import Limits, create_app, create_rank_app, ledger_of
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["app_of", "run"]
 
@@ -61,27 +62,31 @@ def app_of(
     say(opened.statement)
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
-    deep = None if reference is None else open_folder(reference)
-    ledger = _ledger(opened, deep, audit_share, audit_file)
     say(f"policy: {in_words(opened.policy)}")
+    ledger = ledger_of(opened.policy, audit_share, audit_file)
+    deep = None
+    if ledger is not None:
+        try:
+            deep = _deep(opened, reference)
+        except (PonderError, ImportError) as error:
+            say(f"audit: none, since the model that the promise is about cannot be asked: {error}")
+            return create_app(opened, limits)
     say(_audit(ledger))
-    return create_app(opened, limits, ledger, deep if ledger is not None else None)
+    return create_app(opened, limits, ledger, deep)
 
 
-def _ledger(
-    opened: Opened, reference: Opened | None, share: float, path: Path | None
-) -> ServedLedger | None:
-    """Return the ledger, if there is a promise and a model that can be asked about it."""
-    if opened.needs_reference and reference is None:
-        return None
-    return ledger_of(opened.policy, share, path)
+def _deep(opened: Opened, reference: Path | None) -> FullDepth | None:
+    """Return the model that is asked for audits: the named one, or the remembered; None for the folder itself."""
+    if reference is not None:
+        return FullDepth(stage_of(reference), opened.labels)
+    return FullDepth(opened.reference(), opened.labels) if opened.needs_reference else None
 
 
 def _audit(ledger: ServedLedger | None) -> str:
     if ledger is None:
         return (
-            "audit: none (it needs a share above 0, a policy that is certified to answer as full depth does, and "
-            "--reference if that is the full depth of another folder)"
+            "audit: none (it needs a share above 0, and a policy that is certified to answer as "
+            "full depth does)"
         )
     place = "not kept over a restart (--audit-file keeps it)"
     if ledger.path is not None:

@@ -14,18 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ponder.calibration.answers import CertifiedAnswers
 from ponder.cascade import Cascade
-from ponder.cascade.stages import stage_of
+from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.deploy.ranking import RERANK, Ranker
 from ponder.deploy.runtime import OnnxModel
-from ponder.deploy.server_batching import Text
+from ponder.deploy.server_batching import Some, Text
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 from ponder.policies.combine import Certified
 
-__all__ = ["CARD", "Opened", "OpenedRanker", "card_of", "open", "open_folder", "remember"]
+__all__ = [
+    "CARD",
+    "FullDepth",
+    "Opened",
+    "OpenedRanker",
+    "card_of",
+    "open",
+    "open_folder",
+    "remember",
+]
 
 CARD = "ponder.json"
 """The file of a folder that says which command wrote it, of what texts, and all that it found."""
@@ -117,6 +128,26 @@ class OpenedRanker:
     def predict(self, queries: Sequence[Any], top_k: int | None = None) -> Any:
         """Order the candidates of queries, `{"query": …, "documents": […]}` each, the best first."""
         return self.ranker.rank_all(queries, top_k)
+
+
+@dataclass(frozen=True, eq=False)
+class FullDepth:
+    """The model that a promise is about, at full depth: a service asks it for audits, and to defer.
+
+    Args:
+        stage: The model.
+        labels: Names of the classes of the folder that is served.
+    """
+
+    stage: CascadeStage
+    labels: Sequence[str]
+
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Some:
+        """Answer texts at full depth, whatever the policy."""
+        names = tuple(self.stage.classes or self.labels)
+        shares = np.exp(self.stage.full(list(texts), names))
+        labels = [names[place] for place in shares.argmax(1).tolist()]
+        return Some(labels, shares.max(1), np.full(len(labels), self.stage.num_steps))
 
 
 def open(folder: str | Path) -> Any:  # the name is `ponder.open`

@@ -38,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ponder.calibration.families import exchanged, part_with_threshold
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.ranking import Pool, Ranker
-from ponder.deploy.server_batching import Batcher, Served, Some, Text
+from ponder.deploy.server_batching import Answering, Batcher, Served, Some, Text
 from ponder.deploy.tracing import add_event
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
@@ -136,7 +136,7 @@ class Service:
         served: Served,
         limits: Limits,
         ledger: ServedLedger | None = None,
-        reference: Served | None = None,
+        reference: Answering | None = None,
     ) -> None:
         self.served, self.limits, self.ledger, self.waiting = served, limits, ledger, 0
         self.reference = reference
@@ -234,7 +234,7 @@ def create_app(
     served: Served,
     limits: Limits | None = None,
     ledger: ServedLedger | None = None,
-    reference: Served | None = None,
+    reference: Answering | None = None,
 ) -> FastAPI:
     """Return the application that serves a model, until the server's lifespan ends.
 
@@ -547,7 +547,7 @@ class _Door:
         _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
 
 
-def _answer(served: Served, texts: Sequence[Text], policy: ExitPolicy) -> Any:
+def _answer(served: Answering, texts: Sequence[Text], policy: ExitPolicy) -> Any:
     """Answer texts, and log why some have no answer."""
     found = served.answer(texts, policy)
     for error in list(getattr(found, "errors", {}).values())[:_LOGGED]:

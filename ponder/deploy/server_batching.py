@@ -10,13 +10,20 @@ from typing import Any, Protocol, TypeAlias
 
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["Batcher", "Served", "Some", "Text"]
+__all__ = ["Answering", "Batcher", "Served", "Some", "Text"]
 
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 
-class Served(Protocol):
+class Answering(Protocol):
+    """Anything that answers texts."""
+
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
+        """Answer texts, each at its exit, in their order: with what `Some` has."""
+
+
+class Served(Answering, Protocol):
     """A model that a service can answer with: a folder of exits, an export, a cascade."""
 
     num_steps: int
@@ -25,9 +32,6 @@ class Served(Protocol):
         str
     ]  # names of the one or two columns of texts that it was fitted to; none where not known
     max_characters: int  # to which texts are cut before they are tokenised
-
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
-        """Answer texts, each at its exit, in their order: with what `Some` has."""
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,21 @@ def test_export_answers_as_the_folder_does(folders: Folders) -> None:
         assert_same_rows(one.exit_step, other.exit_step, clear)
 
 
+def audits(folder: Path, reference: Path | None = None) -> int | None:
+    """Return how many of four answers of a service were audited; None if it has no ledger."""
+    from fastapi.testclient import TestClient
+
+    from ponder.cli.serve import app_of
+    from ponder.deploy.server import Limits
+
+    app = app_of(folder, Limits(), 1.0, None, reference)
+    with TestClient(app) as client:
+        labels = client.post("/predict", json={"texts": ["a b c", "d e", "f", "g h"]}).json()
+        assert len(labels["labels"]) == 4
+        ledger = client.get("/healthz").json()["ledger"]
+    return None if ledger is None else ledger["answers"]
+
+
 @pytest.mark.slow
 def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_path: Path) -> None:
     out = tmp_path / "int8"
@@ -264,10 +279,13 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
     fresh.write_text("text\n" + "\n".join(some_texts(1000)[700:]))
     for named in ((), ("--reference", folders.exits), ("--reference", folders.model)):
         assert "is kept" in run("check", out, "--texts", fresh, *named).stdout
+    assert audits(out) == 4  # of the model before int8, which the folder remembers
     moved = folders.exits.rename(tmp_path / "moved")
     try:
         lost = run("check", out, "--texts", fresh, code=2).stderr
         assert "which is not there" in " ".join(lost.split())
+        assert audits(out) is None
+        assert audits(out, moved) == 4
     finally:
         moved.rename(folders.exits)
 
