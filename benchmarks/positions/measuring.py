@@ -1,14 +1,15 @@
-"""Seconds of a loop whose positions halt at steps that are drawn beforehand, beside the same loop at full depth.
+"""Seconds of a loop whose positions halt as those of a trained model did, beside full depth, and beside rows.
 
-What is measured is the engine and the policy, whatever made the positions halt: the policy reads outputs and takes
-their confidence, as `Confidence` does, but exits at the drawn steps. Both loops run in turn, and the least processor
+What is measured is the engine and the policy: the policy reads outputs and takes their confidence, as `Confidence`
+does, but exits at the steps that a solver of LoopBench took (`exits.py`), since this loop's weights are new. If rows
+halt, each runs all of its positions to its last exit: the same answers. The loops run in turn, and the least processor
 time of several turns counts, since the machine may be shared.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertLayer
 
+from benchmarks.positions.exits import Exits
 from ponder.loops import Block, Loop
 from ponder.policies import ExitPolicy, LastStep, StepView
 from ponder.policies.certainty import confidence
@@ -33,22 +35,26 @@ class Timing:
 
     Args:
         step: ``"block"`` or ``"albert"``.
+        task: The task of LoopBench whose exits they are.
         rows: Rows of the batch.
         length: Positions of a row.
         width: Size of a state.
         max_steps: Steps of full depth.
         mean_step: Mean exit step of the positions.
+        row_step: Mean exit step of the rows, if the positions of a row leave together.
         full: Seconds of full depth.
         halting: Seconds with halting.
         together: Seconds if the positions of a row leave together, at the last exit step of the row.
     """
 
     step: str
+    task: str
     rows: int
     length: int
     width: int
     max_steps: int
     mean_step: float
+    row_step: float
     full: float
     halting: float
     together: float
@@ -66,13 +72,14 @@ class Timing:
             "steps_times": steps_times,
             "seconds_times": seconds_times,
             "arrived_times": seconds_times / steps_times,
-            "seconds_times_of_together": self.full / self.together,
+            "steps_times_over_rows": self.row_step / self.mean_step,
+            "seconds_times_over_rows": self.together / self.halting,
         }
 
 
 @dataclass(frozen=True)
-class _Drawn(ExitPolicy):
-    """Exit at a step that was drawn, and look at the outputs all the same."""
+class _Given(ExitPolicy):
+    """Exit at a step that is given, and look at the outputs all the same."""
 
     needs = frozenset({"output", "context"})
 
@@ -81,35 +88,43 @@ class _Drawn(ExitPolicy):
         return sure | (step.index >= step.context["exit"]), state
 
 
-def measure(
-    step: str, rows: int, length: int, width: int, max_steps: int, turns: int, seed: int = 0
-) -> Iterator[Timing]:
-    """Yield the timings of one setting for several mean exit steps."""
+def measure(step: str, exits: Exits, width: int, turns: int, seed: int = 0) -> Timing:
+    """Return the timing of one step, ``"block"`` or ``"albert"``, under the exits of a batch."""
     torch.manual_seed(seed)
     heads = max(1, width // 64)
     made = Block(width, heads) if step == "block" else _albert_layer(width, heads)
-    head = nn.Linear(width, CLASSES)
-    loop = Loop(made, head).eval()
+    loop = Loop(made, nn.Linear(width, CLASSES)).eval()
+    steps, max_steps = exits.exits, exits.max_steps
+    rows, length = steps.shape
     hidden = torch.randn(rows, length, width)
-    for hazard in (0.15, 0.3, 0.6):
-        drawn = torch.distributions.Geometric(hazard).sample((rows, length)).long() + 1
-        exits = drawn.clamp(max=max_steps)
-        last = exits.amax(1, keepdim=True).expand_as(exits)
-        seconds = _least(
-            {
-                "full": partial(loop, hidden, max_steps=max_steps, policy=LastStep()),
-                "halting": partial(_run, loop, hidden, max_steps, exits),
-                "together": partial(_run, loop, hidden, max_steps, last),
-            },
-            turns,
-        )
-        mean_step = float(exits.double().mean())
-        yield Timing(step, rows, length, width, max_steps, mean_step, **seconds)
+    last = steps.amax(1, keepdim=True).expand_as(steps)
+    seconds = _least(
+        {
+            "full": partial(loop, hidden, max_steps=max_steps, policy=LastStep()),
+            "halting": partial(_run, loop, hidden, max_steps, steps),
+            "together": partial(_run, loop, hidden, max_steps, last),
+        },
+        turns,
+    )
+    mean_step, row_step = (float(each.double().mean()) for each in (steps, last))
+    return Timing(
+        step,
+        exits.task,
+        rows,
+        length,
+        width,
+        max_steps,
+        mean_step,
+        row_step,
+        full=seconds["full"],
+        halting=seconds["halting"],
+        together=seconds["together"],
+    )
 
 
 def _run(loop: Loop, hidden: Tensor, max_steps: int, exits: Tensor) -> None:
     context = {"exit": exits}
-    out = loop(hidden, max_steps=max_steps, policy=_Drawn(), policy_context=context)
+    out = loop(hidden, max_steps=max_steps, policy=_Given(), policy_context=context)
     assert torch.equal(out.exit_step, exits)
 
 

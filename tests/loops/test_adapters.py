@@ -14,13 +14,14 @@ from transformers import HrmTextConfig, HrmTextModel
 
 from ponder import objectives, policies
 from ponder.loops import Block, Loop, Problem
+from ponder.loops.adapters import hrm as hrm_adapter
 from ponder.loops.adapters import hrm_text, huginn, ouro, recursive
 from tests.loops.models import WIDTH
 
 CLASSES = 5
 
 
-@pytest.mark.parametrize("module", [recursive, huginn, ouro, hrm_text])
+@pytest.mark.parametrize("module", [recursive, hrm_adapter, huginn, ouro, hrm_text])
 def test_an_adapter_takes_forty_lines(module: ModuleType) -> None:
     source = inspect.getsource(module).splitlines()
     body = source[next(i for i, line in enumerate(source) if line.startswith("__all__")) + 1 :]
@@ -59,6 +60,45 @@ def test_trm_halts_each_puzzle_as_its_q_head_says_and_the_next_takes_its_place()
             assert set(answers[number].exit_step.tolist()) == {taken}
             expected = head(state[0])[0]
             torch.testing.assert_close(answers[number].outputs, expected, atol=1e-5, rtol=1e-4)
+    assert len(steps) > 2
+
+
+def test_hrm_halts_each_puzzle_by_its_q_values_and_the_next_takes_its_place() -> None:
+    torch.manual_seed(3)
+    networks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(2)]
+    for network in networks:
+        nn.init.normal_(network[0].weight, std=0.6)  # wanders for long
+    high_network, low_network = networks
+    head, values = nn.Linear(WIDTH, CLASSES), hrm_adapter.QValues(WIDTH)
+    step = hrm_adapter.HighLow(high_network, low_network, high_cycles=2, low_cycles=3)
+    loop = Loop(
+        step,
+        head,
+        values,
+        policy=recursive.RightAnswer(0.5),
+        readout=hrm_adapter.high_state,
+        halted="together",
+    ).eval()
+    puzzles = torch.randn(12, 4, WIDTH)
+    zeros = torch.zeros(4, WIDTH)
+    problems = [Problem((zeros, zeros), {"problem": puzzle}) for puzzle in puzzles]
+    answers = {answer.number: answer for answer in loop.carry(problems, max_steps=16, slots=3)}
+    steps = set()
+    with torch.no_grad():
+        for number, puzzle in enumerate(puzzles):
+            high = low = zeros
+            taken, halted = 0, False
+            while taken < 16 and not halted:
+                for _ in range(2):
+                    for _ in range(3):
+                        low = low_network(low + high + puzzle)
+                    high = high_network(high + low)
+                q_halt, q_continue = values.linear(high[0])
+                taken, halted = taken + 1, bool(q_halt > q_continue)
+            steps.add(taken)
+            assert set(answers[number].exit_step.tolist()) == {taken}
+            torch.testing.assert_close(answers[number].outputs, head(high), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(answers[number].hidden[1], low, atol=1e-5, rtol=1e-4)
     assert len(steps) > 2
 
 

@@ -1,12 +1,11 @@
-"""TRM and HRM: an answer y and a latent z are carried, and a Q-head says whether the answer is right.
+"""TRM: an answer y and a latent z are carried, and a Q-head says whether the answer is right.
 
-TRM, Jolicoeur-Martineau 2025, arXiv 2510.04871; HRM, Wang et al. 2025, arXiv 2506.21734. One step
-of supervision is
+Jolicoeur-Martineau 2025, arXiv 2510.04871. One step of supervision is
 
     z ← f(x + y + z), n times;  y ← f(y + z);  halt where q(y) > 0
 
-for the whole puzzle. In training both replace a halted puzzle by the next one; at evaluation both
-run all 16 steps. `loop.carry` replaces it at evaluation, too.
+for the whole puzzle. In training the next puzzle takes the place of a halted one; at evaluation all
+16 steps are run. `loop.carry` replaces it at evaluation, too.
 """
 
 from __future__ import annotations
