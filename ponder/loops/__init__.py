@@ -1,6 +1,6 @@
 """Looped models that halt per position: one shared step, applied until each position has its answer."""
 
-from ponder.loops.blocks import Block
+from ponder.loops.blocks import Block, Stack
 from ponder.loops.carry import Problem
 from ponder.loops.causal import greedy
 from ponder.loops.control import control_risk
@@ -14,6 +14,7 @@ __all__ = [
     "Places",
     "PositionStep",
     "Problem",
+    "Stack",
     "control_risk",
     "greedy",
 ]

@@ -1,4 +1,4 @@
-"""Steps that run some positions of a batch: a reference block, and two layers that others wrote.
+"""Steps that run some positions of a batch: a reference block, a stack, and two layers that others wrote.
 
 In a shared step the keys and values of a halted position stay what they are, so that a step
 computes queries, keys, values and the feed-forward network of the running positions alone, and the
@@ -7,8 +7,8 @@ others are attended to as they were left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ponder.errors import ArgumentError
-from ponder.loops.places import Places
+from ponder.loops.places import Places, PositionStep
 from ponder.model.steps import as_module
 
-__all__ = ["AlbertStep", "Block", "EncoderLayerStep", "position_step"]
+__all__ = ["AlbertStep", "Block", "EncoderLayerStep", "Stack", "position_step"]
 
 
 class Block(nn.Module):
@@ -97,6 +97,54 @@ class Block(nn.Module):
         keys = torch.arange(length, device=position.device)
         before = keys <= rearrange(position, "rows some -> rows 1 some 1")
         return before if mask is None else before & mask
+
+
+class Stack(nn.Module):
+    """Several layers as one step, which runs some positions.
+
+    Keys and values of a halted position in every layer are those of the first pass after it halted,
+    and are kept from then on. In the layers behind the first that is a rule of its own: computed
+    anew they would follow what the others have become. With one layer both rules are the same.
+
+    Args:
+        layers: Layers that run some positions: `Block`, `AlbertLayer`, `nn.TransformerEncoderLayer`,
+            or your own.
+
+    Example:
+        >>> stack = ponder.loops.Stack([ponder.loops.Block(8, heads=2) for _ in range(2)])
+        >>> loop = ponder.loops.Loop(stack, nn.Linear(8, 3), policy=policies.Confidence(0.5)).eval()
+        >>> loop.runs_positions, loop(torch.randn(2, 5, 8), max_steps=4).exit_step.shape
+        (True, torch.Size([2, 5]))
+    """
+
+    def __init__(self, layers: Iterable[Callable[..., object]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(map(position_step, layers))
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the new states of all positions."""
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask=attention_mask)
+        return hidden
+
+    def positions(
+        self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the new states of the running positions, and what each layer keeps of all.
+
+        The layers before the last run the positions that halted at the step before, too: the next
+        layer needs their keys and values once.
+        """
+        layers = cast("Sequence[PositionStep]", self.layers)
+        kept = [None] * len(layers) if kept is None else kept
+        renewed: list[Any] = []
+        at = places.to_renew
+        for layer, before in zip(layers[:-1], kept[:-1], strict=True):
+            after, now = layer.positions(hidden, at, before)
+            renewed.append(now)
+            hidden = at.put(hidden, cast(Tensor, after))
+        after, now = layers[-1].positions(hidden, places, kept[-1])
+        return cast(Tensor, after), [*renewed, now]
 
 
 class AlbertStep(nn.Module):

@@ -93,6 +93,14 @@ class Places:
         return _positions(padded).index_select(0, self._slot)
 
     @cached_property
+    def to_renew(self) -> Places:
+        """The positions whose states changed, as places: what a layer before the last of a step runs."""
+        flat = self.changed
+        if flat is None:
+            flat = torch.arange(self.rows * self.length, device=self.flat.device)
+        return Places(self.rows, self.length, flat, self.changed, self.visible)
+
+    @cached_property
     def _counts(self) -> Tensor:
         return torch.bincount(self.row, minlength=self.rows)
 

@@ -11,31 +11,38 @@ So it is `policies.Quantile(q)`, `objectives.Ponder(beta)` and `priors.Uniform()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from ponder.loops.blocks import Stack
 from ponder.loops.loop import Loop
+from ponder.loops.places import Places
 from ponder.policies import Quantile
 from ponder.priors import Uniform
 
 __all__ = ["LoopedStack", "ouro_loop"]
 
 
-class LoopedStack(nn.Module):
+class LoopedStack(Stack):
     """One step of a looped stack: every layer once, and the norm behind the last."""
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+        super().__init__(layers)
         self.norm = norm
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the states after one pass through the stack."""
-        for layer in self.layers:
-            hidden = layer(hidden, attention_mask)
-        normed: Tensor = self.norm(hidden)
+        normed: Tensor = self.norm(super().forward(hidden, attention_mask))
         return normed
+
+    def positions(
+        self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the states of the running positions after one pass, and what the layers keep."""
+        after, kept_after = super().positions(hidden, places, kept)
+        return self.norm(after), kept_after
 
 
 def ouro_loop(step: Callable[..., Tensor], head: nn.Module, gate: nn.Linear, q: float) -> Loop:
