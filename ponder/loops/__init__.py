@@ -4,13 +4,12 @@ from ponder.loops.blocks import Block, Stack
 from ponder.loops.carry import Problem
 from ponder.loops.causal import greedy
 from ponder.loops.control import control_risk
-from ponder.loops.loop import Loop, LoopOutput
+from ponder.loops.loop import Loop
 from ponder.loops.places import Places, PositionStep
 
 __all__ = [
     "Block",
     "Loop",
-    "LoopOutput",
     "Places",
     "PositionStep",
     "Problem",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies
-from ponder.loops import Block, Loop, LoopOutput
+from ponder.loops import Block, Loop
+from ponder.loops.loop import LoopOutput
 from tests.loops.models import WIDTH, make_batch, make_loop
 
 
