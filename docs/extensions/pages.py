@@ -9,7 +9,8 @@ A page holds each table between two markers::
 The tables stand in the Markdown files, so that a reader on a code host sees them;
 ``python -m docs.extensions.pages`` draws them anew from `benchmarks/results`, and a test holds them current. MkDocs
 calls `on_page_markdown`, which adds how many commits have changed the measured code since, and puts the public
-names of a module in the place of ``<!-- names: module -->``.
+names of a module in the place of ``<!-- names: module -->``. Each section of `reference.md` is a page of the site:
+`on_files` makes it, and `on_config` puts it into the navigation.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ if str(ROOT) not in sys.path:
         str(ROOT)
     )  # MkDocs runs this file by its path; `docs` and `benchmarks` are here
 
+from mkdocs.structure.files import File  # noqa: E402
+
 from docs.extensions.tables import ROOMS, TABLES  # noqa: E402
 
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
 FACE = re.compile(r"<!-- names: ([\w.]+) -->")
+REFERENCE = ROOT / "docs" / "reference.md"
 _COMMIT = re.compile(r"commits? (?:from )?`([0-9a-f]{8})`")
 
 
@@ -106,9 +110,39 @@ def names(faces: Iterable[str]) -> dict[str, list[str]]:
     return listed
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def rooms_of_reference() -> dict[str, tuple[str, str]]:
+    """Return the sections of the reference, by the page of the site that each becomes: title and text."""
+    _, *sections = re.split(r"^## ", REFERENCE.read_text("utf-8"), flags=re.MULTILINE)
+    parts = [section.split("\n", 1) for section in sections]
+    return {
+        f"reference/{title.lower().replace(' ', '-')}.md": (title, text.strip())
+        for title, text in parts
+    }
+
+
+def on_config(config: Any) -> Any:
+    """Put the pages of the reference into the navigation, below that which lists them."""
+    rooms = [{title: page} for page, (title, _) in rooms_of_reference().items()]
+    for entry in config.nav:
+        if isinstance(entry, dict) and "Reference" in entry:
+            entry["Reference"] = ["reference.md", *rooms]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add a page for each section of the reference."""
+    for page, (title, text) in rooms_of_reference().items():
+        files.append(File.generated(config, page, content=f"# {title}\n\n{text}\n"))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
     """Add staleness below tables, and names in the places of their markers; MkDocs calls this for every page."""
-    listed = names(FACE.findall(markdown))
+    if page is not None and page.file.src_uri == "reference.md":
+        rooms = rooms_of_reference().items()
+        links = "\n".join(f"* [{title}]({target})" for target, (title, _) in rooms)
+        return f"{markdown.split('## ', 1)[0]}\n{links}\n"
+    listed = names(FACE.findall(REFERENCE.read_text("utf-8")))
     markdown = FACE.sub(
         lambda marker: "\n".join(f"::: {name}\n" for name in listed[marker[1]]), markdown
     )

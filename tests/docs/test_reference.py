@@ -5,11 +5,18 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ponder
-from docs.extensions.pages import FACE, module_of, names
+from docs.extensions.pages import (
+    FACE,
+    module_of,
+    names,
+    on_page_markdown,
+    rooms_of_reference,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 NAMES = names(FACE.findall(PAGE.read_text()))
@@ -40,3 +47,14 @@ def test_a_public_name_is_described(name: str) -> None:
     value = getattr(module_of(module), last)
     own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     assert (own or "").strip(), f"{name} has no docstring"
+
+
+def test_each_room_is_a_page_of_the_site() -> None:
+    rooms = rooms_of_reference()
+    text = "".join(text for _, text in rooms.values())
+    assert FACE.findall(text) == FACE.findall(PAGE.read_text())
+    listed = SimpleNamespace(file=SimpleNamespace(src_uri="reference.md"))
+    shown = on_page_markdown(PAGE.read_text(), page=listed)
+    assert all(f"]({page})" in shown for page in rooms)
+    policies = on_page_markdown(rooms["reference/policies.md"][1])
+    assert "::: ponder.policies.Confidence" in policies
