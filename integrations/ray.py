@@ -47,20 +47,16 @@ class Predictor:
     ) -> None:
         torch.set_num_threads(threads)
         self.columns = (column,) if second is None else (column, second)
-        self.model, self.batch_size = (
-            PonderForSequenceClassification.from_pretrained(fspath(folder)),
-            batch_size,
-        )
+        self.model = PonderForSequenceClassification.from_pretrained(fspath(folder))
+        self.batch_size = batch_size
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a table, as arrays by column, with the answers beside it."""
         sides = [list(batch[name]) for name in self.columns]
         texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
         answers = self.model.predict(texts, batch_size=self.batch_size)
-        labels, probability = (
-            np.array(answers.labels, dtype=np.str_),
-            answers.probabilities.double().numpy(),
-        )
+        labels = np.array(answers.labels, dtype=np.str_)
+        probability = answers.probabilities.double().numpy()
         return {
             **batch,
             "label": labels,

@@ -115,7 +115,8 @@ class PonderTransformer(Transformer):
             policy: An exit policy instead of the model's own.
             ignored: What other modules read.
         """
-        model, config = self.model, self.model.config
+        model = self.model
+        config = self.model.config
         given = {name: features[name] for name in model.adapter.inputs if name in features}
         tokens = isinstance(model, PonderModel) and config.readout == "tokens"
         if (

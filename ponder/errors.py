@@ -21,7 +21,10 @@ class PonderError(Exception):
 
 class _WrongArgumentError(PonderError):
     def __init__(self, argument: str, *, expected: str, got: object, remedy: str) -> None:
-        self.argument, self.expected, self.got, self.remedy = argument, expected, str(got), remedy
+        self.argument = argument
+        self.expected = expected
+        self.got = str(got)
+        self.remedy = remedy
         super().__init__(f"{argument}: expected {expected}; got {self.got}. {remedy}")
 
     def __reduce__(

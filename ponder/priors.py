@@ -117,7 +117,8 @@ class Geometric(Prior):
             4.0
         """
         check_real("mean", mean, 1.0, float(num_steps), open_low=True, open_high=True)
-        low, high = 0.0, 1.0
+        low = 0.0
+        high = 1.0
         for _ in range(60):  # (1 − (1 − r)^N) / r falls from N to 1
             rate = (low + high) / 2
             low, high = (
@@ -174,7 +175,8 @@ class Tabulated(Prior):
         if not all(p >= 0 for p in self.probabilities) or not math.isclose(
             total, 1.0, abs_tol=1e-6
         ):
-            expected, remedy = "numbers ≥ 0 that sum to 1", "Divide them by their sum."
+            expected = "numbers ≥ 0 that sum to 1"
+            remedy = "Divide them by their sum."
             raise ArgumentError("probabilities", expected=expected, got=total, remedy=remedy)
 
     @classmethod
@@ -241,9 +243,10 @@ class Learned(Prior):
         assert isinstance(self.module, nn.ParameterDict)
         weight = self.module["weight"]
         start = (self.initial or Uniform()).log_pmf(num_steps)
-        precise = (
-            torch.float32 if weight.device.type == "mps" else torch.float64
-        )  # MPS has no float64
+        if weight.device.type == "mps":
+            precise = torch.float32
+        else:
+            precise = torch.float64  # MPS has no float64
         return torch.log_softmax(start.to(weight.device, precise) + weight.to(precise), dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:

@@ -124,10 +124,8 @@ class Task(ABC):
 
     def smoothed(self, label_smoothing: float) -> Task:
         """Return the same task with smoothed labels, see `Classification`."""
-        expected, got = (
-            "0: only classes can be smoothed",
-            f"{label_smoothing} with the task {self.name!r}",
-        )
+        expected = "0: only classes can be smoothed"
+        got = f"{label_smoothing} with the task {self.name!r}"
         raise ArgumentError("label_smoothing", expected=expected, got=got, remedy="Leave it out.")
 
     def labelled(self, labels: Array) -> Array:
@@ -259,13 +257,14 @@ class _Smoothable(Task):
     ) -> Tensor:
         taught = self._counted(mask, student)
         if taught is not None:
-            student, teacher = (
-                outputs.masked_fill(~taught, 0.0) for outputs in (student, teacher)
-            )  # NaN in padding
-        each: Tensor = _parts(_divergence(student, teacher, temperature, dim=-1), 1)
-        return (
-            each.mean(1) if taught is None else each.sum(1) / taught.flatten(1).sum(1).clamp(min=1)
-        )
+            # Padding may hold NaN.
+            student = student.masked_fill(~taught, 0.0)
+            teacher = teacher.masked_fill(~taught, 0.0)
+        losses: Tensor = _parts(_divergence(student, teacher, temperature, dim=-1), 1)
+        if taught is None:
+            return losses.mean(1)
+        counts: Tensor = taught.flatten(1).sum(1)
+        return losses.sum(1) / counts.clamp(min=1)
 
 
 class Classification(_Smoothable):
@@ -349,7 +348,8 @@ class Multilabel(_Smoothable):
     metric = "exact_match"
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        known, xp = labels != IGNORED_LABEL, namespace(outputs)
+        known = labels != IGNORED_LABEL
+        xp = namespace(outputs)
         target = xp.where(
             known, labels * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0, 0.0
         )
@@ -377,10 +377,8 @@ class Multilabel(_Smoothable):
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
     ) -> Tensor:
-        student, teacher = (
-            at_least_float32(student) / temperature,
-            at_least_float32(teacher) / temperature,
-        )
+        student = at_least_float32(student) / temperature
+        teacher = at_least_float32(teacher) / temperature
         return temperature**2 * _binary_cross_entropy(student, teacher.sigmoid()).mean(-1)
 
 
@@ -454,7 +452,8 @@ class Span(Task):
     def inside(self, labels: Array, mask: Mask) -> Array:
         if mask is None:
             return labels
-        xp, known = namespace(labels), (labels >= 0) & (labels < mask.shape[1])
+        xp = namespace(labels)
+        known = (labels >= 0) & (labels < mask.shape[1])
         rows = xp.arange(labels.shape[0])[:, None]
         return xp.where(known & ~mask[rows, xp.where(known, labels, 0)], IGNORED_LABEL, labels)
 
@@ -495,17 +494,18 @@ class Custom(Task):
     def __init__(
         self, function: Callable[[Tensor, Tensor], Tensor] | None = None, classes: bool = True
     ) -> None:
-        self.function, self.classes, self.numbers = function, classes, not classes
+        self.function = function
+        self.classes = classes
+        self.numbers = not classes
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         losses = None if self.function is None else self.function(outputs, labels)
         if losses is None or losses.shape != outputs.shape[:1]:
             expected = f"a callable that gives one loss per example, ({outputs.shape[0]},)"
-            got = (
-                "none, as in a trajectory from a file"
-                if losses is None
-                else f"shape {tuple(losses.shape)}"
-            )
+            if losses is None:
+                got = "none, as in a trajectory from a file"
+            else:
+                got = f"shape {tuple(losses.shape)}"
             remedy = "Do not reduce over the batch: use reduction='none' and average what belongs to one example."
             raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
         return losses

@@ -46,7 +46,9 @@ from ponder.wrapper import PonderWrapper
 
 __all__ = ["ContractError", "check_backbone", "check_policy"]
 
-_ROWS, _LENGTH, _WIDTH = 12, 4, 8
+_ROWS = 12
+_LENGTH = 4
+_WIDTH = 8
 _TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4}
 _COMPARISONS = ("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal")
 
@@ -278,11 +280,9 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
     case = _Case(model, inputs, context)
     with _private_randomness(), evaluating(model):
         before = copy.deepcopy((inputs, context))
-        whole, full, again = (
-            case.unroll(),
-            case.run(LastStep()).outputs,
-            case.run(LastStep()).outputs,
-        )
+        whole = case.unroll()
+        full = case.run(LastStep()).outputs
+        again = case.run(LastStep()).outputs
         _require(
             alike((inputs, context), before),
             "inputs were written in place; write hidden + update, not hidden +=",
@@ -347,7 +347,8 @@ class _Case:
 
     def orders(self) -> list[_InTurn]:
         """Return policies under which rows exit at all steps, the last row first, and the longest row first."""
-        turns, padding = torch.arange(len(self)), self.model.padding
+        turns = torch.arange(len(self))
+        padding = self.model.padding
         orders = [1 + turns % self.model.num_steps, 1 + turns.flip(0)]
         real = None if padding is None else padding.positions(self.context)
         if real is not None:
@@ -389,14 +390,16 @@ def _check_company(case: _Case, whole: Trajectory) -> None:
 def _check_exits(case: _Case, policy: ExitPolicy, remedy: str) -> None:
     """Compare running a model, and a stream of its rows, with replaying its full-depth run."""
     whole = case.unroll("features" in policy.needs)
-    expected, ran = _replayed(whole, policy), case.run(policy)
+    expected = _replayed(whole, policy)
+    ran = case.run(policy)
     _require(
         torch.equal(ran.exit_step, expected.exit_step) and _close(ran.outputs, expected.outputs),
         f"exits are {ran.exit_step.tolist()} by running and {expected.exit_step.tolist()} by replay, "
         f"of outputs {_apart(ran.outputs, expected.outputs)} apart; {remedy}",
     )
     for row, answer in enumerate([] if _draws(policy, whole) else case.stream(policy)):
-        step, own = int(expected.exit_step[row]), expected.outputs[row]
+        step = int(expected.exit_step[row])
+        own = expected.outputs[row]
         own = own[: len(answer.outputs[0])] if case.model.padding is not None and own.dim() else own
         _require(
             answer.exit_step == step and _close(answer.outputs[0], own),
@@ -415,11 +418,9 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _apart(one: Tensor, other: Tensor) -> str:
-    return (
-        f"{float((one - other).abs().max()):.3g}"
-        if one.shape == other.shape
-        else f"{one.shape}, {other.shape}"
-    )
+    if one.shape == other.shape:
+        return f"{float((one - other).abs().max()):.3g}"
+    return f"{one.shape}, {other.shape}"
 
 
 @contextmanager

@@ -88,11 +88,10 @@ class Trajectory(Record):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; a task of one's own is named by the one it derives from."""
         kinds = (kind.__dict__.get("name") for kind in type(self.meaning).__mro__)
-        task = (
-            None
-            if self.task is None
-            else next((name for name in kinds if name in get_args(TaskName)), Custom.name)
-        )
+        if self.task is None:
+            task = None
+        else:
+            task = next((name for name in kinds if name in get_args(TaskName)), Custom.name)
         said = {
             "task": task,
             "weights": self.weights,
@@ -127,11 +126,9 @@ def _length(trajectory: Trajectory) -> int:
     """Return the number of positions of the outputs, or of the features where outputs have none; 0 without any."""
     if trajectory.meaning.per_position:
         return int(trajectory.outputs.shape[2])
-    return (
-        0
-        if trajectory.features is None or trajectory.features.dim() < 4
-        else int(trajectory.features.shape[2])
-    )
+    if trajectory.features is None or trajectory.features.dim() < 4:
+        return 0
+    return int(trajectory.features.shape[2])
 
 
 def _with_mask(trajectory: Trajectory, length: int) -> Trajectory:

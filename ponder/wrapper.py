@@ -1,10 +1,9 @@
-"""`PonderWrapper`: any encoder, given as stem, steps, readout and head, that learns when to stop."""
+"""`PonderWrapper`: an encoder of stem, steps, readout and head that learns when to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +18,13 @@ from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference import record
 from ponder.model.batch import ArgumentNames
+from ponder.model.context_names import check_context_names
 from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import ModelSource, call_stem, unroll
-from ponder.model.steps import Step, Steps, as_module, parameters_of
+from ponder.model.steps import Step, Steps, as_module
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -37,7 +37,6 @@ from ponder.trajectory import Trajectory
 __all__ = ["PonderOutput", "PonderWrapper"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-_ARGUMENTS = ("labels", "policy", "row_ids", "policy_context", "num_steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +44,11 @@ class PonderOutput(Answers):
     """The output of a call of a `PonderWrapper`.
 
     Args:
-        outputs: Outputs of the last step in training, else of each row's exit, `(batch, …)`.
+        outputs: In training the outputs of the last step, in evaluation those of each row at its
+            exit, `(batch, …)`.
         exit_step: The step of `outputs`, `(batch,)` long, 1-based.
-        loss: Scalar, where labels were given: in training the objective's, else the task's at the
-            exits.
+        loss: Scalar; None without labels. In training it is the objective's loss, in evaluation the
+            task's loss at the exits.
         trajectory: Every step, in training; None in evaluation.
 
     Example:
@@ -73,33 +73,35 @@ class PonderWrapper(nn.Module):
             dict of tensors, batch first.
         num_steps: N; required for one shared step.
         head: Features to outputs; `ponder.PerStep` for one head a step.
-        lambda_head: Features to hazard logits. A `ponder.LambdaHead` reads the mean over the
-            positions that are no padding, where features have positions; another module reads them
-            as they are. None for no hazard.
-        prior: Prior of the halting step; `Geometric(0.1)`, scaled from 12 steps to N, where there
-            is a Lambda head and none is given.
-        objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without, where
-            None.
-        policy: The exit policy; `Quantile(0.5)` with a Lambda head, `LastStep()` without, where
-            None.
-        stem: Inputs to hidden state, or to (hidden, context): called with the inputs and the
-            context of the call. A pair whose second item is a dict is read as the latter. The
-            identity where None.
-        readout: Hidden state to features; the identity for 2-D states where None.
+        lambda_head: Features to hazard logits; None if there are no hazards. If features have
+            positions, a `ponder.LambdaHead` reads their mean without padding; any other module
+            reads them unchanged.
+        prior: Prior of the halting step. By default `Geometric(0.1)`, scaled from 12 steps to N, if
+            there is a Lambda head.
+        objective: The training loss. By default `Ponder(0.5)` with a Lambda head and `FinalStep()`
+            without one.
+        policy: The exit policy. By default `Quantile(0.5)` with a Lambda head and `LastStep()`
+            without one.
+        stem: Inputs to hidden state, or to a pair (hidden, context) whose second item is a dict. It
+            is called with the inputs and the context of the call. None is the identity.
+        readout: Hidden state to features. None is the identity, for 2-D states.
         task: The meaning of outputs and labels: ``"classification"``, ``"regression"``,
             ``"multilabel"``, ``"token_classification"``, ``"span"``, or a callable (outputs,
-            labels) → losses `(batch,)`. Where None, integer labels are classes and others numbers.
-        padding: Where lengths lie in the model's tensors; None where rows have no length, only one,
-            or features with positions.
+            labels) → losses `(batch,)`. If None, integer labels are classes, and other labels are
+            numbers.
+        padding: Where lengths lie in the model's tensors; None if rows have no length, or if all
+            have the same.
         checkpoint_steps: In training, keep only the hidden states between steps for the backward
-            pass and compute the rest again, with the same dropout: less memory, one more forward
-            pass. Steps that keep statistics (BatchNorm) update them twice.
+            pass and compute the rest again, with the same dropout. It saves memory and costs one
+            more forward pass. Steps with statistics (BatchNorm) update them twice.
 
     Raises:
-        ArgumentError: The parts do not fit one another; every message says what to change.
+        ArgumentError: The parts do not fit together; the message says what to change.
 
     Example:
-        >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), lambda_head=LambdaHead(8))
+        >>> model = PonderWrapper(
+        ...     nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), lambda_head=LambdaHead(8)
+        ... )
         >>> model.eval()(torch.randn(5, 8)).exit_step.shape
         torch.Size([5])
     """
@@ -108,22 +110,11 @@ class PonderWrapper(nn.Module):
         __call__: Callable[..., PonderOutput]  # which nn.Module types as Any
 
     progress: Progress | None = None
-    """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
+    """Progress of training, for objectives that depend on it; set by the trainer, never saved."""
     main_input_name: str | None = None
-    """Name of the inputs in a batch that is a dict; None where the first entry is taken."""
-    policy: ExitPolicy
-    """The exit policy of calls that name none; assigning one checks it against the model."""
-    prior: Prior | None
-    """The prior of the halting step; the weights of a learned one are the model's."""
-    stages: tuple[Stage, ...]
-    """The stages of training, one or those of a recipe, which `ponder.fit` runs; assigning them checks each."""
+    """Name of the inputs in a batch that is a dict; None takes the first entry."""
     task: Task | None
-    """The meaning of outputs and labels; None where labels show it."""
-    teacher: Callable[..., Any] | None = None
-    """The frozen teacher of objectives that distil: a model, or a function (inputs, **context) → outputs as ours.
-
-    It is neither trained nor saved. A `PonderWrapper` answers at full depth.
-    """
+    """The meaning of outputs and labels; None if the labels show it."""
 
     def __init__(
         self,
@@ -147,24 +138,30 @@ class PonderWrapper(nn.Module):
         """N, the number of steps at full depth."""
         self.head = as_module("head", head)
         if isinstance(head, PerStep):
-            check_int(
-                "the number of heads",
-                len(head),
-                self.num_steps,
-                self.num_steps,
-                remedy="Pass one head a step.",
-            )
+            count = self.num_steps
+            remedy = "Pass one head a step."
+            check_int("the number of heads", len(head), count, count, remedy=remedy)
         self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
         self.stem = None if stem is None else as_module("stem", stem)
-        self.readout = (
-            readout if isinstance(readout, ReadoutCall) else ReadoutCall(readout, padding)
-        )
-        self.padding, self.checkpoint_steps = padding, checkpoint_steps
-        self.task, self._context_names = as_task(task), frozenset[str]()
+        if isinstance(readout, ReadoutCall):
+            self.readout = readout
+        else:
+            self.readout = ReadoutCall(readout, padding)
+        self.padding = padding
+        self.checkpoint_steps = checkpoint_steps
+        self.task = as_task(task)
+        self._context_names = frozenset[str]()
+        self._teacher: Callable[..., Any] | None = None
         halts = self.lambda_head is not None
-        self.policy = policy if policy is not None else (Quantile(0.5) if halts else LastStep())
-        self.prior = prior or (Geometric(0.1).rescaled(12, self.num_steps) if halts else None)
-        self.objective = objective or (Ponder(0.5) if halts else FinalStep())
+        if policy is None:
+            policy = Quantile(0.5) if halts else LastStep()
+        if objective is None:
+            objective = Ponder(0.5) if halts else FinalStep()
+        if prior is None and halts:
+            prior = Geometric(0.1).rescaled(12, self.num_steps)
+        self.policy = policy
+        self.prior = prior
+        self.objective = objective
 
     @classmethod
     def from_recipe(
@@ -182,38 +179,39 @@ class PonderWrapper(nn.Module):
         head_dropout: float = 0.1,
         layers: str | None = None,
     ) -> Self:
-        """Build a model from an encoder and a recipe, scaled to its steps, with new heads for `num_outputs` outputs.
+        """Build a model with new heads from an encoder and a recipe, which is scaled to its steps.
 
         Args:
             module_or_steps: A module with a list of layers, which is captured (`ponder.capture`),
-                its stem, masks and final norm included; a list of steps; or one shared step, with
-                `num_steps`. Its weights are used.
-            recipe: A recipe or its name; its stages of training are kept as `stages`, which
-                `ponder.fit` runs.
-            num_outputs: Classes, labels or numbers; 1 is regression where no task is named.
-            example: The call of the encoder, for two rows or more: a tensor, or a dict of arguments
-                by name, of which the first that holds a tensor is the `inputs` of the model, and
-                the others are its context.
+                with its stem, masks and final norm; a list of steps; or one shared step, with
+                `num_steps`. Its weights are used, not copied.
+            recipe: A recipe or its name. Its stages of training become `stages`, which `ponder.fit`
+                runs.
+            num_outputs: The number of classes, labels or values. Without a task, 1 is regression.
+            example: The arguments of a call of the encoder, for two or more rows: a tensor, or a
+                dict of arguments by name. The first argument that holds a tensor is the `inputs` of
+                the model, the others are its context.
             num_steps: N, for one shared step.
-            task: The meaning of an answer; ``"classification"``, or ``"regression"`` for one
-                output, where None.
+            task: The meaning of an answer. By default ``"classification"``, or ``"regression"`` for
+                one output.
             stem: Inputs to h_0, for steps that do not read the inputs themselves.
-            readout: Hidden state, or what a captured module makes of it, to features:
-                `ponder.readouts.first_token`, say. Where None, the mean over the positions that are
-                no padding, if there are positions.
+            readout: Hidden state, or the output that a captured module computes from it, to
+                features: `ponder.readouts.first_token`, say. By default the mean over the positions
+                that are not padding, if there are positions.
             policy: An exit policy instead of the recipe's.
             head_dropout: Dropout in front of the head.
-            layers: The name of the list of layers (``"encoder.layer"``), where the largest is not
-                meant.
+            layers: The name of the list of layers (``"encoder.layer"``); None takes the largest.
 
         Raises:
-            ArgumentError: The encoder cannot be read or run, or is a classifier with a head of its
-                own.
+            ArgumentError: The encoder cannot be read or run, or is a classifier that has a head.
 
         Example:
             >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
             >>> encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
-            >>> model = PonderWrapper.from_recipe(encoder, "palbert", num_outputs=3, example=torch.randn(2, 5, 8))
+            >>> example = torch.randn(2, 5, 8)
+            >>> model = PonderWrapper.from_recipe(
+            ...     encoder, "palbert", num_outputs=3, example=example
+            ... )
             >>> model.num_steps, model.eval()(torch.randn(4, 5, 8)).outputs.shape
             (3, torch.Size([4, 3]))
         """
@@ -222,21 +220,26 @@ class PonderWrapper(nn.Module):
             "regression" if num_outputs == 1 else "classification"
         )
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        parts, main_input, features = read_encoder(
+        encoder = read_encoder(
             module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
         )
-        count = parts["steps"].num_steps
+        features = encoder.features
+        count = encoder.steps.num_steps
         scaled = chosen.for_steps(count).for_task(meaning)
         head, lambda_head = make_heads(scaled, features.shape[-1], num_outputs, count, head_dropout)
         model = cls(
-            **parts,
+            steps=encoder.steps,
+            stem=encoder.stem,
+            readout=encoder.readout,
+            padding=encoder.padding,
             head=head.to(features),
             lambda_head=None if lambda_head is None else lambda_head.to(features),
             prior=scaled.prior,
             policy=scaled.policy if policy is None else policy,
             task=meaning,
         )
-        model.stages, model.main_input_name = scaled.stages, main_input
+        model.stages = scaled.stages
+        model.main_input_name = encoder.main_input
         return model
 
     def forward(
@@ -250,22 +253,24 @@ class PonderWrapper(nn.Module):
         num_steps: int | None = None,
         **context: Any,
     ) -> PonderOutput:
-        """Train mode: every step, and the objective's loss. Eval mode: each row to its exit.
+        """Run every step in train mode, and each row to its exit in eval mode.
 
         Args:
-            inputs: The argument of the stem; the hidden state h_0 if there is no stem. It may be
-                given by its own name too, as ``model(x=x, mask=mask)``.
+            inputs: The argument of the stem; without a stem, the hidden state h_0. It may be
+                passed by its name too, as ``model(x=x, mask=mask)``.
             more: Context by position, in the order of `argument_names`.
             labels: Labels, batch first, for the loss.
-            policy: An exit policy instead of the model's own, for this call (eval mode).
-            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling; the position
-                where None.
-            policy_context: Values that only policies read of each row (a budget, say), by name,
+            policy: An exit policy instead of the model's, for this call (eval mode).
+            row_ids: Identity of each row, `(batch,)` integers, for seeded sampling. By default the
+                positions of the rows.
+            policy_context: Values of each row that only policies read (a budget, say), by name,
                 `(batch, …)` each.
-            num_steps: Number of steps, where one shared step can run for longer (or shorter) than
-                it was trained.
+            num_steps: Number of steps; one shared step may run for more or fewer than in training.
             context: Passed to the stem and to every step. Tensors are per example, batch first,
                 unless wrapped in `ponder.Shared`.
+
+        Raises:
+            ArgumentError: An argument does not fit the model, or a policy is given in train mode.
         """
         if inputs is None or more:
             inputs, context = self._by_name(inputs, more, context)
@@ -283,8 +288,8 @@ class PonderWrapper(nn.Module):
             last = torch.full_like(trajectory.row_ids, depth.total)
             return PonderOutput(trajectory.outputs[:, -1], last, loss=loss, trajectory=trajectory)
         policy = self.checked(policy, num_steps)
-        source, batch = self.start(inputs, policy.needs, num_steps, **call)
-        exits = run(source, policy, batch)
+        start = self.start(inputs, policy.needs, num_steps, **call)
+        exits = run(start.source, policy, start.batch)
         loss = None
         if labels is not None:
             task = self.task or infer_task(exits.outputs, labels)
@@ -303,29 +308,35 @@ class PonderWrapper(nn.Module):
         policy_context: Mapping[str, Tensor] | None = None,
         **context: Any,
     ) -> Start[ModelSource]:
-        """Check a call, run the stem, and return the rows before their first step; arguments as for a call.
+        """Check a call, run the stem, and return the rows before their first step.
 
-        `needs` says what will be asked for, as of a policy: features may have positions where
-        outputs have none.
+        Arguments as for a call; `needs` names what will be read, as the needs of a policy do.
         """
         if not context.keys() <= self._context_names:
-            self._check_names(context)
-        hidden, step_context, size = call_stem(self.stem, inputs, context)
+            check_context_names(context.keys(), self.stem, list(self.steps.fns))
+            self._context_names |= context.keys()  # checked once
+        stem = call_stem(self.stem, inputs, context)
         if policy_context is not None:
-            check_rows("policy_context", policy_context, size)
-        task, padding, mask = self.task or task_named(None), self.padding, None
-        if task.per_position or ("features" in needs and padding is None):
-            mask = (padding or Padding()).positions(
-                context, inputs, step_context, width=width_of(hidden)
-            )
-        uses_hazard = "hazard" in needs
+            check_rows("policy_context", policy_context, stem.rows)
+        task = self.task or task_named(None)
+        mask = None
+        # Features may have positions although outputs have none.
+        if task.per_position or ("features" in needs and self.padding is None):
+            padding = self.padding or Padding()
+            width = width_of(stem.hidden)
+            mask = padding.positions(context, inputs, stem.context, width=width)
         source = ModelSource(
-            self, hidden, step_context, uses_hazard, mask=mask, policy_context=policy_context or {}
+            self,
+            stem.hidden,
+            stem.context,
+            use_hazard="hazard" in needs,
+            mask=mask,
+            policy_context=policy_context or {},
         )
         if row_ids is None:
-            row_ids = torch.arange(size, device=source.device)
+            row_ids = torch.arange(stem.rows, device=source.device)
         else:
-            check_rows("row_ids", row_ids, size)
+            check_rows("row_ids", row_ids, stem.rows)
             row_ids = row_ids.to(source.device, torch.long)
         return Start(source, PolicyBatch(row_ids, num_steps or self.num_steps, task))
 
@@ -337,14 +348,17 @@ class PonderWrapper(nn.Module):
         keep_features: bool = False,
         **call: Any,
     ) -> Trajectory:
-        """Run all steps for all rows and record them; arguments as for a call, but no policy.
+        """Run all steps for all rows and record them; arguments as for a call, without a policy.
 
         With `keep_features` the features are recorded too, for policies that read them.
         """
         if inputs is None or more:
             inputs, call = self._by_name(inputs, more, call)
-        needs = {"hazard"} if self.lambda_head is not None else set[str]()
-        needs |= {"features"} if keep_features else set()
+        needs: set[str] = set()
+        if self.lambda_head is not None:
+            needs.add("hazard")
+        if keep_features:
+            needs.add("features")
         return self._unroll(inputs, needs, Depth(0, self.depth(num_steps)), **call)
 
     def record(self, dataset: Any, **options: Any) -> Trajectory:
@@ -352,28 +366,89 @@ class PonderWrapper(nn.Module):
         return record(self, dataset, **options)
 
     @property
+    def policy(self) -> ExitPolicy:
+        """The exit policy of calls that name no other; one that is assigned is checked first."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy) -> None:
+        self._policy = self.checked(policy)
+
+    @property
+    def prior(self) -> Prior | None:
+        """The prior of the halting step; the weights of a learned one are the model's."""
+        return self._prior
+
+    @prior.setter
+    def prior(self, prior: Prior | None) -> None:
+        self.prior_weights = None if prior is None else prior.module
+        self._prior = prior
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training, which `ponder.fit` runs; each is checked if they are assigned."""
+        return self._stages
+
+    @stages.setter
+    def stages(self, stages: tuple[Stage, ...]) -> None:
+        for stage in stages:
+            has_prior = self.prior is not None
+            stage.objective.check(has_hazard=self.lambda_head is not None, has_prior=has_prior)
+            stage.objective.depth(self.num_steps)  # raises if it reads a step that does not exist
+        self._stages = stages
+
+    @property
     def objective(self) -> Objective:
-        """The training loss, that of the first stage; assigning one makes it that of the only stage."""
+        """The training loss of the first stage; one that is assigned becomes the only stage."""
         return self.stages[0].objective
 
     @objective.setter
     def objective(self, objective: Objective) -> None:
+        check_type("objective", objective, Objective)
         self.stages = (Stage(objective),)
 
     @property
+    def teacher(self) -> Callable[..., Any] | None:
+        """The teacher of objectives that distil: a model, or (inputs, **context) → outputs.
+
+        It is neither trained nor saved. A `PonderWrapper` teaches with its answers at full depth.
+        """
+        return self._teacher
+
+    @teacher.setter
+    def teacher(self, teacher: Callable[..., Any] | None) -> None:
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+        self.__dict__["_teacher"] = teacher  # PyTorch would make a module a part of this one
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign to the properties of this class by their setters, and to others as PyTorch does.
+
+        PyTorch would take a module that is assigned to a property (a teacher, or a loss in the
+        place of an objective) for a part of the model.
+        """
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
     def argument_names(self) -> ArgumentNames:
-        """The names of the inputs and of the context, in the order in which a call and a batch take them."""
+        """The names of the inputs and of the context, in the order of a call and of a batch."""
         return ArgumentNames.of(self.stem, self.steps, self.main_input_name)
 
     @property
     def spec(self) -> ModelSpec:
-        """The facts of the model that policies look at."""
-        return ModelSpec(
-            self.num_steps, self.task or task_named(None), self.lambda_head is not None
-        )
+        """The facts of the model that a policy is checked against."""
+        task = self.task or task_named(None)
+        return ModelSpec(self.num_steps, task, self.lambda_head is not None)
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
-        """Return `policy`, or the model's own where None; raise where it cannot serve the model, or so many steps."""
+        """Return a policy, by default the model's, that can serve the model with this many steps.
+
+        Raises:
+            ArgumentError: The policy needs what the model does not give.
+        """
         if policy is None and num_steps is None:
             return self.policy
         chosen = self.policy if policy is None else policy
@@ -382,66 +457,47 @@ class PonderWrapper(nn.Module):
         return chosen
 
     def depth(self, num_steps: int | None) -> int:
-        """Return the number of steps of a call: N, or another that shared steps and a shared head can run."""
+        """Return the number of steps of a call: N, or any number of a shared step and head."""
         if num_steps is None or num_steps == self.num_steps:
             return self.num_steps
         check_int("num_steps", num_steps)
         if not self.steps.shared or isinstance(self.head, PerStep):
-            expected = (
-                f"{self.num_steps}, or None: each step, or each head, has its place in the stack"
+            raise ArgumentError(
+                "num_steps",
+                expected=f"{self.num_steps}, or None: each step or head has its place in the stack",
+                got=num_steps,
+                remedy="One shared step with one head can run for longer; a stack ends earlier "
+                "with policies.FixedStep(3).",
             )
-            remedy = "One shared step with one head can run for longer; a stack ends earlier by policies.FixedStep(3)."
-            raise ArgumentError("num_steps", expected=expected, got=num_steps, remedy=remedy)
         return num_steps
 
     def weights_digest(self) -> str | None:
-        """Return the SHA-256 of the weights that answers and exits come from, whatever the device."""
+        """Return the SHA-256 of the weights that answers and exits come from, on any device."""
         return digest_of_weights([self.stem, self.steps, self.readout, self.head, self.lambda_head])
 
     def train(self, mode: bool = True) -> Self:
-        """Switch modes as PyTorch does, but leave parts whose every parameter is frozen in evaluation mode.
+        """Switch modes as PyTorch does, but keep parts that are frozen in evaluation mode.
 
-        Parts are the stem, steps, readout and heads; one of the encoder without parameters is as
-        the encoder is.
+        Parts are the stem, the steps, the readout and the heads. Parts of the encoder that have no
+        parameters follow the encoder as a whole.
         """
         super().train(mode)
+        if not mode:
+            return self
         encoder = nn.ModuleList(
             part for part in (self.stem, *self.steps.fns, self.readout) if part is not None
         )
-        heads = self.head.heads if isinstance(self.head, PerStep) else [self.head]
-        for part in (encoder, *encoder, *heads, self.lambda_head) if mode else ():
-            if part is not None and {weight.requires_grad for weight in part.parameters()} == {
-                False
-            }:
+        heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
+        if self.lambda_head is not None:
+            heads.append(self.lambda_head)
+        for part in (encoder, *encoder, *heads):
+            if {weight.requires_grad for weight in part.parameters()} == {False}:
                 part.eval()
         return self
 
     def extra_repr(self) -> str:
-        """Return policy, prior and objective, which no submodule shows."""
+        """Return the policy, the prior and the objective, which no submodule shows."""
         return f"policy={self.policy!r},\nprior={self.prior!r},\nobjective={self.objective!r}"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assign as PyTorch does; check policy and stages, own the weights of a prior, and none of a teacher's."""
-        if name == "teacher":
-            self.__dict__[name] = value.eval() if isinstance(value, nn.Module) else value
-            return
-        if name == "policy":
-            value = self.checked(value)
-        elif name == "objective":
-            check_type(
-                "objective", value, Objective
-            )  # or PyTorch would take a loss for a part of the model
-        elif name == "prior":
-            self.prior_weights = None if value is None else value.module
-        elif name == "stages":
-            for stage in value:
-                stage.objective.check(
-                    has_hazard=self.lambda_head is not None, has_prior=self.prior is not None
-                )
-                stage.objective.depth(
-                    self.num_steps
-                )  # which raises where it reads a step that is not there
-        super().__setattr__(name, value)
 
     def _unroll(
         self,
@@ -456,12 +512,15 @@ class PonderWrapper(nn.Module):
         source, batch = self.start(inputs, needs, **call)
         if self.checkpoint_steps and torch.is_grad_enabled():
             source.run_step = partial(checkpoint, self.steps, use_reentrant=False)
-        record: dict[str, Any] = unroll(source, depth, keep_features="features" in needs)
+        record = unroll(source, depth, keep_features="features" in needs)
         if labels is not None:
-            last = record["outputs"][:, -1]
-            labels = (self.task or infer_task(last, labels)).check(last, labels)
+            last = record.outputs[:, -1]
+            task = self.task or infer_task(last, labels)
+            labels = task.check(last, labels)
         return Trajectory(
-            **record,
+            outputs=record.outputs,
+            hazard_logits=record.hazard_logits,
+            features=record.features,
             row_ids=batch.row_ids,
             labels=labels,
             task=self.task,
@@ -474,11 +533,17 @@ class PonderWrapper(nn.Module):
         self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]
     ) -> Tensor:
         """Return the objective's loss of a batch with labels, a scalar."""
-        outputs, hazards, prior = trajectory.outputs, trajectory.hazard_logits, None
-        labels, task = torch.as_tensor(trajectory.labels), self.task or trajectory.meaning
+        outputs = trajectory.outputs
+        hazards = trajectory.hazard_logits
+        labels = torch.as_tensor(trajectory.labels)
+        task = self.task or trajectory.meaning
+        prior = None
         if self.prior is not None and "prior" in objective.needs:
             dtype = outputs.dtype if hazards is None else hazards.dtype
             prior = self.prior(outputs.shape[1], dtype=dtype, device=outputs.device)
+        taught = None
+        if "teacher" in objective.needs:
+            taught = self._teach(inputs, context)
         unrolled = Unrolled(
             outputs,
             task.step_losses(outputs, labels),
@@ -488,22 +553,26 @@ class PonderWrapper(nn.Module):
             labels=labels,
             features=trajectory.features,
             progress=self.progress,
-            teacher_outputs=self._taught(inputs, context) if "teacher" in objective.needs else None,
+            teacher_outputs=taught,
             mask=trajectory.mask,
         )
         return task.mean_loss(objective.per_example(unrolled), labels)
 
     @torch.no_grad()
-    def _taught(self, inputs: Tree, context: Mapping[str, Any]) -> Any:
+    def _teach(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
         """Return the teacher's outputs for a batch, `(batch, …)`; None without a teacher."""
+        if self.teacher is None:
+            return None
         if isinstance(self.teacher, PonderWrapper):
-            return self.teacher(inputs, policy=LastStep(), **context).outputs
-        return None if self.teacher is None else self.teacher(inputs, **unwrap(context))
+            outputs = self.teacher(inputs, policy=LastStep(), **context).outputs
+        else:
+            outputs = self.teacher(inputs, **unwrap(context))
+        return torch.as_tensor(outputs)
 
     def _by_name(
         self, inputs: Tree, more: Sequence[Any], context: dict[str, Any]
     ) -> tuple[Tree, dict[str, Any]]:
-        """Return the inputs, and context that was given by position beside that by name."""
+        """Return the inputs, and the context by name with that by position."""
         names = self.argument_names
         context = {**names.by_name(more), **context}
         if inputs is None:
@@ -516,34 +585,6 @@ class PonderWrapper(nn.Module):
                 remedy="Pass model(x), or the model's own arguments by name.",
             )
         return inputs, context
-
-    def _check_names(self, context: Mapping[str, Any]) -> None:
-        """Refuse names that nothing reads, and such as are misspelt, where a stem or step takes any keyword."""
-        named: set[str] = set(
-            getattr(self.stem, "argument_names", ())
-        )  # a captured module takes no others
-        parts = [] if named else [part for part in (self.stem, *self.steps.fns) if part is not None]
-        parameters = [parameter for part in parts for parameter in parameters_of(part).values()]
-        named |= {parameter.name for parameter in parameters}
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        for name in context.keys() - named:
-            close = get_close_matches(
-                name, _ARGUMENTS if takes_any else (*_ARGUMENTS, *named), n=1, cutoff=0.75
-            )
-            if close or not takes_any:
-                expected = "an argument of the call, or a name that the stem or a step takes"
-                remedy = (
-                    f"Did you mean {close[0]!r}?"
-                    if close
-                    else "Leave it out: nothing would read it."
-                )
-                raise ArgumentError(
-                    name,
-                    expected=expected,
-                    got=f"{name!r}, which none of them names",
-                    remedy=remedy,
-                )
-        self._context_names |= context.keys()  # looked at once
 
 
 torch.export.register_dataclass(PonderOutput)

@@ -49,6 +49,9 @@ ROOMS: dict[
     "calibration/": "ground/test_trajectory.py calibration matrices/test_promises.py",
     "inference/": "inference matrices/test_streams.py",
     "model/capture": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",
+    "model/proving": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",
+    "model/readings": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",
+    "model/twins": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",
     "model/": "model/test_loop.py model/test_parts.py model/test_padding.py model/test_unroll.py model/test_wrapper.py "
     "model/test_from_recipe.py matrices/test_policies.py",
     "saving.py": "ground/test_saving.py",

@@ -143,10 +143,8 @@ class AdapterStem(nn.Module):
 
     def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder, self.adapter = (
-            whole,
-            adapter,
-        )  # the model that the encoder is a part of, or the encoder itself
+        self.encoder = whole
+        self.adapter = adapter  # the model that the encoder is a part of, or the encoder itself
 
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
         """See `Adapter.stem`."""
@@ -326,7 +324,8 @@ class CapturedAdapter(Adapter):
         example: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(encoder)
-        self.num_steps, self.example = num_steps or 0, example
+        self.num_steps = num_steps or 0
+        self.example = example
         self.parts: Captured | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._takes = frozenset(inspect.signature(encoder.forward).parameters)
@@ -337,7 +336,8 @@ class CapturedAdapter(Adapter):
 
     def learn(self) -> Captured:
         """Capture the encoder, with its weights."""
-        encoder, main = self.encoder, self.encoder.main_input_name
+        encoder = self.encoder
+        main = self.encoder.main_input_name
         if getattr(encoder.config, "attention_type", None) == "block_sparse":
             expected = "an encoder that a call does not change"
             got = "block-sparse attention, which a short text turns into full attention for good"
@@ -387,9 +387,10 @@ class CapturedAdapter(Adapter):
         mask = named.get("attention_mask")
         if mask is not None and mask.dim() == 2:
             states = states_of(hidden)
-            context["token_mask"] = (
-                mask if states.dim() != 3 else frames_mask(self.encoder, mask, states.shape[1])
-            )
+            if states.dim() != 3:
+                context["token_mask"] = mask
+            else:
+                context["token_mask"] = frames_mask(self.encoder, mask, states.shape[1])
         return hidden, context
 
     def steps(self) -> Steps:
@@ -414,7 +415,8 @@ class CapturedAdapter(Adapter):
         """See `Adapter.padding`."""
         if self.parts is None or self.parts.padding is None:
             return None
-        padding, of_text = self.parts.padding, self.encoder.main_input_name == "input_ids"
+        padding = self.parts.padding
+        of_text = self.encoder.main_input_name == "input_ids"
         length = self.shapes[padding.mask][1:]
         long = [name for name in self._given if self.shapes[name][1:2] == length]  # boxes, say
         own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids", *long), Along(fill=0))

@@ -13,7 +13,8 @@ from ponder.trajectory import Trajectory
 
 __all__ = ["evaluate", "model_card", "write_card"]
 
-_FILE, _TAG = "README.md", "ponder"
+_FILE = "README.md"
+_TAG = "ponder"
 
 
 def write_card(model: Any, folder: Path) -> None:
@@ -26,7 +27,9 @@ def write_card(model: Any, folder: Path) -> None:
 
 def model_card(model: Any, name: str) -> ModelCard:
     """Return the card of a model with exits, under a name."""
-    config, kind, policy = model.config, type(model), model.policy
+    config = model.config
+    kind = type(model)
+    policy = model.policy
     base = str(config.encoder.name_or_path or config.name_or_path or "")
     of_base = _data_of(Path(base) / _FILE) if base else ModelCardData()
     data = ModelCardData(
@@ -42,16 +45,14 @@ def model_card(model: Any, name: str) -> ModelCard:
         ]
         or None,
     )
-    promise = (
-        policy.statement
-        if isinstance(policy, Certified)
-        else "Nothing: its policy is not certified."
-    )
-    heads = (
-        "its own head, and early ones beside it"
-        if config.finetuned
-        else f"the heads of `{model.recipe.name}`"
-    )
+    if isinstance(policy, Certified):
+        promise = policy.statement
+    else:
+        promise = "Nothing: its policy is not certified."
+    if config.finetuned:
+        heads = "its own head, and early ones beside it"
+    else:
+        heads = f"the heads of `{model.recipe.name}`"
     text = f"""
 # {name}
 
@@ -74,7 +75,8 @@ def evaluate(
     trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None
 ) -> dict[str, Any]:
     """Return the score of a policy on labelled rows, beside full depth, as plain JSON."""
-    steps, table = trajectory.exit_steps(policy), trajectory.score_table(metric)
+    steps = trajectory.exit_steps(policy)
+    table = trajectory.score_table(metric)
 
     def score(at: Any) -> float:
         if table is None:

@@ -76,10 +76,16 @@ class PonderConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.encoder = _as_config(encoder)
-        self.architecture, self.finetuned = architecture, finetuned
-        self.recipe, self.readout, self.head_dropout = recipe or {}, readout, head_dropout
-        self.num_steps, self.feature_size, self.example = num_steps, feature_size, example
-        self.exits, self.evaluations = exits or {}, list(evaluations or [])
+        self.architecture = architecture
+        self.finetuned = finetuned
+        self.recipe = recipe or {}
+        self.readout = readout
+        self.head_dropout = head_dropout
+        self.num_steps = num_steps
+        self.feature_size = feature_size
+        self.example = example
+        self.exits = exits or {}
+        self.evaluations = list(evaluations or [])
         self.digests = digests or {}
         for name in _MIRRORED:
             setattr(self, name, getattr(self.encoder, name, None))

@@ -188,13 +188,15 @@ def as_before_if_refused(model: PonderPreTrainedModel) -> Iterator[None]:
     wrapper: Any = model.ponder
     early: list[Any] = list(getattr(wrapper.head, "heads", ()))[:-1]
     states = [deepcopy(head.state_dict()) for head in early]
-    policy, exits = model.policy, model.config.exits
+    policy = model.policy
+    exits = model.config.exits
     try:
         yield
     except BaseException:
         for head, state in zip(early, states, strict=True):
             head.load_state_dict(state)
-        model.policy, model.config.exits = policy, exits
+        model.policy = policy
+        model.config.exits = exits
         raise
 
 
@@ -249,11 +251,10 @@ def teach_heads(
     early: list[Any] = list(wrapper.head.heads)[:-1]
     for head in early:
         head.reset()
-    longest = (
-        max(np.size(row[model.main_input_name]) for row in given)
-        if wrapper.task.per_position
-        else 1
-    )
+    if wrapper.task.per_position:
+        longest = max(np.size(row[model.main_input_name]) for row in given)
+    else:
+        longest = 1
     features = early[0].labels + early[0].states * early[0].width
     most = _MEMORY // (4 * wrapper.num_steps * longest * features)
     learn = learn[: max(most, _FEWEST)]
@@ -275,7 +276,8 @@ def teach_heads(
         return replace(seen, content_ids=True)
 
     taught = record(learn, "learn", keep_features=True)
-    generator, done = torch.Generator().manual_seed(seed), counter(progress, "train", len(early))
+    generator = torch.Generator().manual_seed(seed)
+    done = counter(progress, "train", len(early))
     for step, head in enumerate(early):
         _train(head, step, taught, epochs, generator)
         done(1)
@@ -324,15 +326,20 @@ def _train(
     kept.
     """
     assert seen.features is not None
-    answers, task, weight = seen.outputs[:, -1].float(), seen.meaning, next(head.parameters())
+    answers = seen.outputs[:, -1].float()
+    task = seen.meaning
+    weight = next(head.parameters())
     there = torch.as_tensor(task.answered(answers, seen.mask))
-    features, target = seen.features[there, step].to(weight), answers[there].to(weight.device)
+    features = seen.features[there, step].to(weight)
+    target = answers[there].to(weight.device)
     features = features.clamp(
         min=torch.finfo(features.dtype).min
     )  # the gradient of a scale is NaN where it scales −∞
     mask = seen.mask[there].to(weight.device) if seen.mask is not None and task.per_token else None
-    order, count = torch.randperm(len(target), generator=generator), max(len(target) // 10, 1)
-    held, taught = order[:count], order[count:]
+    order = torch.randperm(len(target), generator=generator)
+    count = max(len(target) // 10, 1)
+    held = order[:count]
+    taught = order[count:]
 
     def loss(rows: Tensor) -> Tensor:
         own = None if mask is None else mask[rows]
@@ -340,7 +347,9 @@ def _train(
         return each.mean()
 
     optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
-    best, kept, since = math.inf, deepcopy(head.state_dict()), 0
+    best = math.inf
+    kept = deepcopy(head.state_dict())
+    since = 0
     for _ in range(epochs + 1):
         with torch.no_grad():
             now = float(loss(held))
@@ -349,7 +358,9 @@ def _train(
                 f"early head: a loss of {now}. Look for NaN in the weights of the model."
             )
         if now < best:
-            best, kept, since = now, deepcopy(head.state_dict()), 0
+            best = now
+            kept = deepcopy(head.state_dict())
+            since = 0
         elif (since := since + 1) == 4:
             break
         for batch in taught[torch.randperm(len(taught), generator=generator)].split(64):
@@ -376,13 +387,13 @@ def counter(
 
 def _report(found: RiskControl, sides: Sides) -> ExitReport:
     certifying = sides.certifying
-    steps, confidence, rows = (
-        certifying.exit_steps(found.policy),
-        found.policy.confidence or 0.0,
-        len(certifying),
-    )
+    steps = certifying.exit_steps(found.policy)
+    confidence = found.policy.confidence or 0.0
+    rows = len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
-    inside, threshold, level = found.policy.policy, found.policy.threshold_value, found.policy.level
+    inside = found.policy.policy
+    threshold = found.policy.threshold_value
+    level = found.policy.level
     plain, own = _accuracies(certifying, steps)
     change = "other answers than at full depth"
     promise = Promise(exits_rule(found.policy), change, level, confidence, rows, "input")

@@ -33,8 +33,10 @@ def source_of(model: Any) -> ExportSource:
         raise ArgumentError(
             "model", expected=expected, got=f"one that reads {model.main_input_name}", remedy=remedy
         )
-    encoder, config = model.encoder, model.encoder.config.get_text_config()
-    pad, longest = int(config.pad_token_id or 0), min(_LENGTHS[0], max_positions(encoder))
+    encoder = model.encoder
+    config = model.encoder.config.get_text_config()
+    pad = int(config.pad_token_id or 0)
+    longest = min(_LENGTHS[0], max_positions(encoder))
     lengths = torch.tensor(
         [max(1, length * longest // _LENGTHS[0]) for length in _LENGTHS], device=model.device
     )
@@ -43,9 +45,10 @@ def source_of(model: Any) -> ExportSource:
     untyped = (
         model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
     )
-    types = (
-        {} if untyped else _zero_types(encoder, ids, mask)
-    )  # a tokenizer without them gives pairs none either
+    if untyped:
+        types = {}
+    else:
+        types = _zero_types(encoder, ids, mask)  # a tokenizer without them gives pairs none either
     return ExportSource(
         model=model.ponder,
         inputs=ids,

@@ -60,7 +60,8 @@ def example_for(model: PreTrainedModel) -> dict[str, Any]:
     Raises:
         ArgumentError: It reads something else than text, images or audio.
     """
-    name, config = model.main_input_name, model.config
+    name = model.main_input_name
+    config = model.config
     make = _MAKERS.get(name) if isinstance(name, str) else None
     if make is None:
         expected = f"an encoder whose main input is one of {', '.join(_MAKERS)}"
@@ -113,7 +114,8 @@ def pack(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def unpack(packed: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Return an example from what `pack` gave, with drawn numbers where shapes alone were kept."""
-    generator, example = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    example = {}
     for name, kept in packed.items():
         if "shape" in kept:
             example[name] = torch.randn(kept["shape"], generator=generator)

@@ -35,7 +35,9 @@ class EarlyHead(nn.Module):
 
     def __init__(self, labels: int, width: int, states: int = 2) -> None:
         super().__init__()
-        self.labels, self.width, self.states = labels, width, states
+        self.labels = labels
+        self.width = width
+        self.states = states
         self.scale = nn.Parameter(torch.ones(()))
         self.linear = nn.Linear(states * width, labels)
         self.reset()
@@ -86,13 +88,15 @@ class FinetunedAdapter(CapturedAdapter):
         num_steps: int | None = None,
         example: Mapping[str, Any] | None = None,
     ) -> None:
-        self.selects, self.per_position = {"answer": select}, per_position
+        self.selects = {"answer": select}
+        self.per_position = per_position
         super().__init__(model, num_steps, example)
 
     def learn(self) -> Captured:
         """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
         parts = super().learn()
-        shape, last = self.shapes["hidden"], self.shapes["last"]
+        shape = self.shapes["hidden"]
+        last = self.shapes["last"]
         length = self.shapes[self.encoder.main_input_name][1:2]
         ragged = shape[-1:] != last[-1:] or (shape[-1:] == length != shape[1:2])
         if len(shape) != 3 or ragged or (self.per_position and shape[1:2] != length):
@@ -110,7 +114,8 @@ class FinetunedAdapter(CapturedAdapter):
 
     def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """The features of early heads, `(batch, …, labels + states · width)`."""
-        logits, states = self.output(name, hidden, context), states_of(hidden)
+        logits = self.output(name, hidden, context)
+        states = states_of(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
         mask = self._mask(states, context.get("token_mask"))

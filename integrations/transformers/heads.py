@@ -61,7 +61,9 @@ class PonderForTokenClassification(PonderPreTrainedModel):
 
     auto_class = AutoModelForTokenClassification
     pipeline_tag = "token-classification"
-    task_name, readouts, per_position = "token_classification", ("tokens",), True
+    task_name = "token_classification"
+    readouts = ("tokens",)
+    per_position = True
 
 
 class PonderForQuestionAnswering(PonderPreTrainedModel):
@@ -75,8 +77,11 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
     """
 
     auto_class = AutoModelForQuestionAnswering
-    pipeline_tag, heads_name = "question-answering", "qa_outputs"
-    task_name, readouts, per_position = "span", ("tokens",), True
+    pipeline_tag = "question-answering"
+    heads_name = "qa_outputs"
+    task_name = "span"
+    readouts = ("tokens",)
+    per_position = True
 
     @staticmethod
     def answer(output: Any) -> Tensor:

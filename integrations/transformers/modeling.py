@@ -1,15 +1,15 @@
 """`PonderPreTrainedModel`: a Hugging Face model that exits per example.
 
-A kind of answer (a class a text, a class a token, features, …) is a short subclass each, in
-`heads.py`.
+It holds one `PonderWrapper`, `model.ponder`, which runs; this file builds it (`from_encoder`,
+`from_finetuned`), reads and saves it as Transformers does, and names its inputs and outputs. Each
+kind of answer (one class a text, one class a token, features, …) is a short subclass in `heads.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel, initialization
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.generic import ModelOutput
 
@@ -39,6 +38,14 @@ from ponder.integrations.transformers.card import evaluate, model_card, write_ca
 from ponder.integrations.transformers.config import PonderConfig, changed_files
 from ponder.integrations.transformers.families import encoder_of, pack
 from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
+from ponder.integrations.transformers.loading import (
+    check_has_weights,
+    check_saveable,
+    load_whole,
+    new_encoder,
+    reading_from,
+)
+from ponder.integrations.transformers.named_heads import HeadsWrapper
 from ponder.model.heads import LambdaHead, PerStep, make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.objectives import Distillation, FinalStep
@@ -49,13 +56,7 @@ from ponder.running.loop import Answers
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = [
-    "HeadsWrapper",
-    "PonderModelOutput",
-    "PonderPreTrainedModel",
-    "load_whole",
-    "span_labels",
-]
+__all__ = ["PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -63,13 +64,14 @@ _PROBLEMS = {
     "multi_label_classification": "multilabel",
 }
 _REMEDIES = {
-    "inputs_embeds": "Pass input_ids. Prompt tuning and its kin put embeddings in their place: use LoRA, or another "
-    "method of peft that changes layers.",
+    "inputs_embeds": "Pass input_ids. Prompt tuning replaces them by embeddings: use LoRA, or "
+    "another method of peft that changes layers.",
     "past_key_values": "Leave it out: nothing is generated. Of peft's methods, use LoRA.",
-    "output_attentions": "Leave it out, and ask the plain encoder.",
-    "output_hidden_states": "Leave it out; model.unroll(…, keep_features=True) gives what heads read at every step.",
+    "output_attentions": "Leave it out, and call the plain encoder.",
+    "output_hidden_states": "Leave it out; model.unroll(…, keep_features=True) records the "
+    "features of every step.",
 }
-"""Arguments of other models of Transformers that a model with exits cannot honour."""
+"""Arguments of other Transformers models that a model with exits cannot honour, with remedies."""
 _EXITS = Recipe(
     name="exits",
     paper="this library: early heads that learn to answer as a frozen fine-tuned model does",
@@ -83,27 +85,23 @@ _VOCABULARIES = (
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 _ENCODER = "ponder.stem.encoder"  # the path of the encoder in the model
-_READING: ContextVar[tuple[str, bool | None, dict[str, Any]] | None] = ContextVar(
-    "_READING", default=None
-)
-"""What `from_pretrained` reads: the folder or name, whether its code is trusted, and arguments of the hub."""
 
 
 @dataclass
 class PonderModelOutput(ModelOutput):
-    """Output of a model with exits: in training of the last step, else of each row's exit.
+    """Output of a model with exits: of the last step in training, of each row's exit in evaluation.
 
     Args:
-        loss: Scalar, where labels were given.
+        loss: Scalar; None without labels.
         logits: Logits of a classifier, or numbers, `(batch, [length,] labels)`.
         start_logits: Logits of the first token of an answer, `(batch, length)`.
-        end_logits: Logits of its last token, likewise.
-        last_hidden_state: Tokens, `(batch, length, width)`, of an encoder that reads tokens.
-        pooler_output: Features, `(batch, width)`, of an encoder that reads anything else.
-        exit_step: The step of these, `(batch,)`, 1-based.
-        step_logits: All of it at every step in training, `(batch, steps, …)`.
-        hazard_logits: Hazard logits of every step in training, with a Lambda head, `(batch,
-            steps)`.
+        end_logits: Logits of the last token of an answer, `(batch, length)`.
+        last_hidden_state: Features of all tokens, `(batch, length, width)`.
+        pooler_output: Features of each row, `(batch, width)`.
+        exit_step: The step of these outputs, `(batch,)`, 1-based.
+        step_logits: The outputs of every step in training, `(batch, steps, …)`.
+        hazard_logits: Hazard logits of every step in training, `(batch, steps)`; None without a
+            Lambda head.
 
     Example:
         >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
@@ -123,20 +121,21 @@ class PonderModelOutput(ModelOutput):
 
 
 class PonderPreTrainedModel(PreTrainedModel):
-    """An encoder with the heads, prior, objective and policy of a recipe, or a fine-tuned model with exits.
+    """An encoder with the parts of a recipe, or a fine-tuned model with exits.
 
     Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses
-    differ in what they read (`readouts`), what their answers mean (`task_of`) and how these are
-    called (`named_outputs`).
+    differ in the features that heads read (`readouts`), in the meaning of answers (`task_of`) and
+    in their names (`named_outputs`).
 
     Args:
         config: The configuration; weights are random until they are loaded.
-        encoder: The encoder, or fine-tuned model, instead of a new one made from the configuration.
-        adapter: Its adapter, where it is known.
+        encoder: An encoder or fine-tuned model. By default a new one is made from the
+            configuration.
+        adapter: The adapter of the encoder. By default the one of its family.
 
     Attributes:
-        tokenizer: The tokenizer of `predict`, found beside the weights and saved with them; None
-            where there is none.
+        tokenizer: The tokenizer of `predict`, saved and loaded with the weights; None if there is
+            no tokenizer.
 
     Example:
         >>> model.policy, model.recipe.name, model.ponder.num_steps
@@ -162,9 +161,9 @@ class PonderPreTrainedModel(PreTrainedModel):
     pipeline_tag: ClassVar[str] = "feature-extraction"
     """The name of the task on the hub."""
     task_name: ClassVar[str | None] = None
-    """The name of the task; None where `problem_type` says so."""
+    """The name of the task; None if `problem_type` determines it."""
     per_position: ClassVar[bool] = False
-    """True for an answer at each position."""
+    """Whether there is an answer at each position."""
     auto_class: ClassVar[Any]
 
     def __init__(
@@ -173,25 +172,24 @@ class PonderPreTrainedModel(PreTrainedModel):
         encoder: PreTrainedModel | None = None,
         adapter: Adapter | None = None,
     ) -> None:
-        attention = (
-            config._attn_implementation
-        )  # as it was asked for; the base class puts its own choice there
+        attention = config._attn_implementation  # the base class overwrites what was requested
         super().__init__(config)
-        whole = encoder or _new_encoder(config, attention)
+        whole = encoder or new_encoder(config, attention)
         if encoder is not None:
             for module in encoder.modules():
-                module._is_hf_initialized = True  # type: ignore[assignment]  # else `post_init` draws weights anew
+                # Else `post_init` draws new weights.
+                module._is_hf_initialized = True  # type: ignore[assignment]
         self.ponder = self._wrapper(whole, adapter)
         self.main_input_name = whole.main_input_name
         self._tokenizer: Any = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
-        """The wrapper around an encoder, as the configuration says, with new heads."""
+        """Return the wrapper around an encoder, with new heads, as the configuration describes it."""
         config: Any = self.config
         adapter = adapter or self.adapt(whole, config)
         recipe = self.recipe
-        steps, read = adapter.steps(), config.readout
+        steps = adapter.steps()
         head, lambda_head = self.make_heads(recipe, steps.num_steps)
         wrapper = HeadsWrapper(
             steps,
@@ -201,23 +199,24 @@ class PonderPreTrainedModel(PreTrainedModel):
             prior=recipe.prior,
             policy=recipe.policy,
             stem=AdapterStem(adapter, whole),
-            readout=adapter.readout(read),
+            readout=adapter.readout(config.readout),
             task=self.task_of(config),
             padding=adapter.padding(),
         )
-        wrapper.stages, wrapper.main_input_name = recipe.stages, whole.main_input_name
+        wrapper.stages = recipe.stages
+        wrapper.main_input_name = whole.main_input_name
         if isinstance(adapter, FinetunedAdapter):
             whole.requires_grad_(False)
-        for (
-            part
-        ) in wrapper.children():  # the heads go where the encoder is; it stays as it was given
-            if part is not wrapper.stem and not any(weight.is_meta for weight in part.parameters()):
+        # The new parts take the device and the dtype of the encoder, which stays as it is.
+        for part in wrapper.children():
+            is_meta = any(weight.is_meta for weight in part.parameters())
+            if part is not wrapper.stem and not is_meta:
                 part.to(device=whole.device, dtype=whole.dtype)
         return wrapper
 
     @classmethod
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
-        """The adapter of an encoder, or of a fine-tuned model."""
+        """Return the adapter of an encoder, or of a fine-tuned model."""
         if config.finetuned:
             return FinetunedAdapter(
                 whole, cls.answer, cls.per_position, config.num_steps, config.example
@@ -225,7 +224,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return adapter_for(whole, config.num_steps, config.example)
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
-        """The head and the Lambda head: a recipe's, or early heads beside a fine-tuned model's own."""
+        """Return the head and the Lambda head of a recipe; for a fine-tuned model, early heads."""
         config = self.config
         labels = int(config.num_labels or 1)
         if config.finetuned:
@@ -235,7 +234,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw weights as Transformers does; a Lambda head still starts at its hazard, an early head at 0."""
+        """Draw weights as Transformers does; a Lambda head starts at its hazard, an early head at 0."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, LambdaHead):
             last: Any = module.layers[-1]
@@ -245,7 +244,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def task_of(cls, config: PonderConfig) -> Any:
-        """The task: the class's own, or what the configuration's `problem_type` says."""
+        """Return the task of the class, or else the one that `problem_type` names."""
         return cls.task_name or _PROBLEMS[config.problem_type or "single_label_classification"]
 
     @classmethod
@@ -266,28 +265,29 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Put a recipe's heads on a pretrained encoder.
 
         Args:
-            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied); of
-                an encoder-decoder, the encoder is used. A decoder is read as an encoder, best by
-                its last token.
-            recipe: A recipe or its name; its policy is that for the task, and what its paper tuned
-                is scaled to the encoder's steps. `PonderTrainer` trains the several stages that
-                some have, the default among them.
-            num_labels: Classes; 1 is regression. Where None as many as `id2label` names, or 2.
+            encoder: A hub name, a folder, or a bare encoder (its weights are used, not copied). Of
+                an encoder-decoder, the encoder is used. A decoder is read as an encoder; its last
+                token is then the best readout.
+            recipe: A recipe or its name. Its policy is chosen for the task, and the values that its
+                paper tuned are scaled to the encoder's steps. Some recipes, the default among them,
+                have several stages, which `PonderTrainer` runs.
+            num_labels: The number of classes; 1 is regression. By default the length of `id2label`,
+                or 2.
             readout: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or ``"tokens"``,
-                as far as the model has them (`readouts`); where None, the first of these that the
-                encoder has.
+                if the model has it (`readouts`). By default the first that the encoder has.
             policy: An exit policy instead of the recipe's.
-            example: What the encoder is called with, for two different rows or more, the longest
-                first, where it reads more than its configuration says; it is saved with the model.
-            problem_type: The problem, as in Transformers, for models that have several; taken from
-                `num_labels` where None.
+            example: The arguments of a call, for two or more different rows, the longest first, for
+                an encoder whose inputs cannot be made up from its configuration. It is saved with
+                the model.
+            problem_type: The problem, as in Transformers, for models that have several. By default
+                it follows from `num_labels`.
             id2label: Names of the classes.
             head_dropout: Dropout in front of the head.
-            loading: Arguments of `AutoModel.from_pretrained`: `dtype` (float32 where it is not
-                given), `device_map`, `trust_remote_code`, ….
+            loading: Arguments of `AutoModel.from_pretrained`: `dtype` (float32 by default),
+                `device_map`, `trust_remote_code`, ….
 
         Raises:
-            ArgumentError: An unknown recipe or readout, or an encoder that cannot be used.
+            ArgumentError: The recipe or readout is unknown, or the encoder cannot be used.
         """
         encoder = encoder_of(load_whole(AutoModel, encoder, loading))
         check_saveable(encoder)
@@ -307,14 +307,14 @@ class PonderPreTrainedModel(PreTrainedModel):
             head_dropout=head_dropout,
             **({"id2label": dict(id2label)} if id2label else {"num_labels": labels}),
         )
-        made = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        made = made.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
-        config.recipe = (
-            made if policy is None else dataclasses.replace(made, policy=policy)
-        ).to_dict()
+        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        scaled = chosen.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
+        if policy is not None:
+            scaled = dataclasses.replace(scaled, policy=policy)
+        config.recipe = scaled.to_dict()
         config.name_or_path = encoder.config.name_or_path
         model = cls(config, encoder, adapter)
-        model.train()  # the encoder too, which Transformers gives in evaluation mode
+        model.train()  # the encoder too, which Transformers loads in evaluation mode
         return model
 
     @classmethod
@@ -327,7 +327,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         problem: str | None,
         **fields: Any,
     ) -> PonderConfig:
-        """The configuration of a new model; where no problem is named, one label is regression."""
+        """Return the configuration of a new model; without a problem, one label is regression."""
         problem = problem or ("regression" if labels == 1 else "single_label_classification")
         return PonderConfig(
             encoder=whole.config,
@@ -347,34 +347,32 @@ class PonderPreTrainedModel(PreTrainedModel):
         example: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> Self:
-        """Keep a fine-tuned model, head and all, and put exits beside it; `fit_exits` fits them, from inputs alone.
+        """Add exits to a fine-tuned model, which keeps its head; `fit_exits` fits them from inputs alone.
 
-        At full depth the answers are those of the plain model, bit for bit; until exits are fitted
-        every row runs to the last step. The model is frozen, so training moves the early heads
-        alone, to answer as full depth does.
+        At full depth the answers are those of the plain model, bit for bit. Until exits are fitted
+        every row runs to the last step. The model is frozen: training changes only the early heads,
+        which learn to answer as full depth does.
 
         Args:
-            model: A fine-tuned model of Transformers, with the head that this class is for; a
-                folder or a hub name.
+            model: A fine-tuned model of Transformers with a head of this class's kind, a folder, or
+                a hub name.
             example: As for `from_encoder`.
             loading: As for `from_encoder`.
 
         Raises:
-            ArgumentError: It has no such head, or cannot be captured (says why).
-            CheckpointError: The folder holds no whole fine-tuned model.
+            ArgumentError: The model has no such head, or cannot be captured; the message says why.
+            CheckpointError: The folder lacks weights of a fine-tuned model.
         """
         whole = load_whole(cls.auto_class, model, loading)
         config = whole.config
         if type(whole).__name__.endswith("Model") or config.model_type == "ponder":
-            expected = "a fine-tuned model of Transformers, head included, without exits"
-            remedy = (
-                "A bare encoder is for from_encoder, and a model with exits for from_pretrained."
-            )
+            expected = "a fine-tuned model of Transformers with its head, and without exits"
+            remedy = "Use from_encoder for a bare encoder, from_pretrained for a model with exits."
             raise ArgumentError("model", expected=expected, got=type(whole).__name__, remedy=remedy)
         check_saveable(whole)
         packed = None if example is None else pack(example)
         adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
-        made = cls._config(
+        settings = cls._config(
             whole,
             adapter,
             "answer",
@@ -386,17 +384,17 @@ class PonderPreTrainedModel(PreTrainedModel):
             id2label=config.id2label,
             label2id=config.label2id,
         )
-        made.name_or_path = config.name_or_path
-        wrapped = cls(made, whole, adapter)
+        settings.name_or_path = config.name_or_path
+        wrapped = cls(settings, whole, adapter)
         wrapped.train(False)
         return wrapped
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load what `save_pretrained` wrote, as in Transformers.
+        """Load a saved model, as in Transformers.
 
-        An encoder with code of its own needs ``trust_remote_code=True``, which runs the files
-        beside the weights.
+        An encoder that brings code needs ``trust_remote_code=True``, which runs the files beside
+        the weights.
 
         Raises:
             CheckpointError: The folder holds weights of another class, or code that is not trusted.
@@ -404,34 +402,20 @@ class PonderPreTrainedModel(PreTrainedModel):
         names = ("cache_dir", "revision", "token", "local_files_only")
         hub: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
         source = str(pretrained_model_name_or_path)
-        source_known = _READING.set((source, kwargs.pop("trust_remote_code", None), hub))
+        trusts_code = kwargs.pop("trust_remote_code", None)
         with_info = kwargs.pop("output_loading_info", False)
         base: Any = super()
-        try:
-            with reading(source, "model with exits"):
-                model, info = base.from_pretrained(
-                    source, *args, **kwargs, output_loading_info=True
-                )
-        finally:
-            _READING.reset(source_known)
-        saved = (model.config.architectures or [cls.__name__])[0]
-        if (
-            saved != cls.__name__
-            and saved.startswith("PonderFor")
-            and cls.__name__.startswith("PonderFor")
-        ):
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path}: expected a model that {cls.__name__} saved; got one of {saved}, "
-                f"whose heads answer something else. Load it with {saved}.from_pretrained."
-            )
-        _refuse_missing(source, model, info["missing_keys"])
+        with reading_from(source, trusts_code, hub), reading(source, "model with exits"):
+            model, info = base.from_pretrained(source, *args, **kwargs, output_loading_info=True)
+        _check_class(source, (model.config.architectures or [cls.__name__])[0], cls.__name__)
+        check_has_weights(source, model, info["missing_keys"])
         model._learn()
         changed = partial(changed_files, source, subfolder=kwargs.get("subfolder", ""), **hub)
         model.policy = promise_about(model.ponder.weights_digest, model.policy, changed)
         return (model, info) if with_info else model
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Return the tied weights, those of the encoder included: the base class looks for them in children alone."""
+        """Return the tied weights with those of the encoder, which is deeper than the base class looks."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
         if not all_submodels:
             inner = self.encoder.all_tied_weights_keys
@@ -439,22 +423,23 @@ class PonderPreTrainedModel(PreTrainedModel):
         return tied
 
     def _learn(self) -> None:
-        """Capture the encoder, which had to wait for its weights; nothing to do where an adapter needs none."""
+        """Capture the encoder now that it has its weights, if it has to be captured."""
         adapter = self.adapter
         if isinstance(adapter, CapturedAdapter) and adapter.parts is None:
-            wrapper, read = self.ponder, self.config.readout
+            wrapper = self.ponder
             wrapper.steps = adapter.learn().steps
-            padding = wrapper.padding = adapter.padding()
-            wrapper.readout = ReadoutCall(adapter.readout(read), padding)
+            wrapper.padding = adapter.padding()
+            wrapper.readout = ReadoutCall(adapter.readout(self.config.readout), wrapper.padding)
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save the model as in Transformers, with its tokenizer, a model card, and the code that an encoder brought."""
+        """Save the model as in Transformers, with its tokenizer, a model card, and the encoder's code."""
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
-        folder, wrapper, recipe = Path(save_directory), self.ponder, self.recipe
+        folder = Path(save_directory)
+        wrapper = self.ponder
         recipe = dataclasses.replace(
-            recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages
+            self.recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages
         )
         self.config.recipe = recipe.to_dict()
         if kwargs.get("is_main_process", True):
@@ -462,21 +447,21 @@ class PonderPreTrainedModel(PreTrainedModel):
             for part in (self.encoder, self.encoder.config):
                 if part._auto_class is not None:
                     custom_object_save(part, folder, config=self.encoder.config)
+            files: list[Path] = []
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
-            files = [folder / name for name in _VOCABULARIES if self.tokenizer is not None]
+                files = [folder / name for name in _VOCABULARIES]
             self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
             write_card(self, folder)
-        # Under the names that weights have here: Trainer reads its checkpoints without renaming
-        # any.
+        # Under the names that weights have here, since Trainer reads its checkpoints as they are.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Upload the model as in Transformers, with its own model card."""
+        """Upload the model as in Transformers, with its model card."""
         base: Any = super()
-        found = base.push_to_hub(repo_id, **kwargs)
+        commit = base.push_to_hub(repo_id, **kwargs)
         model_card(self, repo_id.rpartition("/")[2]).push_to_hub(repo_id, token=kwargs.get("token"))
-        return found
+        return commit
 
     @property
     def encoder(self) -> Any:
@@ -493,7 +478,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of `predict`, saved with the model; found beside the weights when it is first asked for."""
+        """The tokenizer of `predict`, saved with the model; it is loaded at its first use."""
         if self._tokenizer is None and self.main_input_name == "input_ids":
             with contextlib.suppress(CheckpointError):
                 self._tokenizer = _texts().load_tokenizer(str(self.config.name_or_path or ""))
@@ -505,7 +490,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def policy(self) -> ExitPolicy:
-        """The exit policy, saved with the model; assigning one checks it."""
+        """The exit policy, saved with the model; one that is assigned is checked first."""
         return self.ponder.policy
 
     @policy.setter
@@ -519,7 +504,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def head_names(self) -> list[str]:
-        """Peft's `modules_to_save`: heads and Lambda head; it finds them itself by the `task_type` of the head."""
+        """Names of the heads for peft's `modules_to_save`; given the `task_type`, peft finds them."""
         return [f"ponder.{self.heads_name}"]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -530,12 +515,13 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """True where steps are checkpointed; peft asks by this name, of which Transformers warns."""
+        """Whether steps are checkpointed; peft reads this name, about which Transformers warns."""
         return self.ponder.checkpoint_steps
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Checkpoint whole steps, of any family of layers; `activation_checkpointing_enable` calls this."""
-        self.gradient_checkpointing = self.ponder.checkpoint_steps = enable
+        """Checkpoint whole steps of any kind of layer; `gradient_checkpointing_enable` calls this."""
+        self.gradient_checkpointing = enable
+        self.ponder.checkpoint_steps = enable
 
     def forward(
         self,
@@ -550,21 +536,20 @@ class PonderPreTrainedModel(PreTrainedModel):
         row_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Run every step in training, and each row to its exit in evaluation, as `PonderWrapper.forward` does.
+        """Run every step in training, and each row to its exit in evaluation.
 
         Args:
             input_ids: Token ids, `(batch, length)`, of an encoder of texts.
             attention_mask: 1 at real positions and 0 at padding, `(batch, length)`.
-            token_type_ids: Segments, `(batch, length)`, where the encoder has them.
-            labels: Labels, as the model's task has them.
-            pixel_values: Images, as the encoder's processor gives them.
-            input_values: Samples `(batch, length)`, or a spectrogram for the encoders that call it
-                so.
-            input_features: A spectrogram, for the encoders that call it so.
-            policy: An exit policy instead of the model's own.
+            token_type_ids: Segments, `(batch, length)`, if the encoder has them.
+            labels: Labels of the model's task.
+            pixel_values: Images, as the encoder's processor returns them.
+            input_values: Audio samples, `(batch, length)`; for some encoders a spectrogram.
+            input_features: A spectrogram.
+            policy: An exit policy instead of the model's.
             row_ids: Identity of each row, `(batch,)`, for seeded sampling.
-            inputs: Further inputs of the encoder, by its own names; `return_dict=False` asks for a
-                tuple.
+            inputs: Further inputs of the encoder, by their names there. With `return_dict=False`
+                the output is a tuple.
         """
         inputs |= {
             "input_ids": input_ids,
@@ -585,7 +570,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         policy: ExitPolicy | None,
         row_ids: Tensor | None,
     ) -> Any:
-        """Make one call of the wrapper, for `forward`, whose inputs are given by name."""
+        """Call the wrapper with the inputs of `forward`, by name."""
         as_tuple = inputs.pop("return_dict", None) is False
         context = {
             name: value
@@ -594,38 +579,43 @@ class PonderPreTrainedModel(PreTrainedModel):
         }
         main = self._main_input(context)
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
-        trajectory, outputs = out.trajectory, out.outputs
-        if (
-            labels is None
-            and outputs.requires_grad
-            and not isinstance(self.ponder.objective, FinalStep)
-        ):
+        trajectory = out.trajectory
+        outputs = out.outputs
+        trains_every_step = not isinstance(self.ponder.objective, FinalStep)
+        if labels is None and outputs.requires_grad and trains_every_step:
+            # A view, so that the hook sees only gradients of a loss that the caller computed.
             outputs = outputs.view_as(outputs)
-            outputs.register_hook(_refuse_alone)
-        made = PonderModelOutput(
+            outputs.register_hook(_refuse_last_step_alone)
+        output = PonderModelOutput(
             loss=out.loss,
             exit_step=out.exit_step,
             step_logits=None if trajectory is None else trajectory.outputs,
             hazard_logits=None if trajectory is None else trajectory.hazard_logits,
             **self.named_outputs(outputs),
         )
-        return made.to_tuple() if as_tuple else made
+        return output.to_tuple() if as_tuple else output
 
     def _main_input(self, context: dict[str, Any]) -> Tensor:
-        """Take the main input out of the arguments of a call, and refuse what no answer would honour."""
+        """Take the main input out of the arguments of a call.
+
+        Raises:
+            ArgumentError: An input is missing, or an argument would have no effect.
+        """
         name = self.main_input_name
         for unread in _REMEDIES.keys() & context.keys():
-            expected = "None: a model that exits early has no such thing"
-            remedy = _REMEDIES[unread]
             raise ArgumentError(
-                unread, expected=expected, got=type(context[unread]).__name__, remedy=remedy
+                unread,
+                expected="None: a model that exits early does not support it",
+                got=type(context[unread]).__name__,
+                remedy=_REMEDIES[unread],
             )
-        if name not in context or (missing := self.adapter.required - context.keys()):
+        missing = {name, *self.adapter.required} - context.keys()
+        if missing:
             raise ArgumentError(
-                name if name not in context else ", ".join(sorted(missing)),
-                expected=f"what {type(self.encoder).__name__} reads",
+                name if name in missing else ", ".join(sorted(missing)),
+                expected=f"an input of {type(self.encoder).__name__}",
                 got=", ".join(context) or "nothing",
-                remedy="Pass what its tokenizer or processor gives; Trainer keeps all of it with "
+                remedy="Pass all outputs of its tokenizer or processor; Trainer keeps them with "
                 "remove_unused_columns=False.",
             )
         main: Tensor = context.pop(name)
@@ -633,12 +623,12 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def answer(output: Any) -> Tensor:
-        """The answer in the output of a fine-tuned model."""
+        """Return the answer in the output of a fine-tuned model."""
         logits: Tensor = output["logits"]
         return logits
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
-        """The fields of the output that hold the answer."""
+        """Return the answer by the names of its fields in the output."""
         return {"logits": outputs}
 
     def unroll(self, **inputs: Any) -> Trajectory:
@@ -650,35 +640,35 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Run every example to its exit, in its order.
 
         Args:
-            rows: Texts, or pairs of texts, where there is a tokenizer; or encodings: a dict each
-                with the main input, as a tokenizer or processor gives them, without padding.
+            rows: Texts, or pairs of texts, if there is a tokenizer; or encodings without padding,
+                each a dict with the main input, as a tokenizer or processor returns them.
             options: Arguments of `ponder.predict`: `batch_size`, `policy`, `progress`, ….
 
         Returns:
-            Answers, whose `labels` are names of classes and `probabilities` those of the labels.
+            The answers, with the names of classes as `labels`.
         """
         answers: Answers = _texts().answer_rows(self, rows, options)
         return answers
 
     def record(self, rows: Any, **options: Any) -> Trajectory:
-        """Run every step of every example, in its order; arguments as for `predict` and `ponder.record`."""
+        """Run every step of every example; arguments as for `predict` and `ponder.record`."""
         trajectory: Trajectory = _texts().record_rows(self, rows, options)
         return trajectory
 
     def export_source(self) -> Any:
-        """Return what `ponder.export.onnx` writes: the wrapper, an example of its call, tokenizer and labels."""
+        """Return the wrapper, an example, the tokenizer and the labels for `ponder.export.onnx`."""
         return import_module("ponder.integrations.transformers.exporting").source_of(self)
 
     def note_evaluation(
         self, trajectory: Trajectory, data: str, *, metric: Any = None
     ) -> dict[str, Any]:
-        """Measure the policy on labelled rows, and note it in the configuration and on the model card.
+        """Measure the policy on labelled rows, for the configuration and the model card.
 
         Args:
-            trajectory: A full-depth run of this model on rows with labels, which chose neither
+            trajectory: A full-depth run of this model on rows with labels that chose neither
                 weights nor policy.
-            data: What the rows are, in a few words: ``"RTE, validation"``.
-            metric: The score, as for `ponder.calibration.sweep`; the task's own where None.
+            data: A short name of the rows: ``"RTE, validation"``.
+            metric: The score, as for `ponder.calibration.sweep`. By default the task's.
         """
         noted = evaluate(trajectory, self.policy, data, metric)
         others = [
@@ -690,126 +680,33 @@ class PonderPreTrainedModel(PreTrainedModel):
         return noted
 
 
-class HeadsWrapper(PonderWrapper):
-    """A `PonderWrapper` whose heads stand in one module, under the name by which peft finds what is new in a model.
-
-    Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier``
-    or ``qa_outputs``: it puts a module of its own in their place, which holds a copy for each
-    adapter. So heads are read from there.
-    """
-
-    def __init__(self, *args: Any, heads_name: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        heads: Any = nn.Module()
-        heads.head, heads.lambda_head = self.head, self.lambda_head
-        del self.head, self.lambda_head
-        self.heads_name = heads_name
-        self.add_module(heads_name, heads)
-
-    def __getattr__(self, name: str) -> Any:
-        """The heads, of the adapter that is active; anything else as PyTorch finds it."""
-        if name in ("head", "lambda_head") and "heads_name" in self.__dict__:
-            return getattr(self._modules[self.heads_name], name)
-        return super().__getattr__(name)
-
-
 def _texts() -> Any:
-    """The module of data sets and tokenizers, loaded when it is first used: it takes as long as the model's own."""
+    """Return the module of data sets and tokenizers, which takes long to import, at its first use."""
     return import_module("ponder.integrations.transformers.texts")
 
 
 def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """Return the labels of spans, `(batch, 2)`, of their first and last tokens, `(batch,)` each."""
-    return (
-        None
-        if start is None or end is None
-        else torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
-    )
+    """Return the labels of spans, `(batch, 2)`, from their first and last tokens, `(batch,)` each."""
+    if start is None or end is None:
+        return None
+    return torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
 
 
-def check_saveable(model: PreTrainedModel) -> None:
-    """Refuse, before any training, a model that its configuration and files would not make again.
-
-    Raises:
-        ArgumentError: Its class is of neither Transformers nor an Auto class, or it holds adapters
-            of peft.
-    """
-    kind: Any = type(model)
-    registered = MODEL_MAPPING.get(type(model.config), None)
-    known = (
-        kind.__module__.startswith("transformers.")
-        or kind._auto_class is not None
-        or kind is registered
-    )
-    if not known or "peft" in {type(part).__module__.partition(".")[0] for part in model.modules()}:
-        raise ArgumentError(
-            "encoder",
-            expected="a model that can be read again from its files",
-            got=f"a {kind.__name__} with adapters of peft"
-            if known
-            else f"a {kind.__name__} of {kind.__module__}",
-            remedy="Pass what model.merge_and_unload() gives."
-            if known
-            else "Call its register_for_auto_class('AutoModel'), so that its code is saved beside it; or use "
-            "ponder.PonderWrapper with the parts that ponder.capture gives.",
-        )
-
-
-def load_whole(
-    auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: Mapping[str, Any]
-) -> PreTrainedModel:
-    """A model of Transformers, loaded where it is not one yet; no weight may be random."""
-    if isinstance(source, PreTrainedModel):
-        if loading:
-            raise TypeError(
-                f"unexpected keyword arguments for a model that is loaded already: {', '.join(loading)}"
-            )
-        return source
-    given = {"dtype": torch.float32, **loading, "output_loading_info": True}
-    model: PreTrainedModel
-    model, info = auto.from_pretrained(str(source), **given)
-    missing = info["missing_keys"]
-    if (
-        auto is AutoModel
-    ):  # checkpoints of language models have no pooler, and many encoders do without
-        missing = [key for key in missing if "pooler" not in key.split(".")]
-    _refuse_missing(str(source), model, missing)
-    return model
-
-
-def _refuse_missing(source: str, model: nn.Module, missing: Iterable[str]) -> None:
-    """Refuse a folder that lacks weights: Transformers draws them at random, and says so in a log."""
-    lacking = sorted(missing)
-    if lacking:
+def _check_class(source: str, saved: str, loading: str) -> None:
+    """Refuse to load the heads of one class into another."""
+    if saved != loading and saved.startswith("PonderFor") and loading.startswith("PonderFor"):
         raise CheckpointError(
-            f"{source}: expected all weights of a {type(model).__name__}; it lacks {', '.join(lacking[:3])}, which "
-            "would be random. Pass the folder of a fine-tuned model, or its encoder to from_encoder."
+            f"{source}: expected a model that {loading} saved; got one of {saved}, whose heads "
+            f"answer something else. Load it with {saved}.from_pretrained."
         )
 
 
-def _new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
-    """A new encoder, or model with a head, as the configuration says."""
-    remote, given = config.remote_code, {"attn_implementation": attention, "dtype": config.dtype}
-    if remote:
-        source, trusted, hub = _READING.get() or (str(config.name_or_path), None, {})
-        config.trust(source, trusted, **hub)
-    if not config.finetuned:
-        return encoder_of(
-            AutoModel.from_config(config.encoder, trust_remote_code=bool(remote), **given)
-        )
-    if remote:
-        name = next(auto for auto, at in remote.items() if at.endswith(f".{config.architecture}"))
-        auto = getattr(transformers, name)
-        return auto.from_config(config.encoder, trust_remote_code=True, **given)  # type: ignore[no-any-return]
-    return getattr(transformers, str(config.architecture))._from_config(config.encoder, **given)  # type: ignore[no-any-return]
-
-
-def _refuse_alone(gradient: Tensor) -> None:
+def _refuse_last_step_alone(gradient: Tensor) -> None:
     raise ArgumentError(
         "labels",
         expected="labels in the call of a model whose recipe trains every step",
-        got="a loss of out.logits, of the last step alone (as plain Trainer takes with label_smoothing_factor or "
-        "compute_loss_func)",
-        remedy="Use PonderTrainer, which smooths the labels of every step; pass labels to the model and take out.loss; "
-        "or take your loss of out.step_logits.",
+        got="a loss of out.logits, the last step alone (as plain Trainer computes it with "
+        "label_smoothing_factor or compute_loss_func)",
+        remedy="Use PonderTrainer, which smooths the labels of every step; pass labels to the "
+        "model and use out.loss; or compute your loss from out.step_logits.",
     )

@@ -14,7 +14,7 @@ from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.modeling import load_whole
+from ponder.integrations.transformers.loading import load_whole
 from ponder.integrations.transformers.texts import encodings_of, load_tokenizer
 from ponder.running.chunk import cut
 from ponder.running.loop import Answers
@@ -76,10 +76,8 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
 def read_classifier(folder: str | Path) -> PonderForSequenceClassification:
     """Read a classifier of texts with its tokenizer; one without exits answers at full depth."""
     source = str(folder)
-    saved, kind = (
-        isinstance(AutoConfig.from_pretrained(source), PonderConfig),
-        PonderForSequenceClassification,
-    )
+    saved = isinstance(AutoConfig.from_pretrained(source), PonderConfig)
+    kind = PonderForSequenceClassification
     model = kind.from_pretrained(source) if saved else kind.from_finetuned(source)
     model.tokenizer = load_tokenizer(source)
     made: PonderForSequenceClassification = model.eval()
@@ -101,7 +99,8 @@ def read_fine_tuned(source: str) -> PonderForSequenceClassification:
             remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
         ) from error
     if not model.ponder.task.one_class:
-        expected, got = "a classifier of two classes or more", f"one of {model.ponder.task.name}"
+        expected = "a classifier of two classes or more"
+        got = f"one of {model.ponder.task.name}"
         raise ArgumentError(
             "MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`."
         )

@@ -32,7 +32,7 @@ from ponder.inference.examples import ExampleReader
 from ponder.integrations.transformers.config import changed_files
 from ponder.integrations.transformers.exits import as_before_if_refused, counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
-from ponder.integrations.transformers.modeling import load_whole
+from ponder.integrations.transformers.loading import load_whole
 from ponder.integrations.transformers.texts import examples_of, load_tokenizer
 from ponder.policies import LastStep, TopK
 
@@ -82,11 +82,9 @@ class CrossEncoder(Ranker):
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
-        made, settings = (
-            cls.__new__(cls),
-            RankerSettings.read(
-                Path(folder), model.ponder.weights_digest, partial(changed_files, str(folder))
-            ),
+        made = cls.__new__(cls)
+        settings = RankerSettings.read(
+            Path(folder), model.ponder.weights_digest, partial(changed_files, str(folder))
         )
         Ranker.__init__(made, model, settings)
         return made
@@ -134,13 +132,12 @@ class CrossEncoder(Ranker):
         Returns:
             The policy with its statement; the ranker has taken it.
         """
-        policy, pools = TopK(top_k, 1.0, ordered=ordered), pools_of(queries)
+        policy = TopK(top_k, 1.0, ordered=ordered)
+        pools = pools_of(queries)
         learn, check = split(content_ids([pool.query for pool in pools]))
         if len(learn) < 2 or not len(check):
-            expected, remedy = (
-                "some distinct queries, best 500 and more",
-                "Take some of a log; they need no labels.",
-            )
+            expected = "some distinct queries, best 500 and more"
+            remedy = "Take some of a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
         staged = all(len(pool.scores) for pool in pools)
         fitted = {"queries": len(pools), "learned_on": len(learn)}
@@ -184,13 +181,15 @@ class CrossEncoder(Ranker):
         assert seen.features is not None
         first = torch.from_numpy(scores)[:, None][:, : int(staged)]
         fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
-        blend, spread = list[tuple[float, float]](), list[float]()
+        blend = list[tuple[float, float]]()
+        spread = list[float]()
         if staged:
             weight, offset, error = fit(first)
             blend.append((offset, float(weight[0])))
             spread.append(error)
         for step, head in enumerate(heads):
-            features, width = seen.features[:, step], head.linear.in_features
+            features = seen.features[:, step]
+            width = head.linear.in_features
             weight, offset, error = fit(
                 torch.cat([features[:, :1], head.states_of(features), first], 1).double()
             )
@@ -214,7 +213,9 @@ class _Ridge:
     def __init__(self, target: Tensor, groups: Tensor, top_k: int) -> None:
         place = torch.from_numpy(ranked(groups.numpy(), target.numpy()))
         held = groups % 5 == 0
-        self.target, self.groups, self.taught = target, groups, ~held
+        self.target = target
+        self.groups = groups
+        self.taught = ~held
         self.near = held & (place < 4 * top_k)
         self.weights = 1.0 / (1.0 + place.double() / max(top_k, 10))
 
@@ -223,13 +224,17 @@ class _Ridge:
         scale = inputs.std(0).clamp(min=1e-6)
         weight, offset = self._solve(inputs / scale, slice(None))
         held_out, _ = self._solve(inputs / scale, self.taught)
-        error, groups = (inputs / scale @ held_out - self.target)[self.near], self.groups[self.near]
+        error = (inputs / scale @ held_out - self.target)[self.near]
+        groups = self.groups[self.near]
         error -= (torch.bincount(groups, error) / torch.bincount(groups).clamp(min=1))[groups]
         return weight / scale, float(offset), max(float(error.square().mean().sqrt()), 1e-6)
 
     def _solve(self, inputs: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
-        inputs, target, weights = inputs[rows], self.target[rows], self.weights[rows]
-        centre, mean = weights @ inputs / weights.sum(), weights @ target / weights.sum()
+        inputs = inputs[rows]
+        target = self.target[rows]
+        weights = self.weights[rows]
+        centre = weights @ inputs / weights.sum()
+        mean = weights @ target / weights.sum()
         weighted = (inputs - centre) * weights[:, None]
         gram = weighted.T @ (inputs - centre) + _RIDGE * torch.eye(
             inputs.shape[1], dtype=inputs.dtype

@@ -40,7 +40,8 @@ _FILES = (
     "vocab.json",
     ".model",
 )  # how the files of vocabularies end
-_NO_LIMIT, _FALLBACK = 10**10, 512
+_NO_LIMIT = 10**10
+_FALLBACK = 512
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
 
@@ -105,11 +106,12 @@ def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int)
     names = [name for name in tokenizer.model_input_names if name in made]
     rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
     full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
-    again = (
-        tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)["input_ids"]
-        if full
-        else []
-    )
+    if full:
+        again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)[
+            "input_ids"
+        ]
+    else:
+        again = []
     longer = {place for place, ids in zip(full, again, strict=True) if len(ids) > limit}
     return Encoded(rows, [place in longer for place in range(len(rows))])
 
@@ -124,11 +126,10 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
         if isinstance(rows, str) or model.tokenizer is None:
             expected = "a list of texts, and a tokenizer"
             got = "one text" if isinstance(rows, str) else "a model without a tokenizer"
-            remedy = (
-                "Pass [text]."
-                if isinstance(rows, str)
-                else "Set model.tokenizer, or pass encodings."
-            )
+            if isinstance(rows, str):
+                remedy = "Pass [text]."
+            else:
+                remedy = "Set model.tokenizer, or pass encodings."
             raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
         return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
     return rows
@@ -136,10 +137,8 @@ def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
 
 def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
-    found, names = (
-        predict(model.ponder, examples_of(model, rows), **options),
-        classes_of(model) or (),
-    )
+    found = predict(model.ponder, examples_of(model, rows), **options)
+    names = classes_of(model) or ()
     outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
     return Answers(outputs, found.exit_step, names)
 
@@ -151,7 +150,8 @@ def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory
 
 def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
     """Return texts or encodings as examples: pairs (inputs, context), by the names of the model's inputs."""
-    name, reads = model.main_input_name, model.adapter.inputs
+    name = model.main_input_name
+    reads = model.adapter.inputs
     of_spans = isinstance(model.ponder.task, Span)
     return [_pair(row, name, reads, of_spans) for row in examples_in(encodings_of(model, rows))]
 

@@ -70,13 +70,15 @@ class PonderTrainer(Trainer):
         head_lr: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.lambda_lr, self.head_lr = lambda_lr, head_lr
+        self.lambda_lr = lambda_lr
+        self.head_lr = head_lr
         self._at_full_depth = False
         self._seen: list[
             tuple[Tensor, Tensor, Tensor]
         ] = []  # loss, labelled rows and exits of each batch
         super().__init__(*args, **kwargs)
-        self._smoothing, self.label_smoother = self.args.label_smoothing_factor, None
+        self._smoothing = self.args.label_smoothing_factor
+        self.label_smoother = None
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         wrapper = self.wrapper
         frozen = not any(weight.requires_grad for weight in wrapper.head.parameters())
@@ -125,7 +127,9 @@ class PonderTrainer(Trainer):
     @contextmanager
     def _stage(self, stage: Stage, *, last: bool) -> Iterator[None]:
         """Train one stage inside the block; its last weights are kept where all epochs score alike."""
-        wrapper, best, frozen = self.wrapper, self.args.load_best_model_at_end, stage.train != "all"
+        wrapper = self.wrapper
+        best = self.args.load_best_model_at_end
+        frozen = stage.train != "all"
         unread = stage.train == "lambda_head" and "hazard" not in wrapper.policy.needs
         alike = unread or (
             frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps
@@ -144,7 +148,8 @@ class PonderTrainer(Trainer):
             with run_stage(wrapper, stage):
                 yield
         finally:
-            self._at_full_depth, self.args.load_best_model_at_end = False, best
+            self._at_full_depth = False
+            self.args.load_best_model_at_end = best
             for callback in stopping if alike else ():
                 self.add_callback(callback)
 
@@ -199,7 +204,8 @@ class PonderTrainer(Trainer):
     @contextmanager
     def _smoothed(self) -> Iterator[None]:
         """Smooth the labels of every step for the length of a block."""
-        wrapper, task = self.wrapper, self.wrapper.task
+        wrapper = self.wrapper
+        task = self.wrapper.task
         if self._smoothing and task is not None:
             wrapper.task = task.smoothed(self._smoothing)
         try:
@@ -214,7 +220,8 @@ class PonderTrainer(Trainer):
         """Evaluate as Transformers does, and report the mean exit of the examples too."""
         base: Any = super()
         wrapper = self.wrapper
-        self._seen, policy = [], wrapper.policy
+        self._seen = []
+        policy = wrapper.policy
         if self._at_full_depth:
             wrapper.policy = LastStep()
         try:

@@ -165,7 +165,9 @@ def _advised(race: Race, confidence: float) -> Advice:
 
 def _choose(race: Race, confidence: float) -> tuple[Way, str]:
     """Return the way to take, and why, in one sentence: its promise, if it has one."""
-    plain, ways, level = race.found[0], race.found, race.level
+    plain = race.found[0]
+    ways = race.found
+    level = race.level
     if math.isnan(plain.seconds[0]):
         return plain, "Nothing was timed: change nothing yet."
     if race.within is not None:
@@ -222,10 +224,12 @@ def _promise(race: Race, rule: str, confidence: float) -> str:
 
 def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
     """What would help, and what was noticed."""
-    plain, said = race.found[0], ["Stopped: these ways were ready."] if race.stopped else []
+    plain = race.found[0]
+    said = ["Stopped: these ways were ready."] if race.stopped else []
     needed = rows_needed(race.level, race.confidence)
     if len(race.check) < needed:
-        level, many = rounded_up(100 * race.level), math.ceil(needed / _CERTIFY) + 5
+        level = rounded_up(100 * race.level)
+        many = math.ceil(needed / _CERTIFY) + 5
         there = f"there are {race.sides.distinct}"
         said.append(
             f"A promise of {level}% for every way needs {many} different texts, or more; {there}."

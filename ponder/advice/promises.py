@@ -92,15 +92,12 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
         made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
         return made if made.met else whole
     record = replace(_record(seen, outputs), weights=None if small else seen.weights)
-    choosing, certifying = (
-        record.map(lambda rows: rows[choose]),
-        record.map(lambda rows: rows[check]),
-    )
-    kinds = (
-        candidates(record)
-        if way.endswith("exits")
-        else [(FixedStep, range(record.num_steps, 0, -1))]
-    )
+    choosing = record.map(lambda rows: rows[choose])
+    certifying = record.map(lambda rows: rows[check])
+    if way.endswith("exits"):
+        kinds = candidates(record)
+    else:
+        kinds = [(FixedStep, range(record.num_steps, 0, -1))]
     found = certify(choosing, certifying, kinds, **options)
     policy = found.policy
     if record.num_steps == 1:  # a promise of full depth, whatever the number of steps

@@ -121,7 +121,8 @@ class _BlindMix:
     share: float
 
     def predict(self, texts: Sequence[Any]) -> Any:
-        drawn, labels = self.drawn(texts), np.empty(len(texts), dtype=object)
+        drawn = self.drawn(texts)
+        labels = np.empty(len(texts), dtype=object)
         easy, others = (
             [text for text, own in zip(texts, drawn, strict=True) if own == side]
             for side in (True, False)
@@ -234,10 +235,8 @@ class Race:
         some = np.random.default_rng(self.seed).permutation(len(self.seen.ids))[:texts]
         seen = self.seen if texts is None else self.seen.taken(some)
         made = promise(seen, name, level or self.level, self.confidence)
-        student, steps = (
-            "cascade" in name,
-            self.seen.exits.shape[1] if name.endswith("exits") else 1,
-        )
+        student = "cascade" in name
+        steps = self.seen.exits.shape[1] if name.endswith("exits") else 1
         return float(np.minimum((made.depth - student) / steps, 1.0).mean()) if made.met else 1.0
 
     def changed(self, name: str) -> tuple[tuple[str, str, str], ...]:
@@ -268,7 +267,8 @@ class Race:
         if len(set(answers.tolist())) < 2 or not isinstance(self.teach[0], str):
             return None
         self.progress("student", 0, 1)
-        named, embeddings = [self.names[n] for n in answers], Embeddings.of(self.model)
+        named = [self.names[n] for n in answers]
+        embeddings = Embeddings.of(self.model)
         student = Student.fit(self.teach, named, seed=self.seed, embeddings=embeddings)
         self.seen = replace(self.seen, student=stage_of(student).outputs(self.rest, self.names))
         self.progress("student", 1, 1)
@@ -304,7 +304,8 @@ class Race:
         """Quantise the model, record its answers, and add its ways."""
         choose, check = self.seen.sides
         self.progress("int8", 0, len(self.rest))
-        full, texts = onnx(self.model, self.folder / "fp32"), [self.rest[n] for n in choose]
+        full = onnx(self.model, self.folder / "fp32")
+        texts = [self.rest[n] for n in choose]
         most = int8.most_moved(len(check), self.level, self.confidence)
         answers = self.seen.exits[choose, -1].argmax(-1)
         threads = torch.get_num_threads()

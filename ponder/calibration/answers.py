@@ -114,7 +114,8 @@ def certify_answers(
     needed = rows_needed(level, confidence)
     if rows < needed:
         raise _too_few(needed, rows, level, confidence)
-    certainty, wrong = certainty[there], wrong[there]
+    certainty = certainty[there]
+    wrong = wrong[there]
     allowed = int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
     differ = np.array([(wrong & (certainty > value)).sum() for value in _VALUES])
     passed = int(np.argmax(np.append(differ > allowed, True)))

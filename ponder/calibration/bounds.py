@@ -40,13 +40,15 @@ class Bound:
 def check_losses(losses: Floats, bound: str) -> None:
     """Raise where a bound says nothing of such losses."""
     chosen = BOUNDS[bound]
-    inside = (
-        (losses == 0) | (losses == 1) if chosen.binary else (losses >= chosen.low) & (losses <= 1)
-    )
+    if chosen.binary:
+        inside = (losses == 0) | (losses == 1)
+    else:
+        inside = (losses >= chosen.low) & (losses <= 1)
     if not inside.all():
-        expected = (
-            f"0 or 1 with {bound!r}" if chosen.binary else f"numbers from {chosen.low:g} to 1"
-        )
+        if chosen.binary:
+            expected = f"0 or 1 with {bound!r}"
+        else:
+            expected = f"numbers from {chosen.low:g} to 1"
         got = f"values from {losses.min():.6g} to {losses.max():.6g}"
         remedy = "Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones."
         raise ArgumentError("losses", expected=expected, got=got, remedy=remedy)
@@ -88,7 +90,8 @@ def upper_bound(failures: int, rows: int, confidence: float) -> float:
         >>> round(upper_bound(3, 149, 0.95), 4)
         0.0512
     """
-    low, high = failures / rows, 1.0
+    low = failures / rows
+    high = 1.0
     for _ in range(31):
         middle = min((low + high) / 2.0, 1.0 - 1e-12)
         cdf = float(np.exp(_log_pmf(rows, middle, failures)).sum())
@@ -104,7 +107,8 @@ def _exact_binomial(losses: Floats, level: float) -> Floats:
 
 def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
     r"""min(exp(−n h(min(R̂, α), α)), e P(Bin(n, α) ≤ ⌈n R̂⌉)) (Bates et al. 2021; Angelopoulos et al. 2021, Prop. 1)."""
-    rows, total = len(losses), losses.sum(0)
+    rows = len(losses)
+    total = losses.sum(0)
     below = np.minimum(total / rows, level)
     with np.errstate(divide="ignore", invalid="ignore"):
         loss = np.where(below > 0, below * np.log(below / level), 0.0)

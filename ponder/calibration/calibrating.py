@@ -96,11 +96,10 @@ def calibrate(
         chosen, asked = _choose(curve, *target)
         policy = LastStep() if chosen is None else curve.policy(chosen)
         point = curve.full_depth if chosen is None else curve.points[chosen]
-        outcome = (
-            f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
-            if chosen is None
-            else f"{curve.threshold} = {point.threshold!r}"
-        )
+        if chosen is None:
+            outcome = f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
+        else:
+            outcome = f"{curve.threshold} = {point.threshold!r}"
         statement = (
             f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
             f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
@@ -116,7 +115,8 @@ def calibrate(
     )
 
     def rank(one: Calibration) -> tuple[float, float]:
-        cost, loss = one.point.cost, -one.point.score
+        cost = one.point.cost
+        loss = -one.point.score
         return (loss, cost) if at_least is None else (cost, loss)
 
     best = min(
@@ -146,7 +146,8 @@ def _target(at_least: float | None, at_most_steps: float | None) -> tuple[str, f
 
 def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
     """Return the place of the point that meets the target best, or None, and the target in words."""
-    points, full = curve.points, curve.full_depth.score
+    points = curve.points
+    full = curve.full_depth.score
     places = [place for place, point in enumerate(points) if not math.isnan(point.score)]
     if not places or (name == "at_least" and not full > 0.0):
         expected = "labels and a score that is a number, above 0 at full depth where a share of it is asked for"

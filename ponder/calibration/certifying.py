@@ -34,7 +34,8 @@ __all__ = [
 
 Candidate: TypeAlias = tuple[FamilyLike, Iterable[float]]
 """A class of policies, or a policy whose threshold is moved, and the values that are tried."""
-_VALUES, _SAMPLES = 141, 100
+_VALUES = 141
+_SAMPLES = 100
 
 
 def candidates(record: Record) -> list[Candidate]:
@@ -190,7 +191,8 @@ def _certified_cost(
     record: Record, family: Family, losses: Floats, costs: Floats, drawn: Floats, allowed: Floats
 ) -> float:
     """Return the mean cost that bootstrap samples would certify; `drawn` is how often each holds a row."""
-    failures, totals = list[Floats](), list[Floats]()
+    failures = list[Floats]()
+    totals = list[Floats]()
     for _, steps in family.exit_steps(record, family.late_first()):
         failures.append(at_exits(losses, steps) @ drawn)
         totals.append(at_exits(costs, steps) @ drawn)

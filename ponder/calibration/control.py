@@ -137,7 +137,9 @@ def control_risk(
         reversed(range(len(passed))), key=lambda i: passed[i][0], default=None
     )  # the last of equal ones
     if place is None:
-        value, p_value, observed = None, None, float(full.mean()) if len(full) else math.nan
+        value = None
+        p_value = None
+        observed = float(full.mean()) if len(full) else math.nan
         shares = np.eye(trajectory.num_steps)[-1]
     else:
         (value, observed, p_value), shares = path[place], passed[place][1]
@@ -192,11 +194,13 @@ def _walk(
         at = losses(steps)
         if bound == "conformal":
             monotone = np.maximum.accumulate(np.concatenate([worst[None], at]))[1:]
-            worst, limit = monotone[-1], level
+            worst = monotone[-1]
+            limit = level
             statistics = (monotone.sum(1) + 1.0) / (many + 1)
         else:
             check_losses(at, bound)
-            statistics, limit = BOUNDS[bound].p_values(at.T, level), delta
+            statistics = BOUNDS[bound].p_values(at.T, level)
+            limit = delta
         holding = int(np.append(statistics <= limit, False).argmin())
         values = [family.values[place] for place in places[: holding + 1]]
         path += zip(
@@ -237,11 +241,10 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
     else:
         promise += f" with confidence {rounded_down(made.confidence)}"
         needed = rows_needed(made.level, made.confidence)
-    rows = (
-        f"{made.rows} {'queries' if given is None else 'rows'}"
-        if given in (None, made.rows)
-        else f"{made.rows} of {given} rows that count"
-    )
+    if given in (None, made.rows):
+        rows = f"{made.rows} {'queries' if given is None else 'rows'}"
+    else:
+        rows = f"{made.rows} of {given} rows that count"
     name = made.threshold_name
     if made.threshold_value is not None:
         return f"{promise}: {name} = {made.threshold_value:.6g} ({made.bound}, {rows}, observed {observed:.4f})"

@@ -96,7 +96,9 @@ class _Probe(ExitPolicy):
     """Keeps every row, and notes the FLOPs that were counted whenever it is asked; `init` comes after the stem."""
 
     def __init__(self, needs: frozenset[str], count: Callable[[], int]) -> None:
-        self.needs, self.count, self.seen = needs, count, list[int]()
+        self.needs = needs
+        self.count = count
+        self.seen = list[int]()
 
     def init(self, batch: PolicyBatch) -> None:
         self.seen.append(self.count())
@@ -131,13 +133,12 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
         for needs in ((), ("features",), ("output",), ("hazard",) if halts else ())
     )
     readouts = np.diff(features - none)[:-1]
-    last = (
-        readouts[-1:] if len(readouts) else np.zeros(1)
-    )  # the same function at every step; of one step a part of it
-    readouts, heads = (
-        np.append(readouts, last),
-        np.append(np.diff(output - features)[:-1], last_head),
-    )
+    if len(readouts):
+        last = readouts[-1:]
+    else:
+        last = np.zeros(1)  # the same function at every step; of one step a part of it
+    readouts = np.append(readouts, last)
+    heads = np.append(np.diff(output - features)[:-1], last_head)
     steps = np.diff(none)
     steps[-1] -= readouts[-1] + last_head
     asked = np.diff(hazard - none)[:1] - readouts[:1]
@@ -156,7 +157,8 @@ def _flops(
     A policy that reads no outputs has one head called, the last.
     """
     with evaluating(model), _counting() as counter:
-        probe, heads = _Probe(needs, counter.get_total_flops), list[int]()
+        probe = _Probe(needs, counter.get_total_flops)
+        heads = list[int]()
         hooks = [  # on parts of the head too, which a model may call by themselves
             register(lambda *_: heads.append(counter.get_total_flops()))
             for module in model.head.modules()
@@ -227,10 +229,8 @@ def speed_up(
     steps = np.asarray(exit_step)
     flops = None
     if costs is not None:
-        needs, each = (
-            frozenset(needs),
-            [costs] * len(steps) if isinstance(costs, Breakdown) else costs,
-        )
+        needs = frozenset(needs)
+        each = [costs] * len(steps) if isinstance(costs, Breakdown) else costs
         spent = sum(cost.exits(needs)[step - 1] for cost, step in zip(each, steps, strict=True))
         flops = float(sum(cost.plain for cost in each) / spent)
     return SpeedUp(float(num_steps / steps.mean()), flops)

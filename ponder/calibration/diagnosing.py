@@ -97,9 +97,9 @@ class Diagnosis:
         if any(gain.pays for gain in known):
             return "exits pay"
         margin = 0.03 if self.metric in _SHARES else 0.1 * (max(self.scores) - min(self.scores))
-        return (
-            "too few rows" if any(gain.high > margin for gain in known) else "one step is as good"
-        )
+        if any(gain.high > margin for gain in known):
+            return "too few rows"
+        return "one step is as good"
 
     @property
     def verdict(self) -> str:
@@ -165,7 +165,8 @@ def diagnose(
     check_record(trajectory)
     for speedup in speedups:
         check_real("speedups", speedup, 1.0)
-    name, values = trajectory.score_name(metric), trajectory.score_table(metric)
+    name = trajectory.score_name(metric)
+    values = trajectory.score_table(metric)
     if values is None or len(values) < 20 or values.shape[1] < 2 or not np.isfinite(values).all():
         expected = "at least 20 rows and 2 steps, with a finite score that is a mean over rows"
         got = f"{len(trajectory)} rows, {trajectory.num_steps} steps, {name}"
@@ -190,7 +191,8 @@ def _exits_of(trajectory: Record, compare: Any) -> tuple[Ints, list[str]]:
         likes: list[Any] = [type(policy) for policy in known if serves(trajectory, policy)]
     else:
         likes = list(compare) if isinstance(compare, Sequence) else [compare]
-    exits, names = [], []
+    exits = []
+    names = []
     for like in likes:
         family = family_of(like, None, trajectory, look=True, argument="compare")
         for places, steps in family.exit_steps(trajectory):
@@ -210,13 +212,17 @@ class _Tried:
     """
 
     def __init__(self, values: Floats, cost: Floats, exits: Ints, names: Sequence[str]) -> None:
-        self.values, self.cost, self.names = values, cost, names
-        self._scores, self._spent = at_exits(values, exits), at_exits(cost, exits)
+        self.values = values
+        self.cost = cost
+        self.names = names
+        self._scores = at_exits(values, exits)
+        self._spent = at_exits(cost, exits)
         self._folds = np.array_split(np.random.default_rng(0).permutation(len(values)), _FOLDS)
 
     def gain(self, speedup: float) -> Gain:
         """Compare the best policy with the best blind choice at a speed-up."""
-        cost, rows = float(self.cost[-1]) / speedup, np.arange(len(self.values))
+        cost = float(self.cost[-1]) / speedup
+        rows = np.arange(len(self.values))
         low, high, share = best_blind(self.values.mean(0), self.cost, cost)
         blind = float(
             (1.0 - share) * self.values[:, low].mean() + share * self.values[:, high].mean()

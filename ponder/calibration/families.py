@@ -26,7 +26,8 @@ FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPo
 _CELLS = (
     2**16
 )  # rows × thresholds at a time: they fit into a cache, and a walk may end before the last
-_BETWEEN, _TOLERANCES = 201, 41
+_BETWEEN = 201
+_TOLERANCES = 41
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,8 @@ class Family:
         if np.array_equal(
             single, reached, equal_nan=True
         ):  # computed in float32, in which a run compares them too
-            reached, bars = single, bars.astype(np.float32)
+            reached = single
+            bars = bars.astype(np.float32)
         crosses = np.greater_equal if threshold.inclusive else np.greater
         steps = np.ones((len(places), len(reached)), dtype=np.intp)
         for column in reached.T:
@@ -167,11 +169,9 @@ def family_of(
     policy = build(values[len(values) // 2])
     record.check(policy)
     family = Family(threshold.field, values, build, policy, part_with_threshold(policy))
-    return (
-        family.with_values_between(record)
-        if look and grid is None and not threshold.whole
-        else family
-    )
+    if look and grid is None and not threshold.whole:
+        return family.with_values_between(record)
+    return family
 
 
 def _tunable(part: Any) -> Threshold:
@@ -196,11 +196,9 @@ def part_with_threshold(like: FamilyLike) -> Any:
             isinstance(part, Certified) for part in parts
         )  # a certificate is about one value
         return found[0] if len(found) == 1 and not promised else None
-    return (
-        like
-        if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None
-        else None
-    )
+    if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None:
+        return like
+    return None
 
 
 def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:

@@ -28,11 +28,9 @@ def fit_gate(trajectory: Record) -> Gate:
         tensor([1, 2, 3])
     """
     check_record(trajectory)
-    gate, differs, tables = (
-        Gate(((0.0,) * 5,) * (trajectory.num_steps - 1)),
-        ~trajectory.agreement(),
-        [],
-    )
+    gate = Gate(((0.0,) * 5,) * (trajectory.num_steps - 1))
+    differs = ~trajectory.agreement()
+    tables = []
     trajectory.check(gate)
     state = gate.init(trajectory.batch)
     for step, view in zip(
@@ -49,7 +47,8 @@ def _logistic(x: Floats, y: Bools) -> tuple[float, ...]:
     """Return weights and bias on the raw signals, by Newton's method on signals of unit variance with a ridge."""
     if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
         return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))
-    centre, scale = x.mean(0), x.std(0)
+    centre = x.mean(0)
+    scale = x.std(0)
     varies = scale > _NOISE * np.abs(
         centre
     )  # differences below are rounding, which other rows do not share

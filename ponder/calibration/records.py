@@ -89,7 +89,9 @@ class Record:
 
     def __post_init__(self) -> None:
         steps = self.outputs.shape[:2]
-        hazards, features, mask = self.hazard_logits, self.features, self.mask
+        hazards = self.hazard_logits
+        features = self.features
+        mask = self.mask
         if (  # no loop, since a record is made in every training step
             self.row_ids.shape != steps[:1]
             or (hazards is not None and hazards.shape != steps)
@@ -97,10 +99,8 @@ class Record:
             or (mask is not None and mask.shape[:1] != steps[:1])
         ):
             got = {name: tuple(value.shape) for name, value in self.tensors().items()}
-            expected, remedy = (
-                "tensors (batch, steps, …) of the same rows and steps",
-                "Take the same of all of them.",
-            )
+            expected = "tensors (batch, steps, …) of the same rows and steps"
+            remedy = "Take the same of all of them."
             raise ArgumentError("record", expected=expected, got=got, remedy=remedy)
 
     def __len__(self) -> int:
@@ -187,10 +187,8 @@ class Record:
     def correct(self) -> Bools:
         """Return whether the answer of each step is right, `(rows, steps)`; padding does not count, NaN is wrong."""
         if not self.meaning.comparable:
-            got, remedy = (
-                f"the task {self.meaning.name!r}",
-                "Use its metric, or a risk or metric of your own.",
-            )
+            got = f"the task {self.meaning.name!r}"
+            remedy = "Use its metric, or a risk or metric of your own."
             raise ArgumentError(
                 "record", expected="answers that are right or wrong", got=got, remedy=remedy
             )
@@ -203,7 +201,8 @@ class Record:
             risk: Losses `(rows,)` in [0, 1] from outputs of one step, `(rows, …)`, and labels.
             low: The lowest loss; lower ones are raised to it.
         """
-        outputs, labels = self._read(), self._labels()
+        outputs = self._read()
+        labels = self._labels()
         each = np.stack(
             [as_array(risk(outputs[:, step], labels)) for step in range(self.num_steps)], axis=1
         )
@@ -242,7 +241,9 @@ class Record:
 
     def answers_at(self, steps: Ints) -> tuple[Array, Array]:
         """Return the outputs at exits, `(rows,)`, and the labels, as a metric takes them: labelled rows or tokens."""
-        task, labels, xp = self.meaning, self._labels(), namespace(self.outputs)
+        task = self.meaning
+        labels = self._labels()
+        xp = namespace(self.outputs)
         outputs = self.outputs[xp.arange(len(self)), xp.asarray(steps) - 1]
         outputs = at_least_float32(task.without_padding(outputs, self.mask))
         labelled = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
@@ -347,9 +348,9 @@ class RecordedSource:
         self._rows = index if self._rows is None else self._rows[index]
 
     def _at_step(self, values: Array) -> Array:
-        return (
-            values[:, self._step - 1] if self._rows is None else values[self._rows, self._step - 1]
-        )
+        if self._rows is None:
+            return values[:, self._step - 1]
+        return values[self._rows, self._step - 1]
 
     def _of_rows(self, values: Array) -> Array:
         return values if self._rows is None else values[self._rows]

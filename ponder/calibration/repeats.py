@@ -66,7 +66,8 @@ def share_rows(one: Any, other: Any) -> bool:
         >>> share_rows(traffic[:1000], traffic[1000:]), share_rows(traffic[:1000], traffic[500:])
         (False, True)
     """
-    first, second = np.asarray(one), np.asarray(other)
+    first = np.asarray(one)
+    second = np.asarray(other)
     if len(first) == 0 or len(second) == 0:
         return False
     ids, place = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -75,7 +76,8 @@ def share_rows(one: Any, other: Any) -> bool:
     if len(ids) >= _FEWEST_DISTINCT and np.array_equal(in_first, in_second):
         return True
     pairs = in_first + in_second == 2
-    count, apart = int(pairs.sum()), int((pairs & (in_first == 1)).sum())
+    count = int(pairs.sum())
+    apart = int((pairs & (in_first == 1)).sum())
     if apart == 0:
         return False
     rows = len(place)

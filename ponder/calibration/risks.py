@@ -152,22 +152,23 @@ class Ranking(Risk):
     def of_exits(self, record: Record, steps: Any) -> Floats:
         """Return the loss of each query, `(queries,)` in [−1, 1], where rows exit at `steps`, `(rows,)`."""
         groups = np.unique(as_array((record.policy_context or {})["group"]), return_inverse=True)[1]
-        scores, steps = as_array(record.outputs)[..., 0], np.asarray(steps)
+        scores = as_array(record.outputs)[..., 0]
+        steps = np.asarray(steps)
         last = np.where(np.isnan(scores[:, -1]), -np.inf, scores[:, -1])
         found = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
         wanted = ranked(groups, last)
         queries = int(groups.max()) + 1
         if self.is_binary():
             k = self.k if self.name == "top_k" else 1
-            lowest, of_found = np.full(queries, np.inf), np.full(queries, np.inf)
+            lowest = np.full(queries, np.inf)
+            of_found = np.full(queries, np.inf)
             np.minimum.at(lowest, groups[wanted < k], last[wanted < k])
             np.minimum.at(of_found, groups[found < k], last[found < k])
             return (of_found < lowest).astype(np.float64)
-        gains = (
-            np.maximum(self.k - wanted, 0.0)
-            if self.name == "ndcg"
-            else as_array(record.labels).reshape(len(scores))
-        )
+        if self.name == "ndcg":
+            gains = np.maximum(self.k - wanted, 0.0)
+        else:
+            gains = as_array(record.labels).reshape(len(scores))
         made, plain, best = (
             np.bincount(
                 groups, np.where(place < self.k, gains / np.log2(place + 2.0), 0.0), queries
@@ -191,9 +192,9 @@ def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
 def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
     """Return a risk of queries with the k of the policy, by its name; any other as it is."""
     found = [part.k for part in all_within(policy) if hasattr(part, "k")]
-    return (
-        Ranking(risk, found[0]) if found and isinstance(risk, str) and risk in _RANKINGS else risk
-    )
+    if found and isinstance(risk, str) and risk in _RANKINGS:
+        return Ranking(risk, found[0])
+    return risk
 
 
 def bound_for(risk: RiskLike) -> str:
@@ -222,11 +223,9 @@ def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints]
 
 def name_of(risk: RiskLike) -> str:
     """Return the name of a risk in certificates; a lambda is a "custom risk"."""
-    name = (
-        risk
-        if isinstance(risk, str)
-        else str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
-    )
+    if isinstance(risk, str):
+        return risk
+    name = str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
     return "custom risk" if name == "<lambda>" else name
 
 

@@ -143,12 +143,10 @@ class Ruler:
         costs: Costs | None = None,
         full_cost: float | None = None,
     ) -> None:
-        self.trajectory, self._metric, self._costs, self._full_cost = (
-            trajectory,
-            metric,
-            costs,
-            full_cost,
-        )
+        self.trajectory = trajectory
+        self._metric = metric
+        self._costs = costs
+        self._full_cost = full_cost
         task = trajectory.meaning
         unlabelled = (trajectory.labels is None or task.metric is None) and not callable(metric)
         self._table = None if unlabelled else trajectory.score_table(metric)

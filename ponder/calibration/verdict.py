@@ -135,7 +135,8 @@ def rows_that_would_do(share: float, level: float, confidence: float) -> int | N
     high = rows_needed(level, confidence)
     low = high - 1
     while not _would_do(share, high, level, confidence):
-        low, high = high, 2 * high
+        low = high
+        high = 2 * high
         if high > _MOST_ROWS:
             return None
     while high - low > 1:

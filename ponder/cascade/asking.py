@@ -80,8 +80,10 @@ class Asker:
     def __init__(
         self, ask: Ask, asking: Asking, arrived: Callable[[Reply], object] = lambda reply: None
     ) -> None:
-        self._ask, self._asking = ask, asking
-        self._pace, self._stop = Pace(asking.per_minute), threading.Event()
+        self._ask = ask
+        self._asking = asking
+        self._pace = Pace(asking.per_minute)
+        self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="ponder-asking")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None

@@ -46,7 +46,8 @@ __all__ = ["Cascade", "CascadeAnswers"]
 
 Floats = NDArray[Any]
 Ints = NDArray[Any]
-_FILE, _FORMAT = "cascade.json", "ponder-cascade-2"
+_FILE = "cascade.json"
+_FORMAT = "ponder-cascade-2"
 _OWNED = (_FILE, "stage_*", "report.html", "ponder.json")  # files that belong to one saving
 _TRIED = 5  # rows on which stages are tried before the others are paid for
 _logger = logging.getLogger(__name__)
@@ -226,7 +227,8 @@ class Cascade:
         )
         about = replace(report.policy, weights=self.weights_digest())
         report = replace(report, policy=about)
-        self.policy, self.costs = about, costs
+        self.policy = about
+        self.costs = costs
         return report
 
     def weights_digest(self) -> str | None:
@@ -323,7 +325,8 @@ class Cascade:
             _tried(stage, rows[:_TRIED], self.classes, f"stage {number}", steps=all_steps)
             for number, (stage, all_steps) in enumerate(zip(self.stages, inside, strict=True), 1)
         ]
-        columns, seconds = list[Floats](), list[float]()
+        columns = list[Floats]()
+        seconds = list[float]()
         for number, (stage, first) in enumerate(zip(self.stages, tried, strict=True), 1):
             start = time.perf_counter()
             others = stage.answer(rows[_TRIED:], self.classes, steps=inside[number - 1])
@@ -363,7 +366,8 @@ class Cascade:
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
         """Return the policy of the steps of the last stage; None if its own decides, or if it has no steps."""
-        before, steps = len(self.stages) - 1, self.stages[-1].num_steps
+        before = len(self.stages) - 1
+        steps = self.stages[-1].num_steps
         inside = policy.policy if isinstance(policy, Certified) else policy
         if steps > 1 and inside.exit_of_all(before + steps) == before + steps:
             return LastStep()  # promises are about its full depth
@@ -393,7 +397,9 @@ class _Stages:
     ) -> None:
         self.errors: dict[int, Exception] = {}
         """The last error about a row, by its position among the inputs."""
-        self._cascade, self._inputs, self._last = cascade, inputs, last
+        self._cascade = cascade
+        self._inputs = inputs
+        self._last = last
         self._batch_size = batch_size
         self._rows: Ints = np.arange(len(inputs))
         self._number = 0
@@ -428,7 +434,8 @@ class _Stages:
         self._output = None if self._output is None else self._output[index]
 
     def _asked(self) -> Floats:
-        stages, number = self._cascade.stages, self._number
+        stages = self._cascade.stages
+        number = self._number
         if not len(self._rows):
             return np.zeros((0, len(self._cascade.classes)))
         policy = self._last if number == len(stages) else None

@@ -37,7 +37,9 @@ class ChatLabels:
         key: str | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.model, self.labels, self.timeout = model, tuple(labels), timeout
+        self.model = model
+        self.labels = tuple(labels)
+        self.timeout = timeout
         self._address = f"{base_url.rstrip('/')}/chat/completions"
         self._key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
         self._known = {label.casefold(): label for label in self.labels}

@@ -32,8 +32,10 @@ from ponder.errors import ArgumentError
 __all__ = ["Embeddings", "Student"]
 
 _WORD = re.compile(r"\w\w+")
-_FORMAT, _SCALE = "ponder-student-1", 3.0
-_GRAMS, _STRENGTH = 200_000, 20.0  # the most frequent grams; inverse strength of the regularisation
+_FORMAT = "ponder-student-1"
+_SCALE = 3.0
+_GRAMS = 200_000
+_STRENGTH = 20.0  # the most frequent grams; inverse strength of the regularisation
 _CACHE = 2**25  # bytes of the known grams inside words that are kept: some 100,000 words
 
 
@@ -137,7 +139,8 @@ class Student:
         """
         linear = library("sklearn.linear_model", "teaching a student", "cascade")
         sparse = library("scipy.sparse", "teaching a student", "cascade")
-        texts, names = list(texts), _names_of(answers)
+        texts = list(texts)
+        names = _names_of(answers)
         frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
         known = [
             gram
@@ -221,10 +224,8 @@ class Student:
         """Read what `save` wrote."""
         said = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
-        matrix, vocabulary = (
-            arrays.pop("tokens", None),
-            {gram: n for n, gram in enumerate(said["vocabulary"])},
-        )
+        matrix = arrays.pop("tokens", None)
+        vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
         tokens = None if matrix is None else Embeddings(said["tokenizer"], matrix)
         return cls(
             tuple(said["classes"]),
@@ -248,7 +249,8 @@ class _Grams:
     """
 
     def __init__(self, vocabulary: dict[str, int], idf: NDArray[Any]) -> None:
-        self.vocabulary, self.idf = vocabulary, idf
+        self.vocabulary = vocabulary
+        self.idf = idf
         self._of_words: dict[str, tuple[int, ...]] = {}
         self._bytes = 0
 
@@ -279,7 +281,8 @@ class _Grams:
             )
             size = sys.getsizeof(word) + sys.getsizeof(places)
             if self._bytes + size > _CACHE:
-                self._of_words, self._bytes = {}, 0
+                self._of_words = {}
+                self._bytes = 0
             if size <= _CACHE:
                 self._of_words[word] = places
                 self._bytes += size
@@ -337,7 +340,8 @@ def _weights(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
     """Return the temperature, from 0.05 to 5, at which a fitted model is the likeliest on held-out texts."""
     known, (weights, bias) = np.flatnonzero(np.isin(names, model.classes_)), _weights(model)
-    logits, right = features[known] @ weights + bias, np.searchsorted(model.classes_, names[known])
+    logits = features[known] @ weights + bias
+    right = np.searchsorted(model.classes_, names[known])
 
     def likelihood(temperature: float) -> float:
         shares = softmax(logits / temperature)[np.arange(len(known)), right]

@@ -120,7 +120,8 @@ def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any
     numbers = uniform(0, row_keys(ids))
     certify = _CERTIFY / max(1.0 - float(teaches.mean()), _CERTIFY)
     teaches |= numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0)))
-    taught, rest = list(more), list[Any]()
+    taught = list(more)
+    rest = list[Any]()
     for text, own in zip(texts, teaches.tolist(), strict=True):
         (taught if own else rest).append(text)
     return list(dict.fromkeys(taught)), rest

@@ -99,11 +99,9 @@ def _seconds(given: str) -> float:
     """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
     if not re.fullmatch(r"\d*\.?\d+(ms|s)?", given):
         raise typer.BadParameter(f"expected a time, got {given}. Write 5ms, say.")
-    return (
-        float(given.removesuffix("ms")) / 1e3
-        if given.endswith("ms")
-        else float(given.removesuffix("s"))
-    )
+    if given.endswith("ms"):
+        return float(given.removesuffix("ms")) / 1e3
+    return float(given.removesuffix("s"))
 
 
 def _version(asked: bool) -> None:

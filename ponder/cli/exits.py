@@ -57,7 +57,8 @@ def run(
 def _outcome(
     made: FittedClassifier, found: Texts, name: str, out: Path, asked: float | None
 ) -> Outcome:
-    report, clock = made.report, made.clock
+    report = made.report
+    clock = made.clock
     policy = made.model.policy
     facts = {
         "command": "exits",
@@ -96,7 +97,8 @@ def _remarks(made: FittedClassifier) -> list[str]:
 
 
 def _rows(made: FittedClassifier, policy: str, asked: float | None) -> list[tuple[str, str]]:
-    report, clock = made.report, made.clock
+    report = made.report
+    clock = made.clock
     again = f", {report.duplicates} repeated" if report.duplicates else ""
     cut = f", {made.truncated} longer than the model takes (cut)" if made.truncated else ""
     sides = f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"

@@ -109,7 +109,8 @@ def _model(
             seed=seed,
             progress=advance,
         )
-    found, clock = made.found, made.clock
+    found = made.found
+    clock = made.clock
     speed = f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}) over PyTorch at full depth"
     rows = [
         ("products", _PRODUCTS[made.products]),

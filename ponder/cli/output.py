@@ -23,7 +23,8 @@ from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
 __all__ = ["probe_file", "probe_folder", "progress", "say", "sentences"]
 
-_WIDTH, _EVERY = 80, 10.0
+_WIDTH = 80
+_EVERY = 10.0
 _OPTIONS = {
     "confidences": "--confidence-column",
     **dict.fromkeys(("rows", "examples", "trajectory", "choosing", "certifying"), "--texts"),
@@ -51,11 +52,10 @@ def sentences() -> Iterator[None]:
             yield
         except (ArgumentError, ArgumentTypeError) as error:
             option = _OPTIONS.get(error.argument, error.argument)
-            option = (
-                option
-                if option.startswith("-") or option.isupper()
-                else f"--{option.replace('_', '-')}"
-            )
+            if option.startswith("-") or option.isupper():
+                option = option
+            else:
+                option = f"--{option.replace('_', '-')}"
             say(f"{option}: expected {error.expected}; got {error.got}. {error.remedy}")
             raise typer.Exit(2) from error
         except (PonderError, OSError) as error:

@@ -43,7 +43,8 @@ def run(
     kept = file.resume(found.rows) if to_file and out.exists() else 0
     if to_file:
         out.parent.mkdir(parents=True, exist_ok=True)
-    steps, reasons = list[int](), dict[str, int]()
+    steps = list[int]()
+    reasons = dict[str, int]()
     with progress() as advance:
         if not kept:
             file.append([], begins=True)

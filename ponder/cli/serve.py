@@ -104,9 +104,7 @@ def _check_free(host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        expected, got = (
-            f"a port that is free on {host}, an address of this machine",
-            f"{port} ({error.strerror})",
-        )
+        expected = f"a port that is free on {host}, an address of this machine"
+        got = f"{port} ({error.strerror})"
         remedy = "Pass another, or --port 0 for any that is free."
         raise ArgumentError("--port", expected=expected, got=got, remedy=remedy) from error

@@ -163,9 +163,10 @@ def _read(path: Path, header: bool) -> list[Row]:
         raise ValueError("bytes that are no text")
     if kind in (".csv", ".tsv"):
         return _table(path, text, header)
-    lines = (
-        [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-    )
+    if text:
+        lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    else:
+        lines = []
     if kind in (".jsonl", ".ndjson", ".json"):
         return _aligned([json.loads(line) for line in lines if line.strip()])
     return [{"text": line} for line in lines]
@@ -197,11 +198,12 @@ def _aligned(values: Sequence[Any]) -> list[Row]:
 def _table(path: Path, text: str, header: bool) -> list[Row]:
     csv.field_size_limit(1 << 30)
     tabs = path.suffix.lower() == ".tsv"
-    plain = (
-        list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE))
-        if tabs
-        else []
-    )
+    if tabs:
+        plain = list(
+            csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE)
+        )
+    else:
+        plain = []
     # In tables with tabs, as those of GLUE, a quotation mark is mostly a part of the text.
     even = len({len(row) for row in plain if row}) == 1
     kind = csv.excel_tab if tabs else csv.excel
@@ -214,13 +216,12 @@ def _table(path: Path, text: str, header: bool) -> list[Row]:
         raise ValueError(
             f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv"
         )
-    names = (
-        table[0]
-        if header
-        else ["text"]
-        if width == 1
-        else [f"column{n}" for n in range(1, width + 1)]
-    )
+    if header:
+        names = table[0]
+    elif width == 1:
+        names = ["text"]
+    else:
+        names = [f"column{n}" for n in range(1, width + 1)]
     if header and width == 1 and names[0].lower() not in _USUAL:
         typer.echo(
             f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass --no-header.",

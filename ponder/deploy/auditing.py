@@ -65,9 +65,14 @@ class ServedLedger:
     ) -> None:
         check_share("level", level)
         check_real("share", share, 0.0, 1.0, open_low=True)
-        self.level, self.share, self.path = level, share, path
-        self.answers, self.ledger = 0, Ledger(confidence, late=True)
-        self._most_pending, self._left, self._lock = pending, 0, threading.RLock()
+        self.level = level
+        self.share = share
+        self.path = path
+        self.answers = 0
+        self.ledger = Ledger(confidence, late=True)
+        self._most_pending = pending
+        self._left = 0
+        self._lock = threading.RLock()
         self._coin = coin or random.SystemRandom().random
         self._deferring = True
         if path is not None and path.exists():
@@ -148,7 +153,8 @@ class ServedLedger:
             # Answers after the last write are not counted in the file; W does not need their
             # number.
             ledger.missed_at_most = max(ledger.missed_at_most, ledger.worst)
-        self.answers, self.ledger = state["answers"], ledger
+        self.answers = state["answers"]
+        self.ledger = ledger
 
     def _write(self, *, closed: bool) -> None:
         if self.path is not None:

@@ -141,11 +141,10 @@ def _source(model: Any, example: Any) -> ExportSource:
     pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
     inputs, context = example if pair else (example, {})
     padding = model.padding
-    defaults = (
-        {padding.mask: float(padding.real)}
-        if padding is not None and padding.mask in context
-        else {}
-    )
+    if padding is not None and padding.mask in context:
+        defaults = {padding.mask: float(padding.real)}
+    else:
+        defaults = {}
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
@@ -170,11 +169,17 @@ class _Tracer:
     """Writes the graphs of a model, one part after the other."""
 
     def __init__(self, source: ExportSource, folder: Path) -> None:
-        self.source, self.model, self.folder = source, source.model, folder
+        self.source = source
+        self.model = source.model
+        self.folder = folder
         self.task = self.model.task or task_named(None)
-        inputs, context = source.inputs, dict(source.context)
+        inputs = source.inputs
+        context = dict(source.context)
         with torch.no_grad():
-            self.hidden, self.after, self.rows = call_stem(self.model.stem, inputs, context)
+            start = call_stem(self.model.stem, inputs, context)
+            self.hidden = start.hidden
+            self.after = start.context
+            self.rows = start.rows
         padding = self.model.padding
         self.narrows = (
             padding is not None and padding.mask in self.after and not self.task.per_position
@@ -185,21 +190,22 @@ class _Tracer:
             self.model.stem is not None
         )  # the given is the hidden state itself where there is no stem
         of_hidden = None if padding is None else padding.of_hidden
-        self.state = (
-            self._slots("hidden", self.hidden, of_hidden)
-            if own
-            else self.inputs[: len(flatten(inputs))]
-        )
+        if own:
+            self.state = self._slots("hidden", self.hidden, of_hidden)
+        else:
+            self.state = self.inputs[: len(flatten(inputs))]
         self.steps_context = self._context("context." if own else "", self.after)
 
     def write(self) -> None:
         """Write all graphs, and describe them."""
-        model, padding = self.model, self.model.padding
+        model = self.model
+        padding = self.model.padding
         policy = promise_about(model.weights_digest, model.policy)
         self._write_stem()
         self._write_steps()
         features = self._read("readout", model.readout)
-        outputs, hazard = self._write_heads(features), self._write_halting(features)
+        outputs = self._write_heads(features)
+        hazard = self._write_halting(features)
         specs = tuple(slot.spec for slot in self.inputs)
         Manifest(
             num_steps=model.num_steps,
@@ -236,14 +242,15 @@ class _Tracer:
         return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx", like)[0]
 
     def _write_stem(self) -> None:
-        count, source = len(flatten(self.source.inputs)), self.source
+        count = len(flatten(self.source.inputs))
+        source = self.source
 
         def run(given: list[Tensor]) -> list[Tensor]:
-            inputs, context = (
-                refilled(source.inputs, given[:count]),
-                refilled(dict(source.context), given[count:]),
-            )
-            hidden, after, _ = call_stem(self.model.stem, inputs, context)
+            inputs = refilled(source.inputs, given[:count])
+            context = refilled(dict(source.context), given[count:])
+            start = call_stem(self.model.stem, inputs, context)
+            hidden = start.hidden
+            after = start.context
             return [*flatten(hidden), *flatten(dict(after))]
 
         if self.model.stem is not None:
@@ -282,7 +289,8 @@ class _Tracer:
         return self._write(name, run, [*self.state, *self.steps_context], ["features"])
 
     def _write_heads(self, features: Tensor) -> Tensor:
-        head, slot = self.model.head, self._at_positions("features", features)
+        head = self.model.head
+        slot = self._at_positions("features", features)
         if not isinstance(head, PerStep):
             return self._write("head", lambda given: [head(given[0])], [slot], ["output"])
         for step in range(1, self.model.num_steps + 1):
@@ -294,7 +302,8 @@ class _Tracer:
         return outputs
 
     def _write_halting(self, features: Tensor) -> Tensor | None:
-        head, readout = self.model.lambda_head, self.model.readout
+        head = self.model.lambda_head
+        readout = self.model.readout
         if head is None:
             return None
         if features.dim() > 2 and isinstance(
@@ -337,7 +346,8 @@ class _Tracer:
         }
 
     def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
-        padding, made = self.model.padding, list[Slot]()
+        padding = self.model.padding
+        made = list[Slot]()
         for name, value in context.items():
             tree = value.value if isinstance(value, Shared) else value
             options = {
@@ -363,9 +373,11 @@ class _Tracer:
                 for own, part in tree.items()
             ]
             return [slot for part in parts for slot in part]
-        plain, made = str.maketrans({"[": ".", "]": None, "'": None}), list[Slot]()
+        plain = str.maketrans({"[": ".", "]": None, "'": None})
+        made = list[Slot]()
         for path, value in tensors(tree):
-            along, own = None if lengths is None else lengths(key, value), dict(options)
+            along = None if lengths is None else lengths(key, value)
+            own = dict(options)
             if along is not None:
                 own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
                 own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)

@@ -58,7 +58,8 @@ class _Part(nn.Module):
 
     def __init__(self, module: nn.Module, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
         super().__init__()
-        self.module, self.run = module, run
+        self.module = module
+        self.run = run
 
     def forward(self, given: list[Tensor]) -> list[Tensor]:
         return self.run(given)
@@ -124,7 +125,8 @@ def write_graph(
 def _trace(
     module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
 ) -> None:
-    part, disabled = _Part(module, run), logging.root.manager.disable
+    part = _Part(module, run)
+    disabled = logging.root.manager.disable
     library("onnxscript", "exporting", "cli")  # which torch.onnx.export reads
     try:
         with warnings.catch_warnings():
@@ -163,11 +165,9 @@ def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
     file's name.
     """
     place = int(path.stem.rpartition("_")[2]) - 1
-    own, proto, moved = (
-        {name: p.detach().numpy() for name, p in module.named_parameters()},
-        onnx.load(str(like)),
-        0,
-    )
+    own = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    proto = onnx.load(str(like))
+    moved = 0
     later: dict[
         tuple[Any, bytes], Any
     ] = {}  # eight zero bytes may be a bias of two numbers, or one integer
@@ -216,7 +216,8 @@ def write_policy(
         folder: The folder.
     """
     if "context" in policy.needs:
-        expected, remedy = "a policy that reads the model alone", "Serve it with PyTorch."
+        expected = "a policy that reads the model alone"
+        remedy = "Serve it with PyTorch."
         raise ArgumentError(
             "policy",
             expected=expected,
@@ -236,7 +237,8 @@ def write_policy(
     names += ["mask"] if "mask" in readings else []
     rows = next(iter(readings.values())).value.shape[0]
     length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
-    ids, count = Slot.of("row_ids", torch.arange(rows)), 1 + len(names)
+    ids = Slot.of("row_ids", torch.arange(rows))
+    count = 1 + len(names)
 
     def init(given: list[Tensor]) -> Tree:
         return policy.init(PolicyBatch(given[0], num_steps, task))
@@ -244,15 +246,14 @@ def write_policy(
     def decide(given: list[Tensor], state: Tree) -> tuple[Tensor, Tree]:
         moved = _with_thresholds(policy, given[count : count + len(limits)])
         seen = dict(zip(names, given[1:count], strict=True))
-        real, context = (
-            seen.pop("mask", None),
-            {"group": seen.pop("group")} if "group" in seen else None,
-        )
+        real = seen.pop("mask", None)
+        context = {"group": seen.pop("group")} if "group" in seen else None
         view = StepView(given[0], num_steps, seen, task, real, context)
         mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
         return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
 
-    state, module = init([ids.value]), nn.Module()
+    state = init([ids.value])
+    module = nn.Module()
     if flatten(state):
         outputs = [f"state_{n}" for n in range(len(flatten(state)))]
         write_graph(

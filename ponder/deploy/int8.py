@@ -224,7 +224,8 @@ def _graphs(stage: Any, folder: Path) -> Any:
 
 
 def _statement(certifying: Record, found: RiskControl) -> str:
-    level, confidence = found.policy.level, found.policy.confidence or CONFIDENCE
+    level = found.policy.level
+    confidence = found.policy.confidence or CONFIDENCE
     rows = len(certifying)
     if found.met:
         change = "other answers than before int8"

@@ -23,7 +23,8 @@ __all__ = [
     "promise_of_export",
 ]
 
-FILE, TOKENIZER = "export.json", "tokenizer.json"
+FILE = "export.json"
+TOKENIZER = "tokenizer.json"
 _FORMAT = "ponder-onnx-3"
 
 

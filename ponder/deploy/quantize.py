@@ -22,7 +22,8 @@ from ponder.errors import ArgumentError
 __all__ = ["quantize", "ranges_of"]
 
 onnx: Any = library("onnx", "quantising", "cli")
-helper, numpy_helper = onnx.helper, onnx.numpy_helper
+helper = onnx.helper
+numpy_helper = onnx.numpy_helper
 
 Array = NDArray[Any]
 Channels = Mapping[str, tuple[Array, Array]]
@@ -142,14 +143,16 @@ class _Product:
 
 def _products(graph: Any) -> list[_Product]:
     arrays = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
-    given_out, found = {value.name for value in graph.output}, list[_Product]()
+    given_out = {value.name for value in graph.output}
+    found = list[_Product]()
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm") or np.ndim(arrays.get(node.input[1], ())) != 2:
             continue
         options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # of a Gemm
         options |= {each.name: helper.get_attribute_value(each) for each in node.attribute}
         matrix = arrays[node.input[1]].T if options.pop("transB") else arrays[node.input[1]]
-        last, bias = node, "".join(node.input[2:3])
+        last = node
+        bias = "".join(node.input[2:3])
         after = [other for other in graph.node if node.output[0] in other.input]
         if (
             node.op_type == "MatMul"
@@ -158,7 +161,8 @@ def _products(graph: Any) -> list[_Product]:
         ):
             other = next((name for name in after[0].input if name != node.output[0]), "")
             if np.shape(arrays.get(other, ())) == matrix.shape[1:]:
-                last, bias = after[0], other
+                last = after[0]
+                bias = other
         if list(options.values()) == [1.0, 1.0, 0] and (
             not bias or np.shape(arrays.get(bias, ())) == matrix.shape[1:]
         ):
@@ -181,7 +185,9 @@ def _integer_products(
         graph.initializer.append(numpy_helper.from_array(np.array(array), of))
         return of
 
-    quantized, scale, zero = f"{name}.quantized", f"{name}.scale", f"{name}.zero"
+    quantized = f"{name}.quantized"
+    scale = f"{name}.scale"
+    zero = f"{name}.zero"
     factors = np.ones(products[0].matrix.shape[0], dtype=np.float32)
     if channels is None:
         nodes = [helper.make_node("DynamicQuantizeLinear", [name], [quantized, scale, zero])]
@@ -190,12 +196,11 @@ def _integer_products(
         factors = _factors(
             np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products]
         )
-        least, most = (
-            min(float((low / factors).min()), 0.0),
-            max(float((high / factors).max()), 0.0),
-        )  # 0 is exact
+        least = min(float((low / factors).min()), 0.0)
+        most = max(float((high / factors).max()), 0.0)  # 0 is exact
         step = np.float32((most - least) / 255.0 or 1.0)
-        rest, divided = np.uint8(np.clip(np.rint(-least / step), 0, 255)), f"{name}.smoothed"
+        rest = np.uint8(np.clip(np.rint(-least / step), 0, 255))
+        divided = f"{name}.smoothed"
         nodes = [
             helper.make_node(
                 "Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]

@@ -42,11 +42,9 @@ RERANK = "rerank.json"
 """The file of a folder that ranks."""
 Array = NDArray[Any]
 _FORMAT = "ponder-rerank-1"
-_BATCH, _AT_ONCE, _SPARE = (
-    32,
-    512,
-    0.85,
-)  # candidates of a batch, and in memory; the share of a budget to plan for
+_BATCH = 32
+_AT_ONCE = 512
+_SPARE = 0.85  # candidates of a batch, and in memory; the share of a budget to plan for
 _TASK = task_named("regression")
 _MARGINS = tuple(np.linspace(8.0, 0.0, 161).round(3).tolist())
 
@@ -108,7 +106,8 @@ class Ranker:
     """
 
     def __init__(self, model: Any, settings: RankerSettings) -> None:
-        self.model, self.settings = model, settings
+        self.model = model
+        self.settings = settings
         self._inside = getattr(
             model, "ponder", model
         )  # a model of Transformers holds the one with steps
@@ -176,11 +175,9 @@ class Ranker:
         (found,) = self.rank_all(
             [Pool(query, documents, scores)], top_k, within=within, policy=policy
         )
-        return (
-            [{**one, "text": documents[one["corpus_id"]]} for one in found]
-            if return_documents
-            else found
-        )
+        if return_documents:
+            return [{**one, "text": documents[one["corpus_id"]]} for one in found]
+        return found
 
     def rank_all(
         self,
@@ -195,7 +192,8 @@ class Ranker:
         Arguments as for `rank`.
         """
         end = None if within is None else time.perf_counter() + within
-        own, found = self.settings.top_k, list[list[dict[str, Any]]]()
+        own = self.settings.top_k
+        found = list[list[dict[str, Any]]]()
         top_k = own if top_k is None else top_k
         if policy is None:
             policy = self.settings.policy if own is None or (top_k or own) <= own else LastStep()
@@ -284,8 +282,10 @@ class Ranker:
         found = list[tuple[Array, Array]]()
         for part in _chunks(pools):
             candidates = _Candidates(self, part)
-            rows, decides = np.arange(len(candidates.pairs)), policy
-            scores, steps = np.full(len(rows), -np.inf), np.zeros(len(rows), dtype=np.int64)
+            rows = np.arange(len(candidates.pairs))
+            decides = policy
+            scores = np.full(len(rows), -np.inf)
+            steps = np.zeros(len(rows), dtype=np.int64)
             if end is not None and candidates.pairs:
                 decides = _Deadline(policy, end, lambda: self.pace)
                 if not self.pace:
@@ -365,7 +365,8 @@ class _Candidates:
         self.sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])
         """The characters of each candidate."""
         self._source: Source | None = None  # there is none before the first layer
-        self._step, self._began = 0, 0.0
+        self._step = 0
+        self._began = 0.0
         self._output: Array | None = None
 
     @property
@@ -377,14 +378,17 @@ class _Candidates:
         layer = step - self._ranker.first_stage
         if layer == 1:
             self._source = self._ranker.start([self.pairs[row] for row in self._rows], _BATCH)
-        self._step, self._began, self._output = step, time.perf_counter(), None
+        self._step = step
+        self._began = time.perf_counter()
+        self._output = None
         if self._source is not None:
             self._source.advance(layer)
 
     def output(self) -> Array:
         """Return the scores of all that remain, `(rows, 1)`, and note how long the step took."""
         if self._output is None:
-            ranker, rows = self._ranker, self._rows
+            ranker = self._ranker
+            rows = self._rows
             scores = np.zeros(len(rows))
             if self._source is not None:
                 scores = as_array(self._source.output())[:, 0]
@@ -420,7 +424,8 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     for number, one in enumerate(given, 1):
         try:
             pool = one if isinstance(one, Pool) else Pool(**one)
-            size, texts = len(pool.documents), (pool.query, *pool.documents)
+            size = len(pool.documents)
+            texts = (pool.query, *pool.documents)
             right = not isinstance(pool.documents, str) and all(
                 isinstance(text, str) for text in texts
             )
@@ -433,10 +438,8 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
         if not right:
             each = "for each" if first_stage else "for each or for none"
             expected = f"a query, a list of documents, and a first-stage score {each}"
-            got, remedy = (
-                f"{one!s:.80} as number {number}",
-                'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
-            )
+            got = f"{one!s:.80} as number {number}"
+            remedy = 'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.'
             raise ArgumentError("queries", expected=expected, got=got, remedy=remedy)
         pools.append(pool)
     return pools
@@ -448,10 +451,8 @@ def rows_of(pools: Sequence[Pool]) -> tuple[list[tuple[str, str]], Array, Array]
     The score is the lowest of its pool for one that is no number, and 0 without any.
     """
     pairs = [(pool.query, document) for pool in pools for document in pool.documents]
-    groups, first = (
-        np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools]),
-        [np.zeros(0)],
-    )
+    groups = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools])
+    first = [np.zeros(0)]
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)
         known = scores[np.isfinite(scores)]

@@ -29,11 +29,9 @@ __all__ = ["Graph", "OnnxModel"]
 
 Array = NDArray[Any]
 _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-_NEXT, _BATCH, _AT_ONCE = (
-    ".next",
-    32,
-    16,
-)  # rows of a batch; batches whose states are in memory together
+_NEXT = ".next"
+_BATCH = 32
+_AT_ONCE = 16  # rows of a batch; batches whose states are in memory together
 _SLOWER = [
     "SkipLayerNormFusion",
     "BiasGeluFusion",
@@ -94,7 +92,8 @@ class OnnxModel:
             self._set_up(made)
 
     def _set_up(self, made: Manifest) -> None:
-        self.task, self.num_steps = task_named(made.task), made.num_steps
+        self.task = task_named(made.task)
+        self.num_steps = made.num_steps
         self._regroups = not self.task.per_position and (made.narrows or made.mask is None)
         """Whether rows of several lengths may meet between steps: not where outputs have positions."""
         self._policy: Any = (
@@ -115,22 +114,25 @@ class OnnxModel:
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
         """Take a policy: where only thresholds differ, the graphs get them as inputs; any other is run in NumPy."""
-        graphs, data = self.manifest.graphs, policy.to_dict()
+        graphs = self.manifest.graphs
+        data = policy.to_dict()
         tunable = [
             (part, part.tunable.field) for part in all_within(policy) if part.tunable is not None
         ]
         inputs = {part.to_dict()["name"]: field for part, field in tunable}
         if graphs is not None and _without(inputs, data) == _without(inputs, self.manifest.policy):
             moved = [float(getattr(part, field)) for part, field in tunable]
-            thresholds = (
-                dict(zip(graphs.thresholds, moved, strict=True)) if graphs.thresholds else {}
-            )
+            if graphs.thresholds:
+                thresholds = dict(zip(graphs.thresholds, moved, strict=True))
+            else:
+                thresholds = {}
             graphs = replace(
                 graphs, thresholds=thresholds, together=policy.exit_of_all(self.num_steps)
             )
             self._policy = _GraphPolicy(graphs, self._graphs)
         else:
-            graphs, self._policy = None, policy
+            graphs = None
+            self._policy = policy
         self.manifest = replace(self.manifest, policy=data, graphs=graphs)
 
     def weights_digest(self) -> str | None:
@@ -171,19 +173,18 @@ class OnnxModel:
         if policy is not None:
             policy.check(ModelSpec(self.num_steps, self.task, "lambda" in self._graphs))
         own = self._policy if policy is None else policy
-        outputs, exit_step = [np.zeros(0)] * len(rows), np.zeros(len(rows), dtype=np.int64)
+        outputs = [np.zeros(0)] * len(rows)
+        exit_step = np.zeros(len(rows), dtype=np.int64)
         for order in self._alike(rows):
             most = batch_size * (_AT_ONCE if self._regroups else 1)
-            parts = (
-                cut([rows[place].length for place in order], most)
-                if groups is None
-                else [slice(len(order))]
-            )
+            parts = [slice(len(order))]
+            if groups is None:
+                parts = list(cut([rows[place].length for place in order], most))
             for places in [np.array(order[part]) for part in parts]:
                 chunk = self._chunk([rows[place] for place in places], batch_size)
-                chunk.policy_context = (
-                    {} if groups is None else {"group": np.asarray(groups)[places]}
-                )
+                chunk.policy_context = {}
+                if groups is not None:
+                    chunk.policy_context = {"group": np.asarray(groups)[places]}
                 batch = PolicyBatch(ids[places], self.num_steps, self.task)
                 for exited in exits_of(chunk, own, batch):
                     left = places if exited.rows is None else places[exited.rows]
@@ -199,7 +200,9 @@ class OnnxModel:
             examples: As for `predict`; texts are known again by their content.
             labels: Labels of the examples, kept with the record.
         """
-        rows, texts, positions = self._rows(examples), _are_texts(examples), self.task.per_position
+        rows = self._rows(examples)
+        texts = _are_texts(examples)
+        positions = self.task.per_position
         if not rows:
             raise ArgumentError(
                 "examples", expected="at least one", got="none", remedy="Record some."
@@ -236,7 +239,8 @@ class OnnxModel:
         return self._chunk(self._rows(examples), batch_size)
 
     def _chunk(self, rows: Sequence[_Row], batch_size: int) -> Chunk:
-        batches, lengths = list(self._batches(rows, batch_size)), [row.length for row in rows]
+        batches = list(self._batches(rows, batch_size))
+        lengths = [row.length for row in rows]
         return Chunk(batches, lengths, _join, batch_size if self._regroups else None)
 
     def _joined(self, outputs: Sequence[Array], rows: Sequence[_Row]) -> Array:
@@ -254,10 +258,8 @@ class OnnxModel:
     def _rows(self, examples: Any) -> list[_Row]:
         """Read what a caller gives, as rows."""
         if isinstance(examples, str) or (_are_texts(examples) and self._tokenizer is None):
-            expected, got = (
-                "a list of texts, and a tokenizer in the export; or arrays",
-                f"{examples!r:.40}",
-            )
+            expected = "a list of texts, and a tokenizer in the export; or arrays"
+            got = f"{examples!r:.40}"
             remedy = "Pass [text], or set model.tokenizer and export again."
             raise ArgumentError("examples", expected=expected, got=got, remedy=remedy)
         if _are_texts(examples):
@@ -330,7 +332,9 @@ class _GraphPolicy:
     """A policy in graphs, used as an `ExitPolicy`; its state is a tuple of arrays."""
 
     def __init__(self, graphs: PolicyGraphs, sessions: Mapping[str, Graph]) -> None:
-        self.graphs, self._sessions, self.needs = graphs, sessions, frozenset(graphs.needs)
+        self.graphs = graphs
+        self._sessions = sessions
+        self.needs = frozenset(graphs.needs)
 
     def exit_of_all(self, num_steps: int) -> int | None:
         return self.graphs.together
@@ -360,8 +364,11 @@ class _GraphSource:
     """Empty: what a caller gives for policies is kept by the `Chunk` of several batches."""
 
     def __init__(self, model: OnnxModel, rows: Sequence[_Row]) -> None:
-        self._model, self._made, self._graphs = model, model.manifest, model._graphs
-        made, given = self._made, _padded(rows, model.manifest.inputs)
+        self._model = model
+        self._made = model.manifest
+        self._graphs = model._graphs
+        made = self._made
+        given = _padded(rows, model.manifest.inputs)
         self._arrays = self._graphs["stem"](given) if "stem" in self._graphs else given
         for spec in (
             *made.hidden,
@@ -369,11 +376,9 @@ class _GraphSource:
         ):  # a stem's graph hands on nothing that it does not make
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = given[spec.name.removeprefix("context.")]
-        self._lengths, self._step, self._cache = (
-            np.array([row.length for row in rows]),
-            0,
-            dict[str, Array](),
-        )
+        self._lengths = np.array([row.length for row in rows])
+        self._step = 0
+        self._cache = dict[str, Array]()
         self._past = list[Array]()
         self._halting = "halting" if "halting" in self._graphs else "readout"
         if made.history > 1:
@@ -384,18 +389,17 @@ class _GraphSource:
 
     def advance(self, step: int) -> None:
         self._past = self.next_past()
-        self._cache, self._step = {}, step
+        self._cache = {}
+        self._step = step
         self._arrays["index"] = np.full(len(self._lengths), step)
         made = self._graphs[self._made.steps[self._made.schedule[step - 1]]](self._arrays)
         self._arrays |= {name.removesuffix(_NEXT): value for name, value in made.items()}
 
     def next_past(self) -> list[Array]:
         """Return what the Lambda head reads of earlier steps at the next one."""
-        return (
-            [self.features(self._halting), *self._past[:-1]]
-            if self._step and self._past
-            else self._past
-        )
+        if self._step and self._past:
+            return [self.features(self._halting), *self._past[:-1]]
+        return self._past
 
     def features(self, readout: str = "readout") -> Array:
         if readout not in self._cache:
@@ -420,15 +424,18 @@ class _GraphSource:
     def mask(self) -> Array | None:
         """The positions that are not padding, where outputs have positions."""
         length = self._arrays[self._made.hidden[0].name].shape[1:2]
-        return (
-            np.arange(*length) < self._lengths[:, None] if self._model.task.per_position else None
-        )
+        if self._model.task.per_position:
+            return np.arange(*length) < self._lengths[:, None]
+        return None
 
     def keep(self, index: Array) -> None:
         """Go on with some of the rows, no longer than the longest of them."""
         kept = _join([(self, index)], int(self._lengths[index].max()))
-        self._arrays, self._lengths, self._past = kept._arrays, kept._lengths, kept._past
-        self._step, self._cache = kept._step, kept._cache
+        self._arrays = kept._arrays
+        self._lengths = kept._lengths
+        self._past = kept._past
+        self._step = kept._step
+        self._cache = kept._cache
 
     def _answer(self, features: Array) -> Array:
         name = "head" if "head" in self._graphs else f"head_{self._step}"
@@ -437,18 +444,15 @@ class _GraphSource:
 
 def _join(parts: Sequence[tuple[_GraphSource, Array]], longest: int) -> _GraphSource:
     """Return rows of several batches, each with their places there, as one batch; it narrows to the longest row."""
-    batches, joined = [batch for batch, _ in parts], copy(parts[0][0])
+    batches = [batch for batch, _ in parts]
+    joined = copy(parts[0][0])
     made = joined._made
     pasts = [[past[places] for past in batch.next_past()] for batch, places in parts]
-    joined._step, joined._cache, joined._past = (
-        0,
-        {},
-        [np.concatenate(past) for past in zip(*pasts, strict=True)],
-    )
-    joined._lengths, joined._arrays = (
-        np.concatenate([batch._lengths[places] for batch, places in parts]),
-        {},
-    )
+    joined._step = 0
+    joined._cache = {}
+    joined._past = [np.concatenate(past) for past in zip(*pasts, strict=True)]
+    joined._lengths = np.concatenate([batch._lengths[places] for batch, places in parts])
+    joined._arrays = {}
     for spec in (*made.hidden, *made.context):
         arrays = [batch._arrays[spec.name] for batch in batches]
         for dim in spec.along if made.narrows else ():
@@ -477,14 +481,16 @@ def _are_texts(examples: Any) -> bool:
 
 def _padded(rows: Sequence[_Row], specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Stack the inputs of rows, each padded on the right to the longest."""
-    arrays, longest = {}, max(row.length for row in rows)
+    arrays = {}
+    longest = max(row.length for row in rows)
     for spec in specs:
         parts = [row.arrays[spec.name] for row in rows]
         for dim in spec.along:
             parts = [part[(slice(None),) * (dim - 1) + (slice(longest),)] for part in parts]
-        arrays[spec.name] = (
-            parts[0] if spec.shared else _concatenated([part[None] for part in parts], spec.fill)
-        )
+        if spec.shared:
+            arrays[spec.name] = parts[0]
+        else:
+            arrays[spec.name] = _concatenated([part[None] for part in parts], spec.fill)
     return arrays
 
 
@@ -493,7 +499,8 @@ def _concatenated(parts: Sequence[Array], fill: float) -> Array:
     if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    made, start = np.full((sum(map(len, parts)), *shape), fill, dtype=parts[0].dtype), 0
+    made = np.full((sum(map(len, parts)), *shape), fill, dtype=parts[0].dtype)
+    start = 0
     for part in parts:
         made[(slice(start, start := start + len(part)), *map(slice, part.shape[1:]))] = part
     return made

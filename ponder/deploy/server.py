@@ -138,7 +138,10 @@ class Service:
         ledger: ServedLedger | None = None,
         reference: Answering | None = None,
     ) -> None:
-        self.served, self.limits, self.ledger, self.waiting = served, limits, ledger, 0
+        self.served = served
+        self.limits = limits
+        self.ledger = ledger
+        self.waiting = 0
         self.reference = reference
         self.metrics = _Metrics(self)
         self._batcher = Batcher(partial(_answer, served), limits.max_batch)
@@ -209,18 +212,18 @@ class Service:
             _log.exception("an audit failed")
 
     def _check(self, texts: Sequence[Text], threshold: float | None) -> None:
-        most, columns = self.limits.max_texts, self.served.columns
+        most = self.limits.max_texts
+        columns = self.served.columns
         if len(texts) > most:
             raise HTTPException(
                 422, f"texts: expected {most} at most; got {len(texts)}. Send several requests."
             )
         if columns and any((1 if isinstance(text, str) else 2) != len(columns) for text in texts):
             one = len(columns) == 1
-            wanted = (
-                "texts; got pairs"
-                if one
-                else f"pairs of texts, [{', '.join(columns)}]; got single texts"
-            )
+            if one:
+                wanted = "texts; got pairs"
+            else:
+                wanted = f"pairs of texts, [{', '.join(columns)}]; got single texts"
             raise HTTPException(
                 422, f"texts: expected {wanted}. Send what the exits were fitted to."
             )
@@ -259,7 +262,8 @@ def create_app(
         """Answer texts, each at its exit."""
         answered = await service.predict(body.texts, body.threshold)
         answers = answered.answers
-        labels, steps = list(answers.labels), [int(step) for step in answers.exit_step]
+        labels = list(answers.labels)
+        steps = [int(step) for step in answers.exit_step]
         shares = [None if math.isnan(share) else float(share) for share in answers.probabilities]
         request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
         for step in steps:
@@ -342,7 +346,9 @@ class _Ranking:
     """The queries of a service: one after the other, so many documents waiting, each until its deadline."""
 
     def __init__(self, ranker: Ranker, limits: Limits) -> None:
-        self._ranker, self._limits, self._waiting = ranker, limits, 0
+        self._ranker = ranker
+        self._limits = limits
+        self._waiting = 0
         self._busy = ThreadPoolExecutor(1, thread_name_prefix="ponder-rank")
 
     async def order(
@@ -355,7 +361,8 @@ class _Ranking:
                 (429).
             TimeoutError: Its time is up (504).
         """
-        count, limits = len(pool.documents), self._limits
+        count = len(pool.documents)
+        limits = self._limits
         if count > limits.max_documents:
             most = limits.max_documents
             raise HTTPException(422, f"documents: expected {most} at most; got {count}.")
@@ -487,9 +494,11 @@ async def _refused(request: Request, error: Exception) -> Response:
             for each in wrong
         ]
     elif isinstance(error, TimeoutError):
-        status, detail = 504, "no answer within the time of a request."
+        status = 504
+        detail = "no answer within the time of a request."
     elif not isinstance(error, ArgumentError):
-        status, detail = 500, "the model failed on this request; the log of the service says how."
+        status = 500
+        detail = "the model failed on this request; the log of the service says how."
     return JSONResponse({"detail": detail}, status)
 
 
@@ -499,13 +508,18 @@ class _Door:
     def __init__(
         self, app: ASGIApp, metrics: _Metrics | None, max_body: int, deadline: float | None
     ) -> None:
-        self._app, self._metrics, self._max, self._deadline = app, metrics, max_body, deadline
+        self._app = app
+        self._metrics = metrics
+        self._max = max_body
+        self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        size, status, started = 0, 500, time.perf_counter()
+        size = 0
+        status = 500
+        started = time.perf_counter()
         whole = False
         end = None if self._deadline is None else asyncio.get_running_loop().time() + self._deadline
 
@@ -538,7 +552,8 @@ class _Door:
             self._note(scope, status, time.perf_counter() - started)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        asked, note = scope["method"] == "POST", scope.get("state", {}).get("note", "")
+        asked = scope["method"] == "POST"
+        note = scope.get("state", {}).get("note", "")
         if asked and self._metrics is not None:
             self._metrics.requests.labels(status).inc()
             if status == 200:

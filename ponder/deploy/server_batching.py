@@ -66,7 +66,9 @@ class Batcher:
     """
 
     def __init__(self, answer: Callable[[Sequence[Text], ExitPolicy], Any], max_batch: int) -> None:
-        self._answer, self._max_batch, self._waiting = answer, max_batch, deque[_Request]()
+        self._answer = answer
+        self._max_batch = max_batch
+        self._waiting = deque[_Request]()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ponder-batches")
 
     def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Some]:
@@ -84,7 +86,9 @@ class Batcher:
 
     def _next(self) -> None:
         """Answer the oldest request, and others of its policy, as many as a batch holds."""
-        batch, rest, room = list[_Request](), list[_Request](), self._max_batch
+        batch = list[_Request]()
+        rest = list[_Request]()
+        room = self._max_batch
         for _ in range(len(self._waiting)):  # others are appended meanwhile
             request = self._waiting.popleft()
             fits = not batch or (len(request.texts) <= room and request.policy == batch[0].policy)
@@ -101,7 +105,9 @@ class Batcher:
             found = self._answer(
                 [text for request in batch for text in request.texts], batch[0].policy
             )
-            labels, probabilities, steps = found.labels, found.probabilities, found.exit_step
+            labels = found.labels
+            probabilities = found.probabilities
+            steps = found.exit_step
         except Exception as error:
             for request in batch if len(batch) > 1 else ():
                 self._run([request])

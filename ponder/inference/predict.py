@@ -84,7 +84,8 @@ def predict(
         "max_batch": batch_size,
         "max_tokens": max_tokens,
     }
-    order, found = list[int](), list[Answers]()
+    order = list[int]()
+    found = list[Answers]()
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
             rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
@@ -189,18 +190,18 @@ class _DataSet:
         cls, model: SteppedModule, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
     ) -> _DataSet:
         """Read a data set; an example that cannot be read is named by its position."""
-        reader, rows = ExampleReader(model), list[Example]()
+        reader = ExampleReader(model)
+        rows = list[Example]()
         for example in examples_in(dataset):
             try:
                 rows.append(reader.read(example))
             except Exception as error:
                 error.add_note(f"in dataset[{len(rows)}]")
                 raise
-        ids = (
-            torch.arange(len(rows))
-            if row_ids is None
-            else torch.tensor([int(row) for row in row_ids])
-        )
+        if row_ids is None:
+            ids = torch.arange(len(rows))
+        else:
+            ids = torch.tensor([int(row) for row in row_ids])
         return cls(reader, rows, ids, context)
 
     def kinds(self) -> list[list[int]]:
@@ -233,7 +234,8 @@ def _chunks(
     data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None
 ) -> list[list[int]]:
     """Return the places of the rows that a loop runs together: some batches of them where these may be regrouped."""
-    chunks, size = list[list[int]](), batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
+    chunks = list[list[int]]()
+    size = batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
     if (
         "group" in policy.needs and data.policy_context
     ):  # rows that are decided together stay together
@@ -257,11 +259,9 @@ def _in_order(
 ) -> Answers:
     if not found:
         return Answers(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs, steps, task = (
-        [own.outputs.cpu() for own in found],
-        torch.cat([own.exit_step for own in found]),
-        model.task,
-    )
+    outputs = [own.outputs.cpu() for own in found]
+    steps = torch.cat([own.exit_step for own in found])
+    task = model.task
     if model.padding is not None and task is not None and task.per_position:
         ends = torch.tensor([data.rows[row].length for row in rows]).split(
             [len(own) for own in outputs]

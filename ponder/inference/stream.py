@@ -122,14 +122,18 @@ class StreamEngine:
                 got=repr(self._policy),
                 remedy="Hand whole groups to ponder.predict, or whole queries to CrossEncoder.rank.",
             )
-        self._reader, self._num_steps = ExampleReader(model), num_steps or model.num_steps
+        self._reader = ExampleReader(model)
+        self._num_steps = num_steps or model.num_steps
         self._together = self._policy.exit_of_all(self._num_steps)
         self._schedule: Sequence[int] = model.steps.schedule_of(self._num_steps)
         """Which weights each step needs."""
-        self._max_batch, self._max_tokens, self._max_waiting = max_batch, max_tokens, max_waiting
+        self._max_batch = max_batch
+        self._max_tokens = max_tokens
+        self._max_waiting = max_waiting
         self._max_running = 8 * _FULL * max_batch
         self._max_skips = 4 * _FULL * len(set(self._schedule))
-        self._numbers, self._changed = itertools.count(), threading.Condition()
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
         self._waiting: dict[Hashable, list[_Row]] = {}
         self._queues: dict[_Key, list[_Row]] = {}
         self._skips: Counter[_Key] = Counter()
@@ -171,7 +175,8 @@ class StreamEngine:
             queue.Full: There was no place.
             PonderError: The engine is closed.
         """
-        number, reader = next(self._numbers), self._reader
+        number = next(self._numbers)
+        reader = self._reader
         given = {
             name: reader.placed(torch.as_tensor(value)[None])
             for name, value in (policy_context or {}).items()
@@ -247,7 +252,8 @@ class StreamEngine:
     def close(self, *, cancel: bool = False) -> None:
         """Take no more rows, and return when the others are answered; or cancel those."""
         with self._changed:
-            self._closed, self._cancelled = True, self._cancelled or cancel
+            self._closed = True
+            self._cancelled = self._cancelled or cancel
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -351,7 +357,9 @@ class StreamEngine:
             self._fail(rows[0], error)
             return []
         for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            row.batch, row.place, row.length = batch, place, length
+            row.batch = batch
+            row.place = place
+            row.length = length
         return rows
 
     def _step(self, kind: Hashable, rows: list[_Row]) -> None:
@@ -364,23 +372,25 @@ class StreamEngine:
             exits = self._ask(batch, steps)
             gone = exits.nonzero().flatten()
             source = batch.source
-            outputs = (
-                source.output()
-                if len(gone) == len(rows)
-                else source.output_of(gone.numpy())
-                if len(gone)
-                else None
-            )
+            if len(gone) == len(rows):
+                outputs = source.output()
+            elif len(gone):
+                outputs = source.output_of(gone.numpy())
+            else:
+                outputs = None
         except Exception as error:
             for row in rows if len(rows) > 1 else ():
                 self._step(kind, [row])
             if len(rows) == 1:
                 self._fail(rows[0], error)
             return
-        self._steps, self._row_steps = self._steps + 1, self._row_steps + len(rows)
+        self._steps = self._steps + 1
+        self._row_steps = self._row_steps + len(rows)
         begun = _begun(batch.running.policy)
         for place, (row, exit_here) in enumerate(zip(rows, exits.tolist(), strict=True)):
-            row.batch, row.place, row.step = batch, place, steps[place]
+            row.batch = batch
+            row.place = place
+            row.step = steps[place]
             if not exit_here:
                 self._queues.setdefault((self._schedule[row.step], kind, begun), []).append(row)
         if outputs is not None:
@@ -388,7 +398,8 @@ class StreamEngine:
 
     def _ask(self, batch: _Batch, steps: Sequence[int]) -> Tensor:
         """Return which rows exit, all at their last step among them, and note the state of the others."""
-        last, running = self._together or self._num_steps, batch.running
+        last = self._together or self._num_steps
+        running = batch.running
         exits = torch.tensor([step == last for step in steps])
         if self._together is not None or bool(exits.all()):
             return exits
@@ -397,7 +408,8 @@ class StreamEngine:
         all_are_asked = not bool(exits.any())
         if not all_are_asked:
             asked = others.nonzero().flatten().to(running.step.device)
-            reading, running = _rows_of(reading, asked), take_rows(running, asked)
+            reading = _rows_of(reading, asked)
+            running = take_rows(running, asked)
         decision = ask(self._policy, reading.view, running.policy)
         after = RowState(reading.view.index, decision.state, reading.log_survival)
         exits[others] = torch.as_tensor(decision.exits)
@@ -425,7 +437,8 @@ class StreamEngine:
             rows = [
                 row for queue in (*self._queues.values(), *self._waiting.values()) for row in queue
             ]
-            self._queues, self._waiting = {}, {}
+            self._queues = {}
+            self._waiting = {}
             self._changed.notify_all()
         for row in rows:
             if error is None and row.future.cancel():

@@ -1,4 +1,4 @@
-"""Heads: the Lambda head that gives hazards, and one head for each step where heads are not shared."""
+"""Heads: the Lambda head, which gives hazards, and a head for each step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LambdaHead", "PerStep", "make_heads"]
 
 
 class LambdaHead(nn.Module):
-    r"""Hazard of a step from the features of the last few: λ_n = σ(Λ([f_n, f_{n−1}, …])).
+    r"""Hazard of a step from the features of the last steps: λ_n = σ(Λ([f_n, f_{n−1}, …])).
 
     One layer on one step is PonderNet's (Banino et al. 2021); three layers with tanh on two steps
     is PALBERT's (Section 3.2, Eq. 3).
@@ -27,19 +27,21 @@ class LambdaHead(nn.Module):
         width: Size of the features of one step.
         layers: Number of linear layers, ≥ 1.
         history: How many steps' features are concatenated, newest first, ≥ 1.
-        initial: What stands for steps before the first: ``"stem"``, the readout of the stem's
-            output h_0 (the paper's Eq. 3), or ``"zeros"``.
+        initial: The features of steps before the first: ``"stem"``, the readout of the stem's
+            output h_0 (Eq. 3), or ``"zeros"``.
         dropout: Probability of dropping an input of a layer, in [0, 1).
-        start: About what hazard a new head gives, in (0, 1); 0.5 leaves the last bias as PyTorch
-            draws it. The prior's hazard is a start from which the divergence has nothing to repair;
-            a small one is a deep start.
+        start: The hazard around which a new head starts, in (0, 1). 0.5 leaves the last bias as
+            PyTorch draws it. With the prior's hazard the divergence from the prior starts near 0;
+            with a small one, training starts at deep exits.
 
     Shape: features of `history` steps, concatenated, `(batch, history · width)` → hazard logits
         `(batch,)`.
 
     Example:
         >>> head = LambdaHead(4, layers=3, history=2)
-        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=head)
+        >>> model = PonderWrapper(
+        ...     nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=head
+        ... )
         >>> model.eval().unroll(torch.randn(5, 4)).hazard_logits.shape
         torch.Size([5, 3])
     """
@@ -56,12 +58,15 @@ class LambdaHead(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("initial", initial, ("stem", "zeros"))
-        self.width, self.history, self.initial = width, history, initial
+        self.width = width
+        self.history = history
+        self.initial = initial
         sizes = [width * history] + [width] * (layers - 1)
         modules: list[nn.Module] = []
         for size in sizes[:-1]:
             modules += [nn.Dropout(dropout), nn.Linear(size, width), nn.Tanh()]
-        last, self.start_logit = nn.Linear(sizes[-1], 1), math.log(start) - math.log1p(-start)
+        last = nn.Linear(sizes[-1], 1)
+        self.start_logit = math.log(start) - math.log1p(-start)
         with torch.no_grad():
             last.bias.add_(self.start_logit)
         self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
@@ -73,13 +78,13 @@ class LambdaHead(nn.Module):
 
 
 class PerStep(nn.Module):
-    """One head for each step (PABEE, DeeBERT, FastBERT), where a plain head is shared by all.
+    """One head for each step, as in PABEE, DeeBERT and FastBERT; a plain head is shared by all.
 
     Args:
         heads: The heads, as many modules as the model has steps, all distinct.
 
     Raises:
-        ArgumentError: The same module stands in two places, which would be a shared head after all.
+        ArgumentError: A module is given twice: it would be a shared head.
 
     Example:
         >>> heads = PerStep(nn.Linear(4, 2) for _ in range(3))
@@ -92,7 +97,10 @@ class PerStep(nn.Module):
         self.heads = nn.ModuleList(heads)
         if len(set(map(id, self.heads))) != len(self.heads) or not len(self.heads):
             got = "the same module more than once" if len(self.heads) else "no module"
-            remedy = "Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head needs no PerStep."
+            remedy = (
+                "Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head "
+                "needs no PerStep."
+            )
             raise ArgumentError(
                 "heads", expected="distinct modules, one for each step", got=got, remedy=remedy
             )
@@ -101,27 +109,29 @@ class PerStep(nn.Module):
         return len(self.heads)
 
     def forward(self, features: Tensor, step: int | Sequence[int]) -> Tensor:
-        """Return the outputs of step `step` (1-based), or of the step of each row, where rows stand at several."""
+        """Return the outputs of a step (1-based); a list gives the step of each row."""
         if isinstance(step, int):
             outputs: Tensor = self.heads[step - 1](features)
             return outputs
-        at = torch.tensor(step, device=features.device)
-        rows = {own: (at == own).nonzero().flatten() for own in set(step)}
-        outputs = torch.cat([self.heads[own - 1](features[places]) for own, places in rows.items()])
-        return outputs[torch.argsort(torch.cat(list(rows.values())))]
+        step_of_row = torch.tensor(step, device=features.device)
+        rows_at = {each: (step_of_row == each).nonzero().flatten() for each in set(step)}
+        outputs = torch.cat(
+            [self.heads[each - 1](features[rows]) for each, rows in rows_at.items()]
+        )
+        return outputs[torch.argsort(torch.cat(list(rows_at.values())))]
 
 
 def make_heads(
     recipe: Recipe, width: int, num_outputs: int, num_steps: int, dropout: float = 0.1
 ) -> tuple[nn.Module, LambdaHead | None]:
-    """Return a recipe's head (dropout, then linear; one a step where it wants so) and its Lambda head."""
+    """Return the head of a recipe (dropout and a linear layer), and its Lambda head, if any."""
 
-    def head() -> nn.Module:
+    def make_head() -> nn.Module:
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
 
-    made = PerStep(head() for _ in range(num_steps)) if recipe.per_step_heads else head()
+    head = PerStep(make_head() for _ in range(num_steps)) if recipe.per_step_heads else make_head()
     spec = recipe.lambda_head
     if spec is None:
-        return made, None
+        return head, None
     start = spec.hazard(recipe.prior, num_steps)
-    return made, LambdaHead(width, spec.layers, spec.history, initial=spec.initial, start=start)
+    return head, LambdaHead(width, spec.layers, spec.history, initial=spec.initial, start=start)

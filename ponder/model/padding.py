@@ -1,7 +1,8 @@
-"""Padding: the one owner of masks, and of the lengths that lie in a model's tensors.
+"""Padding: masks, and the lengths of the tensors of a model.
 
-A model that declares its `Padding` can be given rows of different lengths in one batch. Sequences
-are padded on the right; nothing about lengths is guessed from shapes.
+A model that declares its `Padding` can be given rows of different lengths in one batch: `join_rows`
+resizes the tensors that have a length and concatenates all. Sequences are padded on the right;
+nothing about lengths is guessed from shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 REAL: Mapping[str, int | bool] = {"attention_mask": 1, "src_key_padding_mask": False}
-"""What stands at real positions in the masks that Transformers and PyTorch know, by name."""
+"""The value at real positions in the masks of Transformers and PyTorch, by their names."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Along:
         fill: The value at padding, or a function of the tensor that gives it.
 
     Example:
-        >>> ids = ponder.model.padding.Along(dims=(1,), fill=0)  # token ids (batch, length), padded with 0
+        >>> ids = ponder.model.padding.Along(dims=(1,), fill=0)  # (batch, length), padded with 0
         >>> ids.resize(torch.tensor([[5, 6]]), 4), ids.resize(torch.tensor([[5, 6, 0, 0]]), 2)
         (tensor([[5, 6, 0, 0]]), tensor([[5, 6]]))
     """
@@ -59,13 +60,14 @@ class Along:
                 tensor = tensor.narrow(dim, 0, length)
         if shape == list(tensor.shape):
             return tensor
-        made = tensor.new_full(shape, self.fill(tensor) if callable(self.fill) else self.fill)
-        made[tuple(slice(size) for size in tensor.shape)] = tensor
-        return made
+        fill = self.fill(tensor) if callable(self.fill) else self.fill
+        resized = tensor.new_full(shape, fill)
+        resized[tuple(slice(size) for size in tensor.shape)] = tensor
+        return resized
 
 
 Lengths = Callable[[str, Tensor], Along | None]
-"""A function from a tensor, and its name where it lies in a dict, to its lengths; None where it has none."""
+"""A function from the name of a tensor in a dict, or "", and the tensor to its lengths, if any."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,17 @@ class Padding:
     """The lengths in a model's tensors.
 
     Args:
-        mask: Name of the mask `(batch, length)` in the context of a call; made where a streamed
-            example has none.
-        real: Its value at real positions: 1, or False for PyTorch's `src_key_padding_mask`; of
-            these two names as all know them.
+        mask: Name of the mask `(batch, length)` in the context of a call; a streamed example
+            without a mask is given one.
+        real: Its value at real positions, 1 or False. For the names ``attention_mask`` and
+            ``src_key_padding_mask`` the usual value is used.
         inputs: The inputs' tensors of two or more dimensions.
-        context: By name, the tensors in the context of a call or of the steps that have a length;
-            others have none. A `ponder.Shared` tensor named here is a function of the length alone,
-            so that a longer one may be cropped.
-        optional: Whether the stem leaves out a mask that hides nothing. Rows with and without one
-            could not meet, so a short spare row goes through the stem with every batch of a data
-            set or a stream.
+        context: By name, the tensors with a length in the context of a call or of the steps. A
+            `ponder.Shared` tensor named here must depend on the length alone, so that a longer one
+            may be cropped.
+        optional: Whether the stem drops a mask that hides nothing. Rows with and without a mask
+            cannot share a batch; therefore a dummy row with one real token, which forces the mask,
+            goes through the stem with every batch of a data set or a stream.
 
     Example:
         >>> padding = ponder.Padding(mask="src_key_padding_mask", real=False)
@@ -98,11 +100,13 @@ class Padding:
     optional: bool = False
 
     def positions(self, *contexts: Any, width: int | None = None) -> Tensor | None:
-        """Return the positions that are not padding, `(batch, length)` bool; None where no mask says so.
+        """Return the positions that are not padding, `(batch, length)` bool; None without a mask.
 
-        The mask, this one or one that all know, may be in any of several contexts; what is no
-        mapping has none. One of another length than `width`, whose stem made other positions, says
-        nothing.
+        Args:
+            contexts: Where the mask, this one or one of `REAL`, is looked up. Arguments that are
+                not mappings are ignored.
+            width: The length that the mask must have: a stem may make other positions of the
+                inputs, which the mask of the inputs does not describe. None takes any.
         """
         known = {self.mask: self.real, **REAL}
         for context in contexts:
@@ -113,7 +117,7 @@ class Padding:
         return None
 
     def of_inputs(self, name: str, tensor: Tensor) -> Along | None:
-        """Return the lengths of a tensor of the inputs; a dict may hold what else is in the context."""
+        """Return the lengths of a tensor of the inputs; a dict of inputs may hold context, too."""
         return self.of_context(name, tensor) or (self.inputs if tensor.dim() > 1 else None)
 
     def of_context(self, name: str, tensor: Tensor) -> Along | None:
@@ -121,23 +125,36 @@ class Padding:
         return self.context.get(name, Along(fill=not self.real) if name == self.mask else None)
 
     def of_hidden(self, name: str, tensor: Tensor) -> Along | None:
-        """Return the lengths of a tensor of a hidden state, which has some with three dimensions or more."""
+        """Return the lengths of a tensor of a hidden state, if it has three or more dimensions."""
         return Along() if tensor.dim() > 2 else None
 
 
 def hidden_key(mask: Tensor) -> float:
-    """Return the value of hidden keys in a mask as layers take it: the lowest where it is added to scores, else 0."""
+    """Return the value of hidden keys in a layer's mask.
+
+    It is the lowest number of a mask in floating point, which is added to scores, else 0.
+    """
     return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
 
 
 def width_of(hidden: Tree) -> int:
-    """Return the length of the sequences in a hidden state; 0 where it has none."""
+    """Return the length of the sequences in a hidden state; 0 if it has no length."""
     return next((one.shape[1] for _, one in tensors(hidden) if one.dim() > 2), 0)
 
 
 def last_position(real: Tensor) -> Tensor:
-    """Return the last real position of every row, 1-based, `(batch,)`; 0 where there is none."""
+    """Return the last real position of every row, 1-based, `(batch,)`; 0 if all is padding."""
     return (real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
+
+
+@dataclass(frozen=True)
+class _Joining:
+    """How leaves are joined; the fields are the arguments of `join_rows`."""
+
+    lengths: Lengths | None
+    length: int
+    sizes: Sequence[int] | None
+    path: str
 
 
 def join_rows(
@@ -148,54 +165,81 @@ def join_rows(
     sizes: Sequence[int] | None = None,
     path: str = "rows",
 ) -> Tree:
-    """Join the rows of several trees to one tree, in their order; what belongs to all rows must be the same in all.
+    """Join the rows of several trees, in their order, to one tree.
+
+    A value that belongs to all rows must be the same in all trees.
 
     Args:
-        trees: Trees of one structure, batch first. Of one tree alone, the sequences are cut or
-            filled.
-        lengths: Which tensors have a length; None where nothing has.
-        length: To what joined sequences are cropped, or padded on the right; 0 leaves them as they
-            are.
-        sizes: The number of rows of each tree, where a None beside tensors becomes zeros, as in the
-            state of a policy: a value that is not there yet. Elsewhere it says something of its own
-            (a mask that is None hides nothing).
+        trees: Trees of one structure, batch first. If there is only one, its sequences are cropped
+            or padded.
+        lengths: Which tensors have a length; None if no tensor has one.
+        length: The length to which joined sequences are cropped or padded on the right; 0 leaves
+            them unchanged.
+        sizes: The number of rows of each tree, if None beside tensors is a value that is not known
+            yet, which becomes zeros: so it is in the state of a policy. Without `sizes`, None is a
+            value like any other (a mask of None hides nothing).
         path: The name of the trees, for messages.
+
+    Raises:
+        ArgumentError: Leaves at one place are of different kinds, or have different values although
+            they belong to all rows.
     """
-    join = partial(_join_leaves, lengths, length, sizes, path)
+    joining = _Joining(lengths, length, sizes, path)
+    join = partial(_join_leaves, joining)
     if isinstance(trees[0], Tensor):  # the usual case, without the overhead of a tree
         return join((), *trees)
     return pytree.tree_map_with_path(join, *trees)
 
 
-def _join_leaves(
-    lengths: Lengths | None,
-    length: int,
-    sizes: Sequence[int] | None,
-    path: str,
-    place: Any,
-    *leaves: Any,
-) -> Any:
-    if sizes is not None and (known := [leaf for leaf in leaves if isinstance(leaf, Tensor)]):
-        zeros = [known[0].new_zeros(size, *known[0].shape[1:]) for size in sizes]
-        leaves = tuple(
-            zero if leaf is None else leaf for leaf, zero in zip(leaves, zeros, strict=True)
-        )
-    first, along = leaves[0].value if isinstance(leaves[0], Shared) else leaves[0], None
-    if lengths is not None and length and isinstance(first, Tensor):
-        along = lengths(str(getattr(place[0], "key", "")) if place else "", first)
-    if not [leaf for leaf in leaves if not isinstance(leaf, Tensor)]:
-        rows = leaves if along is None else [along.resize(leaf, length) for leaf in leaves]
+def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Any) -> Any:
+    """Join the leaves at one place of several trees.
+
+    Tensors are resized to one length and concatenated. Of `Shared` tensors that have a length, the
+    longest is resized. Other values must be equal in all trees, of which one is returned.
+    """
+    if joining.sizes is not None:
+        leaves = _with_zeros(leaves, joining.sizes)
+    along = _along(joining, place, leaves[0])
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        rows = leaves
+        if along is not None:
+            rows = tuple(along.resize(leaf, joining.length) for leaf in leaves)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
-    values = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in leaves]
+    values = [_unwrapped(leaf) for leaf in leaves]
     if along is not None and isinstance(leaves[0], Shared):
-        return Shared(
-            along.resize(max(values, key=lambda tensor: tensor.shape[along.dims[-1]]), length)
-        )
-    if all(value is first or alike(value, first) for value in values):
+        dim = along.dims[-1]
+        longest = max(values, key=lambda tensor: tensor.shape[dim])
+        return Shared(along.resize(longest, joining.length))
+    if all(value is values[0] or alike(value, values[0]) for value in values):
         return leaves[0]
-    expected, got = (
-        "rows of one kind, with one value of what all rows share",
-        [type(leaf).__name__ for leaf in leaves],
+    raise ArgumentError(
+        joining.path + pytree.keystr(place),
+        expected="rows of one kind, with one value of what all rows share",
+        got=[type(leaf).__name__ for leaf in leaves],
+        remedy="Rows that are to share a batch must have states of one kind; declare lengths with "
+        "ponder.Padding.",
     )
-    remedy = "Rows that are to share a batch must have states of one kind; declare lengths with ponder.Padding."
-    raise ArgumentError(path + pytree.keystr(place), expected=expected, got=got, remedy=remedy)
+
+
+def _with_zeros(leaves: tuple[Any, ...], sizes: Sequence[int]) -> tuple[Any, ...]:
+    """Return the leaves with zeros in the place of None, if any of them is a tensor."""
+    known = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    if known is None:
+        return leaves
+    return tuple(
+        known.new_zeros(size, *known.shape[1:]) if leaf is None else leaf
+        for leaf, size in zip(leaves, sizes, strict=True)
+    )
+
+
+def _along(joining: _Joining, place: pytree.KeyPath, leaf: Any) -> Along | None:
+    """Return the lengths of a leaf, by its name in the tree; None if it keeps its size."""
+    tensor = _unwrapped(leaf)
+    if joining.lengths is None or not joining.length or not isinstance(tensor, Tensor):
+        return None
+    name = str(getattr(place[0], "key", "")) if place else ""
+    return joining.lengths(name, tensor)
+
+
+def _unwrapped(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Shared) else leaf

@@ -1,9 +1,9 @@
 """Readouts: from a hidden state to the features that heads read.
 
-A readout is any callable `readout(hidden, **context) -> features`; it is given those context values
-that its signature names (all of them where it takes `**context`). One that names `attention_mask`
-gets the positions that are no padding, bool, by whichever mask the context has: Transformers',
-PyTorch's, or that of the model's `ponder.Padding`.
+A readout is any callable `readout(hidden, **context) -> features`. It is called with those context
+values that its signature names, or with all of them if it takes `**context`. A readout that names
+`attention_mask` gets the positions that are not padding, as booleans, from the mask that the
+context has: that of Transformers, of PyTorch, or of the model's `ponder.Padding`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
 
     Args:
         hidden: States.
-        attention_mask: `(batch, length)`, 1 or True at real positions; all are where None.
+        attention_mask: `(batch, length)`, 1 or True at real positions; None if all are real.
 
     Example:
         >>> states = torch.arange(6.0).view(1, 3, 2)
@@ -62,9 +62,9 @@ def mean(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return hidden.mean(1)
     real = rearrange(attention_mask != 0, "batch length -> batch length 1")
     # A sum over a long text overflows in half precision.
-    fine = torch.promote_types(hidden.dtype, torch.float32)
-    total = (hidden * real.to(hidden.dtype)).sum(1, dtype=fine)
-    return (total / real.to(fine).sum(1).clamp(min=1)).to(hidden.dtype)
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    total = (hidden * real.to(hidden.dtype)).sum(1, dtype=precise)
+    return (total / real.to(precise).sum(1).clamp(min=1)).to(hidden.dtype)
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -85,13 +85,13 @@ last = last_token
 
 
 class ReadoutCall(nn.Module):
-    """A readout that is given exactly the context it names.
+    """A readout that is called with exactly the context values that it names.
 
     Args:
         readout: The user's readout; None is the identity for 2-D hidden states.
-        padding: The mask that says where padding is.
-        states: Another readout, whose features stand for the hidden state: `mean` pools their
-            positions.
+        padding: The name and the meaning of the model's mask.
+        states: Another readout, whose features `readout` reads in the place of the hidden state;
+            `mean` then pools their positions.
 
     Example:
         >>> pooled = ponder.readouts.ReadoutCall(ponder.readouts.mean)
@@ -107,9 +107,11 @@ class ReadoutCall(nn.Module):
     ) -> None:
         super().__init__()
         self.readout = as_module("readout", _two_dimensional if readout is None else readout)
-        self.padding, self.states = padding or Padding(), states
+        self.padding = padding or Padding()
+        self.states = states
         parameters = list(parameters_of(self.readout).values())
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        # The names of the context values that it takes; None for all.
         self._names = None if takes_all else frozenset(p.name for p in parameters[1:])
 
     def forward(self, hidden: Tree, **context: Any) -> Tensor:
@@ -117,13 +119,15 @@ class ReadoutCall(nn.Module):
         return self.bind(context)(hidden)
 
     def bind(self, context: Mapping[str, Any]) -> Callable[[Tree], Tensor]:
-        """Return the readout of hidden states in this context, in which masks are read once."""
-        readout: Any = self.readout.fn if isinstance(self.readout, FunctionModule) else self.readout
+        """Return the readout of hidden states in this context; masks are read once."""
+        readout: Callable[..., Tensor] = self.readout
+        if isinstance(self.readout, FunctionModule):
+            readout = self.readout.fn
         names = self._names
-        given = {name: value for name, value in context.items() if names is None or name in names}
+        taken = {name: value for name, value in context.items() if names is None or name in names}
         if context and names and "attention_mask" in names:
-            given["attention_mask"] = self.padding.positions(context)
-        read = partial(readout, **given) if given else readout
+            taken["attention_mask"] = self.padding.positions(context)
+        read = partial(readout, **taken) if taken else readout
         states = identity if self.states is None else self.states.bind(context)
         return read if states is identity else lambda hidden: read(states(hidden))
 
@@ -131,7 +135,11 @@ class ReadoutCall(nn.Module):
 def _two_dimensional(hidden: Tree) -> Tensor:
     if isinstance(hidden, Tensor) and hidden.dim() == 2:
         return hidden
-    expected = "a readout, since the hidden state is not (batch, width)"
-    got = f"None, with a state {tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__}"
-    remedy = "Pass readout=ponder.readouts.first_token, mean, last or identity, or a function hidden -> features."
-    raise ArgumentError("readout", expected=expected, got=got, remedy=remedy)
+    state = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    raise ArgumentError(
+        "readout",
+        expected="a readout, since the hidden state is not (batch, width)",
+        got=f"None, with a state {state}",
+        remedy="Pass readout=ponder.readouts.first_token, mean, last or identity, or a function "
+        "hidden -> features.",
+    )

@@ -1,7 +1,7 @@
-"""The rows of a PyTorch model that are still running: the source that computes steps.
+"""The running rows of a PyTorch model: the source that computes steps.
 
-A `ModelSource` holds the hidden states of the running rows, and computes features, outputs and
-hazards when they are asked for. `ponder.running.loop.run` takes it from the first step to the last
+A `ModelSource` holds the hidden states of the running rows. It computes features, outputs and
+hazards on demand, once a step. `ponder.running.loop.run` takes it from the first step to the last
 exit; `unroll` takes all rows through every step, for training and for records; in a stream its rows
 are at different steps.
 """
@@ -25,28 +25,36 @@ from ponder.model.steps import Steps
 from ponder.objectives import Depth
 from ponder.running.source import Ints
 
-__all__ = ["ModelSource", "Parts", "call_stem", "unroll"]
+__all__ = ["ModelSource", "Parts", "StemCall", "StepsRecord", "call_stem", "unroll"]
+
+
+@dataclass(frozen=True)
+class StemCall:
+    """The result of a stem: h_0, the context of the steps, and the number of rows."""
+
+    hidden: Tree
+    context: Mapping[str, Any]
+    rows: int
 
 
 def call_stem(
     stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
-) -> tuple[Tree, Mapping[str, Any], int]:
-    """Call the stem, the identity where None, and return h_0, the context of the steps, and the number of rows.
+) -> StemCall:
+    """Call the stem; None is the identity.
 
-    A pair whose second item is a dict is read as (hidden, context).
+    An output that is a pair whose second item is a dict is read as (hidden, context).
     """
-    hidden = inputs if stem is None else stem(inputs, **(unwrap(context) if context else {}))
-    if (
-        stem is not None
-        and isinstance(hidden, tuple)
-        and len(hidden) == 2
-        and isinstance(hidden[1], dict)
-    ):
-        hidden, context = hidden
-    size = check_rows("inputs" if stem is None else "hidden state returned by the stem", hidden)
+    if stem is None:
+        hidden = inputs
+        rows = check_rows("inputs", hidden)
+    else:
+        hidden = stem(inputs, **(unwrap(context) if context else {}))
+        if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
+            hidden, context = hidden
+        rows = check_rows("hidden state returned by the stem", hidden)
     if context:
-        check_rows("context", context, size)
-    return hidden, context, size
+        check_rows("context", context, rows)
+    return StemCall(hidden, context, rows)
 
 
 class Parts(Protocol):
@@ -75,46 +83,46 @@ class Parts(Protocol):
 
 @dataclass
 class ModelSource:
-    """The running rows, whose steps are computed: features, outputs and hazards once, when asked for."""
+    """The running rows. Features, outputs and hazards are computed on demand, once a step.
+
+    Args:
+        parts: The parts of the model.
+        hidden: The hidden state; h_0 at first.
+        context: The arguments of every step besides the hidden state.
+        use_hazard: Whether hazards will be read; past features are then kept.
+        step: The last step that ran.
+        past: The input of the Lambda head at the last step, `(rows, history · width)`; None if it
+            has no history.
+        mask: The positions that are not padding, `(rows, length)` bool; None if neither outputs nor
+            features have positions.
+        policy_context: The values that the policy reads, `(rows, …)`, by name.
+        at: The step of each row after `advance`; None if all rows are at `step`.
+    """
 
     parts: Parts
-    hidden: Tree  # h_0 at first
-    context: Mapping[str, Any]  # arguments of every step besides the hidden state
-    use_hazard: bool  # whether hazards will be asked for, and past features are kept
+    hidden: Tree
+    context: Mapping[str, Any]
+    use_hazard: bool
     step: int = 0
-    past: Tensor | None = (
-        None  # what the Lambda head read of the last step, `(rows, …)`, where it has a history
-    )
-    mask: Tensor | None = (
-        None  # `(rows, length)` bool, where outputs or features have positions: no padding
-    )
+    past: Tensor | None = None
+    mask: Tensor | None = None
     policy_context: Mapping[str, Tensor] = field(default_factory=dict)
-    at: Sequence[int] | None = (
-        None  # the step of each row after `advance`, where they differ (in a stream)
-    )
+    at: Sequence[int] | None = None
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = (
-            self.parts
-        )  # looked up once a call: the attributes of a module that are modules are slow to find
+        # Looked up once a call, since a module finds attributes that are modules slowly.
+        parts = self.parts
         self.run_step: Callable[..., Tree] = parts.steps.forward
-        """From the number of a step, the hidden state and the context to the hidden state after that step."""
-        self._head, self.lambda_head, self._readout = parts.head, parts.lambda_head, parts.readout
+        """A function (step, hidden state, context) → hidden state after the step."""
+        self._head = parts.head
+        self._readout = parts.readout
+        self.lambda_head = parts.lambda_head
         self.heads = list(parts.head.heads) if isinstance(parts.head, PerStep) else None
-        self.device = (
-            self.hidden if isinstance(self.hidden, Tensor) else first_tensor(self.hidden)
-        ).device
+        self.device = first_tensor(self.hidden).device
         self._bind_context()
-        head = self.lambda_head
-        if (
-            self.past is None
-            and self.use_hazard
-            and isinstance(head, LambdaHead)
-            and head.history > 1
-        ):
-            past = torch.cat([self.halting()] * head.history, dim=-1)
-            self.past = past if head.initial == "stem" else torch.zeros_like(past)
+        if self.past is None and self.use_hazard:
+            self.past = self._first_past()
 
     def advance(self, step: int) -> None:
         """Bring all running rows to `step`."""
@@ -122,6 +130,10 @@ class ModelSource:
         self.step = step
         at = None if self.at is None else torch.tensor(self.at, device=self.device)
         self.hidden = self.run_step(step, self.hidden, at, **self._call)
+
+    def set_features(self, features: Tensor) -> None:
+        """Set the features, of rows of several steps say, from which hazards are computed."""
+        self._cache = {"features": features}
 
     def features(self) -> Tensor:
         """Return the features of the running rows, `(rows, …)`."""
@@ -138,13 +150,11 @@ class ModelSource:
         return self._cache["output"]
 
     def output_of(self, index: Ints) -> Tensor:
-        """Return the outputs of the rows `index` among the running; the head is called for no others."""
+        """Return the outputs of the rows `index` among the running, and of no others."""
         rows = torch.as_tensor(index, device=self.device)
-        return (
-            self._cache["output"][rows]
-            if "output" in self._cache
-            else self.answer(self.features()[rows], rows)
-        )
+        if "output" in self._cache:
+            return self._cache["output"][rows]
+        return self.answer(self.features()[rows], rows)
 
     def hazard_logit(self) -> Tensor:
         """Return the hazard logits of the running rows, `(rows,)`, at least float32."""
@@ -152,19 +162,25 @@ class ModelSource:
             assert self.lambda_head is not None  # the policy was checked
             read = self.halting()
             logit: Tensor = self.lambda_head(read).reshape(-1)
-            self.past = None if self.past is None else read
+            if self.past is not None:
+                self.past = read
             self._cache["hazard"] = logit.to(torch.promote_types(logit.dtype, torch.float32))
         return self._cache["hazard"]
 
     def halting(self) -> Tensor:
-        """Return what the Lambda head reads: features, newest first; of positions a `LambdaHead` reads the mean."""
-        now = self.features()
-        if now.dim() > 2 and isinstance(self.lambda_head, LambdaHead):
-            now = mean(now, self.mask)
-        return now if self.past is None else torch.cat([now, self.past[:, : -now.shape[1]]], -1)
+        """Return the input of the Lambda head: features of the last steps, the newest first.
+
+        Of features at each position a `LambdaHead` reads the mean.
+        """
+        newest = self.features()
+        if newest.dim() > 2 and isinstance(self.lambda_head, LambdaHead):
+            newest = mean(newest, self.mask)
+        if self.past is None:
+            return newest
+        return torch.cat([newest, self.past[:, : -newest.shape[1]]], -1)
 
     def keep(self, index: Ints) -> None:
-        """Go on with the rows `index` among the running, which are numbered on the host."""
+        """Keep the rows `index` among the running, in this order; the numbers are on the host."""
         rows = torch.as_tensor(index, device=self.device)
         self.hidden = take_rows(self.hidden, rows)
         if self.past is not None:
@@ -184,84 +200,112 @@ class ModelSource:
         elif self.at is None:
             outputs = self.heads[self.step - 1](features)
         else:
-            outputs = self._head(
-                features, self.at if rows is None else [self.at[row] for row in rows.tolist()]
-            )
+            steps = self.at if rows is None else [self.at[row] for row in rows.tolist()]
+            outputs = self._head(features, steps)
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
-            expected = f"one tensor with the batch first, ({features.shape[0]}, …)"
-            got = (
-                f"shape {tuple(outputs.shape)}"
-                if isinstance(outputs, Tensor)
-                else type(outputs).__name__
+            got = type(outputs).__name__
+            if isinstance(outputs, Tensor):
+                got = f"shape {tuple(outputs.shape)}"
+            raise ArgumentError(
+                "outputs of the head",
+                expected=f"one tensor with the batch first, ({features.shape[0]}, …)",
+                got=got,
+                remedy="Return one tensor; concatenate several answers, and split them in the "
+                "task.",
             )
-            remedy = (
-                "Return one tensor; concatenate several answers, and take them apart in the task."
-            )
-            raise ArgumentError("outputs of the head", expected=expected, got=got, remedy=remedy)
         return outputs
 
     def _bind_context(self) -> None:
-        """Make what steps and the readout are called with; it serves as long as the rows stay."""
+        """Unwrap the context for steps and the readout, as long as the rows are the same."""
         self._call = unwrap(self.context) if self.context else {}
         self._read = self._readout.bind(self._call)
 
+    def _first_past(self) -> Tensor | None:
+        """Return the input of a Lambda head with a history before the first step."""
+        head = self.lambda_head
+        if not isinstance(head, LambdaHead) or head.history == 1:
+            return None
+        past = torch.cat([self.halting()] * head.history, dim=-1)
+        return past if head.initial == "stem" else torch.zeros_like(past)
 
-def unroll(
-    source: ModelSource, depth: Depth, *, keep_features: bool = False
-) -> dict[str, Tensor | None]:
-    """Run all steps for all rows and return `outputs`, `hazard_logits` and `features`, `(batch, steps, …)` or None.
+
+@dataclass(frozen=True)
+class StepsRecord:
+    """The record of all steps of all rows.
+
+    Args:
+        outputs: `(batch, steps, …)`.
+        hazard_logits: `(batch, steps)`; None if there are no hazards.
+        features: `(batch, steps, …)`; None if they are not kept.
+    """
+
+    outputs: Tensor
+    hazard_logits: Tensor | None = None
+    features: Tensor | None = None
+
+
+def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) -> StepsRecord:
+    """Run all steps for all rows.
 
     The steps of the warm-up come first, without a gradient and unrecorded. A shared head that reads
     pooled features, and the Lambda head, are called once with the rows of all steps, which takes
     less time.
     """
-    with torch.no_grad():
-        for _ in range(depth.warm_up):
-            source.advance(source.step + 1)
-            source.past = None if source.past is None else source.halting()
-    if (
-        depth.warm_up
-    ):  # under autocast, the weights that were cast without a gradient would be used again
-        torch.clear_autocast_cache()
-    past, source.past = source.past, None  # the features of all steps will be here
+    _warm_up(source, depth.warm_up)
+    # The features of all steps will be here, so the source keeps none of the steps before.
+    past = source.past
+    source.past = None
     outputs: list[Tensor] = []  # torch.compile traces no list[Tensor]()
     features: list[Tensor] = []
     halting: list[Tensor] = []
     for _ in range(depth.steps):
         source.advance(source.step + 1)
-        of_step = source._cache["features"] = source._read(source.hidden)
-        has_positions = of_step.dim() > 2  # answers a token are many rows in one call already
+        of_step = source.features()
+        # Answers at each position are many rows in one call already.
+        has_positions = of_step.dim() > 2
         if source.heads is not None or has_positions:
             outputs.append(source.output())
         if source.use_hazard:
             halting.append((source.halting() if has_positions else of_step).clone())
         if keep_features or not outputs:
-            features.append(of_step.clone())  # no view, by which the hidden state would stay alive
+            # A clone, since a view would keep the hidden state alive.
+            features.append(of_step.clone())
     stacked = torch.stack(features, dim=1) if features else None
     if stacked is not None and not outputs:
         answers = source.answer(stacked.flatten(0, 1)).unflatten(0, (-1, depth.steps))
     else:
         answers = torch.stack(outputs, dim=1)
-    hazards = None
+    hazard_logits = None
     if halting:
         read = torch.stack(halting, dim=1)
         if past is not None:
             read = _with_history(read, past)
-        source._cache = {"features": read.flatten(0, 1)}
-        hazards = source.hazard_logit().unflatten(0, (-1, depth.steps))
-    return {
-        "outputs": answers,
-        "hazard_logits": hazards,
-        "features": stacked if keep_features else None,
-    }
+        source.set_features(read.flatten(0, 1))
+        hazard_logits = source.hazard_logit().unflatten(0, (-1, depth.steps))
+    return StepsRecord(answers, hazard_logits, stacked if keep_features else None)
+
+
+def _warm_up(source: ModelSource, steps: int) -> None:
+    """Run the first steps without a gradient."""
+    with torch.no_grad():
+        for _ in range(steps):
+            source.advance(source.step + 1)
+            if source.past is not None:
+                source.past = source.halting()
+    if steps:
+        # Autocast would use the weights again that were cast without a gradient.
+        torch.clear_autocast_cache()
 
 
 def _with_history(read: Tensor, past: Tensor) -> Tensor:
-    """Return what a Lambda head with a history reads at every step: features of the last steps, the newest first.
+    """Return what a Lambda head with a history reads at every step, the newest features first.
 
     Args:
         read: Features of the steps, `(batch, steps, width)`.
         past: Features of the steps before these, newest first, `(batch, history · width)`.
+
+    Returns:
+        Features of each step and of those before it, `(batch, steps, history · width)`.
     """
     before = rearrange(past, "batch (history width) -> batch history width", width=read.shape[2])
     history = before.shape[1]

@@ -118,7 +118,8 @@ class Unrolled:
 
     def given(self, field: str) -> Any:
         """Return the field of that name, which has to be there."""
-        value, need = getattr(self, field), _FIELDS.get(field, field)
+        value = getattr(self, field)
+        need = _FIELDS.get(field, field)
         if value is None:
             raise ArgumentError(
                 "objective", expected=f"a batch with {field}", got="none", remedy=NEEDS[need]
@@ -169,7 +170,8 @@ class Objective(Plugin, ABC):
 
     def __add__(self, other: Objective) -> Weighted:
         """Return the sum of two objectives."""
-        mine, others = _terms(self), _terms(other)
+        mine = _terms(self)
+        others = _terms(other)
         return Weighted((*mine.objectives, *others.objectives), (*mine.weights, *others.weights))
 
     def __mul__(self, weight: float) -> Weighted:
@@ -200,7 +202,8 @@ class Weighted(Objective):
     def __post_init__(self) -> None:
         if len(self.objectives) > 1 and any(term.draws_depth for term in self.objectives):
             got = f"{self.objectives!r}, of which one draws how many there are"
-            expected, remedy = "objectives that see the same steps", "Train with it alone."
+            expected = "objectives that see the same steps"
+            remedy = "Train with it alone."
             raise ArgumentError("objectives", expected=expected, got=got, remedy=remedy)
 
     @property

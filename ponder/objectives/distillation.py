@@ -58,16 +58,18 @@ class Distillation(Objective):
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def depth(self, num_steps: int) -> Depth:
-        return (
-            super().depth(num_steps) if self.step is None else OneStep(self.step).depth(num_steps)
-        )
+        if self.step is None:
+            return super().depth(num_steps)
+        return OneStep(self.step).depth(num_steps)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         if self.teacher == "last_step":
-            students, teacher = unrolled.outputs[:, :-1], unrolled.outputs[:, -1]
+            students = unrolled.outputs[:, :-1]
+            teacher = unrolled.outputs[:, -1]
         else:
             taught = slice(None) if self.step is None else slice(self.step - 1, self.step)
-            students, teacher = unrolled.outputs[:, taught], unrolled.given("teacher_outputs")
+            students = unrolled.outputs[:, taught]
+            teacher = unrolled.given("teacher_outputs")
         teachers = teacher.detach().unsqueeze(1).expand_as(students)
         return self.weight * _distilled(unrolled, students, teachers, self.temperature)
 

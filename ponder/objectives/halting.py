@@ -49,7 +49,8 @@ class Ponder(Objective):
         check_choice("likelihood", self.likelihood, ("expected_log", "log_expected"))
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        posterior, prior = unrolled.given("halting"), unrolled.given("prior")
+        posterior = unrolled.given("halting")
+        prior = unrolled.given("prior")
         if self.likelihood == "expected_log":
             fit: Tensor = (posterior.pmf * unrolled.losses).sum(-1)
         else:

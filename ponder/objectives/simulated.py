@@ -59,7 +59,8 @@ class SimulatedExits(Objective):
         check_choice("signal", self.signal, SIGNALS)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        losses, share = unrolled.losses, unrolled.given("progress").share
+        losses = unrolled.losses
+        share = unrolled.given("progress").share
         num_steps = losses.shape[1]
         if num_steps == 1:
             return losses[:, 0]
@@ -71,7 +72,8 @@ class SimulatedExits(Objective):
 
     def _exit_steps(self, sure: Tensor) -> Tensor:
         """Return where each row exits under each threshold, `(batch, thresholds)` long, counted from 0."""
-        low, high = sure.min(), sure.max()
+        low = sure.min()
+        high = sure.max()
         shares = (
             torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype) + 0.5
         ) / self.thresholds
@@ -114,7 +116,8 @@ class SignalCalibration(Objective):
         sure = _certainty(self.signal, unrolled)[:, :-1]
         target, known = (each.unsqueeze(1) for each in unrolled.task.targets(unrolled.labels))
         correct = unrolled.outputs[:, :-1].argmax(-1) == target
-        right, wrong = (correct & known).to(sure.dtype), (~correct & known).to(sure.dtype)
+        right = (correct & known).to(sure.dtype)
+        wrong = (~correct & known).to(sure.dtype)
         mean_right, mean_wrong = (
             (sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong)
         )
@@ -126,7 +129,8 @@ class SignalCalibration(Objective):
 
 def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
     """Return the certainty of the class of every row at every step, `(batch, steps)`."""
-    task, outputs = unrolled.task, unrolled.outputs
+    task = unrolled.task
+    outputs = unrolled.outputs
     if not task.one_class or not task.fits(outputs[:, -1]):
         expected = f"a task with one class an example, for signal={signal!r}"
         got = f"the task {task.name!r} with outputs of shape {tuple(outputs.shape)}"

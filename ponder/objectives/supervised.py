@@ -109,9 +109,10 @@ class RandomDepth(Objective):
         check_int("num_steps", num_steps, self.minimum + (self.warm_up or 0))
         room = num_steps - self.minimum
         warm_up = int(torch.randint(0, 1 + (room if self.warm_up is None else self.warm_up), ()))
-        most = (
-            num_steps - warm_up if self.maximum is None else min(self.maximum, num_steps - warm_up)
-        )
+        if self.maximum is None:
+            most = num_steps - warm_up
+        else:
+            most = min(self.maximum, num_steps - warm_up)
         return Depth(warm_up, int(torch.randint(self.minimum, most + 1, ())))
 
     def per_example(self, unrolled: Unrolled) -> Tensor:

@@ -115,9 +115,11 @@ class _Certainty(OfClasses):
         # The least sure position decides: the lowest certainty, or the highest entropy.
         xp = namespace(value)
         if self.tunable.higher_exits_later:
-            least_sure, surest = xp.amin, math.inf
+            least_sure = xp.amin
+            surest = math.inf
         else:
-            least_sure, surest = xp.amax, -math.inf
+            least_sure = xp.amax
+            surest = -math.inf
         if step.mask is not None:
             value = xp.where(step.mask, value, surest)
         return least_sure(value, 1), state

@@ -96,7 +96,8 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
         tensor([2])
     """
 
-    of_masks, of_readiness = operator.or_, "maximum"
+    of_masks = operator.or_
+    of_readiness = "maximum"
 
 
 @registry.register("all")
@@ -111,7 +112,8 @@ class All(_Several):
         tensor([3])
     """
 
-    of_masks, of_readiness = operator.and_, "minimum"
+    of_masks = operator.and_
+    of_readiness = "minimum"
 
 
 @registry.register("from-step")

@@ -55,17 +55,17 @@ class Gate(OfClasses):
 
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
         signals, state = self.read(step, state)
-        given = (
-            np.asarray(self.tables, signals.dtype)
-            if namespace(signals) is np
-            else signals.new_tensor(self.tables)
-        )
+        if namespace(signals) is np:
+            given = np.asarray(self.tables, signals.dtype)
+        else:
+            given = signals.new_tensor(self.tables)
         own = given[step.index - 1]
         return sigmoid((signals * own[:, :-1]).sum(1) + own[:, -1]), state
 
     def read(self, step: StepView, state: Any) -> tuple[Array, Any]:
         """Return the signals, `(batch, signals)`, and the state for the next step."""
-        logits, xp = class_logits(self, step), namespace(step.output)
+        logits = class_logits(self, step)
+        xp = namespace(step.output)
         answer = logits.argmax(-1)
         streak = xp.where((answer == state["answer"]) & (step.index > 1), state["streak"] + 1, 0)
         sure = [measure(logits) for measure in (confidence, margin, negative_entropy)]

@@ -31,11 +31,9 @@ def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe
         [FinalStep(), Distillation(temperature=1.0, weight=1.0, teacher='frozen', step=3)]
     """
     distillation = Distillation(temperature, teacher="frozen", step=k)
-    stages = (
-        (Stage(FinalStep()), Stage(distillation, teacher="previous"))
-        if taught
-        else (Stage(OneStep(k)),)
-    )
+    stages: tuple[Stage, ...] = (Stage(OneStep(k)),)
+    if taught:
+        stages = (Stage(FinalStep()), Stage(distillation, teacher="previous"))
     return Recipe(
         name="static",
         paper="the baseline of Xin et al. 2020; taught as by Hinton et al. 2015",

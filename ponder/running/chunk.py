@@ -40,7 +40,8 @@ def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -
         real += length
         if rows > 1 and not _fits(rows, lengths[start], real, max_batch, max_tokens):
             yield slice(start, place)
-            start, real = place, length
+            start = place
+            real = length
     if lengths:
         yield slice(start, len(lengths))
 
@@ -70,7 +71,8 @@ class _Part:
         stays = running[self.rows]
         if not stays.all():
             places = np.arange(len(self.rows)) if self.places is None else self.places
-            self.places, self.rows = places[stays], self.rows[stays]
+            self.places = places[stays]
+            self.rows = self.rows[stays]
 
 
 class Chunk:
@@ -101,7 +103,9 @@ class Chunk:
         self.rows = np.arange(len(lengths))
         self.policy_context: Mapping[str, Array] = context or {}
         self._lengths = np.asarray(lengths)
-        self._join, self._max_batch, self._max_tokens = join, max_batch, max_tokens
+        self._join = join
+        self._max_batch = max_batch
+        self._max_tokens = max_tokens
         self._parts = [_Part(source, np.asarray(rows)) for rows, source in batches]
 
     def advance(self, step: int) -> None:
@@ -160,12 +164,15 @@ class Chunk:
         rows = longest = real = 0
         for part in self._parts:
             lengths = self._lengths[part.rows]
-            size, positions = len(part.rows), int(lengths.sum())
+            size = len(part.rows)
+            positions = int(lengths.sum())
             longest = max(longest, int(lengths.max()))
             limits = self._max_batch, self._max_tokens
             if together and not _fits(rows + size, longest, real + positions, *limits):
                 yield together
-                together, rows, real = [], 0, 0
+                together = []
+                rows = 0
+                real = 0
                 longest = int(lengths.max())
             together.append(part)
             rows += size

@@ -135,7 +135,8 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
         if decision.exits is False:
             continue
         rows = np.arange(len(batch.row_ids)) if rows is None else rows
-        leaving, remaining = np.flatnonzero(decision.exits), np.flatnonzero(~decision.exits)
+        leaving = np.flatnonzero(decision.exits)
+        remaining = np.flatnonzero(~decision.exits)
         exits.append(Exited(step, rows[leaving], source.output_of(leaving)))
         source.keep(remaining)
         running = running.keep(as_like(remaining, batch.row_ids))

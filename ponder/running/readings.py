@@ -74,7 +74,8 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
         readings["survival"] = xp.exp(log_survival)
         log_survival = log_survival + log_stay
         readings["cdf"] = -xp.expm1(log_survival)
-    mask, task = source.mask, batch.task
+    mask = source.mask
+    task = batch.task
     # Policies get copies: one that writes into what it reads would change answers otherwise.
     if "output" in needs:
         outputs = copied(source.output())

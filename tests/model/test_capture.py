@@ -82,7 +82,8 @@ def test_steps_are_the_module_cut_at_that_layer(name: str, grad: bool) -> None:
             if name != "looped":
                 for depth in range(1, LAYERS):
                     assert torch.equal(
-                        features[depth - 1], answer(cut(module, parts.stem.order, depth), call)
+                        features[depth - 1],
+                        answer(cut(module, parts.stem.contract.order, depth), call),
                     )
 
 
@@ -436,10 +437,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "calls",
         "Keep them in a module",
     ),
-    "rows that mix": (lambda: module_of(mixing, layers=layers()), "rows that feel one another", ""),
+    "rows that mix": (
+        lambda: module_of(mixing, layers=layers()),
+        "rows that affect one another",
+        "",
+    ),
     "rows that will mix": (
         lambda: module_of(gated, layers=layers(), gate=zeros()),
-        "rows that feel one another",
+        "rows that affect one another",
         "",
     ),
     "another number of rows": (
@@ -529,7 +534,7 @@ def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:
     module = module_of(forward, small=small, layers=layers())
     with pytest.raises(ArgumentError, match="layers='layers'"):
         capture(module, states(0), layers="small")
-    assert capture(module, states(0)).stem.order == ["layers.0", "layers.1", "layers.2"]
+    assert capture(module, states(0)).stem.contract.order == ["layers.0", "layers.1", "layers.2"]
     with pytest.raises(ArgumentError, match="'wrong'"):
         capture(module, states(0), layers="wrong")
 
@@ -563,7 +568,7 @@ class ResNet(nn.Module):
 def test_of_stages_the_last_is_taken() -> None:
     module, maps = ResNet().eval(), torch.randn(3, 4, 8, 8)
     parts = capture(module, maps)
-    assert parts.stem.order == ["layer2.0", "layer2.1", "layer2.2"]
+    assert parts.stem.contract.order == ["layer2.0", "layer2.1", "layer2.2"]
     assert parts.classifier == "fc"
     assert torch.equal(through(parts, {"maps": maps})[-1], module(maps))
     with pytest.raises(ArgumentError, match="Pass layers='layer2'"):

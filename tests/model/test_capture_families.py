@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture import Captured, Slot, capture
+from ponder.model.capture import Captured, capture
+from ponder.model.twins import Slot
 from tests.compare import assert_same_answers
 from tests.families import FAMILIES, Family, example_of
 
@@ -40,14 +41,14 @@ NO_EXAMPLE = {"funnel"}  # its configuration names no token to begin with
 def cut(encoder: PreTrainedModel, parts: Captured, depth: int) -> PreTrainedModel:
     """A copy whose layers behind `depth` give the hidden state that they are given."""
     encoder = copy.deepcopy(encoder)
-    _, kind = parts.stem.kinds[0]
-    for number, path in enumerate(parts.stem.order[depth:], start=depth):
-        layer, place = encoder.get_submodule(path), kind.calls[number][1].index(Slot("hidden"))
+    kind = parts.stem.kinds[0].reading
+    for number, path in enumerate(parts.stem.contract.order[depth:], start=depth):
+        layer, place = encoder.get_submodule(path), kind.calls[number].leaves.index(Slot("hidden"))
 
         def forward(
             *args: Any,
             _own: Callable[..., Any] = layer.forward,
-            _at: Any = (place, parts.stem.handed["hidden"]),
+            _at: Any = (place, parts.stem.contract.handed["hidden"]),
             **kwargs: Any,
         ) -> Any:
             given = tree_flatten((args, kwargs))[0]
@@ -95,7 +96,7 @@ def test_families(family: Family) -> None:
     found = features(parts, call)
     assert torch.equal(found[-1], encoder(**call)[0])
     middle = max(len(found) // 2, 1)
-    if len(set(parts.stem.order)) > 1:
+    if len(set(parts.stem.contract.order)) > 1:
         assert_same_answers(found[middle - 1], cut(encoder, parts, middle)(**call)[0])
     for other in calls_of(call):
         assert torch.equal(features(parts, other)[-1], encoder(**other)[0])

@@ -291,7 +291,8 @@ def wrong(seed: int) -> str | None:
                     1, len(features) if plain and traits["holder"] != "looped" else 1
                 ):
                     if not torch.equal(
-                        features[depth - 1], answer(cut(module, parts.stem.order, depth), each)
+                        features[depth - 1],
+                        answer(cut(module, parts.stem.contract.order, depth), each),
                     ):
                         return f"cut at {depth}, {name}"
     keep = torch.tensor([1, 2])

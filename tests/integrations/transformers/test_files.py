@@ -207,7 +207,7 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
     ).eval()
     batch: dict[str, Any] = make_batch()
     if family == "layoutlm":
-        with pytest.raises(ArgumentError, match="bbox: expected what LayoutLMModel reads"):
+        with pytest.raises(ArgumentError, match="bbox: expected an input of LayoutLMModel"):
             model(**batch)
         batch["bbox"] = torch.zeros(6, 7, 4, dtype=torch.long)
     with torch.no_grad():
@@ -370,7 +370,7 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="output_hidden_states"):
         make_model()(**make_batch(), output_hidden_states=True)
     with pytest.raises(
-        ArgumentError, match="input_ids: expected what BertModel reads; got attention_mask"
+        ArgumentError, match="input_ids: expected an input of BertModel; got attention_mask"
     ):
         make_model()(attention_mask=make_batch()["attention_mask"])
     assert AutoConfig.from_pretrained(tmp_path).model_type == "ponder"
