@@ -1,4 +1,4 @@
-"""Trajectories: the record of a full-depth run, on which policies are replayed, swept and certified."""
+"""Trajectories: records of full-depth runs, on which policies are replayed and certified."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Trajectory(Record):
 
     @staticmethod
     def cat(trajectories: Sequence[Trajectory]) -> Trajectory:
-        """Join the trajectories of several batches of one model; shorter rows are padded, and row ids stay."""
+        """Join the trajectories of several batches of one model; shorter rows are padded."""
         first = trajectories[0]
         weights = {one.weights for one in trajectories}
         lengths = [_length(one) for one in trajectories]
@@ -76,8 +76,10 @@ class Trajectory(Record):
             )
         task = first.meaning
         along = {"mask": Along((1,), fill=False), "features": Along((2,))}
-        along |= {"outputs": Along((2,), fill=task.blank)} if task.per_position else {}
-        along |= {"labels": Along((1,), fill=IGNORED_LABEL)} if task.per_token else {}
+        if task.per_position:
+            along["outputs"] = Along((2,), fill=task.blank)
+        if task.per_token:
+            along["labels"] = Along((1,), fill=IGNORED_LABEL)
         joined = join_rows(
             parts, lambda name, _: along.get(name), max(lengths), path="trajectories"
         )
@@ -86,44 +88,49 @@ class Trajectory(Record):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all; a task of one's own is named by the one it derives from."""
+        """Write one safetensors file, whole or not at all.
+
+        A task that is not of this library is named after the one that it derives from.
+        """
         kinds = (kind.__dict__.get("name") for kind in type(self.meaning).__mro__)
         if self.task is None:
             task = None
         else:
             task = next((name for name in kinds if name in get_args(TaskName)), Custom.name)
-        said = {
+        facts = {
             "task": task,
             "weights": self.weights,
             "training": self.training,
             "content_ids": self.content_ids,
+            "numbers": self.meaning.numbers,
         }
-        said["numbers"] = self.meaning.numbers
-        given = {name: str(value) for name, value in said.items() if value}
-        write_tensors(path, self.tensors(), {"format": _FORMAT, **given})
+        known = {name: str(value) for name, value in facts.items() if value}
+        write_tensors(path, self.tensors(), {"format": _FORMAT, **known})
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
-        """Read what `save` wrote."""
-        tensors, said = read_tensors(path, "pt")
-        if said.get("format") != _FORMAT:
+        """Read a file that `save` wrote."""
+        tensors, metadata = read_tensors(path, "pt")
+        if metadata.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{path}: expected a trajectory ({_FORMAT}); got {said.get('format')!r}."
+                f"{path}: expected a trajectory ({_FORMAT}); got {metadata.get('format')!r}."
             )
-        task = said.get("task")
+        task: str | Custom | None = metadata.get("task")
+        if task == Custom.name:
+            task = Custom(classes="numbers" not in metadata)
         return cls(
             tensors["outputs"],
             None,
             tensors["row_ids"],
-            task=Custom(classes="numbers" not in said) if task == Custom.name else task,
-            training="training" in said,
-            weights=said.get("weights"),
-            content_ids="content_ids" in said,
+            task=task,
+            training="training" in metadata,
+            weights=metadata.get("weights"),
+            content_ids="content_ids" in metadata,
         )._with(tensors)
 
 
 def _length(trajectory: Trajectory) -> int:
-    """Return the number of positions of the outputs, or of the features where outputs have none; 0 without any."""
+    """Return the number of positions of the outputs, or else of the features; 0 without."""
     if trajectory.meaning.per_position:
         return int(trajectory.outputs.shape[2])
     if trajectory.features is None or trajectory.features.dim() < 4:
@@ -132,7 +139,7 @@ def _length(trajectory: Trajectory) -> int:
 
 
 def _with_mask(trajectory: Trajectory, length: int) -> Trajectory:
-    """Return a trajectory whose mask is about its positions, all of them where it had none; None without any."""
+    """Return a trajectory whose mask covers its positions; None if it has no positions."""
     mask = trajectory.mask if length else None
     if length and (mask is None or mask.shape[1] != length):
         mask = torch.ones(

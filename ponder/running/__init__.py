@@ -1,8 +1,8 @@
-"""The idea that the library is about: rows advance step by step, and a policy lets finished ones exit.
+"""The core of the library: rows advance step by step, and a policy lets finished rows exit.
 
 Four files, none of which needs PyTorch:
 
-* `source`: what a loop asks of the rows that run (`Source`) and of a model that can start them
+* `source`: the protocols of the running rows (`Source`) and of a model that starts them
   (`SteppedModel`).
 * `readings`: what a policy sees of a step, from hazards, outputs and features.
 * `loop`: from the first step to the last exit; one loop for runs, replays, exports, rankers and

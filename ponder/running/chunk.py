@@ -1,11 +1,11 @@
-"""Several batches of rows of similar length that a loop runs as one, and that are merged as rows exit.
+"""Several batches of rows of similar length that a loop runs as one, merged as rows exit.
 
-What is padded is computed, so rows of one length stand together: `cut` makes such batches, the
-longest rows first. Small batches waste time, so before each step a `Chunk` merges neighbours:
+Padding is computed, too. Therefore `cut` puts rows of similar length into one batch, the longest
+rows first. Small batches waste time, so before each step a `Chunk` merges neighbours:
 
     a batch from which no row has exited, and which no neighbour joins, stays as it is
     neighbours that fit into one batch, by rows and by padding, become one
-    a batch that has lost rows and stays alone goes on without them, no longer than its longest row
+    a batch that has lost rows and stays alone is cut to its remaining rows and their longest length
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Chunk", "Join", "cut"]
 _PADDED = 1.15
 """Positions that are computed ÷ those that are not padding, at most."""
 Join = Callable[[list[tuple[Any, Ints]], int], Source]
-"""From parts of batches, each a source with the rising places of its rows, and the length of the
-longest row, to one source of these rows."""
+"""A function from parts of batches, each a source with the rising places of its rows, and the
+length of the longest row, to one source of these rows."""
 
 
 def cut(lengths: Sequence[int], max_batch: int, max_tokens: int | None = None) -> Iterator[slice]:
-    """Cut rows, the longest first, into batches of at most `max_batch` rows and `max_tokens` positions.
+    """Cut rows, the longest first, into batches of limited numbers of rows and positions.
 
-    Of the positions, padding is at most 15% of the others; a row that is too long is alone.
+    Padding is at most 15% of the other positions; a row that is too long is alone.
     """
     start = real = 0
     for place, length in enumerate(lengths):
@@ -67,7 +67,7 @@ class _Part:
     places: Ints | None = None
 
     def drop(self, running: Ints) -> None:
-        """Forget the rows that have exited; `running` says which rows of the chunk have not, `(rows,)` bool."""
+        """Forget the rows that have exited; `running` marks the others, by their numbers."""
         stays = running[self.rows]
         if not stays.all():
             places = np.arange(len(self.rows)) if self.places is None else self.places
@@ -83,12 +83,12 @@ class Chunk:
             rows first.
         lengths: The length of each row, by its number.
         join: Makes one batch of parts of several.
-        max_batch: Rows of a batch at most; None if rows stay in the batches that they are in.
+        max_batch: Rows of a batch at most; None keeps every batch as it is.
         max_tokens: Positions of a batch at most.
-        context: What policies read of each row, by name, in the order of the numbers.
+        context: Values that policies read of each row, by name, in the order of the numbers.
 
     Attributes:
-        rows: The numbers of the running rows, rising; all that is read is in their order.
+        rows: The numbers of the running rows, rising; all readings are in their order.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Chunk:
             part.source.advance(step)
 
     def keep(self, index: Ints) -> None:
-        """Go on with some of the running rows."""
+        """Keep some of the running rows."""
         self.rows = self.rows[index]
         self.policy_context = {name: value[index] for name, value in self.policy_context.items()}
         running = np.zeros(len(self._lengths), dtype=bool)
@@ -129,7 +129,7 @@ class Chunk:
         return self._in_order([part.source.output() for part in self._parts])
 
     def output_of(self, index: Ints) -> Array:
-        """Return the outputs of some of the rows, computed for no others."""
+        """Return the outputs of some of the rows, without computing others."""
         wanted = np.zeros(len(self._lengths), dtype=bool)
         wanted[self.rows[index]] = True
         rows: list[Ints] = []
@@ -151,7 +151,7 @@ class Chunk:
 
     @property
     def mask(self) -> Array | None:
-        """The positions that are not padding; None where they decide nothing."""
+        """The positions that are not padding; None if nothing has positions."""
         masks = [part.source.mask for part in self._parts]
         return None if masks[0] is None else self._in_order(masks)
 

@@ -3,14 +3,14 @@
     for step in 1 … N:
         source.advance(step)
         at N everyone exits
-        view        = what the policy's needs name, for the rows that run
+                view        = the readings that the policy needs, of the running rows
         mask, state = policy.decide(view, state)
         rows in the mask exit with source.output_of(rows); source and state keep the others
     put the outputs back into the order of the batch
 
-`run` takes a `Source`, and does not know whether it computes a model's steps, looks them up in a
-record, calls an export or asks the stages of a cascade. So replay equals run by construction. A
-stream, whose rows are at different steps, reads with `read_step` and decides with `ask`, as the
+`run` takes a `Source`. It does not know whether the source computes a model's steps, looks them up
+in a record, calls an export or runs the stages of a cascade; so replay equals run by construction.
+A stream, whose rows are at different steps, reads with `read_step` and decides with `ask`, as the
 loop does.
 """
 
@@ -57,9 +57,8 @@ class Answers:
     def __len__(self) -> int:
         return len(self.exit_step)
 
-    @property
     def labels(self) -> list[str | None]:
-        """Names of the predicted classes, of a classifier with one class a row; None if outputs are NaN."""
+        """Names of the predicted classes of each row; None if outputs are NaN."""
         numbers = self.outputs.argmax(-1).tolist()
         shares = self.probabilities.tolist()
         return [

@@ -1,4 +1,4 @@
-r"""What a policy sees of a step, and what a loop carries for each row from one step to the next.
+r"""The view of a step, which a policy reads, and the state that a loop carries for each row.
 
 With the hazard λ_n = σ(logit_n), the probability of not having stopped before step n is S_{n−1} =
 Π_{j<n} (1 − λ_j), and that of having stopped by step n is CDF_n = 1 − S_n. The logarithm of S is
@@ -21,7 +21,7 @@ _FROM_CALLER = frozenset({"context", "group"})
 
 
 class RowState(NamedTuple):
-    """What a loop carries for each running row: a tree of arrays, batch first.
+    """The state of each running row between two steps: a tree of arrays, batch first.
 
     Args:
         step: The step that each row has finished, `(rows,)` integers; 0 before the first.
@@ -56,11 +56,11 @@ class Reading(NamedTuple):
 
 
 def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: PolicyBatch) -> Reading:
-    """Return what a policy with these needs sees of the running rows, after `source.advance`.
+    """Return the view of the running rows for a policy with these needs, after `source.advance`.
 
     Args:
         source: The running rows.
-        needs: What the policy reads; nothing else is computed.
+        needs: The readings of the policy; no others are computed.
         rows: The state of the rows after the step before.
         batch: The batch that the rows belong to: the number of steps and the task.
     """
@@ -76,7 +76,7 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
         readings["cdf"] = -xp.expm1(log_survival)
     mask = source.mask
     task = batch.task
-    # Policies get copies: one that writes into what it reads would change answers otherwise.
+    # Policies get copies: one that writes into its readings would otherwise change answers.
     if "output" in needs:
         outputs = copied(source.output())
         readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
@@ -90,7 +90,7 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
 
 
 def views(source: Source, needs: frozenset[str], batch: PolicyBatch) -> Iterator[StepView]:
-    """Yield what a policy with these needs sees after each step 1 … N if no row exits."""
+    """Yield the view of each step 1 … N for a policy with these needs, if no row exits."""
     start = batch.row_ids * 0
     rows = RowState(start, None, at_least_float32(start) if "hazard" in needs else None)
     for step in range(1, batch.num_steps + 1):

@@ -35,21 +35,21 @@ class Source(Protocol):
     """The rows that are still running, at the step that they have reached.
 
     Arrays are `(rows, …)`, in one order of rows that `keep` preserves. An index is a NumPy array of
-    rising places among the running rows, on the host whatever the device of the source. What is
-    read belongs to the step of the last `advance`; it is computed when it is first asked for, and
-    nothing that is not asked for is computed.
+    rising places among the running rows, on the host, whatever the device of the source is.
+    Readings belong to the step of the last `advance`. They are computed on demand: a reading that
+    no policy needs costs nothing.
 
     Only the owner of a run calls `advance` and `keep`: the loop, or a `Chunk` for its batches.
     Reading changes no answer, so any reading may be repeated or left out.
 
     Steps may be whole models. A cascade is a source whose steps are its stages: `advance` notes the
-    number of the stage, `output` asks that stage about the inputs of the running rows, once, and
-    `keep` drops the inputs that were answered. Such a source gives no features and no hazards, and
+    number of the stage, `output` runs that stage on the inputs of the running rows, once, and
+    `keep` drops the inputs that were answered. Such a source has no features and no hazards, and
     its mask is None.
 
     Example:
         >>> import numpy as np
-        >>> class Table:  # scores that are known beforehand, (rows, steps, classes)
+        >>> class Table:  # scores that are known in advance, (rows, steps, classes)
         ...     mask, policy_context = None, {}
         ...     def __init__(self, scores): self.scores = scores
         ...     def advance(self, step): self.step = step
@@ -64,43 +64,43 @@ class Source(Protocol):
 
     @property
     def mask(self) -> Array | None:
-        """Positions that are not padding, `(rows, length)` bool; None if nothing that is read has positions."""
+        """Positions that are not padding, `(rows, length)` bool; None if nothing has positions."""
 
     @property
     def policy_context(self) -> Mapping[str, Array]:
-        """Values that only policies read of each row, by name, `(rows, …)` each; empty if there are none."""
+        """Values of each row that only policies read, by name, `(rows, …)` each."""
 
     def advance(self, step: int) -> None:
-        """Bring all running rows to a step, 1-based: the one after the last, in a stream that of each row."""
+        """Bring all running rows to a step, 1-based; in a stream, each row to its next one."""
 
     def output(self) -> Array:
-        """Return the outputs of the running rows, `(rows, …)`; before the first step those that give them a shape."""
+        """Return the outputs of the running rows, `(rows, …)`; before step 1 for their shape."""
 
     def output_of(self, index: Ints) -> Array:
-        """Return the outputs of some running rows, `(len(index), …)`, if possible without computing the others."""
+        """Return the outputs of some running rows, `(len(index), …)`, if possible of no others."""
 
     def features(self) -> Array:
-        """Return the features of the running rows, `(rows, …)`; asked for only if a policy needs "features"."""
+        """Return the features of the running rows, `(rows, …)`, if a policy needs them."""
 
     def hazard_logit(self) -> Array:
-        """Return the logits of the hazards, `(rows,)` float32 or float64; asked for only if a policy needs "hazard"."""
+        """Return the logits of the hazards, `(rows,)` float32 or float64, for needs of "hazard"."""
 
     def keep(self, index: Ints) -> None:
-        """Go on with some of the running rows; the others have exited."""
+        """Keep some of the running rows; the others have exited."""
 
 
 SourceT_co = TypeVar("SourceT_co", bound=Source, covariant=True)
 
 
 class Start(NamedTuple, Generic[SourceT_co]):
-    """Rows before their first step, and what policies know of them."""
+    """Rows before their first step, and the batch that policies see."""
 
     source: SourceT_co
     batch: PolicyBatch
 
 
 class SteppedModel(Protocol):
-    """A model that runs step by step: what data sets, records, streams and rankers need of it."""
+    """A model that runs step by step, as data sets, records, streams and rankers use it."""
 
     @property
     def num_steps(self) -> int:
@@ -108,10 +108,10 @@ class SteppedModel(Protocol):
 
     @property
     def task(self) -> Task | None:
-        """The meaning of the outputs; None if only labels show it."""
+        """The meaning of the outputs; None if the labels show it."""
 
     def checked(self, policy: ExitPolicy | None, num_steps: int | None = None) -> ExitPolicy:
-        """Return a policy, the model's own if None; raise if it cannot serve the model or so many steps."""
+        """Return a policy, by default the model's, after a check that it can serve the model."""
 
     def start(
         self,
@@ -124,7 +124,7 @@ class SteppedModel(Protocol):
         policy_context: Mapping[str, Array] | None = None,
         **context: Any,
     ) -> Start[Source]:
-        """Return a batch before its first step; `needs` names what will be read of the source, as a policy does."""
+        """Return a batch before its first step; `needs` are those of the policy."""
 
     def weights_digest(self) -> str | None:
-        """Return the digest of the weights that answers and exits come from; None if there is none."""
+        """Return the digest of the weights that answers and exits come from, if there is one."""
