@@ -53,7 +53,7 @@ class StepDistribution(Distribution):
             total = self.log_pmf.detach().logsumexp(-1).exp()
             if not bool(((total - 1).abs() < 1e-3).all()):
                 got = f"sums between {total.min().item():.6g} and {total.max().item():.6g}"
-                remedy = "Normalise with log_softmax, or build it with StepDistribution.from_hazard_logits."
+                remedy = "Normalise with log_softmax, or use StepDistribution.from_hazard_logits."
                 raise ArgumentError(
                     "log_pmf", expected="log-probabilities that sum to 1", got=got, remedy=remedy
                 )
@@ -127,8 +127,8 @@ class StepDistribution(Distribution):
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile function: the first step n with CDF_n ≥ value, for `value` in [0, 1].
 
-        The exit rules (`policies.Quantile`, `policies.Bernoulli`) ask for CDF_n > q as their papers
-        do; the two differ only where a CDF equals q exactly.
+        The exit rules (`policies.Quantile`, `policies.Bernoulli`) use CDF_n > q, as their papers
+        do; the two differ only if a CDF equals q exactly.
         """
         value = torch.as_tensor(value, dtype=self.log_pmf.dtype, device=self.log_pmf.device)
         return (self.cdf_table[..., :-1] < value.unsqueeze(-1)).sum(-1) + 1
@@ -159,5 +159,5 @@ class StepDistribution(Distribution):
 
 @register_kl(StepDistribution, StepDistribution)  # type: ignore[untyped-decorator]
 def _kl_step_step(p: StepDistribution, q: StepDistribution) -> Tensor:
-    """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite where q excludes a step that p allows."""
+    """KL(p ‖ q) = Σ_n p(n) (log p(n) − log q(n)), infinite if q excludes a step that p allows."""
     return weighted(p.pmf, p.log_pmf - q.log_pmf.to(p.log_pmf.dtype)).sum(-1)

@@ -1,4 +1,4 @@
-"""Priors over the halting step: hyper-parameters that give a halting distribution for any number of steps."""
+"""Priors over the halting step: hyper-parameters, from which p(n) follows for any N."""
 
 from __future__ import annotations
 
@@ -59,15 +59,14 @@ class Prior(Plugin, ABC):
         device: torch.device | str | None = None,
     ) -> StepDistribution:
         """Return the prior over 1..`num_steps`, without batch dimensions."""
-        dtype = torch.promote_types(
-            dtype, torch.float32
-        )  # rounded to half precision, the mass is no longer 1
-        with torch.device("cpu"):  # numbers, even where a model is being built on the meta device
+        # Rounded to half precision, the mass would not be 1.
+        dtype = torch.promote_types(dtype, torch.float32)
+        # On the CPU, since a model may be under construction on the meta device.
+        with torch.device("cpu"):
             log_pmf = self.log_pmf(num_steps)
         log_pmf = log_pmf.to(dtype=dtype, device=device)
-        return StepDistribution(
-            log_pmf, validate_args=log_pmf.device.type == "cpu"
-        )  # elsewhere it would synchronise
+        # On other devices, a check would synchronise.
+        return StepDistribution(log_pmf, validate_args=log_pmf.device.type == "cpu")
 
     @abstractmethod
     def log_pmf(self, num_steps: int) -> Tensor:
@@ -77,9 +76,9 @@ class Prior(Plugin, ABC):
         """
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return the prior for `num_steps` that means what this one means for `tuned_for`.
+        """Return the prior for `num_steps` that corresponds to this one for `tuned_for` steps.
 
-        Itself by default.
+        By default the prior itself.
         """
         return self
 
@@ -87,7 +86,7 @@ class Prior(Plugin, ABC):
 @registry.register("geometric")
 @dataclass(frozen=True)
 class Geometric(Prior):
-    r"""The prior of a constant hazard r: p(n) = r (1 − r)^{n−1}, and the last step has all the mass that remains.
+    r"""The prior of a constant hazard r: p(n) = r (1 − r)^{n−1}; the last step takes the rest.
 
     Banino et al. 2021, Section 2.3; PALBERT uses r = 0.1 for 12 steps (Table 3).
 
@@ -119,13 +118,13 @@ class Geometric(Prior):
         check_real("mean", mean, 1.0, float(num_steps), open_low=True, open_high=True)
         low = 0.0
         high = 1.0
-        for _ in range(60):  # (1 − (1 − r)^N) / r falls from N to 1
+        for _ in range(60):
             rate = (low + high) / 2
-            low, high = (
-                (rate, high)
-                if -math.expm1(num_steps * math.log1p(-rate)) > mean * rate
-                else (low, rate)
-            )
+            # The mean, (1 − (1 − r)^N) / r, falls from N to 1 as r grows.
+            if -math.expm1(num_steps * math.log1p(-rate)) > mean * rate:
+                low = rate
+            else:
+                high = rate
         return cls(rate)
 
     def log_pmf(self, num_steps: int) -> Tensor:
@@ -135,7 +134,7 @@ class Geometric(Prior):
         return log_pmf
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return the rate at which as much goes on past the last step: 1 − (1 − r)^(tuned_for / num_steps)."""
+        """Return the rate with the same mass beyond the last step, 1 − (1 − r)^(tuned_for / N)."""
         rate = -math.expm1(math.log1p(-self.rate) * tuned_for / num_steps)
         return type(self)(min(rate, math.nextafter(1.0, 0.0)))
 
@@ -181,7 +180,9 @@ class Tabulated(Prior):
 
     @classmethod
     def fit(cls, steps: Iterable[int], num_steps: int, smoothing: float = 1.0) -> Self:
-        """Count the steps at which examples halt: p(n) = (c_n + s) / (Σ_m c_m + s N) (additive smoothing).
+        """Estimate p(n) from the steps at which examples halt, with additive smoothing.
+
+        p(n) = (c_n + s) / (Σ_m c_m + s N), with c_n the number of examples that halt at n.
 
         Args:
             steps: The step of each example, 1-based: the exits of a policy, or the first step whose
@@ -193,11 +194,9 @@ class Tabulated(Prior):
             >>> priors.Tabulated.fit([2, 2, 3], num_steps=3, smoothing=0.5)
             Tabulated(probabilities=(0.1111111111111111, 0.5555555555555556, 0.3333333333333333))
         """
-        counts = (
-            torch.bincount(torch.as_tensor(list(steps)) - 1, minlength=num_steps).double()
-            + smoothing
-        )
-        return cls(tuple((counts / counts.sum()).tolist()))
+        counts = torch.bincount(torch.as_tensor(list(steps)) - 1, minlength=num_steps)
+        smoothed = counts.double() + smoothing
+        return cls(tuple((smoothed / smoothed.sum()).tolist()))
 
     def log_pmf(self, num_steps: int) -> Tensor:
         _check_length(num_steps, len(self.probabilities))
@@ -208,23 +207,25 @@ class Tabulated(Prior):
 @registry.register("learned")
 @dataclass(frozen=True)
 class Learned(Prior):
-    r"""A prior that is trained with the model: p(n) = softmax_n(log p₀(n) + w_n), one weight w_n a step, 0 at first.
+    r"""A prior that is trained with the model: p(n) = softmax_n(log p₀(n) + w_n).
 
-    The weights are in `module`, which a `PonderWrapper` makes its own: they are among its
-    `parameters()` and in its `state_dict()`. Equality and `to_dict` are about the hyper-parameters
-    alone; copies and pickles keep the weights.
+    There is one weight w_n a step, 0 at first. The weights are in `module`, which a `PonderWrapper`
+    registers: they are among its `parameters()` and in its `state_dict()`. Equality and `to_dict`
+    are about the hyper-parameters alone; copies and pickles keep the weights.
 
-    A prior that only the KL trains follows the posterior, and regularises nothing where that is the
-    same for every input: start from a prior that you mean, and let it learn slowly.
+    A prior that is trained by the KL alone follows the posterior, and regularises nothing if the
+    posterior is the same for every input: start from a sensible prior, and let it learn slowly.
 
     Args:
         num_steps: N, the only number of steps it serves.
-        initial: The prior p₀ that it starts from, which gives every step some probability; uniform
-            where None.
+        initial: The prior p₀ that it starts from, which gives every step some probability; by
+            default uniform.
 
     Example:
         >>> prior = priors.Learned(3)
-        >>> model = PonderWrapper(nn.Linear(8, 8), 3, head=nn.Linear(8, 2), lambda_head=LambdaHead(8), prior=prior)
+        >>> model = PonderWrapper(
+        ...     nn.Linear(8, 8), 3, head=nn.Linear(8, 2), lambda_head=LambdaHead(8), prior=prior
+        ... )
         >>> prior.module.weight in set(model.parameters()), prior(3).pmf.requires_grad
         (True, True)
     """
@@ -243,14 +244,12 @@ class Learned(Prior):
         assert isinstance(self.module, nn.ParameterDict)
         weight = self.module["weight"]
         start = (self.initial or Uniform()).log_pmf(num_steps)
-        if weight.device.type == "mps":
-            precise = torch.float32
-        else:
-            precise = torch.float64  # MPS has no float64
+        # MPS has no float64.
+        precise = torch.float32 if weight.device.type == "mps" else torch.float64
         return torch.log_softmax(start.to(weight.device, precise) + weight.to(precise), dim=-1)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return an untrained prior that starts from the rescaled initial one, for another number of steps."""
+        """Return an untrained prior for another number of steps, from the rescaled initial one."""
         if num_steps == self.num_steps:
             return self
         return type(self)(

@@ -1,4 +1,4 @@
-"""Exit policies: a frozen dataclass of hyper-parameters each, with `init` and one pure method `decide`."""
+"""Exit policies: frozen dataclasses of hyper-parameters, with `init` and a pure `decide`."""
 
 from ponder.policies.base import (
     ExitPolicy,

@@ -1,7 +1,7 @@
-"""Exit policies: hyper-parameters, an `init` that gives state, and one pure method that decides.
+"""Exit policies: hyper-parameters, an `init` that returns state, and one pure method that decides.
 
-Nothing here imports PyTorch: what a policy reads may be NumPy arrays or tensors, and policies are
-swept and certified where PyTorch is not installed.
+Nothing here imports PyTorch: the readings of a policy may be NumPy arrays or tensors, so policies
+are swept and certified without PyTorch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PolicyBatch:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The facts of a model, or of a trajectory, that `ExitPolicy.check` looks at before any batch comes.
+    """The facts of a model, or of a trajectory, against which `ExitPolicy.check` checks a policy.
 
     Args:
         num_steps: N.
@@ -101,7 +101,7 @@ class ModelSpec:
 
 
 def _reading(name: str) -> property:
-    """Return a property of a step: what a policy reads under that name, if its `needs` declare it."""
+    """Return a property of a step: the reading of that name, if the policy's `needs` declare it."""
 
     def read(step: StepView) -> Array:
         return step.readings[name] if name in step.readings else _undeclared(name)
@@ -113,7 +113,7 @@ def _reading(name: str) -> property:
 class StepView:
     """The readings of a step, for the rows that are still running.
 
-    Only what the policy's `needs` name can be read; anything else raises `PonderError`.
+    Only the readings that the policy's `needs` name are there; any other raises `PonderError`.
 
     Args:
         index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at
@@ -121,12 +121,12 @@ class StepView:
         num_steps: N.
         readings: The values behind the properties.
         task: The meaning of the outputs.
-        mask: Which positions of a row are no padding, `(batch, length)` bool, where outputs, or the
-            features that are asked for, have positions and the padding is known; None elsewhere.
+        mask: Which positions of a row are not padding, `(batch, length)` bool, if outputs (or the
+            features in `needs`) have positions and the padding is known; else None.
         policy_context: Values that the caller gave for the policy, by name, `(batch, …)` each.
 
     Example:
-        >>> logits = torch.tensor([[0.0, 4.0], [0.0, 0.5]])  # of two rows, which are at steps 2 and 3 of 4
+        >>> logits = torch.tensor([[0.0, 4.0], [0.0, 0.5]])  # two rows, at steps 2 and 3 of 4
         >>> view = StepView(torch.tensor([2, 3]), 4, {"output": logits})
         >>> policies.Confidence(0.9).decide(view, None)
         (tensor([ True, False]), None)
@@ -152,15 +152,16 @@ class StepView:
 
     @property
     def context(self) -> Mapping[str, Array]:
-        """The tensors of the call's `policy_context`, by name, `(batch, …)` each: a budget a row, say."""
+        """The tensors of the call's `policy_context`, by name, `(batch, …)` each."""
         return _undeclared("context") if self.policy_context is None else self.policy_context
 
     @property
     def group(self) -> Array:
-        """The group of each row, `(batch,)` integers, whose rows are decided together: ``"group"`` of the context."""
+        """The group of each row, `(batch,)` integers, from the context; groups decide together."""
         if self.policy_context is None or "group" not in self.policy_context:
             raise PonderError(
-                "the policy decides on groups of rows: pass policy_context={'group': …} with the call."
+                "the policy decides on groups of rows: pass policy_context={'group': …} with the "
+                "call."
             )
         return self.policy_context["group"]
 
@@ -208,7 +209,7 @@ class Threshold:
 
     @property
     def inclusive(self) -> bool:
-        """Whether a row exits where its statistic equals the threshold."""
+        """Whether a row exits if its statistic equals the threshold."""
         return self.leaves in ("at_least", "at_most")
 
     def argument(self, value: float) -> dict[str, Any]:
@@ -220,15 +221,15 @@ class Threshold:
         return _COMPARISONS[self.leaves](statistic, value)
 
     def values(self, num_steps: int, width: int, count: int = 201) -> list[float]:
-        """Return values from low to high, known before any data is seen, as a test with a certificate wants them.
+        """Return values from low to high that do not depend on data, as certificates need them.
 
-        Whole numbers all; others `count` of them, denser at both ends (like the cosine), since
+        All whole numbers; otherwise `count` values, denser at both ends (like the cosine), since
         confidences crowd there.
 
         Args:
             num_steps: N.
             width: Size of the last dimension of the outputs.
-            count: How many values, where not only whole numbers make sense.
+            count: The number of values, if the threshold is not a whole number.
         """
         high = self.high(num_steps, width) if callable(self.high) else self.high
         if self.whole:
@@ -248,8 +249,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 class ExitPolicy(Plugin, ABC):
     """Base of the exit policies; leaves are frozen dataclasses of hyper-parameters.
 
-    A leaf sets `needs` and defines `decide`, and `init` where it carries state from step to step.
-    The exit at the last step belongs to the loop: a policy is not asked there.
+    A leaf sets `needs` and defines `decide`, and `init` if it carries state from step to step. At
+    the last step the loop exits all rows without calling the policy.
 
     Example:
         >>> from dataclasses import dataclass
@@ -269,15 +270,14 @@ class ExitPolicy(Plugin, ABC):
     Only these are computed.
     """
     tunable: ClassVar[Threshold | None] = None
-    """The field that moves the exits between early and late, where there is one."""
+    """The field that moves the exits between early and late; None if there is no such field."""
 
     def init(self, batch: PolicyBatch) -> Any:
         """Return the state before the first step: (nested) tensors with the batch first, or None.
 
-        None stands for "no value yet". Rows whose whole state is None are asked by themselves.
-        Inside a mapping or a list, where rows at different depths share a batch, None is filled
-        with zeros beside the values of others, so `decide` recognises first steps by
-        ``step.index``.
+        None means "no value yet". Rows whose whole state is None are decided apart from others.
+        Inside a mapping or a list, rows at different depths share a batch: None becomes zeros if
+        other rows have values, so `decide` recognises first steps by ``step.index``.
         """
         return None
 
@@ -293,11 +293,12 @@ class ExitPolicy(Plugin, ABC):
         """
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise where the policy cannot serve a model.
-
-        Called once when it meets one, before any batch.
+        """Check that the policy can serve a model; called once, before any batch.
 
         A leaf that overrides this calls `super().check(spec)`.
+
+        Raises:
+            ArgumentError: The model lacks a reading that the policy needs.
         """
         for need in sorted(self.needs - spec.readings):
             expected = f"one that needs no {need}, which is not there"
@@ -316,11 +317,12 @@ class ExitPolicy(Plugin, ABC):
         return ()
 
     def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
-        """Return the score of each row, to be compared with the threshold of `free`, this policy or a sub-policy.
+        """Return the score of each row, to be compared with the threshold of `free`.
 
-        A row exits if its score is above (or at) the threshold; if a lower threshold exits later,
-        above its negative. By default the policy does not contain `free`: the score is +∞ if the
-        row exits, and −∞ if not. A policy that overrides `parts` overrides this too.
+        `free` is this policy or a sub-policy. A row exits if its score is above (or at) the
+        threshold; if a lower threshold exits later, above its negative. By default the policy does
+        not contain `free`: the score is +∞ if the row exits, and −∞ if not. A policy that overrides
+        `parts` overrides this too.
 
         Returns:
             Readiness `(batch,)`, and the new state.
@@ -332,21 +334,22 @@ class ExitPolicy(Plugin, ABC):
         return xp.where(of_each_row, math.inf, stays), state
 
     def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
-        """Return the readiness of every row at every step: exits under any threshold are read from it.
+        """Return the readiness of every row at every step, for exits at all thresholds.
 
         Args:
             record: A full-depth run: a trajectory, or any record with `num_steps`, `batch` and
                 `views(needs)`.
-            free: The policy inside whose threshold is free; the outermost that has one where None.
+            free: The sub-policy whose threshold is free; by default the outermost that has one.
 
         Returns:
             Readiness, `(rows, steps)`, in the precision in which `decide` compares, +∞ at the last
-            step. A row exits at the first step where it is above the threshold (or at it; see
+            step. A row exits at the first step where it is above the threshold (or equal; see
             `readiness`).
 
         Example:
-            >>> scores = policies.Confidence(0.9).scores(trajectory)
-            >>> int((scores[0] > 0.9).argmax()) + 1 == int(trajectory.replay(policies.Confidence(0.9)).exit_step[0])
+            >>> policy = policies.Confidence(0.9)
+            >>> scores = policy.scores(trajectory)
+            >>> int((scores[0] > 0.9).argmax()) + 1 == int(trajectory.replay(policy).exit_step[0])
             True
         """
         if free is None:
@@ -369,9 +372,9 @@ class ExitPolicy(Plugin, ABC):
         return changed
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
-        """Return the policy for `num_steps` that means what this one means for `tuned_for`.
+        """Return the policy for `num_steps` that corresponds to this one for `tuned_for` steps.
 
-        Itself by default.
+        By default the policy itself.
         """
         return self
 
@@ -384,11 +387,11 @@ class ExitPolicy(Plugin, ABC):
         )
 
     def __or__(self, other: ExitPolicy) -> ExitPolicy:
-        """Return the policy that exits where either does."""
+        """Return the policy that exits if either does."""
         return registry.get("any", policies=(self, other))
 
     def __and__(self, other: ExitPolicy) -> ExitPolicy:
-        """Return the policy that exits where both do, at the same step."""
+        """Return the policy that exits if both do, at the same step."""
         return registry.get("all", policies=(self, other))
 
     def after(self, step: int) -> ExitPolicy:
@@ -403,9 +406,8 @@ class ExitPolicy(Plugin, ABC):
 class ThresholdPolicy(ExitPolicy):
     """Base of the policies with one statistic and one threshold.
 
-    A leaf defines `statistic` and names its `tunable`.
-
-    The statistic and the state must not depend on the threshold.
+    A leaf defines `statistic` and names its `tunable`. Neither the statistic nor the state may
+    depend on the threshold.
 
     Example:
         >>> from dataclasses import dataclass
@@ -423,9 +425,9 @@ class ThresholdPolicy(ExitPolicy):
 
     @abstractmethod
     def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        """Return what is compared with the threshold, `(batch,)`, and the new state.
+        """Return the statistic, `(batch,)`, and the new state.
 
-        Pure, as `decide`.
+        Pure, as `decide` is.
         """
 
     def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
@@ -441,12 +443,13 @@ class ThresholdPolicy(ExitPolicy):
         if not self.tunable.higher_exits_later:
             near = -near
         xp = namespace(near)
-        return xp.where(xp.isnan(near), -math.inf, near), state  # NaN crosses no threshold
+        # A row whose statistic is NaN never exits early.
+        return xp.where(xp.isnan(near), -math.inf, near), state
 
 
 @dataclass(frozen=True)
 class PolicyWrapper(ExitPolicy):
-    """Base of the policies around one other; by itself it decides as the policy inside does.
+    """Base of the policies around another; by itself it decides as the policy inside does.
 
     A leaf overrides `decide` and `readiness` consistently.
 
@@ -494,7 +497,8 @@ class FixedStep(ThresholdPolicy):
         step: The step at which every row exits, from 1 to the model's number of steps.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.FixedStep(2)).exit_step
         tensor([2])
     """
@@ -523,7 +527,8 @@ class LastStep(ExitPolicy):
     """No early exit: every row runs to the last step, as without `ponder`.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.LastStep()).exit_step
         tensor([3])
     """

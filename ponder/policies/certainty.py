@@ -1,7 +1,8 @@
-"""Policies on how sure the head is of a class: entropy (DeeBERT, FastBERT), confidence, margin, energy.
+"""Policies on the certainty of the head: entropy (DeeBERT, FastBERT), confidence, margin, energy.
 
-Where an example has an answer at each of its positions (token classification), it exits once its
-least sure position is sure enough; padding does not count. Logits may be NumPy arrays or tensors.
+If an example has an answer at each of its positions (token classification), it exits once its
+least certain position is certain enough; padding does not count. Logits may be NumPy arrays or
+tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def confidence(logits: Array) -> Array:
 
 
 def margin(logits: Array) -> Array:
-    """Return how far the two most probable classes are apart, in probability, `(…)`."""
+    """Return the difference of the two highest class probabilities, `(…)`."""
     probabilities = softmax(logits)
     if namespace(logits) is np:
         two = np.partition(probabilities, -2, axis=-1)
@@ -51,7 +52,7 @@ def margin(logits: Array) -> Array:
 
 
 def negative_entropy(logits: Array) -> Array:
-    """Return the negative entropy of the class probabilities, Σ p log p, `(…)`, from −log(classes) to 0."""
+    """Return the negative entropy of the class probabilities, Σ p log p, in [−log(classes), 0]."""
     probabilities = softmax(logits)
     xp = namespace(logits)
     # 0 log 0 = 0: the surest rows have zeros, and their entropy would be NaN.
@@ -60,12 +61,10 @@ def negative_entropy(logits: Array) -> Array:
 
 
 def energy(logits: Array) -> Array:
-    """Return the normalised energy score of He et al.
+    """Return the normalised energy score of COSEE, turned to grow with certainty, in [0, 1].
 
-    2025 (COSEE), turned to grow with certainty, `(…)` in [0, 1].
-
-    The paper's score is 1 / (1 + Σ_c exp z_c); this is one minus it, σ(log Σ_c exp z_c). NaN where
-    a logit is +∞: an overflow is no certainty.
+    The score of the paper (He et al. 2025) is 1 / (1 + Σ_c exp z_c). This is one minus it, σ(log
+    Σ_c exp z_c). It is NaN if a logit is +∞: an overflow is not certainty.
     """
     logits = at_least_float32(logits)
     xp = namespace(logits)
@@ -81,7 +80,7 @@ SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "energy": energy,
     }
 )
-"""Certainties of a class by name: all grow with certainty, and are finite for logits of any finite size."""
+"""Certainties of a class by name. All grow with certainty and are finite for finite logits."""
 
 
 class OfClasses(ThresholdPolicy):
@@ -96,7 +95,7 @@ class OfClasses(ThresholdPolicy):
 
 
 class _Certainty(OfClasses):
-    """Exit where the class probabilities are sure enough."""
+    """Exit once the class probabilities are certain enough."""
 
     tunable = Threshold("threshold", "above")
     threshold: float
@@ -128,7 +127,9 @@ class _Certainty(OfClasses):
 @registry.register("entropy")
 @dataclass(frozen=True)
 class Entropy(_Certainty):
-    r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT, Xin et al. 2020).
+    r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT).
+
+    See Xin et al. 2020.
 
     Args:
         threshold: The entropy below which a row exits, in nats, ≥ 0; or, with `normalize`, in [0,
@@ -136,10 +137,11 @@ class Entropy(_Certainty):
         normalize: Divide by log(classes), FastBERT's "uncertainty" (Liu et al. 2020, Eq. 7).
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Entropy(0.4)).exit_step
         tensor([2])
-        >>> record.replay(policies.Entropy(0.95, normalize=True)).exit_step  # as a share of log(classes)
+        >>> record.replay(policies.Entropy(0.95, normalize=True)).exit_step  # of log(classes)
         tensor([2])
     """
 
@@ -166,7 +168,8 @@ class Confidence(_Certainty):
         threshold: The probability above which a row exits, in [0, 1].
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.outputs.softmax(-1).amax(-1)
         tensor([[0.6225, 0.8808, 0.9820]])
         >>> record.replay(policies.Confidence(0.8)).exit_step
@@ -180,13 +183,14 @@ class Confidence(_Certainty):
 @registry.register("margin")
 @dataclass(frozen=True)
 class Margin(_Certainty):
-    """Stop once the two most probable classes are further apart than a threshold.
+    """Stop once the two highest class probabilities differ by more than a threshold.
 
     Args:
         threshold: Difference of probabilities, in [0, 1].
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Margin(0.7)).exit_step
         tensor([2])
     """
@@ -201,14 +205,15 @@ class Energy(_Certainty):
     """Stop once the normalised energy score is above a threshold.
 
     The score is σ(log Σ_c exp z_c), one minus that of He et al. 2025 (COSEE, arXiv 2412.13236), so
-    that a surer answer has more of it, as with `Confidence`. It looks at the size of the logits,
-    which a softmax forgets.
+    that it grows with certainty, as `Confidence` does. It depends on the size of the logits, which
+    a softmax discards.
 
     Args:
         threshold: The score above which a row exits, in [0, 1].
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Energy(0.85)).exit_step
         tensor([2])
     """
@@ -218,7 +223,7 @@ class Energy(_Certainty):
 
 
 def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:
-    """Return the outputs of a step, which have to be class logits: of one output there is no entropy."""
+    """Return the outputs of a step, if they are logits of two or more classes."""
     output = step.output
     if not step.task.fits(output):
         raise _no_classes(policy, f"outputs of shape {tuple(output.shape)}")
@@ -227,5 +232,8 @@ def class_logits(policy: ThresholdPolicy, step: StepView) -> Array:
 
 def _no_classes(policy: ThresholdPolicy, got: str) -> ArgumentError:
     expected = f"class logits (batch, classes ≥ 2) under {type(policy).__name__}"
-    remedy = "Without classes use policies.Patience (with a tolerance for numbers), or a policy on the hazard."
+    remedy = (
+        "Without classes use policies.Patience (with a tolerance for numbers), or a policy on the "
+        "hazard."
+    )
     return ArgumentError("policy", expected=expected, got=got, remedy=remedy)

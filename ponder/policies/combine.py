@@ -85,10 +85,11 @@ def _merged(
 @registry.register("any")
 @dataclass(frozen=True)
 class Any_(_Several):  # noqa: N801 (the name Any is Python's)
-    """Exit where any of the policies does.
+    """Exit once any of the policies does.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> policy = policies.Confidence(0.99) | policies.Patience(1)
         >>> policy
         Any_(policies=(Confidence(threshold=0.99), Patience(patience=1, tolerance=0.0)))
@@ -103,10 +104,11 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
 @registry.register("all")
 @dataclass(frozen=True)
 class All(_Several):
-    """Exit where all of the policies do, at the same step.
+    """Exit once all of the policies do, at the same step.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> policy = policies.Confidence(0.6) & policies.Patience(2)
         >>> record.replay(policy).exit_step
         tensor([3])
@@ -129,7 +131,8 @@ class FromStep(ExitPolicy):
         step: The first step at which rows may exit, or have to.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Confidence(0.6).after(2)).exit_step
         tensor([2])
         >>> record.replay(policies.Confidence(0.999).before(2)).exit_step
@@ -159,17 +162,17 @@ class Certified(PolicyWrapper):
         risk: Name of the risk.
         level: Bound on the risk.
         confidence: Probability, over the draw of the calibration data, that the promise holds; None
-            where the promise is about the mean over such draws (conformal risk control).
+            if the promise is about the mean over such draws (conformal risk control).
         bound: Name of the bound, or ``"conformal"``.
         rows: Number n of calibration rows.
         threshold_name: Name of the threshold that was chosen.
-        threshold_value: Its value; None where none was certified and the policy is full depth.
-        p_value: The p-value of the chosen threshold; None where there is none.
+        threshold_value: Its value; None if no value was certified and the policy is full depth.
+        p_value: The p-value of the chosen threshold, if the bound has one.
         path: The values that were tested, in order, with the empirical risk and the p-value of
             each.
         num_steps: N of the run that certified it, the only number of steps that it serves.
-        weights: SHA-256 of the weights of that run, the only ones that it is about; None where the
-            run did not keep it.
+        weights: SHA-256 of the weights of that run, the only ones that the promise covers; None if
+            it is not known.
 
     Example:
         >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
@@ -235,7 +238,7 @@ def promise_about(
 
 
 def warn_of_changes(parts: Sequence[str]) -> None:
-    """Warn that a promise is dropped, because parts of what it is about changed."""
+    """Warn that a promise is dropped, because parts of the certified model changed."""
     what = ", ".join(parts)
     warnings.warn(
         f"The {what} changed after they were certified; the promise is dropped.", stacklevel=4

@@ -30,8 +30,8 @@ __all__ = ["Converged", "Patience", "Voting"]
 class _Counting(ThresholdPolicy):
     """Base of the policies that stop once `patience` steps in a row have changed nothing.
 
-    The first step has nothing to be compared with, so that the earliest exit is at step `patience`
-    + 1.
+    The first step has no predecessor to be compared with, so the earliest exit is at step
+    `patience` + 1.
     """
 
     patience: int
@@ -49,7 +49,7 @@ class _Counting(ThresholdPolicy):
         """Return whether a step changed nothing that counts, `(batch,)` bool."""
 
     def compared(self, step: StepView) -> tuple[Array, Array]:
-        """Return what is compared from step to step, `(batch, …)`, and which rows have it: NaN is no answer."""
+        """Return the answers to be compared, `(batch, …)`, and which rows have one (not NaN)."""
         output = class_logits(self, step) if step.task.classes else step.output
         return step.task.predictions(output), step.task.answered(output, step.mask)
 
@@ -69,8 +69,7 @@ class _Counting(ThresholdPolicy):
         count = state["count"]
         before = state["before"]
         if before is not None:
-            # Before step 1 no row has answered, so that nothing agrees with what fills the state
-            # there.
+            # Before step 1 no row has answered; what fills the state there agrees with nothing.
             same = self.unchanged(now, before, step) & answered & state["answered"]
             count = namespace(count).where(same, count + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
@@ -79,12 +78,12 @@ class _Counting(ThresholdPolicy):
 @registry.register("patience")
 @dataclass(frozen=True)
 class Patience(_Counting):
-    """Stop once the answer has stayed the same `patience` times in a row (Zhou et al. 2020, Section 3.2).
+    """Stop once the answer has stayed the same `patience` times in a row (PABEE).
 
-    The first step has no answer to agree with, so the earliest exit is at step `patience` + 1.
-    Classes agree when the most probable one is the same (in token classification: at every position
-    that is no padding), label sets when every label is; numbers when they move by less than
-    `tolerance` (all of them, where an example has several).
+    See Zhou et al. 2020, Section 3.2. The first step has no answer to agree with, so the earliest
+    exit is at step `patience` + 1. Classes agree if the most probable one is the same (in token
+    classification: at every position that is not padding), label sets if every label is the same,
+    and numbers if all of them move by less than `tolerance`.
 
     Args:
         patience: Agreements in a row, ≥ 1; from the number of steps on, no row exits early.
@@ -92,7 +91,8 @@ class Patience(_Counting):
             outputs.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Patience(1)).exit_step  # the second answer agrees with the first
         tensor([2])
     """
@@ -112,21 +112,21 @@ class Patience(_Counting):
 @registry.register("converged")
 @dataclass(frozen=True)
 class Converged(_Counting):
-    r"""Stop once `patience` steps in a row have changed the answer, or the features, by `tolerance` at most.
+    r"""Stop once `patience` steps in a row have changed the answer, or the features, by little.
 
-    The change of answers is the share of them that differ: 0 where every position of a puzzle, or
-    every label of a set, is what it was (for numbers, the greatest difference). The change of
-    features is ‖f_n − f_{n−1}‖ / ‖f_n‖, the residual by which deep equilibrium models stop (Bai et
-    al. 2019, arXiv 1909.01377). Padding does not count.
+    The change of answers is the share of answers that differ: 0 if every position of a puzzle, or
+    every label of a set, is the same. For numbers it is the greatest difference. The change of
+    features is ‖f_n − f_{n−1}‖ / ‖f_n‖, the residual with which deep equilibrium models stop (Bai
+    et al. 2019, arXiv 1909.01377). Padding does not count.
 
-    Steps that have learnt to go on from any depth (`objectives.RandomDepth`) come to rest on an
-    answer, and stopping there costs no more than running on; where running on spoils the answer,
-    stopping is better. How long an answer must rest does not depend on how long the model may run:
-    `rescaled` changes nothing.
+    Steps that have learnt to continue from any depth (`objectives.RandomDepth`) settle on an
+    answer, and stopping there costs nothing; if running on would spoil the answer, stopping is
+    better. How long an answer must stay does not depend on how long the model may run: `rescaled`
+    changes nothing.
 
     Args:
-        tolerance: The greatest change that counts as none, ≥ 0.
-        patience: Such steps in a row, ≥ 1.
+        tolerance: The greatest change that still counts as no change, ≥ 0.
+        patience: The number of such steps in a row, ≥ 1.
         on: ``"answers"`` or ``"features"``.
 
     Example:
@@ -144,7 +144,7 @@ class Converged(_Counting):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """Outputs where answers are compared, and features where these are."""
+        """Outputs or features, whichever are compared."""
         return frozenset({"output" if self.on == "answers" else "features"})
 
     def compared(self, step: StepView) -> tuple[Array, Array]:
@@ -172,14 +172,15 @@ class Voting(OfClasses):
 
     Unlike patience, a dissenting step in between costs nothing but itself (after the voting of Sun
     et al. 2021, "Early Exiting with Ensemble Internal Classifiers", Section 3.2, with a fixed
-    number of votes). In token classification every position votes, and the row exits once each of
-    them that is no padding has enough.
+    number of votes). In token classification every position votes, and the row exits once each
+    position that is not padding has enough votes.
 
     Args:
         votes: Number of votes, from 1 (exit at the first step) to the number of steps.
 
     Example:
-        >>> record = Trajectory(torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]]), None, torch.arange(1))
+        >>> scores = torch.tensor([[[0.0, 0.5], [0.0, 2.0], [0.0, 4.0]]])
+        >>> record = Trajectory(scores, None, torch.arange(1))
         >>> record.replay(policies.Voting(2)).exit_step  # two steps have given this answer
         tensor([2])
     """
@@ -197,7 +198,8 @@ class Voting(OfClasses):
         xp = namespace(output)
         place = {} if xp is np else {"device": output.device}
         given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **place)
-        given = given & ~xp.isnan(output).any(-1)[..., None]  # NaN is no answer, and has no vote
+        # An output that is NaN is not an answer, and has no vote.
+        given = given & ~xp.isnan(output).any(-1)[..., None]
         votes = given * 1 if state is None else given + state
         for_answer = (votes * given).sum(-1)
         if for_answer.ndim == 1:

@@ -1,4 +1,4 @@
-"""A fitted gate: stop where a logistic regression, fitted on a full-depth run, says that the answer will stay."""
+"""A fitted gate: a logistic regression that predicts whether the answer will still change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Gate"]
 @registry.register("gate")
 @dataclass(frozen=True)
 class Gate(OfClasses):
-    r"""Stop where the answer will hardly change: σ(w_n · signals_n + b_n) < threshold, a probability of a change.
+    r"""Stop once the probability of a change is low: σ(w_n · signals_n + b_n) < threshold.
 
-    The signals are the confidence, the margin and the negative entropy of the classes, and for how
-    many steps the answer has stayed. Made by `ponder.calibration.fit_gate`.
+    The signals are the confidence, the margin and the negative entropy of the classes, and the
+    number of steps for which the answer has stayed. Made by `ponder.calibration.fit_gate`.
 
     Args:
         tables: The weights of the signals and the bias last, for each step but the last.

@@ -1,4 +1,4 @@
-"""Policies on hazards: sampling (PonderNet), its quantile (PALBERT's Q-exit), and their sum (ACT)."""
+"""Policies on hazards: sampling (PonderNet), its quantile (PALBERT's Q-exit), their sum (ACT)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Quantile(ThresholdPolicy):
         q: Quantile level in [0, 1]. 0 exits as soon as there is any mass; 1 runs to the last step.
 
     Example:
-        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> logits = torch.tensor([[-1.0, 0.0, 0.0]])
+        >>> record = Trajectory(torch.zeros(1, 3, 2), logits, torch.arange(1))
         >>> record.halting.cdf(torch.tensor([1, 2, 3]))
         tensor([0.2689, 0.6345, 1.0000])
         >>> record.replay(policies.Quantile(0.5)).exit_step
@@ -64,10 +65,11 @@ class Bernoulli(ExitPolicy):
             step in any batch. None draws anew at every call, from PyTorch's global generator.
 
     Example:
-        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0, 0.0]]), torch.arange(1))
+        >>> logits = torch.tensor([[-1.0, 0.0, 0.0]])
+        >>> record = Trajectory(torch.zeros(1, 3, 2), logits, torch.arange(1))
         >>> record.replay(policies.Bernoulli(seed=0)).exit_step
         tensor([2])
-        >>> record.replay(policies.Bernoulli(seed=0)).exit_step  # the same seed and row, the same step
+        >>> record.replay(policies.Bernoulli(seed=0)).exit_step  # the same seed and row
         tensor([2])
     """
 
@@ -88,21 +90,22 @@ class Bernoulli(ExitPolicy):
 @registry.register("act")
 @dataclass(frozen=True)
 class ACT(ThresholdPolicy):
-    """Adaptive computation time: stop once the halting units add up to 1 − ε (Graves 2016, Section 2).
+    """Adaptive computation time: stop once the halting units add up to 1 − ε.
 
-    With the halting unit h_n = σ(hazard logit), the row exits at N = min{n : h_1 + … + h_n ≥ 1 −
-    ε}. Unlike hazards, halting units are added and not multiplied, so that N is certain and nothing
-    is sampled.
+    See Graves 2016, Section 2. With the halting unit h_n = σ(hazard logit), the row exits at N =
+    min{n : h_1 + … + h_n ≥ 1 − ε}. Unlike hazards, halting units are added and not multiplied, so
+    that N is certain and nothing is sampled.
 
     The answer of a run is the output of step N. The paper's answer is the mean of the outputs of
-    steps 1 … N under the weights that `objectives.ACT` trains; `objectives.ACT.answer` gives it for
-    a trajectory.
+    steps 1 … N under the weights that `objectives.ACT` trains; `objectives.ACT.answer` computes it
+    from a trajectory.
 
     Args:
         epsilon: ε in [0, 1], the mass that may be missing. 1 exits at the first step.
 
     Example:
-        >>> record = Trajectory(torch.zeros(1, 3, 2), torch.tensor([[-1.0, 1.0, 0.0]]), torch.arange(1))
+        >>> logits = torch.tensor([[-1.0, 1.0, 0.0]])
+        >>> record = Trajectory(torch.zeros(1, 3, 2), logits, torch.arange(1))
         >>> torch.tensor([-1.0, 1.0]).sigmoid().cumsum(0)
         tensor([0.2689, 1.0000])
         >>> record.replay(policies.ACT(0.01)).exit_step

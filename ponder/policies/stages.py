@@ -1,4 +1,4 @@
-"""A policy with a threshold of its own at each step: the stages of a cascade, whose scores are not alike."""
+"""A policy with one threshold a step, for the stages of a cascade, whose scores differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["StageThresholds"]
 @registry.register("stage-thresholds")
 @dataclass(frozen=True)
 class StageThresholds(ExitPolicy):
-    """A certainty policy with a threshold of its own at each stage.
+    """A certainty policy with one threshold a stage.
 
     Args:
         policy: The kind, such as `Confidence`; its own threshold is not read.

@@ -1,7 +1,7 @@
-r"""`TopK`: the rows of a group are decided together, and those that can no longer be among its best k exit.
+r"""`TopK`: rows of a group are decided together, and those that cannot be among its best k exit.
 
-In a reranker the rows are the candidates of a query. The score of one that has lost is not needed,
-nor are those of the winners once only they remain, unless their order is asked for.
+In a reranker the rows are the candidates of a query. A candidate that has lost needs no score. Nor
+do the winners once only they remain, unless their order is wanted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["TopK"]
 @registry.register("top-k")
 @dataclass(frozen=True)
 class TopK(ExitPolicy):
-    r"""Let go of rows whose score is more than a margin below the k-th of their group.
+    r"""Exit rows whose score is more than a margin below the k-th of their group.
 
     A row of group g exits at step n where z < z₍ₖ₎ − margin · σ_n, z₍ₖ₎ being the k-th highest
     score of the rows of g that remain; and all of g exit once at most k remain. Rows that tie with
@@ -30,16 +30,18 @@ class TopK(ExitPolicy):
     `(batch,)`.
 
     Args:
-        k: How many of each group are wanted.
+        k: The number of rows of each group that are wanted.
         margin: The margin, in units of `spread`, ≥ 0.
-        spread: σ_n, how far the scores of each step are from those of the last, `(steps − 1,)` or
-            more; 1 where empty.
+        spread: σ_n, the typical distance of the scores of each step from those of the last,
+            `(steps − 1,)` or more; empty for 1.
         ordered: Whether the order of the k is wanted too, so that they run to the last step.
 
     Example:
         >>> scores = torch.tensor([[4.0, 4.0], [3.0, 5.0], [1.0, 0.0], [7.0, 7.0]]).unsqueeze(-1)
         >>> groups = {"group": torch.tensor([0, 0, 0, 1])}
-        >>> record = Trajectory(scores, None, torch.arange(4), task="regression", policy_context=groups)
+        >>> record = Trajectory(
+        ...     scores, None, torch.arange(4), task="regression", policy_context=groups
+        ... )
         >>> record.replay(policies.TopK(1, margin=2.0)).exit_step
         tensor([2, 2, 1, 1])
     """
@@ -61,7 +63,11 @@ class TopK(ExitPolicy):
         return batch.row_ids == batch.row_ids
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
-        """Exit the rows that have lost: mask those that exited, rank within groups, compare with the k-th."""
+        """Exit the rows that have lost.
+
+        Scores of rows that exited before are masked, rows are ranked within their groups, and each
+        score is compared with the k-th of its group.
+        """
         remain = state
         scores = at_least_float32(step.output[:, 0])
         xp = namespace(scores)
@@ -90,7 +96,10 @@ class TopK(ExitPolicy):
 
 
 class _Ranking(NamedTuple):
-    """Rows ordered by group and falling score, and the places in that order where the group of each row lies."""
+    """An order of rows by group and falling score, and where the group of each row starts and ends.
+
+    `first` and `last` are places in that order.
+    """
 
     order: Array
     first: Array

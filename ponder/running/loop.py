@@ -57,6 +57,7 @@ class Answers:
     def __len__(self) -> int:
         return len(self.exit_step)
 
+    @property
     def labels(self) -> list[str | None]:
         """Names of the predicted classes of each row; None if outputs are NaN."""
         numbers = self.outputs.argmax(-1).tolist()
