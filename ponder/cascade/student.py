@@ -1,8 +1,8 @@
-"""`Student`: a linear model of words and characters, taught by the answers of a large one on texts without labels.
+"""`Student`: a linear model of texts that learns the answers of a large model, without labels.
 
-TF-IDF of words and pairs of words, and of the characters inside words (`_Grams`), and if given the
-mean of the large model's own input embeddings (`Embeddings`), into a logistic regression.
-scikit-learn fits it; NumPy alone runs it.
+Its features are the TF-IDF of words, of pairs of words and of the characters inside words
+(`_Grams`), and optionally the mean of the large model's input embeddings (`Embeddings`). A logistic
+regression reads them. scikit-learn fits it; NumPy alone runs it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ __all__ = ["Embeddings", "Student"]
 _WORD = re.compile(r"\w\w+")
 _FORMAT = "ponder-student-1"
 _SCALE = 3.0
+"""Factor of the embeddings, whose features are small beside those of the grams."""
 _GRAMS = 200_000
-_STRENGTH = 20.0  # the most frequent grams; inverse strength of the regularisation
-_CACHE = 2**25  # bytes of the known grams inside words that are kept: some 100,000 words
+"""The number of grams of the vocabulary, at most."""
+_STRENGTH = 20.0
+"""Inverse strength of the regularisation."""
+_CACHE = 2**25
+"""Bytes of the cache of grams inside words: some 100,000 words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,7 @@ class Embeddings:
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
-        """Return those of a model of Transformers with a fast tokenizer; None of any other."""
+        """Return the embeddings of a Transformers model with a fast tokenizer, else None."""
         fast = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
         if fast is None or not hasattr(model, "encoder"):
             return None
@@ -63,18 +67,18 @@ class Embeddings:
     @cached_property
     def _encoder(self) -> Any:
         tokenizers = library("tokenizers", "a student with embeddings", "cascade")
-        made = tokenizers.Tokenizer.from_str(self.tokenizer)
-        made.no_padding()
-        return made
+        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_padding()
+        return tokenizer
 
     def means(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the mean embedding of each text's tokens, `(texts, width)`."""
         encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
-        made = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
-        for row, each in enumerate(encoded):
-            if each.ids:
-                made[row] = self.matrix[each.ids].mean(0)
-        return made
+        means = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
+        for row, encoding in enumerate(encoded):
+            if encoding.ids:
+                means[row] = self.matrix[encoding.ids].mean(0)
+        return means
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,10 +91,9 @@ class Student:
         idf: Inverse document frequency of each gram, `(grams,)`.
         weights: `(grams, classes)`.
         bias: `(classes,)`.
-        temperature: By which logits are divided, so that probabilities are calibrated on held-out
-            texts.
-        tokens: What each token of the large model adds to the logits, its embedding times weights;
-            None without it.
+        temperature: The divisor of the logits, which calibrates probabilities on held-out texts.
+        tokens: The contribution of each token of the large model to the logits, its embedding times
+            the weights; None without embeddings.
 
     Example:
         >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
@@ -126,7 +129,7 @@ class Student:
         embeddings: Embeddings | None = None,
         seed: int = 0,
     ) -> Self:
-        """Teach a student the answers of a large model.
+        """Fit a student to the answers of a large model.
 
         Args:
             texts: Texts without labels.
@@ -135,67 +138,45 @@ class Student:
             seed: Seed of the fifth of the texts on which probabilities are calibrated.
 
         Raises:
-            ArgumentError: An answer is missing or no single class, or all are the same.
+            ArgumentError: An answer is missing or is not one class, or all are the same.
         """
-        linear = library("sklearn.linear_model", "teaching a student", "cascade")
-        sparse = library("scipy.sparse", "teaching a student", "cascade")
         texts = list(texts)
         names = _names_of(answers)
-        frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
-        known = [
-            gram
-            for gram, seen in frequency.most_common(_GRAMS)
-            if seen > 1 or not gram.startswith("#")
-        ]
-        idf = np.log((1 + len(texts)) / (1 + np.array([frequency[gram] for gram in known]))) + 1
-        vocabulary = {gram: place for place, gram in enumerate(known)}
-        grams = _Grams(vocabulary, idf.astype(np.float32))
-        rows = [grams.features(text) for text in texts]
-        ends = np.cumsum([0, *(len(places) for places, _ in rows)])
-        places, values = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
-        features = sparse.csr_matrix((values, places, ends), shape=(len(texts), len(known)))
-        if embeddings is not None:
-            features = sparse.hstack(
-                [features, sparse.csr_matrix(embeddings.means(texts) * _SCALE)]
-            ).tocsr()
-        model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
-        taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
-        temperature = 1.0
-        if len(np.unique(names[taught])) > 1:
-            model.fit(features[taught], names[taught])
-            temperature = _temperature(model, features[held_out], names[held_out])
-            model.warm_start = len(model.classes_) == len(
-                np.unique(names)
-            )  # from there the whole is not far
-        weights, bias = _weights(model.fit(features, names))
+        grams = _Grams.of(texts)
+        features = _matrix(grams, texts, embeddings)
+        fitted = _fit(features, names, seed)
+        count = len(grams.vocabulary)
         tokens = None
-        if (
-            embeddings is not None
-        ):  # the mean times weights is the mean of the products, which are narrower
-            product = _SCALE * embeddings.matrix @ weights[len(known) :]
+        if embeddings is not None:
+            # The mean times the weights is the mean of the products, which have fewer columns.
+            product = _SCALE * embeddings.matrix @ fitted.weights[count:]
             tokens = Embeddings(embeddings.tokenizer, product.astype(np.float32))
-        arrays = (weights[: len(known)].astype(np.float32), bias.astype(np.float32))
         return cls(
-            tuple(map(str, model.classes_)),
-            grams.vocabulary,
-            grams.idf,
-            *arrays,
-            temperature,
-            tokens,
+            classes=fitted.classes,
+            vocabulary=grams.vocabulary,
+            idf=grams.idf,
+            weights=fitted.weights[:count].astype(np.float32),
+            bias=fitted.bias.astype(np.float32),
+            temperature=fitted.temperature,
+            tokens=tokens,
         )
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
-        """Return the probabilities of the classes, `(texts, classes)`; all alike for a text without a known word."""
+        """Return the probabilities of the classes, `(texts, classes)`.
+
+        They are equal for a text without a known gram.
+        """
         logits = np.zeros((len(texts), len(self.classes)))
         means = logits if self.tokens is None else self.tokens.means(texts)
         for row, text in enumerate(texts):
-            places, values = self._grams.features(text)
-            if len(places):
-                logits[row] = values @ self.weights[places] + self.bias + means[row]
+            features = self._grams.features(text)
+            if len(features.places):
+                products = features.values @ self.weights[features.places]
+                logits[row] = products + self.bias + means[row]
         return np.asarray(softmax(logits / self.temperature))
 
     def weights_digest(self) -> str:
-        """Return the SHA-256 of all that its answers come from."""
+        """Return the SHA-256 of the arrays and settings that determine its answers."""
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
         settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:
@@ -211,33 +192,41 @@ class Student:
     def save(self, folder: str | Path) -> None:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
-        said: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
+        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:
-            arrays["tokens"], said["tokenizer"] = self.tokens.matrix, self.tokens.tokenizer
+            arrays["tokens"] = self.tokens.matrix
+            settings["tokenizer"] = self.tokens.tokenizer
+        settings["vocabulary"] = list(self.vocabulary)
         write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
-        write_json(
-            Path(folder) / "student.json", _FORMAT, said | {"vocabulary": list(self.vocabulary)}
-        )
+        write_json(Path(folder) / "student.json", _FORMAT, settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote."""
-        said = read_json(Path(folder) / "student.json", _FORMAT, "student")
+        """Read a student that `save` wrote."""
+        settings = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
         matrix = arrays.pop("tokens", None)
-        vocabulary = {gram: n for n, gram in enumerate(said["vocabulary"])}
-        tokens = None if matrix is None else Embeddings(said["tokenizer"], matrix)
+        vocabulary = {gram: n for n, gram in enumerate(settings["vocabulary"])}
+        tokens = None if matrix is None else Embeddings(settings["tokenizer"], matrix)
         return cls(
-            tuple(said["classes"]),
+            tuple(settings["classes"]),
             vocabulary,
             **arrays,
-            temperature=said["temperature"],
+            temperature=settings["temperature"],
             tokens=tokens,
         )
 
     @cached_property
     def _grams(self) -> _Grams:
         return _Grams(self.vocabulary, self.idf)
+
+
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """The features of a text that are not zero: their places, `(features,)`, and their values."""
+
+    places: NDArray[Any]
+    values: NDArray[Any]
 
 
 class _Grams:
@@ -254,25 +243,42 @@ class _Grams:
         self._of_words: dict[str, tuple[int, ...]] = {}
         self._bytes = 0
 
-    def features(self, text: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the places of a text's known grams, and their TF-IDF; words and characters have length 1 each."""
-        known = (self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary)
-        inside = (place for word in text.lower().split() for place in self._inside(word))
-        parts = []
-        for counts in (Counter(known), Counter(inside)):
-            places = np.fromiter(counts, np.int64, len(counts))
-            often = np.fromiter(counts.values(), np.float32, len(counts))
-            values = (1.0 + np.log(often)) * self.idf[places]
-            parts.append((places, values / max(math.sqrt(float(values @ values)), 1e-12)))
-        return np.concatenate([places for places, _ in parts]), np.concatenate(
-            [values for _, values in parts]
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        """Return the most frequent grams of some texts; grams inside words must occur in two."""
+        frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
+        known = [
+            gram
+            for gram, count in frequency.most_common(_GRAMS)
+            if count > 1 or not gram.startswith("#")
+        ]
+        counts = np.array([frequency[gram] for gram in known])
+        idf = np.log((1 + len(texts)) / (1 + counts)) + 1
+        return cls({gram: place for place, gram in enumerate(known)}, idf.astype(np.float32))
+
+    def features(self, text: str) -> _Features:
+        """Return the TF-IDF of a text's known grams, normalised for words and for characters."""
+        words = [self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary]
+        characters = [place for word in text.lower().split() for place in self._inside(word)]
+        parts = [self._tf_idf(words), self._tf_idf(characters)]
+        return _Features(
+            np.concatenate([part.places for part in parts]),
+            np.concatenate([part.values for part in parts]),
         )
 
-    def _inside(self, word: str) -> tuple[int, ...]:
-        """Return the places of the known grams inside a word; they are kept, since words come again.
+    def _tf_idf(self, places: Sequence[int]) -> _Features:
+        """Return the TF-IDF of some places with repetition, of length 1."""
+        counts = Counter(places)
+        unique = np.fromiter(counts, np.int64, len(counts))
+        frequency = np.fromiter(counts.values(), np.float32, len(counts))
+        values = (1.0 + np.log(frequency)) * self.idf[unique]
+        return _Features(unique, values / max(math.sqrt(float(values @ values)), 1e-12))
 
-        What is kept is bounded by its size: one word can be as long as a text. When it is full, it
-        is begun anew.
+    def _inside(self, word: str) -> tuple[int, ...]:
+        """Return the places of the known grams inside a word, from a cache, since words repeat.
+
+        The cache is bounded by bytes, because a word can be as long as a text. A full cache is
+        emptied.
         """
         places = self._of_words.get(word)
         if places is None:
@@ -290,7 +296,7 @@ class _Grams:
 
 
 def _names_of(answers: Sequence[Any]) -> NDArray[Any]:
-    """Return answers as names of classes, `(rows,)`; refuse those that are none."""
+    """Return answers as names of classes, `(rows,)`; refuse any that is not one class."""
     rows = list(answers)
     for place, answer in enumerate(rows):
         missing = answer is None or (isinstance(answer, float) and math.isnan(answer))
@@ -328,23 +334,73 @@ def _characters(text: str) -> Iterable[str]:
                 yield "#" + padded[start : start + size]
 
 
-def _weights(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return weights, `(features, classes)`, and bias of a fitted regression; for two classes it has one column."""
+def _matrix(grams: _Grams, texts: Sequence[str], embeddings: Embeddings | None) -> Any:
+    """Return the features of texts, `(texts, features)` and sparse; embeddings come last."""
+    sparse = library("scipy.sparse", "teaching a student", "cascade")
+    rows = [grams.features(text) for text in texts]
+    ends = np.cumsum([0, *(len(row.places) for row in rows)])
+    values = np.concatenate([row.values for row in rows])
+    places = np.concatenate([row.places for row in rows])
+    shape = (len(texts), len(grams.vocabulary))
+    features = sparse.csr_matrix((values, places, ends), shape=shape)
+    if embeddings is None:
+        return features
+    means = sparse.csr_matrix(embeddings.means(texts) * _SCALE)
+    return sparse.hstack([features, means]).tocsr()
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A fitted regression; weights are `(features, classes)`, and the bias is `(classes,)`."""
+
+    classes: tuple[str, ...]
+    weights: NDArray[Any]
+    bias: NDArray[Any]
+    temperature: float
+
+
+def _fit(features: Any, names: NDArray[Any], seed: int) -> _Fitted:
+    """Fit a regression on all texts; one that is fitted on four fifths gives the temperature."""
+    linear = library("sklearn.linear_model", "teaching a student", "cascade")
+    model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
+    fitting, held_out = split(np.arange(len(names)), (0.8, 0.2), seed=seed)
+    temperature = 1.0
+    if len(np.unique(names[fitting])) > 1:
+        model.fit(features[fitting], names[fitting])
+        temperature = _temperature(model, features[held_out], names[held_out])
+        # From there the fit on all texts is near, if it has the same classes.
+        model.warm_start = len(model.classes_) == len(np.unique(names))
+    model.fit(features, names)
+    classes = tuple(map(str, model.classes_))
+    return _Fitted(classes, _weights(model), _bias(model), temperature)
+
+
+def _weights(model: Any) -> NDArray[Any]:
+    """Return the weights of a regression, `(features, classes)`; for two classes it has one column."""
+    weights: NDArray[Any] = model.coef_.T
     if len(model.classes_) > 2:
-        return model.coef_.T, model.intercept_
-    return np.hstack([-model.coef_.T / 2, model.coef_.T / 2]), np.hstack(
-        [-model.intercept_ / 2, model.intercept_ / 2]
-    )
+        return weights
+    return np.hstack([-weights / 2, weights / 2])
+
+
+def _bias(model: Any) -> NDArray[Any]:
+    """Return the bias of a fitted regression, `(classes,)`."""
+    bias: NDArray[Any] = model.intercept_
+    if len(model.classes_) > 2:
+        return bias
+    return np.hstack([-bias / 2, bias / 2])
 
 
 def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
-    """Return the temperature, from 0.05 to 5, at which a fitted model is the likeliest on held-out texts."""
-    known, (weights, bias) = np.flatnonzero(np.isin(names, model.classes_)), _weights(model)
-    logits = features[known] @ weights + bias
+    """Return the temperature, from 0.05 to 5, with the greatest likelihood of held-out texts."""
+    known = np.flatnonzero(np.isin(names, model.classes_))
+    if not len(known):
+        return 1.0
+    logits = features[known] @ _weights(model) + _bias(model)
     right = np.searchsorted(model.classes_, names[known])
 
     def likelihood(temperature: float) -> float:
-        shares = softmax(logits / temperature)[np.arange(len(known)), right]
-        return float(np.log(np.maximum(shares, 1e-300)).mean())
+        probabilities = softmax(logits / temperature)[np.arange(len(known)), right]
+        return float(np.log(np.maximum(probabilities, 1e-300)).mean())
 
-    return float(max(np.geomspace(0.05, 5.0, 80), key=likelihood)) if len(known) else 1.0
+    return float(max(np.geomspace(0.05, 5.0, 80), key=likelihood))

@@ -1,4 +1,7 @@
-"""Texts from files: CSV, TSV, JSON lines, Parquet (by pandas), a text on each line, or the standard input (`-`)."""
+"""Texts from files: CSV, TSV, JSON lines, Parquet, a text on each line, or standard input (`-`).
+
+`read_texts` reads the rows (`read_rows`) and finds the columns with the texts and the labels.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,22 @@ __all__ = ["Row", "Texts", "count", "read_rows", "read_texts"]
 Row: TypeAlias = Mapping[str, Any]
 _HALF = re.compile("[\ud800-\udfff]")
 _USUAL = ("text", "texts", "sentence", "content")
+_LARGEST_CELL = 1 << 30  # characters
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows of a file."""
+    """The rows of a file.
 
-    columns: tuple[str, ...]  # names of the one or two columns of texts
-    rows: list[Row]  # all columns of each row
-    label_column: str | None = None  # None where no labels are read
+    Args:
+        columns: Names of the one or two columns of texts.
+        rows: All columns of each row.
+        label_column: Name of the column of labels; None without labels.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    label_column: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,15 +50,13 @@ class Texts:
     @property
     def texts(self) -> list[Any]:
         """The texts, or pairs of texts."""
-        one = self.columns[0]
-        return [
-            row[one] if len(self.columns) == 1 else tuple(row[name] for name in self.columns)
-            for row in self.rows
-        ]
+        if len(self.columns) == 1:
+            return [row[self.columns[0]] for row in self.rows]
+        return [tuple(row[name] for name in self.columns) for row in self.rows]
 
     @property
     def labels(self) -> list[Any] | None:
-        """The right classes as they stand in the file; None if none are read."""
+        """The right classes as they are written in the file; None without labels."""
         if self.label_column is None:
             return None
         return [row[self.label_column] for row in self.rows]
@@ -58,18 +66,14 @@ class Texts:
         return replace(self, rows=[self.rows[place] for place in places])
 
     def without_empty(self) -> Texts:
-        """Return the rows that hold a text, and say how many do not."""
-        kept = [
-            n
-            for n, text in enumerate(self.texts)
-            if (text if isinstance(text, str) else "".join(text)).strip()
-        ]
+        """Return the rows that hold a text, and report how many do not."""
+        kept = [place for place, text in enumerate(self.texts) if "".join(text).strip()]
         if len(kept) < len(self):
             typer.echo(f"{count(len(self) - len(kept), 'empty text')} left out.", err=True)
         return self.take(kept)
 
     def numbered(self, names: Sequence[str]) -> list[int] | None:
-        """Return labels, which are names of the classes or their numbers, as numbers; None where none are read."""
+        """Return the labels, names or numbers of classes, as numbers; None without labels."""
         if self.label_column is None:
             return None
         return class_numbers([row[self.label_column] for row in self.rows], names)
@@ -83,41 +87,52 @@ def read_texts(
     header: bool = True,
     known: Sequence[str] = (),
 ) -> Texts:
-    """Read a file of texts: `.csv`, `.tsv`, `.jsonl` or `.parquet`; anything else has a text on each line.
+    """Read a file of texts: `.csv`, `.tsv`, `.jsonl`, `.parquet`, or a text on each line.
 
-    Where no column of texts is named, those to which a model is `known` to be fitted are read if
-    the file has them, the only column there is, or the only one with a usual name, such as `text`.
+    Args:
+        path: The file.
+        columns: Names of the one or two columns of texts. By default the `known` ones if the file
+            has them, else its only column, else the only one with a usual name, such as `text`.
+        labels: Name of the column of labels.
+        header: Whether a table begins with the names of its columns.
+        known: The columns to which a model was fitted.
 
     Raises:
-        ArgumentError: The file cannot be read as such, or has no such column.
+        ArgumentError: The file cannot be read, lacks a column, or has rows without a text or label.
     """
     rows = read_rows(path, header=header)
-    names = list(rows[0])
-    chosen = tuple(columns) or (
-        tuple(known) if known and set(known) <= set(names) else _guessed(rows, labels)
-    )
+    if columns:
+        chosen = tuple(columns)
+    elif known and set(known) <= rows[0].keys():
+        chosen = tuple(known)
+    else:
+        chosen = _guess_columns(rows, labels)
     if known and len(known) != len(chosen):
-        expected = (
-            f"{count(len(known), 'column')}, as the exits were fitted to ({', '.join(known)})"
-        )
+        fitted = ", ".join(known)
         raise ArgumentError(
-            "--column", expected=expected, got=", ".join(chosen), remedy="Pass --column for each."
+            "--column",
+            expected=f"{count(len(known), 'column')}, as the exits were fitted to ({fitted})",
+            got=", ".join(chosen),
+            remedy="Pass --column for each.",
         )
-    read: list[tuple[str, str, Any]] = [("--column", name, str) for name in chosen]
-    read += [("--labels", labels, str | int)] if labels else []
-    for option, name, kind in read:
-        if name not in names:
-            raise ArgumentError(
-                option, expected=f"one of {', '.join(names)}", got=name, remedy=f"See {path.name}."
-            )
-        absent = next(
-            (n for n, row in enumerate(rows, 1) if not isinstance(row.get(name), kind)), None
-        )
-        if absent is not None:
-            raise _wrong(
-                "--texts", path, f"{name} in every row", f"none in row {absent}", "Mend the file."
-            )
+    for name in chosen:
+        _check_column(path, rows, "--column", name, (str,))
+    if labels:
+        _check_column(path, rows, "--labels", labels, (str, int))
     return Texts(chosen, rows, labels)
+
+
+def _check_column(
+    path: Path, rows: Sequence[Row], option: str, name: str, kinds: tuple[type, ...]
+) -> None:
+    """Refuse a column that the file lacks, or that is empty in a row."""
+    if name not in rows[0]:
+        expected = f"one of {', '.join(rows[0])}"
+        raise ArgumentError(option, expected=expected, got=name, remedy=f"See {path.name}.")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get(name), kinds):
+            expected = f"{name} in every row"
+            raise _wrong("--texts", path, expected, f"none in row {number}", "Mend the file.")
 
 
 def read_rows(path: Path, option: str = "--texts", *, header: bool = True) -> list[Row]:
@@ -139,18 +154,20 @@ def read_rows(path: Path, option: str = "--texts", *, header: bool = True) -> li
     return rows
 
 
-def _guessed(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
+def _guess_columns(rows: Sequence[Row], labels: str | None) -> tuple[str, ...]:
+    """Return the only column of texts, by its name if there are several columns."""
     names = [name for name in rows[0] if name != labels]
-    found = names if len(names) == 1 else [name for name in names if name.lower() in _USUAL]
-    if len(found) != 1:
+    if len(names) != 1:
+        names = [name for name in names if name.lower() in _USUAL]
+    if len(names) != 1:
         expected = "the name of the column with the texts (twice for pairs)"
-        raise ArgumentError(
-            "--column", expected=expected, got=f"none, of {', '.join(names)}", remedy="Pass it."
-        )
-    return tuple(found)
+        got = f"none, of {', '.join(name for name in rows[0] if name != labels)}"
+        raise ArgumentError("--column", expected=expected, got=got, remedy="Pass it.")
+    return tuple(names)
 
 
 def _read(path: Path, header: bool) -> list[Row]:
+    """Return the rows of a file, by the format that its name shows."""
     kind = path.suffix.lower()
     if kind == ".parquet":
         return list(import_module("pandas").read_parquet(path).to_dict("records"))
@@ -160,20 +177,19 @@ def _read(path: Path, header: bool) -> list[Row]:
     else:
         text = path.read_bytes().decode("utf-8-sig")
     if "\0" in text:
-        raise ValueError("bytes that are no text")
+        raise ValueError("bytes that are not text")
     if kind in (".csv", ".tsv"):
         return _table(path, text, header)
+    lines: list[str] = []
     if text:
         lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    else:
-        lines = []
     if kind in (".jsonl", ".ndjson", ".json"):
         return _aligned([json.loads(line) for line in lines if line.strip()])
     return [{"text": line} for line in lines]
 
 
 def _aligned(values: Sequence[Any]) -> list[Row]:
-    """Return JSON values as rows with the same columns in one order; None stands in a column that a row lacks.
+    """Return JSON values as rows with the same columns in one order; a missing value is None.
 
     Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in
     browsers.
@@ -196,43 +212,61 @@ def _aligned(values: Sequence[Any]) -> list[Row]:
 
 
 def _table(path: Path, text: str, header: bool) -> list[Row]:
-    csv.field_size_limit(1 << 30)
-    tabs = path.suffix.lower() == ".tsv"
-    if tabs:
-        plain = list(
-            csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE)
-        )
-    else:
-        plain = []
-    # In tables with tabs, as those of GLUE, a quotation mark is mostly a part of the text.
-    even = len({len(row) for row in plain if row}) == 1
-    kind = csv.excel_tab if tabs else csv.excel
-    table = plain if even else list(csv.reader(io.StringIO(text, newline=""), kind, strict=True))
-    width = len(table[0]) if table else 0
-    table = [row or [""] for row in table] if width == 1 else [row for row in table if row]
+    """Return the rows of a table with commas or tabs.
+
+    Raises:
+        ValueError: Rows have different numbers of columns, two columns have one name, or the
+            columns are separated by something else.
+    """
+    csv.field_size_limit(_LARGEST_CELL)
+    is_tabbed = path.suffix.lower() == ".tsv"
+    table = _read_tabs(text) if is_tabbed else _read_cells(text, csv.excel)
     if not table:
         return []
+    width = len(table[0])
     if width == 1 and any(mark in table[0][0] for mark in ";\t"):
         raise ValueError(
             f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv"
         )
-    if header:
-        names = table[0]
-    elif width == 1:
-        names = ["text"]
-    else:
-        names = [f"column{n}" for n in range(1, width + 1)]
+    for number, row in enumerate(table, start=1):
+        if len(row) != width:
+            raise ValueError(f"another number of columns in row {number}")
+    names = table[0] if header else _default_names(width)
+    if len(set(names)) < width:
+        raise ValueError("two columns of one name")
     if header and width == 1 and names[0].lower() not in _USUAL:
-        typer.echo(
-            f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass --no-header.",
-            err=True,
-        )
-    wrong = next((place for place, row in enumerate(table, start=1) if len(row) != width), None)
-    if wrong or len(set(names)) < width:
-        raise ValueError(
-            f"another number of columns in row {wrong}" if wrong else "two columns of one name"
-        )
+        note = f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass "
+        typer.echo(note + "--no-header.", err=True)
     return [dict(zip(names, row, strict=True)) for row in table[1 if header else 0 :]]
+
+
+def _read_tabs(text: str) -> list[list[str]]:
+    """Return the cells of a table with tabs.
+
+    In such tables (those of GLUE, say) a quotation mark is mostly a part of the text. Therefore it
+    delimits cells only if the rows would otherwise have different numbers of columns.
+    """
+    plain = list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE))
+    if len({len(row) for row in plain if row}) == 1:
+        return _without_blank(plain)
+    return _read_cells(text, csv.excel_tab)
+
+
+def _read_cells(text: str, dialect: type[csv.Dialect]) -> list[list[str]]:
+    return _without_blank(list(csv.reader(io.StringIO(text, newline=""), dialect, strict=True)))
+
+
+def _without_blank(table: list[list[str]]) -> list[list[str]]:
+    """Return the rows without blank lines, which are empty texts in a table of one column."""
+    if table and len(table[0]) == 1:
+        return [row or [""] for row in table]
+    return [row for row in table if row]
+
+
+def _default_names(width: int) -> list[str]:
+    if width == 1:
+        return ["text"]
+    return [f"column{number}" for number in range(1, width + 1)]
 
 
 def _wrong(option: str, path: Path, expected: str, got: object, remedy: str) -> ArgumentError:

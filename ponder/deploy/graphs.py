@@ -1,4 +1,8 @@
-"""The parts of a model, and its policy, as ONNX graphs, each run once and compared with PyTorch."""
+"""The parts of a model, and its policy, as ONNX graphs, each run once and compared with PyTorch.
+
+`write_graph` traces one part, or copies the graph of a similar one with other weights, and runs it.
+`write_policy` writes `init` and `decide` of a policy with it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
 onnx: Any = library("onnx", "exporting", "cli")
 
 _READINGS = {"hazard": ("hazard", "cdf", "survival")}
-"""What is read where a policy needs more than one reading."""
+"""The readings of a need that has more than one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +53,10 @@ class Slot:
     @property
     def dynamic(self) -> dict[int, Any]:
         """The dimensions that vary."""
-        names = {dim: torch.export.Dim("length") for dim in self.spec.along}
-        return names if self.spec.shared else {0: torch.export.Dim("batch"), **names}
+        dimensions = {dim: torch.export.Dim("length") for dim in self.spec.along}
+        if not self.spec.shared:
+            dimensions[0] = torch.export.Dim("batch")
+        return dimensions
 
 
 class _Part(nn.Module):
@@ -66,13 +72,13 @@ class _Part(nn.Module):
 
 
 def flatten(tree: Tree) -> list[Tensor]:
-    """Return the tensors of a tree, those in `Shared` values included."""
+    """Return the tensors of a tree, with those in `Shared` values."""
     leaves = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in pytree.tree_leaves(tree)]
     return [leaf for leaf in pytree.tree_leaves(leaves) if isinstance(leaf, Tensor)]
 
 
 def refilled(tree: Tree, values: Sequence[Tensor]) -> Tree:
-    """Return a tree with other tensors, in its order; everything else is a constant."""
+    """Return a tree with other tensors, in its order; other leaves are constants."""
     rest = iter(values)
 
     def put(leaf: Any) -> Any:
@@ -92,45 +98,51 @@ def write_graph(
     path: Path,
     like: Path | None = None,
 ) -> list[Tensor]:
-    """Write a part as a graph for any number of rows and any length, and return its outputs on the example.
+    """Write a part as a graph for any number of rows and any length.
 
     Args:
         module: The module whose weights the part uses.
         run: The part, a function of the values of the slots.
-        given: Its inputs; those that it does not read are left out of the graph.
+        given: Its inputs; the graph leaves out those that it does not read.
         outputs: Names of its outputs.
         path: The file.
-        like: The graph of the first part of this kind: with the weights of this part it is taken,
-            where it answers as this part does, since tracing takes long.
+        like: The graph of the first part of this kind. Since tracing takes long, it is copied with
+            the weights of this part, and traced only if the copy answers differently.
+
+    Returns:
+        The outputs of the part on the example.
 
     Raises:
-        PonderError: PyTorch cannot trace the part, or the graph answers in another way.
+        PonderError: PyTorch cannot trace the part, or the graph answers differently.
     """
-    copied = (
+    is_copied = (
         like is not None
         and _write_like(module, like, path)
         and _differs(run, given, outputs, path) is None
     )
-    if not copied:
+    if not is_copied:
         _trace(module, run, given, outputs, path)
-    wrong = None if copied else _differs(run, given, outputs, path)
-    if wrong is not None:
-        raise PonderError(
-            f"{path.name}: {wrong!r} is not what PyTorch gives on the example. A part cannot be traced whose "
-            "code depends on the values of its input: write it without Python conditions on tensors."
-        )
+        wrong = _differs(run, given, outputs, path)
+        if wrong is not None:
+            raise PonderError(
+                f"{path.name}: {wrong!r} differs from PyTorch's on the example. A part whose code "
+                "depends on the values of its input cannot be traced: write it without Python "
+                "conditions on tensors."
+            )
     return run([slot.value.clone() for slot in given])
 
 
 def _trace(
     module: nn.Module, run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
 ) -> None:
+    """Trace a part, and write its graph without the inputs that it does not read."""
     part = _Part(module, run)
     disabled = logging.root.manager.disable
-    library("onnxscript", "exporting", "cli")  # which torch.onnx.export reads
+    library("onnxscript", "exporting", "cli")  # torch.onnx.export imports it
     try:
         with warnings.catch_warnings():
-            logging.disable(logging.WARNING)  # of the exporter's own insides, as are its warnings
+            # The exporter logs and warns about its own internals.
+            logging.disable(logging.WARNING)
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 part,
@@ -142,65 +154,143 @@ def _trace(
                 verbose=False,
             )
     except Exception as error:
-        why = str(error).strip().splitlines()
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise PonderError(
-            f"{path.stem}: PyTorch cannot export this part of the model ({why[0] if why else type(error).__name__}). "
-            "Steps, stem, readout, heads and policies must be traceable by torch.export, for any batch and length."
+            f"{path.stem}: PyTorch cannot export this part of the model ({reason}). Steps, stem, "
+            "readout, heads and policies must be traceable by torch.export, for any batch and "
+            "length."
         ) from error
     finally:
         logging.disable(disabled)
     proto = program.model_proto
-    read = {name for node in proto.graph.node for name in node.input} | {
-        made.name for made in proto.graph.output
-    }
+    read = {name for node in proto.graph.node for name in node.input}
+    read |= {output.name for output in proto.graph.output}
     for unread in [value for value in proto.graph.input if value.name not in read]:
         proto.graph.input.remove(unread)
     onnx.save(proto, str(path))
 
 
 def _write_like(module: nn.Module, like: Path, path: Path) -> bool:
-    """Write the graph of the first of several parts with the weights of a later one, and return whether it has them.
+    """Write the graph of the first of several parts with the weights of a later one.
 
-    The number of a part stands in the names of its weights, `layer.0.…` say, and at the end of the
-    file's name.
+    The names of weights contain the number of their part, as in `layer.0.…`; the file's name ends
+    with it. A weight of the graph is recognised by its numbers, which may be transposed.
+
+    Returns:
+        Whether the graph has such weights.
     """
-    place = int(path.stem.rpartition("_")[2]) - 1
-    own = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    number = int(path.stem.rpartition("_")[2]) - 1
+    weights = {name: weight.detach().numpy() for name, weight in module.named_parameters()}
     proto = onnx.load(str(like))
     moved = 0
-    later: dict[
-        tuple[Any, bytes], Any
-    ] = {}  # eight zero bytes may be a bias of two numbers, or one integer
-    for name, value in own.items():
-        other = own.get(name.replace(".0.", f".{place}.", 1))
+    # By type too: eight zero bytes may be a bias of two numbers, or one integer.
+    later: dict[tuple[Any, bytes], Any] = {}
+    for name, value in weights.items():
+        other = weights.get(name.replace(".0.", f".{number}.", 1))
         if ".0." in name and other is not None and other.shape == value.shape:
-            later |= {
-                (value.dtype, value.tobytes()): other,
-                (value.dtype, value.T.tobytes()): other.T,
-            }
+            later[value.dtype, value.tobytes()] = other
+            later[value.dtype, value.T.tobytes()] = other.T
     for weight in proto.graph.initializer:
         first = onnx.numpy_helper.to_array(weight)
         other = later.get((first.dtype, first.tobytes()))
         if other is not None:
-            made = np.ascontiguousarray(other).reshape(tuple(weight.dims))
-            weight.CopyFrom(onnx.numpy_helper.from_array(made, weight.name))
+            array = np.ascontiguousarray(other).reshape(tuple(weight.dims))
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
             moved += 1
     onnx.save(proto, str(path))
     return moved > 0
 
 
 def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path) -> str | None:
-    """Return the output in which a graph and PyTorch differ, on all rows of the example or on the last alone."""
+    """Return the output in which a graph and PyTorch differ, on the example or on its last row.
+
+    None if they agree.
+    """
     graph = Graph(path, 1)
     for rows in (slice(None), slice(-1, None)):
-        chosen = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
-        found = graph(
-            {slot.spec.name: value.numpy() for slot, value in zip(given, chosen, strict=True)}
-        )
-        for name, value in zip(outputs, run([value.clone() for value in chosen]), strict=True):
-            if not np.allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
+        values = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
+        arrays = {slot.spec.name: value.numpy() for slot, value in zip(given, values, strict=True)}
+        answers = graph(arrays)
+        for name, value in zip(outputs, run([value.clone() for value in values]), strict=True):
+            if not np.allclose(answers[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
                 return name
     return None
+
+
+@dataclass(frozen=True)
+class _PolicyInputs:
+    """The inputs of a policy's `decide` as one list of tensors, for a graph.
+
+    The order is: the steps of the rows, the readings, the thresholds, the tensors of the state.
+
+    Args:
+        policy: The policy.
+        num_steps: N.
+        task: The meaning of the outputs.
+        readings: The readings that the policy needs, and the mask, with their values on an example.
+        thresholds: The thresholds of its parts, by the names of their inputs.
+        rows: The number of rows of the example.
+        length: The number of positions of the example; None if nothing has positions.
+    """
+
+    policy: ExitPolicy
+    num_steps: int
+    task: Task
+    readings: Mapping[str, Slot]
+    thresholds: Mapping[str, float]
+    rows: int
+    length: int | None
+
+    @classmethod
+    def of(
+        cls, policy: ExitPolicy, num_steps: int, task: Task, readings: Mapping[str, Slot]
+    ) -> Self:
+        """Return the inputs of a policy, of whose readings examples are given."""
+        names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
+        if "mask" in readings:
+            names.append("mask")
+        values = [
+            float(getattr(part, part.tunable.field))
+            for part in all_within(policy)
+            if part.tunable is not None
+        ]
+        lengths = [slot.value.shape[1] for slot in readings.values() if slot.spec.along]
+        return cls(
+            policy,
+            num_steps,
+            task,
+            readings={name: readings[name] for name in names},
+            thresholds={f"threshold_{number}": value for number, value in enumerate(values)},
+            rows=next(iter(readings.values())).value.shape[0],
+            length=lengths[0] if lengths else None,
+        )
+
+    def slots(self, step: int, state: Tree) -> list[Slot]:
+        """Return the inputs of a step on the example."""
+        slots = [Slot.of("index", torch.full((self.rows,), step)), *self.readings.values()]
+        for name, value in self.thresholds.items():
+            slots.append(Slot.of(name, torch.tensor(value), shared=True))
+        for number, tensor in enumerate(flatten(state)):
+            along = (1,) if tensor.shape[1:2] == (self.length,) else ()
+            slots.append(Slot.of(f"state_{number}", tensor, along=along))
+        return slots
+
+    def decide(self, inputs: Sequence[Tensor], state: Tree) -> tuple[Tensor, Tree]:
+        """Call the policy's `decide` with the inputs; `state` has the structure of the state."""
+        index = inputs[0]
+        first_threshold = 1 + len(self.readings)
+        first_state = first_threshold + len(self.thresholds)
+        readings = dict(zip(self.readings, inputs[1:first_threshold], strict=True))
+        mask = readings.pop("mask", None)
+        context = None
+        if "group" in readings:
+            context = {"group": readings.pop("group")}
+        view = StepView(index, self.num_steps, readings, self.task, mask, context)
+        policy = _with_thresholds(self.policy, inputs[first_threshold:first_state])
+        exits, after = policy.decide(view, refilled(state, inputs[first_state:]))
+        if isinstance(exits, bool):
+            exits = torch.full(index.shape, exits)
+        return exits, after
 
 
 def write_policy(
@@ -209,77 +299,60 @@ def write_policy(
     """Write a policy's `init` and `decide` as graphs; its thresholds are inputs of them.
 
     Args:
-        policy: Any policy, one of the user's own included.
+        policy: Any policy of the library or of the user.
         num_steps: N.
         task: The meaning of the outputs.
-        readings: Examples of what a policy may read, by name, and of the mask.
+        readings: Examples of the readings of policies, by name, and of the mask.
         folder: The folder.
+
+    Raises:
+        ArgumentError: The policy reads the `policy_context` of a call.
     """
     if "context" in policy.needs:
-        expected = "a policy that reads the model alone"
-        remedy = "Serve it with PyTorch."
         raise ArgumentError(
             "policy",
-            expected=expected,
+            expected="a policy that reads the model alone",
             got=f"{policy!r}, which reads policy_context",
-            remedy=remedy,
+            remedy="Serve it with PyTorch.",
         )
     together = policy.exit_of_all(num_steps)
     if together is not None:
         return PolicyGraphs(together=together)
-    tunable = [part for part in all_within(policy) if part.tunable is not None]
-    thresholds = {}
-    for number, part in enumerate(tunable):
-        assert part.tunable is not None
-        thresholds[f"threshold_{number}"] = float(getattr(part, part.tunable.field))
-    limits = [Slot.of(name, torch.tensor(value), shared=True) for name, value in thresholds.items()]
-    names = [name for need in sorted(policy.needs) for name in _READINGS.get(need, (need,))]
-    names += ["mask"] if "mask" in readings else []
-    rows = next(iter(readings.values())).value.shape[0]
-    length = next((slot.value.shape[1] for slot in readings.values() if slot.spec.along), None)
-    ids = Slot.of("row_ids", torch.arange(rows))
-    count = 1 + len(names)
+    inputs = _PolicyInputs.of(policy, num_steps, task, readings)
+    state = _write_init(inputs, folder / "policy_init.onnx")
+    after = _write_decide(inputs, 1, state, folder / "policy_first.onnx")
+    # A state that has more values after the first step is another input of the later steps.
+    if _filled(after) != _filled(state):
+        _write_decide(inputs, 2, after, folder / "policy_later.onnx")
+    return PolicyGraphs(tuple(sorted(policy.needs)), dict(inputs.thresholds))
 
-    def init(given: list[Tensor]) -> Tree:
-        return policy.init(PolicyBatch(given[0], num_steps, task))
 
-    def decide(given: list[Tensor], state: Tree) -> tuple[Tensor, Tree]:
-        moved = _with_thresholds(policy, given[count : count + len(limits)])
-        seen = dict(zip(names, given[1:count], strict=True))
-        real = seen.pop("mask", None)
-        context = {"group": seen.pop("group")} if "group" in seen else None
-        view = StepView(given[0], num_steps, seen, task, real, context)
-        mask, after = moved.decide(view, refilled(state, given[count + len(limits) :]))
-        return torch.full(given[0].shape, mask) if isinstance(mask, bool) else mask, after
+def _write_init(inputs: _PolicyInputs, path: Path) -> Tree:
+    """Write the graph of `init`, if the state has tensors, and return the state of the example."""
 
-    state = init([ids.value])
-    module = nn.Module()
-    if flatten(state):
-        outputs = [f"state_{n}" for n in range(len(flatten(state)))]
-        write_graph(
-            module, lambda given: flatten(init(given)), [ids], outputs, folder / "policy_init.onnx"
-        )
-    for step, file in ((1, "policy_first.onnx"), (2, "policy_later.onnx")):
-        given = [
-            Slot.of("index", torch.full((rows,), step)),
-            *(readings[name] for name in names),
-            *limits,
-        ]
-        for n, value in enumerate(flatten(state)):
-            given.append(
-                Slot.of(f"state_{n}", value, along=(1,) if value.shape[1:2] == (length,) else ())
-            )
-        after = decide([slot.value for slot in given], state)[1]
-        outputs = ["exits", *(f"next_{n}" for n in range(len(flatten(after))))]
+    def init(arguments: list[Tensor]) -> Tree:
+        return inputs.policy.init(PolicyBatch(arguments[0], inputs.num_steps, inputs.task))
 
-        def decide_flat(inputs: list[Tensor], state: Tree = state) -> list[Tensor]:
-            return flatten(decide(inputs, state))
+    row_ids = Slot.of("row_ids", torch.arange(inputs.rows))
+    state = init([row_ids.value])
+    count = len(flatten(state))
+    if count:
+        names = [f"state_{number}" for number in range(count)]
+        write_graph(nn.Module(), lambda arguments: flatten(init(arguments)), [row_ids], names, path)
+    return state
 
-        write_graph(module, decide_flat, given, outputs, folder / file)
-        if _filled(after) == _filled(state):
-            break
-        state = after
-    return PolicyGraphs(tuple(sorted(policy.needs)), thresholds)
+
+def _write_decide(inputs: _PolicyInputs, step: int, state: Tree, path: Path) -> Tree:
+    """Write the graph of `decide`, and return the state after it on the example."""
+    slots = inputs.slots(step, state)
+    _, after = inputs.decide([slot.value for slot in slots], state)
+    outputs = ["exits", *(f"next_{number}" for number in range(len(flatten(after))))]
+
+    def decide(arguments: list[Tensor]) -> list[Tensor]:
+        return flatten(inputs.decide(arguments, state))
+
+    write_graph(nn.Module(), decide, slots, outputs, path)
+    return after
 
 
 def _filled(tree: Tree) -> list[bool]:
@@ -288,9 +361,9 @@ def _filled(tree: Tree) -> list[bool]:
 
 
 def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy:
-    """Return a copy of a policy whose thresholds are tensors, which its constructor would refuse."""
-    made = copy.deepcopy(policy)
-    parts = [part for part in all_within(made) if part.tunable is not None]
+    """Return a copy of a policy whose thresholds are tensors, as its constructor refuses."""
+    copied = copy.deepcopy(policy)
+    parts = [part for part in all_within(copied) if part.tunable is not None]
     for part, value in zip(parts, values, strict=True):
         object.__setattr__(part, part.tunable.field, value)  # type: ignore[union-attr]
-    return made
+    return copied

@@ -1,8 +1,9 @@
-"""Eight bits for the matrix products of a step, with ranges that each call looks for, or fixed ones with SmoothQuant.
+"""Eight bits for the matrix products of a step.
 
-Weights are quantised with a scale for each output channel, activations with one for each tensor.
-Embeddings, norms, readouts, heads, the Lambda head and the policy are no part of a step's graph and
-stay as they are: they cost little and decide the answer.
+Weights are quantised with a scale for each output channel, activations with one for each tensor:
+either the range that each call finds, or a fixed one with SmoothQuant. Embeddings, norms, readouts,
+heads, the Lambda head and the policy are not part of a step's graph and stay in fp32: they cost
+little and decide the answer.
 """
 
 from __future__ import annotations
@@ -27,91 +28,97 @@ numpy_helper = onnx.numpy_helper
 
 Array = NDArray[Any]
 Channels = Mapping[str, tuple[Array, Array]]
-"""The lowest and the highest value of each channel of the tensors that products read, `(channels,)` each, by name."""
+"""The lowest and the highest value of each channel, `(channels,)` each, by the tensor's name."""
 
-_STRENGTH = 0.75  # α of SmoothQuant: near the best on MiniLM and MPNet
-_LARGEST = 64  # 7 bits of weights: processors without VNNI add pairs of products in 16 bits, which overflow otherwise
+# α of SmoothQuant: near the best on MiniLM and MPNet.
+_STRENGTH = 0.75
+# Weights have 7 bits: processors without VNNI add pairs of products in 16 bits, where 8 overflow.
+_LARGEST = 64
 
 
 def quantize(path: Path, everything: bool, channels: Channels | None = None) -> None:
     """Quantise the products with weights in a graph, in place.
 
-    A product that has more inputs than outputs, the second of a feed-forward block, reads
-    activations of which a few are far larger than all others; one scale for all of them leaves
-    little of the rest.
+    A product with more inputs than outputs (the second of a feed-forward block) reads activations
+    of which a few are far larger than all others. One scale for all of them leaves few levels for
+    the others, so such products stay in fp32 unless `everything` is true.
 
     Args:
         path: The graph.
-        everything: Quantise these products too: faster, where the model bears it.
-        channels: Values of what all products read, on examples, by which ranges are fixed; where
-            None, each call looks for its own, and a row's output depends a little on the rows
-            beside it.
+        everything: Quantise these products too: faster, if the accuracy of the model allows it.
+        channels: The ranges of what the products read, on examples. If None, each call computes its
+            own ranges, and a row's output depends slightly on the other rows of its batch.
     """
     model = onnx.load(str(path))
     graph = model.graph
-    products = [
-        each
-        for each in _products(graph)
-        if everything or each.matrix.shape[0] <= each.matrix.shape[1]
-    ]
-    of_tensor: dict[str, list[_Product]] = {}
+    products = [each for each in _products(graph) if everything or not each.narrows]
+    by_input: dict[str, list[_Product]] = {}
     for product in products:
-        of_tensor.setdefault(product.node.input[0], []).append(product)
-    integer = {
-        own[0].node.output[0]: _integer_products(graph, name, own, channels)
-        for name, own in of_tensor.items()
+        by_input.setdefault(product.node.input[0], []).append(product)
+    # All products of one input are replaced at the place of the first of them.
+    replacements = {
+        together[0].node.output[0]: _integer_products(graph, name, together, channels)
+        for name, together in by_input.items()
     }
-    gone = {node.output[0] for each in products for node in (each.node, each.last)}
-    nodes = [
-        integer.get(node.output[0], [] if node.output[0] in gone else [node]) for node in graph.node
-    ]
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:]
-    made.graph.node.extend([node for some in nodes for node in some])
-    read = {name for node in made.graph.node for name in node.input}
-    del made.graph.initializer[:]
-    made.graph.initializer.extend([weight for weight in graph.initializer if weight.name in read])
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(made, str(path))
+    replaced = {node.output[0] for each in products for node in (each.node, each.last)}
+    nodes: list[Any] = []
+    for node in graph.node:
+        name = node.output[0]
+        if name in replacements:
+            nodes += replacements[name]
+        elif name not in replaced:
+            nodes.append(node)
+    onnx.save(_with_nodes(model, nodes), str(path))
+
+
+def _with_nodes(model: Any, nodes: Sequence[Any]) -> Any:
+    """Return a copy of a model with other nodes, and the weights that they read."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    del copied.graph.node[:]
+    copied.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    del copied.graph.initializer[:]
+    copied.graph.initializer.extend(
+        [weight for weight in model.graph.initializer if weight.name in read]
+    )
+    copied.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return copied
 
 
 def ranges_of(folder: Path, examples: Any) -> list[Channels]:
-    """Return the range of every channel that products with weights read, for each graph of the steps, at full depth.
+    """Return the range of every channel that quantised products read, for each step, at full depth.
 
     Args:
         folder: An export in fp32.
         examples: Examples as for `OnnxModel.predict`.
+
+    Raises:
+        ArgumentError: A value is not finite.
     """
     model = OnnxModel(folder)
     watched = {name: _Watched(folder / f"{name}.onnx") for name in model.manifest.steps}
     model._graphs = {**model._graphs, **watched}
     model.record(examples)
-    if not all(
-        np.isfinite(end).all()
-        for graph in watched.values()
-        for pair in graph.ranges.values()
-        for end in pair
-    ):
-        expected = "examples on which every value is finite"
-        remedy = "Pass some hundred examples like those to come."
+    ends = [end for graph in watched.values() for pair in graph.ranges.values() for end in pair]
+    if not all(np.isfinite(end).all() for end in ends):
         raise ArgumentError(
             "calibration",
-            expected=expected,
-            got="one with NaN or infinity on its way",
-            remedy=remedy,
+            expected="examples on which every value is finite",
+            got="an example that leads to NaN or infinity",
+            remedy="Pass some hundred examples like those to come.",
         )
     return [graph.ranges for graph in watched.values()]
 
 
 class _Watched(Graph):
-    """A graph of a step that notes the ranges of what its products read."""
+    """The graph of a step, which records the ranges of the tensors that its products read."""
 
     def __init__(self, path: Path) -> None:
         model = onnx.load(str(path))
-        given = {value.name for value in (*model.graph.input, *model.graph.output)}
+        outer = {value.name for value in (*model.graph.input, *model.graph.output)}
         self._names = sorted({product.node.input[0] for product in _products(model.graph)})
-        inner = [name for name in self._names if name not in given]
+        inner = [name for name in self._names if name not in outer]
         model.graph.output.extend(
             [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner]
         )
@@ -119,120 +126,181 @@ class _Watched(Graph):
         self.ranges: dict[str, tuple[Array, Array]] = {}
 
     def __call__(self, arrays: Any) -> dict[str, Array]:
-        found = super().__call__(arrays)
+        outputs = super().__call__(arrays)
         for name in self._names:
-            value = found[name] if name in found else arrays[name]
+            value = outputs[name] if name in outputs else arrays[name]
             rows = value.reshape(-1, value.shape[-1])
             low, high = self.ranges.get(name, (np.inf, -np.inf))
             self.ranges[name] = (
                 np.minimum(low, rows.min(axis=0)),
                 np.maximum(high, rows.max(axis=0)),
             )
-        return found
+        return outputs
 
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """A product with a matrix of weights, `(inputs, outputs)`, and the bias that is added to it, by its name."""
+    """A product with a matrix of weights.
+
+    Args:
+        node: The product.
+        matrix: The weights, `(inputs, outputs)`.
+        bias: The name of the bias that is added; empty if there is none.
+        last: The node whose output is the sum. Of a Gemm it is the product itself, of a MatMul with
+            a bias the Add that follows.
+    """
 
     node: Any
     matrix: Array
     bias: str
-    last: Any  # the node that gives the sum: of a MatMul it is another one
+    last: Any
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the product has more inputs than outputs."""
+        return int(self.matrix.shape[0]) > int(self.matrix.shape[1])
 
 
 def _products(graph: Any) -> list[_Product]:
+    """Return the plain products with weights in a graph: inputs × matrix, plus a bias or not."""
     arrays = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
-    given_out = {value.name for value in graph.output}
-    found = list[_Product]()
+    products: list[_Product] = []
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or np.ndim(arrays.get(node.input[1], ())) != 2:
-            continue
-        options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # of a Gemm
-        options |= {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        matrix = arrays[node.input[1]].T if options.pop("transB") else arrays[node.input[1]]
-        last = node
-        bias = "".join(node.input[2:3])
-        after = [other for other in graph.node if node.output[0] in other.input]
-        if (
-            node.op_type == "MatMul"
-            and [a.op_type for a in after] == ["Add"]
-            and node.output[0] not in given_out
-        ):
-            other = next((name for name in after[0].input if name != node.output[0]), "")
-            if np.shape(arrays.get(other, ())) == matrix.shape[1:]:
-                last = after[0]
-                bias = other
-        if list(options.values()) == [1.0, 1.0, 0] and (
-            not bias or np.shape(arrays.get(bias, ())) == matrix.shape[1:]
-        ):
-            found.append(_Product(node, matrix, bias, last))
-    return found
+        if node.op_type == "MatMul":
+            product = _matmul(graph, node, arrays)
+        elif node.op_type == "Gemm":
+            product = _gemm(node, arrays)
+        else:
+            product = None
+        if product is not None:
+            products.append(product)
+    return products
+
+
+def _matmul(graph: Any, node: Any, arrays: Mapping[str, Array]) -> _Product | None:
+    """Return a MatMul, with the bias that the node after it adds, if it multiplies by weights."""
+    matrix = arrays.get(node.input[1])
+    if matrix is None or matrix.ndim != 2:
+        return None
+    name = node.output[0]
+    readers = [other for other in graph.node if name in other.input]
+    is_output = name in {value.name for value in graph.output}
+    if [reader.op_type for reader in readers] == ["Add"] and not is_output:
+        other = next((each for each in readers[0].input if each != name), "")
+        if _is_bias(arrays.get(other), matrix):
+            return _Product(node, matrix, other, readers[0])
+    return _Product(node, matrix, "", node)
+
+
+def _gemm(node: Any, arrays: Mapping[str, Array]) -> _Product | None:
+    """Return a Gemm without factors, if it multiplies by weights and adds a bias or nothing."""
+    matrix = arrays.get(node.input[1])
+    if matrix is None or matrix.ndim != 2:
+        return None
+    options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    options |= {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    if options["transB"]:
+        matrix = matrix.T
+    bias = node.input[2] if len(node.input) > 2 else ""
+    is_plain = options["alpha"] == 1.0 and options["beta"] == 1.0 and not options["transA"]
+    if not is_plain or (bias and not _is_bias(arrays.get(bias), matrix)):
+        return None
+    return _Product(node, matrix, bias, node)
+
+
+def _is_bias(array: Array | None, matrix: Array) -> bool:
+    return array is not None and array.shape == matrix.shape[1:]
 
 
 def _integer_products(
     graph: Any, name: str, products: Sequence[_Product], channels: Channels | None
 ) -> list[Any]:
-    r"""Return nodes in the place of the products that read one tensor; their numbers become initialisers of the graph.
+    """Return the nodes that replace the products of one tensor; the graph gets their initialisers.
 
-    With ranges of its channels the tensor is divided by a factor a channel, and the rows of the
-    weights are multiplied by it (SmoothQuant, Xiao et al. 2023, Eq. 4): s_j = max|X_j|^α /
-    max|W_j|^(1−α), X W = (X diag(s)⁻¹) (diag(s) W). What was large in a channel of the activations,
-    which have one scale, is then in weights that have one for each output.
+    Args:
+        graph: The graph.
+        name: The tensor that the products read.
+        products: The products.
+        channels: The ranges of the channels of all tensors; None computes one range in each call.
     """
-
-    def constant(array: Any, of: str) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(array), of))
-        return of
-
-    quantized = f"{name}.quantized"
-    scale = f"{name}.scale"
-    zero = f"{name}.zero"
+    quantized = _Quantized.of(name)
     factors = np.ones(products[0].matrix.shape[0], dtype=np.float32)
     if channels is None:
-        nodes = [helper.make_node("DynamicQuantizeLinear", [name], [quantized, scale, zero])]
+        outputs = [quantized.values, quantized.scale, quantized.zero]
+        nodes = [helper.make_node("DynamicQuantizeLinear", [name], outputs)]
     else:
         low, high = channels[name]
-        factors = _factors(
-            np.maximum(np.abs(low), np.abs(high)), [product.matrix for product in products]
-        )
-        least = min(float((low / factors).min()), 0.0)
-        most = max(float((high / factors).max()), 0.0)  # 0 is exact
-        step = np.float32((most - least) / 255.0 or 1.0)
-        rest = np.uint8(np.clip(np.rint(-least / step), 0, 255))
-        divided = f"{name}.smoothed"
-        nodes = [
-            helper.make_node(
-                "Mul", [name, constant(np.float32(1.0) / factors, f"{name}.smoothing")], [divided]
-            ),
-            helper.make_node(
-                "QuantizeLinear",
-                [divided, constant(step, scale), constant(rest, zero)],
-                [quantized],
-            ),
-        ]
+        largest = np.maximum(np.abs(low), np.abs(high))
+        factors = _factors(largest, [product.matrix for product in products])
+        nodes = _fixed_ranges(graph, name, quantized, low / factors, high / factors, factors)
     for number, product in enumerate(products):
         matrix = factors[:, None] * product.matrix
         scales = np.abs(matrix).max(axis=0) / np.float32(_LARGEST)
         scales[scales == 0] = 1.0
-        whole = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST).astype(np.int8)
-        weights = [
-            constant(whole, f"{quantized}.weights.{number}"),
-            constant(scales, f"{scale}.weights.{number}"),
-        ]
-        given = [quantized, weights[0], scale, weights[1], zero, "", product.bias]
+        integers = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST).astype(np.int8)
+        weights = _constant(graph, integers, f"{quantized.values}.weights.{number}")
+        weight_scales = _constant(graph, scales, f"{quantized.scale}.weights.{number}")
+        inputs = [quantized.values, weights, quantized.scale, weight_scales, quantized.zero]
+        inputs += ["", product.bias]  # weights are symmetric, so that their zero point is left out
+        outputs = product.last.output
         nodes.append(
-            helper.make_node(
-                "MatMulIntegerToFloat", given, product.last.output, domain="com.microsoft"
-            )
+            helper.make_node("MatMulIntegerToFloat", inputs, outputs, domain="com.microsoft")
         )
     return nodes
 
 
+@dataclass(frozen=True)
+class _Quantized:
+    """The names of a tensor in eight bits: its integers, their scale, and their zero point."""
+
+    values: str
+    scale: str
+    zero: str
+
+    @classmethod
+    def of(cls, name: str) -> _Quantized:
+        return cls(f"{name}.quantized", f"{name}.scale", f"{name}.zero")
+
+
+def _fixed_ranges(
+    graph: Any, name: str, quantized: _Quantized, low: Array, high: Array, factors: Array
+) -> list[Any]:
+    """Return the nodes that divide a tensor by factors, and quantise it with one fixed range."""
+    least = min(float(low.min()), 0.0)  # the range includes 0, which is then exact
+    most = max(float(high.max()), 0.0)
+    step = np.float32((most - least) / 255.0 or 1.0)
+    zero = np.uint8(np.clip(np.rint(-least / step), 0, 255))
+    inverse = _constant(graph, np.float32(1.0) / factors, f"{name}.smoothing")
+    smoothed = f"{name}.smoothed"
+    scale_and_zero = [
+        _constant(graph, step, quantized.scale),
+        _constant(graph, zero, quantized.zero),
+    ]
+    return [
+        helper.make_node("Mul", [name, inverse], [smoothed]),
+        helper.make_node("QuantizeLinear", [smoothed, *scale_and_zero], [quantized.values]),
+    ]
+
+
+def _constant(graph: Any, array: Any, name: str) -> str:
+    """Add an initialiser to a graph, and return its name."""
+    graph.initializer.append(numpy_helper.from_array(np.array(array), name))
+    return name
+
+
 def _factors(of_inputs: Array, matrices: Sequence[Array]) -> Array:
-    """Return the factor of SmoothQuant for each channel, by its largest value, and by the weights that read it."""
+    r"""Return the factor of SmoothQuant for each channel (Xiao et al. 2023, Eq. 4).
+
+    s_j = max|X_j|^α / max|W_j|^(1−α) and X W = (X diag(s)⁻¹) (diag(s) W): activations, which have
+    one scale for all channels, are divided by the factors, and the rows of the weights, which have
+    a scale for each output, are multiplied by them.
+
+    Args:
+        of_inputs: The largest absolute value of each channel, `(channels,)`.
+        matrices: The weights that read the channels, `(channels, outputs)` each.
+    """
     of_weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    sound = (of_inputs > 0) & (of_weights > 0)
+    is_used = (of_inputs > 0) & (of_weights > 0)
     factors = np.ones_like(of_inputs, dtype=np.float32)
-    factors[sound] = of_inputs[sound] ** _STRENGTH / of_weights[sound] ** (1.0 - _STRENGTH)
+    factors[is_used] = of_inputs[is_used] ** _STRENGTH / of_weights[is_used] ** (1.0 - _STRENGTH)
     return factors

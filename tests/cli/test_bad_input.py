@@ -29,7 +29,7 @@ FILES: dict[str, bytes] = {
 CASES = [
     ("empty.csv", "--texts: expected at least one text"),
     ("header.csv", "--texts: expected at least one text"),
-    ("binary.txt", "bytes that are no text"),
+    ("binary.txt", "bytes that are not text"),
     ("binary.csv", "--texts: expected text in UTF-8"),
     ("latin.csv", "--texts: expected text in UTF-8"),
     ("quote.csv", "--texts: expected a CSV file"),
