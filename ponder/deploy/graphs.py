@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from ponder._utils.checks import library
 from ponder._utils.trees import Shared, Tree
 from ponder.deploy.manifest import PolicyGraphs, TensorSpec
-from ponder.deploy.runtime import Graph
+from ponder.deploy.sessions import Graph
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, all_within
 from ponder.tasks import Task

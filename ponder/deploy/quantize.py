@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.checks import library
-from ponder.deploy.runtime import Graph, OnnxModel
+from ponder.deploy.runtime import OnnxModel
+from ponder.deploy.sessions import Array, Graph
 from ponder.errors import ArgumentError
 
 __all__ = ["quantize", "ranges_of"]
@@ -26,7 +26,6 @@ onnx: Any = library("onnx", "quantising", "cli")
 helper = onnx.helper
 numpy_helper = onnx.numpy_helper
 
-Array = NDArray[Any]
 Channels = Mapping[str, tuple[Array, Array]]
 """The lowest and the highest value of each channel, `(channels,)` each, by the tensor's name."""
 
@@ -98,7 +97,7 @@ def ranges_of(folder: Path, examples: Any) -> list[Channels]:
     """
     model = OnnxModel(folder)
     watched = {name: _Watched(folder / f"{name}.onnx") for name in model.manifest.steps}
-    model._graphs = {**model._graphs, **watched}
+    model.graphs |= watched
     model.record(examples)
     ends = [end for graph in watched.values() for pair in graph.ranges.values() for end in pair]
     if not all(np.isfinite(end).all() for end in ends):
@@ -291,7 +290,7 @@ def _constant(graph: Any, array: Any, name: str) -> str:
 def _factors(of_inputs: Array, matrices: Sequence[Array]) -> Array:
     r"""Return the factor of SmoothQuant for each channel (Xiao et al. 2023, Eq. 4).
 
-    s_j = max|X_j|^α / max|W_j|^(1−α) and X W = (X diag(s)⁻¹) (diag(s) W): activations, which have
+    s_j = max|X_j|^α / max|W_j|^(1−α), X W = (X diag(s)⁻¹) (diag(s) W): activations, which have
     one scale for all channels, are divided by the factors, and the rows of the weights, which have
     a scale for each output, are multiplied by them.
 
