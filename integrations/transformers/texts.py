@@ -1,4 +1,4 @@
-"""Texts and encodings to answers: tokenizers, row ids by content, and data sets through a model with exits."""
+"""Texts and encodings to answers: tokenizers, row ids by content, and data sets of a model."""
 
 from __future__ import annotations
 
@@ -34,24 +34,26 @@ __all__ = [
     "tokenize",
 ]
 
-_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    ".model",
-)  # how the files of vocabularies end
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")
+"""The ends of the names of vocabulary files."""
 _NO_LIMIT = 10**10
 _FALLBACK = 512
+"""The number of tokens to which texts are cut if neither model nor tokenizer has a limit."""
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised texts."""
+    """Tokenised texts.
 
-    rows: list[dict[str, Any]]  # each with `input_ids`
-    cut: list[bool]  # whether each was longer than the model takes
+    Args:
+        rows: The encodings, each with `input_ids`.
+        cut: Whether each text was longer than the model takes.
+    """
+
+    rows: list[dict[str, Any]]
+    cut: list[bool]
 
     @property
     def truncated(self) -> int:
@@ -60,15 +62,15 @@ class Encoded:
 
 
 def load_tokenizer(source: str) -> Any:
-    """Return the tokenizer of a folder, or of a hub name; a `CheckpointError` where none can be read."""
-    folder = Path(source)
+    """Return the tokenizer of a folder or of a hub name.
+
+    Raises:
+        CheckpointError: No tokenizer can be read.
+    """
     try:
-        if not source or (
-            folder.is_dir() and not any(path.name.endswith(_FILES) for path in folder.iterdir())
-        ):
-            raise FileNotFoundError(
-                folder
-            )  # Transformers would make one up, in which every word is unknown
+        if not _may_have_tokenizer(source):
+            # Transformers would make one up, for which every word is unknown.
+            raise FileNotFoundError(source)
         return transformers.AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the library of tokenizers raises no other class
         raise CheckpointError(
@@ -77,10 +79,18 @@ def load_tokenizer(source: str) -> Any:
         ) from error
 
 
-def max_positions(model: Any) -> int:
-    """Return how many tokens an encoder takes, 10¹⁰ where it has no limit.
+def _may_have_tokenizer(source: str) -> bool:
+    """Whether a source is a hub name, or a folder with vocabulary files."""
+    folder = Path(source)
+    if not source or not folder.is_dir():
+        return bool(source)
+    return any(path.name.endswith(_FILES) for path in folder.iterdir())
 
-    In a table of positions with a row for padding they begin behind that row.
+
+def max_positions(model: Any) -> int:
+    """Return the number of tokens that an encoder takes, 10¹⁰ if it has no limit.
+
+    In a table of positions with a row for padding, the first position is behind that row.
     """
     count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(count, int) or count < 1:
@@ -95,105 +105,136 @@ def max_positions(model: Any) -> int:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int) -> Encoded:
-    """Tokenise texts, or pairs, without padding; those longer than `longest` are cut as the tokenizer cuts them."""
+    """Tokenise texts, or pairs of texts, without padding.
+
+    Texts of more than `longest` tokens are cut as the tokenizer cuts them.
+    """
     limit = min(longest, tokenizer.model_max_length)
-    limit = _FALLBACK if limit >= _NO_LIMIT else limit
-    sides = [
-        list(side)
-        for side in zip(*([text] if isinstance(text, str) else text for text in texts), strict=True)
-    ]
-    made = tokenizer(*sides, truncation=True, max_length=limit, padding=False)
-    names = [name for name in tokenizer.model_input_names if name in made]
-    rows = [{name: made[name][place] for name in names} for place in range(len(texts))]
+    if limit >= _NO_LIMIT:
+        limit = _FALLBACK
+    columns = _as_columns(texts)
+    encoded = tokenizer(*columns, truncation=True, max_length=limit, padding=False)
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    rows = [{name: encoded[name][place] for name in names} for place in range(len(texts))]
+    # A text as long as the limit was cut, or fits exactly: it is tokenised once more, without one.
     full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
+    cut = [False] * len(rows)
     if full:
-        again = tokenizer(*[[side[place] for place in full] for side in sides], verbose=False)[
-            "input_ids"
-        ]
-    else:
-        again = []
-    longer = {place for place, ids in zip(full, again, strict=True) if len(ids) > limit}
-    return Encoded(rows, [place in longer for place in range(len(rows))])
+        full_columns = [[column[place] for place in full] for column in columns]
+        whole = tokenizer(*full_columns, verbose=False)["input_ids"]
+        for place, ids in zip(full, whole, strict=True):
+            cut[place] = len(ids) > limit
+    return Encoded(rows, cut)
+
+
+def _as_columns(texts: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Return texts as one list, or pairs of texts as two, as tokenizers take them.
+
+    Example:
+        >>> _as_columns(["yes", "no"]), _as_columns([("a", "b"), ("c", "d")])
+        ([['yes', 'no']], [['a', 'c'], ['b', 'd']])
+    """
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
-    """Return texts, or pairs of texts, as encodings by the model's tokenizer; anything else as it is.
+    """Return texts, or pairs of texts, as encodings; rows that are encodings already, unchanged.
 
     Raises:
-        ArgumentError: Texts for a model without a tokenizer, or one text in the place of a list.
+        ArgumentError: The model has no tokenizer, or `rows` is one text instead of a list.
     """
-    if isinstance(rows, str) or (isinstance(rows, Sequence) and len(rows) and _is_text(rows[0])):
-        if isinstance(rows, str) or model.tokenizer is None:
-            expected = "a list of texts, and a tokenizer"
-            got = "one text" if isinstance(rows, str) else "a model without a tokenizer"
-            if isinstance(rows, str):
-                remedy = "Pass [text]."
-            else:
-                remedy = "Set model.tokenizer, or pass encodings."
-            raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
-        return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
-    return rows
+    expected = "a list of texts, and a tokenizer"
+    if isinstance(rows, str):
+        raise ArgumentError("rows", expected=expected, got="one text", remedy="Pass [text].")
+    if not isinstance(rows, Sequence) or not len(rows) or not _is_text(rows[0]):
+        return rows
+    if model.tokenizer is None:
+        got = "a model without a tokenizer"
+        remedy = "Set model.tokenizer, or pass encodings."
+        raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
+    return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
 
 
 def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
-    """`ponder.predict` on texts or encodings; see `PonderPreTrainedModel.predict`."""
-    found = predict(model.ponder, examples_of(model, rows), **options)
+    """Answer texts or encodings; see `PonderPreTrainedModel.predict`."""
+    answers = predict(model.ponder, examples_of(model, rows), **options)
     names = classes_of(model) or ()
-    outputs = found.outputs if len(found) else found.outputs.reshape(0, max(len(names), 1))
-    return Answers(outputs, found.exit_step, names)
+    outputs = answers.outputs
+    if not len(answers):
+        outputs = outputs.reshape(0, max(len(names), 1))
+    return Answers(outputs, answers.exit_step, names)
 
 
 def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:
-    """`ponder.inference.record` on texts or encodings; see `PonderPreTrainedModel.record`."""
+    """Record all steps of texts or encodings; see `PonderPreTrainedModel.record`."""
     return record(model.ponder, examples_of(model, rows), **options)
 
 
 def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Return texts or encodings as examples: pairs (inputs, context), by the names of the model's inputs."""
+    """Return texts or encodings as examples: pairs (inputs, context) for the model's stem."""
     name = model.main_input_name
-    reads = model.adapter.inputs
-    of_spans = isinstance(model.ponder.task, Span)
-    return [_pair(row, name, reads, of_spans) for row in examples_in(encodings_of(model, rows))]
+    names = model.adapter.inputs - {name}
+    has_spans = isinstance(model.ponder.task, Span)
+    examples: list[tuple[Any, dict[str, Any]]] = []
+    for row in examples_in(encodings_of(model, rows)):
+        _check_encoding(row, name)
+        context = {key: row[key] for key in names if row.get(key) is not None}
+        labels = row.get("labels", row.get("label"))
+        if labels is None and has_spans:
+            labels = _span_of(row)
+        if labels is not None:
+            context["labels"] = labels
+        examples.append((row[name], context))
+    return examples
 
 
-def _pair(
-    row: Mapping[str, Any], name: str, reads: frozenset[str], of_spans: bool
-) -> tuple[Any, dict[str, Any]]:
-    if not isinstance(row, Mapping) or row.get(name) is None or not len(row[name]):
-        expected = f"dicts, each with {name!r} of one input, which is not empty"
-        got = f"a dict with {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
-        remedy = "Pass texts, or [tokenizer(text) for text in texts], without padding."
-        raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
-    context = {key: row[key] for key in reads if key != name and row.get(key) is not None}
-    labels = row.get("labels", row.get("label"))
-    if labels is None and of_spans and all(row.get(place) is not None for place in _SPAN):
-        labels = [int(row[place]) for place in _SPAN]
-    return row[name], context if labels is None else {**context, "labels": labels}
+def _check_encoding(row: Any, name: str) -> None:
+    """Refuse a row that is not a dict with the main input, or whose main input is empty."""
+    is_dict = isinstance(row, Mapping)
+    if is_dict and row.get(name) is not None and len(row[name]):
+        return
+    raise ArgumentError(
+        "rows",
+        expected=f"dicts, each with {name!r} of one input, which is not empty",
+        got=f"a dict with {', '.join(row)}" if is_dict else type(row).__name__,
+        remedy="Pass texts, or [tokenizer(text) for text in texts], without padding.",
+    )
+
+
+def _span_of(row: Mapping[str, Any]) -> list[int] | None:
+    """Return the first and the last token of the answer; None if they are not labelled."""
+    if any(row.get(name) is None for name in _SPAN):
+        return None
+    return [int(row[name]) for name in _SPAN]
 
 
 def row_ids(rows: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return ids of encodings by their content, `(rows,)`: the numbers that the model is given at real positions."""
+    """Return ids of encodings by their content at real positions, `(rows,)`."""
     return content_ids([_content(row) for row in rows])
 
 
 def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
-    """Return ids of the rows of a batch by their content, `(batch,)`; none of inputs that are not known.
+    """Return ids of the rows of a batch by their content, `(batch,)`.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7]])
-        >>> beside = ids_by_content({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
-        >>> (beside == ids_by_content({"input_ids": ids[:1, :2]})).tolist()
+        >>> mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+        >>> padded = ids_by_content({"input_ids": ids, "attention_mask": mask})
+        >>> (padded == ids_by_content({"input_ids": ids[:1, :2]})).tolist()
         [True, False]
     """
-    given = {
-        name: batch[name] for name in ("attention_mask", *_INPUTS) if batch.get(name) is not None
-    }
-    return torch.from_numpy(
-        row_ids([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
-    )
+    names = [name for name in ("attention_mask", *_INPUTS) if batch.get(name) is not None]
+    columns = [batch[name] for name in names]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return torch.from_numpy(row_ids(rows))
 
 
 def _content(row: Mapping[str, Any]) -> str:
+    """Return the inputs of a row as text.
+
+    Padding is left out, and so are segments that are all 0, which many callers omit.
+    """
     mask = row.get("attention_mask")
     real = None if mask is None else torch.as_tensor(mask).bool()
     parts = []
@@ -210,6 +251,7 @@ def _content(row: Mapping[str, Any]) -> str:
 
 
 def _is_text(row: Any) -> bool:
-    return isinstance(row, str) or (
-        isinstance(row, list | tuple) and len(row) > 0 and isinstance(row[0], str)
-    )
+    """Whether a row is a text or a pair of texts."""
+    if isinstance(row, list | tuple) and row:
+        row = row[0]
+    return isinstance(row, str)

@@ -1,4 +1,12 @@
-"""`StreamEngine`: a stream of examples through a model, with every step as full as the stream allows."""
+"""`StreamEngine`: a stream of examples through a model, with steps as full as the stream allows.
+
+`submit` puts a row into the list of waiting rows. One thread (`_work`) takes the rest in turns:
+
+    choose a queue: the rows that need the same weights next
+    admit waiting rows if it is the queue before the first step, and run their stem
+    take the oldest rows of the queue, with others of similar length, one step further
+    answer the rows that exit, and put the others into their next queues
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -31,9 +39,22 @@ from ponder.running.readings import Reading, RowState, read_step
 
 __all__ = ["StreamEngine", "StreamStats"]
 
-_FULL = 4  # batches from which on a queue is run before the shallower ones, and takes no new rows
-_Key = tuple[int, Hashable, object]
-"""The rows that may share a step: its weights, the kind of the rows, and whether their policy state has begun."""
+_FULL = 4
+"""Batches from which on a queue takes no new rows, and runs before shallower ones."""
+
+
+class _Key(NamedTuple):
+    """The rows that may share a step.
+
+    Args:
+        weights: The number of the step's weights.
+        kind: What the examples have in common; see `Example.signature`.
+        has_state: Which parts of the policy's state have a value; see `_initialized`.
+    """
+
+    weights: int
+    kind: Hashable
+    has_state: object
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class StreamStats:
         waiting: Rows before their first step.
         running: Rows between their first step and their exit.
         done: Rows that were answered.
-        failed: Rows that ended in an error of their own.
+        failed: Rows that ended in an error.
         cancelled: Rows whose future was cancelled.
         latency: Quantiles 0.5, 0.95, 0.99 of the seconds from submission to answer, over the last
             4,096 answers.
@@ -73,15 +94,15 @@ class StreamStats:
 class StreamEngine:
     """Answer examples as they come, each at the step where the policy lets it exit.
 
-    Rows at different depths share one batch wherever they need the same weights next: as rows exit,
-    waiting ones take their places, so that every step runs full, with rows of similar length. An
-    example is as for `ponder.predict`. A row that fails (bad input, a policy that raises for it)
+    Rows at different depths share one batch if they need the same weights next. As rows exit,
+    waiting ones take their places, so that every step runs full, with rows of similar length.
+    Examples are as for `ponder.predict`. A row that fails (bad input, a policy that raises for it)
     fails alone.
 
     Args:
-        model: A `PonderWrapper` in evaluation mode; it stays so, and keeps its weights, while the
+        model: A `PonderWrapper` in evaluation mode. It must keep its mode and its weights while the
             engine is open.
-        policy: The exit policy; the model's own where None.
+        policy: The exit policy. By default the model's.
         num_steps: Number of steps, as for a call of the model.
         max_batch: Rows of a step at most.
         max_tokens: Positions of a step at most, padding included; None for any number.
@@ -118,15 +139,15 @@ class StreamEngine:
         if "group" in self._policy.needs:
             raise ArgumentError(
                 "policy",
-                expected="a policy that decides on each row alone, since a stream deals rows one by one",
+                expected="a policy that decides on each row alone, as a stream does",
                 got=repr(self._policy),
-                remedy="Hand whole groups to ponder.predict, or whole queries to CrossEncoder.rank.",
+                remedy="Pass whole groups to ponder.predict, or queries to CrossEncoder.rank.",
             )
         self._reader = ExampleReader(model)
         self._num_steps = num_steps or model.num_steps
         self._together = self._policy.exit_of_all(self._num_steps)
+        # The weights of each step.
         self._schedule: Sequence[int] = model.steps.schedule_of(self._num_steps)
-        """Which weights each step needs."""
         self._max_batch = max_batch
         self._max_tokens = max_tokens
         self._max_waiting = max_waiting
@@ -141,10 +162,9 @@ class StreamEngine:
         self._steps = self._row_steps = 0
         self._ends: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=4096)
-        self._nothing = PolicyBatch(
-            torch.zeros(0, dtype=torch.long), self._num_steps, model.spec.task
-        )
-        self._fresh = _begun(self._policy.init(self._nothing))
+        no_rows = torch.zeros(0, dtype=torch.long)
+        self._no_batch = PolicyBatch(no_rows, self._num_steps, model.spec.task)
+        self._new_state = _initialized(self._policy.init(self._no_batch))
         self._thread = threading.Thread(target=self._work, name="ponder-stream", daemon=True)
         self._thread.start()
 
@@ -156,32 +176,32 @@ class StreamEngine:
         policy_context: Mapping[str, Tensor] | None = None,
         timeout: float | None = None,
     ) -> Future[Answers]:
-        """Hand in one example; any thread may call this, and so may a done-callback of a future.
+        """Submit one example; any thread may call this, and so may a done-callback of a future.
 
         Args:
             example: Inputs, or (inputs, context), of one row.
-            row_id: Identity of the row, for seeded sampling; the number of the submission where
-                None.
-            policy_context: Values that the policy reads of the row, by name, without a batch
+            row_id: Identity of the row, for seeded sampling. By default the number of the
+                submission.
+            policy_context: Values of the row that the policy reads, by name, without a batch
                 dimension.
-            timeout: Seconds to wait for a place where `max_waiting` rows wait already; None for any
+            timeout: Seconds to wait for a place if `max_waiting` rows wait already; None for any
                 time.
 
         Returns:
-            The future of the `Answers` of one row, outputs `(1, …)` and exit step `(1,)`, or of the
-            row's own error. `cancel` takes effect until it is answered.
+            The future of the `Answers` of one row, outputs `(1, …)` and exit step `(1,)`, or of
+            its error. It can be cancelled until it is answered.
 
         Raises:
-            queue.Full: There was no place.
+            queue.Full: There was no place in time.
             PonderError: The engine is closed.
         """
         number = next(self._numbers)
         reader = self._reader
-        given = {
+        context = {
             name: reader.placed(torch.as_tensor(value)[None])
             for name, value in (policy_context or {}).items()
         }
-        row = _Row(number if row_id is None else int(row_id), number, given)
+        row = _Row(number if row_id is None else int(row_id), number, context)
         try:
             row.example = reader.read(example)
             row.length = row.example.length
@@ -190,7 +210,7 @@ class StreamEngine:
             return row.future
         kind = (row.example.signature, 0 if reader.regroups else row.example.length)
         with self._changed:
-            # Nothing could free a place on the thread that answers, where done-callbacks run.
+            # Done-callbacks run on the thread that answers: if it waited, no place would get free.
             if threading.current_thread() is not self._thread and not self._changed.wait_for(
                 lambda: self._closed or self._count_waiting() < self._max_waiting, timeout
             ):
@@ -202,7 +222,7 @@ class StreamEngine:
         return row.future
 
     def run(self, examples: Iterable[Any]) -> Iterator[tuple[int, Answers]]:
-        """Answer all examples of an iterable, which is read only as far ahead as rows may wait and run.
+        """Answer all examples of an iterable, which is read only so far ahead as rows may wait.
 
         Args:
             examples: The examples; the row id of each is its position.
@@ -216,13 +236,12 @@ class StreamEngine:
         positions: dict[Future[Answers], int] = {}
         try:
             while True:
-                while (
-                    len(positions) < 2 * self._max_waiting
-                    and done.empty()
-                    and (given := next(numbered, None))
-                ):
-                    future = self.submit(given[1], row_id=given[0])
-                    positions[future] = given[0]
+                while len(positions) < 2 * self._max_waiting and done.empty():
+                    position, example = next(numbered, (-1, None))
+                    if position < 0:
+                        break
+                    future = self.submit(example, row_id=position)
+                    positions[future] = position
                     future.add_done_callback(done.put)
                 if not positions:
                     return
@@ -250,7 +269,7 @@ class StreamEngine:
             )
 
     def close(self, *, cancel: bool = False) -> None:
-        """Take no more rows, and return when the others are answered; or cancel those."""
+        """Take no more rows, and return once the others are answered or, if asked, cancelled."""
         with self._changed:
             self._closed = True
             self._cancelled = self._cancelled or cancel
@@ -267,7 +286,7 @@ class StreamEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; after an error, cancel what is not answered."""
+        """Close; after an error, cancel the rows that are not answered."""
         self.close(cancel=kind is not None)
 
     def _work(self) -> None:
@@ -278,7 +297,7 @@ class StreamEngine:
                     self._changed.wait_for(lambda: self._closed or self._waiting or self._queues)
                     if self._cancelled or not (self._waiting or self._queues):
                         break
-                    key = self._next()
+                    key = self._next_key()
                     admitted = self._admit(key)
                     self._changed.notify_all()
                 with torch.no_grad():
@@ -288,43 +307,44 @@ class StreamEngine:
             self._end_all(error)
             raise
 
-    def _next(self) -> _Key:
-        """Return the queue to run: one that was passed over too often, else the fullest, the deepest of equals.
+    def _next_key(self) -> _Key:
+        """Return the queue to run.
 
-        Where no row waits, the shallowest: its rows meet those before them, and go on as one batch.
+        A queue that was passed over too often comes first, then the fullest, of equal ones the
+        deepest. If no row waits, the shallowest runs: its rows then join those of the next one.
         """
         rows = Counter({key: len(queue) for key, queue in self._queues.items()})
         if self._count_running() < self._max_running:
             for kind, waiting in self._waiting.items():
-                rows[self._schedule[0], kind, self._fresh] += len(waiting)
+                rows[_Key(self._schedule[0], kind, self._new_state)] += len(waiting)
 
         def rank(key: _Key) -> tuple[bool, int, int]:
             passed_over = self._skips[key] >= self._max_skips
             if not self._waiting:
-                return passed_over, 0, -key[0]
-            return passed_over, min(rows[key], _FULL * self._max_batch), key[0]
+                return passed_over, 0, -key.weights
+            return passed_over, min(rows[key], _FULL * self._max_batch), key.weights
 
         chosen = max(rows, key=rank)
         self._skips = Counter({key: self._skips[key] + 1 for key in rows if key != chosen})
         return chosen
 
     def _admit(self, key: _Key) -> list[_Row]:
-        """Take waiting rows into a queue that stands before the first step: the oldest, and others of its length."""
-        weights, kind, begun = key
-        waiting = self._waiting.get(kind, [])
+        """Take waiting rows for the queue before the first step, the oldest among them."""
+        is_first = key.weights == self._schedule[0] and key.has_state == self._new_state
+        waiting = self._waiting.get(key.kind, [])
         room = min(self._max_batch, _FULL * self._max_batch - len(self._queues.get(key, ())))
-        if weights != self._schedule[0] or begun != self._fresh or not waiting or room < 1:
+        if not is_first or not waiting or room < 1:
             return []
-        chosen, rest = self._oldest(waiting, room)
-        self._waiting[kind] = rest
+        chosen, rest = self._split_oldest(waiting, room)
+        self._waiting[key.kind] = rest
         if not rest:
-            del self._waiting[kind]
+            del self._waiting[key.kind]
         alive = [row for row in chosen if row.future.set_running_or_notify_cancel()]
         self._ends["cancelled"] += len(chosen) - len(alive)
         return alive
 
-    def _oldest(self, rows: list[_Row], most: int) -> tuple[list[_Row], list[_Row]]:
-        """Return a batch with the oldest of some rows, and with others of similar length; and the rows besides."""
+    def _split_oldest(self, rows: list[_Row], most: int) -> tuple[list[_Row], list[_Row]]:
+        """Split rows into a batch with the oldest, and others of similar length, and the rest."""
         rows = sorted(rows, key=lambda row: (-row.length, row.number))
         oldest = min(range(len(rows)), key=lambda place: rows[place].number)
         batches = cut([row.length for row in rows], most, self._max_tokens)
@@ -333,14 +353,17 @@ class StreamEngine:
 
     def _run(self, key: _Key, admitted: list[_Row]) -> None:
         """Take a batch of a queue one step further."""
-        rows = self._queues.pop(key, []) + (self._begin(admitted) if admitted else [])
+        rows = self._queues.pop(key, [])
+        if admitted:
+            rows += self._begin(admitted)
         if rows:
-            rows, rest = self._oldest(rows, self._max_batch)
-            self._queues.update({key: rest} if rest else {})
-            self._step(key[1], rows)
+            batch, rest = self._split_oldest(rows, self._max_batch)
+            if rest:
+                self._queues[key] = rest
+            self._step(key.kind, batch)
 
     def _begin(self, rows: list[_Row]) -> list[_Row]:
-        """Run the stem; where it raises, for each row alone. Return the rows for which it ran."""
+        """Run the stem, and return the rows for which it ran; if it raises, try each row alone."""
         try:
             source, lengths = begin(self._reader, [row.example for row in rows], self._policy.needs)
             source.policy_context = {
@@ -348,12 +371,11 @@ class StreamEngine:
                 for name in rows[0].policy_context
             }
             ids = self._reader.placed(torch.tensor([row.row_id for row in rows]))
-            batch = _Batch(
-                source, RowState.start(self._policy, replace(self._nothing, row_ids=ids))
-            )
+            state = RowState.start(self._policy, replace(self._no_batch, row_ids=ids))
+            batch = _Batch(source, state)
         except Exception as error:
             if len(rows) > 1:
-                return [begun for row in rows for begun in self._begin([row])]
+                return [each for row in rows for each in self._begin([row])]
             self._fail(rows[0], error)
             return []
         for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
@@ -363,57 +385,70 @@ class StreamEngine:
         return rows
 
     def _step(self, kind: Hashable, rows: list[_Row]) -> None:
-        """Run one step; where it raises, for each row alone."""
+        """Take rows a step further, and answer those that exit; if it raises, try each alone."""
         try:
-            rows, batch = _joined(rows)
-            steps = [row.step + 1 for row in rows]
-            batch.source.at = steps if min(steps) != max(steps) else None
-            batch.source.advance(steps[0])
-            exits = self._ask(batch, steps)
-            gone = exits.nonzero().flatten()
-            source = batch.source
-            if len(gone) == len(rows):
-                outputs = source.output()
-            elif len(gone):
-                outputs = source.output_of(gone.numpy())
-            else:
-                outputs = None
+            result = self._advance(rows)
         except Exception as error:
-            for row in rows if len(rows) > 1 else ():
-                self._step(kind, [row])
             if len(rows) == 1:
                 self._fail(rows[0], error)
+            else:
+                for row in rows:
+                    self._step(kind, [row])
             return
-        self._steps = self._steps + 1
-        self._row_steps = self._row_steps + len(rows)
-        begun = _begun(batch.running.policy)
-        for place, (row, exit_here) in enumerate(zip(rows, exits.tolist(), strict=True)):
-            row.batch = batch
+        self._steps += 1
+        self._row_steps += len(rows)
+        has_state = _initialized(result.batch.running.policy)
+        exited: list[_Row] = []
+        for place, row in enumerate(result.rows):
+            row.batch = result.batch
             row.place = place
-            row.step = steps[place]
-            if not exit_here:
-                self._queues.setdefault((self._schedule[row.step], kind, begun), []).append(row)
-        if outputs is not None:
-            self._answer([rows[place] for place in gone.tolist()], outputs)
+            row.step += 1
+            if result.exits[place]:
+                exited.append(row)
+            else:
+                key = _Key(self._schedule[row.step], kind, has_state)
+                self._queues.setdefault(key, []).append(row)
+        if result.outputs is not None:
+            self._answer(exited, result.outputs)
 
-    def _ask(self, batch: _Batch, steps: Sequence[int]) -> Tensor:
-        """Return which rows exit, all at their last step among them, and note the state of the others."""
+    def _advance(self, rows: list[_Row]) -> _StepResult:
+        """Join rows into one batch, and run a step of it; the rows themselves are not changed."""
+        ordered, batch = _joined(rows)
+        source = batch.source
+        steps = [row.step + 1 for row in ordered]
+        source.at = steps if min(steps) != max(steps) else None
+        source.advance(steps[0])
+        exits = self._decide(batch, steps)
+        exiting = exits.nonzero().flatten()
+        outputs = None
+        if len(exiting) == len(ordered):
+            outputs = source.output()
+        elif len(exiting):
+            outputs = source.output_of(exiting.numpy())
+        return _StepResult(ordered, batch, exits.tolist(), outputs)
+
+    def _decide(self, batch: _Batch, steps: Sequence[int]) -> Tensor:
+        """Return which rows exit, `(rows,)` bool, and keep the state of the others.
+
+        Rows at their last step exit without the policy.
+        """
         last = self._together or self._num_steps
         running = batch.running
         exits = torch.tensor([step == last for step in steps])
         if self._together is not None or bool(exits.all()):
             return exits
-        reading = read_step(batch.source, self._policy.needs, running, self._nothing)
+        reading = read_step(batch.source, self._policy.needs, running, self._no_batch)
         others = ~exits
-        all_are_asked = not bool(exits.any())
-        if not all_are_asked:
-            asked = others.nonzero().flatten().to(running.step.device)
-            reading = _rows_of(reading, asked)
-            running = take_rows(running, asked)
+        some_at_last = bool(exits.any())
+        if some_at_last:
+            index = others.nonzero().flatten().to(running.step.device)
+            reading = _rows_of(reading, index)
+            running = take_rows(running, index)
         decision = ask(self._policy, reading.view, running.policy)
         after = RowState(reading.view.index, decision.state, reading.log_survival)
         exits[others] = torch.as_tensor(decision.exits)
-        if not all_are_asked:  # rows that exit keep a place, with a state that is never read
+        if some_at_last:
+            # Rows at their last step keep a place, with a state that is never read.
             places = (others.cumsum(0) - 1).clamp(min=0).to(running.step.device)
             after = take_rows(after, places)
         batch.running = after
@@ -431,7 +466,7 @@ class StreamEngine:
         row.future.set_exception(error)
 
     def _end_all(self, error: BaseException | None) -> None:
-        """End what is not answered: cancelled, or with the error that ended the thread."""
+        """End the rows that are not answered: cancel them, or set the error of the thread."""
         with self._changed:
             self._closed = True
             rows = [
@@ -445,7 +480,7 @@ class StreamEngine:
                 row.future.set_running_or_notify_cancel()
                 self._ends["cancelled"] += 1
             else:
-                with suppress(Exception):  # cancelled at the same moment
+                with suppress(Exception):  # it may be cancelled at this moment
                     row.future.set_exception(error or PonderError("the StreamEngine was closed."))
 
     def _count_waiting(self) -> int:
@@ -457,7 +492,10 @@ class StreamEngine:
 
 @dataclass(eq=False)
 class _Batch:
-    """Rows that went through a step together; those that exited lie in it too, until the others join another."""
+    """Rows that went through a step together.
+
+    Rows that exited keep their places in it, until the others join another batch.
+    """
 
     source: ModelSource
     running: RowState
@@ -465,50 +503,86 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Row:
+    """A submitted row.
+
+    Args:
+        row_id: Its identity, for seeded sampling.
+        number: The number of its submission.
+        policy_context: The values that the policy reads, with a batch dimension.
+        example: The example.
+        batch: The batch that holds its states.
+        place: Its place there.
+        step: The step that it has finished.
+        length: Its length without padding.
+        future: The future of its answer.
+        submitted: When it was submitted.
+    """
+
     row_id: int
-    number: int  # of its submission
+    number: int
     policy_context: dict[str, Tensor]
     example: Example = field(init=False)
-    batch: _Batch = field(init=False)  # where its states lie, at a place
+    batch: _Batch = field(init=False)
     place: int = 0
-    step: int = 0  # that it has finished
+    step: int = 0
     length: int = 0
     future: Future[Answers] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, eq=False)
+class _StepResult:
+    """A step of a batch.
+
+    Args:
+        rows: The rows in their order in the batch.
+        batch: The batch after the step.
+        exits: Whether each row exits.
+        outputs: The outputs of the rows that exit; None if no row does.
+    """
+
+    rows: list[_Row]
+    batch: _Batch
+    exits: list[bool]
+    outputs: Tensor | None
+
+
 def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
-    """Join rows of one or more batches to one, and return them in their order there."""
+    """Join rows of several batches to one; return them in their order there, and the batch."""
     parts: dict[_Batch, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: row.place):
         parts.setdefault(row.batch, []).append(row)
-    places = [[row.place for row in own] for own in parts.values()]
-    source = join(
-        list(zip([batch.source for batch in parts], places, strict=True)),
-        max(row.length for row in rows),
-    )
-    running = [
-        take_rows(batch.running, torch.tensor(own, device=source.device))
-        for batch, own in zip(parts, places, strict=True)
+    places = [[row.place for row in part] for part in parts.values()]
+    sources = [batch.source for batch in parts]
+    longest = max(row.length for row in rows)
+    source = join(list(zip(sources, places, strict=True)), longest)
+    states = [
+        take_rows(batch.running, torch.tensor(part, device=source.device))
+        for batch, part in zip(parts, places, strict=True)
     ]
-    together = join_rows(running, sizes=list(map(len, places)), path="policy state")
-    return [row for own in parts.values() for row in own], _Batch(source, together)
+    state = join_rows(states, sizes=[len(part) for part in places], path="policy state")
+    return [row for part in parts.values() for row in part], _Batch(source, state)
 
 
-def _begun(state: Tree) -> object:
-    """Return which parts of a policy's state have a value: rows that differ in this are asked in separate batches.
+def _initialized(state: Tree) -> object:
+    """Return which parts of a policy's state have a value; rows that differ in this share no batch.
 
-    A policy knows its first step by a state that is None as a whole; inside a mapping None is a
-    value that is not there yet, and becomes zeros beside the values of others.
+    A policy recognises its first step by a state that is None as a whole. Inside a mapping, None
+    means that there is no value yet, and becomes zeros if other rows have values.
     """
-    return tuple(map(_begun, state)) if isinstance(state, tuple) else state is not None
+    if isinstance(state, tuple):
+        return tuple(map(_initialized, state))
+    return state is not None
 
 
 def _rows_of(reading: Reading, index: Tensor) -> Reading:
-    """Return what a policy sees of some of the rows of a reading."""
-    view, log_survival = reading
-    taken = take_rows((view.index, view.readings, view.mask, view.policy_context), index)
-    names = ("index", "readings", "mask", "policy_context")
-    return Reading(
-        replace(view, **dict(zip(names, taken, strict=True))), take_rows(log_survival, index)
+    """Return the reading of some of the rows."""
+    view = reading.view
+    taken = replace(
+        view,
+        index=take_rows(view.index, index),
+        readings=take_rows(view.readings, index),
+        mask=take_rows(view.mask, index),
+        policy_context=take_rows(view.policy_context, index),
     )
+    return Reading(taken, take_rows(reading.log_survival, index))
