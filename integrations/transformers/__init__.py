@@ -1,4 +1,4 @@
-"""Hugging Face Transformers: models with exits for each task, of encoders of any family, and a trainer.
+"""Hugging Face Transformers: models with exits for each task and family, and a trainer.
 
 The trainer and the fitting of exits are loaded when they are first used (PEP 562): Transformers'
 own trainer takes longer than all the rest.

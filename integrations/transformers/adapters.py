@@ -1,8 +1,8 @@
 """Adapters: a Hugging Face encoder read as stem, steps and readouts.
 
-Most families need none of their own: they are captured (`CapturedAdapter`). To write one, for a
-family that capture refuses or to make it faster, subclass `EncoderAdapter`, register it under the
-family's `model_type`, and import it before you build a model (or name it in the entry-point group
+Most families need no adapter: they are captured (`CapturedAdapter`). For a family that capture
+refuses, or to make it faster, subclass `EncoderAdapter`, register it under the family's
+`model_type`, and import it before you build a model (or name it in the entry-point group
 ``ponder.adapters``).
 """
 
@@ -56,7 +56,7 @@ READOUTS: Mapping[str, Callable[..., Tensor]] = {
     "last_token": readouts.last_token,
     "tokens": readouts.identity,
 }
-"""How features are read of `last_hidden_state`, by name; ``"pooler"`` is the encoder's own pooler."""
+"""How features are read from `last_hidden_state`; ``"pooler"`` is the pooler of the encoder."""
 
 registry: Registry[EncoderAdapter] = Registry("adapter", "ponder.adapters")
 
@@ -72,8 +72,10 @@ class Adapter(ABC):
     Example:
         >>> adapter = adapter_for(encoder)
         >>> hidden, context = adapter.stem(**batch)
-        >>> hidden.shape, adapter.steps().num_steps, adapter.features("tokens", hidden, context).shape
-        (torch.Size([5, 7, 16]), 4, torch.Size([5, 7, 16]))
+        >>> hidden.shape, adapter.steps().num_steps
+        (torch.Size([5, 7, 16]), 4)
+        >>> adapter.features("tokens", hidden, context).shape
+        torch.Size([5, 7, 16])
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
@@ -93,7 +95,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def padding(self) -> Padding | None:
-        """Where lengths lie in what the stem takes and gives; None where batches do not get narrower."""
+        """The lengths of inputs and states; None if batches do not get narrower."""
 
     @abstractmethod
     def has_readout(self, name: str) -> bool:
@@ -104,7 +106,7 @@ class Adapter(ABC):
         """`last_hidden_state` or `pooler_output`, as if the encoder ended with `hidden`."""
 
     def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
-        """Hidden state to features: ``"pooler"``, or one of `READOUTS` on `last_hidden_state`, final norm included."""
+        """Return the features of a hidden state: ``"pooler"``, or one of `READOUTS`."""
         if name == "pooler":
             return self.output("pooler_output", hidden, context)
         tokens = self.output("last_hidden_state", hidden, context)
@@ -129,17 +131,22 @@ class Adapter(ABC):
 
     @property
     def inputs(self) -> frozenset[str]:
-        """Names of what the stem reads of an encoding."""
+        """Names of the parts of an encoding that the stem reads."""
         return frozenset(inspect.signature(self.stem).parameters)
 
     @property
     def required(self) -> frozenset[str]:
-        """Inputs besides the main one without which answers would be wrong."""
+        """Names of inputs, except the main one, without which answers would be wrong."""
         return frozenset()
 
 
 class AdapterStem(nn.Module):
-    """The stem of an adapter as a module, by which a `PonderWrapper` owns the encoder: its weights and its modes."""
+    """The stem of an adapter as a module, so that a `PonderWrapper` registers the encoder.
+
+    Args:
+        adapter: The adapter.
+        whole: The model that the encoder is a part of, or the encoder itself.
+    """
 
     def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
         super().__init__()
@@ -153,7 +160,7 @@ class AdapterStem(nn.Module):
 
 @registry.register("bert")
 class EncoderAdapter(Adapter):
-    """A family of text encoders of BERT's shape: layers in `encoder.layer`, the last one's output `last_hidden_state`.
+    """Text encoders like BERT: layers in `encoder.layer`, of which the last gives the output.
 
     Example:
         >>> type(adapter_for(encoder)).__name__, registry.names()
@@ -161,7 +168,7 @@ class EncoderAdapter(Adapter):
     """
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """h_0, what the first layer reads, `(batch, length, width)`."""
+        """Return h_0, the input of the first layer, `(batch, length, width)`."""
         embedded: Tensor = self.encoder.embeddings(
             input_ids=input_ids, token_type_ids=token_type_ids
         )
@@ -172,7 +179,7 @@ class EncoderAdapter(Adapter):
         return Steps([LayerStep(layer) for layer in self.encoder.encoder.layer])
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """The first token through the encoder's pooler: `(batch, length, width)` → `(batch, width)`."""
+        """Return the pooled first token: `(batch, length, width)` → `(batch, width)`."""
         pooled: Tensor = self.encoder.pooler(hidden)
         return pooled
 
@@ -245,8 +252,9 @@ class AlbertAdapter(EncoderAdapter):
 
     Example:
         >>> from transformers import AlbertConfig, AlbertModel
-        >>> config = AlbertConfig(hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=24)
-        >>> adapter_for(AlbertModel(config)).steps().schedule  # one group of layers, applied six times
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> albert = AlbertModel(AlbertConfig(num_hidden_layers=6, **sizes))
+        >>> adapter_for(albert).steps().schedule  # one group of layers, applied six times
         (0, 0, 0, 0, 0, 0)
     """
 
@@ -287,7 +295,7 @@ class MPNetAdapter(EncoderAdapter):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """See `EncoderAdapter.stem`; `position_bias`, `(1, heads, length, length)`, is computed once a call."""
+        """See `EncoderAdapter.stem`; `position_bias` is computed once a call."""
         hidden, context = super().stem(input_ids, attention_mask)
         bias = self.encoder.encoder.compute_position_bias(hidden[:1])
         return hidden, {**context, "position_bias": Shared(bias)}
@@ -299,23 +307,24 @@ class MPNetAdapter(EncoderAdapter):
 
 
 class CapturedAdapter(Adapter):
-    """An encoder of any family, read by `ponder.capture`, which proves that it computes what the encoder computes.
+    """An encoder of any family, read by `ponder.capture`, which proves that its parts are right.
 
-    Weights that are not there yet (Transformers loads into a model on the meta device) put it off
-    to `learn`; until then `num_steps` is known. An `example`, as `families.pack` gives it, is made
-    up from the configuration where None.
+    If the weights are not loaded yet (Transformers loads into a model on the meta device), it is
+    captured by `learn`; until then only `num_steps` is known. An `example`, packed by
+    `families.pack`, is by default made up from the configuration.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertModel
-        >>> distilbert = DistilBertModel(DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24))
-        >>> type(adapter_for(distilbert)).__name__, adapter_for(distilbert).steps().num_steps
+        >>> config = DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24)
+        >>> adapter = adapter_for(DistilBertModel(config))
+        >>> type(adapter).__name__, adapter.steps().num_steps
         ('CapturedAdapter', 3)
     """
 
     selects: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         {name: methodcaller("get", name) for name in ("pooler_output", "last_hidden_state")}
     )
-    """Functions from the encoder's output to what readouts read of it."""
+    """Functions from the encoder's output to the tensors that readouts read."""
 
     def __init__(
         self,
@@ -376,11 +385,11 @@ class CapturedAdapter(Adapter):
 
     @property
     def required(self) -> frozenset[str]:
-        """See `Adapter.required`: what the example has besides a mask and token types."""
+        """See `Adapter.required`: the inputs of the example but the mask and token types."""
         return self._given - {self.encoder.main_input_name, "attention_mask", "token_type_ids"}
 
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, dict[str, Any]]:
-        """See `Adapter.stem`; token types are dropped where the encoder has none."""
+        """See `Adapter.stem`; token types are dropped if the encoder takes none."""
         if "token_type_ids" not in self._takes:
             named.pop("token_type_ids", None)
         hidden, context = (self.parts or self.learn()).stem(inputs, **named)
@@ -423,20 +432,19 @@ class CapturedAdapter(Adapter):
         own.pop(self.encoder.main_input_name, None)
         own.pop(padding.mask, None)
         fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
-        later: Any = padding.context  # where lengths of other kinds of calls are added
+        later: Any = padding.context  # the stem adds lengths to it for other kinds of calls
         return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later))
 
 
 def adapter_for(
     encoder: PreTrainedModel, num_steps: int | None = None, example: Mapping[str, Any] | None = None
 ) -> Adapter:
-    """Return the adapter of an encoder: that of its family, found by its `model_type`, or else the encoder captured.
+    """Return the adapter of an encoder: that of its `model_type`, or else a captured one.
 
     Args:
         encoder: A bare encoder, or an encoder-decoder, whose encoder is read.
-        num_steps: N, where the encoder's weights are still to be loaded.
-        example: An example of one's own, as `families.pack` gives it; the encoder is then captured
-            with it.
+        num_steps: N, if the encoder's weights are still to be loaded.
+        example: An example, packed by `families.pack`; the encoder is then captured with it.
 
     Raises:
         ArgumentError: The model has heads already, or cannot be captured (the message says why).
@@ -462,13 +470,13 @@ def adapter_for(
 
 
 def states_of(hidden: Tree) -> Tensor:
-    """Return the hidden state in a step's state, which may hold more."""
+    """Return the hidden state of a step's state, which may have further parts."""
     states: Tensor = hidden["hidden"] if isinstance(hidden, dict) else first_tensor(hidden)
     return states
 
 
 def as_long(mask: Tensor | None, length: int) -> Tensor | None:
-    """Return a mask of so many positions: audio encoders give more, or fewer, tokens than their mask counts."""
+    """Return a mask resized to `length`: audio encoders have fewer tokens than samples."""
     if mask is None or mask.shape[1] == length:
         return mask
     places = torch.arange(length, device=mask.device) * mask.shape[1] // length

@@ -1,4 +1,4 @@
-"""The model card: what a model is, when it exits, what is promised of its exits, and what was measured."""
+"""The model card: the model, its policy and promise, and its measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAG = "ponder"
 
 
 def write_card(model: Any, folder: Path) -> None:
-    """Write the model card of a model that is saved, unless the folder has a README of its owner's."""
+    """Write the card of a saved model, unless the folder has a README that the user wrote."""
     path = folder / _FILE
     if path.exists() and _TAG not in (_data_of(path).tags or []):
         return
@@ -56,11 +56,12 @@ def model_card(model: Any, name: str) -> ModelCard:
     text = f"""
 # {name}
 
-A `{config.encoder.model_type}` model of {model.ponder.num_steps} steps with {heads}, which stops early where its policy
-lets it: each row of a batch exits at a step of its own.
+A `{config.encoder.model_type}` model of {model.ponder.num_steps} steps with {heads}. Each row of a
+batch exits at the step that its policy chooses.
 
 ```python
-from ponder.integrations.transformers import {kind.__name__}  # pip install 'ponder-torch[transformers]'
+# pip install 'ponder-torch[transformers]'
+from ponder.integrations.transformers import {kind.__name__}
 
 model = {kind.__name__}.from_pretrained("{name}")
 ```
@@ -74,7 +75,7 @@ model = {kind.__name__}.from_pretrained("{name}")
 def evaluate(
     trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None
 ) -> dict[str, Any]:
-    """Return the score of a policy on labelled rows, beside full depth, as plain JSON."""
+    """Return the scores of a policy and of full depth on labelled rows, as plain JSON."""
     steps = trajectory.exit_steps(policy)
     table = trajectory.score_table(metric)
 
@@ -115,8 +116,9 @@ def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
 
 def _measured(row: dict[str, Any]) -> str:
     return (
-        f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, {row['full_depth']:.4f} "
-        f"at full depth; mean exit step {row['mean_exit_step']:.2f}, ×{row['speed_up']:.2f} in steps\n"
+        f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, "
+        f"{row['full_depth']:.4f} at full depth; mean exit step {row['mean_exit_step']:.2f}, "
+        f"×{row['speed_up']:.2f} in steps\n"
     )
 
 

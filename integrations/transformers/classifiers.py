@@ -1,4 +1,4 @@
-"""`fit_classifier`: exits for a fine-tuned classifier of texts, by its name, with the seconds that they save."""
+"""`fit_classifier`: exits for a fine-tuned classifier of texts, and the time that they save."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ponder.integrations.transformers.texts import max_positions, tokenize
 
 __all__ = ["BATCH", "FittedClassifier", "fit_classifier"]
 
-BATCH = 32  # texts of a batch while it is timed
-_TIMED = 512  # texts, at most
+BATCH = 32
+"""Texts of a batch while the models are timed."""
+_TIMED = 512
+"""Texts that are timed, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,11 @@ def fit_classifier(
         source: Folder or hub name of the classifier, with its tokenizer.
         texts: Texts, or pairs of texts, like those to come; no labels are needed.
         labels: Names or numbers of the right classes, for accuracies alone.
-        progress: Called with a phase, the number of its parts that are done, and of all.
-        **options: Those of `fit_exits`: `disagreement`, `confidence`, `speed_up`, `seed`.
+        progress: A function `progress(phase, done, total)`.
+        **options: Options of `fit_exits`: `disagreement`, `confidence`, `speed_up`, `seed`.
 
     Raises:
-        ArgumentError: Fewer than 50 different texts, or no classifier.
+        ArgumentError: There are fewer than 50 different texts, or the model is not a classifier.
     """
     model = read_fine_tuned(source)
     started = time.perf_counter()
@@ -74,9 +76,9 @@ def fit_classifier(
     report = fit_exits(model, rows, progress=progress, **options)
     took = time.perf_counter() - started
     certifying = [texts[place] for place in report.places]
-    some = certifying[:: len(certifying) // _TIMED + 1]
+    timed = certifying[:: len(certifying) // _TIMED + 1]
     plain = PlainClassifier(model.encoder, model.tokenizer)
-    clock = wall_clock(lambda: plain.predict(some), lambda: model.predict(some), pairs=3)
+    clock = wall_clock(lambda: plain.predict(timed), lambda: model.predict(timed), pairs=3)
     return FittedClassifier(
         model=model,
         report=report,

@@ -1,4 +1,4 @@
-"""Configuration of a model with exits: its encoder's own, and the recipe, as plain JSON."""
+"""Configuration of a model with exits: that of its encoder, and the recipe, as plain JSON."""
 
 from __future__ import annotations
 
@@ -30,23 +30,21 @@ class PonderConfig(PretrainedConfig):
     """Configuration of a model with exits: that of its encoder, its recipe, and its readout.
 
     Args:
-        encoder: The encoder's own configuration, or that as a dict with its `model_type`.
-        architecture: Name of the class of Transformers that runs: a bare encoder, or a fine-tuned
-            model, head included.
-        finetuned: Whether the answers are those of a fine-tuned model's own head
-            (`from_finetuned`).
+        encoder: The encoder's configuration, or a dict of it with its `model_type`.
+        architecture: Name of the Transformers class that runs: a bare encoder, or a fine-tuned
+            model with its head.
+        finetuned: Whether the answers are those of a fine-tuned model's head (`from_finetuned`).
         recipe: `Recipe.to_dict()`, scaled to the encoder's steps.
-        readout: What heads read: ``"pooler"``, ``"mean"``, ``"first_token"``, ``"last_token"`` or
-            ``"tokens"``.
+        readout: Name of the readout: ``"pooler"``, ``"mean"``, ``"first_token"``,
+            ``"last_token"`` or ``"tokens"``.
         head_dropout: Dropout in front of the head.
         num_steps: N, the encoder's layers.
-        feature_size: Size of what the readout gives.
-        example: Example inputs of an encoder that reads more than its configuration says; see
+        feature_size: Size of the features.
+        example: Example inputs, if they cannot be made up from the configuration; see
             `families.pack`.
-        exits: Seed and split of the inputs by which `fit_exits` fitted and certified the exits.
-        evaluations: What was measured, for the model card; see
-            `PonderPreTrainedModel.note_evaluation`.
-        digests: Digests of the tokenizer's files, by which a promise is dropped if they change.
+        exits: Seed and split of the inputs with which `fit_exits` fitted and certified the exits.
+        evaluations: Measurements for the model card; see `PonderPreTrainedModel.note_evaluation`.
+        digests: Digests of the tokenizer's files; a promise is dropped if they change.
         kwargs: Fields of `PretrainedConfig`, such as `num_labels` and `problem_type`.
 
     Example:
@@ -57,7 +55,8 @@ class PonderConfig(PretrainedConfig):
     """
 
     model_type = "ponder"
-    keys_to_ignore_at_inference = ["exit_step", "step_logits", "hazard_logits"]  # noqa: RUF012 (Trainer adds lists)
+    # A list, since Trainer adds lists to it.
+    keys_to_ignore_at_inference = ["exit_step", "step_logits", "hazard_logits"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -106,34 +105,28 @@ class PonderConfig(PretrainedConfig):
 
     @property
     def remote_code(self) -> dict[str, str]:
-        """The classes of an encoder with code of its own, by the Auto class that finds each; empty for others."""
+        """The classes of an encoder that brings code, by their Auto class; empty for others."""
         return getattr(self.encoder, "auto_map", None) or {}
 
     def trust(self, source: str, trust_remote_code: bool | None, **hub: Any) -> None:
-        """Read the encoder's own configuration class from the files beside the weights, if the reader lets them run."""
+        """Read the configuration class of the encoder from files, if they are trusted to run."""
         if not trust_remote_code:
-            files = sorted(
-                {
-                    f"{name.rpartition('--')[2].split('.')[0]}.py"
-                    for name in self.remote_code.values()
-                }
-            )
+            modules = {name.rpartition("--")[2] for name in self.remote_code.values()}
+            files = sorted({f"{module.split('.')[0]}.py" for module in modules})
             raise CheckpointError(
-                f"{source}: its encoder runs code of its own ({', '.join(files)}). Look at these files, and pass "
-                "trust_remote_code=True to let them run."
+                f"{source}: its encoder brings code ({', '.join(files)}). Look at these files, and "
+                "pass trust_remote_code=True to let them run."
             )
-        if reference := self.remote_code.get("AutoConfig"):
-            fields = {
-                name: value
-                for name, value in self.encoder.to_dict().items()
-                if name != "model_type"
-            }
+        reference = self.remote_code.get("AutoConfig")
+        if reference:
+            fields = self.encoder.to_dict()
+            fields.pop("model_type", None)
             self.encoder = get_class_from_dynamic_module(reference, source, **hub)(**fields)
         self.encoder.name_or_path = source
 
 
 def changed_files(source: str, **hub: Any) -> list[str]:
-    """Return which parts of a saved model, in a folder or on the hub, are not those that were saved."""
+    """Return the parts of a saved model that changed since it was saved."""
 
     def locate(name: str) -> Path | None:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
@@ -146,7 +139,7 @@ def changed_files(source: str, **hub: Any) -> list[str]:
 
 
 def _as_config(encoder: PretrainedConfig | dict[str, Any] | None) -> Any:
-    """The configuration object of an encoder; a plain one where its class is in files that are yet to be trusted."""
+    """Return the configuration of an encoder; a plain one if its class is in untrusted files."""
     if not isinstance(encoder, dict):
         return encoder
     fields = dict(encoder)

@@ -1,10 +1,10 @@
 """`fit_exits`: early heads, a policy and its certificate for a fine-tuned model, from inputs without labels.
 
-The inputs are rows of the traffic, split at random in three: the heads learn on the first part to
-answer as full depth does, the second chooses a policy (and, for a speed-up, its threshold), and the
-third certifies how often answers differ from full depth. An input that comes again is another row,
-as in the traffic to come (`ponder.calibration.repeats`); the frozen model runs over it once in each
-part. If anything is refused or interrupted, the model is as it was.
+The inputs are rows of the traffic, split at random into three parts. On the first, the heads learn
+to answer as full depth does; the second chooses a policy (and, for a speed-up, its threshold); the
+third certifies how often answers differ from full depth. An input that repeats is another row, as
+in the traffic to come (`ponder.calibration.repeats`), but the frozen model runs over it once in
+each part. If an error or an interruption ends the fit, the model is restored.
 """
 
 from __future__ import annotations
@@ -43,9 +43,14 @@ __all__ = [
     "teach_heads",
 ]
 
-_SHARES = (0.4, 0.2, 0.4)  # to learn, to choose, to certify
+_SHARES = (0.4, 0.2, 0.4)
+"""Shares of the inputs that teach the heads, choose the policy, and certify it."""
 _FEWEST = 50
-_MEMORY = 2**30  # bytes of the features that the heads learn on
+"""The least number of distinct inputs."""
+_MEMORY = 2**30
+"""Bytes of the features that the heads learn on."""
+_PATIENCE = 4
+"""Epochs without a lower loss after which training stops."""
 
 Encoding = Mapping[str, Any]
 
@@ -56,32 +61,32 @@ class ExitReport:
 
     Args:
         statement: The promise in a sentence, or why there is none.
-        met: Whether a promise could be given for exits; where not, every row runs to the last step.
+        met: Whether there is a promise for exits; if not, every row runs to the last step.
         policy: The policy, as text.
-        threshold: Its value; NaN where nothing is promised.
-        rows: Inputs that were given.
-        duplicates: Inputs that repeat another one; these are rows too.
-        fitted: Distinct inputs that the heads learned on.
-        chosen_on: Inputs that chose the policy.
-        certified_on: Inputs that certify.
-        disagreement: Share of the certifying inputs whose answer is not that of full depth.
+        threshold: Its value; NaN without a promise.
+        rows: Number of inputs.
+        duplicates: Number of inputs that repeat another one; these are rows too.
+        fitted: Number of distinct inputs that the heads learned on.
+        chosen_on: Number of inputs that chose the policy.
+        certified_on: Number of inputs that certify.
+        disagreement: Share of the certifying inputs whose answer differs from that of full depth.
         mean_exit_step: Mean exit step of the certifying inputs.
         exit_shares: The share of the certifying inputs that exits at each step, `(steps,)`.
         num_steps: N.
-        level: Upper bound of the disagreement that is promised; NaN where nothing is.
+        level: Promised upper bound of the disagreement; NaN without a promise.
         confidence: Probability with which the promise holds, in (0, 1).
-        best_level: The lowest level that so many rows could certify, were there no disagreement at
-            all.
-        plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN where
-            none has.
-        exit_accuracy: Accuracy of the exits on the same.
-        certifying: The full-depth run over the certifying inputs; neither it nor what follows is in
-            `to_dict`.
-        places: Where these stand among the inputs that were given, `(rows,)`.
-        taught_places: Where those stand that the heads learned on.
+        best_level: The lowest level that so many rows can certify, without any disagreement.
+        plain_accuracy: Accuracy of full depth on the certifying inputs that have a label; NaN
+            without labels.
+        exit_accuracy: Accuracy of the exits on the same inputs.
+        certifying: The full-depth run over the certifying inputs; it and the fields that follow are
+            not in `to_dict`.
+        places: The places of the certifying inputs among all, `(rows,)`.
+        taught_places: The places of the inputs that the heads learned on.
 
     Example:
-        >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
+        >>> whole = BertForSequenceClassification(config)
+        >>> model = PonderForSequenceClassification.from_finetuned(whole)
         >>> encodings = [{"input_ids": [2 + n % 38, 2 + n // 38]} for n in range(300)]
         >>> report = fit_exits(model, encodings, speed_up=2.0, epochs=1)
         >>> report.speed_up >= 2.0, report.certified_on
@@ -116,12 +121,14 @@ class ExitReport:
         return self.num_steps / self.mean_exit_step
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; NaN becomes None."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        """Return the report in plain JSON types; NaN becomes None."""
+        plain: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.repr:
+                plain[each.name] = None if isinstance(value, float) and math.isnan(value) else value
         plain["exit_shares"] = list(self.exit_shares)
-        return {
-            name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()
-        }
+        return plain
 
 
 def fit_exits(
@@ -136,32 +143,34 @@ def fit_exits(
     batch_size: int = 32,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> ExitReport:
-    """Train early heads to agree with full depth, choose a policy, and certify it; the model gets both.
+    """Train early heads to agree with full depth, choose a policy for the model, and certify it.
 
-    The promise is about inputs like these, drawn as these were, and about the answers at full
-    depth.
+    The promise holds for inputs that are drawn as these were. It compares answers with those at
+    full depth.
 
     Args:
-        model: A model with exits beside a fine-tuned head (`from_finetuned`).
-        rows: Texts, where the model has a tokenizer, or encodings: a dict each with the main input,
-            without padding. Where they have labels (`labels` or `label`), these tell the accuracy;
+        model: A fine-tuned model with exits (`from_finetuned`).
+        rows: Texts, if the model has a tokenizer, or encodings without padding, each a dict with
+            the main input. If they have labels (`labels` or `label`), accuracies are reported;
             nothing learns from them.
         disagreement: Upper bound of the share of answers that differ from full depth, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
-        speed_up: Aim at this many times fewer steps instead, > 1; the promise is then about the
-            cost of that.
+        speed_up: A factor > 1 of fewer steps, as the aim in the place of `disagreement`; the
+            promise is then about the disagreement that it costs.
         epochs: Passes over the features at most; training stops early by the loss on a held-out
             tenth.
         seed: Seed of the split and of the order of training.
         batch_size: Rows of a batch at most, while the model runs.
-        progress: Called with a phase, what is done of it, and how much it is in all.
+        progress: A function `progress(phase, done, total)`.
 
     Raises:
-        ArgumentError: Too few distinct inputs to split, or a model without early heads or classes.
-        NonFiniteError: A loss that is NaN or infinite.
+        ArgumentError: There are too few distinct inputs, or the model has no early heads or no
+            classes.
+        NonFiniteError: A loss is NaN or infinite.
 
     Example:
-        >>> model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
+        >>> whole = BertForSequenceClassification(config)
+        >>> model = PonderForSequenceClassification.from_finetuned(whole)
         >>> encodings = [{"input_ids": torch.randint(2, 40, (6,)).tolist()} for _ in range(400)]
         >>> report = fit_exits(model, encodings, disagreement=0.2, epochs=2)
         >>> report.rows, report.num_steps, model.policy.risk
@@ -171,20 +180,20 @@ def fit_exits(
         sides = teach_heads(
             model, rows, epochs=epochs, seed=seed, batch_size=batch_size, progress=progress
         )
-        found = certify(
+        control = certify(
             sides.choosing,
             sides.certifying,
             level=disagreement,
             confidence=confidence,
             speed_up=speed_up,
         )
-    model.policy = found.policy
-    return _report(found, sides)
+    model.policy = control.policy
+    return _report(control, sides)
 
 
 @contextmanager
 def as_before_if_refused(model: PonderPreTrainedModel) -> Iterator[None]:
-    """Give a model its early heads, policy and settings back if the block raises."""
+    """Restore the early heads, the policy and the settings of a model if the block raises."""
     wrapper: Any = model.ponder
     early: list[Any] = list(getattr(wrapper.head, "heads", ()))[:-1]
     states = [deepcopy(head.state_dict()) for head in early]
@@ -202,13 +211,22 @@ def as_before_if_refused(model: PonderPreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Full-depth runs over the three parts of the inputs, by early heads that have learned from the first."""
+    """Full-depth runs over the three parts of the inputs.
 
-    taught: Trajectory  # distinct inputs, before the heads learned on them, without features
+    Args:
+        taught: The distinct inputs that taught the heads, recorded before, without features.
+        choosing: The inputs that choose a policy.
+        certifying: The inputs that certify it.
+        places: The places of the inputs of each part among all.
+        rows: Number of inputs.
+        distinct: Number of distinct inputs.
+    """
+
+    taught: Trajectory
     choosing: Trajectory
-    certifying: Trajectory  # on which nothing was chosen
-    places: tuple[Any, Any, Any]  # where the inputs of each part stand among those given
-    rows: int  # that were given
+    certifying: Trajectory
+    places: tuple[Any, Any, Any]
+    rows: int
     distinct: int
 
 
@@ -221,73 +239,93 @@ def teach_heads(
     batch_size: int = 32,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Sides:
-    """Train early heads to agree with full depth on a part of the inputs, and record the others; see `fit_exits`."""
+    """Train early heads to agree with full depth on a part of the inputs, and record the others.
+
+    Arguments as for `fit_exits`.
+    """
     check_int("epochs", epochs)
     wrapper: Any = model.ponder
-    if not model.config.finetuned or not wrapper.task.classes:
+    _check_can_learn(model)
+    encodings = list(encodings_of(model, rows))
+    ids = row_ids(encodings)
+    count = len(np.unique(ids))
+    if count < _FEWEST:
         raise ArgumentError(
-            "model",
-            expected="a fine-tuned classifier with exits beside its head",
-            got=f"a {type(model).__name__} of the recipe {model.recipe.name!r}, task {wrapper.task.name!r}",
-            remedy="Make one: PonderForSequenceClassification.from_finetuned(model). Of spans and numbers, choose a "
-            "policy yourself, and certify it by ponder.control_risk.",
-        )
-    given = list(encodings_of(model, rows))
-    ids = row_ids(given)
-    learn, choose, check = split(ids, _SHARES, seed)
-    different = len(np.unique(ids))
-    if different < _FEWEST:
-        expected = f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)"
-        remedy = (
-            "Pass more inputs like those that the model will be asked about; they need no labels."
-        )
-        raise ArgumentError(
-            "rows", expected=expected, got=f"{different} of {len(given)}", remedy=remedy
+            "rows",
+            expected=f"at least {_FEWEST} distinct inputs (some 1,000 certify 1%)",
+            got=f"{count} of {len(encodings)}",
+            remedy="Pass more inputs like those that the model will answer; they need no labels.",
         )
     check_rows(ids, "rows")
-    model.policy = (
-        LastStep()
-    )  # what earlier parts of another split have taught must not be certified on them
+    learn, choose, check = split(ids, _SHARES, seed)
+    # Heads that learned from another split may have seen the rows that certify: they start anew.
+    model.policy = LastStep()
     early: list[Any] = list(wrapper.head.heads)[:-1]
     for head in early:
         head.reset()
-    if wrapper.task.per_position:
-        longest = max(np.size(row[model.main_input_name]) for row in given)
-    else:
-        longest = 1
-    features = early[0].labels + early[0].states * early[0].width
-    most = _MEMORY // (4 * wrapper.num_steps * longest * features)
-    learn = learn[: max(most, _FEWEST)]
+    learn = learn[: _rows_in_memory(model, encodings)]
     below = float(uniform(seed, row_keys(ids)[learn]).max())
     learn = learn[_first_of_each(ids[learn])]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
-        """Run the model once over each distinct input, and return the run over all of them."""
-        unique, number = np.unique(ids[places], return_inverse=True)
+        """Run the model over each distinct input once, and return the run over all inputs."""
         once = places[_first_of_each(ids[places])]
-        done = counter(progress, phase, len(once))
-        asked = {"batch_size": batch_size, "row_ids": ids[once], "progress": done, **options}
-        seen = record_rows(model, [given[place] for place in once], asked)
+        count = counter(progress, phase, len(once))
+        settings = {"batch_size": batch_size, "row_ids": ids[once], "progress": count, **options}
+        trajectory = record_rows(model, [encodings[place] for place in once], settings)
         if len(once) < len(places):
-            place_of_id = np.empty(len(unique), dtype=np.int64)
-            place_of_id[np.searchsorted(unique, ids[once])] = np.arange(len(once))
-            index = torch.from_numpy(place_of_id[number])
-            seen = seen.map(lambda values: values[index.to(values.device)])
-        return replace(seen, content_ids=True)
+            order = np.argsort(ids[once])
+            found = order[np.searchsorted(ids[once], ids[places], sorter=order)]
+            index = torch.from_numpy(found)
+            trajectory = trajectory.map(lambda values: values[index.to(values.device)])
+        return replace(trajectory, content_ids=True)
 
     taught = record(learn, "learn", keep_features=True)
     generator = torch.Generator().manual_seed(seed)
-    done = counter(progress, "train", len(early))
+    count_head = counter(progress, "train", len(early))
     for step, head in enumerate(early):
         _train(head, step, taught, epochs, generator)
-        done(1)
+        count_head(1)
     model.config.exits = {"seed": seed, "learned_below": below}
-    parts = replace(taught, features=None), record(choose, "choose"), record(check, "certify")
-    return Sides(*parts, (learn, choose, check), len(given), different)
+    return Sides(
+        taught=replace(taught, features=None),
+        choosing=record(choose, "choose"),
+        certifying=record(check, "certify"),
+        places=(learn, choose, check),
+        rows=len(encodings),
+        distinct=count,
+    )
+
+
+def _check_can_learn(model: PonderPreTrainedModel) -> None:
+    """Refuse a model without early heads or without classes."""
+    task: Any = model.ponder.task
+    if model.config.finetuned and task.classes:
+        return
+    kind = type(model).__name__
+    raise ArgumentError(
+        "model",
+        expected="a fine-tuned classifier with exits beside its head",
+        got=f"a {kind} of the recipe {model.recipe.name!r}, task {task.name!r}",
+        remedy="Make one: PonderForSequenceClassification.from_finetuned(model). For spans and "
+        "numbers, choose a policy yourself, and certify it with ponder.control_risk.",
+    )
+
+
+def _rows_in_memory(model: PonderPreTrainedModel, encodings: Sequence[Encoding]) -> int:
+    """Return the number of inputs whose features of all steps fit into the memory for them."""
+    wrapper: Any = model.ponder
+    longest = 1
+    if wrapper.task.per_position:
+        longest = max(np.size(row[model.main_input_name]) for row in encodings)
+    head = wrapper.head.heads[0]
+    width = head.labels + head.states * head.width
+    most = _MEMORY // (4 * wrapper.num_steps * longest * width)
+    return int(max(most, _FEWEST))
 
 
 def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any]:
-    """Return where the distinct encodings stand first, in their order, and their ids."""
+    """Return the first places of the distinct encodings, in order, and their ids."""
     ids = row_ids(rows)
     first = _first_of_each(ids)
     return first, ids[first]
@@ -299,11 +337,11 @@ def _first_of_each(ids: Any) -> Any:
 
 
 def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
-    """Return which rows the early heads may have learned from, `(rows,)` bool: those of that side of the split.
+    """Return which rows the early heads may have learned from, `(rows,)` bool.
 
-    The rows of the file that taught are recognised, in any order: the first row of a text by its
-    content, one that comes again by its number among the rows of that text too. Of another log the
-    same share is named.
+    Rows of the file that taught the heads are recognised in any order: the first row of a text by
+    its content, a repetition also by its number among the rows of that text. Of any other log, the
+    same share of rows is returned.
 
     Args:
         model: The model.
@@ -320,60 +358,65 @@ def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
 def _train(
     head: nn.Module, step: int, seen: Trajectory, epochs: int, generator: torch.Generator
 ) -> None:
-    """Teach the early head of a step, from 0, the answers of full depth, by the KL divergence from them.
+    """Train the early head of a step, counted from 0, on the KL divergence from full depth.
 
-    AdamW until the loss on a held-out tenth has not fallen for four epochs; the best weights are
-    kept.
+    AdamW runs until the loss on a held-out tenth has not fallen for some epochs; the best weights
+    are kept.
     """
     assert seen.features is not None
     answers = seen.outputs[:, -1].float()
     task = seen.meaning
     weight = next(head.parameters())
-    there = torch.as_tensor(task.answered(answers, seen.mask))
-    features = seen.features[there, step].to(weight)
-    target = answers[there].to(weight.device)
-    features = features.clamp(
-        min=torch.finfo(features.dtype).min
-    )  # the gradient of a scale is NaN where it scales −∞
-    mask = seen.mask[there].to(weight.device) if seen.mask is not None and task.per_token else None
+    answered = torch.as_tensor(task.answered(answers, seen.mask))
+    target = answers[answered].to(weight.device)
+    features = seen.features[answered, step].to(weight)
+    # The gradient of a factor of −∞ is NaN.
+    features = features.clamp(min=torch.finfo(features.dtype).min)
+    mask: Tensor | None = None
+    if seen.mask is not None and task.per_token:
+        mask = seen.mask[answered].to(weight.device)
     order = torch.randperm(len(target), generator=generator)
     count = max(len(target) // 10, 1)
-    held = order[:count]
-    taught = order[count:]
+    held_out = order[:count]
+    training = order[count:]
 
     def loss(rows: Tensor) -> Tensor:
-        own = None if mask is None else mask[rows]
-        each: Tensor = task.distillation_losses(head(features[rows]), target[rows], 1.0, own)
-        return each.mean()
+        mask_of_rows = None if mask is None else mask[rows]
+        losses: Tensor = task.distillation_losses(
+            head(features[rows]), target[rows], 1.0, mask_of_rows
+        )
+        return losses.mean()
 
     optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
-    best = math.inf
-    kept = deepcopy(head.state_dict())
-    since = 0
+    lowest = math.inf
+    best = deepcopy(head.state_dict())
+    epochs_since = 0
     for _ in range(epochs + 1):
         with torch.no_grad():
-            now = float(loss(held))
+            now = float(loss(held_out))
         if not math.isfinite(now):
             raise NonFiniteError(
                 f"early head: a loss of {now}. Look for NaN in the weights of the model."
             )
-        if now < best:
-            best = now
-            kept = deepcopy(head.state_dict())
-            since = 0
-        elif (since := since + 1) == 4:
-            break
-        for batch in taught[torch.randperm(len(taught), generator=generator)].split(64):
+        if now < lowest:
+            lowest = now
+            best = deepcopy(head.state_dict())
+            epochs_since = 0
+        else:
+            epochs_since += 1
+            if epochs_since == _PATIENCE:
+                break
+        for batch in training[torch.randperm(len(training), generator=generator)].split(64):
             optimiser.zero_grad()
             loss(batch).backward()
             optimiser.step()
-    head.load_state_dict(kept)
+    head.load_state_dict(best)
 
 
 def counter(
     progress: Callable[[str, int, int], object] | None, phase: str, total: int
 ) -> Callable[[int], None]:
-    """Return a callback that counts what is done of a phase."""
+    """Return a callback that counts the parts of a phase that are done."""
     done = 0
 
     def count(more: int) -> None:
@@ -385,22 +428,24 @@ def counter(
     return count
 
 
-def _report(found: RiskControl, sides: Sides) -> ExitReport:
+def _report(control: RiskControl, sides: Sides) -> ExitReport:
+    """Return the report of a certificate, and of what the certifying rows measure."""
     certifying = sides.certifying
-    steps = certifying.exit_steps(found.policy)
-    confidence = found.policy.confidence or 0.0
+    certified = control.policy
+    steps = certifying.exit_steps(certified)
+    confidence = certified.confidence or 0.0
     rows = len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
-    inside = found.policy.policy
-    threshold = found.policy.threshold_value
-    level = found.policy.level
-    plain, own = _accuracies(certifying, steps)
+    threshold = certified.threshold_value
+    level = certified.level
+    shares = [float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)]
+    plain_accuracy, exit_accuracy = _accuracies(certifying, steps)
     change = "other answers than at full depth"
-    promise = Promise(exits_rule(found.policy), change, level, confidence, rows, "input")
+    promise = Promise(exits_rule(certified), change, level, confidence, rows, "input")
     return ExitReport(
-        statement=promise.sentence if found.met else f"No exits: {found.statement}.",
-        met=found.met,
-        policy=repr(inside),
+        statement=promise.sentence if control.met else f"No exits: {control.statement}.",
+        met=control.met,
+        policy=repr(certified.policy),
         threshold=math.nan if threshold is None else float(threshold),
         rows=sides.rows,
         duplicates=sides.rows - sides.distinct,
@@ -409,15 +454,13 @@ def _report(found: RiskControl, sides: Sides) -> ExitReport:
         certified_on=rows,
         disagreement=float(differs.mean()),
         mean_exit_step=float(steps.mean()),
-        exit_shares=tuple(
-            float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)
-        ),
+        exit_shares=tuple(shares),
         num_steps=certifying.num_steps,
-        level=float(level) if found.met else math.nan,
+        level=float(level) if control.met else math.nan,
         confidence=confidence,
         best_level=1.0 - (1.0 - confidence) ** (1.0 / rows),
-        plain_accuracy=plain,
-        exit_accuracy=own,
+        plain_accuracy=plain_accuracy,
+        exit_accuracy=exit_accuracy,
         certifying=certifying,
         places=tuple(sides.places[2].tolist()),
         taught_places=tuple(sides.places[0].tolist()),
@@ -425,7 +468,7 @@ def _report(found: RiskControl, sides: Sides) -> ExitReport:
 
 
 def _accuracies(certifying: Trajectory, steps: Any) -> tuple[float, float]:
-    """The accuracies of full depth and of the exits over the rows that have a label; NaN where none has."""
+    """Return the accuracies of full depth and of the exits on labelled rows; NaN without labels."""
     if certifying.labels is None:
         return math.nan, math.nan
     rows = certifying.meaning.labelled(certifying.labels).nonzero().flatten().numpy()

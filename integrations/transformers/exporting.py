@@ -1,4 +1,4 @@
-"""The example by which `ponder.export.onnx` traces a model of tokens, with its tokenizer and its labels."""
+"""The example, the tokenizer and the labels with which `ponder.export.onnx` traces a model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from ponder.integrations.transformers.texts import max_positions
 
 __all__ = ["source_of"]
 
-_LENGTHS = (
-    11,
-    11,
-    9,
-    7,
-    3,
-)  # five rows, a number that no other dimension has; shorter where the model takes less
+_LENGTHS = (11, 11, 9, 7, 3)
+"""Lengths of the rows of the example: five rows, since no other dimension has that size."""
 
 
 def source_of(model: Any) -> ExportSource:
-    """Return what an export of a model of tokens needs; see `PonderPreTrainedModel.export_source`."""
+    """Return the source of an export; see `PonderPreTrainedModel.export_source`."""
     if model.main_input_name != "input_ids":
         expected = "a model that reads tokens"
-        remedy = "Export its wrapper with an example: ponder.export.onnx(model.ponder, folder, example=…)."
+        remedy = "Export its wrapper: ponder.export.onnx(model.ponder, folder, example=…)."
         raise ArgumentError(
             "model", expected=expected, got=f"one that reads {model.main_input_name}", remedy=remedy
         )
@@ -42,13 +37,11 @@ def source_of(model: Any) -> ExportSource:
     )
     mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
-    untyped = (
-        model.tokenizer is not None and "token_type_ids" not in model.tokenizer.model_input_names
-    )
-    if untyped:
-        types = {}
-    else:
-        types = _zero_types(encoder, ids, mask)  # a tokenizer without them gives pairs none either
+    # A tokenizer without token types makes none for pairs of texts either.
+    names = ["token_type_ids"] if model.tokenizer is None else model.tokenizer.model_input_names
+    types: dict[str, Tensor] = {}
+    if "token_type_ids" in names:
+        types = _zero_types(encoder, ids, mask)
     return ExportSource(
         model=model.ponder,
         inputs=ids,
@@ -62,12 +55,14 @@ def source_of(model: Any) -> ExportSource:
 
 
 def _zero_types(encoder: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Token types of zeros, where an encoder means by them what it means by none; in GPT-2, say, they are tokens."""
+    """Return token types of zeros, if the encoder answers with them as without token types.
+
+    Not every encoder does: to GPT-2 they are tokens.
+    """
     if "token_type_ids" not in inspect.signature(encoder.forward).parameters:
         return {}
     zeros = {"token_type_ids": torch.zeros_like(ids)}
     with evaluating(encoder):
-        without, given = (
-            encoder(input_ids=ids, attention_mask=mask, **types)[0] for types in ({}, zeros)
-        )
-    return zeros if torch.allclose(without, given, atol=1e-5, equal_nan=True) else {}
+        without = encoder(input_ids=ids, attention_mask=mask)[0]
+        with_zeros = encoder(input_ids=ids, attention_mask=mask, **zeros)[0]
+    return zeros if torch.allclose(without, with_zeros, atol=1e-5, equal_nan=True) else {}

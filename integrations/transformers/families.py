@@ -1,7 +1,7 @@
-"""Families of encoders: which part of a model of Transformers is an encoder, and example inputs for each.
+"""Families of encoders: the encoder in a Transformers model, and example inputs for it.
 
 An encoder is captured by running it, so it needs an example: three rows of its main input, made up
-from its configuration alone, or one of the user's own (`from_encoder(example=…)`).
+from its configuration alone, or an example of the user's (`from_encoder(example=…)`).
 """
 
 from __future__ import annotations
@@ -19,34 +19,27 @@ from ponder.errors import ArgumentError
 __all__ = ["constants_of", "encoder_of", "example_for", "frames_mask", "pack", "unpack"]
 
 _ROWS = 3
-_LENGTHS = (
-    9,
-    6,
-    4,
-)  # the longest first, so that it is seen to leave first; no two dimensions of one size
-_SAMPLES = 5000  # of raw audio, enough for the seven convolutions of wav2vec 2.0
+# The longest row comes first, since proofs let the first row exit. No two dimensions have one size.
+_LENGTHS = (9, 6, 4)
+# Samples of raw audio, enough for the seven convolutions of wav2vec 2.0.
+_SAMPLES = 5000
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the bare encoder in a model: the model itself, or the encoder half of an encoder-decoder.
+    """Return the bare encoder in a model: the model, or the encoder of an encoder-decoder.
 
     Raises:
         ArgumentError: It has heads.
     """
     bare = MODEL_MAPPING.get(type(model.config), ())
     is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
-    if model.config.model_type == "ponder" or (
-        not is_bare
-        and isinstance(model.base_model, PreTrainedModel)
-        and model.base_model is not model
-    ):
-        expected = "a bare encoder"
-        remedy = "Pass its base_model; from_finetuned keeps the head."
+    has_base = isinstance(model.base_model, PreTrainedModel) and model.base_model is not model
+    if model.config.model_type == "ponder" or (has_base and not is_bare):
         raise ArgumentError(
             "encoder",
-            expected=expected,
+            expected="a bare encoder",
             got=f"{type(model).__name__}, which has heads",
-            remedy=remedy,
+            remedy="Pass its base_model; from_finetuned keeps the head.",
         )
     if not getattr(type(model.config), "is_encoder_decoder", False):
         return model
@@ -55,17 +48,17 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def example_for(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what a model is called with: three rows of its main input, with a mask where it takes one.
+    """Return arguments of a model: three rows of its main input, and a mask if it takes one.
 
     Raises:
-        ArgumentError: It reads something else than text, images or audio.
+        ArgumentError: The model reads neither text nor images nor audio.
     """
     name = model.main_input_name
     config = model.config
     make = _MAKERS.get(name) if isinstance(name, str) else None
     if make is None:
         expected = f"an encoder whose main input is one of {', '.join(_MAKERS)}"
-        remedy = "Pass example={…}, what its forward takes for two rows or more."
+        remedy = "Pass example={…}, the arguments of its forward for two rows or more."
         raise ArgumentError("encoder", expected=expected, got=repr(name), remedy=remedy)
     takes = inspect.signature(model.forward).parameters
     example: dict[str, Any] = {name: make(config, torch.Generator().manual_seed(0))}
@@ -82,7 +75,7 @@ def example_for(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def constants_of(model: PreTrainedModel) -> dict[str, Any]:
-    """Return arguments of every call: one pass needs no cache, and gives a `ModelOutput` without states."""
+    """Return arguments of every call: no cache, and a `ModelOutput` without states."""
     takes = inspect.signature(model.forward).parameters
     constants: dict[str, Any] = {name: False for name in ("use_cache", "use_mems") if name in takes}
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
@@ -97,7 +90,7 @@ def constants_of(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def pack(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an example as plain JSON: integers as they are, other tensors as their shape alone."""
+    """Return an example as plain JSON: integers by value, other tensors by shape."""
     packed: dict[str, Any] = {}
     for name, value in example.items():
         if not isinstance(value, Tensor):
@@ -113,7 +106,7 @@ def pack(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """Return an example from what `pack` gave, with drawn numbers where shapes alone were kept."""
+    """Return a packed example, with random numbers for tensors that were packed by shape."""
     generator = torch.Generator().manual_seed(0)
     example = {}
     for name, kept in packed.items():
@@ -127,28 +120,29 @@ def unpack(packed: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
 
 
 def frames_mask(model: PreTrainedModel, mask: Tensor, length: int) -> Tensor:
-    """Return the mask of the `length` frames that a model of audio makes of samples; another model's as it is."""
+    """Return the mask of the frames of an audio model; that of another model, unchanged."""
     shorten = getattr(model, "_get_feature_vector_attention_mask", None)
     if shorten is None or mask.shape[1] == length:
         return mask
     lengths = getattr(model, "_get_feat_extract_output_lengths", None)
-    made = 0 if lengths is None else int(lengths(torch.tensor(mask.shape[1])))
-    shortened: Tensor = shorten(max(made, length), mask)
+    frames = 0 if lengths is None else int(lengths(torch.tensor(mask.shape[1])))
+    shortened: Tensor = shorten(max(frames, length), mask)
     return shortened
 
 
 def _like_weights(example: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Return an example on the model's device, and in its dtype of floating-point numbers."""
     weights = next(model.parameters())
-    return {
-        name: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in example.items()
-    }
+    moved = dict(example)
+    for name, value in example.items():
+        if isinstance(value, Tensor):
+            dtype = weights.dtype if value.is_floating_point() else value.dtype
+            moved[name] = value.to(weights.device, dtype)
+    return moved
 
 
 def _reads_the_end(model: PreTrainedModel) -> bool:
-    """True for an encoder-decoder whose head reads the end of each text, as BART's does, by its id."""
+    """Whether the head of an encoder-decoder finds the end of a text by its id, as in BART."""
     config: Any = model.config
     ends = isinstance(getattr(config, "eos_token_id", None), int) and getattr(
         config, "is_encoder_decoder", False
@@ -157,14 +151,14 @@ def _reads_the_end(model: PreTrainedModel) -> bool:
 
 
 def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
-    """Ids that are not special; padding is what the configuration names."""
+    """Return ids of tokens that are not special, with the padding of the configuration."""
     named = [
         getattr(config, f"{name}_token_id", None)
         for name in ("pad", "bos", "eos", "cls", "sep", "mask")
     ]
-    special = {
-        one for each in named for one in (each if isinstance(each, list | tuple) else [each])
-    }
+    special: set[Any] = set()
+    for token in named:
+        special |= set(token) if isinstance(token, list | tuple) else {token}
     vocabulary = int(getattr(config, "vocab_size", None) or 256)
     usable = torch.tensor([token for token in range(min(vocabulary, 1000)) if token not in special])
     ids = usable[torch.randint(len(usable), (_ROWS, _LENGTHS[0]), generator=generator)]
@@ -175,7 +169,8 @@ def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _images(config: Any, generator: torch.Generator) -> Tensor:
-    if not getattr(config, "image_size", None):  # of images and texts, as CLIP's
+    """Return images, or videos if the configuration has a number of frames."""
+    if not getattr(config, "image_size", None):  # a model of images and texts, such as CLIP
         config = getattr(config, "vision_config", None) or config
     size = getattr(config, "image_size", None) or 224
     height, width = size if isinstance(size, list | tuple) else (size, size)
@@ -185,7 +180,7 @@ def _images(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _waves(config: Any, generator: torch.Generator) -> Tensor:
-    """Raw audio; spectrograms for the encoders that name their length."""
+    """Return raw audio; spectrograms for encoders that name the length of these."""
     if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
         return torch.randn(
             _ROWS, int(config.max_length), int(config.num_mel_bins), generator=generator
@@ -194,7 +189,7 @@ def _waves(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _features(config: Any, generator: torch.Generator) -> Tensor:
-    """Spectrograms, frames first, but for the family of Whisper, which has the bins first and frames in pairs."""
+    """Return spectrograms, frames first; for Whisper bins first, and an even number of frames."""
     if getattr(config, "max_source_positions", None) and getattr(config, "num_mel_bins", None):
         return torch.randn(
             _ROWS,

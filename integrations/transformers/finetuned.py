@@ -1,7 +1,7 @@
-"""Fine-tuned models as stem, steps and readout; the tail behind their last layer, head included, is the readout.
+"""Fine-tuned models as stem, steps and readout; all that follows their last layer is the readout.
 
-The head of an early step is the model's own head on that step's hidden state, times a number, plus
-a linear map of the state: it starts as the model's own head, and learns on inputs without labels to
+The head of an early step is the model's head on that step's hidden state, times a number, plus a
+linear map of the state: it starts as the model's head, and learns on inputs without labels to
 answer as full depth does (`exits.fit_exits`).
 """
 
@@ -49,7 +49,7 @@ class EarlyHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `(batch, …, labels)` from what the readout gives, `(batch, …, labels + states · width)`."""
+        """Return logits, `(batch, …, labels)`, from features, `(batch, …, labels + states · width)`."""
         logits: Tensor = self.linear(self.states_of(features))
         return self.scale * features[..., : self.labels] + logits
 
@@ -72,12 +72,12 @@ class OwnAnswer(nn.Module):
 
 
 class FinetunedAdapter(CapturedAdapter):
-    """A fine-tuned model, captured with its head; its one readout, ``"answer"``, is what early heads read.
+    """A fine-tuned model, captured with its head; its one readout, ``"answer"``, serves early heads.
 
-    That is the model's own answer if it had ended here, and its states, side by side: the first
-    token and the mean of the tokens, without the padding on either side; where there is an answer
-    at each position, that of the position. `select` is a function from the model's output to its
-    answer; the other arguments are as for `CapturedAdapter`.
+    Its features are the model's answer, as if the model had ended here, and the states of the first
+    token and of the mean of the tokens, without the padding on either side; if there is an answer
+    at each position, the state of the position. `select` is a function from the model's output to
+    its answer; the other arguments are as for `CapturedAdapter`.
     """
 
     def __init__(
@@ -93,18 +93,16 @@ class FinetunedAdapter(CapturedAdapter):
         super().__init__(model, num_steps, example)
 
     def learn(self) -> Captured:
-        """See `CapturedAdapter.learn`; hidden states that early heads could not read are refused."""
+        """See `CapturedAdapter.learn`; states that early heads cannot read are refused."""
         parts = super().learn()
         shape = self.shapes["hidden"]
         last = self.shapes["last"]
         length = self.shapes[self.encoder.main_input_name][1:2]
         ragged = shape[-1:] != last[-1:] or (shape[-1:] == length != shape[1:2])
         if len(shape) != 3 or ragged or (self.per_position and shape[1:2] != length):
-            expected = (
-                "layers with a hidden state (batch, length, width), at positions those of the input"
-            )
+            expected = "layers with a hidden state (batch, length, width) at the input's positions"
             got = f"states of shape {shape} before them and {last} behind"
-            remedy = "Capture it with ponder.capture, and give it heads of your own."
+            remedy = "Capture it with ponder.capture, and build heads for it."
             raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
         return parts
 
@@ -123,13 +121,12 @@ class FinetunedAdapter(CapturedAdapter):
         return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
 
     def _mask(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask of the states by that of a call; None where the states are of unknown positions."""
+        """Return the mask of the states; None if it is not known which positions they have."""
         length = states.shape[1]
         if mask is None or mask.shape[1] == length:
             return mask
-        if (
-            mask.shape[1] < length
-        ):  # a model that pads within, as Longformer does to a multiple of its window
+        if mask.shape[1] < length:
+            # A model that pads, as Longformer does to a multiple of its window.
             return F.pad(mask, (0, length - mask.shape[1]))
         frames = frames_mask(self.encoder, mask, length)
         return None if frames is mask else as_long(frames, length)

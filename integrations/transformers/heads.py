@@ -35,11 +35,11 @@ __all__ = [
 
 
 class PonderForSequenceClassification(PonderPreTrainedModel):
-    """An encoder of texts that answers once a text; a class, several labels, or numbers, by `problem_type`.
+    """An encoder of texts that answers once a text: a class, several labels, or numbers.
 
     Example:
-        >>> model = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=3).eval()
-        >>> out = model(**batch, policy=policies.FixedStep(2))
+        >>> model = PonderForSequenceClassification.from_encoder(encoder, "palbert", num_labels=3)
+        >>> out = model.eval()(**batch, policy=policies.FixedStep(2))
         >>> out.logits.shape, out.exit_step
         (torch.Size([5, 3]), tensor([2, 2, 2, 2, 2]))
     """
@@ -85,7 +85,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
 
     @staticmethod
     def answer(output: Any) -> Tensor:
-        """The logits of both positions, side by side."""
+        """Return the logits of both positions, side by side."""
         return torch.stack((output["start_logits"], output["end_logits"]), -1)
 
     def forward(  # type: ignore[override]
@@ -99,7 +99,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         row_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """See `PonderPreTrainedModel.forward`; labels are the first and last tokens of answers, `(batch,)` each."""
+        """See `PonderPreTrainedModel.forward`; labels are first and last tokens, `(batch,)`."""
         inputs |= {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -118,8 +118,9 @@ class PonderForImageClassification(PonderPreTrainedModel):
 
     Example:
         >>> from transformers import ViTConfig, ViTModel
-        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
-        >>> vit = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes))
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+        >>> config = ViTConfig(image_size=32, patch_size=8, num_hidden_layers=4, **sizes)
+        >>> vit = ViTModel(config)
         >>> model = PonderForImageClassification.from_encoder(vit, "palbert", num_labels=10).eval()
         >>> model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape
         torch.Size([2, 10])
@@ -139,11 +140,11 @@ class PonderForAudioClassification(PonderPreTrainedModel):
 
 
 class PonderModel(PonderPreTrainedModel):
-    """An encoder that answers with its features at the exit: embeddings, or all tokens with ``readout="tokens"``.
+    """An encoder that answers with its features at the exit: embeddings, or all tokens.
 
-    Labels are the features that a row should have, such as the embedding that a larger model gives
-    the same text: the loss of a step is the mean squared error. Of the folder of a classifier, it
-    reads the encoder.
+    With ``readout="tokens"`` the answer is all tokens. Labels are the features that a row should
+    have, such as its embedding by a larger model: the loss of a step is the mean squared error.
+    From the folder of a classifier, the encoder is read.
 
     Example:
         >>> model = PonderModel.from_encoder(encoder, "vanilla", readout="mean").eval()
@@ -172,19 +173,20 @@ class PonderModel(PonderPreTrainedModel):
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
         """See `PonderPreTrainedModel.make_heads`; the features are the answer."""
-        return nn.Identity(), None if self.config.finetuned else super().make_heads(
-            recipe, num_steps
-        )[1]
+        if self.config.finetuned:
+            return nn.Identity(), None
+        _, lambda_head = super().make_heads(recipe, num_steps)
+        return nn.Identity(), lambda_head
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """See `PonderPreTrainedModel.named_outputs`."""
-        return {
-            "last_hidden_state" if self.config.readout == "tokens" else "pooler_output": outputs
-        }
+        if self.config.readout == "tokens":
+            return {"last_hidden_state": outputs}
+        return {"pooler_output": outputs}
 
 
 class TokenFeatures(Regression):
-    """All tokens of a row as its answer: numbers at each position, of which padding does not count."""
+    """All tokens of a row as its answer: numbers at each position that is not padding."""
 
     per_token = per_position = True
 

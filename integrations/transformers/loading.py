@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _ReadingFrom:
-    """What `from_pretrained` reads: the folder or name, whether its code is trusted, hub arguments."""
+    """The arguments of `from_pretrained`: a folder or name, trust in its code, and hub options."""
 
     source: str
     trusts_code: bool | None
@@ -56,7 +56,7 @@ def reading_from(source: str, trusts_code: bool | None, hub: Mapping[str, Any]) 
 def load_whole(
     auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """Return a model of Transformers, loaded if `source` is a folder or a name; no weight may be random."""
+    """Return a model of Transformers, loaded from a folder or a name; no weight may be random."""
     if isinstance(source, PreTrainedModel):
         if loading:
             names = ", ".join(loading)
@@ -139,4 +139,5 @@ def new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
         if path.endswith(f".{config.architecture}")
     )
     auto = getattr(transformers, name)
-    return auto.from_config(config.encoder, trust_remote_code=True, **options)  # type: ignore[no-any-return]
+    whole: PreTrainedModel = auto.from_config(config.encoder, trust_remote_code=True, **options)
+    return whole

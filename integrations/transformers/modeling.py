@@ -150,12 +150,12 @@ class PonderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules: list[str] = []  # noqa: RUF012 (the base class's protocol; it adds those of the encoder)
+    _no_split_modules: list[str] = []  # noqa: RUF012 (the base class adds those of the encoder)
 
     accepts_loss_kwargs = False
     """The loss is a mean over the batch: `Trainer` scales it itself."""
     readouts: ClassVar[tuple[str, ...]] = ("pooler", "mean", "first_token", "last_token")
-    """Readouts of the encoder that suit the heads; the first that the encoder has is the default."""
+    """Readouts that suit the heads; the first that the encoder has is the default."""
     heads_name: ClassVar[str] = "classifier"
     """The name under which peft looks for the heads of such a model."""
     pipeline_tag: ClassVar[str] = "feature-extraction"
@@ -185,7 +185,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
-        """Return the wrapper around an encoder, with new heads, as the configuration describes it."""
+        """Return a wrapper of an encoder with new heads, as the configuration describes it."""
         config: Any = self.config
         adapter = adapter or self.adapt(whole, config)
         recipe = self.recipe
@@ -234,7 +234,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw weights as Transformers does; a Lambda head starts at its hazard, an early head at 0."""
+        """Draw weights as Transformers does; Lambda heads start at their hazard, early ones at 0."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, LambdaHead):
             last: Any = module.layers[-1]
@@ -347,11 +347,11 @@ class PonderPreTrainedModel(PreTrainedModel):
         example: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> Self:
-        """Add exits to a fine-tuned model, which keeps its head; `fit_exits` fits them from inputs alone.
+        """Add exits to a fine-tuned model, which keeps its head.
 
-        At full depth the answers are those of the plain model, bit for bit. Until exits are fitted
-        every row runs to the last step. The model is frozen: training changes only the early heads,
-        which learn to answer as full depth does.
+        `fit_exits` fits them from inputs without labels; until then every row runs to the last
+        step. At full depth the answers are those of the plain model, bit for bit. The model is
+        frozen: training changes only the early heads, which learn to answer as full depth does.
 
         Args:
             model: A fine-tuned model of Transformers with a head of this class's kind, a folder, or
@@ -415,7 +415,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return (model, info) if with_info else model
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Return the tied weights with those of the encoder, which is deeper than the base class looks."""
+        """Return the tied weights, with those of the encoder, which the base class overlooks."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
         if not all_submodels:
             inner = self.encoder.all_tied_weights_keys
@@ -434,7 +434,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save the model as in Transformers, with its tokenizer, a model card, and the encoder's code."""
+        """Save the model as in Transformers, with its tokenizer, card, and the encoder's code."""
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
         folder = Path(save_directory)
         wrapper = self.ponder
@@ -504,7 +504,7 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     @property
     def head_names(self) -> list[str]:
-        """Names of the heads for peft's `modules_to_save`; given the `task_type`, peft finds them."""
+        """Names of the heads for peft's `modules_to_save`, if no `task_type` is given."""
         return [f"ponder.{self.heads_name}"]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -519,7 +519,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return self.ponder.checkpoint_steps
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Checkpoint whole steps of any kind of layer; `gradient_checkpointing_enable` calls this."""
+        """Checkpoint whole steps; `gradient_checkpointing_enable` calls this."""
         self.gradient_checkpointing = enable
         self.ponder.checkpoint_steps = enable
 
@@ -681,12 +681,12 @@ class PonderPreTrainedModel(PreTrainedModel):
 
 
 def _texts() -> Any:
-    """Return the module of data sets and tokenizers, which takes long to import, at its first use."""
+    """Import the module of data sets and tokenizers, which takes long, at its first use."""
     return import_module("ponder.integrations.transformers.texts")
 
 
 def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """Return the labels of spans, `(batch, 2)`, from their first and last tokens, `(batch,)` each."""
+    """Return the labels of spans, `(batch, 2)`, from first and last tokens, `(batch,)` each."""
     if start is None or end is None:
         return None
     return torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)

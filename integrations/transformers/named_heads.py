@@ -12,7 +12,7 @@ __all__ = ["HeadsWrapper"]
 
 
 class HeadsWrapper(PonderWrapper):
-    """A `PonderWrapper` whose heads are in one module, under the name by which peft finds new modules.
+    """A `PonderWrapper` whose heads are in one module, under a name that peft recognises.
 
     Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier``
     or ``qa_outputs``. It replaces such a module by one of its own, which holds a copy for each

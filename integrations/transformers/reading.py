@@ -24,7 +24,7 @@ __all__ = ["PlainClassifier", "read_classifier", "read_fine_tuned", "read_stage"
 
 @dataclass(frozen=True, eq=False)
 class PlainClassifier:
-    """A fine-tuned classifier of texts as it is, with its tokenizer: no early head, no step by itself."""
+    """A fine-tuned classifier of texts without exits, with its tokenizer."""
 
     encoder: Any
     tokenizer: Any
@@ -52,14 +52,14 @@ class PlainClassifier:
         self.tokenizer.save_pretrained(folder)
 
     def export_source(self) -> Any:
-        """Return what `ponder.export.onnx` writes: the model at full depth."""
+        """Return the model at full depth for `ponder.export.onnx`."""
         model: Any = PonderForSequenceClassification.from_finetuned(self.encoder)
         model.tokenizer = self.tokenizer
         return model.eval().export_source()
 
 
 def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainClassifier:
-    """Read a classifier of texts that stands in a cascade: with its exits, or as it is where it has none."""
+    """Read a classifier of texts for a cascade, with its exits if it has any."""
     source = str(folder)
     config = AutoConfig.from_pretrained(source)
     if isinstance(config, PonderConfig):
@@ -67,7 +67,7 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
     if config.problem_type == "multi_label_classification" or config.num_labels < 2:
         expected = "a classifier of one class a text"
         got = f"{config.num_labels} outputs, problem_type {config.problem_type!r}"
-        remedy = "Rerankers and several labels a text have no answers that are the same or not."
+        remedy = "Use a classifier: whether two answers are the same is defined for classes only."
         raise ArgumentError("MODEL", expected=expected, got=got, remedy=remedy)
     encoder: Any = load_whole(AutoModelForSequenceClassification, source, {"dtype": "auto"})
     return PlainClassifier(encoder.eval(), load_tokenizer(source))
@@ -96,7 +96,8 @@ def read_fine_tuned(source: str) -> PonderForSequenceClassification:
             "MODEL",
             expected="the folder or hub name of a fine-tuned classifier, with its tokenizer",
             got=f"{source} ({str(error).strip().splitlines()[0]})",
-            remedy="Save both there: model.save_pretrained(folder), tokenizer.save_pretrained(folder).",
+            remedy="Save both there: model.save_pretrained(folder), "
+            "tokenizer.save_pretrained(folder).",
         ) from error
     if not model.ponder.task.one_class:
         expected = "a classifier of two classes or more"
@@ -104,5 +105,5 @@ def read_fine_tuned(source: str) -> PonderForSequenceClassification:
         raise ArgumentError(
             "MODEL", expected=expected, got=got, remedy="Rerankers have `ponder rerank`."
         )
-    made: PonderForSequenceClassification = model.eval()
-    return made
+    classifier: PonderForSequenceClassification = model.eval()
+    return classifier

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,9 +33,11 @@ class InputRow:
     length: int
 
 
-@dataclass(frozen=True)
-class _PolicyState:
-    """The number of steps that a policy has decided, and the arrays of its state."""
+class _PolicyState(NamedTuple):
+    """The number of steps that a policy has decided, and the arrays of its state.
+
+    It is a tuple, since the loop selects rows of nested tuples.
+    """
 
     steps: int
     arrays: list[Array]
