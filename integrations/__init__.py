@@ -1,1 +1,1 @@
-"""Other libraries' models, services and pipelines with exits: Transformers, Sentence Transformers, Ray."""
+"""Exits in other libraries: Transformers, Sentence Transformers, Ray."""

@@ -1,4 +1,4 @@
-"""Ray: a service of several machines (Ray Serve), and answers beside the texts of large tables (Ray Data)."""
+"""Ray: a service on several machines (Ray Serve), and answers for large tables (Ray Data)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ __all__ = ["Predictor", "deployment"]
 
 
 class Predictor:
-    """A class for `ray.data.Dataset.map_batches`: each worker reads the model once, and answers tables of texts.
+    """A class for `ray.data.Dataset.map_batches`: each worker loads the model once.
 
     It adds the columns `label`, `probability` and `exit_step`.
 
     Args:
         folder: The folder of a classifier of texts, with its tokenizer; every worker must see it.
         column: The column with the texts.
-        second: That with the second texts of pairs, or None.
+        second: The column with the second texts of pairs; None for single texts.
         batch_size: Texts of a batch.
-        threads: Threads of one operation, of a worker; as many workers as cores share a machine
-            best with 1 each.
+        threads: Threads of one operation. With as many workers as cores, 1 is best.
 
     Example:
         >>> model.tokenizer = tokenizer
         >>> model.save_pretrained("saved")
-        >>> table = Predictor("saved")({"text": ["a short text", "a text"]})  # or dataset.map_batches(Predictor, …)
+        >>> table = Predictor("saved")({"text": ["a short text", "a text"]})
         >>> sorted(table)
         ['exit_step', 'label', 'probability', 'text']
     """
@@ -51,7 +50,7 @@ class Predictor:
         self.batch_size = batch_size
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a table, as arrays by column, with the answers beside it."""
+        """Return a table, as arrays by column, with the columns of the answers."""
         sides = [list(batch[name]) for name in self.columns]
         texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
         answers = self.model.predict(texts, batch_size=self.batch_size)
@@ -73,9 +72,10 @@ def deployment(
     threads: int = 1,
     **options: Any,
 ) -> Any:
-    """Return an application for `ray.serve.run`, whose replicas answer ``{"text": …}`` with label and exit step.
+    """Return an application for `ray.serve.run`.
 
-    Requests that reach a replica within `max_wait` seconds share a batch.
+    Its replicas answer ``{"text": …}`` with the label, its probability and the exit step. Requests
+    that reach a replica within `max_wait` seconds share a batch.
 
     Args:
         folder: The folder, as for `Predictor`; every node must see it.
@@ -95,15 +95,17 @@ def deployment(
         def __init__(self) -> None:
             self.predictor = Predictor(place, batch_size=max_batch, threads=threads)
 
-        @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=max_wait)  # type: ignore[untyped-decorator]
+        @serve.batch(  # type: ignore[untyped-decorator]
+            max_batch_size=max_batch, batch_wait_timeout_s=max_wait
+        )
         async def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
-            made = self.predictor({"text": texts})
+            table = self.predictor({"text": texts})
             names = ("label", "probability", "exit_step")
-            return [{name: made[name][row].item() for name in names} for row in range(len(texts))]
+            return [{name: table[name][row].item() for name in names} for row in range(len(texts))]
 
         async def __call__(self, request: Any) -> dict[str, Any]:
             body = await request.json()
-            found: dict[str, Any] = await self.answer(body["text"])
-            return found
+            answer: dict[str, Any] = await self.answer(body["text"])
+            return answer
 
     return serve.deployment(name="ponder", **options)(Replica).bind()

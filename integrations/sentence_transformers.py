@@ -1,9 +1,9 @@
 """Sentence Transformers whose rows exit early; needs the extra `sentence-transformers`.
 
-`with_exits(model)` gives a `SentenceTransformer` whose encoder exits per row; `PonderTransformer`
-is the module that does it, in the place of the library's own `Transformer`, in a `CrossEncoder`
-too. `encode` and `predict` then take `policy=`. `CrossEncoder`, here, ranks: candidates that cannot
-be among the best leave early.
+`with_exits(model)` returns a `SentenceTransformer` whose encoder exits per row. `PonderTransformer`
+is the module that does it: it replaces the library's `Transformer`, in a `CrossEncoder` too, and
+`encode` and `predict` then take `policy=`. The `CrossEncoder` of this module ranks: candidates that
+cannot be among the best exit early.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _TASKS: dict[type[Any], Any] = {
     PonderForSequenceClassification: "sequence-classification",
 }
 _OF_THE_MODULE = ("transformer_task", "modality_config", "module_output_name", "unpad_inputs")
-"""Settings of a `Transformer` that say what its model is, which is another one here; all others are kept."""
+"""Settings of a `Transformer` that describe its model, which is replaced; all others are kept."""
 
 
 class PonderTransformer(Transformer):
-    """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows exit at steps of their own.
+    """The first module of a `SentenceTransformer` or `CrossEncoder`, whose rows exit early.
 
-    A `PonderModel` gives the tokens of each row as they were at its exit (``readout="tokens"``),
-    and the modules behind pool them; or, with another readout, the embedding itself. A
-    `PonderForSequenceClassification` gives scores. The features also hold `exit_step`:
-    `encode(texts, output_value=None)` shows it.
+    A `PonderModel` returns the tokens of each row at its exit (``readout="tokens"``), which the
+    modules behind it pool, or, with another readout, the embedding. A
+    `PonderForSequenceClassification` returns scores. The features also contain `exit_step`, which
+    `encode(texts, output_value=None)` returns.
 
-    In training every step runs, and the answer is that of the last; the tokens of each step are in
-    the features as `all_layer_embeddings`, by which the library's `AdaptiveLayerLoss` trains every
-    exit; they are so in evaluation mode too, at full depth, while `config.output_hidden_states` is
-    set, as that loss sets it, and no policy is named.
+    In training every step runs, and the answer is that of the last. The tokens of each step are in
+    the features as `all_layer_embeddings`, with which the library's `AdaptiveLayerLoss` trains
+    every exit. In evaluation mode they are there, too, at full depth, if
+    `config.output_hidden_states` is set, as that loss sets it, and no policy is passed.
 
     Args:
         model_name_or_path: A folder that `save` wrote, or a saved model of this package with its
@@ -54,13 +54,14 @@ class PonderTransformer(Transformer):
 
     Example:
         >>> from ponder.integrations.transformers import PonderModel
-        >>> module = PonderTransformer.of(PonderModel.from_encoder(encoder, "vanilla", readout="tokens"), tokenizer)
+        >>> model = PonderModel.from_encoder(encoder, "vanilla", readout="tokens")
+        >>> module = PonderTransformer.of(model, tokenizer)
         >>> module.get_embedding_dimension()
         16
     """
 
     forward_kwargs = {"policy"}  # noqa: RUF012 (the base class's protocol)
-    """Arguments that `encode` and `predict` hand on to `forward`."""
+    """Arguments that `encode` and `predict` pass on to `forward`."""
     model: Any
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
@@ -68,6 +69,7 @@ class PonderTransformer(Transformer):
         self._limit_length()
 
     def _limit_length(self) -> None:
+        """Limit the length of the tokenizer to the positions of the encoder."""
         longest = getattr(self.model.encoder.config, "max_position_embeddings", None)
         if self.tokenizer is not None and isinstance(longest, int) and longest > 0:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
@@ -76,25 +78,24 @@ class PonderTransformer(Transformer):
     def of(
         cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any
     ) -> Self:
-        """Make the module around a model that is in memory; its weights are used, not copied.
+        """Make the module around a model in memory; its weights are used, not copied.
 
         Args:
             model: A `PonderModel`, or a `PonderForSequenceClassification`.
             processor: Its tokenizer, or another processor of Transformers.
             options: Arguments of `Transformer`.
         """
-        with (
-            TemporaryDirectory() as folder
-        ):  # the base class reads configuration and processor from files only
+        # The base class reads the configuration and the processor from files only.
+        with TemporaryDirectory() as folder:
             model.config.save_pretrained(folder)
             processor.save_pretrained(folder)
-            given = {**(options.pop("model_kwargs", None) or {}), "model": model}
-            made = cls(folder, transformer_task=_TASKS[type(model)], model_kwargs=given, **options)
-        made.processor = copy.deepcopy(
-            processor
-        )  # files do not know all that was set on it, such as truncation_side
-        made._limit_length()
-        return made
+            loading = {**(options.pop("model_kwargs", None) or {}), "model": model}
+            task = _TASKS[type(model)]
+            module = cls(folder, transformer_task=task, model_kwargs=loading, **options)
+        # Files lack some of its settings, such as truncation_side.
+        module.processor = copy.deepcopy(processor)
+        module._limit_length()
+        return module
 
     def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
         """Return the model that `of` was given, or else the one in the folder."""
@@ -110,28 +111,27 @@ class PonderTransformer(Transformer):
         """Run each row to its exit.
 
         Args:
-            features: What `preprocess` gave; `token_embeddings`, `sentence_embedding` or `scores`,
-                and `exit_step`, `(batch,)`, are added.
-            policy: An exit policy instead of the model's own.
-            ignored: What other modules read.
+            features: The output of `preprocess`. `token_embeddings`, `sentence_embedding` or
+                `scores`, and `exit_step`, `(batch,)`, are added to it.
+            policy: An exit policy instead of the model's.
+            ignored: Arguments of other modules.
         """
         model = self.model
         config = self.model.config
-        given = {name: features[name] for name in model.adapter.inputs if name in features}
-        tokens = isinstance(model, PonderModel) and config.readout == "tokens"
-        if (
-            tokens and config.output_hidden_states and policy is None and not model.training
-        ):  # as a loss asks for
-            layers = features["all_layer_embeddings"] = list(
-                model.unroll(**given).outputs.unbind(1)
-            )
-            features["token_embeddings"] = last = layers[-1]
+        inputs = {name: features[name] for name in model.adapter.inputs if name in features}
+        returns_tokens = isinstance(model, PonderModel) and config.readout == "tokens"
+        wants_layers = config.output_hidden_states and policy is None and not model.training
+        if returns_tokens and wants_layers:
+            layers = list(model.unroll(**inputs).outputs.unbind(1))
+            last = layers[-1]
+            features["all_layer_embeddings"] = layers
+            features["token_embeddings"] = last
             features["exit_step"] = torch.full((len(last),), len(layers), device=last.device)
             return features
-        out = model(**given, policy=policy, row_ids=ids_by_content(given))
+        out = model(**inputs, policy=policy, row_ids=ids_by_content(inputs))
         if isinstance(model, PonderForSequenceClassification):
             features["scores"] = out.logits
-        elif not tokens:
+        elif not returns_tokens:
             features["sentence_embedding"] = out.pooler_output
         else:
             features["token_embeddings"] = out.last_hidden_state
@@ -147,22 +147,22 @@ def with_exits(
     *,
     policy: ExitPolicy | None = None,
 ) -> SentenceTransformer:
-    """Return the model with a `PonderTransformer` in the place of its first module; all other modules are its own.
+    """Return a model whose first module is a `PonderTransformer`; other modules are shared.
 
-    The weights are used, not copied, and the model itself stays as it is. Until a policy is named,
-    every row runs to the last step, and the embeddings are those of the model. Early steps of an
-    encoder that was never trained to exit are poor embeddings: train them (`AdaptiveLayerLoss`),
-    then choose the policy on data of your own.
+    The weights are used, not copied, and the model itself is not changed. Without a policy, every
+    row runs to the last step, and the embeddings are those of the model. Early steps of an encoder
+    that was never trained to exit are poor embeddings: train them (`AdaptiveLayerLoss`), then
+    choose the policy on your data.
 
     Args:
         model: The model.
-        recipe: A recipe or its name: what heads the model gets, and the policy of calls that name
-            none. `vanilla` adds no weights, and runs to the end.
+        recipe: A recipe or its name: the heads, and the default policy. `vanilla` adds no weights,
+            and runs to the end.
         policy: An exit policy instead of the recipe's.
 
     Raises:
-        ArgumentError: Its first module is no `Transformer`, or a subclass with code of its own,
-            which would be lost.
+        ArgumentError: The first module is not a `Transformer`, or is a subclass, whose code would
+            be lost.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -173,17 +173,17 @@ def with_exits(
         >>> with_exits(plain).encode(["a short text"], policy=policies.FixedStep(2)).shape
         (1, 16)
     """
-    (name, own), *others = model.named_children()
-    plain = isinstance(own, Transformer) and not isinstance(own, PonderTransformer)
-    if not (plain and type(own).__module__.startswith("sentence_transformers.")):
+    (name, module), *others = model.named_children()
+    is_plain = isinstance(module, Transformer) and not isinstance(module, PonderTransformer)
+    if not (is_plain and type(module).__module__.startswith("sentence_transformers.")):
         raise ArgumentError(
             "model",
-            expected="one whose first module is the library's own Transformer",
-            got=f"{type(own).__name__} of {type(own).__module__}",
-            remedy="Assign the policy of one that exits already: model[0].model.policy = …; or build the model from "
-            "PonderTransformer.of(exiting_model, tokenizer).",
+            expected="a model whose first module is the library's Transformer",
+            got=f"{type(module).__name__} of {type(module).__module__}",
+            remedy="If it exits already, assign its policy: model[0].model.policy = …; or build "
+            "the model from PonderTransformer.of(exiting_model, tokenizer).",
         )
-    first: Any = own
+    first: Any = module
     exiting = PonderModel.from_encoder(first.auto_model, recipe, readout="tokens", policy=policy)
     exiting.train(False)
     settings = {
@@ -193,7 +193,7 @@ def with_exits(
         [(name, PonderTransformer.of(exiting, first.processor, **settings)), *others]
     )
     prompts: Any = model.prompts
-    made = SentenceTransformer(
+    result = SentenceTransformer(
         modules=modules,
         device=str(model.device),
         prompts=prompts,
@@ -201,6 +201,7 @@ def with_exits(
         similarity_fn_name=model.similarity_fn_name,
         truncate_dim=model.truncate_dim,
     )
-    handed_on = model.module_kwargs or {}  # by `encode`; the first module would not read it
-    made.module_kwargs = {place: names for place, names in handed_on.items() if place != name}
-    return made
+    # The arguments that `encode` passes on to each module; the new first one has its own.
+    passed_on = model.module_kwargs or {}
+    result.module_kwargs = {place: names for place, names in passed_on.items() if place != name}
+    return result

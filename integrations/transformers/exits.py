@@ -1,4 +1,4 @@
-"""`fit_exits`: early heads, a policy and its certificate for a fine-tuned model, from inputs without labels.
+"""`fit_exits`: early heads and a certified policy for a fine-tuned model, without labels.
 
 The inputs are rows of the traffic, split at random into three parts. On the first, the heads learn
 to answer as full depth does; the second chooses a policy (and, for a speed-up, its threshold); the

@@ -49,7 +49,7 @@ class EarlyHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits, `(batch, …, labels)`, from features, `(batch, …, labels + states · width)`."""
+        """Return logits, `(…, labels)`, from features, `(…, labels + states · width)`."""
         logits: Tensor = self.linear(self.states_of(features))
         return self.scale * features[..., : self.labels] + logits
 
@@ -72,7 +72,7 @@ class OwnAnswer(nn.Module):
 
 
 class FinetunedAdapter(CapturedAdapter):
-    """A fine-tuned model, captured with its head; its one readout, ``"answer"``, serves early heads.
+    """A fine-tuned model, captured with its head; its one readout is ``"answer"``.
 
     Its features are the model's answer, as if the model had ended here, and the states of the first
     token and of the mean of the tokens, without the padding on either side; if there is an answer

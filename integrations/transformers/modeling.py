@@ -234,7 +234,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw weights as Transformers does; Lambda heads start at their hazard, early ones at 0."""
+        """Draw weights as Transformers does, but start Lambda heads and early heads as built."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, LambdaHead):
             last: Any = module.layers[-1]

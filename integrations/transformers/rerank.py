@@ -1,7 +1,7 @@
-"""`CrossEncoder`: a fine-tuned cross encoder that lets go of candidates that cannot be among the best of their query.
+"""`CrossEncoder`: a fine-tuned cross encoder with early exit of losing candidates.
 
-Early heads regress the model's own last score on the states of the frozen model, in closed form and
-without labels; the margin of `policies.TopK` is then certified on other queries: "the same top k on
+Early heads regress the model's last score on the states of the frozen model, in closed form and
+without labels. The margin of `policies.TopK` is then certified on other queries: "the same top k on
 95% of them".
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -38,21 +38,23 @@ from ponder.policies import LastStep, TopK
 
 __all__ = ["CrossEncoder"]
 
-_MEMORY = 2**30  # bytes of the features that the heads learn on
-_RIDGE = 30.0  # of scaled inputs; from 10 to 100 the held-out errors on Banking77 and CLINC150 are within 4%
+_MEMORY = 2**30
+"""Bytes of the features that the heads learn on."""
+# Of scaled inputs. From 10 to 100 the held-out errors on Banking77 and CLINC150 are within 4%.
+_RIDGE = 30.0
 
 
 class CrossEncoder(Ranker):
-    """A cross encoder whose candidates leave early, used as that of Sentence Transformers.
+    """A cross encoder whose candidates exit early, used like the one of Sentence Transformers.
 
     Args:
-        model: A fine-tuned sequence classifier of Transformers: a folder, a hub name, or the model
-            itself.
-        label: Which output ranks, where the model has several.
-        tokenizer: The tokenizer, where the model is in memory.
+        model: A fine-tuned sequence classifier of Transformers: a folder, a hub name, or a model.
+        label: The output that ranks, if the model has several.
+        tokenizer: The tokenizer of a model in memory.
 
     Example:
-        >>> ranker = CrossEncoder(BertForSequenceClassification(config), label=1, tokenizer=tokenizer)
+        >>> whole = BertForSequenceClassification(config)
+        >>> ranker = CrossEncoder(whole, label=1, tokenizer=tokenizer)
         >>> [best] = ranker.rank("a text", ["short", "a text", "text a short"], top_k=1)
         >>> sorted(best)
         ['corpus_id', 'exit_step', 'score']
@@ -71,31 +73,32 @@ class CrossEncoder(Ranker):
     ) -> None:
         whole: Any = model
         if not isinstance(model, nn.Module):
-            tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
             whole = load_whole(AutoModelForSequenceClassification, model, {"dtype": "auto"})
+            if tokenizer is None:
+                tokenizer = load_tokenizer(str(model))
         sigmoid = not _activation(whole.config, model).endswith("Identity")
-        made = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
-        made.tokenizer = tokenizer
-        super().__init__(made, RankerSettings(sigmoid=sigmoid))
+        exiting = PonderForSequenceClassification.from_finetuned(_with_one_label(whole, label))
+        exiting.tokenizer = tokenizer
+        super().__init__(exiting, RankerSettings(sigmoid=sigmoid))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote."""
         model: Any = PonderForSequenceClassification.from_pretrained(str(folder)).eval()
-        made = cls.__new__(cls)
-        settings = RankerSettings.read(
-            Path(folder), model.ponder.weights_digest, partial(changed_files, str(folder))
-        )
-        Ranker.__init__(made, model, settings)
-        return made
+        changed = partial(changed_files, str(folder))
+        settings = RankerSettings.read(Path(folder), model.ponder.weights_digest, changed)
+        # Its own constructor takes a fine-tuned model; this one has exits already.
+        ranker = cls.__new__(cls)
+        Ranker.__init__(ranker, model, settings)
+        return ranker
 
     def save(self, folder: str | Path) -> None:
-        """Write model, tokenizer, policy and promise into a folder."""
+        """Write the model, the tokenizer, the policy and the promise into a folder."""
         self.model.save_pretrained(folder)
         self.settings.write(Path(folder))
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
-        """See `Ranker`."""
+        """Return pairs before their first step; see `Ranker.start`."""
         reader = ExampleReader(self.model.ponder)
         examples = [reader.read(example) for example in examples_of(self.model, pairs)]
         return start_batches(reader, examples, {"output"}, max_batch=batch_size, regroups=False)[0]
@@ -111,43 +114,46 @@ class CrossEncoder(Ranker):
         ordered: bool = True,
         progress: Callable[[str, int, int], object] | None = None,
     ) -> RiskControl:
-        """Fit early heads on half of the queries, and certify the margin on the other half; no labels are needed.
+        """Fit early heads on half of the queries, and certify the margin on the other half.
 
-        First-stage scores, where all queries have them, become the first step of the policy and an
-        input of the heads.
+        No labels are needed. First-stage scores, if all queries have them, become the first step of
+        the policy and an input of the heads.
 
         Args:
-            queries: Queries with their candidates, as those to come: dicts with `query`,
-                `documents`, and perhaps `scores` (first stage) and `labels`.
-            top_k: How many candidates of a query are wanted.
-            changed: Bound of the risk: of ``"top_k"`` and ``"top_1"`` the share of queries with
-                another answer than the full rerank, of ``"ndcg"`` and ``"ndcg_gap"`` a mean loss.
+            queries: Queries with their candidates, like those to come: dicts with `query`,
+                `documents`, and optionally `scores` (first stage) and `labels`.
+            top_k: The number of candidates of a query that are wanted.
+            changed: Bound of the risk. For ``"top_k"`` and ``"top_1"`` it is the share of queries
+                with another answer than the full rerank, for ``"ndcg"`` and ``"ndcg_gap"`` a mean
+                loss.
             risk: ``"top_k"``, ``"top_1"``, ``"ndcg"`` (against the full order) or ``"ndcg_gap"``
                 (against labels).
             confidence: Probability with which the promise holds.
             ordered: Whether the best run to the last step, so that their order is that of the full
-                rerank; without it all leave once the set is known.
-            progress: Called with a phase, what is done of it, and how much it is in all.
+                rerank; if not, all exit once the set is known.
+            progress: A function `progress(phase, done, total)`.
 
         Returns:
-            The policy with its statement; the ranker has taken it.
+            The policy with its statement; it becomes the policy of the ranker.
+
+        Raises:
+            ArgumentError: There are too few queries.
         """
         policy = TopK(top_k, 1.0, ordered=ordered)
         pools = pools_of(queries)
         learn, check = split(content_ids([pool.query for pool in pools]))
         if len(learn) < 2 or not len(check):
-            expected = "some distinct queries, best 500 and more"
-            remedy = "Take some of a log; they need no labels."
+            expected = "distinct queries, 500 or more if possible"
+            remedy = "Take them from a log; they need no labels."
             raise ArgumentError("queries", expected=expected, got=str(len(pools)), remedy=remedy)
-        staged = all(len(pool.scores) for pool in pools)
+        has_scores = all(len(pool.scores) for pool in pools)
         fitted = {"queries": len(pools), "learned_on": len(learn)}
         before = self.settings
+        cleared = replace(before, top_k=None, policy=LastStep(), blend=(), fitted=fitted)
         try:
             with as_before_if_refused(self.model):
-                self.settings = replace(
-                    before, top_k=None, policy=LastStep(), blend=(), fitted=fitted
-                )
-                spread = self._learn([pools[n] for n in learn], top_k, staged, progress)
+                self.settings = cleared
+                spread = self._learn([pools[n] for n in learn], top_k, has_scores, progress)
                 return self.certify(
                     [pools[n] for n in check],
                     replace(policy, spread=spread),
@@ -159,117 +165,137 @@ class CrossEncoder(Ranker):
             self.settings = before
             raise
 
-    _run = torch.inference_mode()(Ranker._run)
+    def _run(self, *args: Any, **options: Any) -> Any:
+        """Run as `Ranker` does, without the records that gradients need."""
+        with torch.inference_mode():
+            return super()._run(*args, **options)
 
     def _learn(
         self,
         pools: Sequence[Pool],
         top_k: int,
-        staged: bool,
+        has_scores: bool,
         progress: Callable[[str, int, int], object] | None,
     ) -> tuple[float, ...]:
-        """Set the early heads, and return how far the scores of each step stray from the last on held-out queries."""
+        """Set the early heads, and return the spread of the scores of each step.
+
+        The spread is the error from the last score on held-out queries. With first-stage scores,
+        the first entry is theirs, and the settings get the weights that blend them in.
+        """
         heads = list(self.model.ponder.head.heads)[:-1]
         most = _MEMORY // (4 * self.layers * (1 + heads[0].linear.in_features))
-        pools = pools[
-            : max(int(np.searchsorted(np.cumsum([len(pool.documents) for pool in pools]), most)), 2)
-        ]
+        ends = np.cumsum([len(pool.documents) for pool in pools])
+        pools = pools[: max(int(np.searchsorted(ends, most)), 2)]
         pairs, groups, scores = rows_of(pools)
-        seen = self.model.record(
-            pairs, keep_features=True, progress=counter(progress, "learn", len(pairs))
-        )
+        count = counter(progress, "learn", len(pairs))
+        seen = self.model.record(pairs, keep_features=True, progress=count)
         assert seen.features is not None
-        first = torch.from_numpy(scores)[:, None][:, : int(staged)]
-        fit = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
-        blend = list[tuple[float, float]]()
-        spread = list[float]()
-        if staged:
-            weight, offset, error = fit(first)
-            blend.append((offset, float(weight[0])))
-            spread.append(error)
+        first = torch.from_numpy(scores)[:, None][:, : int(has_scores)]
+        ridge = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
+        blend: list[tuple[float, float]] = []
+        spread: list[float] = []
+        if has_scores:
+            fit = ridge.fit(first)
+            blend.append((fit.offset, float(fit.weights[0])))
+            spread.append(fit.error)
         for step, head in enumerate(heads):
             features = seen.features[:, step]
             width = head.linear.in_features
-            weight, offset, error = fit(
-                torch.cat([features[:, :1], head.states_of(features), first], 1).double()
-            )
+            inputs = torch.cat([features[:, :1], head.states_of(features), first], 1)
+            fit = ridge.fit(inputs.double())
             with torch.no_grad():
-                head.scale.copy_(weight[0])
-                head.linear.weight.copy_(weight[None, 1 : 1 + width])
-                head.linear.bias.fill_(offset)
-            blend.append((0.0, float(weight[1 + width :].sum())))
-            spread.append(error)
-        self.settings = replace(self.settings, blend=(*blend, (0.0, 0.0)) if staged else ())
-        return tuple(round(each, 6) for each in spread)
+                head.scale.copy_(fit.weights[0])
+                head.linear.weight.copy_(fit.weights[None, 1 : 1 + width])
+                head.linear.bias.fill_(fit.offset)
+            blend.append((0.0, float(fit.weights[1 + width :].sum())))
+            spread.append(fit.error)
+        blend.append((0.0, 0.0))  # the last step's scores stay as they are
+        self.settings = replace(self.settings, blend=tuple(blend) if has_scores else ())
+        return tuple(round(error, 6) for error in spread)
+
+
+@dataclass(frozen=True, eq=False)
+class _RidgeFit:
+    """A linear map: weights `(inputs,)`, an offset, and the error on held-out queries."""
+
+    weights: Tensor
+    offset: float
+    error: float
 
 
 class _Ridge:
-    """Ridge regressions of one target, most of all of the high scores, with weights 1 / (1 + place / max(k, 10)).
+    """Ridge regressions of one target, in which high scores weigh most.
 
-    The error of each is that on every fifth query, when the others taught, among the candidates
-    near the k-th.
+    The weight of a candidate is 1 / (1 + place / max(k, 10)). The error of a regression is measured
+    on every fifth query, with weights that were fitted on the others, among the candidates near the
+    k-th.
     """
 
     def __init__(self, target: Tensor, groups: Tensor, top_k: int) -> None:
         place = torch.from_numpy(ranked(groups.numpy(), target.numpy()))
-        held = groups % 5 == 0
+        held_out = groups % 5 == 0
         self.target = target
         self.groups = groups
-        self.taught = ~held
-        self.near = held & (place < 4 * top_k)
+        self.fitting = ~held_out
+        self.near = held_out & (place < 4 * top_k)
         self.weights = 1.0 / (1.0 + place.double() / max(top_k, 10))
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, float, float]:
-        """Return weights, `(inputs,)`, offset, and the held-out error within queries."""
+    def fit(self, inputs: Tensor) -> _RidgeFit:
+        """Fit the target from inputs, `(rows, inputs)`."""
         scale = inputs.std(0).clamp(min=1e-6)
-        weight, offset = self._solve(inputs / scale, slice(None))
-        held_out, _ = self._solve(inputs / scale, self.taught)
-        error = (inputs / scale @ held_out - self.target)[self.near]
+        weights, offset = self._solve(inputs / scale, slice(None))
+        of_others, _ = self._solve(inputs / scale, self.fitting)
+        errors = (inputs / scale @ of_others - self.target)[self.near]
         groups = self.groups[self.near]
-        error -= (torch.bincount(groups, error) / torch.bincount(groups).clamp(min=1))[groups]
-        return weight / scale, float(offset), max(float(error.square().mean().sqrt()), 1e-6)
+        # A shift of all scores of a query changes no ranking: its mean error does not count.
+        means = torch.bincount(groups, errors) / torch.bincount(groups).clamp(min=1)
+        error = float((errors - means[groups]).square().mean().sqrt())
+        return _RidgeFit(weights / scale, float(offset), max(error, 1e-6))
 
     def _solve(self, inputs: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
+        """Return the weights and the offset of the regression on some rows."""
         inputs = inputs[rows]
         target = self.target[rows]
         weights = self.weights[rows]
         centre = weights @ inputs / weights.sum()
         mean = weights @ target / weights.sum()
         weighted = (inputs - centre) * weights[:, None]
-        gram = weighted.T @ (inputs - centre) + _RIDGE * torch.eye(
-            inputs.shape[1], dtype=inputs.dtype
-        )
+        penalty = _RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        gram = weighted.T @ (inputs - centre) + penalty
         solved: Tensor = torch.linalg.solve(gram, weighted.T @ (target - mean))
         return solved, mean - centre @ solved
 
 
 def _activation(config: Any, model: Any) -> str:
-    """Return the name of the activation of Sentence Transformers, beside the model or in its configuration."""
-    said = {"activation_fn": getattr(config, "sbert_ce_default_activation_function", None)}
-    said |= getattr(config, "sentence_transformers", None) or {}
+    """Return the activation's name, from the configuration or files of Sentence Transformers."""
+    settings = {"activation_fn": getattr(config, "sbert_ce_default_activation_function", None)}
+    settings |= getattr(config, "sentence_transformers", None) or {}
     with suppress(OSError, ValueError, TypeError):
-        said |= json.loads((Path(model) / "config_sentence_transformers.json").read_text())
-    return str(said["activation_fn"] or "Sigmoid")
+        settings |= json.loads((Path(model) / "config_sentence_transformers.json").read_text())
+    return str(settings["activation_fn"] or "Sigmoid")
 
 
 def _with_one_label(model: Any, label: int | None) -> Any:
-    """Return a model with one output: its own, or the row `label` of its last linear layer."""
+    """Return a model with one output: its only one, or the one of `label`."""
     labels = int(model.config.num_labels)
-    if labels > 1:
-        if label not in range(labels):
-            expected = (
-                f"the output that ranks, from 0 to {labels - 1}: {dict(model.config.id2label)}"
-            )
-            remedy = "Pass label=1, say; a model that was trained to rank has one output."
-            raise ArgumentError("label", expected=expected, got=repr(label), remedy=remedy)
-        last = [
-            part
-            for part in model.modules()
-            if isinstance(part, nn.Linear) and part.out_features == labels
-        ][-1]
-        last.weight = nn.Parameter(last.weight.detach()[[label]])
-        last.bias = None if last.bias is None else nn.Parameter(last.bias.detach()[[label]])
-        last.out_features = 1
-        model.num_labels = model.config.num_labels = 1
+    if labels <= 1:
+        model.config.problem_type = "regression"
+        return model
+    if label not in range(labels):
+        names = dict(model.config.id2label)
+        raise ArgumentError(
+            "label",
+            expected=f"the output that ranks, from 0 to {labels - 1}: {names}",
+            got=repr(label),
+            remedy="Pass label=1, say; a model that was trained to rank has one output.",
+        )
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    last = [part for part in linear if part.out_features == labels][-1]
+    last.weight = nn.Parameter(last.weight.detach()[[label]])
+    if last.bias is not None:
+        last.bias = nn.Parameter(last.bias.detach()[[label]])
+    last.out_features = 1
+    model.num_labels = 1
+    model.config.num_labels = 1
     model.config.problem_type = "regression"
     return model

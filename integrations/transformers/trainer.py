@@ -1,4 +1,4 @@
-"""`PonderTrainer`: a `Trainer` whose heads learn at their own rates, that runs every stage of a recipe."""
+"""`PonderTrainer`: a `Trainer` that runs every stage of a recipe, with rates for the heads."""
 
 from __future__ import annotations
 
@@ -25,39 +25,44 @@ from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
 
-_END = "end"  # in the folder of a stage: the weights with which it ended
+_END = "end"
+"""The folder, in that of a stage, of the weights with which the stage ended."""
 
 
 class PonderTrainer(Trainer):
-    """`transformers.Trainer` for models with exits: all stages of the recipe, and rates of learning for the heads.
+    """`transformers.Trainer` for models with exits, with all stages of the recipe.
 
-    The optimiser (`args.optim`) works on `ponder.parameter_groups`, and objectives that change on
-    the way know how far training has come. Evaluations run each row to its exit, and add the mean
-    `exit_step` to what they measure. Accumulated batches, and those of several processes, weigh as
+    The optimiser (`args.optim`) works on `ponder.parameter_groups`, and objectives that depend on
+    the progress of training get it. Evaluations run each row to its exit, and add the mean
+    `exit_step` to the metrics. Accumulated batches, and those of several processes, are weighted by
     their labelled rows. `args.label_smoothing_factor` smooths the labels of every step.
 
-    Each stage runs as long as `args` says, with an optimiser and a schedule of its own, and freezes
-    what it does not train. Several stages write their checkpoints to folders of their own,
-    `stage-1` … in `args.output_dir`, and what a stage ended with to `stage-1/end` …;
-    `train(resume_from_checkpoint=True)` goes on with the stage that was cut off. Stages before the
-    last are evaluated at full depth, unless they train the exits alone: until then exits say
-    nothing.
+    Each stage runs for the duration in `args`, with a new optimiser and schedule, and freezes the
+    parts that it does not train. Several stages write their checkpoints to the folders `stage-1` …
+    in `args.output_dir`, and their last weights to `stage-1/end` …;
+    `train(resume_from_checkpoint=True)` continues the stage that was interrupted. Stages before the
+    last are evaluated at full depth, since exits mean nothing before they are trained, unless the
+    stage trains the exits alone.
 
     Args:
         args: The first arguments of `Trainer`.
-        lambda_lr: Learning rate of the Lambda head; that of the model where None.
-        head_lr: Learning rate of the heads; that of the model where None.
+        lambda_lr: Learning rate of the Lambda head. By default that of the model.
+        head_lr: Learning rate of the heads. By default that of the model.
         kwargs: Keyword arguments of `Trainer`.
 
     Raises:
         ArgumentError: The heads of a model with adapters of peft are frozen. In training, a
-            `compute_loss_func` takes a loss of the last step alone.
+            `compute_loss_func` uses the last step alone.
 
     Example:
         >>> from transformers import TrainingArguments
         >>> rows = [{"input_ids": [2, 3, 4], "labels": n % 3} for n in range(8)]
-        >>> arguments = TrainingArguments("runs", max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True)
-        >>> trainer = PonderTrainer(model, arguments, lambda_lr=1e-4, train_dataset=rows, processing_class=tokenizer)
+        >>> arguments = TrainingArguments(
+        ...     "runs", max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True
+        ... )
+        >>> trainer = PonderTrainer(
+        ...     model, arguments, lambda_lr=1e-4, train_dataset=rows, processing_class=tokenizer
+        ... )
         >>> trainer.train().global_step
         {'train_runtime': ...}
         1
@@ -73,30 +78,31 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self._at_full_depth = False
-        self._seen: list[
-            tuple[Tensor, Tensor, Tensor]
-        ] = []  # loss, labelled rows and exits of each batch
+        # Of each row that was evaluated: its loss, its share of labelled rows, and its exit.
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         super().__init__(*args, **kwargs)
         self._smoothing = self.args.label_smoothing_factor
         self.label_smoother = None
-        self.loss_is_scaled_for_ga = True  # by `compute_loss`
+        self.loss_is_scaled_for_ga = True  # `compute_loss` scales it
         wrapper = self.wrapper
         frozen = not any(weight.requires_grad for weight in wrapper.head.parameters())
         if frozen and hasattr(self.model, "peft_config"):
-            expected = "the heads, which are new and have to be trained in full beside the adapters"
-            remedy = "Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of the model."
             raise ArgumentError(
-                "modules_to_save", expected=expected, got="heads that are frozen", remedy=remedy
+                "modules_to_save",
+                expected="the heads, which are new and must be trained in full",
+                got="heads that are frozen",
+                remedy="Pass LoraConfig(…, modules_to_save=model.head_names), or the task_type of "
+                "the model.",
             )
 
     @property
     def wrapper(self) -> PonderWrapper:
-        """The wrapper in the model, also where peft has put modules around it."""
+        """The wrapper in the model, around which peft may have put modules."""
         trained: Any = self.model
         return next(part for part in trained.modules() if isinstance(part, PonderWrapper))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train every stage as Transformers trains, and return what the last one gave."""
+        """Train every stage as Transformers does, and return the output of the last one."""
         wrapper = self.wrapper
         stages = wrapper.stages
         if len(stages) == 1:
@@ -104,43 +110,46 @@ class PonderTrainer(Trainer):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         folder = Path(self.args.output_dir or "")
         folders = [folder / f"stage-{number}" for number in range(1, len(stages) + 1)]
-        first, checkpoint = self._cut_off(folders) if resume_from_checkpoint else (0, None)
-        if not resume_from_checkpoint and self.is_world_process_zero():
-            for own in folders:
-                shutil.rmtree(
-                    own, ignore_errors=True
-                )  # what another run ended with is no state to go on from
-        found = None
+        first = 0
+        checkpoint = None
+        if resume_from_checkpoint:
+            first = self._load_finished(folders)
+            if folders[first].is_dir():
+                checkpoint = get_last_checkpoint(str(folders[first]))
+        elif self.is_world_process_zero():
+            for stage_folder in folders:  # a later resumption must not find another run
+                shutil.rmtree(stage_folder, ignore_errors=True)
+        output = None
         try:
-            for stage, own in list(zip(stages, folders, strict=True))[first:]:
-                self.args.output_dir = str(own)
-                self.optimizer = self.lr_scheduler = None
-                with self._stage(stage, last=stage is stages[-1]):
-                    found = super().train(checkpoint, *args, **kwargs)
+            for number in range(first, len(stages)):
+                is_last = number == len(stages) - 1
+                self.args.output_dir = str(folders[number])
+                self.optimizer = None
+                self.lr_scheduler = None
+                with self._stage(stages[number], last=is_last):
+                    output = super().train(checkpoint, *args, **kwargs)
                 checkpoint = None
-                if own != folders[-1] and self.args.save_strategy != "no":
-                    self.save_model(str(own / _END), _internal_call=True)
+                if not is_last and self.args.save_strategy != "no":
+                    self.save_model(str(folders[number] / _END), _internal_call=True)
         finally:
             self.args.output_dir = str(folder)
-        return found
+        return output
 
     @contextmanager
     def _stage(self, stage: Stage, *, last: bool) -> Iterator[None]:
-        """Train one stage inside the block; its last weights are kept where all epochs score alike."""
+        """Train one stage inside the block; keep its last weights if all epochs score alike."""
         wrapper = self.wrapper
-        best = self.args.load_best_model_at_end
-        frozen = stage.train != "all"
-        unread = stage.train == "lambda_head" and "hazard" not in wrapper.policy.needs
-        alike = unread or (
-            frozen and wrapper.policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps
-        )
-        stopping = [
-            each
-            for each in self.callback_handler.callbacks
-            if isinstance(each, EarlyStoppingCallback)
-        ]
-        self._at_full_depth = not last and not frozen
-        if alike:
+        policy = wrapper.policy
+        trains_exits = stage.train != "all"
+        ignores_hazards = stage.train == "lambda_head" and "hazard" not in policy.needs
+        runs_to_end = policy.exit_of_all(wrapper.num_steps) == wrapper.num_steps
+        # Then all epochs have one score, of which the first would be the best.
+        scores_are_equal = ignores_hazards or (trains_exits and runs_to_end)
+        load_best = self.args.load_best_model_at_end
+        callbacks = self.callback_handler.callbacks
+        stopping = [each for each in callbacks if isinstance(each, EarlyStoppingCallback)]
+        self._at_full_depth = not last and not trains_exits
+        if scores_are_equal:
             self.args.load_best_model_at_end = False
             for callback in stopping:
                 self.remove_callback(callback)
@@ -149,32 +158,32 @@ class PonderTrainer(Trainer):
                 yield
         finally:
             self._at_full_depth = False
-            self.args.load_best_model_at_end = best
-            for callback in stopping if alike else ():
-                self.add_callback(callback)
+            self.args.load_best_model_at_end = load_best
+            if scores_are_equal:
+                for callback in stopping:
+                    self.add_callback(callback)
 
-    def _cut_off(self, folders: list[Path]) -> tuple[int, str | None]:
-        """The stage that was cut off, with the weights before it in the model, and its last checkpoint, if any."""
-        done = next(
-            (number for number, own in enumerate(folders[:-1]) if not (own / _END).is_dir()),
-            len(folders) - 1,
-        )
-        if done:
-            self._load_from_checkpoint(str(folders[done - 1] / _END))
-        return done, get_last_checkpoint(str(folders[done])) if folders[done].is_dir() else None
+    def _load_finished(self, folders: list[Path]) -> int:
+        """Load the last weights of the stages that ended, and return how many these are."""
+        finished = 0
+        while finished < len(folders) - 1 and (folders[finished] / _END).is_dir():
+            finished += 1
+        if finished:
+            self._load_from_checkpoint(str(folders[finished - 1] / _END))
+        return finished
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Make one step of training, at a known progress."""
+        """Make one step of training, after setting its progress."""
         self.wrapper.progress = Progress(
             min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1)
         )
         return super().training_step(model, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the batches of one step of the optimiser, and the number of their labelled rows in all processes."""
+        """Return the batches of one optimiser step, and their labelled rows in all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        own = torch.as_tensor(sum(self._labelled(batch) for batch in batches), device=device)
-        return batches, self.accelerator.gather(own).sum()
+        labelled = torch.as_tensor(sum(self._labelled(batch) for batch in batches), device=device)
+        return batches, self.accelerator.gather(labelled).sum()
 
     def compute_loss(
         self,
@@ -184,26 +193,23 @@ class PonderTrainer(Trainer):
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Compute the loss as Transformers does, with smoothed labels, weighed as the labelled rows of the batch."""
+        """Compute the loss with smoothed labels, weighted by the labelled rows of the batch."""
         with self._smoothed():
             loss, outputs = super().compute_loss(model, inputs, True, None, **kwargs)
         labelled = self._labelled(inputs)
         if not model.training:
             rows = outputs["exit_step"]
             share = labelled.to(loss.device) / max(len(rows), 1)
-            each = (
-                (loss.detach().float() * share).expand(len(rows)),
-                share.expand(len(rows)),
-                rows.double(),
-            )
-            self._seen.append(self.accelerator.gather_for_metrics(each))
+            losses = (loss.detach().float() * share).expand(len(rows))
+            of_rows = (losses, share.expand(len(rows)), rows.double())
+            self._seen.append(self.accelerator.gather_for_metrics(of_rows))
         elif num_items_in_batch is not None:
             loss = joined_loss(loss, labelled, num_items_in_batch, self.args.world_size)
         return (loss, outputs) if return_outputs else loss
 
     @contextmanager
     def _smoothed(self) -> Iterator[None]:
-        """Smooth the labels of every step for the length of a block."""
+        """Smooth the labels of every step inside a block."""
         wrapper = self.wrapper
         task = self.wrapper.task
         if self._smoothing and task is not None:
@@ -217,7 +223,7 @@ class PonderTrainer(Trainer):
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Evaluate as Transformers does, and report the mean exit of the examples too."""
+        """Evaluate as Transformers does, and report the mean exit of the examples, too."""
         base: Any = super()
         wrapper = self.wrapper
         self._seen = []
@@ -232,21 +238,23 @@ class PonderTrainer(Trainer):
             wrapper.policy = policy
         if not self._seen:
             return output
-        loss, labelled, exits = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        losses = torch.cat([loss for loss, _, _ in self._seen])
+        labelled = torch.cat([share for _, share, _ in self._seen])
+        exits = torch.cat([rows for _, _, rows in self._seen])
         measured = {f"{metric_key_prefix}_exit_step": float(exits.mean())}
-        if float(labelled.sum()):  # Trainer weighs batches by all of their rows
-            measured[f"{metric_key_prefix}_loss"] = float(loss.sum() / labelled.sum())
+        if float(labelled.sum()):  # Trainer weights batches by all of their rows
+            measured[f"{metric_key_prefix}_loss"] = float(losses.sum() / labelled.sum())
         return output._replace(metrics={**(output.metrics or {}), **measured})
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, whose rows are known by their content: sampled exits depend on the row."""
+        """Evaluate a batch with row ids by content, since sampled exits depend on the row."""
         ids = ids_by_content(inputs)
         return super().prediction_step(
             model, {**inputs, "row_ids": ids if len(ids) else None}, *args, **kwargs
         )
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that the encoder reads, besides those that the model's forward names."""
+        """Keep the columns that the encoder reads, and those that the model's forward names."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
@@ -254,7 +262,7 @@ class PonderTrainer(Trainer):
             columns.extend(name for name in sorted(stem.adapter.inputs) if name not in columns)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser of `args.optim`, with a group for the encoder, the heads and the Lambda head."""
+        """Make the optimiser of `args.optim` with groups for encoder, heads and Lambda head."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             optimizer_class, options = (
@@ -268,8 +276,12 @@ class PonderTrainer(Trainer):
         return self.optimizer
 
     def _labelled(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The number of rows of a batch that have a label."""
+        """Return the number of rows of a batch that have a label."""
         labels = span_labels(inputs.get("start_positions"), inputs.get("end_positions"))
-        labels = inputs.get("labels") if labels is None else labels
+        if labels is None:
+            labels = inputs.get("labels")
         task: Task | None = self.wrapper.task
-        return torch.tensor(0) if labels is None or task is None else task.labelled(labels).sum()
+        if labels is None or task is None:
+            return torch.tensor(0)
+        count: Tensor = task.labelled(labels).sum()
+        return count

@@ -68,8 +68,9 @@ class OnnxModel:
         # Rows of several lengths share a batch between steps only if outputs have no positions.
         can_narrow = manifest.narrows or manifest.mask is None
         self._regroups = not self.task.per_position and can_narrow
-        self._policy: Any = self.policy
-        if manifest.graphs is not None:
+        if manifest.graphs is None:
+            self._policy: Any = self.policy
+        else:  # its class need not be known here
             self._policy = GraphPolicy(manifest.graphs, self.graphs)
         self._tokenizer: Any = None
         if manifest.max_length is not None:
