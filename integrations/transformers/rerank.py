@@ -186,12 +186,12 @@ class CrossEncoder(Ranker):
         most = _MEMORY // (4 * self.layers * (1 + heads[0].linear.in_features))
         ends = np.cumsum([len(pool.documents) for pool in pools])
         pools = pools[: max(int(np.searchsorted(ends, most)), 2)]
-        pairs, groups, scores = rows_of(pools)
-        count = counter(progress, "learn", len(pairs))
-        seen = self.model.record(pairs, keep_features=True, progress=count)
+        rows = rows_of(pools)
+        count = counter(progress, "learn", len(rows.pairs))
+        seen = self.model.record(rows.pairs, keep_features=True, progress=count)
         assert seen.features is not None
-        first = torch.from_numpy(scores)[:, None][:, : int(has_scores)]
-        ridge = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(groups), top_k)
+        first = torch.from_numpy(rows.scores)[:, None][:, : int(has_scores)]
+        ridge = _Ridge(seen.outputs[:, -1, 0].double(), torch.from_numpy(rows.groups), top_k)
         blend: list[tuple[float, float]] = []
         spread: list[float] = []
         if has_scores:

@@ -1,4 +1,7 @@
-"""`onnx`: a model as a folder of ONNX graphs, one a part, so that rows exit between steps; `OnnxModel` runs it."""
+"""`onnx`: a model as a folder of ONNX graphs, one a part, so that rows exit between steps.
+
+`_Tracer` writes the graphs and the manifest; `ponder.deploy.runtime.OnnxModel` runs them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,14 @@ from ponder._utils.files import replaced_folder
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
-from ponder.deploy.manifest import FILE, TOKENIZER, Manifest, promise_of_export
-from ponder.deploy.quantize import quantize, ranges_of
+from ponder.deploy.manifest import (
+    FILE,
+    TOKENIZER,
+    Manifest,
+    PolicyGraphs,
+    promise_of_export,
+)
+from ponder.deploy.quantize import Channels, quantize, ranges_of
 from ponder.errors import ArgumentError
 from ponder.model import readouts
 from ponder.model.heads import LambdaHead, PerStep
@@ -31,21 +40,23 @@ from ponder.wrapper import PonderWrapper
 __all__ = ["ExportSource", "onnx", "quantized"]
 
 _LONGEST = 512
-_NEXT = ".next"  # a graph cannot give a tensor the name of one that it takes
+"""The number of tokens to which texts are cut if neither model nor tokenizer has a limit."""
+_NEXT = ".next"
+"""The suffix of a step's outputs: they cannot have the names of its inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportSource:
-    """A model with all that an export needs besides.
+    """A model, with an example of a call and the parts of an export that are not graphs.
 
     Args:
         model: The wrapper.
-        inputs: Inputs of an example call, batch first, two rows at least.
+        inputs: Inputs of an example call, batch first, at least two rows.
         context: The context of that call.
         name: Name of the inputs in the export.
-        defaults: Values of the context's tensors where a caller leaves them out, by name.
-        tokenizer: A fast tokenizer of Transformers, or None.
-        max_length: Number of tokens that the model takes; None where it is not known.
+        defaults: By name, values of tensors of the context that a caller may leave out.
+        tokenizer: A fast tokenizer of Transformers; None for a model without texts.
+        max_length: Number of tokens that the model takes; None if it is not known.
         labels: Names of the classes.
     """
 
@@ -67,30 +78,30 @@ def onnx(
     example: Any = None,
     calibration: Any = None,
 ) -> Path:
-    """Write a model as ONNX graphs for `ponder.export.OnnxModel`, which needs neither PyTorch nor Transformers.
+    """Write a model as ONNX graphs for `ponder.export.OnnxModel`, which runs without PyTorch.
 
-    Stem, steps (one graph where weights are shared), readout, heads, Lambda head and the policy are
-    graphs of their own; thresholds are inputs of the policy's. Each graph is run and compared with
-    PyTorch.
+    The stem, the steps (one graph if they share weights), the readout, the heads, the Lambda head
+    and the policy are separate graphs; thresholds are inputs of the policy's graphs. Each graph is
+    run and compared with PyTorch.
 
     Args:
-        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`; with its
+        model: A `ponder.PonderWrapper`, or a model of `ponder.integrations.transformers`, with its
             policy.
-        folder: Made where it does not exist; an earlier export there is replaced.
-        int8: Quantise the matrix products of the steps to 8 bits, but for those that narrow (the
-            second of a feed-forward block), which some encoders do not bear; ``"all"`` quantises
-            these too. Outputs move, so choose the threshold again on `OnnxModel.record`.
-        example: Inputs of a call, or a pair (inputs, context), batch first, two rows at least;
-            models of Transformers bring their own, and their tokenizer.
-        calibration: With `int8`, some hundred examples, by which the ranges of activations are
-            fixed.
+        folder: The folder, which is made, or whose earlier export is replaced.
+        int8: Whether to quantise the matrix products of the steps to 8 bits. Products that narrow
+            (the second of a feed-forward block) stay in float32, since some encoders lose accuracy
+            there; ``"all"`` quantises them too. Outputs change, so choose the threshold again on
+            `OnnxModel.record`.
+        example: Inputs of a call, or a pair (inputs, context), batch first, at least two rows.
+            Models of Transformers need none.
+        calibration: With `int8`, some hundred examples, which fix the ranges of activations.
 
     Returns:
         The folder.
 
     Raises:
-        ArgumentError: A policy that reads `policy_context`, weights that are not float32 on the
-            CPU, or no example.
+        ArgumentError: The policy reads `policy_context`, weights are not float32 on the CPU, or
+            there is no example.
         PonderError: A part cannot be traced.
 
     Example:
@@ -99,20 +110,18 @@ def onnx(
         (300,)
     """
     source = _source(model, example)
-    wrong = [
-        (n, p)
-        for n, p in source.model.named_parameters()
-        if p.dtype != torch.float32 or p.device.type != "cpu"
-    ]
-    if wrong:
-        expected = "weights in float32 on the CPU"
-        got = f"{wrong[0][0]} in {wrong[0][1].dtype} on {wrong[0][1].device}"
-        remedy = "Export a copy: copy.deepcopy(model).cpu().float()."
-        raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
-    with _replaced(folder) as made, evaluating(source.model):
-        _Tracer(source, made).write()
+    for name, weight in source.model.named_parameters():
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise ArgumentError(
+                "model",
+                expected="weights in float32 on the CPU",
+                got=f"{name} in {weight.dtype} on {weight.device}",
+                remedy="Export a copy: copy.deepcopy(model).cpu().float().",
+            )
+    with _replaced(folder) as new_folder, evaluating(source.model):
+        _Tracer(source, new_folder).write()
         if int8:
-            _quantize(made, int8, calibration)
+            _quantize(new_folder, int8, calibration)
     return Path(folder)
 
 
@@ -123,50 +132,63 @@ def quantized(
     *,
     calibration: Any = None,
 ) -> Path:
-    """Write an export again with its steps in 8 bits, as `onnx` does with `int8`; nothing is traced anew."""
-    with _replaced(folder) as made:
-        shutil.copytree(export, made, dirs_exist_ok=True)
-        _quantize(made, int8, calibration)
+    """Write an export again with its steps in 8 bits, as `onnx` does, without tracing."""
+    with _replaced(folder) as new_folder:
+        shutil.copytree(export, new_folder, dirs_exist_ok=True)
+        _quantize(new_folder, int8, calibration)
     return Path(folder)
 
 
 def _source(model: Any, example: Any) -> ExportSource:
+    """Return the source of a wrapper with an example, or of a model that makes one."""
     if hasattr(model, "export_source") and example is None:
-        own: ExportSource = model.export_source()
-        return own
+        source: ExportSource = model.export_source()
+        return source
     if not isinstance(model, PonderWrapper) or example is None:
-        expected = "a PonderWrapper with an example of a call, or a model of ponder.integrations.transformers"
-        remedy = "Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the model can run."
-        raise ArgumentError("model", expected=expected, got=type(model).__name__, remedy=remedy)
-    pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping)
-    inputs, context = example if pair else (example, {})
+        raise ArgumentError(
+            "model",
+            expected="a PonderWrapper with an example of a call, or a model of "
+            "ponder.integrations.transformers",
+            got=type(model).__name__,
+            remedy="Pass example=(x[:2], {'attention_mask': mask[:2]}), say: two rows that the "
+            "model can run.",
+        )
+    inputs: Tree = example
+    context: Mapping[str, Any] = {}
+    if isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Mapping):
+        inputs, context = example
     padding = model.padding
+    defaults: dict[str, float] = {}
     if padding is not None and padding.mask in context:
-        defaults = {padding.mask: float(padding.real)}
-    else:
-        defaults = {}
+        defaults[padding.mask] = float(padding.real)
     return ExportSource(model, inputs, context, defaults=defaults)
 
 
 def _replaced(folder: str | Path) -> AbstractContextManager[Path]:
-    """Give an empty folder that takes the place of an export as a whole."""
+    """Return an empty folder that replaces an export as a whole."""
     return replaced_folder(folder, FILE, ["*.onnx", TOKENIZER, FILE])
 
 
 def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> None:
-    manifest = Manifest.read(folder)  # without a promise that was about other files
-    channels = None if calibration is None else ranges_of(folder, calibration)
-    for place, name in enumerate(manifest.steps):
-        quantize(
-            folder / f"{name}.onnx", int8 == "all", None if channels is None else channels[place]
-        )
+    """Quantise the steps of an export in its folder; its promise was about other outputs."""
+    manifest = Manifest.read(folder)
+    channels: list[Channels | None] = [None] * len(manifest.steps)
+    if calibration is not None:
+        channels = [*ranges_of(folder, calibration)]
+    for name, of_step in zip(manifest.steps, channels, strict=True):
+        quantize(folder / f"{name}.onnx", int8 == "all", of_step)
     policy = promise_of_export(manifest.policy, None)
-    made = replace(manifest, int8=True, weights=None, policy=policy)
-    made.with_files(folder).write(folder)
+    changed = replace(manifest, int8=True, weights=None, policy=policy)
+    changed.with_files(folder).write(folder)
 
 
 class _Tracer:
-    """Writes the graphs of a model, one part after the other."""
+    """The writer of a model's graphs, one part after the other.
+
+    Args:
+        source: The model with an example.
+        folder: The folder of the export.
+    """
 
     def __init__(self, source: ExportSource, folder: Path) -> None:
         self.source = source
@@ -177,36 +199,36 @@ class _Tracer:
         context = dict(source.context)
         with torch.no_grad():
             start = call_stem(self.model.stem, inputs, context)
-            self.hidden = start.hidden
-            self.after = start.context
-            self.rows = start.rows
+        self.hidden = start.hidden
+        self.after = start.context
+        self.rows = start.rows
         padding = self.model.padding
-        self.narrows = (
-            padding is not None and padding.mask in self.after and not self.task.per_position
-        )
+        has_mask = padding is not None and padding.mask in self.after
+        self.narrows = has_mask and not self.task.per_position
         of_inputs = None if padding is None else padding.of_inputs
-        self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
-        own = (
-            self.model.stem is not None
-        )  # the given is the hidden state itself where there is no stem
         of_hidden = None if padding is None else padding.of_hidden
-        if own:
-            self.state = self._slots("hidden", self.hidden, of_hidden)
-        else:
+        self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
+        if self.model.stem is None:  # the inputs are the hidden state
             self.state = self.inputs[: len(flatten(inputs))]
-        self.steps_context = self._context("context." if own else "", self.after)
+            self.steps_context = self._context("", self.after)
+        else:
+            self.state = self._slots("hidden", self.hidden, of_hidden)
+            self.steps_context = self._context("context.", self.after)
 
     def write(self) -> None:
-        """Write all graphs, and describe them."""
+        """Write all graphs, and the manifest."""
         model = self.model
         padding = self.model.padding
         policy = promise_about(model.weights_digest, model.policy)
         self._write_stem()
         self._write_steps()
-        features = self._read("readout", model.readout)
+        features = self._write_readout("readout", model.readout)
         outputs = self._write_heads(features)
         hazard = self._write_halting(features)
         specs = tuple(slot.spec for slot in self.inputs)
+        mask = None
+        if padding is not None and padding.mask in {spec.name for spec in specs}:
+            mask = padding.mask
         Manifest(
             num_steps=model.num_steps,
             schedule=tuple(model.steps.schedule),
@@ -219,9 +241,7 @@ class _Tracer:
             graphs=self._write_policy(features, outputs, hazard),
             history=getattr(model.lambda_head, "history", 1),
             initial=getattr(model.lambda_head, "initial", "stem"),
-            mask=padding.mask
-            if padding is not None and padding.mask in {spec.name for spec in specs}
-            else None,
+            mask=mask,
             real=1 if padding is None else int(padding.real),
             narrows=self.narrows,
             labels=self.source.labels,
@@ -238,57 +258,60 @@ class _Tracer:
     ) -> Tensor:
         """Write a graph, and return its first output on the example."""
         kind, _, number = name.partition("_")
-        like = self.folder / f"{kind}_1.onnx" if number not in ("", "1") else None
+        like = None
+        if number not in ("", "1"):  # steps and heads are mostly alike but for their weights
+            like = self.folder / f"{kind}_1.onnx"
         return write_graph(self.model, run, given, outputs, self.folder / f"{name}.onnx", like)[0]
 
     def _write_stem(self) -> None:
-        count = len(flatten(self.source.inputs))
+        """Write the stem, unless it is the identity."""
+        if self.model.stem is None:
+            return
         source = self.source
+        count = len(flatten(source.inputs))
 
-        def run(given: list[Tensor]) -> list[Tensor]:
-            inputs = refilled(source.inputs, given[:count])
-            context = refilled(dict(source.context), given[count:])
+        def run(arguments: list[Tensor]) -> list[Tensor]:
+            inputs = refilled(source.inputs, arguments[:count])
+            context = refilled(dict(source.context), arguments[count:])
             start = call_stem(self.model.stem, inputs, context)
-            hidden = start.hidden
-            after = start.context
-            return [*flatten(hidden), *flatten(dict(after))]
+            return [*flatten(start.hidden), *flatten(dict(start.context))]
 
-        if self.model.stem is not None:
-            self._write(
-                "stem",
-                run,
-                self.inputs,
-                [slot.spec.name for slot in (*self.state, *self.steps_context)],
-            )
+        names = [slot.spec.name for slot in (*self.state, *self.steps_context)]
+        self._write("stem", run, self.inputs, names)
 
     def _write_steps(self) -> None:
+        """Write a graph for each callable of the steps."""
         schedule = self.model.steps.schedule
-        at = Slot.of("index", torch.ones(self.rows, dtype=torch.long))
+        index = Slot.of("index", torch.ones(self.rows, dtype=torch.long))
+        inputs = [*self.state, *self.steps_context, index]
         outputs = [slot.spec.name + _NEXT for slot in self.state]
         for place in range(len(self.model.steps.fns)):
             step = schedule.index(place) + 1
 
-            def run(given: list[Tensor], step: int = step) -> list[Tensor]:
-                hidden, called = self._filled(given[:-1])
-                return flatten(self.model.steps(step, hidden, given[-1], **called))
+            def run(arguments: list[Tensor], step: int = step) -> list[Tensor]:
+                hidden, context = self._filled(arguments[:-1])
+                return flatten(self.model.steps(step, hidden, arguments[-1], **context))
 
-            self._write(f"step_{place + 1}", run, [*self.state, *self.steps_context, at], outputs)
+            self._write(f"step_{place + 1}", run, inputs, outputs)
 
-    def _filled(self, given: list[Tensor]) -> tuple[Tree, dict[str, Any]]:
-        """Return the hidden state and the context of a step, with the given tensors in them."""
+    def _filled(self, values: list[Tensor]) -> tuple[Tree, dict[str, Any]]:
+        """Return the hidden state and the context of a step with other tensors."""
         count = len(self.state)
-        return refilled(self.hidden, given[:count]), unwrap(
-            refilled(dict(self.after), given[count:])
-        )
+        hidden = refilled(self.hidden, values[:count])
+        context = refilled(dict(self.after), values[count:])
+        return hidden, unwrap(context)
 
-    def _read(self, name: str, readout: ReadoutCall) -> Tensor:
-        def run(given: list[Tensor]) -> list[Tensor]:
-            hidden, called = self._filled(given)
-            return [readout(hidden, **called)]
+    def _write_readout(self, name: str, readout: ReadoutCall) -> Tensor:
+        """Write a readout, and return the features of the example."""
+
+        def run(arguments: list[Tensor]) -> list[Tensor]:
+            hidden, context = self._filled(arguments)
+            return [readout(hidden, **context)]
 
         return self._write(name, run, [*self.state, *self.steps_context], ["features"])
 
     def _write_heads(self, features: Tensor) -> Tensor:
+        """Write the head, or a head for each step, and return outputs of the example."""
         head = self.model.head
         slot = self._at_positions("features", features)
         if not isinstance(head, PerStep):
@@ -302,84 +325,86 @@ class _Tracer:
         return outputs
 
     def _write_halting(self, features: Tensor) -> Tensor | None:
+        """Write the Lambda head, if there is one, and return hazards of the example."""
         head = self.model.lambda_head
-        readout = self.model.readout
         if head is None:
             return None
-        if features.dim() > 2 and isinstance(
-            head, LambdaHead
-        ):  # which reads their mean over the positions
-            features = self._read(
-                "halting", ReadoutCall(readouts.mean, self.model.padding, readout)
-            )
+        if features.dim() > 2 and isinstance(head, LambdaHead):
+            # It reads the mean over the positions.
+            mean = ReadoutCall(readouts.mean, self.model.padding, self.model.readout)
+            features = self._write_readout("halting", mean)
         read = Slot.of("features", torch.cat([features] * getattr(head, "history", 1), dim=-1))
         return self._write("lambda", lambda given: [head(given[0]).reshape(-1)], [read], ["hazard"])
 
-    def _write_policy(self, features: Tensor, outputs: Tensor, hazard: Tensor | None) -> Any:
+    def _write_policy(
+        self, features: Tensor, outputs: Tensor, hazard: Tensor | None
+    ) -> PolicyGraphs:
+        """Write the policy, with examples of all that it may read."""
         readings = [self._at_positions("output", outputs), self._at_positions("features", features)]
         readings.append(Slot.of("group", torch.arange(self.rows) // 2))
         if hazard is not None:
-            share = hazard.sigmoid()
-            readings += [Slot.of(name, share) for name in ("hazard", "cdf", "survival")]
+            probability = hazard.sigmoid()
+            readings += [Slot.of(name, probability) for name in ("hazard", "cdf", "survival")]
         if self.task.per_position and self.model.padding is not None:
-            readings.append(
-                self._at_positions("mask", torch.ones(outputs.shape[:2], dtype=torch.bool))
-            )
+            mask = torch.ones(outputs.shape[:2], dtype=torch.bool)
+            readings.append(self._at_positions("mask", mask))
         named = {slot.spec.name: slot for slot in readings}
         return write_policy(self.model.policy, self.model.num_steps, self.task, named, self.folder)
 
     def _at_positions(self, name: str, value: Tensor) -> Slot:
-        """A slot whose second dimension is as long as the sequences, where features or outputs have positions."""
+        """Return a slot; with positions, its second dimension varies with the length."""
         lengths = [slot.value.shape[dim] for slot in self.state for dim in slot.spec.along]
         has_positions = not self.narrows and value.dim() > 1 and value.shape[1] in lengths
         return Slot.of(name, value, along=(1,) if has_positions else ())
 
     def _write_tokenizer(self) -> dict[str, Any]:
+        """Write the tokenizer, if there is one, and return its fields of the manifest."""
         tokenizer = self.source.tokenizer
         if tokenizer is None:
             return {}
         (self.folder / TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         limit = min(tokenizer.model_max_length, self.source.max_length or _LONGEST)
-        return {
-            "max_length": _LONGEST if limit > 10**9 else limit,  # Transformers' own word for none
-            "truncation_side": tokenizer.truncation_side,
-        }
+        if limit > 10**9:  # Transformers' way to say that there is no limit
+            limit = _LONGEST
+        return {"max_length": limit, "truncation_side": tokenizer.truncation_side}
 
     def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
-        padding = self.model.padding
-        made = list[Slot]()
+        """Return the tensors of a context; `Shared` ones have no rows."""
+        lengths = None if self.model.padding is None else self.model.padding.of_context
+        slots: list[Slot] = []
         for name, value in context.items():
-            tree = value.value if isinstance(value, Shared) else value
-            options = {
-                "default": self.source.defaults.get(name),
-                "shared": isinstance(value, Shared),
-            }
-            made += self._slots(
-                prefix + name,
-                tree,
-                None if padding is None else padding.of_context,
-                name,
-                **options,
+            is_shared = isinstance(value, Shared)
+            tree = value.value if is_shared else value
+            default = self.source.defaults.get(name)
+            slots += self._slots(
+                prefix + name, tree, lengths, name, default=default, shared=is_shared
             )
-        return made
+        return slots
 
     def _slots(
         self, name: str, tree: Tree, lengths: Lengths | None, key: str = "", **options: Any
     ) -> list[Slot]:
-        """Return the tensors of a tree, named by its keys: `name.key.0`; `key` is by what its lengths are known."""
+        """Return the tensors of a tree, named by its keys, as in `name.key.0`.
+
+        Args:
+            name: The first part of the names.
+            tree: The tree.
+            lengths: The lengths of its tensors.
+            key: The name for which `lengths` is called; by default the keys of the tree.
+            options: Further fields of `TensorSpec`.
+        """
+        slots: list[Slot] = []
         if isinstance(tree, Mapping) and not key:
-            parts = [
-                self._slots(f"{name}.{own}", part, lengths, own, **options)
-                for own, part in tree.items()
-            ]
-            return [slot for part in parts for slot in part]
+            for part_key, part in tree.items():
+                slots += self._slots(f"{name}.{part_key}", part, lengths, part_key, **options)
+            return slots
         plain = str.maketrans({"[": ".", "]": None, "'": None})
-        made = list[Slot]()
         for path, value in tensors(tree):
             along = None if lengths is None else lengths(key, value)
-            own = dict(options)
+            fields = dict(options)
             if along is not None:
-                own["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
-                own["fill"] = float(along.fill(value) if callable(along.fill) else along.fill)
-            made.append(Slot.of(name + path.translate(plain), value, **own))
-        return made
+                fill = along.fill(value) if callable(along.fill) else along.fill
+                fields["along"] = tuple(sorted(dim % value.dim() for dim in along.dims))
+                fields["fill"] = float(fill)
+            slots.append(Slot.of(name + path.translate(plain), value, **fields))
+        return slots

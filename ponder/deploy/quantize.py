@@ -20,7 +20,7 @@ from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.sessions import Array, Graph
 from ponder.errors import ArgumentError
 
-__all__ = ["quantize", "ranges_of"]
+__all__ = ["Channels", "quantize", "ranges_of"]
 
 onnx: Any = library("onnx", "quantising", "cli")
 helper = onnx.helper

@@ -1,8 +1,9 @@
-"""`Ranker`: candidates of queries are scored step by step, and those that cannot be among the best leave early.
+"""`Ranker`: candidates of queries are scored step by step; those that have lost exit early.
 
-It runs an export by NumPy and onnxruntime alone;
-`ponder.integrations.sentence_transformers.CrossEncoder` runs a model of Transformers by it.
-Candidates are computed in batches of similar length, and decided on with all of their query.
+It runs an export with NumPy and onnxruntime alone; its subclass
+`ponder.integrations.sentence_transformers.CrossEncoder` runs a model of Transformers. Candidates
+are computed in batches of similar length (`_Candidates`), and all of a query are decided together.
+With a deadline, `_Deadline` also lets the candidates exit that cannot be finished in time.
 """
 
 from __future__ import annotations
@@ -43,37 +44,86 @@ RERANK = "rerank.json"
 Array = NDArray[Any]
 _FORMAT = "ponder-rerank-1"
 _BATCH = 32
+"""Candidates of a batch."""
 _AT_ONCE = 512
-_SPARE = 0.85  # candidates of a batch, and in memory; the share of a budget to plan for
+"""Candidates in memory at a time, about."""
+_PLANNED = 0.85
+"""The share of a time budget to plan for."""
+_OVERHEAD = 8
+"""Characters that are added to each pair: the time of a step does not vanish with its length."""
 _TASK = task_named("regression")
 _MARGINS = tuple(np.linspace(8.0, 0.0, 161).round(3).tolist())
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A query with its candidates."""
+    """A query with its candidates.
+
+    Args:
+        query: The query.
+        documents: The candidates.
+        scores: First-stage scores, of which higher ones are better; empty without a first stage.
+        labels: The relevance of each candidate; empty if it is not known.
+    """
 
     query: str
     documents: Sequence[str]
-    scores: Sequence[float] = ()  # of the first stage, a higher one being better; none where empty
-    labels: Sequence[float] = ()  # relevance, where it is known
+    scores: Sequence[float] = ()
+    labels: Sequence[float] = ()
+
+    def is_valid(self, needs_scores: bool) -> bool:
+        """Whether the types are right, and scores and labels are one for each document, or none."""
+        size = len(self.documents)
+        if isinstance(self.documents, str):
+            return False
+        if not all(isinstance(text, str) for text in (self.query, *self.documents)):
+            return False
+        has_scores = len(self.scores) == size or (len(self.scores) == 0 and not needs_scores)
+        return has_scores and len(self.labels) in (0, size)
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateRows:
+    """The candidates of several queries as rows.
+
+    Args:
+        pairs: Query and document of each.
+        groups: The number of the query of each, `(rows,)`.
+        scores: The first-stage score of each, `(rows,)`. A score that is not finite is the lowest
+            of its query; without a first stage all are 0.
+    """
+
+    pairs: list[tuple[str, str]]
+    groups: Array
+    scores: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """The scores of a query's candidates at their exits, and the exit steps, `(candidates,)`."""
+
+    scores: Array
+    steps: Array
 
 
 @dataclass(frozen=True)
 class RankerSettings:
-    """All that a ranker knows besides its model; it is saved as `rerank.json`."""
+    """The settings of a ranker, saved as `rerank.json`.
 
-    top_k: int | None = (
-        None  # number of candidates that the policy is about; None before `fit_exits`
-    )
-    policy: ExitPolicy = field(
-        default_factory=LastStep
-    )  # over all steps, the first stage among them where it is used
-    blend: tuple[
-        tuple[float, float], ...
-    ] = ()  # by step: offset, and weight of the first stage; empty without one
-    sigmoid: bool = True  # whether scores are given as probabilities, as Sentence Transformers gives those of one label
-    fitted: Mapping[str, Any] = field(default_factory=dict)  # what `fit_exits` found, in plain JSON
+    Args:
+        top_k: The number of candidates for which the policy was fitted; None before `fit_exits`.
+        policy: The policy over all steps, of which the first stage, if it is used, is the first.
+        blend: By step, an offset and the weight of the first-stage score; empty without it.
+        sigmoid: Whether scores are returned as probabilities, as Sentence Transformers does for
+            models of one label.
+        fitted: Results of `fit_exits`, in plain JSON.
+    """
+
+    top_k: int | None = None
+    policy: ExitPolicy = field(default_factory=LastStep)
+    blend: tuple[tuple[float, float], ...] = ()
+    sigmoid: bool = True
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
@@ -87,38 +137,43 @@ class RankerSettings:
         weights: Callable[[], str | None],
         changed: Callable[[], Sequence[str]],
     ) -> Self:
-        """Read the file of a folder; arguments as for `promise_about`, those of the model beside it."""
+        """Read the file of a folder, and drop a promise that is about another model.
+
+        Args:
+            folder: The folder.
+            weights: Returns the digest of the model's weights.
+            changed: Returns the parts of the model's files that have changed.
+        """
         data = read_json(folder / RERANK, _FORMAT, "ranker")
-        own = changed_parts(data, lambda name: folder / name)
+        changed_here = changed_parts(data, lambda name: folder / name)
         data.pop("digests", None)
         with reading(folder / RERANK, "ranker"):
-            kept = ExitPolicy.from_dict(data["policy"])
-            policy = promise_about(weights, kept, lambda: [*changed(), *own])
-            return cls(**{**data, "policy": policy, "blend": tuple(map(tuple, data["blend"]))})
+            saved = ExitPolicy.from_dict(data["policy"])
+            data["policy"] = promise_about(weights, saved, lambda: [*changed(), *changed_here])
+            data["blend"] = tuple((offset, weight) for offset, weight in data["blend"])
+            return cls(**data)
 
 
 class Ranker:
-    """Orders the candidates of queries.
+    """Order the candidates of queries.
 
     Args:
-        model: An `OnnxModel`; another one where `start` is overridden.
-        settings: The policy, and all else besides the model.
+        model: An `OnnxModel`; any other model if `start` is overridden.
+        settings: The policy, and the other settings.
     """
 
     def __init__(self, model: Any, settings: RankerSettings) -> None:
         self.model = model
         self.settings = settings
-        self._inside = getattr(
-            model, "ponder", model
-        )  # a model of Transformers holds the one with steps
-        self.layers: int = self._inside.num_steps
-        self.pace = (
-            0.0  # seconds of a character at a step, the highest of late; 0 until some were timed
-        )
+        # A model of Transformers contains the one with steps.
+        self._stepped = getattr(model, "ponder", model)
+        self.layers: int = self._stepped.num_steps
+        self.pace = 0.0
+        """Seconds of a character at a step, the highest of late; 0 until it is measured."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Ranker:
-        """Read a folder that ranks: an export, which needs no PyTorch, or what `CrossEncoder.save` wrote."""
+        """Read a folder that ranks: an export, without PyTorch, or one of `CrossEncoder.save`."""
         ranker: Ranker = read_folder(RANKERS, Path(folder))
         return ranker
 
@@ -141,7 +196,7 @@ class Ranker:
 
     @property
     def num_steps(self) -> int:
-        """The number of steps, the first stage included."""
+        """The number of steps, with the first stage."""
         return self.layers + self.first_stage
 
     def rank(
@@ -155,29 +210,28 @@ class Ranker:
         within: float | None = None,
         policy: ExitPolicy | None = None,
     ) -> list[dict[str, Any]]:
-        """Order the candidates of a query, the best first, as `CrossEncoder.rank` of Sentence Transformers does.
+        """Order the candidates of a query, the best first, as `CrossEncoder.rank` does.
 
         Args:
             query: The query.
             documents: The candidates.
-            top_k: How many are wanted; all where None, or as many as exits were fitted for. More
-                than these are ranked at full depth.
+            top_k: The number of candidates that are wanted. By default the number for which exits
+                were fitted, or all. If it is larger, all candidates run to full depth.
             return_documents: Whether answers hold the document as `"text"`.
-            scores: First-stage scores of the candidates, where exits were fitted with such.
-            within: Seconds that the answer may take. Candidates that could not be finished in time
-                leave, the lowest first, and the best order so far is the answer.
-            policy: An exit policy instead of the ranker's own.
+            scores: First-stage scores of the candidates, if exits were fitted with such.
+            within: Seconds that the answer may take. Candidates that cannot be finished in time
+                exit, the lowest first, and the best order so far is the answer.
+            policy: An exit policy instead of the ranker's.
 
         Returns:
-            A dict each with `"corpus_id"`, the place of the document, `"score"`, that of its exit,
-            and `"exit_step"`.
+            A dict for each candidate with `"corpus_id"`, the place of the document, `"score"`, its
+            score at its exit, and `"exit_step"`.
         """
-        (found,) = self.rank_all(
-            [Pool(query, documents, scores)], top_k, within=within, policy=policy
-        )
+        pool = Pool(query, documents, scores)
+        [answers] = self.rank_all([pool], top_k, within=within, policy=policy)
         if return_documents:
-            return [{**one, "text": documents[one["corpus_id"]]} for one in found]
-        return found
+            return [{**answer, "text": documents[answer["corpus_id"]]} for answer in answers]
+        return answers
 
     def rank_all(
         self,
@@ -187,55 +241,59 @@ class Ranker:
         within: float | None = None,
         policy: ExitPolicy | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """Order the candidates of many queries; those of several share batches.
-
-        Arguments as for `rank`.
-        """
+        """Order the candidates of many queries, which share batches; arguments as for `rank`."""
         end = None if within is None else time.perf_counter() + within
-        own = self.settings.top_k
-        found = list[list[dict[str, Any]]]()
-        top_k = own if top_k is None else top_k
+        fitted_for = self.settings.top_k
+        if top_k is None:
+            top_k = fitted_for
         if policy is None:
-            policy = self.settings.policy if own is None or (top_k or own) <= own else LastStep()
-        for scores, steps in self._run(pools_of(pools, self.first_stage), policy, end):
-            best = np.lexsort((-scores, -steps))[:top_k]
-            values = zip(
-                best.tolist(), self._shown(scores[best]).tolist(), steps[best].tolist(), strict=True
+            policy = self.settings.policy
+            if fitted_for is not None and top_k is not None and top_k > fitted_for:
+                policy = LastStep()
+        answers: list[list[dict[str, Any]]] = []
+        for query in self._run(pools_of(pools, self.first_stage), policy, end):
+            # Candidates that exited late beat those that were dropped before.
+            best = np.lexsort((-query.scores, -query.steps))[:top_k]
+            scores = self._shown(query.scores[best]).tolist()
+            steps = query.steps[best].tolist()
+            answers.append(
+                [
+                    {"corpus_id": place, "score": score, "exit_step": step}
+                    for place, score, step in zip(best.tolist(), scores, steps, strict=True)
+                ]
             )
-            found.append(
-                [{"corpus_id": n, "score": score, "exit_step": step} for n, score, step in values]
-            )
-        return found
+        return answers
 
     def predict(self, sentences: Any) -> Any:
-        """Score pairs of query and document at full depth, `(pairs,)`, as `CrossEncoder.predict` does."""
-        one = len(sentences) == 2 and isinstance(sentences[0], str)
-        found = self.model.predict([sentences] if one else sentences, policy=LastStep())
-        scores = self._shown(as_array(found.outputs)[:, 0]).astype(np.float32)
-        return scores[0] if one else scores
+        """Return scores of pairs of query and document at full depth, `(pairs,)`.
+
+        One pair of texts is answered by one score, as in Sentence Transformers.
+        """
+        is_one = len(sentences) == 2 and isinstance(sentences[0], str)
+        pairs = [sentences] if is_one else sentences
+        answers = self.model.predict(pairs, policy=LastStep())
+        scores = self._shown(as_array(answers.outputs)[:, 0]).astype(np.float32)
+        return scores[0] if is_one else scores
 
     def record(self, pools: Sequence[Any]) -> Record:
-        """Run all candidates of queries through all steps; the first stage is the first, where it is used."""
-        given = pools_of(pools, self.first_stage)
-        (pairs, groups, first), labels = (
-            rows_of(given),
-            [label for pool in given for label in pool.labels],
-        )
-        layers = [
-            as_array(self.model.record(rows_of(part)[0]).outputs)[..., 0] for part in _chunks(given)
-        ]
-        columns = [*[np.zeros(len(pairs))] * self.first_stage, *np.concatenate(layers).T]
-        outputs = np.stack(
-            [self._blended(step, scores, first) for step, scores in enumerate(columns, 1)], 1
-        )
+        """Run all candidates of queries through all steps, of which a first stage is the first."""
+        valid = pools_of(pools, self.first_stage)
+        rows = rows_of(valid)
+        labels = [label for pool in valid for label in pool.labels]
+        records = [self.model.record(rows_of(part).pairs) for part in _chunks(valid)]
+        layers = np.concatenate([as_array(record.outputs)[..., 0] for record in records])
+        steps = list(layers.T)
+        if self.first_stage:
+            steps.insert(0, np.zeros(len(rows.pairs)))
+        blended = [self._blended(step, scores, rows.scores) for step, scores in enumerate(steps, 1)]
         return Record(
-            outputs[..., None].astype(np.float32),
+            np.stack(blended, 1)[..., None].astype(np.float32),
             None,
-            content_ids(pairs),
-            labels=np.asarray(labels) if len(labels) == len(pairs) else None,
+            content_ids(rows.pairs),
+            labels=np.asarray(labels) if len(labels) == len(rows.pairs) else None,
             task="regression",
-            policy_context={"group": groups},
-            weights=self._inside.weights_digest(),
+            policy_context={"group": rows.groups},
+            weights=self._stepped.weights_digest(),
             content_ids=True,
         )
 
@@ -248,9 +306,12 @@ class Ranker:
         confidence: float = CONFIDENCE,
         risk: str = "top_k",
     ) -> RiskControl:
-        """Choose the margin of a policy on queries that chose nothing else, and take it; arguments as `fit_exits`."""
+        """Certify the margin of a policy on queries that chose nothing, and set the policy.
+
+        Arguments as for `CrossEncoder.fit_exits`.
+        """
         layers = np.arange(1.0, self.num_steps + 1) - self.first_stage
-        found = control_risk(
+        control = control_risk(
             self.record(pools),
             policy,
             risk=risk,  # type: ignore[arg-type]
@@ -262,52 +323,62 @@ class Ranker:
         )
         fitted = {
             **self.settings.fitted,
-            "statement": found.statement,
-            "met": found.met,
-            "observed": found.observed,
+            "statement": control.statement,
+            "met": control.met,
+            "observed": control.observed,
+            "risk": risk,
+            "level": changed,
+            "certified_on": len(pools),
+            "pair_layers": float(self.layers / (layers @ np.asarray(control.exit_shares))),
         }
-        fitted |= {"risk": risk, "level": changed, "certified_on": len(pools)}
-        fitted["pair_layers"] = float(self.layers / (layers @ np.asarray(found.exit_shares)))
-        self.settings = replace(self.settings, top_k=policy.k, policy=found.policy, fitted=fitted)
-        return found
+        self.settings = replace(self.settings, top_k=policy.k, policy=control.policy, fitted=fitted)
+        return control
 
     def _run(
         self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None
-    ) -> list[tuple[Array, Array]]:
-        """Return the scores of each query's candidates at their exits, and the exit steps, `(candidates,)` each.
+    ) -> list[_Scored]:
+        """Run the candidates of each query to their exits.
 
-        Candidates that could not be finished before the end leave too; where that is before any
-        step, their step is 0.
+        Candidates that cannot be finished before the end exit, too; if that is before any step,
+        their step is 0.
         """
-        found = list[tuple[Array, Array]]()
+        results: list[_Scored] = []
         for part in _chunks(pools):
             candidates = _Candidates(self, part)
             rows = np.arange(len(candidates.pairs))
-            decides = policy
             scores = np.full(len(rows), -np.inf)
             steps = np.zeros(len(rows), dtype=np.int64)
+            deciding = policy
             if end is not None and candidates.pairs:
-                decides = _Deadline(policy, end, lambda: self.pace)
-                if not self.pace:
-                    some = [Pool(query, [document]) for query, document in candidates.pairs[:8]]
-                    self._run(some, LastStep())  # which measures it
+                deciding = self._with_deadline(policy, end, candidates)
                 if not self.first_stage:
-                    room = decides.room(0, self.num_steps)
+                    # No scores rank the candidates yet: the first ones that fit are computed.
+                    room = deciding.room(0, self.num_steps)
                     rows = np.flatnonzero(np.cumsum(candidates.sizes) <= room)
                     candidates.keep(rows)
             if len(rows):
-                for exited in exits_of(
-                    candidates, decides, PolicyBatch(rows, self.num_steps, _TASK)
-                ):
-                    left = rows if exited.rows is None else rows[exited.rows]
-                    scores[left], steps[left] = exited.outputs[:, 0], exited.step
+                batch = PolicyBatch(rows, self.num_steps, _TASK)
+                for exited in exits_of(candidates, deciding, batch):
+                    exited_rows = rows if exited.rows is None else rows[exited.rows]
+                    scores[exited_rows] = exited.outputs[:, 0]
+                    steps[exited_rows] = exited.step
             ends = np.cumsum([len(pool.documents) for pool in part])[:-1]
-            found += zip(np.split(scores, ends), np.split(steps, ends), strict=True)
-        return found
+            for of_query in zip(np.split(scores, ends), np.split(steps, ends), strict=True):
+                results.append(_Scored(*of_query))
+        return results
+
+    def _with_deadline(self, policy: ExitPolicy, end: float, candidates: _Candidates) -> _Deadline:
+        """Return a policy with a deadline; the first call measures the pace on a few candidates."""
+        if not self.pace:
+            some = [Pool(query, [document]) for query, document in candidates.pairs[:8]]
+            self._run(some, LastStep())
+        return _Deadline(policy, end, lambda: self.pace)
 
     def _blended(self, step: int, scores: Any, first: Array) -> Array:
-        """Return the scores of a step with the share that the first stage has in them."""
-        offset, weight = self.settings.blend[step - 1] if self.first_stage else (0.0, 0.0)
+        """Return the scores of a step with the weighted first-stage scores."""
+        if not self.first_stage:
+            return np.asarray(scores, dtype=np.float64)
+        offset, weight = self.settings.blend[step - 1]
         return np.asarray(scores + offset + weight * first)
 
     def _shown(self, scores: Array) -> Array:
@@ -316,9 +387,9 @@ class Ranker:
 
 @dataclass(frozen=True)
 class _Deadline(PolicyWrapper):
-    """The policy inside, and besides it the lowest scores exit for which no time is left.
+    """The policy inside, and the lowest scores exit for which there is no time.
 
-    A candidate stays if all that are scored higher, and it, can be taken to the last step before
+    A candidate stays if it and all candidates with a higher score can reach the last step before
     the end.
 
     Args:
@@ -332,7 +403,7 @@ class _Deadline(PolicyWrapper):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The policy inside reads these; scores and sizes are read besides."""
+        """The needs of the policy inside, and the scores and sizes of candidates."""
         return self.policy.needs | {"output", "context"}
 
     def decide(self, step: StepView, state: Any) -> tuple[Array, Any]:
@@ -346,25 +417,29 @@ class _Deadline(PolicyWrapper):
         return exits | late, state
 
     def room(self, step: int, num_steps: int) -> float:
-        """Return how many characters can be taken from a step to the last before the end."""
+        """Return the number of characters that can reach the last step before the end."""
         last = self.policy.exit_of_all(num_steps) or num_steps
         if step >= last:
             return math.inf
-        return _SPARE * (self.end - time.perf_counter()) / (self.pace() * (last - step))
+        return _PLANNED * (self.end - time.perf_counter()) / (self.pace() * (last - step))
 
 
 class _Candidates:
-    """The candidates of some queries, a `ponder.running.Source`: computed in batches, and decided on together."""
+    """The candidates of some queries, decided together: a `ponder.running.Source`."""
 
     mask = None
 
     def __init__(self, ranker: Ranker, pools: Sequence[Pool]) -> None:
         self._ranker = ranker
-        self.pairs, self._groups, self._first = rows_of(pools)
-        self._rows = np.arange(len(self.pairs))  # that remain
-        self.sizes = np.array([8 + len(query) + len(document) for query, document in self.pairs])
+        candidates = rows_of(pools)
+        self.pairs = candidates.pairs
+        self._groups = candidates.groups
+        self._first = candidates.scores
+        # The candidates that remain.
+        self._rows = np.arange(len(self.pairs))
+        self.sizes = np.array([_OVERHEAD + len(query) + len(text) for query, text in self.pairs])
         """The characters of each candidate."""
-        self._source: Source | None = None  # there is none before the first layer
+        self._source: Source | None = None  # before the first layer
         self._step = 0
         self._began = 0.0
         self._output: Array | None = None
@@ -374,7 +449,7 @@ class _Candidates:
         return {"group": self._groups[self._rows], "characters": self.sizes[self._rows]}
 
     def advance(self, step: int) -> None:
-        """Take all that remain through a step, the first stage being none."""
+        """See `Source.advance`; the first stage computes nothing."""
         layer = step - self._ranker.first_stage
         if layer == 1:
             self._source = self._ranker.start([self.pairs[row] for row in self._rows], _BATCH)
@@ -385,7 +460,7 @@ class _Candidates:
             self._source.advance(layer)
 
     def output(self) -> Array:
-        """Return the scores of all that remain, `(rows, 1)`, and note how long the step took."""
+        """Return the scores of the remaining candidates, `(rows, 1)`, and measure the pace."""
         if self._output is None:
             ranker = self._ranker
             rows = self._rows
@@ -415,53 +490,49 @@ class _Candidates:
 
 
 def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
-    """Return queries with candidates, as `Pool`s or dicts with `query`, `documents`, and perhaps `scores` and `labels`.
+    """Return queries with candidates as `Pool`s.
+
+    Args:
+        given: `Pool`s, or dicts with `query`, `documents`, and optionally `scores` and `labels`.
+        first_stage: Whether first-stage scores are required.
 
     Raises:
-        ArgumentError: One that is no such thing, or whose scores are not one for each document.
+        ArgumentError: A query is of another form, or lacks a score for each document.
     """
-    pools = []
-    for number, one in enumerate(given, 1):
+    pools: list[Pool] = []
+    for number, query in enumerate(given, 1):
         try:
-            pool = one if isinstance(one, Pool) else Pool(**one)
-            size = len(pool.documents)
-            texts = (pool.query, *pool.documents)
-            right = not isinstance(pool.documents, str) and all(
-                isinstance(text, str) for text in texts
-            )
-            right &= len(pool.labels) in (0, size) and len(pool.scores) in (
-                size * first_stage,
-                size,
-            )
+            pool = query if isinstance(query, Pool) else Pool(**query)
+            is_valid = pool.is_valid(first_stage)
         except TypeError:
-            right = False
-        if not right:
+            is_valid = False
+        if not is_valid:
             each = "for each" if first_stage else "for each or for none"
-            expected = f"a query, a list of documents, and a first-stage score {each}"
-            got = f"{one!s:.80} as number {number}"
-            remedy = 'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.'
-            raise ArgumentError("queries", expected=expected, got=got, remedy=remedy)
+            raise ArgumentError(
+                "queries",
+                expected=f"a query, a list of documents, and a first-stage score {each}",
+                got=f"{query!s:.80} as number {number}",
+                remedy='Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
+            )
         pools.append(pool)
     return pools
 
 
-def rows_of(pools: Sequence[Pool]) -> tuple[list[tuple[str, str]], Array, Array]:
-    """Return all candidates: the pairs, and the number of the query and the first-stage score of each, `(rows,)`.
-
-    The score is the lowest of its pool for one that is no number, and 0 without any.
-    """
+def rows_of(pools: Sequence[Pool]) -> CandidateRows:
+    """Return all candidates of some queries."""
     pairs = [(pool.query, document) for pool in pools for document in pool.documents]
     groups = np.repeat(np.arange(len(pools)), [len(pool.documents) for pool in pools])
-    first = [np.zeros(0)]
+    first_stage = [np.zeros(0)]
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)
         known = scores[np.isfinite(scores)]
-        first.append(np.where(np.isfinite(scores), scores, known.min() if len(known) else 0.0))
-    return pairs, groups, np.concatenate(first)
+        lowest = known.min() if len(known) else 0.0
+        first_stage.append(np.where(np.isfinite(scores), scores, lowest))
+    return CandidateRows(pairs, groups, np.concatenate(first_stage))
 
 
 def _chunks(pools: Sequence[Pool]) -> list[list[Pool]]:
-    """Whole queries together, until there are enough candidates."""
+    """Return parts of some queries, each with about as many candidates as may be in memory."""
     number = np.cumsum([len(pool.documents) for pool in pools]) // _AT_ONCE
     parts = np.split(np.arange(len(pools)), np.flatnonzero(np.diff(number)) + 1)
     return [[pools[place] for place in part.tolist()] for part in parts if len(part)]
