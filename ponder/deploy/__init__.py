@@ -1,1 +1,1 @@
-"""Deployment: export to ONNX, the runtime without PyTorch, the service, and the audit of a promise."""
+"""Deployment: export to ONNX, the runtime without PyTorch, the service and its audits."""

@@ -1,9 +1,9 @@
-"""The ledger of a service: late audits of a share of its answers, and a gate that holds the promise.
+"""The ledger of a service: late audits of a share of its answers, and a gate for the promise.
 
 An answer from an early exit or a cheap stage is audited with probability `share`, after it was
-given. As long as the bound stays within the level, early answers are given; else requests are
-answered at full depth, which can not be wrong, until the bound allows early answers again. The
-state is a JSON file: it is written before an audit begins.
+given. As long as the bound stays within the level, early answers are given. If not, requests are
+answered at full depth, which cannot differ, until the bound allows early answers again. The state
+is a JSON file, which is written before an audit begins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ServedLedger"]
 
 _FORMAT = "ponder-ledger-1"
 _FORWARD = 0.9
-"""The share of the level below which early answers begin again, so that the gate does not flutter."""
+"""The share of the level below which early answers resume, so that the gate does not flutter."""
 _log = logging.getLogger("ponder.server")
 
 
@@ -38,9 +38,9 @@ class ServedLedger:
         level: The share of the answers that may differ, in (0, 1).
         confidence: The probability with which the bound holds at all times.
         share: The probability of an audit, in (0, 1]; an audit costs an answer at full depth.
-        path: A JSON file in which the state survives a restart; None for none.
-        pending: Audits that may be under way before answers are deferred.
-        coin: Returns numbers in [0, 1); for tests alone.
+        path: A JSON file in which the state survives a restart; None keeps it in memory.
+        pending: The number of unfinished audits from which on answers are deferred.
+        coin: A function that returns numbers in [0, 1), for tests.
 
     Example:
         >>> from ponder.deploy.auditing import ServedLedger
@@ -77,7 +77,8 @@ class ServedLedger:
         self._deferring = True
         if path is not None and path.exists():
             self._resume(path, confidence)
-        self._left = self.ledger.pending  # of a run that was stopped: nobody will end them
+        # Audits of an earlier run, which will never end.
+        self._left = self.ledger.pending
         self._write(closed=False)
 
     @property
@@ -93,12 +94,12 @@ class ServedLedger:
         share = rounded_up(100 * self.bound, 2)
         confidence = rounded_down(100 * self.ledger.confidence)
         return (
-            f"Of {self.answers:,} answers at most {self.ledger.bound:,} ({share}%) differ from full depth, "
-            f"with {confidence}% confidence; {self.ledger.audits:,} were audited."
+            f"Of {self.answers:,} answers at most {self.ledger.bound:,} ({share}%) differ from "
+            f"full depth, with {confidence}% confidence; {self.ledger.audits:,} were audited."
         )
 
     def allows(self, rows: int) -> bool:
-        """Return whether so many answers may be early, also if all of them are wrong; a change is logged."""
+        """Return whether so many answers may be early, even if all differ; log a change."""
         with self._lock:
             level = self.level * (_FORWARD if self._deferring else 1.0)
             within = self.ledger.bound + rows <= level * (self.answers + rows)
@@ -110,7 +111,7 @@ class ServedLedger:
         return allowed
 
     def note(self, early: Sequence[bool]) -> list[int]:
-        """Count answers, throw the coins of the early ones, and return the places that are audited."""
+        """Count answers, draw for the early ones, and return the places that are audited."""
         audited = list[int]()
         with self._lock:
             for place, each in enumerate(early):
@@ -118,13 +119,14 @@ class ServedLedger:
                 if each:
                     chosen = self._coin() < self.share
                     self.ledger.answer(self.share, audited=chosen)
-                    audited += [place] if chosen else []
+                    if chosen:
+                        audited.append(place)
             if audited:
                 self._write(closed=False)
         return audited
 
     def settle(self, differs: bool) -> None:
-        """Take the outcome of an audit: whether full depth answers otherwise."""
+        """Record the outcome of an audit: whether the answer at full depth differs."""
         with self._lock:
             self.ledger.settle(self.share, differs=differs)
             self._write(closed=False)
@@ -140,18 +142,17 @@ class ServedLedger:
         return {**facts, "ledger": self.ledger.to_dict()}
 
     def _resume(self, path: Path, confidence: float) -> None:
+        """Read the state of an earlier run, if it is of the same promise."""
         state = read_json(path, _FORMAT, "ledger of a service")
         ledger = Ledger.from_dict(state["ledger"])
         if (state["level"], ledger.confidence) != (self.level, confidence):
             expected = f"the ledger of this promise, {self.level:g} with {confidence:g}"
             got = f"that of {state['level']:g} with {ledger.confidence:g}, in {path}"
-            remedy = "Give each promise a file of its own, or delete this one to begin anew."
+            remedy = "Use one file for each promise, or delete this one to start anew."
             raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
-        # Pending audits of another share would be settled by another price than they were begun
-        # with; none is settled.
+        # Pending audits are not settled: they may have been drawn with another share.
         if not state["closed"]:
-            # Answers after the last write are not counted in the file; W does not need their
-            # number.
+            # Answers after the last write are not in the file; W does not need their number.
             ledger.missed_at_most = max(ledger.missed_at_most, ledger.worst)
         self.answers = state["answers"]
         self.ledger = ledger

@@ -1,4 +1,4 @@
-"""Export to ONNX, `ponder.export`: `onnx` writes a model, `OnnxModel` runs it where PyTorch is not installed."""
+"""Export to ONNX, `ponder.export`: `onnx` writes a model, `OnnxModel` runs it without PyTorch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`open`: whatever a command wrote, as one object that answers texts and states its promise.
+"""`open`: a folder that a command wrote, as an object that answers texts and states its promise.
 
 A folder holds a model (with exits, an export, a cascade, a ranker), the card of the command that
 wrote it (`ponder.json`), and digests of the texts that made it (`used.json`).
@@ -39,40 +39,53 @@ __all__ = [
 ]
 
 CARD = "ponder.json"
-"""The file of a folder that says which command wrote it, of what texts, and all that it found."""
-_CHARACTERS = (
-    16  # that are kept of a text for each token that a model takes: several times a token's
-)
-_LONGEST = 1 << 16  # tokens, if a model has no limit
-_OF_CASCADES = 512  # tokens
+"""The file of a folder with the command that wrote it, and the results of that command."""
+_CHARACTERS = 16
+"""Characters of a text that are kept for each token that a model takes: several times as many."""
+_LONGEST = 1 << 16
+"""Tokens of a model without a limit."""
+_OF_CASCADES = 512
+"""Tokens of a cascade."""
 _SETTINGS = (CARD, "used.json", "report.html", "config.json", "export.json", "cascade.json")
 """Files that hold no weights; policies in them may change while the answers at full depth stay."""
 
 
 @dataclass(eq=False)
 class Opened:
-    """A folder with a model that answers texts: `ponder.deploy.server_batching.Served`."""
+    """A folder with a model that answers texts: `ponder.deploy.server_batching.Served`.
+
+    Args:
+        folder: The folder.
+        model: A model of Transformers with exits, an export, or a cascade.
+        card: The results of the command that wrote the folder; empty if no command did.
+        used: The texts from which it was made.
+        num_steps: N.
+        policy: The policy with which it was saved.
+        labels: Names of the classes.
+        columns: Names of the columns of texts to which it was fitted; empty if they are not known.
+        max_characters: The number of characters to which a service cuts texts.
+    """
 
     folder: Path
-    model: Any  # with exits, of Transformers; an export; or a cascade
-    card: Mapping[str, Any]  # what the command found; empty if none wrote the folder
-    used: Used  # the texts that made it
+    model: Any
+    card: Mapping[str, Any]
+    used: Used
     num_steps: int
-    policy: ExitPolicy  # that it was saved with
-    labels: Sequence[str]  # names of the classes
-    columns: Sequence[str]  # names of the columns of texts that it was fitted to; none if not known
-    max_characters: int  # to which a service cuts texts before they are tokenised
+    policy: ExitPolicy
+    labels: Sequence[str]
+    columns: Sequence[str]
+    max_characters: int
 
     @property
     def promise(self) -> Certified | None:
         """The certificate of its policy, if it has one that lets rows exit."""
-        policy = self.policy
-        certified = isinstance(policy, Certified) and policy.threshold_value is not None
-        return policy if certified else None  # type: ignore[return-value]
+        if isinstance(self.policy, Certified) and self.policy.threshold_value is not None:
+            return self.policy
+        return None
 
     @property
     def statement(self) -> str:
-        """What is promised, in one sentence."""
+        """The promise in one sentence."""
         if self.promise is None:
             return "Nothing is promised."
         return str(self.card.get("statement") or self.promise.statement)
@@ -83,9 +96,10 @@ class Opened:
         return self.promise is not None and self.promise.risk == "disagreement_with_reference"
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
-        """Answer texts, each at its exit; the folder's own policy decides if None."""
-        other = None if policy == self.policy else policy  # an export runs its own by graphs
-        return self.model.predict(list(texts), policy=other)
+        """Answer texts, each at its exit, under a policy, by default the folder's."""
+        if policy == self.policy:  # an export runs its own policy in graphs
+            policy = None
+        return self.model.predict(list(texts), policy=policy)
 
     def predict(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
         """Answer texts, each at its exit: `labels`, `probabilities`, `outputs`, `exit_step`."""
@@ -95,19 +109,19 @@ class Opened:
         """Read the model that the promise is about.
 
         Raises:
-            ArgumentError: It was not remembered, is not there, or has changed.
+            ArgumentError: It was not remembered, does not exist, or has changed.
         """
         remembered = self.card.get("reference")
         if not isinstance(remembered, Mapping):
             raise _no_reference("none", "Name it: --reference MODEL.")
-        places = [Path(remembered["path"]), self.folder / str(remembered.get("relative"))]
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            got = f"{remembered['path']}, which is not there"
-            raise _no_reference(got, "Name the place where it is now: --reference MODEL.")
-        if remembered.get("digest") not in (None, digest_of(found)):
-            raise _no_reference(f"{found}, whose files have changed since", "Make the folder anew.")
-        return stage_of(found)
+        paths = [Path(remembered["path"]), self.folder / str(remembered.get("relative"))]
+        path = next((path for path in paths if path.is_dir()), None)
+        if path is None:
+            got = f"{remembered['path']}, which does not exist"
+            raise _no_reference(got, "Name its present path: --reference MODEL.")
+        if remembered.get("digest") not in (None, digest_of(path)):
+            raise _no_reference(f"{path}, whose files have changed since", "Write the folder anew.")
+        return stage_of(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +135,12 @@ class OpenedRanker:
 
     @property
     def statement(self) -> str:
-        """What is promised, in one sentence."""
-        said = self.card.get("statement") or self.ranker.settings.fitted.get("statement")
-        return str(said or "Nothing is promised.")
+        """The promise in one sentence."""
+        statement = self.card.get("statement") or self.ranker.settings.fitted.get("statement")
+        return str(statement or "Nothing is promised.")
 
     def predict(self, queries: Sequence[Any], top_k: int | None = None) -> Any:
-        """Order the candidates of queries, `{"query": …, "documents": […]}` each, the best first."""
+        """Order the candidates of queries, `{"query": …, "documents": […]}`, the best first."""
         return self.ranker.rank_all(queries, top_k)
 
 
@@ -151,7 +165,7 @@ class FullDepth:
 
 
 def open(folder: str | Path) -> Any:  # the name is `ponder.open`
-    """Open what a command wrote, to answer by it and to read its promise.
+    """Open the result of a command, to answer texts with it and to read its promise.
 
     Args:
         folder: A folder that `ponder advise`, `exits`, `cascade`, `rerank` or `export` wrote, or
@@ -159,11 +173,11 @@ def open(folder: str | Path) -> Any:  # the name is `ponder.open`
 
     Returns:
         An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`, or for a file
-        `CertifiedAnswers`, whose `.takes(confidences)` says which answers are taken.
+        `CertifiedAnswers`, whose `.takes(confidences)` returns which answers are taken.
 
     Raises:
-        ArgumentError: It has a model without exits.
-        CheckpointError: It is damaged, or answers something else than a class a text.
+        ArgumentError: The model has no exits.
+        CheckpointError: The folder is damaged, or its model is not a classifier.
     """
     path = Path(folder)
     if path.is_file():
@@ -194,7 +208,7 @@ def open_folder(folder: str | Path) -> Opened:
 
 
 def card_of(folder: Path) -> dict[str, Any]:
-    """Return what the command that wrote a folder says of it; nothing for other folders."""
+    """Return the results of the command that wrote a folder; empty for other folders."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -203,7 +217,7 @@ def card_of(folder: Path) -> dict[str, Any]:
 
 
 def remember(model: str | Path, folder: str | Path) -> dict[str, Any]:
-    """Return how a folder remembers the model that its promise is about: where it is, and a digest of its files."""
+    """Return the path of the model that a promise is about, and a digest of its files."""
     path = Path(model)
     if not path.is_dir():
         return {"path": str(model), "digest": None, "hub": True}
@@ -226,7 +240,7 @@ def digest_of(folder: Path) -> str:
 
 
 def _size_of(folder: Path, model: Any) -> tuple[int, int]:
-    """Return the number of steps and of tokens of a model; refuse one that is no classifier with exits."""
+    """Return the numbers of steps and of tokens of a classifier with exits; refuse others."""
     if isinstance(model, Cascade):
         return len(model.stages) - 1 + model.stages[-1].num_steps, _OF_CASCADES
     if isinstance(model, OnnxModel):
@@ -244,7 +258,7 @@ def _size_of(folder: Path, model: Any) -> tuple[int, int]:
         raise ArgumentError("FOLDER", expected=expected, got=got, remedy=remedy)
     if not (size[1] > 0 and task.one_class):
         raise CheckpointError(
-            f"{folder}: expected a classifier of texts, with its tokenizer beside it."
+            f"{folder}: expected a classifier of texts, with its tokenizer in the folder."
         )
     return size
 

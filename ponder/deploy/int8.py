@@ -1,7 +1,7 @@
-"""int8 with a promise: which products are quantised, and the policy that is certified against the model before int8.
+"""int8 with a promise: the products that are quantised, and a policy that is certified for them.
 
-Quantised answers move. So the policy is chosen again, on a third of the texts, and certified on the
-others against the answers of the model at full depth.
+Quantised answers differ. So the policy is chosen again, on a third of the texts, and certified on
+the others against the answers of the model before int8, at full depth.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ from ponder.policies.combine import Certified
 __all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
 
 Progress = Callable[[str, int, int], object]
-_RANGES = 256  # texts that fix the ranges of activations, at most
-_TIMED = 256  # texts, at most
+_RANGES = 256
+"""Texts that fix the ranges of activations, at most."""
+_TIMED = 256
+"""Texts that are timed, at most."""
 _FEWEST = 50
+"""The least number of texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +48,12 @@ class Int8:
 
     Args:
         model: The export.
-        found: The policy, its promise and what it saves.
-        statement: The promise in one sentence, or why there is none.
-        products: Which matrix products are in int8: ``"all"``, or ``"some"``, those that do not
-            narrow.
+        found: The policy, its promise and its exits.
+        statement: The promise in one sentence, or why there is no promise.
+        products: The matrix products in int8: ``"all"``, or ``"some"``, those that do not narrow.
         chosen_on: Number of texts that chose.
         certified_on: Number of texts that certified.
-        moved: Share of the certifying texts that int8 alone, at full depth, answers otherwise.
+        moved: Share of the certifying texts whose answer at full depth changes with int8.
         clock: Speed-up in seconds over the model at full depth.
     """
 
@@ -75,20 +77,20 @@ def certified_int8(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Int8:
-    """Write a model as ONNX graphs in int8, with a policy that is certified against the model at full depth.
+    """Write a model as ONNX graphs in int8, with a policy certified against full depth.
 
     Args:
         model: A classifier of `ponder.integrations.transformers`, with exits.
-        folder: Where to write.
+        folder: The folder of the export.
         texts: Texts like those to come, from which no head learned.
         level: The share of answers that may differ from those of the model at full depth, in (0,
             1).
         confidence: Probability with which the promise holds, in (0, 1).
         seed: Seed of the split.
-        progress: Called with a phase, the number of its parts that are done, and of all.
+        progress: A function `progress(phase, done, total)`.
 
     Raises:
-        ArgumentError: Fewer than 50 texts.
+        ArgumentError: There are fewer than 50 texts.
     """
     if len(texts) < _FEWEST:
         expected = f"at least {_FEWEST} texts from which nothing learned"
@@ -99,43 +101,45 @@ def certified_int8(
     sides = split(content_ids(texts), CHOOSE_AND_CERTIFY, seed)
     answers = model.predict(list(texts), policy=LastStep()).labels
     full = np.array(class_numbers(answers, names))
-    chooses = [texts[n] for n in sides[0].tolist()]
+    choosing_texts = [texts[place] for place in sides[0].tolist()]
     with TemporaryDirectory() as scratch:
         report("quantise", 0, 2)
         full_precision = OnnxModel(onnx(model, Path(scratch) / "fp32"))
-        full_precision.policy = LastStep()  # a promise of before is made anew, for int8
+        full_precision.policy = LastStep()  # its promise, if any, is not about int8
         full_precision.save()
         small = choose(
             full_precision.folder,
-            chooses[:_RANGES],
-            chooses,
+            choosing_texts[:_RANGES],
+            choosing_texts,
             full[sides[0]],
             most_moved(len(sides[1]), level, confidence),
         )
         report("quantise", 1, 2)
-        choosing, certifying = (
-            small.record([texts[n] for n in side.tolist()], labels=full[side]) for side in sides
-        )
-        found = certify(
+        choosing, certifying = [
+            small.record([texts[place] for place in side.tolist()], labels=full[side])
+            for side in sides
+        ]
+        control = certify(
             choosing, certifying, risk=OtherAnswers(), level=level, confidence=confidence
         )
-        small.policy = found.policy
+        small.policy = control.policy
         small.save(folder)
         report("quantise", 2, 2)
         products = small.folder.name
-    made = OnnxModel(folder)
-    some = list(texts[:_TIMED])
+    exported = OnnxModel(folder)
+    timed = list(texts[:_TIMED])
+    clock = wall_clock(
+        lambda: model.predict(timed, policy=LastStep()), lambda: exported.predict(timed)
+    )
     return Int8(
-        model=made,
-        found=found,
-        statement=_statement(certifying, found),
+        model=exported,
+        found=control,
+        statement=_statement(certifying, control),
         products=products,
         chosen_on=len(choosing),
         certified_on=len(certifying),
         moved=1.0 - float(certifying.correct()[:, -1].mean()),
-        clock=wall_clock(
-            lambda: model.predict(some, policy=LastStep()), lambda: made.predict(some)
-        ),
+        clock=clock,
     )
 
 
@@ -147,16 +151,17 @@ def choose(
     most: float,
     threads: int | None = None,
 ) -> OnnxModel:
-    """Return an export in int8, in a folder beside it: ``all`` of its products, or ``some``, those that do not narrow.
+    """Return an export in int8, in the folder ``all`` or ``some`` beside it, by its products.
 
-    All are quantised, unless this moves more than the share `most` of the answers at full depth.
+    All products are quantised, unless this changes more than the share `most` of the answers at
+    full depth; then those that narrow are not.
 
     Args:
         export: The folder of an export in float32.
         ranges: Texts that fix the ranges of activations.
         texts: Texts that choose.
         answers: Their answers before int8, numbers of classes, `(texts,)`.
-        most: The share of these that may move.
+        most: The share of these that may change.
         threads: Threads of one operation of the export that is returned.
     """
     kinds: tuple[tuple[str, Literal[True, "all"]], ...] = (("all", "all"), ("some", True))
@@ -170,7 +175,7 @@ def choose(
 
 
 def most_moved(certifying: int, level: float, confidence: float) -> float:
-    """Return half of the share of answers that may differ; the other half is left to exits."""
+    """Return half of the share of answers that may differ; the other half is for exits."""
     cdf = binomial_cdf(certifying, level)
     failures = int(np.searchsorted(cdf, 1.0 - confidence, side="right")) - 1
     return 0.5 * max(failures, 0) / certifying
@@ -188,8 +193,8 @@ def cascade_onnx(
 
     Args:
         cascade: The cascade.
-        folder: Where to write.
-        texts: If there are texts, the last stage is in int8, and the cascade is certified anew on
+        folder: The folder of the cascade.
+        texts: If texts are given, the last stage is in int8, and the cascade is certified again on
             them, against the last stage before int8.
         level: The share of answers that may differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
@@ -199,13 +204,16 @@ def cascade_onnx(
     """
     report = None
     with TemporaryDirectory() as scratch:
-        stages = [_graphs(stage, Path(scratch) / str(n)) for n, stage in enumerate(cascade.stages)]
+        stages = [
+            _as_graphs(stage, Path(scratch) / str(number))
+            for number, stage in enumerate(cascade.stages)
+        ]
         small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
         if isinstance(small.policy, Certified):  # graphs answer as the model does
             small.policy = replace(small.policy, weights=small.weights_digest())
         if texts is not None:
             choosing = split(content_ids(texts), CHOOSE_AND_CERTIFY)[0]
-            ranges = [texts[n] for n in choosing.tolist()[:_RANGES]]
+            ranges = [texts[place] for place in choosing.tolist()[:_RANGES]]
             folder_of_last = stages[-1].model.folder
             last = OnnxModel(quantized(folder_of_last, Path(scratch) / "int8", calibration=ranges))
             small = Cascade([*stages[:-1], last], classes=cascade.classes)
@@ -216,23 +224,25 @@ def cascade_onnx(
     return report
 
 
-def _graphs(stage: Any, folder: Path) -> Any:
-    """Return a stage as graphs, if it is a model that can be exported; else itself."""
+def _as_graphs(stage: Any, folder: Path) -> Any:
+    """Return a stage as graphs if its model can be exported, else unchanged."""
     if not hasattr(stage.model, "export_source"):
         return stage
     return stage_of(OnnxModel(onnx(stage.model, folder)))
 
 
-def _statement(certifying: Record, found: RiskControl) -> str:
-    level = found.policy.level
-    confidence = found.policy.confidence or CONFIDENCE
+def _statement(certifying: Record, control: RiskControl) -> str:
+    """Return the promise in words, or the least level that int8 alone could keep."""
+    level = control.policy.level
+    confidence = control.policy.confidence or CONFIDENCE
     rows = len(certifying)
-    if found.met:
+    if control.met:
         change = "other answers than before int8"
-        return Promise(exits_rule(found.policy), change, level, confidence, rows).sentence
+        return Promise(exits_rule(control.policy), change, level, confidence, rows).sentence
     differ = int((~certifying.correct()[:, -1]).sum())
     least = rounded_up(upper_bound(differ, rows, confidence), 2)
     return (
-        f"No promise of {percent(level)}, so every text runs to the last step: int8 alone answers {differ} of {rows} "
-        f"texts otherwise. --disagreement {least} is the least that it could keep."
+        f"No promise of {percent(level)}, so every text runs to the last step: int8 alone changes "
+        f"the answers to {differ} of {rows} texts. --disagreement {least} is the least that it "
+        "could keep."
     )

@@ -1,4 +1,4 @@
-"""The description of an export, `export.json`: what the runtime reads besides the graphs, and no more."""
+"""The description of an export, `export.json`: all that the runtime reads but the graphs."""
 
 from __future__ import annotations
 
@@ -30,68 +30,96 @@ _FORMAT = "ponder-onnx-3"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that goes into or comes out of a graph."""
+    """An input or output of a graph.
+
+    Args:
+        name: Its name.
+        dtype: The name of its type in NumPy.
+        along: The dimensions that are as long as the sequences.
+        fill: The value at padding.
+        default: The value if the caller leaves it out; None if it is required.
+        shared: Whether it belongs to the whole batch and has no rows.
+    """
 
     name: str
-    dtype: str  # its name in NumPy
-    along: Sequence[int] = ()  # dimensions that are as long as the sequences
-    fill: float = 0.0  # the value at padding
-    default: float | None = (
-        None  # the value where the caller leaves it out; None where it is required
-    )
-    shared: bool = False  # whether it belongs to the whole batch and has no rows
+    dtype: str
+    along: Sequence[int] = ()
+    fill: float = 0.0
+    default: float | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
 class PolicyGraphs:
-    """What the graphs of a policy take.
+    """The inputs of the graphs of a policy.
 
-    `policy_init` makes the state of row ids, where there is one; `policy_first` decides after the
-    first step, and after later ones too, unless the state has other tensors then: there is
-    `policy_later`.
+    `policy_init` makes the state from row ids, if there is a state. `policy_first` decides after
+    the first step, and after later ones, too, unless the state has other tensors then, which
+    `policy_later` reads.
+
+    Args:
+        needs: The readings of the policy.
+        thresholds: Its thresholds, by the names of their inputs.
+        together: The step at which all rows exit, if it depends on no row; there are no graphs
+            then.
     """
 
-    needs: Sequence[str] = ()  # readings
-    thresholds: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # by the name of their input
-    together: int | None = (
-        None  # the step at which all rows exit, where no row is looked at; there are no graphs then
-    )
+    needs: Sequence[str] = ()
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    together: int | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The contents of `export.json`.
 
-    The graphs lie beside it: `stem`, unless it is the identity, `step_1` …, `readout`, `head`, or
-    `head_1` … of each step, `lambda` and perhaps `halting`, the readout of the Lambda head.
+    The graphs are in the same folder: `stem`, unless it is the identity, `step_1` …, `readout`,
+    `head`, or `head_1` … for each step, `lambda`, and `halting` if the Lambda head has another
+    readout.
+
+    Args:
+        num_steps: N.
+        schedule: The graph of each step, from 0.
+        task: The name of the task.
+        inputs: The inputs of the model.
+        hidden: The tensors of the hidden state.
+        context: The tensors of the steps' context.
+        outputs: The shape of one row's outputs; if they have positions, of one position's.
+        policy: The policy in plain JSON.
+        graphs: The policy's graphs; None if it runs in NumPy.
+        history: The number of steps whose features the Lambda head reads.
+        initial: Its features before the first step: ``"stem"`` or ``"zeros"``.
+        mask: The input that shows the lengths; None if rows have no length.
+        real: Its value at real positions.
+        narrows: Whether batches get narrower as long rows exit.
+        max_length: The number of tokens to which texts are cut; None without a tokenizer.
+        truncation_side: The side at which they are cut.
+        int8: Whether the steps are quantised.
+        labels: Names of the classes.
+        weights: The digest of the weights that answer; None if they are quantised.
+        digests: The digests of the other files.
     """
 
     num_steps: int
-    schedule: Sequence[int]  # which of the steps' graphs runs at each step, from 0
+    schedule: Sequence[int]
     task: str
     inputs: Sequence[TensorSpec]
     hidden: Sequence[TensorSpec]
-    context: Sequence[TensorSpec]  # what the steps read besides
-    outputs: Sequence[
-        int
-    ]  # the shape of one row's outputs, of one position's where they have positions
-    policy: dict[str, Any]  # as `to_dict` gives it
-    graphs: PolicyGraphs | None  # None where the policy is run in NumPy
-    history: int = 1  # number of steps that the Lambda head reads
-    initial: str = "stem"  # what it reads before the first: "stem" or "zeros"
-    mask: str | None = None  # the input that holds the lengths; None where rows have none
-    real: int = 1  # its value at real positions
-    narrows: bool = False  # whether batches get narrower as long rows exit
-    max_length: int | None = (
-        None  # number of tokens to which texts are cut; None without a tokenizer
-    )
+    context: Sequence[TensorSpec]
+    outputs: Sequence[int]
+    policy: dict[str, Any]
+    graphs: PolicyGraphs | None
+    history: int = 1
+    initial: str = "stem"
+    mask: str | None = None
+    real: int = 1
+    narrows: bool = False
+    max_length: int | None = None
     truncation_side: str = "right"
-    int8: bool = False  # whether the steps are quantised
-    labels: Sequence[str] = ()  # names of the classes
-    weights: str | None = None  # digest of the weights that answer
-    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the other files
+    int8: bool = False
+    labels: Sequence[str] = ()
+    weights: str | None = None
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def steps(self) -> list[str]:
@@ -106,7 +134,7 @@ class Manifest:
         write_json(folder / FILE, _FORMAT, sealed(data, files))
 
     def with_files(self, folder: Path) -> Self:
-        """Return the description of the graphs, and the tokenizer, that a folder holds now."""
+        """Return the description with the digests of the files that a folder holds now."""
         names = [name for name in files_of(folder) if name != FILE]
         digests = {name: digest_of_file(folder / name) for name in names}
         return dataclasses.replace(self, digests=digests)
@@ -116,7 +144,7 @@ class Manifest:
         """Read `export.json`.
 
         Raises:
-            CheckpointError: The folder is no export, or one of another version.
+            CheckpointError: The folder is not an export, or is one of another version.
         """
         data = read_json(folder / FILE, _FORMAT, "export")
         with reading(folder / FILE, "export"):
@@ -153,11 +181,11 @@ def promise_of_export(
 
 
 def changed_in(folder: Path) -> list[str]:
-    """Return which parts of an export are not those that were written."""
+    """Return the parts of an export that have changed since it was written."""
     return changed_parts(read_json(folder / FILE, _FORMAT, "export"), lambda name: folder / name)
 
 
 def files_of(folder: Path) -> list[str]:
-    """Return the names of the files of an export, the description being the last."""
+    """Return the names of the files of an export; the description is the last."""
     tokenizer = [TOKENIZER] if (folder / TOKENIZER).exists() else []
     return [*sorted(path.name for path in folder.glob("*.onnx")), *tokenizer, FILE]

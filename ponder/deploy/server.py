@@ -57,7 +57,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ponder.server")
-_LOGGED = 8  # errors of one batch
+_LOGGED = 8
+"""Errors of one batch that are logged."""
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -67,13 +68,13 @@ class Limits:
 
     Args:
         max_batch: Texts of a batch.
-        max_waiting: Texts or documents that may wait for an answer; beyond, requests are answered
-            by 429.
+        max_waiting: Texts or documents that may wait for an answer; further requests get status
+            429.
         max_texts: Texts of a request.
         max_documents: Documents of a query.
         max_body: Bytes of a request.
-        deadline: Seconds that a request may take, its body, tokenising and waiting included; None
-            for any time.
+        deadline: Seconds that a request may take, with its body, tokenising and waiting; None for
+            any time.
         fixed_policy: Whether thresholds in requests are refused.
     """
 
@@ -112,7 +113,7 @@ class RankRequest(BaseModel):
     query: str
     documents: list[str] = Field(min_length=1)
     scores: list[float] = Field(
-        [], description="First-stage scores, where the exits were fitted with such."
+        [], description="First-stage scores, if the exits were fitted with such."
     )
     top_k: int | None = Field(None, ge=1)
     within: float | None = Field(None, gt=0, description="Seconds that the answer may take.")
@@ -123,9 +124,9 @@ class RerankRequest(BaseModel):
 
     query: str
     texts: list[str] = Field(min_length=1)
-    raw_scores: bool = Field(False, description="Accepted; scores are as the model gives them.")
+    raw_scores: bool = Field(False, description="Accepted; scores are those of the model.")
     return_text: bool = False
-    truncate: bool = Field(True, description="Accepted; what is too long is always cut.")
+    truncate: bool = Field(True, description="Accepted; long texts are always cut.")
 
 
 class Service:
@@ -153,9 +154,9 @@ class Service:
         """Answer the texts of a request; if the ledger does not allow early answers, at full depth.
 
         Raises:
-            HTTPException: It asks for what is not served (422), or too many texts wait (429).
+            HTTPException: The request is invalid (422), or too many texts wait (429).
             TimeoutError: Its time is up (504).
-            ArgumentError: A threshold that the policy cannot have (422).
+            ArgumentError: The policy cannot have this threshold (422).
         """
         self._check(texts, threshold)
         policy = self.served.policy
@@ -180,12 +181,12 @@ class Service:
         return Answered(answers, self._note(answers, deferred) if audits else [])
 
     def audit(self, text: Text, label: str) -> None:
-        """Answer a text again at full depth, after its answer was given, and let the ledger know."""
+        """Answer a text again at full depth, after its answer was sent, for the ledger."""
         cut = [_cut(text, self.served.max_characters)]
         self._deep.submit(cut, LastStep()).add_done_callback(partial(self._settle, label))
 
     def close(self) -> None:
-        """Return when all that was accepted is answered, and the audits are kept."""
+        """Return when all accepted requests are answered, and the audits are saved."""
         self._batcher.close()
         if self._deep is not self._batcher:
             self._deep.close()
@@ -196,14 +197,13 @@ class Service:
         """Count answers in the ledger, and return the places of those that are audited."""
         assert self.ledger is not None
         places = [n for n, share in enumerate(answers.probabilities) if not math.isnan(share)]
-        # Beside a reference all answers of the served model may be wrong, also those at its full
-        # depth.
+        # With a reference, even answers at full depth of the served model may differ.
         deepest = math.inf if self.reference is not None else self.served.num_steps
         early = [not deferred and answers.exit_step[n] < deepest for n in places]
         return [places[n] for n in self.ledger.note(early)]
 
     def _settle(self, label: str, done: Future[Some]) -> None:
-        """Take an answer at full depth; an audit that fails stays pending, which counts as wrong."""
+        """Record an answer at full depth; a failed audit stays pending, which counts as wrong."""
         assert self.ledger is not None
         try:
             (full,) = done.result().labels
@@ -212,20 +212,20 @@ class Service:
             _log.exception("an audit failed")
 
     def _check(self, texts: Sequence[Text], threshold: float | None) -> None:
+        """Refuse a request that the model cannot answer."""
         most = self.limits.max_texts
         columns = self.served.columns
         if len(texts) > most:
             raise HTTPException(
                 422, f"texts: expected {most} at most; got {len(texts)}. Send several requests."
             )
-        if columns and any((1 if isinstance(text, str) else 2) != len(columns) for text in texts):
-            one = len(columns) == 1
-            if one:
-                wanted = "texts; got pairs"
-            else:
+        sizes = {1 if isinstance(text, str) else 2 for text in texts}
+        if columns and sizes != {len(columns)}:
+            wanted = "texts; got pairs"
+            if len(columns) == 2:
                 wanted = f"pairs of texts, [{', '.join(columns)}]; got single texts"
             raise HTTPException(
-                422, f"texts: expected {wanted}. Send what the exits were fitted to."
+                422, f"texts: expected {wanted}. Send texts like those of the exits' fit."
             )
         if any(_has_half_a_character(text) for text in texts):
             raise HTTPException(422, "texts: expected Unicode; got half of a surrogate pair.")
@@ -243,10 +243,10 @@ def create_app(
 
     Args:
         served: The model.
-        limits: What is accepted.
-        ledger: The ledger of its promise (`ledger_of`); None for none.
-        reference: The model whose full depth was promised, that before int8 say; None if it is the
-            served one's.
+        limits: The limits of requests.
+        ledger: The ledger of its promise (`ledger_of`); None serves without audits.
+        reference: The model with which the promise compares, such as the one before int8. By
+            default the served model at full depth.
     """
     service = Service(served, limits or Limits(), ledger, reference)
 
@@ -288,7 +288,7 @@ def create_app(
     @app.get("/health")
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Say by which policy requests are answered, and what the ledger knows, in words and in numbers."""
+        """Return the policy, and the state of the ledger in words and in numbers."""
         return {
             "status": "ok",
             "policy": repr(served.policy),
@@ -299,7 +299,7 @@ def create_app(
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Give counters, histograms and gauges, as Prometheus reads them."""
+        """Return counters, histograms and gauges in the format of Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
@@ -326,7 +326,7 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
 
     @app.post("/rerank")
     async def rerank(body: RerankRequest) -> Response:
-        """Order texts in the shape of Text Embeddings Inference: index and score, the best first."""
+        """Order texts, the best first, in the format of Text Embeddings Inference."""
         found = await ranking.order(Pool(body.query, body.texts), len(body.texts), None)
         shown = [{"index": one["corpus_id"], "score": _finite(one["score"])} for one in found]
         if body.return_text:
@@ -336,14 +336,14 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.get("/health")
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Say by which policy candidates leave."""
+        """Return the policy."""
         return {"status": "ok", "policy": repr(ranker.settings.policy)}
 
     return app
 
 
 class _Ranking:
-    """The queries of a service: one after the other, so many documents waiting, each until its deadline."""
+    """The queries of a service: one after the other, each until its deadline."""
 
     def __init__(self, ranker: Ranker, limits: Limits) -> None:
         self._ranker = ranker
@@ -376,7 +376,7 @@ class _Ranking:
         self._waiting += count
         run = partial(self._run, pool, top_k, within, end)
         future = asyncio.get_running_loop().run_in_executor(self._busy, run)
-        # The documents wait until the thread is through with them, also if the client has gone.
+        # The documents wait until the thread is done with them, even if the client has gone.
         future.add_done_callback(lambda done: self._through(count))
         async with asyncio.timeout(limits.deadline):
             return await asyncio.shield(future)
@@ -384,7 +384,7 @@ class _Ranking:
     def _run(
         self, pool: Pool, top_k: int | None, within: float | None, end: float | None
     ) -> list[dict[str, Any]]:
-        """Order on the thread, with what is left of the deadline; what came too late is not begun."""
+        """Order on the thread, within the rest of the deadline; a late query is not started."""
         if end is not None:
             remaining = end - time.monotonic()
             if remaining <= 0.0:
@@ -406,11 +406,11 @@ class Answered:
 
 
 def ledger_of(policy: ExitPolicy, share: float, path: Path | None = None) -> ServedLedger | None:
-    """Return the ledger of a certified policy; None if nothing is promised that a model can be asked about.
+    """Return the ledger of a certified policy; None if its promise is not about disagreement.
 
     Args:
         policy: The policy of a model.
-        share: The probability of an audit, in [0, 1]; 0 for no ledger.
+        share: The probability of an audit, in [0, 1]; with 0 there is no ledger.
         path: A JSON file in which the state survives a restart.
 
     Example:
@@ -425,7 +425,7 @@ def ledger_of(policy: ExitPolicy, share: float, path: Path | None = None) -> Ser
 
 
 def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
-    """Return a policy with its one threshold at `value`, without the promise that was made for another.
+    """Return a policy with its one threshold at `value`, without a promise.
 
     Example:
         >>> with_threshold(policies.Confidence(0.8).after(2), 0.9)
@@ -434,7 +434,7 @@ def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:
     inside = policy.policy if isinstance(policy, Certified) else policy
     part = part_with_threshold(inside)
     if part is None:
-        expected = "none: the policy has no threshold of its own"
+        expected = "None: the policy has no threshold that could be set"
         remedy = "Leave it out."
         raise ArgumentError("threshold", expected=expected, got=f"{value:g}", remedy=remedy)
     return exchanged(inside, part, part.with_threshold(value))
@@ -481,18 +481,17 @@ def _app(
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Answer by `{"detail": …}`; the content of a request is never sent back."""
+    """Answer with `{"detail": …}`; the content of a request is never sent back."""
     status: int = 422
     detail: Any = str(error)
     kind = request.headers.get("content-type", "")
     if isinstance(error, RequestValidationError) and "json" not in kind:
         detail = "expected JSON. Send the header content-type: application/json."
     elif isinstance(error, RequestValidationError):
-        wrong = error.errors()[:8]
-        detail = [
-            {"where": [str(part)[:80] for part in each["loc"]], "what": each["msg"]}
-            for each in wrong
-        ]
+        detail = []
+        for each in error.errors()[:8]:
+            location = [str(part)[:80] for part in each["loc"]]
+            detail.append({"where": location, "what": each["msg"]})
     elif isinstance(error, TimeoutError):
         status = 504
         detail = "no answer within the time of a request."
@@ -503,7 +502,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 class _Door:
-    """ASGI middleware: bounds the body, counts the request, and writes one line of log about it."""
+    """ASGI middleware that bounds the body, counts the request, and logs it in one line."""
 
     def __init__(
         self, app: ASGIApp, metrics: _Metrics | None, max_body: int, deadline: float | None
@@ -526,8 +525,7 @@ class _Door:
         async def limited() -> Message:
             nonlocal size, whole
             try:
-                # After the body the next message is that the client has gone, which may take its
-                # time.
+                # The message after the body says that the client has gone: it has no deadline.
                 async with asyncio.timeout_at(None if whole else end):
                     message = await receive()
             except TimeoutError as error:
@@ -563,17 +561,17 @@ class _Door:
 
 
 def _answer(served: Answering, texts: Sequence[Text], policy: ExitPolicy) -> Any:
-    """Answer texts, and log why some have no answer."""
-    found = served.answer(texts, policy)
-    for error in list(getattr(found, "errors", {}).values())[:_LOGGED]:
+    """Answer texts, and log the errors of those without an answer."""
+    answers = served.answer(texts, policy)
+    for error in list(getattr(answers, "errors", {}).values())[:_LOGGED]:
         _log.error("a text has no answer", exc_info=error)
-    return found
+    return answers
 
 
 def _has_half_a_character(text: Text) -> bool:
     """Return whether a text has half of a surrogate pair, which no tokeniser reads."""
-    parts = (text,) if isinstance(text, str) else text
-    return any(any("\ud800" <= each <= "\udfff" for each in part) for part in parts)
+    joined = text if isinstance(text, str) else "".join(text)
+    return any("\ud800" <= character <= "\udfff" for character in joined)
 
 
 def _finite(score: float) -> float | None:

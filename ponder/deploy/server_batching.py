@@ -1,4 +1,4 @@
-"""What a service serves, and how requests share its batches: those that wait are joined while the model is busy."""
+"""Batches of a service: requests that wait while the model is busy are joined."""
 
 from __future__ import annotations
 
@@ -17,30 +17,42 @@ Text: TypeAlias = str | tuple[str, str]
 
 
 class Answering(Protocol):
-    """Anything that answers texts."""
+    """A model that answers texts."""
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Any:
-        """Answer texts, each at its exit, in their order: with what `Some` has."""
+        """Answer texts, each at its exit, in their order; the result has the fields of `Some`."""
 
 
 class Served(Answering, Protocol):
-    """A model that a service can answer with: a folder of exits, an export, a cascade."""
+    """A model that a service can answer with: a folder of exits, an export, a cascade.
+
+    Attributes:
+        num_steps: N.
+        policy: The policy with which it was saved.
+        columns: Names of the one or two columns of texts to which it was fitted; empty if they are
+            not known.
+        max_characters: The number of characters to which texts are cut before they are tokenised.
+    """
 
     num_steps: int
-    policy: ExitPolicy  # with which it was saved
-    columns: Sequence[
-        str
-    ]  # names of the one or two columns of texts that it was fitted to; none where not known
-    max_characters: int  # to which texts are cut before they are tokenised
+    policy: ExitPolicy
+    columns: Sequence[str]
+    max_characters: int
 
 
 @dataclass(frozen=True)
 class Some:
-    """The answers to some texts."""
+    """The answers to some texts.
 
-    labels: Sequence[str]  # names of the predicted classes
-    probabilities: Any  # of these, `(rows,)`; NaN where there is no answer
-    exit_step: Any  # `(rows,)`, from 1
+    Args:
+        labels: Names of the predicted classes.
+        probabilities: Their probabilities, `(rows,)`; NaN for a text without an answer.
+        exit_step: The exit steps, `(rows,)`, from 1.
+    """
+
+    labels: Sequence[str]
+    probabilities: Any
+    exit_step: Any
 
 
 @dataclass(eq=False)
@@ -55,11 +67,13 @@ class Batcher:
 
     Args:
         answer: A function of texts and a policy, called on one thread.
-        max_batch: Texts of a batch at most, where they are of several requests.
+        max_batch: Texts of a batch of several requests at most.
 
     Example:
         >>> from ponder.deploy.server_batching import Batcher, Some
-        >>> batcher = Batcher(lambda texts, policy: Some(list(texts), [1.0] * len(texts), [1] * len(texts)), 8)
+        >>> def answer(texts, policy):
+        ...     return Some(list(texts), [1.0] * len(texts), [1] * len(texts))
+        >>> batcher = Batcher(answer, 8)
         >>> batcher.submit(["a", "b"], policies.LastStep()).result().labels
         ['a', 'b']
         >>> batcher.close()
@@ -72,12 +86,11 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ponder-batches")
 
     def submit(self, texts: Sequence[Text], policy: ExitPolicy) -> Future[Some]:
-        """Hand in the texts of a request; a future that is cancelled in time is not computed."""
+        """Submit the texts of a request; if its future is cancelled in time, it is not run."""
         request = _Request(texts, policy, Future())
         self._waiting.append(request)
-        self._thread.submit(
-            self._next
-        )  # where an earlier call takes the request too, this one finds nothing to do
+        # If an earlier call answers this request, too, this one will have nothing to do.
+        self._thread.submit(self._next)
         return request.future
 
     def close(self) -> None:
@@ -89,32 +102,37 @@ class Batcher:
         batch = list[_Request]()
         rest = list[_Request]()
         room = self._max_batch
-        for _ in range(len(self._waiting)):  # others are appended meanwhile
+        for _ in range(len(self._waiting)):  # other threads may append meanwhile
             request = self._waiting.popleft()
-            fits = not batch or (len(request.texts) <= room and request.policy == batch[0].policy)
-            (batch if fits else rest).append(request)
-            room -= len(request.texts) if fits else 0
+            size = len(request.texts)
+            if not batch or (size <= room and request.policy == batch[0].policy):
+                batch.append(request)
+                room -= size
+            else:
+                rest.append(request)
         self._waiting.extendleft(reversed(rest))
         self._run([request for request in batch if request.future.set_running_or_notify_cancel()])
 
     def _run(self, batch: list[_Request]) -> None:
-        """Answer requests together; where that fails, each alone, so that one that fails fails alone."""
+        """Answer requests together; if that fails, each alone, so that only bad ones fail."""
         if not batch:
             return
         try:
-            found = self._answer(
-                [text for request in batch for text in request.texts], batch[0].policy
-            )
-            labels = found.labels
-            probabilities = found.probabilities
-            steps = found.exit_step
+            texts = [text for request in batch for text in request.texts]
+            answers = self._answer(texts, batch[0].policy)
+            labels = answers.labels
+            probabilities = answers.probabilities
+            steps = answers.exit_step
         except Exception as error:
-            for request in batch if len(batch) > 1 else ():
-                self._run([request])
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
+            else:
+                for request in batch:
+                    self._run([request])
             return
         start = 0
         for request in batch:
-            part = slice(start, start := start + len(request.texts))
+            stop = start + len(request.texts)
+            part = slice(start, stop)
             request.future.set_result(Some(labels[part], probabilities[part], steps[part]))
+            start = stop

@@ -1,4 +1,4 @@
-"""Events on the current OpenTelemetry span, if its API package is installed; nothing otherwise."""
+"""Events on the current OpenTelemetry span; without its API package, nothing happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INSTALLED = find_spec("opentelemetry") is not None
 
 
 def add_event(name: str, **attributes: float) -> None:
-    """Add an event, ``"ponder.exit"`` say, to the span that the caller's instrumentation has begun."""
+    """Add an event, ``"ponder.exit"`` say, to the current span of the caller's instrumentation."""
     if _INSTALLED:
         span = import_module("opentelemetry.trace").get_current_span()
         span.add_event(f"ponder.{name}", attributes)

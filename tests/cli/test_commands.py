@@ -283,7 +283,7 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
     moved = folders.exits.rename(tmp_path / "moved")
     try:
         lost = run("check", out, "--texts", fresh, code=2).stderr
-        assert "which is not there" in " ".join(lost.split())
+        assert "which does not exist" in " ".join(lost.split())
         assert audits(out) is None
         assert audits(out, moved) == 4
     finally:
