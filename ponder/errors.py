@@ -1,4 +1,4 @@
-"""The errors that `ponder` raises: one root, and messages that say what to do."""
+"""The errors that `ponder` raises: one root, and messages with a remedy."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class ArgumentError(_WrongArgumentError, ValueError):
         argument: Name of the argument.
         expected: Values that are accepted.
         got: The value.
-        remedy: A full sentence that says what to do.
+        remedy: A full sentence with the remedy.
 
     Example:
-        >>> raise ponder.errors.ArgumentError("q", expected="a number in [0, 1]", got=1.5, remedy="Pass q=0.5.")
+        >>> expected = "a number in [0, 1]"
+        >>> raise ponder.errors.ArgumentError("q", expected=expected, got=1.5, remedy="Pass q=0.5.")
         Traceback (most recent call last):
         ponder.errors.ArgumentError: q: expected a number in [0, 1]; got 1.5. Pass q=0.5.
     """

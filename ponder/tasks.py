@@ -1,12 +1,12 @@
-"""Tasks: what outputs and labels mean. Every question about an answer is asked here.
+"""Tasks: the meaning of outputs and labels.
 
-A task gives the loss of an answer, what is predicted, whether two predictions are the same, and
-whether one is right. Policies, scores, risks and plots ask the task object, and know no task by its
-name.
+A task computes the loss of an answer, what it predicts, whether two predictions are the same, and
+whether one is right. Policies, scores, risks and plots call these methods; none of them depends on
+the name of a task.
 
-A class label of −100 is no label, as in PyTorch: its row or token counts for nothing in the loss
-and its gradient. Questions about predictions take NumPy arrays as well as tensors (a cascade has no
-torch); losses take tensors.
+A class label of −100 means no label, as in PyTorch: its row or token does not count in the loss
+and its gradient. Methods on predictions take NumPy arrays as well as tensors (a cascade has no
+PyTorch); losses take tensors.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ TaskName = Literal["classification", "regression", "multilabel", "token_classifi
 Array: TypeAlias = Any
 """A tensor, or an array of NumPy."""
 Mask: TypeAlias = Any
-"""The positions that are no padding, `(batch, length)` bool; None for all."""
+"""The positions that are not padding, `(batch, length)` bool; None for all."""
 IGNORED_LABEL = -100
 
 
 class Task(ABC):
     """Meaning of the outputs of a head.
 
-    Outputs of one step are `(batch, …)`; where a method takes those of all steps, `(batch, steps,
-    …)`, it says so. A `mask`, `(batch, length)` bool, marks the positions that are no padding; None
+    Outputs of one step are `(batch, …)`; a method that takes those of all steps, `(batch, steps,
+    …)`, says so. A `mask`, `(batch, length)` bool, marks the positions that are not padding; None
     marks all.
 
     Example:
         >>> task = ponder.tasks.task_named("classification")
-        >>> task.losses(torch.zeros(2, 3), torch.tensor([0, 2]))  # (batch, classes) and (batch,) → (batch,)
+        >>> task.losses(torch.zeros(2, 3), torch.tensor([0, 2]))  # a loss for each row
         tensor([1.0986, 1.0986])
         >>> task.predictions(torch.tensor([[0.1, 0.9, 0.0]]))
         tensor([1])
@@ -65,9 +65,9 @@ class Task(ABC):
 
     name: ClassVar[str]
     each_row_alone: ClassVar[bool] = True
-    """Whether `losses` may be called once with the rows of all steps, since it looks at each row alone."""
+    """Whether `losses` treats each row alone, so that one call may take the rows of all steps."""
     classes: bool = False
-    """Whether the last dimension of the outputs holds the logits of classes, of which one is predicted."""
+    """Whether the last dimension of the outputs holds logits, of which one class is predicted."""
     numbers: bool = False
     """Whether predictions are numbers, which are the same only within a tolerance."""
     comparable: ClassVar[bool] = True
@@ -75,14 +75,14 @@ class Task(ABC):
     per_token: ClassVar[bool] = False
     """Whether an example has an answer at each of its positions."""
     per_position: ClassVar[bool] = False
-    """Whether outputs are `(batch, length, …)`, to answer at each position or to choose among them."""
+    """Whether outputs are `(batch, length, …)`, for an answer or a choice among positions."""
     blank: ClassVar[float] = 0.0
-    """The value of outputs beyond the end of a row, where they have positions."""
+    """The value of outputs beyond the end of a row, if they have positions."""
     metric: ClassVar[str | None] = "accuracy"
-    """Name of the task's own score, the mean over rows of `scores`; None where there is none.
+    """Name of the task's score, the mean over rows of `scores`; None if it has no score.
 
-    ``"exact_match"`` where an example has several answers, one a token or a label, which must all
-    be right.
+    It is ``"exact_match"`` if an example has several answers, one a token or a label, which must
+    all be right.
     """
 
     @property
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the negative log-likelihoods, `(batch,)`, of checked labels under the outputs of one step."""
+        """Return negative log-likelihoods, `(batch,)`, of checked labels under a step's outputs."""
 
     @abstractmethod
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Task(ABC):
         """
 
     def step_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses of outputs `(batch, steps, …)`, in one call where the task looks at each row alone."""
+        """Return the losses of outputs `(batch, steps, …)`, if possible in one call."""
         steps = outputs.shape[1]
         if self.each_row_alone:
             repeated = labels.repeat_interleave(steps, 0)
@@ -116,7 +116,7 @@ class Task(ABC):
     def mean_loss(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the mean of losses, `(batch,)`, over the rows that have a label.
 
-        0 where none has.
+        It is 0 if no row has a label.
         """
         labelled = self.labelled(labels)
         mean: Tensor = losses.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
@@ -133,7 +133,7 @@ class Task(ABC):
         return _parts(self.targets(labels)[1], 1).any(-1)
 
     def targets(self, labels: Array) -> tuple[Array, Array]:
-        """Return the predictions that checked labels ask for, and which of them are known: −100 may be a number."""
+        """Return the predictions that labels ask for, and which of them are known."""
         return labels, (labels != IGNORED_LABEL) | (not self.comparable)
 
     def inside(self, labels: Array, mask: Mask) -> Array:
@@ -143,7 +143,7 @@ class Task(ABC):
         return namespace(labels).where(mask, labels, IGNORED_LABEL)
 
     def fits(self, outputs: Array) -> bool:
-        """Return whether the outputs of one step have the shape of class logits, where the task has classes."""
+        """Return whether a step's outputs have the shape of class logits, if there are classes."""
         return not self.classes or (outputs.ndim == 2 + self.per_token and outputs.shape[-1] > 1)
 
     def answered(self, outputs: Array, mask: Mask = None) -> Array:
@@ -154,11 +154,11 @@ class Task(ABC):
         return ~_parts(nan, 1).any(-1)
 
     def without_padding(self, outputs: Array, mask: Mask) -> Array:
-        """Return outputs of one step or of all, `(batch, [steps,] length, …)`, that choose no position of padding."""
+        """Return outputs `(batch, [steps,] length, …)` that do not choose a position of padding."""
         return outputs
 
     def predictions(self, outputs: Array) -> Array:
-        """Return what the outputs `(…, outputs)` predict: numbers, or the most probable class, `(…)`."""
+        """Return the predictions of outputs `(…, outputs)`: numbers, or most probable classes."""
         return at_least_float32(outputs) if self.numbers else outputs.argmax(-1)
 
     def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Mask = None) -> Array:
@@ -174,7 +174,7 @@ class Task(ABC):
         return self._holds(equal, mask, 1)
 
     def distance(self, one: Array, other: Array, *, mask: Mask = None) -> Array:
-        """Return how far predictions `(batch, …)` are apart, `(batch,)`; arguments as for `same`.
+        """Return the distance of predictions `(batch, …)`, `(batch,)`; arguments as for `same`.
 
         The share of parts that differ, from 0 to 1; for tasks of numbers, the greatest difference.
         """
@@ -195,7 +195,7 @@ class Task(ABC):
         return self._holds(given == given[:, -1:], mask, 2)
 
     def correct(self, outputs: Array, labels: Array) -> Array:
-        """Return whether the prediction of each step is right in every labelled part, `(batch, steps)` bool."""
+        """Return whether each step is right in every labelled part, `(batch, steps)` bool."""
         labelled, (answers, known) = self.labelled(labels), self.targets(labels)
         if not bool(labelled.all()):
             expected = "a label for every row, where rows are counted as right or wrong"
@@ -205,7 +205,7 @@ class Task(ABC):
         return _parts(right | ~known[:, None], 2).all(-1)
 
     def scores(self, outputs: Array, labels: Array) -> Array:
-        """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`: higher is better."""
+        """Return values, `(batch, steps)` float64, whose mean over rows is the score `metric`."""
         return _double(self.correct(outputs, labels))
 
     def distillation_losses(
@@ -216,7 +216,7 @@ class Task(ABC):
         Args:
             student: Outputs, `(rows, …)`.
             teacher: The teacher's outputs.
-            temperature: Divisor of both, where they are logits.
+            temperature: Divisor of both, if they are logits.
             mask: The positions that are taught, labelled or not, since policies compare the answers
                 of all.
         """
@@ -229,12 +229,15 @@ class Task(ABC):
         )
 
     def _holds(self, parts: Array, mask: Mask, dim: int) -> Array:
-        """Return where all parts that count are true, in the dimensions before `dim`."""
+        """Return whether all parts that count are true, in the dimensions before `dim`."""
         counted = self._counted(mask, parts, dim)
         return _parts(parts if counted is None else parts | ~counted, dim).all(-1)
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
-        """Return which parts of predictions count, broadcastable to `parts`, whose positions are in dimension `dim`."""
+        """Return which parts of predictions count, broadcastable to `parts`.
+
+        Positions are in dimension `dim`.
+        """
         if mask is None or not self.per_token or mask.shape[1] != parts.shape[dim]:
             return None  # a stem that makes other positions: their padding is not known
         return mask.reshape(
@@ -334,7 +337,7 @@ class Multilabel(_Smoothable):
 
     Outputs and labels `(batch, labels)`.
 
-    Labels are 1 or 0, probabilities in between, or −100 where it is not known whether one applies.
+    Labels are 1 or 0, probabilities in between, or −100 if it is not known whether one applies.
 
     Args:
         label_smoothing: Share ε in [0, 1): 1 becomes 1 − ε / 2, and 0 becomes ε / 2.
@@ -385,10 +388,11 @@ class Multilabel(_Smoothable):
 class Regression(Task):
     """Real numbers: squared error, averaged over the numbers of an example.
 
-    Outputs and labels alike.
+    Outputs and labels have one shape.
 
     Example:
-        >>> ponder.tasks.Regression().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+        >>> outputs, labels = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
+        >>> ponder.tasks.Regression().losses(outputs, labels)
         tensor([0., 4.])
     """
 
@@ -425,10 +429,11 @@ class Span(Task):
     """Start and end of an answer in a sequence: the mean of two cross-entropies over its positions.
 
     Outputs `(batch, length, 2)`, labels `(batch, 2)` long: the first and the last position. A
-    position of −100, or beyond the sequence (the answer was cut off), counts for nothing.
+    position of −100, or beyond the sequence (the answer was cut off), does not count.
 
     Example:
-        >>> ponder.tasks.Span().predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]]))  # from 1 to 2
+        >>> outputs = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]])
+        >>> ponder.tasks.Span().predictions(outputs)  # from 1 to 2
         tensor([[1, 2]])
     """
 
@@ -474,14 +479,16 @@ class Span(Task):
 
 
 class Custom(Task):
-    """A loss of one's own, `function(outputs, labels) -> (batch,)`, called once a step.
+    """A loss of the user's, `function(outputs, labels) -> (batch,)`, called once a step.
 
     Args:
         function: The loss; None in a trajectory that was read from a file.
         classes: Whether outputs are the logits of classes, or numbers.
 
     Example:
-        >>> task = ponder.tasks.Custom(lambda outputs, labels: (outputs - labels).abs().mean(-1), classes=False)
+        >>> def absolute(outputs, labels):
+        ...     return (outputs - labels).abs().mean(-1)
+        >>> task = ponder.tasks.Custom(absolute, classes=False)
         >>> task.predictions(torch.tensor([[0.5, 2.0]]))  # numbers, and no class
         tensor([[0.5000, 2.0000]])
     """
@@ -506,7 +513,7 @@ class Custom(Task):
                 got = "none, as in a trajectory from a file"
             else:
                 got = f"shape {tuple(losses.shape)}"
-            remedy = "Do not reduce over the batch: use reduction='none' and average what belongs to one example."
+            remedy = "Use reduction='none', and average the losses of each example alone."
             raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
         return losses
 
@@ -528,7 +535,7 @@ def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
     Example:
         >>> ponder.tasks.as_task("regression").name
         'regression'
-        >>> absolute = ponder.tasks.as_task(lambda outputs, labels: (outputs - labels).abs().mean(-1))
+        >>> absolute = ponder.tasks.as_task(lambda outputs, labels: (outputs - labels).abs()[:, 0])
         >>> absolute.losses(torch.ones(2, 1), torch.zeros(2, 1))
         tensor([1., 1.])
     """
@@ -545,18 +552,20 @@ def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
 def task_named(name: str | None) -> Task:
     """Return the task of a recorded name.
 
-    None is classification, an unknown name a task of the user's own.
+    None is classification; an unknown name is a task of the user's.
     """
     return _TASKS["classification"] if name is None else _TASKS.get(name) or Custom()
 
 
 def infer_task(outputs: Array, labels: Array) -> Task:
-    """Return the task of a model that names none: integer labels are classes, all others are numbers.
+    """Return the task that labels show: integer labels are classes, other labels are numbers.
 
     Example:
         >>> infer = ponder.tasks.infer_task
-        >>> infer(torch.zeros(2, 3), torch.tensor([0, 2])).name, infer(torch.zeros(2, 1), torch.zeros(2)).name
-        ('classification', 'regression')
+        >>> infer(torch.zeros(2, 3), torch.tensor([0, 2])).name
+        'classification'
+        >>> infer(torch.zeros(2, 1), torch.zeros(2)).name
+        'regression'
     """
     if "float" in str(labels.dtype) or outputs.shape[-1] == 1:
         return _TASKS["regression"]
@@ -564,7 +573,7 @@ def infer_task(outputs: Array, labels: Array) -> Task:
 
 
 def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
-    """Return whether a mask, `(batch, length)`, is about the positions in dimension `dim` of an array."""
+    """Return whether a mask, `(batch, length)`, fits the positions in dimension `dim`."""
     return (
         mask is not None
         and array is not None
@@ -611,7 +620,7 @@ def _check_shape(labels: Tensor, shape: Sequence[int]) -> None:
 
 
 def _as_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Tensor:
-    """Return labels as long, where they are class indices of that shape, or −100."""
+    """Return labels as long, if they are class indices of that shape, or −100."""
     _check_shape(labels, shape)
     if "int" not in str(labels.dtype):
         remedy = "Convert them with .long(), or name another task, task='regression' for numbers."
@@ -619,7 +628,7 @@ def _as_classes(labels: Tensor, shape: Sequence[int], classes: int | None) -> Te
     if classes is not None and labels.numel():  # PyTorch's own check aborts the process on a GPU
         low, high = labels.masked_fill(labels == IGNORED_LABEL, 0).aminmax()
         if low < 0 or high >= classes:
-            expected = f"classes 0 … {classes - 1} (or {IGNORED_LABEL} for none), as the head has {classes} outputs"
+            expected = f"classes 0 … {classes - 1} (or {IGNORED_LABEL} for no label)"
             remedy = "Give the head one output per class, or map the labels to 0, 1, …."
             raise _wrong_labels(expected, f"values between {low} and {high}", remedy)
     return labels.long()

@@ -1,4 +1,4 @@
-"""Training: all stages of a recipe on `accelerate`, and one stage at a time for trainers of your own."""
+"""Training: all stages of a recipe on `accelerate`, and single stages for other trainers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def fit(
     """Train a model through every stage of its recipe; needs the extra ``train``.
 
     The stages are `PonderWrapper.stages`: those of the recipe, or one with the model's objective.
-    Each freezes what it does not train, and has its own optimiser (AdamW) and schedule.
+    Each freezes the parts that it does not train, with a new optimiser (AdamW) and schedule.
     `accelerate` decides on devices, precision and the number of processes (``accelerate launch``,
     ``torchrun``).
 
@@ -129,18 +129,19 @@ def fit(
         warmup: Share of the steps in which the rates rise from 0, in [0, 1), before they fall to 0
             again.
         clip: Largest norm of the gradient; None does not clip.
-        seed: Seed of PyTorch's own generator, which draws dropout and the order of the loader.
+        seed: Seed of PyTorch's generator, which draws dropout and the order of the loader.
 
     Raises:
-        ArgumentError: Batches without labels, a number out of range, or a stage that would train
+        ArgumentError: Batches have no labels, a number is out of range, or a stage would train
             nothing.
-        NonFiniteError: A loss or gradient that is NaN or infinite. The weights are those before
-            that step.
+        NonFiniteError: A loss or gradient is NaN or infinite. The weights are those before that
+            step.
         PonderError: accelerate is not installed.
 
     Example:
         >>> steps = [nn.Linear(8, 8) for _ in range(3)]
-        >>> model = PonderWrapper.from_recipe(steps, "palbert", num_outputs=2, example=torch.randn(2, 8))
+        >>> example = torch.randn(2, 8)
+        >>> model = PonderWrapper.from_recipe(steps, "palbert", num_outputs=2, example=example)
         >>> report = ponder.fit(model, [(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))], epochs=2)
         >>> len(report.epochs)
         2
@@ -200,9 +201,9 @@ def _shared_loader(loader: Iterable[Any], accelerator: Any) -> Iterable[Any]:
 
 @contextmanager
 def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
-    """Train one stage inside the block: with its objective, its teacher and heads, and all else frozen.
+    """Train one stage inside the block, with its objective and teacher, and other parts frozen.
 
-    After the block teacher, stages and what may learn are as before.
+    After the block the teacher, the stages and the frozen parameters are as before.
 
     Args:
         model: The model.
@@ -214,10 +215,13 @@ def run_stage(model: PonderWrapper, stage: Stage) -> Iterator[None]:
 
     Example:
         >>> steps = [nn.Linear(8, 8) for _ in range(3)]
-        >>> model = PonderWrapper.from_recipe(steps, "deebert", num_outputs=2, example=torch.randn(2, 8))
-        >>> with ponder.training.run_stage(model, model.stages[1]):  # the early heads, on everything else frozen
-        ...     [weight.requires_grad for weight in model.head.heads[0].parameters()], model.objective
-        ([True, True], DeepSupervision(weights='uniform'))
+        >>> example = torch.randn(2, 8)
+        >>> model = PonderWrapper.from_recipe(steps, "deebert", num_outputs=2, example=example)
+        >>> with ponder.training.run_stage(model, model.stages[1]):  # it trains early heads
+        ...     all(weight.requires_grad for weight in model.head.heads[0].parameters())
+        ...     model.objective
+        True
+        DeepSupervision(weights='uniform')
     """
     stages = model.stages
     teacher = model.teacher
@@ -244,25 +248,27 @@ def parameter_groups(
     head_lr: float | None = None,
     weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Return groups for a `torch.optim` optimiser: the encoder's parameters, the heads', those of the Lambda head.
+    """Return parameter groups of the encoder, the heads and the Lambda head for an optimiser.
 
     New heads on a pretrained encoder learn best at a rate some twenty times that of the encoder;
-    PALBERT gives the Lambda head one of its own (Section 3.2).
+    PALBERT trains the Lambda head with another one (Section 3.2).
 
     Args:
         model: A `PonderWrapper`, a `ponder.loops.Loop`, or any module that holds one.
-        lr: Learning rate of all that has none of its own.
+        lr: Learning rate of all other parameters.
         lambda_lr: Learning rate of the Lambda head and of a learned prior; `lr` if None.
         head_lr: Learning rate of the heads; `lr` if None.
         weight_decay: Weight decay; if given, each group comes in two with this key: the weights,
-            and, with 0, what has fewer than two dimensions (biases and norms).
+            and, with 0, parameters of fewer than two dimensions (biases and norms).
 
     Returns:
         Groups with `params`, `lr` and `name` (``"model"``, ``"head"``, ``"lambda"``); a group
         without parameters is left out.
 
     Example:
-        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=LambdaHead(4))
+        >>> model = PonderWrapper(
+        ...     nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), lambda_head=LambdaHead(4)
+        ... )
         >>> groups = ponder.parameter_groups(model, lr=1e-4, lambda_lr=5e-5)
         >>> sorted({group["lr"] for group in groups})
         [5e-05, 0.0001]
@@ -288,7 +294,7 @@ def parameter_groups(
 
 
 def _owners(model: nn.Module) -> dict[int, str]:
-    """Return the group, ``"head"`` or ``"lambda"``, of each parameter that is not the encoder's, by its id."""
+    """Return the group of each parameter of a head, ``"head"`` or ``"lambda"``, by its id."""
     owners: dict[int, str] = {}
     for halting in model.modules():
         if isinstance(halting, PonderWrapper | Loop):
@@ -305,16 +311,16 @@ def _halting_parts(model: PonderWrapper | Loop) -> list[nn.Module]:
 
 
 class _Trained(Protocol):
-    """What a stage trains: the module that is called, its progress, and how held-out batches are scored."""
+    """The model of a stage: the module that is called, its progress, and scores of batches."""
 
     called: nn.Module
     names: ArgumentNames
 
     def set_progress(self, progress: Progress) -> None:
-        """Tell objectives that change while training runs how far it is."""
+        """Set the progress of training, for objectives that depend on it."""
 
     def score(self, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-        """Return the score and the exit step of each row, `(rows,)` each; of a loop, of each position."""
+        """Return scores and exit steps, `(rows,)` each; of a loop, one for each position."""
 
 
 class _WrappedModel:
@@ -347,7 +353,7 @@ class _WrappedModel:
 
 
 class _LoopModel:
-    """A loop in training, or a module around it; positions are scored by a run, minus their loss at the exits."""
+    """A loop in training, or a module around it; the score is minus the loss at the exits."""
 
     def __init__(self, called: nn.Module, loop: Loop) -> None:
         self.called = called
@@ -359,7 +365,7 @@ class _LoopModel:
         self.loop.progress = progress
 
     def score(self, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-        """Return the score and the exit step of each real position; the policy is the loop's own."""
+        """Return the score and the exit step of each real position under the loop's policy."""
         out = self.called(batch.inputs, labels=batch.labels, **batch.context)
         exit_step = out.exit_step[out.exit_step > 0].cpu()
         return -out.loss.cpu().expand(exit_step.shape), exit_step
@@ -383,7 +389,7 @@ class _StageRun:
     def train(
         self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy
     ) -> list[EpochReport]:
-        """Train, and leave the best epoch's weights in the model, and nothing of accelerate."""
+        """Train, and leave the best epoch's weights in the model, without traces of accelerate."""
         self.total = len(self.loader) * self.epochs if isinstance(self.loader, Sized) else None
         optimizer = torch.optim.AdamW(self.groups, weight_decay=0.0)
         self.rates = LambdaLR(optimizer, self._rate)
@@ -449,7 +455,7 @@ class _StageRun:
         return Batch(*map_tensors(lambda tensor: tensor.to(device), parts))
 
     def _shared(self, out: Any) -> Tensor:
-        """Return the loss, whose mean over all processes is that over the labelled rows of their batches."""
+        """Return the loss, weighted so that its mean over processes is that over labelled rows."""
         processes: int = self.accelerator.num_processes
         if processes == 1:
             return out.loss  # type: ignore[no-any-return]
@@ -474,8 +480,8 @@ class _StageRun:
         finite_gradient = norm < inf or self.accelerator.scaler is not None
         if not (abs(value) < inf and finite_gradient):
             raise NonFiniteError(
-                f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a gradient "
-                f"of norm {norm:g}. The weights are those before this step. Lower the learning "
+                f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a "
+                f"gradient of norm {norm:g}. The weights are those before this step. Lower the learning "
                 "rates, or look for NaN in the data."
             )
         self.optimizer.step()
@@ -494,7 +500,7 @@ class _StageRun:
 
 
 def _score_of_steps(trajectory: Trajectory) -> Tensor:
-    """Return the score of each row at each step, `(rows, steps)`: the task's, or minus its loss if it has none."""
+    """Return the score of each row at each step, `(rows, steps)`; without one, minus the loss."""
     if trajectory.meaning.metric is not None:
         return torch.as_tensor(trajectory.score_table())
     labels = torch.as_tensor(trajectory.labels)
@@ -503,7 +509,7 @@ def _score_of_steps(trajectory: Trajectory) -> Tensor:
 
 
 def joined_loss(loss: Tensor, labelled: Tensor, total: Tensor, parts: int) -> Tensor:
-    """Weigh the loss of one of several parts of a batch by its rows: the mean over the parts is that over all rows.
+    """Weight the loss of a part of a batch, so that the mean over parts is that over rows.
 
     Parts of as many labelled rows (`labelled`, of `total` in all) keep their losses to the last
     bit.
@@ -520,14 +526,15 @@ def _accelerator() -> Any:
     )
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
         raise PonderError(
-            f"ponder.fit: {os.environ['WORLD_SIZE']} processes were started, and accelerate trains in "
-            f"{accelerator.num_processes}: each would train alone. Start them with accelerate launch."
+            f"ponder.fit: {os.environ['WORLD_SIZE']} processes were started, and accelerate trains "
+            f"in {accelerator.num_processes}: each would train alone. Start them with accelerate "
+            "launch."
         )
     return accelerator
 
 
 def _freeze(model: PonderWrapper, stage: Stage) -> None:
-    """Freeze what the stage does not train.
+    """Freeze the parameters that the stage does not train.
 
     A parameter that a trained part shares with a frozen one is frozen too.
     """

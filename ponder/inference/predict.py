@@ -1,8 +1,8 @@
-"""`predict` and `record`: a whole data set through a model, each row to its exit, or through every step.
+"""`predict` and `record`: a data set through a model, each row to its exit or through all steps.
 
-A batch costs its rows times its longest row, so rows of one length stand together. `predict` takes
-a chunk of many batches one step further and deals the remaining rows anew to full batches, so that
-the last rows of a batch do not run alone.
+The cost of a batch is its number of rows times its longest row, so rows of similar length share a
+batch. `predict` runs a chunk of many batches step by step, and deals the remaining rows to full
+batches again, so that the last rows of a batch do not run alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from ponder.trajectory import Trajectory
 
 __all__ = ["predict", "record"]
 
-_BATCHES_AT_ONCE = 16  # whose hidden states are in memory together
+_BATCHES_AT_ONCE = 16
+"""Batches whose hidden states are in memory together."""
 
 
 def predict(
@@ -51,26 +52,26 @@ def predict(
 
     An example is a batch of `ponder.fit` without its first dimension: the inputs, ``(inputs,
     labels)``, ``(inputs, mask, labels)``, ``(inputs, {"mask": mask})`` or a dict by names (see
-    `ponder.model.batch`); tensors, arrays or lists of numbers. Labels are not looked at. Rows of
-    different lengths share a batch where the model declares its
-    `ponder.Padding`; otherwise rows of one shape do.
+    `ponder.model.batch`); tensors, arrays or lists of numbers. Labels are not read. Rows of
+    different lengths share a batch if the model declares its `ponder.Padding`; if not, only rows of
+    one shape do.
 
     Args:
         model: A `ponder.PonderWrapper`.
         dataset: A sequence or iterable of examples, which is read to its end first, or a
-            `torch.utils.data.DataLoader`, that of training too, whose batches are taken apart.
-        policy: Decides instead of the model's own policy.
+            `torch.utils.data.DataLoader`, as for training, whose batches are taken apart.
+        policy: An exit policy instead of the model's.
         batch_size: Rows of a batch at most.
-        max_tokens: Positions of a batch at most, padding included; a row that is longer runs alone.
+        max_tokens: Positions of a batch at most, with padding; a longer row runs alone.
         num_steps: Number of steps, as for a call of the model.
         policy_context: Values that policies read of each row, by name: tensors with a row for each
             example.
-        row_ids: Identity of each row, for seeded sampling; its position where None.
+        row_ids: Identity of each row, for seeded sampling. By default its position.
         progress: Called with the number of rows that were answered since its last call.
 
     Returns:
-        The answers in the order of the data set, on the CPU; where they have a length, the task's
-        blank stands beyond the end of a row.
+        The answers in the order of the data set, on the CPU. Outputs at positions are padded with
+        the task's blank.
 
     Example:
         >>> answers = ponder.predict(model, inputs, policy=policies.FixedStep(2))
@@ -84,17 +85,17 @@ def predict(
         "max_batch": batch_size,
         "max_tokens": max_tokens,
     }
-    order = list[int]()
-    found = list[Answers]()
+    order: list[int] = []
+    parts: list[Answers] = []
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
             rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
             source, batch = start_batches(data.reader, *rows, **limits)
-            found.append(run(source, policy, batch))
+            parts.append(run(source, policy, batch))
             order += places
             if progress is not None:
                 progress(len(places))
-    return _in_order(found, order, data, model)
+    return _in_order(parts, order, data, model)
 
 
 def record(
@@ -112,22 +113,21 @@ def record(
 ) -> Trajectory:
     """Run every example of a data set through all steps, in evaluation mode, and record them.
 
-    The trajectory is on the CPU, in the order of the data set. `replay` gives what `ponder.predict`
-    gives with the same policy and row ids, seeded sampling included.
+    The trajectory is on the CPU, in the order of the data set. `replay` returns the same exits as
+    `ponder.predict` with the same policy and row ids, also for seeded sampling.
 
     Args:
         model: A `ponder.PonderWrapper`.
         dataset: The examples, as for `ponder.predict`.
-        labels: Labels with a row for each example; those that the examples carry as ``"labels"``
-            where None.
+        labels: Labels with a row for each example. By default those of the examples, if they have
+            any.
         batch_size: Rows of a batch at most.
-        max_tokens: Positions of a batch at most, padding included.
+        max_tokens: Positions of a batch at most, with padding.
         num_steps: Number of steps, as for a call of the model.
-        policy_context: Kept with the trajectory for policies that read it.
-        row_ids: Identity of each row, its position where None. Rows of two records, one to
-            calibrate and one to test, are known to be different ones by ids of their own:
-            `ponder.split` gives disjoint sides.
-        keep_features: Record features too, for policies that read them.
+        policy_context: Values that policies read, kept with the trajectory.
+        row_ids: Identity of each row. By default its position. Ids show that the rows of two
+            records, one to calibrate and one to test, are different (`ponder.split`).
+        keep_features: Whether to record features, for policies that read them.
         progress: Called with the number of rows of each batch.
 
     Example:
@@ -142,43 +142,48 @@ def record(
     if labels is not None:
         for row, label in zip(data.rows, labels, strict=True):
             row.labels = torch.as_tensor(label)[None]
-    per_token = model.task is not None and model.task.per_token
+    batches: list[list[int]] = []
+    for kind in data.kinds():
+        batches += data.batches(kind, batch_size, max_tokens)
+    options = {"num_steps": num_steps, "keep_features": keep_features}
     parts: list[Trajectory] = []
-    order: list[int] = []
     with evaluating(model):
-        for places in [
-            batch for kind in data.kinds() for batch in data.batches(kind, batch_size, max_tokens)
-        ]:
-            examples = data.examples(places)
-            inputs, context = data.reader.batch(examples)
-            own = join_labels(
-                [row.labels for row in examples], per_token, max(row.length for row in examples)
-            )
-            found = model.unroll(
-                inputs,
-                labels=data.reader.placed(own),
-                row_ids=data.ids[places],
-                policy_context=data.context(places),
-                num_steps=num_steps,
-                keep_features=keep_features,
-                **context,
-            ).map(Tensor.cpu)
-            if found.meaning.per_position and found.mask is not None:
-                ends = last_position(found.mask)
-                found = replace(
-                    found, outputs=_blank_ends(found.outputs, ends, found.meaning.blank, dim=2)
-                )
-            parts.append(found)
-            order += places
+        for places in batches:
+            parts.append(_record_batch(model, data, places, options))
             if progress is not None:
                 progress(len(places))
     joined = replace(Trajectory.cat(parts), weights=model.weights_digest())
-    return joined.map(lambda tensor: tensor[torch.argsort(torch.tensor(order))])
+    order = torch.argsort(torch.tensor([place for places in batches for place in places]))
+    return joined.map(lambda tensor: tensor[order])
+
+
+def _record_batch(
+    model: SteppedModule, data: _DataSet, places: list[int], options: Mapping[str, Any]
+) -> Trajectory:
+    """Record one batch, on the CPU; outputs beyond the end of a row are blank."""
+    examples = data.examples(places)
+    inputs, context = data.reader.batch(examples)
+    per_token = model.task is not None and model.task.per_token
+    longest = max(row.length for row in examples)
+    labels = join_labels([row.labels for row in examples], per_token, longest)
+    trajectory = model.unroll(
+        inputs,
+        labels=data.reader.placed(labels),
+        row_ids=data.ids[places],
+        policy_context=data.context(places),
+        **options,
+        **context,
+    ).map(Tensor.cpu)
+    task = trajectory.meaning
+    if not task.per_position or trajectory.mask is None:
+        return trajectory
+    ends = last_position(trajectory.mask)
+    return replace(trajectory, outputs=_blank_ends(trajectory.outputs, ends, task.blank, dim=2))
 
 
 @dataclass(frozen=True, eq=False)
 class _DataSet:
-    """A data set as it was read, with the identity and the policy's context of each row."""
+    """A data set that was read, with the identity and the policy's context of each row."""
 
     reader: ExampleReader
     rows: list[Example]
@@ -189,9 +194,9 @@ class _DataSet:
     def read(
         cls, model: SteppedModule, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
     ) -> _DataSet:
-        """Read a data set; an example that cannot be read is named by its position."""
+        """Read a data set; errors name the position of the example that cannot be read."""
         reader = ExampleReader(model)
-        rows = list[Example]()
+        rows: list[Example] = []
         for example in examples_in(dataset):
             try:
                 rows.append(reader.read(example))
@@ -206,10 +211,10 @@ class _DataSet:
 
     def kinds(self) -> list[list[int]]:
         """Return the places of the rows that may share a batch, the longest of each kind first."""
-        found: dict[Hashable, list[int]] = {}
-        for _, place in sorted([(-row.length, place) for place, row in enumerate(self.rows)]):
-            found.setdefault(self.rows[place].signature, []).append(place)
-        return list(found.values())
+        kinds: dict[Hashable, list[int]] = {}
+        for place in sorted(range(len(self.rows)), key=lambda place: -self.rows[place].length):
+            kinds.setdefault(self.rows[place].signature, []).append(place)
+        return list(kinds.values())
 
     def batches(
         self, places: Sequence[int], batch_size: int, max_tokens: int | None
@@ -224,21 +229,20 @@ class _DataSet:
 
     def context(self, places: list[int]) -> dict[str, Tensor] | None:
         """Return the policy's context of some rows."""
-        given = self.policy_context
-        if given is None:
+        if self.policy_context is None:
             return None
-        return {name: self.reader.placed(value[places]) for name, value in given.items()}
+        values = self.policy_context.items()
+        return {name: self.reader.placed(value[places]) for name, value in values}
 
 
 def _chunks(
     data: _DataSet, policy: ExitPolicy, batch_size: int, max_tokens: int | None
 ) -> list[list[int]]:
-    """Return the places of the rows that a loop runs together: some batches of them where these may be regrouped."""
-    chunks = list[list[int]]()
+    """Return the places of rows that a loop runs together: several batches if it may regroup."""
+    chunks: list[list[int]] = []
     size = batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
-    if (
-        "group" in policy.needs and data.policy_context
-    ):  # rows that are decided together stay together
+    if "group" in policy.needs and data.policy_context:
+        # Rows that are decided together stay together.
         groups = data.policy_context["group"]
         for group in groups.unique():
             if not chunks or len(chunks[-1]) >= size:
@@ -255,25 +259,30 @@ def _chunks(
 
 
 def _in_order(
-    found: Sequence[Answers], rows: Sequence[int], data: _DataSet, model: SteppedModule
+    parts: Sequence[Answers], rows: Sequence[int], data: _DataSet, model: SteppedModule
 ) -> Answers:
-    if not found:
+    """Join the answers of several chunks in the order of the data set.
+
+    Args:
+        parts: The answers.
+        rows: The place of each row in the data set.
+        data: The data set.
+        model: The model.
+    """
+    if not parts:
         return Answers(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    outputs = [own.outputs.cpu() for own in found]
-    steps = torch.cat([own.exit_step for own in found])
+    outputs = [part.outputs.cpu() for part in parts]
+    steps = torch.cat([part.exit_step for part in parts])
     task = model.task
     if model.padding is not None and task is not None and task.per_position:
-        ends = torch.tensor([data.rows[row].length for row in rows]).split(
-            [len(own) for own in outputs]
-        )
-        outputs = [
-            _blank_ends(own, end, task.blank) for own, end in zip(outputs, ends, strict=True)
-        ]
-    if len({own.shape[1:] for own in outputs}) > 1:
+        lengths = torch.tensor([data.rows[row].length for row in rows])
+        ends = lengths.split([len(part) for part in outputs])
+        pairs = zip(outputs, ends, strict=True)
+        outputs = [_blank_ends(part, end, task.blank) for part, end in pairs]
+    if len({part.shape[1:] for part in outputs}) > 1:
         along = Along(fill=0.0 if task is None else task.blank)
-        joined = join_rows(
-            outputs, lambda *_: along, max(own.shape[1] for own in outputs), path="outputs"
-        )
+        longest = max(part.shape[1] for part in outputs)
+        joined = join_rows(outputs, lambda *_: along, longest, path="outputs")
     else:
         joined = torch.cat(outputs)
     order = torch.argsort(torch.tensor(rows))
@@ -281,7 +290,7 @@ def _in_order(
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:
-    """Outputs with positions in dimension `dim`, and `blank` beyond the length of each row."""
+    """Return outputs with `blank` beyond the length of each row; positions are in `dim`."""
     beyond = torch.arange(outputs.shape[dim], device=outputs.device) >= lengths.unsqueeze(1)
     shape = (len(lengths), *[1] * (dim - 1), outputs.shape[dim], *[1] * (outputs.dim() - dim - 1))
     return outputs.masked_fill(beyond.view(shape), blank)

@@ -1,4 +1,4 @@
-"""Adaptive computation time: the loss of the mean answer, and the cost of pondering (Graves 2016)."""
+"""Adaptive computation time: the loss of the mean answer, and a ponder cost (Graves 2016)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ACT(Objective):
         return unrolled.task.losses(answer, labels) + self.cost * (step + remainder)
 
     def answer(self, outputs: Tensor, halting: StepDistribution) -> Tensor:
-        """Return the mean answer Σ_n p_n y_n, `(batch, …)`, from the outputs of all steps, `(batch, steps, …)`.
+        """Return the mean answer Σ_n p_n y_n, `(batch, …)`, of outputs `(batch, steps, …)`.
 
         Example:
             >>> trajectory = Trajectory(torch.randn(8, 4, 3), torch.randn(8, 4), torch.arange(8))

@@ -1,6 +1,6 @@
 """Objectives: from an unrolled trajectory and the losses of its steps to one loss per example.
 
-Beside the base stands the weighted sum of objectives, `a + 0.5 * b`.
+Weighted sums of objectives, `a + 0.5 * b`, are objectives, too (`Weighted`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ NEEDS = {
     "hazard": "Pass lambda_head=ponder.LambdaHead(width).",
     "prior": "Pass prior=priors.Geometric(0.1), say.",
     "teacher": "Set model.teacher = a_frozen_model before training.",
-    "progress": "Set model.progress = ponder.objectives.Progress(step, total) before each step; ponder.fit does.",
+    "progress": "Set model.progress = ponder.objectives.Progress(step, total) before each step, as "
+    "ponder.fit does.",
     "features": "Name 'features' in the objective's needs.",
 }
-"""What an objective may need, and what to do where it is missing."""
+"""The needs of objectives, each with the remedy if a model lacks it."""
 _FIELDS = {"halting": "hazard", "teacher_outputs": "teacher"}
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
@@ -87,11 +88,11 @@ class Unrolled:
             steps)`.
         task: The task, for objectives that compare outputs with outputs.
         halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
-        prior: The prior over the same steps, or None where the model has none.
+        prior: The prior over the same steps; None if the model has no prior.
         labels: Labels as the task takes them, batch first.
         features: The readout's features, `(batch, steps, …)`; None where the objective does not
             need them.
-        progress: The state of training; None where it is not known.
+        progress: The progress of training; None if it is not known.
         teacher_outputs: Outputs of a frozen teacher, `(batch, …)`; None where none is attached or
             needed.
         mask: Which positions are no padding, `(batch, length)` bool, where outputs have positions
@@ -99,7 +100,7 @@ class Unrolled:
 
     Example:
         >>> task = ponder.tasks.Classification()
-        >>> losses = torch.tensor([[1.0, 0.5, 0.2, 0.1], [2.0, 1.0, 0.8, 0.4]])  # of two rows at four steps
+        >>> losses = torch.tensor([[1.0, 0.5, 0.2, 0.1], [2.0, 1.0, 0.8, 0.4]])  # (rows, steps)
         >>> unrolled = objectives.Unrolled(torch.zeros(2, 4, 3), losses, task)
         >>> objectives.FinalStep().per_example(unrolled)
         tensor([0.1000, 0.4000])
@@ -147,7 +148,7 @@ class Objective(Plugin, ABC):
     needs: frozenset[str] = frozenset()
     """Which of `NEEDS` the objective reads."""
     draws_depth: ClassVar[bool] = False
-    """Whether `depth` draws the number of steps of a batch: such an objective is trained with alone."""
+    """Whether `depth` draws the number of steps of a batch; such an objective cannot be summed."""
 
     @abstractmethod
     def per_example(self, unrolled: Unrolled) -> Tensor:
@@ -157,11 +158,11 @@ class Objective(Plugin, ABC):
         """
 
     def depth(self, num_steps: int) -> Depth:
-        """Return the depth of a training batch: all N steps by default, fewer where no step after them is read."""
+        """Return the depth of a training batch: by default all N steps."""
         return Depth(0, num_steps)
 
     def check(self, *, has_hazard: bool, has_prior: bool) -> None:
-        """Raise where a model lacks what the objective needs; called when the model is built."""
+        """Check that a model has what the objective needs; called when the model is built."""
         for need, there in (("hazard", has_hazard), ("prior", has_prior)):
             if need in self.needs and not there:
                 raise ArgumentError(
@@ -217,8 +218,9 @@ class Weighted(Objective):
         )
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        pairs = zip(self.weights, self.objectives, strict=True)
-        total: Tensor = sum(weight * term.per_example(unrolled) for weight, term in pairs)  # type: ignore[assignment]
+        total = self.weights[0] * self.objectives[0].per_example(unrolled)
+        for weight, term in zip(self.weights[1:], self.objectives[1:], strict=True):
+            total = total + weight * term.per_example(unrolled)
         return total
 
 

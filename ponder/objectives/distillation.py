@@ -1,4 +1,4 @@
-"""Distillation: the steps learn from the last one (FastBERT), from a frozen model, or from one another (LeeBERT)."""
+"""Distillation from the last step (FastBERT), a frozen model, or other steps (LeeBERT)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Distillation", "MutualDistillation"]
 @registry.register("distillation")
 @dataclass(frozen=True)
 class Distillation(Objective):
-    r"""w · mean over the steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with the teacher t detached.
+    r"""w · mean over steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with a detached t.
 
     The teacher is the last step, t = z_N, and the steps before it learn, as in FastBERT (Liu et al.
     2020, Eqs. 5 and 6), which takes the divergence the other way round, KL(student ‖ teacher), and
@@ -32,7 +32,7 @@ class Distillation(Objective):
         temperature: T > 0.
         weight: w ≥ 0.
         teacher: ``"last_step"`` or ``"frozen"``.
-        step: The one step that a frozen teacher teaches, from 1; all steps where None.
+        step: The one step that a frozen teacher teaches, from 1; None for all steps.
 
     Example:
         >>> objective = objectives.FinalStep() + objectives.Distillation(2.0, 0.5)
@@ -54,7 +54,7 @@ class Distillation(Objective):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """A frozen teacher, where that is the teacher; nothing where it is the last step."""
+        """The need of a teacher, if it is a frozen model and not the last step."""
         return frozenset({"teacher"} if self.teacher == "frozen" else ())
 
     def depth(self, num_steps: int) -> Depth:
@@ -77,10 +77,10 @@ class Distillation(Objective):
 @registry.register("mutual-distillation")
 @dataclass(frozen=True)
 class MutualDistillation(Objective):
-    r"""Mean over pairs n ≠ m of the distillation loss of step n against step m as a detached teacher.
+    r"""Mean over pairs n ≠ m of the distillation loss of step n from the detached step m.
 
     LeeBERT (Zhu 2021, Section 3.3) lets every exit teach every other and learns the weights of the
-    pairs; here they weigh the same. Losses per pair are those of `Distillation`.
+    pairs; here all weights are equal. The losses of pairs are those of `Distillation`.
 
     Args:
         temperature: T > 0.

@@ -1,4 +1,4 @@
-"""PonderNet's objective: the likelihood of the labels under a latent halting step, and a KL to a prior."""
+"""PonderNet's objective: the likelihood under a latent halting step, and a KL to a prior."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ class Ponder(Objective):
         else:
             fit = -torch.logsumexp(posterior.log_pmf - unrolled.losses, dim=-1)
         if not self.beta:
-            return fit  # 0 · ∞, where the prior excludes a step
+            return fit  # the KL is infinite if the prior excludes a step, and 0 · ∞ is NaN
         pair = (posterior, prior) if self.kl == "posterior_prior" else (prior, posterior)
         return fit + self.beta * kl_divergence(*pair)

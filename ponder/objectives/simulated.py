@@ -1,4 +1,4 @@
-"""COSEE's objectives: each step learns most from the examples that exit about there, and right answers grow surer."""
+"""COSEE's objectives: simulated exits weight the losses, and certainty is calibrated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["SignalCalibration", "SimulatedExits"]
 @registry.register("simulated-exits")
 @dataclass(frozen=True)
 class SimulatedExits(Objective):
-    r"""The losses of all steps, weighted by how near a step is to the one at which the example would exit.
+    r"""The losses of all steps, weighted by the distance of a step from the example's exit.
 
     For each of K thresholds t_k, an example would exit at n*_k, the first step whose signal is
     above t_k, or at the last. The loss is
@@ -71,16 +71,14 @@ class SimulatedExits(Objective):
         return (weights.mean(1) * losses).sum(-1)
 
     def _exit_steps(self, sure: Tensor) -> Tensor:
-        """Return where each row exits under each threshold, `(batch, thresholds)` long, counted from 0."""
+        """Return the exit of each row at each threshold, `(batch, thresholds)`, from 0."""
         low = sure.min()
         high = sure.max()
-        shares = (
-            torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype) + 0.5
-        ) / self.thresholds
-        crossed = sure.unsqueeze(1) > (low + (high - low) * shares).unsqueeze(-1)
-        return (
-            F.pad(crossed, (0, 1), value=True).long().argmax(-1)
-        )  # the last step takes who remains
+        numbers = torch.arange(self.thresholds, device=sure.device, dtype=sure.dtype)
+        thresholds = low + (high - low) * ((numbers + 0.5) / self.thresholds)
+        crossed = sure.unsqueeze(1) > thresholds.unsqueeze(-1)
+        # All rows that remain exit at the last step.
+        return F.pad(crossed, (0, 1), value=True).long().argmax(-1)
 
 
 @registry.register("signal-calibration")
@@ -88,11 +86,11 @@ class SimulatedExits(Objective):
 class SignalCalibration(Objective):
     r"""Mean over the early steps of max(0, s̄_n(wrong) − s̄_n(right) + ε).
 
-    s̄_n(right) and s̄_n(wrong) are the mean signals of the examples of the batch that step n
-    answers rightly and wrongly; steps at which there are only right or only wrong ones are skipped
-    (He et al. 2025, COSEE, arXiv 2412.13236, Eq. 9: the online signal calibration that is added to
-    the loss of `SimulatedExits` with a small weight). It is one number for the batch, which every
-    example gets.
+    s̄_n(right) and s̄_n(wrong) are the mean signals of the examples of the batch whose answer at
+    step n is right or wrong; steps with only right or only wrong answers are skipped. It is the
+    online signal calibration of COSEE (He et al. 2025, arXiv 2412.13236, Eq. 9), which is added to
+    the loss of `SimulatedExits` with a small weight. It is one number, the same for all examples of
+    the batch.
 
     Args:
         margin: ε ≥ 0.
@@ -114,13 +112,12 @@ class SignalCalibration(Objective):
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         sure = _certainty(self.signal, unrolled)[:, :-1]
-        target, known = (each.unsqueeze(1) for each in unrolled.task.targets(unrolled.labels))
-        correct = unrolled.outputs[:, :-1].argmax(-1) == target
-        right = (correct & known).to(sure.dtype)
-        wrong = (~correct & known).to(sure.dtype)
-        mean_right, mean_wrong = (
-            (sure * part).sum(0) / part.sum(0).clamp(min=1.0) for part in (right, wrong)
-        )
+        target, known = unrolled.task.targets(unrolled.labels)
+        correct = unrolled.outputs[:, :-1].argmax(-1) == target.unsqueeze(1)
+        right = (correct & known.unsqueeze(1)).to(sure.dtype)
+        wrong = (~correct & known.unsqueeze(1)).to(sure.dtype)
+        mean_right = (sure * right).sum(0) / right.sum(0).clamp(min=1.0)
+        mean_wrong = (sure * wrong).sum(0) / wrong.sum(0).clamp(min=1.0)
         both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
         gap = F.relu(mean_wrong - mean_right + self.margin) * both
         mean: Tensor = gap.sum() / both.sum().clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Objectives on the losses against the labels alone: of the last step, of one step, of all, or of a drawn depth."""
+"""Objectives on label losses alone: of the last step, one step, all, or a random depth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class FinalStep(Objective):
     """The loss of the last step alone, ℓ_N, as a model without exits is trained.
 
     Example:
-        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), objective=objectives.FinalStep())
+        >>> model = PonderWrapper(
+        ...     nn.Linear(4, 4), 3, head=nn.Linear(4, 2), objective=objectives.FinalStep()
+        ... )
         >>> model(torch.randn(5, 4), labels=torch.tensor([0, 1, 0, 1, 1])).loss.shape
         torch.Size([])
     """
@@ -81,7 +83,7 @@ class DeepSupervision(Objective):
 @registry.register("random-depth")
 @dataclass(frozen=True)
 class RandomDepth(Objective):
-    r"""ℓ_{k+n}, with k steps without gradient and then n steps with one, both drawn anew for every batch.
+    r"""ℓ_{k+n}, after k steps without and n steps with a gradient; both are drawn for every batch.
 
     k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step
     that is trained to go on from any state that it has made itself goes on to improve the answer
@@ -91,8 +93,8 @@ class RandomDepth(Objective):
 
     Args:
         minimum: Fewest steps with a gradient, ≥ 1.
-        maximum: Most steps with a gradient, at least `minimum`; N where None.
-        warm_up: Most steps without a gradient, ≥ 0; as many as leave room for `minimum` where None.
+        maximum: Most steps with a gradient, at least `minimum`; by default N.
+        warm_up: Most steps without a gradient, ≥ 0; None leaves room for `minimum`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -108,11 +110,11 @@ class RandomDepth(Objective):
     def depth(self, num_steps: int) -> Depth:
         check_int("num_steps", num_steps, self.minimum + (self.warm_up or 0))
         room = num_steps - self.minimum
-        warm_up = int(torch.randint(0, 1 + (room if self.warm_up is None else self.warm_up), ()))
-        if self.maximum is None:
-            most = num_steps - warm_up
-        else:
-            most = min(self.maximum, num_steps - warm_up)
+        most_warm_up = room if self.warm_up is None else self.warm_up
+        warm_up = int(torch.randint(0, 1 + most_warm_up, ()))
+        most = num_steps - warm_up
+        if self.maximum is not None:
+            most = min(self.maximum, most)
         return Depth(warm_up, int(torch.randint(self.minimum, most + 1, ())))
 
     def per_example(self, unrolled: Unrolled) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adaptive computation time: one halting unit, the loss of the mean answer, and the sum that stops."""
+"""Adaptive computation time: a halting unit, the loss of the mean answer, and a sum that stops."""
 
 from ponder.objectives import adaptive
 from ponder.policies import halting
@@ -12,7 +12,7 @@ def act(*, cost: float = 0.01, epsilon: float = 0.01) -> Recipe:
     The Universal Transformer trains so at every position.
 
     Args:
-        cost: Time penalty: what one more step costs in the unit of the loss.
+        cost: Time penalty: the cost of one more step in the unit of the loss.
         epsilon: A row stops once its halting units add up to 1 − epsilon.
 
     Example:

@@ -1,4 +1,4 @@
-"""Recipes: one named combination of heads, prior, objectives and policy, for any number of steps."""
+"""Recipes: named combinations of heads, prior, objectives and policy, for any number of steps."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class Stage:
     Args:
         objective: The training loss.
         train: ``"all"`` parameters; ``"early_heads"``: the heads of all steps but the last, on an
-            encoder and last head that are frozen; or ``"lambda_head"``: the Lambda head and a
-            learned prior, on everything else frozen.
-        teacher: The frozen teacher of the objective: the one that the user has ``"attached"``, or
-            the ``"previous"`` stage's model, a frozen copy of what this stage begins with.
+            frozen encoder and last head; or ``"lambda_head"``: the Lambda head and a learned prior,
+            while all else is frozen.
+        teacher: The frozen teacher of the objective: ``"attached"``, the one that the user has set,
+            or ``"previous"``, a frozen copy of the model before this stage.
 
     Example:
         >>> [stage.train for stage in recipes.get("deebert").stages]
@@ -87,19 +87,20 @@ class Recipe:
     Args:
         name: The registered name.
         paper: The paper that it comes from.
-        stages: Training stages, in order; their epochs are the trainer's business.
+        stages: Training stages, in order; a trainer chooses their epochs.
         policy: The exit policy at inference.
-        without_classes: The exit policy where the answer is not one class, for a `policy` that
-            reads class probabilities; `policy` where None.
-        lambda_head: The Lambda head, or None.
-        prior: The prior of the halting step, or None.
-        per_step_heads: One head a step, or one shared by all.
-        own_lambda_lr: Whether the paper gives the Lambda head a learning rate of its own.
-        tuned_for: The number of steps that prior and policy are meant for; `for_steps` rescales
-            them. None where they mean any encoder's own steps.
+        without_classes: The exit policy if the answer is not one class, for a `policy` that reads
+            class probabilities. By default `policy`.
+        lambda_head: The Lambda head; None if there are no hazards.
+        prior: The prior of the halting step, if any.
+        per_step_heads: Whether each step has a head, or all share one.
+        own_lambda_lr: Whether the paper trains the Lambda head with another learning rate.
+        tuned_for: The number of steps for which prior and policy were tuned; `for_steps` rescales
+            them. None if they do not depend on the number of steps.
 
     Example:
-        >>> recipe = recipes.Recipe("mine", "nowhere", (recipes.Stage(objectives.FinalStep()),), policies.Patience(6))
+        >>> stages = (recipes.Stage(objectives.FinalStep()),)
+        >>> recipe = recipes.Recipe("mine", "nowhere", stages, policies.Patience(6))
         >>> recipe.for_steps(6).policy  # tuned for 12 steps
         Patience(patience=3, tolerance=0.0)
     """
@@ -116,24 +117,25 @@ class Recipe:
     tuned_for: int | None = 12
 
     def for_steps(self, num_steps: int) -> Recipe:
-        """Return the recipe for an encoder of `num_steps` steps: what its paper tuned is scaled."""
-        old = num_steps if self.tuned_for is None else self.tuned_for
+        """Return the recipe for an encoder of `num_steps` steps, with scaled prior and policy."""
+        tuned_for = num_steps if self.tuned_for is None else self.tuned_for
+        without_classes = self.without_classes
+        if without_classes is not None:
+            without_classes = without_classes.rescaled(tuned_for, num_steps)
+        prior = self.prior
+        if prior is not None:
+            # A copy, since a model may train the weights of its prior, but not those of a recipe.
+            prior = copy.deepcopy(prior.rescaled(tuned_for, num_steps))
         return replace(
             self,
-            policy=self.policy.rescaled(old, num_steps),
-            without_classes=None
-            if self.without_classes is None
-            else self.without_classes.rescaled(old, num_steps),
-            # A copy: the weights that a model learns of its prior are its own, and not the
-            # recipe's.
-            prior=None
-            if self.prior is None
-            else copy.deepcopy(self.prior.rescaled(old, num_steps)),
+            policy=self.policy.rescaled(tuned_for, num_steps),
+            without_classes=without_classes,
+            prior=prior,
             tuned_for=None if self.tuned_for is None else num_steps,
         )
 
     def for_task(self, task: str | Task) -> Recipe:
-        """Return the recipe with the policy that it has for a task, or for the name of one, such as ``"regression"``.
+        """Return the recipe with its policy for a task, or for the name of a task.
 
         A Lambda head that neither it nor another stage reads is dropped, and so are the stages that
         train it alone.
@@ -143,10 +145,8 @@ class Recipe:
         if self.without_classes is not None and kind is not None and not kind.one_class:
             policy = self.without_classes
         stages = tuple(stage for stage in self.stages if stage.train != "lambda_head")
-        if (
-            "hazard" in policy.needs.union(*(stage.objective.needs for stage in stages))
-            or stages == self.stages
-        ):
+        needs = policy.needs.union(*(stage.objective.needs for stage in stages))
+        if "hazard" in needs or stages == self.stages:
             return replace(self, policy=policy)
         return replace(self, policy=policy, stages=stages, lambda_head=None, prior=None)
 
@@ -167,12 +167,15 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Invert `to_dict`."""
-        read = {"policy": ExitPolicy, "without_classes": ExitPolicy, "prior": Prior}
-        given = {
-            name: kind.from_dict(data[name])
-            for name, kind in read.items()
-            if data[name] is not None
-        }
-        stages = tuple(Stage.from_dict(stage) for stage in data["stages"])
-        spec = None if data["lambda_head"] is None else LambdaSpec(**data["lambda_head"])
-        return cls(**{**data, **given, "stages": stages, "lambda_head": spec})
+        fields = dict(data)
+        for name, kind in {
+            "policy": ExitPolicy,
+            "without_classes": ExitPolicy,
+            "prior": Prior,
+        }.items():
+            if data[name] is not None:
+                fields[name] = kind.from_dict(data[name])
+        fields["stages"] = tuple(Stage.from_dict(stage) for stage in data["stages"])
+        if data["lambda_head"] is not None:
+            fields["lambda_head"] = LambdaSpec(**data["lambda_head"])
+        return cls(**fields)

@@ -1,4 +1,4 @@
-"""Baselines: plain fine-tuning, and the encoder cut after k steps, fine-tuned so or taught by the whole one."""
+"""Baselines: plain fine-tuning, and the encoder cut after k steps, fine-tuned or distilled."""
 
 from ponder.objectives import Distillation, FinalStep, OneStep
 from ponder.policies import FixedStep, LastStep
@@ -18,10 +18,10 @@ def vanilla() -> Recipe:
 
 @registry.register("static")
 def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe:
-    """The smaller model at the same cost, which early exits have to beat: step k alone is trained, and all exit there.
+    """The smaller model of the same cost: step k alone is trained, and all rows exit there.
 
     Args:
-        k: A step of the encoder at hand; not scaled.
+        k: A step of the encoder, which is not scaled.
         taught: Fine-tune the whole encoder first, and let a frozen copy of it teach step k instead
             of the labels, as distilled models are.
         temperature: Temperature of that distillation.

@@ -1,4 +1,4 @@
-"""COSEE: a head a step, each trained most on the examples that will leave there, and energy."""
+"""COSEE: a head a step, each trained most on the examples that exit there, and energy."""
 
 from ponder.objectives import SignalCalibration, SimulatedExits
 from ponder.policies import Energy
@@ -9,7 +9,7 @@ from ponder.recipes.base import Recipe, Stage, registry
 def cosee(
     thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1, threshold: float = 0.9
 ) -> Recipe:
-    """The recipe COSEE: one stage in which exits are simulated, and exits by the energy of the logits.
+    """The recipe COSEE: training with simulated exits, and exits by the energy of the logits.
 
     Args:
         thresholds: How many exit thresholds are simulated for each example.

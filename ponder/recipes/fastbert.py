@@ -1,4 +1,4 @@
-"""FastBERT: fine-tune first, then teach the early heads from the last one, on the frozen encoder."""
+"""FastBERT: fine-tune, then distil the last head into the early ones on a frozen encoder."""
 
 from ponder.objectives import Distillation, FinalStep
 from ponder.policies import Entropy

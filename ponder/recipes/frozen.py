@@ -1,4 +1,4 @@
-"""Frozen: fine-tune first, then let the early heads learn the model's own answers, on the frozen encoder."""
+"""Frozen: fine-tune, then train early heads on the model's answers, on a frozen encoder."""
 
 from ponder.objectives import Distillation, FinalStep, Ponder
 from ponder.policies import Confidence, Quantile
@@ -8,7 +8,7 @@ from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
 
 @registry.register("frozen")
 def frozen(*, confidence: float = 0.8, q: float = 0.25) -> Recipe:
-    """A fine-tuned model that keeps its weights, early heads that learn its answers, exits once they are sure.
+    """A frozen fine-tuned model, whose answers early heads learn; exits once these are certain.
 
     What is fine-tuned first stays as it is, bit for bit at full depth; the second stage reads no
     labels. FastBERT (Liu et al. 2020) trains so and exits by entropy. Where the task has no
@@ -17,7 +17,7 @@ def frozen(*, confidence: float = 0.8, q: float = 0.25) -> Recipe:
 
     Args:
         confidence: Highest class probability above which a row exits.
-        q: Q-exit's level, where the task has no classes.
+        q: Q-exit's level, if the task has no classes.
 
     Example:
         >>> recipe = recipes.get("frozen", confidence=0.9)

@@ -11,10 +11,10 @@ from ponder.recipes.pabee import pabee
 def leebert(
     weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1
 ) -> Recipe:
-    """A recipe in the style of LeeBERT: PABEE plus distillation between all steps, with equal weights.
+    """A recipe in the style of LeeBERT: PABEE plus distillation between all steps.
 
     Args:
-        weight: Weight of the distillation beside the losses against the labels.
+        weight: Weight of the distillation, relative to the losses against the labels.
         temperature: Temperature of that distillation.
         patience: Agreements in a row, for 12 steps.
         tolerance: What counts as agreement in regression, in the unit of the labels.

@@ -7,7 +7,7 @@ from ponder.recipes.base import Recipe, Stage, registry
 
 @registry.register("pabee")
 def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
-    """PABEE: a head at each step, trained together, and exits once several steps in a row give the same answer.
+    """PABEE: a head at each step, trained together, and exits once several answers agree.
 
     Args:
         patience: Agreements in a row, for 12 steps.

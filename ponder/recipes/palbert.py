@@ -30,7 +30,7 @@ def palbert(
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
         q: Q-exit's level.
-        seed: Seed by which exits are sampled, where `q_exit` is off.
+        seed: Seed of the sampled exits, if `q_exit` is off.
 
     Example:
         >>> recipe = recipes.get("palbert", beta=0.3)
@@ -50,12 +50,12 @@ def palbert(
 
 @registry.register("pondernet")
 def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0) -> Recipe:
-    """PonderNet: one Lambda layer on one step, one learning rate, exits drawn from the halting distribution.
+    """PonderNet: one Lambda layer on one step, one learning rate, and sampled exits.
 
     Args:
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
-        seed: Seed by which exits are sampled.
+        seed: Seed of the sampled exits.
 
     Example:
         >>> recipes.get("pondernet", seed=1).policy
