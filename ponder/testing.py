@@ -1,11 +1,13 @@
-"""Contract suites for exit policies and backbones of your own: each returns None, or raises what says which rule broke.
+"""Contract suites for users' exit policies and backbones; a check raises if a rule is broken.
 
 No test runner is needed, and `import ponder` does not import this module.
 
 Example:
     >>> from ponder.testing import check_backbone, check_policy
     >>> check_policy(policies.Quantile(0.5))
-    >>> model = PonderWrapper(nn.Linear(8, 8), num_steps=4, head=nn.Linear(8, 3), policy=policies.Confidence(0.6))
+        >>> model = PonderWrapper(
+        ...     nn.Linear(8, 8), 4, head=nn.Linear(8, 3), policy=policies.Confidence(0.6)
+        ... )
     >>> check_backbone(model, torch.randn(6, 8))
 """
 
@@ -67,10 +69,10 @@ def check_policy(
     """Check that a policy keeps its contract.
 
     The rules: it is registered and comes back from JSON, pickle and deepcopy; `decide` is pure and
-    reads what `needs` declares; states have the batch first; a row's exit depends on the row alone,
-    and not on padding; finite outputs, however large, never lead to NaN; running a model, replaying
-    its trajectory and streaming its rows, where rows at different steps share a batch, give the
-    same exits; one pass of `scores` gives those under every threshold.
+    reads the readings in `needs`; states have the batch first; a row's exit depends on the row
+    alone, and not on padding; finite outputs, however large, never lead to NaN; running a model,
+    replaying its trajectory and streaming its rows (which mixes rows at different steps) give the
+    same exits; one pass of `scores` gives the exits at every threshold.
 
     A policy may draw random numbers in `init` and nowhere else. The caller's generators are left as
     they are.
@@ -126,7 +128,7 @@ class _Samples:
         return {name: v[torch.randint(len(v), (rows,))] for name, v in self.context.items()} or None
 
     def trajectory(self, rows: int, scale: float) -> Trajectory:
-        """Draw hazards, outputs and features; every third row hardly changes its answer, so that it can settle."""
+        """Draw hazards, outputs and features; every third row hardly changes its answer."""
         steps = (rows, self.num_steps)
         outputs = torch.randn(*steps, *self.outputs).double() * scale
         outputs[::3] = outputs[::3, :1] + 0.05 * torch.randn(*steps, *self.outputs)[::3]
@@ -157,7 +159,7 @@ class _Samples:
 
 
 def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
-    """Ask twice about every row at every step but the last, and return the exit masks, `(rows, N − 1)`."""
+    """Call `decide` twice for every step but the last; return the exit masks, `(rows, N − 1)`."""
     masks = list[Tensor]()
     for _, view in zip(range(1, run.num_steps), run.views(policy.needs), strict=False):
         given = (state, dict(view.readings), view.index, policy.__dict__)
@@ -175,7 +177,8 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
         fits = mask.dtype == torch.bool and mask.shape == view.index.shape
         _require(
             fits,
-            f"the exit mask of {len(run)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool a row",
+            f"the exit mask of {len(run)} rows is {mask.dtype} {tuple(mask.shape)}; give one bool "
+            "a row",
         )
         check_rows("state", (state, mask), len(run))
         masks.append(mask)
@@ -183,7 +186,7 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
 
 
 def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
-    """Compare a row's masks among all rows with those in another company or order, and with other padding."""
+    """Compare a row's exit masks in different batches, orders and amounts of padding."""
     start = policy.init(run.batch)
     masks = _walk(policy, run, start)
     for rows in (
@@ -265,8 +268,8 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
 
     The rules: the batch comes first; nothing is written in place; with `LastStep` the outputs are
     those of `unroll`, in every call; a row's outputs do not depend on the other rows or their
-    order; rows that exit at any step, the longest or the last first, get what the full-depth run
-    had there; so do rows of a stream, which meet rows at other steps and of other lengths.
+    order; rows that exit at any step, the longest or the last first, have the outputs of the
+    full-depth run there; so do rows of a stream, among rows at other steps and of other lengths.
 
     Args:
         model: The wrapped encoder. It is tried in evaluation mode, and keeps its modes and weights.
@@ -346,7 +349,7 @@ class _Case:
         return [future.result() for future in futures]
 
     def orders(self) -> list[_InTurn]:
-        """Return policies under which rows exit at all steps, the last row first, and the longest row first."""
+        """Return policies with exits at all steps, with the last or the longest row first."""
         turns = torch.arange(len(self))
         padding = self.model.padding
         orders = [1 + turns % self.model.num_steps, 1 + turns.flip(0)]
@@ -425,7 +428,7 @@ def _apart(one: Tensor, other: Tensor) -> str:
 
 @contextmanager
 def _private_randomness() -> Iterator[None]:
-    """Start from one seed, and leave the caller's generators as they are."""
+    """Run a block from one seed, and restore the caller's random generators."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -1,6 +1,6 @@
-"""Thresholds from full-depth records: sweeps, calibration, promises with a confidence, diagnoses, costs.
+"""Thresholds from full-depth records: sweeps, calibration, promises, diagnoses, costs.
 
-Everything but `cost` works on NumPy arrays (rows × steps) and runs where PyTorch is not installed.
+All but `cost` works on NumPy arrays (rows × steps), without PyTorch.
 Names are loaded when they are first used.
 """
 

@@ -1,4 +1,4 @@
-"""`certify_answers`: a threshold on anybody's confidences, an LLM's too, above which answers may be taken.
+"""`certify_answers`: a threshold on confidences, an LLM's too, above which answers may be taken.
 
 All that is needed are three columns: answers, their confidences, and the answers of a reference.
 """
@@ -42,7 +42,7 @@ class CertifiedAnswers:
         without_reference: Number of rows without one, which say nothing.
         taken: Share of the rows that are taken.
         observed: Share of the rows that are taken and differ.
-        statement: The promise in one sentence, or why there is none.
+        statement: The promise in one sentence, or why there is no promise.
     """
 
     threshold: float | None
@@ -61,7 +61,7 @@ class CertifiedAnswers:
         return cls(**{each.name: card[each.name] for each in fields(cls)})
 
     def takes(self, confidences: Sequence[float]) -> NDArray[np.bool_]:
-        """Return which answers are taken, `(rows,)` bool; the reference has to answer the others."""
+        """Return which answers are taken, `(rows,)` bool; the reference must answer the others."""
         if self.threshold is None:
             return np.zeros(len(confidences), dtype=bool)
         taken: NDArray[np.bool_] = _checked(confidences) > self.threshold
@@ -87,7 +87,7 @@ def certify_answers(
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
 ) -> CertifiedAnswers:
-    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing (exact binomial bound).
+    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing.
 
     Args:
         answers: The answers, of a cheap model say.
@@ -150,7 +150,7 @@ def _statement(
 
 
 def _checked(confidences: Sequence[float]) -> NDArray[np.float64]:
-    """Return confidences as an array, −∞ for what is no number; refuse those outside [0, 1]."""
+    """Return confidences as an array, −∞ if they are not numbers; refuse those outside [0, 1]."""
     certainty = np.array(confidences, dtype=np.float64)
     outside = (certainty < 0.0) | (certainty > 1.0)
     if outside.any():

@@ -29,7 +29,7 @@ class Bound:
     Args:
         p_values: (losses `(rows, thresholds)`, level) → p-values `(thresholds,)`.
         binary: Whether losses must be 0 or 1.
-        low: Least loss that it can use; a gap that can be negative is cut at 0 where this is 0.
+        low: Least loss that it can use; with 0, a gap that can be negative is cut at 0.
     """
 
     p_values: Callable[[Floats, float], Floats]
@@ -38,7 +38,7 @@ class Bound:
 
 
 def check_losses(losses: Floats, bound: str) -> None:
-    """Raise where a bound says nothing of such losses."""
+    """Check that a bound is valid for such losses."""
     chosen = BOUNDS[bound]
     if chosen.binary:
         inside = (losses == 0) | (losses == 1)
@@ -50,12 +50,15 @@ def check_losses(losses: Floats, bound: str) -> None:
         else:
             expected = f"numbers from {chosen.low:g} to 1"
         got = f"values from {losses.min():.6g} to {losses.max():.6g}"
-        remedy = "Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide larger ones."
+        remedy = (
+            "Choose bound='hoeffding_bentkus' or 'betting' for losses between 0 and 1, and divide "
+            "larger ones."
+        )
         raise ArgumentError("losses", expected=expected, got=got, remedy=remedy)
 
 
 def rows_needed(level: float, confidence: float) -> int:
-    r"""Return the least number of rows with which a level can be certified at all, were every loss 0.
+    r"""Return the least number of rows that can certify a level, if every loss is 0.
 
     Without a loss the p-value of ``"hoeffding_bentkus"`` and ``"exact_binomial"`` is (1 − level)^n.
     That of ``"betting"`` is larger, so that more may be needed.
@@ -84,7 +87,7 @@ def binomial_cdf(rows: int, p: float) -> Floats:
 
 
 def upper_bound(failures: int, rows: int, confidence: float) -> float:
-    """Return the lowest level that so many failures certify, to 10⁻⁹: the upper end of Clopper and Pearson (1934).
+    """Return the lowest level that so many failures certify (Clopper and Pearson 1934).
 
     Example:
         >>> round(upper_bound(3, 149, 0.95), 4)
@@ -100,13 +103,16 @@ def upper_bound(failures: int, rows: int, confidence: float) -> float:
 
 
 def _exact_binomial(losses: Floats, level: float) -> Floats:
-    """P(Bin(n, level) ≤ number of losses), for losses that are 0 or 1 (Brown, Cai & DasGupta 2001)."""
+    """P(Bin(n, level) ≤ number of losses), for losses 0 or 1 (Brown, Cai & DasGupta 2001)."""
     found: Floats = binomial_cdf(len(losses), level)[losses.sum(0).round().astype(np.intp)]
     return found
 
 
 def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
-    r"""min(exp(−n h(min(R̂, α), α)), e P(Bin(n, α) ≤ ⌈n R̂⌉)) (Bates et al. 2021; Angelopoulos et al. 2021, Prop. 1)."""
+    r"""min(exp(−n h(min(R̂, α), α)), e P(Bin(n, α) ≤ ⌈n R̂⌉)).
+
+    Bates et al. 2021; Angelopoulos et al. 2021, Proposition 1.
+    """
     rows = len(losses)
     total = losses.sum(0)
     below = np.minimum(total / rows, level)

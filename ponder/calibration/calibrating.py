@@ -18,7 +18,8 @@ from ponder.policies.base import ExitPolicy, FixedStep, LastStep
 
 __all__ = ["Calibration", "calibrate"]
 
-_ROUNDING = 1e-9  # by which a mean may miss a target that it meets
+_ROUNDING = 1e-9
+"""The amount by which a mean may miss a target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Calibration:
     """A policy that was chosen to meet a target.
 
     Args:
-        policy: The policy; `LastStep()` where no threshold meets the target.
+        policy: The policy; `LastStep()` if no threshold meets the target.
         point: Its score and cost on the calibration data.
         curve: The points of all thresholds.
         met: Whether the target is met on the calibration data.
@@ -47,7 +48,7 @@ class Calibration:
     _measured: dict[str, Any] = field(repr=False)
 
     def evaluate(self, test: Record) -> Point:
-        """Measure the policy on fresh data, a run of the same model over other rows, as the calibration did."""
+        """Measure the policy, as in the calibration, on a run of the same model over other rows."""
         check_fresh(test, self._seen)
         return Ruler(test, **self._measured).point(self.policy)
 
@@ -82,7 +83,8 @@ def calibrate(
         costs: Cost of exiting after each step, as for `sweep`.
 
     Example:
-        >>> calibrate(trajectory, policies.Confidence, at_most_steps=2.5).point.mean_exit_step <= 2.5
+        >>> result = calibrate(trajectory, policies.Confidence, at_most_steps=2.5)
+        >>> result.point.mean_exit_step <= 2.5
         True
     """
     check_record(trajectory)
@@ -145,14 +147,15 @@ def _target(at_least: float | None, at_most_steps: float | None) -> tuple[str, f
 
 
 def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
-    """Return the place of the point that meets the target best, or None, and the target in words."""
+    """Return the place of the point that meets the target best, if any, and the target in words."""
     points = curve.points
     full = curve.full_depth.score
     places = [place for place, point in enumerate(points) if not math.isnan(point.score)]
     if not places or (name == "at_least" and not full > 0.0):
-        expected = "labels and a score that is a number, above 0 at full depth where a share of it is asked for"
-        got = f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)} thresholds"
-        remedy = "Record labels: model.record(dataset) with labels; or pass a metric (outputs, labels) -> number."
+        expected = "labels and a numeric score, above 0 at full depth for a share of it"
+        got = f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)}"
+        remedy = "Record labels: model.record(dataset) with labels; or pass a metric (outputs, "
+        remedy += "labels) -> number."
         raise ArgumentError("metric", expected=expected, got=got, remedy=remedy)
     if name == "at_least":
         fit = [i for i in places if points[i].score >= value * full - _ROUNDING]

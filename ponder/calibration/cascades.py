@@ -38,12 +38,12 @@ from ponder.policies.stages import StageThresholds
 __all__ = ["CascadeReport", "certify_cascade", "check_costs"]
 
 _LOSS_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
-"""Rows that each later stage may lose for one that the first loses; the best is found on the rows that choose."""
+"""Rows that a later stage may lose for one of the first stage; the choosing rows decide."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CascadeReport(RiskControl):
-    """Result of certifying a cascade: the promise, and what it saves.
+    """Result of certifying a cascade: the promise and the costs.
 
     Args:
         shares: The share of the certifying rows that each stage answers, `(stages,)`.
@@ -65,12 +65,12 @@ class CascadeReport(RiskControl):
 
     @property
     def last_stage_needed(self) -> bool:
-        """Whether the last stage answered any of the certifying rows; if not, the promise holds without it."""
+        """Whether the last stage answered a certifying row; if not, the promise needs no such stage."""
         return self.shares[-1] > 0.0
 
     @property
     def remark(self) -> str:
-        """What to do about a last stage that is no longer needed; empty if it is."""
+        """The advice about a last stage that is not needed; empty if it is needed."""
         if self.last_stage_needed:
             return ""
         return (
@@ -97,7 +97,7 @@ def certify_cascade(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> CascadeReport:
-    """Choose a threshold for each stage, and certify how often answers differ from those of the last stage.
+    """Choose a threshold for each stage, and certify the share of answers that differ.
 
     A third of the rows chooses the kind of policy and the order of the thresholds; the others, on
     which nothing was chosen, certify by the exact binomial bound. Rows are drawn as they came: a
@@ -115,13 +115,13 @@ def certify_cascade(
         seed: Seed of the split.
 
     Raises:
-        ArgumentError: Too few rows certify for the level, or costs are no costs.
+        ArgumentError: Too few rows certify for the level, or costs are invalid.
 
     Example:
         >>> import numpy as np
         >>> from ponder.calibration.cascades import certify_cascade
         >>> from ponder.calibration.records import Record
-        >>> sure = np.log([[[0.99, 0.01], [1.0, 1e-9]], [[0.6, 0.4], [1e-9, 1.0]]])  # two stages, two kinds of rows
+        >>> sure = np.log([[[0.99, 0.01], [1.0, 1e-9]], [[0.6, 0.4], [1e-9, 1.0]]])  # two stages
         >>> record = Record(np.tile(sure, (400, 1, 1)), None, np.arange(800), task="classification")
         >>> report = certify_cascade(record, costs=[1, 20], level=0.02)
         >>> report.met, report.shares
@@ -165,7 +165,7 @@ def certify_cascade(
 
 
 def check_costs(costs: Sequence[float]) -> Floats:
-    """Return the costs of stages as an array, `(stages,)`; refuse what cannot be costs."""
+    """Return the costs of stages as an array, `(stages,)`; refuse invalid costs."""
     values = np.asarray(costs, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or values[-1] <= 0:
         raise ArgumentError(
@@ -179,7 +179,7 @@ def check_costs(costs: Sequence[float]) -> Floats:
 
 @dataclass(frozen=True)
 class ThresholdPath(ThresholdPolicy):
-    """Thresholds of all stages that one number moves, from late exits to early ones; see the top of this file.
+    """Thresholds of all stages that one number moves, from late exits to early ones.
 
     Args:
         policy: The kind of certainty; its own threshold is not read.
@@ -199,7 +199,7 @@ class ThresholdPath(ThresholdPolicy):
         return StageThresholds(self.policy, self.rungs[int(self.rung)])
 
     def statistic(self, step: StepView, state: Any) -> tuple[Floats, Any]:
-        """Return the first rung at which each row exits, infinite if none; the rows of a record are at one stage."""
+        """Return the first rung at which each row of one stage exits, infinite if it never does."""
         value, _ = self.policy.statistic(step, None)
         thresholds: Any = np.array(self.rungs)[:, int(step.index[0]) - 1]
         crossed = self.policy.tunable.crossed(value[:, None], thresholds)
@@ -210,7 +210,7 @@ class ThresholdPath(ThresholdPolicy):
 def threshold_path(
     losses: Floats, values: Floats, loss_share: float
 ) -> tuple[tuple[float, ...], ...]:
-    """Return thresholds of the stages from late exits to early ones, moving the stage that loses least.
+    """Return thresholds of the stages from late exits to early ones, with the least loss a move.
 
     Args:
         losses: What each stage loses at each value, `(stages − 1, values)`, rising along the
@@ -240,7 +240,7 @@ def threshold_path(
 
 
 def _candidates(choosing: Record, risk: RiskLike) -> list[Candidate]:
-    """Return the kinds of certainty, each with its thresholds, or with the paths through those of all stages."""
+    """Return the kinds of certainty, each with its thresholds or its paths of thresholds."""
     kinds = certainties(choosing)
     if choosing.num_steps == 2:  # of one threshold there is one path
         return list(kinds)
@@ -258,7 +258,7 @@ def _candidates(choosing: Record, risk: RiskLike) -> list[Candidate]:
 
 
 def _has_reference(record: Record, risk: RiskLike) -> Bools:
-    """Return which rows have an answer of the last stage, if the risk compares with it; else all, `(rows,)`."""
+    """Return the rows that count, `(rows,)` bool: those with a last answer, if it is compared."""
     of_last_stage = risk == "disagreement" or (
         isinstance(risk, Missed) and risk.reference == "full_depth"
     )

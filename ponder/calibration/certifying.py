@@ -39,16 +39,16 @@ _SAMPLES = 100
 
 
 def candidates(record: Record) -> list[Candidate]:
-    """Return the kinds of policy that outputs admit: a fixed step, the certainties, and these from later steps on."""
+    """Return the kinds of policy for these outputs: fixed steps and certainties, early or late."""
     fixed: Candidate = (FixedStep, range(record.num_steps, 0, -1))
     kinds = certainties(record)
     return [fixed, *kinds, *with_later_starts(kinds, record.num_steps)]
 
 
 def certainties(record: Record) -> list[tuple[ThresholdPolicy, Floats]]:
-    """Return confidence, margin and entropy with the values that are tried; none if answers are not classes.
+    """Return confidence, margin and entropy with their values; empty if answers are not classes.
 
-    Values are dense where answers are sure, and were picked on no data.
+    Values are dense at high certainties, and do not depend on data.
     """
     if record.width == 1 or not record.meaning.classes:
         return []
@@ -80,7 +80,7 @@ def certify(
     speed_up: float | None = None,
     costs: Sequence[float] | None = None,
 ) -> RiskControl:
-    """Choose the kind of policy on some rows, and certify its threshold on others, by the exact binomial bound.
+    """Choose the kind of policy on some rows, and certify its threshold on others.
 
     The kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the
     choosing rows: a step that just passes on those, and fails on others, leaves the much more
@@ -90,17 +90,17 @@ def certify(
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up,
             its threshold).
         certifying: The same over rows on which nothing was chosen.
-        policies: The kinds and their values; `candidates` where None.
+        policies: The kinds and their values. By default `candidates`.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
-        level: Upper limit of the risk, in (0, 1); not read where a speed-up is given.
+        level: Upper limit of the risk, in (0, 1); ignored if a speed-up is given.
         confidence: Probability with which the promise holds, in (0, 1).
         speed_up: Aim at so many times lower cost instead, > 1; the promise is then about the risk
             of that.
-        costs: Cost of exiting after each step, `(steps,)`; n where None.
+        costs: Cost of exiting after each step, `(steps,)`. By default n.
 
     Example:
         >>> from dataclasses import replace
-        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # in earnest: other rows
+        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # should be other rows
         >>> found = ponder.calibration.certify(trajectory, certifying, level=0.02)
         >>> type(found.policy.policy).__name__, found.mean_exit_step
         ('Confidence', 2.0)
@@ -140,13 +140,13 @@ def certify(
 
 @cache
 def most_failures(rows: int, level: float, confidence: float) -> int:
-    """Return how many of the rows may lose where the level is certified; −1 where not even none would do."""
+    """Return how many rows may lose at a certified level; −1 if the level needs more rows."""
     return int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
 
 
 @dataclass(frozen=True)
 class CountedLosses:
-    """Losses of the choosing rows, `(rows, steps)`, 0 in rows that do not count, and which count, `(rows,)`."""
+    """Return losses of the choosing rows, `(rows, steps)`, and which rows count, `(rows,)`."""
 
     losses: Floats
     counting: Floats
@@ -167,7 +167,7 @@ def _cheapest(
     certifying: int,
     most_failures: Callable[[int], int],
 ) -> int:
-    """Return the place of the family that certifies at the lowest cost, on average over bootstrap samples.
+    """Return the place of the family with the lowest certified cost over bootstrap samples.
 
     Args:
         record: The choosing rows.
@@ -190,7 +190,7 @@ def _cheapest(
 def _certified_cost(
     record: Record, family: Family, losses: Floats, costs: Floats, drawn: Floats, allowed: Floats
 ) -> float:
-    """Return the mean cost that bootstrap samples would certify; `drawn` is how often each holds a row."""
+    """Return the mean certified cost of bootstrap samples, given how often each holds a row."""
     failures = list[Floats]()
     totals = list[Floats]()
     for _, steps in family.exit_steps(record, family.late_first()):

@@ -1,4 +1,4 @@
-"""Costs: FLOPs of the parts of a model, the cost of an exit, and speed-ups in steps, FLOPs and seconds.
+"""Costs: FLOPs of parts, the cost of an exit, and speed-ups in steps, FLOPs and seconds.
 
 A row that exits at step n has paid for the stem, for steps 1 to n, for one answer, and for the
 policy's readings on its way: features are a readout, an output is a readout and a head, a hazard a
@@ -29,16 +29,16 @@ __all__ = ["Breakdown", "SpeedUp", "WallClock", "measure", "seconds", "speed_up"
 
 @dataclass(frozen=True)
 class Breakdown:
-    """FLOPs per example of the parts of a model; seconds, or any unit, where you build it yourself.
+    """FLOPs per example of the parts of a model; seconds or other units in one that you build.
 
-    `needs`, below, is what the policy reads: `policy.needs`.
+    The argument `needs`, below, is `policy.needs`.
 
     Args:
         stem: Cost of the stem.
         steps: Cost of each step, `(steps,)`.
         readouts: Cost of the readout at each step, `(steps,)`.
         heads: Cost of the head at each step, `(steps,)`.
-        lambda_head: Cost of the Lambda head at one step; 0 where there is none.
+        lambda_head: Cost of the Lambda head at one step; 0 without one.
         first_readout: Cost of the readout of h_0, where the Lambda head reads the steps before;
             else 0.
 
@@ -59,7 +59,7 @@ class Breakdown:
 
     @property
     def plain(self) -> float:
-        """The cost of the unwrapped encoder: the stem, every step, the last readout and the last head."""
+        """The cost of the plain encoder: the stem, all steps, the last readout and last head."""
         return float(self.stem + sum(self.steps) + self.readouts[-1] + self.heads[-1])
 
     def exits(self, needs: Iterable[str]) -> Floats:
@@ -88,12 +88,12 @@ class Breakdown:
         return self.exits(needs) / self.plain
 
     def break_even(self, needs: Iterable[str]) -> float:
-        """Return the mean exit step below which exits cost less than the plain encoder, by linear interpolation."""
+        """Return the mean exit step below which exits cost less than the plain encoder."""
         return float(np.interp(self.plain, self.exits(needs), np.arange(1, len(self.steps) + 1)))
 
 
 class _Probe(ExitPolicy):
-    """Keeps every row, and notes the FLOPs that were counted whenever it is asked; `init` comes after the stem."""
+    """A policy that keeps every row, and notes the FLOPs so far at every call."""
 
     def __init__(self, needs: frozenset[str], count: Callable[[], int]) -> None:
         self.needs = needs
@@ -152,7 +152,7 @@ def measure(model: Any, inputs: Any, **context: Any) -> Breakdown:
 def _flops(
     model: Any, needs: frozenset[str], inputs: Any, context: dict[str, Any]
 ) -> tuple[Floats, float]:
-    """Return FLOPs per row before step 1, at each question of the policy and at the end; and from first to last head.
+    """Return FLOPs per row before step 1, at each call of the policy, at the end, and of heads.
 
     A policy that reads no outputs has one head called, the last.
     """
@@ -176,7 +176,7 @@ def _flops(
 
 @dataclass(frozen=True)
 class WallClock:
-    """Median, lowest and highest ratio of seconds, of the plain model by the one with exits, over pairs of runs."""
+    """Median, lowest and highest ratio of seconds, plain ÷ with exits, over pairs of runs."""
 
     median: float
     low: float
@@ -260,7 +260,7 @@ def wall_clock(
 def seconds(
     call: Callable[[], object], repeats: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Return the seconds of one run of `call`, the mean over `repeats`; accelerators are waited for."""
+    """Return the seconds of one run of `call`, the mean over `repeats`, after synchronisation."""
     _wait()
     start = clock()
     for _ in range(repeats):
@@ -295,7 +295,7 @@ def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, *
 def _recurrent(
     sequence: torch.Size, of_input: torch.Size, of_hidden: torch.Size, *_: Any, **__: Any
 ) -> int:
-    """Return the FLOPs of a recurrent layer: two products at every position, with the gates' weights."""
+    """Return the FLOPs of a recurrent layer: two products at every position for all gates."""
     return 2 * sequence[:-1].numel() * (of_input.numel() + of_hidden.numel())
 
 

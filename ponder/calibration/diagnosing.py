@@ -1,4 +1,4 @@
-"""Diagnosis: do early exits pay on this model? Policies against blind choices, on rows that chose neither."""
+"""Diagnosis: do early exits pay on this model? Policies are compared with blind choices."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Gain:
     the policy.
 
     Args:
-        speedup: Cost of full depth ÷ mean cost that was asked for; steps where no costs were given.
+        speedup: Cost of full depth ÷ the mean cost that is allowed; in steps by default.
         policy: The policy that is best on all rows, as text.
-        score: Its score on all rows; NaN where no policy is cheap enough.
+        score: Its score on all rows; NaN if no policy is cheap enough.
         blind: The score of the best blind choice on all rows: one step, or a coin between two.
         gain: Policy minus blind, mean over rows that chose neither.
         low: Lower end of its 95% interval.
@@ -77,7 +77,7 @@ class Diagnosis:
         >>> diagnosis = ponder.diagnose(trajectory)
         >>> [round(score, 2) for score in diagnosis.scores]  # of each step
         [0.33, 0.67, 1.0, 1.0]
-        >>> diagnosis.gains[0].speedup, round(diagnosis.gains[0].score, 2)  # the best policy at 1.5 times fewer steps
+        >>> diagnosis.gains[0].speedup, round(diagnosis.gains[0].score, 2)  # the best at ×1.5
         (1.5, 1.0)
         >>> diagnosis.outcome
         'exits pay'
@@ -110,7 +110,10 @@ class Diagnosis:
         best = max(known, key=lambda gain: (gain.pays, gain.gain))
         won = f"over the best blind choice at ×{best.speedup:g} the best policy has {best}"
         if self.outcome == "too few rows":
-            return f"These {self.rows} rows cannot tell whether early exits pay on this model: {won}. Record more rows."
+            return (
+                f"These {self.rows} rows cannot tell whether early exits pay on this model: {won}. "
+                "Record more rows."
+            )
         if self.outcome == "one step is as good":
             return f"On this model one fixed step is as good as any policy tried: {won}."
         return (
@@ -144,19 +147,19 @@ def diagnose(
     speedups: Sequence[float] = (1.5, 2.0, 3.0),
     costs: Sequence[float] | None = None,
 ) -> Diagnosis:
-    """Say whether early exits pay on a model: whether any policy is better than leaving blindly at the same speed-up.
+    """Test whether any policy is better than a blind choice of steps at the same speed-up.
 
-    Blind is the baseline that matters: one step for all rows, or a coin between two steps, looks at
-    nothing. Only what lies above it is the work of a policy.
+    The blind baseline is one step for all rows, or a random choice between two steps, which ignores
+    the inputs. Only a score above it is the merit of a policy.
 
     Args:
         trajectory: A full-depth run, with labels, on rows that chose nothing.
         compare: Classes of policies with a threshold, or policies whose threshold is moved; those
             of the papers that the record serves where None.
         metric: A mean over rows: ``"accuracy"``, ``"exact_match"``, ``"negative_squared_error"``,
-            or the task's own where None.
+            or the task's by default.
         speedups: Cost of full depth ÷ mean cost at which policy and blind are compared.
-        costs: Cost of exiting after each step, `(steps,)`; n where None.
+        costs: Cost of exiting after each step, `(steps,)`. By default n.
 
     Example:
         >>> print(diagnose(trajectory, policies.Confidence).metric)
@@ -179,7 +182,7 @@ def diagnose(
 
 
 def _exits_of(trajectory: Record, compare: Any) -> tuple[Ints, list[str]]:
-    """Return the exits under every threshold of every family of policies, one a row, and the policies as text."""
+    """Return the exits at every threshold of every family, one a row, and the policies as text."""
     if compare is None:
         known = (
             Confidence(0.5),
@@ -202,7 +205,7 @@ def _exits_of(trajectory: Record, compare: Any) -> tuple[Ints, list[str]]:
 
 
 class _Tried:
-    """Policies beside blind choices, on all rows and on folds of them.
+    """Policies and blind choices on all rows and on folds of them.
 
     Args:
         values: The worth of the answers, `(rows, steps)`.
@@ -241,10 +244,10 @@ class _Tried:
         )
 
     def cross_fit(self, cost: float) -> tuple[float, float, float]:
-        """Return policy minus the best blind choice at a mean cost, and the ends of its interval; NaN where none fits.
+        """Return policy minus best blind choice at a mean cost, with its interval, or NaN.
 
-        A policy that costs more than that on the fold where it is judged is compared with blind at
-        what it costs there.
+        A policy that costs more on the fold where it is judged is compared with blind at its cost
+        there.
         """
         won = np.empty(len(self.values))
         for fold in self._folds:
@@ -266,7 +269,7 @@ class _Tried:
 
 
 def interval(values: Floats, greatest: float) -> tuple[float, float, float]:
-    """Return the mean of values `(rows,)` and the ends of its interval, by z²/2 rows more at either end, ±`greatest`.
+    """Return the mean of values `(rows,)` and its interval, with z²/2 pseudo-rows a side.
 
     Without these, a few rows that agree would promise that all do (Agresti & Coull 1998).
     """
@@ -277,7 +280,7 @@ def interval(values: Floats, greatest: float) -> tuple[float, float, float]:
 
 
 def best_blind(scores: Floats, cost: Floats, at: float) -> tuple[int, int, float]:
-    """Return the best blind choice within a mean cost: two steps, and the share of rows at the second.
+    """Return the best blind choice within a mean cost: two steps, and the share of the second.
 
     It is a single step that costs no more, or a coin between two steps with that mean. No other
     coin can be better: one that costs less lies below a single step or below a coin with the whole
@@ -293,7 +296,7 @@ def best_blind(scores: Floats, cost: Floats, at: float) -> tuple[int, int, float
 
 
 def best_and_dearest(scores: Floats, cost: Floats) -> int:
-    """Return the place of the best choice, of equal ones the dearest.
+    """Return the place of the best choice, of equal ones the most expensive.
 
     Where few rows distinguish choices, many score the same; the earliest of them would be the worst
     for other rows.

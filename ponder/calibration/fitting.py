@@ -1,4 +1,4 @@
-"""Gates fitted on a record: a logistic regression for each step, in place of one certainty with one threshold."""
+"""Gates fitted on a record: a logistic regression a step in the place of one threshold."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fit_gate(trajectory: Record) -> Gate:
 
 
 def _logistic(x: Floats, y: Bools) -> tuple[float, ...]:
-    """Return weights and bias on the raw signals, by Newton's method on signals of unit variance with a ridge."""
+    """Return weights and bias on the raw signals, by Newton's method with a ridge."""
     if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
         return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))
     centre = x.mean(0)

@@ -1,7 +1,7 @@
 """Records of full-depth runs, in tensors or in NumPy arrays: all that calibration reads.
 
 A policy is replayed on a record by the loop that runs models (`ponder.running.loop.run`), over a
-source that looks up what was recorded.
+source that looks up the recorded values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 Floats: TypeAlias = NDArray[Any]
 Ints: TypeAlias = NDArray[Any]
 Bools: TypeAlias = NDArray[Any]
-"""Arrays of float64, of integers and of bool: types of the numbers stay open, which NumPy's own functions widen."""
+"""Arrays of float64, integers and bool; the types stay open, as NumPy's functions widen them."""
 Array: TypeAlias = Any
 """A tensor, or an array of NumPy; all of a record are of one library."""
 _CONTEXT = "policy_context."
@@ -54,9 +54,9 @@ class Record:
             Lambda head.
         row_ids: Identity of each row, `(batch,)` long (seeded sampling depends on it).
         features: The readout's features, `(batch, steps, …)`; None unless they were kept.
-        labels: Labels of the examples, batch first, where they were given.
-        task: The task or its name; None where the model names none.
-        mask: The positions that are no padding, `(batch, length)` bool, where outputs or features
+        labels: Labels of the examples, batch first; None if there are none.
+        task: The task or its name; None if the model has none.
+        mask: The positions that are not padding, `(batch, length)` bool, if outputs or features
             have positions.
         policy_context: Values that the caller gave for policies to read, by name, `(batch, …)`
             each.
@@ -128,7 +128,7 @@ class Record:
 
     @property
     def meaning(self) -> Task:
-        """The task; where the model named none, the one that the labels show, and classification without labels."""
+        """The task; by default the one that the labels show, and classification without labels."""
         if self.task is None and self.labels is not None:
             return infer_task(self.outputs[:, -1], self.labels)
         return self.batch.task
@@ -140,7 +140,7 @@ class Record:
         return PolicyBatch(self.row_ids, self.num_steps, task)
 
     def check(self, policy: ExitPolicy) -> None:
-        """Raise where `policy` cannot be replayed on this record."""
+        """Check that `policy` can be replayed on this record."""
         check_type("policy", policy, ExitPolicy)
         has = {
             "has_hazard": self.hazard_logits,
@@ -155,11 +155,11 @@ class Record:
         )
 
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
-        """Yield what a policy with these `needs` sees of all rows after each step 1 … N."""
+        """Yield the view of all rows after each step 1 … N, for a policy with these `needs`."""
         return views(RecordedSource(self), needs, self.batch)
 
     def replay(self, policy: ExitPolicy) -> Answers:
-        """Return the exits of running the model with a policy: the same loop, over what was recorded.
+        """Return the exits of a policy, by the loop that runs models, over the recorded values.
 
         Returns:
             The outputs at the exits, `(rows, …)`, and the exit steps, `(rows,)`, in the library of
@@ -173,9 +173,10 @@ class Record:
         return on_host(self.replay(policy).exit_step)
 
     def agreement(self) -> Bools:
-        """Return whether the answer of each step is that of full depth, `(rows, steps)`; padding does not count.
+        """Return whether the answer of each step is that of full depth, `(rows, steps)`.
 
-        NaN is no answer, so it agrees with none; full depth agrees with itself.
+        Padding does not count. NaN is not an answer and agrees with no other; full depth agrees
+        with itself.
         """
         answered = self._answered()
         agrees: Bools = (
@@ -185,7 +186,7 @@ class Record:
         return agrees
 
     def correct(self) -> Bools:
-        """Return whether the answer of each step is right, `(rows, steps)`; padding does not count, NaN is wrong."""
+        """Return whether the answer of each step is right, `(rows, steps)`; NaN is wrong."""
         if not self.meaning.comparable:
             got = f"the task {self.meaning.name!r}"
             remedy = "Use its metric, or a risk or metric of your own."
@@ -195,7 +196,7 @@ class Record:
         return as_bools(self.meaning.correct(self._read(), self._labels())) & self._answered()
 
     def losses(self, risk: Callable[[Any, Any], Any], low: float = 0.0) -> Floats:
-        """Return a risk of each row, should it exit at each step, `(rows, steps)`; 1 where there is no answer.
+        """Return the loss of each row at each step, `(rows, steps)`; 1 without an answer.
 
         Args:
             risk: Losses `(rows,)` in [0, 1] from outputs of one step, `(rows, …)`, and labels.
@@ -220,7 +221,7 @@ class Record:
         return own
 
     def score_table(self, metric: str | Callable[..., Any] | None = None) -> Floats | None:
-        """Return the score of each row at each step, `(rows, steps)`, whose mean over rows is the metric.
+        """Return the score of each row at each step, `(rows, steps)`; the metric is its mean.
 
         Args:
             metric: ``"accuracy"``, ``"exact_match"`` (tokens, several labels) or
@@ -240,7 +241,7 @@ class Record:
         )
 
     def answers_at(self, steps: Ints) -> tuple[Array, Array]:
-        """Return the outputs at exits, `(rows,)`, and the labels, as a metric takes them: labelled rows or tokens."""
+        """Return outputs at exits, `(rows,)`, and labels of the labelled rows or tokens."""
         task = self.meaning
         labels = self._labels()
         xp = namespace(self.outputs)
@@ -250,13 +251,13 @@ class Record:
         return outputs[labelled], labels[labelled]
 
     def tensors(self) -> dict[str, Array]:
-        """Return every tensor, or array, by name; those of `policy_context` as ``policy_context.NAME``."""
+        """Return every array by name; those of `policy_context` as ``policy_context.NAME``."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {_CONTEXT + name: value for name, value in (self.policy_context or {}).items()}
         return {name: value for name, value in {**own, **given}.items() if hasattr(value, "dtype")}
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
-        """Apply `fn` to every tensor, for example ``trajectory.map(Tensor.half)``; integers and flags stay such."""
+        """Apply `fn` to every floating-point array, for example ``trajectory.map(Tensor.half)``."""
 
         def apply(value: Any) -> Any:
             made = fn(value)
@@ -281,7 +282,7 @@ class Record:
         return self.meaning.without_padding(self.outputs, self.mask)
 
     def _answered(self) -> Bools:
-        """Return where outputs are no NaN, `(rows, steps)`."""
+        """Return whether outputs are not NaN, `(rows, steps)`."""
         steps = range(self.num_steps)
         return np.stack(
             [as_bools(self.meaning.answered(self.outputs[:, n], self.mask)) for n in steps], axis=1
@@ -299,7 +300,7 @@ class Record:
 
 
 class RecordedSource:
-    """The rows of a record that are still running: a `ponder.running.Source` that looks up what was computed.
+    """The running rows of a record: a `ponder.running.Source` that looks up the recorded values.
 
     Args:
         record: The record; a policy that is replayed on it was checked against it.
@@ -344,7 +345,7 @@ class RecordedSource:
         return {name: self._of_rows(values) for name, values in context.items()}
 
     def keep(self, index: Ints) -> None:
-        """Go on with some of the running rows."""
+        """See `Source.keep`."""
         self._rows = index if self._rows is None else self._rows[index]
 
     def _at_step(self, values: Array) -> Array:
@@ -357,7 +358,7 @@ class RecordedSource:
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:
-    """Raise where nothing can be estimated from a record: no rows, or the answers of training mode."""
+    """Refuse a record that can estimate nothing: without rows, or of training mode."""
     if not len(record) or record.training:
         expected = "a run in evaluation mode over at least one row"
         got = "a run of training mode, with dropout on" if len(record) else "no rows"
@@ -375,7 +376,7 @@ def serves(record: Record, policy: ExitPolicy) -> bool:
 
 
 def at_exits(table: NDArray[Any], steps: Ints) -> NDArray[Any]:
-    """Return the values of a table `(rows, steps)`, or `(steps,)` for all rows, at exits `(…, rows)`, 1-based."""
+    """Return values of a table `(rows, steps)` or `(steps,)` at exits `(…, rows)`, 1-based."""
     if table.ndim == 1:
         return table.take(steps - 1)
     rows, num_steps = table.shape

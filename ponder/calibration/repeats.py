@@ -5,15 +5,13 @@ traffic some texts come again and again. The statistics are those of rows all th
 
 * Let the rows of a log be independent draws of the traffic, and deal them to sides (to teach, to
   choose, to certify) by coins that do not look at the answers (`ponder.split`). Then the rows that
-  certify are independent draws of the same traffic, and independent of all that was taught and
-  chosen.
-* So, given what was chosen, each certifying row has another answer with the probability of a row to
-  come, and their number is binomial: the exact binomial bound holds, however many rows repeat
-  others.
-* A text that taught and is drawn again to certify is no leak, since it comes again in the traffic
-  as often.
-
-To count each text once certifies the mean over distinct texts instead, and a text that is a
+    certify are independent draws of the same traffic, and independent of the rows that taught and
+    chose.
+  * So, given the choice, each certifying row has another answer with the probability of a row to
+    come, and their number is binomial: the exact binomial bound holds, however many rows repeat
+    others.
+  * A text that taught and is drawn again to certify is not a leak, since it repeats in the traffic
+    as often.
 twentieth of the traffic counts as one among a thousand. To keep equal texts on one side gives rows
 that are not independent: the fate of a frequent text hangs on one coin. Both were measured (`python
 -m benchmarks.risk.repeats`).
@@ -89,7 +87,7 @@ def share_rows(one: Any, other: Any) -> bool:
 
 
 def fresh_rows(ids: Any, used: Any) -> Ints:
-    """Return which rows may judge a promise: those that did not teach, choose or certify, as rising positions.
+    """Return the rows that may judge a promise: those that did not teach, choose or certify.
 
     A new log is fresh as a whole, the texts in it that were seen before included: they are a part
     of the traffic, and a check without them would judge another promise than was given. If it
@@ -124,7 +122,7 @@ def fresh_rows(ids: Any, used: Any) -> Ints:
 
 
 def check_rows(ids: Any, argument: str) -> None:
-    """Refuse rows that were joined to themselves: each text comes twice, or three times, as it never does by chance."""
+    """Refuse rows that were joined to themselves, in which each text occurs twice or more."""
     _, counts = np.unique(np.asarray(ids), return_counts=True)
     times = int(np.gcd.reduce(counts)) if len(counts) >= 4 * _FEWEST_DISTINCT else 1
     if times > 1:
@@ -137,7 +135,7 @@ def check_rows(ids: Any, argument: str) -> None:
 
 
 def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
-    """Refuse a record that shares rows with another one, by `share_rows`, or that is a run of other weights.
+    """Refuse a record that shares rows with another one, or that is a run of other weights.
 
     Rows are compared if their ids are hashes of contents.
     """

@@ -1,4 +1,4 @@
-"""Sweeps: the score, cost and agreement under every value of a threshold, from one full-depth record."""
+"""Sweeps: score, cost and agreement at every value of a threshold, from one full-depth record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ponder.policies.base import ExitPolicy
 __all__ = ["Costs", "Curve", "Point", "Ruler", "as_costs", "sweep"]
 
 Costs: TypeAlias = Sequence[float] | Callable[[frozenset[str]], Any]
-"""Costs of exiting after each step, `(steps,)`, or a function of what a policy `needs`, as `Breakdown.cumulative`."""
+"""Costs of exiting after each step, `(steps,)`, or a function of a policy's `needs`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Point:
     """The score, the mean exit step and the cost of one policy on a record.
 
     Args:
-        threshold: Its value; NaN where there is none.
+        threshold: Its value; NaN if there is no threshold.
         score: Score of the answers at the exits, the higher the better; NaN without labels.
         mean_exit_step: Mean of the rows' exit steps, from 1 to N.
         cost: Mean cost relative to full depth.
@@ -33,8 +33,8 @@ class Point:
 
     Example:
         >>> curve = trajectory.sweep(policies.Confidence, [0.3, 0.9])
-        >>> [(point.threshold, point.mean_exit_step, round(point.score, 2)) for point in curve.points]
-        [(0.3, 1.0, 0.33), (0.9, 2.0, 1.0)]
+        >>> [(point.threshold, point.mean_exit_step) for point in curve.points]
+        [(0.3, 1.0), (0.9, 2.0)]
     """
 
     threshold: float
@@ -97,14 +97,13 @@ def sweep(
         trajectory: A full-depth run.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a
             callable value → policy.
-        grid: Values of the threshold, strictly rising or falling; those that the policy declares
-            where None.
+        grid: Values of the threshold, strictly rising or falling. By default those that the policy
+            declares.
         metric: Name of a score, a callable (outputs, labels) → number, higher is better, or None
             for the task's own.
-        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it
-            for what the policies read, such as `cost.Breakdown.cumulative`; n where None.
-        full_cost: The cost that all are relative to, 1.0 beside `Breakdown.cumulative`; the last
-            where None.
+        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function of the needs
+            of a policy, such as `cost.Breakdown.cumulative`. By default n.
+        full_cost: The unit of costs, 1.0 with `Breakdown.cumulative`. By default the last cost.
 
     Example:
         >>> len(sweep(trajectory, policies.Confidence, [0.25, 0.5, 0.75]))
@@ -116,7 +115,7 @@ def sweep(
 
 
 def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozenset()) -> Floats:
-    """Return the cost of exiting at each step, `(steps,)`; 1..N where None."""
+    """Return the cost of exiting at each step, `(steps,)`; by default 1..N."""
     if costs is None:
         return np.arange(1.0, num_steps + 1)
     given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
@@ -128,13 +127,13 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
     ):
         numbers = f"{num_steps} numbers of 0 or more that do not fall, the last above 0"
         expected = f"{numbers}: the cost of exiting after each step"
-        remedy = "A cascade's costs are summed up: np.cumsum(costs). Of a Breakdown, pass costs=cost.cumulative."
+        remedy = "Pass np.cumsum(costs) of a cascade, and cost.cumulative of a Breakdown."
         raise ArgumentError("costs", expected=expected, got=given.tolist(), remedy=remedy)
     return given
 
 
 class Ruler:
-    """Measures exits on one record: their score, mean exit step, cost and agreement; arguments as for `sweep`."""
+    """Measures of exits on one record: score, mean exit step, cost and agreement."""
 
     def __init__(
         self,
@@ -167,7 +166,7 @@ class Ruler:
         return Curve(family.threshold, self.metric, tuple(points), self.full_depth(), family)
 
     def full_depth(self) -> Point:
-        """Return the point without any early exit; no policy is asked there."""
+        """Return the point without early exits, at which no policy is called."""
         steps = np.full((1, len(self.trajectory)), self.trajectory.num_steps)
         return replace(self.points([math.nan], steps, frozenset())[0], cost=1.0)
 

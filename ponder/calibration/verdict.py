@@ -34,7 +34,7 @@ class Verdict:
         observed: The mean loss of the rows: the share of answers that differ.
         rows: Number of rows.
         upper: Upper confidence limit of the loss; NaN if only the level was tested.
-        enough: Number of rows that would show the promise kept, if losses go on as they were; None
+        enough: Number of rows that would show the promise kept at the present rate of losses; None
             if none would.
     """
 
@@ -124,7 +124,7 @@ def judge_losses(
 
 
 def rows_that_would_do(share: float, level: float, confidence: float) -> int | None:
-    """Return how many rows would show a promise kept, if this share of them differs; None above a million.
+    """Return how many rows would show a promise kept at this rate; None above a million.
 
     Example:
         >>> rows_that_would_do(0.0, 0.02, 0.95), rows_that_would_do(0.02, 0.02, 0.95)

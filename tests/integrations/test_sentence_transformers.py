@@ -215,7 +215,7 @@ def test_newcomers_mistakes(tmp_path: Path) -> None:
 
     model = plain(tmp_path)
     with pytest.raises(
-        ArgumentError, match="whose first module is the library's own Transformer; got PonderTransf"
+        ArgumentError, match="whose first module is the library's Transformer; got PonderTransf"
     ):
         with_exits(with_exits(model))
     with pytest.raises(ArgumentError, match="got Own of"):

@@ -176,7 +176,7 @@ def test_rows_without_groups_and_streams_are_refused() -> None:
     made = model(policies.TopK(2, 0.3))
     with pytest.raises(PonderError, match="decides on groups of rows"):
         made(INPUTS)
-    with pytest.raises(ArgumentError, match="whole queries"):
+    with pytest.raises(ArgumentError, match="whole groups"):
         ponder.StreamEngine(made)
 
 

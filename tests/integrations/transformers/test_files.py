@@ -139,7 +139,7 @@ def test_code_of_an_encoders_own_travels_along_and_is_run_by_who_trusts_it(
     model.eval().save_pretrained(saved)
     assert {"configuration_own.py", "modeling_own.py"} <= {path.name for path in saved.iterdir()}
     with pytest.raises(
-        CheckpointError, match=r"code of its own \(configuration_own.py, modeling_own.py\)"
+        CheckpointError, match=r"brings code \(configuration_own.py, modeling_own.py\)"
     ):
         PonderForSequenceClassification.from_pretrained(saved)
     for read in (PonderForSequenceClassification, AutoModelForSequenceClassification):
