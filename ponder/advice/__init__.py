@@ -1,4 +1,4 @@
-"""Which way makes a fine-tuned classifier cheaper? All of them raced on a user's texts, each with a promise."""
+"""Advice: the ways to make a fine-tuned classifier cheaper, timed on a user's texts."""
 
 from ponder.advice.advising import Advice, advise
 from ponder.advice.ways import Way

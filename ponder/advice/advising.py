@@ -1,4 +1,4 @@
-"""`advise`: which way makes a fine-tuned classifier cheaper on a user's texts and machine, if any does.
+"""`advise`: the way that makes a fine-tuned classifier cheaper on a user's texts, if any does.
 
 The texts are split once, by content: to teach, to choose, to certify. Every way that is certified
 is so at 1 − (1 − confidence) / ways, so that all promises hold at once, whichever wins.
@@ -39,8 +39,8 @@ class Advice:
         ways: Every way that ran, the model as it is first.
         winner: The way to take.
         sentence: Why it is, in words.
-        remarks: What would help, and what was noticed.
-        texts: Number of texts that taught, chose and certified.
+        remarks: What would help, and observations.
+        texts: Numbers of texts that taught, chose and certified.
         threads: Threads of PyTorch and onnxruntime.
         changed: Certifying texts whose answer the winner changes, with both answers; 50 at most.
         curve: What texts brought: numbers of texts that choose and certify, and the share of the
@@ -77,7 +77,7 @@ class Advice:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the winner as a folder that `ponder predict`, `serve`, `check` and `export` take."""
+        """Write the winner as a folder for `ponder predict`, `serve`, `check` and `export`."""
         self.winner.model.save(Path(folder))
         return Path(folder)
 
@@ -94,7 +94,7 @@ def advise(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Advice:
-    """Race the model as it is, int8, exits, a cascade with a student, and these in int8, and say which to take.
+    """Race the model, int8, exits, a cascade with a student, and these in int8.
 
     Rivals that look at nothing are in the race: the best fixed step, and a blind mix of student and
     model. An interrupt (Ctrl-C) ends it, and the ways that are ready are compared.
@@ -190,7 +190,7 @@ def _choose(race: Race, confidence: float) -> tuple[Way, str]:
 
 
 def _within(race: Race, limit: float, confidence: float) -> tuple[Way, str]:
-    """Return the most faithful way that is fast enough for a text by itself; those with a promise come first."""
+    """Return the most faithful way that is fast enough for single texts; promises come first."""
     time = f"{1e3 * limit:.3g} ms"
     fast = [way for way in race.found if way.alone[1] <= limit and way.name != "blind mix"]
     if fast:
@@ -198,10 +198,8 @@ def _within(race: Race, limit: float, confidence: float) -> tuple[Way, str]:
             fast, key=lambda way: (not way.promise <= race.level, way.disagreement, way.seconds[0])
         )
         if best is race.found[0]:
-            return (
-                best,
-                f"Change nothing: the model as it is answers 95% of the texts within {time}.",
-            )
+            said = f"Change nothing: the model as it is answers 95% of the texts within {time}."
+            return best, said
         rule = f"Take {best.name}, the most faithful within {time}"
         if best.promise <= race.level:
             return best, _promise(race, rule, confidence)
@@ -211,8 +209,8 @@ def _within(race: Race, limit: float, confidence: float) -> tuple[Way, str]:
     if kept:
         near = min(kept, key=lambda way: way.alone[1])
         said += (
-            f" The nearest with a promise is {near.name}: 95% of the texts within {1e3 * near.alone[1]:.3g} ms, "
-            f"×{near.speed_up[0]:.2f}."
+            f" The nearest with a promise is {near.name}: 95% of the texts within "
+            f"{1e3 * near.alone[1]:.3g} ms, ×{near.speed_up[0]:.2f}."
         )
     return race.found[0], said
 
@@ -223,47 +221,70 @@ def _promise(race: Race, rule: str, confidence: float) -> str:
 
 
 def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
-    """What would help, and what was noticed."""
-    plain = race.found[0]
-    said = ["Stopped: these ways were ready."] if race.stopped else []
+    """Return advice on what would help, and observations.
+
+    Args:
+        race: The race.
+        curve: Costs of the best way by numbers of texts.
+        name: The name of the best way.
+    """
+    remarks = ["Stopped: these ways were ready."] if race.stopped else []
+    remarks += _remarks_on_texts(race, curve)
+    steps = race.model.ponder.num_steps
+    if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
+        remarks.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
+    remarks += _remarks_on_time(race)
+    return remarks
+
+
+def _remarks_on_texts(race: Race, curve: Sequence[tuple[int, float]]) -> list[str]:
+    """Return whether more texts, other texts or labels would help, and what int8 could promise."""
+    remarks: list[str] = []
+    rows = len(race.check)
     needed = rows_needed(race.level, race.confidence)
-    if len(race.check) < needed:
+    if rows < needed:
         level = rounded_up(100 * race.level)
         many = math.ceil(needed / _CERTIFY) + 5
-        there = f"there are {race.sides.distinct}"
-        said.append(
-            f"A promise of {level}% for every way needs {many} different texts, or more; {there}."
+        remarks.append(
+            f"A promise of {level}% for every way needs {many} different texts, or more; there are "
+            f"{race.sides.distinct}."
         )
     else:
         helps = curve[-1][1] < curve[-2][1] - 0.01
-        said.append(f"More texts would {'help' if helps else 'bring little'}.")
+        remarks.append(f"More texts would {'help' if helps else 'bring little'}.")
     if race.student is None and len(set(race.answers.tolist())) < 2:
-        said.append(
+        remarks.append(
             "The model gives all of these texts one answer: give texts on which its answers differ."
         )
-    eight = race.made.get("int8")
-    if eight is not None and not eight.met and len(race.check) >= needed:
-        differ = int((eight.answers != race.answers).sum())
-        least = rounded_up(100 * upper_bound(differ, len(race.check), race.confidence), 2)
-        other = f"int8 alone answers {differ} of {len(race.check)} texts otherwise"
-        said.append(f"{other}: {least}% is what it could promise.")
+    quantised = race.made.get("int8")
+    if quantised is not None and not quantised.met and rows >= needed:
+        differ = int((quantised.answers != race.answers).sum())
+        least = rounded_up(100 * upper_bound(differ, rows, race.confidence), 2)
+        remarks.append(
+            f"int8 alone changes the answers to {differ} of {rows} texts: {least}% is what it "
+            "could promise."
+        )
     if race.labels is None:
-        said.append("With --labels the table shows accuracies.")
-    steps = race.model.ponder.num_steps
-    if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
-        said.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
-    shuffled = padded_positions(
-        np.random.default_rng(0).permutation(race.lengths)
-    ) / padded_positions(np.sort(race.lengths))
-    if shuffled > 1.2:
-        said.append(
-            f"Length buckets: batches of similar length, as timed here, pad ×{shuffled:.1f} less than others."
+        remarks.append("With --labels the table shows accuracies.")
+    return remarks
+
+
+def _remarks_on_time(race: Race) -> list[str]:
+    """Return observations on padding, cut texts and other load."""
+    remarks: list[str] = []
+    order = np.random.default_rng(0).permutation(race.lengths)
+    padding = padded_positions(order) / padded_positions(np.sort(race.lengths))
+    if padding > 1.2:
+        remarks.append(
+            f"Length buckets: batches of similar length, as timed here, pad ×{padding:.1f} less "
+            "than others."
         )
     if race.cut:
-        said.append(f"{race.cut} texts are longer than the model takes, and are cut.")
-    ratio = plain.seconds[2] / plain.seconds[0]
+        remarks.append(f"{race.cut} texts are longer than the model takes, and are cut.")
+    seconds = race.found[0].seconds
+    ratio = seconds[2] / seconds[0]
     if ratio > _BUSY:
-        said.append(
+        remarks.append(
             f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet."
         )
-    return said
+    return remarks

@@ -1,4 +1,4 @@
-"""The promises of a race, from arrays alone: the policy of each way, its answers, and whether it is certified."""
+"""The promises of a race, from arrays alone: the policy and the answers of each way."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WAYS = (
     "int8 cascade",
     "int8 cascade + exits",
 )
-"""The ways that are certified, beside a model cut to half its layers."""
+"""The ways that are certified, apart from a model cut to half its layers."""
 COSTS = (0.03, 1.0)
 """Costs of a student and of a model, whose seconds differ by 20 times or more."""
 
@@ -63,14 +63,14 @@ class Recorded:
 class Promise:
     """What one way promises."""
 
-    policy: ExitPolicy  # with the certificate where there is one
+    policy: ExitPolicy  # with its certificate, if any
     met: bool  # whether the level was certified
     answers: NDArray[Any]  # to the certifying texts, numbers of classes, (texts,)
     depth: NDArray[Any]  # the column of its record at which each of these exits, (texts,), from 1
 
 
 def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promise:
-    """Choose the policy of one of the `WAYS`, and certify how often it answers otherwise than the model as it is."""
+    """Choose the policy of one of the `WAYS`, and certify how often its answers differ."""
     (choose, check), small = seen.sides, way.startswith("int8")
     outputs: Any = seen.int8 if small else seen.exits
     whole = Promise(
@@ -100,7 +100,7 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
         kinds = [(FixedStep, range(record.num_steps, 0, -1))]
     found = certify(choosing, certifying, kinds, **options)
     policy = found.policy
-    if record.num_steps == 1:  # a promise of full depth, whatever the number of steps
+    if record.num_steps == 1:  # a promise of full depth, for any number of steps
         policy = replace(policy, policy=LastStep(), num_steps=None)
     return _made(certifying, policy, found.met)
 

@@ -1,4 +1,4 @@
-"""Seconds of ways to answer: the same texts for all, in turn, so that load from elsewhere hits all alike."""
+"""Seconds of ways to answer: the same texts in turn, so that other load affects all alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIMED = 128  # texts of a round, in batches
 _WARM_UP = 32  # texts
 _DRAWS = 500  # samples, of which one is taken
 clock = time.perf_counter
-"""Seconds; `benchmarks.advice` takes those of the processor, since others run beside it."""
+"""Seconds of the wall clock; `benchmarks.advice` uses those of the processor."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class _Taken:
 
 
 def rounds(models: Sequence[Any], texts: Sequence[Any]) -> Iterator[list[Seconds]]:
-    """Time all models in turn, and give the seconds after each round; others are compared with the first model."""
+    """Time all models in turn, and yield the seconds after each round.
+
+    Other models are compared with the first one.
+    """
     taken = [_Taken() for _ in models]
     for model in models:
         model.predict(texts[:_WARM_UP])
@@ -74,7 +77,7 @@ def seconds_of(model: Any, texts: Sequence[Any]) -> float:
 
 
 def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """Return positions of texts to be timed: of many samples the one whose means are nearest to those of all.
+    """Return positions of texts to be timed: a sample whose means are nearest to those of all.
 
     Args:
         columns: What decides on the seconds of a text: its length, and its depth under each way,

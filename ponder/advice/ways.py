@@ -1,4 +1,4 @@
-"""The ways to answer: each is an object that answers texts, with its promise; `Race` makes them all of one model.
+"""The ways to answer: objects that answer texts, with their promises, made by `Race`.
 
 The texts are split in three: `Race` teaches heads and a student on the first part, and `promises`
 chooses and certifies on the other two, from the recorded answers alone. `timing` times the ways
@@ -44,21 +44,21 @@ __all__ = ["Race", "Way"]
 Progress = Callable[[str, int, int], object]
 _RANGES = 200  # texts that fix the ranges of int8
 _BLOCK = 512  # texts of a call
-_SPARE = 0.9  # of a time limit, since what fits into it is timed again with the others
+_SPARE = 0.9
+"""The share of a time limit to plan for, since ways that fit are timed again with the others."""
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One way to answer, with what it costs and promises.
+    """One way to answer, with its costs and promise.
 
     Args:
         name: Its name.
-        model: What answers: an object with `predict`.
-        disagreement: Share of the certifying texts that are answered otherwise than by the model as
-            it is.
-        promise: The disagreement that is promised at most; NaN where nothing is.
+        model: An object with `predict`.
+        disagreement: Share of the certifying texts whose answer differs from the model's.
+        promise: The promised upper bound of the disagreement; NaN without a promise.
         accuracy: Share of the certifying texts that are answered right; NaN without labels.
-        megabytes: Size of what has to be deployed.
+        megabytes: Size of the files to deploy.
         needs_torch: Whether PyTorch has to be.
         seconds: Seconds for a text in batches of 32: median, lowest and highest of the rounds.
         alone: Seconds for a text by itself: median and 95th percentile.
@@ -140,8 +140,8 @@ class _BlindMix:
 class Race:
     """The texts in three parts, the answers of all models to them, and the ways that are ready.
 
-    Arguments are those of `advise`, a folder for graphs, which the ways need as long as they live,
-    and a progress that is called with a phase, what is done of it, and all of it.
+    Arguments are those of `advise`, a folder for graphs, which the ways need as long as they exist,
+    and a function `progress(phase, done, total)`.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Race:
         self.deep = deep
         self.seed = seed
         self.folder = folder
-        # All promises hold at once: each way is certified at its share of what may go wrong.
+        # All promises hold at once: each way has a share of the error probability.
         self.confidence = 1.0 - (1.0 - confidence) / (len(WAYS) + deep)
         self.progress = progress
         self.model = read_fine_tuned(source)
@@ -196,7 +196,7 @@ class Race:
         self.student: Student | None = None
 
     def run(self) -> None:
-        """Make every way, one after the other, and time them; an interrupt leaves those that are ready."""
+        """Make every way in turn, and time them; after an interrupt, those that are ready count."""
         try:
             self._make()
             self._time()
@@ -231,7 +231,7 @@ class Race:
     def relative_cost(
         self, name: str, texts: int | None = None, level: float | None = None
     ) -> float:
-        """Return the mean share of the model that a way would need by some of the texts, or at another level."""
+        """Return the mean relative cost of a way, with fewer texts or another level."""
         some = np.random.default_rng(self.seed).permutation(len(self.seen.ids))[:texts]
         seen = self.seen if texts is None else self.seen.taken(some)
         made = promise(seen, name, level or self.level, self.confidence)
@@ -275,7 +275,7 @@ class Race:
         return student
 
     def _ways(self, names: Sequence[str], model: Any, whole: Any, size: float) -> None:
-        """Add ways of a model: with exits, whole behind the student, and with exits behind the student."""
+        """Add the ways of a model: with exits, behind the student, and both."""
         exits = whole
         for name in names:
             behind = exits if name.endswith("exits") else whole
@@ -322,7 +322,7 @@ class Race:
             self._step_within(self.within, eight, size)
 
     def _step_within(self, seconds: float, model: Any, size: float) -> None:
-        """Add the deepest fixed step at which the 95th percentile of a text by itself is within a time, if any is."""
+        """Add the deepest fixed step whose 95th percentile for single texts is within a time."""
         last = self.seen.exits.shape[1]
         texts = self._sample()[: 4 * timing.ALONE]
         for step in range(last, 0, -1):
@@ -340,7 +340,7 @@ class Race:
             return
 
     def _half(self) -> None:
-        """A model of the first half of the layers, taught the answers of the whole on the texts that teach."""
+        """A model of the first half of the layers, which learned the answers of the whole."""
         encoder = copy.deepcopy(self.model.encoder)
         count = encoder.config.num_hidden_layers
         lists = [
@@ -368,14 +368,14 @@ class Race:
         self._add("half the layers", _Plain(half, made.policy), made, _megabytes(half.encoder))
 
     def _sample(self) -> list[Any]:
-        """Return certifying texts to be timed, whose length and depth under all ways are those of all texts."""
+        """Return certifying texts to be timed, with the lengths and depths of all texts."""
         depths = [made.depth for made in self.made.values()]
         columns = np.stack([self.lengths[self.certifying], *depths], axis=1)
         return [self.check[n] for n in timing.sample(columns, self.seed).tolist()]
 
 
 def _teach(encoder: Any, whole: Any, rows: Sequence[Any], target: Any, progress: Progress) -> None:
-    """Teach a cut encoder the answers of the whole, by three passes of AdamW over the KL divergence."""
+    """Teach a cut encoder the answers of the whole, in three epochs of AdamW on the KL."""
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4, weight_decay=0.01)
     batches = [
         b

@@ -1,4 +1,4 @@
-"""Cascades: a cheap model answers where it is sure, the next one where it is not, and a promise says how often.
+"""Cascades: a cheap model answers if it is certain, else the next one, with a promise.
 
 Nothing here imports PyTorch, unless a stage is a model of PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Calls of a reference: several at once, so many a minute, again after a failure; one by one if a batch fails."""
+"""Calls of a reference: in parallel, with a limit a minute, and again after a failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Asking:
         per_minute: Calls a minute at most; None for no limit.
         attempts: Calls until a row is given up.
         backoff: Seconds before the second call; they double, up to a minute.
-        timeout: Seconds that an awaited call may take; a plain function has a limit of its own.
+        timeout: Seconds that an awaited call may take; a plain function must limit itself.
     """
 
     concurrency: int = 1
@@ -124,7 +124,7 @@ class Asker:
         return self.take(timeout=0.0)
 
     def _answer(self, rows: Sequence[tuple[str, Any]]) -> None:
-        """Call the reference on one of the threads; rows that fail together are asked one by one."""
+        """Call the reference on one thread; rows that fail together are called one by one."""
         try:
             labels = self._call([row for _, row in rows], attempts=1 if len(rows) > 1 else None)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""`Cascade`: stages from the cheapest to the most expensive, a threshold for each but the last, and the promise.
+"""`Cascade`: stages from the cheapest to the most expensive, with thresholds and a promise.
 
 A cascade is a run whose steps are its stages. `predict` runs them by the one loop of the library
 (`ponder.running`), which asks a stage only about the rows that no earlier stage was sure of.
@@ -55,11 +55,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CascadeAnswers(Answers):
-    """The answers of a cascade, in the order of the inputs; its outputs are log-probabilities of the classes.
+    """The answers of a cascade, in the order of the inputs; outputs are log-probabilities.
 
     Args:
         errors: The last error of a stage about each row that some stage failed on, by position.
-            Such a row goes on to the next stage; if the last one fails, it has no label.
+                Such a row passes to the next stage; if the last one fails, it has no label.
     """
 
     errors: Mapping[int, Exception] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class _Recorded(NamedTuple):
 
 
 class Cascade:
-    """Models from the cheapest to the most expensive: each answers the rows of which it is sure, and defers the others.
+    """Models from the cheapest to the most expensive: each answers its certain rows.
 
     If the last stage has exits, `certify` chooses these anew: its steps are stages as well.
 
@@ -97,10 +97,14 @@ class Cascade:
 
     Example:
         >>> import numpy as np
-        >>> cheap = lambda texts: np.array([[0.99, 0.01] if "card" in text else [0.5, 0.5] for text in texts])
-        >>> ask = lambda texts: ["card" if "card" in text else "loan" for text in texts]  # a large model
+        >>> def cheap(texts):
+        ...     known = [0.99 if "card" in text else 0.5 for text in texts]
+        ...     return np.array([[share, 1.0 - share] for share in known])
+        >>> def ask(texts):  # a large model
+        ...     return ["card" if "card" in text else "loan" for text in texts]
         >>> cascade = ponder.cascade.Cascade([cheap, ask], costs=[0, 20], classes=["card", "loan"])
-        >>> report = cascade.certify([f"{word} {n}" for n in range(500) for word in ("card", "loan")], level=0.02)
+        >>> texts = [f"{word} {n}" for n in range(500) for word in ("card", "loan")]
+        >>> report = cascade.certify(texts, level=0.02)
         >>> report.met, cascade.predict(["my card", "a loan"]).stage.tolist()
         (True, [1, 2])
     """
@@ -133,9 +137,9 @@ class Cascade:
     def predict(
         self, inputs: Iterable[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
     ) -> CascadeAnswers:
-        """Answer every input at the first stage that is sure of it; what a stage defers is batched for the next.
+        """Answer every input at the first stage that is certain; deferred rows share batches.
 
-        A stage that fails on a batch is asked again row by row, and the rows on which it fails go
+        A stage that fails on a batch is called again row by row, and the rows on which it fails go
         to the next stage.
 
         Args:
@@ -155,10 +159,12 @@ class Cascade:
         return CascadeAnswers(found.outputs, found.exit_step, self.classes, source.errors)
 
     def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
-        """Ask every stage about every input: a trajectory whose steps are the stages; costs are measured if None.
+        """Run every stage on every input: a trajectory whose steps are the stages.
 
-        Stages are tried on five rows first, so that one that cannot answer fails before the others
-        are paid for. A row on which a stage fails later has no answer of that stage.
+        Costs are measured by default.
+
+        Stages are tried on five rows first, so that a broken one fails before the others cost
+        anything. A row on which a stage fails later has no answer of that stage.
 
         The steps of a last stage with exits are there too, unless its own policy decides on these.
 
@@ -232,14 +238,14 @@ class Cascade:
         return report
 
     def weights_digest(self) -> str | None:
-        """Return a digest of the weights of all stages; None if no stage has one: functions have not."""
+        """Return a digest of the weights of all stages; None if no stage has one."""
         digests = [stage.weights_digest() for stage in self.stages]
         if not any(digests):
             return None
         return hashlib.sha256("\n".join(each or "" for each in digests).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the cascade with its stages, and the promise with a digest of each; functions are left out.
+        """Write the cascade with its stages, and the promise with a digest of each.
 
         The folder is replaced as a whole. A promise about other weights than those of the stages
         now is dropped, with a warning.
@@ -259,7 +265,7 @@ class Cascade:
 
     @classmethod
     def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
-        """Read what `save` wrote.
+        """Read a cascade that `save` wrote.
 
         A promise is dropped, with a warning, if a stage is another than the one that it is about:
         if its files have changed, or if one that was written is given by `stages` and has other
@@ -365,7 +371,7 @@ class Cascade:
         return OtherAnswers() if referred and risk == "disagreement" else risk
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
-        """Return the policy of the steps of the last stage; None if its own decides, or if it has no steps."""
+        """Return the policy of the last stage's steps, if it has steps and no other decides."""
         before = len(self.stages) - 1
         steps = self.stages[-1].num_steps
         inside = policy.policy if isinstance(policy, Certified) else policy
@@ -378,9 +384,9 @@ class Cascade:
 
 
 class _Stages:
-    """The rows of a cascade that no stage has answered, at the stage that they have reached: a `Source`.
+    """The rows of a cascade that no stage has answered yet: a `Source`.
 
-    A stage is asked when its output is first read, and once, about the running rows alone.
+    A stage is called when its output is first read, and once, for the running rows alone.
 
     Args:
         cascade: The cascade.
@@ -411,7 +417,7 @@ class _Stages:
         self._output = None
 
     def output(self) -> Floats:
-        """Return log-probabilities of the running rows, `(rows, classes)`; NaN for those that the stage fails on."""
+        """Return log-probabilities of the rows, `(rows, classes)`; NaN if the stage fails."""
         if self._output is None:
             self._output = self._asked()
         return self._output
@@ -429,7 +435,7 @@ class _Stages:
         raise NotImplementedError
 
     def keep(self, index: Ints) -> None:
-        """Go on with some of the running rows."""
+        """See `Source.keep`."""
         self._rows = self._rows[index]
         self._output = None if self._output is None else self._output[index]
 
@@ -450,7 +456,7 @@ class _Stages:
 
 @dataclass(frozen=True)
 class _Deferring(PolicyWrapper):
-    """The policy inside, but a row on which its stage fails goes on to the next."""
+    """The policy inside, but rows on which their stage fails stay for the next one."""
 
     source: _Stages
 
@@ -479,7 +485,7 @@ def _tried(
     policy: ExitPolicy | None = None,
     steps: bool = False,
 ) -> _Tried:
-    """Return the answers to a few rows; raise if a stage fails on all of them, since it is broken then."""
+    """Return the answers to a few rows; raise if the stage fails on all of them."""
     start = time.perf_counter()
     found = stage.answer(rows, classes, policy, steps=steps)
     if rows and len(found.errors) == len(rows):
@@ -490,7 +496,7 @@ def _tried(
             "stages",
             expected=f"{name} to answer some of the first {len(rows)} inputs, on which it is tried",
             got=f"{type(first).__name__}: {first}",
-            remedy="Call it on a few inputs by itself: it has to return names, or probabilities (rows, classes).",
+            remedy="Call it on a few inputs: it must return names, or (rows, classes).",
         ) from first
     return _Tried(found, time.perf_counter() - start)
 
@@ -507,7 +513,7 @@ def _has_changed(folder: Path, entry: Mapping[str, str | None], given: Any) -> b
 
 
 def _listed(inputs: Iterable[Any]) -> list[Any]:
-    """Return inputs as a list, by position: a Series has an index of its own, and a generator no length."""
+    """Return inputs as a list, since a Series has an index, and generators have no length."""
     if isinstance(inputs, str | Mapping) or hasattr(inputs, "columns"):
         raise ArgumentTypeError(
             "inputs",

@@ -1,4 +1,4 @@
-"""References that are asked from outside: a server of the OpenAI shape, and two pipelines of Transformers."""
+"""References outside of this process: an OpenAI-compatible server, and two pipelines."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ChatLabels:
         """Return a label for each text.
 
         Raises:
-            PonderError: The answer is none of the labels.
+                PonderError: The answer is not one of the labels.
         """
         return [self._ask(text) for text in texts]
 
@@ -76,7 +76,7 @@ class _Pipeline(Protocol):
 
 
 class PipelineStage:
-    """A stage of a cascade, or a reference of `Live`, that reads a text classification `pipeline` of Transformers.
+    """A stage, or a reference of `Live`, around a text classification `pipeline`.
 
     Args:
         pipeline: The pipeline; its scores are of one label a text.
@@ -99,7 +99,7 @@ class PipelineStage:
 
 
 class DecisionStage:
-    """A stage of a cascade, or a reference of `Live`, that asks a decision `pipeline` of Transformers one question.
+    """A stage, or a reference of `Live`, that puts one question to a decision `pipeline`.
 
     The pipeline is `pipeline("decision", …)`, of an `AutoModelForDecision` or of any chat model.
 
@@ -112,8 +112,10 @@ class DecisionStage:
     Example:
         >>> from ponder.cascade.clients import DecisionStage
         >>> def decide(requests):  # in earnest: pipeline("decision", model="my-decision-model")
-        ...     return [{"question": {"noul": 0.9 if "refund" in each["state"] else 0.2}} for each in requests]
-        >>> stage = DecisionStage(decide, {"type": "noul", "instructions": "Is a refund requested?"})
+        ...     answers = [0.9 if "refund" in each["state"] else 0.2 for each in requests]
+        ...     return [{"question": {"noul": answer}} for answer in answers]
+        >>> question = {"type": "noul", "instructions": "Is a refund requested?"}
+        >>> stage = DecisionStage(decide, question)
         >>> stage.classes_, stage.predict_proba(["a refund, please"]).round(1).tolist()
         (('true', 'false'), [[0.9, 0.1]])
     """

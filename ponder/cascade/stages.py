@@ -1,7 +1,7 @@
-"""Stages of a cascade: anything that answers a list of inputs, and the rows that it could not answer.
+"""Stages of a cascade: anything that answers a list of inputs, and rows on which it fails.
 
 `stage_of` makes a `CascadeStage` of a model, a function or a folder. Its `answer` asks in batches;
-a batch that fails is asked again row by row, so that one broken row costs one row.
+a batch that fails is called again row by row, so that a broken row costs one row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ __all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
 
 Floats = NDArray[Any]
 _LEAST = 1e-12  # probability
-_BATCH = 256  # rows of a call after a failure, before they are asked one by one
+_BATCH = 256
+"""Rows of a call after a failure, before rows are called one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class StageAnswers:
     Args:
         outputs: Log-probabilities of the classes, `(rows, classes)` or `(rows, steps, classes)`;
             NaN without an answer.
-        errors: Why there is none, by the place of the row.
+        errors: The errors of rows without an answer, by their places.
     """
 
     outputs: Floats
@@ -48,7 +49,7 @@ class CascadeStage:
         model: It has `predict_proba` (and `classes_`), as in scikit-learn; or `predict`, whose
             answers are names of classes or have `outputs` (logits), as those of ponder; or it is a
             function from a list of inputs to probabilities, `(rows, classes)`, or to a name for
-            each. None stands for an input without an answer.
+                each. None is the answer to an input without one.
 
     Attributes:
         classes: Names of its classes, in its order; None if they are those of the cascade.
@@ -82,7 +83,7 @@ class CascadeStage:
         Args:
             inputs: The inputs.
             classes: Names of the classes, in the order of the outputs.
-            policy: Decides on the exits of a model that has some, instead of its own.
+            policy: An exit policy instead of the model's, if it has exits.
             steps: Whether every step of such a model answers.
             batch_size: Inputs of a call at most; None for all at once.
         """
@@ -104,7 +105,7 @@ class CascadeStage:
     def outputs(
         self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None
     ) -> Floats:
-        """Return log-probabilities of `classes` for each input, `(rows, classes)`; a stage that fails raises."""
+        """Return log-probabilities of `classes` for each input, `(rows, classes)`."""
         found = self._read(self._ask(inputs, policy), len(inputs), classes, dimensions=2)
         for error in found.errors.values():
             raise error
@@ -116,7 +117,7 @@ class CascadeStage:
 
     @property
     def full_depth(self) -> ExitPolicy | None:
-        """The policy by which a model with exits runs to its last step; None for any other model."""
+        """The policy with which a model with exits runs to its last step; None for other models."""
         return LastStep() if self.num_steps > 1 else None
 
     def weights_digest(self) -> str | None:
@@ -147,7 +148,7 @@ class CascadeStage:
         return np.asarray(softmax(as_array(self.model.record(inputs).outputs)))
 
     def _ask(self, inputs: Sequence[Any], policy: ExitPolicy | None) -> Any:
-        """Return what the model gives: probabilities, `(rows, classes)`, or names."""
+        """Return the output of the model: probabilities, `(rows, classes)`, or names."""
         if hasattr(self.model, "predict_proba"):
             return self.model.predict_proba(inputs)
         if not hasattr(self.model, "predict"):
@@ -166,10 +167,10 @@ class CascadeStage:
         if not sized or not set(own) <= set(classes):
             raise ArgumentError(
                 "stages",
-                expected=f"probabilities ({rows}, {len(own)}) of classes among those of the cascade, or a name for "
+                expected=f"probabilities ({rows}, {len(own)}) of the cascade's classes, or a name for "
                 "each input",
                 got=f"shape {shares.shape} of {list(own)[:5]}",
-                remedy="Return one probability a class, such as predict_proba, or names; name the same classes in "
+                remedy="Return one probability a class, or names; use the same classes in "
                 "every stage.",
             )
         others = tuple(range(1, shares.ndim))
@@ -182,7 +183,7 @@ class CascadeStage:
 
 
 def stage_of(given: Any) -> CascadeStage:
-    """Return anything that can be a stage as one: a model, a function, or the folder of a model, which is read."""
+    """Return a model, a function, or the folder of a model as a stage."""
     if isinstance(given, CascadeStage):
         return given
     if isinstance(given, str | Path):
@@ -207,9 +208,9 @@ def classes_of(model: Any) -> tuple[str, ...] | None:
 def _in_batches(
     call: Callable[[Sequence[Any]], StageAnswers], inputs: Sequence[Any], size: int
 ) -> Iterator[tuple[int, StageAnswers | Exception]]:
-    """Yield where each batch starts with its answers, or with the error of a single row.
+    """Yield the start of each batch with its answers, or with the error of a single row.
 
-    A batch that fails is asked again in smaller ones, and last row by row.
+    A batch that fails is called again in smaller ones, and finally row by row.
     """
     for start in range(0, len(inputs), size):
         batch = inputs[start : start + size]
@@ -229,7 +230,7 @@ def _in_batches(
 def _as_shares(answers: Any, classes: Sequence[str]) -> tuple[Floats, dict[int, Exception]]:
     """Return answers as probabilities, `(rows, classes)`, and the rows without one.
 
-    Names have probability 1. None is no answer, and neither is a name that is no class.
+    Names have probability 1. None is not an answer, nor is a name that is not a class.
     """
     named = _is_named(answers)
     if not named:
@@ -250,7 +251,7 @@ def _as_shares(answers: Any, classes: Sequence[str]) -> tuple[Floats, dict[int, 
 
 
 def _is_named(answers: Any) -> bool:
-    """Return whether answers are names, or hold a None: anything but an array of numbers for each row."""
+    """Return whether answers are names or None: anything but an array of numbers for each row."""
     if isinstance(answers, np.ndarray) and answers.dtype.kind in "fiub":
         return answers.ndim == 1 and answers.dtype.kind != "f"  # numbers of classes are their names
     rows = list(answers)

@@ -1,4 +1,4 @@
-"""`teach`: a student in front of a model, taught by the model's own answers, with a threshold and a promise."""
+"""`teach`: a student in front of a model, whose answers it learns, with a promise."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Taught:
 
     Args:
         cascade: The cascade, with its policy.
-        report: The promise, and what it saves.
-        statement: The promise in one sentence, or why there is none.
-        taught: Texts that taught the student.
+        report: The promise and the costs.
+        statement: The promise in one sentence, or why there is no promise.
+        taught: The texts that taught the student.
         rest: Texts that chose and certified.
         record: The answers of both stages to these.
         by_half: The share of texts that a student of half the texts would answer; None if it could
@@ -55,14 +55,14 @@ def teach(
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
 ) -> Taught:
-    """Teach a student the answers of a model, put it in front, and certify how often answers differ.
+    """Teach a student the answers of a model, and certify how often answers of the pair differ.
 
     Args:
         model: Anything that can be a stage of a cascade: a model, or the folder of one.
         texts: Texts like those to come. Some 60% teach, the others choose and certify; no labels
             are read.
         more: Texts that only teach, such as those that the model learned from.
-        must_teach: Which texts must not certify, since they taught early heads of the model,
+        must_teach: Which texts must not certify, because they taught early heads of the model,
             `(texts,)` bool.
         level: The share of answers that may differ from the model's, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
@@ -88,7 +88,7 @@ def teach(
 
 
 def stages_statement(report: Any, level: float, confidence: float, last: str = "the model") -> str:
-    """Return the promise of a student in front of a model in one sentence, or why there is none.
+    """Return the promise of a student and a model in one sentence, or why there is no promise.
 
     Args:
         report: What `Cascade.certify` found.
@@ -98,7 +98,7 @@ def stages_statement(report: Any, level: float, confidence: float, last: str = "
     """
     if not report.met:
         return f"No promise: {report.statement}."
-    rule = f"Take the first answer with {in_words(report.policy)}, and run the others to the last stage"
+    rule = f"Take the first answer with {in_words(report.policy)}; run the others to the last stage"
     if len(report.shares) == 2 and " at stage" not in rule:
         words = in_words(report.policy)
         rule = f"Take the student's answers with {words}, and ask the model for the others"
@@ -136,7 +136,7 @@ def _share_by_half(
     level: float,
     confidence: float,
 ) -> float | None:
-    """Certify with a student of half the texts, on the answers that the model gave; None for a single answer."""
+    """Certify with a student of half the texts; None if all answers are the same."""
     if len(set(answers[::2])) < 2:
         return None
     embeddings = Embeddings.of(cascade.stages[-1].model)
