@@ -70,13 +70,14 @@ def run(
 def outcome_of(
     advice: Advice, facts: Mapping[str, Any], name: str, out: Path | None = None
 ) -> Outcome:
-    """Return the sentence, the table of the ways, what was noticed, and the page."""
+    """Return the sentence, the table of the ways, the remarks, and the page."""
     winner = advice.ways.index(advice.winner)
     teach, choose, check = advice.texts
     legend = (
-        f"{check} texts certify ({teach} taught, {choose} chose). ms: milliseconds a text in batches of 32; alone, "
-        f"95th: its median and 95th percentile by itself; ×: times faster, with its range; other: answers unlike now; "
-        f"≤: promised at most, with {100 * advice.confidence:g}% confidence. {count(advice.threads, 'thread')}."
+        f"{check} texts certify ({teach} taught, {choose} chose). ms: milliseconds a text in "
+        "batches of 32; alone, 95th: its median and 95th percentile by itself; ×: times faster, "
+        "with its range; other: answers unlike now; ≤: promised at most, with "
+        f"{100 * advice.confidence:g}% confidence. {count(advice.threads, 'thread')}."
     )
     cells = [_cells(way) for way in advice.ways]
     narrow = DataTable("Ways", _NARROW, cells, marked=winner, printed=True)
@@ -95,7 +96,7 @@ def outcome_of(
 
 
 def _tables(advice: Advice) -> list[DataTable]:
-    """Return what texts brought, what other levels would save, and the texts whose answer changes."""
+    """Return the effects of more texts and other levels, and the texts whose answer changes."""
     work = [(str(texts), f"{100 * share:.0f}%") for texts, share in advice.curve]
     moves = [(f"{100 * level:.3g}%", f"{100 * share:.0f}%") for level, share in advice.moves]
     note = "Only the level that was asked for is promised; ask for another by --disagreement."
@@ -141,7 +142,7 @@ def _number(value: float, digits: int = 2) -> str:
 
 
 def _figure(advice: Advice) -> Figure:
-    """Draw accuracies, or other answers without labels, against seconds; every point has its name beside it."""
+    """Draw accuracies, or without labels other answers, against seconds, with names of points."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes: Any = figure.subplots()
     labelled = not math.isnan(advice.ways[0].accuracy)
@@ -166,7 +167,7 @@ def _figure(advice: Advice) -> Figure:
 
 
 def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, from the lowest up, each far enough above the one before to be read."""
+    """Write names beside points, from the lowest up, with a distance that keeps them readable."""
     bottom, top = axes.get_ylim()
     step = (top - bottom) / 18
     free = -math.inf

@@ -1,4 +1,4 @@
-"""Files of answers: CSV, JSON lines or Parquet, by their suffix, or JSON lines on the standard output (`-`).
+"""Files of answers: CSV, JSON lines or Parquet, or JSON lines on the standard output (`-`).
 
 A file is written row by row, and gone on with after a stop: whole rows are kept, a last one that
 was cut is not.
@@ -39,7 +39,10 @@ class AnswerFile(ABC):
         self.names = list(names)
 
     def resume(self, given: Sequence[Mapping[str, Any]]) -> int:
-        """Cut the file behind its last whole row, and return the number of rows; refuse answers to other rows."""
+        """Cut the file behind its last whole row, and return the number of rows.
+
+        Answers to other rows are refused.
+        """
         whole = self._whole_rows()
         columns = self.names[: len(given[0])]
         kept = [{name: row.get(name) for name in columns} for row in whole]

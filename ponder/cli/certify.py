@@ -1,4 +1,4 @@
-"""The command `certify`: a threshold on anybody's answers, an LLM's too, from a file; and its check on fresh ones."""
+"""The command `certify`: a threshold on any model's answers in a file, and its check."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(
 
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
-    """Judge the promise of a file of `ponder certify` on fresh rows with the same columns; return the exit code."""
+    """Judge the promise of `ponder certify` on fresh rows; return the exit code."""
     card = read_json(file, THRESHOLD, "threshold")
     columns = card["columns"]
     rows = _read(answers, columns)
@@ -69,7 +69,7 @@ def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
-    """Return all columns of each row as one text, by which it is known again."""
+    """Return all columns of each row as one text, to recognise the row."""
     return [json.dumps(dict(row), sort_keys=True, default=str) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The command `exits`: fit exits to a classifier, time them, and write the folder with its report."""
+"""The command `exits`: fit exits to a classifier, time them, and write a folder with a report."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def _remarks(made: FittedClassifier) -> list[str]:
         return [f"With so many texts, {least} is the least that can be promised."]
     if made.clock.high < 1.0:
         return [
-            "On this machine it is slower than the plain model: layers so cheap save less than exits take."
+            "On this machine it is slower than the plain model: such cheap layers save less than "
+            "exits take."
         ]
     return []
 

@@ -1,4 +1,4 @@
-"""The command `export`: a folder as ONNX graphs, whose policy is chosen and certified again after int8."""
+"""The command `export`: a folder as ONNX graphs, and a new certificate after int8."""
 
 from __future__ import annotations
 
@@ -41,34 +41,42 @@ def run(
     confidence: float,
     as_json: bool,
 ) -> None:
-    """Write an export; in int8, with a policy that is chosen and certified against the folder's full depth."""
+    """Write an export of a folder; int8 needs texts, on which its policy is certified again."""
     if int8 == (texts is None):
-        expected = "a file of texts with --int8, which moves answers, so that the policy is chosen again; else none"
-        remedy = "Pass --int8 --texts FILE, or neither."
-        raise ArgumentError("--texts", expected=expected, got=str(texts), remedy=remedy)
+        raise ArgumentError(
+            "--texts",
+            expected="a file of texts with --int8, which changes answers, so that the policy is "
+            "chosen again; without --int8, no file",
+            got=str(texts),
+            remedy="Pass --int8 --texts FILE, or neither.",
+        )
     probe_folder(out, "export", folder)
     if is_ranker(folder):
         export_ranker(folder, out, texts, as_json=as_json)
         return
     opened = open_folder(folder)
     if isinstance(opened.model, OnnxModel):
-        remedy = "Export the folder that it was made of."
-        raise ArgumentError(
-            "FOLDER", expected="a folder that is in PyTorch", got="an export", remedy=remedy
-        )
+        expected = "a folder that is in PyTorch"
+        remedy = "Export the folder from which it was made."
+        raise ArgumentError("FOLDER", expected=expected, got="an export", remedy=remedy)
     rows: list[Any] | None = None
     used = opened.used
     if texts is not None:
-        found = read_texts(texts, **reading, known=opened.columns).without_empty()
-        taught = opened.used.have_taught(found.texts)
-        rows = found.take(np.flatnonzero(~taught).tolist()).texts
-        used = used | Used.of(found.texts)
+        read = read_texts(texts, **reading, known=opened.columns).without_empty()
+        taught = opened.used.have_taught(read.texts)
+        rows = read.take(np.flatnonzero(~taught).tolist()).texts
+        used = used | Used.of(read.texts)
     level = disagreement
     if level is None:
         level = LEVEL if opened.promise is None else opened.promise.level
-    make = _cascade if isinstance(opened.model, Cascade) else _model
-    outcome = make(opened, out, rows, level, confidence)
+    write = _write_cascade if isinstance(opened.model, Cascade) else _write_model
+    outcome = write(opened, out, rows, level, confidence)
     used.write(out)
+    show(_outcome(outcome, opened, out, int8=int8), as_json=as_json, out=out)
+
+
+def _outcome(outcome: Outcome, opened: Opened, out: Path, *, int8: bool) -> Outcome:
+    """Return the outcome of an export with the facts of its folder."""
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     facts = {
         "command": "export",
@@ -77,27 +85,23 @@ def run(
         "statement": outcome.sentences[0] if int8 else opened.statement,
         "megabytes": size,
         "num_steps": opened.num_steps,
-        "reference": remember(folder, out) if int8 else opened.card.get("reference"),
+        "reference": remember(opened.folder, out) if int8 else opened.card.get("reference"),
         **outcome.facts,
     }
     table = [("int8", "yes" if int8 else "no"), *outcome.rows, ("size", f"{size:.1f} MB")]
-    title = f"{folder.name} as ONNX graphs"
+    title = f"{opened.folder.name} as ONNX graphs"
     usage = usage_of(out, torch=False)
-    show(
-        Outcome(facts, outcome.sentences, table, title=title, usage=usage),
-        as_json=as_json,
-        out=out,
-    )
+    return Outcome(facts, outcome.sentences, table, title=title, usage=usage)
 
 
-def _model(
+def _write_model(
     opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
 ) -> Outcome:
     """Write a model with exits."""
     if texts is None:
         onnx(opened.model, out)
         return Outcome({"policy": in_words(opened.policy)}, [_SAME])
-    # Who chose for the folder chooses for its export: the split is by the same seed.
+    # Texts that chose for the folder choose for its export, too: the split has the same seed.
     seed = (opened.model.config.exits or {}).get("seed", 0)
     with progress() as advance:
         made = certified_int8(
@@ -133,7 +137,7 @@ def _model(
     return Outcome(facts, [made.statement], rows)
 
 
-def _cascade(
+def _write_cascade(
     opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
 ) -> Outcome:
     """Write a cascade."""

@@ -1,4 +1,4 @@
-"""`Outcome`: what a command found; `ponder.cli.show` prints it, and `ponder.cli.report` makes a page of it."""
+"""`Outcome`: the result of a command; `show` prints it, and `report` makes a page of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
-    """Return what can be done with a folder: a purpose and a command each."""
+    """Return the uses of a folder: pairs of a purpose and a command."""
     commands = [
         ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
         ("Over HTTP", f"ponder serve {folder}"),

@@ -32,7 +32,7 @@ _OPTIONS = {
     "level": "--disagreement",
     "path": "--audit-file",
 }
-"""The options behind arguments of the library that are called otherwise."""
+"""The options of arguments of the library that have other names."""
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "warning",  # reports of weights that a file lacks are seen
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -43,7 +43,7 @@ Advance: TypeAlias = Callable[[str, int, int], None]
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Show errors and warnings of the library as a sentence on the standard error; an error is exit code 2."""
+    """Show errors and warnings as sentences on the standard error; an error is exit code 2."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
-    """Give a callback that shows progress: a bar on a terminal, elsewhere one plain line every ten seconds."""
+    """Return a callback that shows progress: a bar, or a line every ten seconds."""
     last = clock()
 
     def write(phase: str, done: int, total: int) -> None:
@@ -121,7 +121,7 @@ def probe_folder(out: Path, command: str, source: str | Path) -> None:
 
 
 def probe_file(out: Path, sources: Iterable[Path]) -> None:
-    """Refuse, before any work, a file that cannot be written, or that is read or lies in a folder that is."""
+    """Refuse an output that cannot be written, or that is an input or in a folder of inputs."""
     place = out.resolve()
     if out.is_dir() or any(
         place == path.resolve() or path.resolve() in place.parents for path in sources

@@ -1,8 +1,10 @@
-"""The command `predict`: answers beside the columns of a file, written as they come, and gone on with after a stop."""
+"""The command `predict`: a file with the answers as new columns, which can be resumed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ __all__ = ["UNANSWERED", "run"]
 UNANSWERED = 1
 """The exit code if a row has no answer."""
 _ANSWERS = ("label", "probability", "exit_step")
-_CHUNK = 512  # texts that are written at once
+_CHUNK = 512
+"""Texts that are written at once."""
 _STDOUT = "-"
 
 
 def run(
     folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool
 ) -> int:
-    """Write the answers to texts, each at its exit, or the orders of a ranker; return the exit code."""
+    """Write the answers to texts, or the orders of a ranker; return the exit code."""
     to_file = str(out) != _STDOUT
     if to_file:
         probe_file(out, [texts, folder])
@@ -36,70 +39,92 @@ def run(
     opened = open(folder)
     if isinstance(opened, OpenedRanker):
         return _rank(opened, texts, out, as_json=as_json)
-    found = read_texts(texts, **reading, known=opened.columns)
-    given = list(found.rows[0])
-    named = {name: f"predicted_{name}" if name in given else name for name in _ANSWERS}
-    file = answer_file(out, [*given, *named.values()])
-    kept = file.resume(found.rows) if to_file and out.exists() else 0
-    if to_file:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    steps = list[int]()
-    reasons = dict[str, int]()
-    with progress() as advance:
-        if not kept:
-            file.append([], begins=True)
-        for start in range(kept, len(found), _CHUNK):
-            part = found.take(range(start, min(start + _CHUNK, len(found))))
-            rows = _answered(opened, part, named, reasons)
-            file.append(rows, begins=False)
-            steps += [row[named["exit_step"]] for row in rows]
-            advance("answer", kept + len(steps), len(found))
-        file.finish()
-    unanswered = sum(reasons.values())
-    mean = sum(steps) / max(len(steps), 1)
+    given = read_texts(texts, **reading, known=opened.columns)
+    written = _write_answers(opened, given, out, to_file=to_file)
+    unanswered = sum(written.reasons.values())
+    mean = sum(written.steps) / max(len(written.steps), 1)
     facts = {
-        "answers": len(steps) - unanswered,
-        "kept": kept,
+        "answers": len(written.steps) - unanswered,
+        "kept": written.kept,
         "without_answer": unanswered,
-        "reasons": reasons,
+        "reasons": written.reasons,
         "out": str(out),
         "mean_exit_step": mean,
         "num_steps": opened.num_steps,
     }
-    said = (
-        f"{count(len(steps), 'answer')} in {out}; mean exit step {mean:.2f} of {opened.num_steps}."
-    )
-    remarks = [f"{count(kept, 'answer')} more from an earlier run."] if kept else []
-    show(Outcome(facts, [said, *remarks]), as_json=as_json, to_stderr=not to_file)
-    for reason, number in reasons.items():
+    answers = count(len(written.steps), "answer")
+    sentences = [f"{answers} in {out}; mean exit step {mean:.2f} of {opened.num_steps}."]
+    if written.kept:
+        sentences.append(f"{count(written.kept, 'answer')} more from an earlier run.")
+    show(Outcome(facts, sentences), as_json=as_json, to_stderr=not to_file)
+    for reason, number in written.reasons.items():
         say(f"{count(number, 'text')} without an answer: {reason}. The label is empty.")
     return UNANSWERED if unanswered else 0
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The answers that were written.
+
+    Args:
+        steps: The exit steps of the answers of this run.
+        reasons: The number of rows without an answer, by the reason.
+        kept: The number of answers of an earlier run.
+    """
+
+    steps: list[int]
+    reasons: dict[str, int]
+    kept: int
+
+
+def _write_answers(opened: Opened, texts: Texts, out: Path, *, to_file: bool) -> _Written:
+    """Write the answers to texts with all columns of their file, after those of an earlier run."""
+    columns = list(texts.rows[0])
+    names = {name: f"predicted_{name}" if name in columns else name for name in _ANSWERS}
+    file = answer_file(out, [*columns, *names.values()])
+    kept = file.resume(texts.rows) if to_file and out.exists() else 0
+    if to_file:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    steps: list[int] = []
+    reasons: dict[str, int] = {}
+    with progress() as advance:
+        if not kept:
+            file.append([], begins=True)
+        for start in range(kept, len(texts), _CHUNK):
+            part = texts.take(range(start, min(start + _CHUNK, len(texts))))
+            rows = _answered(opened, part, names, reasons)
+            file.append(rows, begins=False)
+            steps += [row[names["exit_step"]] for row in rows]
+            advance("answer", kept + len(steps), len(texts))
+        file.finish()
+    return _Written(steps, reasons, kept)
+
+
 def _check_new(out: Path, *, resume: bool) -> None:
+    """Refuse a file that exists, unless it is to be continued."""
     if out.exists() and not resume:
-        expected = "a file that is not there yet"
-        remedy = "Pass --resume to go on with it, or name another."
+        expected = "a file that does not exist yet"
+        remedy = "Pass --resume to continue it, or name another."
         raise ArgumentError("--out", expected=expected, got=str(out), remedy=remedy)
 
 
 def _answered(
-    opened: Opened, found: Texts, named: Mapping[str, str], reasons: dict[str, int]
+    opened: Opened, texts: Texts, names: Mapping[str, str], reasons: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Return rows with their answers, and count why rows have none."""
-    answers = opened.answer(found.texts)
+    """Return rows with their answers, and count the reasons of rows without one."""
+    answers = opened.answer(texts.texts)
     errors: Mapping[int, Exception] = getattr(answers, "errors", {})
     columns: Sequence[Any] = (answers.labels, answers.probabilities, answers.exit_step)
-    rows = []
-    for place, (row, label, share, step) in enumerate(zip(found.rows, *columns, strict=True)):
-        there = share == share  # NaN is no answer
+    rows: list[dict[str, Any]] = []
+    for place, (row, label, share, step) in enumerate(zip(texts.rows, *columns, strict=True)):
+        is_answered = not math.isnan(share)
         cells = (
-            label if there else None,
-            round(float(share), 4) if there else None,
+            label if is_answered else None,
+            round(float(share), 4) if is_answered else None,
             int(step),
         )
-        rows.append({**row, **dict(zip(named.values(), cells, strict=True))})
-        if not there:
+        rows.append({**row, **dict(zip(names.values(), cells, strict=True))})
+        if not is_answered:
             reason = _reason(errors.get(place))
             reasons[reason] = reasons.get(reason, 0) + 1
     return rows

@@ -1,4 +1,4 @@
-"""`report.html`: an outcome as a page, and the figure and the changed texts of a policy that was certified."""
+"""`report.html`: an outcome as a page, with the figure and changed texts of a policy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def changed_texts(
     names: Sequence[str],
     step: str = "exit step",
 ) -> DataTable:
-    """Return the texts of a record that a policy answers otherwise than full depth, 50 at most."""
+    """Return up to 50 texts whose answer under a policy differs from full depth."""
     steps = record.exit_steps(policy)
     answers = np.asarray(record.outputs).argmax(-1)
     here = answers[np.arange(len(steps)), steps - 1]
@@ -95,7 +95,7 @@ def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Fi
 
 
 def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> Figure:
-    """Draw the share of other answers against the share of texts that a student answers, over its thresholds."""
+    """Draw the share of other answers against the share of texts that a student answers."""
     steps = record.exit_steps(policy)
     differs = 1.0 - record.agreement()
     chosen = float(differs[np.arange(len(steps)), steps - 1].mean())

@@ -1,4 +1,4 @@
-"""The command `rerank`: exits for a cross encoder; and `predict` and `export` of the folders that it wrote."""
+"""The command `rerank`: exits for a cross encoder; and `predict` and `export` of its folders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def run(
     made.rank_all(pools[:_TRIED], policy=LastStep())
     each = (time.perf_counter() - started) / len(pools[:_TRIED])
     say(
-        f"{count(len(pools), 'query')}: some {_duration(_RUNS * each * len(pools))} on this machine."
+        f"{count(len(pools), 'query')}: some {_duration(_RUNS * each * len(pools))} on this "
+        "machine."
     )
     with progress() as advance:
         report = made.fit_exits(
@@ -101,7 +102,7 @@ def read_pools(path: Path, option: str = "--texts") -> list[Any]:
 
 
 def promise_of(ranker: Ranker) -> str:
-    """Return what a ranker promises, in one sentence, or why it promises nothing."""
+    """Return the promise of a ranker in one sentence, or why there is no promise."""
     policy = ranker.settings.policy
     fitted = ranker.settings.fitted
     exits = [part for part in all_within(policy) if isinstance(part, TopK)]
@@ -123,7 +124,7 @@ def is_ranker(folder: Path) -> bool:
 
 
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
-    """Write a folder of `ponder rerank` as ONNX; with queries in int8, its margin certified again on them."""
+    """Write a folder of `ponder rerank` as ONNX; with queries, in int8 and certified again."""
     source = Ranker.load(folder)
     pools = [] if queries is None else read_pools(queries)
     pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]

@@ -34,7 +34,7 @@ def run(
     audit_file: Path | None,
     reference: Path | None = None,
 ) -> None:
-    """Serve a folder until SIGINT or SIGTERM, with the given `Limits`; what was accepted is answered."""
+    """Serve a folder until SIGINT or SIGTERM; accepted requests are still answered."""
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     limits = Limits(**given)
@@ -57,7 +57,7 @@ def app_of(
     audit_file: Path | None,
     reference: Path | None = None,
 ) -> FastAPI:
-    """Return the application of a folder, and say what answers and what is audited."""
+    """Return the application of a folder, and report its model and its audits."""
     opened = open(folder)
     say(opened.statement)
     if isinstance(opened, OpenedRanker):
@@ -76,7 +76,7 @@ def app_of(
 
 
 def _deep(opened: Opened, reference: Path | None) -> FullDepth | None:
-    """Return the model that is asked for audits: the named one, or the remembered; None for the folder itself."""
+    """Return the model of audits: the named or remembered one; None for the folder's."""
     if reference is not None:
         return FullDepth(stage_of(reference), opened.labels)
     return FullDepth(opened.reference(), opened.labels) if opened.needs_reference else None

@@ -1,4 +1,4 @@
-"""Print an outcome as a table of 80 columns or as JSON, and keep it as a card and a page in a folder."""
+"""Print an outcome as a table of 80 columns or as JSON, and write its card and page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WIDTH = 80
 def show(
     outcome: Outcome, *, as_json: bool, out: Path | None = None, to_stderr: bool = False
 ) -> None:
-    """Print an outcome; a folder `out` keeps it as `ponder.json`, and as `report.html` if it has a title."""
+    """Print an outcome, and write it to a folder `out`; with a title, also as `report.html`."""
     facts = dict(outcome.facts)
     rows = list(outcome.rows)
     if out is not None:
@@ -82,7 +82,7 @@ def _data_table(data: DataTable) -> Table:
 
 
 def _made() -> dict[str, str]:
-    """Return when, on what kind of machine, and by which version a folder was made."""
+    """Return the time, the kind of machine and the version of a folder."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -96,7 +96,7 @@ def _json(facts: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain JSON types, None for what is no finite number."""
+    """Return plain JSON types; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
