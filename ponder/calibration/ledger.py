@@ -5,8 +5,11 @@ decides, with the audit probability π, whether the reference is asked too. An a
 disagreement has *caught* it; a disagreement without an audit is *missed*. The ledger bounds what
 was missed by what was caught:
 
-    for a grid of rates a:   cost_a = Σ b(a, π) over the caught,   b(a, π) = −log((1 − (1 − π) eᵃ) /
-    π) wealth(m) = mean over a of exp(a m − cost_a) W = the largest whole m with wealth(m) < 1/δ
+    for a grid of rates a, of weights w_a that sum to 1:
+    b(a, π)   = −log((1 − (1 − π) eᵃ) / π)
+    cost_a    = Σ b(a, π) over the caught
+    wealth(m) = Σ w_a exp(a m − cost_a)
+    W         = the largest whole m with wealth(m) < 1/δ
 
 **Statement.** With probability 1 − δ, at all times, at most W disagreements were missed.
 
@@ -25,7 +28,7 @@ coin is thrown.
    what the reference would say.
 4. A rate with (1 − π) eᵃ ≥ 1 is given up before the coin: its wealth is 0 from then on, which only
   lowers the mean.
-5. The mean over the rates is a supermartingale from 1; by Ville's inequality it ever reaches 1/δ
+5. The weighted mean over the rates is a supermartingale from 1; by Ville's inequality it ever reaches 1/δ
   with probability ≤ δ.
 6. While it has not, the wealth at `missed` is below 1/δ; the wealth grows with m, so `missed` is at
   most W.
@@ -51,10 +54,14 @@ from numpy.typing import NDArray
 
 from ponder._utils.checks import check_real, check_share
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "rises_by_rate"]
 
-_RATES = np.geomspace(0.005, 1.2, 14)
+_RATES = np.geomspace(0.005, 1.2, 20)
 """The grid of a. The smallest rate serves audit probabilities from 0.5% up."""
+_USUAL = np.exp(-0.5 * (np.log(_RATES / 0.08) / 0.9) ** 2)
+_WEIGHTS = 0.75 * _USUAL / _USUAL.sum() + 0.25 / len(_RATES)
+"""Weights of the rates: the most near 0.08, the best one when some tens of disagreements are caught
+at audit probabilities from 10 to 40%. Any weights keep the statement; these lower W by some 5%."""
 
 
 @dataclass
@@ -76,6 +83,9 @@ class Ledger:
         audits: Audits that were begun.
         pending: Audits that have no outcome yet.
         caught: Disagreements that audits found.
+        missed_at_most: The bound on what was missed.
+        costs: Σ b by rate, `(rates,)`, in which pending audits count as caught.
+        caught_costs: The same without pending audits.
 
     Example:
         >>> ledger = ponder.calibration.Ledger(confidence=0.95)
@@ -96,6 +106,7 @@ class Ledger:
     caught: int = 0
     missed_at_most: int = 0
     costs: list[float] = field(default_factory=lambda: [0.0] * len(_RATES), repr=False)
+    caught_costs: list[float] = field(default_factory=lambda: [0.0] * len(_RATES), repr=False)
 
     def __post_init__(self) -> None:
         check_share("confidence", self.confidence)
@@ -116,12 +127,11 @@ class Ledger:
         if audited:
             self.audits += 1
             self.pending += 1
-            self.costs = [before + each for before, each in zip(self.costs, cost, strict=True)]
+            self.costs = _added(self.costs, cost)
         else:
             self.unaudited += 1
             self.missed_at_most += 1
-            pairs = zip(self.costs, cost, strict=True)
-            self.costs = [math.inf if math.isinf(each) else before for before, each in pairs]
+        self._give_up(cost)
         self._tighten()
 
     def settle(self, audit_probability: float, *, differs: bool) -> None:
@@ -131,12 +141,14 @@ class Ledger:
             audit_probability: π of the answer.
             differs: Whether the reference's answer is another.
         """
+        cost = _cost(audit_probability)
         self.pending -= 1
         if differs:
             self.caught += 1
+            self.caught_costs = _added(self.caught_costs, cost)
             return
         # What was added is taken off again; a rate that was given up stays so.
-        pairs = zip(self.costs, _cost(audit_probability), strict=True)
+        pairs = zip(self.costs, cost, strict=True)
         self.costs = [
             max(before - each, 0.0) if math.isfinite(each) else math.inf for before, each in pairs
         ]
@@ -150,12 +162,16 @@ class Ledger:
         unaudited.answer(audit_probability, audited=False)
         return unaudited.bound
 
-    def rise(self, audit_probabilities: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
-        """Return by how much W rises if the next disagreement is caught with each probability, `(probabilities,)`."""
-        prices = np.array([_cost(each) for each in audit_probabilities])
-        costs = np.asarray(self.costs) + np.vstack([np.zeros(len(_RATES)), prices])
-        most = np.array([_most(each, self.confidence) for each in costs], dtype=np.float64)
-        return np.asarray(most[1:] - most[0])
+    def bounds_by_rate(self, others: float = 0.0) -> NDArray[np.float64]:
+        """Return W by each rate of the grid alone if all pending audits agree, `(rates,)`.
+
+        It is infinite for a rate that was given up.
+
+        Args:
+            others: Logarithm of the factor that the other rates are taken to add to the wealth.
+        """
+        margin = _barrier(self.confidence) - _LOG_WEIGHTS - others
+        return np.asarray((margin + np.asarray(self.caught_costs)) / _RATES)
 
     @property
     def worst(self) -> int:
@@ -164,20 +180,51 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain JSON."""
-        state = asdict(self)
-        return {**state, "costs": [None if math.isinf(cost) else cost for cost in self.costs]}
+        costs = {name: _finite(getattr(self, name)) for name in _COSTS}
+        return {**asdict(self), **costs}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Return the ledger that `to_dict` described."""
-        costs = [math.inf if cost is None else cost for cost in state["costs"]]
-        return cls(**{**state, "costs": costs})
+        costs = {
+            name: [math.inf if cost is None else cost for cost in state[name]] for name in _COSTS
+        }
+        return cls(**{**state, **costs})
+
+    def _give_up(self, cost: NDArray[np.float64]) -> None:
+        """Give up the rates that an audit probability does not allow."""
+        lost = np.isinf(cost).tolist()
+        if any(lost):
+            for name in _COSTS:
+                pairs = zip(getattr(self, name), lost, strict=True)
+                setattr(self, name, [math.inf if each else before for before, each in pairs])
 
     def _tighten(self) -> None:
         """Lower the bound to W, if W is smaller."""
         costs = np.asarray(self.costs)
         if _log_wealth(costs, self.missed_at_most) >= _barrier(self.confidence):
             self.missed_at_most = _most(costs, self.confidence)
+
+
+_COSTS = ("costs", "caught_costs")
+
+
+def _added(costs: list[float], more: NDArray[np.float64]) -> list[float]:
+    return [before + each for before, each in zip(costs, more.tolist(), strict=True)]
+
+
+def _finite(costs: list[float]) -> list[float | None]:
+    return [None if math.isinf(cost) else cost for cost in costs]
+
+
+def rises_by_rate(
+    audit_probabilities: Sequence[float] | NDArray[Any],
+) -> NDArray[np.float64]:
+    """Return by how much a caught disagreement raises W by each rate alone, `(probabilities, rates)`.
+
+    Infinite for a rate that the probability gives up.
+    """
+    return np.array([_cost(each) for each in audit_probabilities]) / _RATES
 
 
 def _cost(audit_probability: float) -> NDArray[np.float64]:
@@ -190,7 +237,11 @@ def _cost(audit_probability: float) -> NDArray[np.float64]:
 
 def _log_wealth(costs: NDArray[np.float64], missed: int) -> float:
     """Return the logarithm of the wealth at a number of missed disagreements."""
-    return float(np.logaddexp.reduce(_RATES * missed - costs)) - math.log(len(_RATES))
+    exponents = _LOG_WEIGHTS + _RATES * missed - costs
+    largest = float(exponents.max())
+    if math.isinf(largest):
+        return largest
+    return largest + math.log(float(np.exp(exponents - largest).sum()))
 
 
 def _barrier(confidence: float) -> float:
@@ -202,11 +253,11 @@ def _most(costs: NDArray[np.float64], confidence: float) -> int:
     """Return W: the largest whole number whose wealth is below 1/δ; without a rate there is no limit."""
     if not np.isfinite(costs).any():
         return _NO_LIMIT
-    barrier = _barrier(confidence) + math.log(len(_RATES))
-    # One rate alone reaches the barrier between these two numbers, so the mixture does.
-    singly = (barrier + costs) / _RATES
-    high = int(np.min(singly)) + 1
-    low = int(max((np.min(singly - math.log(len(_RATES)) / _RATES)), 0.0))
+    barrier = _barrier(confidence)
+    # Below the first number no rate reaches the barrier, even with the whole weight; at the second
+    # one does with its own.
+    high = int(np.min((barrier - _LOG_WEIGHTS + costs) / _RATES)) + 1
+    low = int(max(np.min((barrier + costs) / _RATES), 0.0))
     while high - low > 1:
         middle = (low + high) // 2
         if _log_wealth(costs, middle) < _barrier(confidence):
@@ -216,4 +267,5 @@ def _most(costs: NDArray[np.float64], confidence: float) -> int:
     return low
 
 
+_LOG_WEIGHTS = np.log(_WEIGHTS)
 _NO_LIMIT = 1 << 62

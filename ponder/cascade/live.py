@@ -5,11 +5,13 @@ answers, with a doubt; the rule turns the doubt into an audit probability; the g
 pass only if the bound of the ledger stays within the level in the worst case; the coin is thrown,
 and coin, claim and pending audit are written to the disk. Rows that are deferred or audited are
 asked; their answers are kept, settle the ledger, and teach the cheap model.
+
+The ledger is in `ponder.calibration.ledger`, the rule in `live_rule.py`, the file in
+`live_store.py`, both models in `live_models.py`, calls and their retries in `asking.py`.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections import deque
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +31,21 @@ from ponder.calibration.bounds import upper_bound
 from ponder.calibration.ledger import Ledger
 from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cascade.asking import Asker, Asking, Reply
+from ponder.cascade.live_models import (
+    Cheap,
+    FixedCheap,
+    Learner,
+    Prediction,
+    ask_of,
+    asking_of,
+    json_of,
+    plain_label,
+    predictions,
+)
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Row, Store
-from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.cascade.student import Student
-from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress", "SelfAgreement"]
 
@@ -42,17 +54,6 @@ _CHUNK, _BLOCK, _ROOM, _WINDOW, _POLL = 64, 256, 16, 2000, 0.05
 
 class BudgetSpentError(PonderError):
     """The budget of a `Live` is spent; rows that need the reference have no answer."""
-
-
-class Cheap(Protocol):
-    """A fitted cheap model."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes."""
-
-    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
-        """Return probabilities, `(rows, classes)`."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,9 @@ class _Call:
     errors: dict[int, Exception] = field(default_factory=dict)
     claimed: dict[str, list[int]] = field(default_factory=dict)  # rows by what this call asks
     elsewhere: dict[str, list[int]] = field(default_factory=dict)  # by what others ask just now
-    predictions: dict[int, tuple[str | None, float]] = field(default_factory=dict)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
     predicted_by: Cheap | None = None
+    held: dict[int, float] = field(default_factory=dict)  # a row that waits for audits under way
     done: int = 0
 
 
@@ -142,6 +144,8 @@ class Live:
             for memory.
         cheap: A stage with probabilities that stays as it is; None for one that is taught.
         teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`.
+            At each teaching it is called three times: twice without some of the latest texts, to
+            read doubts by them.
         classes: Names of the classes, for a `cheap` or a `reference` that has none of its own.
         rule: Decides what is audited and when the cheap model is taught. A bad one costs money, not
             the promise.
@@ -184,10 +188,10 @@ class Live:
         check_share("confidence", confidence)
         self.level, self.confidence, self.budget = level, confidence, budget
         self._levels = {str(name): share for name, share in (ledgers or {}).items()}
-        self._ask, self._asking = _ask_of(reference, classes), asking or _asking_of(reference)
-        self._fixed = None if cheap is None else _FixedCheap(stage_of(cheap), classes)
-        self._cheap: Cheap | None = self._fixed
-        self._teach, self._price, self._progress = teach, price, progress
+        self._ask = ask_of(reference, classes)
+        self._asking = asking or asking_of(reference)
+        self._learner = Learner(None if cheap is None else FixedCheap(cheap, classes), teach)
+        self._price, self._progress = price, progress
         self.rule: Rule = rule or AuditRule()
         # Of the operating system: nobody who saw earlier coins can foresee the next.
         self._coin = coin or random.SystemRandom().random
@@ -199,8 +203,7 @@ class Live:
         self._store = Store(path, fresh)
         self._check_same_promise(path)
         self._names: dict[str, Any] = {}
-        self._labels = len(self._store.labels()[0])
-        self._taught = self._unknown = 0
+        self._labels = self._store.count_answers()
         self._deciding = threading.RLock()
         for row in self._store.outcomes(_WINDOW):
             self.rule.learn(Outcome(row.doubt, bool(row.differs), row.probability))
@@ -319,7 +322,7 @@ class Live:
 
     def _arrived(self, reply: Reply) -> None:
         """Keep an answer at once, on the thread that got it; what follows from it is done later."""
-        self._store.write_answer(reply.key, _plain(reply.label))
+        self._store.keep(reply.key, plain_label(reply.label))
 
     def _recall(self, call: _Call) -> None:
         """Give rows that have an answer by their name; the others of a finite batch are still to come."""
@@ -353,6 +356,8 @@ class Live:
                 submitted = self._decide(call, room)
             asker.submit(submitted)
             room -= len(submitted)
+            if call.held:
+                return
 
     def _decide(self, call: _Call, room: int) -> list[tuple[str, Any]]:
         """Decide the next rows in one transaction, and return what the reference is to be asked."""
@@ -375,12 +380,15 @@ class Live:
                 row = self._named(call, position)
                 if row is None:
                     row = self._throw(call, position, key, account)
+                    if row is None:
+                        call.todo.appendleft(position)
+                        break
                     name = None if call.ids is None else call.ids[position]
                     self._store.write_row(row, name)
                 if row.audited:
                     account.asked += 1
                     account.spent += 1.0 if self._price is None else 0.0
-                    self._store.claim(key, _json(call.rows[position]))
+                    self._store.claim(key, json_of(call.rows[position]), row.probability)
                     call.claimed[key] = [position]
                     call.answers.audited[position] = row.probability < 1.0
                     submitted.append((key, call.rows[position]))
@@ -390,19 +398,32 @@ class Live:
             self._store.write_account(account)
         return submitted
 
-    def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row:
-        """Choose the audit probability of a row, throw its coin, and note both in the ledgers."""
-        label, doubt = call.predictions.get(position, (None, 1.0))
+    def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
+        """Choose the audit probability of a row, throw its coin, and note both in the ledgers.
+
+        Returns:
+            The row; None if it waits for audits under way, after which the bound may be lower.
+        """
+        prediction = call.predictions.get(position, Prediction(None, 1.0))
+        label, doubt = prediction.label, prediction.doubt
         if label is None or self.level == 0.0:
             return Row(key, label, doubt, 1.0, True)
-        horizon = call.end if call.finite else account.answers
-        remaining = len(call.todo) + 1
-        standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
-        probability = self.rule.audit_probability(doubt, standing)
-        ledgers = [each for name, each in account.ledgers.items() if name != label]
-        if probability >= 1.0 or not self._allowed(call, label, probability, account):
+        probability = call.held.pop(position, None)
+        if probability is None:
+            horizon = call.end if call.finite else account.answers
+            remaining = len(call.todo) + 1
+            standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
+            probability = self.rule.audit_probability(doubt, standing)
+        if probability < 1.0 and not self._allowed(call, label, probability, account):
+            # To wait costs time, to defer the row would cost a call.
+            if account.ledger.pending and call.claimed:
+                call.held[position] = probability
+                return None
+            probability = 1.0
+        if probability >= 1.0:
             return Row(key, label, doubt, 1.0, True)
         audited = self._coin() < probability
+        ledgers = [each for name, each in account.ledgers.items() if name != label]
         for ledger in (account.ledger, *ledgers):
             ledger.answer(probability, audited=audited)
         return Row(key, label, doubt, probability, audited)
@@ -434,8 +455,6 @@ class Live:
             self._deliver(call, position, key, found.label, account)
         elif key in call.claimed:
             call.claimed[key].append(position)
-        elif self._store.abandoned(found.owner):
-            return False
         else:
             call.elsewhere.setdefault(key, []).append(position)
         return True
@@ -446,7 +465,7 @@ class Live:
             self._keep(asker.take(_POLL if call.elsewhere else None), call)
         for key, positions in list(call.elsewhere.items()):
             found = self._store.answer(key)
-            if found is None or found.label is not None or self._store.abandoned(found.owner):
+            if found is None or found.label is not None or self._store.take_over(found.owner):
                 call.todo.extendleft(reversed(positions))
                 del call.elsewhere[key]
 
@@ -462,7 +481,8 @@ class Live:
                     self._store.release_now(reply.key)
                     self._fail(call, positions, reply.error)
                     continue
-                label = _plain(reply.label)
+                label = plain_label(reply.label)
+                self._store.write_answer(reply.key, label)
                 account.spent += 0.0 if self._price is None else self._price(reply.row, label)
                 self._labels += 1
                 for row in self._store.waiting(reply.key):
@@ -470,6 +490,7 @@ class Live:
                 for position in positions:
                     self._deliver(call, position, reply.key, label, account)
             self._store.write_account(account)
+        self._store.shorten_journal(sum(reply.error is None for reply in replies))
 
     def _settle(self, row: Row, label: str, account: Account) -> None:
         """Note the outcome of a row in the ledgers, and let the rule learn from it."""
@@ -478,8 +499,7 @@ class Live:
         if row.cheap is None:
             return
         self.rule.learn(Outcome(row.doubt, differs, row.probability))
-        if self._cheap is not None and label not in self._cheap.classes:
-            self._unknown += 1
+        self._learner.note(label)
         if row.probability < 1.0:
             account.ledger.settle(row.probability, differs=differs)
             for name, ledger in account.ledgers.items():
@@ -516,37 +536,31 @@ class Live:
 
     def _predict(self, call: _Call, positions: Sequence[int]) -> None:
         """Ask the cheap model about rows, a block ahead, unless it was asked already."""
-        if self._cheap is None or self.level == 0.0:
+        model = self._learner.model
+        if model is None or self.level == 0.0:
             return
-        if call.predicted_by is not self._cheap:
-            call.predicted_by = self._cheap
+        if call.predicted_by is not model:
+            call.predicted_by = model
             call.predictions.clear()
         if all(position in call.predictions for position in positions):
             return
         ahead = [call.todo[place] for place in range(min(_BLOCK, len(call.todo)))]
-        shares = np.asarray(self._cheap.predict_proba([call.rows[position] for position in ahead]))
-        best = shares.argmax(1)
-        doubts = 1.0 - shares[np.arange(len(ahead)), best]
-        names = self._cheap.classes
-        for position, place, doubt in zip(ahead, best.tolist(), doubts.tolist(), strict=True):
-            # Shares that are no numbers are no answer: the row is deferred.
-            known = np.isfinite(doubt)
-            call.predictions[position] = (str(names[place]), doubt) if known else (None, 1.0)
+        found = predictions(model, [call.rows[position] for position in ahead])
+        call.predictions.update(zip(ahead, found, strict=True))
 
     def _teach_if_due(self) -> None:
         """Teach the cheap model what the reference has said, if the rule says so."""
-        if self._fixed is not None or self.level == 0.0:
+        learner = self._learner
+        if not learner.can_learn or self.level == 0.0:
             return
-        if not self.rule.teaches(self._labels, self._taught, self._unknown):
+        if not self.rule.teaches(self._labels, learner.taught, learner.unknown):
             return
-        rows, labels = self._store.labels()
-        self._names.update({str(label): label for label in labels})
-        self._labels = self._taught = len(rows)
-        self._unknown = 0
-        names = [str(label) for label in labels]
-        if len(set(names)) > 1:  # one class cannot be learned; it is tried again with more labels
-            self._cheap = self._teach(rows, names)
-            self.rule.renew()
+        lessons = self._store.lessons()
+        self._labels = len(lessons)
+        self._names.update({lesson.name: lesson.label for lesson in lessons})
+        outcomes = learner.learn(lessons)
+        if outcomes is not None:
+            self.rule.renew(outcomes)
 
     def _report(self, call: _Call) -> None:
         if self._progress is not None:
@@ -556,74 +570,4 @@ class Live:
             self._progress(Progress(call.done, len(call.rows), asked, bound))
 
     def _key(self, row: Any) -> str:
-        return blake2b(_json(row).encode(), digest_size=16).hexdigest()
-
-
-class _FixedCheap:
-    """A stage as a cheap model."""
-
-    def __init__(self, stage: CascadeStage, classes: Sequence[str] | None) -> None:
-        names = stage.classes or classes
-        if not names:
-            expected, remedy = "names of the classes of `cheap`", "Pass classes=[…]."
-            raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
-        self._stage, self.classes = stage, tuple(map(str, names))
-
-    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
-        """Return probabilities, `(rows, classes)`."""
-        # A row without an answer has shares that are no numbers, and is deferred.
-        return np.asarray(np.exp(self._stage.answer(texts, self.classes).outputs))
-
-
-def _ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]], Any]:
-    """Return a function from rows to labels."""
-    if _is_function(reference):
-
-        def ask(rows: list[Any]) -> Any:
-            found = reference(rows)
-            if getattr(found, "ndim", 1) == 2:  # probabilities, as of a stage that is a function
-                return [(classes or range(found.shape[1]))[n] for n in found.argmax(1)]
-            return found
-
-        return ask
-    stage = stage_of(reference)
-    names = tuple(map(str, stage.classes or classes or ()))
-    if not names:
-        expected, remedy = "names of the classes of `reference`", "Pass classes=[…]."
-        raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
-
-    def answered(rows: list[Any]) -> list[str | None]:
-        outputs = stage.answer(rows, names, stage.full_depth).outputs
-        broken = np.asarray(np.isnan(outputs).any(1))
-        best = np.asarray(np.nan_to_num(outputs, nan=-np.inf).argmax(1))
-        pairs = zip(broken.tolist(), best.tolist(), strict=True)
-        return [None if no else names[place] for no, place in pairs]
-
-    return answered
-
-
-def _asking_of(reference: Any) -> Asking:
-    """Return how a reference is called by default: a model in batches, a function row by row."""
-    return Asking() if _is_function(reference) else Asking(batch_size=32)
-
-
-def _is_function(reference: Any) -> bool:
-    model = any(hasattr(reference, name) for name in ("predict_proba", "predict"))
-    return callable(reference) and not model
-
-
-def _json(row: Any) -> str:
-    """Return a row as JSON, by which its content is known again."""
-    try:
-        return json.dumps(row)
-    except TypeError as error:
-        expected = "texts, pairs of texts, numbers, or other rows that JSON can hold"
-        remedy = "Pass the number of each row, and let the models look the row up."
-        got = type(row).__name__
-        raise ArgumentTypeError("texts", expected=expected, got=got, remedy=remedy) from error
-
-
-def _plain(label: Any) -> Any:
-    """Return a label as JSON holds it; numbers of NumPy become those of Python."""
-    label = label.item() if isinstance(label, np.generic) else label
-    return label if isinstance(label, str | int | float) else str(label)
+        return blake2b(json_of(row).encode(), digest_size=16).hexdigest()

@@ -1,15 +1,21 @@
 """The rule of `Live`: which rows the cheap model answers, and how often each such answer is audited.
 
 A rule decides what an answer costs, and never whether the promise holds: the ledger does that for
-any rule. `AuditRule` weighs two prices for each row: an audit costs a call of the reference with
-probability π; an answer that is wrong with probability p and is caught raises the bound by
-`rise(π)`, so p π rise(π) in the mean. It takes the π that minimises
+any rule. `AuditRule` reads each doubt as a probability p to differ, and weighs two prices: an audit
+of probability π costs a call with probability π, and a wrong answer is caught with probability p π,
+which raises the bound by r(π). It takes for each row
 
-    π + μ p π rise(π),        π = 1 asks the reference at once,
+    the π that minimises  π + μ p π r(π),        π = 1 asks the reference at once.
 
-and the exchange rate μ at which the mean rise of the bound, over the rows seen lately, is what the
-level allows. Rows that are surely right are audited rarely, doubtful ones often, the worst are
-deferred; nothing else sets a threshold.
+1. p comes from what models that were taught without a row said to it, by a logistic regression on
+   the logit of the doubt; rows that were asked since then count too.
+2. r(π) is b(a, π) / a, the rise of the bound by one rate a of the ledger alone.
+3. For each rate, the exchange rate μ is the least at which the bound, as it is foreseen some
+   answers ahead, stays within what the level allows then. The rate that needs the fewest calls is
+   taken; with it comes the least π, since a rate allows no π below 1 − e⁻ᵃ.
+
+Rows that are surely right are audited rarely, doubtful ones often, the worst are deferred. Early
+the level allows few wrong answers, so audits are frequent; later they become rare.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.calibration.ledger import Ledger
+from ponder.calibration.ledger import Ledger, rises_by_rate
 
 __all__ = ["AuditRule", "Outcome", "Rule", "Standing"]
 
@@ -82,52 +88,85 @@ class Rule(Protocol):
             unknown: Answers since then of classes that the cheap model does not know.
         """
 
-    def renew(self) -> None:
-        """Note that the cheap model was taught."""
+    def renew(self, outcomes: Sequence[Outcome]) -> None:
+        """Note that the cheap model was taught.
+
+        Args:
+            outcomes: The latest rows that taught it, each with the doubt of a model that was taught
+                without it.
+        """
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Prices for the rows to come.
+
+    Args:
+        exchange: μ, calls for a unit of the bound.
+        rises: π r(π) of each choice, `(choices,)`.
+    """
+
+    exchange: float
+    rises: Floats
 
 
 class AuditRule:
     """Audits that cost the fewest calls for what the level allows.
 
     Args:
-        least: The least audit probability; None for the least whose constant, the bound when
-            nothing was caught, is a small part of what the level allows for the answers to come.
+        least: The least audit probability.
         first: Texts that the reference answers before the cheap model is taught first.
         growth: The cheap model is taught again when the number of its texts has grown by this
             factor.
-        share: Share of the allowed rise that is planned for; the rest is for bad luck.
+        share: Share of what the level allows that is planned for; the rest is for bad luck.
+        ahead: A running promise is planned until there are this many times as many answers.
     """
 
     def __init__(
-        self, least: float | None = None, first: int = 300, growth: float = 1.5, share: float = 0.8
+        self,
+        least: float = 0.06,
+        first: int = 300,
+        growth: float = 1.5,
+        share: float = 0.9,
+        ahead: float = 1.25,
     ) -> None:
-        self.first, self.growth, self.share = first, growth, share
-        self._least = least
-        self._choices = _choices(least or _LEAST[-1])
-        self._seen = deque[Outcome](maxlen=_WINDOW)
-        self._doubts = deque[float](maxlen=_WINDOW)
+        self.first, self.growth, self.share, self.ahead = first, growth, share, ahead
+        self._choices = np.append(np.geomspace(least, 0.9, 16), 1.0)
+        self._unit_rises = _unit_rises(self._choices)
+        self._asked = deque[Outcome](maxlen=_ASKED)
+        self._without = list[Outcome]()
+        self._doubts = deque[float](maxlen=_DOUBTS)
+        self._offset, self._slope = 0.0, 1.0
+        self._plan: _Plan | None = None
         self._since_plan = _EVERY
-        self._offset, self._slope, self._exchange = 0.0, 1.0, math.inf
-        self._rises = np.zeros(len(self._choices))
-        self._planned, self._start = 0.0, 0
+        self._expected, self._found = 0.0, 0.0
 
     def audit_probability(self, doubt: float, standing: Standing) -> float:
         """Return the probability with which the reference is asked about a row; 1 defers it."""
-        self._doubts.append(_logit(doubt))
-        if len(self._seen) < _COLD:
+        logit = _logit(doubt)
+        self._doubts.append(logit)
+        if len(self._asked) + len(self._without) < _COLD:
             return 1.0  # how the first cheap model's confidence is to be read is not known yet
+        if standing.answers < _SETTLED * standing.horizon:
+            return 1.0  # the cheap model that a batch begins with is a poor one
         self._since_plan += 1
         if self._since_plan > _EVERY:
-            self._plan(standing)
+            self._make_plan(standing)
             self._since_plan = 0
-        wrong = self._wrong(np.array([self._doubts[-1]]))
-        place = self._cheapest(wrong, self._exchange)[0]
-        self._planned += float(wrong[0] * self._choices[place] * self._rises[place])
-        return float(self._choices[place])
+        if self._plan is None:
+            return 1.0
+        wrong = 1.0 / (1.0 + math.exp(-(self._offset + self._slope * logit)))
+        prices = self._choices + self._plan.exchange * wrong * self._plan.rises
+        probability = float(self._choices[prices.argmin()])
+        if probability < 1.0:
+            self._expected += wrong * (1.0 - probability)
+        return probability
 
     def learn(self, outcome: Outcome) -> None:
         """Note what the reference said to a row."""
-        self._seen.append(outcome)
+        self._asked.append(outcome)
+        if outcome.differs and outcome.probability < 1.0:
+            self._found += (1.0 - outcome.probability) / outcome.probability
 
     def teaches(self, labels: int, taught: int, unknown: int) -> bool:
         """Return whether labels have grown enough, or enough classes are new to the cheap model."""
@@ -135,90 +174,101 @@ class AuditRule:
             return False
         return labels >= self.growth * taught or unknown >= max(_UNKNOWN, 0.02 * taught)
 
-    def renew(self) -> None:
-        """Keep some of what is known about the old cheap model: how its confidence is to be read."""
-        kept = list(self._seen)[-_KEPT:]
-        self._seen.clear()
-        self._seen.extend(kept)
+    def renew(self, outcomes: Sequence[Outcome]) -> None:
+        """Take the doubts of models that were taught without a row, and plan anew."""
+        self._without = list(outcomes)
         self._doubts.clear()
         self._since_plan = _EVERY
 
-    def _plan(self, standing: Standing) -> None:
-        """Read confidences anew by the outcomes, and find the exchange rate that the level allows."""
-        self._offset, self._slope = _logistic(self._seen)
-        self._choices = _choices(self._least or self._least_for(standing))
-        self._rises = standing.ledger.rise(self._choices)
-        wrong = self._wrong(np.array(self._doubts))
-        surplus = standing.level * standing.horizon - standing.ledger.bound
-        if standing.horizon > standing.answers:
-            allowed = surplus / max(standing.remaining, 1)
-        else:
-            # A running promise earns `level` a row; what was saved is spent over as many rows as
-            # there were.
-            ahead = max(min(standing.remaining, standing.answers), _AHEAD)
-            allowed = standing.level + surplus / ahead
-        allowed *= self.share * self._correction(standing)
-        low, high = 0.0, 60.0  # of log(1 + μ)
-        for _ in range(30):
+    def _make_plan(self, standing: Standing) -> None:
+        """Read doubts anew by the outcomes, and find the prices that the level allows."""
+        self._offset, self._slope = _logistic([*self._without, *self._asked])
+        fixed = standing.ledger.bounds_by_rate(_NEIGHBOURS)
+        bound = min(standing.ledger.bound, float(fixed.min()))
+        end: float = standing.horizon
+        if standing.horizon <= standing.answers:
+            # Some answers ahead; further if the bound is near the level, since it can be brought
+            # down by answers of the reference alone, of which the level allows `_SPARE` to be
+            # spent meanwhile.
+            recovered = (bound / standing.level - _SPARE * standing.answers) / (self.share - _SPARE)
+            end = max(self.ahead * standing.answers, recovered)
+        to_come = end - standing.answers
+        allowed = self.share * standing.level * end
+        constant = Ledger(standing.ledger.confidence).bounds_by_rate(_NEIGHBOURS)
+        now = standing.level * max(standing.horizon, standing.answers)
+        within = np.flatnonzero((fixed < allowed) & (constant < _CONSTANT * now))
+        self._plan = None
+        if len(within):
+            rows = to_come * self._correction()
+            self._plan = self._fewest_calls(within, fixed[within], allowed, rows)
+
+    def _fewest_calls(
+        self, within: NDArray[np.intp], fixed: Floats, allowed: float, rows: float
+    ) -> _Plan:
+        """Return the plan of the rate that needs the fewest calls.
+
+        Args:
+            within: Rates that are possible.
+            fixed: W by each of them so far.
+            allowed: What W may be in the end.
+            rows: Rows to come, more if more than expected was wrong.
+        """
+        rises = self._unit_rises[within][:, None, :]
+        wrong = self._wrong_to_come()[:, None]
+        low, high = np.full(len(within), -3.0), np.full(len(within), 12.0)  # of log μ
+        for _ in range(16):
             middle = (low + high) / 2
-            if self._mean_rise(wrong, math.expm1(middle)) > allowed:
-                low = middle
-            else:
-                high = middle
-        self._exchange = math.expm1(high)
+            prices = self._choices + np.exp(middle)[:, None, None] * wrong * rises
+            places = prices.argmin(2)[:, :, None]
+            chosen = np.take_along_axis(rises + 0.0 * wrong, places, 2)[:, :, 0]
+            rise = (wrong[:, 0] * chosen).mean(1)
+            over = fixed + rows * rise > allowed
+            low = np.where(over, middle, low)
+            high = np.where(over, high, middle)
+        prices = self._choices + np.exp(high)[:, None, None] * wrong * rises
+        best = int(self._choices[prices.argmin(2)].mean(1).argmin())
+        return _Plan(float(np.exp(high[best])), self._unit_rises[within[best]])
 
-    def _correction(self, standing: Standing) -> float:
-        """Return by how much to plan more carefully, since the bound rose more than was planned of late."""
-        worst = standing.ledger.worst
-        ratio = (self._planned + _PRIOR_RISE) / (max(worst - self._start, 0) + _PRIOR_RISE)
-        # What is long ago counts less.
-        self._planned *= _FADING
-        self._start = round(worst - _FADING * (worst - self._start))
-        return min(max(ratio, 0.25), 1.25)
-
-    def _least_for(self, standing: Standing) -> float:
-        """Return the least audit probability whose constant the level can bear."""
-        total = standing.answers + max(standing.remaining, standing.answers)
-        bearable = _CONSTANT * standing.level * total
-        for least, constant in zip(_LEAST, _CONSTANTS, strict=True):
-            if constant <= bearable:
-                return least
-        return _LEAST[-1]
-
-    def _cheapest(self, wrong: Floats, exchange: float) -> NDArray[np.intp]:
-        """Return the place of each row's best audit probability, `(rows,)`."""
-        prices = self._choices + exchange * wrong[:, None] * self._choices * self._rises
-        return np.asarray(np.argmin(prices, axis=1))
-
-    def _mean_rise(self, wrong: Floats, exchange: float) -> float:
-        places = self._cheapest(wrong, exchange)
-        return float(np.mean(wrong * self._choices[places] * self._rises[places]))
-
-    def _wrong(self, doubts: Floats) -> Floats:
-        """Return the probabilities that cheap answers differ, `(rows,)`."""
+    def _wrong_to_come(self) -> Floats:
+        """Return probabilities to differ, like those of the rows to come, `(rows,)`."""
+        doubts = np.array(self._doubts)
+        if len(doubts) < _FEW and self._without:
+            # Rows that taught were asked, so doubtful ones are among them more often than in the
+            # stream: the weights 1/π make up for it.
+            weights = np.array([1.0 / one.probability for one in self._without])
+            every = np.array([_logit(one.doubt) for one in self._without])
+            order = every.argsort()
+            shares = (weights[order].cumsum() - weights[order] / 2) / weights.sum()
+            doubts = np.interp((np.arange(_SAMPLE) + 0.5) / _SAMPLE, shares, every[order])
+        elif len(doubts) > _SAMPLE:
+            doubts = np.quantile(doubts, (np.arange(_SAMPLE) + 0.5) / _SAMPLE)
         return np.asarray(1.0 / (1.0 + np.exp(-(self._offset + self._slope * doubts))))
 
-
-_WINDOW, _KEPT, _EVERY, _AHEAD, _UNKNOWN = 1000, 400, 64, 500, 30
-_PRIOR_RISE, _FADING, _COLD = 20.0, 0.95, 150
-_LEAST = (0.1, 0.14, 0.2, 0.3, 0.4)
-_CONSTANT = 0.12
-"""The share of the allowed wrong answers that the constant may take."""
-
-
-def _constant(least: float) -> int:
-    """Return the bound of a ledger that caught nothing at an audit probability."""
-    ledger = Ledger()
-    ledger.answer(least, audited=False)
-    return ledger.worst
+    def _correction(self) -> float:
+        """Return by how much more was wrong of late than was expected; what is long ago counts less."""
+        ratio = (self._found + _PRIOR) / (self._expected + _PRIOR)
+        self._found *= _FADING
+        self._expected *= _FADING
+        return min(max(ratio, 0.8), 4.0)
 
 
-_CONSTANTS = tuple(_constant(least) for least in _LEAST)
+_EVERY, _DOUBTS, _SAMPLE, _FEW = 64, 256, 32, 64
+_ASKED, _COLD, _UNKNOWN = 400, 150, 30
+_PRIOR, _FADING, _SPARE = 15.0, 0.97, 0.3
+_SETTLED = 1 / 12
+"""Share of a finite batch that the reference answers before the cheap model does."""
+_CONSTANT = 0.6
+"""Share of what the level allows now that the bound may be when nothing was caught. The constant grows
+as audits become rarer; without a limit a rule whose cheap model is never wrong would make them
+rarer whenever it may, and wait for the level each time."""
+_NEIGHBOURS = 0.7
+"""Logarithm of what the rates beside the best one add to the wealth."""
 
 
-def _choices(least: float) -> Floats:
-    """Return audit probabilities from the least on; 1 asks at once."""
-    return np.append(np.geomspace(least, 0.9, 16), 1.0)
+def _unit_rises(choices: Floats) -> Floats:
+    """Return π r(π) by rate and choice, `(rates, choices)`; too high to be taken if the rate is given up."""
+    rises = rises_by_rate(choices).T * choices
+    return np.where(np.isfinite(rises), rises, 1e6)
 
 
 def _logit(share: float) -> float:
@@ -226,17 +276,14 @@ def _logit(share: float) -> float:
     return math.log(share / (1.0 - share))
 
 
-def _logistic(seen: Sequence[Outcome] | deque[Outcome]) -> tuple[float, float]:
+def _logistic(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """Return offset and slope of a logistic regression of disagreement on the logit of the doubt.
 
-    Rows count by 1/π, and the later the more; a prior says that confidences are read as they stand.
+    Rows count by 1/π; a prior says that doubts are read as they stand.
     """
-    if not seen:
-        return 0.0, 1.0
-    doubts = np.array([_logit(one.doubt) for one in seen])
-    differs = np.array([float(one.differs) for one in seen])
-    weights = np.array([1.0 / one.probability for one in seen])
-    weights *= 0.5 ** (np.arange(len(seen))[::-1] / _HALF_LIFE)
+    doubts = np.array([_logit(one.doubt) for one in outcomes])
+    differs = np.array([float(one.differs) for one in outcomes])
+    weights = np.array([1.0 / one.probability for one in outcomes])
     design = np.stack([np.ones(len(doubts)), doubts], axis=1)
     prior, strength = np.array([0.0, 1.0]), np.array([2.0, 10.0])
     found = prior.copy()
@@ -247,6 +294,3 @@ def _logistic(seen: Sequence[Outcome] | deque[Outcome]) -> tuple[float, float]:
         step = np.linalg.solve(curvature + np.diag(strength), slope)
         found = found + np.clip(step, -1.0, 1.0)
     return float(found[0]), float(max(found[1], 0.05))
-
-
-_HALF_LIFE = 400.0

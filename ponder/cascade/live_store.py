@@ -1,14 +1,19 @@
 """The state of `Live` in one SQLite file: answers of the reference by content, rows, ledgers, and who asks what.
 
 All that a decision reads and writes is one transaction, and it is on the disk before the reference
-is called: the coin, the pending audit and the claim on the text. A process that is killed leaves
-pending audits, which count as caught, and claims, which the next process takes over: each process
-holds a lock file while it lives.
+is called: the coin, the pending audit and the claim on the text. The answer is written in the
+transaction that settles it. Until then it is a line of the journal of its process, which waits for
+no lock: what was paid is kept as soon as the call returns.
+
+A process that is killed leaves pending audits, which count as caught; claims, which the next
+process takes over; and its journal, whose answers are then written first. Each process holds a lock
+file while it lives.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import uuid
@@ -22,11 +27,13 @@ from ponder._utils.checks import library
 from ponder.calibration.ledger import Ledger
 from ponder.errors import CheckpointError
 
-__all__ = ["Account", "Known", "Row", "Store"]
+__all__ = ["Account", "Known", "Lesson", "Row", "Store"]
 
-_FORMAT = "ponder-live-1"
+_FORMAT = "ponder-live-2"
 _TABLES = """
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT);
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT, probability REAL
+);
 CREATE TABLE IF NOT EXISTS rows (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, key TEXT, cheap TEXT, doubt REAL, probability REAL,
     audited INTEGER, differs INTEGER
@@ -100,6 +107,26 @@ class Known:
     owner: str | None
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A row that the reference has answered.
+
+    Args:
+        row: The row.
+        label: The reference's label.
+        probability: The probability with which it was asked.
+    """
+
+    row: Any
+    label: Any
+    probability: float
+
+    @property
+    def name(self) -> str:
+        """The label as the name of a class."""
+        return str(self.label)
+
+
 class Store:
     """The file; without a path it is in memory. Any thread may use it.
 
@@ -116,6 +143,9 @@ class Store:
         self.owner = uuid.uuid4().hex
         self._lock = threading.RLock()
         self._alive: Any = None  # the lock file, once something was claimed
+        self._journal: int | None = None  # open from then on
+        self._in_journal = 0  # answers there that are not in the database
+        self._journal_lock = threading.Lock()
         place = ":memory:" if self._path is None else str(self._path)
         self._data = sqlite3.connect(
             place, timeout=60, isolation_level=None, check_same_thread=False
@@ -166,11 +196,17 @@ class Store:
         label, owner = found
         return Known(None if label is None else json.loads(label), owner)
 
-    def claim(self, key: str, row: str) -> None:
-        """Note, inside a transaction, that this process asks about a row, given as JSON."""
+    def claim(self, key: str, row: str, probability: float) -> None:
+        """Note, inside a transaction, that this process asks about a row.
+
+        Args:
+            key: The content of the row.
+            row: The row as JSON.
+            probability: The probability with which it is asked.
+        """
         self._hold()
-        command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?)"
-        self._data.execute(command, (key, row, self.owner))
+        command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?, ?)"
+        self._data.execute(command, (key, row, self.owner, probability))
 
     def release_now(self, key: str) -> None:
         """Give up a claim, inside a transaction."""
@@ -182,31 +218,47 @@ class Store:
             command = "DELETE FROM answers WHERE key = ? AND label IS NULL AND owner = ?"
             self._data.executemany(command, [(key, self.owner) for key in keys])
 
-    def abandoned(self, owner: str | None) -> bool:
-        """Return whether the process that claimed a text is gone."""
+    def take_over(self, owner: str | None) -> bool:
+        """Write the answers that a process left in its journal, and give up its claims, if it is gone.
+
+        Returns:
+            Whether it is gone.
+        """
         if owner == self.owner or self._path is None or owner is None:
             return False
         filelock = library("filelock", "several processes on one file", "cascade")
-        lock = filelock.FileLock(self._lock_file(owner), thread_local=False)
+        lock = filelock.FileLock(self._file_of(owner, "lock"), thread_local=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             return False
+        self._write_journal(owner)
         lock.release()
-        self._lock_file(owner).unlink(missing_ok=True)
+        self._file_of(owner, "lock").unlink(missing_ok=True)
         return True
 
-    def write_answer(self, key: str, label: Any) -> None:
-        """Keep an answer, in an act of its own.
+    def keep(self, key: str, label: Any) -> None:
+        """Keep an answer in the journal, at once and on any thread.
 
-        It survives the end of the process at once, and a loss of power after the next transaction;
-        each of these waits for the disk, which an answer that can be asked for again need not do.
+        It survives the end of the process; a loss of power may take it, and it is asked for again.
         """
+        if self._journal is not None:
+            with self._journal_lock:
+                os.write(self._journal, f"{json.dumps([key, label])}\n".encode())
+                self._in_journal += 1
+
+    def write_answer(self, key: str, label: Any) -> None:
+        """Write an answer, inside the transaction that settles it."""
         command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ?"
-        with self._lock:
-            self._data.execute("PRAGMA synchronous=NORMAL")
-            self._data.execute(command, (json.dumps(label), key))
-            self._data.execute("PRAGMA synchronous=FULL")
+        self._data.execute(command, (json.dumps(label), key))
+
+    def shorten_journal(self, written: int) -> None:
+        """Note, after a transaction, that it wrote some answers; the journal is emptied if it has no others."""
+        if self._journal is not None:
+            with self._journal_lock:
+                self._in_journal -= written
+                if self._in_journal == 0:
+                    os.ftruncate(self._journal, 0)
 
     def waiting(self, key: str) -> list[Row]:
         """Return the rows that wait for the reference's answer to a content."""
@@ -242,12 +294,21 @@ class Store:
             )
             return [_row(found) for found in self._data.execute(query, (most,)).fetchall()][::-1]
 
-    def labels(self) -> tuple[list[Any], list[Any]]:
-        """Return the rows that the reference answered, and its labels, the oldest first."""
+    def count_answers(self) -> int:
+        """Return how many rows the reference has answered."""
         with self._lock:
-            query = "SELECT text, label FROM answers WHERE label IS NOT NULL ORDER BY rowid"
+            query = "SELECT COUNT(*) FROM answers WHERE label IS NOT NULL"
+            return int(self._data.execute(query).fetchone()[0])
+
+    def lessons(self) -> list[Lesson]:
+        """Return the rows that the reference answered, the oldest first."""
+        with self._lock:
+            query = (
+                "SELECT text, label, probability FROM answers WHERE label IS NOT NULL "
+                "ORDER BY rowid"
+            )
             found = self._data.execute(query).fetchall()
-        return [json.loads(row) for row, _ in found], [json.loads(label) for _, label in found]
+        return [Lesson(json.loads(row), json.loads(label), share) for row, label, share in found]
 
     def asked_by_class(self) -> dict[str, int]:
         """Return how many texts of each class the reference answered, the most first."""
@@ -262,23 +323,41 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._data.close()
             if self._alive is not None and self._path is not None:
+                assert self._journal is not None
+                os.close(self._journal)
+                self._journal = None
+                self._write_journal(self.owner)
                 self._alive.release()
-                self._lock_file(self.owner).unlink(missing_ok=True)
+                self._file_of(self.owner, "lock").unlink(missing_ok=True)
                 self._alive = None
+            self._data.close()
 
     def _hold(self) -> None:
-        """Take the lock by which other processes know that this one lives."""
+        """Take the lock by which other processes know that this one lives, and open the journal."""
         if self._alive is None and self._path is not None:
             filelock = library("filelock", "several processes on one file", "cascade")
-            lock = filelock.FileLock(self._lock_file(self.owner), thread_local=False)
+            lock = filelock.FileLock(self._file_of(self.owner, "lock"), thread_local=False)
             lock.acquire()
             self._alive = lock
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._journal = os.open(self._file_of(self.owner, "journal"), flags, 0o600)
 
-    def _lock_file(self, owner: str) -> Path:
+    def _write_journal(self, owner: str) -> None:
+        """Write the answers of a journal that are not in the database, and give up the claims of its process."""
+        journal = self._file_of(owner, "journal")
+        with self.transaction():
+            command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ? AND owner = ?"
+            for key, label in _journal(journal):
+                self._data.execute(command, (json.dumps(label), key, owner))
+            command = "DELETE FROM answers WHERE label IS NULL AND owner = ?"
+            self._data.execute(command, (owner,))
+        # Only now, when the answers are on the disk: this process may be killed too.
+        journal.unlink(missing_ok=True)
+
+    def _file_of(self, owner: str, kind: str) -> Path:
         assert self._path is not None
-        return self._path.with_name(f"{self._path.name}.{owner}.lock")
+        return self._path.with_name(f"{self._path.name}.{owner}.{kind}")
 
     def _state(self, name: str) -> str | None:
         found = self._data.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
@@ -286,6 +365,14 @@ class Store:
 
     def _write_state(self, name: str, value: str) -> None:
         self._data.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+
+
+def _journal(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield keys and labels; the last line may be cut."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for line in lines:
+        key, label = json.loads(line)
+        yield key, label
 
 
 def _row(found: Sequence[Any]) -> Row:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from ponder.calibration import Ledger
+from ponder.calibration.ledger import rises_by_rate
 from ponder.errors import ArgumentError
 
-RATES = [0.005 * (1.2 / 0.005) ** (n / 13) for n in range(14)]
+RATES = [0.005 * (1.2 / 0.005) ** (n / 19) for n in range(20)]
+USUAL = [math.exp(-0.5 * (math.log(rate / 0.08) / 0.9) ** 2) for rate in RATES]
+WEIGHTS = [0.75 * usual / sum(USUAL) + 0.25 / 20 for usual in USUAL]
 
 
 def cost_by_hand(rate: float, probability: float) -> float:
@@ -37,8 +40,10 @@ def bound_by_hand(rows: list[tuple[float, bool, bool | None]], late: bool, delta
         missed = 0
         while (
             missed < smallest
-            and math.fsum(math.exp(a * (missed + 1) - c) for a, c in zip(RATES, costs, strict=True))
-            / len(RATES)
+            and math.fsum(
+                weight * math.exp(rate * (missed + 1) - cost)
+                for weight, rate, cost in zip(WEIGHTS, RATES, costs, strict=True)
+            )
             < 1 / delta
         ):
             missed += 1
@@ -92,8 +97,11 @@ def test_the_state_goes_through_json_and_a_rise_is_what_a_catch_costs() -> None:
             ledger.settle(0.1 if row % 3 else 0.25, differs=row % 20 == 0)
     again = Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
     assert again == ledger
-    rises = ledger.rise([0.1, 0.3, 1.0])
-    assert rises[0] > rises[1] > rises[2] == 0
+    rises = rises_by_rate([0.1, 0.3, 1.0])
+    usable = np.isfinite(rises).all(0)
+    assert (np.diff(rises[:, usable], axis=0) < 0).all()
+    assert (rises[2] == 0).all()
+    assert ledger.worst <= ledger.bounds_by_rate().min() < ledger.worst + 2 / RATES[0]
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(ArgumentError, match="audit_probability"):
             ledger.answer(wrong, audited=False)
@@ -137,7 +145,7 @@ def test_of_a_thousand_streams_at_most_five_percent_are_broken_at_any_time(setti
             price = -np.log(left / probability[:, None])
         costs = np.where(np.isinf(price), np.inf, costs + np.where(caught[:, None], price, 0.0))
         missed += differs & ~caught
-        wealth = np.logaddexp.reduce(missed[:, None] * rates - costs, axis=1) - math.log(14)
+        wealth = np.logaddexp.reduce(missed[:, None] * rates - costs + np.log(WEIGHTS), axis=1)
         broken |= wealth >= math.log(20)
     # One-sided limit of a binomial with 5%: mean 50, deviation 6.9. An exact bound is far below.
     assert broken.sum() <= 50

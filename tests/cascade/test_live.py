@@ -52,7 +52,7 @@ class Always:
     def teaches(self, labels: int, taught: int, unknown: int) -> bool:
         return labels >= 50 and taught == 0
 
-    def renew(self) -> None:
+    def renew(self, outcomes: Sequence[Outcome]) -> None:
         pass
 
 

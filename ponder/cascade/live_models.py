@@ -1,0 +1,208 @@
+"""The two models of `Live`: the reference as a function from rows to labels, and the cheap one, fixed or taught.
+
+A taught one is taught twice more at each teaching, each time without half of the latest rows: what
+these models say to those rows shows how doubts are to be read, which a model cannot show on rows
+that it has learned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.cascade.asking import Asking
+from ponder.cascade.live_rule import Outcome
+from ponder.cascade.live_store import Lesson
+from ponder.cascade.stages import CascadeStage, stage_of
+from ponder.errors import ArgumentError, ArgumentTypeError
+
+__all__ = [
+    "Cheap",
+    "FixedCheap",
+    "Learner",
+    "Prediction",
+    "ask_of",
+    "asking_of",
+    "json_of",
+    "plain_label",
+    "predictions",
+]
+
+Teach = Callable[[Sequence[Any], Sequence[str]], Any]
+"""A function from rows and names of labels to a cheap model."""
+
+_LATEST, _FOLDS = 1000, 2
+
+
+class Cheap(Protocol):
+    """A fitted cheap model."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(rows, classes)`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The cheap model's answer to a row.
+
+    Args:
+        label: Name of the likeliest class; None if there is no answer.
+        doubt: 1 − its probability.
+    """
+
+    label: str | None
+    doubt: float
+
+
+class FixedCheap:
+    """A stage as a cheap model.
+
+    Args:
+        stage: Anything that can be a stage of a cascade.
+        classes: Names of the classes, for a stage that has none of its own.
+    """
+
+    def __init__(self, stage: Any, classes: Sequence[str] | None) -> None:
+        self._stage: CascadeStage = stage_of(stage)
+        names = self._stage.classes or classes
+        if not names:
+            expected, remedy = "names of the classes of `cheap`", "Pass classes=[…]."
+            raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
+        self.classes = tuple(map(str, names))
+
+    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+        """Return probabilities, `(rows, classes)`; NaN for a row without an answer."""
+        return np.asarray(np.exp(self._stage.answer(texts, self.classes).outputs))
+
+
+class Learner:
+    """The cheap model of a stream: a fixed one, or one that is taught again and again.
+
+    Args:
+        fixed: The model that stays as it is; None for one that is taught.
+        teach: Teaches one.
+
+    Attributes:
+        model: The present model; None before there is one.
+        taught: Rows that taught it.
+        unknown: Answers of the reference since then that it cannot give.
+    """
+
+    def __init__(self, fixed: Cheap | None, teach: Teach) -> None:
+        self.model, self._teach = fixed, teach
+        self.can_learn = fixed is None
+        self.taught = self.unknown = 0
+
+    def note(self, label: str) -> None:
+        """Count an answer of the reference that the model cannot give."""
+        if self.model is not None and label not in self.model.classes:
+            self.unknown += 1
+
+    def learn(self, lessons: Sequence[Lesson]) -> list[Outcome] | None:
+        """Teach a model all lessons; return the outcomes of the latest without them, None if there is one class."""
+        self.taught, self.unknown = len(lessons), 0
+        if len({lesson.name for lesson in lessons}) < 2:
+            return None
+        outcomes = list[Outcome]()
+        first = max(len(lessons) - _LATEST, 0)
+        for fold in range(_FOLDS):
+            held_out = [
+                lesson for place, lesson in enumerate(lessons[first:]) if place % _FOLDS == fold
+            ]
+            others = [
+                lesson
+                for place, lesson in enumerate(lessons)
+                if place < first or (place - first) % _FOLDS != fold
+            ]
+            if len({lesson.name for lesson in others}) < 2:
+                continue
+            found = predictions(self._taught_by(others), [lesson.row for lesson in held_out])
+            outcomes += [
+                Outcome(one.doubt, one.label != lesson.name, lesson.probability)
+                for one, lesson in zip(found, held_out, strict=True)
+            ]
+        self.model = self._taught_by(lessons)
+        return outcomes
+
+    def _taught_by(self, lessons: Sequence[Lesson]) -> Cheap:
+        model: Cheap = self._teach(
+            [lesson.row for lesson in lessons], [lesson.name for lesson in lessons]
+        )
+        return model
+
+
+def predictions(model: Cheap, rows: Sequence[Any]) -> list[Prediction]:
+    """Return a model's answers to rows; shares that are not numbers are no answer."""
+    if not rows:
+        return []
+    shares = np.asarray(model.predict_proba(rows))
+    best = shares.argmax(1)
+    doubts = 1.0 - shares[np.arange(len(rows)), best]
+    names = model.classes
+    return [
+        Prediction(str(names[place]), doubt) if np.isfinite(doubt) else Prediction(None, 1.0)
+        for place, doubt in zip(best.tolist(), doubts.tolist(), strict=True)
+    ]
+
+
+def ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]], Any]:
+    """Return a reference as a function from rows to labels."""
+    if _is_function(reference):
+
+        def ask(rows: list[Any]) -> Any:
+            found = reference(rows)
+            if getattr(found, "ndim", 1) == 2:  # probabilities, as of a stage that is a function
+                return [(classes or range(found.shape[1]))[n] for n in found.argmax(1)]
+            return found
+
+        return ask
+    stage = stage_of(reference)
+    names = tuple(map(str, stage.classes or classes or ()))
+    if not names:
+        expected, remedy = "names of the classes of `reference`", "Pass classes=[…]."
+        raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
+
+    def answered(rows: list[Any]) -> list[str | None]:
+        outputs = stage.answer(rows, names, stage.full_depth).outputs
+        broken = np.asarray(np.isnan(outputs).any(1))
+        best = np.asarray(np.nan_to_num(outputs, nan=-np.inf).argmax(1))
+        pairs = zip(broken.tolist(), best.tolist(), strict=True)
+        return [None if no else names[place] for no, place in pairs]
+
+    return answered
+
+
+def asking_of(reference: Any) -> Asking:
+    """Return how a reference is called by default: a model in batches, a function row by row."""
+    return Asking() if _is_function(reference) else Asking(batch_size=32)
+
+
+def _is_function(reference: Any) -> bool:
+    model = any(hasattr(reference, name) for name in ("predict_proba", "predict"))
+    return callable(reference) and not model
+
+
+def json_of(row: Any) -> str:
+    """Return a row as JSON, by which its content is known again."""
+    try:
+        return json.dumps(row)
+    except TypeError as error:
+        expected = "texts, pairs of texts, numbers, or other rows that JSON can hold"
+        remedy = "Pass the number of each row, and let the models look the row up."
+        got = type(row).__name__
+        raise ArgumentTypeError("texts", expected=expected, got=got, remedy=remedy) from error
+
+
+def plain_label(label: Any) -> Any:
+    """Return a label as JSON holds it; numbers of NumPy become those of Python."""
+    label = label.item() if isinstance(label, np.generic) else label
+    return label if isinstance(label, str | int | float) else str(label)
