@@ -1,12 +1,17 @@
-"""The rivals, written anew from the descriptions of their papers, on a stream with a cheap model that is taught once.
+"""The rivals, each written anew, on a stream with a cheap model that is taught once.
 
 * A fixed threshold: the first n rows teach, the next m certify by exact binomial bounds in a fixed sequence of
   thresholds, from the strictest on; the first that fails ends it.
-* BARGAIN's rule for accuracy (Zeighami, Shankar and Parameswaran 2025): the whole batch is at hand. For thresholds from
-  the strictest on, rows above it are drawn and asked until a betting test accepts that the target is met. It is given
-  up if, after 50 draws, the mean less its standard error is below the target.
-* B-PAC's rule (arXiv 2601.22446): for each threshold a betting e-process on losses weighted by 1/π. The loosest
-  threshold answers whose wealth, and that of all stricter ones, is at least 1/δ; it is withdrawn when the wealth falls.
+* BARGAIN's rule for accuracy (Zeighami, Shankar and Parameswaran, arXiv 2509.02896), after the description of the paper
+  and of its code: the whole batch is at hand. For thresholds from the strictest on, rows above it are drawn and asked
+  until a betting test accepts that the target is met. It is given up if, after 50 draws, the mean less its standard
+  error is below the target.
+* B-PAC's rule (arXiv 2601.22446), after its authors' code: for each threshold a betting e-process on losses weighted by
+  (1 - π) / π, whose bet is the sum of the gains so far over that of their squares. The loosest threshold answers whose
+  wealth, and that of all stricter ones, is at least 1/δ; it is withdrawn when the wealth falls.
+* PAC labels (Candès, Ilyas and Zrnic, arXiv 2506.10908), after its authors' code: the whole batch is at hand. Rows are
+  drawn from it and asked; the loosest threshold is taken at which an upper bound on the share of errors is within the
+  level. The bound here is the exact binomial one, with equal chances for all rows.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from numpy.typing import NDArray
 
 from ponder.calibration.bounds import upper_bound
 
-__all__ = ["Result", "bargain", "bpac", "fixed"]
+__all__ = ["Result", "bargain", "bpac", "fixed", "pac_labels"]
 
 Array = NDArray[np.float64]
 _DELTA, _THRESHOLDS, _PATIENCE = 0.05, 40, 50
@@ -121,16 +126,37 @@ def bpac(
     draw = np.random.default_rng(seed)
     thresholds = _thresholds(sure[taught : taught + 500])
     wealth = np.zeros(len(thresholds))
-    bet = 0.5 / (1.0 / audit - level)
+    gains, squares = np.zeros(len(thresholds)), np.ones(len(thresholds))
+    most = 0.9 / max(level, (1.0 - audit) / audit - level)
     asked = np.ones(len(sure), dtype=bool)
     chosen = math.inf
     for row in range(taught, len(sure)):
         answers = sure[row] >= chosen
         probability = audit if answers else 1.0
         asked[row] = draw.random() < probability
-        weight = asked[row] / probability
-        losses = weight * differs[row] * (sure[row] >= thresholds)
-        wealth += np.log1p(bet * (level - losses))
+        weight = (1.0 - audit) * asked[row] / probability
+        gain = level - weight * differs[row] * (sure[row] >= thresholds)
+        wealth += np.log1p(np.clip(gains / squares, 0.0, most) * gain)
+        gains += gain
+        squares += gain**2
         held = np.logical_and.accumulate(wealth >= math.log(1 / _DELTA))
         chosen = float(thresholds[held.sum() - 1]) if held.any() else math.inf
+    return Result.of(asked, differs & ~asked)
+
+
+def pac_labels(
+    sure: Array, differs: NDArray[np.bool_], level: float, taught: int, draws: int, seed: int
+) -> Result:
+    """Answer by the loosest threshold at which drawn rows bound the share of errors by the level."""
+    rows = np.random.default_rng(seed).integers(taught, len(sure), draws)
+    within = min(level * len(sure) / (len(sure) - taught), 1.0)
+    chosen = math.inf
+    for threshold in _thresholds(sure[taught:]):
+        failures = int((differs[rows] & (sure[rows] >= threshold)).sum())
+        if upper_bound(failures, draws, 1 - _DELTA) > within:
+            break
+        chosen = float(threshold)
+    asked = sure < chosen
+    asked[:taught] = True
+    asked[rows] = True
     return Result.of(asked, differs & ~asked)
