@@ -268,7 +268,7 @@ _NEIGHBOURS = 0.7
 def _unit_rises(choices: Floats) -> Floats:
     """Return π r(π) by rate and choice, `(rates, choices)`; too high to be taken if the rate is given up."""
     rises = rises_by_rate(choices).T * choices
-    return np.where(np.isfinite(rises), rises, 1e6)
+    return np.where(np.isfinite(rises), rises, 1e12)
 
 
 def _logit(share: float) -> float:
