@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -244,6 +246,41 @@ def test_the_loss_is_that_of_positions_as_rows() -> None:
     )
     each = (log_pmf.exp() * (fits + 0.5 * (log_pmf - prior.log_pmf))).sum(1)
     torch.testing.assert_close(out.loss, each.mean())
+
+
+def test_act_per_position_is_graves_rule_in_plain_loops() -> None:
+    """Units add up to 1 − ε at the last step; the answer is their mean, the cost that step and the remainder."""
+    loop = make_loop("plain").train()
+    hidden, mask = make_batch()
+    labels = torch.randint(3, mask.shape)
+    call = {"max_steps": MAX_STEPS, "attention_mask": mask}
+    epsilon, cost = 0.05, 0.02
+    out = loop(hidden, labels=labels, objective=objectives.ACT(cost, epsilon=epsilon), **call)
+    trajectory = out.trajectory
+    losses: list[float] = []
+    lasts: list[int] = []
+    for logits, outputs, label in zip(
+        trajectory.hazard_logits, trajectory.outputs, labels[mask], strict=True
+    ):
+        units = logits.sigmoid().tolist()
+        spent, step, answer = 0.0, 0, [0.0] * 3
+        while step < MAX_STEPS:
+            now = outputs[step].tolist()
+            step += 1
+            remainder = 1.0 - spent
+            halts = step == MAX_STEPS or spent + units[step - 1] >= 1.0 - epsilon
+            share = remainder if halts else units[step - 1]
+            answer = [old + share * each for old, each in zip(answer, now, strict=True)]
+            spent += units[step - 1]
+            if halts:
+                break
+        lasts.append(step)
+        fit = math.log(sum(map(math.exp, answer))) - answer[int(label)]
+        losses.append(fit + cost * (step + remainder))
+    assert float(out.loss.detach()) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    exits = trajectory.replay(policies.ACT(epsilon)).exit_step.tolist()
+    assert exits == lasts
+    assert len(set(lasts)) > 1
 
 
 def test_learning_to_copy_positions_from_their_neighbours() -> None:
