@@ -44,9 +44,9 @@ def run_command(
 
     torch.set_num_threads(1)
     timings = [
-        measure(step, own, width, turns).to_dict()
+        measure(step, own, size, turns).to_dict()
         for step in ("block", "albert")
-        for width in width or WIDTHS
+        for size in width or WIDTHS
         for own in read(exits)
     ]
     result = {"turns": turns, "timings": timings, "environment": environment()}

@@ -20,13 +20,14 @@ COLUMNS = ("rule", "layers", "seconds", "entity words changed or missed")
 def tagger_command(
     data: Annotated[Path, typer.Option(help="Folder with train.conll, dev.conll and test.conll.")],
     backbone: Annotated[str, typer.Option(help="Encoder, as for the other benchmarks.")] = "minilm",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of each stage.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of each stage.")] = 6,
+    lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 2e-4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of heads and order.")] = 0,
     texts: Annotated[int | None, typer.Option(min=1, help="Training texts; all if None.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/tagger"),
 ) -> None:
     """Train a tagger with early heads; compare exits per token with a certified gate per text."""
-    result = run(data, backbone, epochs, seed, texts)
+    result = run(data, backbone, epochs, lr, seed, texts)
     write_json(out / "tagger.json", result | {"environment": environment()})
     rows = [
         (

@@ -28,7 +28,9 @@ BARS = (0.9, 0.99, 0.999, 0.9999)
 SIZE = 32  # rows of a batch
 
 
-def run(data: Path, backbone: str, epochs: int, seed: int, texts: int | None) -> dict[str, Any]:
+def run(
+    data: Path, backbone: str, epochs: int, lr: float, seed: int, texts: int | None
+) -> dict[str, Any]:
     """Train on the training split, choose the gate on the development split, and report the test split."""
     torch.manual_seed(seed)
     train, dev, test = (read_texts(data / f"{name}.conll") for name in ("train", "dev", "test"))
@@ -38,13 +40,14 @@ def run(data: Path, backbone: str, epochs: int, seed: int, texts: int | None) ->
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = PonderForTokenClassification.from_encoder(source, recipe="frozen", num_labels=len(tags))
     loader = list(batches(train, tokenizer, tags, SIZE, shuffled=True))
-    ponder.fit(model, loader, epochs=epochs, seed=seed)
+    ponder.fit(model, loader, epochs=epochs, lr=lr, seed=seed)
     dev_record, test_record = (_record(model, split, tokenizer, tags) for split in (dev, test))
     rows = list(batches(test, tokenizer, tags, SIZE))
     gates = [_gate(model, dev_record, test_record, len(tags), level, rows) for level in LEVELS]
     return {
         "backbone": backbone,
         "epochs": epochs,
+        "lr": lr,
         "seed": seed,
         "texts": {"train": len(train), "dev": len(dev), "test": len(test)},
         "words_right": _words_right(test_record),

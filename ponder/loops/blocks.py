@@ -58,12 +58,11 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the new states of all positions."""
         normed = self.norm(hidden)
-        order = torch.arange(hidden.shape[1], device=hidden.device)
-        hidden = hidden + self.attend(
-            self.query(normed),
-            self.key_value(normed),
-            self._mask(attention_mask, order.expand(hidden.shape[:2]), hidden.shape[1]),
-        )
+        mask = _over_keys(attention_mask)
+        if self.causal:
+            order = torch.arange(hidden.shape[1], device=hidden.device)
+            mask = _before(order.expand(hidden.shape[:2]), hidden.shape[1], mask)
+        hidden = hidden + self.attend(self.query(normed), self.key_value(normed), mask)
         states: Tensor = hidden + self.feed_forward(hidden)
         return states
 
@@ -74,7 +73,9 @@ class Block(nn.Module):
         running = places.take(hidden)
         kept = places.renew(kept, self.keys_and_values, hidden)
         query = places.pad(self.query(self.norm(running)))
-        mask = self._mask(places.visible, places.pad(places.position), places.length)
+        mask = _over_keys(places.visible)
+        if self.causal:
+            mask = _before(places.pad(places.position), places.length, mask)
         running = running + places.unpad(self.attend(query, kept, mask))
         return running + self.feed_forward(running), kept
 
@@ -88,15 +89,6 @@ class Block(nn.Module):
         key, value = key_value.chunk(2, dim=-1)
         mixed: Tensor = self.out(attention(query, key, value, self.heads, mask))
         return mixed
-
-    def _mask(self, visible: Tensor | None, position: Tensor, length: int) -> Tensor | None:
-        """Return the mask of attention of queries at `position`, `(rows, some)`; None if they see all."""
-        mask = None if visible is None else rearrange(visible, "rows keys -> rows 1 1 keys")
-        if not self.causal:
-            return mask
-        keys = torch.arange(length, device=position.device)
-        before = keys <= rearrange(position, "rows some -> rows 1 some 1")
-        return before if mask is None else before & mask
 
 
 class Stack(nn.Module):
@@ -283,10 +275,18 @@ def position_step(step: Callable[..., object]) -> nn.Module:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """Return what queries `(rows, some, width)` read of values `(rows, length, width)` by their keys."""
-    by_head = "rows some (heads width) -> rows heads some width"
-    query, key, value = (rearrange(part, by_head, heads=heads) for part in (query, key, value))
+    query, key, value = (
+        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value)
+    )
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return rearrange(mixed, "rows heads some width -> rows some (heads width)")
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _before(position: Tensor, length: int, visible: Tensor | None) -> Tensor:
+    """Return the mask by which queries at `position`, `(rows, some)`, see themselves and what comes before."""
+    keys = torch.arange(length, device=position.device)
+    before = keys <= rearrange(position, "rows some -> rows 1 some 1")
+    return before if visible is None else before & visible
 
 
 def _over_keys(visible: Tensor | None) -> Tensor | None:

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ponder._utils.trees import Tree, map_tensors
@@ -79,14 +78,16 @@ class Places:
         """
         states = _positions(hidden)
         if kept is None or self.changed is None:
-            return rearrange(make(states), "(rows some) ... -> rows some ...", rows=self.rows)
+            everything: Tensor = make(states).unflatten(0, (self.rows, self.length))
+            return everything
         return _put(kept, self.changed, make(states.index_select(0, self.changed)))
 
     def pad(self, values: Tensor) -> Tensor:
         """Lay `values`, `(running, …)`, out by row: `(rows, most, …)`, with zeros behind the last of a row."""
         padded = values.new_zeros(self.rows * self._most, *values.shape[1:])
         padded = padded.index_copy(0, self._slot, values)
-        return rearrange(padded, "(rows most) ... -> rows most ...", rows=self.rows)
+        by_row: Tensor = padded.unflatten(0, (self.rows, self._most))
+        return by_row
 
     def unpad(self, padded: Tensor) -> Tensor:
         """Return the running positions, `(running, …)`, of what `pad` laid out, `(rows, most, …)`."""
@@ -149,7 +150,8 @@ class PositionStep(Protocol):
 
 
 def _positions(tensor: Tensor) -> Tensor:
-    return rearrange(tensor, "rows positions ... -> (rows positions) ...")
+    # A pattern would say it better, but its parsing is felt at every step of a narrow model.
+    return tensor.flatten(0, 1)
 
 
 def _put(tensor: Tensor, flat: Tensor, values: Tensor) -> Tensor:

@@ -172,6 +172,9 @@ class Slots:
 
         exits, outputs = self._ask(rows, flat)
         exiting = flat[exits]
+        if not len(exiting) and rows.outputs is not None:
+            self.rows = rows
+            return None
         if outputs is None:  # no head is called for units that go on
             outputs = self.parts.head(self._units_of(rows.hidden, rows.running, exiting))
         else:
@@ -202,6 +205,8 @@ class Slots:
             rows.hidden, places, self._kept, rows.step, rows.context
         )
         self._changed = rows.running
+        if isinstance(after, Tensor):  # the usual case, without the overhead of a tree
+            return places.put(rows.hidden, after)
         return pytree.tree_map(places.put, rows.hidden, after)
 
     def _ask(self, rows: Rows, flat: Tensor) -> tuple[Tensor, Tensor | None]:
