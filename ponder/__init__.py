@@ -1,8 +1,8 @@
 """Adaptive computation for PyTorch encoders: learn, per example, when to stop.
 
-Names are loaded when they are first used (PEP 562): importing the package costs nothing, and what
-needs no PyTorch (`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.Live`) runs where there
-is none.
+Names are loaded at their first use (PEP 562), so importing the package costs nothing. The parts
+that need no PyTorch (`ponder.calibration`, `ponder.export.OnnxModel`, `ponder.Live`) run without
+it.
 """
 
 from importlib import import_module

@@ -199,8 +199,8 @@ def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
         own = take_rows(start, rows) if _draws(policy, run) else policy.init(some.batch)
         _require(
             torch.equal(_walk(policy, some, own), masks[rows]),
-            f"rows {rows.tolist()} exit in another way as a batch of their own; reduce over every dimension but the "
-            "first, and use no statistic of the batch",
+            f"rows {rows.tolist()} exit differently as a batch of their own; reduce over all "
+            "dimensions but the first, and use no statistic of the batch",
         )
     if run.mask is not None:
         other = torch.where(
@@ -229,8 +229,9 @@ def _check_scores(policy: ExitPolicy, run: Trajectory) -> None:
     )
     _require(
         torch.equal(read, each),
-        f"mean exits are {read.double().mean(1).tolist()} by scores and {each.double().mean(1).tolist()} by replay; "
-        "let statistic and state not depend on the threshold, and let a wrapper change readiness as it changes decide",
+        f"mean exits are {read.double().mean(1).tolist()} by scores and "
+        f"{each.double().mean(1).tolist()} by replay; let statistic and state not depend on the "
+        "threshold, and let a wrapper change readiness as it changes decide",
     )
 
 
@@ -242,7 +243,7 @@ class _NanWatch(TorchFunctionMode):
             nan = any(bool(leaf.isnan().any()) for _, leaf in tensors(args))
             _require(
                 not nan,
-                "large outputs led to NaN; compute in float32, by log_softmax or logsigmoid, not by exp",
+                "large outputs led to NaN; compute in float32, by log_softmax, not by exp",
             )
         return func(*args, **(kwargs or {}))
 
@@ -292,16 +293,18 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
         )
         _require(
             _close(full, whole.outputs[:, -1]) and torch.equal(full, again),
-            f"outputs are {_apart(full, whole.outputs[:, -1])} from unroll, {_apart(full, again)} between calls; "
-            "keep no state in modules, write nothing in place, and draw no random numbers in evaluation mode",
+            f"outputs are {_apart(full, whole.outputs[:, -1])} from unroll, {_apart(full, again)} "
+            "between calls; keep no state in modules, write nothing in place, and draw no random "
+            "numbers in evaluation mode",
         )
         _check_company(case, whole)
         for policy in case.orders():
             _check_exits(
                 case,
                 policy,
-                "every tensor of the hidden state and of the context must be per example, or marked with "
-                "ponder.Shared; steps must read index of each row, and ponder.Padding say what has a length",
+                "every tensor of the hidden state and of the context must be per example, or "
+                "marked with ponder.Shared; steps must read index of each row, and ponder.Padding "
+                "must declare the tensors with a length",
             )
 
 
@@ -385,8 +388,8 @@ def _check_company(case: _Case, whole: Trajectory) -> None:
         ):
             _require(
                 got is None or expected is None or _close(got, expected[rows]),
-                f"outputs of rows {rows.tolist()} are others as a batch of their own; put the batch first, use no "
-                "statistic of the batch, and pass what belongs to a row as context",
+                f"outputs of rows {rows.tolist()} differ as a batch of their own; put the batch "
+                "first, use no statistic of the batch, and pass values of a row as context",
             )
 
 
@@ -397,7 +400,7 @@ def _check_exits(case: _Case, policy: ExitPolicy, remedy: str) -> None:
     ran = case.run(policy)
     _require(
         torch.equal(ran.exit_step, expected.exit_step) and _close(ran.outputs, expected.outputs),
-        f"exits are {ran.exit_step.tolist()} by running and {expected.exit_step.tolist()} by replay, "
+        f"exits are {ran.exit_step.tolist()} by running, {expected.exit_step.tolist()} by replay, "
         f"of outputs {_apart(ran.outputs, expected.outputs)} apart; {remedy}",
     )
     for row, answer in enumerate([] if _draws(policy, whole) else case.stream(policy)):

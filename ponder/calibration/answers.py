@@ -144,8 +144,9 @@ def _statement(
         return Promise(rule, "other answers", level, confidence, rows, "row").sentence
     least = rounded_up(upper_bound(differ, rows, confidence), 2)
     return (
-        f"No promise of {percent(level)}: of {rows} rows {differ} differ although their confidence is above "
-        f"{threshold_text(float(_VALUES[0]))}. A level of {least} is the least that could be promised."
+        f"No promise of {percent(level)}: of {rows} rows {differ} differ although their "
+        f"confidence is above {threshold_text(float(_VALUES[0]))}. A level of {least} is the "
+        "least that could be promised."
     )
 
 

@@ -103,8 +103,9 @@ def calibrate(
         else:
             outcome = f"{curve.threshold} = {point.threshold!r}"
         statement = (
-            f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth, "
-            f"mean exit step {point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
+            f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against "
+            f"{curve.full_depth.score:.4f} at full depth, mean exit step "
+            f"{point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
         )
         return Calibration(
             policy, point, curve, chosen is not None, statement, trajectory, measured

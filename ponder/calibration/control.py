@@ -1,4 +1,4 @@
-"""Risk control: the cheapest threshold whose risk on fresh data is kept under a level, with a promise."""
+"""Risk control: the cheapest threshold with a bounded risk on fresh data, with a promise."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def control_risk(
         bound: ``"exact_binomial"`` (Clopper and Pearson 1934; losses 0 or 1),
             ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss,
             sharper if losses vary little), or ``"conformal"``. If None, the first where every loss
-            is 0 or 1 by the definition of the risk (all named ones but those of nDCG, and `Missed`),
+            is 0 or 1 by the definition of the risk (all named ones but nDCG's, and `Missed`),
             and the second for callables and other risks.
         grid: Values of the threshold, strictly rising or falling.
         costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen; n where
             None.
 
     Example:
-        >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()  # the same at every step
+        >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()
         >>> trajectory = Trajectory(sure.unsqueeze(1).expand(300, 4, 3), None, torch.arange(300))
         >>> control_risk(trajectory, policies.Confidence, level=0.02).mean_exit_step
         1.0
@@ -181,7 +181,7 @@ def _walk(
     delta: float,
     bound: str,
 ) -> tuple[list[tuple[float, float, float]], list[tuple[float, Floats]]]:
-    """Test the values from late exits to early ones, on the rows or queries that count, until one fails.
+    """Test the values from late exits to early ones, on the counting rows, until one fails.
 
     Returns:
         Value, mean loss and p-value of each value that was tested; total cost and shares of exits
@@ -217,7 +217,7 @@ def _walk(
 
 
 def exit_counts(steps: Ints, num_steps: int) -> Floats:
-    """Return how many rows exit at each step, `(thresholds, steps)`, from exit steps `(thresholds, rows)`."""
+    """Return how many rows exit at each step, `(thresholds, steps)`."""
     return np.stack([(steps == step).sum(1) for step in range(1, num_steps + 1)], axis=1).astype(
         np.float64
     )
@@ -247,16 +247,18 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
         rows = f"{made.rows} of {given} rows that count"
     name = made.threshold_name
     if made.threshold_value is not None:
-        return f"{promise}: {name} = {made.threshold_value:.6g} ({made.bound}, {rows}, observed {observed:.4f})"
+        rule = f"{promise}: {name} = {made.threshold_value:.6g}"
+        return f"{rule} ({made.bound}, {rows}, observed {observed:.4f})"
     if made.rows < needed:
-        why = f"{rows} are too few for this level even without a single loss: at least {needed} are needed"
+        why = f"{rows} are too few for this level even without a loss: at least {needed} are needed"
         if given is not None and 0 < made.rows < given:
             why += f", some {math.ceil(needed * given / made.rows)} rows in all"
     else:
         first, loss, _ = made.path[0]
         why = (
-            f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; values are tried from the "
-            "latest exits on where the policy declares which these are (tunable), and else in the order of the grid"
+            f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; "
+            "values are tried from late exits on if the policy declares the direction (tunable), else in "
+            "the order of the grid"
         )
     return (
         f"nothing could be certified (asked for: {promise}), so every row runs to the last step: "

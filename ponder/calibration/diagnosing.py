@@ -117,8 +117,9 @@ class Diagnosis:
         if self.outcome == "one step is as good":
             return f"On this model one fixed step is as good as any policy tried: {won}."
         return (
-            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores {best.score:.4f} "
-            f"({self.metric.replace('_', ' ')}; {self.scores[-1]:.4f} at full depth) where the best blind choice "
+            f"Early exits pay on this model: at ×{best.speedup:g} {best.policy} scores "
+            f"{best.score:.4f} ({self.metric.replace('_', ' ')}; {self.scores[-1]:.4f} at full "
+            "depth) where the best blind choice "
             f"scores {best.blind:.4f} ({best})."
         )
 

@@ -148,6 +148,8 @@ def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
         raise ArgumentError(
             argument,
             expected="other rows than those that chose the policy, under the same weights",
-            got=f"{again} of {len(test)} rows again, weights {' and '.join(sorted(map(str, weights)))}",
-            remedy="Split the data first, ponder.split(texts), and record both sides with one model.",
+            got=f"{again} of {len(test)} rows again, weights "
+            f"{' and '.join(sorted(map(str, weights)))}",
+            remedy="Split the data first, ponder.split(texts), and record both sides with one "
+            "model.",
         )

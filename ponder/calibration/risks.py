@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Risk(ABC):
-    """Base of risks that read more of a record than outputs and labels, or are about some of its rows alone.
+    """Base of risks that read more than outputs and labels, or that are about some rows only.
 
     A leaf has a `name`, by which certificates call it, and `losses`.
     """
@@ -45,7 +45,7 @@ class Risk(ABC):
         return None
 
     def is_binary(self) -> bool:
-        """Return whether every loss is 0 or 1, whatever the rows: then the exact binomial bound holds."""
+        """Return whether every loss is 0 or 1 by definition, for the exact binomial bound."""
         return False
 
 
@@ -69,7 +69,8 @@ class Missed(Risk):
         name: Its name in certificates.
 
     Example:
-        >>> found = ponder.control_risk(trajectory, policies.Confidence, risk=Missed([2]), level=0.05)
+        >>> risk = Missed([2])
+        >>> found = ponder.control_risk(trajectory, policies.Confidence, risk=risk, level=0.05)
         >>> found.policy.risk, found.policy.rows
         ('missed', 100)
     """
@@ -114,7 +115,7 @@ class OtherAnswers(Risk):
 
 @dataclass(frozen=True)
 class Ranking(Risk):
-    r"""The loss of a query, whose candidates are the rows of a group, against the order of full depth.
+    r"""The loss of a query, whose candidates are a group of rows, against the full order.
 
     Candidates that exit later rank higher, and those that exit together rank by their scores.
     ``"top_k"`` is 1 where one of the first k has a lower score at full depth than the k-th there (a
@@ -128,8 +129,10 @@ class Ranking(Risk):
 
     Example:
         >>> scores = torch.tensor([[4.0, 4.0], [3.0, 5.0], [1.0, 0.0]]).unsqueeze(-1)
-        >>> record = Trajectory(scores, None, torch.arange(3), policy_context={"group": torch.zeros(3)})
-        >>> Ranking("top_1", 1).of_exits(record, [1, 1, 1]), Ranking("top_1", 1).of_exits(record, [1, 2, 1])
+        >>> groups = {"group": torch.zeros(3)}
+        >>> record = Trajectory(scores, None, torch.arange(3), policy_context=groups)
+        >>> first = Ranking("top_1", 1)
+        >>> first.of_exits(record, [1, 1, 1]), first.of_exits(record, [1, 2, 1])
         (array([1.]), array([0.]))
     """
 
@@ -137,7 +140,7 @@ class Ranking(Risk):
     k: int
 
     def is_binary(self) -> bool:
-        """Return whether the loss counts queries with other candidates, in place of a share of nDCG."""
+        """Return whether the loss counts queries with other candidates, and not a share of nDCG."""
         return self.name in ("top_k", "top_1")
 
     def losses(self, record: Record) -> Floats:
@@ -150,7 +153,7 @@ class Ranking(Risk):
         )
 
     def of_exits(self, record: Record, steps: Any) -> Floats:
-        """Return the loss of each query, `(queries,)` in [−1, 1], where rows exit at `steps`, `(rows,)`."""
+        """Return the loss of each query, `(queries,)` in [−1, 1], for exit steps, `(rows,)`."""
         groups = np.unique(as_array((record.policy_context or {})["group"]), return_inverse=True)[1]
         scores = as_array(record.outputs)[..., 0]
         steps = np.asarray(steps)
@@ -180,7 +183,7 @@ class Ranking(Risk):
 
 
 def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
-    """Return the place of each row in its group, from 0: by exit step, then by score, then as they were given."""
+    """Return the place of each row in its group, from 0: by exit step, score, and position."""
     scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.lexsort((-scores, -np.broadcast_to(steps, scores.shape), groups))
     _, starts, number = np.unique(groups[order], return_index=True, return_inverse=True)
@@ -198,7 +201,7 @@ def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
 
 
 def bound_for(risk: RiskLike) -> str:
-    """Return the name of the sharpest bound that holds for a risk, by its definition and not by its losses.
+    """Return the name of the sharpest bound that holds for a risk by its definition.
 
     Losses that are 0 or 1 on some rows may be others on the next, so a callable gets the bound for
     any loss. An `"error_gap"` is cut at 0, and is then 0 or 1.
@@ -212,7 +215,7 @@ def bound_for(risk: RiskLike) -> str:
 
 
 def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:
-    """Return a function from exit steps, `(thresholds, rows)`, to the losses of the rows or queries that count."""
+    """Return a function from exit steps, `(thresholds, rows)`, to losses of counting rows."""
     if isinstance(risk, Ranking):
         return lambda steps: np.stack(
             [np.maximum(risk.of_exits(record, each), low) for each in steps]
@@ -230,7 +233,7 @@ def name_of(risk: RiskLike) -> str:
 
 
 def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, Bools | None]:
-    """Return the loss of each row at each step, `(rows, steps)`, and the rows that count, None for all.
+    """Return the loss of each row at each step, `(rows, steps)`, and the rows that count.
 
     ``"disagreement"`` is 1 where the answer is not that of full depth, ``"error"`` 1 where it is
     wrong (NaN always is), ``"error_gap"`` 1 where it is wrong and that of full depth right, −1 the
@@ -250,7 +253,8 @@ def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats,
         losses = 1.0 - record.correct()
         losses = losses if risk == "error" else losses - losses[:, -1:]
     else:
-        expected = "'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, or a Risk"
+        expected = "'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, "
+        expected += "or a Risk"
         remedy = (
             f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK."
         )

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LEVEL = 0.02
-"""The share of answers that may differ, unless another is asked for; the same in all commands and functions."""
+"""The share of answers that may differ by default, in all commands and functions."""
 CONFIDENCE = 0.95
 """The probability with which a promise holds, unless another is asked for."""
 
@@ -66,14 +66,16 @@ class Promise:
         """The promise in words."""
         rows = count(self.rows, self.unit)
         return (
-            f"{self.rule}: {self.change} on at most {percent(self.level)} of {_plural(self.unit)} like these, "
-            f"with {rounded_down(100 * self.confidence)}% confidence (certified on {rows} that chose nothing)."
+            f"{self.rule}: {self.change} on at most {percent(self.level)} of {_plural(self.unit)} "
+            f"like these, with {rounded_down(100 * self.confidence)}% confidence (certified on "
+            f"{rows} that chose nothing)."
         )
 
     @property
     def limit(self) -> str:
         """The limit alone: ``"at most 1% other answers, with 95% confidence"``."""
-        return f"at most {percent(self.level)} {self.change}, with {rounded_down(100 * self.confidence)}% confidence"
+        confidence = rounded_down(100 * self.confidence)
+        return f"at most {percent(self.level)} {self.change}, with {confidence}% confidence"
 
 
 def percent(share: float, digits: int = 3) -> str:
@@ -87,7 +89,7 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural: ``"1 text"``, ``"2 texts"``, ``"2 queries"``."""
+    """Return a number with its noun in the singular or plural: ``"1 text"``, ``"2 queries"``."""
     return f"{number} {noun if number == 1 else _plural(noun)}"
 
 
@@ -121,7 +123,7 @@ def in_words(policy: ExitPolicy) -> str:
 
 
 def _words(data: Mapping[str, Any]) -> str:
-    """Return the words of a policy in plain JSON, as `to_dict` gives it: every policy has a name there."""
+    """Return the words of a policy in plain JSON, in which every policy has a name."""
     kind = str(data["name"])
     if kind == "certified":
         return _words(data["policy"])

@@ -1,4 +1,4 @@
-"""The commands with their options; what a command does is in a module of its own, `ponder.cli.exits`, say.
+"""The commands and their options; each command has a module, such as `ponder.cli.exits`.
 
 That module is loaded when the command runs, so that `ponder --help` answers at once, and exports
 need no PyTorch.
@@ -30,8 +30,9 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="The same answers sooner, with a promise: exits, cascades, int8 and reranking for fine-tuned models. "
-    f"Unless you ask for another level, at most {percent(LEVEL)} of the answers differ, with 95% confidence.",
+    help="The same answers sooner, with a promise: exits, cascades, int8 and reranking for "
+    f"fine-tuned models. By default at most {percent(LEVEL)} of the answers differ, with 95% "
+    "confidence.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -47,7 +48,8 @@ TextsFile = Annotated[
     Path,
     typer.Option(
         "--texts",
-        help="A file of texts: CSV, TSV, JSON lines, Parquet, or a text on each line; - reads the standard input.",
+        help="A file of texts: CSV, TSV, JSON lines, Parquet, or a text on each line; - reads the "
+        "standard input.",
     ),
 ]
 Columns = Annotated[
@@ -137,7 +139,8 @@ def advise(
     within: Annotated[
         float | None,
         typer.Option(
-            help="Take the most faithful way that answers 95% of single texts in this time, such as 5ms.",
+            help="Take the most faithful way that answers 95% of single texts in this time, "
+            "such as 5ms.",
             parser=_seconds,
             metavar="TIME",
         ),
@@ -150,7 +153,7 @@ def advise(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Race what could make MODEL cheaper on these texts and this machine, and say what to take.
+    """Race the ways that could make MODEL cheaper on these texts and this machine.
 
     Example: `ponder advise my-model --texts traffic.csv --out advised`
     """
@@ -179,7 +182,7 @@ def cascade(
     teach: Annotated[
         Path | None,
         typer.Option(
-            help="A file of texts that only teach the student, such as those that MODEL learned from."
+            help="A file of texts that only teach the student, such as MODEL's training texts."
         ),
     ] = None,
     column: Columns = None,
@@ -188,7 +191,7 @@ def cascade(
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Put a student in front of MODEL, taught by its answers, with a threshold and a promise.
+    """Put a student in front of MODEL that learns its answers, with a threshold and a promise.
 
     Example: `ponder cascade my-model --texts traffic.csv --out cascade`
     """
@@ -220,7 +223,7 @@ def certify(
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Certify a threshold on anybody's answers: take those above it, and ask a reference for the others.
+    """Certify a threshold on answers of any model: those above it need no reference.
 
     Example: `ponder certify answers.csv --answer label --reference llm --out threshold.json`
     """
@@ -254,7 +257,7 @@ def exits(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Give MODEL exits: train them on texts without labels, choose a policy, certify it, and measure.
+    """Give MODEL exits: train them on unlabelled texts, choose a policy, and certify it.
 
     Example: `ponder exits my-model --texts traffic.csv --out exits`
     """
@@ -296,7 +299,7 @@ def rerank(
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Let candidates of MODEL that cannot be among the best leave early, with a promise; no labels are needed.
+    """Let losing candidates of MODEL exit early, with a promise; no labels are needed.
 
     Example: `ponder rerank my-reranker --queries log.jsonl --top-k 3 --out ranker`
     """
@@ -310,7 +313,8 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            help="The file to write: .csv, .jsonl or .parquet; - writes JSON lines to the standard output."
+            help="The file to write: .csv, .jsonl or .parquet; - writes JSON lines to the standard "
+            "output."
         ),
     ],
     column: Columns = None,
@@ -320,7 +324,7 @@ def predict(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Answer every text at its exit, beside all columns of the file.
+    """Answer every text at its exit, in new columns of the file.
 
     Exit code 1 if a text has no answer.
 
@@ -354,7 +358,8 @@ def check(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="The model whose answers were promised: a folder or a hub name. FOLDER knows it unless it moved."
+            help="The model with which the promise compares: a folder or a hub name. FOLDER knows "
+            "it unless it moved."
         ),
     ] = None,
     diagnose: Annotated[
@@ -362,7 +367,7 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Is the promise kept on fresh texts? Exit code 0: kept, 1: broken, 3: not refuted, 2: a wrong call.
+    """Is the promise kept on fresh texts? Exit code 0: kept, 1: broken, 3: not refuted, 2: error.
 
     Example: `ponder check exits --texts fresh.csv`
     """
@@ -418,7 +423,7 @@ def label(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Label texts by a reference, an LLM say, and by a cheap model that learns from it, with a promise.
+    """Label texts with a reference, an LLM say, and with a cheap model that learns from it.
 
     Example: `ponder label texts.csv --with my_module:ask --out labelled.csv --db labels.db`
     """

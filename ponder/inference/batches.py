@@ -1,4 +1,4 @@
-"""Rows of a model between two steps: the stem makes batches of them, and parts of several batches join to one.
+"""Rows of a model between two steps: the stem makes batches, and parts of batches are joined.
 
 `ponder.predict` deals the rows that remain anew after each step; a stream lets rows at different
 depths share a batch. Both use what stands here.
@@ -75,7 +75,7 @@ def start_batches(
 def begin(
     reader: ExampleReader, examples: Sequence[Example], needs: Container[str]
 ) -> tuple[ModelSource, list[int]]:
-    """Run the stem for a batch of examples, and return it with the lengths that its rows have there.
+    """Run the stem for a batch of examples; return it with the lengths of its rows there.
 
     A spare row, beside which a mask is kept (see `Padding.optional`), goes through the stem alone.
     """
@@ -91,7 +91,7 @@ def begin(
 
 
 def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
-    """Return rows of several batches, each with their rising places there, as one batch of that length.
+    """Return rows of several batches, each with their rising places there, as one batch.
 
     What is taken of a whole batch is not copied, and no batch is changed.
     """

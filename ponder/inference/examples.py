@@ -1,4 +1,4 @@
-"""One reader of examples for `predict`, `record` and streams: from the rows of a data set to the batches of a model.
+"""The reader of examples for `predict`, `record` and streams: from data sets to batches.
 
 An example is a batch without its first dimension, in any form of `ponder.model.batch`: tensors,
 arrays or lists of numbers. The model does not see its labels.
@@ -32,11 +32,11 @@ __all__ = ["Example", "ExampleReader", "SteppedModule", "examples_in", "join_lab
 
 
 class SteppedModule(SteppedModel, HasModes, Protocol):
-    """A stepped model in PyTorch, as data sets and streams run it; a `ponder.PonderWrapper` is one."""
+    """A stepped model in PyTorch, for data sets and streams; a `ponder.PonderWrapper` is one."""
 
     @property
     def padding(self) -> Padding | None:
-        """Where lengths lie in the tensors of the model; rows of several lengths share a batch if it is declared."""
+        """The lengths of the model's tensors, with which rows of several lengths share a batch."""
 
     @property
     def argument_names(self) -> ArgumentNames:
@@ -101,7 +101,8 @@ class ExampleReader:
 
     Example:
         >>> from ponder.inference.examples import ExampleReader
-        >>> reader = ExampleReader(PonderWrapper([nn.Identity()], head=nn.Linear(4, 2), padding=ponder.Padding()))
+        >>> model = PonderWrapper([nn.Identity()], head=nn.Linear(4, 2), padding=ponder.Padding())
+        >>> reader = ExampleReader(model)
         >>> rows = [reader.read(torch.tensor([5, 6, 7])), reader.read([8, 9])]
         >>> reader.batch(rows)[1]["attention_mask"]
         tensor([[1, 1, 1],
@@ -115,7 +116,7 @@ class ExampleReader:
         weight, task = next(model.parameters(), None), model.task
         self.device: torch.device | None = None if weight is None else weight.device
         self.regroups = task is None or not task.per_position
-        """Whether rows of several lengths may meet between steps: not where outputs have positions."""
+        """Whether rows of several lengths may share a batch between steps."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
         """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""
 
@@ -142,7 +143,7 @@ class ExampleReader:
     def batch(
         self, examples: Sequence[Example], *, spare: bool = False
     ) -> tuple[Tree, dict[str, Any]]:
-        """Return inputs and context of a call with one row an example, padded on the right to the longest.
+        """Return inputs and context of a call, one row an example, padded on the right.
 
         Args:
             examples: The examples.
@@ -164,7 +165,7 @@ class ExampleReader:
         return placed
 
     def _mask_alone(self, name: str, tensor: Tensor) -> Along | None:
-        """Return the lengths of the mask of a row; None for all other tensors, which stay as long as they are."""
+        """Return the lengths of the mask of a row; other tensors keep their length."""
         assert self.padding is not None
         return self.padding.of_context(name, tensor) if name == self.padding.mask else None
 
@@ -195,7 +196,7 @@ class ExampleReader:
 
 
 def examples_in(dataset: Any) -> Iterator[Any]:
-    """Return the examples of an iterable or a sequence; the batches of a `DataLoader` are taken apart into rows."""
+    """Return the examples of an iterable; batches of a `DataLoader` are taken apart."""
     if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
         raise ArgumentError(
             "dataset",
@@ -211,7 +212,7 @@ def examples_in(dataset: Any) -> Iterator[Any]:
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:
-    """Return labels of rows, `(1, …)` each, as those of a batch, at padding ignored; None where no row has any."""
+    """Return the labels of a batch from those of its rows, `(1, …)` each; None without labels."""
     present = [label for label in labels if label is not None]
     if not present:
         return None
@@ -258,7 +259,7 @@ def _rows_of(batch: Any) -> Iterator[Any]:
 
 
 def _kind(tree: Any, padding: Padding | None) -> Hashable:
-    """What two values must have in common to stand in one batch: structure, types, and shapes but for lengths."""
+    """Return the structure, types and shapes that values of one batch share, but for lengths."""
     if isinstance(tree, Tensor):
         length_apart = padding is not None and tree.dim() > 1
         return (tree.dtype, tree.dim(), *tree.shape[2 if length_apart else 1 :])

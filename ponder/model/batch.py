@@ -1,6 +1,6 @@
-"""What a batch is: the inputs, the context of the steps, and labels, in each form that data sets give.
+"""Batches: the inputs, the context of the steps, and labels, in each form of data sets.
 
-Training, `ponder.predict`, `record` and streams read by this one module, and a call of a model takes
+Training, `ponder.predict`, `record` and streams read batches with this module, and a call takes
 the same arguments. A row is a batch without its first dimension.
 
 =====================================  ====================================================
@@ -62,7 +62,7 @@ class ArgumentNames:
         steps: Steps,
         main_input: str | None = None,
     ) -> ArgumentNames:
-        """Read them from the stem, and then from the first step, whose first argument is the state."""
+        """Read them from the stem, and from the first step, whose first argument is the state."""
         parts = [part for part in (stem, steps.fns[0]) if isinstance(part, nn.Module)]
         listed = [_names_of(part) for part in parts]
         main = main_input or next((names[0] for names in listed if names), "inputs")
@@ -140,8 +140,10 @@ def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
         >>> from ponder.model.batch import ArgumentNames, read_batch
         >>> x, mask, y = torch.zeros(2, 4), torch.ones(2, 4), torch.tensor([0, 1])
         >>> names = ArgumentNames("x", ("mask",))
-        >>> forms = [(x, mask, y), (x, {"mask": mask, "labels": y}), {"x": x, "mask": mask, "labels": y}]
-        >>> [read_batch(form, names).labels is y and "mask" in read_batch(form, names).context for form in forms]
+        >>> named = {"x": x, "mask": mask, "labels": y}
+        >>> forms = [(x, mask, y), (x, {"mask": mask, "labels": y}), named]
+        >>> batches = [read_batch(form, names) for form in forms]
+        >>> [batch.labels is y and "mask" in batch.context for batch in batches]
         [True, True, True]
     """
     names = ArgumentNames("inputs") if names is None else names
@@ -159,7 +161,8 @@ def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
             "batch",
             expected="labels as the last item of a tuple",
             got="booleans, which look like a mask",
-            remedy=f"Give a mask by its name, (inputs, {{{names.context[0]!r}: mask}}); labels as numbers.",
+            remedy=f"Pass a mask by its name, (inputs, {{{names.context[0]!r}: mask}}); labels as "
+            "numbers.",
         )
     context = names.by_name(by_position)
     for value in others:
@@ -170,7 +173,7 @@ def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
 
 
 def _is_collated(batch: Any) -> bool:
-    """Return whether a list is a batch of a `DataLoader`, which makes lists of tuples; others are rows of numbers."""
+    """Return whether a list is a batch of a `DataLoader`, and not rows of numbers."""
     return isinstance(batch, list) and any(isinstance(part, Tensor | Mapping) for part in batch)
 
 
@@ -188,7 +191,7 @@ def _read_names(batch: Mapping[str, Any], main_input: str) -> Batch:
 
 
 def _take_labels(entries: dict[str, Any]) -> Any:
-    """Take the labels out of the entries of a batch, those of a span, `(batch, 2)`, as Transformers names them."""
+    """Take the labels out of the entries of a batch; those of a span become `(batch, 2)`."""
     if all(name in entries for name in _SPAN):
         places = [torch.as_tensor(entries.pop(name)) for name in _SPAN]
         flat = [place.reshape(-1) if place.dim() else place for place in places]
@@ -200,7 +203,7 @@ def _take_labels(entries: dict[str, Any]) -> Any:
 
 
 def _names_of(part: nn.Module) -> list[str]:
-    """Return the names of a part's arguments that can be given by position; those of a captured module in its order."""
+    """Return the names of a part's positional arguments, of a captured module in its order."""
     captured: Sequence[str] = getattr(part, "argument_names", ())
     if captured:
         return list(captured)
