@@ -481,8 +481,8 @@ class _StageRun:
         if not (abs(value) < inf and finite_gradient):
             raise NonFiniteError(
                 f"{where}: expected a finite loss and gradient; got a loss of {value:g}, a "
-                f"gradient of norm {norm:g}. The weights are those before this step. Lower the learning "
-                "rates, or look for NaN in the data."
+                f"gradient of norm {norm:g}. The weights are those before this step. Lower the "
+                "learning rates, or look for NaN in the data."
             )
         self.optimizer.step()
         return value

@@ -257,8 +257,8 @@ def _statement(made: Certified, observed: float, given: int | None) -> str:
         first, loss, _ = made.path[0]
         why = (
             f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; "
-            "values are tried from late exits on if the policy declares the direction (tunable), else in "
-            "the order of the grid"
+            "values are tried from late exits on if the policy declares the direction (tunable), "
+            "else in the order of the grid"
         )
     return (
         f"nothing could be certified (asked for: {promise}), so every row runs to the last step: "

@@ -167,7 +167,7 @@ class CascadeStage:
         if not sized or not set(own) <= set(classes):
             raise ArgumentError(
                 "stages",
-                expected=f"probabilities ({rows}, {len(own)}) of the cascade's classes, or a name for "
+                expected=f"probabilities ({rows}, {len(own)}) of the cascade's classes, or a name "
                 "each input",
                 got=f"shape {shares.shape} of {list(own)[:5]}",
                 remedy="Return one probability a class, or names; use the same classes in "

@@ -114,6 +114,7 @@ def _outcome(
     spending: Spending,
     out: Path,
 ) -> Outcome:
+    """Return the calls of the reference, its audits and their costs as an outcome."""
     account = live.account
     table = [
         ("asked", f"{account.asked} of {rows} texts, {account.asked - before} of them in this run"),

@@ -40,6 +40,46 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """Files and folders of each room."""
 
 
+BRANCHES = (
+    ast.If,
+    ast.IfExp,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.comprehension,
+    ast.Assert,
+    ast.match_case,
+)
+
+
+def complexity(function: ast.AST) -> int:
+    """Return McCabe's complexity: branches, loops, handlers, comprehensions and their conditions."""
+    total = 1
+    for node in ast.walk(function):
+        total += isinstance(node, BRANCHES)
+        if isinstance(node, ast.BoolOp):
+            total += len(node.values) - 1
+        if isinstance(node, ast.comprehension):
+            total += len(node.ifs)
+    return total
+
+
+def functions_of(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Yield every function with its docstring, which for a constructor is that of its class."""
+    documented: dict[ast.AST, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and member.name in CONSTRUCTORS:
+                    documented[member] = ast.get_docstring(node) or ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node, ast.get_docstring(node) or documented.get(node, "")
+
+
+CONSTRUCTORS = ("__init__", "__post_init__")
+
+
 def files_of(room: str) -> list[Path]:
     """Return the Python files of a room."""
     found: list[Path] = []

@@ -178,3 +178,13 @@ def test_every_file_says_what_it_is() -> None:
         *Path(house.ROOT / "integrations").glob("**/*.py"),
     ]
     assert not [str(path) for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+def test_complex_functions_have_a_docstring() -> None:
+    bare = [
+        f"{module}.{function.name} ({house.complexity(function)})"
+        for module, tree in MODULES.items()
+        for function, docstring in house.functions_of(tree)
+        if not docstring and house.complexity(function) >= 8
+    ]
+    assert not bare, "\n".join(bare)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.capture import capture
+from ponder.model.capture import Captured, capture
 from tests.model.test_capture import answer, cut, through
 
 WIDTH, LENGTH, ROWS = 8, 5, 3
@@ -251,6 +251,23 @@ def draw(seed: int) -> tuple[dict[str, str], nn.Module, dict[str, Any]]:
     return traits, Drawn(traits).eval(), call
 
 
+def different_call(
+    parts: Captured, module: nn.Module, call: dict[str, Any], *, can_cut: bool
+) -> str | None:
+    """Where a call differs from the module's, and with `can_cut` from the module cut at each depth."""
+    try:
+        features = through(parts, call)
+    except ArgumentError:  # refused when it comes
+        return None
+    if not torch.equal(features[-1], answer(module, call)):
+        return "full depth"
+    for depth in range(1, len(features) if can_cut else 1):
+        expected = answer(cut(module, parts.stem.contract.order, depth), call)
+        if not torch.equal(features[depth - 1], expected):
+            return f"depth {depth}"
+    return None
+
+
 def wrong(seed: int) -> str | None:
     """What a captured module gets wrong; None where all is right, or it is refused."""
     traits, module, call = draw(seed)
@@ -274,27 +291,14 @@ def wrong(seed: int) -> str | None:
         "more rows": {key: torch.cat([value, value[:1]]) for key, value in call.items()},
         "one row": {key: value[:1] for key, value in call.items()},
     }
+    plain = traits["passing"] in ("place", "mask", "start", "table")
+    can_cut = plain and traits["output"] != "handed" and traits["holder"] != "looped"
     for grad in (False, True):
         for name, each in calls.items():
             with torch.set_grad_enabled(grad):
-                try:
-                    features = through(parts, each)
-                except ArgumentError:  # refused when it comes
-                    continue
-                if not torch.equal(features[-1], answer(module, each)):
-                    return f"{name}, grad={grad}"
-                plain = (
-                    traits["passing"] in ("place", "mask", "start", "table")
-                    and traits["output"] != "handed"
-                )
-                for depth in range(
-                    1, len(features) if plain and traits["holder"] != "looped" else 1
-                ):
-                    if not torch.equal(
-                        features[depth - 1],
-                        answer(cut(module, parts.stem.contract.order, depth), each),
-                    ):
-                        return f"cut at {depth}, {name}"
+                difference = different_call(parts, module, each, can_cut=can_cut)
+            if difference is not None:
+                return f"{difference} of {name}, grad={grad}"
     keep = torch.tensor([1, 2])
     whole = through(parts, call)
     state, context = parts.stem(dict(call))
