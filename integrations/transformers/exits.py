@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_int
-from ponder._utils.rows import row_keys, split
-from ponder._utils.seeds import uniform
+from ponder._utils.rows import split
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.repeats import check_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule
@@ -39,7 +38,6 @@ __all__ = [
     "counter",
     "distinct",
     "fit_exits",
-    "may_have_taught",
     "teach_heads",
 ]
 
@@ -264,7 +262,6 @@ def teach_heads(
     for head in early:
         head.reset()
     learn = learn[: _rows_in_memory(model, encodings)]
-    below = float(uniform(seed, row_keys(ids)[learn]).max())
     learn = learn[_first_of_each(ids[learn])]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
@@ -286,7 +283,7 @@ def teach_heads(
     for step, head in enumerate(early):
         _train(head, step, taught, epochs, generator)
         count_head(1)
-    model.config.exits = {"seed": seed, "learned_below": below}
+    model.config.exits = {"seed": seed}
     return Sides(
         taught=replace(taught, features=None),
         choosing=record(choose, "choose"),
@@ -334,24 +331,6 @@ def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any]:
 def _first_of_each(ids: Any) -> Any:
     """Return the place of the first row of each id, in the order of the rows."""
     return np.sort(np.unique(ids, return_index=True)[1])
-
-
-def may_have_taught(model: PonderPreTrainedModel, rows: Any) -> Any:
-    """Return which rows the early heads may have learned from, `(rows,)` bool.
-
-    Rows of the file that taught the heads are recognised in any order: the first row of a text by
-    its content, a repetition also by its number among the rows of that text. Of any other log, the
-    same share of rows is returned.
-
-    Args:
-        model: The model.
-        rows: Texts or encodings, as for `fit_exits`.
-    """
-    exits = model.config.exits
-    if not exits:
-        return np.zeros(len(rows), dtype=bool)
-    keys = row_keys(row_ids(encodings_of(model, rows)))
-    return uniform(exits["seed"], keys) <= exits["learned_below"]
 
 
 @torch.enable_grad()
