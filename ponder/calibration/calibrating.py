@@ -1,8 +1,13 @@
-"""Calibration: the threshold that meets a target on given data."""
+"""Calibration: choose the threshold that meets a target on a record.
+
+`calibrate` measures every threshold of a family (`Ruler.curve`), takes the best point that meets
+the target (`_Target.best`), and, of several families, the best of these.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,8 +23,7 @@ from ponder.policies.base import ExitPolicy, FixedStep, LastStep
 
 __all__ = ["Calibration", "calibrate"]
 
-_ROUNDING = 1e-9
-"""The amount by which a mean may miss a target."""
+_ROUNDING = 1e-9  # by which a mean may miss a target and still meet it
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Calibration:
     _measured: dict[str, Any] = field(repr=False)
 
     def evaluate(self, test: Record) -> Point:
-        """Measure the policy, as in the calibration, on a run of the same model over other rows."""
+        """Measure the policy on fresh data: a run of the same model over other rows."""
         check_fresh(test, self._seen)
         return Ruler(test, **self._measured).point(self.policy)
 
@@ -66,7 +70,7 @@ def calibrate(
     """Choose a policy's threshold on a record.
 
     The choice is the best on these data and carries no promise for others (see `control_risk` for
-    one); judge it on data that it has not seen, with `Calibration.evaluate`.
+    one). Judge it on other data, with `Calibration.evaluate`.
 
     Args:
         trajectory: A full-depth run on calibration data, with labels.
@@ -78,13 +82,16 @@ def calibrate(
         at_least: Take the cheapest threshold whose score is at least this share of the score at
             full depth.
         at_most_steps: Take the best score at a mean exit step of at most this.
-        grid: Values of the threshold; those that the policy declares, and some between the rows'
-            scores, where None.
+        grid: Values of the threshold. By default those that the policy declares, and some between
+            the scores of the rows.
         costs: Cost of exiting after each step, as for `sweep`.
 
+    Raises:
+        ArgumentError: None of the two targets, or both, or a record without a score.
+
     Example:
-        >>> result = calibrate(trajectory, policies.Confidence, at_most_steps=2.5)
-        >>> result.point.mean_exit_step <= 2.5
+        >>> found = calibrate(trajectory, policies.Confidence, at_most_steps=2.5)
+        >>> found.point.mean_exit_step <= 2.5
         True
     """
     check_record(trajectory)
@@ -93,75 +100,129 @@ def calibrate(
     ruler = Ruler(trajectory, **measured)
 
     def calibrated(like: FamilyLike) -> Calibration:
-        family = family_of(like, grid, trajectory, look=True)
-        curve = ruler.curve(family)
-        chosen, asked = _choose(curve, *target)
-        policy = LastStep() if chosen is None else curve.policy(chosen)
-        point = curve.full_depth if chosen is None else curve.points[chosen]
-        if chosen is None:
-            outcome = f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
-        else:
-            outcome = f"{curve.threshold} = {point.threshold!r}"
-        statement = (
-            f"{asked}: {outcome} ({curve.metric} {point.score:.4f} against "
-            f"{curve.full_depth.score:.4f} at full depth, mean exit step "
-            f"{point.mean_exit_step:.2f}, cost {point.cost:.3f}, on {len(trajectory)} rows)"
-        )
+        curve = ruler.curve(family_of(like, grid, trajectory, look=True))
+        place = target.best(curve)
+        policy: ExitPolicy = LastStep()
+        point = curve.full_depth
+        if place is not None:
+            policy = curve.policy(place)
+            point = curve.points[place]
         return Calibration(
-            policy, point, curve, chosen is not None, statement, trajectory, measured
+            policy=policy,
+            point=point,
+            curve=curve,
+            met=place is not None,
+            statement=_statement(target, curve, place, len(trajectory)),
+            _seen=trajectory,
+            _measured=measured,
         )
 
     if not isinstance(policies, Sequence):
         return calibrated(policies)
-    tried = list(
-        map(calibrated, [FixedStep, *(like for like in policies if like is not FixedStep)])
-    )
-
-    def rank(one: Calibration) -> tuple[float, float]:
-        cost = one.point.cost
-        loss = -one.point.score
-        return (loss, cost) if at_least is None else (cost, loss)
-
-    best = min(
-        (one for one in tried if one.met), key=rank, default=tried[0]
-    )  # of equal ones the first looks at nothing
+    # A fixed step comes first, since of equally good families the simplest is to be taken.
+    others = [like for like in policies if like is not FixedStep]
+    tried = [calibrated(like) for like in (FixedStep, *others)]
+    met = [one for one in tried if one.met]
+    best = min(met, key=lambda one: target.rank(one.point), default=tried[0])
     name = type(best.policy).__name__
     return replace(best, statement=f"{name}, the best of {len(tried)} families, {best.statement}")
 
 
-def _target(at_least: float | None, at_most_steps: float | None) -> tuple[str, float]:
-    given = {"at_least": at_least, "at_most_steps": at_most_steps}
-    asked = [(name, value) for name, value in given.items() if value is not None]
-    if len(asked) != 1:
-        raise ArgumentError(
-            ", ".join(given),
-            expected="exactly one of them",
-            got=dict(asked),
-            remedy="Pass at_least=0.99, say.",
-        )
-    ((name, value),) = asked
-    if name == "at_least":
-        check_real(name, value, 0.0, 10.0, open_low=True)
+def _statement(target: _Target, curve: Curve, place: int | None, rows: int) -> str:
+    """Return the target and the outcome in words; `place` is that of the chosen point."""
+    if place is None:
+        point = curve.full_depth
+        outcome = f"none of {len(curve)} thresholds qualify, so every row runs to the last step"
     else:
-        check_real(name, value, 1.0)
-    return name, value
+        point = curve.points[place]
+        outcome = f"{curve.threshold} = {point.threshold!r}"
+    scores = f"{curve.metric} {point.score:.4f} against {curve.full_depth.score:.4f} at full depth"
+    return (
+        f"{target}: {outcome} ({scores}, mean exit step {point.mean_exit_step:.2f}, "
+        f"cost {point.cost:.3f}, on {rows} rows)"
+    )
 
 
-def _choose(curve: Curve, name: str, value: float) -> tuple[int | None, str]:
-    """Return the place of the point that meets the target best, if any, and the target in words."""
-    points = curve.points
-    full = curve.full_depth.score
-    places = [place for place, point in enumerate(points) if not math.isnan(point.score)]
-    if not places or (name == "at_least" and not full > 0.0):
-        expected = "labels and a numeric score, above 0 at full depth for a share of it"
-        got = f"{curve.metric}: {full} at full depth, numbers at {len(places)} of {len(points)}"
-        remedy = "Record labels: model.record(dataset) with labels; or pass a metric (outputs, "
-        remedy += "labels) -> number."
-        raise ArgumentError("metric", expected=expected, got=got, remedy=remedy)
-    if name == "at_least":
-        fit = [i for i in places if points[i].score >= value * full - _ROUNDING]
-        best = min(fit, key=lambda i: (points[i].cost, -points[i].score), default=None)
-        return best, f"cheapest with at least {rounded_down(value)} of the score at full depth"
-    fit = [i for i in places if points[i].mean_exit_step <= value + _ROUNDING]
-    best = max(fit, key=lambda i: (points[i].score, -points[i].cost), default=None)
-    return best, f"best with a mean exit step of at most {rounded_up(value)}"
+class _Target(ABC):
+    """A target of a calibration: which points of a curve meet it, and which of them is the best."""
+
+    @abstractmethod
+    def meets(self, point: Point, full_depth: Point) -> bool:
+        """Return whether a point meets the target."""
+
+    @abstractmethod
+    def rank(self, point: Point) -> tuple[float, float]:
+        """Return the key by which the best point is the first."""
+
+    def check(self, full_depth: Point) -> bool:
+        """Return whether the target has a meaning, given the score at full depth."""
+        return True
+
+    def best(self, curve: Curve) -> int | None:
+        """Return the place of the best point that meets the target; None if no point does."""
+        scored = [i for i, point in enumerate(curve.points) if not math.isnan(point.score)]
+        if not scored or not self.check(curve.full_depth):
+            full = curve.full_depth.score
+            many = f"{len(scored)} of {len(curve)} thresholds"
+            raise ArgumentError(
+                "metric",
+                expected="labels and a score that is a number, and above 0 at full depth "
+                "if a share of it is the target",
+                got=f"{curve.metric}: {full} at full depth, numbers at {many}",
+                remedy="Record labels: model.record(dataset) with labels; "
+                "or pass a metric (outputs, labels) -> number.",
+            )
+        meeting = [i for i in scored if self.meets(curve.points[i], curve.full_depth)]
+        return min(meeting, key=lambda i: self.rank(curve.points[i]), default=None)
+
+
+@dataclass(frozen=True)
+class _AtLeast(_Target):
+    """The lowest cost with at least a share of the score at full depth."""
+
+    share: float
+
+    def meets(self, point: Point, full_depth: Point) -> bool:
+        return point.score >= self.share * full_depth.score - _ROUNDING
+
+    def rank(self, point: Point) -> tuple[float, float]:
+        return point.cost, -point.score
+
+    def check(self, full_depth: Point) -> bool:
+        return full_depth.score > 0.0
+
+    def __str__(self) -> str:
+        return f"cheapest with at least {rounded_down(self.share)} of the score at full depth"
+
+
+@dataclass(frozen=True)
+class _AtMostSteps(_Target):
+    """The best score with a mean exit step of at most a number."""
+
+    steps: float
+
+    def meets(self, point: Point, full_depth: Point) -> bool:
+        return point.mean_exit_step <= self.steps + _ROUNDING
+
+    def rank(self, point: Point) -> tuple[float, float]:
+        return -point.score, point.cost
+
+    def __str__(self) -> str:
+        return f"best with a mean exit step of at most {rounded_up(self.steps)}"
+
+
+def _target(at_least: float | None, at_most_steps: float | None) -> _Target:
+    """Return the target that was passed; refuse both, or neither."""
+    if at_least is not None and at_most_steps is None:
+        check_real("at_least", at_least, 0.0, 10.0, open_low=True)
+        return _AtLeast(at_least)
+    if at_most_steps is not None and at_least is None:
+        check_real("at_most_steps", at_most_steps, 1.0)
+        return _AtMostSteps(at_most_steps)
+    targets = {"at_least": at_least, "at_most_steps": at_most_steps}
+    raise ArgumentError(
+        ", ".join(targets),
+        expected="exactly one of them",
+        got={name: value for name, value in targets.items() if value is not None},
+        remedy="Pass at_least=0.99, say.",
+    )

@@ -1,8 +1,9 @@
-"""Families of policies that differ in one threshold, with exits under all values from one pass.
+"""Families of policies that differ in one threshold, with all their exits from one pass.
 
 A policy scores how ready each row is to exit at each step (`ExitPolicy.scores`). A row exits at the
 first step whose score crosses the threshold, so the running maximum of its scores gives the exits
-under any number of thresholds.
+under any number of thresholds. `family_of` makes a family of a class, a policy or a callable;
+`Family.exit_steps` gives the exits, block by block.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from ponder.policies.counting import Patience
 __all__ = ["Family", "FamilyLike", "exchanged", "family_of", "part_with_threshold"]
 
 FamilyLike: TypeAlias = type[ExitPolicy] | ExitPolicy | Callable[[float], ExitPolicy]
+TunablePart: TypeAlias = type[ExitPolicy] | ExitPolicy
+# Rows × thresholds of a block: it fits into a cache, and a test may stop before the last block.
 _CELLS = 2**16
-"""Rows × thresholds at a time: they fit into a cache, and a walk may end before the last."""
-_BETWEEN = 201
-"""The number of values between scores."""
+_BETWEEN = 201  # scores between which values are added
 _TOLERANCES = 41
-"""The number of tolerances of `Patience`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Family:
     Args:
         threshold: Name of the threshold; ``"value"`` if a callable builds the policies.
         values: Its values, rising or falling.
-        build: A function from a value to its policy.
+        build: Makes the policy of a value.
         policy: One of the policies.
         free: The part of `policy` whose threshold is moved; None if a callable builds the policies.
     """
@@ -52,8 +52,8 @@ class Family:
     def late_first(self) -> Ints:
         """Return the places of the values from the latest exits to the earliest.
 
-        The order must not depend on data, or fixed-sequence testing is not valid. So it is read
-        from the declared threshold; values of a callable keep the order of the caller.
+        Fixed-sequence testing needs an order that does not depend on data. It is read from the
+        declared threshold; the values of a callable stay in the order in which they were passed.
         """
         places = np.arange(len(self.values))
         if self.free is None:
@@ -62,14 +62,20 @@ class Family:
         return places[::-1] if rising == _tunable(self.free).higher_exits_later else places
 
     def exit_steps(self, record: Record, places: Ints | None = None) -> Iterator[tuple[Ints, Ints]]:
-        """Yield places of values, `(thresholds,)`, with exit steps, `(thresholds, rows)`."""
+        """Yield places of values, `(thresholds,)`, and the exit steps there, `(thresholds, rows)`.
+
+        Args:
+            record: The full-depth run.
+            places: Which of the values, in which order; by default all.
+        """
         places = np.arange(len(self.values)) if places is None else places
         size = max(_CELLS // len(record), 1)
-        # In a group, the exit of one row changes those of others: each threshold is replayed.
-        are_grouped = "group" in self.policy.needs
+        # If rows are decided together, the exit of one moves those of others, so that each value is
+        # replayed.
+        decided_together = "group" in self.policy.needs
         reached = None
-        if self.free is not None and not are_grouped:
-            reached = self._reached(record)
+        if self.free is not None and not decided_together:
+            reached = self._highest_scores(record)
         for start in range(0, len(places), size):
             block = places[start : start + size]
             if reached is None:
@@ -78,42 +84,41 @@ class Family:
             else:
                 yield block, self._crossings(reached, block)
 
-    def _reached(self, record: Record) -> Floats:
-        """Return the running maximum of the readiness, `(rows, steps − 1)`."""
+    def _highest_scores(self, record: Record) -> Floats:
+        """Return the running maximum of the scores, `(rows, steps − 1)`."""
         return np.fmax.accumulate(self.policy.scores(record, self.free)[:, :-1], axis=1)
 
-    def _crossings(self, reached: Any, places: Ints) -> Ints:
-        """Return the first steps whose readiness crosses each threshold, `(thresholds, rows)`."""
-        threshold = _tunable(self.free)
-        sign = 1.0 if threshold.higher_exits_later else -1.0
-        bars: Any = sign * np.asarray(self.values)[places, None]
+    def _sign(self) -> float:
+        """Return −1 if rows exit below the threshold, since scores are then negated."""
+        return 1.0 if _tunable(self.free).higher_exits_later else -1.0
+
+    def _crossings(self, reached: Floats, places: Ints) -> Ints:
+        """Return exit steps `(thresholds, rows)`: 1 + the number of steps that do not cross."""
+        thresholds = self._sign() * np.asarray(self.values)[places, None]
         single = reached.astype(np.float32)
         if np.array_equal(single, reached, equal_nan=True):
-            # They were computed in float32, in which a run compares them, too.
+            # The scores were computed in float32, in which a run compares them with the threshold.
             reached = single
-            bars = bars.astype(np.float32)
-        crosses = np.greater_equal if threshold.inclusive else np.greater
+            thresholds = thresholds.astype(np.float32)
+        crosses = np.greater_equal if _tunable(self.free).inclusive else np.greater
         steps = np.ones((len(places), len(reached)), dtype=np.intp)
         for column in reached.T:
-            steps += ~crosses(column, bars)
+            steps += ~crosses(column, thresholds)
         return steps
 
     def with_values_between(self, record: Record) -> Family:
-        """Return the family with further values, at quantiles of the scores of the rows.
+        """Return the family with values added between the scores of the rows.
 
-        Labels are not read.
+        Each of these moves about as many exits. Labels are not read.
         """
-        reached = self._reached(record)
-        reached = np.sort(reached[np.isfinite(reached)])
-        if len(reached) > _BETWEEN:
-            reached = reached[np.linspace(0, len(reached) - 1, _BETWEEN).astype(np.intp)]
-        sign = 1.0 if _tunable(self.free).higher_exits_later else -1.0
-        values = set(self.values)
-        for low, high in pairwise(np.unique(reached).tolist()):
-            value = sign * _short_between(low, high)
-            if self.values[0] <= value <= self.values[-1]:
-                values.add(value)
-        return replace(self, values=tuple(sorted(values)))
+        reached = self._highest_scores(record)
+        scores = np.sort(reached[np.isfinite(reached)])
+        if len(scores) > _BETWEEN:
+            scores = scores[np.linspace(0, len(scores) - 1, _BETWEEN).astype(np.intp)]
+        distinct = np.unique(scores).tolist()
+        between = {self._sign() * _short_between(low, high) for low, high in pairwise(distinct)}
+        inside = {value for value in between if self.values[0] <= value <= self.values[-1]}
+        return replace(self, values=tuple(sorted({*self.values, *inside})))
 
 
 def family_of(
@@ -132,47 +137,37 @@ def family_of(
         grid: Values of the threshold, strictly rising or falling. By default those that the policy
             declares.
         record: The record on which they are tried.
-        look: Whether to look at the record: for values between the scores of its rows, and for
-            tolerances of `Patience` if answers are numbers. A promise needs values that do not
-            depend on data.
+        look: Whether to try values between the scores of the rows too, and tolerances of `Patience`
+            if answers are numbers. A promise needs values that no data chose.
         argument: Name of the argument, for errors.
 
     Raises:
-        ArgumentError: There is no threshold to move, or the grid is not in order.
+        ArgumentError: No threshold, or several, can be moved.
     """
+    may_add_values = look and grid is None
+    if may_add_values and like is Patience and record.meaning.numbers:
+        return _tolerance_family(record)
     values = None if grid is None else _ordered(grid)
-    if look and grid is None and like is Patience and record.meaning.numbers:
-        return _family_of_tolerances(record)
     free = part_with_threshold(like)
     if free is None:
         if values is None or isinstance(like, ExitPolicy):
-            raise ArgumentError(
-                argument,
-                expected="a class of policies with one threshold, a policy with one inside, or a "
-                "callable with a grid",
-                got=getattr(like, "__name__", repr(like)),
-                remedy="Say what differs: lambda q: policies.Quantile(q) | policies.Patience(3), "
-                "with grid=[…].",
-            )
-        make: Any = like
+            raise _no_threshold(like, argument)
+        make: Callable[[Any], ExitPolicy] = like
         return Family("value", values, make, make(values[0]), None)
     threshold = _tunable(free)
     build = _builder(like, free)
     if values is None:
-        values = tuple(threshold.values(record.num_steps, record.width))
-        # A policy may refuse some of them: the threshold of a normalised entropy ends at 1.
-        if not (_accepts(build, values[0]) and _accepts(build, values[-1])):
-            values = tuple(value for value in values if _accepts(build, value))
+        values = _declared_values(threshold, build, record)
     policy = build(values[len(values) // 2])
     record.check(policy)
     family = Family(threshold.field, values, build, policy, part_with_threshold(policy))
-    if look and grid is None and not threshold.whole:
+    if may_add_values and not threshold.whole:
         return family.with_values_between(record)
     return family
 
 
-def _family_of_tolerances(record: Record) -> Family:
-    """Return patience with one agreement, of numbers, under several tolerances."""
+def _tolerance_family(record: Record) -> Family:
+    """Return `Patience(1)` with tolerances between the changes of the outputs."""
 
     def build(tolerance: float) -> ExitPolicy:
         return Patience(1, tolerance=tolerance)
@@ -181,18 +176,44 @@ def _family_of_tolerances(record: Record) -> Family:
     return Family("tolerance", values, build, build(values[0]), None)
 
 
-def _builder(like: FamilyLike, free: Any) -> Callable[[float], ExitPolicy]:
-    """Return a function from a threshold to a policy, from a policy or class with the free part."""
+def _builder(like: FamilyLike, free: TunablePart) -> Callable[[float], ExitPolicy]:
+    """Return a function that makes the policy of a value of the threshold of `free`."""
+    if isinstance(like, ExitPolicy):
+        policy: ExitPolicy = like
+        part: Any = free
+
+        def with_value(value: float) -> ExitPolicy:
+            return exchanged(policy, part, part.with_threshold(value))
+
+        return with_value
+    make: Callable[..., ExitPolicy] = like
     threshold = _tunable(free)
 
     def build(value: float) -> ExitPolicy:
-        if isinstance(like, ExitPolicy):
-            return exchanged(like, free, free.with_threshold(value))
-        make: Any = like
-        policy: ExitPolicy = make(**threshold.argument(value))
-        return policy
+        return make(**threshold.argument(value))
 
     return build
+
+
+def _declared_values(
+    threshold: Threshold, build: Callable[[float], ExitPolicy], record: Record
+) -> tuple[float, ...]:
+    """Return the values that a policy declares, those excepted that its constructor refuses."""
+    values = tuple(threshold.values(record.num_steps, record.width))
+    if _accepts(build, values[0]) and _accepts(build, values[-1]):
+        return values
+    return tuple(value for value in values if _accepts(build, value))  # a normalised entropy is ≤ 1
+
+
+def _no_threshold(like: FamilyLike, argument: str) -> ArgumentError:
+    return ArgumentError(
+        argument,
+        expected="a class of policies with one threshold, a policy with one inside, "
+        "or a callable with a grid",
+        got=getattr(like, "__name__", repr(like)),
+        remedy="Pass a callable: lambda q: policies.Quantile(q) | policies.Patience(3), "
+        "with grid=[…].",
+    )
 
 
 def _tunable(part: Any) -> Threshold:
@@ -209,18 +230,18 @@ def _accepts(build: Callable[[float], ExitPolicy], value: float) -> bool:
 
 
 def part_with_threshold(like: FamilyLike) -> Any:
-    """Return the part whose threshold is moved: a class, or the only part of a policy that has one.
+    """Return the part whose threshold is moved; None if there is none, or more than one.
 
-    None if there is no such part, or if a certificate holds for one value of it.
+    It is a class or a policy itself, or the only policy inside that has a threshold.
     """
     if isinstance(like, ExitPolicy):
         parts = all_within(like)
         tunable = [part for part in parts if part.tunable is not None]
-        is_certified = any(isinstance(part, Certified) for part in parts)
-        return tunable[0] if len(tunable) == 1 and not is_certified else None
-    if isinstance(like, type) and issubclass(like, ExitPolicy) and like.tunable is not None:
-        return like
-    return None
+        # The threshold of a certified policy must stay: its certificate is about one value.
+        certified = any(isinstance(part, Certified) for part in parts)
+        return tunable[0] if len(tunable) == 1 and not certified else None
+    is_class = isinstance(like, type) and issubclass(like, ExitPolicy)
+    return like if is_class and getattr(like, "tunable", None) is not None else None
 
 
 def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
@@ -238,24 +259,31 @@ def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPoli
 
 
 def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
+    """Return a grid as a tuple; refuse one that is empty, or neither rising nor falling."""
     values = tuple(float(value) for value in grid)
-    moves = np.sign(np.diff(values))
-    if not values or not np.isfinite(values).all() or abs(moves.sum()) < len(moves):
-        expected = "at least one finite value, strictly rising or strictly falling"
-        got = f"{list(values[:8])}{' …' if len(values) > 8 else ''}"
-        remedy = "Sort them and leave out repetitions."
-        raise ArgumentError("grid", expected=expected, got=got, remedy=remedy)
+    directions = np.sign(np.diff(values))
+    monotone = abs(directions.sum()) == len(directions)
+    if not values or not np.isfinite(values).all() or not monotone:
+        more = " …" if len(values) > 8 else ""
+        raise ArgumentError(
+            "grid",
+            expected="at least one finite value, strictly rising or strictly falling",
+            got=f"{list(values[:8])}{more}",
+            remedy="Sort them and leave out repetitions.",
+        )
     return values
 
 
 def _tolerances(record: Record) -> tuple[float, ...]:
-    """Return tolerances between the changes of numbers at all steps, and one above them all."""
+    """Return tolerances between the changes of the outputs from step to step, and one above all."""
     outputs = np.stack(step_outputs(record), axis=1).reshape(len(record), record.num_steps, -1)
     changes = np.abs(np.diff(outputs, axis=1)).max(-1)
     changes = np.unique(changes[np.isfinite(changes) & (changes > 0)])
     if not len(changes):
         return (1.0,)
-    edges = [*changes.tolist(), 2.0 * float(changes[-1])]
+    edges = np.append(
+        changes, 2.0 * changes[-1]
+    ).tolist()  # the last tolerance is above all changes
     places = np.unique(np.linspace(0, len(changes) - 1, _TOLERANCES).astype(np.intp))
     return tuple(_short_between(edges[place], edges[place + 1]) for place in places)
 

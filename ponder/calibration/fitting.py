@@ -1,6 +1,12 @@
-"""Gates fitted on a record: a logistic regression a step in the place of one threshold."""
+"""Gates fitted on a record: a logistic regression for each step, not one threshold for all.
+
+`fit_gate` reads the signals of each step from the record, and `_logistic` fits the weights by which
+`ponder.policies.gate.Gate` predicts whether the answer will still change.
+"""
 
 from __future__ import annotations
+
+from itertools import islice
 
 import numpy as np
 
@@ -14,7 +20,7 @@ _RIDGE = 1.0  # the penalty |w|² / 2 on weights of scaled signals, as in scikit
 
 
 def fit_gate(trajectory: Record) -> Gate:
-    """Fit a gate: at each step, will the answer at full depth be another?
+    """Fit a gate, which predicts at each step whether the answer at full depth will be another.
 
     It needs no labels. Choose and certify its threshold on *other* rows. On GLUE, gates were as
     good as confidence.
@@ -23,54 +29,69 @@ def fit_gate(trajectory: Record) -> Gate:
         trajectory: A full-depth run of a classifier on held-out rows.
 
     Example:
-        >>> gate = fit_gate(trajectory)  # in earnest: on rows that train nothing else
+        >>> gate = fit_gate(trajectory)  # in practice on rows that train nothing else
         >>> trajectory.replay(gate).exit_step[:3]
         tensor([1, 2, 3])
     """
     check_record(trajectory)
-    gate = Gate(((0.0,) * 5,) * (trajectory.num_steps - 1))
-    differs = ~trajectory.agreement()
-    tables = []
+    early_steps = trajectory.num_steps - 1
+    untrained = ((0.0,) * 5,) * early_steps
+    gate = Gate(untrained)
     trajectory.check(gate)
+    differs = ~trajectory.agreement()
     state = gate.init(trajectory.batch)
-    for step, view in zip(
-        range(trajectory.num_steps - 1), trajectory.views(gate.needs), strict=False
-    ):
+    tables = []
+    for step, view in enumerate(islice(trajectory.views(gate.needs), early_steps)):
         signals, state = gate.read(view, state)
-        read = as_array(signals)
-        finite = np.isfinite(read).all(1)  # other rows never exit, so they teach nothing
-        tables.append(_logistic(read[finite], differs[finite, step]))
+        values = as_array(signals)
+        # Rows with a signal that is not finite never exit, so they must not teach.
+        finite = np.isfinite(values).all(1)
+        tables.append(_logistic(values[finite], differs[finite, step]))
     return Gate(tuple(tables))
 
 
-def _logistic(x: Floats, y: Bools) -> tuple[float, ...]:
-    """Return weights and bias on the raw signals, by Newton's method with a ridge."""
-    if y.all() or not y.any():  # nothing to fit: the log-odds with half a row on either side
-        return (*np.zeros(x.shape[1]).tolist(), float(np.log((y.sum() + 0.5) / ((~y).sum() + 0.5))))
-    centre = x.mean(0)
-    scale = x.std(0)
-    varies = scale > _NOISE * np.abs(
-        centre
-    )  # differences below are rounding, which other rows do not share
+def _logistic(signals: Floats, differs: Bools) -> tuple[float, ...]:
+    """Fit a logistic regression with a ridge, and return weights and bias on the raw signals.
+
+    Args:
+        signals: Signals of the rows, `(rows, signals)`, all finite.
+        differs: Whether the answer at full depth is another, `(rows,)`.
+    """
+    if differs.all() or not differs.any():
+        # There is nothing to separate: the bias is the log-odds with half a row added to each side.
+        odds = (differs.sum() + 0.5) / ((~differs).sum() + 0.5)
+        return (*np.zeros(signals.shape[1]).tolist(), float(np.log(odds)))
+    centre = signals.mean(0)
+    scale = signals.std(0)
+    # A signal that varies less than this varies by rounding, which other rows do not share.
+    varies = scale > _NOISE * np.abs(centre)
     scale = np.where(varies, scale, 1.0)
-    design = np.column_stack([np.where(varies, (x - centre) / scale, 0.0), np.ones(len(x))])
-    ridge = np.append(np.full(x.shape[1], _RIDGE), 1e-9)
+    scaled = np.where(varies, (signals - centre) / scale, 0.0)
+    design = np.column_stack([scaled, np.ones(len(signals))])
+    ridge = np.append(np.full(signals.shape[1], _RIDGE), 1e-9)
+    solution = _newton(design, differs, ridge)
+    weights = solution[:-1] / scale
+    return (*weights.tolist(), float(solution[-1] - weights @ centre))
 
-    def loss(w: Floats) -> float:
-        return float(
-            np.logaddexp(0.0, np.where(y, -1.0, 1.0) * (design @ w)).sum()
-            + (ridge * w * w).sum() / 2
-        )
 
-    w = np.zeros(design.shape[1])
+def _newton(design: Floats, differs: Bools, ridge: Floats) -> Floats:
+    """Minimise the logistic loss with a ridge by Newton's method with step halving."""
+    signs = np.where(differs, -1.0, 1.0)
+
+    def loss(weights: Floats) -> float:
+        fit = np.logaddexp(0.0, signs * (design @ weights)).sum()
+        return float(fit + (ridge * weights * weights).sum() / 2)
+
+    weights: Floats = np.zeros(design.shape[1])
     for _ in range(100):
-        p = 0.5 + 0.5 * np.tanh(0.5 * (design @ w))
-        slope = design.T @ (p - y) + ridge * w
-        step = np.linalg.solve((design.T * (p * (1 - p))) @ design + np.diag(ridge), slope)
-        while loss(w - step) > loss(w) + 1e-12 * abs(loss(w)):
+        # A sigmoid by tanh, which does not overflow.
+        chance = 0.5 + 0.5 * np.tanh(0.5 * (design @ weights))
+        slope = design.T @ (chance - differs) + ridge * weights
+        curvature = (design.T * (chance * (1 - chance))) @ design + np.diag(ridge)
+        step = np.linalg.solve(curvature, slope)
+        while loss(weights - step) > loss(weights) + 1e-12 * abs(loss(weights)):
             step /= 2.0
-        w = w - step
+        weights = weights - step
         if np.abs(step).max() < 1e-9:
             break
-    weights = w[:-1] / scale
-    return (*weights.tolist(), float(w[-1] - weights @ centre))
+    return weights

@@ -1,4 +1,8 @@
-"""Sweeps: score, cost and agreement at every value of a threshold, from one full-depth record."""
+"""Sweeps: the score, cost and agreement under every value of a threshold, from one record.
+
+`sweep` builds the family of policies that differ in the threshold (`ponder.calibration.families`),
+whose exits come from one pass over the record, and a `Ruler` measures these exits.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from ponder.policies.base import ExitPolicy
 __all__ = ["Costs", "Curve", "Point", "Ruler", "as_costs", "sweep"]
 
 Costs: TypeAlias = Sequence[float] | Callable[[frozenset[str]], Any]
-"""Costs of exiting after each step, `(steps,)`, or a function of a policy's `needs`."""
+"""Costs of exiting after each step, `(steps,)`, or a function from `policy.needs` to these."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Point:
     """The score, the mean exit step and the cost of one policy on a record.
 
     Args:
-        threshold: Its value; NaN if there is no threshold.
+        threshold: Its value; NaN if the policy has none.
         score: Score of the answers at the exits, the higher the better; NaN without labels.
         mean_exit_step: Mean of the rows' exit steps, from 1 to N.
         cost: Mean cost relative to full depth.
@@ -35,6 +39,8 @@ class Point:
         >>> curve = trajectory.sweep(policies.Confidence, [0.3, 0.9])
         >>> [(point.threshold, point.mean_exit_step) for point in curve.points]
         [(0.3, 1.0), (0.9, 2.0)]
+        >>> [round(point.score, 2) for point in curve.points]
+        [0.33, 1.0]
     """
 
     threshold: float
@@ -76,10 +82,8 @@ class Curve:
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return one list a column: threshold, score, mean_exit_step, cost, agreement."""
-        return {
-            each.name: [getattr(point, each.name) for point in self.points]
-            for each in fields(Point)
-        }
+        names = [each.name for each in fields(Point)]
+        return {name: [getattr(point, name) for point in self.points] for name in names}
 
 
 def sweep(
@@ -99,11 +103,13 @@ def sweep(
             callable value → policy.
         grid: Values of the threshold, strictly rising or falling. By default those that the policy
             declares.
-        metric: Name of a score, a callable (outputs, labels) → number, higher is better, or None
-            for the task's own.
-        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function of the needs
-            of a policy, such as `cost.Breakdown.cumulative`. By default n.
-        full_cost: The unit of costs, 1.0 with `Breakdown.cumulative`. By default the last cost.
+        metric: Name of a score, or a callable (outputs, labels) → number of which higher is better.
+            By default the task's own.
+        costs: Cost of exiting after each step, `(steps,)`, in any unit, or a function that gives it
+            for what the policies read, such as `cost.Breakdown.cumulative`. By default step n costs
+            n.
+        full_cost: The cost by which all are divided; pass 1.0 with `Breakdown.cumulative`. By
+            default the cost of the last step.
 
     Example:
         >>> len(sweep(trajectory, policies.Confidence, [0.25, 0.5, 0.75]))
@@ -115,25 +121,32 @@ def sweep(
 
 
 def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozenset()) -> Floats:
-    """Return the cost of exiting at each step, `(steps,)`; by default 1..N."""
+    """Return the cost of exiting at each step, `(steps,)`; 1..N if None."""
     if costs is None:
         return np.arange(1.0, num_steps + 1)
-    given = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
-    if (
-        given.shape != (num_steps,)
-        or not (np.isfinite(given) & (given >= 0)).all()
-        or (np.diff(given) < 0).any()
-        or given[-1] == 0
-    ):
+    values = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
+    if values.shape != (num_steps,) or not _are_cumulative(values):
         numbers = f"{num_steps} numbers of 0 or more that do not fall, the last above 0"
         expected = f"{numbers}: the cost of exiting after each step"
-        remedy = "Pass np.cumsum(costs) of a cascade, and cost.cumulative of a Breakdown."
-        raise ArgumentError("costs", expected=expected, got=given.tolist(), remedy=remedy)
-    return given
+        remedy = (
+            "Sum the costs of a cascade's stages: np.cumsum(costs). "
+            "For a Breakdown, pass costs=cost.cumulative."
+        )
+        raise ArgumentError("costs", expected=expected, got=values.tolist(), remedy=remedy)
+    return values
+
+
+def _are_cumulative(values: Floats) -> bool:
+    """Return whether values are finite, not negative, do not fall, and end above 0."""
+    finite = bool(np.isfinite(values).all() and (values >= 0).all())
+    return finite and not (np.diff(values) < 0).any() and bool(values[-1] > 0)
 
 
 class Ruler:
-    """Measures of exits on one record: score, mean exit step, cost and agreement."""
+    """Measure of exits on one record: their score, mean exit step, cost and agreement.
+
+    Arguments are those of `sweep`.
+    """
 
     def __init__(
         self,
@@ -147,9 +160,12 @@ class Ruler:
         self._costs = costs
         self._full_cost = full_cost
         task = trajectory.meaning
-        unlabelled = (trajectory.labels is None or task.metric is None) and not callable(metric)
-        self._table = None if unlabelled else trajectory.score_table(metric)
-        self.metric = "score" if unlabelled else trajectory.score_name(metric)
+        if callable(metric) or (trajectory.labels is not None and task.metric is not None):
+            self.metric = trajectory.score_name(metric)
+            self._table = trajectory.score_table(metric)
+        else:  # nothing says which answers are right
+            self.metric = "score"
+            self._table = None
         self._agrees = trajectory.agreement() * 1.0 if task.comparable else None
 
     def point(self, policy: ExitPolicy) -> Point:
@@ -160,27 +176,28 @@ class Ruler:
         """Return the points of every value of a family."""
         points: list[Point] = []
         for places, steps in family.exit_steps(self.trajectory):
-            points += self.points(
-                [family.values[place] for place in places], steps, family.policy.needs
-            )
+            values = [family.values[place] for place in places]
+            points += self.points(values, steps, family.policy.needs)
         return Curve(family.threshold, self.metric, tuple(points), self.full_depth(), family)
 
     def full_depth(self) -> Point:
-        """Return the point without early exits, at which no policy is called."""
+        """Return the point without any early exit, and without the cost of a policy."""
         steps = np.full((1, len(self.trajectory)), self.trajectory.num_steps)
         return replace(self.points([math.nan], steps, frozenset())[0], cost=1.0)
 
     def points(self, values: Sequence[float], steps: Ints, needs: frozenset[str]) -> list[Point]:
         """Return the point of each of several exits, `(thresholds, rows)`."""
         costs = as_costs(self._costs, self.trajectory.num_steps, needs)
-        costs = costs / (costs[-1] if self._full_cost is None else self._full_cost)
-        missing = np.full(len(steps), math.nan)
-        columns = (
+        full_cost = costs[-1] if self._full_cost is None else self._full_cost
+        agreement = np.full(len(steps), math.nan)
+        if self._agrees is not None:
+            agreement = at_exits(self._agrees, steps).mean(1)
+        columns = (  # in the order of the fields of a `Point`
             np.array(values),
             self._scores(steps),
             steps.mean(1),
-            at_exits(costs, steps).mean(1),
-            missing if self._agrees is None else at_exits(self._agrees, steps).mean(1),
+            at_exits(costs / full_cost, steps).mean(1),
+            agreement,
         )
         return [Point(*row) for row in np.stack(columns, axis=1).tolist()]
 
@@ -189,7 +206,9 @@ class Ruler:
             means: Floats = at_exits(self._table, steps).mean(1)
             return means
         if callable(self._metric):
-            return np.array(
-                [float(self._metric(*self.trajectory.answers_at(each))) for each in steps]
-            )
+            return np.array([self._metric_at(each) for each in steps])
         return np.full(len(steps), math.nan)
+
+    def _metric_at(self, steps: Ints) -> float:
+        outputs, labels = self.trajectory.answers_at(steps)
+        return float(self._metric(outputs, labels))

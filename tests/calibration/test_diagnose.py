@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ponder.calibration import diagnose
-from ponder.calibration.diagnosing import Gain, _Tried, best_and_dearest, best_blind
+from ponder.calibration.diagnosing import Gain, _Tried, best_blind, best_most_expensive
 from ponder.policies import Confidence, Margin
 from tests.calibration.records import ArrayRecord, record
 
@@ -105,11 +105,9 @@ def test_gains_are_of_rows_that_chose_nothing() -> None:
         assert found[1:] == pytest.approx((mean - 1.96 * error, mean + 1.96 * error))
 
 
-def test_of_equal_choices_the_dearest_is_taken() -> None:
-    assert (
-        best_and_dearest(np.array([0.5, 0.7, 0.7, 0.7 - 1e-15]), np.array([9.0, 1.0, 2.0, 3.0]))
-        == 3
-    )
+def test_of_equal_choices_the_most_expensive_is_taken() -> None:
+    scores = np.array([0.5, 0.7, 0.7, 0.7 - 1e-15])
+    assert best_most_expensive(scores, np.array([9.0, 1.0, 2.0, 3.0])) == 3
 
 
 def world(rows: int, seed: int, sure: bool) -> ArrayRecord:
