@@ -1,18 +1,18 @@
 """Certify a cascade from its record: a threshold for each stage, and the promise on all of them.
 
-A cascade is a trajectory whose steps are models. Its stages are no steps of one model, so that one
-threshold for all of them is wrong: a student that is sure at 0.6 stands before a model that is sure
-at 0.99. But a promise by fixed-sequence testing needs one number that moves all exits from late to
-early. So the rows that choose fix a *path* through the vectors of thresholds, and the other rows
-walk it:
+A cascade is a trajectory whose steps are models. One threshold for all stages is wrong, since their
+scores are not comparable: a student may be as reliable at a confidence of 0.6 as the model behind
+it at 0.99. But a promise by fixed-sequence testing needs one number that moves all exits from late
+to early. So the choosing rows fix a *path* through the vectors of thresholds, and the certifying
+rows walk it:
 
-1. On the choosing rows, note for each stage and each threshold what the stage would lose: the share
-   of rows that exit there with another answer.
+1. On the choosing rows, compute the loss of each stage at each threshold: the share of rows that
+   exit there with another answer.
 2. Begin with the latest thresholds at every stage.
 3. Move one stage at a time to its next earlier threshold: the stage that loses least by it. A later
    stage may lose `share` rows for each row that the first loses; several shares give several paths.
 4. `certify` picks the kind of certainty and the path on the choosing rows, and certifies on the
-  others how far it goes.
+   others how far along the path exits may go.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ponder.policies.stages import StageThresholds
 __all__ = ["CascadeReport", "certify_cascade", "check_costs"]
 
 _LOSS_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
-"""Rows that a later stage may lose for one of the first stage; the choosing rows decide."""
+"""Rows that each later stage may lose for one that the first loses; the choosing rows pick one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,8 +52,7 @@ class CascadeReport(RiskControl):
             stages are free and answer everything.
         chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
         certified_on: Number of rows that certify.
-        unanswered: Number of rows left out, since the last stage gave no answer that others could
-            differ from.
+        unanswered: Number of rows left out, since the last stage did not answer them.
     """
 
     shares: tuple[float, ...]
@@ -65,12 +64,12 @@ class CascadeReport(RiskControl):
 
     @property
     def last_stage_needed(self) -> bool:
-        """Whether the last stage answered a certifying row; if not, the promise needs no such stage."""
+        """Whether the last stage answered any certifying row; if not, the promise needs none."""
         return self.shares[-1] > 0.0
 
     @property
     def remark(self) -> str:
-        """The advice about a last stage that is not needed; empty if it is needed."""
+        """A sentence if the last stage is no longer needed, else empty."""
         if self.last_stage_needed:
             return ""
         return (
@@ -97,16 +96,16 @@ def certify_cascade(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> CascadeReport:
-    """Choose a threshold for each stage, and certify the share of answers that differ.
+    """Choose a threshold for each stage, and certify how often answers differ from the last one's.
 
     A third of the rows chooses the kind of policy and the order of the thresholds; the others, on
-    which nothing was chosen, certify by the exact binomial bound. Rows are drawn as they came: a
-    text that comes again is another row, as it is in traffic (see `ponder.calibration.repeats`).
+    which nothing was chosen, certify by the exact binomial bound. A text that occurs twice is two
+    rows, as it is in traffic (see `ponder.calibration.repeats`).
 
     Args:
-        record: The answers of all stages to inputs that taught none: a full-depth run whose steps
-            are the stages. If it has more steps than there are costs, the last stage has several,
-            which share its cost.
+        record: The answers of all stages to inputs on which none was trained: a full-depth run
+            whose steps are the stages. If it has more steps than there are costs, the last stage
+            has several steps, which share its cost.
         costs: The cost of each stage for one row, `(stages,)`; 0 for stages that are free, but not
             for the last.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
@@ -115,28 +114,31 @@ def certify_cascade(
         seed: Seed of the split.
 
     Raises:
-        ArgumentError: Too few rows certify for the level, or costs are invalid.
+        ArgumentError: Too few rows certify for the level, or costs are negative or not finite.
 
     Example:
         >>> import numpy as np
         >>> from ponder.calibration.cascades import certify_cascade
         >>> from ponder.calibration.records import Record
-        >>> sure = np.log([[[0.99, 0.01], [1.0, 1e-9]], [[0.6, 0.4], [1e-9, 1.0]]])  # two stages
-        >>> record = Record(np.tile(sure, (400, 1, 1)), None, np.arange(800), task="classification")
+        >>> easy_row = [[0.99, 0.01], [1.0, 1e-9]]  # probabilities of two stages
+        >>> hard_row = [[0.6, 0.4], [1e-9, 1.0]]
+        >>> outputs = np.tile(np.log([easy_row, hard_row]), (400, 1, 1))
+        >>> record = Record(outputs, None, np.arange(800), task="classification")
         >>> report = certify_cascade(record, costs=[1, 20], level=0.02)
         >>> report.met, report.shares
         (True, (0.47..., 0.52...))
     """
     stage_costs = check_costs(costs)
-    inside = record.num_steps - len(stage_costs) + 1  # steps of the last stage, which cost the same
-    by_step = np.cumsum([*stage_costs[:-1], *[stage_costs[-1] / inside] * inside])
+    last_steps = record.num_steps - len(stage_costs) + 1  # steps of the last stage, of equal cost
+    step_costs = [*stage_costs[:-1], *[stage_costs[-1] / last_steps] * last_steps]
+    by_step = np.cumsum(step_costs)
     if record.content_ids:
         check_rows(record.row_ids, "inputs")
     answered = _has_reference(record, risk)
     counted = record.map(lambda values: values[answered])
-    choose, certifies = split(counted.row_ids, CHOOSE_AND_CERTIFY, seed=seed)
-    choosing = counted.map(lambda values: values[choose])
-    certifying = counted.map(lambda values: values[certifies])
+    choosing_rows, certifying_rows = split(counted.row_ids, CHOOSE_AND_CERTIFY, seed=seed)
+    choosing = counted.map(lambda values: values[choosing_rows])
+    certifying = counted.map(lambda values: values[certifying_rows])
     _check_enough(counted, certifying, risk, level, confidence)
     found = certify(
         choosing,
@@ -165,9 +167,10 @@ def certify_cascade(
 
 
 def check_costs(costs: Sequence[float]) -> Floats:
-    """Return the costs of stages as an array, `(stages,)`; refuse invalid costs."""
+    """Return the costs of stages as an array, `(stages,)`; refuse negative or infinite ones."""
     values = np.asarray(costs, dtype=np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or values[-1] <= 0:
+    finite = values.ndim == 1 and bool(np.isfinite(values).all())
+    if not finite or (values < 0).any() or values[-1] <= 0:
         raise ArgumentError(
             "costs",
             expected="the cost of each stage for one input, 0 or more, of the last above 0",
@@ -181,8 +184,10 @@ def check_costs(costs: Sequence[float]) -> Floats:
 class ThresholdPath(ThresholdPolicy):
     """Thresholds of all stages that one number moves, from late exits to early ones.
 
+    The module's docstring says how the path is made.
+
     Args:
-        policy: The kind of certainty; its own threshold is not read.
+        policy: The kind of certainty, whose threshold is not read.
         rungs: The thresholds of the stages at each place of the path, `(rungs, stages − 1)`.
         rung: The place.
     """
@@ -199,9 +204,10 @@ class ThresholdPath(ThresholdPolicy):
         return StageThresholds(self.policy, self.rungs[int(self.rung)])
 
     def statistic(self, step: StepView, state: Any) -> tuple[Floats, Any]:
-        """Return the first rung at which each row of one stage exits, infinite if it never does."""
+        """Return the first rung at which each row exits; infinite if it exits at none."""
         value, _ = self.policy.statistic(step, None)
-        thresholds: Any = np.array(self.rungs)[:, int(step.index[0]) - 1]
+        stage = int(step.index[0])  # all rows of a record are at one stage
+        thresholds: Any = np.array(self.rungs)[:, stage - 1]
         crossed = self.policy.tunable.crossed(value[:, None], thresholds)
         first = crossed.argmax(1).astype(np.float64)
         return np.where(crossed.any(1), first, np.inf), state
@@ -210,10 +216,10 @@ class ThresholdPath(ThresholdPolicy):
 def threshold_path(
     losses: Floats, values: Floats, loss_share: float
 ) -> tuple[tuple[float, ...], ...]:
-    """Return thresholds of the stages from late exits to early ones, with the least loss a move.
+    """Return thresholds of the stages from late exits to early ones; see the module's docstring.
 
     Args:
-        losses: What each stage loses at each value, `(stages − 1, values)`, rising along the
+        losses: The loss of each stage at each value, `(stages − 1, values)`, rising along the
             values.
         values: The values of the threshold, from the latest exits to the earliest.
         loss_share: Rows that each later stage may lose for one that the first loses; if it is 0,
@@ -226,43 +232,46 @@ def threshold_path(
         >>> threshold_path(losses, np.array([0.9, 0.8, 0.7]), loss_share=1.0)
         ((0.9, 0.9), (0.9, 0.8), (0.8, 0.8), (0.8, 0.7), (0.7, 0.7))
     """
-    later = len(losses) - 1
-    moving = losses[:1]
     if loss_share:
-        moving = losses / np.array([1.0, *[loss_share] * later])[:, None]
-    moves = {(loss, stage) for stage, row in enumerate(moving.tolist()) for loss in row}
+        shares = np.array([1.0, *[loss_share] * (len(losses) - 1)])
+        moving = losses / shares[:, None]
+    else:
+        moving = losses[:1]
+    moves = set[tuple[float, int]]()
+    for stage, of_stage in enumerate(moving.tolist()):
+        moves |= {(loss, stage) for loss in of_stage}
     places = [0] * len(losses)
     path = [tuple(float(values[0]) for _ in places)]
     for loss, stage in sorted(moves):
         places[stage] = int((moving[stage] <= loss).sum()) - 1
         path.append(tuple(float(values[place]) for place in places))
-    return tuple(dict.fromkeys(path))
+    return tuple(dict.fromkeys(path))  # each vector once, in order
 
 
 def _candidates(choosing: Record, risk: RiskLike) -> list[Candidate]:
-    """Return the kinds of certainty, each with its thresholds or its paths of thresholds."""
+    """Return the kinds of certainty with the paths through the thresholds of all stages."""
     kinds = certainties(choosing)
-    if choosing.num_steps == 2:  # of one threshold there is one path
+    if choosing.num_steps == 2:  # a single threshold: its values are the path
         return list(kinds)
     losses = counted_losses(risk, choosing).losses
-    found = list[Candidate]()
+    paths = list[Candidate]()
     for kind, values in kinds:
         sign = 1.0 if kind.tunable.higher_exits_later else -1.0
         scores = np.asarray(kind.scores(choosing))[:, :-1, None]
-        lost = np.mean((scores > sign * values) * losses[:, :-1, None], axis=0)
-        rising = np.maximum.accumulate(lost, axis=1)  # late exits lose no more than early ones
+        exits = scores > sign * values  # (rows, stages − 1, values)
+        of_stages = np.mean(exits * losses[:, :-1, None], axis=0)
+        # Exits, and so losses, only grow along the values; the maximum removes rounding of means.
+        rising = np.maximum.accumulate(of_stages, axis=1)
         for share in _LOSS_SHARES:
             rungs = threshold_path(rising, values, share)
-            found.append((ThresholdPath(kind, rungs), range(len(rungs))))
-    return found
+            paths.append((ThresholdPath(kind, rungs), range(len(rungs))))
+    return paths
 
 
 def _has_reference(record: Record, risk: RiskLike) -> Bools:
-    """Return the rows that count, `(rows,)` bool: those with a last answer, if it is compared."""
-    of_last_stage = risk == "disagreement" or (
-        isinstance(risk, Missed) and risk.reference == "full_depth"
-    )
-    if not of_last_stage:
+    """Return which rows have a reference, `(rows,)`: all, unless it is the last stage's answer."""
+    missed_full_depth = isinstance(risk, Missed) and risk.reference == "full_depth"
+    if risk != "disagreement" and not missed_full_depth:
         return np.ones(len(record), dtype=bool)
     missing = np.isnan(as_array(record.outputs[:, -1])).any(axis=-1)
     return np.asarray(~missing)
@@ -271,16 +280,21 @@ def _has_reference(record: Record, risk: RiskLike) -> Bools:
 def _check_enough(
     record: Record, certifying: Record, risk: RiskLike, level: float, confidence: float
 ) -> None:
-    """Refuse a level that so few rows cannot certify, and say how many could."""
-    counting = losses_of(risk, certifying)[1] if len(certifying) else None
-    count = len(certifying) if counting is None else int(counting.sum())
+    """Refuse a level for which too few rows certify, and name a number that is enough."""
+    counting = losses_of(risk, certifying).rows if len(certifying) else None
+    if counting is None:
+        count = len(certifying)
+        noun = "inputs"
+    else:
+        count = int(counting.sum())
+        noun = "positives"
     needed = rows_needed(level, confidence)
     if count < needed:
-        noun = "inputs" if counting is None else "positives"
+        enough = needed * len(record) // max(count, 1) + 1
         raise ArgumentError(
             "inputs",
-            expected=f"{needed} {noun} that certify, or more, for a level of {level:g} with confidence "
-            f"{confidence:g}",
+            expected=f"{needed} {noun} that certify, or more, for a level of {level:g} "
+            f"with confidence {confidence:g}",
             got=f"{count}, after a third of {len(record)} inputs chose",
-            remedy=f"Give about {needed * len(record) // max(count, 1) + 1} inputs, or a higher level.",
+            remedy=f"Give about {enough} inputs, or a higher level.",
         )

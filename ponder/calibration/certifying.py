@@ -1,4 +1,11 @@
-"""Choose a kind of policy on some rows, and certify its threshold on others."""
+"""Choose a kind of policy on some rows, and certify its threshold on others.
+
+1. `candidates` lists the kinds that outputs admit, each with the values of its threshold.
+2. On bootstrap samples of the choosing rows, each kind is certified as it would be on the
+   certifying rows (`_certified_cost`), and the kind with the lowest mean cost is chosen. For a
+   speed-up, the kind and value with the least risk are chosen instead (`_least_risk`).
+3. `control_risk` certifies the threshold of that kind on the certifying rows.
+"""
 
 from __future__ import annotations
 
@@ -39,22 +46,25 @@ _SAMPLES = 100
 
 
 def candidates(record: Record) -> list[Candidate]:
-    """Return the kinds of policy for these outputs: fixed steps and certainties, early or late."""
+    """Return the kinds of policy that outputs admit.
+
+    They are a fixed step, the certainties, and the certainties from later steps on.
+    """
     fixed: Candidate = (FixedStep, range(record.num_steps, 0, -1))
     kinds = certainties(record)
     return [fixed, *kinds, *with_later_starts(kinds, record.num_steps)]
 
 
 def certainties(record: Record) -> list[tuple[ThresholdPolicy, Floats]]:
-    """Return confidence, margin and entropy with their values; empty if answers are not classes.
+    """Return confidence, margin and entropy with the values to try; none without classes.
 
-    Values are dense at high certainties, and do not depend on data.
+    Values are dense where answers are certain. They were fixed without any data.
     """
     if record.width == 1 or not record.meaning.classes:
         return []
-    sure = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
-    unsure = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
-    return [(Confidence(0.5), sure), (Margin(0.5), sure), (Entropy(0.5), unsure)]
+    shares = 1.0 / (1.0 + np.exp(-np.linspace(12.0, -2.0, _VALUES)))
+    entropies = np.logspace(-6.0, math.log10(math.log(record.width)), _VALUES)
+    return [(Confidence(0.5), shares), (Margin(0.5), shares), (Entropy(0.5), entropies)]
 
 
 def with_later_starts(
@@ -62,11 +72,13 @@ def with_later_starts(
 ) -> list[Candidate]:
     """Return each kind with no exit before step 2, 3, … N − 1.
 
-    Early steps that are sure and wrong spoil a whole kind, so each is also tried from every later
-    step on.
+    An early step that is certain and wrong makes a whole kind useless, so each kind is also tried
+    from every later step on.
     """
-    starts = range(2, num_steps)
-    return [(kind.after(start), values) for kind, values in kinds for start in starts]
+    later = list[Candidate]()
+    for kind, values in kinds:
+        later += [(kind.after(start), values) for start in range(2, num_steps)]
+    return later
 
 
 def certify(
@@ -82,25 +94,28 @@ def certify(
 ) -> RiskControl:
     """Choose the kind of policy on some rows, and certify its threshold on others.
 
-    The kind is chosen whose certificate is the cheapest on average, over bootstrap samples of the
-    choosing rows: a step that just passes on those, and fails on others, leaves the much more
-    expensive step behind it.
+    The certificate is by the exact binomial bound. The kind is chosen whose certificate is the
+    cheapest on average over bootstrap samples of the choosing rows. A single sample would favour a
+    step that just passes: if it fails on the certifying rows, the next step is much more expensive.
 
     Args:
         choosing: A full-depth run over rows that choose the kind of policy (and, for a speed-up,
             its threshold).
-        certifying: The same over rows on which nothing was chosen.
-        policies: The kinds and their values. By default `candidates`.
+        certifying: A full-depth run over rows on which nothing was chosen.
+        policies: The kinds and their values; by default `candidates`.
         risk: A risk whose losses are 0 or 1, as for `control_risk`.
-        level: Upper limit of the risk, in (0, 1); ignored if a speed-up is given.
+        level: Upper limit of the risk, in (0, 1); not read if a speed-up is passed.
         confidence: Probability with which the promise holds, in (0, 1).
-        speed_up: Aim at so many times lower cost instead, > 1; the promise is then about the risk
-            of that.
-        costs: Cost of exiting after each step, `(steps,)`. By default n.
+        speed_up: Choose the policy with the least risk that is so many times cheaper, > 1; the
+            promise is then about its risk.
+        costs: Cost of exiting after each step, `(steps,)`. By default step n costs n.
+
+    Raises:
+        ArgumentError: Records of training mode, or rows that are in both of them.
 
     Example:
         >>> from dataclasses import replace
-        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # should be other rows
+        >>> certifying = replace(trajectory, row_ids=torch.arange(300, 600))  # stands for new rows
         >>> found = ponder.calibration.certify(trajectory, certifying, level=0.02)
         >>> type(found.policy.policy).__name__, found.mean_exit_step
         ('Confidence', 2.0)
@@ -123,9 +138,11 @@ def certify(
         best = _least_risk(choosing, families, losses.losses, by_step, by_step[-1] / speed_up)
         place = best.family
         values = (best.value,)
+        # One policy is certified, so its own upper bound is the level that is promised.
         steps = certifying.exit_steps(families[place].build(best.value))
-        lost = loss_at(risk, certifying)(steps[None])[0]
-        level = min(upper_bound(int(lost.sum()), len(lost), confidence), 1.0 - 1e-9)
+        losses_there = loss_at(risk, certifying)(steps[None])[0]
+        failures = int(losses_there.sum())
+        level = min(upper_bound(failures, len(losses_there), confidence), 1.0 - 1e-9)
     return control_risk(
         certifying,
         likes[place][0],
@@ -140,13 +157,18 @@ def certify(
 
 @cache
 def most_failures(rows: int, level: float, confidence: float) -> int:
-    """Return how many rows may lose at a certified level; −1 if the level needs more rows."""
+    """Return the largest number of losses that certifies a level; −1 if the rows are too few."""
     return int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
 
 
 @dataclass(frozen=True)
 class CountedLosses:
-    """Return losses of the choosing rows, `(rows, steps)`, and which rows count, `(rows,)`."""
+    """Losses of the choosing rows, with 0 in the rows that do not count.
+
+    Args:
+        losses: The losses, `(rows, steps)`.
+        counting: 1 for each row that counts, else 0, `(rows,)`.
+    """
 
     losses: Floats
     counting: Floats
@@ -155,7 +177,9 @@ class CountedLosses:
 def counted_losses(risk: RiskLike, record: Record) -> CountedLosses:
     """Return the losses of a record, with 0 in the rows that do not count."""
     losses, rows = losses_of(risk, record)
-    counting = np.ones(len(record)) if rows is None else rows * 1.0
+    counting = np.ones(len(record))
+    if rows is not None:
+        counting = rows * 1.0
     return CountedLosses(losses * counting[:, None], counting)
 
 
@@ -167,15 +191,15 @@ def _cheapest(
     certifying: int,
     most_failures: Callable[[int], int],
 ) -> int:
-    """Return the place of the family with the lowest certified cost over bootstrap samples.
+    """Return the place of the family with the lowest certified cost, averaged over samples.
 
     Args:
         record: The choosing rows.
         families: The families.
         losses: Losses of the choosing rows.
         costs: Cost of exiting after each step, `(steps,)`.
-        certifying: Number of rows that will certify, which is the size of a sample.
-        most_failures: How many of so many rows may lose.
+        certifying: Number of rows that will certify, which is the size of a bootstrap sample.
+        most_failures: Function from a number of rows to the number of losses that still certifies.
     """
     shares = np.full(len(record), 1 / len(record))
     samples = np.random.default_rng(0).multinomial(certifying, shares, size=_SAMPLES)
@@ -190,14 +214,25 @@ def _cheapest(
 def _certified_cost(
     record: Record, family: Family, losses: Floats, costs: Floats, drawn: Floats, allowed: Floats
 ) -> float:
-    """Return the mean certified cost of bootstrap samples, given how often each holds a row."""
+    """Return the mean cost that a family would certify on bootstrap samples.
+
+    Args:
+        record: The choosing rows.
+        family: The family; its values are tested from late exits to early ones.
+        losses: Losses of the rows, `(rows, steps)`.
+        costs: Cost of exiting after each step, `(steps,)`.
+        drawn: How often each sample holds each row, `(rows, samples)`.
+        allowed: Number of losses that still certifies, `(samples,)`.
+    """
     failures = list[Floats]()
-    totals = list[Floats]()
+    total_costs = list[Floats]()
     for _, steps in family.exit_steps(record, family.late_first()):
         failures.append(at_exits(losses, steps) @ drawn)
-        totals.append(at_exits(costs, steps) @ drawn)
+        total_costs.append(at_exits(costs, steps) @ drawn)
+    # Fixed-sequence testing: a value is certified if it and all values before it pass.
     passes = np.logical_and.accumulate(np.concatenate(failures) <= allowed, axis=0)
-    certified = np.where(passes, np.concatenate(totals) / drawn.sum(0), costs[-1])
+    mean_costs = np.concatenate(total_costs) / drawn.sum(0)
+    certified = np.where(passes, mean_costs, costs[-1])
     return float(certified.min(0).mean())
 
 
@@ -218,8 +253,7 @@ def _least_risk(
     for number, family in enumerate(families):
         for places, steps in family.exit_steps(record):
             risks = at_exits(losses, steps).mean(1).tolist()
-            spent = at_exits(costs, steps).mean(1).tolist()
-            for risk, cost, place in zip(risks, spent, places, strict=True):
-                if cost <= at_most * (1 + 1e-9):
-                    tried.append(_Tried(risk, cost, number, family.values[place]))
-    return min(tried)
+            mean_costs = at_exits(costs, steps).mean(1).tolist()
+            for risk, cost, place in zip(risks, mean_costs, places, strict=True):
+                tried.append(_Tried(risk, cost, number, family.values[place]))
+    return min(each for each in tried if each.cost <= at_most * (1 + 1e-9))

@@ -1,11 +1,16 @@
-"""Risks: what an early exit can cost a row, as a loss per row and step."""
+"""Risks: the loss of each row if it exits at each step.
+
+A risk is given by name, as a callable (outputs, labels) → losses, or as a `Risk`. `losses_of` turns
+any of them into a table of losses, and `loss_at` into a function of exit steps. Of a `Ranking` the
+rows of a group, the candidates of a query, have one loss together.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -29,16 +34,16 @@ __all__ = [
 
 
 class Risk(ABC):
-    """Base of risks that read more than outputs and labels, or that are about some rows only.
+    """Base of risks that read more than outputs and labels, or count only some of the rows.
 
-    A leaf has a `name`, by which certificates call it, and `losses`.
+    A subclass has a `name`, which certificates show, and `losses`.
     """
 
     name: str
 
     @abstractmethod
     def losses(self, record: Record) -> Floats:
-        """Return the loss of each row, should it exit at each step, `(rows, steps)` in [0, 1]."""
+        """Return the loss of each row if it exits at each step, `(rows, steps)` in [0, 1]."""
 
     def rows(self, record: Record) -> Bools | None:
         """Return the rows that count, `(rows,)` bool; None for all."""
@@ -59,7 +64,7 @@ _RANKINGS = ("top_k", "top_1", "ndcg", "ndcg_gap")
 
 @dataclass(frozen=True)
 class Missed(Risk):
-    """Among rows whose reference is in named classes, the share with another answer.
+    """Share of other answers among the rows whose reference is in some classes.
 
     It is the risk of guards and of moderation: "at most 2% of the attacks pass".
 
@@ -100,7 +105,7 @@ class Missed(Risk):
 
 @dataclass(frozen=True)
 class OtherAnswers(Risk):
-    """The risk of another answer than that of a reference, which the record has as its labels."""
+    """The share of answers that differ from those of a reference, which are the record's labels."""
 
     name: str = "disagreement_with_reference"
 
@@ -115,24 +120,27 @@ class OtherAnswers(Risk):
 
 @dataclass(frozen=True)
 class Ranking(Risk):
-    r"""The loss of a query, whose candidates are a group of rows, against the full order.
+    r"""The loss of a query against the order of full depth; the rows of a group are its candidates.
 
     Candidates that exit later rank higher, and those that exit together rank by their scores.
-    ``"top_k"`` is 1 where one of the first k has a lower score at full depth than the k-th there (a
-    tie is no change), and ``"top_1"`` where the first has another than the highest. ``"ndcg"`` is 1
-    − nDCG@k with the gains k, k − 1, … 1 of the order at full depth; ``"ndcg_gap"`` is what nDCG@k
-    loses against it with the labels as gains, below 0 where it wins.
+
+    * ``"top_k"`` is 1 if one of the first k candidates has a lower score at full depth than the
+      k-th there (a tie is no change).
+    * ``"top_1"`` is the same with k = 1.
+    * ``"ndcg"`` is 1 − nDCG@k, with the gains k, k − 1, … 1 of the order at full depth.
+    * ``"ndcg_gap"`` is nDCG@k at full depth minus nDCG@k, with the labels as gains; it is negative
+      if early exits are better.
 
     Args:
         name: ``"top_k"``, ``"top_1"``, ``"ndcg"`` or ``"ndcg_gap"``.
-        k: How many of the candidates count.
+        k: Number of candidates that count.
 
     Example:
         >>> scores = torch.tensor([[4.0, 4.0], [3.0, 5.0], [1.0, 0.0]]).unsqueeze(-1)
-        >>> groups = {"group": torch.zeros(3)}
-        >>> record = Trajectory(scores, None, torch.arange(3), policy_context=groups)
-        >>> first = Ranking("top_1", 1)
-        >>> first.of_exits(record, [1, 1, 1]), first.of_exits(record, [1, 2, 1])
+        >>> group = {"group": torch.zeros(3)}
+        >>> record = Trajectory(scores, None, torch.arange(3), policy_context=group)
+        >>> risk = Ranking("top_1", 1)
+        >>> risk.of_exits(record, [1, 1, 1]), risk.of_exits(record, [1, 2, 1])
         (array([1.]), array([0.]))
     """
 
@@ -140,11 +148,11 @@ class Ranking(Risk):
     k: int
 
     def is_binary(self) -> bool:
-        """Return whether the loss counts queries with other candidates, and not a share of nDCG."""
+        """Return whether the loss is 0 or 1, and not a share of nDCG."""
         return self.name in ("top_k", "top_1")
 
     def losses(self, record: Record) -> Floats:
-        """See `Risk.losses`: a row has no loss of its own."""
+        """Refuse: a single row has no loss here."""
         raise ArgumentError(
             "risk",
             expected="a risk of single rows",
@@ -153,37 +161,51 @@ class Ranking(Risk):
         )
 
     def of_exits(self, record: Record, steps: Any) -> Floats:
-        """Return the loss of each query, `(queries,)` in [−1, 1], for exit steps, `(rows,)`."""
+        """Return the loss of each query, `(queries,)` in [−1, 1], for exit steps `(rows,)`."""
         groups = np.unique(as_array((record.policy_context or {})["group"]), return_inverse=True)[1]
-        scores = as_array(record.outputs)[..., 0]
         steps = np.asarray(steps)
-        last = np.where(np.isnan(scores[:, -1]), -np.inf, scores[:, -1])
-        found = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
-        wanted = ranked(groups, last)
-        queries = int(groups.max()) + 1
+        scores = as_array(record.outputs)[..., 0]
+        full_depth = np.where(np.isnan(scores[:, -1]), -np.inf, scores[:, -1])
+        places = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
+        full_places = ranked(groups, full_depth)
         if self.is_binary():
             k = self.k if self.name == "top_k" else 1
-            lowest = np.full(queries, np.inf)
-            of_found = np.full(queries, np.inf)
-            np.minimum.at(lowest, groups[wanted < k], last[wanted < k])
-            np.minimum.at(of_found, groups[found < k], last[found < k])
-            return (of_found < lowest).astype(np.float64)
+            lowest = _lowest_of_first(k, groups, places, full_depth)
+            lowest_wanted = _lowest_of_first(k, groups, full_places, full_depth)
+            return (lowest < lowest_wanted).astype(np.float64)
         if self.name == "ndcg":
-            gains = np.maximum(self.k - wanted, 0.0)
+            gains = np.maximum(self.k - full_places, 0.0)
         else:
             gains = as_array(record.labels).reshape(len(scores))
-        made, plain, best = (
-            np.bincount(
-                groups, np.where(place < self.k, gains / np.log2(place + 2.0), 0.0), queries
-            )
-            for place in (found, wanted, ranked(groups, gains))
-        )
-        lost: Floats = (plain - made) / np.where(best > 0, best, 1.0)
-        return lost
+        gain = _discounted_gain(self.k, groups, places, gains)
+        full_gain = _discounted_gain(self.k, groups, full_places, gains)
+        best_gain = _discounted_gain(self.k, groups, ranked(groups, gains), gains)
+        loss: Floats = (full_gain - gain) / np.where(best_gain > 0, best_gain, 1.0)
+        return loss
+
+
+def _lowest_of_first(k: int, groups: Ints, places: Ints, scores: Floats) -> Floats:
+    """Return the lowest score of the first k rows of each group, `(groups,)`."""
+    lowest = np.full(int(groups.max()) + 1, np.inf)
+    first = places < k
+    np.minimum.at(lowest, groups[first], scores[first])
+    return lowest
+
+
+def _discounted_gain(k: int, groups: Ints, places: Ints, gains: Floats) -> Floats:
+    """Return DCG@k of each group, Σ gain / log₂(place + 2) over places from 0 to k − 1."""
+    discounted = np.where(places < k, gains / np.log2(places + 2.0), 0.0)
+    return np.bincount(groups, discounted, int(groups.max()) + 1)
 
 
 def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
-    """Return the place of each row in its group, from 0: by exit step, score, and position."""
+    """Return the place of each row in its group, from 0: by exit step, then score, then position.
+
+    Args:
+        groups: Number of the group of each row, `(rows,)`.
+        scores: Scores, `(rows,)`; NaN ranks last.
+        steps: Exit steps, `(rows,)`; later ones rank first.
+    """
     scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.lexsort((-scores, -np.broadcast_to(steps, scores.shape), groups))
     _, starts, number = np.unique(groups[order], return_index=True, return_inverse=True)
@@ -193,18 +215,19 @@ def ranked(groups: Ints, scores: Floats, steps: Any = 0) -> Ints:
 
 
 def resolved(risk: RiskLike, policy: ExitPolicy) -> RiskLike:
-    """Return a risk of queries with the k of the policy, by its name; any other as it is."""
-    found = [part.k for part in all_within(policy) if hasattr(part, "k")]
-    if found and isinstance(risk, str) and risk in _RANKINGS:
-        return Ranking(risk, found[0])
+    """Return the `Ranking` that a name and the k of the policy give; any other risk as it is."""
+    sizes = [part.k for part in all_within(policy) if hasattr(part, "k")]
+    if sizes and isinstance(risk, str) and risk in _RANKINGS:
+        return Ranking(risk, sizes[0])
     return risk
 
 
 def bound_for(risk: RiskLike) -> str:
-    """Return the name of the sharpest bound that holds for a risk by its definition.
+    """Return the name of the sharpest bound that is valid for a risk.
 
-    Losses that are 0 or 1 on some rows may be others on the next, so a callable gets the bound for
-    any loss. An `"error_gap"` is cut at 0, and is then 0 or 1.
+    It depends on the definition of the risk and not on its losses: a callable whose losses are 0 or
+    1 on some rows may have others on the next, so it gets the bound for any loss. An
+    `"error_gap"` is cut at 0, and is then 0 or 1.
 
     Example:
         >>> bound_for("disagreement"), bound_for(lambda outputs, labels: 0.5 * (labels > 1))
@@ -215,13 +238,24 @@ def bound_for(risk: RiskLike) -> str:
 
 
 def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:
-    """Return a function from exit steps, `(thresholds, rows)`, to losses of counting rows."""
+    """Return a function from exit steps to losses.
+
+    It takes exit steps `(thresholds, rows)`, and returns the losses of the rows or queries that
+    count, `(thresholds, counted)`.
+    """
     if isinstance(risk, Ranking):
-        return lambda steps: np.stack(
-            [np.maximum(risk.of_exits(record, each), low) for each in steps]
-        )
+
+        def of_queries(steps: Ints) -> Floats:
+            return np.stack([np.maximum(risk.of_exits(record, each), low) for each in steps])
+
+        return of_queries
     losses, rows = losses_of(risk, record, low)
-    return lambda steps: at_exits(losses, steps)[:, slice(None) if rows is None else rows]
+    counted = slice(None) if rows is None else rows
+
+    def of_rows(steps: Ints) -> Floats:
+        return at_exits(losses, steps)[:, counted]
+
+    return of_rows
 
 
 def name_of(risk: RiskLike) -> str:
@@ -232,39 +266,56 @@ def name_of(risk: RiskLike) -> str:
     return "custom risk" if name == "<lambda>" else name
 
 
-def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> tuple[Floats, Bools | None]:
-    """Return the loss of each row at each step, `(rows, steps)`, and the rows that count.
+class RowLosses(NamedTuple):
+    """The loss of each row at each step, `(rows, steps)`, and the rows that count; None for all."""
 
-    ``"disagreement"`` is 1 where the answer is not that of full depth, ``"error"`` 1 where it is
-    wrong (NaN always is), ``"error_gap"`` 1 where it is wrong and that of full depth right, −1 the
-    other way round. Losses below `low`, the lowest that the bound takes, are raised to it, which
-    can only raise the risk.
+    losses: Floats
+    rows: Bools | None
+
+
+def losses_of(risk: RiskLike, record: Record, low: float = 0.0) -> RowLosses:
+    """Return the loss of each row at each step, and the rows that count.
+
+    ``"disagreement"`` is 1 if the answer is not that of full depth. ``"error"`` is 1 if it is wrong
+    (NaN always is). ``"error_gap"`` is 1 if it is wrong and that of full depth is right, and −1 if
+    it is right and that of full depth is wrong.
+
+    Args:
+        risk: The risk.
+        record: The full-depth run.
+        low: The lowest loss that the bound takes. Lower losses are raised to it, which can only
+            raise the risk.
     """
     rows = None
-    if not isinstance(risk, str):
-        if callable(risk):
-            losses = np.asarray(record.losses(risk, low), dtype=np.float64)
-        else:
-            losses = np.asarray(risk.losses(record), dtype=np.float64)
-            rows = risk.rows(record)
-    elif risk == "disagreement":
-        losses = 1.0 - record.agreement()
-    elif risk in _NAMED:
-        losses = 1.0 - record.correct()
-        losses = losses if risk == "error" else losses - losses[:, -1:]
+    if isinstance(risk, str):
+        losses = _named_losses(risk, record)
+    elif callable(risk):
+        losses = np.asarray(record.losses(risk, low), dtype=np.float64)
     else:
-        expected = "'disagreement', 'error_gap', 'error', a callable (outputs, labels) -> losses, "
-        expected += "or a Risk"
-        remedy = (
-            f"Choose one; {', '.join(map(repr, _RANKINGS))} are of queries, with policies.TopK."
+        losses = np.asarray(risk.losses(record), dtype=np.float64)
+        rows = risk.rows(record)
+    shape = (len(record), record.num_steps)
+    if losses.shape != shape or not ((losses >= -1.0) & (losses <= 1.0)).all():
+        raise ArgumentError(
+            "risk",
+            expected=f"a loss in [0, 1] for each row and step, {shape}",
+            got=f"shape {losses.shape}, values from {losses.min():.6g} to {losses.max():.6g}",
+            remedy="Do not reduce over the rows, and divide by the largest loss there can be.",
         )
-        raise ArgumentError("risk", expected=expected, got=repr(risk), remedy=remedy)
-    if (
-        losses.shape != (len(record), record.num_steps)
-        or not ((losses >= -1.0) & (losses <= 1.0)).all()
-    ):
-        expected = f"a loss in [0, 1] for each row and step, {(len(record), record.num_steps)}"
-        got = f"shape {losses.shape}, values from {losses.min():.6g} to {losses.max():.6g}"
-        remedy = "Do not reduce over the rows, and divide by the largest loss there can be."
-        raise ArgumentError("risk", expected=expected, got=got, remedy=remedy)
-    return np.maximum(losses, low), rows
+    return RowLosses(np.maximum(losses, low), rows)
+
+
+def _named_losses(risk: str, record: Record) -> Floats:
+    if risk == "disagreement":
+        return 1.0 - record.agreement()
+    if risk not in _NAMED:
+        rankings = ", ".join(map(repr, _RANKINGS))
+        raise ArgumentError(
+            "risk",
+            expected="'disagreement', 'error_gap', 'error', "
+            "a callable (outputs, labels) -> losses, or a Risk",
+            got=repr(risk),
+            remedy=f"Choose one; {rankings} are risks of queries, with policies.TopK.",
+        )
+    wrong: Floats = 1.0 - record.correct()
+    return wrong if risk == "error" else wrong - wrong[:, -1:]
