@@ -1,4 +1,4 @@
-"""Thresholds from full-depth records: sweeps, calibration, promises, diagnoses, costs.
+"""Thresholds from full-depth records: sweeps, calibration, promises, diagnoses and costs.
 
 All but `cost` works on NumPy arrays (rows × steps), without PyTorch.
 Names are loaded when they are first used.

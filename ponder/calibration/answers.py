@@ -1,6 +1,7 @@
-"""`certify_answers`: a threshold on confidences, an LLM's too, above which answers may be taken.
+"""`certify_answers`: certify a threshold on the confidences of any model, an LLM for example.
 
-All that is needed are three columns: answers, their confidences, and the answers of a reference.
+It needs three columns: answers, their confidences, and the answers of a reference. Thresholds are
+tested from the highest to lower ones, and the last that passes is taken.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,11 @@ from ponder.errors import ArgumentError
 
 __all__ = ["THRESHOLD", "CertifiedAnswers", "certify_answers"]
 
+Bools: TypeAlias = NDArray[np.bool_]
 THRESHOLD = "ponder-threshold-2"
 """The format of the file that `ponder certify` writes."""
 _VALUES = 1.0 / (1.0 + np.exp(-np.linspace(16.0, -16.0, 801)))
-"""Thresholds from late exits to early ones, picked on no data."""
+"""Thresholds from the highest to the lowest, fixed without any data."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class CertifiedAnswers:
             1).
         confidence: Probability with which the promise holds.
         rows: Number of rows with a reference.
-        without_reference: Number of rows without one, which say nothing.
+        without_reference: Number of rows without a reference, which are left out.
         taken: Share of the rows that are taken.
         observed: Share of the rows that are taken and differ.
-        statement: The promise in one sentence, or why there is no promise.
+        statement: The promise in one sentence, or the reason why there is none.
     """
 
     threshold: float | None
@@ -64,35 +66,41 @@ class CertifiedAnswers:
         """Return which answers are taken, `(rows,)` bool; the reference must answer the others."""
         if self.threshold is None:
             return np.zeros(len(confidences), dtype=bool)
-        taken: NDArray[np.bool_] = _checked(confidences) > self.threshold
+        taken: Bools = _checked_confidences(confidences) > self.threshold
         return taken
 
     def check(
-        self, answers: Sequence[Any], confidences: Sequence[float], references: Sequence[Any]
+        self,
+        answers: Sequence[object],
+        confidences: Sequence[float],
+        references: Sequence[object],
     ) -> Verdict:
         """Judge the promise on fresh rows with a reference."""
-        there, wrong = _compared(answers, references)
+        compared = _compare(answers, references)
         taken = self.takes(confidences)
-        if not there.any():
-            raise _too_few(1, 0)
-        differ = int((wrong & taken)[there].sum())
-        return judge(differ, int(there.sum()), self.level, self.confidence, "fresh row")
+        rows = int(compared.has_reference.sum())
+        if rows == 0:
+            raise _too_few_rows(1, 0)
+        differ = int((compared.differs & taken)[compared.has_reference].sum())
+        return judge(differ, rows, self.level, self.confidence, "fresh row")
 
 
 def certify_answers(
-    answers: Sequence[Any],
+    answers: Sequence[object],
     confidences: Sequence[float],
-    references: Sequence[Any],
+    references: Sequence[object],
     *,
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
 ) -> CertifiedAnswers:
-    """Certify the lowest threshold above which answers may be taken, by fixed-sequence testing.
+    """Certify the lowest threshold on confidences above which answers may be taken.
+
+    Thresholds are tested in a fixed sequence by the exact binomial bound.
 
     Args:
-        answers: The answers, of a cheap model say.
-        confidences: A probability in [0, 1] for each; NaN is never taken.
-        references: The answers that are to be kept; a row whose reference is None, NaN or empty is
+        answers: The answers, for example of a cheap model.
+        confidences: A probability in [0, 1] for each answer; an answer with NaN is never taken.
+        references: The answers of the reference; a row whose reference is None, NaN or empty is
             left out.
         level: Upper limit of the share of all rows that are taken and differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
@@ -108,28 +116,31 @@ def certify_answers(
     """
     check_share("level", level)
     check_share("confidence", confidence)
-    certainty = _checked(confidences)
-    there, wrong = _compared(answers, references)
-    rows = int(there.sum())
+    of_all = _checked_confidences(confidences)
+    compared = _compare(answers, references)
+    certainty = of_all[compared.has_reference]
+    differs = compared.differs[compared.has_reference]
+    rows = len(differs)
     needed = rows_needed(level, confidence)
     if rows < needed:
-        raise _too_few(needed, rows, level, confidence)
-    certainty = certainty[there]
-    wrong = wrong[there]
+        raise _too_few_rows(needed, rows, level, confidence)
     allowed = int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
-    differ = np.array([(wrong & (certainty > value)).sum() for value in _VALUES])
-    passed = int(np.argmax(np.append(differ > allowed, True)))
-    threshold = float(_VALUES[passed - 1]) if passed else None
-    taken = np.zeros(rows, dtype=bool) if threshold is None else certainty > threshold
+    failures = np.array([(differs & (certainty > value)).sum() for value in _VALUES])
+    first_failed = int(np.argmax(np.append(failures > allowed, True)))
+    threshold = None
+    taken = np.zeros(rows, dtype=bool)
+    if first_failed > 0:
+        threshold = float(_VALUES[first_failed - 1])
+        taken = certainty > threshold
     return CertifiedAnswers(
         threshold=threshold,
         level=level,
         confidence=confidence,
         rows=rows,
-        without_reference=len(there) - rows,
+        without_reference=len(of_all) - rows,
         taken=float(taken.mean()),
-        observed=float((wrong & taken).mean()),
-        statement=_statement(threshold, level, confidence, rows, int(differ[0])),
+        observed=float((differs & taken).mean()),
+        statement=_statement(threshold, level, confidence, rows, int(failures[0])),
     )
 
 
@@ -143,41 +154,61 @@ def _statement(
         )
         return Promise(rule, "other answers", level, confidence, rows, "row").sentence
     least = rounded_up(upper_bound(differ, rows, confidence), 2)
+    highest = threshold_text(float(_VALUES[0]))
     return (
-        f"No promise of {percent(level)}: of {rows} rows {differ} differ although their "
-        f"confidence is above {threshold_text(float(_VALUES[0]))}. A level of {least} is the "
-        "least that could be promised."
+        f"No promise of {percent(level)}: of {rows} rows {differ} differ although their confidence "
+        f"is above {highest}. A level of {least} is the least that could be promised."
     )
 
 
-def _checked(confidences: Sequence[float]) -> NDArray[np.float64]:
-    """Return confidences as an array, −∞ if they are not numbers; refuse those outside [0, 1]."""
+def _checked_confidences(confidences: Sequence[float]) -> NDArray[np.float64]:
+    """Return confidences as an array, with −∞ for NaN; refuse those outside [0, 1]."""
     certainty = np.array(confidences, dtype=np.float64)
     outside = (certainty < 0.0) | (certainty > 1.0)
     if outside.any():
         row = int(outside.argmax())
-        expected = "probabilities in [0, 1]"
-        got = f"{certainty[row]:g} in row {row + 1}"
-        remedy = "Divide percentages by 100, and pass logits through a sigmoid."
-        raise ArgumentError("confidences", expected=expected, got=got, remedy=remedy)
+        raise ArgumentError(
+            "confidences",
+            expected="probabilities in [0, 1]",
+            got=f"{certainty[row]:g} in row {row + 1}",
+            remedy="Divide percentages by 100, and pass logits through a sigmoid.",
+        )
     return np.nan_to_num(certainty, nan=-np.inf)
 
 
-def _compared(
-    answers: Sequence[Any], references: Sequence[Any]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which rows have a reference, and whose answer is not that of the reference."""
-    texts = ["" if each is None or each != each else str(each).strip() for each in references]
-    there = np.array([bool(text) for text in texts], dtype=bool)
-    wrong = [str(a).strip() != text for a, text in zip(answers, texts, strict=True)]
-    return there, np.array(wrong, dtype=bool)
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Answers compared with those of a reference.
+
+    Args:
+        has_reference: Which rows have a reference, `(rows,)`.
+        differs: Whether the answer is another than the reference, `(rows,)`.
+    """
+
+    has_reference: Bools
+    differs: Bools
 
 
-def _too_few(
+def _compare(answers: Sequence[object], references: Sequence[object]) -> _Compared:
+    texts = [_reference_text(each) for each in references]
+    differs = [str(answer).strip() != text for answer, text in zip(answers, texts, strict=True)]
+    return _Compared(np.array(texts, dtype=object) != "", np.array(differs, dtype=bool))
+
+
+def _reference_text(reference: object) -> str:
+    """Return the reference as text; empty for None and NaN."""
+    if reference is None or reference != reference:
+        return ""
+    return str(reference).strip()
+
+
+def _too_few_rows(
     needed: int, got: int, level: float = LEVEL, confidence: float = CONFIDENCE
 ) -> ArgumentError:
-    expected = (
-        f"{needed} rows or more with a reference, for {level:g} with confidence {confidence:g}"
+    return ArgumentError(
+        "rows",
+        expected=f"{needed} rows or more with a reference, for {level:g} "
+        f"with confidence {confidence:g}",
+        got=str(got),
+        remedy="Give more rows, or a higher level.",
     )
-    remedy = "Give more rows, or a higher level."
-    return ArgumentError("rows", expected=expected, got=str(got), remedy=remedy)

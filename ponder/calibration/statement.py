@@ -1,8 +1,8 @@
 """The sentence of a promise: what to do, what may differ, how often, and with what confidence.
 
 Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by
-one `Promise`, so that it has one shape. Limits are rounded up and confidences down: a reader never
-sees more than was certified.
+one `Promise`, so that it has one form. Limits are rounded up and confidences down: the sentence
+never states more than was certified.
 
     Take answers with a confidence above 0.93, and ask the reference for the others: other answers
     on at most 2% of texts like these, with 95% confidence (certified on 800 texts that chose
@@ -11,13 +11,13 @@ sees more than was certified.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.policies.base import ExitPolicy
+from ponder.policies.base import ExitPolicy, Threshold
 
 __all__ = [
     "CONFIDENCE",
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 LEVEL = 0.02
-"""The share of answers that may differ by default, in all commands and functions."""
+"""Default share of answers that may differ; the same in all functions and commands."""
 CONFIDENCE = 0.95
-"""The probability with which a promise holds, unless another is asked for."""
+"""Default probability with which a promise holds."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Promise:
         rule: What to do, as an imperative: ``"Take answers with …, and ask the reference for the
             others"``.
         change: What may differ: ``"other answers"``.
-        level: Upper limit of the share of rows on which it does, in (0, 1).
+        level: Upper limit of the share of rows that differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         rows: Number of rows that certified it.
         unit: Noun of a row: ``"text"``, ``"query"``.
@@ -65,17 +65,18 @@ class Promise:
     def sentence(self) -> str:
         """The promise in words."""
         rows = count(self.rows, self.unit)
+        share = f"at most {percent(self.level)} of {_plural(self.unit)} like these"
+        certainty = f"{rounded_down(100 * self.confidence)}% confidence"
         return (
-            f"{self.rule}: {self.change} on at most {percent(self.level)} of {_plural(self.unit)} "
-            f"like these, with {rounded_down(100 * self.confidence)}% confidence (certified on "
-            f"{rows} that chose nothing)."
+            f"{self.rule}: {self.change} on {share}, with {certainty} "
+            f"(certified on {rows} that chose nothing)."
         )
 
     @property
     def limit(self) -> str:
         """The limit alone: ``"at most 1% other answers, with 95% confidence"``."""
-        confidence = rounded_down(100 * self.confidence)
-        return f"at most {percent(self.level)} {self.change}, with {confidence}% confidence"
+        certainty = f"{rounded_down(100 * self.confidence)}% confidence"
+        return f"at most {percent(self.level)} {self.change}, with {certainty}"
 
 
 def percent(share: float, digits: int = 3) -> str:
@@ -89,12 +90,12 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural: ``"1 text"``, ``"2 queries"``."""
+    """Return a number with its noun: ``"1 text"``, ``"2 texts"``, ``"2 queries"``."""
     return f"{number} {noun if number == 1 else _plural(noun)}"
 
 
 def exits_rule(policy: ExitPolicy) -> str:
-    """Return what an exit policy does, as the rule of a promise.
+    """Return an exit policy as the rule of a promise.
 
     Example:
         >>> exits_rule(policies.Confidence(0.9))
@@ -111,7 +112,7 @@ def exits_rule(policy: ExitPolicy) -> str:
 
 
 def in_words(policy: ExitPolicy) -> str:
-    """Return a policy in words, its thresholds rounded to the side on which rows exit later.
+    """Return a policy in words, with thresholds rounded to the side on which rows exit later.
 
     Example:
         >>> in_words(policies.Confidence(0.912345678).after(2))
@@ -123,7 +124,10 @@ def in_words(policy: ExitPolicy) -> str:
 
 
 def _words(data: Mapping[str, Any]) -> str:
-    """Return the words of a policy in plain JSON, in which every policy has a name."""
+    """Return the words of a policy in plain JSON, as `to_dict` gives it.
+
+    The name there says the kind, also of policies of rooms above.
+    """
     kind = str(data["name"])
     if kind == "certified":
         return _words(data["policy"])
@@ -134,69 +138,71 @@ def _words(data: Mapping[str, Any]) -> str:
     if kind == "from-step":
         return f"from step {data['step']} on"
     if kind == "stage-thresholds":
-        return _of_stages(data)
-    if kind in ("all", "any"):
-        parts = [_words(part) for part in data["policies"]]
-        return _joined(parts, data["policies"], either=kind == "any")
-    return _of_threshold(data)
+        return _stages_in_words(data)
+    if kind == "any":
+        return ", or ".join(_words(part) for part in data["policies"])
+    if kind == "all":
+        return _all_in_words(data["policies"])
+    return _threshold_in_words(data)
 
 
-def _joined(words: list[str], parts: list[Mapping[str, Any]], *, either: bool) -> str:
-    """Join the words of a composite policy; a bound on its steps comes last."""
-    if not either:
-        bounds = [part["name"] == "from-step" for part in parts]
-        inner = [word for word, bound in zip(words, bounds, strict=True) if not bound]
-        outer = [word for word, bound in zip(words, bounds, strict=True) if bound]
-        return ", ".join([" and ".join(inner), *outer] if inner else outer)
-    return ", or ".join(words)
+def _all_in_words(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Join the words of policies that must all agree; bounds on the step come last."""
+    conditions = [_words(part) for part in parts if part["name"] != "from-step"]
+    bounds = [_words(part) for part in parts if part["name"] == "from-step"]
+    if not conditions:
+        return ", ".join(bounds)
+    return ", ".join([" and ".join(conditions), *bounds])
 
 
-def _of_stages(data: Mapping[str, Any]) -> str:
-    """Return thresholds by stage; neighbours with the same one are named once."""
+def _stages_in_words(data: Mapping[str, Any]) -> str:
+    """Return thresholds by stage; neighbouring stages with the same threshold are joined."""
     kind = dict(data["policy"])
     numbered = list(enumerate(data["thresholds"], 1))
     if len(numbered) == 1:
-        return _of_threshold({**kind, "threshold": data["thresholds"][0]})
-    said = []
+        return _threshold_in_words({**kind, "threshold": data["thresholds"][0]})
+    clauses = []
     for value, group in groupby(numbered, key=lambda pair: pair[1]):
         stages = [number for number, _ in group]
         span = f"stage {stages[0]}"
         if len(stages) > 1:
             span = f"stages {stages[0]} to {stages[-1]}"
-        said.append(f"{_threshold(kind, value)} at {span}")
-    return f"{_article(kind['name'])} {' and '.join(said)}"
+        clauses.append(f"{_comparison(kind, value)} at {span}")
+    return f"{_with_article(kind['name'])} {' and '.join(clauses)}"
 
 
-def _of_threshold(data: Mapping[str, Any]) -> str:
+def _threshold_in_words(data: Mapping[str, Any]) -> str:
     tunable = _tunable(data)
     if tunable is None:
         return f"the policy {data['name']}"
-    return f"{_article(data['name'])} {_threshold(data, data[tunable.field])}"
+    return f"{_with_article(data['name'])} {_comparison(data, data[tunable.field])}"
 
 
-def _threshold(data: Mapping[str, Any], value: float) -> str:
+def _comparison(data: Mapping[str, Any], value: float) -> str:
     """Return ``"above 0.9"``; the value is rounded to the side on which rows exit later."""
     tunable = _tunable(data)
     if tunable is None:
         return f"{value:.6g}"
-    return (
-        f"{tunable.leaves.replace('_', ' ')} {threshold_text(value, up=tunable.higher_exits_later)}"
-    )
+    relation = tunable.leaves.replace("_", " ")
+    return f"{relation} {threshold_text(value, up=tunable.higher_exits_later)}"
 
 
 def threshold_text(value: float, *, up: bool = True) -> str:
-    """Return a threshold with six digits; with twelve if six would make a share a whole one."""
+    """Return a threshold with six digits; with twelve if six would round a share up to 1."""
     rounded = rounded_up if up else rounded_down
     short = rounded(value)
-    return rounded(value, 12) if value < 1.0 <= float(short) else short
+    if value < 1.0 <= float(short):
+        return rounded(value, 12)
+    return short
 
 
-def _tunable(data: Mapping[str, Any]) -> Any:
+def _tunable(data: Mapping[str, Any]) -> Threshold | None:
     return ExitPolicy.from_dict(dict(data)).tunable
 
 
-def _article(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('-', ' ')}"
+def _with_article(name: str) -> str:
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{article} {name.replace('-', ' ')}"
 
 
 def _plural(noun: str) -> str:

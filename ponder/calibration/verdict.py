@@ -1,8 +1,8 @@
 """The verdict on a promise, from fresh rows: kept, not refuted, or broken.
 
-A promise is *kept* if the upper confidence limit of what was seen is within the level, *broken* if
-so much would be seen with a probability of at most 1 − confidence while it holds, and else *not
-refuted*: too few rows to say more.
+A promise is *kept* if the upper confidence limit of the observed loss is within the level. It is
+*broken* if a loss as high as the observed one has a probability of at most 1 − confidence while the
+promise holds. If neither is the case, it is *not refuted*: there are too few rows for either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ponder.calibration.statement import count, percent
 
 __all__ = ["Verdict", "judge", "judge_losses", "rows_that_would_do"]
 
-_MOST_ROWS = 1_000_000  # beyond which no number of rows is named
+_MOST_ROWS = 1_000_000  # the largest number of rows that is proposed
 _CODES = {"kept": 0, "broken": 1, "not refuted": 3}
 
 
@@ -30,12 +30,12 @@ class Verdict:
 
     Args:
         name: ``"kept"``, ``"not refuted"`` or ``"broken"``.
-        sentence: The same in words, with the numbers.
+        sentence: The verdict in words, with the numbers.
         observed: The mean loss of the rows: the share of answers that differ.
         rows: Number of rows.
         upper: Upper confidence limit of the loss; NaN if only the level was tested.
-        enough: Number of rows that would show the promise kept at the present rate of losses; None
-            if none would.
+        enough: Number of rows that would show the promise kept, if the share of losses stays as it
+            is; None if no number would.
     """
 
     name: Literal["kept", "not refuted", "broken"]
@@ -85,10 +85,8 @@ def judge(
         )
         return Verdict("broken", sentence, observed, rows, upper)
     enough = rows_that_would_do(observed, level, confidence)
-    more = _of_more(enough, unit)
-    return Verdict(
-        "not refuted", f"The promise is not refuted: {limits} {more}", observed, rows, upper, enough
-    )
+    sentence = f"The promise is not refuted: {limits} {_advice_on_rows(enough, unit)}"
+    return Verdict("not refuted", sentence, observed, rows, upper, enough)
 
 
 def judge_losses(
@@ -102,29 +100,31 @@ def judge_losses(
     rows = len(losses)
     if np.isin(losses, (0.0, 1.0)).all():
         return judge(int(losses.sum()), rows, level, confidence, unit)
-    below, above = (
-        float(BOUNDS["betting"].p_values(side[:, None], limit)[0])
-        for side, limit in ((losses, level), (1.0 - losses, 1.0 - level))
-    )
+    betting = BOUNDS["betting"].p_values
+    p_above = float(betting(losses[:, None], level)[0])  # of a mean above the level
+    p_below = float(betting(1.0 - losses[:, None], 1.0 - level)[0])
     observed = float(losses.mean())
     certainty = f"{rounded_down(100 * confidence)}% confidence"
     seen = (
         f"a mean loss of {observed:.4f} on {count(rows, unit)}; promised: at most {percent(level)}"
     )
-    if below <= 1.0 - confidence:
-        return Verdict(
-            "kept", f"The promise is kept, with {certainty}: {seen}.", observed, rows, math.nan
-        )
-    if above <= 1.0 - confidence:
-        return Verdict(
-            "broken", f"The promise is broken, with {certainty}: {seen}.", observed, rows, math.nan
-        )
+    if p_above <= 1.0 - confidence:
+        sentence = f"The promise is kept, with {certainty}: {seen}."
+        return Verdict("kept", sentence, observed, rows, math.nan)
+    if p_below <= 1.0 - confidence:
+        sentence = f"The promise is broken, with {certainty}: {seen}."
+        return Verdict("broken", sentence, observed, rows, math.nan)
     sentence = f"The promise is not refuted: {seen}. So few rows say no more."
     return Verdict("not refuted", sentence, observed, rows, math.nan)
 
 
 def rows_that_would_do(share: float, level: float, confidence: float) -> int | None:
-    """Return how many rows would show a promise kept at this rate; None above a million.
+    """Return the number of rows that would show a promise kept; None if it is above a million.
+
+    Args:
+        share: The share of rows whose answer differs.
+        level: The level that was promised, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1).
 
     Example:
         >>> rows_that_would_do(0.0, 0.02, 0.95), rows_that_would_do(0.02, 0.02, 0.95)
@@ -152,9 +152,10 @@ def _would_do(share: float, rows: int, level: float, confidence: float) -> bool:
     return upper_bound(math.ceil(share * rows), rows, confidence) <= level
 
 
-def _of_more(enough: int | None, unit: str) -> str:
+def _advice_on_rows(enough: int | None, unit: str) -> str:
+    """Return a sentence on how many rows would show the promise kept, rounded up to two digits."""
     if enough is None:
         return "So few say no more; pass more of them to decide."
-    digits = max(len(str(enough)) - 2, 0)
-    rounded = -(-enough // 10**digits) * 10**digits
+    unit_of_rounding = 10 ** max(len(str(enough)) - 2, 0)
+    rounded = math.ceil(enough / unit_of_rounding) * unit_of_rounding
     return f"Too few to say more: about {count(rounded, unit)} would do, if as few differ."
