@@ -1,4 +1,9 @@
-"""Calls of a reference: in parallel, with a limit a minute, and again after a failure."""
+"""Calls of a reference: concurrent, at a limited rate, and repeated after a failure.
+
+An `Asker` calls the reference on a pool of threads. Each call waits for its turn (`Pace`), is
+repeated with growing delays, and puts a `Reply` for each row into a queue, from which `take` reads.
+If a batch fails, its rows are asked one by one.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +23,20 @@ from ponder.errors import PonderError
 __all__ = ["Asker", "Asking", "Pace", "Reply"]
 
 Ask = Callable[[list[Any]], Any]
-"""A function from rows to a label for each, at once or awaited."""
+"""A function from rows to a label for each, or a coroutine function."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How a reference is called.
+    """Settings of the calls of a reference.
 
     Args:
-        concurrency: Calls at once.
+        concurrency: Number of concurrent calls.
         batch_size: Rows of a call.
-        per_minute: Calls a minute at most; None for no limit.
-        attempts: Calls until a row is given up.
+        per_minute: Limit of calls a minute; None for no limit.
+        attempts: Number of calls after which a row has an error.
         backoff: Seconds before the second call; they double, up to a minute.
-        timeout: Seconds that an awaited call may take; a plain function must limit itself.
+        timeout: Seconds that a coroutine may take. A plain function must limit its time itself.
     """
 
     concurrency: int = 1
@@ -53,18 +58,18 @@ class Reply:
 
 
 class Pace:
-    """Times at which calls may begin, evenly spaced."""
+    """Start times of calls, evenly spaced."""
 
     def __init__(self, per_minute: float | None) -> None:
-        self._apart = 60.0 / per_minute if per_minute else 0.0
+        self._interval = 60.0 / per_minute if per_minute else 0.0
         self._next = 0.0
         self._lock = threading.Lock()
 
     def wait(self, now: float) -> float:
-        """Take the next place, and return the seconds until then."""
+        """Reserve the next start time, and return the seconds until then."""
         with self._lock:
             start = max(now, self._next)
-            self._next = start + self._apart
+            self._next = start + self._interval
         return start - now
 
 
@@ -73,8 +78,8 @@ class Asker:
 
     Args:
         ask: The function.
-        asking: How it is called.
-        arrived: Called on the thread of a call with each answer, as soon as it is there.
+        asking: The settings of its calls.
+        arrived: Called with each answer as soon as it has come, on the thread of the call.
     """
 
     def __init__(
@@ -91,29 +96,29 @@ class Asker:
         self._arrived = arrived
         self._replies = queue.SimpleQueue[Reply]()
         self.running = 0
-        """Rows that were handed in and have not come back."""
+        """Number of rows that were submitted and not yet taken."""
 
     def submit(self, rows: Sequence[tuple[str, Any]]) -> None:
-        """Hand in rows with their keys."""
+        """Ask about rows, which come with their keys."""
         self.running += len(rows)
         size = self._asking.batch_size
         for start in range(0, len(rows), size):
             self._pool.submit(self._answer, rows[start : start + size])
 
     def take(self, timeout: float | None = None) -> list[Reply]:
-        """Return the replies that have come; wait for the first, up to a time."""
-        found = list[Reply]()
+        """Return the replies that have come; wait for the first, up to `timeout` seconds."""
+        replies = list[Reply]()
         try:
-            found.append(self._replies.get(timeout=timeout))
+            replies.append(self._replies.get(timeout=timeout))
             while True:
-                found.append(self._replies.get_nowait())
+                replies.append(self._replies.get_nowait())
         except queue.Empty:
             pass
-        self.running -= len(found)
-        return found
+        self.running -= len(replies)
+        return replies
 
     def close(self) -> list[Reply]:
-        """Begin no further call, wait for those that run, and return their replies."""
+        """Start no further call, wait for those that run, and return their replies."""
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._loop is not None:
@@ -124,14 +129,16 @@ class Asker:
         return self.take(timeout=0.0)
 
     def _answer(self, rows: Sequence[tuple[str, Any]]) -> None:
-        """Call the reference on one thread; rows that fail together are called one by one."""
+        """Call the reference on one of the threads; if it fails on a batch, ask row by row."""
+        is_batch = len(rows) > 1
+        attempts = 1 if is_batch else self._asking.attempts  # each row has its attempts afterwards
         try:
-            labels = self._call([row for _, row in rows], attempts=1 if len(rows) > 1 else None)
+            labels = self._call([row for _, row in rows], attempts)
         except Exception as error:
             labels = [error] * len(rows)
         for (key, row), label in zip(rows, labels, strict=True):
             failed = label is None or isinstance(label, Exception)
-            if failed and len(rows) > 1:
+            if failed and is_batch:
                 self._answer([(key, row)])
             elif isinstance(label, Exception):
                 self._replies.put(Reply(key, row, error=label))
@@ -140,32 +147,36 @@ class Asker:
                 self._arrived(reply)
                 self._replies.put(reply)
 
-    def _call(self, rows: list[Any], attempts: int | None) -> list[Any]:
+    def _call(self, rows: list[Any], attempts: int) -> list[Any]:
+        """Return the labels of rows, after several attempts if calls fail."""
         tenacity = library("tenacity", "asking a reference", "cascade")
-        stopped = tenacity.stop_when_event_set(self._stop)
-        tries = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(attempts or self._asking.attempts) | stopped,
+        closing = tenacity.stop_when_event_set(self._stop)
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(attempts) | closing,
             wait=tenacity.wait_random_exponential(self._asking.backoff, max=60),
             sleep=tenacity.sleep_using_event(self._stop),
             reraise=True,
         )
-        labels: list[Any] = tries(self._call_once, rows)
+        labels: list[Any] = retrying(self._call_once, rows)
         return labels
 
     def _call_once(self, rows: list[Any]) -> list[Any]:
         self._stop.wait(self._pace.wait(time.monotonic()))
-        found = self._ask(rows)
-        if inspect.isawaitable(found):
-            found = self._awaited(found)
-        labels = list(found)
+        answers = self._ask(rows)
+        if inspect.isawaitable(answers):
+            answers = self._await(answers)
+        labels = list(answers)
         if len(labels) != len(rows):
             raise PonderError(f"the reference gave {len(labels)} labels for {len(rows)} rows.")
         if len(rows) == 1 and labels[0] is None:
             raise PonderError("the reference gave no answer (None).")
         return labels
 
-    def _awaited(self, found: Awaitable[Any]) -> Any:
-        """Run an awaited call on one event loop, that of all calls."""
+    def _await(self, answers: Awaitable[Any]) -> Any:
+        """Run a coroutine to its end.
+
+        All run on one event loop, since clients such as those of HTTP keep connections of a loop.
+        """
         with self._loop_lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -174,6 +185,6 @@ class Asker:
                 self._loop_thread.start()
 
         async def limited() -> Any:
-            return await asyncio.wait_for(found, self._asking.timeout)
+            return await asyncio.wait_for(answers, self._asking.timeout)
 
         return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()

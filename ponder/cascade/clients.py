@@ -1,11 +1,11 @@
-"""References outside of this process: an OpenAI-compatible server, and two pipelines."""
+"""Clients of other models: a server with OpenAI's interface, and two pipelines of Transformers."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -15,18 +15,18 @@ from ponder.errors import PonderError
 
 __all__ = ["ChatLabels", "DecisionStage", "PipelineStage"]
 
-_ASKED = "Classify the text. Answer with one of these labels and nothing else:\n{labels}"
+_PROMPT = "Classify the text. Answer with one of these labels and nothing else:\n{labels}"
 
 
 class ChatLabels:
-    """A function from texts to labels, by a server with `POST /chat/completions`.
+    """A function from texts to labels that calls a server with `POST /chat/completions`.
 
     Args:
         model: Name of the model.
         labels: The labels from which it chooses.
-        base_url: Address of the server, as far as `/v1`.
-        key: Its key; that of `OPENAI_API_KEY` if None.
-        timeout: Seconds that an answer may take.
+        base_url: Address of the server, up to `/v1`.
+        key: The API key; by default the environment variable `OPENAI_API_KEY`.
+        timeout: Limit of the seconds of an answer.
     """
 
     def __init__(
@@ -53,17 +53,23 @@ class ChatLabels:
         return [self._ask(text) for text in texts]
 
     def _ask(self, text: str) -> str:
-        asked = _ASKED.format(labels="\n".join(self.labels))
-        messages = [{"role": "system", "content": asked}, {"role": "user", "content": str(text)}]
+        prompt = _PROMPT.format(labels="\n".join(self.labels))
+        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": str(text)}]
         body = {"model": self.model, "messages": messages, "temperature": 0}
         headers = {"content-type": "application/json", "authorization": f"Bearer {self._key}"}
         request = Request(self._address, json.dumps(body).encode(), headers)
         with urlopen(request, timeout=self.timeout) as reply:
-            found = json.load(reply)["choices"][0]["message"]["content"]
-        label = self._known.get(found.strip().strip("\"'`.").casefold())
+            answer = json.load(reply)["choices"][0]["message"]["content"]
+        # Models add quotation marks, full stops and capitals.
+        label = self._known.get(answer.strip().strip("\"'`.").casefold())
         if label is None:
-            raise PonderError(f"the model answered {found[:80]!r}, which is none of the labels.")
+            raise PonderError(f"the model answered {answer[:80]!r}, which is none of the labels.")
         return label
+
+
+class _Score(TypedDict):
+    label: str
+    score: float
 
 
 class _Pipeline(Protocol):
@@ -71,15 +77,15 @@ class _Pipeline(Protocol):
 
     model: Any
 
-    def __call__(self, texts: list[Any], **options: Any) -> Any:
+    def __call__(self, texts: list[Any], **options: object) -> list[list[_Score]]:
         """Return label and score of each class, for each text."""
 
 
 class PipelineStage:
-    """A stage, or a reference of `Live`, around a text classification `pipeline`.
+    """A text classification `pipeline` of Transformers, as a stage of a cascade or a reference.
 
     Args:
-        pipeline: The pipeline; its scores are of one label a text.
+        pipeline: The pipeline, of a model that gives each text one label.
     """
 
     def __init__(self, pipeline: _Pipeline) -> None:
@@ -89,17 +95,18 @@ class PipelineStage:
 
     def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
         """Return probabilities, `(texts, classes)`."""
-        found = self._pipeline(list(texts), top_k=None, function_to_apply="softmax")
+        # `top_k=None` asks for all classes, which the pipeline sorts by their scores.
+        scores = self._pipeline(list(texts), top_k=None, function_to_apply="softmax")
         places = {name: place for place, name in enumerate(self.classes_)}
-        shares = np.zeros((len(texts), len(places)))
-        for row, classes in enumerate(found):
-            for each in classes:
-                shares[row, places[each["label"]]] = each["score"]
-        return shares
+        probabilities = np.zeros((len(texts), len(places)))
+        for row, of_classes in enumerate(scores):
+            for each in of_classes:
+                probabilities[row, places[each["label"]]] = each["score"]
+        return probabilities
 
 
 class DecisionStage:
-    """A stage, or a reference of `Live`, that puts one question to a decision `pipeline`.
+    """A decision `pipeline` of Transformers with one question, as a stage of a cascade or a reference.
 
     The pipeline is `pipeline("decision", …)`, of an `AutoModelForDecision` or of any chat model.
 
@@ -111,11 +118,11 @@ class DecisionStage:
 
     Example:
         >>> from ponder.cascade.clients import DecisionStage
-        >>> def decide(requests):  # in earnest: pipeline("decision", model="my-decision-model")
-        ...     answers = [0.9 if "refund" in each["state"] else 0.2 for each in requests]
-        ...     return [{"question": {"noul": answer}} for answer in answers]
-        >>> question = {"type": "noul", "instructions": "Is a refund requested?"}
-        >>> stage = DecisionStage(decide, question)
+        >>> def answer(request):
+        ...     return {"question": {"noul": 0.9 if "refund" in request["state"] else 0.2}}
+        >>> def decide(requests):  # stands for pipeline("decision", model="my-decision-model")
+        ...     return [answer(request) for request in requests]
+        >>> stage = DecisionStage(decide, {"type": "noul", "instructions": "Is a refund requested?"})
         >>> stage.classes_, stage.predict_proba(["a refund, please"]).round(1).tolist()
         (('true', 'false'), [[0.9, 0.1]])
     """
@@ -131,12 +138,12 @@ class DecisionStage:
 
     def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
         """Return probabilities, `(texts, classes)`."""
-        asked = {"question": self._question}
-        requests = [{"state": text, "questions": asked} for text in texts]
-        answers = [found["question"] for found in self._pipeline(requests)]
+        questions = {"question": self._question}
+        requests = [{"state": text, "questions": questions} for text in texts]
+        answers = [reply["question"] for reply in self._pipeline(requests)]
         if self._question["type"] == "noul":
-            sure = np.array([answer["noul"] for answer in answers], dtype=float)
-            return np.stack([sure, 1.0 - sure], axis=1)
+            yes = np.array([answer["noul"] for answer in answers], dtype=float)
+            return np.stack([yes, 1.0 - yes], axis=1)
         rows = [[answer["probabilities"][name] for name in self.classes_] for answer in answers]
         return np.array(rows, dtype=float).reshape(len(rows), len(self.classes_))
 
