@@ -1,4 +1,4 @@
-"""Evaluation mode for the length of a block."""
+"""Evaluation mode inside a block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class HasModes(Protocol):
 
 @contextmanager
 def evaluating(model: HasModes) -> Iterator[None]:
-    """Run a block in evaluation mode and without gradients; afterwards every module has its own mode again."""
+    """Run a block in evaluation mode and without gradients, and restore the mode of every module.
+
+    Modules may differ in mode: frozen ones stay in evaluation mode while others are trained.
+    """
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()

@@ -1,8 +1,8 @@
-"""Readers of folders: the function that reads a folder, by the name of a file that it holds.
+"""Readers of folders: the function that reads a folder is chosen by the name of a file in it.
 
-A room that reads folders cannot name the rooms above it that wrote them. It names a kind of reader,
-and the readers are entry points: those of this library are in its `pyproject.toml`, and another
-package may declare more in its own.
+A module that reads folders must not import the modules above it that write them. So readers are
+entry points of a group: those of this library are in its `pyproject.toml`, and another package may
+declare more in its own.
 
     [project.entry-points."ponder.stages"]
     "my-format.json" = "my_package.reading:read_stage"
@@ -26,7 +26,7 @@ STAGES = "ponder.stages"
 
 
 def read_folder(kind: str, folder: Path) -> Any:
-    """Return what the reader of a folder makes of it; its module is loaded now.
+    """Read a folder by its reader, whose module is imported now.
 
     Args:
         kind: The group of entry points: `STAGES` or `RANKERS`.
@@ -36,18 +36,18 @@ def read_folder(kind: str, folder: Path) -> Any:
         CheckpointError: The folder holds no file of a reader.
     """
     readers = _readers(kind)
-    name = next((name for name in readers if (folder / name).is_file()), None)
-    if name is None:
-        files = ", ".join(readers) or "no reader, since the package is not installed"
-        raise CheckpointError(
-            f"{folder}: expected the folder of a model or an export; got none of {files}."
-        )
-    return readers[name].load()(folder)
+    for name, reader in readers.items():
+        if (folder / name).is_file():
+            return reader.load()(folder)
+    files = ", ".join(readers) or "no reader, since the package is not installed"
+    raise CheckpointError(
+        f"{folder}: expected the folder of a model or an export; got none of {files}."
+    )
 
 
 @cache
 def _readers(kind: str) -> dict[str, metadata.EntryPoint]:
-    """Return readers by file name; config.json is last, since folders of several kinds hold one."""
+    """Return readers by file name; config.json is last, since several kinds of folder hold one."""
     points = {point.name: point for point in metadata.entry_points(group=kind)}
     names = sorted(points, key=lambda name: (name == "config.json", name))
     return {name: points[name] for name in names}

@@ -17,10 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
-    """Maps names to the callables (classes or functions) that build plug-ins of one kind.
+    """Names of the callables (classes or functions) that build plug-ins of one kind.
 
     A name comes from the decorator `register`, or from an entry point of the group `group`, which
-    is imported when its name is asked for.
+    is imported when the plug-in is built.
 
     Args:
         kind: The kind of plug-in, for messages: ``"policy"``.
@@ -37,61 +37,57 @@ class Registry(Generic[T]):
         self._factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Return a decorator that gives `name` to a class or function; a name can be given once."""
+        """Return a decorator that registers a class or function under a name, once."""
 
         def give_name(factory: F) -> F:
             holder = self._factories.setdefault(name, factory)
-            again = (holder.__module__, holder.__qualname__) == (
-                factory.__module__,
-                factory.__qualname__,
-            )
-            if not again:
-                got, remedy = (
-                    f"{name!r}, which names {holder!r}",
-                    "Register yours under another name.",
-                )
+            if not _have_same_name(holder, factory):
                 raise ArgumentError(
-                    "name", expected=f"a {self.kind} name that is free", got=got, remedy=remedy
+                    "name",
+                    expected=f"a {self.kind} name that is free",
+                    got=f"{name!r}, which names {holder!r}",
+                    remedy="Register yours under another name.",
                 )
-            self._factories[name] = (
-                factory  # a class that is defined again, in a notebook, replaces the first
-            )
+            # A class that is defined again, by a cell of a notebook, replaces the first.
+            self._factories[name] = factory
             return factory
 
         return give_name
 
     def names(self) -> list[str]:
-        """Return all known names, sorted, without importing what they stand for."""
+        """Return all known names, sorted, without importing any plug-in."""
         return sorted({*self._factories, *_entry_points(self.group)})
 
     def get(self, name: str, **arguments: Any) -> T:
         """Build the plug-in called `name` with `arguments`."""
         if name not in self._factories:
-            if name not in _entry_points(self.group):
-                expected, remedy = (
-                    f"one of {', '.join(self.names())}",
-                    f"Correct it, or register a {self.kind}.",
+            entry_point = _entry_points(self.group).get(name)
+            if entry_point is None:
+                raise ArgumentError(
+                    self.kind,
+                    expected=f"one of {', '.join(self.names())}",
+                    got=repr(name),
+                    remedy=f"Correct it, or register a {self.kind}.",
                 )
-                raise ArgumentError(self.kind, expected=expected, got=repr(name), remedy=remedy)
-            self._factories.setdefault(name, _entry_points(self.group)[name].load())
+            self._factories.setdefault(name, entry_point.load())
         return self._factories[name](**arguments)
 
     def name_of(self, factory: type) -> str:
         """Return the name under which a class was registered."""
         for name, registered in self._factories.items():
-            if (registered.__module__, registered.__qualname__) == (
-                factory.__module__,
-                factory.__qualname__,
-            ):
+            if _have_same_name(registered, factory):
                 return name
-        remedy = f"Give the class a name, with the decorator register('a-name') of the {self.kind} registry."
         raise ArgumentError(
-            self.kind, expected=f"a registered {self.kind}", got=repr(factory), remedy=remedy
+            self.kind,
+            expected=f"a registered {self.kind}",
+            got=repr(factory),
+            remedy="Give the class a name, with the decorator register('a-name') "
+            f"of the {self.kind} registry.",
         )
 
 
 class Plugin:
-    """Mixin of the frozen dataclasses that live in a registry: they turn into plain JSON and back.
+    """Mixin of the frozen dataclasses in a registry: they are written to plain JSON and read back.
 
     Fields are plain JSON, or plug-ins of the same registry.
 
@@ -106,16 +102,21 @@ class Plugin:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the registered name under ``"name"``, and every field."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
-        return {
-            "name": self.registry.name_of(type(self)),
-            **{name: _encode(value) for name, value in fields.items()},
-        }
+        data = {"name": self.registry.name_of(type(self))}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.init:
+                data[field.name] = _encode(getattr(self, field.name))
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Invert `to_dict`, for any member of the registry that `cls` belongs to."""
+        """Invert `to_dict`, for any plug-in of the registry of `cls`."""
         return _decode(cls.registry, data)  # type: ignore[no-any-return]
+
+
+def _have_same_name(one: Callable[..., object], other: Callable[..., object]) -> bool:
+    """Return whether two callables were defined under one name in one module."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 @cache
@@ -123,7 +124,7 @@ def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=group)}
 
 
-def _encode(value: object) -> object:
+def _encode(value: object) -> Any:
     if isinstance(value, Plugin):
         return value.to_dict()
     if isinstance(value, list | tuple):

@@ -33,6 +33,9 @@ def rounded_down(value: float, digits: int = 6) -> str:
 
 def _rounded(value: float, digits: int, side: str) -> str:
     """Format a number as `:g` does, rounded to one side."""
-    exact = Decimal(f"{value:.15g}")  # as it was written: 100 * 0.07 is 7
-    last = Decimal(1).scaleb(exact.adjusted() - digits + 1)
-    return f"{float(exact.quantize(last, rounding=side)):.{digits}g}" if exact else "0"
+    exact = Decimal(f"{value:.15g}")  # the intended decimal: 100 * 0.07 is 7
+    if not exact:
+        return "0"
+    last_digit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    rounded = exact.quantize(last_digit, rounding=side)
+    return f"{float(rounded):.{digits}g}"

@@ -1,4 +1,8 @@
-"""Identity of rows: content hashes of texts, keys of rows that hold the same text, and splits of rows at random."""
+"""Identity of rows: content hashes of texts, keys of repeated rows, and random splits.
+
+Two rows with the same text have one content id and two keys. Splits go by keys, so that repeats are
+assigned to the sides independently.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 __all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "row_keys", "split"]
 
 CHOOSE_AND_CERTIFY = (1 / 3, 2 / 3)
-"""Shares of the rows that choose a policy and that certify it, if no heads have to learn. All that
-certify agree on them: so a row that chose for one model never certifies another that is made of
-it."""
-_APART = -0x2E4AB5CD2E6D12FD  # an odd number far from small ones, by which rows of one id differ
+"""Shares of the rows that choose a policy and that certify it, if no heads are to be trained. They
+are the same wherever a policy is certified, so that a row that chose for one model never certifies
+another model that was made from it."""
+_KEY_STEP = -0x2E4AB5CD2E6D12FD  # odd and large, so that keys of repeats meet no other id
 
 
 def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
@@ -35,30 +39,29 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
 
 
 def row_keys(ids: Any) -> Ints:
-    """Return a key of each row, `(rows,)` int64: its id, and for one that comes again its id and its number.
+    """Return a key of each row, `(rows,)` int64: a function of its id and its number among repeats.
 
-    So a text that comes three times in a file is three rows, and each is dealt to a side, or drawn,
-    by itself. The first row of an id has the id as its key.
+    So a text that occurs three times in a file is three rows, and each is assigned to a side
+    independently. The key of the first row of an id is the id.
 
     Args:
-        ids: Row ids, `(rows,)` integers, among which equal ones are equal contents.
+        ids: Row ids, `(rows,)` integers; equal ids are equal contents.
     """
     values = np.asarray(ids).astype(np.int64)
     order = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
-    number = np.empty(len(values), dtype=np.int64)  # of a row among those with its id, from 0
-    number[order] = np.arange(len(values)) - np.repeat(starts, counts)
-    keys: Ints = values + number * _APART
+    occurrence = np.empty(len(values), dtype=np.int64)  # number of earlier rows with the same id
+    occurrence[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    keys: Ints = values + occurrence * _KEY_STEP
     return keys
 
 
 def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list[Ints]:
     """Split rows at random into disjoint sides.
 
-    Rows are dealt as rows: those of a text that comes again may go to several sides, as they come
-    in the traffic before and after a certificate (see `ponder.calibration.repeats`). The order in
-    which rows are dealt is a function of the seed and their `row_keys`, so a row that is added
-    moves few others.
+    The rows of a text that occurs more than once may go to several sides, as they occur in the
+    traffic before and after a certificate (see `ponder.calibration.repeats`). The side of a row is
+    a function of the seed and of the order of all `row_keys`, so an added row moves few others.
 
     Args:
         ids: Row ids, `(rows,)` integers, or the texts themselves.
@@ -92,15 +95,17 @@ def class_numbers(
         >>> class_numbers(["yes", "no"], ["no", "yes"]), class_numbers(["1", 0], ["no", "yes"])
         ([1, 0], [1, 0])
     """
-    given, numbers = (
-        [str(label) for label in labels],
-        {name: place for place, name in enumerate(names)},
-    )
-    if not set(given) <= numbers.keys():
+    texts = [str(label) for label in labels]
+    numbers = {name: place for place, name in enumerate(names)}
+    if not set(texts) <= numbers.keys():
         numbers = {str(place): place for place in range(len(names))}
-    if unknown := sorted(set(given) - numbers.keys()):
-        expected = f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), or their numbers"
+    unknown = sorted(set(texts) - numbers.keys())
+    if unknown:
         raise ArgumentError(
-            argument, expected=expected, got=repr(unknown[0]), remedy="Name the right ones."
+            argument,
+            expected=f"names of the model's {len(names)} classes ({', '.join(names[:3])}, …), "
+            "or their numbers",
+            got=repr(unknown[0]),
+            remedy="Name the right ones.",
         )
-    return [numbers[label] for label in given]
+    return [numbers[text] for text in texts]

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, row id), so that a row draws the same number in every batch."""
+"""Random numbers as a function of (seed, row id): a row draws the same number in every batch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _GAMMA = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, row_ids: Any) -> Any:
-    """Return numbers in [0, 1), `(rows,)` float32, that depend on the seed and each row id alone.
+    """Return numbers in [0, 1), `(rows,)` float32, each a function of the seed and its row id.
 
-    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) applied to the
-    seed plus the golden gamma (0 alone is a fixed point), and to its result plus the row id times
-    the golden gamma.
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) is applied to the
+    seed plus the golden gamma (0 alone is a fixed point), and then to the result plus the row id
+    times the golden gamma.
 
     Args:
         seed: Any whole number.
         row_ids: Row ids, `(rows,)` int64, a tensor or an array.
     """
     key = int(_mix(np.array([_signed(seed + _GAMMA)]))[0])
-    bits = _shift_right(
-        _mix(row_ids * _signed(_GAMMA) + key), 40
-    )  # int64 wraps around, on every device
-    return (bits.float() if hasattr(bits, "float") else bits.astype("float32")) * 2.0**-24
+    # Products and sums of int64 wrap around, on every device.
+    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + key), 40)
+    numbers = bits.float() if hasattr(bits, "float") else bits.astype("float32")
+    return numbers * 2.0**-24
 
 
 def _mix(x: Any) -> Any:
@@ -36,7 +36,7 @@ def _mix(x: Any) -> Any:
 
 
 def _shift_right(x: Any, bits: int) -> Any:
-    """Shift int64 logically; its own shift copies the sign."""
+    """Shift int64 to the right with zeros; the operator `>>` copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Nested states whose tensors are batch-first: read them, check them, and take some of their rows.
+"""Nested states whose tensors are batch-first: read them, check them, and select rows.
 
 A *tree* is a tensor, or a tuple, list, named tuple or dict of trees (any pytree of PyTorch); leaves
 that are not tensors (numbers, None, `Shared` values) belong to the whole batch and pass unchanged.
@@ -34,7 +34,7 @@ Tree = Any
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Mark of a context value that belongs to the whole batch: every step gets it as it is.
+    """Mark of a context value of the whole batch, which is passed to every step unchanged.
 
     Args:
         value: The value, for example a relative position bias, `(1, heads, length, length)`.
@@ -42,7 +42,7 @@ class Shared:
     Example:
         >>> def step(hidden, scale):
         ...     return hidden * scale
-        >>> model = PonderWrapper(step, num_steps=2, head=nn.Linear(4, 2), policy=policies.LastStep())
+        >>> model = PonderWrapper(step, 2, head=nn.Linear(4, 2), policy=policies.LastStep())
         >>> model.eval()(torch.randn(5, 4), scale=ponder.Shared(torch.ones(4))).outputs.shape
         torch.Size([5, 2])
     """
@@ -51,9 +51,7 @@ class Shared:
 
 
 def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tree:
-    """Apply `fn` to every tensor of `tree` (or to the leaves of another kind) and keep the structure."""
-    if type(tree) is kind:  # the usual case, without the overhead of a tree
-        return fn(tree)
+    """Apply `fn` to every tensor of `tree`, or leaf of another kind, and keep the structure."""
     return pytree.tree_map_only(kind, fn, tree)
 
 
@@ -66,29 +64,37 @@ def tensors(tree: Tree, path: str = "") -> list[tuple[str, Tensor]]:
 
 
 def first_tensor(tree: Tree) -> Tensor:
-    """Return the first tensor of `tree`, which has one."""
-    return tree if isinstance(tree, Tensor) else tensors(tree)[0][1]
+    """Return the first tensor of `tree`, which must have one."""
+    if isinstance(tree, Tensor):
+        return tree
+    _, tensor = tensors(tree)[0]
+    return tensor
 
 
 def take_rows(tree: Tree, index: Tensor) -> Tree:
     """Take the rows `index`, `(rows,)` long, of every tensor of `tree`."""
-    if isinstance(tree, Tensor):  # the usual cases, without the overhead of a tree
+    # Tensors and tuples are the usual cases, and are read without the overhead of a pytree.
+    if isinstance(tree, Tensor):
         return tree.index_select(0, index)
     if isinstance(tree, tuple):
         parts = [take_rows(part, index) for part in tree]
         return tree._make(parts) if hasattr(tree, "_make") else tuple(parts)
-    return map_tensors(methodcaller("index_select", 0, index), tree) if tree else tree
+    if not tree:  # None, or an empty dict
+        return tree
+    return map_tensors(methodcaller("index_select", 0, index), tree)
 
 
 def unwrap(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `context` as a step sees it, `Shared` values without their mark."""
-    given: dict[str, Any] = {}
+    """Return `context` as it is passed to a step: `Shared` values without their mark."""
+    unwrapped: dict[str, Any] = {}
     for name, value in context.items():
-        if isinstance(value, Tensor | Shared):  # the usual cases, without the overhead of a tree
-            given[name] = value.value if isinstance(value, Shared) else value
+        if isinstance(value, Shared):
+            unwrapped[name] = value.value
+        elif isinstance(value, Tensor):  # the usual case, without the overhead of a pytree
+            unwrapped[name] = value
         else:
-            given[name] = map_tensors(attrgetter("value"), value, Shared)
-    return given
+            unwrapped[name] = map_tensors(attrgetter("value"), value, Shared)
+    return unwrapped
 
 
 def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
@@ -97,27 +103,33 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
     Args:
         name: Name of the tree, for the message.
         tree: The tree.
-        batch: The size they must have; None takes that of the first tensor.
+        batch: The required size; by default that of the first tensor.
 
     Raises:
-        ArgumentTypeError: `tree` holds no tensor although `batch` is None.
+        ArgumentTypeError: `tree` holds no tensor, and `batch` is None.
         ArgumentError: A tensor has another first dimension.
     """
     if isinstance(tree, Tensor) and tree.dim() and batch in (None, tree.shape[0]):  # the usual case
         return tree.shape[0]
     for path, tensor in tensors(tree, name):
         size = tensor.shape[0] if tensor.dim() else None
-        batch = size if batch is None else batch
+        if batch is None:
+            batch = size
         if size is None or size != batch:
-            expected = f"a tensor with the batch first, ({'batch' if batch is None else batch}, …)"
-            remedy = "Put one row per example; a value that belongs to the whole batch goes into ponder.Shared(…)."
+            first = "batch" if batch is None else batch
             raise ArgumentError(
-                path, expected=expected, got=f"shape {tuple(tensor.shape)}", remedy=remedy
+                path,
+                expected=f"a tensor with the batch first, ({first}, …)",
+                got=f"shape {tuple(tensor.shape)}",
+                remedy="Put one row per example; "
+                "a value that belongs to the whole batch goes into ponder.Shared(…).",
             )
     if batch is None:
-        expected = "a tensor, or a tuple or dict of tensors"
         raise ArgumentTypeError(
-            name, expected=expected, got=type(tree).__name__, remedy="Pass tensors."
+            name,
+            expected="a tensor, or a tuple or dict of tensors",
+            got=type(tree).__name__,
+            remedy="Pass tensors.",
         )
     return batch
 
@@ -127,18 +139,18 @@ def alike(one: Tree, other: Tree, tolerance: float = 0.0) -> bool:
 
     Args:
         one: A tree.
-        other: Another.
-        tolerance: Absolute and relative distance that floating-point numbers may have.
+        other: Another tree.
+        tolerance: Absolute and relative tolerance of floating-point numbers.
     """
     leaves, structure = pytree.tree_flatten(one)
-    others, other_structure = pytree.tree_flatten(other)
-    return structure == other_structure and all(
-        _alike_leaves(first, second, tolerance)
-        for first, second in zip(leaves, others, strict=True)
-    )
+    other_leaves, other_structure = pytree.tree_flatten(other)
+    if structure != other_structure:
+        return False
+    pairs = zip(leaves, other_leaves, strict=True)
+    return all(_alike_leaves(first, second, tolerance) for first, second in pairs)
 
 
-def _alike_leaves(one: Any, other: Any, tolerance: float) -> bool:
+def _alike_leaves(one: object, other: object, tolerance: float) -> bool:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and bool(one == other)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
