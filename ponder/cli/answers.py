@@ -1,7 +1,7 @@
-"""Files of answers: CSV, JSON lines or Parquet, or JSON lines on the standard output (`-`).
+"""Files of answers: CSV, JSON lines or Parquet by their suffix, or standard output for `-`.
 
-A file is written row by row, and gone on with after a stop: whole rows are kept, a last one that
-was cut is not.
+Rows are appended as they come. After an interruption `resume` keeps the whole rows, and drops a
+last row that was cut.
 """
 
 from __future__ import annotations
@@ -39,17 +39,24 @@ class AnswerFile(ABC):
         self.names = list(names)
 
     def resume(self, given: Sequence[Mapping[str, Any]]) -> int:
-        """Cut the file behind its last whole row, and return the number of rows.
+        """Cut the file after its last whole row, and return the number of rows.
 
-        Answers to other rows are refused.
+        Args:
+            given: The rows of the texts' file, in order.
+
+        Raises:
+            ArgumentError: The file has answers to other rows.
         """
         whole = self._whole_rows()
         columns = self.names[: len(given[0])]
-        kept = [{name: row.get(name) for name in columns} for row in whole]
-        if kept != [self._cells(row) for row in given[: len(whole)]]:
-            expected = "answers to these texts, to go on with"
-            got = f"others, in {self.path}"
-            raise ArgumentError("--out", expected=expected, got=got, remedy="Name another.")
+        answered = [{name: row.get(name) for name in columns} for row in whole]
+        if answered != [self._cells(row) for row in given[: len(whole)]]:
+            raise ArgumentError(
+                "--out",
+                expected="answers to these texts, to continue",
+                got=f"others, in {self.path}",
+                remedy="Name another.",
+            )
         if whole:
             part = self.path.with_name(f"{self.path.name}.part")
             with part.open("w", encoding="utf-8", newline="") as file:
@@ -58,22 +65,23 @@ class AnswerFile(ABC):
         return len(whole)
 
     def append(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> None:
-        """Write rows behind those that are there, flushed to the disk."""
-        with self.path.open("w" if begins else "a", encoding="utf-8", newline="") as file:
+        """Append rows, and flush them to the disk; if the file `begins`, write it anew."""
+        mode = "w" if begins else "a"
+        with self.path.open(mode, encoding="utf-8", newline="") as file:
             file.write(self._text(rows, begins=begins))
             file.flush()
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Write rows that were held back; none are by default."""
+        """Write rows that `append` only collected, as a format without appending needs."""
         return
 
     def _content(self) -> str:
-        """Return the file as text; half a character at its end, from a stop, is left out."""
+        """Return the file as text, without a last character that was cut."""
         return self.path.read_bytes().decode("utf-8", errors="ignore")
 
     def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the cells of a row of the texts' file as they are read again."""
+        """Return a row of the texts' file as it is read back from the file of answers."""
         return dict(row)
 
     @abstractmethod
@@ -88,11 +96,11 @@ class _Csv(AnswerFile):
         csv.field_size_limit(_LONGEST_FIELD)
         text = self._content()
         rows = list(csv.reader(io.StringIO(text, newline="")))
-        torn = bool(rows) and (not text.endswith("\n") or len(rows[-1]) < len(self.names))
-        whole = rows[: len(rows) - torn]
-        if whole and whole[0] != self.names:
-            return [{}]
-        return [dict(zip(self.names, row, strict=False)) for row in whole[1:]]
+        if rows and (not text.endswith("\n") or len(rows[-1]) < len(self.names)):
+            rows.pop()  # a row that was cut
+        if rows and rows[0] != self.names:
+            return [{}]  # a row that is equal to no other
+        return [dict(zip(self.names, row, strict=False)) for row in rows[1:]]
 
     def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _cell(value) for name, value in row.items()}
@@ -138,9 +146,12 @@ class _Parquet(AnswerFile):
         table.to_parquet(self.path, index=False)
 
     def _whole_rows(self) -> list[dict[str, Any]]:
-        expected = "a CSV or JSON lines file to go on with"
-        remedy = "Name another file, or answers.csv."
-        raise ArgumentError("--resume", expected=expected, got="a Parquet file", remedy=remedy)
+        raise ArgumentError(
+            "--resume",
+            expected="a CSV or JSON lines file to continue",
+            got="a Parquet file",
+            remedy="Name another file, or answers.csv.",
+        )
 
     def _text(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> str:
         raise NotImplementedError
@@ -159,21 +170,26 @@ def answer_file(path: Path, names: Sequence[str]) -> AnswerFile:
     """Return the file of answers for a path, by its suffix."""
     kind = "-" if str(path) == "-" else path.suffix.lower()
     if kind not in _KINDS:
-        expected = "a file that ends with .csv, .jsonl or .parquet, or - for the standard output"
-        raise ArgumentError("--out", expected=expected, got=str(path), remedy="Name such a file.")
+        raise ArgumentError(
+            "--out",
+            expected="a file that ends with .csv, .jsonl or .parquet, or - for the standard output",
+            got=str(path),
+            remedy="Name such a file.",
+        )
     return _KINDS[kind](path, names)
 
 
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row without NaN, which JSON has not."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in row.items()
-    }
+    """Return a row with None for NaN, which JSON lacks."""
+    return {name: None if _is_nan(value) else value for name, value in row.items()}
 
 
-def _cell(value: Any) -> str:
-    """Return a value as it is written in a table: nothing for None and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def _cell(value: object) -> str:
+    """Return a value as a cell of a table: empty for None and NaN."""
+    if value is None or _is_nan(value):
         return ""
     return value if isinstance(value, str) else json.dumps(value, default=str)

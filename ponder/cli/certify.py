@@ -1,11 +1,12 @@
-"""The command `certify`: a threshold on any model's answers in a file, and its check."""
+"""The command `certify`: a threshold on the answers of any model, and its check on fresh rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ponder._utils.files import read_json, write_json
 from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
@@ -30,73 +31,94 @@ def run(
 ) -> None:
     """Certify the lowest threshold above which answers may be taken.
 
-    `columns` are those of the `answer`, of its `confidence` and of the `reference`.
+    Args:
+        answers: The file of answers.
+        columns: Names of the columns of the `answer`, its `confidence` and the `reference`.
+        out: The file to write.
+        level: Upper limit of the share of rows that are taken and differ.
+        confidence: Probability with which the promise holds.
+        as_json: Whether to print JSON.
     """
     probe_file(out, [answers])
     rows = _read(answers, columns)
-    found = certify_answers(*_columns(rows, columns), level=level, confidence=confidence)
-    facts = {**vars(found), "columns": dict(columns)}
-    if found.threshold is not None:
+    read = _Columns.of(rows, columns)
+    certified = certify_answers(
+        read.answers, read.confidences, read.references, level=level, confidence=confidence
+    )
+    facts = {**vars(certified), "columns": dict(columns)}
+    place = "nothing: there is no threshold"
+    if certified.threshold is not None:
         write_json(out, THRESHOLD, {**facts, "used": Used.of(_keys(rows)).to_dict()})
+        place = str(out)
     table = [
-        ("taken", f"{100 * found.taken:.1f}% of {found.rows} rows"),
-        ("other answers", f"{100 * found.observed:.2f}%"),
+        ("taken", f"{100 * certified.taken:.1f}% of {certified.rows} rows"),
+        ("other answers", f"{100 * certified.observed:.2f}%"),
     ]
-    if found.without_reference:
-        table.append(("left out", f"{count(found.without_reference, 'row')} without a reference"))
-    place = str(out) if found.threshold is not None else "nothing: there is no threshold"
+    if certified.without_reference:
+        without = count(certified.without_reference, "row")
+        table.append(("left out", f"{without} without a reference"))
     table.append(("written to", place))
-    show(Outcome(facts, [found.statement], table), as_json=as_json)
+    show(Outcome(facts, [certified.statement], table), as_json=as_json)
 
 
 def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
-    """Judge the promise of `ponder certify` on fresh rows; return the exit code."""
+    """Judge the promise of a file of `ponder certify` on fresh rows, and return the exit code.
+
+    The file of fresh rows has the same columns.
+    """
     card = read_json(file, THRESHOLD, "threshold")
     columns = card["columns"]
     rows = _read(answers, columns)
-    fresh = Used.from_dict(card["used"]).fresh(_keys(rows))
-    kept = [row for row, own in zip(rows, fresh.tolist(), strict=True) if own]
+    is_fresh = Used.from_dict(card["used"]).fresh(_keys(rows))
+    fresh = [row for row, keep in zip(rows, is_fresh.tolist(), strict=True) if keep]
     certified = CertifiedAnswers.load(file)
-    given = _columns(kept, columns)
-    verdict = certified.check(*given)
-    taken = float(certified.takes(given[1]).mean())
+    read = _Columns.of(fresh, columns)
+    verdict = certified.check(read.answers, read.confidences, read.references)
+    taken = float(certified.takes(read.confidences).mean())
     facts = {**vars(verdict), "code": verdict.code, "taken": taken}
-    table = [("taken", f"{100 * taken:.1f}% of {len(kept)} rows")]
-    if len(kept) < len(rows):
-        table.append(("left out", f"{count(len(rows) - len(kept), 'row')} that certified"))
+    table = [("taken", f"{100 * taken:.1f}% of {len(fresh)} rows")]
+    if len(fresh) < len(rows):
+        table.append(("left out", f"{count(len(rows) - len(fresh), 'row')} that certified"))
     show(Outcome(facts, [verdict.sentence], table), as_json=as_json)
     return verdict.code
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
-    """Return all columns of each row as one text, to recognise the row."""
+    """Return all columns of each row as one text, which identifies the row."""
     return [json.dumps(dict(row), sort_keys=True, default=str) for row in rows]
 
 
-def _columns(
-    rows: Sequence[Row], columns: Mapping[str, str]
-) -> tuple[list[Any], list[float], list[Any]]:
-    """Return answers, confidences and references of rows."""
-    try:
-        sure = [float(row[columns["confidence"]]) for row in rows]
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            "confidences", expected="numbers", got=str(error), remedy="Mend the column."
-        ) from error
-    return (
-        [row[columns["answer"]] for row in rows],
-        sure,
-        [row[columns["reference"]] for row in rows],
-    )
+@dataclass(frozen=True)
+class _Columns:
+    """The three columns that are certified, `(rows,)` each."""
+
+    answers: list[Any]
+    confidences: list[float]
+    references: list[Any]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> Self:
+        """Read the columns from rows."""
+        try:
+            confidences = [float(row[columns["confidence"]]) for row in rows]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                "confidences", expected="numbers", got=str(error), remedy="Mend the column."
+            ) from error
+        answers = [row[columns["answer"]] for row in rows]
+        references = [row[columns["reference"]] for row in rows]
+        return cls(answers, confidences, references)
 
 
 def _read(path: Path, columns: Mapping[str, str]) -> list[Row]:
+    """Return the rows of a file; refuse one that lacks a column."""
     rows = read_rows(path, "ANSWERS")
     missing = [name for name in columns.values() if name not in rows[0]]
     if missing:
-        expected = f"rows with the columns {', '.join(columns.values())}"
-        remedy = "Name the columns: --answer, --confidence-column, --reference."
         raise ArgumentError(
-            "ANSWERS", expected=expected, got=f"no column {missing[0]!r}", remedy=remedy
+            "ANSWERS",
+            expected=f"rows with the columns {', '.join(columns.values())}",
+            got=f"no column {missing[0]!r}",
+            remedy="Name the columns: --answer, --confidence-column, --reference.",
         )
     return rows

@@ -31,15 +31,28 @@ def run(
     diagnosed: bool,
     as_json: bool,
 ) -> int:
-    """Judge the promise of a folder on rows that made nothing of it, and return the exit code."""
+    """Judge the promise of a folder on rows that neither taught, chose nor certified.
+
+    Args:
+        folder: The folder.
+        texts: The file of fresh texts, or of fresh queries for a ranker.
+        reading: Arguments of `read_texts`.
+        level: The level to judge; by default the one that is promised.
+        reference: The model whose answers were promised; by default the one that the folder names.
+        diagnosed: Whether to compare with blind choices too.
+        as_json: Whether to print JSON.
+
+    Returns:
+        The exit code of the verdict.
+    """
     opened = open(folder)
     if isinstance(opened, OpenedRanker):
         checked = check(opened, read_pools(texts), level=level)
         return _show(opened, checked, [], [], as_json=as_json)
-    found = read_texts(texts, **reading, known=opened.columns).without_empty()
-    labels = found.numbered(opened.labels)
+    fresh = read_texts(texts, **reading, known=opened.columns).without_empty()
+    labels = fresh.numbered(opened.labels)
     model = _reference(opened, reference)
-    checked = check(opened, found.texts, labels, reference=model, level=level)
+    checked = check(opened, fresh.texts, labels, reference=model, level=level)
     other = f"{100 * checked.other_answers:.2f}%"
     mean = f"{checked.mean_exit_step:.2f} of {opened.num_steps}"
     rows = [("policy", in_words(opened.policy)), ("other answers", f"{other}, at mean step {mean}")]
@@ -49,14 +62,21 @@ def run(
         if labels is None:
             diagnosis = replace(diagnosis, metric="agreement with full depth")
         remarks.append(diagnosis.verdict)
-        for step, share in enumerate(checked.by_step.tolist(), 1):
-            score = ""
-            if checked.accuracy is not None:
-                score = f", accuracy {100 * checked.accuracy[step - 1]:.2f}%"
-            rows.append((f"step {step}", f"{100 * share:.2f}% other answers{score}"))
+        rows += _rows_of_steps(checked)
     elif checked.accuracy is not None:
         rows.append(("accuracy", f"{100 * checked.accuracy[-1]:.2f}% at full depth"))
     return _show(opened, checked, rows, remarks, as_json=as_json)
+
+
+def _rows_of_steps(checked: Checked) -> list[tuple[str, str]]:
+    """Return a row of the table for each step: other answers, and accuracies if known."""
+    rows = []
+    for step, share in enumerate(checked.by_step.tolist(), 1):
+        words = f"{100 * share:.2f}% other answers"
+        if checked.accuracy is not None:
+            words += f", accuracy {100 * checked.accuracy[step - 1]:.2f}%"
+        rows.append((f"step {step}", words))
+    return rows
 
 
 def _show(
@@ -67,17 +87,20 @@ def _show(
     *,
     as_json: bool,
 ) -> int:
+    """Print the verdict, and return its exit code."""
     verdict = checked.verdict
     if verdict is None:
-        expected = "a level to judge by, since nothing is promised here"
         raise ArgumentError(
-            "--disagreement", expected=expected, got="none", remedy="Pass --disagreement 0.02, say."
+            "--disagreement",
+            expected="a level to judge by, since nothing is promised here",
+            got="none",
+            remedy="Pass --disagreement 0.02, say.",
         )
-    used = ""
-    if checked.left_out:
-        used = f"; {checked.left_out} that taught, chose or certified are left out"
     unit = "text" if isinstance(opened, Opened) else "query"
-    table = [("promise", opened.statement), ("judged by", count(checked.rows, unit) + used), *rows]
+    judged_by = count(checked.rows, unit)
+    if checked.left_out:
+        judged_by += f"; {checked.left_out} that taught, chose or certified are left out"
+    table = [("promise", opened.statement), ("judged by", judged_by), *rows]
     facts = {
         **vars(verdict),
         "code": verdict.code,
@@ -95,12 +118,18 @@ def _show(
 
 
 def _reference(opened: Opened, named: str | None) -> Any:
-    """Return the model whose answers are to be kept; None if the folder itself knows it."""
-    remembered = opened.card.get("reference") or {}
+    """Return the model whose answers were promised; None if `check` finds it by the folder.
+
+    Args:
+        opened: The folder.
+        named: A folder or a hub name; None if the caller named none.
+    """
     if named is None:
-        hub = opened.needs_reference and remembered.get("hub")
-        named = remembered["path"] if hub else None
+        recorded = opened.card.get("reference") or {}
+        if opened.needs_reference and recorded.get("hub"):
+            named = recorded["path"]
     if named is None or Path(named).is_dir():
         return named
+    # Models on the hub are read by Transformers, which exports do without.
     reading = import_module("ponder.integrations.transformers.reading")
-    return reading.read_stage(named)  # by its name on the hub
+    return reading.read_stage(named)

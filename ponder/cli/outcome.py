@@ -1,4 +1,7 @@
-"""`Outcome`: the result of a command; `show` prints it, and `report` makes a page of it."""
+"""`Outcome`: the result of a command.
+
+`ponder.cli.show` prints it, and `ponder.cli.report` makes a page of it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class DataTable:
         columns: Names of the columns.
         rows: A cell for each column.
         note: A sentence below the heading.
-        marked: The row that stands out, from 0.
-        printed: Whether the screen shows it too.
+        marked: The row that is highlighted, from 0.
+        printed: Whether the screen shows the table too.
     """
 
     title: str
@@ -36,16 +39,16 @@ class DataTable:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a command found.
+    """The result of a command.
 
     Args:
         facts: Plain values for machines, and for the card of the folder; NaN becomes null.
         sentences: The promise or the verdict first, then remarks.
         rows: Names and values of a small table.
-        figure: For the page; None if there is none.
+        figure: The figure of the page, or None.
         tables: Further tables for the page, and some for the screen.
         title: Title of the page; no page is written without one.
-        usage: What to do with the folder: a purpose and a command each.
+        usage: Uses of the folder: a purpose and a command each.
     """
 
     facts: Mapping[str, Any]
@@ -58,7 +61,13 @@ class Outcome:
 
 
 def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
-    """Return the uses of a folder: pairs of a purpose and a command."""
+    """Return uses of a folder: a purpose and a command each.
+
+    Args:
+        folder: The folder.
+        torch: Whether its model runs in PyTorch, so that it can be exported.
+        file: A file of texts, for the examples.
+    """
     commands = [
         ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
         ("Over HTTP", f"ponder serve {folder}"),

@@ -1,4 +1,4 @@
-"""`report.html`: an outcome as a page, with the figure and changed texts of a policy."""
+"""`report.html`: an outcome as a page, with the figure and the changed texts of a policy."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from ponder.policies import ExitPolicy, FixedStep
 
 __all__ = ["changed_texts", "policy_figure", "student_figure", "write_page"]
 
-_MOST = 50  # texts
-_LEAST = 2.0  # percent of other answers that the axis shows at least
+_MOST = 50  # changed texts that are listed
+_LEAST = 2.0  # percent of other answers that the axis covers at least
 
 
 def write_page(path: Path, outcome: Outcome, made: Mapping[str, str]) -> None:
-    """Write an outcome as a page."""
+    """Write an outcome as a page; `made` says when, on what machine and by which version."""
     svg = Markup()
     if outcome.figure is not None:
-        text = io.StringIO()
-        outcome.figure.savefig(text, format="svg", metadata={"Date": None})
-        svg = Markup(text.getvalue()[text.getvalue().index("<svg") :])
+        file = io.StringIO()
+        outcome.figure.savefig(file, format="svg", metadata={"Date": None})
+        text = file.getvalue()
+        svg = Markup(text[text.index("<svg") :])  # without the XML declaration
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("page.html.jinja")
     replace_text(path, page.render(outcome=outcome, figure=svg, made=made))
@@ -44,19 +45,27 @@ def changed_texts(
     names: Sequence[str],
     step: str = "exit step",
 ) -> DataTable:
-    """Return up to 50 texts whose answer under a policy differs from full depth."""
+    """Return the texts of a record to which a policy gives another answer than full depth.
+
+    Args:
+        record: The full-depth run.
+        policy: The policy.
+        texts: The texts of its rows.
+        names: Names of the classes.
+        step: Heading of the column of exit steps.
+    """
     steps = record.exit_steps(policy)
     answers = np.asarray(record.outputs).argmax(-1)
-    here = answers[np.arange(len(steps)), steps - 1]
-    full = answers[:, -1]
-    changed = np.flatnonzero(here != full).tolist()
+    at_exit = answers[np.arange(len(steps)), steps - 1]
+    full_depth = answers[:, -1]
+    changed = np.flatnonzero(at_exit != full_depth).tolist()
     rows = [
-        (_text(texts[n]), str(names[full[n]]), str(names[here[n]]), str(steps[n]))
+        (_text(texts[n]), str(names[full_depth[n]]), str(names[at_exit[n]]), str(steps[n]))
         for n in changed[:_MOST]
     ]
-    note = f"None of {len(steps)}."
-    if changed:
-        note = f"{len(changed)} of {len(steps)}."
+    note = f"{len(changed)} of {len(steps)}."
+    if not changed:
+        note = f"None of {len(steps)}."
     if len(changed) > _MOST:
         note = f"{len(changed)} of {len(steps)}; the first {_MOST}."
     columns = ("text", "answer now", "here", step)
@@ -69,7 +78,7 @@ def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Fi
     Args:
         record: The full-depth run that certified.
         policy: The policy that was chosen.
-        level: What it promises; None for nothing.
+        level: The level that it promises; None without a promise.
     """
     steps = record.exit_steps(policy)
     differs = 1.0 - record.agreement()[np.arange(len(steps)), steps - 1]
@@ -86,16 +95,20 @@ def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Fi
     _mark(axes, point, level, f"at exit step {point[0]:.2f}")
     axes.set(xlim=(1.0, record.num_steps + 0.05), xlabel="mean exit step")
 
-    def times(steps: Any) -> Any:  # its own inverse
+    def speed_up(steps: Any) -> Any:
         return record.num_steps / np.maximum(steps, 1e-3)
 
-    axes.secondary_xaxis("top", functions=(times, times)).set_xlabel("× in steps")
+    # The function is its own inverse.
+    axes.secondary_xaxis("top", functions=(speed_up, speed_up)).set_xlabel("× in steps")
     axes.legend(fontsize=9)
     return figure
 
 
 def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> Figure:
-    """Draw the share of other answers against the share of texts that a student answers."""
+    """Draw the share of other answers against the share of texts that a student answers.
+
+    Each kind of certainty is a line over its thresholds. Arguments are those of `policy_figure`.
+    """
     steps = record.exit_steps(policy)
     differs = 1.0 - record.agreement()
     chosen = float(differs[np.arange(len(steps)), steps - 1].mean())
@@ -106,9 +119,9 @@ def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> F
     for kind, _ in certainties(record):
         scores = np.asarray(kind.scores(record))[:, 0]
         order = np.argsort(-scores, kind="stable")
-        lost = np.append(0.0, np.cumsum(differs[order, 0])) / len(order)
-        at = np.rint(shares * len(order)).astype(int)
-        axes.plot(100 * shares, 100 * lost[at], label=type(kind).__name__)
+        other = np.append(0.0, np.cumsum(differs[order, 0])) / len(order)  # by texts answered
+        answered = np.rint(shares * len(order)).astype(int)
+        axes.plot(100 * shares, 100 * other[answered], label=type(kind).__name__)
     _mark(axes, point, level, f"with {point[0]:.0f}% of the texts")
     axes.set(xlim=(0.0, 101.0), xlabel="texts that the student answers, %")
     axes.legend(fontsize=9)
@@ -116,13 +129,13 @@ def student_figure(record: Record, policy: ExitPolicy, level: float | None) -> F
 
 
 def _mark(axes: Any, point: tuple[float, float], level: float | None, where: str) -> None:
-    """Draw the promise and the point that was chosen, and fit the axis of other answers to them."""
+    """Draw the promise and the chosen point, and fit the axis of other answers to them."""
     if level is not None:
         line = f"promised: {100 * level:.3g}%"
         axes.axhline(100 * level, color="#595959", linestyle="--", label=line)
     axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% {where}")
-    most = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
-    axes.set(ylim=(-0.02 * most, most), ylabel="other answers than now, %")
+    highest = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
+    axes.set(ylim=(-0.02 * highest, highest), ylabel="other answers than now, %")
 
 
 def _text(text: Any) -> str:

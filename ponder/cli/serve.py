@@ -22,7 +22,7 @@ from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["app_of", "run"]
 
-_GRACE = 10  # seconds beyond the deadline, when the service is stopped
+_GRACE = 10  # seconds after the deadline until a stopping service drops its requests
 
 
 def run(
@@ -34,7 +34,17 @@ def run(
     audit_file: Path | None,
     reference: Path | None = None,
 ) -> None:
-    """Serve a folder until SIGINT or SIGTERM; accepted requests are still answered."""
+    """Serve a folder until SIGINT or SIGTERM; accepted requests are answered first.
+
+    Args:
+        folder: The folder.
+        host: The address to listen on.
+        port: The port to listen on.
+        given: Arguments of `Limits`.
+        audit_share: Share of the early answers that are audited.
+        audit_file: The file of the ledger.
+        reference: The folder whose full depth was promised.
+    """
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     limits = Limits(**given)
@@ -57,32 +67,37 @@ def app_of(
     audit_file: Path | None,
     reference: Path | None = None,
 ) -> FastAPI:
-    """Return the application of a folder, and report its model and its audits."""
+    """Return the application of a folder, and print its promise, its policy and its audits."""
     opened = open(folder)
     say(opened.statement)
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
     say(f"policy: {in_words(opened.policy)}")
     ledger = ledger_of(opened.policy, audit_share, audit_file)
-    deep = None
+    full_depth = None
     if ledger is not None:
         try:
-            deep = _deep(opened, reference)
+            full_depth = _full_depth(opened, reference)
         except (PonderError, ImportError) as error:
             say(f"audit: none, since the model that the promise is about cannot be asked: {error}")
             return create_app(opened, limits)
-    say(_audit(ledger))
-    return create_app(opened, limits, ledger, deep)
+    say(_audit_sentence(ledger))
+    return create_app(opened, limits, ledger, full_depth)
 
 
-def _deep(opened: Opened, reference: Path | None) -> FullDepth | None:
-    """Return the model of audits: the named or remembered one; None for the folder's."""
+def _full_depth(opened: Opened, reference: Path | None) -> FullDepth | None:
+    """Return the model that answers audits; None if it is the folder's own full depth.
+
+    It is the model that the caller named, or else the one that the folder names.
+    """
     if reference is not None:
         return FullDepth(stage_of(reference), opened.labels)
-    return FullDepth(opened.reference(), opened.labels) if opened.needs_reference else None
+    if opened.needs_reference:
+        return FullDepth(opened.reference(), opened.labels)
+    return None
 
 
-def _audit(ledger: ServedLedger | None) -> str:
+def _audit_sentence(ledger: ServedLedger | None) -> str:
     if ledger is None:
         return (
             "audit: none (it needs a share above 0, and a policy that is certified to answer as "
@@ -92,10 +107,10 @@ def _audit(ledger: ServedLedger | None) -> str:
     if ledger.path is not None:
         place = f"kept in {ledger.path}"
     level = rounded_up(100 * ledger.level, 3)
-    said = (
-        f"audit: {ledger.share:g} of the early answers, of all answers at most {level}% may differ"
+    return (
+        f"audit: {ledger.share:g} of the early answers, of all answers at most {level}% may "
+        f"differ; {place}. {ledger.statement}"
     )
-    return f"{said}; {place}. {ledger.statement}"
 
 
 def _check_free(host: str, port: int) -> None:
@@ -104,7 +119,9 @@ def _check_free(host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        expected = f"a port that is free on {host}, an address of this machine"
-        got = f"{port} ({error.strerror})"
-        remedy = "Pass another, or --port 0 for any that is free."
-        raise ArgumentError("--port", expected=expected, got=got, remedy=remedy) from error
+        raise ArgumentError(
+            "--port",
+            expected=f"a port that is free on {host}, an address of this machine",
+            got=f"{port} ({error.strerror})",
+            remedy="Pass another, or --port 0 for any that is free.",
+        ) from error

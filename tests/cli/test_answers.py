@@ -57,7 +57,7 @@ def test_answers_are_read_again(
         assert isinstance(rows[0]["exit_step"], int)
     if name == "a.parquet":
         arguments = ("predict", folders.export, "--texts", folders.fresh, "--out", out)
-        assert "to go on with" in run(*arguments, "--resume", code=2).stderr
+        assert "to continue" in run(*arguments, "--resume", code=2).stderr
     assert (
         "--out: expected"
         in run(
