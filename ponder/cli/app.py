@@ -1,7 +1,7 @@
-"""The commands and their options; each command has a module, such as `ponder.cli.exits`.
+"""The commands of `ponder`, with their options.
 
-That module is loaded when the command runs, so that `ponder --help` answers at once, and exports
-need no PyTorch.
+Each command calls `run` of a module, for example of `ponder.cli.exits`. The module is imported when
+the command runs, so that `ponder --help` is fast, and exports need no PyTorch.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ TextsFile = Annotated[
     Path,
     typer.Option(
         "--texts",
-        help="A file of texts: CSV, TSV, JSON lines, Parquet, or a text on each line; - reads the "
-        "standard input.",
+        help="A file of texts: CSV, TSV, JSON lines, Parquet, or a text on each line; "
+        "- reads the standard input.",
     ),
 ]
 Columns = Annotated[
@@ -64,7 +64,7 @@ Labels = Annotated[
     str | None,
     typer.Option(
         "--labels",
-        help="The column with the right classes, for accuracies; nothing learns from it.",
+        help="The column with the right classes, for accuracies; it is not used for training.",
         metavar="NAME",
     ),
 ]
@@ -106,8 +106,8 @@ def _seconds(given: str) -> float:
     return float(given.removesuffix("s"))
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"ponder {version_of('ponder-torch')}")
         raise typer.Exit
 
@@ -117,7 +117,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Show the version and stop."
+            "--version", callback=_print_version, is_eager=True, help="Show the version and stop."
         ),
     ] = False,
 ) -> None:
@@ -130,7 +130,7 @@ def advise(
     texts: TextsFile,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for the way that wins; without it nothing is written."),
+        typer.Option(help="The folder for the winner; without it nothing is written."),
     ] = None,
     column: Columns = None,
     labels: Labels = None,
@@ -140,7 +140,7 @@ def advise(
         float | None,
         typer.Option(
             help="Take the most faithful way that answers 95% of single texts in this time, "
-            "such as 5ms.",
+            "for example 5ms.",
             parser=_seconds,
             metavar="TIME",
         ),
@@ -153,20 +153,19 @@ def advise(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Race the ways that could make MODEL cheaper on these texts and this machine.
+    """Compare ways to make MODEL cheaper on your texts and this machine, and recommend one.
 
     Example: `ponder advise my-model --texts traffic.csv --out advised`
     """
-    given = {
+    reading = _reading(column, labels, no_header)
+    options = {
         "disagreement": disagreement,
         "confidence": confidence,
         "within": within,
         "deep": deep,
         "seed": seed,
     }
-    _module("advise").run(
-        model, texts, out, _reading(column, labels, no_header), given, as_json=json
-    )
+    _module("advise").run(model, texts, out, reading, options, as_json=json)
 
 
 @app.command()
@@ -182,7 +181,7 @@ def cascade(
     teach: Annotated[
         Path | None,
         typer.Option(
-            help="A file of texts that only teach the student, such as MODEL's training texts."
+            help="A file of texts that only train the student, for example MODEL's training texts."
         ),
     ] = None,
     column: Columns = None,
@@ -191,12 +190,15 @@ def cascade(
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Put a student in front of MODEL that learns its answers, with a threshold and a promise.
+    """Train a cheap student on MODEL's answers, and let it answer the texts of which it is certain.
+
+    Its threshold is certified.
 
     Example: `ponder cascade my-model --texts traffic.csv --out cascade`
     """
-    given = _reading(column, None, no_header), {"level": disagreement, "confidence": confidence}
-    _module("cascade").run(model, (texts, teach), out, *given, as_json=json)
+    reading = _reading(column, None, no_header)
+    options = {"level": disagreement, "confidence": confidence}
+    _module("cascade").run(model, (texts, teach), out, reading, options, as_json=json)
 
 
 @app.command()
@@ -215,15 +217,15 @@ def certify(
     ] = "confidence",
     reference: Annotated[
         str,
-        typer.Option(
-            help="The column of the answers that are to be kept; rows without one are left out."
-        ),
+        typer.Option(help="The column of the reference's answers; rows without one are left out."),
     ] = "reference",
     disagreement: Level = LEVEL,
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Certify a threshold on answers of any model: those above it need no reference.
+    """Certify a threshold on the confidences of any model: answers above it may be taken.
+
+    The others are for a reference to answer.
 
     Example: `ponder certify answers.csv --answer label --reference llm --out threshold.json`
     """
@@ -242,7 +244,7 @@ def exits(
     disagreement: Annotated[
         float | None,
         typer.Option(
-            help=f"The share of answers that may differ; {LEVEL} unless given.",
+            help=f"The share of answers that may differ; {LEVEL} by default.",
             show_default=False,
             **_SHARE,
         ),
@@ -251,26 +253,32 @@ def exits(
     speed_up: Annotated[
         float | None,
         typer.Option(
-            help="Aim at so many times fewer steps instead, and promise what that costs.", min=1.01
+            help="Choose exits for this speed-up in steps; the share that differs is promised.",
+            min=1.01,
         ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Give MODEL exits: train them on unlabelled texts, choose a policy, and certify it.
+    """Train early exits for MODEL on texts without labels, and certify when to exit.
 
     Example: `ponder exits my-model --texts traffic.csv --out exits`
     """
     if speed_up is not None and disagreement is not None:
-        expected = "--speed-up or --disagreement, of which one says what the other comes to"
         raise ArgumentError(
-            "--speed-up", expected=expected, got="both", remedy="Leave one of them out."
+            "--speed-up",
+            expected="--speed-up or --disagreement, since one decides on the other",
+            got="both",
+            remedy="Leave one of them out.",
         )
-    given = {"speed_up": speed_up, "confidence": confidence, "seed": seed}
-    given["disagreement"] = LEVEL if disagreement is None else disagreement
-    _module("exits").run(
-        model, texts, out, _reading(column, labels, no_header), given, as_json=json
-    )
+    reading = _reading(column, labels, no_header)
+    options = {
+        "speed_up": speed_up,
+        "confidence": confidence,
+        "seed": seed,
+        "disagreement": LEVEL if disagreement is None else disagreement,
+    }
+    _module("exits").run(model, texts, out, reading, options, as_json=json)
 
 
 @app.command()
@@ -286,7 +294,7 @@ def rerank(
     ],
     out: Out,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="The number of candidates that are wanted.")
+        int, typer.Option("--top-k", min=1, help="The number of candidates to find.")
     ] = 10,
     changed: Annotated[
         float,
@@ -299,7 +307,9 @@ def rerank(
     confidence: Confidence = CONFIDENCE,
     json: Json = False,
 ) -> None:
-    """Let losing candidates of MODEL exit early, with a promise; no labels are needed.
+    """Stop ranking candidates early that cannot be among the best, with a promise.
+
+    No labels are needed.
 
     Example: `ponder rerank my-reranker --queries log.jsonl --top-k 3 --out ranker`
     """
@@ -313,18 +323,18 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            help="The file to write: .csv, .jsonl or .parquet; - writes JSON lines to the standard "
-            "output."
+            help="The file to write: .csv, .jsonl or .parquet; "
+            "- writes JSON lines to the standard output."
         ),
     ],
     column: Columns = None,
     no_header: NoHeader = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the answers that are in --out already.")
+        bool, typer.Option("--resume", help="Continue after the answers that are in --out already.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Answer every text at its exit, in new columns of the file.
+    """Answer every text at its exit, and write the answers beside the columns of the file.
 
     Exit code 1 if a text has no answer.
 
@@ -345,11 +355,11 @@ def check(
         ),
     ],
     answers: Annotated[
-        Path | None, typer.Argument(help="Fresh answers, to judge a file of `ponder certify`.")
+        Path | None, typer.Argument(help="Fresh answers, to check a file of `ponder certify`.")
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option("--texts", help="Fresh texts, to judge a folder; fresh queries for a ranker."),
+        typer.Option("--texts", help="Fresh texts, to check a folder; fresh queries for a ranker."),
     ] = None,
     column: Columns = None,
     labels: Labels = None,
@@ -358,25 +368,29 @@ def check(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="The model with which the promise compares: a folder or a hub name. FOLDER knows "
-            "it unless it moved."
+            help="The model whose answers were promised: a folder or a hub name. "
+            "Needed only if the model has moved."
         ),
     ] = None,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose", help="Compare also with choices that look at nothing.")
+        bool, typer.Option("--diagnose", help="Compare also with exits at fixed steps.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Is the promise kept on fresh texts? Exit code 0: kept, 1: broken, 3: not refuted, 2: error.
+    """Check the promise of FOLDER on fresh texts.
+
+    Exit code 0: kept, 1: broken, 3: not refuted, 2: a wrong call.
 
     Example: `ponder check exits --texts fresh.csv`
     """
     if answers is not None:
         raise typer.Exit(_module("certify").check_threshold(folder, answers, as_json=json))
     if texts is None:
-        expected = "fresh texts for a folder, or fresh answers behind a file of `certify`"
         raise ArgumentError(
-            "--texts", expected=expected, got="neither", remedy="Name a file: --texts new.csv."
+            "--texts",
+            expected="fresh texts for a folder, or fresh answers behind a file of `certify`",
+            got="neither",
+            remedy="Name a file: --texts new.csv.",
         )
     reading = _reading(column, labels, no_header)
     options = {
@@ -396,7 +410,7 @@ def label(
     ],
     out: Annotated[Path, typer.Option(help="The file to write: .csv, .jsonl or .parquet.")],
     database: Annotated[
-        Path, typer.Option("--db", help="The SQLite file that keeps what was asked.")
+        Path, typer.Option("--db", help="The SQLite file that keeps the answers of the reference.")
     ],
     column: Columns = None,
     no_header: NoHeader = False,
@@ -415,23 +429,34 @@ def label(
     ] = "https://api.openai.com/v1",
     price: Annotated[float | None, typer.Option(min=0, help="The price of a call.")] = None,
     limit_calls: Annotated[
-        int | None, typer.Option(min=0, help="Calls of this run at most; run it again to go on.")
+        int | None,
+        typer.Option(min=0, help="The limit of calls of this run; run it again to continue."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="The number of concurrent calls.")] = 1,
     per_minute: Annotated[
-        float | None, typer.Option(min=1e-3, help="Calls a minute at most.")
+        float | None, typer.Option(min=1e-3, help="The limit of calls a minute.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Label texts with a reference, an LLM say, and with a cheap model that learns from it.
+    """Label texts by a reference, for example an LLM, and a cheap model that learns from it.
+
+    The share of wrong labels is promised.
 
     Example: `ponder label texts.csv --with my_module:ask --out labelled.csv --db labels.db`
     """
     module = _module("label")
-    spending = module.spending_of(price, limit_calls, concurrency, per_minute)
-    reading = _reading(column, None, no_header)
-    given = (texts, reference, out, database, reading, (base_url, labels), (level, confidence))
-    raise typer.Exit(module.run(*given, spending, as_json=json))
+    code = module.run(
+        texts,
+        reference,
+        out,
+        database,
+        _reading(column, None, no_header),
+        (base_url, labels),
+        (level, confidence),
+        module.spending_of(price, limit_calls, concurrency, per_minute),
+        as_json=json,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -439,7 +464,7 @@ def export(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder that is in PyTorch: of exits, a cascade or a ranker.", metavar="FOLDER"
+            help="A folder of exits, a cascade or a ranker that runs in PyTorch.", metavar="FOLDER"
         ),
     ],
     out: Out,
@@ -448,11 +473,12 @@ def export(
         bool,
         typer.Option(
             "--int8",
-            help="Quantise to 8 bits; the policy is chosen and certified again on --texts.",
+            help="Quantise to 8 bits; the policy is chosen and certified anew on --texts.",
         ),
     ] = False,
     texts: Annotated[
-        Path | None, typer.Option(help="With --int8, a file of texts that choose and certify.")
+        Path | None,
+        typer.Option(help="With --int8: the texts on which the policy is chosen and certified."),
     ] = None,
     column: Columns = None,
     no_header: NoHeader = False,
@@ -481,17 +507,17 @@ def serve(
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
     ] = 8000,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="The number of texts in a batch, at most.")
+        int, typer.Option(min=1, help="The largest number of texts in a batch.")
     ] = 32,
     max_waiting: Annotated[
         int,
         typer.Option(min=1, help="The number of texts that may wait; more are refused with 429."),
     ] = 1024,
     max_texts: Annotated[
-        int, typer.Option(min=1, help="The number of texts in a request, at most.")
+        int, typer.Option(min=1, help="The largest number of texts in a request.")
     ] = 64,
     max_body: Annotated[
-        int, typer.Option(min=1, help="The size of a request in bytes, at most.")
+        int, typer.Option(min=1, help="The largest size of a request, in bytes.")
     ] = 1 << 16,
     deadline: Annotated[
         float, typer.Option(min=0, help="The seconds that a request may take; 0 sets no limit.")
@@ -509,7 +535,7 @@ def serve(
     ] = 0.05,
     audit_file: Annotated[
         Path | None,
-        typer.Option(help="The file that keeps the state of the audits over a restart."),
+        typer.Option(help="The file in which audits are kept over restarts."),
     ] = None,
     reference: Annotated[
         Path | None,
@@ -520,12 +546,14 @@ def serve(
 
     Example: `ponder serve exits --port 8000`
     """
-    limits: dict[str, Any] = {
+    limits = {
         "max_batch": max_batch,
         "max_waiting": max_waiting,
         "max_texts": max_texts,
+        "max_body": max_body,
+        "deadline": deadline or None,
+        "fixed_policy": fixed_policy,
     }
-    limits |= {"max_body": max_body, "deadline": deadline or None, "fixed_policy": fixed_policy}
     _module("serve").run(folder, host, port, limits, audit_share, audit_file, reference)
 
 
