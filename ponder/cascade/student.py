@@ -1,8 +1,8 @@
-"""`Student`: a linear text classifier, taught by the answers of a large model.
+"""`Student`: a linear model of texts that learns the answers of a large model, without labels.
 
-Its features are TF-IDF of words and pairs of words, and of the characters inside words (`_Grams`),
-and optionally the mean of the large model's input embeddings (`Embeddings`). scikit-learn fits the
-logistic regression; NumPy alone runs it.
+Its features are the TF-IDF of words, of pairs of words and of the characters inside words
+(`_Grams`), and optionally the mean of the large model's input embeddings (`Embeddings`). A logistic
+regression reads them. scikit-learn fits it; NumPy alone runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,14 @@ __all__ = ["Embeddings", "Student"]
 
 _WORD = re.compile(r"\w\w+")
 _FORMAT = "ponder-student-1"
-_SCALE = 3.0  # of embeddings, beside TF-IDF of length 1
-_GRAMS = 200_000  # the most frequent ones are features
-_STRENGTH = 20.0  # inverse strength of the regularisation, `C` of scikit-learn
-_CACHE = 2**25  # bytes of the cached grams inside words: some 100,000 words
-
-Floats: TypeAlias = NDArray[Any]
+_SCALE = 3.0
+"""Factor of the embeddings, whose features are small beside those of the grams."""
+_GRAMS = 200_000
+"""The number of grams of the vocabulary, at most."""
+_STRENGTH = 20.0
+"""Inverse strength of the regularisation."""
+_CACHE = 2**25
+"""Bytes of the cache of grams inside words: some 100,000 words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +53,11 @@ class Embeddings:
     """
 
     tokenizer: str
-    matrix: Floats
+    matrix: NDArray[Any]
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
-        """Return the embeddings of a Transformers model with a fast tokenizer; else None."""
+        """Return the embeddings of a Transformers model with a fast tokenizer, else None."""
         fast = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
         if fast is None or not hasattr(model, "encoder"):
             return None
@@ -65,17 +67,17 @@ class Embeddings:
     @cached_property
     def _encoder(self) -> Any:
         tokenizers = library("tokenizers", "a student with embeddings", "cascade")
-        encoder = tokenizers.Tokenizer.from_str(self.tokenizer)
-        encoder.no_padding()
-        return encoder
+        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_padding()
+        return tokenizer
 
-    def means(self, texts: Sequence[str]) -> Floats:
+    def means(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the mean embedding of each text's tokens, `(texts, width)`."""
         encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
         means = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
-        for row, each in enumerate(encoded):
-            if each.ids:
-                means[row] = self.matrix[each.ids].mean(0)
+        for row, encoding in enumerate(encoded):
+            if encoding.ids:
+                means[row] = self.matrix[encoding.ids].mean(0)
         return means
 
 
@@ -89,12 +91,12 @@ class Student:
         idf: Inverse document frequency of each gram, `(grams,)`.
         weights: `(grams, classes)`.
         bias: `(classes,)`.
-        temperature: Divisor of the logits, by which probabilities are calibrated on held-out texts.
-        tokens: The logits that each token of the large model adds: its embedding times weights.
-            None without embeddings.
+        temperature: The divisor of the logits, which calibrates probabilities on held-out texts.
+        tokens: The contribution of each token of the large model to the logits, its embedding times
+            the weights; None without embeddings.
 
     Example:
-        >>> texts = ["my card 1", "a loan 1", "my card 2", "a loan 2"] * 20
+        >>> texts = [f"{word} {n}" for n in range(40) for word in ("my card", "a loan")]
         >>> student = ponder.cascade.Student.fit(texts, ["card", "loan"] * 40)
         >>> student.classes, student.predict_proba(["where is my card", "zzz"]).round(1).tolist()
         (('card', 'loan'), [[1.0, 0.0], [0.5, 0.5]])
@@ -102,9 +104,9 @@ class Student:
 
     classes: tuple[str, ...]
     vocabulary: dict[str, int]
-    idf: Floats
-    weights: Floats
-    bias: Floats
+    idf: NDArray[Any]
+    weights: NDArray[Any]
+    bias: NDArray[Any]
     temperature: float = 1.0
     tokens: Embeddings | None = None
 
@@ -115,10 +117,8 @@ class Student:
     @property
     def megabytes(self) -> float:
         """The size of its arrays."""
-        size = self.weights.nbytes + self.idf.nbytes
-        if self.tokens is not None:
-            size += self.tokens.matrix.nbytes
-        return size / 1e6
+        arrays = [self.weights, self.idf, *([] if self.tokens is None else [self.tokens.matrix])]
+        return sum(array.nbytes for array in arrays) / 1e6
 
     @classmethod
     def fit(
@@ -133,88 +133,72 @@ class Student:
 
         Args:
             texts: Texts without labels.
-            answers: The large model's answer to each text: one class.
+            answers: The large model's answer to each, a class.
             embeddings: Input embeddings of the large model.
             seed: Seed of the fifth of the texts on which probabilities are calibrated.
 
         Raises:
             ArgumentError: An answer is missing or is not one class, or all are the same.
         """
-        linear = library("sklearn.linear_model", "teaching a student", "cascade")
         texts = list(texts)
         names = _names_of(answers)
-        grams = _Grams.of_texts(texts)
-        features = _sparse_features(texts, grams, embeddings)
-        model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
-        taught, held_out = split(np.arange(len(texts)), (0.8, 0.2), seed=seed)
-        temperature = 1.0
-        if len(np.unique(names[taught])) > 1:
-            model.fit(features[taught], names[taught])
-            temperature = _temperature(model, features[held_out], names[held_out])
-            # The fit to all texts is near that to four fifths, so start there if classes agree.
-            model.warm_start = len(model.classes_) == len(np.unique(names))
-        regression = _Regression.of(model.fit(features, names))
-        of_grams = regression.weights[: len(grams.vocabulary)]
+        grams = _Grams.of(texts)
+        features = _matrix(grams, texts, embeddings)
+        fitted = _fit(features, names, seed)
+        count = len(grams.vocabulary)
         tokens = None
         if embeddings is not None:
-            # The mean of embeddings times weights is the mean of the products, which are narrower.
-            of_embeddings = regression.weights[len(grams.vocabulary) :]
-            product = _SCALE * embeddings.matrix @ of_embeddings
+            # The mean times the weights is the mean of the products, which have fewer columns.
+            product = _SCALE * embeddings.matrix @ fitted.weights[count:]
             tokens = Embeddings(embeddings.tokenizer, product.astype(np.float32))
         return cls(
-            classes=tuple(map(str, model.classes_)),
+            classes=fitted.classes,
             vocabulary=grams.vocabulary,
             idf=grams.idf,
-            weights=of_grams.astype(np.float32),
-            bias=regression.bias.astype(np.float32),
-            temperature=temperature,
+            weights=fitted.weights[:count].astype(np.float32),
+            bias=fitted.bias.astype(np.float32),
+            temperature=fitted.temperature,
             tokens=tokens,
         )
 
-    def predict_proba(self, texts: Sequence[str]) -> Floats:
+    def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the probabilities of the classes, `(texts, classes)`.
 
-        They are uniform for a text without a known gram.
+        They are equal for a text without a known gram.
         """
         logits = np.zeros((len(texts), len(self.classes)))
-        of_tokens = logits
-        if self.tokens is not None:
-            of_tokens = self.tokens.means(texts)
+        means = logits if self.tokens is None else self.tokens.means(texts)
         for row, text in enumerate(texts):
             features = self._grams.features(text)
             if len(features.places):
-                of_grams = features.values @ self.weights[features.places]
-                logits[row] = of_grams + self.bias + of_tokens[row]
+                products = features.values @ self.weights[features.places]
+                logits[row] = products + self.bias + means[row]
         return np.asarray(softmax(logits / self.temperature))
 
     def weights_digest(self) -> str:
-        """Return the SHA-256 of all that its answers depend on."""
-        # The order of the settings decides on the digest.
-        settings = self._settings()
+        """Return the SHA-256 of the arrays and settings that determine its answers."""
+        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
+        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
+        if self.tokens is not None:
+            arrays["tokens"] = self.tokens.matrix
+            settings["tokenizer"] = self.tokens.tokenizer
         settings["vocabulary"] = list(self.vocabulary)
         digest = hashlib.sha256(json.dumps(settings).encode())
-        for name, array in self._arrays().items():
+        for name, array in arrays.items():
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
-        settings = self._settings() | {"vocabulary": list(self.vocabulary)}
-        write_tensors(Path(folder) / "student.safetensors", self._arrays(), {"format": _FORMAT})
-        write_json(Path(folder) / "student.json", _FORMAT, settings)
-
-    def _arrays(self) -> dict[str, Floats]:
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
-        if self.tokens is not None:
-            arrays["tokens"] = self.tokens.matrix
-        return arrays
-
-    def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:
+            arrays["tokens"] = self.tokens.matrix
             settings["tokenizer"] = self.tokens.tokenizer
-        return settings
+        settings["vocabulary"] = list(self.vocabulary)
+        write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
+        write_json(Path(folder) / "student.json", _FORMAT, settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -222,10 +206,11 @@ class Student:
         settings = read_json(Path(folder) / "student.json", _FORMAT, "student")
         arrays, _ = read_tensors(Path(folder) / "student.safetensors")
         matrix = arrays.pop("tokens", None)
+        vocabulary = {gram: n for n, gram in enumerate(settings["vocabulary"])}
         tokens = None if matrix is None else Embeddings(settings["tokenizer"], matrix)
         return cls(
-            classes=tuple(settings["classes"]),
-            vocabulary={gram: place for place, gram in enumerate(settings["vocabulary"])},
+            tuple(settings["classes"]),
+            vocabulary,
             **arrays,
             temperature=settings["temperature"],
             tokens=tokens,
@@ -238,15 +223,10 @@ class Student:
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """The known grams of a text.
+    """The features of a text that are not zero: their places, `(features,)`, and their values."""
 
-    Args:
-        places: Their places among the features, `(grams,)`.
-        values: Their TF-IDF, `(grams,)`; words and characters are scaled to length 1 each.
-    """
-
-    places: NDArray[np.int64]
-    values: Floats
+    places: NDArray[Any]
+    values: NDArray[Any]
 
 
 class _Grams:
@@ -257,52 +237,48 @@ class _Grams:
         idf: Inverse document frequency of each gram, `(grams,)`.
     """
 
-    def __init__(self, vocabulary: dict[str, int], idf: Floats) -> None:
+    def __init__(self, vocabulary: dict[str, int], idf: NDArray[Any]) -> None:
         self.vocabulary = vocabulary
         self.idf = idf
         self._of_words: dict[str, tuple[int, ...]] = {}
         self._bytes = 0
 
     @classmethod
-    def of_texts(cls, texts: Sequence[str]) -> Self:
-        """Choose the most frequent grams of texts; characters must occur in two texts."""
-        frequency = Counter[str]()
-        for text in texts:
-            frequency.update({*_words(text), *_characters(text)})
+    def of(cls, texts: Sequence[str]) -> Self:
+        """Return the most frequent grams of some texts; grams inside words must occur in two."""
+        frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
         known = [
             gram
-            for gram, seen in frequency.most_common(_GRAMS)
-            if seen > 1 or not gram.startswith("#")
+            for gram, count in frequency.most_common(_GRAMS)
+            if count > 1 or not gram.startswith("#")
         ]
         counts = np.array([frequency[gram] for gram in known])
         idf = np.log((1 + len(texts)) / (1 + counts)) + 1
-        vocabulary = {gram: place for place, gram in enumerate(known)}
-        return cls(vocabulary, idf.astype(np.float32))
+        return cls({gram: place for place, gram in enumerate(known)}, idf.astype(np.float32))
 
     def features(self, text: str) -> _Features:
-        """Return the known grams of a text, with their TF-IDF."""
-        words = Counter(self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary)
-        characters = Counter[int]()
-        for word in text.lower().split():
-            characters.update(self._inside(word))
-        parts = [self._scaled(words), self._scaled(characters)]
+        """Return the TF-IDF of a text's known grams, normalised for words and for characters."""
+        words = [self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary]
+        characters = [place for word in text.lower().split() for place in self._inside(word)]
+        parts = [self._tf_idf(words), self._tf_idf(characters)]
         return _Features(
             np.concatenate([part.places for part in parts]),
             np.concatenate([part.values for part in parts]),
         )
 
-    def _scaled(self, counts: Counter[int]) -> _Features:
-        """Return TF-IDF of length 1 of counts by place: (1 + log count) idf."""
-        places = np.fromiter(counts, np.int64, len(counts))
-        often = np.fromiter(counts.values(), np.float32, len(counts))
-        values = (1.0 + np.log(often)) * self.idf[places]
-        return _Features(places, values / max(math.sqrt(float(values @ values)), 1e-12))
+    def _tf_idf(self, places: Sequence[int]) -> _Features:
+        """Return the TF-IDF of some places with repetition, of length 1."""
+        counts = Counter(places)
+        unique = np.fromiter(counts, np.int64, len(counts))
+        frequency = np.fromiter(counts.values(), np.float32, len(counts))
+        values = (1.0 + np.log(frequency)) * self.idf[unique]
+        return _Features(unique, values / max(math.sqrt(float(values @ values)), 1e-12))
 
     def _inside(self, word: str) -> tuple[int, ...]:
-        """Return the places of the known grams inside a word, from a cache.
+        """Return the places of the known grams inside a word, from a cache, since words repeat.
 
-        The cache is bounded in bytes, since one word can be as long as a text. It is emptied when
-        it is full.
+        The cache is bounded by bytes, because a word can be as long as a text. A full cache is
+        emptied.
         """
         places = self._of_words.get(word)
         if places is None:
@@ -319,22 +295,8 @@ class _Grams:
         return places
 
 
-def _sparse_features(texts: list[str], grams: _Grams, embeddings: Embeddings | None) -> Any:
-    """Return the features of texts as a sparse matrix of SciPy, `(texts, grams + width)`."""
-    sparse = library("scipy.sparse", "teaching a student", "cascade")
-    rows = [grams.features(text) for text in texts]
-    ends = np.cumsum([0, *(len(row.places) for row in rows)])
-    places = np.concatenate([row.places for row in rows])
-    values = np.concatenate([row.values for row in rows])
-    features = sparse.csr_matrix((values, places, ends), shape=(len(texts), len(grams.vocabulary)))
-    if embeddings is None:
-        return features
-    means = sparse.csr_matrix(embeddings.means(texts) * _SCALE)
-    return sparse.hstack([features, means]).tocsr()
-
-
 def _names_of(answers: Sequence[Any]) -> NDArray[Any]:
-    """Return answers as names, `(rows,)`; refuse missing ones, lists, and a single class."""
+    """Return answers as names of classes, `(rows,)`; refuse any that is not one class."""
     rows = list(answers)
     for place, answer in enumerate(rows):
         missing = answer is None or (isinstance(answer, float) and math.isnan(answer))
@@ -350,12 +312,9 @@ def _names_of(answers: Sequence[Any]) -> NDArray[Any]:
             )
     names = np.asarray([str(answer) for answer in rows])
     if len(np.unique(names)) < 2:
-        raise ArgumentError(
-            "answers",
-            expected="two classes or more",
-            got=f"only {np.unique(names).tolist()}",
-            remedy="Give texts on which the large model's answers differ.",
-        )
+        got = f"only {np.unique(names).tolist()}"
+        remedy = "Give texts on which the large model's answers differ."
+        raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
     return names
 
 
@@ -375,36 +334,69 @@ def _characters(text: str) -> Iterable[str]:
                 yield "#" + padded[start : start + size]
 
 
+def _matrix(grams: _Grams, texts: Sequence[str], embeddings: Embeddings | None) -> Any:
+    """Return the features of texts, `(texts, features)` and sparse; embeddings come last."""
+    sparse = library("scipy.sparse", "teaching a student", "cascade")
+    rows = [grams.features(text) for text in texts]
+    ends = np.cumsum([0, *(len(row.places) for row in rows)])
+    values = np.concatenate([row.values for row in rows])
+    places = np.concatenate([row.places for row in rows])
+    shape = (len(texts), len(grams.vocabulary))
+    features = sparse.csr_matrix((values, places, ends), shape=shape)
+    if embeddings is None:
+        return features
+    means = sparse.csr_matrix(embeddings.means(texts) * _SCALE)
+    return sparse.hstack([features, means]).tocsr()
+
+
 @dataclass(frozen=True, eq=False)
-class _Regression:
-    """A fitted logistic regression.
+class _Fitted:
+    """A fitted regression; weights are `(features, classes)`, and the bias is `(classes,)`."""
 
-    Args:
-        weights: `(features, classes)`.
-        bias: `(classes,)`.
-    """
+    classes: tuple[str, ...]
+    weights: NDArray[Any]
+    bias: NDArray[Any]
+    temperature: float
 
-    weights: Floats
-    bias: Floats
 
-    @classmethod
-    def of(cls, model: Any) -> Self:
-        """Read a `LogisticRegression` of scikit-learn, which has one column for two classes."""
-        weights = model.coef_.T
-        bias = model.intercept_
-        if len(model.classes_) == 2:
-            weights = np.hstack([-weights / 2, weights / 2])
-            bias = np.hstack([-bias / 2, bias / 2])
-        return cls(weights, bias)
+def _fit(features: Any, names: NDArray[Any], seed: int) -> _Fitted:
+    """Fit a regression on all texts; one that is fitted on four fifths gives the temperature."""
+    linear = library("sklearn.linear_model", "teaching a student", "cascade")
+    model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
+    fitting, held_out = split(np.arange(len(names)), (0.8, 0.2), seed=seed)
+    temperature = 1.0
+    if len(np.unique(names[fitting])) > 1:
+        model.fit(features[fitting], names[fitting])
+        temperature = _temperature(model, features[held_out], names[held_out])
+        # From there the fit on all texts is near, if it has the same classes.
+        model.warm_start = len(model.classes_) == len(np.unique(names))
+    model.fit(features, names)
+    classes = tuple(map(str, model.classes_))
+    return _Fitted(classes, _weights(model), _bias(model), temperature)
+
+
+def _weights(model: Any) -> NDArray[Any]:
+    """Return the weights of a regression, `(features, classes)`; for two classes it has one column."""
+    weights: NDArray[Any] = model.coef_.T
+    if len(model.classes_) > 2:
+        return weights
+    return np.hstack([-weights / 2, weights / 2])
+
+
+def _bias(model: Any) -> NDArray[Any]:
+    """Return the bias of a fitted regression, `(classes,)`."""
+    bias: NDArray[Any] = model.intercept_
+    if len(model.classes_) > 2:
+        return bias
+    return np.hstack([-bias / 2, bias / 2])
 
 
 def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
-    """Return the temperature, from 0.05 to 5, that maximises the likelihood of held-out texts."""
+    """Return the temperature, from 0.05 to 5, with the greatest likelihood of held-out texts."""
     known = np.flatnonzero(np.isin(names, model.classes_))
     if not len(known):
         return 1.0
-    regression = _Regression.of(model)
-    logits = features[known] @ regression.weights + regression.bias
+    logits = features[known] @ _weights(model) + _bias(model)
     right = np.searchsorted(model.classes_, names[known])
 
     def likelihood(temperature: float) -> float:
