@@ -1,7 +1,8 @@
 """`advise`: the way that makes a fine-tuned classifier cheaper on a user's texts, if any does.
 
-The texts are split once, by content: to teach, to choose, to certify. Every way that is certified
-is so at 1 − (1 − confidence) / ways, so that all promises hold at once, whichever wins.
+A `Race` makes and times all ways; `_choose` picks the winner, and `_remarks` says what would help.
+Each way is certified with confidence 1 − (1 − confidence) / ways, so that all promises hold
+together, and the winner may be chosen after the fact.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import numpy as np
 import torch
 
 from ponder._utils.rounding import rounded_up
+from ponder.advice.material import Material, Progress
+from ponder.advice.race import Race, Settings
 from ponder.advice.timing import padded_positions
-from ponder.advice.ways import Progress, Race, Way
+from ponder.advice.ways import Way
 from ponder.calibration.bounds import rows_needed, upper_bound
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise
 
 __all__ = ["Advice", "advise"]
 
-_CERTIFY = 0.4  # of the texts
-_BUSY = 1.3  # the slowest round ÷ the median of the model as it is
+_CERTIFY = 0.4  # the share of the texts that certifies
+_BUSY = 1.3  # slowest round ÷ median round of the model as it is, above which load is reported
 _LEVELS = (0.005, 0.01, 0.02, 0.05)
+_DEEP = 12  # layers of a model on which exits save much
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +41,16 @@ class Advice:
 
     Args:
         ways: Every way that ran, the model as it is first.
-        winner: The way to take.
-        sentence: Why it is, in words.
+        winner: The recommended way.
+        sentence: The reason, with its promise if it has one.
         remarks: What would help, and observations.
         texts: Numbers of texts that taught, chose and certified.
         threads: Threads of PyTorch and onnxruntime.
         changed: Certifying texts whose answer the winner changes, with both answers; 50 at most.
-        curve: What texts brought: numbers of texts that choose and certify, and the share of the
-            model's work that the winner, or exits, would do by them.
-        moves: Levels of disagreement, and that share at each; only the level that was asked for is
-            promised.
-        statement: What the winner promises, in one sentence; None if it promises nothing.
+        curve: Numbers of texts that choose and certify, and the share of the model's work that the
+            winner, or exits, would do with so many.
+        moves: Levels of disagreement, and that share at each; only the requested level is promised.
+        statement: The promise of the winner in one sentence; None without a promise.
         confidence: Probability with which all promises hold.
         taught: The texts that taught early heads and the student.
     """
@@ -68,13 +71,11 @@ class Advice:
     @property
     def table(self) -> list[dict[str, Any]]:
         """The ways as rows of plain values."""
-        rows = [
-            {name: value for name, value in vars(way).items() if name != "model"}
-            for way in self.ways
-        ]
-        return [
-            {**row, "wins": way is self.winner} for row, way in zip(rows, self.ways, strict=True)
-        ]
+        rows = []
+        for way in self.ways:
+            row = {name: value for name, value in vars(way).items() if name != "model"}
+            rows.append({**row, "wins": way is self.winner})
+        return rows
 
     def save(self, folder: str | Path) -> Path:
         """Write the winner as a folder for `ponder predict`, `serve`, `check` and `export`."""
@@ -96,14 +97,14 @@ def advise(
 ) -> Advice:
     """Race the model, int8, exits, a cascade with a student, and these in int8.
 
-    Rivals that look at nothing are in the race: the best fixed step, and a blind mix of student and
-    model. An interrupt (Ctrl-C) ends it, and the ways that are ready are compared.
+    Two rivals read nothing of a text: the best fixed step, and a blind mix of student and model. An
+    interrupt (Ctrl-C) ends the race, and the ways that are ready are compared.
 
     Args:
         model: Folder or hub name of a fine-tuned classifier of texts, with its tokenizer.
-        texts: Texts, or pairs of texts, like those to come, which did not teach the model.
-        labels: Names or numbers of their right classes, which tell accuracies; nothing learns from
-            them.
+        texts: Texts, or pairs of texts, like those to come, on which the model was not trained.
+        labels: Names or numbers of their right classes, for accuracies; they are not used for
+            training.
         disagreement: The share of answers that may differ from those of the model as it is, in (0,
             1).
         confidence: Probability with which all promises hold, in (0, 1).
@@ -116,108 +117,134 @@ def advise(
     Raises:
         ArgumentError: Fewer than 50 different texts, labels that the model lacks, or no classifier.
     """
+    settings = Settings(disagreement, confidence, within, deep, seed)
+    report = progress or _silent
     folder = Path(tempfile.mkdtemp(prefix="ponder-advise-"))
     try:
-        options: Any = {
-            "level": disagreement,
-            "confidence": confidence,
-            "within": within,
-            "deep": deep,
-            "seed": seed,
-        }
-        race = Race(
-            str(model), list(texts), labels, folder, progress or (lambda *_: None), **options
-        )
+        material = Material.prepare(str(model), list(texts), labels, seed=seed, progress=report)
+        race = Race(material, settings, folder, report)
         race.run()
-        advice = _advised(race, confidence)
+        advice = _advice_of(race)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    # The winner's graphs are read from the folder as long as the advice is used.
     weakref.finalize(advice, shutil.rmtree, folder, ignore_errors=True)
     return advice
 
 
-def _advised(race: Race, confidence: float) -> Advice:
-    winner, sentence = _choose(race, confidence)
+def _silent(phase: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def _advice_of(race: Race) -> Advice:
+    """Choose the winner of a race, and say what texts and other levels bring."""
+    choice = _choose(race)
+    winner = choice.way
+    material = race.material
+    level = race.settings.level
+    # Costs by numbers of texts are those of the winner, or of exits if it is not certified by them.
     name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
-    sizes = [len(race.seen.ids) // part for part in (4, 2, 1)]
+    sizes = [len(race.recorded.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
-    moves = tuple(
-        (each, race.relative_cost(name, None, each)) for each in sorted({*_LEVELS, race.level})
-    )
+    levels = sorted({*_LEVELS, level})
+    promises = winner is not race.ways[0] and winner.promise <= level
+    sides = race.recorded.sides
     return Advice(
-        tuple(race.found),
-        winner,
-        sentence,
-        tuple(_remarks(race, curve, name)),
-        (len(race.teach), *map(len, race.seen.sides)),  # type: ignore[arg-type]
-        torch.get_num_threads(),
-        race.changed(winner.name),
-        curve,
-        moves,
-        statement=sentence
-        if winner is not race.found[0] and winner.promise <= race.level
-        else None,
-        confidence=confidence,
-        taught=tuple(race.teach),
+        ways=tuple(race.ways),
+        winner=winner,
+        sentence=choice.reason,
+        remarks=tuple(_remarks(race, curve, name)),
+        texts=(len(material.teaching), len(sides.choosing), len(sides.certifying)),
+        threads=torch.get_num_threads(),
+        changed=race.changed(winner.name),
+        curve=curve,
+        moves=tuple((each, race.relative_cost(name, level=each)) for each in levels),
+        statement=choice.reason if promises else None,
+        confidence=race.settings.confidence,
+        taught=tuple(material.teaching),
     )
 
 
-def _choose(race: Race, confidence: float) -> tuple[Way, str]:
-    """Return the way to take, and why, in one sentence: its promise, if it has one."""
-    plain = race.found[0]
-    ways = race.found
-    level = race.level
-    if math.isnan(plain.seconds[0]):
-        return plain, "Nothing was timed: change nothing yet."
-    if race.within is not None:
-        return _within(race, race.within, confidence)
-    sound = [way for way in ways[1:] if way.promise <= level and way.speed_up[1] > 1.0]
-    if not sound:
-        return (
-            plain,
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """The winner, and the reason in one sentence: its promise, if it has one."""
+
+    way: Way
+    reason: str
+
+
+def _choose(race: Race) -> _Choice:
+    """Choose the fastest way that keeps the promise, if it is faster beyond the noise of timing."""
+    as_it_is = race.ways[0]
+    if math.isnan(as_it_is.seconds[0]):
+        return _Choice(as_it_is, "Nothing was timed: change nothing yet.")
+    if race.settings.within is not None:
+        return _choose_within(race, race.settings.within)
+    level = race.settings.level
+    faster = [way for way in race.ways[1:] if way.promise <= level and way.speed_up[1] > 1.0]
+    if not faster:
+        return _Choice(
+            as_it_is,
             "Change nothing: no way is faster than the noise of its timing and keeps the promise.",
         )
-    best = max(sound, key=lambda way: way.speed_up[0])
-    more = {
+    best = max(faster, key=lambda way: way.speed_up[0])
+    explanations = {
         "best fixed step": ", which is the model cut there",
         "half the layers": ", a smaller model",
         "int8": ", without exits",
     }
-    speed = f"×{best.speed_up[0]:.2f} in seconds ({best.speed_up[1]:.2f} to {best.speed_up[2]:.2f})"
-    rule = f"Take {best.name}{more.get(best.name, '')}, {speed}"
-    return best, _promise(race, rule, confidence)
+    explanation = explanations.get(best.name, "")
+    median, low, high = best.speed_up
+    speed = f"×{median:.2f} in seconds ({low:.2f} to {high:.2f})"
+    return _Choice(best, _promise(race, f"Take {best.name}{explanation}, {speed}"))
 
 
-def _within(race: Race, limit: float, confidence: float) -> tuple[Way, str]:
-    """Return the most faithful way that is fast enough for single texts; promises come first."""
+def _choose_within(race: Race, limit: float) -> _Choice:
+    """Choose the most faithful way that is fast enough for single texts; promises come first."""
+    as_it_is = race.ways[0]
+    level = race.settings.level
     time = f"{1e3 * limit:.3g} ms"
-    fast = [way for way in race.found if way.alone[1] <= limit and way.name != "blind mix"]
-    if fast:
-        best = min(
-            fast, key=lambda way: (not way.promise <= race.level, way.disagreement, way.seconds[0])
+    fast = [way for way in race.ways if way.alone[1] <= limit and way.name != "blind mix"]
+    if not fast:
+        return _Choice(as_it_is, _none_within(race, time))
+
+    def rank(way: Way) -> tuple[bool, float, float]:
+        without_promise = not way.promise <= level  # the promise of some ways is NaN
+        return without_promise, way.disagreement, way.seconds[0]
+
+    best = min(fast, key=rank)
+    if best is as_it_is:
+        return _Choice(
+            best, f"Change nothing: the model as it is answers 95% of the texts within {time}."
         )
-        if best is race.found[0]:
-            said = f"Change nothing: the model as it is answers 95% of the texts within {time}."
-            return best, said
-        rule = f"Take {best.name}, the most faithful within {time}"
-        if best.promise <= race.level:
-            return best, _promise(race, rule, confidence)
-        return best, f"{rule}, without a promise, since no way with one is as fast."
-    kept = [way for way in race.found[1:] if way.promise <= race.level]
-    said = f"No way answers a text within {time} here: change nothing."
-    if kept:
-        near = min(kept, key=lambda way: way.alone[1])
-        said += (
-            f" The nearest with a promise is {near.name}: 95% of the texts within "
-            f"{1e3 * near.alone[1]:.3g} ms, ×{near.speed_up[0]:.2f}."
-        )
-    return race.found[0], said
+    rule = f"Take {best.name}, the most faithful within {time}"
+    if best.promise <= level:
+        return _Choice(best, _promise(race, rule))
+    return _Choice(best, f"{rule}, without a promise, since no way with one is as fast.")
 
 
-def _promise(race: Race, rule: str, confidence: float) -> str:
-    change = "other answers than now"
-    return Promise(rule, change, race.level, confidence, len(race.check)).sentence
+def _none_within(race: Race, time: str) -> str:
+    """Say that no way is fast enough, and which one with a promise is the nearest."""
+    sentence = f"No way answers a text within {time} here: change nothing."
+    promised = [way for way in race.ways[1:] if way.promise <= race.settings.level]
+    if promised:
+        nearest = min(promised, key=lambda way: way.alone[1])
+        sentence += (
+            f" The nearest with a promise is {nearest.name}: 95% of the texts within "
+            f"{1e3 * nearest.alone[1]:.3g} ms, ×{nearest.speed_up[0]:.2f}."
+        )
+    return sentence
+
+
+def _promise(race: Race, rule: str) -> str:
+    return Promise(
+        rule=rule,
+        change="other answers than now",
+        level=race.settings.level,
+        confidence=race.settings.confidence,
+        rows=len(race.material.certifying),
+    ).sentence
 
 
 def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
@@ -225,13 +252,13 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
 
     Args:
         race: The race.
-        curve: Costs of the best way by numbers of texts.
-        name: The name of the best way.
+        curve: Costs of the way `name` by numbers of texts.
+        name: The way whose costs are shown.
     """
     remarks = ["Stopped: these ways were ready."] if race.stopped else []
     remarks += _remarks_on_texts(race, curve)
-    steps = race.model.ponder.num_steps
-    if steps < 12 and name == "exits" and curve[-1][1] > 0.67:
+    steps = race.material.model.ponder.num_steps
+    if steps < _DEEP and name == "exits" and curve[-1][1] > 0.67:
         remarks.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
     remarks += _remarks_on_time(race)
     return remarks
@@ -240,31 +267,33 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
 def _remarks_on_texts(race: Race, curve: Sequence[tuple[int, float]]) -> list[str]:
     """Return whether more texts, other texts or labels would help, and what int8 could promise."""
     remarks: list[str] = []
-    rows = len(race.check)
-    needed = rows_needed(race.level, race.confidence)
+    material = race.material
+    rows = len(material.certifying)
+    level = race.settings.level
+    confidence = race.settings.confidence_of_each
+    needed = rows_needed(level, confidence)
     if rows < needed:
-        level = rounded_up(100 * race.level)
-        many = math.ceil(needed / _CERTIFY) + 5
+        enough = math.ceil(needed / _CERTIFY) + 5
         remarks.append(
-            f"A promise of {level}% for every way needs {many} different texts, or more; there are "
-            f"{race.sides.distinct}."
+            f"A promise of {rounded_up(100 * level)}% for every way needs {enough} different "
+            f"texts, or more; there are {material.distinct}."
         )
     else:
         helps = curve[-1][1] < curve[-2][1] - 0.01
         remarks.append(f"More texts would {'help' if helps else 'bring little'}.")
-    if race.student is None and len(set(race.answers.tolist())) < 2:
+    if race.student is None and len(set(material.answers.tolist())) < 2:
         remarks.append(
             "The model gives all of these texts one answer: give texts on which its answers differ."
         )
-    quantised = race.made.get("int8")
+    quantised = race.promises.get("int8")
     if quantised is not None and not quantised.met and rows >= needed:
-        differ = int((quantised.answers != race.answers).sum())
-        least = rounded_up(100 * upper_bound(differ, rows, race.confidence), 2)
+        differ = int((quantised.answers != material.answers).sum())
+        least = rounded_up(100 * upper_bound(differ, rows, confidence), 2)
         remarks.append(
             f"int8 alone changes the answers to {differ} of {rows} texts: {least}% is what it "
             "could promise."
         )
-    if race.labels is None:
+    if material.labels is None:
         remarks.append("With --labels the table shows accuracies.")
     return remarks
 
@@ -272,19 +301,21 @@ def _remarks_on_texts(race: Race, curve: Sequence[tuple[int, float]]) -> list[st
 def _remarks_on_time(race: Race) -> list[str]:
     """Return observations on padding, cut texts and other load."""
     remarks: list[str] = []
-    order = np.random.default_rng(0).permutation(race.lengths)
-    padding = padded_positions(order) / padded_positions(np.sort(race.lengths))
+    lengths = race.material.lengths
+    order = np.random.default_rng(0).permutation(lengths)
+    padding = padded_positions(order) / padded_positions(np.sort(lengths))
     if padding > 1.2:
         remarks.append(
             f"Length buckets: batches of similar length, as timed here, pad ×{padding:.1f} less "
             "than others."
         )
-    if race.cut:
-        remarks.append(f"{race.cut} texts are longer than the model takes, and are cut.")
-    seconds = race.found[0].seconds
-    ratio = seconds[2] / seconds[0]
-    if ratio > _BUSY:
+    truncated = race.material.truncated
+    if truncated:
+        remarks.append(f"{truncated} texts are longer than the model takes, and are cut.")
+    median, _, slowest = race.ways[0].seconds
+    if slowest / median > _BUSY:
         remarks.append(
-            f"The machine was busy: rounds differ by ×{ratio:.1f}. Run it again when it is quiet."
+            f"The machine was busy: rounds differ by ×{slowest / median:.1f}. "
+            "Run it again when it is quiet."
         )
     return remarks

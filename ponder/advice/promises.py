@@ -1,9 +1,14 @@
-"""The promises of a race, from arrays alone: the policy and the answers of each way."""
+"""The promises of a race, from recorded answers alone.
+
+For each way `promise` chooses a policy on the texts that choose, and certifies on the other texts
+how often answers differ from those of the model as it is. No model runs here, so that benchmarks
+redraw whole races from arrays.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +17,12 @@ from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.cascades import certify_cascade
 from ponder.calibration.certifying import candidates, certify
-from ponder.calibration.records import Record
-from ponder.calibration.risks import OtherAnswers
+from ponder.calibration.records import Floats, Ints, Record
+from ponder.calibration.risks import OtherAnswers, RiskLike
 from ponder.policies import FixedStep, LastStep
 from ponder.policies.base import ExitPolicy
 
-__all__ = ["COSTS", "WAYS", "Promise", "Recorded", "promise"]
+__all__ = ["COSTS", "WAYS", "Promise", "Recorded", "Sides", "promise"]
 
 WAYS = (
     "best fixed step",
@@ -29,90 +34,147 @@ WAYS = (
     "int8 cascade",
     "int8 cascade + exits",
 )
-"""The ways that are certified, apart from a model cut to half its layers."""
+"""The ways that are certified, besides a model cut to half its layers."""
 COSTS = (0.03, 1.0)
 """Costs of a student and of a model, whose seconds differ by 20 times or more."""
+
+Rows: TypeAlias = NDArray[np.int64]
+
+
+class Sides(NamedTuple):
+    """Positions of the texts that choose, and of those that certify."""
+
+    choosing: Rows
+    certifying: Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What the models answer on the texts that choose and certify, which are split by their ids."""
+    """The answers of the models to the texts that choose and certify.
 
-    ids: NDArray[Any]  # (texts,)
-    exits: NDArray[
-        Any
-    ]  # logits (texts, steps, classes); the last step's are the answers that are to be kept
-    student: NDArray[Any] | None = None  # logarithms of its probabilities, (texts, classes)
-    int8: NDArray[Any] | None = None  # logits as `exits`, of any model in the place of the whole
-    seed: int = 0  # of the split
-    weights: str | None = None  # digest of the weights behind `exits`
+    Args:
+        ids: Ids of the texts, by which they are split, `(texts,)`.
+        exits: Logits at each step, `(texts, steps, classes)`; those of the last step are the
+            answers of the model as it is.
+        student: Log-probabilities of the student, `(texts, classes)`.
+        int8: Logits of the int8 model, as `exits`; or of another model in place of the whole.
+        seed: Seed of the split.
+        weights: Digest of the weights that gave `exits`.
+    """
+
+    ids: Ints
+    exits: Floats
+    student: Floats | None = None
+    int8: Floats | None = None
+    seed: int = 0
+    weights: str | None = None
 
     @property
-    def sides(self) -> list[NDArray[Any]]:
-        """The texts that choose and those that certify, as positions."""
-        return split(self.ids, CHOOSE_AND_CERTIFY, self.seed)
+    def sides(self) -> Sides:
+        """The texts that choose, and those that certify."""
+        choosing, certifying = split(self.ids, CHOOSE_AND_CERTIFY, self.seed)
+        return Sides(choosing, certifying)
 
-    def taken(self, rows: NDArray[Any]) -> Recorded:
-        """Return some of the texts."""
-        names = ("ids", "exits", "student", "int8")
-        some: Any = {n: getattr(self, n)[rows] for n in names if getattr(self, n) is not None}
-        return replace(self, **some)
+    def taken(self, rows: Rows) -> Recorded:
+        """Return the answers to some of the texts."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            exits=self.exits[rows],
+            student=None if self.student is None else self.student[rows],
+            int8=None if self.int8 is None else self.int8[rows],
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """What one way promises."""
+    """The promise of one way.
 
-    policy: ExitPolicy  # with its certificate, if any
-    met: bool  # whether the level was certified
-    answers: NDArray[Any]  # to the certifying texts, numbers of classes, (texts,)
-    depth: NDArray[Any]  # the column of its record at which each of these exits, (texts,), from 1
+    Args:
+        policy: The policy, with a certificate if the level was certified.
+        met: Whether the level was certified.
+        answers: Answers to the certifying texts, numbers of classes, `(texts,)`.
+        depth: The step of its record at which each of these exits, from 1, `(texts,)`.
+    """
+
+    policy: ExitPolicy
+    met: bool
+    answers: Ints
+    depth: Ints
 
 
 def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promise:
-    """Choose the policy of one of the `WAYS`, and certify how often its answers differ."""
-    (choose, check), small = seen.sides, way.startswith("int8")
-    outputs: Any = seen.int8 if small else seen.exits
-    whole = Promise(
-        LastStep(), False, outputs[check, -1].argmax(-1), np.full(len(check), outputs.shape[1])
-    )
-    if rows_needed(level, confidence) > len(check):
-        return whole
-    if not way.endswith(("exits", "step")):
-        outputs = outputs[:, -1:]
-    options: Any = {
-        "risk": OtherAnswers() if small else "disagreement",
-        "level": level,
-        "confidence": confidence,
-    }
+    """Choose the policy of one of the `WAYS`, and certify how often its answers differ.
+
+    Args:
+        seen: The recorded answers.
+        way: The name of the way.
+        level: Upper limit of the share of other answers than those of the model as it is.
+        confidence: Probability with which the promise holds.
+
+    Returns:
+        The promise. If the level cannot be certified, a cascade, or any way with too few texts, is
+        replaced by full depth.
+    """
+    is_int8 = way.startswith("int8")
+    outputs = seen.int8 if is_int8 else seen.exits
+    assert outputs is not None
+    certifying = seen.sides.certifying
+    if rows_needed(level, confidence) > len(certifying):
+        return _full_depth(outputs[certifying])
+    risk: RiskLike = OtherAnswers() if is_int8 else "disagreement"
+    of_way = outputs if way.endswith(("exits", "step")) else outputs[:, -1:]
     if "cascade" in way:
-        assert seen.student is not None
-        record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
-        report = certify_cascade(record, COSTS, seed=seen.seed, **options)
-        made = _made(record.map(lambda rows: rows[check]), report.policy, report.met)
-        return made if made.met else whole
-    record = replace(_record(seen, outputs), weights=None if small else seen.weights)
-    choosing = record.map(lambda rows: rows[choose])
-    certifying = record.map(lambda rows: rows[check])
+        made = _cascade_promise(seen, of_way, risk, level, confidence)
+        return made if made.met else _full_depth(outputs[certifying])
+    record = replace(_record(seen, of_way), weights=None if is_int8 else seen.weights)
+    return _model_promise(seen.sides, record, way, risk, level, confidence)
+
+
+def _full_depth(outputs: Floats) -> Promise:
+    """Return the answers at full depth, which promise nothing, from outputs `(texts, steps, …)`."""
+    texts, steps = outputs.shape[:2]
+    return Promise(LastStep(), False, outputs[:, -1].argmax(-1), np.full(texts, steps))
+
+
+def _cascade_promise(
+    seen: Recorded, outputs: Floats, risk: RiskLike, level: float, confidence: float
+) -> Promise:
+    """Certify a student in front of a model."""
+    assert seen.student is not None
+    record = _record(seen, np.concatenate([seen.student[:, None], outputs], axis=1))
+    report = certify_cascade(
+        record, COSTS, risk=risk, level=level, confidence=confidence, seed=seen.seed
+    )
+    certifying = record.map(lambda rows: rows[seen.sides.certifying])
+    return _promise_of(certifying, report.policy, report.met)
+
+
+def _model_promise(
+    sides: Sides, record: Record, way: str, risk: RiskLike, level: float, confidence: float
+) -> Promise:
+    """Certify a model by itself: with exits, cut at a step, or at full depth after int8."""
+    choosing = record.map(lambda rows: rows[sides.choosing])
+    certifying = record.map(lambda rows: rows[sides.certifying])
     if way.endswith("exits"):
         kinds = candidates(record)
     else:
         kinds = [(FixedStep, range(record.num_steps, 0, -1))]
-    found = certify(choosing, certifying, kinds, **options)
+    found = certify(choosing, certifying, kinds, risk=risk, level=level, confidence=confidence)
     policy = found.policy
-    if record.num_steps == 1:  # a promise of full depth, for any number of steps
+    if record.num_steps == 1:
+        # Only full depth was recorded, as one step; the promise is of any number of steps.
         policy = replace(policy, policy=LastStep(), num_steps=None)
-    return _made(certifying, policy, found.met)
+    return _promise_of(certifying, policy, found.met)
 
 
-def _record(seen: Recorded, outputs: NDArray[Any]) -> Record:
+def _record(seen: Recorded, outputs: Floats) -> Record:
     """Return answers as a record, whose labels are the answers of the model as it is."""
     labels = seen.exits[:, -1].argmax(-1)
     return Record(outputs, None, seen.ids, labels=labels, task="classification", content_ids=True)
 
 
-def _made(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:
+def _promise_of(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:
     depth = certifying.exit_steps(policy)
-    return Promise(
-        policy, met, certifying.outputs[np.arange(len(depth)), depth - 1].argmax(-1), depth
-    )
+    at_exits = certifying.outputs[np.arange(len(depth)), depth - 1]
+    return Promise(policy, met, at_exits.argmax(-1), depth)

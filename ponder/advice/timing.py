@@ -1,11 +1,14 @@
-"""Seconds of ways to answer: the same texts in turn, so that other load affects all alike."""
+"""Seconds of the ways of a race.
+
+All ways answer the same texts in turn, so that load from other processes affects all alike.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +26,12 @@ __all__ = [
 
 ROUNDS = 4
 ALONE = 12
-"""Texts that are answered by themselves in a round."""
+"""Number of single texts in a round."""
 _TIMED = 128  # texts of a round, in batches
 _WARM_UP = 32  # texts
-_DRAWS = 500  # samples, of which one is taken
+_DRAWS = 500  # samples of texts, of which the most representative is timed
 clock = time.perf_counter
-"""Seconds of the wall clock; `benchmarks.advice` uses those of the processor."""
+"""The clock, in seconds; `benchmarks.advice` replaces it by that of the processor."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,36 @@ class Seconds:
 
 
 @dataclass(eq=False)
-class _Taken:
-    """The seconds that one way took so far."""
+class _Measured:
+    """The seconds of one way in the rounds so far."""
 
     batches: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
 
 
-def rounds(models: Sequence[Any], texts: Sequence[Any]) -> Iterator[list[Seconds]]:
-    """Time all models in turn, and yield the seconds after each round.
+class Answering(Protocol):
+    """A model that answers texts."""
 
-    Other models are compared with the first one.
+    def predict(self, texts: Sequence[Any], /) -> object:
+        """Answer texts."""
+
+
+def rounds(models: Sequence[Answering], texts: Sequence[Any]) -> Iterator[list[Seconds]]:
+    """Time all models in turn, and yield the seconds of each after every round.
+
+    Speed-ups are those over the first model.
     """
-    taken = [_Taken() for _ in models]
+    measured = [_Measured() for _ in models]
     for model in models:
         model.predict(texts[:_WARM_UP])
     for _ in range(ROUNDS):
-        for model, one in zip(models, taken, strict=True):
+        for model, one in zip(models, measured, strict=True):
             one.batches.append(seconds_of(model, texts) / len(texts))
             one.alone += [seconds_of(model, [text]) for text in texts[:ALONE]]
-        yield [_summary(one, taken[0]) for one in taken]
+        yield [_summary(one, measured[0]) for one in measured]
 
 
-def seconds_of(model: Any, texts: Sequence[Any]) -> float:
+def seconds_of(model: Answering, texts: Sequence[Any]) -> float:
     """Return the seconds in which a model answers texts."""
     start = clock()
     model.predict(texts)
@@ -77,10 +87,12 @@ def seconds_of(model: Any, texts: Sequence[Any]) -> float:
 
 
 def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """Return positions of texts to be timed: a sample whose means are nearest to those of all.
+    """Return positions of texts to be timed.
+
+    Of many random samples it is the one whose means are nearest to those of all texts.
 
     Args:
-        columns: What decides on the seconds of a text: its length, and its depth under each way,
+        columns: Length of each text, and its depth under each way, on which its seconds depend,
             `(texts, columns)`.
         seed: Seed of the samples.
     """
@@ -88,16 +100,20 @@ def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
     draw = np.random.default_rng(seed)
     size = min(_TIMED, len(columns))
     samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
-    return min(samples, key=lambda rows: float((scaled[rows].mean(0) ** 2).sum()))
+
+    def distance(rows: NDArray[np.int64]) -> float:
+        return float((scaled[rows].mean(0) ** 2).sum())
+
+    return min(samples, key=distance)
 
 
-def padded_positions(lengths: Any) -> float:
-    """Return the number of positions in batches of 32 texts, in this order."""
+def padded_positions(lengths: NDArray[np.int64]) -> float:
+    """Return the number of positions, with padding, in batches of 32 texts in this order."""
     batches = np.array_split(lengths, range(32, len(lengths), 32))
     return float(sum(len(batch) * batch.max() for batch in batches))
 
 
-def _summary(one: _Taken, first: _Taken) -> Seconds:
+def _summary(one: _Measured, first: _Measured) -> Seconds:
     ratios = np.array(first.batches[: len(one.batches)]) / np.array(one.batches)
     return Seconds(
         batches=(float(np.median(one.batches)), min(one.batches), max(one.batches)),

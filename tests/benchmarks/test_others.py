@@ -32,7 +32,7 @@ from benchmarks.shared import cli as shared
 from benchmarks.speed import cli as speed
 from benchmarks.speed.subjects import cells, figure, interleaved, ratio
 from ponder import policies
-from ponder.advice import timing, ways
+from ponder.advice import race, timing
 
 MODULES = [
     module.name
@@ -70,7 +70,7 @@ def test_the_demo_ends_with_the_table_of_advise(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ways.Race, "_int8", lambda self: None)
+    monkeypatch.setattr(race.Race, "_int8", lambda self: None)
     demonstration.demo(tmp_path, backbone=backbone, scale=0.1)
     said = capsys.readouterr().out
     assert said.startswith(f"A {backbone} is fine-tuned on 160 generated reviews")
@@ -81,7 +81,7 @@ def test_the_demo_ends_with_the_table_of_advise(
 def test_advice_is_held_against_test_texts(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ways.Race, "_int8", lambda self: None)
+    monkeypatch.setattr(race.Race, "_int8", lambda self: None)
     monkeypatch.setattr(timing, "clock", timing.clock)  # which the benchmark sets
     monkeypatch.setattr(
         advice_measuring,

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import ponder
-from ponder.advice import Advice, timing, ways
+from ponder.advice import Advice, race, timing
 from ponder.advice.promises import WAYS, Recorded, promise
 from ponder.cli import advise as command
 from ponder.cli.show import show
@@ -43,7 +43,7 @@ def printed(advice: Advice) -> str:
 @pytest.fixture
 def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the ways in int8 out."""
-    monkeypatch.setattr(ways.Race, "_int8", lambda self: None)
+    monkeypatch.setattr(race.Race, "_int8", lambda self: None)
 
 
 @pytest.fixture
@@ -138,15 +138,15 @@ def test_within_takes_the_most_faithful(folders: Folders, within: float, sentenc
 def test_within_falls_back_to_a_step_without_a_promise(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stand_in(self: ways.Race) -> None:  # for an export: the steps of the model itself
-        self.seen = replace(self.seen, int8=self.seen.exits)
-        assert self.within is not None
-        self._step_within(self.within, self.model, 1.0)
+    def stand_in(self: race.Race) -> None:  # for an export: the steps of the model itself
+        self.recorded = replace(self.recorded, int8=self.recorded.exits)
+        assert self.settings.within is not None
+        self._step_within(self.settings.within, self.material.model, 1.0)
 
     def seconds(model: Any, texts: list[str]) -> float:
         return float(getattr(getattr(model, "policy", None), "step", 9.0))
 
-    monkeypatch.setattr(ways.Race, "_int8", stand_in)
+    monkeypatch.setattr(race.Race, "_int8", stand_in)
     monkeypatch.setattr(timing, "seconds_of", seconds)
     advice = ponder.advise(folders.model, some_texts(150), within=2.5)
     assert advice.winner.name == "int8, step 2"
@@ -172,7 +172,7 @@ def test_an_interrupt_shows_what_is_ready(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ways.Race, "_int8", stop)
+    monkeypatch.setattr(race.Race, "_int8", stop)
     advice = ponder.advise(folders.model, some_texts(120), disagreement=0.2)
     assert [way.name for way in advice.ways][:3] == ["as it is", "best fixed step", "exits"]
     assert advice.remarks[0].startswith("Stopped")

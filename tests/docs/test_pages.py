@@ -18,7 +18,7 @@ import typer.main
 
 from docs.extensions import tables
 from docs.extensions.pages import BLOCK, without_tables
-from ponder.advice import ways
+from ponder.advice import race
 from tests.docs.shown_code import Block, blocks, make_stand_ins, prose, run, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_python_blocks(
     page: Path, tmp_path: Path, namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        ways.Race, "_int8", lambda self: None
+        race.Race, "_int8", lambda self: None
     )  # which the tests of the command race
     if STAND_INS.search(page.read_text()):
         make_stand_ins(tmp_path)

@@ -1,0 +1,330 @@
+"""The race: make every way of one model, with its promise, and time them all.
+
+1. `Material` gives the texts in three parts, and the recorded answers of the model.
+2. Each way is chosen and certified on these (`ponder.advice.promises`). A student and an int8
+   export are made on the way, and their answers are recorded too.
+3. `ponder.advice.timing` times the ways in turn.
+
+An interrupt stops the race; the ways that are ready are compared then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ponder.advice import timing
+from ponder.advice.halving import teach_half
+from ponder.advice.material import Material, Progress
+from ponder.advice.promises import COSTS, WAYS, Promise, promise
+from ponder.advice.ways import BlindMix, PlainModel, PolicyModel, Way
+from ponder.calibration.records import Ints
+from ponder.cascade.cascade import Cascade
+from ponder.cascade.stages import stage_of
+from ponder.cascade.student import Embeddings, Student
+from ponder.deploy import int8
+from ponder.deploy.exporting import onnx
+from ponder.deploy.runtime import OnnxModel
+from ponder.integrations.transformers.reading import PlainClassifier, read_classifier
+from ponder.policies import FixedStep, LastStep
+
+__all__ = ["Race", "Settings"]
+
+_TORCH_WAYS = WAYS[:4]
+_INT8_WAYS = WAYS[4:]
+_RANGES = 200  # texts that fix the ranges of int8
+_BLOCK = 512  # texts of a call
+_SPARE = 0.9  # of a time limit, since a step that fits into it is timed again with the others
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a race; see `advise`.
+
+    Args:
+        level: Upper limit of the disagreement.
+        confidence: Probability with which all promises hold together.
+        within: Limit of the seconds of a single text, or None.
+        deep: Whether a model of half the layers takes part.
+        seed: Seed of the samples that are timed.
+    """
+
+    level: float
+    confidence: float
+    within: float | None
+    deep: bool
+    seed: int
+
+    @property
+    def confidence_of_each(self) -> float:
+        """The confidence of one promise, by the union bound over all certified ways."""
+        return 1.0 - (1.0 - self.confidence) / (len(WAYS) + self.deep)
+
+
+class Race:
+    """The ways that are ready, with their promises.
+
+    Args:
+        material: The texts and the model.
+        settings: The settings.
+        folder: A folder for graphs, which the ways need as long as they are used.
+        progress: Called with a phase, the number of its parts that are done, and of all.
+    """
+
+    def __init__(
+        self, material: Material, settings: Settings, folder: Path, progress: Progress
+    ) -> None:
+        self.material = material
+        self.settings = settings
+        self.folder = folder
+        self.progress = progress
+        self.recorded = material.recorded
+        """The recorded answers, to which those of student and int8 are added."""
+        self.student: Student | None = None
+        self.ways: list[Way] = []
+        self.promises: dict[str, Promise] = {}
+        """The promise of each way, by name."""
+        self.stopped = False
+        """Whether an interrupt ended the race."""
+
+    def run(self) -> None:
+        """Make every way, and time them; an interrupt leaves those that are ready."""
+        try:
+            self._make()
+            self._time()
+        except KeyboardInterrupt:
+            self.stopped = True
+            if not self.ways:
+                raise
+
+    def _make(self) -> None:
+        """Make the ways, one after the other."""
+        model = self.material.model
+        model.policy = LastStep()
+        size = _megabytes(model.encoder)
+        plain = PlainModel(model, LastStep())
+        answers = self.material.answers
+        as_it_is = Promise(LastStep(), True, answers, np.zeros(len(answers)))
+        self._add("as it is", plain, as_it_is, size, promised=0.0)
+        self.student = self._teach_student()
+        self._add_ways(_TORCH_WAYS, model, plain, size)
+        if self.student is not None:
+            self._add_blind_mix(plain, self.student, size)
+        self._int8()
+        if self.settings.deep:
+            self._add_half()
+
+    def _time(self) -> None:
+        """Time all ways in turn, round by round."""
+        models = [way.model for way in self.ways]
+        for number, all_seconds in enumerate(timing.rounds(models, self._sample()), 1):
+            self.ways = [
+                replace(way, seconds=one.batches, alone=one.alone, speed_up=one.speed_up)
+                for way, one in zip(self.ways, all_seconds, strict=True)
+            ]
+            self.progress("timing", number, timing.ROUNDS)
+
+    def relative_cost(
+        self, name: str, texts: int | None = None, level: float | None = None
+    ) -> float:
+        """Return the mean share of the model's work that a way would need.
+
+        Args:
+            name: Name of the way.
+            texts: Number of texts that would choose and certify; by default all.
+            level: Another level of disagreement.
+        """
+        recorded = self.recorded
+        if texts is not None:
+            order = np.random.default_rng(self.settings.seed).permutation(len(recorded.ids))
+            recorded = recorded.taken(order[:texts])
+        level = self.settings.level if level is None else level
+        made = promise(recorded, name, level, self.settings.confidence_of_each)
+        if not made.met:
+            return 1.0
+        steps = 1
+        if name.endswith("exits"):
+            steps = self.recorded.exits.shape[1]
+        stages_before = int("cascade" in name)  # the student, which is the first step
+        return float(np.minimum((made.depth - stages_before) / steps, 1.0).mean())
+
+    def changed(self, name: str, most: int = 50) -> tuple[tuple[str, str, str], ...]:
+        """Return certifying texts whose answer a way changes, with both answers."""
+        classes = self.material.classes
+        answers = self.material.answers
+        others = self.promises[name].answers
+        places = np.flatnonzero(answers != others)[:most].tolist()
+        rows = []
+        for place in places:
+            text = self.material.certifying[place]
+            text = text if isinstance(text, str) else " ‖ ".join(text)
+            rows.append((text, classes[answers[place]], classes[others[place]]))
+        return tuple(rows)
+
+    def _add(
+        self, name: str, model: Any, made: Promise, size: float, promised: float | None = None
+    ) -> None:
+        """Add a way; by default it promises the level if that was certified."""
+        if promised is None:
+            promised = self.settings.level if made.met else math.nan
+        accuracy = math.nan
+        if self.material.labels is not None:
+            accuracy = float((made.answers == self.material.labels).mean())
+        way = Way(
+            name=name,
+            model=model,
+            disagreement=float((made.answers != self.material.answers).mean()),
+            promise=promised,
+            accuracy=accuracy,
+            megabytes=size,
+            needs_torch=not name.startswith("int8"),
+        )
+        self.promises[name] = made
+        self.ways.append(way)
+
+    def _teach_student(self) -> Student | None:
+        """Teach a student the answers of the model; None if these are all the same, or of pairs."""
+        teaching = self.material.teaching
+        answers = np.asarray(self.material.taught.outputs)[:, -1].argmax(-1)
+        if len(set(answers.tolist())) < 2 or not isinstance(teaching[0], str):
+            return None
+        self.progress("student", 0, 1)
+        classes = self.material.classes
+        student = Student.fit(
+            teaching,
+            [classes[n] for n in answers],
+            seed=self.settings.seed,
+            embeddings=Embeddings.of(self.material.model),
+        )
+        outputs = stage_of(student).outputs(self.material.others, classes)
+        self.recorded = replace(self.recorded, student=outputs)
+        self.progress("student", 1, 1)
+        return student
+
+    def _promise(self, name: str) -> Promise:
+        settings = self.settings
+        return promise(self.recorded, name, settings.level, settings.confidence_of_each)
+
+    def _add_ways(self, names: Sequence[str], model: Any, whole: Any, size: float) -> None:
+        """Add ways of a model: with exits, whole behind the student, with exits behind it.
+
+        Args:
+            names: Names of the ways; one with exits comes before cascades with exits.
+            model: The model with exits.
+            whole: The same at full depth.
+            size: Its megabytes.
+        """
+        exits = whole
+        for name in names:
+            behind = exits if name.endswith("exits") else whole
+            if "cascade" not in name:
+                made = self._promise(name)
+                exits = PolicyModel(model, made.policy)
+                self._add(name, exits, made, size)
+            elif self.student is not None and (behind is whole or stage_of(behind).num_steps > 1):
+                made = self._promise(name)
+                cascade = Cascade(
+                    [self.student, behind],
+                    COSTS,
+                    policy=made.policy,
+                    classes=self.material.classes,
+                )
+                self._add(name, cascade, made, size + self.student.megabytes)
+
+    def _add_blind_mix(self, plain: PlainModel, student: Student, size: float) -> None:
+        """Add the blind mix whose share of other answers is the level."""
+        assert self.recorded.student is not None
+        answers = self.material.answers
+        of_student = self.recorded.student[self.recorded.sides.certifying].argmax(-1)
+        disagreement = float((of_student != answers).mean())
+        share = min(1.0, self.settings.level / max(disagreement, 1e-9))
+        mix = BlindMix(student, plain, share)
+        drawn = mix.drawn(self.material.certifying)
+        made = Promise(LastStep(), False, np.where(drawn, of_student, answers), drawn * 1.0)
+        self._add("blind mix", mix, made, size + student.megabytes)
+
+    def _int8(self) -> None:
+        """Quantise the model, record its answers, and add its ways."""
+        others = self.material.others
+        sides = self.recorded.sides
+        self.progress("int8", 0, len(others))
+        exported = onnx(self.material.model, self.folder / "fp32")
+        settings = self.settings
+        quantised = int8.choose(
+            exported,
+            self.material.teaching[:_RANGES],
+            [others[n] for n in sides.choosing],
+            self.recorded.exits[sides.choosing, -1].argmax(-1),
+            int8.most_moved(len(sides.certifying), settings.level, settings.confidence_of_each),
+            torch.get_num_threads(),
+        )
+        self._record_int8(quantised)
+        size = sum(path.stat().st_size for path in quantised.folder.iterdir()) / 1e6
+        self._add_ways(_INT8_WAYS, quantised, PolicyModel(quantised, LastStep()), size)
+        if settings.within is not None:
+            self._step_within(settings.within, quantised, size)
+
+    def _record_int8(self, quantised: OnnxModel) -> None:
+        """Add the answers of the int8 export to the recorded answers, block by block."""
+        others = self.material.others
+        outputs = np.zeros_like(self.recorded.exits)
+        for start in range(0, len(others), _BLOCK):
+            block = others[start : start + _BLOCK]
+            outputs[start : start + len(block)] = quantised.record(block).outputs
+            self.progress("int8", start + len(block), len(others))
+        self.recorded = replace(self.recorded, int8=outputs)
+
+    def _step_within(self, seconds: float, model: Any, size: float) -> None:
+        """Add the deepest fixed step whose 95th percentile for single texts is within a time."""
+        last = self.recorded.exits.shape[1]
+        texts = self._sample()[: 4 * timing.ALONE]
+        for step in range(last, 0, -1):
+            cut = PolicyModel(model, FixedStep(step))
+            times = [timing.seconds_of(cut, [text]) for text in texts]
+            if np.quantile(times, 0.95) > _SPARE * seconds:
+                continue
+            if step < last:
+                assert self.recorded.int8 is not None
+                certifying = self.recorded.sides.certifying
+                answers: Ints = self.recorded.int8[certifying, step - 1].argmax(-1)
+                made = Promise(cut.policy, False, answers, np.full(len(answers), step))
+                self._add(f"int8, step {step}", cut, made, size)
+            return
+
+    def _add_half(self) -> None:
+        """Add a model of half the layers, if the model can be cut."""
+        encoder = teach_half(self.material, self.progress)
+        if encoder is None:
+            return
+        folder = self.folder / "half"
+        PlainClassifier(encoder, self.material.model.tokenizer).save_pretrained(folder)
+        half = read_classifier(folder)
+        outputs = PlainModel(half, LastStep()).predict(self.material.others).outputs.numpy()
+        # It is certified as int8 is: a model in place of the whole, with one step.
+        in_its_place = replace(self.recorded, int8=outputs[:, None])
+        settings = self.settings
+        made = promise(in_its_place, "int8", settings.level, settings.confidence_of_each)
+        model = PlainModel(half, made.policy)
+        self._add("half the layers", model, made, _megabytes(half.encoder))
+
+    def _sample(self) -> list[Any]:
+        """Return certifying texts to be timed.
+
+        Their mean length, and their mean depths under all ways, are near those of all texts.
+        """
+        depths = [made.depth for made in self.promises.values()]
+        columns: NDArray[Any] = np.stack([self.material.certifying_lengths, *depths], axis=1)
+        places = timing.sample(columns, self.settings.seed).tolist()
+        return [self.material.certifying[n] for n in places]
+
+
+def _megabytes(model: nn.Module) -> float:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
