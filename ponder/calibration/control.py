@@ -1,4 +1,8 @@
-"""Risk control: the cheapest threshold with a bounded risk on fresh data, with a promise."""
+"""Risk control: the cheapest threshold whose risk on fresh data is below a level, with a promise.
+
+`control_risk` walks the values of a family from late exits to early ones (`_walk`), stops at the
+first that fails its test, and takes the cheapest that passed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from ponder.calibration.risks import (
     resolved,
 )
 from ponder.calibration.sweeps import as_costs
-from ponder.policies.base import LastStep
+from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
 
 __all__ = ["RiskControl", "control_risk"]
@@ -36,9 +40,9 @@ class RiskControl:
 
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.
-        met: Whether some threshold was certified; if none was, the policy is full depth.
+        met: Whether a threshold was certified; if not, the policy is full depth.
         mean_exit_step: Mean exit step on the calibration data.
-        statement: The promise in words, or why none could be given.
+        statement: The promise in words, or why there is none.
         observed: The risk of the policy on the calibration data.
         exit_shares: The share of the rows that exit at each step, `(steps,)`.
 
@@ -81,44 +85,50 @@ def control_risk(
 
     Learn then Test (Angelopoulos et al. 2021) by fixed-sequence testing: the values are tested from
     the latest exits to the earliest, each at 1 − confidence, and the walk ends at the first that
-    fails. All that passed have a risk of at most `level`, at once, with probability at least
-    `confidence` over the draw of the calibration rows, for any policy and distribution; so the
-    cheapest of them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
+    fails. With probability at least `confidence` over the draw of the calibration rows, all values
+    that passed have a risk of at most `level`, for any policy and distribution. So the cheapest of
+    them may be taken (Schuster et al. 2022, Jazbec et al. 2024).
 
-    With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022): the promise is
-    about the mean over calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`; a
-    row is taken to lose at least as much as at values tested before, which makes the risk monotone.
-    Where nothing passes, rows run to full depth, which is as safe only where it has none of the
-    risk, as of ``"disagreement"`` and ``"error_gap"``; of other risks the promise is about what is
-    certified alone: E[risk · 1(certified)] ≤ level.
+    With ``bound="conformal"``, conformal risk control (Angelopoulos et al. 2022), the promise is
+    about the mean over calibration sets and fresh rows, E[risk] ≤ level, with no `confidence`. The
+    loss of a row is replaced by its maximum over the values tested before, which makes the risk
+    monotone. If no value passes, rows run to full depth. Full depth has zero ``"disagreement"`` and
+    ``"error_gap"``; for other risks the bound holds only when a threshold was certified:
+    E[risk · 1(certified)] ≤ level.
 
-    The rows must be like those to come (exchangeable with them), and neither the values nor their
-    order picked on them. The default grid is known in advance; values of a callable are tested in
-    their order: begin with the latest exits.
+    The rows must be exchangeable with those to come, and neither the values nor their order may be
+    chosen on them. The default grid is known in advance. Values of a callable are tested in their
+    order: begin with the latest exits.
 
     Args:
-        trajectory: A full-depth run on calibration data that nothing else was chosen on.
+        trajectory: A full-depth run on calibration data on which nothing else was chosen.
         policies: A class of policies with a threshold, a policy whose threshold is moved, or a
             callable value → policy.
-        risk: ``"disagreement"`` with full depth (needs no labels), ``"error_gap"``, the accuracy
-            that is lost against full depth, ``"error"``, a callable (outputs, labels) → losses in
-            [0, 1], or a `Risk`, such as `Missed`; with `policies.TopK` also ``"top_k"``,
-            ``"top_1"``, ``"ndcg"``, ``"ndcg_gap"``, of queries (see `Ranking`). Gains, negative
-            losses, are used by ``"betting"`` and count as 0 with other bounds.
+        risk: ``"disagreement"`` with full depth (needs no labels); ``"error_gap"``, the accuracy
+            that is lost against full depth; ``"error"``; a callable (outputs, labels) → losses in
+            [0, 1]; or a `Risk`, such as `Missed`. With `policies.TopK` also the risks of queries
+            ``"top_k"``, ``"top_1"``, ``"ndcg"`` and ``"ndcg_gap"`` (see `Ranking`). Negative losses
+            are used by ``"betting"`` and count as 0 with other bounds.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"exact_binomial"`` (Clopper and Pearson 1934; losses 0 or 1),
             ``"hoeffding_bentkus"`` (any loss), ``"betting"`` (Waudby-Smith & Ramdas 2020; any loss,
-            sharper if losses vary little), or ``"conformal"``. If None, the first where every loss
-            is 0 or 1 by the definition of the risk (all named ones but nDCG's, and `Missed`),
-            and the second for callables and other risks.
-        grid: Values of the threshold, strictly rising or falling.
-        costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen; n where
-            None.
+            sharper if losses vary little), or ``"conformal"``. By default the first if every loss
+            is 0 or 1 by the definition of the risk (`Missed`, and all named risks but those of
+            nDCG), and the second for callables and other risks.
+        grid: Values of the threshold, strictly rising or falling. By default those that the policy
+            declares.
+        costs: Cost of exiting after each step, `(steps,)`, by which the cheapest is chosen. By
+            default step n costs n.
+
+    Raises:
+        ArgumentError: An argument out of its range, a record of training mode, or losses that the
+            bound does not take.
 
     Example:
-        >>> sure = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()
-        >>> trajectory = Trajectory(sure.unsqueeze(1).expand(300, 4, 3), None, torch.arange(300))
+        >>> logits = 8.0 * torch.nn.functional.one_hot(torch.arange(300) % 3, 3).float()
+        >>> every_step = logits.unsqueeze(1).expand(300, 4, 3)  # the same answer at every step
+        >>> trajectory = Trajectory(every_step, None, torch.arange(300))
         >>> control_risk(trajectory, policies.Confidence, level=0.02).mean_exit_step
         1.0
     """
@@ -129,98 +139,156 @@ def control_risk(
     risk = resolved(risk, family.policy)
     bound = bound_for(risk) if bound is None else bound
     check_choice("bound", bound, [*BOUNDS, "conformal"])
-    at = loss_at(risk, trajectory, _lowest(bound))
-    full = at(np.full((1, len(trajectory)), trajectory.num_steps))[0]
+    loss_of = loss_at(risk, trajectory, _lowest(bound))
+    full_depth = loss_of(np.full((1, len(trajectory)), trajectory.num_steps))[0]
+    test = _Test(bound, level, 1.0 - confidence, len(full_depth))
+    path = _walk(family, trajectory, loss_of, test)
     by_step = as_costs(costs, trajectory.num_steps)
-    path, passed = _walk(family, trajectory, at, len(full), by_step, level, 1.0 - confidence, bound)
-    place = min(
-        reversed(range(len(passed))), key=lambda i: passed[i][0], default=None
-    )  # the last of equal ones
-    if place is None:
-        value = None
-        p_value = None
-        observed = float(full.mean()) if len(full) else math.nan
+    cheapest = _cheapest(path, by_step)
+    chosen: ExitPolicy = LastStep()
+    if cheapest is None:
+        observed = float(full_depth.mean()) if len(full_depth) else math.nan
         shares = np.eye(trajectory.num_steps)[-1]
     else:
-        (value, observed, p_value), shares = path[place], passed[place][1]
+        chosen = family.build(cheapest.value)
+        observed = cheapest.loss
+        shares = cheapest.exit_counts / len(trajectory)
     draft = Certified(
-        policy=LastStep() if value is None else family.build(value),
+        policy=chosen,
         statement="",
         risk=name_of(risk),
         level=level,
         confidence=None if bound == "conformal" else confidence,
         bound=bound,
-        rows=len(full),
+        rows=len(full_depth),
         threshold_name=family.threshold,
-        threshold_value=value,
-        p_value=None if bound == "conformal" else p_value,
-        path=tuple(path),
+        threshold_value=None if cheapest is None else cheapest.value,
+        p_value=None if cheapest is None or bound == "conformal" else cheapest.statistic,
+        path=tuple((tested.value, tested.loss, tested.statistic) for tested in path),
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
-    policy = replace(
-        draft,
-        statement=_statement(
-            draft, observed, None if isinstance(risk, Ranking) else len(trajectory)
-        ),
-    )
-    mean_step = float(shares @ np.arange(1, trajectory.num_steps + 1))
-    exits = tuple(shares.tolist())
+    of_rows = None if isinstance(risk, Ranking) else len(trajectory)
+    policy = replace(draft, statement=_statement(draft, observed, of_rows))
     return RiskControl(
-        policy, value is not None, mean_step, policy.statement, observed, exits, trajectory, risk
+        policy=policy,
+        met=cheapest is not None,
+        mean_exit_step=float(shares @ np.arange(1, trajectory.num_steps + 1)),
+        statement=policy.statement,
+        observed=observed,
+        exit_shares=tuple(shares.tolist()),
+        _seen=trajectory,
+        _risk=risk,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    """A value that was tested.
+
+    Args:
+        value: The value of the threshold.
+        loss: Its mean loss.
+        statistic: Its p-value; for conformal risk control the bound of its risk.
+        exit_counts: Number of the rows that exit at each step, `(steps,)`.
+        passed: Whether it and all values before it passed.
+    """
+
+    value: float
+    loss: float
+    statistic: float
+    exit_counts: Floats
+    passed: bool
+
+
+class _Test:
+    """The test of each value, one after the other.
+
+    Args:
+        bound: Name of the bound, or ``"conformal"``.
+        level: Upper limit of the risk.
+        delta: Limit of the p-values.
+        count: Number of the rows or queries that count.
+    """
+
+    def __init__(self, bound: str, level: float, delta: float, count: int) -> None:
+        self.count = count
+        self.limit = level if bound == "conformal" else delta
+        self._bound = bound
+        self._level = level
+        self._highest = np.full(count, -1.0)
+
+    def statistics(self, losses: Floats) -> Floats:
+        """Return the statistic of the next values, `(values,)`, from losses `(values, counted)`.
+
+        A value passes if its statistic is at most `limit`.
+        """
+        if self._bound != "conformal":
+            check_losses(losses, self._bound)
+            return BOUNDS[self._bound].p_values(losses.T, self._level)
+        # The risk must be monotone, so a row keeps the highest loss of the values before.
+        monotone = np.maximum.accumulate(np.concatenate([self._highest[None], losses]))[1:]
+        self._highest = monotone[-1]
+        # The fresh row may have a loss of 1.
+        bounds: Floats = (monotone.sum(1) + 1.0) / (self.count + 1)
+        return bounds
 
 
 def _walk(
-    family: Family,
-    record: Record,
-    losses: Callable[[Ints], Floats],
-    many: int,
-    costs: Floats,
-    level: float,
-    delta: float,
-    bound: str,
-) -> tuple[list[tuple[float, float, float]], list[tuple[float, Floats]]]:
-    """Test the values from late exits to early ones, on the counting rows, until one fails.
+    family: Family, record: Record, loss_of: Callable[[Ints], Floats], test: _Test
+) -> list[_Tested]:
+    """Test the values from late exits to early ones, until one fails.
+
+    Args:
+        family: The values.
+        record: The calibration rows.
+        loss_of: Function from exit steps `(values, rows)` to losses `(values, counted)`.
+        test: The test.
 
     Returns:
-        Value, mean loss and p-value of each value that was tested; total cost and shares of exits
-        of each that passed.
+        The values that passed, and the first that failed, if any did.
     """
-    path: list[tuple[float, float, float]] = []
-    passed: list[tuple[float, Floats]] = []
-    worst = np.full(many, -1.0)
-    for places, steps in family.exit_steps(record, family.late_first()) if many else ():
-        at = losses(steps)
-        if bound == "conformal":
-            monotone = np.maximum.accumulate(np.concatenate([worst[None], at]))[1:]
-            worst = monotone[-1]
-            limit = level
-            statistics = (monotone.sum(1) + 1.0) / (many + 1)
-        else:
-            check_losses(at, bound)
-            statistics = BOUNDS[bound].p_values(at.T, level)
-            limit = delta
-        holding = int(np.append(statistics <= limit, False).argmin())
-        values = [family.values[place] for place in places[: holding + 1]]
-        path += zip(
-            values,
-            at[: holding + 1].mean(1).tolist(),
-            statistics[: holding + 1].tolist(),
-            strict=True,
-        )
-        counts = exit_counts(steps[:holding], record.num_steps)
-        passed += zip((counts @ costs).tolist(), counts / len(record), strict=True)
-        if holding < len(places):
+    path = list[_Tested]()
+    if not test.count:
+        return path
+    for places, steps in family.exit_steps(record, family.late_first()):
+        losses = loss_of(steps)
+        statistics = test.statistics(losses)
+        num_passed = int(np.append(statistics <= test.limit, False).argmin())
+        counts = exit_counts(steps, record.num_steps)
+        for row, place in enumerate(places[: num_passed + 1]):
+            tested = _Tested(
+                value=family.values[place],
+                loss=float(losses[row].mean()),
+                statistic=float(statistics[row]),
+                exit_counts=counts[row],
+                passed=row < num_passed,
+            )
+            path.append(tested)
+        if num_passed < len(places):
             break
-    return path, passed
+    return path
+
+
+def _cheapest(path: Sequence[_Tested], costs: Floats) -> _Tested | None:
+    """Return the cheapest value that passed; of equally cheap ones the last, with earlier exits."""
+    passed = [tested for tested in path if tested.passed]
+
+    def cost(tested: _Tested) -> float:
+        return float(tested.exit_counts @ costs)
+
+    return min(reversed(passed), key=cost, default=None)
 
 
 def exit_counts(steps: Ints, num_steps: int) -> Floats:
-    """Return how many rows exit at each step, `(thresholds, steps)`."""
-    return np.stack([(steps == step).sum(1) for step in range(1, num_steps + 1)], axis=1).astype(
-        np.float64
-    )
+    """Return the number of rows that exit at each step, `(thresholds, steps)`.
+
+    Args:
+        steps: Exit steps, `(thresholds, rows)`.
+        num_steps: N.
+    """
+    counts = [(steps == step).sum(1) for step in range(1, num_steps + 1)]
+    return np.stack(counts, axis=1).astype(np.float64)
 
 
 def _lowest(bound: str) -> float:
@@ -228,39 +296,55 @@ def _lowest(bound: str) -> float:
 
 
 def _statement(made: Certified, observed: float, given: int | None) -> str:
-    """Return the promise in words, or why there is none and how many rows it would take."""
-    promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
-    if made.confidence is None:
-        promise += " in the mean over calibration sets"
-        if made.risk not in (
-            "disagreement",
-            "error_gap",
-        ):  # full depth, the fallback, may have some of the risk
-            promise += ", those that certify nothing counted as 0"
-        needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
-    else:
-        promise += f" with confidence {rounded_down(made.confidence)}"
-        needed = rows_needed(made.level, made.confidence)
-    if given in (None, made.rows):
-        rows = f"{made.rows} {'queries' if given is None else 'rows'}"
+    """Return the promise in words, or why there is none.
+
+    Args:
+        made: The policy with its certificate.
+        observed: Its risk on the calibration data.
+        given: Number of rows; None if the risk is of queries.
+    """
+    if given is None:
+        rows = f"{made.rows} queries"
+    elif given == made.rows:
+        rows = f"{made.rows} rows"
     else:
         rows = f"{made.rows} of {given} rows that count"
-    name = made.threshold_name
+    promise = _promise(made)
     if made.threshold_value is not None:
-        rule = f"{promise}: {name} = {made.threshold_value:.6g}"
-        return f"{rule} ({made.bound}, {rows}, observed {observed:.4f})"
-    if made.rows < needed:
-        why = f"{rows} are too few for this level even without a loss: at least {needed} are needed"
-        if given is not None and 0 < made.rows < given:
-            why += f", some {math.ceil(needed * given / made.rows)} rows in all"
-    else:
-        first, loss, _ = made.path[0]
-        why = (
-            f"already at {name} = {first:.6g}, tried first, the loss observed is {loss:.4f}; "
-            "values are tried from late exits on if the policy declares the direction (tunable), "
-            "else in the order of the grid"
-        )
+        threshold = f"{made.threshold_name} = {made.threshold_value:.6g}"
+        return f"{promise}: {threshold} ({made.bound}, {rows}, observed {observed:.4f})"
     return (
         f"nothing could be certified (asked for: {promise}), so every row runs to the last step: "
-        f"{why} ({made.bound})"
+        f"{_why_none(made, given, rows)} ({made.bound})"
+    )
+
+
+def _promise(made: Certified) -> str:
+    promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
+    if made.confidence is not None:
+        return f"{promise} with confidence {rounded_down(made.confidence)}"
+    promise += " in the mean over calibration sets"
+    # Full depth, the fallback, may have a risk of other kinds.
+    if made.risk not in ("disagreement", "error_gap"):
+        promise += ", those that certify nothing counted as 0"
+    return promise
+
+
+def _why_none(made: Certified, given: int | None, rows: str) -> str:
+    """Return why nothing was certified: too few rows, or a first value whose loss is too high."""
+    if made.confidence is None:
+        needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
+    else:
+        needed = rows_needed(made.level, made.confidence)
+    if made.rows < needed:
+        few = f"{rows} are too few for this level even without a single loss"
+        why = f"{few}: at least {needed} are needed"
+        if given is not None and 0 < made.rows < given:
+            why += f", some {math.ceil(needed * given / made.rows)} rows in all"
+        return why
+    first, loss, _ = made.path[0]
+    return (
+        f"already at {made.threshold_name} = {first:.6g}, tried first, the loss observed is "
+        f"{loss:.4f}; values are tried from the latest exits on where the policy declares which "
+        "these are (tunable), and else in the order of the grid"
     )

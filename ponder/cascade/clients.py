@@ -106,7 +106,7 @@ class PipelineStage:
 
 
 class DecisionStage:
-    """A decision `pipeline` of Transformers with one question, as a stage of a cascade or a reference.
+    """A stage or a reference that asks a decision `pipeline` of Transformers one question.
 
     The pipeline is `pipeline("decision", …)`, of an `AutoModelForDecision` or of any chat model.
 
@@ -122,7 +122,8 @@ class DecisionStage:
         ...     return {"question": {"noul": 0.9 if "refund" in request["state"] else 0.2}}
         >>> def decide(requests):  # stands for pipeline("decision", model="my-decision-model")
         ...     return [answer(request) for request in requests]
-        >>> stage = DecisionStage(decide, {"type": "noul", "instructions": "Is a refund requested?"})
+        >>> question = {"type": "noul", "instructions": "Is a refund requested?"}
+        >>> stage = DecisionStage(decide, question)
         >>> stage.classes_, stage.predict_proba(["a refund, please"]).round(1).tolist()
         (('true', 'false'), [[0.9, 0.1]])
     """
