@@ -52,6 +52,8 @@ class Shared:
 
 def map_tensors(fn: Callable[[Any], Any], tree: Tree, kind: type = Tensor) -> Tree:
     """Apply `fn` to every tensor of `tree`, or leaf of another kind, and keep the structure."""
+    if type(tree) is kind:  # the usual case, without the overhead of a pytree
+        return fn(tree)
     return pytree.tree_map_only(kind, fn, tree)
 
 

@@ -50,7 +50,7 @@ class Risk(ABC):
         return None
 
     def is_binary(self) -> bool:
-        """Return whether every loss is 0 or 1 on any rows, so that the exact binomial bound holds."""
+        """Return whether every loss is 0 or 1 by definition, so that the exact bound holds."""
         return False
 
 

@@ -376,7 +376,7 @@ def _fit(features: Any, names: NDArray[Any], seed: int) -> _Fitted:
 
 
 def _weights(model: Any) -> NDArray[Any]:
-    """Return the weights of a regression, `(features, classes)`; for two classes it has one column."""
+    """Return the weights of a regression, `(features, classes)`, also for two classes."""
     weights: NDArray[Any] = model.coef_.T
     if len(model.classes_) > 2:
         return weights
