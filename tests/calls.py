@@ -30,7 +30,8 @@ class Embed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.norm = nn.Embedding(VOCABULARY, WIDTH), nn.LayerNorm(WIDTH)
+        self.words = nn.Embedding(VOCABULARY, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.norm(self.words(ids))
@@ -93,13 +94,15 @@ def by_hand(model: Any, ids: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         outputs[rows[sure]], exits[rows[sure]] = logits[sure], step
         if sure.all():
             break
-        rows, hidden = rows[~sure], hidden[~sure]
+        rows = rows[~sure]
+        hidden = hidden[~sure]
     return outputs, exits
 
 
 def train_by_hand(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
     """Train the head of every step, as one would write it for this model alone."""
-    hidden, losses = model.stem(ids), []
+    hidden = model.stem(ids)
+    losses = []
     for each, head in zip(model.steps.fns, model.head.heads, strict=True):
         hidden = each(hidden)
         losses.append(nn.functional.cross_entropy(head(hidden[:, 0]), labels))
@@ -154,12 +157,14 @@ def calls() -> dict[str, tuple[Callable[[], Any], int]]:
     labels = torch.randint(CLASSES, (4,))
     rows = list(ids)
 
-    steps_trained, captured_trained = copy.deepcopy(steps.train()), copy.deepcopy(captured.train())
+    steps_trained = copy.deepcopy(steps.train())
+    captured_trained = copy.deepcopy(captured.train())
     steps.eval(), captured.eval()
     trajectory = hand.unroll(
         torch.randint(VOCABULARY, (300, 4)), labels=torch.randint(CLASSES, (300,))
     )
-    confidence, build = policies.Confidence, ponder.PonderWrapper.from_recipe
+    confidence = policies.Confidence
+    build = ponder.PonderWrapper.from_recipe
     return {
         "from_recipe": (lambda: build(small, "palbert", num_outputs=3, example=example), 1500),
         "evaluation, steps": (lambda: steps(ids), 60),
@@ -178,7 +183,8 @@ def overheads() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], float]]
     """Return pairs of ours and the hand-written, by name, each with its aim."""
     rows = {}
     for batch, length, aim in ((1, 16, 1.08), (1, 32, 1.05), (8, 32, 1.03), (32, 32, 1.03)):
-        model, ids = hand_written().eval(), torch.randint(VOCABULARY, (batch, length))
+        model = hand_written().eval()
+        ids = torch.randint(VOCABULARY, (batch, length))
         with torch.no_grad():
             sure = model.unroll(ids).outputs.softmax(-1).amax(-1)
             threshold = float(sure[:, :-1].amax(1).median())  # about half of the rows exit early
@@ -187,11 +193,9 @@ def overheads() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], float]]
         ours = torch.no_grad()(partial(model, ids))
         theirs = torch.no_grad()(partial(by_hand, model, ids, threshold))
         rows[f"evaluation, {batch} × {length}"] = (ours, theirs, aim)
-    trained, ids, labels = (
-        hand_written(),
-        torch.randint(VOCABULARY, (8, 32)),
-        torch.randint(CLASSES, (8,)),
-    )
+    trained = hand_written()
+    ids = torch.randint(VOCABULARY, (8, 32))
+    labels = torch.randint(CLASSES, (8,))
     trained.train()
     rows["training, 8 × 32"] = (
         lambda: trained(ids, labels=labels),

@@ -24,7 +24,8 @@ _TOLERANCE = {np.dtype(np.float64): 1e-9}
 
 def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
     """Every weight and buffer that is saved is equal, bit for bit."""
-    found_state, expected_state = found.state_dict(), expected.state_dict()
+    found_state = found.state_dict()
+    expected_state = expected.state_dict()
     assert found_state.keys() == expected_state.keys()
     for name, weight in expected_state.items():
         assert torch.equal(found_state[name], weight), name

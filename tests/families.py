@@ -67,7 +67,8 @@ class Family:
     def configuration(self, layers: int) -> Any:
         """The configuration of a tiny model."""
         kind = type(AutoConfig.for_model(self.model_type))
-        names, known = getattr(kind, "attribute_map", {}), kind().to_dict()
+        names = getattr(kind, "attribute_map", {})
+        known = kind().to_dict()
         tiny = {
             **_TINY,
             **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers"), layers),

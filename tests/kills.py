@@ -22,7 +22,8 @@ def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> It
         before: Writes the folder as it was before.
         act: Writes it again, in a process that is killed without any clean-up.
     """
-    number, killed = 0, True
+    number = 0
+    killed = True
     while killed:
         number += 1
         folder = Path(sys.argv[1]) / str(number) / "saved"

@@ -50,7 +50,8 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
         *("int8 exits", "int8 cascade", "int8 cascade with exits", "blind mix"),
     ]
     assert ways["exits"]["batches"]["times"][1] > 0
-    share, mix = ways["cascade"]["student_answers"], ways["blind mix"]
+    share = ways["cascade"]["student_answers"]
+    mix = ways["blind mix"]
     assert mix["other"] == pytest.approx(share * found["student"]["other"])
     invoke("curve", *given)
     points = json.loads((tmp_path / "curve-sst-2-tiny-s0.json").read_text())["rows"]

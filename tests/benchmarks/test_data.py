@@ -118,7 +118,8 @@ def test_intents_are_numbered_by_name_and_what_is_out_of_scope_comes_last(text_d
 
 
 def test_metrics_are_glues_and_undefined_correlations_are_zero() -> None:
-    labels, predictions = np.array([0, 1, 1, 0, 1]), np.array([0, 1, 0, 0, 1])
+    labels = np.array([0, 1, 1, 0, 1])
+    predictions = np.array([0, 1, 0, 0, 1])
     assert metrics.score(tasks.get("MRPC"), predictions, labels) == pytest.approx(
         {"accuracy": 0.8, "f1": 0.8, "score": 0.8}
     )

@@ -182,11 +182,10 @@ def made(
 
 
 def test_an_accuracy_lies_between_two_thresholds_and_f1_at_the_nearest() -> None:
-    steps, held = [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]
-    accuracy, f1 = (
-        made({"accuracy": 0.4}, steps, held),
-        made({"accuracy": 0.4, "f1": 0.4}, steps, held),
-    )
+    steps = [0.1, 0.2, 0.3, 0.4]
+    held = [0.1, 0.2, 0.3, 0.4]
+    accuracy = made({"accuracy": 0.4}, steps, held)
+    f1 = made({"accuracy": 0.4, "f1": 0.4}, steps, held)
     assert score_at(accuracy, "confidence", 3.0) == pytest.approx(0.8)
     assert score_at(f1, "confidence", 2.9) == 0.6
     assert score_at(f1, "confidence", 3.2) == 1.0

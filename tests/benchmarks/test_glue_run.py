@@ -73,7 +73,8 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
             tmp_path / "work",
         ),
     )
-    done, again = invoke(*arguments), invoke(*arguments)
+    done = invoke(*arguments)
+    again = invoke(*arguments)
     assert done.exit_code == again.exit_code == 0, done.output
     assert done.stdout == again.stdout  # read, and not measured once more
     (path,) = (tmp_path / "out").glob("*.json")
@@ -178,7 +179,8 @@ def test_regression_heads_start_at_the_mean_label(
     backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
     # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
-    settings, task = config(backbone, task="STS-B", recipe="pabee", lr=1e-9), tasks.get("STS-B")
+    settings = config(backbone, task="STS-B", recipe="pabee", lr=1e-9)
+    task = tasks.get("STS-B")
     ready = tokenize(task.load(glue_dir, ["train"])["train"], load_tokenizer(backbone), 32)
     model, _ = train(settings, task, ready, ready, tmp_path, progress=False)
     biases = [

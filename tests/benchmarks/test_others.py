@@ -200,7 +200,8 @@ def test_the_closed_form_of_the_risk_is_that_of_many_rows() -> None:
     rows = np.arange(len(drawn))
     for q in (0.0, 0.3, 0.8):
         steps = drawn.exit_steps(policies.Quantile(q)) - 1
-        wrong, differs = ~drawn.correct(), ~drawn.agreement()
+        wrong = ~drawn.correct()
+        differs = ~drawn.agreement()
         assert differs[rows, steps].mean() == pytest.approx(true_risk("disagreement", q), abs=0.005)
         assert wrong[rows, steps].mean() == pytest.approx(true_risk("error", q), abs=0.005)
         gap = wrong[rows, steps].mean() - wrong[:, -1].mean()

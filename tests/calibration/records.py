@@ -46,7 +46,8 @@ class ArrayRecord:
         """Exit steps by asking `decide` step by step, as a run does."""
         self.asked += 1
         self.check(policy)
-        state, exits = policy.init(self.batch), np.full(len(self), self.num_steps)
+        state = policy.init(self.batch)
+        exits = np.full(len(self), self.num_steps)
         for view in list(self.views(policy.needs))[:-1]:
             mask, state = policy.decide(view, state)
             exits = np.where((exits == self.num_steps) & mask, view.index, exits)

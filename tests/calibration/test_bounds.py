@@ -18,7 +18,8 @@ def exact_cdf(k: int, n: int, p: float) -> float:
 
 
 def oracle(bound: str, losses: list[float], level: float) -> float:
-    n, mean = len(losses), math.fsum(losses) / len(losses)
+    n = len(losses)
+    mean = math.fsum(losses) / len(losses)
     if bound == "exact_binomial":
         return exact_cdf(round(sum(losses)), n, level)
     if bound == "hoeffding_bentkus":
@@ -27,7 +28,9 @@ def oracle(bound: str, losses: list[float], level: float) -> float:
         return min(
             math.exp(-n * h), math.e * exact_cdf(math.ceil(math.fsum(losses) - 1e-9), n, level), 1.0
         )
-    wealth, best, seen = 0.0, 0.0, []
+    wealth = 0.0
+    best = 0.0
+    seen = []
     variance = 0.25
     spread = 0.0
     for i, place in enumerate(np.random.default_rng(n).permutation(n), start=1):
@@ -66,7 +69,9 @@ def test_betting_takes_gains() -> None:
 
 @pytest.mark.parametrize("bound", sorted(BOUNDS))
 def test_no_bound_promises_too_often(bound: str) -> None:
-    rng, level, draws = np.random.default_rng(1), 0.1, 1000
+    rng = np.random.default_rng(1)
+    level = 0.1
+    draws = 1000
     for rows in (30, 300):
         losses = (rng.random((rows, draws)) < level).astype(
             float

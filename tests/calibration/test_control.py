@@ -44,7 +44,8 @@ def plain(
     seen: ArrayRecord, policies: Any, losses: Any, level: float, bound: str, grid: list[float]
 ) -> Any:
     """Fixed-sequence testing, or conformal risk control, as in the papers; values from late exits to early ones."""
-    rows, best = np.arange(len(seen)), None
+    rows = np.arange(len(seen))
+    best = None
     worst = np.full(len(seen), -1.0)
     for value in grid:
         exits = seen.exit_steps(policies(value))
@@ -142,11 +143,9 @@ def test_missed_is_about_positive_rows_alone() -> None:
     positive = seen.labels >= 0
     positive = full == 1
     alone = record(600)
-    alone.outputs, alone.labels, alone.row_ids = (
-        alone.outputs[positive],
-        alone.labels[positive],
-        alone.row_ids[positive],
-    )
+    alone.outputs = alone.outputs[positive]
+    alone.labels = alone.labels[positive]
+    alone.row_ids = alone.row_ids[positive]
     alone.__post_init__()
     same = control_risk(alone, Margin, level=0.05, bound="exact_binomial")
     assert [each[1:] for each in found.policy.path] == [each[1:] for each in same.policy.path]
@@ -238,7 +237,8 @@ def drawn(rng: Any, rows: int) -> ArrayRecord:
 )
 @pytest.mark.parametrize("risk", ["disagreement", "error_gap"])
 def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str | None, risk: Any) -> None:
-    rng, level = np.random.default_rng(0), 0.1
+    rng = np.random.default_rng(0)
+    level = 0.1
     low = -1.0 if bound == "betting" else 0.0
     losses = losses_of(risk, WORLD, low)[0]
     true = {None: losses[:, -1].mean()}
@@ -284,7 +284,9 @@ def test_losses_of_0_or_1_get_the_sharper_bound_unless_another_is_named(
 
 
 def test_promises_hold_where_the_kind_was_chosen_on_the_way() -> None:
-    rng, level, broken = np.random.default_rng(1), 0.1, 0
+    rng = np.random.default_rng(1)
+    level = 0.1
+    broken = 0
     kinds = [(like, values[::2]) for like, values in candidates(WORLD)[::2]]
     losses = losses_of("disagreement", WORLD)[0]
     for _ in range(120):
@@ -295,11 +297,10 @@ def test_promises_hold_where_the_kind_was_chosen_on_the_way() -> None:
 
 
 def test_a_kind_is_chosen_by_what_samples_of_the_rows_would_certify() -> None:
-    seen, rng = record(60, steps=4), np.random.default_rng(0)
-    cost, losses = (
-        np.array([1.0, 2.0, 5.0, 9.0]),
-        (rng.random((60, 4)) < [0.02, 0.3, 0.1, 0.05]) * 1.0,
-    )
+    seen = record(60, steps=4)
+    rng = np.random.default_rng(0)
+    cost = np.array([1.0, 2.0, 5.0, 9.0])
+    losses = (rng.random((60, 4)) < [0.02, 0.3, 0.1, 0.05]) * 1.0
     counts = rng.multinomial(80, np.full(60, 1 / 60), size=12).T.astype(float)
     family = family_of(Confidence, GRID, seen)
     for allowed in (-1, 0, 3, 12, 80):
@@ -323,7 +324,8 @@ def test_the_cheapest_kind_is_certified() -> None:
 
 
 def test_a_speed_up_is_certified_at_what_it_costs() -> None:
-    choosing, certifying = record(400, seed=3), record(500, seed=4)
+    choosing = record(400, seed=3)
+    certifying = record(500, seed=4)
     found = certify(choosing, certifying, speed_up=2.0)
     assert found.met
     failures = round(found.observed * 500)
@@ -349,7 +351,8 @@ def test_most_failures(rows: int) -> None:
 
 
 def test_few_python_calls() -> None:
-    seen, calls = record(600, steps=6), 0
+    seen = record(600, steps=6)
+    calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls

@@ -49,7 +49,8 @@ def test_parts_are_what_multiplication_by_hand_gives(lambda_head: Any, flops: fl
 
 
 def test_exits_cost_what_a_run_to_them_costs() -> None:
-    made, inputs = model(ponder.LambdaHead(8)).eval(), torch.randn(1, 4)
+    made = model(ponder.LambdaHead(8)).eval()
+    inputs = torch.randn(1, 4)
     found = cost.measure(made, inputs)
     for n in (1, 2, 3):
         with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():

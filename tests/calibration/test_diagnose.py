@@ -19,7 +19,8 @@ from tests.calibration.records import ArrayRecord, record
 def test_the_best_blind_choice_is_a_step_or_a_coin_between_two() -> None:
     rng = np.random.default_rng(1)
     for _ in range(30):
-        scores, cost = rng.random(4), np.cumsum(rng.random(4) + 0.1)
+        scores = rng.random(4)
+        cost = np.cumsum(rng.random(4) + 0.1)
         at = float(rng.uniform(cost[0], cost[-1]))
         low, high, share = best_blind(scores, cost, at)
         assert (1 - share) * cost[low] + share * cost[high] <= at + 1e-9
@@ -64,10 +65,8 @@ def test_every_number_of_a_diagnosis(costs: Any) -> None:
 def test_gains_are_of_rows_that_chose_nothing() -> None:
     """Plain cross-fitting: all is chosen on nine tenths and compared on the last, at what the policy costs there."""
     rng = np.random.default_rng(2)
-    values, cost = (
-        (rng.random((60, 4)) + np.array([0.0, 0.3, 0.6, 0.9])).round(1),
-        np.array([1.0, 2.0, 3.0, 7.0]),
-    )
+    values = (rng.random((60, 4)) + np.array([0.0, 0.3, 0.6, 0.9])).round(1)
+    cost = np.array([1.0, 2.0, 3.0, 7.0])
     exits = rng.integers(1, 5, size=(30, 60))
     exits[7] = exits[3]  # a policy that is as good, and as dear, as another
     for within in (1.5, 3.0, 4.0):
@@ -97,7 +96,8 @@ def test_gains_are_of_rows_that_chose_nothing() -> None:
             assert all(map(math.isnan, found))
             continue
         assert found[0] == pytest.approx(won.mean())
-        greatest, size = (values.max(1) - values.min(1)).max(), 60 + 1.96**2
+        greatest = (values.max(1) - values.min(1)).max()
+        size = 60 + 1.96**2
         mean = won.sum() / size
         error = math.sqrt(((won**2).sum() + 1.96**2 * greatest**2) / size - mean**2) / math.sqrt(
             size

@@ -32,13 +32,16 @@ def test_a_gate_is_the_logistic_regression_of_scikit_learn(arrays: bool) -> None
     run = record(300) if arrays else trajectory()
     run.outputs[:10, 1] = np.nan  # teaches nothing
     gate = fit_gate(run)
-    state, differs = gate.init(run.batch), ~run.agreement()
+    state = gate.init(run.batch)
+    differs = ~run.agreement()
     for n, view in zip(range(4), run.views(gate.needs), strict=False):
         signals, state = gate.read(view, state)
         x = np.asarray(signals, dtype=np.float64)
         taught = np.isfinite(x).all(1)
-        x, y = x[taught], differs[taught, n]
-        centre, scale = x.mean(0), x.std(0)
+        x = x[taught]
+        y = differs[taught, n]
+        centre = x.mean(0)
+        scale = x.std(0)
         scale = np.where(scale > 0, scale, 1.0)
         fitted = linear.LogisticRegression(max_iter=10_000, tol=1e-10).fit((x - centre) / scale, y)
         weights = fitted.coef_[0] / scale

@@ -55,7 +55,9 @@ def bound_by_hand(rows: list[tuple[float, bool, bool | None]], late: bool, delta
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("least", [0.3, 0.02, 0.002])
 def test_the_bound_is_the_largest_number_that_is_left(late: bool, least: float) -> None:
-    draw, ledger, rows = random.Random(0), Ledger(0.9, late), list[tuple[float, bool, bool]]()
+    draw = random.Random(0)
+    ledger = Ledger(0.9, late)
+    rows = list[tuple[float, bool, bool]]()
     for row in range(120):
         probability = least if row == 70 else draw.uniform(0.3, 1.0)
         rows.append((probability, draw.random() < 0.4, draw.random() < 0.2))
@@ -77,7 +79,8 @@ def test_an_audit_counts_as_caught_until_it_has_an_outcome() -> None:
             ledger.answer(0.3, audited=False)
         return ledger
 
-    waiting, agreed = some(5), some(5)
+    waiting = some(5)
+    agreed = some(5)
     for _ in range(5):
         agreed.settle(0.3, differs=False)
     assert agreed.bound == some(0).bound < waiting.bound
@@ -140,9 +143,13 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_of_a_thousand_streams_at_most_five_percent_are_broken_at_any_time(setting: str) -> None:
-    streams, draw, rates = 1000, np.random.default_rng(0), np.array(RATES)
-    costs, missed = np.zeros((streams, len(rates))), np.zeros(streams)
-    wealth, broken = np.zeros(streams), np.zeros(streams, dtype=bool)
+    streams = 1000
+    draw = np.random.default_rng(0)
+    rates = np.array(RATES)
+    costs = np.zeros((streams, len(rates)))
+    missed = np.zeros(streams)
+    wealth = np.zeros(streams)
+    broken = np.zeros(streams, dtype=bool)
     for row in range(600):
         differs, probability = SETTINGS[setting](row, wealth, draw)
         caught = differs & (draw.random(streams) < probability)

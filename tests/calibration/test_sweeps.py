@@ -63,7 +63,8 @@ def test_ties_are_decided_as_a_run_decides_them() -> None:
 
 
 def test_points_equal_plain_means() -> None:
-    seen, costs = record(200), [1.0, 1.5, 4.0, 4.0, 10.0]
+    seen = record(200)
+    costs = [1.0, 1.5, 4.0, 4.0, 10.0]
     curve = sweep(seen, Confidence, [0.4, 0.8, 0.99], costs=costs, full_cost=8.0)
     answers = seen.outputs.argmax(-1)
     for point in curve.points:
@@ -153,7 +154,8 @@ def test_a_certificate_is_not_swept() -> None:
 def test_calibration_meets_its_target_best(
     target: dict[str, float], column: str, best: Any, like: Any
 ) -> None:
-    seen, costs = record(150), [1.0, 2.0, 4.0, 8.0, 16.0]
+    seen = record(150)
+    costs = [1.0, 2.0, 4.0, 8.0, 16.0]
     found = calibrate(seen, like, costs=costs, **target)
     full = found.curve.full_depth.score
     fits = {
@@ -213,7 +215,8 @@ def test_patience_on_numbers_is_calibrated_by_its_tolerance() -> None:
     seen.outputs = np.cumsum(
         np.random.default_rng(0).normal(size=(60, 5, 1)) / [[[1], [2], [4], [8], [16]]], axis=1
     )
-    seen.labels, seen.meaning = seen.outputs[:, -1, 0], task_named("regression")
+    seen.labels = seen.outputs[:, -1, 0]
+    seen.meaning = task_named("regression")
     seen.__post_init__()
     seen.score_table = lambda metric: -((seen.outputs[:, :, 0] - seen.labels[:, None]) ** 2)  # type: ignore[method-assign]
     found = calibrate(seen, Patience, at_most_steps=3.0)

@@ -40,7 +40,8 @@ def cheap(inputs: Sequence[str]) -> NDArray[Any]:
     made = np.full((len(inputs), 3), 0.02)
     for row, text in enumerate(inputs):
         name, unsure, salt = text.split()
-        place, wrong = CLASSES.index(name), unsure == "1" and int(salt) % 4
+        place = CLASSES.index(name)
+        wrong = unsure == "1" and int(salt) % 4
         made[row] = 0.25 if unsure == "1" else 0.02
         made[row, (place + 1) % 3 if wrong else place] = 0.5 if unsure == "1" else 0.96
     return made
@@ -124,7 +125,9 @@ def test_certify_chooses_bars_and_keeps_its_promise_on_other_rows(
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds: int) -> None:
     """Scores overlap, so that any threshold has some risk; kinds, thresholds and their order are chosen anew."""
-    draw, broken, met = np.random.default_rng(0), 0, 0
+    draw = np.random.default_rng(0)
+    broken = 0
+    met = 0
     table: list[NDArray[Any]] = []  # the probabilities of every stage, by the number of an input
 
     def drawn(rows: int) -> list[int]:
@@ -155,7 +158,9 @@ def test_promises_are_broken_in_few_redraws_whatever_was_chosen_on_the_way(kinds
 class Exiting:
     """A model of two steps, the first of which is sure of all but every second hard input."""
 
-    num_steps, policy, classes = 2, policies.Confidence(0.9), CLASSES
+    num_steps = 2
+    policy = policies.Confidence(0.9)
+    classes = CLASSES
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -233,7 +238,8 @@ def test_a_student_knows_words_that_came_once_and_characters_that_came_again() -
 
 
 def test_the_grams_of_a_text_have_length_one() -> None:
-    weights, bias = np.array([[1.0, -1.0]]), np.zeros(2)
+    weights = np.array([[1.0, -1.0]])
+    bias = np.zeros(2)
     student = Student(("card", "loan"), {"card": 0}, np.array([3.0]), weights, bias)
     found = student.predict_proba(["card", "card card card", "another"])
     one = 1.0 / (1.0 + np.exp(-2.0))

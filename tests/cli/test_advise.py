@@ -81,7 +81,8 @@ def test_the_folder_of_every_way_is_taken_and_answers_as_in_the_race(
     for place, way in enumerate(advice.ways):
         if way.name == "blind mix":
             continue
-        out, answers = tmp_path / str(place), tmp_path / f"{place}.csv"
+        out = tmp_path / str(place)
+        answers = tmp_path / f"{place}.csv"
         way.model.save(out)
         given: tuple[object, ...] = ("--texts", folders.fresh, "--column", "text")
         run("predict", out, *given, "--out", answers)

@@ -79,7 +79,8 @@ def test_the_standard_streams(folders: Folders, given: str) -> None:
 def test_json_lines_with_other_keys_and_half_a_character(
     run: Callable[..., Any], folders: Folders, tmp_path: Path
 ) -> None:
-    texts, out = tmp_path / "texts.jsonl", tmp_path / "out.csv"
+    texts = tmp_path / "texts.jsonl"
+    out = tmp_path / "out.csv"
     texts.write_text('{"id": 1, "text": "a b"}\n{"text": "c \\ud83d", "id": 2, "more": "x"}\n')
     told = run("predict", folders.export, "--texts", texts, "--out", out)
     assert "1 text with half a character" in told.stderr

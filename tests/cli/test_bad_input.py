@@ -108,7 +108,8 @@ def test_places_are_probed_before_any_work(
 
 
 def test_folders(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
-    texts, out = ("--texts", folders.texts), ("--out", tmp_path / "out")
+    texts = ("--texts", folders.texts)
+    out = ("--out", tmp_path / "out")
     assert "FOLDER: expected" in said(run, "predict", folders.model, *texts, *out)
     assert "a model without exits" in said(run, "check", folders.model, *texts)
     assert "FOLDER: expected a folder that is in PyTorch; got an export" in said(
@@ -137,7 +138,8 @@ def test_models_without_classes(
 
 
 def test_options(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
-    texts, out = ("--texts", folders.fresh), ("--out", tmp_path / "out")
+    texts = ("--texts", folders.fresh)
+    out = ("--out", tmp_path / "out")
     exits = ("exits", folders.model, *texts, *out)
     assert "--speed-up: expected" in said(run, *exits, "--speed-up", 2, "--disagreement", 0.1)
     assert "--speed-up: expected a number in" in said(run, *exits, "--speed-up", 9)

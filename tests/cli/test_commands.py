@@ -38,7 +38,8 @@ def clear_texts(folders: Folders, texts: list[str]) -> Any:
 
 def assert_same_files(found: Path, expected: Path, rows: int) -> None:
     """The first answers of two runs are equal, and their probabilities but for the last of four decimals."""
-    one, other = rows_of(found), rows_of(expected)[:rows]
+    one = rows_of(found)
+    other = rows_of(expected)[:rows]
     assert len(one) == len(other) == rows
     for row, wanted in zip(one, other, strict=True):
         probabilities = float(row.pop("probability")), float(wanted.pop("probability"))
@@ -147,14 +148,17 @@ def test_the_report_lists_texts_whose_answer_changed(
 def test_predict_keeps_every_column_and_answers_as_the_model(
     run: Run, folders: Folders, tmp_path: Path, kind: str
 ) -> None:
-    out, folder = tmp_path / "answers.csv", getattr(folders, kind)
+    out = tmp_path / "answers.csv"
+    folder = getattr(folders, kind)
     result = run("predict", folder, "--texts", folders.fresh, "--out", out)
     assert "300 answers in" in result.stdout
-    given, found = rows_of(folders.fresh), rows_of(out)
+    given = rows_of(folders.fresh)
+    found = rows_of(out)
     assert list(found[0]) == ["id", "label", "text", "predicted_label", "probability", "exit_step"]
     assert [{name: row[name] for name in given[0]} for row in found] == given
     texts = [row["text"] for row in given]
-    answers, clear = open_folder(folder).answer(texts), clear_texts(folders, texts)
+    answers = open_folder(folder).answer(texts)
+    clear = clear_texts(folders, texts)
     assert_same_rows([row["predicted_label"] for row in found], answers.labels, clear)
     assert_same_rows([int(row["exit_step"]) for row in found], answers.exit_step, clear)
     assert len({row["exit_step"] for row in found}) > 1
@@ -164,10 +168,12 @@ def test_predict_survives_a_stop_and_goes_on(
     run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ponder.cli.predict._CHUNK", 100)
-    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    whole = tmp_path / "whole.csv"
+    part = tmp_path / "part.csv"
     arguments = ("predict", folders.exits, "--texts", folders.fresh, "--out")
     run(*arguments, whole)
-    answer, calls = Opened.answer, list[int]()
+    answer = Opened.answer
+    calls = list[int]()
 
     def stop(self: Opened, texts: Any, policy: Any = None) -> Any:
         calls.append(len(texts))
@@ -227,12 +233,14 @@ def test_the_file_that_made_a_promise_cannot_judge_it(
 
 def test_export_answers_as_the_folder_does(folders: Folders) -> None:
     texts = [row["text"] for row in rows_of(folders.fresh)]
-    exits, export = open_folder(folders.exits), open_folder(folders.export)
+    exits = open_folder(folders.exits)
+    export = open_folder(folders.export)
     assert export.columns == ("text",)
     assert export.policy == exits.policy
     clear = clear_texts(folders, texts)
     for policy in (None, LastStep()):
-        one, other = exits.answer(texts, policy), export.answer(texts, policy)
+        one = exits.answer(texts, policy)
+        other = export.answer(texts, policy)
         assert_same_rows(one.labels, other.labels, clear)
         assert_same_rows(one.exit_step, other.exit_step, clear)
 
@@ -323,7 +331,8 @@ def test_serve_opens_folders_and_refuses_a_port_in_use(run: Run, folders: Folder
     from ponder.cli.serve import app_of
     from ponder.deploy.server import Limits
 
-    texts, found = ["a b c", "d e"], []
+    texts = ["a b c", "d e"]
+    found = []
     for folder in (folders.exits, folders.export):
         with TestClient(app_of(folder, Limits(), 1.0, None)) as client:
             found.append(client.post("/predict", json={"texts": texts}).json())

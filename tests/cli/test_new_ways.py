@@ -64,7 +64,8 @@ def test_a_bar_is_certified_and_judged_on_fresh_answers(
 
 
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
-    out, few = tmp_path / "threshold.json", answers(tmp_path / "few.csv", 40)
+    out = tmp_path / "threshold.json"
+    few = answers(tmp_path / "few.csv", 40)
     assert "149 rows or more" in " ".join(
         run("certify", few, *COLUMNS, "--out", out, code=2).output.split()
     )
@@ -139,7 +140,8 @@ def test_cascades_are_exported_and_run_without_torch(
     code = [sys.executable, "-c", WITHOUT_TORCH, str(out), *texts]
     found = json.loads(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
     cascade = Cascade.load(made)
-    answers, clear = cascade.predict(texts), clear_rows(cascade.record(texts), cascade.policy)
+    answers = cascade.predict(texts)
+    clear = clear_rows(cascade.record(texts), cascade.policy)
     assert_same_rows(found[0], answers.labels, clear)
     assert_same_rows(found[1], answers.stage, clear)
     if model == "model":

@@ -34,7 +34,8 @@ class Norm(policies.ThresholdPolicy):
     """A user's own policy, which nobody registered where it is served."""
 
     least: float
-    needs, tunable = frozenset({"output"}), policies.Threshold("least", "above", high=9.0)
+    needs = frozenset({"output"})
+    tunable = policies.Threshold("least", "above", high=9.0)
 
     def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
         return step.output.norm(dim=-1), state
@@ -72,7 +73,8 @@ def assert_runs_as(
 def test_rows_exit_and_answer_as_in_pytorch(made: ponder.PonderWrapper, folder: Path) -> None:
     exported = ponder.export.OnnxModel(folder, threads=1)
     assert_runs_as(made, exported.predict(ARRAYS, batch_size=8), SURE)
-    record, expected = exported.record(ARRAYS), made.record(ROWS)
+    record = exported.record(ARRAYS)
+    expected = made.record(ROWS)
     assert_same_answers(record.outputs, expected.outputs, atol=1e-5)
     assert record.weights == made.weights_digest()
     promised = [
@@ -132,13 +134,15 @@ def test_shared_steps_with_hazards_sample_the_same_exits(tmp_path: Path) -> None
     step = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     heads = {"head": nn.Linear(8, 3), "lambda_head": ponder.LambdaHead(8, layers=3, history=2)}
     model = ponder.PonderWrapper(step, num_steps=5, policy=policies.Bernoulli(3), **heads).eval()
-    rows, ids = torch.randn(50, 8), torch.arange(100, 150)
+    rows = torch.randn(50, 8)
+    ids = torch.arange(100, 150)
     exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=rows[:2]))
     found = exported.predict(rows.numpy(), row_ids=ids.numpy())
     assert_runs_as(model, found, model.policy, rows, row_ids=ids)
     quantile = policies.Quantile(0.6)
     assert_runs_as(model, exported.predict(rows.numpy(), policy=quantile), quantile, rows)
-    record, expected = exported.record(rows.numpy()), model.record(rows)
+    record = exported.record(rows.numpy())
+    expected = model.record(rows)
     clear = clear_rows(expected, quantile)
     assert_same_rows(record.exit_steps(quantile), expected.exit_steps(quantile), clear)
 
@@ -148,7 +152,8 @@ def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
     model = build("token_classification", policy=policies.Patience(1))
     exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=EXAMPLE))
     assert_runs_as(model, exported.predict(ARRAYS, batch_size=8), model.policy)
-    record, expected = exported.record(ARRAYS), model.record(ROWS)
+    record = exported.record(ARRAYS)
+    expected = model.record(ROWS)
     clear = clear_rows(expected, model.policy)
     steps = record.exit_steps(model.policy), expected.exit_steps(model.policy)
     assert_same_rows(*steps, clear)
@@ -168,7 +173,8 @@ def test_a_mask_of_true_at_padding_says_how_long_rows_are(tmp_path: Path) -> Non
     ]
     clear = clear_rows(made.unroll(), SURE)
     for batch_size in (1, 4):
-        found, expected = exported.predict(rows, batch_size=batch_size), made()
+        found = exported.predict(rows, batch_size=batch_size)
+        expected = made()
         assert_same_rows(found.exit_step, expected.exit_step, clear)
         assert_same_answers(found.outputs[clear], expected.outputs.detach()[clear], atol=1e-5)
 
@@ -198,7 +204,8 @@ def test_eight_bits_have_a_scale_for_each_output_and_stand_weights_of_zero(
     static: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    step, head = nn.Linear(8, 8), nn.Linear(8, 3)
+    step = nn.Linear(8, 8)
+    head = nn.Linear(8, 3)
     scales = torch.logspace(-3, 0, 8)
     with torch.no_grad():
         step.weight.mul_(scales[:, None])

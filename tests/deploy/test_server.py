@@ -295,7 +295,8 @@ def ask(client: TestClient, text: str, count: int = 4) -> Any:
 def test_a_service_defers_when_the_bound_passes_and_answers_early_again_by_itself(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.moved, path = "x", tmp_path / "ledger.json"
+    model.moved = "x"
+    path = tmp_path / "ledger.json"
     coin = iter(range(10**9))
 
     def some() -> ServedLedger:

@@ -48,7 +48,8 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     shown = arrows(source)
     for statement in ast.parse(source, filename).body:
-        first, last = statement.lineno, statement.end_lineno or statement.lineno
+        first = statement.lineno
+        last = statement.end_lineno or statement.lineno
         expected = [shown.pop(line) for line in sorted(shown) if first <= line <= last]
         got, value = executed(statement, filename, namespace)
         if expected:
@@ -64,7 +65,8 @@ def executed(
     statement: ast.stmt, filename: str, namespace: dict[str, Any]
 ) -> tuple[list[str], Any]:
     """Return what a statement prints, or the value that it has."""
-    out, value = io.StringIO(), None
+    out = io.StringIO()
+    value = None
     with contextlib.redirect_stdout(out):
         if isinstance(statement, ast.Expr):
             value = eval(compile(ast.Expression(statement.value), filename, "eval"), namespace)
@@ -135,7 +137,8 @@ def make_stand_ins(folder: Path) -> None:
         "num_hidden_layers": 4,
     }
     config = AlbertConfig(vocab_size=len(words), num_labels=2, initializer_range=0.1, **sizes)
-    encoder, classifier = AlbertModel(config), AlbertForSequenceClassification(config)
+    encoder = AlbertModel(config)
+    classifier = AlbertForSequenceClassification(config)
     with torch.no_grad():  # both classes are answered
         both = named(["good text 1", "bad text 1"], return_tensors="pt")
         logits = classifier.eval()(**both).logits

@@ -97,7 +97,8 @@ def test_the_drawing_of_a_batch_is_what_the_loop_does() -> None:
     drawn = [leaving for *_, leaving, _ in cells if leaving != "–"]
     assert [f"({one.step}, [{' '.join(one.outputs)}], out)" for one in exits] == drawn
     answers = gather(exits, batch)
-    order, steps = " ".join(answers.outputs), answers.exit_step.tolist()
+    order = " ".join(answers.outputs)
+    steps = answers.exit_step.tolist()
     assert gathered.endswith(f"in the order {order}, exit_step = {steps}")
     assert f"{sum(steps)} row-steps were computed in place of {4 * 4}" in PAGE
 

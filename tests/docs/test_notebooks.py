@@ -34,7 +34,8 @@ def test_a_notebook_runs(notebook: Path, namespace: dict[str, Any]) -> None:
     # In this process and as plain Python: a kernel of its own would read the same libraries anew for each.
     for number, cell in enumerate(json.loads(notebook.read_text())["cells"], start=1):
         if cell["cell_type"] == "code":
-            source, filename = "".join(cell["source"]), f"<{notebook.name}, cell {number}>"
+            source = "".join(cell["source"])
+            filename = f"<{notebook.name}, cell {number}>"
             linecache.cache[filename] = (
                 len(source),
                 None,

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 import ponder
 from ponder import objectives, policies, priors
 
-ROWS, WIDTH, STEPS, LENGTH, CLASSES = 12, 8, 5, 6, 3
+ROWS = 12
+WIDTH = 8
+STEPS = 5
+LENGTH = 6
+CLASSES = 3
 
 
 def fill(parameters: Iterable[nn.Parameter], seed: int, gain: float = 1.0) -> None:
@@ -323,7 +327,8 @@ def policies_for(task: str) -> dict[str, policies.ExitPolicy]:
 
 def exits(name: str) -> dict[str, tuple[list[int], Tensor]]:
     """Exit steps and outputs of a model under each policy."""
-    case, found = MODELS[name](), {}
+    case = MODELS[name]()
+    found = {}
     for each, policy in policies_for(case.task).items():
         with torch.no_grad():
             out = case.call(policy=policy)
@@ -334,7 +339,8 @@ def exits(name: str) -> dict[str, tuple[list[int], Tensor]]:
 
 def training(name: str) -> dict[str, dict[str, float]]:
     """Losses, and the norms of the gradients of all weights and of the heads, under each objective or recipe."""
-    build, found = MODELS[name], {}
+    build = MODELS[name]
+    found = {}
     wrapped = build in WRAPPED
     for each in OBJECTIVES if wrapped else RECIPES:
         case = build(objective=OBJECTIVES[each]) if wrapped else build(each)
@@ -399,7 +405,8 @@ def threshold_of(policy: Any) -> float | None:
 
 def certificates() -> dict[str, dict[str, Any]]:
     """What risk control and calibration choose on a recorded run, and what that gives on it."""
-    trajectory, found = recorded(), {}
+    trajectory = recorded()
+    found = {}
     for name, (risk, level) in CERTIFIED.items():
         family = {"patience": policies.Patience}.get(name) or getattr(policies, name.capitalize())
         control = ponder.control_risk(trajectory, family, risk=risk, level=level, confidence=0.9)
@@ -413,7 +420,8 @@ def certificates() -> dict[str, dict[str, Any]]:
 
 def _measured(trajectory: Any, policy: Any) -> dict[str, Any]:
     exits = trajectory.replay(policy)
-    given, full = exits.outputs.argmax(-1), trajectory.outputs[:, -1].argmax(-1)
+    given = exits.outputs.argmax(-1)
+    full = trajectory.outputs[:, -1].argmax(-1)
     return {
         "mean_exit_step": float(exits.exit_step.double().mean()),
         "disagreement": float((given != full).double().mean()),

@@ -107,7 +107,8 @@ def guard_share(files: list[Path]) -> float:
             for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
         }
         lines = set(_code_lines(path, tree))
-        guard, code = guard + len(guards & lines), code + len(lines)
+        guard = guard + len(guards & lines)
+        code = code + len(lines)
     return guard / max(code, 1)
 
 

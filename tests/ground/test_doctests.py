@@ -41,7 +41,8 @@ def names() -> dict[str, Any]:
         lambda_head=ponder.LambdaHead(8),
         policy=policies.Confidence(0.9),
     ).eval()
-    inputs, labels = torch.randn(300, 8), torch.arange(300) % 3
+    inputs = torch.randn(300, 8)
+    labels = torch.arange(300) % 3
     known = torch.arange(1, 5) > labels.unsqueeze(1)
     outputs = 6.0 * known.unsqueeze(2) * nn.functional.one_hot(labels, 3).unsqueeze(1)
     return {

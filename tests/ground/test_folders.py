@@ -95,7 +95,8 @@ def test_what_an_older_write_left_goes_and_what_is_the_users_stays(
 
 
 def test_the_digest_is_of_names_and_contents(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
+    one = tmp_path / "one"
+    other = tmp_path / "other"
     for folder in (one, other):
         write(folder, "same")
     assert digest_of_files(one) == digest_of_files(other)

@@ -64,7 +64,8 @@ def test_a_model_comes_back(build: Any, tmp_path: Path) -> None:
     assert again.policy == policy
     assert_same_weights(again, model)
     clear = clear_rows(model.unroll(INPUTS), policy)
-    found, expected = again(INPUTS), model(INPUTS)
+    found = again(INPUTS)
+    expected = model(INPUTS)
     assert_same_rows(found.exit_step, expected.exit_step, clear)
     assert_same_answers(found.outputs[clear], expected.outputs[clear])
     assert os.listdir(tmp_path / "new") == ["model.safetensors"]
@@ -85,7 +86,8 @@ def test_an_interrupted_save_leaves_the_old_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
-    old, new = shared(policy=policies.Confidence(0.5)), shared(policy=policies.Confidence(0.9))
+    old = shared(policy=policies.Confidence(0.5))
+    new = shared(policy=policies.Confidence(0.9))
     ponder.save(old, path)
     with monkeypatch.context() as broken:
         broken.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -141,10 +143,8 @@ def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_promise_goes_with_its_weights(tmp_path: Path) -> None:
-    model, path = (
-        shared(policy=policies.LastStep(), task="classification"),
-        tmp_path / "model.safetensors",
-    )
+    model = shared(policy=policies.LastStep(), task="classification")
+    path = tmp_path / "model.safetensors"
     trajectory = replace(model.unroll(INPUTS.repeat(50, 1)), weights=model.weights_digest())
     model.policy = certified = ponder.control_risk(
         trajectory, policies.Confidence, level=0.3

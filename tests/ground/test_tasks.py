@@ -15,7 +15,10 @@ from ponder import tasks
 from ponder.errors import ArgumentError, PonderError
 from ponder.tasks import IGNORED_LABEL, Custom, Task, as_task, infer_task, task_named
 
-ROWS, STEPS, LENGTH, CLASSES = 6, 4, 5, 3
+ROWS = 6
+STEPS = 4
+LENGTH = 5
+CLASSES = 3
 NAMES = ("classification", "regression", "multilabel", "token_classification", "span")
 MASK = torch.arange(LENGTH) < torch.tensor([[5], [3], [1], [4], [2], [5]])
 
@@ -42,7 +45,8 @@ def cells(
     name: str, outputs: Tensor, labels: Tensor, row: int, step: int
 ) -> list[tuple[list[float], float]]:
     """The logits and the label of each answer of a row at a step, in plain Python; for spans, over the positions."""
-    given, label = outputs[row, step].tolist(), labels[row].tolist()
+    given = outputs[row, step].tolist()
+    label = labels[row].tolist()
     if name == "classification":
         return [(given, label)]
     if name == "token_classification":
@@ -116,7 +120,8 @@ def test_answers_equal_a_plain_loop(name: str, library: str) -> None:
     if library == "numpy":
         outputs, read, checked = (x.numpy() for x in (outputs, read, checked))
         masked = None if masked is None else masked.numpy()
-    agrees, answered = task.agreement(read, masked), task.answered(outputs[:, 0], masked)
+    agrees = task.agreement(read, masked)
+    answered = task.answered(outputs[:, 0], masked)
     assert [bool(one) for one in answered] == [row != 1 for row in range(ROWS)]
     right = task.correct(read, checked) if task.comparable else None
     table = task.scores(read, checked)
@@ -164,7 +169,8 @@ def test_nan_at_padding_is_no_missing_answer() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_teaches_its_answer_and_no_padding(name: str) -> None:
     task, (outputs, _) = task_named(name), sample(name)
-    student, teacher = outputs[:, 0], outputs[:, 1]
+    student = outputs[:, 0]
+    teacher = outputs[:, 1]
     mask = MASK if task.per_position else None
     losses = task.distillation_losses(student, teacher, 2.0, mask)
     assert losses.shape == (ROWS,)
@@ -196,7 +202,8 @@ def test_rows_without_a_label_count_for_nothing() -> None:
 
 
 def test_an_answer_that_was_cut_off_is_none() -> None:
-    task, outputs = tasks.Span(), torch.randn(2, LENGTH, 2)
+    task = tasks.Span()
+    outputs = torch.randn(2, LENGTH, 2)
     assert task.check(outputs, torch.tensor([[1, 7], [-1, 4]])).tolist() == [[1, -100], [-100, 4]]
     mask = torch.arange(LENGTH) < torch.tensor([[2], [5]])
     assert task.inside(torch.tensor([[1, 3], [2, 4]]), mask).tolist() == [[1, -100], [2, 4]]
@@ -304,5 +311,6 @@ def test_names() -> None:
 
 def test_edges() -> None:
     assert task_named("multilabel").predictions(torch.tensor([0.0, 0.1])).tolist() == [False, True]
-    one, other = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.5], [1.25]])
+    one = torch.tensor([[1.0], [1.0]])
+    other = torch.tensor([[1.5], [1.25]])
     assert task_named("regression").same(one, other, tolerance=0.5).tolist() == [False, True]

@@ -16,7 +16,10 @@ from ponder._utils.trees import alike
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.trajectory import Trajectory
 
-ROWS, STEPS, LENGTH, CLASSES = 8, 4, 5, 3
+ROWS = 8
+STEPS = 4
+LENGTH = 5
+CLASSES = 3
 TASKS = ("classification", "regression", "multilabel", "token_classification", "span", None)
 
 
@@ -185,7 +188,8 @@ class Watch(policies.ExitPolicy):
 
 @pytest.mark.parametrize("task", ["classification", "token_classification", "span"])
 def test_views_are_what_the_loop_shows(task: str) -> None:
-    trajectory, watch = make(task), Watch(frozenset({"hazard", "output", "features", "context"}))
+    trajectory = make(task)
+    watch = Watch(frozenset({"hazard", "output", "features", "context"}))
     trajectory.replay(watch)
     views = list(trajectory.views(watch.needs))
     assert len(views) == STEPS
@@ -239,7 +243,8 @@ def test_nan_is_no_answer() -> None:
     trajectory = make()
     trajectory.outputs[0, 1] = torch.nan
     trajectory.outputs[1, -1] = torch.nan
-    agrees, correct = trajectory.agreement(), trajectory.correct()
+    agrees = trajectory.agreement()
+    correct = trajectory.correct()
     assert not agrees[0, 1]
     assert agrees[1].tolist() == [False] * (STEPS - 1) + [True]
     assert not correct[0, 1]
@@ -258,7 +263,8 @@ def test_nan_is_no_answer() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_of_exits_are_means_of_tables(task: str | None) -> None:
     trajectory = make(task)
-    table, name = trajectory.score_table(), trajectory.score_name()
+    table = trajectory.score_table()
+    name = trajectory.score_name()
     several = task in ("multilabel", "token_classification")
     expected = (
         "negative_squared_error"

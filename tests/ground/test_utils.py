@@ -40,7 +40,8 @@ from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, Pon
 def test_arrays_and_tensors_alike(fn: Any) -> None:
     x = np.array([[1e4, -1e4, 0.0], [1.0, 2.0, 3.0]])
     for dtype in (np.float16, np.float32, np.float64):
-        made, expected = fn(x.astype(dtype)), fn(torch.tensor(x.astype(dtype)))
+        made = fn(x.astype(dtype))
+        expected = fn(torch.tensor(x.astype(dtype)))
         assert (
             made.dtype
             == expected.numpy().dtype
@@ -50,7 +51,8 @@ def test_arrays_and_tensors_alike(fn: Any) -> None:
 
 
 def test_no_weight_leaves_no_trace_of_an_infinity() -> None:
-    weight, value = torch.tensor([0.0, 2.0]), torch.tensor([-torch.inf, 3.0], requires_grad=True)
+    weight = torch.tensor([0.0, 2.0])
+    value = torch.tensor([-torch.inf, 3.0], requires_grad=True)
     weighted(weight, value).sum().backward()
     assert value.grad is not None
     assert value.grad.tolist() == [0.0, 2.0]
@@ -254,10 +256,8 @@ def test_splits_are_disjoint_and_whole(ids: list[int], shares: list[float], seed
 
 def test_a_split_moves_few_rows_when_others_come() -> None:
     texts = [f"text {n}" for n in range(1000)]
-    one, more = (
-        split(texts, (0.5, 0.5))[0],
-        split(texts + [f"more {n}" for n in range(20)], (0.5, 0.5))[0],
-    )
+    one = split(texts, (0.5, 0.5))[0]
+    more = split(texts + [f"more {n}" for n in range(20)], (0.5, 0.5))[0]
     assert abs(len(one) - 500) <= 1
     assert len(set(one.tolist()) ^ {row for row in more.tolist() if row < 1000}) < 30
     assert split(texts, (0.5, 0.5), seed=1)[0].tolist() != one.tolist()

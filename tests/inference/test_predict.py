@@ -35,7 +35,8 @@ def alone(model: ponder.PonderWrapper, rows: list[Tensor], policy: policies.Exit
 def test_answers_and_exits_are_those_of_each_row_alone(
     shared: bool, policy: policies.ExitPolicy
 ) -> None:
-    model, rows = build(shared=shared), sequences(70)
+    model = build(shared=shared)
+    rows = sequences(70)
     found = ponder.predict(model, rows, policy=policy, batch_size=8)
     steps, outputs = alone(model, rows, policy)
     assert found.exit_step.tolist() == steps.tolist()
@@ -46,7 +47,8 @@ def test_answers_and_exits_are_those_of_each_row_alone(
 
 
 def test_small_batches_are_merged_and_no_row_runs_a_step_too_many() -> None:
-    model, rows = build(), sequences(200)
+    model = build()
+    rows = sequences(200)
     exits = ponder.predict(model, rows, policy=SURE, batch_size=16).exit_step
     assert 1 < exits.double().mean() < 4  # some exit early and some late
     sizes = sizes_of(model)
@@ -67,7 +69,8 @@ def test_a_batch_is_bounded_by_rows_and_by_positions() -> None:
 
 
 def test_labels_of_tokens_and_blanks_stand_where_a_row_ends() -> None:
-    model, rows = build("token_classification"), sequences(9)
+    model = build("token_classification")
+    rows = sequences(9)
     labels = [torch.arange(len(row)) % CLASSES for row in rows]
     record = model.record(
         [(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)], batch_size=4
@@ -94,7 +97,8 @@ def wrapped() -> ponder.PonderWrapper:
 
 
 def test_every_kind_of_data_set_gives_the_same() -> None:
-    model, rows = wrapped(), torch.randn(10, 4)
+    model = wrapped()
+    rows = torch.randn(10, 4)
     expected = model(rows)
     pairs = [(row, {"labels": 1}) for row in rows]
     kinds: list[Any] = [rows, list(rows), (row for row in rows), rows.tolist(), rows.numpy(), pairs]
@@ -107,7 +111,8 @@ def test_every_kind_of_data_set_gives_the_same() -> None:
 
 
 def test_rows_have_ids_of_their_own_by_which_sampling_is_drawn() -> None:
-    model, rows = wrapped(), torch.randn(1, 4).expand(40, 4)
+    model = wrapped()
+    rows = torch.randn(1, 4).expand(40, 4)
     ids = torch.arange(100, 140)
     found = ponder.predict(model, rows, row_ids=ids, batch_size=7).exit_step
     assert (
@@ -121,7 +126,9 @@ def test_rows_have_ids_of_their_own_by_which_sampling_is_drawn() -> None:
 
 
 def test_labels_are_taken_from_the_call_or_from_the_examples() -> None:
-    model, rows, labels = wrapped(), torch.randn(5, 4), [0, 1, 1, 0, 1]
+    model = wrapped()
+    rows = torch.randn(5, 4)
+    labels = [0, 1, 1, 0, 1]
     by_call = model.record(rows, labels=labels, batch_size=2)
     by_row = model.record(
         [(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)]
@@ -132,7 +139,8 @@ def test_labels_are_taken_from_the_call_or_from_the_examples() -> None:
 
 
 def test_progress_counts_every_row_once_and_modes_are_restored() -> None:
-    model, counted = wrapped().train(), list[int]()
+    model = wrapped().train()
+    counted = list[int]()
     ponder.predict(model, torch.randn(50, 4), batch_size=8, progress=counted.append)
     assert sum(counted) == 50
     assert model.training
@@ -149,7 +157,8 @@ def test_an_example_that_cannot_be_read_is_named() -> None:
 
 
 def test_sampled_exits_of_a_stream_are_those_of_a_call() -> None:
-    model, inputs = wrapped(), torch.randn(30, 4)
+    model = wrapped()
+    inputs = torch.randn(30, 4)
     with ponder.StreamEngine(model) as engine:
         found = {row: answer.exit_step for row, answer in engine.run(inputs)}
     assert [found[row] for row in range(30)] == model(inputs).exit_step.tolist()
@@ -233,7 +242,8 @@ def test_a_call_takes_context_by_position_and_inputs_by_name() -> None:
 
 
 def test_the_loader_of_training_is_taken_by_predict_and_record() -> None:
-    inputs, labels = torch.randn(6, 8), torch.arange(6) % 3
+    inputs = torch.randn(6, 8)
+    labels = torch.arange(6) % 3
     model = ponder.PonderWrapper([torch.nn.Linear(8, 8)] * 2, head=torch.nn.Linear(8, 3)).eval()
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=4)
     torch.testing.assert_close(

@@ -21,7 +21,8 @@ SURE = policies.Confidence(0.55)
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_each_row_is_answered_once_as_predict_answers_it(shared: bool) -> None:
-    model, rows = build(shared=shared), sequences(150)
+    model = build(shared=shared)
+    rows = sequences(150)
     expected = ponder.predict(model, rows, policy=SURE)
     sizes_of(model)
     with ponder.StreamEngine(model, SURE, max_batch=16, max_waiting=64) as engine:
@@ -39,7 +40,8 @@ def test_each_row_is_answered_once_as_predict_answers_it(shared: bool) -> None:
 
 
 def test_token_answers_are_as_long_as_their_rows() -> None:
-    model, rows = build("token_classification"), sequences(20)
+    model = build("token_classification")
+    rows = sequences(20)
     expected = ponder.predict(model, rows, policy=policies.Patience(1))
     with ponder.StreamEngine(model, policies.Patience(1), max_batch=4) as engine:
         for key, answer in engine.run(rows):
@@ -59,7 +61,8 @@ class Breaking(policies.ExitPolicy):
 
 
 def test_a_row_that_fails_fails_alone() -> None:
-    model, rows = build(), sequences(30)
+    model = build()
+    rows = sequences(30)
     context = {"breaks": torch.arange(30) % 7 == 3, "budget": torch.arange(30) % 4 + 1}
     with ponder.StreamEngine(model, Breaking(), max_batch=8) as engine:
         own = [{name: values[row] for name, values in context.items()} for row in range(30)]
@@ -79,7 +82,8 @@ class Gate:
     """Holds the engine in its next step until it is opened."""
 
     def __init__(self, model: ponder.PonderWrapper) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
+        self.reached = threading.Event()
+        self.opened = threading.Event()
         model.steps.fns[0].register_forward_pre_hook(self)
 
     def __call__(self, *_: Any) -> None:
@@ -116,7 +120,9 @@ class Budget(policies.ExitPolicy):
 def test_a_row_that_goes_deep_alone_is_not_passed_over_for_ever() -> None:
     """While rows keep arriving that exit at step 1, there are always more of them."""
     model, (row, *_) = build(), sequences(1)
-    submitted, seen, futures = [0], list[int](), list[Future[Any]]()
+    submitted = [0]
+    seen = list[int]()
+    futures = list[Future[Any]]()
 
     def arrive(*_: Any) -> None:
         for _ in range(4 if submitted[0] < 2000 else 0):
@@ -152,7 +158,8 @@ def test_places_are_bounded_and_waiting_rows_can_be_cancelled() -> None:
 
 
 def test_closing_with_cancel_ends_every_row() -> None:
-    model, rows = build(), sequences(12)
+    model = build()
+    rows = sequences(12)
     gate = Gate(model)
     engine = ponder.StreamEngine(model, policies.LastStep(), max_batch=2)
     futures = [engine.submit(row) for row in rows]
@@ -170,7 +177,8 @@ def test_closing_with_cancel_ends_every_row() -> None:
 
 
 def test_callbacks_may_submit() -> None:
-    model, rows = build(), sequences(5)
+    model = build()
+    rows = sequences(5)
     chained: Future[Any] = Future()
     with ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1) as engine:
 

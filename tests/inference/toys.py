@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import ponder
 
-WIDTH, CLASSES, STEPS = 8, 3, 4
+WIDTH = 8
+CLASSES = 3
+STEPS = 4
 
 
 class Stem(nn.Module):
@@ -26,7 +28,8 @@ class Step(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.sizes = nn.Linear(WIDTH, WIDTH), list[tuple[int, int]]()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.sizes = list[tuple[int, int]]()
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         self.sizes.append((hidden.shape[0], hidden.shape[1]))

@@ -31,7 +31,11 @@ from ponder.integrations.transformers import (
     PonderModel,
 )
 
-VOCABULARY, WIDTH, LENGTH, ROWS, CLASSES = 40, 16, 7, 6, 3
+VOCABULARY = 40
+WIDTH = 16
+LENGTH = 7
+ROWS = 6
+CLASSES = 3
 _SIZES: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 24,

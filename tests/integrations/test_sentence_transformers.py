@@ -143,7 +143,8 @@ def test_every_exit_is_trained_by_the_librarys_own_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_a_cross_encoder_exits_per_pair(num_labels: int, tmp_path: Path) -> None:
     recipe = "palbert"
-    classifier, tokenizer = make_model(recipe=recipe, num_labels=num_labels), make_tokenizer()
+    classifier = make_model(recipe=recipe, num_labels=num_labels)
+    tokenizer = make_tokenizer()
     model = CrossEncoder(modules=[PonderTransformer.of(classifier, tokenizer)], device="cpu")
     assert model.num_labels == num_labels
     given = tokenizer(

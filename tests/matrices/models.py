@@ -15,7 +15,11 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies
 
-WIDTH, STEPS, LENGTH, CLASSES, ROWS = 8, 5, 4, 3, 12
+WIDTH = 8
+STEPS = 5
+LENGTH = 4
+CLASSES = 3
+ROWS = 12
 OUTPUTS = {
     "classification": 3,
     "regression": 1,
@@ -160,16 +164,21 @@ def _build(
         for shape in ((ROWS,), (ROWS, LENGTH))
     )
     inputs: Any = flat
-    context, parts, steps, count = dict[str, Tensor](), dict[str, Any](), None, STEPS
+    context = dict[str, Tensor]()
+    parts = dict[str, Any]()
+    steps = None
+    count = STEPS
     if kind == "shared":
         steps = Tanh()
         plain = _applied(steps, STEPS)
     elif kind == "stacked":
-        steps, count = nn.ModuleList(Tanh() for _ in range(STEPS)), None
+        steps = nn.ModuleList(Tanh() for _ in range(STEPS))
+        count = None
         plain = nn.Sequential(*steps)
     elif kind == "scheduled":
         own = [Tanh(), Tanh()]
-        steps, count = ponder.Steps(own, schedule=[0, 0, 1, 0, 1]), None
+        steps = ponder.Steps(own, schedule=[0, 0, 1, 0, 1])
+        count = None
         plain = nn.Sequential(*(own[place] for place in (0, 0, 1, 0, 1)))
     elif kind == "nested":
         steps, inputs, parts["readout"] = (
@@ -180,24 +189,30 @@ def _build(
         run = _applied(steps, STEPS)
         plain = lambda hidden: run(hidden)[0]  # noqa: E731
     elif kind == "cell":
-        steps, stem = Cell(), CellStem()
+        steps = Cell()
+        stem = CellStem()
         parts["stem"] = stem
 
         def plain(x: Tensor) -> Tensor:
             return _applied(lambda h: steps.cell(x + stem.bias, h), STEPS)(torch.zeros_like(x))
 
     elif kind == "transformer":
-        steps, inputs, context = transformer_layer(), long, {"src_key_padding_mask": padding(ROWS)}
+        steps = transformer_layer()
+        inputs = long
+        context = {"src_key_padding_mask": padding(ROWS)}
         plain = lambda x, **kw: _applied(lambda h: steps(h, **kw), STEPS)(x)  # noqa: E731
         parts["readout"] = positions if task in PER_POSITION else ponder.readouts.first_token
     else:
         module = nn.TransformerEncoder(
             transformer_layer(), STEPS, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False
         ).to(dtype)
-        module, inputs = module.eval(), long
+        module = module.eval()
+        inputs = long
         context = {"src_key_padding_mask": padding(ROWS)} if kind == "captured-mask" else {}
         captured = ponder.capture(module, {"src": long, **context})
-        steps, count, plain = captured.steps, None, module
+        steps = captured.steps
+        count = None
+        plain = module
         per_row = task not in PER_POSITION
         parts = {"stem": captured.stem, "padding": captured.padding}
         parts["readout"] = Pooled(captured.readout) if per_row else captured.readout

@@ -29,7 +29,8 @@ def sigmoid(x: float) -> float:
 
 def pmf(logits: Sequence[float]) -> list[float]:
     """p(n) = λ_n Π_{j<n} (1 − λ_j); the last step takes what remains."""
-    alive, p = 1.0, []
+    alive = 1.0
+    p = []
     for logit in logits[:-1]:
         p.append(alive * sigmoid(logit))
         alive *= sigmoid(-logit)
@@ -37,7 +38,8 @@ def pmf(logits: Sequence[float]) -> list[float]:
 
 
 def cdf(p: Sequence[float]) -> list[float]:
-    total, table = 0.0, []
+    total = 0.0
+    table = []
     for mass in p[:-1]:
         total += mass
         table.append(min(total, 1.0))
@@ -68,7 +70,8 @@ def kl(p: Sequence[float], q: Sequence[float]) -> float:
 
 def act(logits: Sequence[float], epsilon: float) -> tuple[list[float], int, float]:
     """Graves 2016: the weights of the steps, the step N at which halting units add up, and the remainder R."""
-    weights, total = list[float](), 0.0
+    weights = list[float]()
+    total = 0.0
     for n, logit in enumerate(logits, start=1):
         if n == len(logits) or total + sigmoid(logit) >= 1.0 - epsilon:
             remainder = 1.0 - total
@@ -164,7 +167,9 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
         row: The example.
         at: The example that teachers are read of, where gradients are differences and teachers are constants.
     """
-    at, losses, task = at or row, row["losses"], row["task"]
+    at = at or row
+    losses = row["losses"]
+    task = row["task"]
     name = spec["name"]
     if name == "weighted":
         return math.fsum(
@@ -172,7 +177,8 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
             for o, w in zip(spec["objectives"], spec["weights"], strict=True)
         )
     if name == "ponder":
-        p, q = pmf(row["hazard_logits"]), row["prior"]
+        p = pmf(row["hazard_logits"])
+        q = row["prior"]
         if spec["likelihood"] == "expected_log":
             fit = math.fsum(mass * loss for mass, loss in zip(p, losses, strict=True))
         else:
@@ -284,7 +290,8 @@ def _still(task: str | None, now: Cells, before: Cells, tolerance: float) -> Ans
 
 def _counted(changes: Sequence[Answer], patience: int) -> list[Answer]:
     """A counter: +1 where nothing changed, 0 where it did; out once it reaches the patience."""
-    counts, answers = {0}, [False]
+    counts = {0}
+    answers = [False]
     for same in changes:
         counts = ({c + 1 for c in counts} if same is not False else set()) | (
             {0} if same is not True else set()
@@ -296,7 +303,8 @@ def _counted(changes: Sequence[Answer], patience: int) -> list[Answer]:
 
 def _gated(tables: Any, given: list[Any], outputs: Any, threshold: float) -> list[Answer]:
     """A line through confidence, margin, negative entropy and the steps for which the answer has stayed."""
-    streak, found = 0, list[Answer]()
+    streak = 0
+    found = list[Answer]()
     for n, ((cell,), table) in enumerate(zip(outputs, [*tables, tables[-1]], strict=True)):
         streak = streak + 1 if n and given[n] == given[n - 1] else 0
         p = sorted((math.exp(z) for z in log_softmax(cell)), reverse=True)
@@ -311,7 +319,9 @@ def _gated(tables: Any, given: list[Any], outputs: Any, threshold: float) -> lis
 
 
 def _answers(spec: Spec, row: Spec) -> list[Answer]:
-    name, outputs, task = spec["name"], row["outputs"], row["task"]
+    name = spec["name"]
+    outputs = row["outputs"]
+    task = row["task"]
     steps = range(1, len(outputs) + 1)
     if name in ("confidence", "margin", "energy", "entropy"):
         return [_all([_sure(name, cell, spec) for cell in cells]) for cells in outputs]

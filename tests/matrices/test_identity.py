@@ -113,7 +113,8 @@ def test_a_finetuned_classifier_keeps_its_answers_bit_for_bit() -> None:
 class Fragile(models.Tanh):
     """A step that fails from its third call on, until it is repaired."""
 
-    calls, failing = 0, False
+    calls = 0
+    failing = False
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.calls += 1
@@ -160,7 +161,8 @@ def test_after_a_failure_the_next_call_works_and_nothing_remains(call: str) -> N
         "task": "classification",
     }
     model = ponder.PonderWrapper(step, models.STEPS, **parts).eval()
-    before, expected = snapshot(model), made.call(policy=policies.Confidence(0.7))
+    before = snapshot(model)
+    expected = made.call(policy=policies.Confidence(0.7))
     model.train(call == "train")
 
     def fail() -> None:
@@ -190,7 +192,8 @@ def test_after_a_failure_the_next_call_works_and_nothing_remains(call: str) -> N
 @every_kind
 def test_calls_leave_the_model_as_it_was(kind: str) -> None:
     made = build(kind)
-    before, weights = snapshot(made.model), copy.deepcopy(made.model.state_dict())
+    before = snapshot(made.model)
+    weights = copy.deepcopy(made.model.state_dict())
     first = made.call(policy=policies.Bernoulli(seed=0))
     made.unroll(keep_features=True)
     ponder.predict(made.model, made.examples())

@@ -123,7 +123,8 @@ def test_it_is_a_distribution_of_pytorch() -> None:
 
 def test_samples_have_its_law() -> None:
     logits = torch.tensor([-0.5, 0.2, 1.0, 0.0])
-    halting, rows = StepDistribution.from_hazard_logits(logits), 20_000
+    halting = StepDistribution.from_hazard_logits(logits)
+    rows = 20_000
     seen = Counter(halting.sample((rows,)).tolist())
     for step, mass in enumerate(oracles.pmf(logits.tolist()), start=1):
         assert abs(seen[step] / rows - mass) < 4 * math.sqrt(mass * (1 - mass) / rows)
@@ -187,7 +188,9 @@ OBJECTIVES: list[objectives.Objective] = [
 ]
 GRID = [(objective, task) for objective in OBJECTIVES for task in TASKS]
 every_objective = pytest.mark.parametrize(("objective", "task"), GRID, ids=name)
-PRIOR, ROWS, STEPS = priors.Geometric(0.2), 4, 4
+PRIOR = priors.Geometric(0.2)
+ROWS = 4
+STEPS = 4
 MASK = ~models.padding(ROWS)
 
 
@@ -212,7 +215,9 @@ def numbers(
 
 def losses_of(objective: objectives.Objective, task: str, given: dict[str, Tensor]) -> Tensor:
     """The losses of the rows, by the library."""
-    rule, outputs, labels = tasks.task_named(task), given["outputs"], labels_for(task, ROWS)
+    rule = tasks.task_named(task)
+    outputs = given["outputs"]
+    labels = labels_for(task, ROWS)
     halting = StepDistribution.from_hazard_logits(given["hazard_logits"])
     unrolled = objectives.Unrolled(
         outputs=outputs,
@@ -229,13 +234,16 @@ def losses_of(objective: objectives.Objective, task: str, given: dict[str, Tenso
 
 def rows_of(task: str, given: dict[str, Tensor]) -> list[dict[str, Any]]:
     """The rows, for the oracles; what is distilled is real positions alone."""
-    labels, rows = labels_for(task, ROWS).tolist(), []
+    labels = labels_for(task, ROWS).tolist()
+    rows = []
     for i in range(ROWS):
-        outputs, teacher = given["outputs"][i].tolist(), given["teacher"][i].tolist()
+        outputs = given["outputs"][i].tolist()
+        teacher = given["teacher"][i].tolist()
         losses = [oracles.task_loss(task, output, labels[i]) for output in outputs]
         if task in PER_POSITION:
             real = int(MASK[i].sum())
-            outputs, teacher = [output[:real] for output in outputs], teacher[:real]
+            outputs = [output[:real] for output in outputs]
+            teacher = teacher[:real]
         row = {"task": task, "outputs": outputs, "teacher": teacher, "losses": losses}
         row["hazard_logits"] = given["hazard_logits"][i].tolist()
         row["all_outputs"], row["label"] = given["outputs"][i].tolist(), labels[i]
@@ -262,7 +270,9 @@ def test_gradients_are_differences_with_teachers_held(
     objective: objectives.Objective, task: str
 ) -> None:
     """What teaches is a constant, and everything else learns; padding teaches nothing."""
-    given, spec, nudge = numbers(task), objective.to_dict(), 1e-5
+    given = numbers(task)
+    spec = objective.to_dict()
+    nudge = 1e-5
     at = rows_of(task, given)
     leaves = {each: values.clone().requires_grad_() for each, values in given.items()}
     loss = losses_of(objective, task, leaves).sum()
@@ -312,7 +322,8 @@ def test_losses_and_gradients_are_finite_at_the_extremes(
 
 def test_the_early_heads_learn_the_teachers_answer_and_not_its_inverse() -> None:
     """KL(teacher ‖ student): a student that is sure of the wrong class pays more than one that is unsure."""
-    sure, unsure = torch.tensor([8.0, 0.0]), torch.tensor([0.2, 0.0])
+    sure = torch.tensor([8.0, 0.0])
+    unsure = torch.tensor([0.2, 0.0])
     for objective in (objectives.Distillation(), objectives.MutualDistillation()):
         given = {"teacher": torch.zeros(ROWS, 2), "hazard_logits": torch.zeros(ROWS, 2)}
         given["outputs"] = torch.stack([unsure, sure]).expand(ROWS, 2, 2).clone()
@@ -394,7 +405,8 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(
 
 
 def test_objectives_add_up_and_say_what_they_need() -> None:
-    a, b = objectives.Ponder(0.5), objectives.Distillation(teacher="frozen")
+    a = objectives.Ponder(0.5)
+    b = objectives.Distillation(teacher="frozen")
     joined = a + 0.5 * b + 0.5 * objectives.FinalStep()
     assert [type(each) for each in joined.objectives] == [
         objectives.Ponder,
@@ -438,7 +450,8 @@ def test_recipes_are_their_papers(recipe: str) -> None:
         assert len(shapes) == lambda_head[0]
         assert shapes[0][1] == lambda_head[1] * models.WIDTH
         assert model.prior == priors.Geometric(0.1).rescaled(12, 6)
-    inputs, labels = torch.randn(7, models.WIDTH), torch.randint(3, (7,))
+    inputs = torch.randn(7, models.WIDTH)
+    labels = torch.randint(3, (7,))
     assert bool(model.eval()(inputs, labels=labels).loss.isfinite())
     model.train().objective = objective
     model(inputs, labels=labels).loss.backward()
@@ -471,7 +484,8 @@ def test_palberts_switches(
 def test_recipes_serve_every_task(recipe: str, task: str) -> None:
     layer = models.transformer_layer()
     encoder = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).eval()
-    inputs, mask = torch.randn(models.ROWS, LENGTH, models.WIDTH), models.padding(models.ROWS)
+    inputs = torch.randn(models.ROWS, LENGTH, models.WIDTH)
+    mask = models.padding(models.ROWS)
     example_call = {"src": inputs, "src_key_padding_mask": mask}
     options = {"num_outputs": OUTPUTS[task], "example": example_call, "task": task}
     if recipe in ("deebert", "fastbert") and task not in models.CLASSES_ONLY:

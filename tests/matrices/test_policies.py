@@ -52,9 +52,11 @@ def recorded(task: str) -> Any:
 
 def assert_same(found: Any, expected: Any, rows: Tensor | None = None) -> None:
     """Exits are equal, and outputs but for rounding."""
-    steps, outputs = expected.exit_step, expected.outputs
+    steps = expected.exit_step
+    outputs = expected.outputs
     if rows is not None:
-        steps, outputs = steps[rows], outputs[rows]
+        steps = steps[rows]
+        outputs = outputs[rows]
     assert found.exit_step.tolist() == steps.tolist()
     torch.testing.assert_close(found.outputs, outputs, rtol=1e-9, atol=1e-9)
 
@@ -121,7 +123,8 @@ def test_extreme_hazards_and_outputs(
 
 @every_pair
 def test_run_replay_stream_and_any_company_agree(policy: policies.ExitPolicy, task: str) -> None:
-    made, replayed = toy(task), recorded(task).replay(policy)
+    made = toy(task)
+    replayed = recorded(task).replay(policy)
     ids = torch.arange(ROWS)
     with torch.no_grad():
         assert_same(made.call(policy=policy), replayed)
@@ -180,7 +183,8 @@ def test_step_rows_are_the_sum_of_exit_steps_and_heads_that_are_not_read_are_not
     policy: policies.ExitPolicy, task: str
 ) -> None:
     made = toy(task)
-    model, kinds = made.model, (models.Tanh, torch.nn.TransformerEncoderLayer)
+    model = made.model
+    kinds = (models.Tanh, torch.nn.TransformerEncoderLayer)
     modules = [part for part in model.steps.modules() if isinstance(part, kinds)]
     with torch.no_grad(), models.counted(*modules, model.head, model.lambda_head) as rows:
         exit_step = made.call(policy=policy).exit_step
@@ -348,12 +352,14 @@ def test_combinations_are_what_their_parts_do(
     seed: int, threshold: float, patience: int, step: int
 ) -> None:
     trajectory = random_trajectory("classification", 16, 6, 1.0, seed)
-    a, b = policies.Confidence(threshold), policies.Patience(patience)
+    a = policies.Confidence(threshold)
+    b = policies.Patience(patience)
 
     def exits(policy: policies.ExitPolicy) -> Tensor:
         return trajectory.replay(policy).exit_step
 
-    one, other = exits(a), exits(b)
+    one = exits(a)
+    other = exits(b)
     assert torch.equal(exits(a | b), torch.minimum(one, other))
     assert bool((exits(a & b) >= torch.maximum(one, other)).all())
     assert torch.equal(exits(a & a), one)
@@ -409,7 +415,8 @@ def test_a_seeded_number_is_a_function_of_seed_and_row_id() -> None:
 
 
 def test_sampled_exits_have_the_law_of_the_halting_distribution() -> None:
-    rows, hazards = 20_000, [-1.0, 0.5, -0.3, 2.0]
+    rows = 20_000
+    hazards = [-1.0, 0.5, -0.3, 2.0]
     trajectory = ponder.Trajectory(
         outputs=torch.zeros(rows, 4, 2),
         hazard_logits=torch.tensor(hazards).expand(rows, 4).clone(),
@@ -431,7 +438,8 @@ def test_budgets_of_rows_are_read_from_the_policy_context() -> None:
         def decide(self, step: Any, state: Any) -> Any:
             return step.index >= step.context["budget"], state
 
-    made, budget = toy("classification"), torch.arange(ROWS).remainder(STEPS) + 1
+    made = toy("classification")
+    budget = torch.arange(ROWS).remainder(STEPS) + 1
     out = made.call(policy=Budget(), policy_context={"budget": budget})
     assert out.exit_step.tolist() == budget.tolist()
     assert_same(made.unroll(policy_context={"budget": budget}).replay(Budget()), out)

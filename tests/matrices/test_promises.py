@@ -21,7 +21,9 @@ from tests.matrices import models, oracles
 from tests.matrices.models import random_trajectory
 
 Array = np.ndarray[Any, Any]
-POPULATION, STEPS, CLASSES = 4000, 4, 3
+POPULATION = 4000
+STEPS = 4
+CLASSES = 3
 
 
 # -- records and their numbers, in NumPy -----------------------------------------------------------------------------
@@ -74,7 +76,8 @@ def losses(trajectory: Any, risk: str) -> Array:
 
 def exits(trajectory: Any, family: Any, value: float) -> Array:
     """Where each row leaves under a threshold, by a loop of its own."""
-    outputs, hazards = trajectory.outputs.double(), trajectory.hazard_logits.double()
+    outputs = trajectory.outputs.double()
+    hazards = trajectory.hazard_logits.double()
     p = outputs.softmax(-1)
     alive = torch.sigmoid(-hazards).cumprod(1)
     statistics = {
@@ -95,7 +98,8 @@ def mapies(risks: Array, rows: int, level: float) -> Array:
 
 def p_value(lost: Array, level: float, bound: str) -> float:
     """The p-value of "the mean loss is above the level"."""
-    rows, risk = len(lost), lost.mean()
+    rows = len(lost)
+    risk = lost.mean()
     if bound == "exact_binomial":
         return float(binom.cdf(round(lost.sum()), rows, level))
     if bound == "hoeffding_bentkus":
@@ -120,9 +124,12 @@ RISKS = ("disagreement", "error", "error_gap")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sweep_is_a_replay_of_every_threshold(family: Any) -> None:
-    trajectory, costs = rows_at(population(), np.arange(500)), [1.0, 1.5, 4.0, 5.0]
+    trajectory = rows_at(population(), np.arange(500))
+    costs = [1.0, 1.5, 4.0, 5.0]
     curve = trajectory.sweep(family, GRIDS[family], costs=costs)
-    given, labels, rows = answers(trajectory), trajectory.labels.numpy(), np.arange(500)
+    given = answers(trajectory)
+    labels = trajectory.labels.numpy()
+    rows = np.arange(500)
     for point, value in zip(curve.points, GRIDS[family], strict=True):
         steps = exits(trajectory, family, value)
         assert trajectory.replay(family(value)).exit_step.tolist() == steps.tolist()
@@ -255,12 +262,10 @@ def certified(
     trajectory: Any, family: Any, risk: str, level: float, delta: float, bound: str
 ) -> tuple[float, ...]:
     """Threshold, mean exit step and p-value of the cheapest value that passes; N alone where none does."""
-    lost, rows, taken, passed = (
-        losses(trajectory, risk),
-        np.arange(len(trajectory)),
-        np.full(1, -np.inf),
-        [],
-    )
+    lost = losses(trajectory, risk)
+    rows = np.arange(len(trajectory))
+    taken = np.full(1, -np.inf)
+    passed = []
     lost = lost.clip(min=0.0)
     for value in GRIDS[family]:
         steps = exits(trajectory, family, value)
@@ -377,7 +382,11 @@ def test_bounds_are_ordered_and_monotone(level: float) -> None:
 def test_the_betting_bound_of_equal_losses_equals_a_plain_loop() -> None:
     """The plug-in stakes of Waudby-Smith & Ramdas 2020, on rows whose order is nothing."""
     for loss, level, rows in ((0.0, 0.1, 50), (0.25, 0.4, 80), (0.5, 0.4, 30)):
-        total, squares, capital, best, before = 0.0, 0.0, 0.0, -math.inf, 0.25
+        total = 0.0
+        squares = 0.0
+        capital = 0.0
+        best = -math.inf
+        before = 0.25
         for n in range(1, rows + 1):
             stake = min(math.sqrt(2 * math.log(20) / (rows * before)), 0.999 / (1 - level))
             total += loss
@@ -391,7 +400,10 @@ def test_the_betting_bound_of_equal_losses_equals_a_plain_loop() -> None:
 
 def test_the_betting_bound_is_a_valid_test() -> None:
     """At a mean that equals the level, a p-value of at most δ comes in at most δ of the redraws."""
-    rng, delta, level, redraws = np.random.default_rng(5), 0.1, 0.2, 150
+    rng = np.random.default_rng(5)
+    delta = 0.1
+    level = 0.2
+    redraws = 150
     small = 0
     for _ in range(redraws):
         lost = np.where(rng.random((120, 1)) < 0.4, 0.5, 0.0)
@@ -451,13 +463,15 @@ def test_so_many_rows_are_needed(level: float, confidence: float, bound: str) ->
 
 # -- promises under redraws --------------------------------------------------------------------------------------------
 
-DELTA, ROWS = 0.1, 200
+DELTA = 0.1
+ROWS = 200
 
 
 @cache
 def risk_at(family: Any, risk: str) -> dict[float, float]:
     """The true risk of every threshold, over the population."""
-    lost, rows = losses(population(), risk).clip(min=0.0), np.arange(POPULATION)
+    lost = losses(population(), risk).clip(min=0.0)
+    rows = np.arange(POPULATION)
     return {
         value: lost[rows, exits(population(), family, value) - 1].mean() for value in GRIDS[family]
     }
@@ -478,11 +492,14 @@ def test_a_promise_is_broken_in_no_more_redraws_than_it_says(
     family: Any, risk: str, bound: str
 ) -> None:
     """1,000 redraws of the plain loop, and the library gives what it gives on the first of them."""
-    rng, truth = np.random.default_rng(11), risk_at(family, risk)
-    whole, values = losses(population(), risk).clip(min=0.0), GRIDS[family]
+    rng = np.random.default_rng(11)
+    truth = risk_at(family, risk)
+    whole = losses(population(), risk).clip(min=0.0)
+    values = GRIDS[family]
     steps = np.stack([exits(population(), family, value) for value in values], axis=1)
     table = np.take_along_axis(whole, steps - 1, axis=1)
-    counts, passing = np.arange(ROWS + 1), 0
+    counts = np.arange(ROWS + 1)
+    passing = 0
     for level in levels(family, risk):
         exact = bound == "exact_binomial"
         p_of = binom.cdf(counts, ROWS, level) if exact else mapies(counts / ROWS, ROWS, level)
@@ -557,9 +574,13 @@ def test_a_certificate_serves_every_task(task: str) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_certificates_of_the_library_itself() -> None:
-    family, risk, rng = policies.Confidence, "disagreement", np.random.default_rng(12)
+    family = policies.Confidence
+    risk = "disagreement"
+    rng = np.random.default_rng(12)
     truth = risk_at(family, risk)
-    level, broken, met = list(truth.values())[3] - 1e-6, 0, 0
+    level = list(truth.values())[3] - 1e-6
+    broken = 0
+    met = 0
     for _ in range(1000):
         sample = rows_at(population(), rng.integers(0, POPULATION, ROWS))
         found = ponder.control_risk(

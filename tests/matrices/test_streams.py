@@ -48,7 +48,9 @@ class Arrivals:
     """Rows that are handed in one after the other, by the test and from within steps."""
 
     def __init__(self, inputs: Tensor) -> None:
-        self.inputs, self.futures, self.engine = inputs, list[Future[Any]](), None
+        self.inputs = inputs
+        self.futures = list[Future[Any]]()
+        self.engine = None
         self._turn = threading.Lock()
 
     def submit(self, count: int) -> None:
@@ -79,7 +81,8 @@ def test_rows_that_arrive_late_join_rows_that_have_begun(
     kind: str, policy: policies.ExitPolicy, max_batch: int
 ) -> None:
     """Rows with a policy's state, and rows without one yet, are asked together, and answer as alone."""
-    made, inputs = build(kind), rows()
+    made = build(kind)
+    inputs = rows()
     expected = made.model(inputs, policy=policy)
     arrivals = Arrivals(inputs)
     sizes = before_steps(made, lambda call, place: arrivals.submit(2))
@@ -99,8 +102,11 @@ def test_rows_that_arrive_late_join_rows_that_have_begun(
 @pytest.mark.parametrize("seed", range(6))
 def test_neither_order_nor_batch_nor_arrival_changes_an_answer(seed: int) -> None:
     rng = random.Random(seed)
-    kind, policy = rng.choice(["shared", "stacked", "scheduled"]), rng.choice(POLICIES)
-    made, inputs, order = build(kind, per_step=seed % 2 == 0), rows(seed=seed), list(range(MANY))
+    kind = rng.choice(["shared", "stacked", "scheduled"])
+    policy = rng.choice(POLICIES)
+    made = build(kind, per_step=seed % 2 == 0)
+    inputs = rows(seed=seed)
+    order = list(range(MANY))
     expected = made.model(inputs, policy=policy)
     if not isinstance(policy, policies.Bernoulli):  # whose numbers go by the place in the stream
         rng.shuffle(order)
@@ -115,7 +121,9 @@ def test_neither_order_nor_batch_nor_arrival_changes_an_answer(seed: int) -> Non
 
 def sizes_of_all_at_once(made: Toy, inputs: Tensor, max_batch: int) -> list[int]:
     """The batches of a stream in which the first row runs its first step alone, and all others wait together."""
-    expected, begun, gate = made.model(inputs), threading.Event(), threading.Event()
+    expected = made.model(inputs)
+    begun = threading.Event()
+    gate = threading.Event()
 
     def wait(call: int, place: int) -> None:
         begun.set()
@@ -144,7 +152,8 @@ def test_batches_are_as_full_as_the_limit(kind: str, max_batch: int) -> None:
 
 
 def test_the_last_rows_of_a_stack_meet() -> None:
-    made, inputs = build("stacked", policy=policies.Patience(1)), rows(64)
+    made = build("stacked", policy=policies.Patience(1))
+    inputs = rows(64)
     at_steps = [int((made.model(inputs).exit_step >= step).sum()) for step in range(1, STEPS + 1)]
     assert (
         len(sizes_of_all_at_once(made, inputs, 16))
@@ -154,7 +163,8 @@ def test_the_last_rows_of_a_stack_meet() -> None:
 
 def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
     """While rows keep arriving, fuller queues in front of the first step do not starve the last ones."""
-    made, arrivals = build("stacked", policy=policies.LastStep()), Arrivals(rows(400))
+    made = build("stacked", policy=policies.LastStep())
+    arrivals = Arrivals(rows(400))
     unfinished: list[int] = []
 
     def arrive(call: int, place: int) -> None:
@@ -174,7 +184,8 @@ def test_rows_that_began_early_are_not_passed_over_for_ever() -> None:
 
 
 def test_a_row_that_fails_fails_alone() -> None:
-    made, inputs = build("shared"), rows(9)
+    made = build("shared")
+    inputs = rows(9)
     policy = policies.Confidence(0.7)
     bad = [torch.randn(WIDTH + 1, dtype=torch.float64), "no tensor"]
     with ponder.StreamEngine(made.model, policy=policy, max_batch=4) as engine:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WIDTH, LENGTH, ROWS, LAYERS = 8, 6, 4, 3
+WIDTH = 8
+LENGTH = 6
+ROWS = 4
+LAYERS = 3
 REAL = torch.arange(LENGTH) < torch.tensor([LENGTH, 4, 5, 2])[:, None]
 
 
@@ -17,7 +20,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.norm1 = nn.LayerNorm(WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
         self.feed = nn.Sequential(
             nn.Linear(WIDTH, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, WIDTH)
@@ -41,12 +45,11 @@ class ImageClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.blocks, self.norm, self.head = (
-            nn.Sequential(*blocks()),
-            nn.LayerNorm(WIDTH),
-            nn.Linear(WIDTH, 5),
-        )
+        self.patches = nn.Conv2d(3, WIDTH, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.blocks = nn.Sequential(*blocks())
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.patches(images).flatten(2).transpose(1, 2)
@@ -59,8 +62,10 @@ class TextEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.positions = nn.Embedding(30, WIDTH), nn.Embedding(LENGTH + 2, WIDTH)
-        self.layers, self.norm = nn.ModuleList(blocks()), nn.LayerNorm(WIDTH)
+        self.words = nn.Embedding(30, WIDTH)
+        self.positions = nn.Embedding(LENGTH + 2, WIDTH)
+        self.layers = nn.ModuleList(blocks())
+        self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         hidden = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
@@ -86,7 +91,8 @@ class Biased(nn.Module):
 
     def __init__(self, first: bool) -> None:
         super().__init__()
-        self.first, self.linear = first, nn.Linear(WIDTH, WIDTH)
+        self.first = first
+        self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, hidden: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         bias = hidden.mean(2, keepdim=True) if bias is None else bias
@@ -130,7 +136,8 @@ class Folded(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)])
 
     def forward(self, hidden: Tensor) -> Tensor:
-        rows, hidden = len(hidden), hidden.flatten(0, 1)
+        rows = len(hidden)
+        hidden = hidden.flatten(0, 1)
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden.unflatten(0, (rows, -1))
@@ -172,7 +179,8 @@ class Late(TextEncoder):
     """A mask that all layers but the first are given."""
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        hidden, hide = self.words(ids), None
+        hidden = self.words(ids)
+        hide = None
         for layer in self.layers:
             hidden = layer(hidden, hide)
             hide = None if attention_mask is None else attention_mask == 0

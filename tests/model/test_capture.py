@@ -39,7 +39,8 @@ from tests.model.capturable import (
 def through(parts: Captured, call: dict[str, Any], *, every: bool = True) -> list[Tensor]:
     """The features after each step, or after the last alone."""
     state, context = parts.stem(dict(call))
-    given, features = unwrap(context), []
+    given = unwrap(context)
+    features = []
     for step in range(1, parts.steps.num_steps + 1):
         state = parts.steps(step, state, **given)
         if every or step == parts.steps.num_steps:
@@ -125,7 +126,9 @@ def test_rows_exit_and_others_do_not_feel_it(name: str) -> None:
         if step < LAYERS:
             keep = torch.arange(len(rows)) != 1 if step == 1 else torch.arange(len(rows)) > 0
             index = keep.nonzero().flatten()
-            state, context, rows = take_rows(state, index), take_rows(context, index), rows[index]
+            state = take_rows(state, index)
+            context = take_rows(context, index)
+            rows = rows[index]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -208,7 +211,8 @@ class Neighbours(TextEncoder):
 
 
 def test_where_ends_of_rows_are_read_rows_of_one_length_share_a_batch() -> None:
-    module, example = Neighbours().eval(), make("text-masked")[1]
+    module = Neighbours().eval()
+    example = make("text-masked")[1]
     parts = capture(module, example)
     assert parts.padding is None
     readout = ReadoutCall(ponder.readouts.mean, states=parts.readout)
@@ -225,7 +229,8 @@ def test_shared_layers_are_one_step() -> None:
     state, context = parts.stem(dict(example))
     hidden = example["hidden"]
     for step in range(1, 9):
-        state, hidden = parts.steps(step, state, **unwrap(context)), module.block(hidden)
+        state = parts.steps(step, state, **unwrap(context))
+        hidden = module.block(hidden)
         assert torch.equal(state, hidden)
 
 
@@ -240,10 +245,8 @@ def test_readouts_of_other_parts_of_the_output() -> None:
     class Two(Block):
         def __init__(self) -> None:
             super().__init__()
-            self.layers, self.pooler = (
-                nn.ModuleList([Block() for _ in range(LAYERS)]),
-                nn.Linear(WIDTH, 3),
-            )
+            self.layers = nn.ModuleList([Block() for _ in range(LAYERS)])
+            self.pooler = nn.Linear(WIDTH, 3)
 
         def forward(self, hidden: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
             for layer in self.layers:
@@ -542,10 +545,8 @@ def test_a_list_whose_rest_costs_more_is_refused_with_a_better_one() -> None:
 class Residual(nn.Module):
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
-        self.first, self.second = (
-            nn.Conv2d(inner, outer, 3, outer // inner, 1),
-            nn.Conv2d(outer, outer, 3, 1, 1),
-        )
+        self.first = nn.Conv2d(inner, outer, 3, outer // inner, 1)
+        self.second = nn.Conv2d(outer, outer, 3, 1, 1)
         self.short = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1, 2)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -566,7 +567,8 @@ class ResNet(nn.Module):
 
 
 def test_of_stages_the_last_is_taken() -> None:
-    module, maps = ResNet().eval(), torch.randn(3, 4, 8, 8)
+    module = ResNet().eval()
+    maps = torch.randn(3, 4, 8, 8)
     parts = capture(module, maps)
     assert parts.stem.contract.order == ["layer2.0", "layer2.1", "layer2.2"]
     assert parts.classifier == "fc"

@@ -43,7 +43,8 @@ def cut(encoder: PreTrainedModel, parts: Captured, depth: int) -> PreTrainedMode
     encoder = copy.deepcopy(encoder)
     kind = parts.stem.kinds[0].reading
     for number, path in enumerate(parts.stem.contract.order[depth:], start=depth):
-        layer, place = encoder.get_submodule(path), kind.calls[number].leaves.index(Slot("hidden"))
+        layer = encoder.get_submodule(path)
+        place = kind.calls[number].leaves.index(Slot("hidden"))
 
         def forward(
             *args: Any,
@@ -62,7 +63,8 @@ def cut(encoder: PreTrainedModel, parts: Captured, depth: int) -> PreTrainedMode
 
 def features(parts: Captured, call: dict[str, Any]) -> list[Tensor]:
     state, context = parts.stem(dict(call))
-    given, found = unwrap(context), []
+    given = unwrap(context)
+    found = []
     for step in range(1, parts.steps.num_steps + 1):
         state = parts.steps(step, state, **given)
         found.append(parts.readout(state, **given))

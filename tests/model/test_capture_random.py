@@ -14,7 +14,9 @@ from ponder.errors import ArgumentError
 from ponder.model.capture import Captured, capture
 from tests.model.test_capture import answer, cut, through
 
-WIDTH, LENGTH, ROWS = 8, 5, 3
+WIDTH = 8
+LENGTH = 5
+ROWS = 3
 TRAITS: dict[str, tuple[str, ...]] = {
     "block": ("mlp", "attention", "norm", "gated", "counting"),
     "output": ("tensor", "tuple", "dict", "handed", "number"),
@@ -61,19 +63,19 @@ TRAITS: dict[str, tuple[str, ...]] = {
 class Layer(nn.Module):
     def __init__(self, traits: dict[str, str], number: int) -> None:
         super().__init__()
-        self.traits, self.number = traits, number
-        self.linear, self.other, self.norm = (
-            nn.Linear(WIDTH, WIDTH),
-            nn.Linear(WIDTH, WIDTH),
-            nn.LayerNorm(WIDTH),
-        )
+        self.traits = traits
+        self.number = number
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.other = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
         self.gate = nn.Parameter(torch.zeros(WIDTH))
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, hidden: Any, extra: Any = None, flag: Any = False) -> Any:
         hidden = hidden[0] if isinstance(hidden, list) else hidden
-        kind, output = self.traits["block"], self.traits["output"]
+        kind = self.traits["block"]
+        output = self.traits["output"]
         out = torch.tanh(self.linear(self.norm(hidden)))
         if kind == "attention":
             hide = (
@@ -111,17 +113,14 @@ class Drawn(nn.Module):
             self.layers = nn.Sequential(*made)
         elif holder == "nested":
             self.layers = nn.ModuleList([nn.ModuleList([each]) for each in made])
-        self.enter, self.drop, self.statistics = (
-            nn.Linear(WIDTH, WIDTH),
-            nn.Dropout(0.3),
-            nn.BatchNorm1d(WIDTH),
-        )
-        self.token, self.norm, self.head = (
-            nn.Parameter(torch.randn(1, 1, WIDTH)),
-            nn.LayerNorm(WIDTH),
-            nn.Linear(WIDTH, 2),
-        )
-        self.between, self.scale = nn.LayerNorm(WIDTH), nn.Parameter(torch.zeros(()))
+        self.enter = nn.Linear(WIDTH, WIDTH)
+        self.drop = nn.Dropout(0.3)
+        self.statistics = nn.BatchNorm1d(WIDTH)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 2)
+        self.between = nn.LayerNorm(WIDTH)
+        self.scale = nn.Parameter(torch.zeros(()))
 
     def entered(self, x: Tensor) -> Tensor:
         entry = self.traits["entry"]
@@ -139,7 +138,9 @@ class Drawn(nn.Module):
         traits = self.traits
         hidden = start = self.entered(x)
         hide = None if attention_mask is None else attention_mask == 0
-        passing, states, extra = traits["passing"], [], None
+        passing = traits["passing"]
+        states = []
+        extra = None
         for number, layer in enumerate(
             self.layers[:2] if traits["holder"] == "slice" else self.layers
         ):

@@ -40,7 +40,8 @@ class Counter:
 def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.ExitPolicy) -> None:
     torch.compiler.reset()
     made = toy(kind, policy=policy, lambda_head=None)
-    expected, counter = made(), Counter()
+    expected = made()
+    counter = Counter()
     found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, **made.context)
     assert counter.graphs == 1
     assert torch.equal(found.outputs, expected.outputs)
@@ -49,10 +50,8 @@ def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.
 
 def test_a_training_call_is_one_graph() -> None:
     torch.compiler.reset()
-    made, counter = (
-        toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance),
-        Counter(),
-    )
+    made = toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance)
+    counter = Counter()
     made.model.train()
     labels = torch.randn(ROWS, CLASSES)
     found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, labels=labels)
@@ -65,7 +64,8 @@ def test_compiled_steps_and_a_compiled_model_exit_as_they_did() -> None:
     torch.compiler.reset()
     made = toy("stacked")
     policy = toys.middle(made)
-    expected, counter = made(policy=policy), Counter()
+    expected = made(policy=policy)
+    counter = Counter()
     found = torch.compile(made.model, backend=Counter())(made.inputs, policy=policy)
     made.model.steps.fns = nn.ModuleList(
         torch.compile(step, backend=counter) for step in made.model.steps.fns

@@ -74,7 +74,8 @@ def test_every_recipe_trains_and_exits_on_every_encoder(name: str, kind: str, ta
 
 
 def test_full_depth_is_the_encoder_and_padding_does_not_count() -> None:
-    encoder, mask = transformer(), padding_mask()
+    encoder = transformer()
+    mask = padding_mask()
     example = {"src": ROWS_OF["sequence"], "src_key_padding_mask": mask}
     model = ponder.PonderWrapper.from_recipe(
         encoder, "vanilla", num_outputs=2, example=example, head_dropout=0.0

@@ -35,7 +35,8 @@ both_heads = pytest.mark.parametrize("per_step", [False, True])
 def test_rows_exit_as_a_plain_loop_says(kind: str, per_step: bool) -> None:
     made = toy(kind, per_step=per_step)
     policy = toys.middle(made)
-    out, expected = made(policy=policy), exits_by_hand(made, policy.threshold)
+    out = made(policy=policy)
+    expected = exits_by_hand(made, policy.threshold)
     assert out.exit_step.tolist() == expected
     assert len(set(expected)) > 1
     outputs = torch.stack([by_hand(made)[step - 1][0][row] for row, step in enumerate(expected)])
@@ -59,7 +60,8 @@ def test_an_unroll_is_the_plain_loop_over_all_steps(kind: str, per_step: bool) -
 )
 def test_nothing_is_computed_that_no_row_needs(policy: policies.ExitPolicy) -> None:
     ran: list[int] = []
-    head, halting = Counting(toys.heads()["head"]), Counting(nn.Linear(WIDTH, 1))
+    head = Counting(toys.heads()["head"])
+    halting = Counting(nn.Linear(WIDTH, 1))
     steps = [toys.Tanh(ran) for _ in range(STEPS)]
     model = ponder.PonderWrapper(
         steps, head=head, lambda_head=halting, task="classification", policy=policy
@@ -87,7 +89,8 @@ class Spoiler(policies.ExitPolicy):
 @pytest.mark.parametrize("needs", [{"output"}, {"features"}, {"output", "features"}])
 def test_a_policy_that_writes_into_what_it_reads_changes_no_answer(needs: set[str]) -> None:
     made = toy("stacked")
-    out, known = made(policy=Spoiler(frozenset(needs))), by_hand(made)
+    out = made(policy=Spoiler(frozenset(needs)))
+    known = by_hand(made)
     expected = torch.stack(
         [known[step - 1][0][row] for row, step in enumerate(out.exit_step.tolist())]
     )
@@ -165,7 +168,8 @@ class Failing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside, self.fails = toys.Tanh(), True
+        self.inside = toys.Tanh()
+        self.fails = True
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.fails:
@@ -186,7 +190,8 @@ def test_after_an_exception_the_next_call_works() -> None:
 
 def test_rows_of_an_unknown_order_come_back_in_their_own() -> None:
     made = toy("padded", policy=CONFIDENT)
-    whole, order = made(), torch.randperm(ROWS)
+    whole = made()
+    order = torch.randperm(ROWS)
     context = {name: mask[order] for name, mask in made.context.items()}
     mixed = made.model(made.inputs[order], **context)
     assert torch.equal(mixed.exit_step, whole.exit_step[order])

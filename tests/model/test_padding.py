@@ -62,10 +62,8 @@ def test_one_tree_is_cut_to_views_of_what_has_a_length() -> None:
         "scale": torch.ones(ROWS, LENGTH),
         "flag": True,
     }
-    hidden, cut = (
-        join_rows([state], padding.of_hidden, 2),
-        join_rows([context], padding.of_context, 2),
-    )
+    hidden = join_rows([state], padding.of_hidden, 2)
+    cut = join_rows([context], padding.of_context, 2)
     assert (hidden["tokens"].shape, hidden["sums"].shape) == ((ROWS, 2, WIDTH), (ROWS, WIDTH))
     assert hidden["tokens"].data_ptr() == STATES.data_ptr()
     assert cut["attention_mask"].shape == (ROWS, 2)
@@ -83,7 +81,8 @@ class State(NamedTuple):
 
 
 def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
-    sizes, lengths = [2, 3, 1], [4, 2, 3]
+    sizes = [2, 3, 1]
+    lengths = [4, 2, 3]
     trees = [
         State(torch.randn(n, own, WIDTH), torch.randn(n))
         for n, own in zip(sizes, lengths, strict=True)
@@ -101,7 +100,8 @@ def test_rows_of_several_lengths_are_joined_as_by_hand() -> None:
 
 def test_contexts_are_joined_by_their_names() -> None:
     padding = ponder.Padding(context={"bias": Along((1, 2))})
-    long, short = torch.randn(2, 4, 4), torch.randn(1, 2, 2)
+    long = torch.randn(2, 4, 4)
+    short = torch.randn(1, 2, 2)
     shared = [ponder.Shared(torch.arange(4)), ponder.Shared(torch.arange(4))]
     contexts = [
         {"attention_mask": torch.ones(2, 4), "bias": long, "table": shared[0], "heads": 2},
@@ -116,7 +116,8 @@ def test_contexts_are_joined_by_their_names() -> None:
 
 def test_inputs_are_joined_by_their_lengths() -> None:
     padding = ponder.Padding(inputs=Along(fill=7))
-    ids, weight = [torch.tensor([[1, 2]]), torch.tensor([[3]])], [torch.ones(1), torch.ones(1)]
+    ids = [torch.tensor([[1, 2]]), torch.tensor([[3]])]
+    weight = [torch.ones(1), torch.ones(1)]
     assert join_rows(ids, padding.of_inputs, 2).tolist() == [[1, 2], [3, 7]]
     rows = [
         {"ids": i, "attention_mask": torch.ones_like(i), "w": w}

@@ -19,7 +19,8 @@ from tests.model.toys import CLOSE, LENGTH, ROWS, WIDTH, padding_mask
 
 
 def test_callables_are_registered_once_however_often_they_are_named() -> None:
-    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    one = nn.Linear(2, 2)
+    two = nn.Linear(2, 2)
     steps = ponder.Steps([one, two, one], schedule=[0, 1, 2, 1])
     assert (steps.num_steps, steps.schedule, steps.shared) == (4, (0, 1, 0, 1), False)
     assert len(list(steps.parameters())) == 4
@@ -107,7 +108,8 @@ def test_stacked_steps_may_change_the_width() -> None:
 
 def test_a_head_of_rows_at_several_steps() -> None:
     heads = ponder.PerStep(nn.Linear(4, 2) for _ in range(3))
-    features, steps = torch.randn(5, 4), [3, 1, 3, 2, 1]
+    features = torch.randn(5, 4)
+    steps = [3, 1, 3, 2, 1]
     expected = torch.stack(
         [heads.heads[step - 1](row) for row, step in zip(features, steps, strict=True)]
     )
@@ -194,7 +196,8 @@ def test_a_mean_over_a_long_text_does_not_overflow_in_half_precision() -> None:
 
 
 def test_a_mask_with_a_name_of_its_own_is_read_where_it_is_declared() -> None:
-    states, padding = torch.randn(ROWS, LENGTH, WIDTH), ponder.Padding("frames", 0)
+    states = torch.randn(ROWS, LENGTH, WIDTH)
+    padding = ponder.Padding("frames", 0)
     expected = ponder.readouts.mean(states, attention_mask=REAL)
     for call in (
         ReadoutCall(ponder.readouts.mean, padding),

@@ -67,7 +67,8 @@ def test_the_lambda_head_reads_the_newest_step_first(history: int, initial: str)
     made = toy("shared", lambda_head=halting, policy=ponder.policies.Quantile(0.7))
     hidden = made.inputs
     before = made.inputs if initial == "stem" else torch.zeros_like(made.inputs)
-    features, expected = [before] * history, []
+    features = [before] * history
+    expected = []
     for _ in range(STEPS):
         hidden = made.model.steps.fns[0](hidden)
         features = [hidden, *features[: history - 1]]
@@ -116,7 +117,8 @@ def test_answers_at_positions_of_which_the_lambda_head_reads_the_mean() -> None:
         objective=objectives.Ponder(0.3),
         **options,
     )
-    inputs, mask = torch.randn(ROWS, toys.LENGTH, WIDTH), toys.padding_mask()
+    inputs = torch.randn(ROWS, toys.LENGTH, WIDTH)
+    mask = toys.padding_mask()
     labels = torch.zeros(ROWS, toys.LENGTH, dtype=torch.long).masked_fill(mask, -100)
     out = model(inputs, labels=labels, src_key_padding_mask=mask)
     assert out.trajectory.outputs.shape == (ROWS, STEPS, toys.LENGTH, toys.CLASSES)

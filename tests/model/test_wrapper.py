@@ -138,7 +138,8 @@ def test_assigning_an_objective_leaves_one_stage() -> None:
 def test_the_task_is_inferred_from_the_labels_where_none_is_named() -> None:
     model = make(task=None, head=nn.Linear(WIDTH, 2))
     outputs = model(INPUTS).outputs
-    classes, numbers = LABELS.clamp(max=1), torch.randn(ROWS, 2)
+    classes = LABELS.clamp(max=1)
+    numbers = torch.randn(ROWS, 2)
     torch.testing.assert_close(
         model(INPUTS, labels=classes).loss, nn.functional.cross_entropy(outputs, classes)
     )
@@ -158,7 +159,8 @@ def test_the_task_is_inferred_from_the_labels_where_none_is_named() -> None:
 
 @pytest.mark.parametrize("policy", [policies.Bernoulli(seed=3), policies.Quantile(0.6)])
 def test_row_ids_travel_with_rows(policy: policies.ExitPolicy) -> None:
-    made, ids = toy("stacked", policy=policy), torch.arange(100, 100 + ROWS)
+    made = toy("stacked", policy=policy)
+    ids = torch.arange(100, 100 + ROWS)
     whole = made(row_ids=ids)
     for row in range(ROWS):
         alone = made.model(made.inputs[[row]], row_ids=ids[[row]])
@@ -176,7 +178,8 @@ def test_settings_and_weights_make_the_same_model(kind: str, tmp_path: Path) -> 
     ponder.load(tmp_path / "model.safetensors", into=other.model)
     assert (other.model.policy, other.model.stages) == (one.model.policy, one.model.stages)
     assert_same_weights(other.model, one.model)
-    expected, found = one(), other.model(one.inputs, **one.context)
+    expected = one()
+    found = other.model(one.inputs, **one.context)
     assert_same_answers(found.outputs, expected.outputs)
     assert torch.equal(found.exit_step, expected.exit_step)  # answers in double precision
     assert other.model.weights_digest() == one.model.weights_digest()
@@ -199,7 +202,8 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     def part() -> nn.Module:
         return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
 
-    steps, stem = [part() for _ in range(STEPS)], nn.Dropout(0.5)
+    steps = [part() for _ in range(STEPS)]
+    stem = nn.Dropout(0.5)
     model = ponder.PonderWrapper(steps, stem=stem, **toys.heads(per_step=True))
     steps[0].requires_grad_(False)
     model.head.heads[1].requires_grad_(False)
@@ -255,7 +259,8 @@ def test_a_lambda_head_reads_no_padding() -> None:
     model = ponder.PonderWrapper(
         lambda hidden, attention_mask: hidden.tanh(), STEPS, **options
     ).eval()
-    rows, mask = torch.randn(2, 5, WIDTH), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    rows = torch.randn(2, 5, WIDTH)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     both, short = (
         model.unroll(rows[start:, :length], attention_mask=mask[start:, :length]).hazard_logits
         for start, length in ((0, 5), (1, 3))

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies
 
-WIDTH, STEPS, ROWS, CLASSES, LENGTH = 6, 4, 9, 3, 5
+WIDTH = 6
+STEPS = 4
+ROWS = 9
+CLASSES = 3
+LENGTH = 5
 
 
 class Tanh(nn.Module):
@@ -19,7 +23,8 @@ class Tanh(nn.Module):
 
     def __init__(self, ran: list[int] | None = None) -> None:
         super().__init__()
-        self.linear, self.ran = nn.Linear(WIDTH, WIDTH), [] if ran is None else ran
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.ran = [] if ran is None else ran
         nn.init.normal_(self.linear.weight, std=0.8)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -125,7 +130,8 @@ class Counting(nn.Module):
 
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()
-        self.inside, self.ran = inside, list[int]()
+        self.inside = inside
+        self.ran = list[int]()
 
     def forward(self, features: Tensor) -> Tensor:
         self.ran.append(len(features))
@@ -134,12 +140,14 @@ class Counting(nn.Module):
 
 def by_hand(made: Toy, depth: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     """Outputs and hazard logits of every step, one step after the other, without the library's loop."""
-    model, hidden = made.model, made.inputs
+    model = made.model
+    hidden = made.inputs
     context = {
         name: value.value if isinstance(value, ponder.Shared) else value
         for name, value in made.context.items()
     }
-    known, past = [], model.readout(hidden, **context)
+    known = []
+    past = model.readout(hidden, **context)
     for step in range(1, depth + 1):
         hidden = model.steps(step, hidden, **context)
         features = model.readout(hidden, **context)

@@ -17,7 +17,9 @@ from ponder.objectives import Depth, Progress, Unrolled
 from ponder.tasks import task_named
 from tests.matrices import oracles
 
-ROWS, STEPS, CLASSES = 6, 4, 3
+ROWS = 6
+STEPS = 4
+CLASSES = 3
 EVERY: list[objectives.Objective] = [
     objectives.Ponder(0.5, likelihood="log_expected"),
     objectives.ACT(0.02, epsilon=0.05),
@@ -91,9 +93,12 @@ def simulated(
 ) -> list[float]:
     """COSEE, Eqs. 3 to 7, by a plain loop."""
     early = [value for row in signals for value in row[:-1]]
-    low, high, k = min(early), max(early), objective.thresholds
+    low = min(early)
+    high = max(early)
+    k = objective.thresholds
     bars = [low + (high - low) * (i + 0.5) / k for i in range(k)]
-    beta, found = objective.sharpness * made.given("progress").share, []
+    beta = objective.sharpness * made.given("progress").share
+    found = []
     for row, losses in zip(signals, made.losses.tolist(), strict=True):
         total = 0.0
         for bar in bars:
@@ -107,7 +112,8 @@ def simulated(
 @pytest.mark.parametrize("signal", ["confidence", "energy"])
 @pytest.mark.parametrize("share", [0, 3, 4])
 def test_simulated_exits_equal_the_plain_loop(signal: Any, share: int) -> None:
-    made, objective = batch(progress=Progress(share, 4)), objectives.SimulatedExits(3, 5.0, signal)
+    made = batch(progress=Progress(share, 4))
+    objective = objectives.SimulatedExits(3, 5.0, signal)
     statistics = {
         "confidence": lambda z: max(math.exp(v) for v in oracles.log_softmax(z)),
         "energy": lambda z: oracles.sigmoid(math.log(math.fsum(map(math.exp, z)))),
@@ -138,7 +144,8 @@ def test_no_gradient_flows_through_the_weights_of_simulated_exits() -> None:
 
 
 def test_signal_calibration_equals_the_plain_loop() -> None:
-    made, margin = batch(), 0.3
+    made = batch()
+    margin = 0.3
     labels = made.given("labels").tolist()
     labels[1] = -100  # a row without a label is neither right nor wrong
     gaps = []
@@ -190,7 +197,8 @@ def test_signals_of_classes_need_classes(objective: objectives.Objective) -> Non
 def test_drawn_depths_are_uniform_and_fit(
     minimum: int, maximum: int | None, warm_up: int | None
 ) -> None:
-    objective, num_steps = objectives.RandomDepth(minimum, maximum, warm_up), 12
+    objective = objectives.RandomDepth(minimum, maximum, warm_up)
+    num_steps = 12
     drawn = [objective.depth(num_steps) for _ in range(4000)]
     room = num_steps - minimum if warm_up is None else warm_up
     assert {depth.warm_up for depth in drawn} == set(range(room + 1))
@@ -222,7 +230,9 @@ def test_objectives_that_read_early_steps_run_no_more() -> None:
 
 
 def test_sums_are_flat_and_weighted() -> None:
-    a, b, c = objectives.FinalStep(), objectives.DeepSupervision(), objectives.OneStep(1)
+    a = objectives.FinalStep()
+    b = objectives.DeepSupervision()
+    c = objectives.OneStep(1)
     joined = 2 * (a + 0.5 * b) + 0.25 * c
     assert joined == objectives.Weighted((a, b, c), (2.0, 1.0, 0.25))
     expected = sum(
@@ -266,7 +276,8 @@ def test_never_stopping_costs_the_last_steps_loss() -> None:
 
 def test_the_divergence_has_the_direction_that_it_names() -> None:
     made = two_steps([4.0, -1.0, 0.5], [[0.0, 0.0, 0.0]])
-    p, q = oracles.pmf([4.0, -1.0, 0.5]), oracles.prior({"name": "geometric", "rate": 0.3}, 3)
+    p = oracles.pmf([4.0, -1.0, 0.5])
+    q = oracles.prior({"name": "geometric", "rate": 0.3}, 3)
     found = [
         objectives.Ponder(1.0, kl).per_example(made).item()
         for kl in ("posterior_prior", "prior_posterior")

@@ -57,7 +57,8 @@ SOURCES = [
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the wheel and the source distribution, built without a network."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    source = tmp_path_factory.mktemp("source")
+    folder = tmp_path_factory.mktemp("dist")
     for name in SHIPPED:
         shutil.copy(ROOT / name, source / name)
     for name in ("ponder", "integrations"):

@@ -14,7 +14,8 @@ from ponder._utils.arrays import namespace
 from ponder._utils.trees import take_rows
 from ponder.tasks import Task, task_named
 
-LENGTH, CLASSIFICATION = 5, task_named(None)
+LENGTH = 5
+CLASSIFICATION = task_named(None)
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Run:
         return policies.PolicyBatch(ids, self.num_steps, self.task)
 
     def views(self, needs: frozenset[str]) -> Iterator[policies.StepView]:
-        ids, xp = self.batch.row_ids, namespace(self.outputs)
+        ids = self.batch.row_ids
+        xp = namespace(self.outputs)
         hazard = 1.0 / (1.0 + xp.exp(-self.hazard_logits))
         stay = xp.cumprod(1.0 - hazard, 1)
         for n in range(1, self.num_steps + 1):
@@ -57,7 +59,8 @@ class Run:
 
     def exits(self, policy: policies.ExitPolicy) -> list[int]:
         """Exit steps by `decide`, of which no row is dropped."""
-        state, exits = policy.init(self.batch), np.full(self.batch.size, self.num_steps)
+        state = policy.init(self.batch)
+        exits = np.full(self.batch.size, self.num_steps)
         for n, view in zip(range(1, self.num_steps), self.views(policy.needs), strict=False):
             mask, state = policy.decide(view, state)
             exits = np.where((exits == self.num_steps) & np.asarray(mask), n, exits)

@@ -24,10 +24,14 @@ class Decide(nn.Module):
 
     def __init__(self, policy: policies.ExitPolicy, made: Run, names: list[str], spec: Any) -> None:
         super().__init__()
-        self.policy, self.made, self.names, self.spec = policy, made, names, spec
+        self.policy = policy
+        self.made = made
+        self.names = names
+        self.spec = spec
 
     def forward(self, index: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        readings, state = dict(zip(self.names, rest, strict=False)), list(rest[len(self.names) :])
+        readings = dict(zip(self.names, rest, strict=False))
+        state = list(rest[len(self.names) :])
         mask = readings.pop("mask", None)
         view = policies.StepView(index, self.made.num_steps, readings, self.made.task, mask)
         leaves, new = self.policy.decide(view, unflatten(state, self.spec))
@@ -62,7 +66,9 @@ def session(
 
 def exits_of_graphs(policy: policies.ExitPolicy, made: Run) -> tuple[list[int], int]:
     """Exit steps by graphs alone, and how many graphs there are: one, or another for the first step."""
-    graphs, exits, rows = dict[str, Any](), np.full(40, made.num_steps), np.arange(40)
+    graphs = dict[str, Any]()
+    exits = np.full(40, made.num_steps)
+    rows = np.arange(40)
     leaves, spec = flatten(policy.init(made.batch))
     for n, view in zip(range(1, made.num_steps), made.views(policy.needs), strict=False):
         readings = dict(view.readings) | ({} if made.mask is None else {"mask": made.mask})

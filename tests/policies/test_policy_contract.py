@@ -155,7 +155,8 @@ def test_features_converge_by_their_residual() -> None:
         for patience in (1, 2):
             expected = []
             for row in made.features.tolist():
-                count, step = 0, 6
+                count = 0
+                step = 6
                 for n in range(1, 5):
                     moved = (
                         sum((a - b) ** 2 for a, b in zip(row[n], row[n - 1], strict=True)) ** 0.5
@@ -210,7 +211,8 @@ def test_rows_at_different_depths_share_a_batch() -> None:
 
 def test_unseeded_sampling_draws_anew() -> None:
     batch = PolicyBatch(torch.arange(1000), 4)
-    one, other = policies.Bernoulli().init(batch), policies.Bernoulli().init(batch)
+    one = policies.Bernoulli().init(batch)
+    other = policies.Bernoulli().init(batch)
     assert not torch.equal(one, other)
     assert 0.45 < float(one.mean()) < 0.55
     assert policies.Bernoulli().init(run().as_arrays().batch).shape == (40,)

@@ -48,7 +48,8 @@ def test_exits_under_any_threshold_are_first_crossings(
     policy: policies.ThresholdPolicy, arrays: bool, dtype: torch.dtype
 ) -> None:
     made = run(dtype=dtype).as_arrays() if arrays else run(dtype=dtype)
-    scores, tunable = policy.scores(made), policy.tunable
+    scores = policy.scores(made)
+    tunable = policy.tunable
     values = values_of(scores, tunable)
     assert scores.shape == (40, 6)
     assert (scores[:, -1] == np.inf).all()
@@ -69,7 +70,8 @@ def test_a_threshold_inside_is_swept_in_one_pass(
 
 
 def test_the_outermost_threshold_is_free_by_default() -> None:
-    made, free = run(), policies.Confidence(0.8)
+    made = run()
+    free = policies.Confidence(0.8)
     for policy in (free.after(2), policies.Patience(2) & free, free | policies.Patience(2)):
         first = next(each for each in all_within(policy) if each.tunable)
         assert np.array_equal(policy.scores(made), policy.scores(made, first))
@@ -98,7 +100,8 @@ def test_arrays_and_tensors_agree(policy: policies.ExitPolicy, task: str) -> Non
     "policy", [p for p in (*SIMPLE, *COMPOSED) if not isinstance(p, policies.Bernoulli)], ids=name
 )
 def test_a_row_does_not_depend_on_its_company(policy: policies.ExitPolicy) -> None:
-    made, rows = run(), torch.randperm(40)[:9]
+    made = run()
+    rows = torch.randperm(40)[:9]
     exits = made.exits(policy)
     assert made.take(rows).exits(policy) == [exits[row] for row in rows]
 
@@ -135,7 +138,8 @@ def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(
     @dataclass(frozen=True)
     class Largest(policies.ThresholdPolicy):
         threshold: float
-        needs, tunable = frozenset({"output"}), policies.Threshold("threshold", "above")
+        needs = frozenset({"output"})
+        tunable = policies.Threshold("threshold", "above")
 
         def statistic(self, step: Any, state: Any) -> Any:
             return step.output.amax(-1), state
@@ -152,7 +156,8 @@ def test_a_statistic_in_half_precision_is_compared_alike_in_run_and_sweep(
 )
 def test_default_values_reach_from_the_first_step_to_no_exit(policy: Any, classes: int) -> None:
     outputs = 2 * torch.randn(50, 4, classes, dtype=torch.float64)
-    made, tunable = Run(outputs, outputs[..., 0], outputs), policy.tunable
+    made = Run(outputs, outputs[..., 0], outputs)
+    tunable = policy.tunable
     values = tunable.values(num_steps=4, width=classes)
     assert values == sorted(values)
     assert len(values) == 201

@@ -102,7 +102,8 @@ def test_for_steps(name: str, num_steps: int) -> None:
 
 def test_learned_priors_are_the_models_own() -> None:
     recipe = replace(recipes.get("palbert"), prior=priors.Learned(12))
-    one, other = recipe.for_steps(12).prior, recipe.for_steps(12).prior
+    one = recipe.for_steps(12).prior
+    other = recipe.for_steps(12).prior
     assert one == other == recipe.prior
     assert len({id(each.module) for each in (one, other, recipe.prior) if each is not None}) == 3
 

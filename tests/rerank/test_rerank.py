@@ -25,7 +25,8 @@ from tests.cli.conftest import run  # noqa: F401
 from tests.compare import CLOSE_CALL, assert_same_answers, assert_same_rows, assert_same_weights
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
-SIZE, TEXTS = 8, some_texts(1000)
+SIZE = 8
+TEXTS = some_texts(1000)
 
 
 def pools(count: int, start: int = 0, scores: bool = False) -> list[dict[str, Any]]:
@@ -39,10 +40,8 @@ def pools(count: int, start: int = 0, scores: bool = False) -> list[dict[str, An
             }
         )
     if scores:
-        ranker, rng = (
-            CrossEncoder(plain(), tokenizer=make_tokenizer()),
-            np.random.default_rng(start),
-        )
+        ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
+        rng = np.random.default_rng(start)
         values = ranker.predict(
             [(pool["query"], document) for pool in found for document in pool["documents"]]
         )
@@ -95,7 +94,8 @@ def assert_same_rankings(found: list[Any], expected: list[Any], clear: Any) -> N
 
 def reference(pool: dict[str, Any]) -> list[float]:
     """The scores of the plain model, one pair at a time."""
-    tokenizer, model = make_tokenizer(), plain()
+    tokenizer = make_tokenizer()
+    model = plain()
     with torch.no_grad():
         logits = [
             model(**tokenizer(pool["query"], document, return_tensors="pt")).logits
@@ -105,7 +105,8 @@ def reference(pool: dict[str, Any]) -> list[float]:
 
 
 def test_without_exits_scores_are_those_of_the_plain_model() -> None:
-    ranker, pool = CrossEncoder(plain(), tokenizer=make_tokenizer()), pools(1)[0]
+    ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
+    pool = pools(1)[0]
     expected = reference(pool)
     found = ranker.rank(**pool, return_documents=True)
     assert [one["score"] for one in found] == pytest.approx(
@@ -136,7 +137,8 @@ def test_it_is_what_sentence_transformers_gives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -> None:
-    ranker, some = fitted(staged), pools(40, 300, staged)
+    ranker = fitted(staged)
+    some = pools(40, 300, staged)
     record = ranker.record(some)
     steps = record.exit_steps(ranker.settings.policy).reshape(-1, SIZE)
     assert ranker.num_steps == 4 + staged
@@ -153,12 +155,15 @@ def test_a_run_leaves_where_the_record_does_alone_and_in_company(staged: bool) -
 
 
 def test_candidates_that_ran_longer_come_first_as_in_the_certificate() -> None:
-    ranker, some = fitted(False), pools(40, 300)
-    record, policy = ranker.record(some), ranker.settings.policy
+    ranker = fitted(False)
+    some = pools(40, 300)
+    record = ranker.record(some)
+    policy = ranker.settings.policy
     steps = record.exit_steps(policy).reshape(-1, SIZE)
     columns = record.outputs.reshape(len(some), SIZE, -1)
     scores = np.take_along_axis(columns, steps[..., None] - 1, axis=2)[..., 0]
-    expected, by_score = [], []
+    expected = []
+    by_score = []
     for own_steps, own_scores in zip(steps.tolist(), scores.tolist(), strict=True):
         places = list(zip(own_steps, own_scores, range(SIZE), strict=True))
         expected.append([place for *_, place in sorted(places, key=lambda one: (-one[0], -one[1]))])
@@ -172,7 +177,8 @@ def test_candidates_that_ran_longer_come_first_as_in_the_certificate() -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_nothing_is_computed_for_candidates_that_left(staged: bool) -> None:
-    ranker, pool = fitted(staged), pools(1, 310, staged)[0]
+    ranker = fitted(staged)
+    pool = pools(1, 310, staged)[0]
     rows: list[int] = []
     layer = ranker.model.encoder.bert.encoder.layer[2]
     hook = layer.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
@@ -195,7 +201,8 @@ def test_more_than_was_promised_is_ranked_at_full_depth() -> None:
 
 
 def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
-    ranker, fresh = fitted(False), pools(150, 400)
+    ranker = fitted(False)
+    fresh = pools(150, 400)
     assert "120 queries" in ranker.settings.fitted["statement"]
     changed = [
         {one["corpus_id"] for one in found} != {one["corpus_id"] for one in full}
@@ -210,7 +217,8 @@ def test_the_promise_names_queries_and_another_answer_is_rare() -> None:
 
 
 def test_folders_rank_alike_and_other_weights_lose_the_promise(tmp_path: Path) -> None:
-    ranker, some = fitted(True), pools(10, 330, scores=True)
+    ranker = fitted(True)
+    some = pools(10, 330, scores=True)
     ranker.save(tmp_path / "saved")
     loaded = CrossEncoder.load(tmp_path / "saved")
     assert loaded.settings == ranker.settings
@@ -227,11 +235,9 @@ def test_folders_rank_alike_and_other_weights_lose_the_promise(tmp_path: Path) -
 def test_within_a_budget_the_best_so_far_is_the_answer(
     staged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranker, pool, now = (
-        CrossEncoder(plain(), tokenizer=make_tokenizer()),
-        pools(1, 340, staged)[0],
-        [0.0],
-    )
+    ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
+    pool = pools(1, 340, staged)[0]
+    now = [0.0]
     ranker.settings = fitted(staged).settings
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     for part in (
@@ -280,7 +286,8 @@ def test_a_model_with_several_labels_asks_which_ranks() -> None:
         CrossEncoder(make_plain("sequence", "bert"), tokenizer=make_tokenizer())
     ranker = CrossEncoder(make_plain("sequence", "bert"), 2, tokenizer=make_tokenizer())
     pool = pools(1)[0]
-    tokenizer, model = make_tokenizer(), make_plain("sequence", "bert")
+    tokenizer = make_tokenizer()
+    model = make_plain("sequence", "bert")
     with torch.no_grad():
         first = (
             model(**tokenizer(pool["query"], pool["documents"][0], return_tensors="pt"))
@@ -309,10 +316,8 @@ def lines(path: Path, some: list[dict[str, Any]]) -> Path:
 def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
     plain().save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    queries, fresh = (
-        lines(tmp_path / "q.jsonl", pools(200, 0, True)),
-        lines(tmp_path / "fresh.jsonl", pools(20, 300, True)),
-    )
+    queries = lines(tmp_path / "q.jsonl", pools(200, 0, True))
+    fresh = lines(tmp_path / "fresh.jsonl", pools(20, 300, True))
     options = ("--queries", queries, "--top-k", 2, "--changed", 0.2, "--out", tmp_path / "ranker")
     result = run("rerank", tmp_path / "model", *options)
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -362,7 +367,8 @@ def test_a_service_ranks() -> None:
 
     from ponder.deploy.server import create_rank_app
 
-    ranker, pool = fitted(False), pools(1, 350)[0]
+    ranker = fitted(False)
+    pool = pools(1, 350)[0]
     with TestClient(create_rank_app(ranker)) as client:
         answer = client.post("/rank", json={**pool, "top_k": 2}).json()
         assert [one["corpus_id"] for one in answer["ranking"]] == [

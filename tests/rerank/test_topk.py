@@ -21,7 +21,8 @@ from ponder.calibration.risks import Ranking
 from ponder.errors import ArgumentError, PonderError
 from tests.matrices.models import counted
 
-STEPS, WIDTH = 5, 8
+STEPS = 5
+WIDTH = 8
 
 
 def oracle(scores: Any, groups: list[int], policy: policies.TopK) -> list[int]:
@@ -126,10 +127,8 @@ def model(policy: policies.ExitPolicy) -> ponder.PonderWrapper:
     ).eval()
 
 
-INPUTS, GROUPS = (
-    torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0)),
-    torch.arange(60) % 7,
-)
+INPUTS = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0))
+GROUPS = torch.arange(60) % 7
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,8 @@ INPUTS, GROUPS = (
     ids=repr,
 )
 def test_run_replay_and_predict_agree(policy: policies.ExitPolicy) -> None:
-    made, context = model(policy), {"group": GROUPS}
+    made = model(policy)
+    context = {"group": GROUPS}
     replayed = made.unroll(INPUTS, policy_context=context).replay(policy)
     assert len(set(replayed.exit_step.tolist())) > 1
     with torch.no_grad(), counted(*[part[0] for part in made.steps.fns]) as rows:
@@ -217,8 +217,10 @@ def plain_loss(
 )
 def test_risks_equal_their_definitions(seed: int, name: str, k: int) -> None:
     rng = np.random.default_rng(seed)
-    scores, groups = rng.normal(size=(25, STEPS)), rng.integers(0, 4, 25)
-    labels, context = rng.integers(0, 3, 25), {"group": groups}
+    scores = rng.normal(size=(25, STEPS))
+    groups = rng.integers(0, 4, 25)
+    labels = rng.integers(0, 3, 25)
+    context = {"group": groups}
     record = Record(
         scores[..., None],
         None,
@@ -238,10 +240,8 @@ def population(queries: int, size: int, seed: int) -> Record:
     rng = np.random.default_rng(seed)
     last = rng.normal(size=(queries * size, 1))
     noise = rng.normal(size=(queries * size, STEPS - 1)) * [1.0, 0.6, 0.3, 0.1]
-    scores, context = (
-        np.concatenate([last + noise, last], 1),
-        {"group": np.repeat(np.arange(queries), size)},
-    )
+    scores = np.concatenate([last + noise, last], 1)
+    context = {"group": np.repeat(np.arange(queries), size)}
     return Record(
         scores[..., None],
         None,
@@ -253,17 +253,18 @@ def population(queries: int, size: int, seed: int) -> Record:
 
 @pytest.mark.parametrize(("risk", "bound"), [("top_k", "exact_binomial"), ("ndcg", "betting")])
 def test_a_promise_about_queries_is_broken_in_few_redraws(risk: Any, bound: str) -> None:
-    size, queries, seen = 8, 400, 100
-    everything, policy = population(queries, size, 0), policies.TopK(2, 1.0)
+    size = 8
+    queries = 400
+    seen = 100
+    everything = population(queries, size, 0)
+    policy = policies.TopK(2, 1.0)
     margins = np.linspace(4.0, 0.0, 17)
     exits = np.stack([everything.exit_steps(policy.with_threshold(margin)) for margin in margins])
     truth = np.stack([Ranking(risk, 2).of_exits(everything, each) for each in exits]).mean(1)
-    level, rng, broken, certified = (
-        0.12 if risk == "top_k" else 0.05,
-        np.random.default_rng(1),
-        0,
-        0,
-    )
+    level = 0.12 if risk == "top_k" else 0.05
+    rng = np.random.default_rng(1)
+    broken = 0
+    certified = 0
     for _ in range(60):
         rows = (
             rng.integers(0, queries, seen)[:, None] * size + np.arange(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,10 +27,12 @@ def test_batches_end_by_rows_by_positions_and_where_much_would_be_padding() -> N
 class Numbers:
     """A batch whose rows are numbers that count steps; `log` gets the numbers of every batch that is advanced."""
 
-    mask, policy_context = None, dict[str, Any]()
+    mask = None
+    policy_context: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, values: Any, log: list[list[int]]) -> None:
-        self.values, self.log = values, log
+        self.values = values
+        self.log = log
 
     def advance(self, step: int) -> None:
         self.values = self.values + 1
@@ -64,7 +66,8 @@ def made_chunk(lengths: Any, max_batch: int | None, size: int = 4) -> tuple[Chun
 
 @pytest.mark.parametrize("max_batch", [4, None])
 def test_a_chunk_is_read_in_the_order_of_its_rows_wherever_they_run(max_batch: int | None) -> None:
-    rng, rows = np.random.default_rng(0), np.arange(ROWS)
+    rng = np.random.default_rng(0)
+    rows = np.arange(ROWS)
     lengths = rng.integers(1, 20, ROWS)
     chunk, log = made_chunk(lengths, max_batch)
     for step in range(1, 6):

@@ -15,7 +15,10 @@ from ponder import policies
 from ponder.calibration import Record
 from ponder.running.loop import Exited, exits_of, gather
 
-ROWS, STEPS, WIDTH, CLASSES = 40, 5, 6, 3
+ROWS = 40
+STEPS = 5
+WIDTH = 6
+CLASSES = 3
 POLICIES = (
     policies.Confidence(0.5),
     policies.Quantile(0.7),

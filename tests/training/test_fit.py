@@ -15,7 +15,9 @@ from ponder import objectives, policies, recipes
 from ponder.model.batch import ArgumentNames, read_batch
 from ponder.training import EpochReport
 
-WIDTH, STEPS, CLASSES = 6, 3, 2
+WIDTH = 6
+STEPS = 3
+CLASSES = 2
 INPUTS = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
 LABELS = (INPUTS[:, 0] * INPUTS[:, 1] > 0).long()
 BATCHES = [(INPUTS[at : at + 16], LABELS[at : at + 16]) for at in range(0, 64, 16)]
@@ -38,7 +40,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_runs_all_its_stages(name: str) -> None:
     model = build(name)
-    stages, objective, before = model.stages, model.objective, state(model)
+    stages = model.stages
+    objective = model.objective
+    before = state(model)
     report = ponder.fit(model, BATCHES, epochs=2, held_out=BATCHES[:2], lr=1e-2, head_lr=1e-2)
     assert [(epoch.stage, epoch.epoch) for epoch in report.epochs] == [
         (stage, epoch) for stage in range(1, len(stages) + 1) for epoch in (1, 2)
@@ -106,7 +110,9 @@ def test_rates_rise_and_fall(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_best_epoch_is_kept() -> None:
-    model, weights, scores = build("vanilla"), [], iter([0.2, 0.9, 0.4])
+    model = build("vanilla")
+    weights = []
+    scores = iter([0.2, 0.9, 0.4])
     run = ponder.training._StageRun._score
 
     def score(self: Any, *arguments: Any) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from ponder import objectives, priors
 from ponder.recipes import Stage
 from ponder.training import run_stage
 
-WIDTH, STEPS = 4, 3
+WIDTH = 4
+STEPS = 3
 INPUTS = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8).remainder(2)
 
@@ -21,7 +22,8 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear(self.norm(hidden))
@@ -66,7 +68,8 @@ def test_a_block_leaves_nothing_behind_even_after_an_exception() -> None:
         Stage(objectives.FinalStep()),
         Stage(objectives.DeepSupervision("uniform"), train="early_heads"),
     )
-    model.stages, model.teacher = stages, lambda inputs: inputs
+    model.stages = stages
+    model.teacher = lambda inputs: inputs
     model.head.heads[0].requires_grad_(False)
     learned = [weight.requires_grad for weight in model.parameters()]
     teacher = model.teacher

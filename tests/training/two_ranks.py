@@ -16,7 +16,8 @@ import ponder
 def train(recipe: str, batch: int) -> dict[str, torch.Tensor]:
     """Train, and return the weights."""
     torch.manual_seed(0)
-    inputs, labels = torch.randn(24, 4), torch.arange(24).remainder(2)
+    inputs = torch.randn(24, 4)
+    labels = torch.arange(24).remainder(2)
     labels[0] = -100  # the ranks have different numbers of labelled rows
     steps = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]
     model = ponder.PonderWrapper.from_recipe(

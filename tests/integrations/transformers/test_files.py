@@ -123,11 +123,9 @@ def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_code_of_an_encoders_own_travels_along_and_is_run_by_who_trusts_it(
     kind: str, of_its_own: Path
 ) -> None:
-    source, saved, batch = (
-        of_its_own / kind,
-        of_its_own / "saved",
-        {"input_ids": make_batch()["input_ids"]},
-    )
+    source = of_its_own / kind
+    saved = of_its_own / "saved"
+    batch = {"input_ids": make_batch()["input_ids"]}
     with pytest.raises(ValueError, match="trust_remote_code"):
         PonderForSequenceClassification.from_encoder(source)
     if kind == "encoder":
@@ -231,7 +229,8 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
 
 
 def test_an_example_of_ones_own_is_saved_with_the_model(tmp_path: Path) -> None:
-    encoder, batch = make_encoder("distilbert"), make_batch()
+    encoder = make_encoder("distilbert")
+    batch = make_batch()
     model = PonderForSequenceClassification.from_encoder(
         encoder, "pabee", num_labels=3, example=batch
     ).eval()
@@ -244,7 +243,8 @@ def test_an_example_of_ones_own_is_saved_with_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_an_export_breaks_nothing_that_is_read_later(family: str, tmp_path: Path) -> None:
-    model, batch = make_model("sequence", family, policy=FixedStep(2)), make_batch()
+    model = make_model("sequence", family, policy=FixedStep(2))
+    batch = make_batch()
     model.save_pretrained(tmp_path)
     context = {"attention_mask": batch["attention_mask"]}
     with contextlib.suppress(
@@ -336,7 +336,8 @@ def test_what_is_assigned_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_card_says_what_was_measured_and_promised(tmp_path: Path) -> None:
-    model, batch = make_model(), make_batch(labels=True)
+    model = make_model()
+    batch = make_batch(labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     model.note_evaluation(model.record(rows), "Six rows, made up")
     model.save_pretrained(tmp_path / "saved")
@@ -383,7 +384,8 @@ def test_an_export_answers_as_the_model_does(tmp_path: Path) -> None:
     model.tokenizer = make_tokenizer()
     texts = some_texts(20)
     exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path / "export"))
-    found, expected = exported.predict(texts), model.predict(texts)
+    found = exported.predict(texts)
+    expected = model.predict(texts)
     clear = clear_rows(model.record(texts), model.policy)
     assert_same_rows(found.exit_step, expected.exit_step, clear)
     assert_same_answers(found.outputs[clear], expected.outputs[clear], atol=1e-5)

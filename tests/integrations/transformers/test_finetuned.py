@@ -64,7 +64,8 @@ def build(plain: Any = None, tokenizer: bool = True) -> Any:
 def test_at_full_depth_it_answers_as_the_plain_model_bit_for_bit(
     head: str, family: str, tmp_path: Path
 ) -> None:
-    plain, batch = make_plain(head, family), make_batch(head)
+    plain = make_plain(head, family)
+    batch = make_batch(head)
     model = HEADS[head].from_finetuned(plain)
     assert type(model) is HEADS[head]
     with torch.no_grad():
@@ -162,7 +163,8 @@ def test_fitted_exits_keep_their_promise_and_come_back_with_it(tmp_path: Path) -
     assert_same_answers(again.outputs, report.certifying.outputs)
     fresh = some_texts(300, seed=9)
     clear = clear_rows(model.record(fresh), model.policy)
-    answers, full = model.predict(fresh), model.predict(fresh, policy=LastStep())
+    answers = model.predict(fresh)
+    full = model.predict(fresh, policy=LastStep())
     with torch.no_grad():
         encoded = make_tokenizer()(
             fresh[:5], padding=True, return_tensors="pt", return_token_type_ids=False
@@ -225,7 +227,8 @@ def test_heads_of_tokens_learn_without_padding() -> None:
 
 
 def test_training_moves_early_heads_alone(tmp_path: Path) -> None:
-    model, batch = build(), make_batch(labels=True)
+    model = build()
+    batch = make_batch(labels=True)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     arguments = TrainingArguments(
@@ -300,7 +303,8 @@ def test_heads_that_have_learned_nothing_are_exported(tmp_path: Path) -> None:
     )  # the zeros of a bias are as long as one integer
     model.policy = Confidence(0.6)
     exported = ponder.export.OnnxModel(ponder.export.onnx(model.eval(), tmp_path / "export"))
-    found, expected = exported.predict(TEXTS[:9]), model.predict(TEXTS[:9])
+    found = exported.predict(TEXTS[:9])
+    expected = model.predict(TEXTS[:9])
     clear = clear_rows(model.record(TEXTS[:9]), model.policy)
     assert_same_rows(found.exit_step, expected.exit_step, clear)
 

@@ -40,7 +40,8 @@ def build(head: str, family: str, **options: Any) -> Any:
 def test_a_training_step_moves_encoder_and_heads_and_evaluation_exits(
     head: str, family: str
 ) -> None:
-    model, batch = build(head, family), make_batch(head, labels=True)
+    model = build(head, family)
+    batch = make_batch(head, labels=True)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     out = model.train()(**batch)
     assert out.step_logits.shape[:2] == (6, 4)
@@ -62,7 +63,8 @@ def test_a_training_step_moves_encoder_and_heads_and_evaluation_exits(
 def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_needs(
     head: str, family: str
 ) -> None:
-    model, batch = build(head, family), make_batch(head)
+    model = build(head, family)
+    batch = make_batch(head)
     policy = _ByRow()
     with torch.no_grad():
         whole = model(**batch, policy=policy, row_ids=torch.arange(6))
@@ -84,7 +86,8 @@ def test_a_row_exits_alone_as_in_a_batch_and_nothing_is_computed_that_no_row_nee
 def test_saved_and_loaded_copied_and_pickled_it_is_the_same(
     head: str, family: str, tmp_path: Path
 ) -> None:
-    model, batch = build(head, family, policy=FixedStep(3)), make_batch(head)
+    model = build(head, family, policy=FixedStep(3))
+    batch = make_batch(head)
     with torch.no_grad():
         expected = model(**batch)
         model.save_pretrained(tmp_path)
@@ -118,7 +121,8 @@ def test_saved_and_loaded_copied_and_pickled_it_is_the_same(
 def test_transformers_own_trainer_trains_and_evaluates_it(
     head: str, family: str, tmp_path: Path
 ) -> None:
-    model, batch = build(head, family).train(), make_batch(head, labels=True)
+    model = build(head, family).train()
+    batch = make_batch(head, labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     arguments = TrainingArguments(
         str(tmp_path),
@@ -135,7 +139,8 @@ def test_transformers_own_trainer_trains_and_evaluates_it(
 
 @every_case
 def test_half_precision_and_gradient_checkpointing(head: str, family: str) -> None:
-    model, batch = build(head, family), make_batch(head, labels=True)
+    model = build(head, family)
+    batch = make_batch(head, labels=True)
     model.train()
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -169,10 +174,8 @@ def test_at_full_depth_the_tokens_are_the_encoders_bit_for_bit(
 
 
 def test_tokens_are_recorded_and_halt_without_the_padding_of_their_batch() -> None:
-    model, batch = (
-        PonderModel.from_encoder(make_encoder("bert"), "palbert", readout="tokens").eval(),
-        make_batch(),
-    )
+    model = PonderModel.from_encoder(make_encoder("bert"), "palbert", readout="tokens").eval()
+    batch = make_batch()
     rows = [
         ids[:n]
         for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1).tolist(), strict=True)
@@ -184,7 +187,8 @@ def test_tokens_are_recorded_and_halt_without_the_padding_of_their_batch() -> No
 
 @pytest.mark.parametrize("family", ["albert", "bert", "mpnet"])
 def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
-    encoder, batch = make_encoder(family), make_batch()
+    encoder = make_encoder(family)
+    batch = make_batch()
     model = PonderModel.from_encoder(encoder, "vanilla").eval()
     layers = encoder.encoder.albert_layer_groups if family == "albert" else encoder.encoder.layer
     with torch.no_grad(), rows_computed(list(layers)) as calls:
@@ -200,13 +204,15 @@ def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
 
 @pytest.mark.parametrize("readout", ["pooler", "mean", "first_token", "last_token"])
 def test_readouts_of_a_captured_encoder_are_those_of_an_adapter(readout: str) -> None:
-    encoder, batch = make_encoder("bert"), make_batch()
+    encoder = make_encoder("bert")
+    batch = make_batch()
     own = PonderModel.from_encoder(encoder, "vanilla", readout=readout).eval()
     captured = PonderModel.from_encoder(encoder, "vanilla", readout=readout, example=batch).eval()
     assert type(captured.adapter).__name__ == "CapturedAdapter"
     with torch.no_grad():
         for policy in (LastStep(), FixedStep(2), policies.Converged(tolerance=0.5)):
-            one, other = own(**batch, policy=policy), captured(**batch, policy=policy)
+            one = own(**batch, policy=policy)
+            other = captured(**batch, policy=policy)
             assert torch.equal(one.exit_step, other.exit_step)
             torch.testing.assert_close(one.pooler_output, other.pooler_output)
 

@@ -56,7 +56,8 @@ def test_tokens_features_images_and_sound() -> None:
 @pytest.mark.parametrize("head", ["sequence", "token", "span", "image", "audio", "features"])
 def test_a_data_set_through_a_model(head: str) -> None:
     family = {"image": "vit", "audio": "ast"}.get(head, "bert")
-    model, batch = make_model(head, family), make_batch(head, labels=True)
+    model = make_model(head, family)
+    batch = make_batch(head, labels=True)
     real = batch["attention_mask"].sum(1).tolist() if "attention_mask" in batch else [None] * 6
     sequences = {"input_ids", "attention_mask"} | ({"labels"} if head == "token" else set())
     rows = [
@@ -82,7 +83,8 @@ def test_a_data_set_through_a_model(head: str) -> None:
 
 
 def test_batches_of_a_loader_and_no_rows_at_all() -> None:
-    model, batch = make_model(), make_batch(labels=True)
+    model = make_model()
+    batch = make_batch(labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     loader = torch.utils.data.DataLoader(rows, batch_size=4)
     clear = clear_rows(model.record(rows), model.policy)

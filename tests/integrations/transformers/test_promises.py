@@ -97,7 +97,9 @@ def other_layout(folder: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
 
 
-_MODEL, _EXPORT, _WORDS = "model/config.json", "export/export.json", ("model", "vocab")
+_MODEL = "model/config.json"
+_EXPORT = "export/export.json"
+_WORDS = ("model", "vocab")
 CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "a weight": (move_weight, read_model, "weights"),
     "activation": (

@@ -178,7 +178,8 @@ class _Stop(TrainerCallback):
     """Ends a training at a step of a stage, as a lost machine does."""
 
     def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step = stage, step
+        self.stage = stage
+        self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.output_dir.endswith(self.stage) and state.global_step == self.step:
@@ -207,7 +208,8 @@ def test_the_best_checkpoint_comes_back_also_where_files_name_weights_otherwise(
     family: str, tmp_path: Path
 ) -> None:
     head = "image" if family == "vit" else "sequence"
-    model, batch = make_model(head, family), make_batch(head, labels=True)
+    model = make_model(head, family)
+    batch = make_batch(head, labels=True)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
     seen: list[dict[str, Tensor]] = []
 
@@ -272,7 +274,8 @@ LORA = [
 def test_lora_trains_adapters_and_heads_and_comes_back(
     head: str, family: str, recipe: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    model, batch = make_model(head, family, recipe), make_batch(head)
+    model = make_model(head, family, recipe)
+    batch = make_batch(head)
     plain = copy.deepcopy(model)
     config = {"r": 2, "target_modules": ["query", "value"], "init_lora_weights": False, **options}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
@@ -300,7 +303,8 @@ def test_lora_trains_adapters_and_heads_and_comes_back(
     wrapped.eval().save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():
-        expected, found = wrapped(**batch), again(**batch)
+        expected = wrapped(**batch)
+        found = again(**batch)
         assert_same_weights(again, wrapped)
         assert_same_answers(answer(found), answer(expected))
         merged = again.merge_and_unload()
