@@ -1,6 +1,7 @@
 """Python calls into our files, and the overhead beside a loop written by hand: ``python -m tests.calls``.
 
-Prints one table of calls and one of overheads, with the aims beside them. Not collected: times belong to no test.
+Prints one table of calls and one of overheads, with the aims beside them. Not collected: times
+belong to no test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How tests compare two forward passes: weights bit for bit, outputs within rounding, exits but for close calls.
 
-Two passes give the same floats only if weights, batch and kernels are the same objects. A copy of the weights may lie
-at another address, and a row in another batch may take another kernel; sums are then made in another order.
+Two passes give the same floats only if weights, batch and kernels are the same objects. A copy of
+the weights may lie at another address, and a row in another batch may take another kernel; sums are
+then made in another order.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def assert_same_answers(found: Any, expected: Any, atol: float | None = None) ->
 def clear_rows(record: Any, policy: policies.ExitPolicy) -> NDArray[np.bool_]:
     """Return the rows of a record whose exits and answers rounding cannot change, `(rows,)`.
 
-    The others have a statistic within `CLOSE_CALL` of its threshold, or two greatest outputs that are as near. They are
-    few, or the test that compares the clear ones shows nothing.
+    The others have a statistic within `CLOSE_CALL` of its threshold, or two greatest outputs that
+    are as near. They are few, or the test that compares the clear ones shows nothing.
     """
     mask = None if record.mask is None else np.asarray(_array(record.mask))
     close = _tied(np.asarray(_array(record.outputs)), mask)

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.unaligned import move_weights_if_asked
 
-# Slipcover on Python 3.11 rewrites the code of lines that it has counted, which costs more here than counting on.
+# Slipcover on Python 3.11 rewrites the code of lines that it has counted, which costs more here
+# than counting on.
 if (counter := getattr(slipcover.pytest_plugin, "_slipcover_instance", None)) is not None:
     counter.d_miss_threshold = 10**9
 

@@ -16,7 +16,8 @@ _KILLED = 9
 def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> Iterator[Path]:
     """Yield the folder that each kill leaves, and last the one of a process that was not killed.
 
-    Run it in an interpreter of its own, `python -c`, with a scratch folder as its argument: it forks.
+    Run it in an interpreter of its own, `python -c`, with a scratch folder as its argument: it
+    forks.
 
     Args:
         before: Writes the folder as it was before.

@@ -1,12 +1,14 @@
 """Break the library in one place after the other, and see the tests fail: ``python tests/mutants.py``.
 
-A mutant is a line ``old => new`` of `mutants.txt`, below the name of its file: one string, which stands there once, is
-replaced by another. It is killed where a test of its room fails or hangs, and survives where all pass: then a test is
-missing, or the change means nothing and goes from the list. Not collected by pytest, and not run in CI.
+A mutant is a line ``old => new`` of `mutants.txt`, below the name of its file: one string, which
+stands there once, is replaced by another. It is killed where a test of its room fails or hangs, and
+survives where all pass: then a test is missing, or the change means nothing and goes from the list.
+Not collected by pytest, and not run in CI.
 
     python tests/mutants.py                       every mutant
     python tests/mutants.py --only policies/      those of some files
-    python tests/mutants.py --survivors           every test of the library for those that survive their room
+    python tests/mutants.py --survivors           every test of the library for those that survive
+        their room
 """
 
 from __future__ import annotations

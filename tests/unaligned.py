@@ -1,8 +1,9 @@
 """Weights off 64-byte alignment, on purpose: ``PONDER_TESTS_UNALIGNED=1 python -m pytest``.
 
-PyTorch allocates tensors at multiples of 64 bytes, and a file that is mapped into memory gives them any address.
-Kernels then sum in another order, so two models of equal weights differ in the last digit. With the switch every
-parameter is made at the next of a few odd offsets: no two copies of a model lie alike.
+PyTorch allocates tensors at multiples of 64 bytes, and a file that is mapped into memory gives them
+any address. Kernels then sum in another order, so two models of equal weights differ in the last
+digit. With the switch every parameter is made at the next of a few odd offsets: no two copies of a
+model lie alike.
 """
 
 from __future__ import annotations

@@ -59,8 +59,9 @@ def test_all_committed_results_are_read_whatever_version_wrote_them(results: lis
 def test_the_fair_comparison_against_a_blind_choice(
     results: list[Result], backbone: str, expected: Sequence[float]
 ) -> None:
-    # Chosen on held-out rows as all else is. The numbers were computed by independent code, which drew a straight line
-    # between two thresholds of F1 and correlations too; where held-out rows tie, the cheaper step counts here.
+    # Chosen on held-out rows as all else is. The numbers were computed by independent code, which
+    # drew a straight line between two thresholds of F1 and correlations too; where held-out rows
+    # tie, the cheaper step counts here.
     groups = compared_groups(results)[backbone]
     for speed_up, gap in zip((1.5, 2.0, 3.0), expected, strict=True):
         of_task = fair_gaps(groups, speed_up, recipe="ponder")

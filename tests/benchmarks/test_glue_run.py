@@ -178,7 +178,8 @@ def test_a_cut_off_run_goes_on_and_ends_as_one_that_was_not(
 def test_regression_heads_start_at_the_mean_label(
     backbone: str, glue_dir: Path, tmp_path: Path
 ) -> None:
-    # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained at once.
+    # TRAP: heads that start far from the labels wrecked the encoder wherever all steps are trained
+    # at once.
     settings = config(backbone, task="STS-B", recipe="pabee", lr=1e-9)
     task = tasks.get("STS-B")
     ready = tokenize(task.load(glue_dir, ["train"])["train"], load_tokenizer(backbone), 32)
@@ -210,7 +211,8 @@ def test_a_policy_that_does_not_serve_a_task_is_refused_before_training(
 
 
 def test_names_of_runs_do_not_change() -> None:
-    # TRAP: a field that is added, or a default that moves, would make strangers of all committed results.
+    # TRAP: a field that is added, or a default that moves, would make strangers of all committed
+    # results.
     pays = {
         "epochs": 8,
         "stop_after": 2,
@@ -266,7 +268,8 @@ def test_a_sweep_chooses_a_point_repeats_it_and_goes_on_after_a_failure(
     assert done.exit_code == 0, done.output
     assert not any((tmp_path / "out" / "failed").iterdir())
     results = read_all(tmp_path / "out")
-    # DeeBERT's entropy is not defined on STS-B; the rate of STS-B is settled, so that it has no grid.
+    # DeeBERT's entropy is not defined on STS-B; the rate of STS-B is settled, so that it has no
+    # grid.
     assert sorted((r["task"], r["recipe"], r.seed) for r in results) == [
         *(("RTE", "palbert", seed) for seed in (0, 1)),
         *(("STS-B", "palbert", seed) for seed in (0, 1)),

@@ -1,7 +1,7 @@
 """Run the Python that a page shows, and compare the results that it shows.
 
-The blocks of a page share a namespace, in order. What a page shows as a result is asserted: `expression  # -> value`,
-or `# -> line` comments behind what prints.
+The blocks of a page share a namespace, in order. What a page shows as a result is asserted:
+`expression  # -> value`, or `# -> line` comments behind what prints.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def _left_as_found() -> Iterator[None]:
 )  # a notebook shows its figures
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, namespace: dict[str, Any]) -> None:
-    # In this process and as plain Python: a kernel of its own would read the same libraries anew for each.
+    # In this process and as plain Python: a kernel of its own would read the same libraries anew
+    # for each.
     for number, cell in enumerate(json.loads(notebook.read_text())["cells"], start=1):
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])

@@ -1,7 +1,8 @@
 """Numbers in prose are those of the committed results.
 
-`CLAIMS` lists sentences with numbers, page by page, each made from the results: a page has to contain them word for
-word. On the pages of evidence every number of the prose has to stand in a claim, or be a setting that is not a result.
+`CLAIMS` lists sentences with numbers, page by page, each made from the results: a page has to
+contain them word for word. On the pages of evidence every number of the prose has to stand in a
+claim, or be a setting that is not a result.
 """
 
 from __future__ import annotations

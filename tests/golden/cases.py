@@ -1,7 +1,7 @@
 """Twelve seeded models with what is measured of them, for the golden files.
 
-Weights and data depend on shapes and seeds alone, never on the names of parameters, so that a model that is built of
-other classes is the same model.
+Weights and data depend on shapes and seeds alone, never on the names of parameters, so that a model
+that is built of other classes is the same model.
 """
 
 from __future__ import annotations

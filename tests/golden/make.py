@@ -1,6 +1,7 @@
 """Write the golden files from the code that is installed: ``python -m tests.golden.make``.
 
-They hold what the library answered before it was rewritten; make them anew only where an answer is meant to change.
+They hold what the library answered before it was rewritten; make them anew only where an answer is
+meant to change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Plain Python float64 loops: what the library must give, written without it.
 
-Plug-ins are described by the plain dictionaries that `to_dict` gives. The oracle of a policy answers True, False, or
-None where the statistic is within rounding of its threshold; `exits` turns the answers of one row into the set of
-steps at which it may leave.
+Plug-ins are described by the plain dictionaries that `to_dict` gives. The oracle of a policy
+answers True, False, or None where the statistic is within rounding of its threshold; `exits` turns
+the answers of one row into the set of steps at which it may leave.
 
-The output of a step is a list of cells, each the numbers of one answer: one cell an example, or one a real position.
+The output of a step is a list of cells, each the numbers of one answer: one cell an example, or one
+a real position.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
     Args:
         spec: The objective.
         row: The example.
-        at: The example that teachers are read of, where gradients are differences and teachers are constants.
+        at: The example that teachers are read of, where gradients are differences and teachers are
+            constants.
     """
     at = at or row
     losses = row["losses"]

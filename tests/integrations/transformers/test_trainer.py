@@ -104,7 +104,8 @@ def test_it_trains_what_ponder_fit_trains(tmp_path: Path) -> None:
         ).train()
         loader = [BATCH]
         ponder.fit(other.ponder, loader, epochs=2, lr=1e-2, **rates, warmup=0.0)
-        # Adam makes steps of the rounding of gradients that are 0, so that weights differ where answers do not.
+        # Adam makes steps of the rounding of gradients that are 0, so that weights differ where
+        # answers do not.
         found, expected = (each.eval().unroll(**make_batch()).outputs for each in (model, other))
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-2)
 
