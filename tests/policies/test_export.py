@@ -12,7 +12,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ponder import policies
-from tests.policies.records import CERTIFIED, EVERY, POSITIONS, Run, name, run
+from ponder.calibration import Record
+from tests.policies.records import CERTIFIED, EVERY, POSITIONS, exits_of, name, record
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -22,7 +23,9 @@ QUICK = ("Confidence", "Quantile", "Patience")
 class Decide(nn.Module):
     """`decide` on flat tensors; a state that is None has no tensors yet."""
 
-    def __init__(self, policy: policies.ExitPolicy, made: Run, names: list[str], spec: Any) -> None:
+    def __init__(
+        self, policy: policies.ExitPolicy, made: Record, names: list[str], spec: Any
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.made = made
@@ -33,7 +36,7 @@ class Decide(nn.Module):
         readings = dict(zip(self.names, rest, strict=False))
         state = list(rest[len(self.names) :])
         mask = readings.pop("mask", None)
-        view = policies.StepView(index, self.made.num_steps, readings, self.made.task, mask)
+        view = policies.StepView(index, self.made.num_steps, readings, self.made.batch.task, mask)
         leaves, new = self.policy.decide(view, unflatten(state, self.spec))
         leaves = torch.full(index.shape, leaves) if isinstance(leaves, bool) else leaves
         return (leaves, *flatten(new)[0])
@@ -53,7 +56,11 @@ def unflatten(leaves: list[Any], spec: tuple[Any, tuple[bool, ...]]) -> Any:
 
 
 def session(
-    policy: policies.ExitPolicy, made: Run, names: list[str], spec: Any, example: tuple[Tensor, ...]
+    policy: policies.ExitPolicy,
+    made: Record,
+    names: list[str],
+    spec: Any,
+    example: tuple[Tensor, ...],
 ) -> Any:
     rows = {0: torch.export.Dim.DYNAMIC}
     shapes = (rows, tuple(rows for _ in example[1:]))
@@ -64,7 +71,7 @@ def session(
     return onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
 
 
-def exits_of_graphs(policy: policies.ExitPolicy, made: Run) -> tuple[list[int], int]:
+def exits_of_graphs(policy: policies.ExitPolicy, made: Record) -> tuple[list[int], int]:
     """Exit steps by graphs alone, and how many graphs there are: one, or another for the first step."""
     graphs = dict[str, Any]()
     exits = np.full(40, made.num_steps)
@@ -81,7 +88,10 @@ def exits_of_graphs(policy: policies.ExitPolicy, made: Run) -> tuple[list[int], 
             None, {key: by_name[key.removesuffix("_orig")].numpy() for key in wanted}
         )
         kept = policies.StepView(
-            values[0], made.num_steps, dict(zip(view.readings, values[1:], strict=False)), made.task
+            values[0],
+            made.num_steps,
+            dict(zip(view.readings, values[1:], strict=False)),
+            made.batch.task,
         )
         spec = flatten(policy.decide(kept, unflatten(leaves, spec))[1])[
             1
@@ -111,7 +121,7 @@ CASES += [(policy, "token_classification") for policy in POSITIONS]
     ],
 )
 def test_a_policy_exports_itself(policy: policies.ExitPolicy, task: str) -> None:
-    made = run(task, dtype=torch.float32)
+    made = record(task, dtype=torch.float32)
     exits, graphs = exits_of_graphs(policy, made)
-    assert exits == made.exits(policy)
+    assert exits == exits_of(made, policy)
     assert graphs <= 2

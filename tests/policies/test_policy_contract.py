@@ -15,13 +15,23 @@ import numpy as np
 import pytest
 import torch
 
-import ponder
 from ponder import policies
+from ponder.calibration import Record
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies import ModelSpec, PolicyBatch, StepView
 from ponder.tasks import task_named
 from tests.matrices import oracles
-from tests.policies.records import CERTIFIED, EVERY, POSITIONS, Run, gate, name, run
+from tests.policies.records import (
+    CERTIFIED,
+    EVERY,
+    POSITIONS,
+    as_arrays,
+    exits_of,
+    gate,
+    name,
+    of_outputs,
+    record,
+)
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=name)
@@ -30,12 +40,12 @@ def test_round_trips(policy: policies.ExitPolicy) -> None:
     again += [pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)]
     assert again == [policy] * 3
     assert {type(each) for each in again} == {type(policy)}
-    assert run().exits(again[0]) == run().exits(policy)
+    assert exits_of(record(), again[0]) == exits_of(record(), policy)
 
 
 @pytest.mark.parametrize("policy", [*EVERY, *POSITIONS], ids=name)
 def test_nothing_that_was_passed_in_is_changed(policy: policies.ExitPolicy) -> None:
-    made = run("token_classification" if policy in POSITIONS else "classification")
+    made = record("token_classification" if policy in POSITIONS else "classification")
     state = policy.init(made.batch)
     for view in list(made.views(policy.needs))[:-1]:
         kept = copy.deepcopy((view.readings, view.index, state))
@@ -46,8 +56,8 @@ def test_nothing_that_was_passed_in_is_changed(policy: policies.ExitPolicy) -> N
 
 @pytest.mark.parametrize("policy", EVERY, ids=name)
 def test_needs_are_all_that_is_read(policy: policies.ExitPolicy) -> None:
-    made = run()
-    assert made.exits(policy)  # with what it needs alone
+    made = record()
+    assert exits_of(made, policy)  # with what it needs alone
     for need in policy.needs:
         view = next(made.views(policy.needs - {need}))
         with pytest.raises(PonderError, match=f"needs = frozenset.*{need}"):
@@ -120,9 +130,9 @@ def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
 def test_the_surest_rows_exit_and_an_overflow_is_no_certainty(policy: policies.ExitPolicy) -> None:
     for top, exit_step in ((1e4, 1), (math.inf, 3)):
         outputs = torch.tensor([[[0.0, top], [0.0, top], [0.0, 0.0]]])
-        made = Run(outputs, outputs[..., 0], outputs)
+        made = of_outputs(outputs)
         with np.errstate(invalid="ignore"):
-            assert made.exits(policy) == made.as_arrays().exits(policy) == [exit_step]
+            assert exits_of(made, policy) == exits_of(as_arrays(made), policy) == [exit_step]
 
 
 def test_steps_are_rescaled_to_one_at_least() -> None:
@@ -138,19 +148,19 @@ def test_steps_are_rescaled_to_one_at_least() -> None:
 def test_a_certificate_is_about_its_number_of_steps() -> None:
     assert CERTIFIED.rescaled(6, 6) is CERTIFIED
     assert CERTIFIED.rescaled(6, 12) == policies.Confidence(0.7)
-    assert run().exits(CERTIFIED) == run().exits(policies.Confidence(0.7))
+    assert exits_of(record(), CERTIFIED) == exits_of(record(), policies.Confidence(0.7))
 
 
 def test_numbers_within_the_tolerance_agree_in_all_parts() -> None:
     outputs = torch.tensor([[[1.0, 5.0], [1.05, 6.0], [1.06, 6.01], [1.07, 6.02]]])
-    made = Run(outputs, outputs[..., 0], outputs, task=task_named("regression"))
-    assert made.exits(policies.Patience(1, tolerance=0.1)) == [3]
-    assert made.exits(policies.Patience(2, tolerance=0.1)) == [4]
-    assert made.exits(policies.Converged(1.1)) == [2]
+    made = of_outputs(outputs, task="regression")
+    assert exits_of(made, policies.Patience(1, tolerance=0.1)) == [3]
+    assert exits_of(made, policies.Patience(2, tolerance=0.1)) == [4]
+    assert exits_of(made, policies.Converged(1.1)) == [2]
 
 
 def test_features_converge_by_their_residual() -> None:
-    made = run()
+    made = record()
     for tolerance in (0.1, 0.3, 0.6):
         for patience in (1, 2):
             expected = []
@@ -168,26 +178,27 @@ def test_features_converge_by_their_residual() -> None:
                         step = n + 1
                         break
                 expected.append(step)
-            assert made.exits(policies.Converged(tolerance, patience, on="features")) == expected
+            assert (
+                exits_of(made, policies.Converged(tolerance, patience, on="features")) == expected
+            )
     zeros = torch.zeros(1, 4, 3)
-    assert Run(zeros, zeros[..., 0], zeros).exits(policies.Converged(on="features")) == [2]
+    assert exits_of(of_outputs(zeros), policies.Converged(on="features")) == [2]
 
 
 @pytest.mark.parametrize("policy", [*POSITIONS, policies.Converged(0.3, on="features")], ids=name)
 def test_padding_does_not_count(policy: policies.ExitPolicy) -> None:
-    made = run("token_classification")
+    made = record("token_classification")
     assert made.mask is not None
-    made.features = made.outputs
+    made = replace(made, features=made.outputs)
     noise = torch.where(made.mask[:, None, :, None], 0.0, 50.0 * torch.randn(made.outputs.shape))
-    assert replace(made, outputs=made.outputs + noise, features=made.outputs + noise).exits(
-        policy
-    ) == made.exits(policy)
-    assert made.exits(policy) != replace(made, mask=torch.ones_like(made.mask)).exits(policy)
+    noisy = replace(made, outputs=made.outputs + noise, features=made.outputs + noise)
+    unmasked = replace(made, mask=torch.ones_like(made.mask))
+    assert exits_of(noisy, policy) == exits_of(made, policy) != exits_of(unmasked, policy)
 
 
 def test_rows_at_different_depths_share_a_batch() -> None:
     """A row that begins beside rows whose state has begun is filled with zeros, and told by its index."""
-    made = run()
+    made = record()
     first, second = list(made.views(frozenset({"output"})))[:2]
     for policy in (policies.Patience(1), policies.Converged(0.0), gate()):
         _, state = policy.decide(first, policy.init(made.batch))
@@ -215,15 +226,15 @@ def test_unseeded_sampling_draws_anew() -> None:
     other = policies.Bernoulli().init(batch)
     assert not torch.equal(one, other)
     assert 0.45 < float(one.mean()) < 0.55
-    assert policies.Bernoulli().init(run().as_arrays().batch).shape == (40,)
+    assert policies.Bernoulli().init(as_arrays(record()).batch).shape == (40,)
 
 
-def oracle_exits(policy: policies.ExitPolicy, made: Run) -> list[set[int]]:
+def oracle_exits(policy: policies.ExitPolicy, made: Record) -> list[set[int]]:
     """The steps at which each row may exit, by the plain loops of the matrices."""
     found = []
     for row, outputs in enumerate(made.outputs):
         cells = outputs.unsqueeze(1) if made.mask is None else outputs[:, made.mask[row]]
-        given = {"outputs": cells.tolist(), "task": made.task.name, "row_id": row}
+        given = {"outputs": cells.tolist(), "task": made.batch.task.name, "row_id": row}
         found.append(
             oracles.exits(
                 policy.to_dict(), given | {"hazard_logits": made.hazard_logits[row].tolist()}
@@ -240,8 +251,8 @@ def oracle_exits(policy: policies.ExitPolicy, made: Run) -> list[set[int]]:
 def test_exits_are_the_oracles(policy: policies.ExitPolicy, task: str) -> None:
     if "features" in policy.needs:
         return  # a loop of its own
-    made = run(task)
-    for exits in (made.exits(policy), made.as_arrays().exits(policy)):
+    made = record(task)
+    for exits in (exits_of(made, policy), exits_of(as_arrays(made), policy)):
         assert all(
             step in allowed for step, allowed in zip(exits, oracle_exits(policy, made), strict=True)
         )
@@ -252,25 +263,14 @@ def test_nan_is_no_answer_and_equals_none() -> None:
     outputs = torch.tensor(
         [[[nan, 1.0], [9.0, 0.0], [nan, 1.0], [8.0, 0.0], [7.0, 0.0], [0.0, 0.0]]]
     )
-    made = Run(outputs, outputs[..., 0], outputs)
+    made = of_outputs(outputs)
     for policy in (policies.Patience(1), policies.Converged(), policies.Voting(3)):
-        assert made.exits(policy) == made.as_arrays().exits(policy) == [5]
+        assert exits_of(made, policy) == exits_of(as_arrays(made), policy) == [5]
     assert (
-        made.exits(policies.Confidence(0.9)) == made.as_arrays().exits(policies.Energy(0.9)) == [2]
+        exits_of(made, policies.Confidence(0.9))
+        == exits_of(as_arrays(made), policies.Energy(0.9))
+        == [2]
     )
-
-
-@pytest.mark.parametrize("policy", EVERY, ids=name)
-def test_a_trajectory_replays_as_decide_says(policy: policies.ExitPolicy) -> None:
-    made = run()
-    trajectory = ponder.Trajectory(
-        made.outputs,
-        made.hazard_logits,
-        torch.arange(40),
-        task="classification",
-        features=made.features,
-    )
-    assert trajectory.replay(policy).exit_step.tolist() == made.exits(policy)
 
 
 WITHOUT_TORCH = """
