@@ -20,11 +20,10 @@ from ponder.deploy.graphs import Slot, write_policy
 from ponder.deploy.manifest import FILE, Manifest, TensorSpec, files_of
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from tests.compare import assert_same_answers, assert_same_rows, clear_rows
-from tests.inference.toys import build, sequences
-from tests.model.toys import toy
+from tests.toys import build, sequence_model, token_ids
 
 SURE = policies.Confidence(0.55)
-ROWS = sequences(60)
+ROWS = token_ids(60)
 ARRAYS = [row.numpy() for row in ROWS]
 EXAMPLE = (torch.arange(12).reshape(2, 6), {"attention_mask": torch.ones(2, 6)})
 
@@ -46,7 +45,7 @@ class Norm(policies.ThresholdPolicy):
 
 @pytest.fixture(scope="module")
 def made() -> ponder.PonderWrapper:
-    return build(policy=SURE)
+    return sequence_model(policy=SURE)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def test_shared_steps_with_hazards_sample_the_same_exits(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
-    model = build("token_classification", policy=policies.Patience(1))
+    model = sequence_model("token_classification", policy=policies.Patience(1))
     exported = ponder.export.OnnxModel(ponder.export.onnx(model, tmp_path, example=EXAMPLE))
     assert_runs_as(model, exported.predict(ARRAYS, batch_size=8), model.policy)
     record = exported.record(ARRAYS)
@@ -160,7 +159,7 @@ def test_answers_at_positions_are_as_long_as_their_rows(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_true_at_padding_says_how_long_rows_are(tmp_path: Path) -> None:
-    made = toy("padded", policy=SURE, lambda_head=None)
+    made = build("padded", dtype=torch.float32, policy=SURE, lambda_head=None)
     mask = made.context["src_key_padding_mask"]
     folder = ponder.export.onnx(
         made.model, tmp_path, example=(made.inputs[:2], {"src_key_padding_mask": mask[:2]})
@@ -174,7 +173,7 @@ def test_a_mask_of_true_at_padding_says_how_long_rows_are(tmp_path: Path) -> Non
     clear = clear_rows(made.unroll(), SURE)
     for batch_size in (1, 4):
         found = exported.predict(rows, batch_size=batch_size)
-        expected = made()
+        expected = made.call()
         assert_same_rows(found.exit_step, expected.exit_step, clear)
         assert_same_answers(found.outputs[clear], expected.outputs.detach()[clear], atol=1e-5)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies, priors
+from tests.toys import CLASSES, ROWS, STEPS, WIDTH, Cell, Momentum, Tanh, Toy, first_of_pair
 
-ROWS = 12
-WIDTH = 8
-STEPS = 5
 LENGTH = 6
-CLASSES = 3
 
 
 def fill(parameters: Iterable[nn.Parameter], seed: int, gain: float = 1.0) -> None:
@@ -64,75 +61,39 @@ def lengths(rows: int) -> Tensor:
     return torch.arange(LENGTH) < 2 + torch.arange(rows).remainder(LENGTH - 1)[:, None]
 
 
-class Tanh(nn.Module):
-    """A step of one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.linear(hidden))
-
-
-class Momentum(nn.Module):
-    """A step on a state (position, velocity)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.force = Tanh()
-
-    def forward(self, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        position, velocity = hidden
-        velocity = 0.5 * velocity + self.force(position)
-        return position + velocity, velocity
-
-
-class Cell(nn.Module):
-    """A recurrent cell that reads the input at every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.GRUCell(WIDTH, WIDTH)
-
-    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        return self.cell(x, hidden)
-
-
-class ZerosAndInput(nn.Module):
-    """A stem that begins with zeros, and hands the input on as context."""
+class InputStem(nn.Module):
+    """A stem that begins with zeros, and passes the input on as context."""
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.zeros_like(inputs), {"x": inputs}
 
 
-class First(nn.Module):
-    """Read the first of a pair."""
-
-    def forward(self, hidden: tuple[Tensor, Tensor]) -> Tensor:
-        return hidden[0]
-
-
 @dataclass
-class Case:
-    """A model in evaluation mode, the call of it, and its labels."""
+class Case(Toy):
+    """A toy with labels.
 
-    model: Any
-    inputs: Any
-    context: dict[str, Any]
-    labels: Tensor
+    Args:
+        labels: Labels of the batch.
+        task: The task.
+        heads: The weights of the heads, of a model of Transformers.
+    """
+
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0))
     task: str = "classification"
-    rest: Callable[[Any], Iterable[nn.Parameter]] = lambda model: model.parameters()
+    heads: list[nn.Parameter] = field(default_factory=list)
 
-    def call(self, **options: Any) -> Any:
-        """Call the model."""
-        return self.model(self.inputs, **self.context, **options)
-
-    def unroll(self) -> Any:
+    def unroll(self, **options: Any) -> Any:
         """Record every step."""
         if hasattr(self.model, "config"):
-            return self.model.unroll(input_ids=self.inputs, **self.context)
-        return self.model.unroll(self.inputs, **self.context)
+            return self.model.unroll(input_ids=self.inputs, **self.context, **options)
+        return super().unroll(**options)
+
+    def weights_of_heads(self) -> list[nn.Parameter]:
+        """Return the weights of the heads."""
+        if self.heads:
+            return self.heads
+        parts = (self.model.head, self.model.lambda_head)
+        return [weight for part in parts if part is not None for weight in part.parameters()]
 
 
 def _heads(outputs: int, per_step: bool, lambda_head: bool) -> dict[str, Any]:
@@ -166,7 +127,7 @@ def _wrapped(
         **options,
     }
     model = ponder.PonderWrapper(steps, task=task, **parts, **options)
-    return Case(model.eval(), inputs, {}, labels, task)
+    return Case(model.eval(), inputs, labels=labels, task=task)
 
 
 def shared(**options: Any) -> Case:
@@ -181,14 +142,15 @@ def stacked(**options: Any) -> Case:
 
 
 def tuple_state(**options: Any) -> Case:
-    inputs = normal(1, ROWS, WIDTH), normal(3, ROWS, WIDTH)
-    return _wrapped(Momentum(), inputs, integers(2, CLASSES, ROWS), readout=First(), **options)
+    inputs = normal(1, ROWS, WIDTH), {"velocity": normal(3, ROWS, WIDTH)}
+    labels = integers(2, CLASSES, ROWS)
+    return _wrapped(Momentum(), inputs, labels, readout=first_of_pair, **options)
 
 
 def recurrent(**options: Any) -> Case:
-    return _wrapped(
-        Cell(), normal(1, ROWS, WIDTH), integers(2, CLASSES, ROWS), stem=ZerosAndInput(), **options
-    )
+    inputs = normal(1, ROWS, WIDTH)
+    labels = integers(2, CLASSES, ROWS)
+    return _wrapped(Cell(), inputs, labels, stem=InputStem(), **options)
 
 
 def regression(**options: Any) -> Case:
@@ -213,7 +175,7 @@ def _captured(labels: Tensor, mask: bool, recipe: str = "palbert", **options: An
     model = ponder.PonderWrapper.from_recipe(
         encoder.eval(), recipe, num_outputs=CLASSES, example=example, **options
     )
-    return _with_filled_heads(Case(model, inputs, context, labels))
+    return _with_filled_heads(Case(model, inputs, context, labels=labels))
 
 
 def captured(recipe: str = "palbert") -> Case:
@@ -266,9 +228,8 @@ def _transformer(kind: str, recipe: str) -> Case:
     real = lengths(ROWS)
     batch = {"input_ids": (3 + integers(1, 37, ROWS, LENGTH)) * real + ~real * config.pad_token_id}
     batch["attention_mask"] = real.long()
-    case = Case(model.eval(), batch.pop("input_ids"), batch, integers(2, CLASSES, ROWS))
-    case.rest = lambda model: heads
-    return case
+    ids = batch.pop("input_ids")
+    return Case(model.eval(), ids, batch, labels=integers(2, CLASSES, ROWS), heads=heads)
 
 
 def albert(recipe: str = "palbert") -> Case:
@@ -350,21 +311,11 @@ def training(name: str) -> dict[str, dict[str, float]]:
         found[each] = {
             "loss": loss.item(),
             "all": _norm(case.model.parameters()),
-            "heads": _norm(_heads_of(case)),
-            "eval": case.model.eval() and case.call(labels=case.labels).loss.item(),
+            "heads": _norm(case.weights_of_heads()),
         }
+        case.model.eval()
+        found[each]["eval"] = case.call(labels=case.labels).loss.item()
     return found
-
-
-def _heads_of(case: Case) -> list[nn.Parameter]:
-    if hasattr(case.model, "config"):
-        return list(case.rest(case.model))
-    return [
-        weight
-        for part in (case.model.head, case.model.lambda_head)
-        if part is not None
-        for weight in part.parameters()
-    ]
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> float:

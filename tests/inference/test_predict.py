@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import ponder
 from ponder import policies
 from ponder.errors import ArgumentError
-from tests.inference.toys import CLASSES, build, sequences, sizes_of
+from tests.toys import CLASSES, sequence_model, sizes_of, token_ids
 
 SURE = policies.Confidence(0.55)
 
@@ -35,8 +35,8 @@ def alone(model: ponder.PonderWrapper, rows: list[Tensor], policy: policies.Exit
 def test_answers_and_exits_are_those_of_each_row_alone(
     shared: bool, policy: policies.ExitPolicy
 ) -> None:
-    model = build(shared=shared)
-    rows = sequences(70)
+    model = sequence_model(shared=shared)
+    rows = token_ids(70)
     found = ponder.predict(model, rows, policy=policy, batch_size=8)
     steps, outputs = alone(model, rows, policy)
     assert found.exit_step.tolist() == steps.tolist()
@@ -47,8 +47,8 @@ def test_answers_and_exits_are_those_of_each_row_alone(
 
 
 def test_small_batches_are_merged_and_no_row_runs_a_step_too_many() -> None:
-    model = build()
-    rows = sequences(200)
+    model = sequence_model()
+    rows = token_ids(200)
     exits = ponder.predict(model, rows, policy=SURE, batch_size=16).exit_step
     assert 1 < exits.double().mean() < 4  # some exit early and some late
     sizes = sizes_of(model)
@@ -61,16 +61,16 @@ def test_small_batches_are_merged_and_no_row_runs_a_step_too_many() -> None:
 
 
 def test_a_batch_is_bounded_by_rows_and_by_positions() -> None:
-    model = build()
-    ponder.predict(model, sequences(60), batch_size=16, max_tokens=40, policy=policies.LastStep())
+    model = sequence_model()
+    ponder.predict(model, token_ids(60), batch_size=16, max_tokens=40, policy=policies.LastStep())
     sizes = sizes_of(model)
     assert max(rows for rows, _ in sizes) <= 16
     assert max(rows * length for rows, length in sizes) <= 40
 
 
 def test_labels_of_tokens_and_blanks_stand_where_a_row_ends() -> None:
-    model = build("token_classification")
-    rows = sequences(9)
+    model = sequence_model("token_classification")
+    rows = token_ids(9)
     labels = [torch.arange(len(row)) % CLASSES for row in rows]
     record = model.record(
         [(row, {"labels": label}) for row, label in zip(rows, labels, strict=True)], batch_size=4
@@ -150,7 +150,7 @@ def test_progress_counts_every_row_once_and_modes_are_restored() -> None:
 
 def test_an_example_that_cannot_be_read_is_named() -> None:
     with pytest.raises(ArgumentError, match="a sequence") as caught:
-        ponder.predict(build(), [torch.tensor([1, 2]), torch.tensor(3)])
+        ponder.predict(sequence_model(), [torch.tensor([1, 2]), torch.tensor(3)])
     assert "in dataset[1]" in caught.value.__notes__
     with pytest.raises(ArgumentError, match="one a row"):
         ponder.predict(wrapped(), {"input_ids": torch.zeros(2, 4)})

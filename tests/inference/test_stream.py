@@ -14,15 +14,15 @@ import torch
 import ponder
 from ponder import policies
 from ponder.errors import PonderError
-from tests.inference.toys import build, sequences, sizes_of
+from tests.toys import sequence_model, sizes_of, token_ids
 
 SURE = policies.Confidence(0.55)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_each_row_is_answered_once_as_predict_answers_it(shared: bool) -> None:
-    model = build(shared=shared)
-    rows = sequences(150)
+    model = sequence_model(shared=shared)
+    rows = token_ids(150)
     expected = ponder.predict(model, rows, policy=SURE)
     sizes_of(model)
     with ponder.StreamEngine(model, SURE, max_batch=16, max_waiting=64) as engine:
@@ -40,8 +40,8 @@ def test_each_row_is_answered_once_as_predict_answers_it(shared: bool) -> None:
 
 
 def test_token_answers_are_as_long_as_their_rows() -> None:
-    model = build("token_classification")
-    rows = sequences(20)
+    model = sequence_model("token_classification")
+    rows = token_ids(20)
     expected = ponder.predict(model, rows, policy=policies.Patience(1))
     with ponder.StreamEngine(model, policies.Patience(1), max_batch=4) as engine:
         for key, answer in engine.run(rows):
@@ -61,8 +61,8 @@ class Breaking(policies.ExitPolicy):
 
 
 def test_a_row_that_fails_fails_alone() -> None:
-    model = build()
-    rows = sequences(30)
+    model = sequence_model()
+    rows = token_ids(30)
     context = {"breaks": torch.arange(30) % 7 == 3, "budget": torch.arange(30) % 4 + 1}
     with ponder.StreamEngine(model, Breaking(), max_batch=8) as engine:
         own = [{name: values[row] for name, values in context.items()} for row in range(30)]
@@ -93,7 +93,7 @@ class Gate:
 
 def test_a_row_at_which_the_stem_fails_fails_alone() -> None:
     model, rows = (
-        build(),
+        sequence_model(),
         [torch.tensor([5, 6, 7])] * 6,
     )  # of one length, so that all waiting ones are one batch
     gate = Gate(model)
@@ -119,7 +119,7 @@ class Budget(policies.ExitPolicy):
 
 def test_a_row_that_goes_deep_alone_is_not_passed_over_for_ever() -> None:
     """While rows keep arriving that exit at step 1, there are always more of them."""
-    model, (row, *_) = build(), sequences(1)
+    model, (row, *_) = sequence_model(), token_ids(1)
     submitted = [0]
     seen = list[int]()
     futures = list[Future[Any]]()
@@ -140,7 +140,7 @@ def test_a_row_that_goes_deep_alone_is_not_passed_over_for_ever() -> None:
 
 
 def test_places_are_bounded_and_waiting_rows_can_be_cancelled() -> None:
-    model, (row, *_) = build(), sequences(1)
+    model, (row, *_) = sequence_model(), token_ids(1)
     gate = Gate(model)
     engine = ponder.StreamEngine(model, policies.FixedStep(1), max_batch=1, max_waiting=1)
     running = engine.submit(row)
@@ -158,8 +158,8 @@ def test_places_are_bounded_and_waiting_rows_can_be_cancelled() -> None:
 
 
 def test_closing_with_cancel_ends_every_row() -> None:
-    model = build()
-    rows = sequences(12)
+    model = sequence_model()
+    rows = token_ids(12)
     gate = Gate(model)
     engine = ponder.StreamEngine(model, policies.LastStep(), max_batch=2)
     futures = [engine.submit(row) for row in rows]
@@ -177,8 +177,8 @@ def test_closing_with_cancel_ends_every_row() -> None:
 
 
 def test_callbacks_may_submit() -> None:
-    model = build()
-    rows = sequences(5)
+    model = sequence_model()
+    rows = token_ids(5)
     chained: Future[Any] = Future()
     with ponder.StreamEngine(model, policies.FixedStep(1), max_waiting=1) as engine:
 
@@ -193,4 +193,4 @@ def test_callbacks_may_submit() -> None:
 
 def test_a_model_in_training_mode_is_refused() -> None:
     with pytest.raises(ponder.errors.ArgumentError, match=r"model\.eval\(\)"):
-        ponder.StreamEngine(build().train())
+        ponder.StreamEngine(sequence_model().train())

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies, priors, recipes
+from tests import toys
 from tests.compare import assert_same_answers, assert_same_weights
-from tests.matrices import models
-from tests.matrices.models import CASES, KINDS, LENGTH, ROWS, WIDTH, Toy, build, name, padding
+from tests.matrices import cases
+from tests.matrices.cases import CASES, KINDS, name
+from tests.toys import LENGTH, ROWS, WIDTH, Toy, build, padding
+
+
+def reloaded(model: Any, other: Any, path: Path) -> Any:
+    """Save a model, and read it into another that was built in the same way."""
+    ponder.save(model, path)
+    return ponder.load(path, into=other)
+
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -110,7 +119,7 @@ def test_a_finetuned_classifier_keeps_its_answers_bit_for_bit() -> None:
 # -- failures ------------------------------------------------------------------------------------------------------
 
 
-class Fragile(models.Tanh):
+class Fragile(toys.Tanh):
     """A step that fails from its third call on, until it is repaired."""
 
     calls = 0
@@ -153,14 +162,14 @@ def test_after_a_failure_the_next_call_works_and_nothing_remains(call: str) -> N
     made = build("shared")
     step = Fragile().double()
     step.load_state_dict(
-        next(part for part in made.model.modules() if isinstance(part, models.Tanh)).state_dict()
+        next(part for part in made.model.modules() if isinstance(part, toys.Tanh)).state_dict()
     )
     parts = {
         "head": made.model.head,
         "lambda_head": made.model.lambda_head,
         "task": "classification",
     }
-    model = ponder.PonderWrapper(step, models.STEPS, **parts).eval()
+    model = ponder.PonderWrapper(step, toys.STEPS, **parts).eval()
     before = snapshot(model)
     expected = made.call(policy=policies.Confidence(0.7))
     model.train(call == "train")
@@ -176,7 +185,7 @@ def test_after_a_failure_the_next_call_works_and_nothing_remains(call: str) -> N
         elif call == "unroll":
             model.unroll(made.inputs)
         else:
-            model(made.inputs, labels=models.labels_for("classification"))
+            model(made.inputs, labels=cases.labels_for("classification"))
 
     step.failing = call != "policy"
     with pytest.raises(ValueError, match="failed"):
@@ -225,9 +234,7 @@ TRIPS: dict[str, Callable[[Toy, Path], Any]] = {
     "deepcopy": lambda made, tmp_path: copy.deepcopy(made.model),
     "pickle": lambda made, tmp_path: pickle.loads(pickle.dumps(made.model)),
     "state_dict": lambda made, tmp_path: by_state_dict(made),
-    "file": lambda made, tmp_path: models.reloaded(
-        made.model, build_other(made), tmp_path / "model"
-    ),
+    "file": lambda made, tmp_path: reloaded(made.model, build_other(made), tmp_path / "model"),
     "dtypes": lambda made, tmp_path: copy.deepcopy(made.model).to(torch.float64),
     "modes": lambda made, tmp_path: copy.deepcopy(made.model).train().eval(),
 }
@@ -250,7 +257,7 @@ def test_a_model_survives_its_trip(kind: str, trip: str, tmp_path: Path) -> None
         found = other.eval()(made.inputs, policy=policy, **made.context)
         assert found.exit_step.tolist() == expected.exit_step.tolist()
         assert_same_answers(found.outputs, expected.outputs)
-    labels = models.labels_for("classification")
+    labels = cases.labels_for("classification")
     losses = [
         float(m.train()(made.inputs, labels=labels, **made.context).loss.detach())
         for m in (made.model, other)
@@ -261,7 +268,7 @@ def test_a_model_survives_its_trip(kind: str, trip: str, tmp_path: Path) -> None
 def test_a_saved_policy_prior_and_objective_come_back(tmp_path: Path) -> None:
     chosen = {"policy": policies.Confidence(0.9).after(2), "prior": priors.Uniform()}
     made = build("shared", objective=objectives.FinalStep(), **chosen)
-    found = models.reloaded(made.model, build("shared").model, tmp_path / "model")
+    found = reloaded(made.model, build("shared").model, tmp_path / "model")
     assert (found.policy, found.prior, found.objective) == (
         *chosen.values(),
         objectives.FinalStep(),
@@ -307,13 +314,13 @@ def test_a_recipe_survives_json(recipe: str) -> None:
     assert recipe in recipes.names()
 
 
-@pytest.mark.parametrize("task", models.TASKS)
+@pytest.mark.parametrize("task", toys.TASKS)
 def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
-    made = build(models.KIND_OF_TASK[task], task)
-    whole = made.unroll(labels=models.labels_for(task), keep_features=True)
+    made = build(cases.KIND_OF_TASK[task], task)
+    whole = made.unroll(labels=cases.labels_for(task), keep_features=True)
     whole.save(tmp_path / "run.safetensors")
     ids = torch.arange(ROWS)
-    batches = [(*models.take((made.inputs, made.context), rows), rows) for rows in ids.split(5)]
+    batches = [(*toys.take((made.inputs, made.context), rows), rows) for rows in ids.split(5)]
     parts = [
         made.model.unroll(inputs, row_ids=rows, **context) for inputs, context, rows in batches
     ]
@@ -327,12 +334,12 @@ def test_a_trajectory_survives_its_trip(task: str, tmp_path: Path) -> None:
         bare,
     ):
         assert (other.meaning.name, other.num_steps, len(other)) == (task, whole.num_steps, ROWS)
-        outputs = [models.answered(trajectory.outputs, task) for trajectory in (other, whole)]
+        outputs = [cases.answered(trajectory.outputs, task) for trajectory in (other, whole)]
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
         for policy in (
             policies.Quantile(0.5),
             policies.Patience(1, tolerance=0.5),
-            models.Rising(1),
+            cases.Rising(1),
         ):
             assert (
                 other.replay(policy).exit_step.tolist() == whole.replay(policy).exit_step.tolist()

@@ -18,8 +18,10 @@ from torch.distributions import Distribution, kl_divergence
 import ponder
 from ponder import StepDistribution, objectives, policies, priors, recipes, tasks
 from ponder.errors import ArgumentError
-from tests.matrices import models, oracles
-from tests.matrices.models import LENGTH, OUTPUTS, PER_POSITION, TASKS, build, labels_for, name
+from tests import toys
+from tests.matrices import cases, oracles
+from tests.matrices.cases import labels_for, name
+from tests.toys import LENGTH, OUTPUTS, PER_POSITION, TASKS, build
 
 EXTREMES = [(1, 1.0), (2, 1.0), (3, 1e4), (12, 3.0), (100, 10.0), (1000, 1.0), (1000, 1e4)]
 
@@ -191,7 +193,7 @@ every_objective = pytest.mark.parametrize(("objective", "task"), GRID, ids=name)
 PRIOR = priors.Geometric(0.2)
 ROWS = 4
 STEPS = 4
-MASK = ~models.padding(ROWS)
+MASK = ~toys.padding(ROWS)
 
 
 def numbers(
@@ -377,8 +379,8 @@ def test_padding_teaches_nothing(objective: objectives.Objective, task: str) -> 
 def test_the_models_loss_is_the_mean_over_labelled_rows(
     objective: objectives.Objective, task: str
 ) -> None:
-    made = build(models.KIND_OF_TASK[task], task, objective=objective, prior=PRIOR)
-    labels = labels_for(task, models.ROWS)
+    made = build(cases.KIND_OF_TASK[task], task, objective=objective, prior=PRIOR)
+    labels = labels_for(task, toys.ROWS)
     out = made.model.train()(made.inputs, labels=labels, **made.context)
     trajectory = out.trajectory
     logits = trajectory.hazard_logits  # computed where the objective reads them
@@ -390,14 +392,14 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(
         ),
         task=tasks.task_named(task),
         halting=halting,
-        prior=PRIOR(models.STEPS, dtype=torch.float64),
+        prior=PRIOR(toys.STEPS, dtype=torch.float64),
         labels=labels,
         mask=trajectory.mask,
     )
     each = objective.per_example(unrolled)
     assert out.loss.item() == pytest.approx(each.mean().item(), rel=1e-6)
     assert torch.equal(out.outputs, trajectory.outputs[:, -1])
-    assert out.exit_step.tolist() == [models.STEPS] * models.ROWS
+    assert out.exit_step.tolist() == [toys.STEPS] * toys.ROWS
     if task in ("classification", *PER_POSITION):  # rows without a label count for nothing
         labels[::2] = -100
         fewer = made.model(made.inputs, labels=labels, **made.context)
@@ -435,9 +437,9 @@ RECIPES: dict[
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_their_papers(recipe: str) -> None:
     policy, objective, lambda_head, per_step = RECIPES[recipe]
-    steps = [models.Tanh() for _ in range(6)]
+    steps = [toys.Tanh() for _ in range(6)]
     model = ponder.PonderWrapper.from_recipe(
-        steps, recipe, num_outputs=3, example=torch.randn(2, models.WIDTH)
+        steps, recipe, num_outputs=3, example=torch.randn(2, toys.WIDTH)
     )
     assert model.policy == policy
     assert model.objective == objective
@@ -448,9 +450,9 @@ def test_recipes_are_their_papers(recipe: str) -> None:
             tuple(weight.shape) for weight in model.lambda_head.parameters() if weight.dim() == 2
         ]
         assert len(shapes) == lambda_head[0]
-        assert shapes[0][1] == lambda_head[1] * models.WIDTH
+        assert shapes[0][1] == lambda_head[1] * toys.WIDTH
         assert model.prior == priors.Geometric(0.1).rescaled(12, 6)
-    inputs = torch.randn(7, models.WIDTH)
+    inputs = torch.randn(7, toys.WIDTH)
     labels = torch.randint(3, (7,))
     assert bool(model.eval()(inputs, labels=labels).loss.isfinite())
     model.train().objective = objective
@@ -482,24 +484,24 @@ def test_palberts_switches(
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_recipes_serve_every_task(recipe: str, task: str) -> None:
-    layer = models.transformer_layer()
+    layer = toys.transformer_layer()
     encoder = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).eval()
-    inputs = torch.randn(models.ROWS, LENGTH, models.WIDTH)
-    mask = models.padding(models.ROWS)
+    inputs = torch.randn(toys.ROWS, LENGTH, toys.WIDTH)
+    mask = toys.padding(toys.ROWS)
     example_call = {"src": inputs, "src_key_padding_mask": mask}
     options = {"num_outputs": OUTPUTS[task], "example": example_call, "task": task}
-    if recipe in ("deebert", "fastbert") and task not in models.CLASSES_ONLY:
+    if recipe in ("deebert", "fastbert") and task not in cases.CLASSES_ONLY:
         with pytest.raises(ArgumentError):
             ponder.PonderWrapper.from_recipe(encoder, recipe, **options)
         return
     model = ponder.PonderWrapper.from_recipe(encoder, recipe, **options).eval()
-    labels = labels_for(task, models.ROWS)
+    labels = labels_for(task, toys.ROWS)
     labels = labels.float() if labels.is_floating_point() else labels
     with torch.no_grad():
         out = model(inputs, src_key_padding_mask=mask, labels=labels)
     assert bool(out.loss.isfinite())
     assert out.outputs.shape == (
-        models.ROWS,
+        toys.ROWS,
         *((LENGTH,) if task in PER_POSITION else ()),
         OUTPUTS[task],
     )

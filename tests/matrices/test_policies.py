@@ -17,24 +17,15 @@ from torch import Tensor
 import ponder
 from ponder import policies
 from ponder.errors import ArgumentError
-from tests.matrices import models, oracles
-from tests.matrices.models import (
-    CASES,
-    KIND_OF_TASK,
-    PAIRS,
-    ROWS,
-    STEPS,
-    Toy,
-    build,
-    name,
-    random_trajectory,
-    rows_of,
-)
+from tests import toys
+from tests.matrices import cases, oracles
+from tests.matrices.cases import CASES, KIND_OF_TASK, PAIRS, name, random_trajectory, rows_of
+from tests.toys import ROWS, STEPS, Toy, build
 
 WITH_ORACLES = [
     (policy, task)
     for policy, task in PAIRS
-    if "features" not in policy.needs and not isinstance(policy, models.Rising)
+    if "features" not in policy.needs and not isinstance(policy, cases.Rising)
 ]
 every_pair = pytest.mark.parametrize(("policy", "task"), PAIRS, ids=name)
 every_oracle = pytest.mark.parametrize(("policy", "task"), WITH_ORACLES, ids=name)
@@ -72,11 +63,11 @@ def assert_oracle(trajectory: Any, policy: policies.ExitPolicy) -> None:
 
 
 def test_every_registered_policy_has_a_case() -> None:
-    covered = {leaf.to_dict()["name"] for case in CASES for leaf in [case, *models.leaves(case)]}
+    covered = {leaf.to_dict()["name"] for case in CASES for leaf in [case, *cases.leaves(case)]}
     covered |= {"any", "all", "from-step"}
     known = policies.base.registry._factories.items()
     own = {name for name, made in known if made.__module__.startswith("ponder.policies")}
-    assert own - models.RETIRING <= covered
+    assert own - cases.RETIRING <= covered
 
 
 # -- oracles -----------------------------------------------------------------------------------------------------
@@ -95,7 +86,7 @@ def test_exits_equal_the_oracle(
 @pytest.mark.parametrize("policy", CASES, ids=name)
 def test_cases_let_rows_leave_at_different_steps(policy: policies.ExitPolicy) -> None:
     """Or the matrix would compare nothing."""
-    tasks = [task for task in models.TASKS if models.serves(policy, task)]
+    tasks = [task for task in toys.TASKS if cases.serves(policy, task)]
     seen = {step for task in tasks for step in recorded(task).replay(policy).exit_step.tolist()}
     alone = isinstance(policy, policies.FixedStep | policies.LastStep) or getattr(
         policy, "q", 0.5
@@ -138,16 +129,16 @@ def test_run_replay_stream_and_any_company_agree(policy: policies.ExitPolicy, ta
         answers = dict(engine.run(made.examples()))
     assert [answers[row].exit_step for row in range(ROWS)] == replayed.exit_step.tolist()
     outputs = [
-        models.answered(o, task)
+        cases.answered(o, task)
         for o in (torch.cat([answers[n].outputs for n in range(ROWS)]), replayed.outputs)
     ]
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize(
     "policy",
-    [policies.Bernoulli(seed=1), policies.Patience(1) | policies.Confidence(0.9), models.Rising(1)],
+    [policies.Bernoulli(seed=1), policies.Patience(1) | policies.Confidence(0.9), cases.Rising(1)],
     ids=name,
 )
 @pytest.mark.parametrize("per_step", [False, True])
@@ -184,28 +175,28 @@ def test_step_rows_are_the_sum_of_exit_steps_and_heads_that_are_not_read_are_not
 ) -> None:
     made = toy(task)
     model = made.model
-    kinds = (models.Tanh, torch.nn.TransformerEncoderLayer)
+    kinds = (toys.Tanh, torch.nn.TransformerEncoderLayer)
     modules = [part for part in model.steps.modules() if isinstance(part, kinds)]
-    with torch.no_grad(), models.counted(*modules, model.head, model.lambda_head) as rows:
+    with torch.no_grad(), toys.counted(*modules, model.head, model.lambda_head) as calls:
         exit_step = made.call(policy=policy).exit_step
     asked = int(exit_step.sum()) - int(
         (exit_step == STEPS).sum()
     )  # at the last step no policy is asked
-    assert sum(rows[module] for module in modules) == int(exit_step.sum())
+    assert sum(sum(calls[module]) for module in modules) == int(exit_step.sum())
     blind = isinstance(policy, policies.FixedStep | policies.LastStep)
-    assert rows[model.lambda_head] == (asked if "hazard" in policy.needs else 0)
+    assert sum(calls[model.lambda_head]) == (asked if "hazard" in policy.needs else 0)
     if "output" in policy.needs and not blind:
-        assert asked <= rows[model.head] <= int(exit_step.sum()) + ROWS
+        assert asked <= sum(calls[model.head]) <= int(exit_step.sum()) + ROWS
     else:
-        assert rows[model.head] == ROWS
+        assert sum(calls[model.head]) == ROWS
 
 
 def test_a_stream_computes_no_step_in_vain() -> None:
     made = build("shared", policy=policies.Confidence(0.7))
-    (step,) = (part for part in made.model.steps.modules() if isinstance(part, models.Tanh))
-    with ponder.StreamEngine(made.model, max_batch=5) as engine, models.counted(step) as rows:
+    (step,) = (part for part in made.model.steps.modules() if isinstance(part, toys.Tanh))
+    with ponder.StreamEngine(made.model, max_batch=5) as engine, toys.counted(step) as calls:
         answers = dict(engine.run(made.examples()))
-    assert rows[step] == sum(answer.exit_step for answer in answers.values())
+    assert sum(calls[step]) == sum(answer.exit_step for answer in answers.values())
 
 
 @dataclass(frozen=True)

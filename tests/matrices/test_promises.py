@@ -17,8 +17,9 @@ from scipy.stats import binom
 import ponder
 from ponder import policies
 from ponder.calibration.bounds import rows_needed
-from tests.matrices import models, oracles
-from tests.matrices.models import random_trajectory
+from tests import toys
+from tests.matrices import cases, oracles
+from tests.matrices.cases import random_trajectory
 
 Array = np.ndarray[Any, Any]
 POPULATION = 4000
@@ -152,11 +153,11 @@ COMBINED = [
     policies.Patience(1),
     policies.Voting(2),
     policies.FixedStep(1),
-    models.Settled(1.0),
+    cases.Settled(1.0),
 ]
 
 
-@pytest.mark.parametrize("policy", COMBINED, ids=models.name)
+@pytest.mark.parametrize("policy", COMBINED, ids=cases.name)
 def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(
     policy: policies.ExitPolicy,
 ) -> None:
@@ -164,7 +165,7 @@ def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(
     trajectory = dataclasses.replace(
         trajectory, features=trajectory.outputs, labels=torch.arange(80) % 3
     )
-    moved = next(leaf for leaf in models.leaves(policy) if leaf.tunable is not None)
+    moved = next(leaf for leaf in cases.leaves(policy) if leaf.tunable is not None)
     tunable = moved.tunable
     assert tunable is not None
     values = [1, 2, 3] if tunable.whole else [0.2, 0.5, 0.8]
@@ -182,7 +183,7 @@ def test_a_threshold_inside_a_combination_is_swept_as_replays_of_it(
             else whole
         )
 
-    alone = len([leaf for leaf in models.leaves(policy) if leaf.tunable is not None]) == 1
+    alone = len([leaf for leaf in cases.leaves(policy) if leaf.tunable is not None]) == 1
     curve = trajectory.sweep(policy if alone else at, values)
     for point, value in zip(curve.points, values, strict=True):
         steps = trajectory.replay(at(value)).exit_step.double()
@@ -553,10 +554,10 @@ def test_rows_without_an_answer_count_as_errors() -> None:
     )
 
 
-@pytest.mark.parametrize("task", models.TASKS)
+@pytest.mark.parametrize("task", toys.TASKS)
 def test_a_certificate_serves_every_task(task: str) -> None:
-    made = models.build(models.KIND_OF_TASK[task], task)
-    trajectory = made.unroll(labels=models.labels_for(task))
+    made = toys.build(cases.KIND_OF_TASK[task], task)
+    trajectory = made.unroll(labels=cases.labels_for(task))
     risk: Any = "disagreement"
     if task == "regression":
         risk = lambda outputs, labels: (abs(outputs - labels).sum(1) / 50).clip(0, 1)  # noqa: E731
@@ -567,7 +568,7 @@ def test_a_certificate_serves_every_task(task: str) -> None:
     exit_step = trajectory.replay(found.policy).exit_step
     assert exit_step.tolist() == made.call(policy=found.policy).exit_step.tolist()
     assert found.mean_exit_step == pytest.approx(float(exit_step.double().mean()))
-    assert set(oracles.exits(found.policy.to_dict(), models.rows_of(trajectory)[0])) >= {
+    assert set(oracles.exits(found.policy.to_dict(), cases.rows_of(trajectory)[0])) >= {
         int(exit_step[0])
     }
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import policies
-from tests.matrices import models
-from tests.matrices.models import LENGTH, STEPS, WIDTH, Toy, build, name
+from tests import toys
+from tests.matrices import cases
+from tests.matrices.cases import name
+from tests.toys import LENGTH, STEPS, WIDTH, Toy, build
 
 MANY = 40
 POLICIES = [
@@ -24,8 +26,8 @@ POLICIES = [
     policies.Bernoulli(seed=4),
     policies.Voting(2),
     policies.Converged(patience=1),
-    models.Rising(1),
-    models.Settled(1.2),
+    cases.Rising(1),
+    cases.Settled(1.2),
 ]
 
 
@@ -62,7 +64,7 @@ class Arrivals:
 
 def before_steps(made: Toy, act: Callable[[int, int], None]) -> list[int]:
     """Call `act(number of the call, place of the step)` before every step, and list the sizes of their batches."""
-    steps = [part for part in made.model.steps.modules() if isinstance(part, models.Tanh)]
+    steps = [part for part in made.model.steps.modules() if isinstance(part, toys.Tanh)]
     sizes: list[int] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:

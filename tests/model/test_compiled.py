@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies
-from tests.model import toys
-from tests.model.toys import CLASSES, CLOSE, ROWS, toy
+from tests import toys
+from tests.toys import CLASSES, CLOSE, ROWS, build
 
 LABELS = torch.arange(ROWS).remainder(CLASSES)
 ArgumentError = ponder.errors.ArgumentError
@@ -39,8 +39,8 @@ class Counter:
 @torch.no_grad()
 def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.ExitPolicy) -> None:
     torch.compiler.reset()
-    made = toy(kind, policy=policy, lambda_head=None)
-    expected = made()
+    made = build(kind, policy=policy, lambda_head=None)
+    expected = made.call()
     counter = Counter()
     found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, **made.context)
     assert counter.graphs == 1
@@ -50,27 +50,27 @@ def test_a_known_depth_is_one_graph_without_a_break(kind: str, policy: policies.
 
 def test_a_training_call_is_one_graph() -> None:
     torch.compiler.reset()
-    made = toy("shared", objective=objectives.DeepSupervision("uniform"), task=_distance)
+    made = build("shared", objective=objectives.DeepSupervision("uniform"), task=_distance)
     counter = Counter()
     made.model.train()
     labels = torch.randn(ROWS, CLASSES)
     found = torch.compile(made.model, backend=counter, fullgraph=True)(made.inputs, labels=labels)
-    torch.testing.assert_close(found.loss, made(labels=labels).loss)
+    torch.testing.assert_close(found.loss, made.call(labels=labels).loss)
     assert counter.graphs == 1
 
 
 @torch.no_grad()
 def test_compiled_steps_and_a_compiled_model_exit_as_they_did() -> None:
     torch.compiler.reset()
-    made = toy("stacked")
+    made = build("stacked")
     policy = toys.middle(made)
-    expected = made(policy=policy)
+    expected = made.call(policy=policy)
     counter = Counter()
     found = torch.compile(made.model, backend=Counter())(made.inputs, policy=policy)
     made.model.steps.fns = nn.ModuleList(
         torch.compile(step, backend=counter) for step in made.model.steps.fns
     )
-    for out in (found, made(policy=policy)):
+    for out in (found, made.call(policy=policy)):
         assert torch.equal(out.exit_step, expected.exit_step)
         torch.testing.assert_close(out.outputs, expected.outputs, **CLOSE)
     assert counter.graphs > 1

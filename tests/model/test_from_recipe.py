@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies, recipes
-from tests.model.toys import CLOSE, LENGTH, ROWS, STEPS, WIDTH, Tanh, padding_mask
+from tests.toys import CLOSE, LENGTH, ROWS, STEPS, WIDTH, Tanh, padding
 
 SEED = torch.Generator().manual_seed(0)
 ROWS_OF = {
@@ -75,7 +75,7 @@ def test_every_recipe_trains_and_exits_on_every_encoder(name: str, kind: str, ta
 
 def test_full_depth_is_the_encoder_and_padding_does_not_count() -> None:
     encoder = transformer()
-    mask = padding_mask()
+    mask = padding()
     example = {"src": ROWS_OF["sequence"], "src_key_padding_mask": mask}
     model = ponder.PonderWrapper.from_recipe(
         encoder, "vanilla", num_outputs=2, example=example, head_dropout=0.0
@@ -95,7 +95,7 @@ def test_full_depth_is_the_encoder_and_padding_does_not_count() -> None:
 def test_answers_at_positions(name: str, task: str) -> None:
     if name == "cosee" or (task == "span" and name in WITH_CLASSES):
         return  # of one class a row
-    mask = padding_mask()
+    mask = padding()
     example = {"src": ROWS_OF["sequence"], "src_key_padding_mask": mask}
     model = ponder.PonderWrapper.from_recipe(
         transformer(), name, num_outputs=2, example=example, task=task

@@ -12,20 +12,11 @@ from torch import Tensor, nn
 import ponder
 from ponder import policies
 from ponder._utils.trees import map_tensors
-from tests.model import toys
-from tests.model.toys import (
-    CLOSE,
-    CONFIDENT,
-    KINDS,
-    ROWS,
-    STEPS,
-    WIDTH,
-    Counting,
-    by_hand,
-    exits_by_hand,
-    toy,
-)
+from tests import toys
+from tests.toys import CLOSE, ROWS, STEPS, WIDTH, build, by_hand, exits_by_hand
 
+KINDS = ("shared", "stacked", "scheduled", "context", "padded")
+CONFIDENT = policies.Confidence(0.75)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 both_heads = pytest.mark.parametrize("per_step", [False, True])
 
@@ -33,9 +24,9 @@ both_heads = pytest.mark.parametrize("per_step", [False, True])
 @every_kind
 @both_heads
 def test_rows_exit_as_a_plain_loop_says(kind: str, per_step: bool) -> None:
-    made = toy(kind, per_step=per_step)
+    made = build(kind, per_step=per_step)
     policy = toys.middle(made)
-    out = made(policy=policy)
+    out = made.call(policy=policy)
     expected = exits_by_hand(made, policy.threshold)
     assert out.exit_step.tolist() == expected
     assert len(set(expected)) > 1
@@ -47,7 +38,7 @@ def test_rows_exit_as_a_plain_loop_says(kind: str, per_step: bool) -> None:
 @every_kind
 @both_heads
 def test_an_unroll_is_the_plain_loop_over_all_steps(kind: str, per_step: bool) -> None:
-    made = toy(kind, per_step=per_step)
+    made = build(kind, per_step=per_step)
     run = made.unroll(keep_features=True)
     for step, (outputs, hazards) in enumerate(by_hand(made)):
         torch.testing.assert_close(run.outputs[:, step], outputs, **CLOSE)
@@ -58,20 +49,20 @@ def test_an_unroll_is_the_plain_loop_over_all_steps(kind: str, per_step: bool) -
 @pytest.mark.parametrize(
     "policy", [CONFIDENT, policies.Quantile(0.6), policies.Patience(1), policies.FixedStep(2)]
 )
-def test_nothing_is_computed_that_no_row_needs(policy: policies.ExitPolicy) -> None:
-    ran: list[int] = []
-    head = Counting(toys.heads()["head"])
-    halting = Counting(nn.Linear(WIDTH, 1))
-    steps = [toys.Tanh(ran) for _ in range(STEPS)]
+def test_only_what_some_row_needs_is_computed(policy: policies.ExitPolicy) -> None:
+    head = toys.heads()["head"]
+    halting = nn.Linear(WIDTH, 1)
+    steps = [toys.Tanh() for _ in range(STEPS)]
     model = ponder.PonderWrapper(
         steps, head=head, lambda_head=halting, task="classification", policy=policy
     ).eval()
-    out = model(torch.randn(ROWS, WIDTH))
-    assert sum(ran) == int(out.exit_step.sum())
-    asked = int(out.exit_step.clamp(max=STEPS - 1).sum())  # nobody is asked at the last step
-    assert sum(halting.ran) == (asked if "hazard" in policy.needs else 0)
+    with toys.counted(*steps, head, halting) as calls:
+        out = model(torch.randn(ROWS, WIDTH))
+    assert sum(sum(calls[step]) for step in steps) == int(out.exit_step.sum())
+    asked = int(out.exit_step.clamp(max=STEPS - 1).sum())  # at the last step no row is asked
+    assert sum(calls[halting]) == (asked if "hazard" in policy.needs else 0)
     last = int((out.exit_step == STEPS).sum())
-    assert sum(head.ran) == (asked + last if "output" in policy.needs else ROWS)
+    assert sum(calls[head]) == (asked + last if "output" in policy.needs else ROWS)
 
 
 @dataclass(frozen=True)
@@ -88,8 +79,8 @@ class Spoiler(policies.ExitPolicy):
 
 @pytest.mark.parametrize("needs", [{"output"}, {"features"}, {"output", "features"}])
 def test_a_policy_that_writes_into_what_it_reads_changes_no_answer(needs: set[str]) -> None:
-    made = toy("stacked")
-    out = made(policy=Spoiler(frozenset(needs)))
+    made = build("stacked")
+    out = made.call(policy=Spoiler(frozenset(needs)))
     known = by_hand(made)
     expected = torch.stack(
         [known[step - 1][0][row] for row, step in enumerate(out.exit_step.tolist())]
@@ -112,12 +103,12 @@ class Answers(policies.ExitPolicy):
 )
 def test_an_exit_mask_is_one_bool_a_row(mask: Any) -> None:
     with pytest.raises(ponder.errors.ArgumentError, match="exit mask of Answers"):
-        toy("shared")(policy=Answers(mask))
+        build("shared").call(policy=Answers(mask))
 
 
 @pytest.mark.parametrize(("mask", "step"), [(True, 1), (False, STEPS)])
 def test_one_bool_answers_for_all_rows(mask: bool, step: int) -> None:
-    assert toy("shared")(policy=Answers(mask)).exit_step.tolist() == [step] * ROWS
+    assert build("shared").call(policy=Answers(mask)).exit_step.tolist() == [step] * ROWS
 
 
 @dataclass(frozen=True)
@@ -137,13 +128,13 @@ def test_the_context_of_a_policy_goes_with_its_rows() -> None:
     budget = 1 + torch.arange(ROWS).remainder(STEPS)
     for kind in KINDS:
         assert torch.equal(
-            toy(kind)(policy=Budget(), policy_context={"budget": budget}).exit_step, budget
+            build(kind).call(policy=Budget(), policy_context={"budget": budget}).exit_step, budget
         )
 
 
 @every_kind
 def test_no_rows_have_no_exits(kind: str) -> None:
-    made = toy(kind)
+    made = build(kind)
     inputs, context = map_tensors(lambda tensor: tensor[:0], (made.inputs, made.context))
     out = made.model(inputs, labels=torch.zeros(0, dtype=torch.long), **context)
     assert (tuple(out.outputs.shape), out.exit_step.tolist(), out.loss.item()) == (
@@ -155,12 +146,14 @@ def test_no_rows_have_no_exits(kind: str) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
 def test_a_shared_step_runs_for_any_number_of_steps(depth: int) -> None:
-    made = toy("shared", policy=policies.LastStep())
-    assert made(num_steps=depth).exit_step.tolist() == [depth] * ROWS
-    torch.testing.assert_close(made(num_steps=depth).outputs, by_hand(made, depth)[-1][0], **CLOSE)
+    made = build("shared", policy=policies.LastStep())
+    assert made.call(num_steps=depth).exit_step.tolist() == [depth] * ROWS
+    torch.testing.assert_close(
+        made.call(num_steps=depth).outputs, by_hand(made, depth)[-1][0], **CLOSE
+    )
     assert made.unroll(num_steps=depth).num_steps == depth
     with pytest.raises(ponder.errors.ArgumentError, match="num_steps"):
-        toy("stacked")(num_steps=depth)
+        build("stacked").call(num_steps=depth)
 
 
 class Failing(nn.Module):
@@ -189,8 +182,8 @@ def test_after_an_exception_the_next_call_works() -> None:
 
 
 def test_rows_of_an_unknown_order_come_back_in_their_own() -> None:
-    made = toy("padded", policy=CONFIDENT)
-    whole = made()
+    made = build("padded", policy=CONFIDENT)
+    whole = made.call()
     order = torch.randperm(ROWS)
     context = {name: mask[order] for name, mask in made.context.items()}
     mixed = made.model(made.inputs[order], **context)

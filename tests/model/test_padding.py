@@ -10,9 +10,9 @@ from torch import Tensor
 
 import ponder
 from ponder.model.padding import Along, join_rows, last_position, width_of
-from tests.model.toys import LENGTH, ROWS, WIDTH, padding_mask
+from tests.toys import LENGTH, ROWS, WIDTH, padding
 
-REAL = ~padding_mask()
+REAL = ~padding()
 STATES = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
 
 

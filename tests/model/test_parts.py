@@ -13,7 +13,7 @@ from ponder import recipes
 from ponder.model.heads import make_heads
 from ponder.model.readouts import ReadoutCall
 from ponder.training import joined_loss
-from tests.model.toys import CLOSE, LENGTH, ROWS, WIDTH, padding_mask
+from tests.toys import CLOSE, LENGTH, ROWS, WIDTH, padding
 
 # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ def test_heads_are_those_of_the_recipe(name: str) -> None:
 
 # -- readouts ------------------------------------------------------------------------------------------------------
 
-REAL = ~padding_mask()
+REAL = ~padding()
 MASKS = [
     {},
     {"attention_mask": REAL.long()},

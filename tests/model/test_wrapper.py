@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, policies, priors, recipes, tasks
+from tests import toys
 from tests.compare import assert_same_answers, assert_same_weights
-from tests.model import toys
-from tests.model.toys import CLASSES, CLOSE, KINDS, ROWS, STEPS, WIDTH, toy
+from tests.toys import CLASSES, CLOSE, ROWS, STEPS, WIDTH, build
 
+KINDS = ("shared", "stacked", "scheduled", "context", "padded")
 LABELS = torch.arange(ROWS).remainder(CLASSES)
 ArgumentError = ponder.errors.ArgumentError
 
@@ -159,9 +160,9 @@ def test_the_task_is_inferred_from_the_labels_where_none_is_named() -> None:
 
 @pytest.mark.parametrize("policy", [policies.Bernoulli(seed=3), policies.Quantile(0.6)])
 def test_row_ids_travel_with_rows(policy: policies.ExitPolicy) -> None:
-    made = toy("stacked", policy=policy)
+    made = build("stacked", policy=policy)
     ids = torch.arange(100, 100 + ROWS)
-    whole = made(row_ids=ids)
+    whole = made.call(row_ids=ids)
     for row in range(ROWS):
         alone = made.model(made.inputs[[row]], row_ids=ids[[row]])
         assert alone.exit_step.item() == whole.exit_step[row].item()
@@ -170,15 +171,15 @@ def test_row_ids_travel_with_rows(policy: policies.ExitPolicy) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_and_weights_make_the_same_model(kind: str, tmp_path: Path) -> None:
     one, other = (
-        toy(kind, policy=policies.Patience(patience), prior=priors.Learned(STEPS))
-        for patience in (1, 2)
+        build(kind, seed=seed, policy=policies.Patience(seed), prior=priors.Learned(STEPS))
+        for seed in (1, 2)
     )
     one.model.objective = objectives.Ponder(0.1)
     ponder.save(one.model, tmp_path / "model.safetensors")
     ponder.load(tmp_path / "model.safetensors", into=other.model)
     assert (other.model.policy, other.model.stages) == (one.model.policy, one.model.stages)
     assert_same_weights(other.model, one.model)
-    expected = one()
+    expected = one.call()
     found = other.model(one.inputs, **one.context)
     assert_same_answers(found.outputs, expected.outputs)
     assert torch.equal(found.exit_step, expected.exit_step)  # answers in double precision
@@ -186,10 +187,10 @@ def test_settings_and_weights_make_the_same_model(kind: str, tmp_path: Path) -> 
 
 
 def test_the_weights_of_a_learned_prior_are_the_models() -> None:
-    made = toy("shared", prior=priors.Learned(STEPS))
+    made = build("shared", prior=priors.Learned(STEPS))
     made.model.train()
     assert "prior_weights" in dict(made.model.named_children())
-    made(labels=LABELS).loss.backward()
+    made.call(labels=LABELS).loss.backward()
     assert all(weight.grad is not None for weight in made.model.prior_weights.parameters())
     twin = copy.deepcopy(made.model)
     assert twin.prior.module is twin.prior_weights is not made.model.prior_weights
@@ -208,8 +209,8 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     steps[0].requires_grad_(False)
     model.head.heads[1].requires_grad_(False)
     assert model.train().training
-    assert [step.training for step in steps] == [False, True, True, True]
-    assert [head.training for head in model.head.heads] == [True, False, True, True]
+    assert [step.training for step in steps] == [False, True, True, True, True]
+    assert [head.training for head in model.head.heads] == [True, False, True, True, True]
     assert stem.training
     for step in steps:
         step.requires_grad_(False)
@@ -228,7 +229,7 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
 
 
 def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_model() -> None:
-    made = toy("stacked", objective=objectives.Distillation(teacher="frozen"))
+    made = build("stacked", objective=objectives.Distillation(teacher="frozen"))
     weights = len(list(made.model.parameters()))
     teacher = copy.deepcopy(made.model)
     teacher.policy = policies.FixedStep(1)
@@ -236,17 +237,17 @@ def test_a_teacher_answers_at_full_depth_without_dropout_and_is_no_part_of_the_m
     made.model.train()
     assert len(list(made.model.parameters())) == weights
     assert not teacher.training
-    expected = made(labels=LABELS).loss
+    expected = made.call(labels=LABELS).loss
     made.model.teacher = lambda inputs, **context: (
         teacher(inputs, policy=policies.LastStep()).outputs
     )
-    torch.testing.assert_close(made(labels=LABELS).loss, expected)
+    torch.testing.assert_close(made.call(labels=LABELS).loss, expected)
     made.model.teacher = lambda inputs, **context: teacher(inputs).outputs[:, :2]
     with pytest.raises(RuntimeError, match="expand"):  # in PyTorch's own words
-        made(labels=LABELS)
+        made.call(labels=LABELS)
     made.model.teacher = None
     with pytest.raises(ArgumentError, match="teacher"):
-        made(labels=LABELS)
+        made.call(labels=LABELS)
 
 
 def test_a_lambda_head_reads_no_padding() -> None:
