@@ -29,13 +29,6 @@ __all__ = [
 ]
 
 FORMAT = "ponder-loops-2"
-_FORMATS = (FORMAT, "ponder-loops-1")
-_RENAMED = {
-    f"{gate}, {mode}": f"{gate}, trained in, {mode}"
-    for gate in ("hazards", "act")
-    for mode in ("row", "position")
-}
-"""Gates of the first format, in which no gate had a budget of its own."""
 COMMITTED = Path(__file__).parents[1] / "results" / "loops"
 COLUMNS = (
     "gate",
@@ -87,11 +80,10 @@ def results(folder: Path = COMMITTED) -> dict[str, Results]:
     found: dict[str, Results] = {}
     for path in sorted(folder.glob("*-s*.json")):
         result = read_json(path)
-        if result.get("format") not in _FORMATS or not is_intact(result):
+        if result.get("format") != FORMAT or not is_intact(result):
             raise DataError(
                 f"{path}: expected a result as it was written, of the format {FORMAT!r}."
             )
-        result["ways"] = {_RENAMED.get(key, key): way for key, way in result["ways"].items()}
         name = result["setting"]["name"]
         found[name] = [*found.get(name, ()), result]
     return found
@@ -141,8 +133,7 @@ def both_modes(everything: Mapping[str, Results]) -> Iterator[tuple[str, ...]]:
                 for mode in ("row", "position")
                 if f"{gate}, {mode}" in found[0]["ways"]
             }
-            if of_mode:
-                yield task, gate, *_side_by_side(of_mode)
+            yield task, gate, *_side_by_side(of_mode)
         whole = [(result, result["ways"]["all steps, supervised"]["test"]) for result in found]
         yield task, "all steps", *_side_by_side({"row": whole})
 
@@ -173,14 +164,10 @@ def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
         steps, within = list[float](), list[bool]()
         for found in everything.values():
             for result in found:
-                if f"{gate}, {mode}" not in result["ways"]:
-                    continue
                 test = result["ways"][f"{gate}, {mode}"]["test"]
                 whole = result["ways"]["all steps, supervised"]["test"]
                 steps.append(test["position_steps"])
                 within.append(score_of(result, test) >= score_of(result, whole) - _SLACK)
-        if not steps:
-            continue
         learned = "yes" if gate in LEARNED else "no"
         share = f"{statistics.mean(steps):.0%}"
         kept = f"{sum(within)} of {len(within)}"

@@ -7,7 +7,7 @@ a puzzle or a text: some at once, some late, and neighbours alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.files import read_json, write_json
 from benchmarks.loops.measuring import parts_of, run_positions
 from benchmarks.loops.solver import Solver
 from benchmarks.loops.tasks import TASKS, Problems
-from benchmarks.loops.training import HEADS
+from benchmarks.loops.training import HEADS, LEARNERS
 from ponder.policies import ExitPolicy
 
 __all__ = ["Exits", "read", "record"]
@@ -45,22 +45,22 @@ class Exits:
 def record(weights: Path, out: Path, seed: int) -> None:
     """Write the exits of every task whose weights and result are in a folder of LoopBench."""
     found: dict[str, Any] = {}
-    for name, task in TASKS.items():
-        result, trained = (
-            weights / f"{name}-{end}" for end in (f"s{seed}.json", f"supervised-s{seed}.pt")
-        )
-        if not result.exists():
+    for name, own in TASKS.items():
+        path = weights / f"{name}-s{seed}.json"
+        if not path.exists():
             continue
+        result = read_json(path)
+        task = replace(own, **{key: result["setting"][key] for key in ("width", "num_steps")})
         solver = Solver(task).eval()
-        solver.load_state_dict(torch.load(trained, weights_only=True)["model"])
-        unused = dict.fromkeys(HEADS, solver.gate)
-        parts = parts_of(dict.fromkeys(("supervised", "pondernet", "act"), solver), unused)
-        chosen = read_json(result)["ways"]["confidence, position"]["policy"]
-        whole = task.draw("test", 512, 0)
+        trained = torch.load(weights / f"{name}-supervised-s{seed}.pt", weights_only=True)
+        solver.load_state_dict(trained["model"])
+        heads = dict.fromkeys(HEADS, solver.gate)  # which confidence does not read
+        parts = parts_of(dict.fromkeys(LEARNERS, solver), heads)["supervised"]
+        chosen = result["ways"]["confidence, position"]["policy"]
+        whole = task.draw("test", result["rows"], 0)
         rows = POSITIONS // task.length
         problems = Problems(whole.inputs[:rows], whole.labels[:rows])
-        policy = ExitPolicy.from_dict(chosen)
-        run = run_positions(parts["supervised"], policy, problems, task.num_steps)
+        run = run_positions(parts, ExitPolicy.from_dict(chosen), problems, task.num_steps)
         facts = {"max_steps": task.num_steps, "policy": chosen, "seed": seed}
         found[name] = {**facts, "exits": run.steps.tolist()}
     write_json(out, found)

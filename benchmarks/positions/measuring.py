@@ -68,7 +68,7 @@ class Timing:
         return asdict(self) | {
             "steps_saved": steps_saved,
             "seconds_saved": seconds_saved,
-            "arrived": seconds_saved / steps_saved,
+            "arrived": seconds_saved / steps_saved if steps_saved else 0.0,
             "steps_times": steps_times,
             "seconds_times": seconds_times,
             "arrived_times": seconds_times / steps_times,

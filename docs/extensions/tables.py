@@ -374,17 +374,59 @@ def positions() -> str:
     rows = [
         (
             names[timing["step"]],
+            timing["task"],
             f"{timing['rows']} × {timing['length']} × {timing['width']}",
             f"{timing['mean_step']:.1f} of {timing['max_steps']}",
             f"{timing['steps_saved']:.0%}",
             f"{timing['seconds_saved']:.0%} (×{timing['seconds_times']:.1f})",
             f"{timing['arrived']:.2f}",
+            f"×{timing['seconds_times_over_rows']:.2f}",
         )
         for timing in result["timings"]
     ]
-    head = ("step", "rows × positions × width", "mean exit step", "position-steps saved")
-    drawn = table((*head, "seconds saved", "arrived"), rows)
+    head = (
+        "step",
+        "exits of",
+        "rows × positions × width",
+        "mean exit step",
+        "position-steps saved",
+    )
+    drawn = table((*head, "seconds saved", "arrived", "over rows"), rows)
     return f"{drawn}{made_by(result)}"
+
+
+def tagger() -> str:
+    """Return what exits per token and a gate per text save and change in a tagger of WNUT-17."""
+    result = read(RESULTS / "tagger" / "tagger.json")
+    rows = [
+        (
+            f"each token, confidence above {each['confidence']:g}",
+            f"×{each['token_layers_times']:.2f}",
+            "–",
+            f"{each['words_changed']:.1%}",
+            f"{each['entity_words_changed']:.1%}",
+        )
+        for each in result["per_token"]
+    ]
+    rows += [
+        (
+            f"`NoEntity`, at most {each['level']:.0%} of the texts with an entity missed",
+            f"×{each['layers_times']:.2f}",
+            f"×{each['seconds_times']:.2f}",
+            "–",
+            f"{each['entity_words_missed']:.1%}",
+        )
+        for each in result["gates"]
+        if each["certified"]
+    ]
+    head = (
+        "exits of",
+        "token-layers",
+        "seconds",
+        "words with another tag",
+        "entity words changed or missed",
+    )
+    return f"{table(head, rows)}{made_by(result)}"
 
 
 def loops() -> str:
@@ -725,6 +767,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "exporting": ("ponder/deploy",),
     "promised": ("ponder/advice", "ponder/deploy", *_MODEL),
     "positions": ("ponder/loops",),
+    "tagger": ("ponder/calibration", *_MODEL),
     "loops": ("ponder/loops",),
     "loops_ranking": ("ponder/loops",),
     "loops_promises": ("ponder/loops", "ponder/calibration"),

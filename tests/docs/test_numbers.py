@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -235,11 +236,76 @@ def above(found: list[Any], task: str) -> int:
     return sum(promises)
 
 
+def share(values: Iterator[float]) -> str:
+    return f"{median(values):.0%}"
+
+
+def loopbench() -> dict[str, Any]:
+    return import_module("benchmarks.loops.report").results()  # type: ignore[no-any-return]
+
+
+def steps_of(task: str, way: str, key: str = "position_steps") -> str:
+    return share(result["ways"][way]["test"][key] for result in loopbench()[task])
+
+
+def times_over_rows(task: str, key: str) -> float:
+    """Return how many times as much confidence takes per row as per position, of the medians over seeds."""
+    by_mode = (
+        median(result["ways"][f"confidence, {mode}"]["test"][key] for result in loopbench()[task])
+        for mode in ("row", "position")
+    )
+    row, position = by_mode
+    return row / position
+
+
+def puzzles_claims() -> Iterator[str]:
+    report = import_module("benchmarks.loops.report")
+    ranking = report.ranking(loopbench())
+    needed = {gate: steps for gate, _, steps, *_ in ranking}
+    within = {gate: kept for gate, _, _, kept, _ in ranking}
+    yield (
+        f"confidence needs {needed['confidence']} of the position-steps, entropy {needed['entropy']}; "
+        f"a head for hazards {needed['hazards, head']}, for ACT {needed['act, head']}, "
+        f"a Q-head {needed['q-head']}"
+    )
+    alone = {gate: kept.split()[0] for gate, kept in within.items()}
+    yield (
+        f"{within['confidence']} runs by confidence, {alone['hazards, head']} by the head for hazards, "
+        f"{alone['q-head']} by the Q-head, {alone['act, head']} by the head for ACT"
+    )
+    small, large = (steps_of(f"sudoku-{size}", "confidence, position") for size in ("4x4", "6x6"))
+    yield f"with {small} of the position-steps in sudokus of 4×4 and {large} in those of 6×6"
+    row, position = (steps_of("mazes", f"confidence, {mode}") for mode in ("row", "position"))
+    yield f"{position} of the position-steps per position, {row} per row"
+    tasks = [task for task in loopbench() if task not in ("mazes", "characters")]
+    saved = {
+        key: [times_over_rows(task, key) for task in tasks] for key in ("position_steps", "seconds")
+    }
+    yield (
+        f"×{min(saved['position_steps']):.1f} to ×{max(saved['position_steps']):.1f} fewer position-steps "
+        f"than per row, and ×{min(saved['seconds']):.1f} to ×{max(saved['seconds']):.1f} in seconds"
+    )
+
+
+def loops_claims() -> Iterator[str]:
+    timings = read("positions/positions.json")["timings"]
+    arrived = [each["arrived"] for each in timings if each["task"] != "mazes"]
+    met = sum(each >= 0.8 for each in arrived)
+    yield f"at least 0.8 of the position-steps saved in {met} of {len(arrived)} settings"
+    fast = {
+        name: max(each["seconds_times_over_rows"] for each in timings if each["task"] == name)
+        for name in ("sudoku-6x6", "characters")
+    }
+    yield f"×{fast['sudoku-6x6']:.1f} in sudokus of 6×6 and ×{fast['characters']:.1f} in texts"
+
+
 CLAIMS: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": readme_claims,
     "docs/pays.md": pays_claims,
     "docs/palbert.md": palbert_claims,
     "docs/cascades.md": cascades_claims,
+    "docs/puzzles.md": puzzles_claims,
+    "docs/loops.md": loops_claims,
 }
 
 
