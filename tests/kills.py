@@ -13,7 +13,9 @@ __all__ = ["kills"]
 _KILLED = 9
 
 
-def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> Iterator[Path]:
+def kills(
+    before: Callable[[Path], object], act: Callable[[Path], object], every: int = 1
+) -> Iterator[Path]:
     """Yield the folder that each kill leaves, and last the one of a process that was not killed.
 
     Run it in an interpreter of its own, `python -c`, with a scratch folder as its argument: it
@@ -22,12 +24,14 @@ def kills(before: Callable[[Path], object], act: Callable[[Path], object]) -> It
     Args:
         before: Writes the folder as it was before.
         act: Writes it again, in a process that is killed without any clean-up.
+        every: Of how many calls one is killed at.
     """
-    number = 0
+    number = 1 - every
     killed = True
     while killed:
-        number += 1
+        number += every
         folder = Path(sys.argv[1]) / str(number) / "saved"
+        folder.parent.mkdir()
         before(folder)
         (folder / "notes.txt").write_text("of the user")
         child = os.fork()

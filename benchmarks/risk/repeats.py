@@ -84,7 +84,7 @@ def measured(setting: str, way: str, draws: int, rows: int, level: float) -> dic
     true = list[float]()
     for number in range(draws):
         draw = np.random.default_rng(number)
-        traffic, shares = _traffic(setting, draw)
+        traffic, shares = traffic_of(setting, draw)
         log = draw.choice(len(shares), size=rows, p=shares)
         found = WAYS[way](traffic, log, level, number)
         steps = traffic.exit_steps(found.policy)
@@ -105,7 +105,7 @@ def measured(setting: str, way: str, draws: int, rows: int, level: float) -> dic
     }
 
 
-def _traffic(setting: str, draw: np.random.Generator) -> tuple[Record, Floats]:
+def traffic_of(setting: str, draw: np.random.Generator) -> tuple[Record, Floats]:
     """Return the answers of two stages to all texts, and the probability of each text."""
     frequent, share = SETTINGS[setting]
     is_frequent = np.arange(TEXTS) < frequent

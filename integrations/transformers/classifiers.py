@@ -32,7 +32,7 @@ class FittedClassifier:
         report: What was certified.
         clock: Speed-up in seconds over the plain model.
         certifying: The texts that certified.
-        taught: The texts that the heads learned on.
+        taught: The texts that the heads learned on, repeats included.
         truncated: Number of texts that are longer than the model takes.
         seconds: Seconds that fitting took.
     """

@@ -80,7 +80,7 @@ class ExitReport:
         certifying: The full-depth run over the certifying inputs; it and the fields that follow are
             not in `to_dict`.
         places: The places of the certifying inputs among all, `(rows,)`.
-        taught_places: The places of the inputs that the heads learned on.
+        taught_places: The places of the inputs that the heads learned on, repeats included.
 
     Example:
         >>> whole = BertForSequenceClassification(config)
@@ -224,6 +224,7 @@ class Sides:
     choosing: Trajectory
     certifying: Trajectory
     places: tuple[Any, Any, Any]
+    taught_rows: Any
     rows: int
     distinct: int
 
@@ -262,6 +263,7 @@ def teach_heads(
     for head in early:
         head.reset()
     learn = learn[: _rows_in_memory(model, encodings)]
+    taught_rows = learn
     learn = learn[_first_of_each(ids[learn])]
 
     def record(places: Any, phase: str, **options: Any) -> Trajectory:
@@ -289,6 +291,7 @@ def teach_heads(
         choosing=record(choose, "choose"),
         certifying=record(check, "certify"),
         places=(learn, choose, check),
+        taught_rows=taught_rows,
         rows=len(encodings),
         distinct=count,
     )
@@ -442,7 +445,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
         exit_accuracy=exit_accuracy,
         certifying=certifying,
         places=tuple(sides.places[2].tolist()),
-        taught_places=tuple(sides.places[0].tolist()),
+        taught_places=tuple(sides.taught_rows.tolist()),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,7 @@ def new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
         source = _SOURCE.get() or _ReadingFrom(str(config.name_or_path), None, {})
         config.trust(source.source, source.trusts_code, **source.hub)
     if not config.finetuned:
-        model: PreTrainedModel = AutoModel.from_config(
-            config.encoder, trust_remote_code=has_code, **options
-        )
-        return encoder_of(model)
+        return _new_bare_encoder(config, options)
     if not has_code:
         kind = getattr(transformers, str(config.architecture))
         return kind._from_config(config.encoder, **options)  # type: ignore[no-any-return]
@@ -141,3 +139,21 @@ def new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
     auto = getattr(transformers, name)
     whole: PreTrainedModel = auto.from_config(config.encoder, trust_remote_code=True, **options)
     return whole
+
+
+def _new_bare_encoder(config: PonderConfig, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a new bare encoder, by its configuration, or by its name if that is not enough.
+
+    Transformers has two models for one configuration of Funnel, and none for that of the half of
+    T5Gemma.
+    """
+    own: Any = config.encoder
+    has_code = bool(config.remote_code)
+    known = MODEL_MAPPING.get(type(own), ())
+    if has_code or not isinstance(known, list | tuple):
+        whole: PreTrainedModel = AutoModel.from_config(own, trust_remote_code=has_code, **options)
+        return encoder_of(whole)
+    models = import_module(type(own).__module__.replace(".configuration_", ".modeling_"))
+    kind: Any = getattr(models, str(config.architecture))
+    half: PreTrainedModel = kind._from_config(own, **options)
+    return half

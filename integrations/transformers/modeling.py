@@ -25,7 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder._utils.checks import check_choice
-from ponder._utils.files import reading
+from ponder._utils.files import ABOUT, reading, replaced_folder
 from ponder._utils.seals import digest_of_file
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.adapters import (
@@ -56,7 +56,7 @@ from ponder.running.loop import Answers
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
+__all__ = ["FILES_OF_A_MODEL", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
 
 _PROBLEMS = {
     "single_label_classification": "classification",
@@ -84,6 +84,9 @@ _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+FILES_OF_A_MODEL = ("config.json", *_WEIGHTS, *ABOUT)
+"""Patterns of the files that are replaced when a model is saved over an older one."""
 _ENCODER = "ponder.stem.encoder"  # the path of the encoder in the model
 
 
@@ -434,27 +437,42 @@ class PonderPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save the model as in Transformers, with its tokenizer, card, and the encoder's code."""
+        """Save the model as in Transformers, with its tokenizer, card, and the encoder's code.
+
+        The folder is replaced as a whole. Files of others in it stay, such as those of a checkpoint.
+        """
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
-        folder = Path(save_directory)
         wrapper = self.ponder
         recipe = dataclasses.replace(
             self.recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages
         )
         self.config.recipe = recipe.to_dict()
-        if kwargs.get("is_main_process", True):
-            folder.mkdir(parents=True, exist_ok=True)
-            for part in (self.encoder, self.encoder.config):
-                if part._auto_class is not None:
-                    custom_object_save(part, folder, config=self.encoder.config)
-            files: list[Path] = []
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
-                files = [folder / name for name in _VOCABULARIES]
-            self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
-            write_card(self, folder)
         # Under the names that weights have here, since Trainer reads its checkpoints as they are.
-        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        options = {"save_original_format": False, **kwargs}
+        adapters_alone = getattr(self, "_hf_peft_config_loaded", False)
+        if adapters_alone or not _writes_alone(options):
+            super().save_pretrained(save_directory, *args, **options)
+            return
+        owned = set(FILES_OF_A_MODEL)
+        if options.get("variant"):  # of the weights, which stands beside others
+            owned -= set(_WEIGHTS)
+        if self.tokenizer is not None:
+            owned |= set(_VOCABULARIES)
+        with replaced_folder(Path(save_directory), ["config.json"], owned) as new:
+            self._write_beside_weights(new)
+            super().save_pretrained(new, *args, **options)
+
+    def _write_beside_weights(self, folder: Path) -> None:
+        """Write code, tokenizer and model card into a folder."""
+        for part in (self.encoder, self.encoder.config):
+            if part._auto_class is not None:
+                custom_object_save(part, folder, config=self.encoder.config)
+        files: list[Path] = []
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+            files = [folder / name for name in _VOCABULARIES]
+        self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
+        write_card(self, folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload the model as in Transformers, with its model card."""
@@ -683,6 +701,13 @@ class PonderPreTrainedModel(PreTrainedModel):
 def _texts() -> Any:
     """Import the module of data sets and tokenizers, which takes long, at its first use."""
     return import_module("ponder.integrations.transformers.texts")
+
+
+def _writes_alone(options: Mapping[str, Any]) -> bool:
+    """Return whether this process writes all of a saved model; with others that write shards none does."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    first = options.get("is_main_process", True) and not (several and torch.distributed.get_rank())
+    return bool(first) and not options.get("distributed_checkpoint")
 
 
 def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:

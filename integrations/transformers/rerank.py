@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from ponder._utils.files import replaced_folder
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
 from ponder.calibration.statement import CONFIDENCE, LEVEL
-from ponder.deploy.ranking import Pool, Ranker, RankerSettings, pools_of, rows_of
+from ponder.deploy.ranking import RERANK, Pool, Ranker, RankerSettings, pools_of, rows_of
 from ponder.errors import ArgumentError
 from ponder.inference.batches import start_batches
 from ponder.inference.examples import ExampleReader
@@ -33,6 +34,7 @@ from ponder.integrations.transformers.config import changed_files
 from ponder.integrations.transformers.exits import as_before_if_refused, counter
 from ponder.integrations.transformers.heads import PonderForSequenceClassification
 from ponder.integrations.transformers.loading import load_whole
+from ponder.integrations.transformers.modeling import FILES_OF_A_MODEL
 from ponder.integrations.transformers.texts import examples_of, load_tokenizer
 from ponder.policies import LastStep, TopK
 
@@ -93,9 +95,10 @@ class CrossEncoder(Ranker):
         return ranker
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, the tokenizer, the policy and the promise into a folder."""
-        self.model.save_pretrained(folder)
-        self.settings.write(Path(folder))
+        """Write the model, the tokenizer, the policy and the promise; the folder is replaced as a whole."""
+        with replaced_folder(folder, ["config.json"], [*FILES_OF_A_MODEL, RERANK]) as new:
+            self.model.save_pretrained(new)
+            self.settings.write(new)
 
     def start(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> Any:
         """Return pairs before their first step; see `Ranker.start`."""

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +24,7 @@ from ponder._utils.checks import library
 from ponder.errors import CheckpointError, PonderError
 
 __all__ = [
+    "ABOUT",
     "digest_of_files",
     "read_json",
     "read_tensors",
@@ -33,6 +34,9 @@ __all__ = [
     "write_tensors",
 ]
 
+ABOUT = ("ponder.json", "report.html")
+"""What a command says of the model in a folder: it goes when another model takes the place."""
+_README = "README.md"
 _NEEDS = "a saved file", "torch"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -130,8 +134,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Iterator[Path]:
-    """Yield an empty folder, which takes the place of `folder` as a whole when the block ends.
+def replaced_folder(
+    folder: str | Path, indexes: Sequence[str], owned: Collection[str]
+) -> Iterator[Path]:
+    """Yield a new folder, which takes the place of `folder` as a whole when the block ends.
 
     The new folder is written beside the old one, flushed to the disk, and exchanged with it:
     whoever reads, or finds the folder after a kill at any point, sees the old one or the new one.
@@ -139,12 +145,15 @@ def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Ite
 
     On systems that cannot exchange two folders, the old one is renamed first, so that for a moment
     there is none. If the folder cannot be renamed (a mount point, the working directory, a parent
-    that is read-only), its entries are replaced one by one, `index` taken away first and given back
-    last: after a kill readers refuse the folder.
+    that is read-only), its entries are replaced one by one, the indexes taken away first and given
+    back last: after a kill readers refuse the folder.
+
+    The folder that is yielded has the name of `folder`, and its README, since who writes a model card
+    looks at that; it is empty otherwise. What is written into it may be replaced as a whole in turn.
 
     Args:
         folder: The folder; it need not exist.
-        index: Name of the file without which readers refuse the folder.
+        indexes: Names of the files without any of which readers refuse the folder.
         owned: Patterns of the names that belong to what is written. Other entries of an older
             folder are kept, unless the new one has them too.
 
@@ -152,7 +161,7 @@ def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Ite
         >>> from pathlib import Path
         >>> from ponder._utils.files import replaced_folder
         >>> for words in ("old", "new"):
-        ...     with replaced_folder("saved", "index.json", owned=["index.json"]) as new:
+        ...     with replaced_folder("saved", ["index.json"], owned=["index.json"]) as new:
         ...         _ = (new / "index.json").write_text(words)
         >>> Path("saved/index.json").read_text()
         'new'
@@ -162,16 +171,33 @@ def replaced_folder(folder: str | Path, index: str, owned: Sequence[str]) -> Ite
         raise NotADirectoryError(f"{folder} is a file; name a folder.")
     new = _empty_beside(place)
     try:
+        if (place / _README).is_file():
+            shutil.copy2(place / _README, new)
         yield new
-        for entry in place.iterdir() if place.is_dir() else ():
-            kept = entry != new and not any(fnmatchcase(entry.name, each) for each in owned)
-            if kept and not (new / entry.name).exists():
-                _copy(entry, new / entry.name)
+        for entry in _kept(place, new, owned):
+            _copy(entry, new / entry.name)
         _flush(new)
         if not _take_place(new, place):
-            _replace_entries(new, place, index, owned)
+            _replace_entries(new, place, indexes, owned)
+        # Other processes may have written beside it meanwhile, as those of a distributed training.
+        for entry in _kept(new, place, owned):
+            os.rename(entry, place / entry.name)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new.parent, ignore_errors=True)
+
+
+def _kept(old: Path, new: Path, owned: Collection[str]) -> list[Path]:
+    """Return the entries of an old folder that are not replaced, and that the new one lacks."""
+    entries = list(old.iterdir()) if old.is_dir() else []
+    return [
+        entry
+        for entry in entries
+        if not _matches(entry, owned) and entry != new.parent and not (new / entry.name).exists()
+    ]
+
+
+def _matches(entry: Path, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(entry.name, each) for each in patterns)
 
 
 def digest_of_files(folder: str | Path) -> str:
@@ -185,17 +211,23 @@ def digest_of_files(folder: str | Path) -> str:
 
 
 def _empty_beside(place: Path) -> Path:
-    """Make an empty folder beside another, or inside it if its parent is read-only."""
+    """Make an empty folder of the name of another, in a hidden one beside it.
+
+    If its parent is read-only, the hidden one is inside it.
+    """
     name = f".{place.name}.{secrets.token_hex(4)}"
+    hidden = place.parent / name
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        (place.parent / name).mkdir()
+        hidden.mkdir()
     except OSError:
         if not place.is_dir():
             raise
-        (place / name).mkdir()
-        return place / name
-    return place.parent / name
+        hidden = place / name
+        hidden.mkdir()
+    new = hidden / place.name
+    new.mkdir()
+    return new
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -248,14 +280,17 @@ def _exchanged(one: Path, other: Path) -> bool:
     return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
 
 
-def _replace_entries(new: Path, place: Path, index: str, owned: Sequence[str]) -> None:
-    """Replace the entries of a folder one by one; between, it has no `index`."""
+def _replace_entries(
+    new: Path, place: Path, indexes: Sequence[str], owned: Collection[str]
+) -> None:
+    """Replace the entries of a folder one by one; between, it has no index."""
     place.mkdir(exist_ok=True)
-    (place / index).unlink(missing_ok=True)
+    for name in indexes:
+        (place / name).unlink(missing_ok=True)
     for entry in place.iterdir():
-        if entry != new and any(fnmatchcase(entry.name, each) for each in owned):
+        if entry != new.parent and _matches(entry, owned):
             _remove(entry)
-    for entry in sorted(new.iterdir(), key=lambda path: path.name == index):
+    for entry in sorted(new.iterdir(), key=lambda path: path.name in indexes):
         _remove(place / entry.name)
         os.replace(entry, place / entry.name)
 

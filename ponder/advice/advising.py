@@ -52,7 +52,7 @@ class Advice:
         moves: Levels of disagreement, and that share at each; only the requested level is promised.
         statement: The promise of the winner in one sentence; None without a promise.
         confidence: Probability with which all promises hold.
-        taught: The texts that taught early heads and the student.
+        taught: The texts that taught early heads and the student, repeats included.
     """
 
     ways: tuple[Way, ...]
@@ -162,7 +162,7 @@ def _advice_of(race: Race) -> Advice:
         moves=tuple((each, race.relative_cost(name, level=each)) for each in levels),
         statement=choice.reason if promises else None,
         confidence=race.settings.confidence,
-        taught=tuple(material.teaching),
+        taught=tuple(material.taught_texts),
     )
 
 

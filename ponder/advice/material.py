@@ -36,9 +36,10 @@ class Material:
         classes: Names of its classes.
         distinct: Number of different texts.
         truncated: Number of texts that are longer than the model takes.
-        teaching: Texts that teach.
+        teaching: Texts that teach, each once.
         teaching_rows: The same, tokenised.
         taught: The full-depth run over them.
+        taught_texts: The same, repeats included.
         others: Texts that choose and certify.
         recorded: The answers to these.
         certifying: Texts that certify.
@@ -55,6 +56,7 @@ class Material:
     teaching: list[Any]
     teaching_rows: list[Any]
     taught: Trajectory
+    taught_texts: list[Any]
     others: list[Any]
     recorded: Recorded
     certifying: list[Any]
@@ -107,6 +109,7 @@ class Material:
             teaching=[texts[n] for n in teaching],
             teaching_rows=[encoded.rows[n] for n in teaching],
             taught=sides.taught,
+            taught_texts=[texts[n] for n in sides.taught_rows],
             others=[texts[n] for n in others],
             recorded=recorded,
             certifying=[texts[n] for n in certifying],

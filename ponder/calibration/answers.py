@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import check_share
-from ponder._utils.files import read_json
+from ponder._utils.files import read_json, reading
+from ponder._utils.plain import from_plain
 from ponder._utils.rounding import rounded_up
+from ponder._utils.seals import changed_parts
 from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, percent, threshold_text
 from ponder.calibration.verdict import Verdict, judge
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 
 __all__ = ["THRESHOLD", "CertifiedAnswers", "certify_answers"]
 
@@ -58,9 +60,16 @@ class CertifiedAnswers:
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
-        """Read the file that `ponder certify` wrote."""
+        """Read the file that `ponder certify` wrote.
+
+        Raises:
+            CheckpointError: It is damaged, or was edited: it is all promise.
+        """
         card = read_json(file, THRESHOLD, "threshold")
-        return cls(**{each.name: card[each.name] for each in fields(cls)})
+        if changed_parts(card, lambda name: None):
+            raise CheckpointError(f"{file}: changed after it was certified. Certify again.")
+        with reading(file, "threshold"):
+            return from_plain(cls, {each.name: card[each.name] for each in fields(cls)})
 
     def takes(self, confidences: Sequence[float]) -> NDArray[np.bool_]:
         """Return which answers are taken, `(rows,)` bool; the reference must answer the others."""

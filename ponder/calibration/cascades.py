@@ -27,9 +27,9 @@ from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
 from ponder.calibration.control import RiskControl
-from ponder.calibration.records import Bools, Floats, Record, as_array
+from ponder.calibration.records import Floats, Record, as_array
 from ponder.calibration.repeats import check_rows
-from ponder.calibration.risks import Missed, RiskLike, losses_of
+from ponder.calibration.risks import RiskLike, losses_of
 from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.errors import ArgumentError
 from ponder.policies.base import StepView, Threshold, ThresholdPolicy
@@ -52,7 +52,8 @@ class CascadeReport(RiskControl):
             stages are free and answer everything.
         chosen_on: Number of rows that chose the kind of policy and the order of the thresholds.
         certified_on: Number of rows that certify.
-        unanswered: Number of rows left out, since the last stage did not answer them.
+        unanswered: Number of rows without an answer of the last stage. If an earlier stage answers
+            one, that counts as another answer.
     """
 
     shares: tuple[float, ...]
@@ -69,12 +70,17 @@ class CascadeReport(RiskControl):
 
     @property
     def remark(self) -> str:
-        """A sentence if the last stage is no longer needed, else empty."""
-        if self.last_stage_needed:
+        """The advice about a last stage that is not needed, or that fails; empty if there is none."""
+        if not self.last_stage_needed:
+            return (
+                "The last stage is no longer needed: earlier stages answered all "
+                f"{self.certified_on} rows that certify."
+            )
+        if not self.unanswered:
             return ""
         return (
-            "The last stage is no longer needed: earlier stages answered all "
-            f"{self.certified_on} rows that certify."
+            f"The last stage gave no answer to {self.unanswered} rows; early answers to them count "
+            "as other answers. Ask again, or leave such rows out if the promise is to be of others."
         )
 
     def __repr__(self) -> str:
@@ -100,7 +106,8 @@ def certify_cascade(
 
     A third of the rows chooses the kind of policy and the order of the thresholds; the others, on
     which nothing was chosen, certify by the exact binomial bound. A text that occurs twice is two
-    rows, as it is in traffic (see `ponder.calibration.repeats`).
+    rows, as it is in traffic (see `ponder.calibration.repeats`). If an earlier stage answers a row
+    that the last stage does not, this counts as another answer.
 
     Args:
         record: The answers of all stages to inputs on which none was trained: a full-depth run
@@ -134,12 +141,10 @@ def certify_cascade(
     by_step = np.cumsum(step_costs)
     if record.content_ids:
         check_rows(record.row_ids, "inputs")
-    answered = _has_reference(record, risk)
-    counted = record.map(lambda values: values[answered])
-    choosing_rows, certifying_rows = split(counted.row_ids, CHOOSE_AND_CERTIFY, seed=seed)
-    choosing = counted.map(lambda values: values[choosing_rows])
-    certifying = counted.map(lambda values: values[certifying_rows])
-    _check_enough(counted, certifying, risk, level, confidence)
+    choosing_rows, certifying_rows = split(record.row_ids, CHOOSE_AND_CERTIFY, seed=seed)
+    choosing = record.map(lambda values: values[choosing_rows])
+    certifying = record.map(lambda values: values[certifying_rows])
+    _check_enough(record, certifying, risk, level, confidence)
     found = certify(
         choosing,
         certifying,
@@ -162,7 +167,7 @@ def certify_cascade(
         speed_up=float(stage_costs[-1]) / mean_cost if mean_cost else float("inf"),
         chosen_on=len(choosing),
         certified_on=len(certifying),
-        unanswered=len(record) - len(counted),
+        unanswered=int(np.isnan(as_array(record.outputs[:, -1])).any(-1).sum()),
     )
 
 
@@ -266,15 +271,6 @@ def _candidates(choosing: Record, risk: RiskLike) -> list[Candidate]:
             rungs = threshold_path(rising, values, share)
             paths.append((ThresholdPath(kind, rungs), range(len(rungs))))
     return paths
-
-
-def _has_reference(record: Record, risk: RiskLike) -> Bools:
-    """Return which rows have a reference, `(rows,)`: all, unless it is the last stage's answer."""
-    missed_full_depth = isinstance(risk, Missed) and risk.reference == "full_depth"
-    if risk != "disagreement" and not missed_full_depth:
-        return np.ones(len(record), dtype=bool)
-    missing = np.isnan(as_array(record.outputs[:, -1])).any(axis=-1)
-    return np.asarray(~missing)
 
 
 def _check_enough(

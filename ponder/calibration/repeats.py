@@ -88,10 +88,19 @@ def share_rows(one: Any, other: Any) -> bool:
 def fresh_rows(ids: Any, used: Any) -> Ints:
     """Return the rows that may judge a promise, as rising positions.
 
-    They are the rows that did not teach, choose or certify. A new log is fresh as a whole, with the
-    texts that were seen before: they are a part of the traffic, and a check without them would
-    judge another promise. If it shares rows with those used, by `share_rows`, it is an older file
-    or contains one. Then each text is taken as often as it occurs more than it was used.
+    A row may judge if it is exchangeable with those that certified, and was not one of them. In a
+    new log all rows are, including those of texts that were seen before: they are a part of the
+    traffic, and a check without them would judge another promise.
+
+    If a file shares rows with those used, by `share_rows`, it contains all of an older file, or a
+    part. Rows of one text cannot be distinguished, and need not be, since they get one answer. So
+    of each text as many rows are left out as were used, times the share of the used rows that the
+    file contains; this share is estimated by the texts used once. A log that has grown is judged
+    by its new rows.
+
+    The share of other answers among these rows is not biased, whichever texts occur again
+    (`python -m benchmarks.risk.checks`). If a file contains a part of the used rows, the estimate
+    is a little too high, since texts used once occur again too.
 
     Args:
         ids: Content ids of the rows, `(rows,)` integers (`ponder._utils.rows.content_ids`).
@@ -116,7 +125,10 @@ def fresh_rows(ids: Any, used: Any) -> Ints:
     occurrence = np.empty(len(rows), dtype=np.int64)  # number of earlier rows with the same text
     occurrence[order] = np.arange(len(rows)) - np.repeat(starts, sizes)
     place = np.minimum(np.searchsorted(values, rows), len(values) - 1)
-    times_used = np.where(values[place] == rows, counts[place], 0)
+    once = values[counts == 1]
+    share = np.isin(once, rows).mean() if len(once) else 1.0
+    used_again = np.maximum(np.rint(share * counts), 1)  # used rows of each text in the file
+    times_used = np.where(values[place] == rows, used_again[place], 0)
     return np.flatnonzero(occurrence >= times_used)
 
 

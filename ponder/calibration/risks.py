@@ -94,12 +94,15 @@ class Missed(Risk):
         return 1.0 - same
 
     def rows(self, record: Record) -> Bools:
-        """Return which rows have a positive reference, `(rows,)`."""
+        """Return which rows have a positive reference, or none at full depth, `(rows,)`."""
         if self.reference == "labels":
             reference = np.asarray(record.labels)
         else:
             *_, last = record.views(frozenset({"output"}))
-            reference = np.asarray(last.output).argmax(-1)
+            output = np.asarray(last.output)
+            positive: Bools = np.isin(output.argmax(-1), np.asarray(self.classes))
+            positive |= np.isnan(output).any(-1)
+            return positive
         return np.isin(reference, np.asarray(self.classes))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,17 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import digest_of_files, read_json, replaced_folder, write_json
+from ponder._utils.files import (
+    ABOUT,
+    digest_of_files,
+    read_json,
+    reading,
+    replaced_folder,
+    write_json,
+)
+from ponder._utils.plain import from_plain
 from ponder._utils.rows import class_numbers, content_ids
+from ponder._utils.seals import changed_parts, sealed
 from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
@@ -48,7 +56,7 @@ Floats = NDArray[Any]
 Ints = NDArray[Any]
 _FILE = "cascade.json"
 _FORMAT = "ponder-cascade-2"
-_OWNED = (_FILE, "stage_*", "report.html", "ponder.json")  # files that belong to one saving
+_OWNED = (_FILE, "stage_*", *ABOUT)  # files that belong to one saving
 _TRIED = 5  # rows on which stages are tried before the others are paid for
 _logger = logging.getLogger(__name__)
 
@@ -203,9 +211,9 @@ class Cascade:
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``:
                 of the inputs whose reference is in the `positive` classes, the share that is
-                answered otherwise; or a `Risk`. Inputs without an answer of the last stage (or of
-                the reference) are left out, as there is nothing to differ from; a missing answer of
-                an earlier stage defers the input.
+                answered otherwise; or a `Risk`. An input that the last stage does not answer is
+                lost if an earlier stage answers it, and one that an earlier stage does not answer
+                is deferred. Inputs without an answer of `reference` are left out.
             level: Upper limit of the risk.
             confidence: Probability with which the promise holds.
             positive: The class or classes of ``"missed"``.
@@ -251,7 +259,7 @@ class Cascade:
         now is dropped, with a warning.
         """
         policy = promise_about(self.weights_digest, self.policy)
-        with replaced_folder(folder, _FILE, _OWNED) as new:
+        with replaced_folder(folder, [_FILE], _OWNED) as new:
             stages = list[dict[str, str | None]]()
             for number, stage in enumerate(self.stages, 1):
                 name = f"stage_{number}"
@@ -261,28 +269,34 @@ class Cascade:
                 else:
                     stages.append({"folder": None, "digest": None})
             settings = {"stages": stages, "costs": self.costs, "classes": self.classes}
-            write_json(new / _FILE, _FORMAT, settings | {"policy": policy.to_dict()})
+            data = sealed(settings | {"policy": policy.to_dict()}, {})
+            write_json(new / _FILE, _FORMAT, data)
 
     @classmethod
     def load(cls, folder: str | Path, stages: Sequence[Any] | None = None) -> Self:
         """Read a cascade that `save` wrote.
 
-        A promise is dropped, with a warning, if a stage is another than the one that it is about:
-        if its files have changed, or if one that was written is given by `stages` and has other
-        weights. That a function is the same can not be seen, and is for you to see to.
+        A promise is dropped, with a warning, if a stage is another than the one that it is about
+        (if its files have changed, or if one that was written is given by `stages` and has other
+        weights), or if the settings were edited. That a function is the same cannot be seen, and
+        is for you to see to.
 
         Args:
             folder: The folder.
             stages: One for each stage: None for what was written, and the stage itself if it is a
                 function, which could not be written.
         """
-        data = read_json(Path(folder) / _FILE, _FORMAT, "cascade")
-        written = data["stages"]
+        path = Path(folder) / _FILE
+        data = read_json(path, _FORMAT, "cascade")
+        with reading(path, "cascade"):
+            said = from_plain(_Settings, data)
+            policy = ExitPolicy.from_dict(said.policy)
+        written = said.stages
         given = [None] * len(written) if stages is None else list(stages)
         missing = [
             number
             for number, (stage, entry) in enumerate(zip(given, written, strict=False), 1)
-            if stage is None and entry["folder"] is None
+            if stage is None and entry.folder is None
         ]
         if missing or len(given) != len(written):
             raise ArgumentError(
@@ -292,30 +306,23 @@ class Cascade:
                 remedy="Pass stages=[None, ask], say.",
             )
         read = [
-            stage_of(Path(folder) / entry["folder"] if stage is None else stage)
+            stage_of(Path(folder) / str(entry.folder) if stage is None else stage)
             for stage, entry in zip(given, written, strict=True)
         ]
-        policy = ExitPolicy.from_dict(data["policy"])
-        made = cls(read, data["costs"], policy=policy, classes=data["classes"])
-        if isinstance(policy, Certified):
-            changed = [
-                number
-                for number, (stage, entry) in enumerate(zip(given, written, strict=True), 1)
+        with reading(path, "cascade"):
+            made = cls(read, said.costs, policy=policy, classes=said.classes)
+
+        def changed() -> list[str]:
+            stages_now = enumerate(zip(given, written, strict=True), 1)
+            found = [
+                f"stage {number}"
+                for number, (stage, entry) in stages_now
                 if _has_changed(Path(folder), entry, stage)
             ]
-            made.policy = made._promise(policy, changed)
-        return made
+            return [*found, *changed_parts(data, lambda name: None)]
 
-    def _promise(self, policy: Certified, changed: Sequence[int]) -> ExitPolicy:
-        """Return a policy, without its promise if that is about other stages."""
-        if not changed:
-            return promise_about(self.weights_digest, policy)
-        numbers = ", ".join(map(str, changed))
-        warnings.warn(
-            f"Stage {numbers} is another than the one that was certified; the promise is dropped.",
-            stacklevel=3,
-        )
-        return policy.policy
+        made.policy = promise_about(made.weights_digest, policy, changed)
+        return made
 
     def _recorded(self, rows: list[Any], labels: Sequence[Any] | None, *, steps: bool) -> _Recorded:
         """Ask all stages about all rows, each about five of them first.
@@ -381,6 +388,25 @@ class Cascade:
             if isinstance(part, StageThresholds) and len(part.thresholds) > before:
                 return replace(part, thresholds=part.thresholds[before:])
         return None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A stage in `cascade.json`: its folder and a digest of that; None if it could not be written."""
+
+    folder: str | None
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The contents of `cascade.json`."""
+
+    stages: tuple[_Written, ...]
+    costs: tuple[float, ...] | None
+    classes: tuple[str, ...]
+    policy: dict[str, Any]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 class _Stages:
@@ -501,15 +527,14 @@ def _tried(
     return _Tried(found, time.perf_counter() - start)
 
 
-def _has_changed(folder: Path, entry: Mapping[str, str | None], given: Any) -> bool:
+def _has_changed(folder: Path, entry: _Written, given: Any) -> bool:
     """Return whether a stage is seen to be another than the one that was written.
 
     Weights of stages in memory are compared by the certificate's own digest.
     """
-    name = entry["folder"]
     if given is None:
-        return digest_of_files(folder / str(name)) != entry["digest"]
-    return name is not None and stage_of(given).weights_digest() is None
+        return digest_of_files(folder / str(entry.folder)) != entry.digest
+    return entry.folder is not None and stage_of(given).weights_digest() is None
 
 
 def _listed(inputs: Iterable[Any]) -> list[Any]:

@@ -25,13 +25,22 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
 from ponder._utils.checks import library
-from ponder._utils.files import read_json, read_tensors, write_json, write_tensors
+from ponder._utils.files import (
+    read_json,
+    read_tensors,
+    reading,
+    replaced_folder,
+    write_json,
+    write_tensors,
+)
+from ponder._utils.plain import from_plain
 from ponder._utils.rows import split
 from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]
 
 _WORD = re.compile(r"\w\w+")
+_FILE = "student.json"
 _FORMAT = "ponder-student-1"
 _SCALE = 3.0
 """Factor of the embeddings, whose features are small beside those of the grams."""
@@ -190,35 +199,46 @@ class Student:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the student: arrays as safetensors, vocabulary and classes as JSON."""
+        """Write the student into a folder, which is replaced as a whole: arrays as safetensors, the rest as JSON."""
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
         settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:
             arrays["tokens"] = self.tokens.matrix
             settings["tokenizer"] = self.tokens.tokenizer
         settings["vocabulary"] = list(self.vocabulary)
-        write_tensors(Path(folder) / "student.safetensors", arrays, {"format": _FORMAT})
-        write_json(Path(folder) / "student.json", _FORMAT, settings)
+        with replaced_folder(folder, [_FILE], ["student.*"]) as new:
+            write_tensors(new / "student.safetensors", arrays, {"format": _FORMAT})
+            write_json(new / _FILE, _FORMAT, settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a student that `save` wrote."""
-        settings = read_json(Path(folder) / "student.json", _FORMAT, "student")
-        arrays, _ = read_tensors(Path(folder) / "student.safetensors")
-        matrix = arrays.pop("tokens", None)
-        vocabulary = {gram: n for n, gram in enumerate(settings["vocabulary"])}
-        tokens = None if matrix is None else Embeddings(settings["tokenizer"], matrix)
-        return cls(
-            tuple(settings["classes"]),
-            vocabulary,
-            **arrays,
-            temperature=settings["temperature"],
-            tokens=tokens,
-        )
+        path = Path(folder) / _FILE
+        with reading(path, "student"):
+            settings = from_plain(_Settings, read_json(path, _FORMAT, "student"))
+            arrays, _ = read_tensors(path.with_name("student.safetensors"))
+            matrix = arrays.pop("tokens", None)
+            return cls(
+                settings.classes,
+                {gram: number for number, gram in enumerate(settings.vocabulary)},
+                **arrays,
+                temperature=settings.temperature,
+                tokens=None if matrix is None else Embeddings(settings.tokenizer, matrix),
+            )
 
     @cached_property
     def _grams(self) -> _Grams:
         return _Grams(self.vocabulary, self.idf)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The contents of `student.json`."""
+
+    classes: tuple[str, ...]
+    temperature: float
+    vocabulary: tuple[str, ...]
+    tokenizer: str = ""  # the content of a `tokenizer.json`, if there are embeddings
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class Taught:
         cascade: The cascade, with its policy.
         report: The promise and the costs.
         statement: The promise in one sentence, or why there is no promise.
-        taught: The texts that taught the student.
+        taught: The texts that taught the student, repeats included.
         rest: Texts that chose and certified.
         record: The answers of both stages to these.
         by_half: The share of texts that a student of half the texts would answer; None if it could
@@ -70,12 +70,13 @@ def teach(
     stage = stage_of(model)
     taught, rest = _sides(list(texts), list(more), must_teach)
     classes = stage.classes or ()
-    answers = [classes[n] for n in stage.full(taught, classes).argmax(1)]
-    student = Student.fit(taught, answers, embeddings=Embeddings.of(stage.model))
+    distinct = list(dict.fromkeys(taught))
+    answers = [classes[n] for n in stage.full(distinct, classes).argmax(1)]
+    student = Student.fit(distinct, answers, embeddings=Embeddings.of(stage.model))
     cascade = Cascade([student, stage])
     record = cascade.record(rest)
     report = cascade.certify(record, level=level, confidence=confidence)
-    half = _share_by_half(cascade, record, rest, taught, answers, level, confidence)
+    half = _share_by_half(cascade, record, rest, distinct, answers, level, confidence)
     return Taught(
         cascade=cascade,
         report=report,
@@ -107,24 +108,23 @@ def stages_statement(report: Any, level: float, confidence: float, last: str = "
 
 
 def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any], list[Any]]:
-    """Return the texts that teach, each once, and the rows that choose and certify.
+    """Return the rows that teach, and those that choose and certify.
 
     Rows are dealt one by one: a text that comes again may teach and certify, as in the traffic to
-    come. Rows that are in the file of texts that only teach teach.
+    come. Rows that are in the file of texts that only teach too teach, and are counted there.
     """
     ids = content_ids(texts)
-    teaches = np.ones(len(texts), dtype=bool)
-    teaches[fresh_rows(ids, content_ids(more))] = False
+    in_both = np.ones(len(texts), dtype=bool)
+    in_both[fresh_rows(ids, content_ids(more))] = False
+    teaches = in_both.copy()
     if must_teach is not None:
         teaches |= np.asarray(must_teach)
     numbers = uniform(0, row_keys(ids))
     certify = _CERTIFY / max(1.0 - float(teaches.mean()), _CERTIFY)
     teaches |= numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0)))
-    taught = list(more)
-    rest = list[Any]()
-    for text, own in zip(texts, teaches.tolist(), strict=True):
-        (taught if own else rest).append(text)
-    return list(dict.fromkeys(taught)), rest
+    of_file = np.flatnonzero(teaches & ~in_both)
+    taught = [*more, *(texts[n] for n in of_file.tolist())]
+    return taught, [texts[n] for n in np.flatnonzero(~teaches).tolist()]
 
 
 def _share_by_half(

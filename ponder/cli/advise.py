@@ -13,8 +13,8 @@ from matplotlib.ticker import NullLocator
 from ponder.advice import Advice, Way, advise
 from ponder.calibration.statement import count
 from ponder.cli.outcome import DataTable, Outcome, usage_of
-from ponder.cli.output import probe_folder, progress
-from ponder.cli.show import show
+from ponder.cli.output import new_folder, probe_folder, progress
+from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
@@ -60,11 +60,16 @@ def run(
         "ways": advice.table,
         **{name: getattr(advice, name) for name in _FACTS},
     }
-    if out is not None:
-        advice.save(out)
-        Used.of(found.texts, taught=advice.taught).write(out)
-        facts["reference"] = remember(model, out)
-    show(outcome_of(advice, facts, Path(model).name, out), as_json=as_json, out=out)
+    name = Path(model).name
+    if out is None:
+        show(outcome_of(advice, facts, name), as_json=as_json)
+        return
+    facts["reference"] = remember(model, out)
+    with new_folder(out) as new:
+        advice.save(new)
+        Used.of(found.texts, taught=advice.taught).write(new)
+        outcome = keep(outcome_of(advice, facts, name, out), new, out)
+    show(outcome, as_json=as_json)
 
 
 def outcome_of(

@@ -9,9 +9,9 @@ from typing import Any
 from ponder.calibration.statement import count, in_words
 from ponder.cascade.teaching import Taught, teach
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import probe_folder
+from ponder.cli.output import new_folder, probe_folder
 from ponder.cli.report import changed_texts, policy_figure, student_figure
-from ponder.cli.show import show
+from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
@@ -36,8 +36,6 @@ def run(
     more = [] if texts[1] is None else read_texts(texts[1], **reading).without_empty().texts
     before = Used.read(model)
     made = teach(model, found.texts, more, must_teach=before.have_taught(found.texts), **options)
-    made.cascade.save(out)
-    (before | Used.of([*made.taught, *made.rest], taught=made.taught)).write(out)
     report = made.report
     level = options["level"] if report.met else None
     sides = f"teach {len(made.taught)}, choose {report.chosen_on}, certify {report.certified_on}"
@@ -62,7 +60,11 @@ def run(
         title=f"A student in front of {model.name}",
         usage=usage_of(out),
     )
-    show(outcome, as_json=as_json, out=out)
+    with new_folder(out) as new:
+        made.cascade.save(new)
+        (before | Used.of([*made.taught, *made.rest], taught=made.taught)).write(new)
+        outcome = keep(outcome, new, out)
+    show(outcome, as_json=as_json)
 
 
 def facts_of(report: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ponder._utils.files import read_json, write_json
+from ponder._utils.seals import sealed
 from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file
@@ -48,7 +49,8 @@ def run(
     facts = {**vars(certified), "columns": dict(columns)}
     place = "nothing: there is no threshold"
     if certified.threshold is not None:
-        write_json(out, THRESHOLD, {**facts, "used": Used.of(_keys(rows)).to_dict()})
+        used = Used.of(_keys(rows)).to_dict()
+        write_json(out, THRESHOLD, sealed({**facts, "used": used}, {}))
         place = str(out)
     table = [
         ("taken", f"{100 * certified.taken:.1f}% of {certified.rows} rows"),
@@ -66,12 +68,12 @@ def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
 
     The file of fresh rows has the same columns.
     """
+    certified = CertifiedAnswers.load(file)
     card = read_json(file, THRESHOLD, "threshold")
     columns = card["columns"]
     rows = _read(answers, columns)
     is_fresh = Used.from_dict(card["used"]).fresh(_keys(rows))
     fresh = [row for row, keep in zip(rows, is_fresh.tolist(), strict=True) if keep]
-    certified = CertifiedAnswers.load(file)
     read = _Columns.of(fresh, columns)
     verdict = certified.check(read.answers, read.confidences, read.references)
     taken = float(certified.takes(read.confidences).mean())

@@ -13,9 +13,9 @@ from ponder._utils.rounding import rounded_down
 from ponder.calibration.statement import count, in_words, percent
 from ponder.cascade.stages import classes_of
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import probe_folder, progress
+from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.report import changed_texts, policy_figure
-from ponder.cli.show import show
+from ponder.cli.show import keep, show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
@@ -45,13 +45,12 @@ def run(
         raise ArgumentError("--texts", expected=expected, got=got, remedy=remedy)
     with progress() as advance:
         made = fit_classifier(model, found.texts, found.labels, progress=advance, **options)
-    made.model.save_pretrained(out)
-    Used.of(found.texts, taught=made.taught).write(out)
-    show(
-        _outcome(made, found, Path(model).name, out, options.get("speed_up")),
-        as_json=as_json,
-        out=out,
-    )
+    outcome = _outcome(made, found, Path(model).name, out, options.get("speed_up"))
+    with new_folder(out) as new:
+        made.model.save_pretrained(new)
+        Used.of(found.texts, taught=made.taught).write(new)
+        outcome = keep(outcome, new, out)
+    show(outcome, as_json=as_json)
 
 
 def _outcome(

@@ -13,9 +13,9 @@ from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
 from ponder.cli.cascade import facts_of, rows_of
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import probe_folder, progress
+from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.rerank import export_ranker, is_ranker
-from ponder.cli.show import show
+from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx
 from ponder.deploy.folders import Opened, open_folder, remember
@@ -70,14 +70,16 @@ def run(
     if level is None:
         level = LEVEL if opened.promise is None else opened.promise.level
     write = _write_cascade if isinstance(opened.model, Cascade) else _write_model
-    outcome = write(opened, out, rows, level, confidence)
-    used.write(out)
-    show(_outcome(outcome, opened, out, int8=int8), as_json=as_json, out=out)
+    with new_folder(out) as new:
+        outcome = write(opened, new, rows, level, confidence)
+        used.write(new)
+        outcome = keep(_outcome(outcome, opened, new, out, int8=int8), new, out)
+    show(outcome, as_json=as_json)
 
 
-def _outcome(outcome: Outcome, opened: Opened, out: Path, *, int8: bool) -> Outcome:
+def _outcome(outcome: Outcome, opened: Opened, new: Path, out: Path, *, int8: bool) -> Outcome:
     """Return the outcome of an export with the facts of its folder."""
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file()) / 1e6
     facts = {
         "command": "export",
         "int8": int8,

@@ -18,13 +18,18 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from ponder._utils.files import ABOUT, replaced_folder
 from ponder.deploy.folders import card_of
+from ponder.deploy.used import USED
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
-__all__ = ["probe_file", "probe_folder", "progress", "say", "sentences"]
+__all__ = ["new_folder", "probe_file", "probe_folder", "progress", "say", "sentences"]
 
 _WIDTH = 80
 _EVERY = 10.0
+_INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json")
+_WRITTEN = (*_INDEXES, *ABOUT, USED, "*.onnx", "*.safetensors", "stage_*")
+"""Patterns of what commands write into a folder, besides tokenizers."""
 _OPTIONS = {
     "confidences": "--confidence-column",
     **dict.fromkeys(("rows", "examples", "trajectory", "choosing", "certifying"), "--texts"),
@@ -100,6 +105,16 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
             bars.update(tasks[phase], completed=done, total=total)
 
         yield draw
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder, which takes the place of `out` as a whole when the block ends.
+
+    So a model, its card and the texts that made it are always of one run of a command.
+    """
+    with replaced_folder(out, _INDEXES, _WRITTEN) as new:
+        yield new
 
 
 def probe_folder(out: Path, command: str, source: str | Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ponder.calibration.statement import CONFIDENCE, Promise, count
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import probe_folder, progress, say
-from ponder.cli.show import show
+from ponder.cli.output import new_folder, probe_folder, progress, say
+from ponder.cli.show import keep, show
 from ponder.cli.texts import read_rows
 from ponder.deploy import export
 from ponder.deploy.folders import card_of, remember
@@ -63,8 +63,6 @@ def run(
             pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance
         )
         clock = _timed(made, pools, advance)
-    made.save(out)
-    Used.of([pool.query for pool in pools]).write(out)
     fitted = made.settings.fitted
     statement = promise_of(made)
     facts = {
@@ -92,7 +90,11 @@ def run(
         title=f"Exits for the reranker {Path(model).name}",
         usage=usage_of(out, file="queries.jsonl"),
     )
-    show(outcome, as_json=as_json, out=out)
+    with new_folder(out) as new:
+        made.save(new)
+        Used.of([pool.query for pool in pools]).write(new)
+        outcome = keep(outcome, new, out)
+    show(outcome, as_json=as_json)
 
 
 def read_pools(path: Path, option: str = "--texts") -> list[Any]:
@@ -127,25 +129,38 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: boo
     """Write a folder of `ponder rerank` as ONNX; with queries, in int8 and certified again."""
     source = Ranker.load(folder)
     pools = [] if queries is None else read_pools(queries)
+    used = Used.read(folder) | Used.of([pool.query for pool in pools])
+    with new_folder(out) as new:
+        made = _exported(source, new, pools)
+        used.write(new)
+        outcome = keep(_export_page(made, folder, out, int8=queries is not None), new, out)
+    show(outcome, as_json=as_json)
+
+
+def _exported(source: Ranker, out: Path, pools: list[Any]) -> Ranker:
+    """Write a ranker as ONNX, in int8 if there are queries to certify its margin on."""
     pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]
-    export.onnx(source.model, out, int8=queries is not None, calibration=pairs[:256] or None)
+    export.onnx(source.model, out, int8=bool(pools), calibration=pairs[:256] or None)
     made = Ranker(export.OnnxModel(out), source.settings)
     fitted = source.settings.fitted
     exits = [part for part in all_within(made.settings.policy) if isinstance(part, TopK)]
     if pools and exits:
         made.certify(pools, exits[0], changed=fitted["level"], risk=fitted["risk"])
     made.settings.write(out)
-    (Used.read(folder) | Used.of([pool.query for pool in pools])).write(out)
+    return made
+
+
+def _export_page(made: Ranker, folder: Path, out: Path, *, int8: bool) -> Outcome:
+    """Return what is said of the export of a ranker."""
     statement = promise_of(made)
     facts = {
         "command": "export",
         "statement": statement,
-        "int8": queries is not None,
+        "int8": int8,
         "reference": card_of(folder).get("reference"),
     }
     usage = usage_of(out, torch=False, file="queries.jsonl")
-    outcome = Outcome(facts, [statement], title=f"{folder.name} as ONNX graphs", usage=usage)
-    show(outcome, as_json=as_json, out=out)
+    return Outcome(facts, [statement], title=f"{folder.name} as ONNX graphs", usage=usage)
 
 
 def _timed(ranker: Ranker, pools: list[Any], advance: Any) -> WallClock:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -21,29 +22,34 @@ from ponder._utils.files import replace_text
 from ponder.cli.outcome import DataTable, Outcome
 from ponder.deploy.folders import CARD
 
-__all__ = ["drawn", "show"]
+__all__ = ["drawn", "keep", "show"]
 
 _WIDTH = 80
 
 
-def show(
-    outcome: Outcome, *, as_json: bool, out: Path | None = None, to_stderr: bool = False
-) -> None:
-    """Print an outcome, and write it to a folder `out`; with a title, also as `report.html`."""
-    facts = dict(outcome.facts)
-    rows = list(outcome.rows)
-    if out is not None:
-        facts["made"] = _made()
-        page = ""
-        if outcome.title:
-            page = " (report.html)"
-            import_module("ponder.cli.report").write_page(
-                out / "report.html", outcome, facts["made"]
-            )
-        replace_text(out / CARD, _json(facts, indent=1) + "\n")
-        rows.append(("written to", f"{out}{page}"))
+def keep(outcome: Outcome, folder: Path, out: Path) -> Outcome:
+    """Write an outcome into a folder; with a title, also as `report.html`. Return what to show.
+
+    Args:
+        outcome: The outcome.
+        folder: The folder to write into.
+        out: The place that it will have.
+    """
+    facts = {**outcome.facts, "made": _made()}
+    place = str(out)
+    if outcome.title:
+        place = f"{out} (report.html)"
+        report = import_module("ponder.cli.report")
+        report.write_page(folder / "report.html", outcome, facts["made"])
+    replace_text(folder / CARD, _json(facts, indent=1) + "\n")
+    return replace(outcome, facts=facts, rows=[*outcome.rows, ("written to", place)])
+
+
+def show(outcome: Outcome, *, as_json: bool, to_stderr: bool = False) -> None:
+    """Print an outcome."""
+    rows = outcome.rows
     if as_json:
-        typer.echo(_json(facts), err=to_stderr)
+        typer.echo(_json(outcome.facts), err=to_stderr)
         return
     first, *others = outcome.sentences
     parts: list[str | Table] = [first]

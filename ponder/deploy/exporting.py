@@ -21,6 +21,7 @@ from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
 from ponder.deploy.manifest import (
     FILE,
+    FILES_OF_AN_EXPORT,
     TOKENIZER,
     Manifest,
     PolicyGraphs,
@@ -166,7 +167,7 @@ def _source(model: Any, example: Any) -> ExportSource:
 
 def _replaced(folder: str | Path) -> AbstractContextManager[Path]:
     """Return an empty folder that replaces an export as a whole."""
-    return replaced_folder(folder, FILE, ["*.onnx", TOKENIZER, FILE])
+    return replaced_folder(folder, [FILE], FILES_OF_AN_EXPORT)
 
 
 def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> None:
@@ -242,7 +243,7 @@ class _Tracer:
             history=getattr(model.lambda_head, "history", 1),
             initial=getattr(model.lambda_head, "initial", "stem"),
             mask=mask,
-            real=1 if padding is None else int(padding.real),
+            real=1 if padding is None or padding.real else 0,
             narrows=self.narrows,
             labels=self.source.labels,
             weights=model.weights_digest(),

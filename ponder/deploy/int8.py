@@ -29,7 +29,7 @@ from ponder.deploy.exporting import onnx, quantized
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep
-from ponder.policies.combine import Certified
+from ponder.policies.combine import Certified, promise_about
 
 __all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
 
@@ -208,9 +208,10 @@ def cascade_onnx(
             _as_graphs(stage, Path(scratch) / str(number))
             for number, stage in enumerate(cascade.stages)
         ]
-        small = Cascade(stages, cascade.costs, policy=cascade.policy, classes=cascade.classes)
-        if isinstance(small.policy, Certified):  # graphs answer as the model does
-            small.policy = replace(small.policy, weights=small.weights_digest())
+        policy = promise_about(cascade.weights_digest, cascade.policy)
+        small = Cascade(stages, cascade.costs, policy=policy, classes=cascade.classes)
+        if isinstance(policy, Certified):  # graphs answer as the model does
+            small.policy = replace(policy, weights=small.weights_digest())
         if texts is not None:
             choosing = split(content_ids(texts), CHOOSE_AND_CERTIFY)[0]
             ranges = [texts[place] for place in choosing.tolist()[:_RANGES]]

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from ponder._utils.files import read_json, reading, write_json
+from ponder._utils.files import ABOUT, read_json, reading, write_json
+from ponder._utils.plain import from_plain
 from ponder._utils.seals import changed_parts, digest_of_file, sealed
 from ponder.policies.combine import warn_of_changes
 
 __all__ = [
     "FILE",
+    "FILES_OF_AN_EXPORT",
     "TOKENIZER",
     "Manifest",
     "PolicyGraphs",
@@ -25,6 +27,8 @@ __all__ = [
 
 FILE = "export.json"
 TOKENIZER = "tokenizer.json"
+FILES_OF_AN_EXPORT = (FILE, TOKENIZER, "*.onnx", *ABOUT)
+"""Patterns of the files that are replaced when an export is written over an older one."""
 _FORMAT = "ponder-onnx-3"
 
 
@@ -68,6 +72,12 @@ class PolicyGraphs:
     thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
     together: int | None = None
 
+    @property
+    def reads(self) -> set[str]:
+        """Names of what the first graph may read."""
+        read = {"mask", "group", "row_ids", *self.needs, *self.thresholds}
+        return read | ({"cdf", "survival"} if "hazard" in self.needs else set())
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -110,16 +120,72 @@ class Manifest:
     policy: dict[str, Any]
     graphs: PolicyGraphs | None
     history: int = 1
-    initial: str = "stem"
+    initial: Literal["stem", "zeros"] = "stem"
     mask: str | None = None
-    real: int = 1
+    real: Literal[0, 1] = 1
     narrows: bool = False
     max_length: int | None = None
-    truncation_side: str = "right"
+    truncation_side: Literal["left", "right"] = "right"
     int8: bool = False
     labels: Sequence[str] = ()
     weights: str | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not fit together.
+
+        Raises:
+            ValueError: They do not.
+        """
+        names = [spec.name for spec in self.inputs]
+        fits = {
+            "schedule": len(self.schedule) == self.num_steps > 0 <= min(self.schedule),
+            "inputs": bool(names),
+            "history": self.history > 0,
+            "mask": self.mask is None or self.mask in names,
+            "max_length": self.max_length is None or self.max_length > 0,
+            "outputs": all(size > 0 for size in self.outputs),
+        }
+        if wrong := [name for name, right in fits.items() if not right]:
+            raise ValueError(f"{wrong[0]}: {getattr(self, wrong[0])!r} does not fit the rest")
+
+    def fit(self, ranks: Mapping[str, Mapping[str, int]]) -> None:
+        """Refuse graphs that this does not describe.
+
+        Args:
+            ranks: The number of dimensions of each input, by its name, of each graph.
+
+        Raises:
+            ValueError: A graph is missing, or one reads what nothing gives.
+        """
+        running = [*self.hidden, *self.context]
+        specs: dict[str, Sequence[TensorSpec]] = dict.fromkeys(self.steps, running)
+        specs["readout"] = running
+        if "stem" in ranks:
+            specs["stem"] = self.inputs
+        for name in ["head"] if "head" in ranks else self._heads:
+            specs[name] = ()
+        made = {"index", "features"}
+        if self.graphs is not None and self.graphs.together is None:
+            specs["policy_first"] = ()
+            made |= self.graphs.reads
+        for graph, given in specs.items():
+            if graph not in ranks:
+                raise ValueError(f"there is no {graph}.onnx")
+            own = {
+                name: rank
+                for name, rank in ranks[graph].items()
+                if name not in made and not name.startswith("state_")
+            }
+            if unknown := own.keys() - {spec.name for spec in given}:
+                raise ValueError(f"{graph}.onnx reads {min(unknown)}, which nothing gives")
+            for spec in given:
+                if any(not 0 < dim < own.get(spec.name, dim + 1) for dim in spec.along):
+                    raise ValueError(f"{spec.name} has no dimensions {spec.along}")
+
+    @property
+    def _heads(self) -> list[str]:
+        return [f"head_{step + 1}" for step in range(self.num_steps)]
 
     @property
     def steps(self) -> list[str]:
@@ -155,10 +221,7 @@ class Manifest:
         if data["policy"]["name"] == "certified":
             changed = changed_parts(data, lambda name: folder / name)
             data["policy"] = promise_of_export(data["policy"], data["weights"], changed)
-        for name in ("inputs", "hidden", "context"):
-            data[name] = [TensorSpec(**spec) for spec in data[name]]
-        data["graphs"] = data["graphs"] and PolicyGraphs(**data["graphs"])
-        return cls(**data)
+        return from_plain(cls, data)
 
 
 def promise_of_export(

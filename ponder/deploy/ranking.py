@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import sigmoid
 from ponder._utils.files import read_json, reading, write_json
+from ponder._utils.plain import from_plain
 from ponder._utils.readers import RANKERS, read_folder
 from ponder._utils.rows import content_ids
 from ponder._utils.seals import changed_parts, sealed
@@ -149,9 +150,8 @@ class RankerSettings:
         data.pop("digests", None)
         with reading(folder / RERANK, "ranker"):
             saved = ExitPolicy.from_dict(data["policy"])
-            data["policy"] = promise_about(weights, saved, lambda: [*changed(), *changed_here])
-            data["blend"] = tuple((offset, weight) for offset, weight in data["blend"])
-            return cls(**data)
+            policy = promise_about(weights, saved, lambda: [*changed(), *changed_here])
+            return from_plain(cls, {**data, "policy": policy})
 
 
 class Ranker:

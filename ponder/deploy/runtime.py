@@ -20,7 +20,7 @@ from ponder._utils.files import reading, replaced_folder
 from ponder._utils.rows import content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.graph_source import GraphPolicy, GraphSource, InputRow, concatenate, join
-from ponder.deploy.manifest import FILE, TOKENIZER, Manifest
+from ponder.deploy.manifest import FILE, FILES_OF_AN_EXPORT, TOKENIZER, Manifest
 from ponder.deploy.sessions import Array, Graph
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, all_within
@@ -58,6 +58,7 @@ class OnnxModel:
         self.manifest = Manifest.read(self.folder)
         self.graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
         with reading(self.folder / FILE, "export"):
+            self.manifest.fit({name: graph.ranks for name, graph in self.graphs.items()})
             self._set_up()
 
     def _set_up(self) -> None:
@@ -114,7 +115,7 @@ class OnnxModel:
         if target == self.folder:
             self.manifest.write(target)
             return
-        with replaced_folder(target, FILE, ["*.onnx", TOKENIZER, FILE]) as new_folder:
+        with replaced_folder(target, [FILE], FILES_OF_AN_EXPORT) as new_folder:
             shutil.copytree(self.folder, new_folder, dirs_exist_ok=True)
             self.manifest.write(new_folder)
 

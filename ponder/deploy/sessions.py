@@ -49,7 +49,10 @@ class Graph:
             ) from error
         self.inputs: dict[str, str] = {}
         """The type of each input, by name."""
+        self.ranks: dict[str, int] = {}
+        """The number of dimensions of each input, by name."""
         for value in self._session.get_inputs():
+            self.ranks[value.name] = len(value.shape)
             kind = value.type.removeprefix("tensor(").removesuffix(")")
             self.inputs[value.name] = _NUMPY_TYPES.get(kind, kind)
         self.outputs = [value.name for value in self._session.get_outputs()]

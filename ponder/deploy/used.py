@@ -1,7 +1,9 @@
-"""Texts that were used: short digests of those that taught, chose and certified, kept with the folder that they made.
+"""Rows that were used: a short digest of each that taught, chose or certified, kept with the folder that they made.
 
-A check of the promise leaves a used text out, since it is the same row again. But a text that
-recurs among the used rows is traffic that repeats itself, and its fresh rows count.
+A check judges a promise by rows that are drawn as those that certified and were not among them. A
+new log is that as a whole, the texts in it that were used before included, since traffic repeats
+itself. Only rows that are *the same rows* are left out, and these show by the pattern of the
+repeats (`ponder.calibration.repeats`).
 """
 
 from __future__ import annotations
@@ -15,76 +17,72 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import read_json, write_json
+from ponder._utils.files import read_json, reading, write_json
 from ponder._utils.rows import content_ids
+from ponder.calibration.repeats import fresh_rows, share_rows
 from ponder.errors import ArgumentError
 
 __all__ = ["USED", "Used"]
 
 USED = "used.json"
-"""The file of a folder with the digests of the texts that made it."""
-_FORMAT = "ponder-used-1"
+"""The file of a folder with the digests of the rows that made it."""
+_FORMAT = "ponder-used-2"
 Digests = NDArray[np.uint32]
 _NONE: Digests = np.zeros(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
 class Used:
-    """Digests of texts, 32 bits each, distinct and sorted; one of 4 billion fresh texts is taken for a used one.
+    """Digests of the texts of rows, 32 bits each, sorted; a text that was used in several rows is there as often.
 
     Args:
-        once: Texts that were used in one row.
-        repeated: Texts that were used in several rows.
-        taught: Those of both from which heads or a student learned.
+        rows: One for each row that taught, chose or certified.
+        taught: Those of the rows from which heads or a student learned.
 
     Example:
         >>> from ponder.deploy.used import Used
-        >>> used = Used.of(["yes", "no", "yes", "why"])
-        >>> used.fresh(["yes", "no", "when", "who"])
-        array([ True, False,  True,  True])
+        >>> log = [f"text {n % 90}" for n in range(100)]
+        >>> used = Used.of(log)
+        >>> int(used.fresh(["text 1", "new"]).sum()), int(used.fresh([*log, *"abcdefghij" * 20]).sum())
+        (2, 200)
     """
 
-    once: Digests = field(default_factory=lambda: _NONE)
-    repeated: Digests = field(default_factory=lambda: _NONE)
+    rows: Digests = field(default_factory=lambda: _NONE)
     taught: Digests = field(default_factory=lambda: _NONE)
 
     @classmethod
     def of(cls, texts: Sequence[Any], taught: Sequence[Any] = ()) -> Self:
-        """Return the digests of all texts of a file, and of those that taught."""
-        digests, counts = np.unique(_digests(texts), return_counts=True)
-        return cls(digests[counts == 1], digests[counts > 1], np.unique(_digests(taught)))
+        """Return the digests of all rows of a file, and of those that taught."""
+        return cls(np.sort(_digests(texts)), np.sort(_digests(taught)))
 
     def __or__(self, other: Used) -> Used:
-        """Return the texts of both; one that both used in a row of one file was used once."""
-        repeated = np.union1d(self.repeated, other.repeated)
-        once = np.setdiff1d(np.union1d(self.once, other.once), repeated)
-        return Used(once, repeated, np.union1d(self.taught, other.taught))
+        """Return the rows of both; those of one file that both used are used once."""
+        return Used(_joined(self.rows, other.rows), _joined(self.taught, other.taught))
 
     def __len__(self) -> int:
-        return len(self.once) + len(self.repeated)
+        return len(self.rows)
 
     def fresh(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
         """Return which rows may judge the promise, `(rows,)` bool.
 
+        These are rows of the same traffic that were not used. A new log is judged as a whole. Of a
+        file that holds used rows, each text counts as often as it comes more than it was used, by
+        `ponder.calibration.repeats.fresh_rows`.
+
         Raises:
             ArgumentError: Most rows are used ones: the file that made the promise cannot judge it.
         """
-        digests = _digests(texts)
-        again = np.isin(digests, self.once)
-        new = ~again & ~np.isin(digests, self.repeated)
-        if again.sum() > new.sum():
+        fresh = _fresh(texts, self.rows)
+        if 2 * int(fresh.sum()) < len(fresh):
             expected = "fresh texts"
-            got = f"{again.sum()} of {len(texts)} texts that taught, chose or certified"
-            remedy = "Name a file of other texts: those that made a promise cannot judge it."
+            got = f"{len(fresh) - fresh.sum()} of {len(texts)} rows that taught, chose or certified"
+            remedy = "Name a file of other rows: those that made a promise cannot judge it."
             raise ArgumentError("--texts", expected=expected, got=got, remedy=remedy)
-        fresh: NDArray[np.bool_] = ~again
         return fresh
 
     def have_taught(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
-        """Return which rows taught, `(rows,)` bool; those of a text that was used in several rows are traffic."""
-        digests = _digests(texts)
-        taught: NDArray[np.bool_] = np.isin(digests, self.taught) & ~np.isin(digests, self.repeated)
-        return taught
+        """Return which rows taught, `(rows,)` bool; of those with one text, the first ones are taken for them."""
+        return ~_fresh(texts, self.taught)
 
     def to_dict(self) -> dict[str, str]:
         """Return the digests as text."""
@@ -97,10 +95,10 @@ class Used:
     def from_dict(cls, data: Mapping[str, str]) -> Self:
         """Return what `to_dict` gave."""
         arrays = {
-            name: np.frombuffer(base64.b64decode(value), dtype="<u4").astype(np.uint32)
+            name: np.frombuffer(base64.b64decode(value, validate=True), dtype="<u4")
             for name, value in data.items()
         }
-        return cls(**arrays)
+        return cls(**{name: array.astype(np.uint32) for name, array in arrays.items()})
 
     def write(self, folder: str | Path) -> None:
         """Write the digests into a folder."""
@@ -110,8 +108,28 @@ class Used:
     def read(cls, folder: str | Path) -> Self:
         """Read the digests of a folder; none if it has no such file."""
         path = Path(folder) / USED
-        return cls.from_dict(read_json(path, _FORMAT, "used texts")) if path.is_file() else cls()
+        if not path.is_file():
+            return cls()
+        with reading(path, "list of used texts"):
+            return cls.from_dict(read_json(path, _FORMAT, "list of used texts"))
 
 
 def _digests(texts: Sequence[Any]) -> Digests:
     return (content_ids(texts) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _fresh(texts: Sequence[Any], used: Digests) -> NDArray[np.bool_]:
+    """Return which rows are not among those used, `(rows,)` bool."""
+    fresh = np.zeros(len(texts), dtype=bool)
+    fresh[fresh_rows(_digests(texts), used)] = True
+    return fresh
+
+
+def _joined(one: Digests, other: Digests) -> Digests:
+    """Return the rows of two files; the larger number of each text if they share rows."""
+    if not share_rows(one, other):
+        return np.sort(np.concatenate([one, other]))
+    texts, place = np.unique(np.concatenate([one, other]), return_inverse=True)
+    in_one = np.bincount(place[: len(one)], minlength=len(texts))
+    in_other = np.bincount(place[len(one) :], minlength=len(texts))
+    return np.repeat(texts, np.maximum(in_one, in_other))

@@ -56,6 +56,8 @@ class TopK(ExitPolicy):
     def __post_init__(self) -> None:
         check_int("k", self.k)
         check_real("margin", self.margin, 0.0, math.inf)
+        for value in self.spread:
+            check_real("spread", value, 0.0, math.inf)
 
     def init(self, batch: PolicyBatch) -> Array:
         # The state is which rows remain. On a record it is needed: there the rows that exited are

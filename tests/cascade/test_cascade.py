@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ponder import policies
 from ponder.calibration import control_risk, diagnose, sweep
+from ponder.calibration.cascades import ThresholdPath
+from ponder.calibration.families import family_of
 from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Student
 from ponder.cascade import student as student_module
@@ -237,6 +241,16 @@ def test_a_student_knows_words_that_came_once_and_characters_that_came_again() -
     assert not {gram for gram in known if "zeb" in gram} - {"zebra"}
 
 
+def test_a_text_has_the_mean_embedding_of_its_tokens_however_long_it_is() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    matrix = np.array([[1.0, 2.0], [3.0, 6.0], [0.0, 0.0]], dtype=np.float32)
+    means = student_module.Embeddings(tokenizer.to_str(), matrix).means(
+        ["a b", "a b " * 9, "", "a"]
+    )
+    np.testing.assert_allclose(means, [[2.0, 4.0], [2.0, 4.0], [0.0, 0.0], [1.0, 2.0]])
+
+
 def test_the_grams_of_a_text_have_length_one() -> None:
     weights = np.array([[1.0, -1.0]])
     bias = np.zeros(2)
@@ -387,7 +401,9 @@ def test_inputs_are_read_by_position_and_a_table_is_refused() -> None:
             cascade.predict(wrong)
 
 
-def test_functions_may_answer_by_names_and_rows_that_they_do_not_answer_are_left_out() -> None:
+def test_functions_may_answer_by_names_and_early_answers_to_rows_that_they_fail_on_are_lost() -> (
+    None
+):
     calls = list[int]()
 
     def ask(inputs: Sequence[str]) -> list[str | None]:
@@ -406,12 +422,14 @@ def test_functions_may_answer_by_names_and_rows_that_they_do_not_answer_are_left
 
     texts, _ = world(2000)
     cascade = Cascade([cheap, ask], costs=[0, 1], classes=CLASSES)
-    report = cascade.certify(texts, level=0.02)
+    report = cascade.certify(texts, level=0.1)
     assert report.met
     assert calls[0] == 5, "few are paid for before it is seen that the function answers"
     assert 100 < report.unanswered < 180
-    assert report.chosen_on + report.certified_on + report.unanswered == 2000
+    assert f"no answer to {report.unanswered} rows" in report.remark
+    assert report.chosen_on + report.certified_on == 2000
     assert report.shares[0] > 0.65
+    assert report.observed > 0.8 * report.shares[0] * report.unanswered / 2000
     answers = cascade.predict(texts)
     assert 10 < answers.labels.count(None) < 80, "of those that are deferred alone"
     assert answers.labels.count(None) == len(answers.errors)
@@ -555,6 +573,24 @@ def test_classes_are_those_of_the_last_stage_in_its_order() -> None:
     assert cascade.classes == ("a", "b", "c")
     found = cascade.predict(["one", "two"])
     assert (found.labels, found.stage.tolist()) == (["b", "b"], [1, 1])
+
+
+def test_a_place_of_a_path_is_a_threshold_for_each_stage() -> None:
+    """A row that no rung is low enough for exits at none of them."""
+    sure = np.random.default_rng(0).uniform(0.5, 1.0, (300, 3))
+    record = Record(
+        np.log(np.stack([sure, 1.0 - sure], -1)), None, np.arange(300), task="classification"
+    )
+    rungs = ((0.95, 0.95), (0.9, 0.95), (0.9, 0.8), (0.7, 0.8))
+    path = ThresholdPath(policies.Confidence(0.9), rungs)
+    steps = next(family_of(path, range(len(rungs)), record).exit_steps(record))[1]
+    for rung, thresholds in enumerate(rungs):
+        expected = np.argmax([*(sure[:, :2] > thresholds).T, np.ones(300, dtype=bool)], axis=0) + 1
+        assert steps[rung].tolist() == expected.tolist()
+        assert record.exit_steps(replace(path, rung=float(rung))).tolist() == expected.tolist()
+        assert record.exit_steps(replace(path, rung=float(rung)).thresholds).tolist() == (
+            expected.tolist()
+        )
 
 
 def test_every_stage_has_a_threshold_of_its_own() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ponder.cascade import Cascade, Student
+from ponder.deploy.int8 import cascade_onnx
 from ponder.errors import ArgumentError
 from ponder.policies import Certified
 from tests.cascade.test_cascade import CLASSES, dear, world
@@ -74,7 +75,21 @@ def swap_labels(folder: Path) -> None:
     file.write_text(json.dumps({**data, "classes": data["classes"][::-1]}))
 
 
-@pytest.mark.parametrize("change", [reverse_weights, exchange_stages, swap_labels])
+def edit_settings(folder: Path) -> None:
+    file = folder / "cascade.json"
+    data = json.loads(file.read_text())
+    data["policy"]["level"] /= 2
+    file.write_text(json.dumps(data))
+
+
+def edit_costs(folder: Path) -> None:
+    file = folder / "cascade.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "costs": [1, 50]}))
+
+
+@pytest.mark.parametrize(
+    "change", [reverse_weights, exchange_stages, swap_labels, edit_settings, edit_costs]
+)
 def test_a_promise_about_other_stages_is_dropped(
     change: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -84,6 +99,18 @@ def test_a_promise_about_other_stages_is_dropped(
         found = Cascade.load(tmp_path)
     assert not isinstance(found.policy, Certified)
     assert len(found.predict(world(20)[0])) == 20
+
+
+def test_a_promise_that_is_about_other_weights_is_not_given_to_an_export(tmp_path: Path) -> None:
+    texts, _ = world(400)
+    own = Student.fit(texts, ask(texts))
+    cascade = certified(own, student(1))
+    cascade_onnx(cascade, tmp_path / "whole")
+    assert isinstance(Cascade.load(tmp_path / "whole").policy, Certified)
+    own.bias[:] += 1.0
+    with pytest.warns(UserWarning, match=DROPPED):
+        cascade_onnx(cascade, tmp_path / "moved")
+    assert not isinstance(Cascade.load(tmp_path / "moved").policy, Certified)
 
 
 @pytest.mark.parametrize("stages", [[student(5), None], [None, student(5)], [None, dear]])

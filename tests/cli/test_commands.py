@@ -228,7 +228,11 @@ def test_the_file_that_made_a_promise_cannot_judge_it(
     mixed.write_text("\n".join(["text", *(line.split(",", 1)[1] for line in used), *fresh, *fresh]))
     arguments = ("check", folder, "--texts", mixed, "--disagreement", 0.2, "--json")
     card = json.loads(run(*arguments).stdout)
-    assert (card["rows"], card["left_out"]) == (600, 3)  # rows count, not distinct texts
+    assert (card["rows"], card["left_out"]) == (603, 0)  # three rows of old texts are traffic
+    grown = [line.split(",", 1)[1] for line in folders.texts.read_text().splitlines()[1:]]
+    mixed.write_text("\n".join(["text", *grown, *fresh, *fresh]))
+    card = json.loads(run(*arguments).stdout)
+    assert (card["rows"], card["left_out"]) == (600, 400)  # the log of the folder, and new rows
 
 
 def test_export_answers_as_the_folder_does(folders: Folders) -> None:
@@ -282,7 +286,7 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
     assert (policy.risk, policy.weights) == ("disagreement_with_reference", None)
     assert policy.rows == 200
     used = " ".join(run("check", out, "--texts", folders.fresh, code=2).stderr.split())
-    assert "300 of 300 texts that taught" in used
+    assert "300 of 300 rows that taught" in used
     fresh = tmp_path / "other.csv"
     fresh.write_text("text\n" + "\n".join(some_texts(1000)[700:]))
     for named in ((), ("--reference", folders.exits), ("--reference", folders.model)):

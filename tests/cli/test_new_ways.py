@@ -61,6 +61,9 @@ def test_a_bar_is_certified_and_judged_on_fresh_answers(
     opened = ponder.open(threshold)
     assert opened.statement == card["statement"]
     assert opened.takes([1.0, 0.0]).tolist() == [True, False]
+    threshold.write_text(json.dumps({**kept, "level": 0.001}))
+    edited = run("check", threshold, tmp_path / "fresh.csv", code=2).stderr
+    assert "Certify again" in " ".join(edited.split())
 
 
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_a_student_goes_in_front_of_a_model_and_its_folder_is_taken(
     with found.open() as file:
         assert len(list(csv.DictReader(file))) == 300
     told = run("check", out, "--texts", folders.texts, "--disagreement", 0.9, code=2).stderr
-    assert "400 of 400 texts that taught" in " ".join(told.split())
+    assert "400 of 400 rows that taught" in " ".join(told.split())
     fresh = tmp_path / "fresh.csv"
     fresh.write_text("text\n" + "\n".join(some_texts(1000)[700:]))
     assert "is kept" in run("check", out, "--texts", fresh, "--disagreement", 0.9).output

@@ -19,7 +19,7 @@ OWNED = ("index.json", "part_*")
 
 
 def write(folder: Path, words: str) -> None:
-    with replaced_folder(folder, "index.json", OWNED) as new:
+    with replaced_folder(folder, ["index.json"], OWNED) as new:
         for name in ("part_1", "part_2"):
             (new / name).mkdir()
             (new / name / "file").write_text(words)
@@ -62,7 +62,7 @@ def test_an_error_leaves_the_old_folder_and_nothing_beside_it(tmp_path: Path) ->
     write(tmp_path / "saved", "old")
 
     def interrupted() -> None:
-        with replaced_folder(tmp_path / "saved", "index.json", OWNED) as new:
+        with replaced_folder(tmp_path / "saved", ["index.json"], OWNED) as new:
             (new / "index.json").write_text("new")
             raise KeyboardInterrupt
 

@@ -326,6 +326,12 @@ SCALED: list[tuple[policies.ExitPolicy, int, int, policies.ExitPolicy]] = [
         6,
         policies.Patience(2) & policies.Quantile(0.5),
     ),
+    (
+        policies.PolicyWrapper(policies.Patience(6)),
+        12,
+        6,
+        policies.PolicyWrapper(policies.Patience(3)),
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ponder
 from ponder import objectives, priors
+from ponder.model.source import unroll
 from tests import toys
 from tests.toys import CLOSE, ROWS, STEPS, WIDTH, build, by_hand
 
@@ -107,6 +108,16 @@ def test_warm_up_steps_have_no_gradient_and_are_not_recorded() -> None:
     torch.testing.assert_close(
         out.outputs, model(inputs, policy=ponder.policies.LastStep()).outputs, **CLOSE
     )
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_a_lambda_head_remembers_the_steps_of_the_warm_up(history: int) -> None:
+    halting = ponder.LambdaHead(WIDTH, layers=2, history=history)
+    made = build("shared", lambda_head=halting)
+    whole = made.unroll()
+    source, _ = made.model.start(made.inputs, {"output", "hazard"})
+    found = unroll(source, objectives.Depth(2, STEPS - 2))["hazard_logits"]
+    torch.testing.assert_close(found, whole.hazard_logits[:, 2:], **CLOSE)
 
 
 def test_answers_at_positions_of_which_the_lambda_head_reads_the_mean() -> None:

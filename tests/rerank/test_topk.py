@@ -91,6 +91,15 @@ def test_exits_equal_the_oracle(
     assert run_on(torch.from_numpy(scores), given["policy_context"], policy) == expected
 
 
+def test_a_row_that_has_lost_stays_lost_while_it_may_not_exit() -> None:
+    scores = np.array([[5.0] * STEPS, [4.0] * STEPS, [0.0, *[9.0] * (STEPS - 1)]], np.float32)
+    groups = {"group": np.zeros(3, dtype=np.int64)}
+    record = Record(scores[..., None], None, np.arange(3), task="regression", policy_context=groups)
+    policy = policies.TopK(1, 1.0, ordered=True)
+    assert record.exit_steps(policy).tolist() == [STEPS, STEPS, 1]
+    assert record.exit_steps(policy.after(3)).tolist() == [STEPS, STEPS, 3]
+
+
 class Column(nn.Module):
     """A step that reads its own column of scores."""
 

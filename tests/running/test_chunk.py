@@ -50,13 +50,14 @@ class Numbers:
         self.values = self.values[index]
 
 
-def join(parts: list[tuple[Any, Any]], longest: int) -> Numbers:
-    values = np.concatenate([batch.values[places] for batch, places in parts])
-    return Numbers(values, parts[0][0].log)
-
-
 def made_chunk(lengths: Any, max_batch: int | None, size: int = 4) -> tuple[Chunk, list[list[int]]]:
     log: list[list[int]] = []
+
+    def join(parts: list[tuple[Any, Any]], longest: int) -> Numbers:
+        values = np.concatenate([batch.values[places] for batch, places in parts])
+        assert longest == max(lengths[values // 100])  # no longer than its longest row
+        return Numbers(values, log)
+
     order = np.argsort(-lengths, kind="stable")
     parts = [order[part] for part in cut(lengths[order].tolist(), size)]
     batches = [(part.tolist(), Numbers(100 * part, log)) for part in parts]

@@ -85,6 +85,35 @@ def test_run_and_replay_ask_about_the_same_rows(
         assert one.seen == watched[0].seen
 
 
+def test_a_policy_sees_what_remained_before_a_step_and_what_has_stopped_by_it() -> None:
+    hazards = np.random.default_rng(0).uniform(0.1, 0.9, (4, STEPS))
+    logits = np.log(hazards / (1.0 - hazards))
+    record = Record(np.zeros((4, STEPS, CLASSES)), logits, np.arange(4), task="classification")
+    remains = np.ones(4)
+    for number, view in enumerate(record.views(frozenset({"hazard"}))):
+        np.testing.assert_allclose(view.hazard, hazards[:, number])
+        np.testing.assert_allclose(view.survival, remains)
+        remains = remains * (1.0 - hazards[:, number])
+        np.testing.assert_allclose(view.cdf, 1.0 - remains)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_a_mask_of_positions_goes_with_the_features_that_it_fits(positions: bool) -> None:
+    """Padding moves from step to step, and the real positions do not, so that they have converged."""
+    features = np.random.default_rng(0).normal(size=(2, STEPS, 4, WIDTH))
+    features[:, :, :2] = 1.0
+    mask = np.tile(np.arange(4) < 2, (2, 1))
+    record = Record(
+        np.zeros((2, STEPS, CLASSES)),
+        None,
+        np.arange(2),
+        features=features if positions else features[:, :, 0],
+        mask=mask,
+        task="classification",
+    )
+    assert record.exit_steps(policies.Converged(0.01)).tolist() == [2, 2]
+
+
 @torch.no_grad()
 def test_rows_that_exit_come_back_in_the_order_of_the_batch(model: ponder.PonderWrapper) -> None:
     inputs = made_inputs()

@@ -15,6 +15,8 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertModel,
+    FunnelConfig,
+    FunnelModel,
     GPT2Config,
     GPT2Model,
     LayoutLMConfig,
@@ -22,6 +24,8 @@ from transformers import (
     Mamba2Config,
     Mamba2Model,
     T5Config,
+    T5GemmaConfig,
+    T5GemmaModel,
     T5Model,
 )
 
@@ -34,6 +38,7 @@ from ponder.integrations.transformers import (
     PonderForTokenClassification,
     PonderModel,
 )
+from ponder.integrations.transformers.texts import tokenize
 from ponder.policies import FixedStep, LastStep
 from tests.compare import assert_same_answers, assert_same_rows, assert_same_weights, clear_rows
 from tests.integrations.encoders import (
@@ -47,6 +52,15 @@ from tests.integrations.encoders import (
 )
 
 LAST = LastStep()
+_GEMMA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 _CONFIGURATION = """
 from transformers import PretrainedConfig
 
@@ -164,7 +178,7 @@ def test_a_class_that_no_file_makes_again_is_refused_before_training() -> None:
         PonderForSequenceClassification.from_encoder(Doubled(make_encoder("bert").config))
 
 
-@pytest.mark.parametrize("family", ["mamba2", "t5", "gpt2", "layoutlm"])
+@pytest.mark.parametrize("family", ["mamba2", "t5", "t5gemma", "funnel", "gpt2", "layoutlm"])
 def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = {
@@ -181,6 +195,12 @@ def test_odd_configurations_come_back(family: str, tmp_path: Path) -> None:
         ),
         "t5": lambda: T5Model(
             T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
+        ),
+        "t5gemma": lambda: T5GemmaModel(T5GemmaConfig(encoder=_GEMMA, decoder=_GEMMA)),
+        "funnel": lambda: FunnelModel(
+            FunnelConfig(
+                vocab_size=40, block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24
+            )
         ),
         "gpt2": lambda: GPT2Model(
             GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=32)
@@ -284,6 +304,15 @@ def test_the_tokenizer_stays_beside_the_model(tmp_path: Path) -> None:
     )
     long = again.predict([" ".join("a" * 100)])
     assert long.outputs.isfinite().all(), "cut to the positions of the encoder"
+
+
+def test_a_text_is_cut_if_it_is_longer_than_the_model_takes() -> None:
+    tokenizer = make_tokenizer()
+    texts = [" ".join("a" * words) for words in range(2, 8)]
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    found = tokenize(tokenizer, texts, longest=lengths[2])
+    assert found.cut == [False] * 3 + [True] * 3
+    assert [len(row["input_ids"]) for row in found.rows] == [*lengths[:3], *[lengths[2]] * 3]
 
 
 def test_the_configuration_of_an_encoder_is_left_as_it_was() -> None:

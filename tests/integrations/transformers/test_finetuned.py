@@ -29,9 +29,11 @@ from ponder.integrations.transformers import (
     PonderTrainer,
     fit_exits,
 )
-from ponder.integrations.transformers.exits import distinct
+from ponder.integrations.transformers.exits import _train, distinct
+from ponder.integrations.transformers.finetuned import EarlyHead
 from ponder.integrations.transformers.texts import row_ids
 from ponder.policies import Certified, Confidence, FixedStep, LastStep
+from ponder.trajectory import Trajectory
 from tests.compare import assert_same_answers, assert_same_rows, assert_same_weights, clear_rows
 from tests.integrations.encoders import (
     HEADS,
@@ -198,9 +200,9 @@ def test_the_sides_of_the_split_are_known_again_and_rows_that_repeat_others_are_
     assert (report.rows, report.duplicates) == (250, 50)
     rows = [*given, *given[:50]]
     taught = list(report.taught_places)
-    assert len(taught) == report.fitted
+    assert len(taught) == 100
     assert not set(taught) & set(report.places)
-    assert len(np.unique(row_ids(rows)[taught])) == report.fitted  # a row of each text
+    assert len(np.unique(row_ids(rows)[taught])) == report.fitted  # each text once
     assert (report.chosen_on, report.certified_on) == (50, 100)
     assert len(report.certifying) == 100
     assert np.array_equal(row_ids([rows[n] for n in report.places]), report.certifying.row_ids)
@@ -210,12 +212,36 @@ def test_the_sides_of_the_split_are_known_again_and_rows_that_repeat_others_are_
 
 def test_labels_tell_accuracies_and_a_speed_up_may_be_asked_for() -> None:
     model = build()
-    rows = [{**model.tokenizer(text), "labels": place % 3} for place, text in enumerate(TEXTS)]
+    rows = [{**model.tokenizer(text), "label": place % 3} for place, text in enumerate(TEXTS)]
     report = fit_exits(model, rows, speed_up=2.0, epochs=2)
     assert report.speed_up >= 1.9
     assert 0 <= report.exit_accuracy <= 1
     assert 0 <= report.plain_accuracy <= 1
     assert report.level >= report.disagreement
+
+
+def test_a_head_learns_on_its_own_step_and_keeps_its_best_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(400, 3, generator=generator)
+    noise = torch.randn(400, 3 + 2 * 5, generator=generator)
+    own = torch.cat([target, noise[:, 3:]], 1)
+    steps = [noise, torch.cat([noise[:, :3], target, noise[:, 6:]], 1), own]
+    seen = Trajectory(
+        target[:, None].repeat(1, 3, 1),
+        None,
+        torch.arange(400),
+        features=torch.stack(steps, 1),
+        task="classification",
+    )
+    agreements = []
+    for step in range(3):
+        head = EarlyHead(3, 5)
+        _train(head, step, seen, 100, torch.Generator().manual_seed(1))
+        agreements.append((head(steps[step]).argmax(1) == target.argmax(1)).float().mean())
+    assert agreements[0] < 0.6  # of noise nothing is learned
+    assert agreements[1] > 0.7
+    assert head.scale.item() == 1.0  # the own answer was the best from the start
+    assert not head.linear.weight.any()
 
 
 def test_heads_of_tokens_learn_without_padding() -> None:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import ponder
+from ponder._utils import files
+from ponder.errors import PonderError
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
-from ponder.policies import Certified
+from ponder.integrations.transformers.rerank import CrossEncoder
+from ponder.policies import Certified, Confidence, LastStep
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
+from tests.rerank.test_rerank import plain, pools
 
 
 @pytest.fixture(scope="module")
 def exits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model with certified exits, its tokenizer, and an export."""
+    """A folder of all that has a certificate: a model, an export, a ranker, and a file of `ponder.save`."""
     folder = tmp_path_factory.mktemp("exits")
     model = PonderForSequenceClassification.from_finetuned(make_plain())
     model.tokenizer = make_tokenizer()
@@ -29,7 +36,46 @@ def exits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(model.policy, Certified)
     model.save_pretrained(folder / "model")
     ponder.export.onnx(model.eval(), folder / "export")
+    ranker = CrossEncoder(plain(), tokenizer=make_tokenizer())
+    ranker.fit_exits(pools(120), top_k=2, changed=0.4)
+    ranker.save(folder / "ranker")
+    wrapper = made_wrapper()
+    inputs = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    run = replace(wrapper.unroll(inputs), weights=wrapper.weights_digest())
+    wrapper.policy = ponder.control_risk(run, Confidence, level=0.3).policy
+    ponder.save(wrapper, folder / "saved.safetensors")
     return folder
+
+
+def made_wrapper() -> Any:
+    torch.manual_seed(0)
+    options = {"task": "classification", "policy": LastStep()}
+    return ponder.PonderWrapper(nn.Linear(8, 8), 4, head=nn.Linear(8, 3), **options).eval()
+
+
+def read_ranker(folder: Path) -> Any:
+    return CrossEncoder.load(folder / "ranker").settings.policy
+
+
+def read_saved(folder: Path) -> Any:
+    return ponder.load(folder / "saved.safetensors", into=made_wrapper()).policy
+
+
+def in_saved(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Return a function that changes weights or settings in a file of `ponder.save`."""
+
+    def act(folder: Path) -> None:
+        weights, metadata = files.read_tensors(folder / "saved.safetensors", "pt")
+        settings = json.loads(metadata["settings"])
+        change(weights, settings)
+        metadata["settings"] = json.dumps(settings)
+        files.write_tensors(folder / "saved.safetensors", weights, metadata)
+
+    return act
+
+
+def set_to(place: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda _, settings: settings["policy"].update({place: value})
 
 
 def read_model(folder: Path) -> Any:
@@ -72,8 +118,8 @@ def swap_words(data: dict[str, int]) -> dict[str, int]:
     return {**data, one: data[other], other: data[one]}
 
 
-def move_weight(folder: Path) -> None:
-    path = folder / "model" / "model.safetensors"
+def move_weight(folder: Path, name: str = "model") -> None:
+    path = folder / name / "model.safetensors"
     weights = load_file(path)
     weights["ponder.stem.encoder.classifier.bias"] += 1.0
     save_file(weights, path, {"format": "pt"})
@@ -99,7 +145,9 @@ def other_layout(folder: Path) -> None:
 
 _MODEL = "model/config.json"
 _EXPORT = "export/export.json"
+_RANKER = "ranker/rerank.json"
 _WORDS = ("model", "vocab")
+TEXTS = ["a b c", "d e"]
 CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "a weight": (move_weight, read_model, "weights"),
     "activation": (
@@ -146,6 +194,31 @@ CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = 
         "settings",
     ),
     "level of an export": (in_json(_EXPORT, "policy", "level", to=0.001), read_export, "settings"),
+    "a weight of a ranker": (partial(move_weight, name="ranker"), read_ranker, "weights"),
+    "words of a ranker": (
+        in_json("ranker/tokenizer.json", *_WORDS, to=swap_words),
+        read_ranker,
+        "tokenizer.json",
+    ),
+    "activation of a ranker": (
+        in_json("ranker/config.json", "encoder", "hidden_act", to="relu"),
+        read_ranker,
+        "settings",
+    ),
+    "margin of a ranker": (
+        in_json(_RANKER, "policy", "policy", "margin", to=0.0),
+        read_ranker,
+        "settings",
+    ),
+    "level of a ranker": (in_json(_RANKER, "policy", "level", to=0.001), read_ranker, "settings"),
+    "k of a ranker": (in_json(_RANKER, "top_k", to=3), read_ranker, "settings"),
+    "a weight of a file": (
+        in_saved(lambda weights, _: weights["head.bias"].add_(1.0)),
+        read_saved,
+        "weights",
+    ),
+    "threshold of a file": (in_saved(set_to("threshold_value", 0.1)), read_saved, "settings"),
+    "level of a file": (in_saved(set_to("level", 0.001)), read_saved, "settings"),
 }
 
 
@@ -162,7 +235,7 @@ def test_a_part_that_changed_drops_the_promise(name: str, exits: Path, tmp_path:
 
 
 @pytest.mark.parametrize("change", [nothing, other_layout])
-@pytest.mark.parametrize("read", [read_model, read_export])
+@pytest.mark.parametrize("read", [read_model, read_export, read_ranker, read_saved])
 def test_what_did_not_change_keeps_it(read: Any, change: Any, exits: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exits, tmp_path / "copy")
     change(folder)
@@ -174,3 +247,42 @@ def test_what_did_not_change_keeps_it(read: Any, change: Any, exits: Path, tmp_p
     exported = ponder.export.OnnxModel(folder / "export")
     exported.save(folder / "again")
     assert isinstance(ponder.export.OnnxModel(folder / "again").policy, Certified)
+
+
+def answer_export(folder: Path) -> None:
+    ponder.export.OnnxModel(folder / "export").predict(TEXTS)
+
+
+def rank(folder: Path) -> None:
+    CrossEncoder.load(folder / "ranker").rank("a b", TEXTS)
+
+
+def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the path of each value of a JSON file, and the value; of arrays, of the first three."""
+    if not isinstance(data, dict | list) or not data:
+        yield path, data
+        return
+    items = data.items() if isinstance(data, dict) else enumerate(data[:3])
+    for name, value in items:
+        yield from leaves(value, (*path, name))
+
+
+@pytest.mark.parametrize(("path", "read"), [(_EXPORT, answer_export), (_RANKER, rank)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_value_is_an_error_that_says_so(
+    path: str, read: Callable[[Path], None], exits: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exits, tmp_path / "copy")
+    whole = (folder / path).read_text()
+    raw = []
+    for keys, value in leaves(json.loads(whole)):
+        for other in [7, None] if isinstance(value, str) else ["x", {}]:
+            in_json(path, *keys, to=other)(folder)
+            try:
+                read(folder)
+            except PonderError:
+                pass
+            except Exception as error:
+                raw.append((keys, value, other, f"{type(error).__name__}: {error}"))
+            (folder / path).write_text(whole)
+    assert not raw
