@@ -115,8 +115,8 @@ def test_a_lambda_head_remembers_the_steps_of_the_warm_up(history: int) -> None:
     halting = ponder.LambdaHead(WIDTH, layers=2, history=history)
     made = build("shared", lambda_head=halting)
     whole = made.unroll()
-    source, _ = made.model.start(made.inputs, {"output", "hazard"})
-    found = unroll(source, objectives.Depth(2, STEPS - 2))["hazard_logits"]
+    source = made.model.start(made.inputs, {"output", "hazard"}).source
+    found = unroll(source, objectives.Depth(2, STEPS - 2)).hazard_logits
     torch.testing.assert_close(found, whole.hazard_logits[:, 2:], **CLOSE)
 
 
