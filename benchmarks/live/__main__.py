@@ -1,4 +1,7 @@
-"""`python -m benchmarks.live`: `run` measures streams, `redraws` breaks promises on a thousand synthetic ones."""
+"""`python -m benchmarks.live`: `run` measures streams, `redraws` counts broken promises on synthetic ones.
+
+`kills` kills processes that share a file, and `overhead` measures what `Live` adds to a call.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from benchmarks.command_line import run_app
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.live import rivals, streams
+from benchmarks.live.kills import trial
+from benchmarks.live.overhead import overhead
 from benchmarks.live.redraws import SETTINGS, redrawn
 from benchmarks.live.rivals import Result
 
@@ -160,6 +165,33 @@ def _live(corpus: streams.Corpus, order: Any, level: float, finite: bool, cheap:
     wrong = np.array(found.labels) != corpus.labels[order]
     asked = np.array([source == "reference" for source in found.source])
     return Result.of(asked, wrong)
+
+
+@app.command("kills")
+def kills_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the files that are labelled.")],
+    kills: Annotated[int, typer.Option(min=1)] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="The file of results.")] = Path("runs/live/kills.json"),
+) -> None:
+    """Kill two processes that label one file again and again, and count what is lost or paid again."""
+    found = vars(trial(folder, kills, processes=2, rows=3000, seed=seed))
+    write_json(out, {**found, "environment": _environment()})
+    typer.echo(str(found))
+
+
+@app.command("overhead")
+def overhead_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the database.")],
+    out: Annotated[Path, typer.Option(help="The file of results.")] = Path(
+        "runs/live/overhead.json"
+    ),
+) -> None:
+    """Measure what `Live` adds to 20,000 calls of 50 ms, 16 at once."""
+    seconds = overhead(folder / "overhead.db", 20_000, 0.05, 16)
+    found = {"milliseconds": round(1000 * seconds, 3), "texts": 20_000, "call": 0.05}
+    write_json(out, {**found, "concurrency": 16, "environment": _environment()})
+    typer.echo(str(found))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What `ponder.Live` adds to the time of a reference: `python -m benchmarks.live.overhead FOLDER`."""
+"""What `ponder.Live` adds to the time of a reference."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,3 @@ def overhead(path: Path, texts: int, seconds: float, concurrency: int) -> float:
         live.answer(rows)
         taken = time.perf_counter() - start
     return (taken - texts * seconds / concurrency) / texts
-
-
-if __name__ == "__main__":
-    print(f"{1000 * overhead(Path(sys.argv[1]) / 'overhead.db', 20_000, 0.05, 16):.3f} ms a text")

@@ -718,6 +718,70 @@ def advice() -> str:
     return table(head, rows) + made_by(found)
 
 
+def live() -> str:
+    """Return calls and other answers of `Live` and its rivals on streams, means over seeds."""
+    streams = [read(path) for path in sorted((RESULTS / "live").glob("*-linear-s*.json"))]
+    kinds = dict.fromkeys((one["setting"], one["task"]) for one in streams)
+    rows = list[list[str]]()
+    for setting, task in sorted(kinds, key=lambda kind: (kind[0] != "no drift", kind)):
+        here = [one for one in streams if (one["setting"], one["task"]) == (setting, task)]
+        for level in (0.02, 0.05):
+            cells = [_live_cell(here, level, ways) for ways in LIVE_WAYS.values()]
+            rows.append([setting, TASKS[task], str(len(here)), f"{level:.0%}", *cells])
+    head = ["stream", "task", "seeds", "promised", *LIVE_WAYS]
+    return table(head, rows) + made_by(streams)
+
+
+LIVE_WAYS: dict[str, str] = {
+    "`Live`": "Live",
+    "`Live`, batch": "Live, finite",
+    "fixed, chosen before": "fixed 1200/750",
+    "fixed, best": "fixed ",
+    "PAC labels, best": "PAC labels ",
+    "BARGAIN, best": "BARGAIN ",
+    "B-PAC, best": "B-PAC ",
+}
+"""Columns of the table of streams, and how the names of their ways begin."""
+TASKS = {"banking77": "Banking77", "clinc150": "CLINC150", "sst-2": "SST-2"}
+
+
+def _live_cell(streams: Sequence[dict[str, Any]], level: float, ways: str) -> str:
+    """Return calls and other answers in percent of the way with the fewest calls over all streams."""
+    found = dict[str, list[dict[str, Any]]]()
+    for stream in streams:
+        for way in stream["ways"]:
+            chosen = way["way"] == ways or (ways.endswith(" ") and way["way"].startswith(ways))
+            if chosen and way["level"] == level:
+                found.setdefault(way["way"], []).append(way)
+    best = min(found.values(), key=lambda each: mean(way["asked"] for way in each))
+    rows = [stream["rows"] for stream in streams]
+    broken = [
+        binom.sf(round(way["wrong"] * count) - 1, count, level) < 0.05
+        for way, count in zip(best, rows, strict=True)
+    ]
+    asked = 100 * mean(way["asked"] for way in best)
+    wrong = 100 * mean(way["wrong"] for way in best)
+    return f"{asked:.0f}% ({wrong:.1f}){BROKEN if any(broken) else ''}"
+
+
+def live_faults() -> str:
+    """Return in how many synthetic streams a promise was broken at any time."""
+    found = read(RESULTS / "live" / "redraws.json")
+    rows = [
+        [
+            one["setting"],
+            f"{one['streams']:,}",
+            f"{one['ledgers_broken'] / one['streams']:.1%}",
+            f"{one['promises_broken'] / one['streams']:.1%}",
+            f"{one['asked']:.0%}",
+            f"{one['wrong']:.1%}",
+        ]
+        for one in found["settings"]
+    ]
+    head = ["stream", "streams", "bound broken", "promise broken", "asked", "other answers"]
+    return table(head, rows) + made_by(found)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     draw.__name__: draw
     for draw in (
@@ -754,6 +818,8 @@ TABLES: dict[str, Callable[[], str]] = {
         students,
         redraws,
         traffic,
+        live,
+        live_faults,
         advice,
     )
 }
@@ -775,6 +841,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "rerank_promises": ("ponder/calibration",),
     "rerank_seconds": ("ponder/deploy", *_MODEL),
     "cascades": ("ponder/cascade", "ponder/calibration"),
+    "live": ("ponder/cascade", "ponder/calibration"),
+    "live_faults": ("ponder/cascade", "ponder/calibration"),
     "cascade_answers": ("ponder/cascade", "ponder/calibration"),
     "students": ("ponder/cascade",),
     "redraws": ("ponder/cascade", "ponder/calibration"),

@@ -544,7 +544,8 @@ class Live:
             call.predictions.clear()
         if all(position in call.predictions for position in positions):
             return
-        ahead = [call.todo[place] for place in range(min(_BLOCK, len(call.todo)))]
+        block = (call.todo[place] for place in range(min(_BLOCK, len(call.todo))))
+        ahead = [position for position in block if position not in call.predictions]
         found = predictions(model, [call.rows[position] for position in ahead])
         call.predictions.update(zip(ahead, found, strict=True))
 
