@@ -730,7 +730,7 @@ def _refuse_last_step_alone(gradient: Tensor) -> None:
     raise ArgumentError(
         "labels",
         expected="labels in the call of a model whose recipe trains every step",
-        got="a loss of out.logits, the last step alone (as plain Trainer computes it with "
+        got="a loss of out.logits, of the last step alone (as plain Trainer computes it with "
         "label_smoothing_factor or compute_loss_func)",
         remedy="Use PonderTrainer, which smooths the labels of every step; pass labels to the "
         "model and use out.loss; or compute your loss from out.step_logits.",

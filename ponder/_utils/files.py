@@ -38,7 +38,8 @@ ABOUT = ("ponder.json", "report.html")
 """What a command says of the model in a folder: it goes when another model takes the place."""
 _README = "README.md"
 _NEEDS = "a saved file", "torch"
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_HERE = -100
+_EXCHANGE = 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def write_tensors(

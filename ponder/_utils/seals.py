@@ -17,7 +17,8 @@ from ponder.errors import CheckpointError
 
 __all__ = ["changed_parts", "digest_of_file", "sealed"]
 
-_FIELD, _SETTINGS = "digests", "settings"
+_FIELD = "digests"
+_SETTINGS = "settings"
 _UNSEALED = ("format", "transformers_version", "evaluations")  # what decides no answer
 _OF_CALLS = ("padding", "truncation")  # that each call of a tokenizer sets
 

@@ -1,9 +1,9 @@
 r"""The ledger: an any-time bound on the wrong answers of a stream, which survives drift.
 
 A cheap model answers some rows of a stream in place of a reference. Before each such answer a coin
-decides, with the audit probability π, whether the reference is asked too. An audit that finds a
-disagreement has *caught* it; a disagreement without an audit is *missed*. The ledger bounds what
-was missed by what was caught:
+decides, with the audit probability π, whether the reference is called, too. An audit that finds a
+disagreement has *caught* it; a disagreement without an audit is *missed*. The ledger bounds the
+number of missed disagreements by the caught ones:
 
     for a grid of rates a, of weights w_a that sum to 1:
     b(a, π)   = −log((1 − (1 − π) eᵃ) / π)
@@ -13,8 +13,8 @@ was missed by what was caught:
 
 **Statement.** With probability 1 − δ, at all times, at most W disagreements were missed.
 
-**Assumption.** The coin is fair, secret and independent of what the reference says to the row; the
-answer of the reference is what it says when it is asked. Nothing is assumed of the rows, their
+**Assumption.** The coin is fair, secret and independent of the reference's answer to the row, which
+is the answer that it gives when it is called. Nothing is assumed of the rows, their
 order, the cheap model, its retraining or the rule that chooses π, as long as π is fixed before the
 coin is thrown.
 
@@ -28,8 +28,8 @@ coin is thrown.
    what the reference would say.
 4. A rate with (1 − π) eᵃ ≥ 1 is given up before the coin: its wealth is 0 from then on, which only
   lowers the mean.
-5. The weighted mean over the rates is a supermartingale from 1; by Ville's inequality it ever reaches 1/δ
-  with probability ≤ δ.
+5. The weighted mean over the rates is a supermartingale from 1; by Ville's inequality it ever
+  reaches 1/δ with probability ≤ δ.
 6. While it has not, the wealth at `missed` is below 1/δ; the wealth grows with m, so `missed` is at
   most W.
 
@@ -113,7 +113,7 @@ class Ledger:
 
     @property
     def bound(self) -> int:
-        """The largest number of wrong answers given so far, with the probability `confidence` at all times."""
+        """The largest number of wrong answers so far, at all times with the confidence."""
         return self.missed_at_most + (self.caught + self.pending if self.late else 0)
 
     def answer(self, audit_probability: float, *, audited: bool) -> None:
@@ -155,7 +155,7 @@ class Ledger:
         self._tighten()
 
     def bound_after(self, audit_probability: float) -> int:
-        """Return the bound if the next cheap answer has this probability, however its coin falls."""
+        """Return the bound after a cheap answer with this probability, whatever its coin shows."""
         if self.late:
             return self.bound + 1  # of an audit without an outcome
         unaudited = replace(self)
@@ -220,7 +220,7 @@ def _finite(costs: list[float]) -> list[float | None]:
 def rises_by_rate(
     audit_probabilities: Sequence[float] | NDArray[Any],
 ) -> NDArray[np.float64]:
-    """Return by how much a caught disagreement raises W by each rate alone, `(probabilities, rates)`.
+    """Return by how much a caught disagreement raises W at each rate, `(probabilities, rates)`.
 
     Infinite for a rate that the probability gives up.
     """
@@ -250,7 +250,7 @@ def _barrier(confidence: float) -> float:
 
 
 def _most(costs: NDArray[np.float64], confidence: float) -> int:
-    """Return W: the largest whole number whose wealth is below 1/δ; without a rate there is no limit."""
+    """Return W: the largest whole number with wealth below 1/δ, without a rate infinite."""
     if not np.isfinite(costs).any():
         return _NO_LIMIT
     barrier = _barrier(confidence)

@@ -1,10 +1,13 @@
 """`Live`: a cheap model in front of a reference on a stream, with a promise that survives drift.
 
-For each row: what the reference said to the same content before is its answer. Else the cheap model
-answers, with a doubt; the rule turns the doubt into an audit probability; the gate lets the answer
-pass only if the bound of the ledger stays within the level in the worst case; the coin is thrown,
-and coin, claim and pending audit are written to the disk. Rows that are deferred or audited are
-asked; their answers are kept, settle the ledger, and teach the cheap model.
+A row whose content the reference has answered before gets that answer. For any other row:
+
+1. The cheap model answers, with a doubt, which the rule turns into an audit probability.
+2. The gate lets the answer pass only if the bound of the ledger stays within the level in the worst
+   case.
+3. The coin is thrown; coin, claim and pending audit are written to the disk.
+4. The reference is called for rows that are deferred or audited. Its answers are kept, settle the
+   ledger, and teach the cheap model.
 
 The ledger is in `ponder.calibration.ledger`, the rule in `live_rule.py`, the file in
 `live_store.py`, both models in `live_models.py`, calls and their retries in `asking.py`.
@@ -49,7 +52,11 @@ from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress", "SelfAgreement"]
 
-_CHUNK, _BLOCK, _ROOM, _WINDOW, _POLL = 64, 256, 16, 2000, 0.05
+_CHUNK = 64
+_BLOCK = 256
+_ROOM = 16
+_WINDOW = 2000
+_POLL = 0.05
 
 
 class BudgetSpentError(PonderError):
@@ -116,8 +123,9 @@ class _Call:
     todo: deque[int]
     end: int  # answers there are after a finite batch
     errors: dict[int, Exception] = field(default_factory=dict)
-    claimed: dict[str, list[int]] = field(default_factory=dict)  # rows by what this call asks
-    elsewhere: dict[str, list[int]] = field(default_factory=dict)  # by what others ask just now
+    # Rows by content that this call asks, and by content that other processes ask just now.
+    claimed: dict[str, list[int]] = field(default_factory=dict)
+    elsewhere: dict[str, list[int]] = field(default_factory=dict)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     predicted_by: Cheap | None = None
     held: dict[int, float] = field(default_factory=dict)  # a row that waits for audits under way
@@ -125,7 +133,7 @@ class _Call:
 
 
 class Live:
-    """A cheap model in front of a reference, with a promise on the answers that were given, whatever drifts.
+    """A cheap model in front of a reference, with a promise on the given answers under any drift.
 
     With the probability `confidence`, at every moment, at most `level` of the answers given so far
     differ from what the reference says. The one assumption is that of `ponder.calibration.ledger`:
@@ -142,13 +150,13 @@ class Live:
         confidence: The probability with which the promise holds.
         path: An SQLite file, in which answers are kept and which several processes may share; None
             for memory.
-        cheap: A stage with probabilities that stays as it is; None for one that is taught.
+        cheap: A stage with probabilities that does not change; None for one that learns.
         teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`.
             At each teaching it is called three times: twice without some of the latest texts, to
             read doubts by them.
-        classes: Names of the classes, for a `cheap` or a `reference` that has none of its own.
-        rule: Decides what is audited and when the cheap model is taught. A bad one costs money, not
-            the promise.
+        classes: Names of the classes, for a `cheap` or a `reference` without names.
+        rule: The rule for audits and for teaching the cheap model. A bad rule costs money, not the
+            promise.
         ledgers: By class, the share of the rows of this class that may get another answer.
         budget: What may be spent, in calls or in units of `price`; None for no limit.
         price: The price of a call, a function of row and answer; 1 by default.
@@ -161,7 +169,8 @@ class Live:
         >>> def ask(texts):  # an expensive model
         ...     return ["card" if "card" in text else "loan" for text in texts]
         >>> live = ponder.Live(ask, level=0.05)
-        >>> found = live.answer([f"{word} number {n}" for n in range(2000) for word in ("my card", "a loan")])
+        >>> texts = [f"{word} number {n}" for n in range(2000) for word in ("my card", "a loan")]
+        >>> found = live.answer(texts)
         >>> found.labels[:2], found.source[0], found.source.count("reference") < 2000
         (['card', 'loan'], 'reference', True)
     """
@@ -186,14 +195,17 @@ class Live:
     ) -> None:
         check_real("level", level, 0.0, 1.0, open_high=True)
         check_share("confidence", confidence)
-        self.level, self.confidence, self.budget = level, confidence, budget
+        self.level = level
+        self.confidence = confidence
+        self.budget = budget
         self._levels = {str(name): share for name, share in (ledgers or {}).items()}
         self._ask = ask_of(reference, classes)
         self._asking = asking or asking_of(reference)
         self._learner = Learner(None if cheap is None else FixedCheap(cheap, classes), teach)
-        self._price, self._progress = price, progress
+        self._price = price
+        self._progress = progress
         self.rule: Rule = rule or AuditRule()
-        # Of the operating system: nobody who saw earlier coins can foresee the next.
+        # From the operating system: nobody can foresee a coin from earlier ones.
         self._coin = coin or random.SystemRandom().random
         fresh = Account(
             Ledger(confidence),
@@ -218,14 +230,15 @@ class Live:
     def statement(self) -> str:
         """The promise on the answers given so far, in words."""
         account = self.account
-        answers, bound = account.answers, account.ledger.bound
+        answers = account.answers
+        bound = account.ledger.bound
         if not answers:
             return "No answers yet."
         share = rounded_up(100 * bound / answers, 2)
         asked = f"{100 * account.asked / answers:.0f}"
         sentences = [
-            f"Of {answers:,} answers at most {bound:,} ({share}%) differ from the reference's, with "
-            f"{rounded_down(100 * self.confidence)}% confidence; {asked}% were asked."
+            f"Of {answers:,} answers at most {bound:,} ({share}%) differ from the reference's, "
+            f"with {rounded_down(100 * self.confidence)}% confidence; {asked}% were asked."
         ]
         for name, ledger in account.ledgers.items():
             all_of_class = account.found[name] + ledger.bound
@@ -240,11 +253,11 @@ class Live:
 
         Args:
             texts: Texts, pairs of texts, or other rows that JSON can hold, numbers say.
-            ids: A name for each row, by which a row that was answered keeps its answer, as after a
-                stop. Without them each row is a new one; what the reference said to its content is
-                known in either case.
-            finite: Whether the promise is about the batch at its end, and not about every moment;
-                what was asked is right, so more of the others may differ.
+            ids: A name for each row: a row with a name keeps its answer, also after a stop. Without
+                names each row is new; the reference's answer to its content is reused in either
+                case.
+            finite: Whether the promise is about the batch at its end, and not about every moment.
+                Rows that were asked are right, so more of the others may differ.
 
         Returns:
             The answers. A row that the reference failed on, also after retries, is in `errors`.
@@ -267,7 +280,7 @@ class Live:
         return call.answers
 
     def self_agreement(self, texts: Sequence[Any], rows: int = 100) -> SelfAgreement:
-        """Ask the reference twice about some rows, since what it contradicts itself in counts as disagreement.
+        """Ask the reference twice about some rows: its contradictions count as disagreement.
 
         Args:
             texts: The rows; those are taken that come first.
@@ -283,7 +296,8 @@ class Live:
         most = upper_bound(differ, len(chosen), self.confidence) if chosen else 1.0
         statement = (
             f"The reference contradicts itself in {differ} of {len(chosen)} rows, with "
-            f"{rounded_down(100 * self.confidence)}% confidence in at most {rounded_up(100 * most, 2)}%."
+            f"{rounded_down(100 * self.confidence)}% confidence in at most "
+            f"{rounded_up(100 * most, 2)}%."
         )
         return SelfAgreement(len(chosen), len(chosen) - differ, statement)
 
@@ -312,7 +326,7 @@ class Live:
 
     @contextmanager
     def _asker(self, call: _Call) -> Iterator[Asker]:
-        """Call the reference until the block ends; what arrives is kept also when it ends by an error."""
+        """Call the reference until the block ends; arrived answers are kept even after an error."""
         asker = Asker(self._ask, self._asking, self._arrived)
         try:
             yield asker
@@ -321,11 +335,11 @@ class Live:
             self._store.release(list(call.claimed))
 
     def _arrived(self, reply: Reply) -> None:
-        """Keep an answer at once, on the thread that got it; what follows from it is done later."""
+        """Keep an answer at once, on the thread that got it; its effects are computed later."""
         self._store.keep(reply.key, plain_label(reply.label))
 
     def _recall(self, call: _Call) -> None:
-        """Give rows that have an answer by their name; the others of a finite batch are still to come."""
+        """Answer rows with an answer by name; other rows of a finite batch are still to come."""
         for position in list(call.todo):
             if self._given_before(call, position):
                 call.todo.remove(position)
@@ -348,7 +362,7 @@ class Live:
         return None if call.ids is None else self._store.row(call.ids[position])
 
     def _decide_some(self, call: _Call, asker: Asker) -> None:
-        """Decide rows while the reference has room, and hand in what is asked."""
+        """Decide rows while the reference has room, and submit the questions."""
         at_once = self._asking.concurrency * self._asking.batch_size
         room = max(2 * at_once, _ROOM) - asker.running
         while call.todo and room > 0:
@@ -360,7 +374,7 @@ class Live:
                 return
 
     def _decide(self, call: _Call, room: int) -> list[tuple[str, Any]]:
-        """Decide the next rows in one transaction, and return what the reference is to be asked."""
+        """Decide the next rows in one transaction, and return the questions for the reference."""
         chosen = [call.todo[place] for place in range(min(_CHUNK, len(call.todo)))]
         self._predict(call, chosen)
         submitted = list[tuple[str, Any]]()
@@ -405,7 +419,8 @@ class Live:
             The row; None if it waits for audits under way, after which the bound may be lower.
         """
         prediction = call.predictions.get(position, Prediction(None, 1.0))
-        label, doubt = prediction.label, prediction.doubt
+        label = prediction.label
+        doubt = prediction.doubt
         if label is None or self.level == 0.0:
             return Row(key, label, doubt, 1.0, True)
         probability = call.held.pop(position, None)
@@ -433,8 +448,9 @@ class Live:
         horizon = account.answers + 1
         if call.finite:
             horizon = max(horizon, call.end)
-        within, ledger = self.level * horizon, account.ledger
-        # The first comparison is what the second gives in most rows, for a tenth of the time.
+        within = self.level * horizon
+        ledger = account.ledger
+        # In most rows the first comparison equals the second, for a tenth of the time.
         if ledger.bound + 1 > within and ledger.bound_after(probability) > within:
             return False
         for name, share in self._levels.items():
@@ -445,7 +461,7 @@ class Live:
         return True
 
     def _known(self, call: _Call, position: int, key: str, account: Account) -> bool:
-        """Give a row what the reference said to its content; if somebody asks just now, let it wait."""
+        """Give a row the reference's answer to its content, or let it wait for another call."""
         found = self._store.answer(key)
         if found is None:
             return False
@@ -460,7 +476,7 @@ class Live:
         return True
 
     def _collect(self, call: _Call, asker: Asker) -> None:
-        """Keep what has arrived, and look for what others have asked."""
+        """Keep the answers that arrived, and look for those that others asked."""
         if asker.running or call.elsewhere:
             self._keep(asker.take(_POLL if call.elsewhere else None), call)
         for key, positions in list(call.elsewhere.items()):
@@ -470,7 +486,7 @@ class Live:
                 del call.elsewhere[key]
 
     def _keep(self, replies: Sequence[Reply], call: _Call) -> None:
-        """Keep replies in one transaction: answers, outcomes of audits, and what was learned."""
+        """Keep replies in one transaction: answers, outcomes of audits, and lessons."""
         if not replies:
             return
         with self._deciding, self._store.transaction():
@@ -550,7 +566,7 @@ class Live:
         call.predictions.update(zip(ahead, found, strict=True))
 
     def _teach_if_due(self) -> None:
-        """Teach the cheap model what the reference has said, if the rule says so."""
+        """Teach the cheap model the reference's answers, if the rule says so."""
         learner = self._learner
         if not learner.can_learn or self.level == 0.0:
             return
@@ -567,7 +583,8 @@ class Live:
         if self._progress is not None:
             account = self.account
             answers = max(account.answers, 1)
-            asked, bound = account.asked / answers, account.ledger.bound / answers
+            asked = account.asked / answers
+            bound = account.ledger.bound / answers
             self._progress(Progress(call.done, len(call.rows), asked, bound))
 
     def _key(self, row: Any) -> str:

@@ -1,4 +1,4 @@
-"""The two models of `Live`: the reference as a function from rows to labels, and the cheap one, fixed or taught.
+"""The two models of `Live`: the reference, and the cheap one, which is fixed or learns.
 
 A taught one is taught twice more at each teaching, each time without half of the latest rows: what
 these models say to those rows shows how doubts are to be read, which a model cannot show on rows
@@ -36,7 +36,8 @@ __all__ = [
 Teach = Callable[[Sequence[Any], Sequence[str]], Any]
 """A function from rows and names of labels to a cheap model."""
 
-_LATEST, _FOLDS = 1000, 2
+_LATEST = 1000
+_FOLDS = 2
 
 
 class Cheap(Protocol):
@@ -68,14 +69,15 @@ class FixedCheap:
 
     Args:
         stage: Anything that can be a stage of a cascade.
-        classes: Names of the classes, for a stage that has none of its own.
+        classes: Names of the classes, for a stage without names.
     """
 
     def __init__(self, stage: Any, classes: Sequence[str] | None) -> None:
         self._stage: CascadeStage = stage_of(stage)
         names = self._stage.classes or classes
         if not names:
-            expected, remedy = "names of the classes of `cheap`", "Pass classes=[…]."
+            expected = "names of the classes of `cheap`"
+            remedy = "Pass classes=[…]."
             raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
         self.classes = tuple(map(str, names))
 
@@ -85,10 +87,10 @@ class FixedCheap:
 
 
 class Learner:
-    """The cheap model of a stream: a fixed one, or one that is taught again and again.
+    """The cheap model of a stream: a fixed one, or one that learns again and again.
 
     Args:
-        fixed: The model that stays as it is; None for one that is taught.
+        fixed: The model that does not change; None for one that learns.
         teach: Teaches one.
 
     Attributes:
@@ -98,7 +100,8 @@ class Learner:
     """
 
     def __init__(self, fixed: Cheap | None, teach: Teach) -> None:
-        self.model, self._teach = fixed, teach
+        self.model = fixed
+        self._teach = teach
         self.can_learn = fixed is None
         self.taught = self.unknown = 0
 
@@ -108,8 +111,9 @@ class Learner:
             self.unknown += 1
 
     def learn(self, lessons: Sequence[Lesson]) -> list[Outcome] | None:
-        """Teach a model all lessons; return the outcomes of the latest without them, None if there is one class."""
-        self.taught, self.unknown = len(lessons), 0
+        """Teach a model all lessons; return the outcomes of the latest without them, if any."""
+        self.taught = len(lessons)
+        self.unknown = 0
         if len({lesson.name for lesson in lessons}) < 2:
             return None
         outcomes = list[Outcome]()
@@ -141,7 +145,7 @@ class Learner:
 
 
 def predictions(model: Cheap, rows: Sequence[Any]) -> list[Prediction]:
-    """Return a model's answers to rows; shares that are not numbers are no answer."""
+    """Return a model's answers to rows; probabilities that are not numbers are no answers."""
     if not rows:
         return []
     shares = np.asarray(model.predict_proba(rows))
@@ -168,7 +172,8 @@ def ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]
     stage = stage_of(reference)
     names = tuple(map(str, stage.classes or classes or ()))
     if not names:
-        expected, remedy = "names of the classes of `reference`", "Pass classes=[…]."
+        expected = "names of the classes of `reference`"
+        remedy = "Pass classes=[…]."
         raise ArgumentError("classes", expected=expected, got="none", remedy=remedy)
 
     def answered(rows: list[Any]) -> list[str | None]:
@@ -192,7 +197,7 @@ def _is_function(reference: Any) -> bool:
 
 
 def json_of(row: Any) -> str:
-    """Return a row as JSON, by which its content is known again."""
+    """Return a row as JSON, to recognise its content."""
     try:
         return json.dumps(row)
     except TypeError as error:

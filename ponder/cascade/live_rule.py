@@ -1,14 +1,14 @@
-"""The rule of `Live`: which rows the cheap model answers, and how often each such answer is audited.
+"""The rule of `Live`: the rows that the cheap model answers, and how often they are audited.
 
-A rule decides what an answer costs, and never whether the promise holds: the ledger does that for
+A rule decides the cost of an answer, and never whether the promise holds: the ledger does that for
 any rule. `AuditRule` reads each doubt as a probability p to differ, and weighs two prices: an audit
 of probability π costs a call with probability π, and a wrong answer is caught with probability p π,
 which raises the bound by r(π). It takes for each row
 
     the π that minimises  π + μ p π r(π),        π = 1 asks the reference at once.
 
-1. p comes from what models that were taught without a row said to it, by a logistic regression on
-   the logit of the doubt; rows that were asked since then count too.
+1. p comes from the answers of models that did not learn the row, by a logistic regression on the
+   logit of the doubt; rows that were asked since then count, too.
 2. r(π) is b(a, π) / a, the rise of the bound by one rate a of the ledger alone.
 3. For each rate, the exchange rate μ is the least at which the bound, as it is foreseen some
    answers ahead, stays within what the level allows then. The rate that needs the fewest calls is
@@ -74,10 +74,10 @@ class Rule(Protocol):
     """What `Live` asks of a rule."""
 
     def audit_probability(self, doubt: float, standing: Standing) -> float:
-        """Return the probability with which the reference is asked about a row; 1 defers it."""
+        """Return the probability with which the reference is called for a row; 1 defers it."""
 
     def learn(self, outcome: Outcome) -> None:
-        """Note what the reference said to a row."""
+        """Note the reference's answer to a row."""
 
     def teaches(self, labels: int, taught: int, unknown: int) -> bool:
         """Return whether the cheap model is taught now.
@@ -130,19 +130,24 @@ class AuditRule:
         share: float = 0.9,
         ahead: float = 1.25,
     ) -> None:
-        self.first, self.growth, self.share, self.ahead = first, growth, share, ahead
+        self.first = first
+        self.growth = growth
+        self.share = share
+        self.ahead = ahead
         self._choices = np.append(np.geomspace(least, 0.9, 16), 1.0)
         self._unit_rises = _unit_rises(self._choices)
         self._asked = deque[Outcome](maxlen=_ASKED)
         self._without = list[Outcome]()
         self._doubts = deque[float](maxlen=_DOUBTS)
-        self._offset, self._slope = 0.0, 1.0
+        self._offset = 0.0
+        self._slope = 1.0
         self._plan: _Plan | None = None
         self._since_plan = _EVERY
-        self._expected, self._found = 0.0, 0.0
+        self._expected = 0.0
+        self._found = 0.0
 
     def audit_probability(self, doubt: float, standing: Standing) -> float:
-        """Return the probability with which the reference is asked about a row; 1 defers it."""
+        """Return the probability with which the reference is called for a row; 1 defers it."""
         logit = _logit(doubt)
         self._doubts.append(logit)
         if len(self._asked) + len(self._without) < _COLD:
@@ -163,7 +168,7 @@ class AuditRule:
         return probability
 
     def learn(self, outcome: Outcome) -> None:
-        """Note what the reference said to a row."""
+        """Note the reference's answer to a row."""
         self._asked.append(outcome)
         if outcome.differs and outcome.probability < 1.0:
             self._found += (1.0 - outcome.probability) / outcome.probability
@@ -175,7 +180,7 @@ class AuditRule:
         return labels >= self.growth * taught or unknown >= max(_UNKNOWN, 0.02 * taught)
 
     def renew(self, outcomes: Sequence[Outcome]) -> None:
-        """Take the doubts of models that were taught without a row, and plan anew."""
+        """Take the doubts of models that did not learn a row, and plan again."""
         self._without = list(outcomes)
         self._doubts.clear()
         self._since_plan = _EVERY
@@ -215,7 +220,8 @@ class AuditRule:
         """
         rises = self._unit_rises[within][:, None, :]
         wrong = self._wrong_to_come()[:, None]
-        low, high = np.full(len(within), -3.0), np.full(len(within), 12.0)  # of log μ
+        low = np.full(len(within), -3.0)
+        high = np.full(len(within), 12.0)  # of log μ
         for _ in range(16):
             middle = (low + high) / 2
             prices = self._choices + np.exp(middle)[:, None, None] * wrong * rises
@@ -245,28 +251,35 @@ class AuditRule:
         return np.asarray(1.0 / (1.0 + np.exp(-(self._offset + self._slope * doubts))))
 
     def _correction(self) -> float:
-        """Return by how much more was wrong of late than was expected; what is long ago counts less."""
+        """Return how much more was wrong of late than expected; older rows count less."""
         ratio = (self._found + _PRIOR) / (self._expected + _PRIOR)
         self._found *= _FADING
         self._expected *= _FADING
         return min(max(ratio, 0.8), 4.0)
 
 
-_EVERY, _DOUBTS, _SAMPLE, _FEW = 64, 256, 32, 64
-_ASKED, _COLD, _UNKNOWN = 400, 150, 30
-_PRIOR, _FADING, _SPARE = 15.0, 0.97, 0.3
+_EVERY = 64
+_DOUBTS = 256
+_SAMPLE = 32
+_FEW = 64
+_ASKED = 400
+_COLD = 150
+_UNKNOWN = 30
+_PRIOR = 15.0
+_FADING = 0.97
+_SPARE = 0.3
 _SETTLED = 1 / 12
 """Share of a finite batch that the reference answers before the cheap model does."""
 _CONSTANT = 0.6
-"""Share of what the level allows now that the bound may be when nothing was caught. The constant grows
+"""The limit of the bound without a catch, as a share of what the level allows now. The bound grows
 as audits become rarer; without a limit a rule whose cheap model is never wrong would make them
 rarer whenever it may, and wait for the level each time."""
 _NEIGHBOURS = 0.7
-"""Logarithm of what the rates beside the best one add to the wealth."""
+"""Logarithm of the contribution of other rates than the best to the wealth."""
 
 
 def _unit_rises(choices: Floats) -> Floats:
-    """Return π r(π) by rate and choice, `(rates, choices)`; too high to be taken if the rate is given up."""
+    """Return π r(π) by rate and choice, `(rates, choices)`; large if the rate is given up."""
     rises = rises_by_rate(choices).T * choices
     return np.where(np.isfinite(rises), rises, 1e12)
 
@@ -285,7 +298,8 @@ def _logistic(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     differs = np.array([float(one.differs) for one in outcomes])
     weights = np.array([1.0 / one.probability for one in outcomes])
     design = np.stack([np.ones(len(doubts)), doubts], axis=1)
-    prior, strength = np.array([0.0, 1.0]), np.array([2.0, 10.0])
+    prior = np.array([0.0, 1.0])
+    strength = np.array([2.0, 10.0])
     found = prior.copy()
     for _ in range(12):
         shares = 1.0 / (1.0 + np.exp(-np.clip(design @ found, -30, 30)))

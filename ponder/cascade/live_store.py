@@ -1,4 +1,4 @@
-"""The state of `Live` in one SQLite file: answers of the reference by content, rows, ledgers, and who asks what.
+"""The state of `Live` in one SQLite file: answers by content, rows, ledgers, and claims.
 
 All that a decision reads and writes is one transaction, and it is on the disk before the reference
 is called: the coin, the pending audit and the claim on the text. The answer is written in the
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT);
 
 @dataclass
 class Account:
-    """What a stream has cost and what is known about it.
+    """The costs of a stream and the state of its promise.
 
     Attributes:
         ledger: The bound on answers that differ.
@@ -187,7 +187,7 @@ class Store:
         self._write_state("account", account.to_json())
 
     def answer(self, key: str) -> Known | None:
-        """Return the reference's answer to a content, or who asks; None if nobody did."""
+        """Return the reference's answer to a content, or the process that asks, if any."""
         with self._lock:
             query = "SELECT label, owner FROM answers WHERE key = ?"
             found = self._data.execute(query, (key,)).fetchone()
@@ -219,7 +219,7 @@ class Store:
             self._data.executemany(command, [(key, self.owner) for key in keys])
 
     def take_over(self, owner: str | None) -> bool:
-        """Write the answers that a process left in its journal, and give up its claims, if it is gone.
+        """Write the answers that a dead process left in its journal, and release its claims.
 
         Returns:
             Whether it is gone.
@@ -240,7 +240,7 @@ class Store:
     def keep(self, key: str, label: Any) -> None:
         """Keep an answer in the journal, at once and on any thread.
 
-        It survives the end of the process; a loss of power may take it, and it is asked for again.
+        It survives the end of the process; after a loss of power it may be asked again.
         """
         if self._journal is not None:
             with self._journal_lock:
@@ -253,7 +253,7 @@ class Store:
         self._data.execute(command, (json.dumps(label), key))
 
     def shorten_journal(self, written: int) -> None:
-        """Note, after a transaction, that it wrote some answers; the journal is emptied if it has no others."""
+        """Note that a transaction wrote some answers; a journal without others is emptied."""
         if self._journal is not None:
             with self._journal_lock:
                 self._in_journal -= written
@@ -334,7 +334,7 @@ class Store:
             self._data.close()
 
     def _hold(self) -> None:
-        """Take the lock by which other processes know that this one lives, and open the journal."""
+        """Take the lock that shows other processes that this one lives, and open the journal."""
         if self._alive is None and self._path is not None:
             filelock = library("filelock", "several processes on one file", "cascade")
             lock = filelock.FileLock(self._file_of(self.owner, "lock"), thread_local=False)
@@ -344,7 +344,7 @@ class Store:
             self._journal = os.open(self._file_of(self.owner, "journal"), flags, 0o600)
 
     def _write_journal(self, owner: str) -> None:
-        """Write the answers of a journal that are not in the database, and give up the claims of its process."""
+        """Write a journal's answers that the database lacks, and release its process's claims."""
         journal = self._file_of(owner, "journal")
         with self.transaction():
             command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ? AND owner = ?"

@@ -124,7 +124,8 @@ def _outcome(
         ),
     ]
     if spending.price is not None:
-        cost, whole = account.asked * spending.price, rows * spending.price
+        cost = account.asked * spending.price
+        whole = rows * spending.price
         table.append(("cost", f"{cost:.2f} where all texts would have cost {whole:.2f}"))
     sentences = [live.statement]
     limited = sum(isinstance(error, BudgetSpentError) for error in errors.values())

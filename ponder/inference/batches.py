@@ -83,7 +83,8 @@ def begin(
     source, _ = reader.model.start(inputs, needs, **context)
     if reader.spares:
         source.keep(np.arange(len(examples)))
-    lengths, padding = [example.length for example in examples], reader.padding
+    lengths = [example.length for example in examples]
+    padding = reader.padding
     width = 0 if padding is None else width_of(source.hidden)
     if width != max([2 if reader.spares else 0, *lengths]):  # the stem makes positions of its own
         lengths = [width] * len(lengths)
@@ -95,11 +96,9 @@ def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
 
     What is taken of a whole batch is not copied, and no batch is changed.
     """
-    first, padding, chosen = (
-        parts[0][0],
-        parts[0][0].parts.padding,
-        list[tuple[ModelSource, Tensor | None]](),
-    )
+    first = parts[0][0]
+    padding = parts[0][0].parts.padding
+    chosen = list[tuple[ModelSource, Tensor | None]]()
     for source, places in parts:
         whole = len(places) == len(first_tensor(source.hidden))
         chosen.append((source, None if whole else torch.as_tensor(places, device=source.device)))

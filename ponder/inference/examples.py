@@ -113,7 +113,8 @@ class ExampleReader:
         self.model = model
         self.names = model.argument_names
         self.padding = model.padding
-        weight, task = next(model.parameters(), None), model.task
+        weight = next(model.parameters(), None)
+        task = model.task
         self.device: torch.device | None = None if weight is None else weight.device
         self.regroups = task is None or not task.per_position
         """Whether rows of several lengths may share a batch between steps."""
@@ -123,14 +124,11 @@ class ExampleReader:
     def read(self, example: Any) -> Example:
         """Read one example."""
         row = read_batch(example, self.names)
-        inputs, labels = _batch_of_one(row.inputs), row.labels
+        inputs = _batch_of_one(row.inputs)
+        labels = row.labels
         context = {name: _batch_of_one(value) for name, value in row.context.items()}
         length = 0 if self.padding is None else self._length(inputs, context)
-        kinds = (
-            [(name, _kind(value, self.padding)) for name, value in context.items()]
-            if context
-            else ()
-        )
+        kinds = [(name, _kind(value, self.padding)) for name, value in context.items()]
         signature = (_kind(inputs, self.padding), *kinds)
         return Example(
             inputs,
@@ -181,7 +179,8 @@ class ExampleReader:
         real = self.padding.positions(inputs, context)
         if real is not None:
             return max(int(last_position(real)), 1)
-        tensor, dim = first_tensor(inputs), self.padding.inputs.dims[0]
+        tensor = first_tensor(inputs)
+        dim = self.padding.inputs.dims[0]
         if tensor.dim() <= dim:
             raise ArgumentError(
                 "example",
@@ -233,22 +232,21 @@ def _as_tensors(tree: Any) -> Any:
     """Lists of numbers and arrays as tensors; texts and other values stay."""
 
     def read(leaf: Any) -> Any:
-        return (
-            torch.as_tensor(leaf) if isinstance(leaf, list) or hasattr(leaf, "__array__") else leaf
-        )
+        if isinstance(leaf, list) or hasattr(leaf, "__array__"):
+            return torch.as_tensor(leaf)
+        return leaf
 
     return tree_map(read, tree, is_leaf=lambda part: isinstance(part, list))
 
 
 def _batch_of_one(value: Any) -> Any:
-    value = (
-        torch.as_tensor(value) if isinstance(value, list) else value
-    )  # as tokenizers give them, without a tree
-    return (
-        value[None]
-        if isinstance(value, Tensor)
-        else map_tensors(lambda tensor: tensor[None], _as_tensors(value))
-    )
+    if isinstance(value, list):
+        value = torch.as_tensor(value)
+    else:
+        value = value  # as tokenizers give them, without a tree
+    if isinstance(value, Tensor):
+        return value[None]
+    return map_tensors(lambda tensor: tensor[None], _as_tensors(value))
 
 
 def _rows_of(batch: Any) -> Iterator[Any]:

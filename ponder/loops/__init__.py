@@ -1,4 +1,4 @@
-"""Looped models that halt per position: one shared step, applied until each position has its answer."""
+"""Looped models that halt per position: a shared step, applied until positions have answers."""
 
 from ponder.loops.blocks import Block, Stack
 from ponder.loops.carry import Problem

@@ -1,6 +1,6 @@
-"""Steps that run some positions of a batch: a reference block, a stack, and two layers that others wrote.
+"""Steps that run some positions of a batch: a reference block, a stack, and known layers.
 
-In a shared step the keys and values of a halted position stay what they are, so that a step
+In a shared step the keys and values of a halted position do not change, so that a step
 computes queries, keys, values and the feed-forward network of the running positions alone, and the
 others are attended to as they were left.
 """
@@ -85,7 +85,10 @@ class Block(nn.Module):
         return made
 
     def attend(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what queries `(rows, some, width)` read, through a mask `(rows, 1, some or 1, length)` bool."""
+        """Return the values that queries `(rows, some, width)` read.
+
+        The mask is `(rows, 1, some or 1, length)` bool.
+        """
         key, value = key_value.chunk(2, dim=-1)
         mixed: Tensor = self.out(attention(query, key, value, self.heads, mask))
         return mixed
@@ -95,11 +98,12 @@ class Stack(nn.Module):
     """Several layers as one step, which runs some positions.
 
     Keys and values of a halted position in every layer are those of the first pass after it halted,
-    and are kept from then on. In the layers behind the first that is a rule of its own: computed
-    anew they would follow what the others have become. With one layer both rules are the same.
+    and are kept from then on. In the layers behind the first this is a choice: if they were
+    computed again, they would follow the other positions. With one layer both rules are the same.
 
     Args:
-        layers: Layers that run some positions: `Block`, `AlbertLayer`, `nn.TransformerEncoderLayer`,
+        layers: Layers that run some positions: `Block`, `AlbertLayer`,
+            `nn.TransformerEncoderLayer`,
             or your own.
 
     Example:
@@ -122,7 +126,7 @@ class Stack(nn.Module):
     def positions(
         self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
     ) -> tuple[Tensor, list[Any]]:
-        """Return the new states of the running positions, and what each layer keeps of all.
+        """Return the new states of the running positions, and the kept values of each layer.
 
         The layers before the last run the positions that halted at the step before, too: the next
         layer needs their keys and values once.
@@ -145,11 +149,12 @@ class AlbertStep(nn.Module):
     `ponder.loops.Loop` makes it of a layer by itself.
 
     Args:
-        layer: The layer; its weights are used as they are.
+        layer: The layer; its weights are used, not copied.
 
     Example:
         >>> from transformers.models.albert import modeling_albert
-        >>> config = modeling_albert.AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16)
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = modeling_albert.AlbertConfig(**sizes)
         >>> step = AlbertStep(modeling_albert.AlbertLayer(config))
         >>> step(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
@@ -194,10 +199,10 @@ class AlbertStep(nn.Module):
 
 
 class EncoderLayerStep(nn.Module):
-    """An `nn.TransformerEncoderLayer` as a step that runs some positions; `ponder.loops.Loop` makes it of a layer.
+    """An `nn.TransformerEncoderLayer` as a step that runs some positions.
 
     Args:
-        layer: The layer, with ``batch_first=True``; its weights are used as they are.
+        layer: The layer, with ``batch_first=True``; its weights are used, not copied.
 
     Raises:
         ArgumentError: The layer takes the positions first.
@@ -211,7 +216,8 @@ class EncoderLayerStep(nn.Module):
     def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
         super().__init__()
         if not layer.self_attn.batch_first:
-            expected, got = "a layer that takes rows first", "batch_first=False"
+            expected = "a layer that takes rows first"
+            got = "batch_first=False"
             remedy = "Build it with batch_first=True; the weights are the same."
             raise ArgumentError("step", expected=expected, got=got, remedy=remedy)
         self.layer = layer
@@ -252,7 +258,7 @@ class EncoderLayerStep(nn.Module):
         return self._project(self.layer.norm1(states) if self.layer.norm_first else states, 1, 3)
 
     def _project(self, states: Tensor, first: int, last: int) -> Tensor:
-        """Return queries (part 0), keys (1) and values (2) from part `first` up to `last`, side by side."""
+        """Return queries (part 0), keys (1) and values (2) from part `first` up to `last`."""
         parts = self.layer.self_attn
         width = states.shape[-1]
         chosen = slice(first * width, last * width)
@@ -264,17 +270,17 @@ _LAYERS: dict[str, Callable[..., nn.Module]] = {
     "torch.nn.modules.transformer.TransformerEncoderLayer": EncoderLayerStep,
     "transformers.models.albert.modeling_albert.AlbertLayer": AlbertStep,
 }
-"""Layers that others wrote, by the place of their class, and the step that runs some positions of one."""
+"""Layers of other libraries, by the path of their class, and the step that runs one."""
 
 
 def position_step(step: Callable[..., object]) -> nn.Module:
-    """Return a step as a module: known layers as a step that runs some positions, others as they are."""
+    """Return a step as a module; known layers become steps that run some positions."""
     adapter = _LAYERS.get(f"{type(step).__module__}.{type(step).__qualname__}")
     return as_module("step", step) if adapter is None else adapter(step)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """Return what queries `(rows, some, width)` read of values `(rows, length, width)` by their keys."""
+    """Return what queries `(rows, some, width)` read of values `(rows, length, width)`."""
     query, key, value = (
         part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value)
     )
@@ -283,7 +289,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tenso
 
 
 def _before(position: Tensor, length: int, visible: Tensor | None) -> Tensor:
-    """Return the mask by which queries at `position`, `(rows, some)`, see themselves and what comes before."""
+    """Return the causal mask of queries at `position`, `(rows, some)`, to earlier positions."""
     keys = torch.arange(length, device=position.device)
     before = keys <= rearrange(position, "rows some -> rows 1 some 1")
     return before if visible is None else before & visible

@@ -31,8 +31,8 @@ class Problem:
 
     Args:
         hidden: The state before the first step, `(length, …)`, or a tree of such tensors.
-        context: What the step is given besides, by name, `(…)` each.
-        attention_mask: Which positions are no padding, `(length,)`; all are if None. All problems
+        context: Further arguments of the step, by name, `(…)` each.
+        attention_mask: Which positions are not padding, `(length,)`; None if all are. All problems
             have one, or none.
         row_id: Identity of the row, for seeded sampling; the number of the problem if None.
 

@@ -33,7 +33,7 @@ class Generated:
     """Tokens and the steps that each took.
 
     Args:
-        tokens: The prompt and what follows, `(batch, length)` long.
+        tokens: The prompt and the new tokens, `(batch, length)` long.
         exit_step: The exit step of each token that was read, `(batch, length − 1)` long: the last
             was only written.
     """
@@ -52,7 +52,7 @@ def greedy(
     max_steps: int,
     policy: ExitPolicy | None = None,
 ) -> Generated:
-    """Append the most probable token, again and again; each is computed to its own exit, and never again.
+    """Append the most probable token repeatedly; each token is computed once, to its exit.
 
     Args:
         loop: A loop of a causal `Block`, with halted positions frozen, in evaluation mode.
@@ -67,7 +67,8 @@ def greedy(
         ArgumentError: The loop has another step, or another rule for halted positions.
 
     Example:
-        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2, causal=True), nn.Linear(8, 20)).eval()
+        >>> block = ponder.loops.Block(8, heads=2, causal=True)
+        >>> loop = ponder.loops.Loop(block, nn.Linear(8, 20)).eval()
         >>> table, prompt = nn.Embedding(20, 8), torch.zeros(2, 3, dtype=torch.long)
         >>> def embed(tokens, places):
         ...     return table(tokens)
@@ -79,7 +80,8 @@ def greedy(
     check_type("step of the loop", loop.step, Block)
     block: Block = loop.step  # type: ignore[assignment]
     if not block.causal or loop.halted != "frozen":
-        expected, got = "a causal block with halted='frozen'", f"{loop.halted=}, {block.causal=}"
+        expected = "a causal block with halted='frozen'"
+        got = f"{loop.halted=}, {block.causal=}"
         remedy = "Build ponder.loops.Loop(Block(…, causal=True), …)."
         raise ArgumentError("loop", expected=expected, got=got, remedy=remedy)
     batch, read = prompt.shape
@@ -104,7 +106,10 @@ def greedy(
 
 
 class _Slots(nn.Module):
-    """A block that runs one token of each row; `slots`, `(batch, passes, length, 2 · width)`, hold keys and values."""
+    """A block that runs one token of each row; `slots` hold the keys and values of all passes.
+
+    They are `(batch, passes, length, 2 · width)`.
+    """
 
     def __init__(self, block: Block, slots: Tensor) -> None:
         super().__init__()
@@ -122,7 +127,7 @@ class _Slots(nn.Module):
         return states
 
     def fill(self, states: Tensor, exit_step: Tensor) -> None:
-        """Give later passes the keys and values of the states that halted tokens keep, `(batch, width)`."""
+        """Give later passes the keys and values of halted tokens' states, `(batch, width)`."""
         kept = self.block.keys_and_values(states)
         passes = torch.arange(self.slots.shape[1], device=states.device)
         later = passes >= exit_step[:, None]

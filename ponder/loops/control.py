@@ -1,8 +1,8 @@
-"""Risk control on runs: the cheapest threshold whose answers differ from full depth on few rows, with a promise.
+"""Risk control on runs: the cheapest threshold that rarely differs from full depth.
 
-A record at full depth says what each position would answer if all ran on. In a run that freezes
-halted positions the others attend to what these keep, so that a replay is an approximation, and no
-promise can rest on it. Here every threshold that is tested is a run of its own:
+A record at full depth holds the answers of positions when all run on. In a run that freezes halted
+positions the others attend to the frozen states, so that a replay is an approximation, and no
+promise can rest on it. Here every tested threshold is a run of its own:
 
     run at full depth once;  for each threshold, from the latest exits to the earliest: run,
     compare, test stop at the first that fails (fixed-sequence testing, Angelopoulos et al. 2021);
@@ -99,7 +99,12 @@ def control_risk(
     Example:
         >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3)).eval()
         >>> found = ponder.loops.control_risk(
-        ...     loop, [{"hidden": torch.randn(40, 5, 8)}], policies.Confidence, [0.99, 0.9], max_steps=4, level=0.1
+        ...     loop,
+        ...     [{"hidden": torch.randn(40, 5, 8)}],
+        ...     policies.Confidence,
+        ...     [0.99, 0.9],
+        ...     max_steps=4,
+        ...     level=0.1,
         ... )
         >>> found.met, found.policy.num_steps
         (True, 4)
@@ -187,7 +192,7 @@ def _statement(
     bound: str,
     rows: int,
 ) -> str:
-    """Return the promise in words, or why there is none."""
+    """Return the promise in words, or why there is no promise."""
     what = {
         "sequence": "the share of rows with another answer than at full depth anywhere",
         "position": "the mean share of positions with another answer than at full depth",
@@ -198,6 +203,7 @@ def _statement(
         return f"on fresh rows {promise}: threshold {best.value:.6g} ({seen})"
     first = path[0]
     return (
-        f"nothing could be certified (asked for: {promise}), so every position runs to the last step: "
-        f"at {first.value:.6g}, tried first, {rows} rows have a mean loss of {first.observed:.4f} ({bound})"
+        f"nothing could be certified (asked for: {promise}), so every position runs to the last "
+        f"step: at {first.value:.6g}, tried first, {rows} rows have a mean loss of "
+        f"{first.observed:.4f} ({bound})"
     )

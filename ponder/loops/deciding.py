@@ -1,6 +1,6 @@
-"""What a policy sees of a loop: units, which are positions, or whole rows where these halt together.
+"""The units of a loop that a policy decides: positions, or whole rows if these halt together.
 
-A policy is asked about units as it is about rows of a batch: each has an id, a step, a state, and
+A policy decides units as it decides rows of a batch: each has an id, a step, a state, and
 readings of that step. So every policy decides per position unchanged.
 """
 
@@ -32,7 +32,7 @@ class Units(NamedTuple):
     step: Tensor  # that each has finished, `(units,)` long
     state: Tree  # of the policy
     log_survival: Tensor | None  # log P(not stopped so far), if the policy reads hazards
-    past: Tensor | None  # what the Lambda head read at the last step, if it has a history
+    past: Tensor | None  # the input of the Lambda head at the last step, if it has a history
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ class Units(NamedTuple):
 
     @staticmethod
     def join(first: Units, second: Units) -> Units:
-        """Return both, in their order; a state that is not there yet is zeros beside one that is."""
+        """Return both, in order; a state without a value yet becomes zeros if the other has one."""
         joined: Units = join_rows([first, second], sizes=[first.size, second.size])
         return joined
 
@@ -148,9 +148,9 @@ class Decider:
 
 
 def unit_ids(row_ids: Tensor, length: int | None) -> Tensor:
-    """Return ids of positions, `(rows, length)` long, that depend on the row id and the position alone.
+    """Return ids of positions, `(rows, length)` long, from the row id and the position alone.
 
-    Rows that halt together are units with their own ids, `(rows,)`, if `length` is None.
+    If `length` is None, rows halt together: they are units with their ids, `(rows,)`.
     """
     if length is None:
         return row_ids

@@ -1,6 +1,6 @@
 """`Loop`: one shared step, applied until each position of each row has its answer.
 
-    every step: h ← S(h) where a position runs, h elsewhere;  answer and hazard of the running
+        every step: h ← S(h) for positions that run, h for others;  answer and hazard of the running
     positions; the policy says which of them halt;  a row whose real positions have all halted
     leaves the batch
 
@@ -64,7 +64,8 @@ class LoopOutput:
             in the order of the batch; of whole rows with ``halted="together"``. None in evaluation.
 
     Example:
-        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), policy=policies.Confidence(0.5))
+        >>> block = ponder.loops.Block(8, heads=2)
+        >>> loop = ponder.loops.Loop(block, nn.Linear(8, 3), policy=policies.Confidence(0.5))
         >>> out = loop.eval()(torch.randn(2, 5, 8), max_steps=4)
         >>> out.outputs.shape, out.exit_step.shape
         (torch.Size([2, 5, 3]), torch.Size([2, 5]))
@@ -114,9 +115,11 @@ class Loop(nn.Module):
         ArgumentError: The parts do not fit one another.
 
     Example:
-        >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), ponder.LambdaHead(8))
+        >>> block = ponder.loops.Block(8, heads=2)
+        >>> loop = ponder.loops.Loop(block, nn.Linear(8, 3), ponder.LambdaHead(8))
         >>> hidden, labels = torch.randn(2, 5, 8), torch.randint(3, (2, 5))
-        >>> loop.train()(hidden, max_steps=4, labels=labels, objective=objectives.Ponder(0.5)).loss.shape
+        >>> objective = objectives.Ponder(0.5)
+        >>> loop.train()(hidden, max_steps=4, labels=labels, objective=objective).loss.shape
         torch.Size([])
         >>> loop.eval()(hidden, max_steps=4, policy=policies.Quantile(0.5)).exit_step.shape
         torch.Size([2, 5])
@@ -126,7 +129,7 @@ class Loop(nn.Module):
         __call__: Callable[..., LoopOutput]
 
     progress: Progress | None = None
-    """Progress of training, for objectives that change while it runs; set by the trainer, never saved."""
+    """Progress of training, for objectives that depend on it; set by the trainer, never saved."""
 
     def __init__(
         self,
@@ -233,7 +236,7 @@ class Loop(nn.Module):
         row_ids: Tensor | None = None,
         **context: Any,
     ) -> Trajectory:
-        """Run all steps of all positions and record them; the real positions are the rows of the trajectory.
+        """Run all steps of all positions and record them; real positions are the trajectory's rows.
 
         A replay says when each position would halt if all the others ran on. With
         ``halted="frozen"`` or ``"hidden"`` a run differs, since the others attend to the states
@@ -243,7 +246,7 @@ class Loop(nn.Module):
         Args:
             hidden: The states before the first step.
             max_steps: The number of steps.
-            attention_mask: Which positions are no padding.
+            attention_mask: Which positions are not padding.
             policy: A policy by which positions halt and keep their states, as in training with
                 ``halting=True``; None lets all run.
             keep_features: Whether features are recorded, for policies that read them.
@@ -268,7 +271,7 @@ class Loop(nn.Module):
         slots: int = 64,
         policy: ExitPolicy | None = None,
     ) -> Iterator[Carried]:
-        """Answer problems in the order in which they halt; a halted one makes place for the next at once.
+        """Answer problems in the order in which they halt; a halted one frees its slot at once.
 
         Args:
             problems: Problems of one shape: `Problem`, or states alone, `(length, …)`. Read as
@@ -278,7 +281,8 @@ class Loop(nn.Module):
             policy: An exit policy instead of the loop's own.
 
         Example:
-            >>> loop = ponder.loops.Loop(ponder.loops.Block(8, heads=2), nn.Linear(8, 3), ponder.LambdaHead(8)).eval()
+            >>> block = ponder.loops.Block(8, heads=2)
+            >>> loop = ponder.loops.Loop(block, nn.Linear(8, 3), ponder.LambdaHead(8)).eval()
             >>> answers = loop.carry(torch.randn(10, 5, 8), max_steps=6, slots=4)
             >>> sorted(answer.number for answer in answers) == list(range(10))
             True
@@ -304,7 +308,7 @@ class Loop(nn.Module):
         return Decider(chosen, max_steps, task)
 
     def weights_digest(self) -> str | None:
-        """Return the SHA-256 of the weights, whatever the device."""
+        """Return the SHA-256 of the weights, on any device."""
         return digest_of_weights([self])
 
     def meaning(self, outputs: Tensor) -> Task:
@@ -330,7 +334,7 @@ class Loop(nn.Module):
     def call_positions(
         self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
     ) -> tuple[Tree, Tree]:
-        """Return the states of the running positions after a step, and what the step keeps of all."""
+        """Return the states of the running positions after a step, and the kept values of all."""
         given = unwrap(context)
         if "index" in self._names:
             given["index"] = index
@@ -471,7 +475,8 @@ class Loop(nn.Module):
         labels: Tensor,
     ) -> Tensor:
         """Return the objective's loss, averaged over the units that have a label, a scalar."""
-        outputs, hazards = trajectory.outputs, trajectory.hazard_logits
+        outputs = trajectory.outputs
+        hazards = trajectory.hazard_logits
         task = as_task(trajectory.task) or infer_task(outputs[:, -1], labels)
         labels = task.inside(task.check(outputs[:, -1], labels), trajectory.mask)
         over_steps = None
@@ -492,13 +497,13 @@ class Loop(nn.Module):
         return task.mean_loss(objective.per_example(unrolled), labels)
 
     def _prior_over(self, max_steps: int) -> Prior | None:
-        """Return the loop's prior; with a Lambda head and none given, the default, scaled to so many steps."""
+        """Return the prior for this number of steps; a Lambda head has one by default."""
         if self.prior is None and self.lambda_head is not None:
             return Geometric(0.1).rescaled(12, max_steps)
         return self.prior
 
     def _meaning_of_units(self, outputs: Tensor) -> Task | None:
-        """Return the task of units; of rows that halt together, an answer each position where it answers so."""
+        """Return the task of units; rows that halt together may have an answer at each position."""
         task = self.task
         one_class = task is None or task.one_class
         if self.halted == "together" and one_class and outputs.dim() > 2:
@@ -507,7 +512,7 @@ class Loop(nn.Module):
 
 
 def _names_of(step: nn.Module) -> frozenset[str]:
-    """Return the names of what a step takes beside the states."""
+    """Return the names of a step's arguments, except the states."""
     return frozenset(list(parameters_of(step))[1:])
 
 

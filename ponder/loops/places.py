@@ -55,25 +55,25 @@ class Places:
 
     @cached_property
     def position(self) -> Tensor:
-        """Where each running position lies in its row, `(running,)` long, from 0."""
+        """The places of running positions in their rows, `(running,)` long, from 0."""
         return self.flat - self.row * self.length
 
     def take(self, tree: Tree) -> Tree:
-        """Return the running positions, `(running, …)`, of every tensor `(rows, length, …)` of a tree."""
+        """Return the running positions, `(running, …)`, of tensors `(rows, length, …)`."""
         return map_tensors(lambda tensor: _positions(tensor).index_select(0, self.flat), tree)
 
     def put(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """Return a tensor `(rows, length, …)` with `values`, `(running, …)`, at the running positions."""
+        """Return `(rows, length, …)` with `values`, `(running, …)`, at running positions."""
         return _put(tensor, self.flat, values)
 
     def renew(
         self, kept: Tensor | None, make: Callable[[Tensor], Tensor], hidden: Tensor
     ) -> Tensor:
-        """Return what a step keeps of every position, `(rows, length, …)`, made anew where the state changed.
+        """Return kept values of every position, `(rows, length, …)`, updated for changed states.
 
         Args:
             kept: The return value of the step before; None at the first call.
-            make: From states `(positions, width)` to what is kept of them, `(positions, …)`.
+            make: A function from states `(positions, width)` to kept values, `(positions, …)`.
             hidden: The states, `(rows, length, width)`.
         """
         states = _positions(hidden)
@@ -83,19 +83,19 @@ class Places:
         return _put(kept, self.changed, make(states.index_select(0, self.changed)))
 
     def pad(self, values: Tensor) -> Tensor:
-        """Lay `values`, `(running, …)`, out by row: `(rows, most, …)`, with zeros behind the last of a row."""
+        """Arrange `values`, `(running, …)`, by row: `(rows, most, …)`, with zeros at row ends."""
         padded = values.new_zeros(self.rows * self._most, *values.shape[1:])
         padded = padded.index_copy(0, self._slot, values)
         by_row: Tensor = padded.unflatten(0, (self.rows, self._most))
         return by_row
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """Return the running positions, `(running, …)`, of what `pad` laid out, `(rows, most, …)`."""
+        """Return the running positions, `(running, …)`, from padded ones, `(rows, most, …)`."""
         return _positions(padded).index_select(0, self._slot)
 
     @cached_property
     def to_renew(self) -> Places:
-        """The positions whose states changed, as places: what a layer before the last of a step runs."""
+        """The positions whose states changed: those that layers before the last must run."""
         flat = self.changed
         if flat is None:
             flat = torch.arange(self.rows * self.length, device=self.flat.device)
@@ -111,7 +111,7 @@ class Places:
 
     @cached_property
     def _slot(self) -> Tensor:
-        """Where `pad` puts each running position: row · most + how many of its row come before it."""
+        """The index of each running position in `pad`: row · most + its number within the row."""
         first = self._counts.cumsum(0) - self._counts
         rank = torch.arange(len(self.flat), device=self.flat.device) - first[self.row]
         return self.row * self._most + rank
@@ -119,7 +119,7 @@ class Places:
 
 @runtime_checkable
 class PositionStep(Protocol):
-    """A step that can run some positions of a batch, and leave the others as they are.
+    """A step that can run some positions of a batch, and leave the others unchanged.
 
     Beside `positions` it is called as any step, `step(hidden, attention_mask=…)`, while no position
     has halted.

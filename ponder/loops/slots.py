@@ -1,7 +1,7 @@
-"""The engine: rows that share a batch, each at a step of its own, whose positions halt one by one.
+"""The engine: rows at different steps share a batch, and their positions halt one by one.
 
     admit    rows take free slots, before their first step
-    advance  one step: run what runs, read it, ask the policy, keep the answers of what exits
+        advance  one step: run the running, read them, call the policy, keep the answers at exits
     finished rows whose real positions have all halted leave their slots
 
 `Loop` admits one batch and advances until it is empty; `carry` refills slots as they become free.
@@ -56,7 +56,7 @@ class Parts(Protocol):
     def call_positions(
         self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
     ) -> tuple[Tree, Tree]:
-        """Return the states of the running positions after a step, and what the step keeps of all."""
+        """Return the states of the running positions after a step, and the kept values of all."""
 
     def read(self, hidden: Tree) -> Tensor:
         """Return the features of states."""
@@ -65,15 +65,15 @@ class Parts(Protocol):
 class Rows(NamedTuple):
     """What is known of each row in a slot: a tree, rows first."""
 
-    number: Tensor  # by which the caller knows it, `(rows,)` long
+    number: Tensor  # the caller's number, `(rows,)` long
     step: Tensor  # that it has finished, `(rows,)` long
     hidden: Tree
     context: Mapping[str, Any]
     policy_context: Mapping[str, Tensor] | None
-    mask: Tensor | None  # which positions are no padding, `(rows, length)` bool
-    real: Tensor  # the same of units: `(rows, length)`, or `(rows,)` where rows halt together
+    mask: Tensor | None  # which positions are not padding, `(rows, length)` bool
+    real: Tensor  # the same of units: `(rows, length)`, or `(rows,)` if rows halt together
     running: Tensor  # as `real`
-    exit_step: Tensor  # as `real`, long; 0 where none yet
+    exit_step: Tensor  # as `real`, long; 0 before the exit
     outputs: Tensor | None  # `(*real, …)`; None before the first step
 
 
@@ -117,7 +117,7 @@ class Slots:
         self.rows: Rows | None = None
         self.units: Units | None = None
         self._fresh: Units | None = None  # before their first step
-        self._kept: Tree = None  # what the step keeps of all positions
+        self._kept: Tree = None  # the step's kept values of all positions
         self._changed: Tensor | None = None  # since it was kept, `(rows, length)` bool
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Slots:
         if not len(exiting) and rows.outputs is not None:
             self.rows = rows
             return None
-        if outputs is None:  # no head is called for units that go on
+        if outputs is None:  # no head is called for units that run on
             outputs = self.parts.head(self._units_of(rows.hidden, rows.running, exiting))
         else:
             outputs = outputs[exits]
@@ -185,7 +185,7 @@ class Slots:
         return self._leave()
 
     def _run(self, rows: Rows, flat: Tensor, everything: bool) -> Tree:
-        """Return the states after a step: all of them new, or those of the running positions alone."""
+        """Return the states after a step: all of them, or those of the running positions."""
         visible = rows.mask
         if self.parts.halted == "hidden" and not everything:
             visible = rows.running
@@ -210,7 +210,7 @@ class Slots:
         return pytree.tree_map(places.put, rows.hidden, after)
 
     def _ask(self, rows: Rows, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Ask the policy about all that runs; return the exit mask and the outputs, if it read them."""
+        """Call the policy for the running units; return the exit mask and the outputs it read."""
         features = self._units_of(rows.hidden, rows.running, flat)
         output = self.parts.head(features) if self.needs_output else None
         hazard_logit = past = None
@@ -228,7 +228,7 @@ class Slots:
             )
         readings = Readings(output, features, hazard_logit, self._mask_of_units(rows), context)
 
-        # A policy whose whole state is None at first is asked about new rows by themselves.
+        # A policy whose whole state is None at first decides new rows apart from others.
         together = len(groups) == 1 or (groups[0].state is None) == (groups[1].state is None)
         if len(groups) > 1 and together:
             groups = [Units.join(*groups)]
@@ -247,7 +247,7 @@ class Slots:
         return torch.cat(masks), output
 
     def _units_of(self, hidden: Tree, real: Tensor, flat: Tensor | None = None) -> Tensor:
-        """Return the features of units, `(units, …)`: those that `flat` counts, or all that `real` marks."""
+        """Return the features of units, `(units, …)`: those of `flat`, or the real ones."""
         if flat is None:
             flat = real.flatten().nonzero().flatten()
         return self._take(self.parts.read(hidden), real, flat)
@@ -295,7 +295,7 @@ class Slots:
 def run(
     parts: Parts, decider: Decider, hidden: Tree, context: Mapping[str, Any], **rows: Any
 ) -> Answers:
-    """Run a batch until every row has left, and return the rows in their order; arguments as for `Slots.admit`."""
+    """Run a batch to the exits of all rows, in order; arguments as for `Slots.admit`."""
     slots = Slots(parts, decider)
     slots.admit(hidden, context, **rows)
     answers: list[Answers] = []
@@ -307,7 +307,7 @@ def run(
 
 
 def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:
-    """Return which units are no padding: `(rows, length)` bool, or `(rows,)` of rows that halt together."""
+    """Return which units are not padding: `(rows, length)` bool, or `(rows,)` of whole rows."""
     states = first_tensor(hidden)
     if together:
         return torch.ones(states.shape[0], dtype=torch.bool, device=states.device)
@@ -317,7 +317,7 @@ def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:
 
 
 def over_positions(parts: Parts, exit_step: Tensor, hidden: Tree, mask: Tensor | None) -> Tensor:
-    """Return exit steps `(rows, length)`, also of rows whose positions halt together; 0 at padding."""
+    """Return exit steps `(rows, length)`, also of whole rows; 0 at padding."""
     if exit_step.dim() > 1 or parts.read(hidden).dim() < 3:
         return exit_step
     length = first_tensor(hidden).shape[1]
@@ -326,7 +326,7 @@ def over_positions(parts: Parts, exit_step: Tensor, hidden: Tree, mask: Tensor |
 
 
 def hold(running: Tensor, after: Tree, before: Tree) -> Tree:
-    """Return the states `after` where positions run and those `before` elsewhere."""
+    """Return the states `after` at running positions and those `before` at others."""
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
         mask = running.reshape(*running.shape, *[1] * (new.dim() - running.dim()))
@@ -337,7 +337,7 @@ def hold(running: Tensor, after: Tree, before: Tree) -> Tree:
 
 
 def start_past(parts: Parts, features: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Return what a Lambda head with a history reads of the steps before the first; None without one."""
+    """Return the input of a Lambda head with a history before the first step, else None."""
     head = parts.lambda_head
     if not isinstance(head, LambdaHead) or head.history == 1:
         return None
@@ -348,7 +348,7 @@ def start_past(parts: Parts, features: Tensor, mask: Tensor | None) -> Tensor | 
 def read_hazards(
     parts: Parts, features: Tensor, past: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the hazard logits of units, `(units,)`, at least float32, and what the Lambda head read."""
+    """Return hazard logits of units, `(units,)`, at least float32, and the Lambda head's input."""
     head = parts.lambda_head
     assert head is not None
     now = _pooled(features, mask) if isinstance(head, LambdaHead) else features
@@ -360,7 +360,7 @@ def read_hazards(
 
 
 def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean over the positions of units that are rows, and features of positions as they are."""
+    """Return the mean over the positions of units that are rows; others unchanged."""
     return mean(features, mask) if features.dim() > 2 else features
 
 

@@ -1,4 +1,4 @@
-"""Looped models of the literature as steps, heads and policies of a `ponder.loops.Loop`; a file each, to be read.
+"""Looped models of the literature as steps, heads and policies of a `ponder.loops.Loop`.
 
-Each is an example as much as a part: a model of one's own takes as many lines.
+Each file is an example, too: another model takes as many lines.
 """

@@ -53,7 +53,7 @@ def high_state(state: State) -> Tensor:
 
 
 class QValues(nn.Module):
-    """q_halt − q_continue, from the first position of the high state: a Lambda head that reads whole rows."""
+    """q_halt − q_continue, from the first position of the high state; it reads whole rows."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

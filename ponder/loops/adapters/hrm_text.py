@@ -21,7 +21,7 @@ State = tuple[Tensor, Tensor]
 
 
 class HighCycle(nn.Module):
-    """One high cycle of an `HrmTextModel`: the low stack `config.L_cycles` times, then the high stack."""
+    """One high cycle of an `HrmTextModel`: the low stack `config.L_cycles` times, then the high."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class HighCycle(nn.Module):
         self.low_cycles: int = model.config.L_cycles
 
     def forward(self, state: State, causal: Tensor | None, angles: tuple[Tensor, Tensor]) -> State:
-        """Return both states after a cycle; `start` gives the mask and the angles of the positions."""
+        """Return both states after a cycle; `start` has the mask and the angles of positions."""
         high, low = state
         options = {"attention_mask": causal, "position_embeddings": angles}
         for _ in range(self.low_cycles):

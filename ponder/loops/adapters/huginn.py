@@ -1,4 +1,4 @@
-"""Huginn: a core with the input injected at every step, and criteria that are evaluated after the fact.
+"""Huginn: a core with the input injected at every step, and criteria added after training.
 
 Geiping et al. 2025, arXiv 2502.05171. Its `PerIterationExitEvaluator` has `init` and `check`, as a
 policy has `init` and `decide`; here are its criteria with its default thresholds, of a position
@@ -25,7 +25,7 @@ __all__ = ["InjectedCore", "OutputChange"]
 
 
 class InjectedCore(nn.Module):
-    """h ← core(adapter([h, e])), where e, the embedded input, is read at every step."""
+    """h ← core(adapter([h, e])) with e, the embedded input, at every step."""
 
     def __init__(self, core: Callable[..., Tensor], width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class InjectedCore(nn.Module):
 
 @dataclass(frozen=True)
 class OutputChange(ThresholdPolicy):
-    """Stop once the class probabilities change by less than a threshold from step to step; not at the first."""
+    """Stop once the class probabilities change little from step to step; not at the first."""
 
     kind: Literal["kl", "entropy"] = "kl"
     threshold: float = 1e-3

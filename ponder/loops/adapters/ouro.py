@@ -40,7 +40,7 @@ class LoopedStack(Stack):
     def positions(
         self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
     ) -> tuple[Tensor, list[Any]]:
-        """Return the states of the running positions after one pass, and what the layers keep."""
+        """Return the states of the running positions after a pass, and the kept values."""
         after, kept_after = super().positions(hidden, places, kept)
         return self.norm(after), kept_after
 

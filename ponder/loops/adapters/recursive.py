@@ -46,7 +46,7 @@ def answer_of(state: State) -> Tensor:
 
 
 class QHead(nn.Module):
-    """The logit q that the puzzle is solved, from the first position of y: a Lambda head that reads whole rows."""
+    """The logit q that the puzzle is solved, from the first position of y; it reads whole rows."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class QHead(nn.Module):
 
 @dataclass(frozen=True)
 class RightAnswer(ThresholdPolicy):
-    """Stop once the probability σ(q) that the answer is right is above a threshold: of this step, with no memory."""
+    """Stop once the probability σ(q) that the answer is right is above a threshold."""
 
     threshold: float = 0.5
     needs = frozenset({"hazard"})
