@@ -29,18 +29,20 @@ M = TypeVar("M", PonderWrapper, Loop)
 
 
 def save(model: PonderWrapper | Loop, file: str | Path) -> None:
-    """Write a wrapped model or a loop to one file: its weights, and its policy, prior, objective, stages and schedule.
+    """Write a wrapped model or a loop to one file.
 
-    The file is replaced in one act: an interrupted save leaves the old one.
+    The file holds its weights, policy, prior, objective, stages and schedule. It is replaced in one
+    act: an interrupted save leaves the old one.
 
     Args:
         model: The model; a `ponder.loops.Loop` has no stages and no schedule.
         file: The file, ``"model.safetensors"`` say. Its folder is made where it does not exist.
 
     Example:
-        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), policy=policies.Confidence(0.9))
+        >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
+        >>> model.policy = policies.Confidence(0.9)
         >>> ponder.save(model, "model.safetensors")
-        >>> again = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2), policy=policies.LastStep())
+        >>> again = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
         >>> ponder.load("model.safetensors", into=again).policy
         Confidence(threshold=0.9)
     """

@@ -439,7 +439,7 @@ class PonderPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Save the model as in Transformers, with its tokenizer, card, and the encoder's code.
 
-        The folder is replaced as a whole. Files of others in it stay, such as those of a checkpoint.
+        The folder is replaced as a whole. Other files in it stay, such as those of a checkpoint.
         """
         self.policy = promise_about(self.ponder.weights_digest, self.policy)
         wrapper = self.ponder
@@ -704,7 +704,10 @@ def _texts() -> Any:
 
 
 def _writes_alone(options: Mapping[str, Any]) -> bool:
-    """Return whether this process writes all of a saved model; with others that write shards none does."""
+    """Return whether this process writes all of a saved model.
+
+    Where processes write shards, none of them does.
+    """
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     first = options.get("is_main_process", True) and not (several and torch.distributed.get_rank())
     return bool(first) and not options.get("distributed_checkpoint")

@@ -95,7 +95,10 @@ class CrossEncoder(Ranker):
         return ranker
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, the tokenizer, the policy and the promise; the folder is replaced as a whole."""
+        """Write the model, the tokenizer, the policy and the promise.
+
+        The folder is replaced as a whole.
+        """
         with replaced_folder(folder, ["config.json"], [*FILES_OF_A_MODEL, RERANK]) as new:
             self.model.save_pretrained(new)
             self.settings.write(new)

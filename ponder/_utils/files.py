@@ -70,7 +70,9 @@ def read_tensors(
     safetensors = library("safetensors", *_NEEDS)
     try:
         with safetensors.safe_open(str(path), framework=framework) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            return tensors, file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path}: missing, truncated or no safetensors file ({error})."
@@ -121,7 +123,10 @@ def replace_text(path: str | Path, text: str) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, and rename: a reader sees the old file or the new one."""
+    """Replace a file in one act: a reader sees the old content or the new one.
+
+    The content is written to a file beside it, flushed to the disk, and renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -149,8 +154,8 @@ def replaced_folder(
     that is read-only), its entries are replaced one by one, the indexes taken away first and given
     back last: after a kill readers refuse the folder.
 
-    The folder that is yielded has the name of `folder`, and its README, since who writes a model card
-    looks at that; it is empty otherwise. What is written into it may be replaced as a whole in turn.
+    The folder that is yielded has the name of `folder` and its README, at which writers of model
+    cards look; it is empty otherwise. Parts of it may be replaced as a whole in turn.
 
     Args:
         folder: The folder; it need not exist.
@@ -202,7 +207,7 @@ def _matches(entry: Path, patterns: Collection[str]) -> bool:
 
 
 def digest_of_files(folder: str | Path) -> str:
-    """Return the SHA-256 of a folder: of the names and contents of all files in it, 64 hexadecimal digits."""
+    """Return the SHA-256 of the names and contents of all files in a folder, in hexadecimal."""
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -247,7 +252,7 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Write the files of a folder to the disk, so that the exchange does not come before their contents."""
+    """Flush the files of a folder to the disk, so that they are there before it is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file, suppress(OSError):  # read-only files of some systems
@@ -255,7 +260,10 @@ def _flush(folder: Path) -> None:
 
 
 def _take_place(new: Path, place: Path) -> bool:
-    """Put `new` at `place` by renaming, and leave the old folder at `new`; return whether that was possible."""
+    """Move the folder `new` to `place` by renaming, and return whether that was possible.
+
+    A folder that was at `place` is at `new` afterwards.
+    """
     if place.is_dir() and Path.cwd().is_relative_to(place):
         return False  # the process would go on in the folder that is removed
     try:

@@ -1,4 +1,6 @@
-"""Plain JSON as dataclasses: `from_plain` gives a field what its annotation says, or names the field that is damaged.
+"""Plain JSON as dataclasses.
+
+`from_plain` gives each field what its annotation says, or names the field that is damaged.
 
 The annotations are the format. So a file is checked where it is read, and no code behind has to ask
 again. What they cannot say, such as which numbers fit together, a class says in `__post_init__`.
@@ -17,7 +19,9 @@ T = TypeVar("T")
 
 
 def from_plain(kind: type[T], data: Any) -> T:
-    """Return a dataclass from plain JSON; arrays become tuples, and objects inside become dataclasses too.
+    """Return a dataclass from plain JSON.
+
+    Arrays become tuples, and objects inside become dataclasses too.
 
     Args:
         kind: The class; fields that it gives a default may be missing.

@@ -1,4 +1,6 @@
-"""Seals: digests of the parts of a folder, in the file that holds its promise, which is dropped if a part changed.
+"""Seals: digests of the parts of a folder, kept with its promise.
+
+The promise is dropped if a part has changed.
 
 The file is JSON. Its own settings are a part, with the digests of all others in them, so that a
 threshold that is edited is seen as weights are that were exchanged. A seal is no signature: whoever

@@ -70,7 +70,7 @@ class CascadeReport(RiskControl):
 
     @property
     def remark(self) -> str:
-        """The advice about a last stage that is not needed, or that fails; empty if there is none."""
+        """Advice about a last stage that is not needed, or that fails; empty without any."""
         if not self.last_stage_needed:
             return (
                 "The last stage is no longer needed: earlier stages answered all "

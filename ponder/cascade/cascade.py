@@ -392,7 +392,7 @@ class Cascade:
 
 @dataclass(frozen=True)
 class _Written:
-    """A stage in `cascade.json`: its folder and a digest of that; None if it could not be written."""
+    """A stage in `cascade.json`: its folder and a digest of it, or None without a folder."""
 
     folder: str | None
     digest: str | None

@@ -199,7 +199,10 @@ class Student:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the student into a folder, which is replaced as a whole: arrays as safetensors, the rest as JSON."""
+        """Write the student into a folder: arrays as safetensors, the rest as JSON.
+
+        The folder is replaced as a whole.
+        """
         arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
         settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
         if self.tokens is not None:

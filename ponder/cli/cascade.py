@@ -30,7 +30,10 @@ def run(
     *,
     as_json: bool,
 ) -> None:
-    """Teach a student the model's answers on texts, and on others that only teach; certify and write the cascade."""
+    """Teach a student the answers of a model, certify the cascade, and write it.
+
+    `texts` names the file of texts, and a file of more texts that only teach.
+    """
     probe_folder(out, "cascade", model)
     found = read_texts(texts[0], **reading).without_empty()
     more = [] if texts[1] is None else read_texts(texts[1], **reading).without_empty().texts
@@ -84,13 +87,16 @@ def rows_of(report: Any) -> list[tuple[str, str]]:
 
 
 def _remarks(made: Taught) -> list[str]:
-    """Say what more texts would bring, by what twice as many have brought, and whether the model is still needed."""
+    """Return what more texts would bring, or that the model is no longer needed.
+
+    What they would bring is judged by what the second half of the texts has brought.
+    """
     here = 100 * made.report.shares[0]
     if here >= 100.0:
         return ["The student answers every text: you no longer need the model."]
     there = here if made.by_half is None else 100 * made.by_half
     more = "more" if here > there + 1 else "little more"
     return [
-        f"By {len(made.taught) // 2} of the texts the student would learn to answer {there:.0f}%, by "
-        f"{len(made.taught)} it answers {here:.0f}%: texts that you add would bring {more}."
+        f"By {len(made.taught) // 2} of the texts the student would learn to answer {there:.0f}%, "
+        f"by {len(made.taught)} it answers {here:.0f}%: texts that you add would bring {more}."
     ]

@@ -1,4 +1,4 @@
-"""The command `label`: the texts of a file, by a reference and a cheap model that learns from it."""
+"""The command `label`: label texts by a reference and a cheap model that learns from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Rows that were used: a short digest of each that taught, chose or certified, kept with the folder that they made.
+"""Rows that were used: short digests of those from which a folder was made.
+
+They are the rows that taught, chose or certified; their digests are a file of the folder.
 
 A check judges a promise by rows that are drawn as those that certified and were not among them. A
 new log is that as a whole, the texts in it that were used before included, since traffic repeats
@@ -33,7 +35,9 @@ _NONE: Digests = np.zeros(0, dtype=np.uint32)
 
 @dataclass(frozen=True, eq=False)
 class Used:
-    """Digests of the texts of rows, 32 bits each, sorted; a text that was used in several rows is there as often.
+    """Digests of the texts of rows, 32 bits each, sorted.
+
+    A text that was used in several rows is there as often.
 
     Args:
         rows: One for each row that taught, chose or certified.
@@ -43,8 +47,10 @@ class Used:
         >>> from ponder.deploy.used import Used
         >>> log = [f"text {n % 90}" for n in range(100)]
         >>> used = Used.of(log)
-        >>> int(used.fresh(["text 1", "new"]).sum()), int(used.fresh([*log, *"abcdefghij" * 20]).sum())
-        (2, 200)
+        >>> int(used.fresh(["text 1", "new"]).sum())
+        2
+        >>> int(used.fresh([*log, *"abcdefghij" * 20]).sum())
+        200
     """
 
     rows: Digests = field(default_factory=lambda: _NONE)
@@ -81,7 +87,10 @@ class Used:
         return fresh
 
     def have_taught(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
-        """Return which rows taught, `(rows,)` bool; of those with one text, the first ones are taken for them."""
+        """Return which rows taught, `(rows,)` bool.
+
+        Where only some of the rows with one text taught, the first ones are taken for them.
+        """
         return ~_fresh(texts, self.taught)
 
     def to_dict(self) -> dict[str, str]:

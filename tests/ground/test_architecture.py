@@ -188,3 +188,16 @@ def test_complex_functions_have_a_docstring() -> None:
         if not docstring and house.complexity(function) >= 8
     ]
     assert not bare, "\n".join(bare)
+
+
+def test_lines_of_the_library_are_at_most_100_characters() -> None:
+    # Docstrings and comments too, to which the limits of ruff do not apply or are wider.
+    folders = (house.ROOT / "ponder", house.ROOT / "integrations")
+    long = [
+        f"{path}:{number}"
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not long, "\n".join(long)
