@@ -94,7 +94,7 @@ class Ledger:
         ...     if row % 5 == 0:
         ...         ledger.settle(0.2, differs=row % 100 == 0)
         >>> ledger.caught, ledger.bound  # of 800 answers that were not audited
-        (10, 101)
+        (10, 95)
     """
 
     confidence: float = 0.95

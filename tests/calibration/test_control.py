@@ -166,7 +166,7 @@ def test_missed_is_about_positive_rows_alone() -> None:
         ),
         (
             {"level": 0.001},
-            "300 rows are too few for this level even without a loss: at least 2995 are needed",
+            "300 rows are too few for this level even without a single loss: at least 2995 are needed",
         ),
         ({"level": 0.001, "bound": "conformal"}, "at least 999 are needed (conformal)"),
         (

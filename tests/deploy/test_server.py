@@ -260,7 +260,7 @@ def test_a_ledger_is_of_the_promise(tmp_path: Path) -> None:
     assert ledger_of(Confidence(0.8), 0.5) is None
     path = tmp_path / "ledger.json"
     ledger_of(CERTIFIED, 0.5, path)
-    with pytest.raises(ArgumentError, match="a file of its own"):
+    with pytest.raises(ArgumentError, match="Use one file for each promise"):
         ServedLedger(0.01, path=path)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="no ledger"):
