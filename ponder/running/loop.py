@@ -3,7 +3,7 @@
     for step in 1 … N:
         source.advance(step)
         at N everyone exits
-                view        = the readings that the policy needs, of the running rows
+        view        = the readings that the policy needs, of the running rows
         mask, state = policy.decide(view, state)
         rows in the mask exit with source.output_of(rows); source and state keep the others
     put the outputs back into the order of the batch
