@@ -24,15 +24,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float], form: str = "{:.1f}") -> str:
-    """Return the median over seeds, with the lowest and the highest where there are several.
+    """Return the median over seeds, with the lowest and the highest if there are several.
 
     Example:
         >>> spread([0.5, 0.75, 0.7], "{:.0%}"), spread([0.5], "{:+.1f}")
         ('70% (50%–75%)', '+0.5')
     """
     middle = form.format(statistics.median(values))
-    return (
-        middle
-        if len(values) < 2
-        else f"{middle} ({form.format(min(values))}–{form.format(max(values))})"
-    )
+    if len(values) < 2:
+        return middle
+    return f"{middle} ({form.format(min(values))}–{form.format(max(values))})"

@@ -1,4 +1,4 @@
-"""Updates of a classifier: AdamW with a warm-up and a linear decay, and attention that trains on a CPU."""
+"""Updates of a classifier: AdamW with warm-up and linear decay, and attention for CPUs."""
 
 from __future__ import annotations
 

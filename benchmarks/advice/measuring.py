@@ -25,7 +25,7 @@ from ponder.calibration.verdict import judge
 __all__ = ["measure"]
 
 TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoLA": 4000}
-"""Rows of `train.shuffle(seed=seed)` that train the model of each task; the race gets later ones."""
+"""Rows of `train.shuffle(seed=seed)` that train each model; the race gets later ones."""
 _ROUNDS = 5
 _TIMED = 256
 _NEAR = 1.05
@@ -142,7 +142,7 @@ def _generated(backbone: str, work: Path, most: int, seed: int) -> Texts:
 def _of_task(
     name: str, backbone: str, folders: Mapping[str, Path | None], most: int, seed: int
 ) -> Texts:
-    """Return training texts on which the model was not trained, and test texts in and out of scope."""
+    """Return fresh training texts, and test texts in and out of scope."""
     task = tasks.get(name)
     test_split = task.dev_splits[0]
     splits = task.load(folders[task.folder_option], ("train", test_split))
@@ -165,7 +165,7 @@ def _of_task(
 
 
 def _joined(rows: Dataset, names: Sequence[str], backbone: str) -> tuple[list[str], list[str]]:
-    """Return texts, pairs joined by the separator of the tokenizer, and the names of their classes."""
+    """Return texts, pairs joined by the tokenizer's separator, and the names of their classes."""
     texts = list(rows["sentence1"])
     if "sentence2" in rows.column_names:
         texts = [

@@ -60,15 +60,13 @@ def cascades_command(
         setting = Setting.read(task, backbone, seed, folders, work, texts)
         found = module.run(setting, {"backbone": backbone, "seed": seed}, out)
     for title, rows in found.get("promises", {what: found.get("rows")}).items():
-        shown = (
-            rows
-            if isinstance(rows, list)
-            else [{"way": name, **_flat(way)} for name, way in rows.items()]
-        )
-        columns = list(dict.fromkeys(name for row in shown for name in row))
-        print_table(
-            columns, [[_text(row.get(name, "")) for name in columns] for row in shown], title
-        )
+        if isinstance(rows, dict):
+            rows = [{"way": name, **_flat(way)} for name, way in rows.items()]
+        columns: dict[str, None] = {}
+        for row in rows:
+            columns |= dict.fromkeys(row)
+        cells = [[_text(row.get(name, "")) for name in columns] for row in rows]
+        print_table(list(columns), cells, title)
 
 
 def _flat(way: dict[str, Any]) -> dict[str, Any]:

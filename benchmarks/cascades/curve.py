@@ -1,4 +1,4 @@
-"""Savings by the number of unlabelled texts: exits and a student, with and without additional texts.
+"""Savings by the number of unlabelled texts, for exits and a student, with additional texts too.
 
 Of n texts 60% train the student and 40% choose and certify; exits split theirs as `fit_exits` does.
 All are evaluated on the same test texts. Additional texts (augmented ones, or the model's own
@@ -73,7 +73,7 @@ def _exits(setting: Setting, count: int) -> dict[str, Any]:
 def _student(
     setting: Setting, count: int, stand_in: str, known: dict[str, Floats]
 ) -> dict[str, Any]:
-    """Train a student on a part of the first texts and on additional ones; saved is the share it answers."""
+    """Train a student on the first texts and on additional ones; it saves the texts it answers."""
 
     def answers(texts: Sequence[str]) -> Floats:
         unknown = [text for text in dict.fromkeys(texts) if text not in known]

@@ -175,7 +175,7 @@ class _Race:
         }
 
     def level(self, level: float) -> dict[str, Any]:
-        """Return all ways under a promise, and a blind mix with the cascade's share of the student."""
+        """Return all ways under a promise, and a blind mix with as many texts for the student."""
         made = {
             name: {**found, **self.seconds[at, name]}
             for (at, name), found in self.found.items()

@@ -40,7 +40,7 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """The shuffled training split of a task and its test split; a model is trained on the first rows.
+    """The shuffled training split of a task, whose first rows train a model, and its test split.
 
     Args:
         names: Names of the classes.
@@ -80,7 +80,7 @@ class LabelledTexts:
 
 @dataclass(eq=False)
 class Setting:
-    """A task, its model, the training texts of the model, other texts with row ids, and test texts."""
+    """A task with its model, training texts of the model, other texts and test texts."""
 
     task: tasks.Task
     names: list[str]
@@ -198,7 +198,7 @@ def certified(
 ) -> Any:
     """Choose and certify a cascade on recorded answers of student and model; return its report.
 
-    The promise compares with the `reference`, class numbers `(rows,)`, or with the last step if None.
+    The promise compares with the `reference`, class numbers `(rows,)`; with the last step if None.
     """
     stages: list[Any] = [lambda texts: None, lambda texts: None]
     cascade = Cascade(stages, (1.0, cost), classes=[str(n) for n in range(outputs.shape[-1])])

@@ -67,7 +67,7 @@ def run_command(
     work: Annotated[Path, typer.Option(help="Folder of models.")] = Path("runs/finetuned"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/finetuned/results"),
 ) -> None:
-    """Fine-tune on a part of a task's training texts, fit exits on others, and evaluate on test texts."""
+    """Fine-tune on some training texts of a task, fit exits on others, and evaluate on test texts."""
     from benchmarks.finetuned.measuring import run
 
     hide_bars()

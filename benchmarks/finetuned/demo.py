@@ -37,7 +37,7 @@ def demo(
     scale: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Fine-tune, advise, and write `<out>/winner` with its report; a model in `<out>/plain` is used.
+    """Fine-tune, unless `<out>/plain` has a model, advise, and write `<out>/winner` with its report.
 
     Args:
         out: Folder of the model, its texts and the winner.
@@ -64,7 +64,8 @@ def demo(
         what = "customers' questions (Banking77)"
         options = INTENTS
     print(
-        f"A {backbone} is fine-tuned on {len(train[0])} {what}, and every way to make it cheaper is raced on "
+        f"A {backbone} is fine-tuned on {len(train[0])} {what}, "
+        "and every way to make it cheaper is raced on "
         f"{len(texts[0])} others, each with a promise."
     )
     if not (out / "plain" / "config.json").exists():

@@ -69,7 +69,7 @@ class Suite:
     by_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def cells(self, backbone: str, **changed: Any) -> list[Cell]:
-        """Return every task with every recipe whose policy serves it (a regression has no confidence).
+        """Return every task with every recipe whose policy serves it.
 
         Args:
             backbone: The backbone of all runs.

@@ -198,12 +198,15 @@ def _cell(
             and example.text not in found
             and _split_of(example.text) == split
         ):
-            found[example.text], misses = example, 0
-        elif (misses := misses + 1) > _PATIENCE:
+            found[example.text] = example
+            misses = 0
+            continue
+        misses += 1
+        if misses > _PATIENCE:
             raise DataError(
-                f"task {task.name!r}, split {split!r}: expected {count} different texts "
-                f"of difficulty {difficulty} and "
-                f"label {task.labels[label]!r}; its grammar made {len(found)}. Ask for fewer."
+                f"task {task.name!r}, split {split!r}: expected {count} different texts of "
+                f"difficulty {difficulty} and label {task.labels[label]!r}; its grammar made "
+                f"{len(found)}. Ask for fewer."
             )
     return list(found.values())
 

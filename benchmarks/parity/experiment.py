@@ -90,7 +90,7 @@ PAPER = Experiment(
 def draw(
     size: int, levels: Range, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `count` vectors, with replacement: elements `(count, size)`, labels and difficulties `(count,)`.
+    """Draw vectors with replacement: elements `(count, size)`, labels and difficulties `(count,)`.
 
     Example:
         >>> inputs, labels, difficulty = draw(6, Range(2, 2), 4, torch.Generator().manual_seed(0))
@@ -196,13 +196,13 @@ def _measured(
         right = (exits.outputs.argmax(-1) == labels).double()
         steps = exits.exit_step.double()
         by_level = [(level, difficulty == level) for level in difficulty.unique().tolist()]
-        spread = len(by_level) > 1 and float(steps.std()) > 0
+        slope = 0.0
+        if len(by_level) > 1 and float(steps.std()) > 0:
+            slope = float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0])
         found[name] = {
             "accuracy": float(right.mean()),
             "mean_exit_step": float(steps.mean()),
-            "steps_per_element": float(np.polyfit(difficulty.numpy(), steps.numpy(), 1)[0])
-            if spread
-            else 0.0,
+            "steps_per_element": slope,
             "by_difficulty": [
                 {
                     "difficulty": level,

@@ -177,7 +177,7 @@ def _ways(
 
 
 def _cuts(whole: Record, staged: Record, short: Record, k: int) -> dict[str, Way]:
-    """Return the whole and the cut encoder on the best of the first stage, by the share that is kept."""
+    """Return the whole and the cut encoder on the best share of the first stage."""
     layers = whole.num_steps
     groups = groups_of(whole)
     size = np.bincount(groups)[0]

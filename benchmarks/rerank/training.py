@@ -1,4 +1,4 @@
-"""A cross-encoder trained on label names, and one of its first layers, distilled from its scores."""
+"""A cross-encoder trained on label names, and its first layers, distilled from its scores."""
 
 from __future__ import annotations
 

@@ -75,17 +75,15 @@ def risk_command(
 
 def _cells(outcome: Mapping[str, Any]) -> Sequence[str]:
     confidence = outcome["confidence"]
-    asked = (
-        "mean risk ≤ level"
-        if confidence is None
-        else f"violations ≤ {round(100 * (1 - confidence), 6):g}%"
-    )
+    promised = "mean risk ≤ level"
+    if confidence is not None:
+        promised = f"violations ≤ {round(100 * (1 - confidence), 6):g}%"
     return (
         outcome["scene"],
         outcome["risk"].replace("_", " "),
         outcome["bound"].replace("_", " "),
         f"{outcome['level']:g}",
-        asked,
+        promised,
         f"{outcome['violations']:.1%}",
         f"{outcome['mean_risk']:.4f}",
         f"{outcome['mean_exit_step']:.2f}",

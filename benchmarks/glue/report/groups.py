@@ -33,8 +33,10 @@ __all__ = [
 
 BLIND = "blind"
 BLIND_FAIR = "blind_fair"
-"""One step for all rows or a coin between two, in the place of a policy: chosen on the reported rows, which bounds what
-can be had, or on held-out rows, as every other choice is."""
+"""One step for all rows, or a random choice between two, instead of a policy.
+
+It is chosen on the reported rows, which gives an upper bound, or on held-out rows, as all others.
+"""
 SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
 _KNOWN = ("vanilla", "static", "pabee", "deebert", "fastbert", "pondernet", "palbert")
 

@@ -81,7 +81,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 def fair_gaps(
     groups: Groups, speed_up: float, rival: str = BLIND_FAIR, recipe: str = DEFAULT
 ) -> dict[str, float]:
-    """Return the points by which a recipe is ahead of a rival on each common task, medians over seeds.
+    """Return the points by which a recipe is ahead of a rival, by task, medians over seeds.
 
     Args:
         groups: The groups of one backbone.
@@ -153,7 +153,7 @@ _NOTES = (
 
 
 def _table_of(results: Sequence[Result], kind: str) -> str:
-    """Return the macro averages of all recipes by backbone and speed-up; `kind` is a key of the summary."""
+    """Return the macro averages of all recipes; `kind` is a key of the summary."""
     rows = []
     for backbone, numbers in summary(results).items():
         if backbone == "default":
