@@ -80,6 +80,7 @@ def simulate(
                 found.append(scene.truth(risk, signed, done.policy.threshold_value))
             risks, steps = zip(*found, strict=True)
             possible = scene.num_steps - _cheapest(scene, risk, signed, level)
+            saved = scene.num_steps - statistics.fmean(steps)
             outcome = {
                 "scene": scene.name,
                 "risk": risk,
@@ -92,9 +93,7 @@ def simulate(
                 "mean_risk": statistics.fmean(risks),
                 "risk_error": statistics.stdev(risks) / math.sqrt(trials),
                 "mean_exit_step": statistics.fmean(steps),
-                "saving": (scene.num_steps - statistics.fmean(steps)) / possible
-                if possible > 0
-                else None,
+                "saving": saved / possible if possible > 0 else None,
             }
             yield {**outcome, "kept": _kept(outcome)}
 
