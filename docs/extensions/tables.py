@@ -251,9 +251,17 @@ def pays_by_task() -> str:
 
 
 def finetuned() -> str:
-    """Return what `ponder exits` gave on two tasks."""
+    """Return what `ponder exits` gave on two tasks, speed-ups and accuracies on the same test texts."""
     folder = RESULTS / "finetuned"
-    found = [read(next(folder.glob(f"{task}-minilm-*.json"))) for task in ("sst-2", "banking77")]
+    columns = {
+        "SST-2": read(folder / "sst-2-minilm-exits-s0.json"),
+        "SST-2, again": read(folder / "two-percent" / "sst-2-minilm-exits-s0.json"),
+        "Banking77": read(folder / "banking77-minilm-kept-exits-s0.json"),
+    }
+
+    def steps(one: Any) -> str:
+        return f"×{one['exits']['num_steps'] / one['test']['mean_exit_step']:.2f}"
+
     lines: list[tuple[str, Callable[[Any], str]]] = [
         ("unlabelled texts", lambda one: f"{one['exits']['rows']:,}"),
         ("other answers, promised at most", lambda one: f"{one['exits']['level']:.0%}"),
@@ -264,13 +272,15 @@ def finetuned() -> str:
         ("other answers on test texts", lambda one: f"{one['test']['disagreement']:.2%}"),
         ("accuracy there, without exits", lambda one: f"{one['test']['plain_accuracy']:.1%}"),
         ("accuracy there, with exits", lambda one: f"{one['test']['exit_accuracy']:.1%}"),
-        ("speed-up in steps", lambda one: f"×{one['exits']['speed_up_in_steps']:.2f}"),
+        ("speed-up there in steps", steps),
         (
             "speed-up in seconds, batches of 32",
             lambda one: f"×{one['exits']['speed_up_in_seconds']:.2f}",
         ),
+        ("measured", lambda one: f"{one['environment']['date']}"),
     ]
-    return table(["", "SST-2", "Banking77"], ([name, *map(cell, found)] for name, cell in lines))
+    rows = ([name, *(cell(one) for one in columns.values())] for name, cell in lines)
+    return table(["", *columns], rows) + made_by(list(columns.values()))
 
 
 def cosines() -> str:
