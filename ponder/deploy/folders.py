@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,18 @@ class Opened:
 
     @property
     def promise(self) -> Certified | None:
-        """The certificate of its policy, if it has one that lets rows exit."""
-        if isinstance(self.policy, Certified) and self.policy.threshold_value is not None:
-            return self.policy
-        return None
+        """The certificate of its policy, if it has one that lets rows exit, with the confidence that was said.
+
+        A way that won a race was certified with a higher one, since several were: of the winner,
+        which was chosen, the lower one of all together holds.
+        """
+        policy = self.policy
+        if not isinstance(policy, Certified) or policy.threshold_value is None:
+            return None
+        said = self.card.get("confidence")
+        if policy.confidence is None or not isinstance(said, float):
+            return policy
+        return replace(policy, confidence=min(said, policy.confidence))
 
     @property
     def statement(self) -> str:

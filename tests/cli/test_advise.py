@@ -22,6 +22,7 @@ from ponder.advice import Advice, race, timing
 from ponder.advice.promises import WAYS, Recorded, promise
 from ponder.cli import advise as command
 from ponder.cli.show import show
+from ponder.deploy.folders import open_folder
 from tests.cli.conftest import NAMES, Folders
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
@@ -102,6 +103,8 @@ def test_the_winner_is_written_with_a_page(
     card = json.loads((out / "ponder.json").read_text())
     assert sum(way["wins"] for way in card["ways"]) == 1
     assert " ".join(card["sentence"].split()) in " ".join(table.split())
+    said = open_folder(out).promise  # whose certificate, one of several, has a higher confidence
+    assert said is None or said.confidence == 0.95
     page = (out / "report.html").read_text()
     for words in (
         "<svg",

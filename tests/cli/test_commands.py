@@ -249,6 +249,15 @@ def test_export_answers_as_the_folder_does(folders: Folders) -> None:
         assert_same_rows(one.exit_step, other.exit_step, clear)
 
 
+def test_a_promise_has_the_confidence_that_was_said(folders: Folders) -> None:
+    opened = open_folder(folders.exits)
+    assert opened.promise is not None
+    assert opened.promise.confidence == 0.95
+    for said, held in ((0.9, 0.9), (0.99, 0.95), (None, 0.95)):  # never more than was certified
+        opened.card = {"confidence": said}
+        assert opened.promise.confidence == held
+
+
 def audits(folder: Path, reference: Path | None = None) -> int | None:
     """Return how many of four answers of a service were audited; None if it has no ledger."""
     from fastapi.testclient import TestClient
