@@ -166,6 +166,7 @@ class CrossEncoder(Ranker):
                     changed=changed,
                     confidence=confidence,
                     risk=risk,
+                    progress=progress,
                 )
         except BaseException:
             self.settings = before

@@ -275,12 +275,28 @@ class Ranker:
         scores = self._shown(as_array(answers.outputs)[:, 0]).astype(np.float32)
         return scores[0] if is_one else scores
 
-    def record(self, pools: Sequence[Any]) -> Record:
-        """Run all candidates of queries through all steps, of which a first stage is the first."""
+    def record(
+        self,
+        pools: Sequence[Any],
+        progress: Callable[[str, int, int], object] | None = None,
+    ) -> Record:
+        """Run all candidates of queries through all steps, of which a first stage is the first.
+
+        Args:
+            pools: The queries.
+            progress: Called with a phase, the number of candidates that are done, and of all.
+        """
         valid = pools_of(pools, self.first_stage)
         rows = rows_of(valid)
         labels = [label for pool in valid for label in pool.labels]
-        records = [self.model.record(rows_of(part).pairs) for part in _chunks(valid)]
+        records: list[Record] = []
+        done = 0
+        for part in _chunks(valid):
+            pairs = rows_of(part).pairs
+            records.append(self.model.record(pairs))
+            done += len(pairs)
+            if progress is not None:
+                progress("certify", done, len(rows.pairs))
         layers = np.concatenate([as_array(record.outputs)[..., 0] for record in records])
         steps = list(layers.T)
         if self.first_stage:
@@ -305,6 +321,7 @@ class Ranker:
         changed: float,
         confidence: float = CONFIDENCE,
         risk: str = "top_k",
+        progress: Callable[[str, int, int], object] | None = None,
     ) -> RiskControl:
         """Certify the margin of a policy on queries that chose nothing, and set the policy.
 
@@ -312,7 +329,7 @@ class Ranker:
         """
         layers = np.arange(1.0, self.num_steps + 1) - self.first_stage
         control = control_risk(
-            self.record(pools),
+            self.record(pools, progress),
             policy,
             risk=risk,  # type: ignore[arg-type]
             level=changed,
