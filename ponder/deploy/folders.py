@@ -78,7 +78,7 @@ class Opened:
 
     @property
     def promise(self) -> Certified | None:
-        """The certificate of its policy, if it has one that lets rows exit, with the confidence that was said.
+        """The certificate of its policy, if it lets rows exit, with the confidence that was said.
 
         A way that won a race was certified with a higher one, since several were: of the winner,
         which was chosen, the lower one of all together holds.
