@@ -85,8 +85,17 @@ class CascadeAnswers(Answers):
 
 
 class _Recorded(NamedTuple):
+    """A record of all stages, and the seconds of each for one row, `(stages,)`."""
+
     record: Record
     seconds: tuple[float, ...]
+
+
+class _Referred(NamedTuple):
+    """The rows that a reference answers, and its answers."""
+
+    rows: list[Any]
+    labels: list[str]
 
 
 class Cascade:
@@ -129,15 +138,13 @@ class Cascade:
         named = [classes, *(stage.classes for stage in reversed(self.stages))]
         self.classes = next((tuple(map(str, names)) for names in named if names is not None), ())
         """Names of the classes, in the order of the probabilities."""
-        if (
-            len(self.stages) < 2
-            or len(costs or self.stages) != len(self.stages)
-            or not self.classes
-        ):
-            expected = "two or more, a cost for each if any, and names of the classes"
-            got = f"{len(self.stages)} stages, costs {costs}, classes {self.classes}"
+        count = len(self.stages)
+        if count < 2 or len(costs or self.stages) != count or not self.classes:
             raise ArgumentError(
-                "stages", expected=expected, got=got, remedy="Pass [cheap, large], classes=[…]."
+                "stages",
+                expected="two or more, a cost for each if any, and names of the classes",
+                got=f"{count} stages, costs {costs}, classes {self.classes}",
+                remedy="Pass [cheap, large], classes=[…].",
             )
         self.costs = None if costs is None else tuple(check_costs(costs).tolist())
         self.policy: ExitPolicy = LastStep() if policy is None else policy
@@ -163,8 +170,8 @@ class Cascade:
         # A policy that was certified on the steps of the last stage counts these.
         num_steps = count if last is None else count - 1 + self.stages[-1].num_steps
         policy.check(ModelSpec(num_steps, has_features=False, has_context=False))
-        found = run(source, _Deferring(policy, source), PolicyBatch(_row_ids(rows), count))
-        return CascadeAnswers(found.outputs, found.exit_step, self.classes, source.errors)
+        answers = run(source, _Deferring(policy, source), PolicyBatch(_row_ids(rows), count))
+        return CascadeAnswers(answers.outputs, answers.exit_step, self.classes, source.errors)
 
     def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
         """Run every stage on every input: a trajectory whose steps are the stages.
@@ -181,10 +188,10 @@ class Cascade:
             labels: Names of the right classes, or None.
         """
         steps = self._exits(self.policy) is not None
-        found = self._recorded(_listed(inputs), labels, steps=steps)
+        recorded = self._recorded(_listed(inputs), labels, steps=steps)
         if self.costs is None:
-            self.costs = found.seconds
-        return found.record
+            self.costs = recorded.seconds
+        return recorded.record
 
     def certify(
         self,
@@ -229,21 +236,25 @@ class Cascade:
             rows = _listed(inputs)
             if reference is not None:
                 rows, labels = self._referred(rows, stage_of(reference))
-            record, seconds = self._recorded(rows, labels, steps=self.stages[-1].num_steps > 1)
-            costs = seconds if costs is None else costs
+            recorded = self._recorded(rows, labels, steps=self.stages[-1].num_steps > 1)
+            record = recorded.record
+            if costs is None:
+                costs = recorded.seconds
         if costs is None:
-            remedy = "Pass costs=[1, 20] to the cascade, or the inputs themselves to certify."
             raise ArgumentError(
-                "costs", expected="the cost of each stage", got="None", remedy=remedy
+                "costs",
+                expected="the cost of each stage",
+                got="None",
+                remedy="Pass costs=[1, 20] to the cascade, or the inputs themselves to certify.",
             )
         report = certify_cascade(
             record, costs, risk=chosen, level=level, confidence=confidence, seed=seed
         )
-        about = replace(report.policy, weights=self.weights_digest())
-        report = replace(report, policy=about)
-        self.policy = about
+        policy = replace(report.policy, weights=self.weights_digest())
+        # Nothing raises from here on, so a refused call leaves policy and costs as they were.
+        self.policy = policy
         self.costs = costs
-        return report
+        return replace(report, policy=policy)
 
     def weights_digest(self) -> str | None:
         """Return a digest of the weights of all stages; None if no stage has one."""
@@ -333,24 +344,21 @@ class Cascade:
             steps: Whether the steps of the last stage are recorded.
         """
         numbers = None if labels is None else np.array(class_numbers(labels, self.classes))
-        inside = [False] * (len(self.stages) - 1) + [steps]
-        tried = [
-            _tried(stage, rows[:_TRIED], self.classes, f"stage {number}", steps=all_steps)
-            for number, (stage, all_steps) in enumerate(zip(self.stages, inside, strict=True), 1)
-        ]
+        with_steps = [False] * (len(self.stages) - 1) + [steps]
+        tried = list[_Tried]()
+        for number, stage in enumerate(self.stages, 1):
+            name = f"stage {number}"
+            all_steps = with_steps[number - 1]
+            tried.append(_tried(stage, rows[:_TRIED], self.classes, name, steps=all_steps))
         columns = list[Floats]()
         seconds = list[float]()
-        for number, (stage, first) in enumerate(zip(self.stages, tried, strict=True), 1):
-            start = time.perf_counter()
-            others = stage.answer(rows[_TRIED:], self.classes, steps=inside[number - 1])
-            taken = time.perf_counter() - start
-            counted = len(rows) - _TRIED
-            seconds.append(taken / counted if counted > 0 else first.seconds / max(len(rows), 1))
-            outputs = np.concatenate([first.answers.outputs, others.outputs])
+        for number, stage in enumerate(self.stages, 1):
+            first = tried[number - 1]
+            column = self._finished(stage, first, rows, steps=with_steps[number - 1])
+            seconds.append(column.seconds)
+            outputs = column.answers.outputs
             columns.append(outputs if outputs.ndim == 3 else outputs[:, None])
-            errors = dict(first.answers.errors)
-            errors |= {row + _TRIED: error for row, error in others.errors.items()}
-            _log(number, len(rows), errors)
+            _log(number, len(rows), column.answers.errors)
         record = Record(
             np.concatenate(columns, axis=1),
             None,
@@ -361,24 +369,52 @@ class Cascade:
         )
         return _Recorded(record, tuple(seconds))
 
-    def _referred(self, rows: list[Any], reference: CascadeStage) -> tuple[list[Any], list[str]]:
+    def _finished(
+        self, stage: CascadeStage, first: _Tried, rows: list[Any], *, steps: bool
+    ) -> _Tried:
+        """Return the answers of a stage to all rows, and its seconds for one row.
+
+        Args:
+            stage: The stage.
+            first: Its answers to the first five.
+            rows: The inputs.
+            steps: Whether its steps are recorded.
+        """
+        start = time.perf_counter()
+        others = stage.answer(rows[_TRIED:], self.classes, steps=steps)
+        seconds = time.perf_counter() - start
+        count = len(rows) - _TRIED
+        if count > 0:
+            seconds_of_row = seconds / count  # the first call warms up
+        else:
+            seconds_of_row = first.seconds / max(len(rows), 1)
+        errors = dict(first.answers.errors)
+        errors |= {row + _TRIED: error for row, error in others.errors.items()}
+        outputs = np.concatenate([first.answers.outputs, others.outputs])
+        return _Tried(StageAnswers(outputs, errors), seconds_of_row)
+
+    def _referred(self, rows: list[Any], reference: CascadeStage) -> _Referred:
         """Return the rows that a reference answers, and its answers."""
         policy = reference.full_depth
         tried = _tried(reference, rows[:_TRIED], self.classes, "the reference", policy=policy)
         others = reference.answer(rows[_TRIED:], self.classes, policy)
         outputs = np.concatenate([tried.answers.outputs, others.outputs])
-        there = np.flatnonzero(~np.isnan(outputs).any(-1))
-        return [rows[n] for n in there], [self.classes[n] for n in outputs[there].argmax(1)]
+        answered = np.flatnonzero(~np.isnan(outputs).any(-1))
+        numbers = outputs[answered].argmax(1)
+        return _Referred([rows[n] for n in answered], [self.classes[n] for n in numbers])
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
         """Return the risk of a name, against the answers of a reference if there is one."""
         if risk == "missed":
             numbers = class_numbers(np.atleast_1d(positive).tolist(), self.classes, "positive")
             return Missed(numbers, reference="labels" if referred else "full_depth")
-        return OtherAnswers() if referred and risk == "disagreement" else risk
+        if referred and risk == "disagreement":
+            return OtherAnswers()
+        chosen: RiskLike = risk
+        return chosen
 
     def _exits(self, policy: ExitPolicy) -> ExitPolicy | None:
-        """Return the policy of the last stage's steps, if it has steps and no other decides."""
+        """Return the policy of the last stage's steps; None if its own decides, or it has none."""
         before = len(self.stages) - 1
         steps = self.stages[-1].num_steps
         inside = policy.policy if isinstance(policy, Certified) else policy
@@ -445,7 +481,7 @@ class _Stages:
     def output(self) -> Floats:
         """Return log-probabilities of the rows, `(rows, classes)`; NaN if the stage fails."""
         if self._output is None:
-            self._output = self._asked()
+            self._output = self._answer()
         return self._output
 
     def output_of(self, index: Ints) -> Floats:
@@ -463,21 +499,23 @@ class _Stages:
     def keep(self, index: Ints) -> None:
         """See `Source.keep`."""
         self._rows = self._rows[index]
-        self._output = None if self._output is None else self._output[index]
+        if self._output is not None:
+            self._output = self._output[index]
 
-    def _asked(self) -> Floats:
+    def _answer(self) -> Floats:
+        """Call the stage on the running rows, and keep its errors."""
         stages = self._cascade.stages
         number = self._number
         if not len(self._rows):
             return np.zeros((0, len(self._cascade.classes)))
         policy = self._last if number == len(stages) else None
         inputs = [self._inputs[row] for row in self._rows]
-        found = stages[number - 1].answer(
+        answers = stages[number - 1].answer(
             inputs, self._cascade.classes, policy, batch_size=self._batch_size
         )
-        self.errors |= {int(self._rows[place]): error for place, error in found.errors.items()}
-        _log(number, len(inputs), found.errors)
-        return found.outputs
+        self.errors |= {int(self._rows[place]): error for place, error in answers.errors.items()}
+        _log(number, len(inputs), answers.errors)
+        return answers.outputs
 
 
 @dataclass(frozen=True)
@@ -487,8 +525,9 @@ class _Deferring(PolicyWrapper):
     source: _Stages
 
     def exit_of_all(self, num_steps: int) -> int | None:
+        # At an earlier stage not all rows exit, since it can fail on some.
         inside = self.policy.exit_of_all(num_steps)
-        return inside if inside == num_steps else None  # at earlier stages rows can fail
+        return inside if inside == num_steps else None
 
     def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
         mask, state = self.policy.decide(step, state)
@@ -498,6 +537,8 @@ class _Deferring(PolicyWrapper):
 
 
 class _Tried(NamedTuple):
+    """Answers of a stage to some rows, and the seconds that they took."""
+
     answers: StageAnswers
     seconds: float
 
@@ -513,9 +554,9 @@ def _tried(
 ) -> _Tried:
     """Return the answers to a few rows; raise if the stage fails on all of them."""
     start = time.perf_counter()
-    found = stage.answer(rows, classes, policy, steps=steps)
-    if rows and len(found.errors) == len(rows):
-        first = found.errors[0]
+    answers = stage.answer(rows, classes, policy, steps=steps)
+    if rows and len(answers.errors) == len(rows):
+        first = answers.errors[0]
         if isinstance(first, ArgumentError):
             raise first
         raise ArgumentError(
@@ -524,7 +565,7 @@ def _tried(
             got=f"{type(first).__name__}: {first}",
             remedy="Call it on a few inputs: it must return names, or (rows, classes).",
         ) from first
-    return _Tried(found, time.perf_counter() - start)
+    return _Tried(answers, time.perf_counter() - start)
 
 
 def _has_changed(folder: Path, entry: _Written, given: Any) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ponder._utils.rows import content_ids, row_keys
 from ponder._utils.seeds import uniform
+from ponder.calibration.cascades import CascadeReport
 from ponder.calibration.records import Record
 from ponder.calibration.repeats import fresh_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, in_words
 from ponder.cascade.cascade import Cascade
-from ponder.cascade.stages import stage_of
+from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.cascade.student import Embeddings, Student
 
 __all__ = ["Taught", "stages_statement", "teach"]
@@ -38,7 +39,7 @@ class Taught:
     """
 
     cascade: Cascade
-    report: Any
+    report: CascadeReport
     statement: str
     taught: list[Any] = field(repr=False)
     rest: list[Any] = field(repr=False)
@@ -68,27 +69,33 @@ def teach(
         confidence: Probability with which the promise holds, in (0, 1).
     """
     stage = stage_of(model)
-    taught, rest = _sides(list(texts), list(more), must_teach)
+    sides = _sides(list(texts), list(more), must_teach)
+    taught = sides.teaching
     classes = stage.classes or ()
     distinct = list(dict.fromkeys(taught))
     answers = [classes[n] for n in stage.full(distinct, classes).argmax(1)]
     student = Student.fit(distinct, answers, embeddings=Embeddings.of(stage.model))
     cascade = Cascade([student, stage])
-    record = cascade.record(rest)
+    record = cascade.record(sides.others)
     report = cascade.certify(record, level=level, confidence=confidence)
-    half = _share_by_half(cascade, record, rest, distinct, answers, level, confidence)
+    half = _student_of_half(cascade, distinct, answers)
+    by_half = None
+    if half is not None:
+        by_half = _share_of_student(cascade, half, sides.others, record, level, confidence)
     return Taught(
         cascade=cascade,
         report=report,
         statement=stages_statement(report, level, confidence),
         taught=taught,
-        rest=rest,
+        rest=sides.others,
         record=record,
-        by_half=half,
+        by_half=by_half,
     )
 
 
-def stages_statement(report: Any, level: float, confidence: float, last: str = "the model") -> str:
+def stages_statement(
+    report: CascadeReport, level: float, confidence: float, last: str = "the model"
+) -> str:
     """Return the promise of a student and a model in one sentence, or why there is no promise.
 
     Args:
@@ -107,11 +114,18 @@ def stages_statement(report: Any, level: float, confidence: float, last: str = "
     return Promise(rule, change, level, confidence, report.certified_on).sentence
 
 
-def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any], list[Any]]:
-    """Return the rows that teach, and those that choose and certify.
+class _Sides(NamedTuple):
+    """The rows that teach, and those that choose and certify."""
 
-    Rows are dealt one by one: a text that comes again may teach and certify, as in the traffic to
-    come. Rows that are in the file of texts that only teach too teach, and are counted there.
+    teaching: list[Any]
+    others: list[Any]
+
+
+def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> _Sides:
+    """Split texts at random into those that teach and the others.
+
+    Each row is assigned independently: a text that occurs twice may teach and certify, as in the
+    traffic to come. Rows that are also in `more`, which only teaches, teach, and are counted there.
     """
     ids = content_ids(texts)
     in_both = np.ones(len(texts), dtype=bool)
@@ -123,26 +137,41 @@ def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> tuple[list[Any
     certify = _CERTIFY / max(1.0 - float(teaches.mean()), _CERTIFY)
     teaches |= numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0)))
     of_file = np.flatnonzero(teaches & ~in_both)
-    taught = [*more, *(texts[n] for n in of_file.tolist())]
-    return taught, [texts[n] for n in np.flatnonzero(~teaches).tolist()]
+    teaching = [*more, *(texts[n] for n in of_file.tolist())]
+    others = [texts[n] for n in np.flatnonzero(~teaches).tolist()]
+    return _Sides(teaching, others)
 
 
-def _share_by_half(
-    cascade: Cascade,
-    record: Record,
-    rest: list[Any],
-    taught: list[Any],
-    answers: list[str],
-    level: float,
-    confidence: float,
-) -> float | None:
-    """Certify with a student of half the texts; None if all answers are the same."""
+def _student_of_half(
+    cascade: Cascade, taught: list[Any], answers: list[str]
+) -> CascadeStage | None:
+    """Return a student of every other text; None if all answers to these are the same."""
     if len(set(answers[::2])) < 2:
         return None
     embeddings = Embeddings.of(cascade.stages[-1].model)
-    student = stage_of(Student.fit(taught[::2], answers[::2], embeddings=embeddings))
+    return stage_of(Student.fit(taught[::2], answers[::2], embeddings=embeddings))
+
+
+def _share_of_student(
+    cascade: Cascade,
+    student: CascadeStage,
+    texts: list[Any],
+    record: Record,
+    level: float,
+    confidence: float,
+) -> float:
+    """Certify with another student, and return the share of texts that it answers.
+
+    Args:
+        cascade: The cascade.
+        student: The other student.
+        texts: The texts that choose and certify.
+        record: The answers of the cascade's stages to them.
+        level: The level.
+        confidence: The confidence.
+    """
     outputs = record.outputs.copy()
-    outputs[:, 0] = student.outputs(rest, cascade.classes)
+    outputs[:, 0] = student.outputs(texts, cascade.classes)
     other = Cascade([student, cascade.stages[-1]], cascade.costs)
     report = other.certify(replace(record, outputs=outputs), level=level, confidence=confidence)
     return float(report.shares[0])
