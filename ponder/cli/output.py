@@ -26,7 +26,7 @@ from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 __all__ = ["new_folder", "probe_file", "probe_folder", "progress", "say", "sentences"]
 
 _WIDTH = 80
-_EVERY = 10.0
+_EVERY = 10.0  # seconds between lines of progress
 _INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json")
 _WRITTEN = (*_INDEXES, *ABOUT, USED, "*.onnx", "*.safetensors", "stage_*")
 """Patterns of what commands write into a folder, besides tokenizers."""
@@ -37,11 +37,12 @@ _OPTIONS = {
     "level": "--disagreement",
     "path": "--audit-file",
 }
-"""The options of arguments of the library that have other names."""
+"""Options of the commands, by the names of the library's arguments that differ from them."""
 _QUIET = {
-    "TRANSFORMERS_VERBOSITY": "warning",  # reports of weights that a file lacks are seen
+    "TRANSFORMERS_VERBOSITY": "warning",  # warnings about missing weights must be shown
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}  # its notes would stand between ours
+}
+"""Settings of Transformers by which its notes do not mix with the output."""
 Advance: TypeAlias = Callable[[str, int, int], None]
 """Called with a phase, the number of its texts that are done, and of all of them."""
 
@@ -56,11 +57,7 @@ def sentences() -> Iterator[None]:
         try:
             yield
         except (ArgumentError, ArgumentTypeError) as error:
-            option = _OPTIONS.get(error.argument, error.argument)
-            if option.startswith("-") or option.isupper():
-                option = option
-            else:
-                option = f"--{option.replace('_', '-')}"
+            option = _option_of(error.argument)
             say(f"{option}: expected {error.expected}; got {error.got}. {error.remedy}")
             raise typer.Exit(2) from error
         except (PonderError, OSError) as error:
@@ -72,6 +69,14 @@ def sentences() -> Iterator[None]:
         except KeyboardInterrupt as error:
             say("stopped.")
             raise typer.Exit(130) from error
+
+
+def _option_of(argument: str) -> str:
+    """Return the option, or the argument in capitals, that sets an argument of the library."""
+    option = _OPTIONS.get(argument, argument)
+    if option.startswith("-") or option.isupper():
+        return option
+    return f"--{option.replace('_', '-')}"
 
 
 def say(sentence: str) -> None:
@@ -118,46 +123,68 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def probe_folder(out: Path, command: str, source: str | Path) -> None:
-    """Refuse, before any work, a folder that cannot be written, or that something else wrote."""
+    """Refuse, before any work, a folder that cannot be written, or that something else wrote.
+
+    Args:
+        out: The folder.
+        command: The command that is to write it.
+        source: Folder or hub name of the model; as much space as its files take must be free.
+    """
     model = Path(source)
-    own = out.exists() and model.exists() and out.samefile(model)
-    foreign = out.exists() and (
-        not out.is_dir() or (any(out.iterdir()) and card_of(out).get("command") != command)
-    )
-    if own or foreign:
-        expected = f"a new or empty folder, or one of `ponder {command}`, and not the model's"
-        raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name a new one.")
-    _probe(
-        out,
-        sum(path.stat().st_size for path in model.iterdir() if path.is_file())
-        if model.is_dir()
-        else 0,
-    )
+    if out.exists():
+        is_model = model.exists() and out.samefile(model)
+        if is_model or not _may_be_replaced(out, command):
+            raise ArgumentError(
+                "--out",
+                expected=f"a new or empty folder, or one of `ponder {command}`, "
+                "and not the model's",
+                got=str(out),
+                remedy="Name a new one.",
+            )
+    needed = 0
+    if model.is_dir():
+        needed = sum(path.stat().st_size for path in model.iterdir() if path.is_file())
+    _probe(out, needed)
+
+
+def _may_be_replaced(out: Path, command: str) -> bool:
+    """Return whether a path is an empty folder, or one that the same command wrote."""
+    if not out.is_dir():
+        return False
+    return not any(out.iterdir()) or card_of(out).get("command") == command
 
 
 def probe_file(out: Path, sources: Iterable[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input or in a folder of inputs."""
     place = out.resolve()
-    if out.is_dir() or any(
-        place == path.resolve() or path.resolve() in place.parents for path in sources
-    ):
-        expected = "a file of its own, neither that of the texts nor in the model's folder"
-        raise ArgumentError("--out", expected=expected, got=str(out), remedy="Name another.")
+    inputs = [path.resolve() for path in sources]
+    if out.is_dir() or any(path in (place, *place.parents) for path in inputs):
+        raise ArgumentError(
+            "--out",
+            expected="a file of its own, neither that of the texts nor in the model's folder",
+            got=str(out),
+            remedy="Name another.",
+        )
     _probe(out.parent, 0)
 
 
 def _probe(folder: Path, needed: int) -> None:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Refuse a folder in which nothing can be written, or fewer bytes than needed."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    problem = ""
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"probe")
             file.flush()
-        free = shutil.disk_usage(there).free
-        why = None if free >= needed else f"{free / 1e6:.0f} MB free, and {needed / 1e6:.0f} needed"
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            problem = f"{free / 1e6:.0f} MB free, and {needed / 1e6:.0f} needed"
     except OSError as error:
-        why = error.strerror or str(error)
-    if why:
-        got = f"{folder} ({why})"
+        problem = error.strerror or str(error)
+    if problem:
         raise ArgumentError(
-            "--out", expected="a place that can be written", got=got, remedy="Name another."
+            "--out",
+            expected="a place that can be written",
+            got=f"{folder} ({problem})",
+            remedy="Name another.",
         )

@@ -63,30 +63,18 @@ def run(
             pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance
         )
         clock = _timed(made, pools, advance)
-    fitted = made.settings.fitted
-    statement = promise_of(made)
     facts = {
         "command": "rerank",
         "top_k": top_k,
-        **fitted,
-        "statement": statement,
+        **made.settings.fitted,
+        "statement": promise_of(made),
         "speed_up_in_seconds": [clock.low, clock.median, clock.high],
         "reference": remember(model, out),
     }
-    candidates = sum(len(pool.documents) for pool in pools) / len(pools)
-    used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
-    first = "its scores are the first step" if made.first_stage else "none: no scores in the file"
-    rows = [
-        ("queries", f"{len(pools)}, {candidates:.0f} candidates each: {used}"),
-        ("first stage", first),
-        ("observed", f"{100 * report.observed:.2f}% of the certifying queries"),
-        ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
-        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
-    ]
     outcome = Outcome(
         facts,
-        [statement],
-        rows,
+        [promise_of(made)],
+        _rows(made, pools, report.observed, clock),
         title=f"Exits for the reranker {Path(model).name}",
         usage=usage_of(out, file="queries.jsonl"),
     )
@@ -95,6 +83,25 @@ def run(
         Used.of([pool.query for pool in pools]).write(new)
         outcome = keep(outcome, new, out)
     show(outcome, as_json=as_json)
+
+
+def _rows(
+    ranker: Ranker, pools: list[Any], observed: float, clock: WallClock
+) -> list[tuple[str, str]]:
+    """Return the table of a ranker: queries, the observed risk, and speed-ups."""
+    fitted = ranker.settings.fitted
+    candidates = sum(len(pool.documents) for pool in pools) / len(pools)
+    used = f"learn {fitted['learned_on']}, certify {fitted['certified_on']}"
+    first = "none: no scores in the file"
+    if ranker.first_stage:
+        first = "its scores are the first step"
+    return [
+        ("queries", f"{len(pools)}, {candidates:.0f} candidates each: {used}"),
+        ("first stage", first),
+        ("observed", f"{100 * observed:.2f}% of the certifying queries"),
+        ("pair-layers", f"×{fitted['pair_layers']:.2f} fewer than the full rerank"),
+        ("seconds", f"×{clock.median:.2f} ({clock.low:.2f}–{clock.high:.2f}), this machine"),
+    ]
 
 
 def read_pools(path: Path, option: str = "--texts") -> list[Any]:
