@@ -360,10 +360,14 @@ def certificates() -> dict[str, dict[str, Any]]:
     found = {}
     for name, (risk, level) in CERTIFIED.items():
         family = {"patience": policies.Patience}.get(name) or getattr(policies, name.capitalize())
-        options: dict[str, Any] = {"risk": risk, "level": level, "confidence": 0.9}
-        # The numbers were recorded with the bound that was the default then.
-        options["bound"] = "hoeffding_bentkus"
-        control = ponder.control_risk(trajectory, family, **options)
+        control = ponder.control_risk(
+            trajectory,
+            family,
+            risk=risk,
+            level=level,
+            confidence=0.9,
+            bound="hoeffding_bentkus",
+        )
         threshold = {"threshold": threshold_of(control.policy)}
         found[f"control-{name}-{risk}"] = _measured(trajectory, control.policy) | threshold
         for target in ({"at_least": 0.97}, {"at_most_steps": 2.5}):
