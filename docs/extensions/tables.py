@@ -792,6 +792,14 @@ def live_faults() -> str:
     return table(head, rows) + made_by(found)
 
 
+def samples() -> str:
+    """Return what `ponder exits` and `ponder check` printed once, with their commands."""
+    found = read(RESULTS / "samples.json")
+    shown = [f"$ {one['command']}\n{one['output']}" for one in found["commands"].values()]
+    block = "\n\n".join(shown)
+    return f"```text\n{block}\n```{made_by(found)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     draw.__name__: draw
     for draw in (
@@ -831,6 +839,7 @@ TABLES: dict[str, Callable[[], str]] = {
         live,
         live_faults,
         advice,
+        samples,
     )
 }
 _MODEL = ("ponder/model", "ponder/running", "ponder/inference", "ponder/wrapper.py")
