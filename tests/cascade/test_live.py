@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 import threading
@@ -94,13 +95,15 @@ def test_a_student_learns_from_what_was_deferred_and_the_statement_says_what_it_
 
 
 def test_a_finite_batch_may_spend_what_its_asked_rows_save() -> None:
-    def asked(finite: bool) -> int:
-        live = Live(ask, 0.05, cheap=Half(), rule=Always())
+    def asked(finite: bool, seed: int) -> int:
+        live = Live(ask, 0.05, cheap=Half(), rule=Always(), coin=random.Random(seed).random)
         live.answer(TEXTS, finite=finite)
         assert live.account.ledger.bound <= 0.05 * len(TEXTS)
         return live.account.asked
 
-    assert asked(True) < asked(False)
+    # A single stream may be unlucky in its coins; over several the saving shows.
+    seeds = range(6)
+    assert sum(asked(True, seed) for seed in seeds) < sum(asked(False, seed) for seed in seeds)
 
 
 async def _ask_later(texts: Sequence[str]) -> list[str]:
