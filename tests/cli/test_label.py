@@ -20,6 +20,7 @@ from ponder.cascade.clients import ChatLabels, PipelineStage
 from ponder.cascade.live import Live
 from ponder.cli.app import app
 from ponder.errors import PonderError
+from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
 CONNECT = socket.socket.connect
 TEXTS = [f"{word} number {n}" for n in range(600) for word in ("my card", "a loan")]
@@ -121,3 +122,37 @@ def test_a_pipeline_of_transformers_is_a_reference() -> None:
     stage = PipelineStage(Pipeline())
     assert stage.predict_proba(["my card", "a loan"]).tolist() == [[0.9, 0.1], [0.1, 0.9]]
     assert Live(stage, 0.0).answer(["my card", "a loan"]).labels == ["card", "loan"]
+
+
+MODULE = """
+from transformers import pipeline
+
+from ponder.cascade.clients import PipelineStage
+
+ask = PipelineStage(pipeline("text-classification", model="model", tokenizer="model"))
+"""
+
+
+def test_a_model_of_transformers_in_a_folder_labels_a_file(folder: Path) -> None:
+    plain = make_plain(labels=3)
+    plain.save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    texts = some_texts(900)
+    with (folder / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    (folder / "pipeline_in_test.py").write_text(MODULE)
+    sys.modules.pop("pipeline_in_test", None)
+    found = label("--with", "pipeline_in_test:ask", "--level", "0.3")
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    reference = sys.modules["pipeline_in_test"].ask
+    best = reference.predict_proba(texts).argmax(1)
+    labels = [reference.classes_[place] for place in best.tolist()]
+    with (folder / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    differ = [row["label"] != own for row, own in zip(rows, labels, strict=True)]
+    asked = [row["source"] == "reference" for row in rows]
+    assert len(set(labels)) > 1
+    assert 0 < sum(asked) == facts["asked"] < len(texts)
+    assert not any(wrong and known for wrong, known in zip(differ, asked, strict=True))
+    assert sum(differ) <= facts["bound"] <= 0.3 * len(texts)
