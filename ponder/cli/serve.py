@@ -73,7 +73,9 @@ def app_of(
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
     say(f"policy: {in_words(opened.policy)}")
-    ledger = ledger_of(opened.promise or opened.policy, audit_share, audit_file)
+    promise = opened.promise
+    policy = opened.policy if promise is None else promise
+    ledger = ledger_of(policy, audit_share, audit_file)
     full_depth = None
     if ledger is not None:
         try:
