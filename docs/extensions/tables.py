@@ -825,6 +825,7 @@ TABLES: dict[str, Callable[[], str]] = {
         promised,
         puzzles,
         positions,
+        tagger,
         loops,
         loops_ranking,
         loops_promises,
