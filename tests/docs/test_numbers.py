@@ -194,6 +194,7 @@ def cascades_claims() -> Iterator[str]:
     yield f"up to {worst:.0%} get another answer under a promise of 5%."
     accuracy = [run["model"]["accuracy"] for run in found if run["backbone"] == "mpnet"][:2]
     yield f"is badly trained here**: {accuracy[0]:.1%} and {accuracy[1]:.1%}"
+    yield from checks_claims()
     yield from curve_claims()
 
 
@@ -207,6 +208,18 @@ def curve_claims() -> Iterator[str]:
     for texts in (1000, 2000):
         taught = saved[texts, "student", "the model's training texts"]
         assert taught > saved[2 * texts, "student", "none"]
+
+
+def checks_claims() -> Iterator[str]:
+    outcomes = read("risk/checks.json")["outcomes"]
+
+    def most(rule: str, *files: str) -> str:
+        found = [one for one in outcomes if one["rule"] == rule and one["file"] in files]
+        return f"{max(max(one['broken'], one['kept']) for one in found):.1%}"
+
+    yield f"wrong in at most {most('rows', 'new')} of the draws with new rows"
+    yield f"in at most {most('rows', 'half')} with"
+    yield f"in up to {most('texts', 'new', 'grown', 'half')}"
 
 
 def promises_of(found: list[Any], task: str) -> dict[tuple[int, str, str], bool]:
