@@ -1,9 +1,10 @@
 """Processes on one file of `ponder.Live` that are killed at random moments, and what is then on the disk.
 
-Several processes label the same rows; the reference writes a line before and after each call. A process is killed
-again and again, and started anew. After each kill the rows on the disk are replayed through a fresh ledger, which must
-not have a larger bound than the one on the disk. In the end every row has one answer, and no text was asked about twice
-but for the calls that were under way in a process that was killed.
+Several processes label the same rows. A line is written before and after each call, and another when its answer is
+kept. A process is killed again and again, and started anew. After each kill the rows on the disk are replayed through a
+fresh ledger, which must not have a larger bound than the one on the disk. In the end every row has one answer, and no
+text was asked about twice, unless a process was killed before the answer was kept: during the call, or within the
+moment between its return and the write of the journal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ponder.calibration.ledger import Ledger
-from ponder.cascade.asking import Asking
+from ponder.cascade.asking import Asking, Reply
 from ponder.cascade.live import Live
 from ponder.cascade.live_store import Account
 
@@ -40,9 +41,9 @@ class Faults:
         kills: Processes that were killed.
         rows: Rows that were labelled.
         lost: Rows without their answer in the end.
-        paid_twice: Calls about a text that had been asked about by a process that was not killed meanwhile.
+        paid_twice: Calls about a text whose answer was kept, or that a process asked about that was not killed.
         under_way: Calls that were under way in a killed process, and were made again.
-        unkept: Calls that had just returned in a killed process, and were made again.
+        unkept: Calls that had returned in a killed process, but whose answer was not kept yet, and were made again.
         understated: Kills after which the bound on the disk was below that of the rows on the disk.
     """
 
@@ -53,6 +54,16 @@ class Faults:
     under_way: int = 0
     unkept: int = 0
     understated: int = 0
+
+
+class _Watched(Live):
+    """Writes a line when an answer was kept."""
+
+    log = -1
+
+    def _arrived(self, reply: Reply) -> None:
+        super()._arrived(reply)
+        os.write(self.log, f"kept {os.getpid()} {reply.row}\n".encode())
 
 
 class _Cheap:
@@ -126,7 +137,8 @@ def work(path: Path, rows: int) -> None:
         return ["odd" if row % 2 else "even"]
 
     asking = Asking(concurrency=CONCURRENCY)
-    with Live(ask, LEVEL, path=path, cheap=_Cheap(), asking=asking) as live:
+    with _Watched(ask, LEVEL, path=path, cheap=_Cheap(), asking=asking) as live:
+        live.log = log
         found = live.answer(list(range(rows)), ids=range(rows))
     assert not found.errors, found.errors
 
@@ -172,18 +184,18 @@ def _lost(path: Path, rows: int) -> int:
 
 
 def _count_calls(log: Path, killed: set[int], faults: Faults) -> None:
-    begun, ended = defaultdict[str, list[int]](list), Counter[tuple[int, str]]()
+    begun = defaultdict[str, list[int]](list)
+    seen = set[tuple[str, int, str]]()
     for line in log.read_text().splitlines():
         event, number, row = line.split()
+        seen.add((event, int(number), row))
         if event == "begin":
             begun[row].append(int(number))
-        else:
-            ended[int(number), row] += 1
     for row, processes in begun.items():
         for process in processes[:-1]:
-            if process not in killed:
+            if process not in killed or ("kept", process, row) in seen:
                 faults.paid_twice += 1
-            elif ended[process, row]:
+            elif ("end", process, row) in seen:
                 faults.unkept += 1
             else:
                 faults.under_way += 1
