@@ -24,7 +24,7 @@ from ponder.model.heads import PerStep, make_heads
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import ModelSource, call_stem, unroll
-from ponder.model.steps import Step, Steps, as_module
+from ponder.model.steps import Step, Steps, as_module, optional_module
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -141,8 +141,8 @@ class PonderWrapper(nn.Module):
             count = self.num_steps
             remedy = "Pass one head a step."
             check_int("the number of heads", len(head), count, count, remedy=remedy)
-        self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
-        self.stem = None if stem is None else as_module("stem", stem)
+        self.lambda_head = optional_module("lambda_head", lambda_head)
+        self.stem = optional_module("stem", stem)
         if isinstance(readout, ReadoutCall):
             self.readout = readout
         else:

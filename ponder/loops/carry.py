@@ -8,19 +8,19 @@ of a problem do not depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.loops.deciding import Decider
-from ponder.loops.slots import Parts, Slots
+from ponder.loops.slots import Parts, Slots, as_bool
 from ponder.model.padding import join_rows
+from ponder.model.steps import Context
 
 __all__ = ["Carried", "Problem", "carry"]
 
@@ -42,7 +42,7 @@ class Problem:
     """
 
     hidden: Tree
-    context: Mapping[str, Any] = field(default_factory=dict)
+    context: Context = field(default_factory=dict)
     attention_mask: Tensor | None = None
     row_id: int | None = None
 
@@ -87,7 +87,10 @@ def carry(
 
 def _admit(running: Slots, admitted: list[tuple[int, Problem]]) -> None:
     numbers = [number for number, _ in admitted]
-    ids = [number if each.row_id is None else each.row_id for number, each in admitted]
+    ids = list(numbers)
+    for place, (_, problem) in enumerate(admitted):
+        if problem.row_id is not None:
+            ids[place] = problem.row_id
     trees = [(each.hidden, dict(each.context), each.attention_mask) for _, each in admitted]
     rows = [map_tensors(lambda tensor: tensor[None], tree) for tree in trees]
     hidden, context, mask = join_rows(rows, path="problems")
@@ -95,7 +98,7 @@ def _admit(running: Slots, admitted: list[tuple[int, Problem]]) -> None:
     running.admit(
         hidden,
         context,
-        mask=None if mask is None else mask != 0,
+        mask=as_bool(mask),
         number=torch.tensor(numbers, device=device),
         row_ids=torch.tensor(ids, device=device),
     )

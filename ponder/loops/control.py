@@ -4,8 +4,9 @@ A record at full depth holds the answers of positions when all run on. In a run 
 positions the others attend to the frozen states, so that a replay is an approximation, and no
 promise can rest on it. Here every tested threshold is a run of its own:
 
-    run at full depth once;  for each threshold, from the latest exits to the earliest: run,
-    compare, test stop at the first that fails (fixed-sequence testing, Angelopoulos et al. 2021);
+    run at full depth once
+    for each threshold, from the latest exits to the earliest: run, compare, test; stop at the first
+    that fails (fixed-sequence testing, Angelopoulos et al. 2021)
     take the cheapest that passed
 
 So the list of thresholds is short, and fixed before any row is seen.
@@ -13,9 +14,9 @@ So the list of thresholds is short, and fixed before any row is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses
 from ponder.errors import ArgumentError
 from ponder.loops.loop import Loop, LoopOutput
+from ponder.model.steps import Context
 from ponder.policies import Certified, ExitPolicy, LastStep
 
 __all__ = ["LoopControl", "control_risk"]
@@ -50,6 +52,24 @@ class LoopControl:
 
 
 @dataclass(frozen=True)
+class _Promise:
+    """What is to be promised: a risk, its limit, the confidence, and the bound that tests it."""
+
+    risk: str
+    level: float
+    confidence: float
+    bound: str
+
+    def __str__(self) -> str:
+        what = {
+            "sequence": "the share of rows with another answer than at full depth anywhere",
+            "position": "the mean share of positions with another answer than at full depth",
+        }[self.risk]
+        level = rounded_up(self.level)
+        return f"{what} is at most {level} with confidence {rounded_down(self.confidence)}"
+
+
+@dataclass(frozen=True)
 class _Run:
     """One threshold that was run: its value, the mean loss, the p-value, and the position-steps."""
 
@@ -61,7 +81,7 @@ class _Run:
 
 def control_risk(
     loop: Loop,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Context],
     policies: Callable[[float], ExitPolicy],
     thresholds: Sequence[float],
     *,
@@ -113,55 +133,73 @@ def control_risk(
     check_share("confidence", confidence, remedy="Pass confidence=0.95, say.")
     check_choice("risk", risk, ("sequence", "position"))
     if bound is None:
+        # Losses of whole rows are 0 or 1, for which the exact bound is the tightest.
         bound = "exact_binomial" if risk == "sequence" else "hoeffding_bentkus"
     check_choice("bound", bound, BOUNDS)
-    if loop.training or not thresholds:
-        expected = "a loop in evaluation mode, and a threshold or more"
-        got = f"{loop.training=}, {len(thresholds)} thresholds"
-        remedy = "Call loop.eval(), and pass thresholds=[0.99, 0.95, 0.9], say."
-        raise ArgumentError("loop", expected=expected, got=got, remedy=remedy)
+    _check_loop(loop, thresholds)
+    promise = _Promise(risk, level, confidence, bound)
     calls = list(batches)
     full = [_run(loop, call, LastStep(), max_steps) for call in calls]
-    passed: list[_Run] = []
     path: list[_Run] = []
+    rows = 0
     for value in thresholds:
         policy = policies(value)
         runs = [_run(loop, call, policy, max_steps) for call in calls]
         losses = [_losses(loop, *pair, risk) for pair in zip(runs, full, strict=True)]
         each = torch.cat(losses).double().cpu().numpy()
         check_losses(each, bound)
+        rows = len(each)
         p_value = float(BOUNDS[bound].p_values(each[:, None], level)[0])
         steps = sum(out.position_steps for out in runs)
         path.append(_Run(value, float(each.mean()), p_value, steps))
         if p_value > 1.0 - confidence:
             break
-        passed.append(path[-1])
-    best = min(passed, key=lambda run: run.position_steps, default=None)
-    statement = _statement(best, path, risk, level, confidence, bound, len(each))
-    chosen = LastStep() if best is None else policies(best.value)
-    certified = Certified(
-        policy=chosen,
-        statement=statement,
+    passed = [run for run in path if run.p_value <= 1.0 - confidence]
+    full_depth = Certified(
+        policy=LastStep(),
+        statement=_statement_of_failure(promise, path, rows),
         risk=risk,
         level=level,
         confidence=confidence,
         bound=bound,
-        rows=len(each),
+        rows=rows,
         threshold_name=_name_of(policies(thresholds[0])),
-        threshold_value=None if best is None else best.value,
-        p_value=None if best is None else best.p_value,
+        threshold_value=None,
+        p_value=None,
         path=tuple((run.value, run.observed, run.p_value) for run in path),
         num_steps=max_steps,
         weights=loop.weights_digest(),
     )
+    if not passed:
+        statement = full_depth.statement
+        return LoopControl(
+            full_depth, met=False, observed=0.0, steps_saved=0.0, statement=statement
+        )
+    best = min(passed, key=lambda run: run.position_steps)
+    statement = _statement_of(promise, best, len(path), rows)
+    certified = replace(
+        full_depth,
+        policy=policies(best.value),
+        statement=statement,
+        threshold_value=best.value,
+        p_value=best.p_value,
+    )
     whole = sum(out.position_steps for out in full)
-    saved = 0.0 if best is None else 1.0 - best.position_steps / whole
-    observed = 0.0 if best is None else best.observed
-    return LoopControl(certified, best is not None, observed, saved, statement)
+    saved = 1.0 - best.position_steps / whole
+    return LoopControl(certified, True, best.observed, saved, statement)
+
+
+def _check_loop(loop: Loop, thresholds: Sequence[float]) -> None:
+    """Refuse a loop whose answers are random, and a call without thresholds."""
+    if loop.training or not thresholds:
+        expected = "a loop in evaluation mode, and a threshold or more"
+        got = f"{loop.training=}, {len(thresholds)} thresholds"
+        remedy = "Call loop.eval(), and pass thresholds=[0.99, 0.95, 0.9], say."
+        raise ArgumentError("loop", expected=expected, got=got, remedy=remedy)
 
 
 @torch.no_grad()
-def _run(loop: Loop, call: Mapping[str, Any], policy: ExitPolicy, max_steps: int) -> LoopOutput:
+def _run(loop: Loop, call: Context, policy: ExitPolicy, max_steps: int) -> LoopOutput:
     return loop(**call, max_steps=max_steps, policy=policy)
 
 
@@ -170,40 +208,32 @@ def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:
     real = full.exit_step > 0
     task = loop.meaning(full.outputs)
     differ = task.predictions(run.outputs) != task.predictions(full.outputs)
-    differ = differ.flatten(real.dim()).any(-1) if differ.dim() > real.dim() else differ
-    differ = differ & real if real.dim() > 1 else differ[:, None]
-    changed: Tensor = differ.sum(1)
+    if differ.dim() > real.dim():  # an answer of several parts is another one if any part is
+        differ = differ.flatten(real.dim()).any(-1)
+    if real.dim() == 1:  # rows without positions have one answer each
+        real = real[:, None]
+        differ = differ[:, None]
+    changed: Tensor = (differ & real).sum(1)
     if risk == "sequence":
         return changed.clamp(max=1)
-    count = real.sum(1) if real.dim() > 1 else torch.ones_like(changed)
-    return changed / count.clamp(min=1)
+    return changed / real.sum(1).clamp(min=1)
 
 
 def _name_of(policy: ExitPolicy) -> str:
     return "threshold" if policy.tunable is None else policy.tunable.field
 
 
-def _statement(
-    best: _Run | None,
-    path: Sequence[_Run],
-    risk: str,
-    level: float,
-    confidence: float,
-    bound: str,
-    rows: int,
-) -> str:
-    """Return the promise in words, or why there is no promise."""
-    what = {
-        "sequence": "the share of rows with another answer than at full depth anywhere",
-        "position": "the mean share of positions with another answer than at full depth",
-    }[risk]
-    promise = f"{what} is at most {rounded_up(level)} with confidence {rounded_down(confidence)}"
-    if best is not None:
-        seen = f"{bound}, {rows} rows, {len(path)} runs, observed {best.observed:.4f}"
-        return f"on fresh rows {promise}: threshold {best.value:.6g} ({seen})"
+def _statement_of(promise: _Promise, best: _Run, runs: int, rows: int) -> str:
+    """Return the promise that the best threshold keeps, and what it rests on."""
+    seen = f"{promise.bound}, {rows} rows, {runs} runs, observed {best.observed:.4f}"
+    return f"on fresh rows {promise}: threshold {best.value:.6g} ({seen})"
+
+
+def _statement_of_failure(promise: _Promise, path: Sequence[_Run], rows: int) -> str:
+    """Return why there is no promise: the loss of the threshold with the latest exits."""
     first = path[0]
     return (
         f"nothing could be certified (asked for: {promise}), so every position runs to the last "
         f"step: at {first.value:.6g}, tried first, {rows} rows have a mean loss of "
-        f"{first.observed:.4f} ({bound})"
+        f"{first.observed:.4f} ({promise.bound})"
     )

@@ -26,19 +26,17 @@ from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, unw
 from ponder.errors import ArgumentError
 from ponder.loops.blocks import position_step
 from ponder.loops.carry import Carried, Problem, carry
-from ponder.loops.deciding import Decider, Readings, unit_ids
+from ponder.loops.deciding import Decider
 from ponder.loops.places import Places, PositionStep
 from ponder.loops.slots import (
     Answers,
     Halted,
-    hold,
-    over_positions,
-    read_hazards,
+    as_bool,
     real_units,
     run,
-    start_past,
 )
-from ponder.model.steps import as_module, parameters_of
+from ponder.loops.unrolling import UnrolledUnits, unroll
+from ponder.model.steps import Context, as_module, optional_module, parameters_of
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, Quantile
 from ponder.priors import Geometric, Prior
@@ -147,8 +145,8 @@ class Loop(nn.Module):
         check_choice("halted", halted, ("frozen", "hidden", "together"))
         self.step = position_step(step)
         self.head = as_module("head", head)
-        self.lambda_head = None if lambda_head is None else as_module("lambda_head", lambda_head)
-        self.readout = None if readout is None else as_module("readout", readout)
+        self.lambda_head = optional_module("lambda_head", lambda_head)
+        self.readout = optional_module("readout", readout)
         self.halted: Halted = halted
         self.task = as_task(task)
         self.prior = prior
@@ -165,11 +163,17 @@ class Loop(nn.Module):
             got = type(step).__name__
             raise ArgumentError("step", expected=expected, got=got, remedy=remedy)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assign as PyTorch does; the weights of a learned prior are the loop's."""
-        if name == "prior":
-            self.prior_weights = None if value is None else value.module
-        super().__setattr__(name, value)
+    @property
+    def prior(self) -> Prior | None:
+        """The prior of the halting step; the weights of a learned one are the loop's."""
+        return self._prior
+
+    @prior.setter
+    def prior(self, prior: Prior | None) -> None:
+        self.prior_weights: nn.Module | None = None
+        if prior is not None:
+            self.prior_weights = prior.module
+        self._prior = prior
 
     def forward(
         self,
@@ -212,7 +216,7 @@ class Loop(nn.Module):
             return self._train(hidden, max_steps, labels, objective, policy, halting, call)
         decider = self.decider(policy, max_steps, hidden)
         exits = self._run(hidden, decider, policy_context=policy_context, **call)
-        mask = _bool(attention_mask)
+        mask = as_bool(attention_mask)
         loss = None
         if labels is not None:
             real = real_units(hidden, mask, together=self.halted == "together")
@@ -258,10 +262,13 @@ class Loop(nn.Module):
             >>> loop.unroll(torch.randn(2, 5, 8), max_steps=4).outputs.shape
             torch.Size([10, 4, 3])
         """
-        decider = None if policy is None else self.decider(policy, max_steps, hidden)
+        decider = None
+        if policy is not None:
+            decider = self.decider(policy, max_steps, hidden)
         call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
         depth = Depth(0, max_steps)
-        return self._unroll(hidden, depth, decider, keep_features=keep_features, **call)[0]
+        trajectory, _ = self._unroll(hidden, depth, decider, keep_features=keep_features, **call)
+        return trajectory
 
     def carry(
         self,
@@ -317,12 +324,12 @@ class Loop(nn.Module):
 
     def read(self, hidden: Tree) -> Tensor:
         """Return the features of states, `(batch, length, …)`."""
-        features: Tensor = hidden if self.readout is None else self.readout(hidden)
+        features: Tensor = hidden
+        if self.readout is not None:
+            features = self.readout(hidden)
         return features
 
-    def call_step(
-        self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Mapping[str, Any]
-    ) -> Tree:
+    def call_step(self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Context) -> Tree:
         """Return the states of all positions after a step; `index` is the step of each row."""
         given = unwrap(context)
         if "attention_mask" in self._names:
@@ -332,7 +339,7 @@ class Loop(nn.Module):
         return self.step(hidden, **given)
 
     def call_positions(
-        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
+        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Context
     ) -> tuple[Tree, Tree]:
         """Return the states of the running positions after a step, and the kept values of all."""
         given = unwrap(context)
@@ -355,15 +362,14 @@ class Loop(nn.Module):
         size = check_rows("hidden", hidden)
         if context:
             check_rows("context", context, size)
-        number = torch.arange(size, device=first_tensor(hidden).device)
         return run(
             self,
             decider,
             hidden,
             context,
-            mask=_bool(attention_mask),
-            number=number,
-            row_ids=number if row_ids is None else row_ids.to(number),
+            mask=as_bool(attention_mask),
+            number=_numbers(size, None, hidden),
+            row_ids=_numbers(size, row_ids, hidden),
             policy_context=policy_context,
         )
 
@@ -383,12 +389,14 @@ class Loop(nn.Module):
         prior = self._prior_over(max_steps)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
         depth = objective.depth(max_steps)
-        decider = self.decider(policy, max_steps, hidden) if halting else None
+        decider = None
+        if halting:
+            decider = self.decider(policy, max_steps, hidden)
         keep_features = "features" in objective.needs
-        trajectory, last, exit_step = self._unroll(
+        trajectory, units = self._unroll(
             hidden, depth, decider, keep_features=keep_features, **call
         )
-        mask = _bool(call["attention_mask"])
+        mask = as_bool(call["attention_mask"])
         real = real_units(hidden, mask, together=self.halted == "together")
         loss = None
         if labels is not None:
@@ -397,7 +405,7 @@ class Loop(nn.Module):
         outputs = trajectory.outputs[:, -1]
         folded = outputs.new_zeros(*real.shape, *outputs.shape[1:])
         folded[real] = outputs
-        return LoopOutput(folded, exit_step, last, loss, trajectory)
+        return LoopOutput(folded, units.exit_step, units.hidden, loss, trajectory)
 
     def _unroll(
         self,
@@ -409,63 +417,31 @@ class Loop(nn.Module):
         attention_mask: Tensor | None,
         row_ids: Tensor | None,
         **context: Any,
-    ) -> tuple[Trajectory, Tree, Tensor]:
-        """Run all steps of all units; those that a policy halts keep their states.
-
-        The steps of the warm-up come first, without a gradient and unrecorded.
-
-        Returns:
-            The record of the units, the last states, and the exit steps as of a run.
-        """
-        size = check_rows("hidden", hidden)
-        mask = _bool(attention_mask)
-        together = self.halted == "together"
-        real = real_units(hidden, mask, together=together)
-        index = torch.zeros(size, dtype=torch.long, device=real.device)
-        number = torch.arange(size, device=real.device) if row_ids is None else row_ids.to(index)
-        ids = unit_ids(number, None if together else real.shape[1])[real]
-        past = start_past(self, self.read(hidden)[real], mask)
-        running = real
-        exit_step = torch.where(real, depth.total, 0)
-        units = None if decider is None else decider.start(ids)
-        outputs: list[Tensor] = []
-        hazards: list[Tensor] = []
-        features: list[Tensor] = []
-        for step in range(1, depth.total + 1):
-            warm = step <= depth.warm_up
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not warm):
-                index = index + 1
-                visible = mask
-                if self.halted == "hidden" and decider is not None:
-                    # A row without any visible position would be NaN, and so would its gradient.
-                    visible = torch.where(running.any(1, keepdim=True), running, real)
-                after = self.call_step(hidden, visible, index, context)
-                hidden = after if decider is None else hold(running, after, hidden)
-                now = self.read(hidden)[real]
-                output = self.head(now)
-                hazard = None
-                if self.lambda_head is not None:
-                    hazard, past = read_hazards(self, now, past, mask)
-            if not warm:
-                outputs.append(output)
-                hazards += [] if hazard is None else [hazard]
-                features += [now] if keep_features else []
-            if decider is not None and units is not None:
-                readings = Readings(output, now, hazard, mask if together else None).detach()
-                exits, units = decider.decide(units, readings)
-                exiting = torch.zeros_like(real).masked_scatter(real, exits) & running
-                exit_step = torch.where(exiting, step, exit_step)
-                running = running & ~exiting
+    ) -> tuple[Trajectory, UnrolledUnits]:
+        """Run all steps of all units, and return the trajectory of the real ones with the rows."""
+        mask = as_bool(attention_mask)
+        units = unroll(
+            self,
+            hidden,
+            depth,
+            decider,
+            mask=mask,
+            row_ids=_numbers(check_rows("hidden", hidden), row_ids, hidden),
+            context=context,
+            keep_features=keep_features,
+        )
+        outputs = units.record.outputs
+        one_answer = self.halted != "together" or outputs.dim() < 4
         trajectory = Trajectory(
-            torch.stack(outputs, dim=1),
-            torch.stack(hazards, dim=1) if hazards else None,
-            ids,
-            features=torch.stack(features, dim=1) if features else None,
-            task=self._meaning_of_units(outputs[-1]),
-            mask=mask if together and outputs[-1].dim() > 2 else None,
+            outputs,
+            units.record.hazard_logits,
+            units.ids,
+            features=units.record.features,
+            task=self._meaning_of_units(outputs[:, -1]),
+            mask=None if one_answer else mask,
             training=self.training,
         )
-        return trajectory, hidden, over_positions(self, exit_step, hidden, mask)
+        return trajectory, units
 
     def _loss(
         self,
@@ -520,5 +496,9 @@ def _with_batch(tensor: Tensor) -> Tensor:
     return rearrange(tensor, "... -> 1 ...")
 
 
-def _bool(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask != 0
+def _numbers(size: int, row_ids: Tensor | None, hidden: Tree) -> Tensor:
+    """Return the identity of each row, `(rows,)` long: by default its position in the batch."""
+    number = torch.arange(size, device=first_tensor(hidden).device)
+    if row_ids is None:
+        return number
+    return row_ids.to(number)

@@ -24,6 +24,7 @@ from ponder.loops.places import Places
 from ponder.model.heads import LambdaHead
 from ponder.model.padding import join_rows
 from ponder.model.readouts import mean
+from ponder.model.steps import Context
 
 __all__ = [
     "Answers",
@@ -31,6 +32,7 @@ __all__ = [
     "Parts",
     "Rows",
     "Slots",
+    "as_bool",
     "hold",
     "over_positions",
     "read_hazards",
@@ -48,13 +50,11 @@ class Parts(Protocol):
     head: nn.Module
     lambda_head: nn.Module | None
 
-    def call_step(
-        self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Mapping[str, Any]
-    ) -> Tree:
+    def call_step(self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Context) -> Tree:
         """Return the states of all positions after a step."""
 
     def call_positions(
-        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Mapping[str, Any]
+        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Context
     ) -> tuple[Tree, Tree]:
         """Return the states of the running positions after a step, and the kept values of all."""
 
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
     number: Tensor  # the caller's number, `(rows,)` long
     step: Tensor  # that it has finished, `(rows,)` long
     hidden: Tree
-    context: Mapping[str, Any]
+    context: Context
     policy_context: Mapping[str, Tensor] | None
     mask: Tensor | None  # which positions are not padding, `(rows, length)` bool
     real: Tensor  # the same of units: `(rows, length)`, or `(rows,)` if rows halt together
@@ -126,7 +126,7 @@ class Slots:
     def admit(
         self,
         hidden: Tree,
-        context: Mapping[str, Any],
+        context: Context,
         *,
         mask: Tensor | None,
         number: Tensor,
@@ -141,25 +141,26 @@ class Slots:
         past = None
         if self.needs_hazard:
             past = start_past(self.parts, self._units_of(hidden, real), mask)
-        fresh = self.decider.start(row_ids[real], past)
-        empty = torch.zeros_like(real, dtype=torch.long)
         rows = Rows(
-            number,
-            torch.zeros_like(number),
-            hidden,
-            context,
-            policy_context,
-            mask,
-            real,
-            real,
-            empty,
-            None,
+            number=number,
+            step=torch.zeros_like(number),
+            hidden=hidden,
+            context=context,
+            policy_context=policy_context,
+            mask=mask,
+            real=real,
+            running=real,
+            exit_step=torch.zeros_like(real, dtype=torch.long),
+            outputs=None,
         )
         if self.rows is None:
             self.rows = rows
         else:
             self._join(rows)
-        self._fresh = fresh if self._fresh is None else Units.join(self._fresh, fresh)
+        fresh = self.decider.start(row_ids[real], past)
+        if self._fresh is not None:
+            fresh = Units.join(self._fresh, fresh)
+        self._fresh = fresh
 
     def advance(self) -> Answers | None:
         """Bring all rows one step further, and return those that have finished, if any."""
@@ -212,39 +213,51 @@ class Slots:
     def _ask(self, rows: Rows, flat: Tensor) -> tuple[Tensor, Tensor | None]:
         """Call the policy for the running units; return the exit mask and the outputs it read."""
         features = self._units_of(rows.hidden, rows.running, flat)
-        output = self.parts.head(features) if self.needs_output else None
-        hazard_logit = past = None
-        units = self.units
-        groups = [group for group in (units, self._fresh) if group is not None and group.size]
+        output = None
+        if self.needs_output:
+            output = self.parts.head(features)
+        groups = [group for group in (self.units, self._fresh) if group is not None and group.size]
         self._fresh = None
+        hazard_logit = past = None
         if self.needs_hazard:
-            pasts = [group.past for group in groups]
-            past = None if pasts[0] is None else torch.cat(pasts)  # type: ignore[arg-type]
-            hazard_logit, past = read_hazards(self.parts, features, past, rows.mask)
+            hazard_logit, past = read_hazards(self.parts, features, _past_of(groups), rows.mask)
         context = None
         if rows.policy_context is not None:
             context = map_tensors(
                 lambda value: self._take(value, rows.running, flat), rows.policy_context
             )
         readings = Readings(output, features, hazard_logit, self._mask_of_units(rows), context)
+        return self._decide(groups, readings, past), output
 
-        # A policy whose whole state is None at first decides new rows apart from others.
-        together = len(groups) == 1 or (groups[0].state is None) == (groups[1].state is None)
-        if len(groups) > 1 and together:
-            groups = [Units.join(*groups)]
+    def _decide(self, groups: Sequence[Units], readings: Readings, past: Tensor | None) -> Tensor:
+        """Let the policy decide the running units and the fresh ones; return the exit mask.
+
+        Args:
+            groups: The units that have run before, then those at their first step.
+            readings: What is read of them all, in this order.
+            past: The input of the Lambda head at this step; None if it has no history.
+        """
+        if len(groups) == 2:
+            has_state = [group.state is not None for group in groups]
+            # A policy whose whole state is None at first decides new rows apart from others.
+            if has_state[0] == has_state[1]:
+                groups = [Units.join(*groups)]
+        if len(groups) == 1:
+            mask, self.units = self.decider.decide(groups[0]._replace(past=past), readings)
+            return mask
         masks: list[Tensor] = []
         after: list[Units] = []
         first = 0
         for group in groups:
-            index = torch.arange(first, first + group.size, device=flat.device)
+            index = torch.arange(first, first + group.size, device=group.step.device)
             first += group.size
-            group = group._replace(past=None if past is None else past[index])
-            own = readings if len(groups) == 1 else readings.take(index)
-            mask, group = self.decider.decide(group, own)
+            if past is not None:
+                group = group._replace(past=past[index])
+            mask, group = self.decider.decide(group, readings.take(index))
             masks.append(mask)
             after.append(group)
-        self.units = after[0] if len(after) == 1 else Units.join(*after)
-        return torch.cat(masks), output
+        self.units = Units.join(*after)
+        return torch.cat(masks)
 
     def _units_of(self, hidden: Tree, real: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the features of units, `(units, …)`: those of `flat`, or the real ones."""
@@ -263,20 +276,20 @@ class Slots:
         """Free the slots of rows that have no running units, and return their answers."""
         rows = self.rows
         assert rows is not None
-        still = rows.running.flatten(1).any(1) if rows.running.dim() > 1 else rows.running
-        left = (~still).nonzero().flatten()
-        if not len(left):
+        runs = rows.running.unsqueeze(-1).flatten(1).any(1)
+        finished = (~runs).nonzero().flatten()
+        if not len(finished):
             return None
-        gone = take_rows(rows, left)
-        remaining = still.nonzero().flatten()
+        leaving = take_rows(rows, finished)
+        remaining = runs.nonzero().flatten()
         if len(remaining):
             self.rows, self._kept, self._changed = take_rows(
                 (rows, self._kept, self._changed), remaining
             )
         else:
             self.rows = self.units = self._kept = self._changed = None
-        exit_step = over_positions(self.parts, gone.exit_step, gone.hidden, gone.mask)
-        return Answers(gone.number, gone.outputs, exit_step, gone.hidden)
+        exit_step = over_positions(self.parts, leaving.exit_step, leaving.hidden, leaving.mask)
+        return Answers(leaving.number, leaving.outputs, exit_step, leaving.hidden)
 
     def _join(self, fresh: Rows) -> None:
         rows = self.rows
@@ -292,18 +305,29 @@ class Slots:
             )
 
 
-def run(
-    parts: Parts, decider: Decider, hidden: Tree, context: Mapping[str, Any], **rows: Any
-) -> Answers:
+def run(parts: Parts, decider: Decider, hidden: Tree, context: Context, **rows: Any) -> Answers:
     """Run a batch to the exits of all rows, in order; arguments as for `Slots.admit`."""
     slots = Slots(parts, decider)
     slots.admit(hidden, context, **rows)
     answers: list[Answers] = []
     while slots:
-        left = slots.advance()
-        if left is not None:
-            answers.append(left)
+        finished = slots.advance()
+        if finished is not None:
+            answers.append(finished)
     return Answers.in_order(answers)
+
+
+def _past_of(groups: Sequence[Units]) -> Tensor | None:
+    """Return the last input of the Lambda head for all units; None if it has no history."""
+    pasts = [group.past for group in groups if group.past is not None]
+    if not pasts:
+        return None
+    return torch.cat(pasts)
+
+
+def as_bool(mask: Tensor | None) -> Tensor | None:
+    """Return a mask of the caller's, 1 or True at real positions, as booleans."""
+    return None if mask is None else mask != 0
 
 
 def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,20 @@ from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree, first_tensor, tensors
 from ponder.errors import ArgumentError
 
-__all__ = ["FunctionModule", "Step", "Steps", "as_module", "parameters_of"]
+__all__ = [
+    "Context",
+    "FunctionModule",
+    "Step",
+    "Steps",
+    "as_module",
+    "optional_module",
+    "parameters_of",
+]
 
 Step = Callable[..., Tree]
+Context: TypeAlias = Mapping[str, Any]
+"""Arguments of the steps by name, besides the hidden state: trees of tensors, batch first, and
+values that all rows share."""
 
 
 class Steps(nn.Module):
@@ -174,6 +185,13 @@ def as_module(argument: str, fn: Callable[..., Any]) -> nn.Module:
             "are neither trained nor saved.",
         )
     return FunctionModule(fn)
+
+
+def optional_module(argument: str, fn: Callable[..., Any] | None) -> nn.Module | None:
+    """Return a part that a model may lack as a module; None if there is none."""
+    if fn is None:
+        return None
+    return as_module(argument, fn)
 
 
 def parameters_of(part: nn.Module) -> Mapping[str, inspect.Parameter]:
