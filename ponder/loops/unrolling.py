@@ -108,7 +108,7 @@ class _Halting:
             self._units = decider.start(ids)
 
     def visible(self) -> Tensor:
-        """Return the positions that others attend to if halted ones are hidden, `(rows, length)`."""
+        """Return the positions that are not hidden if halted ones are, `(rows, length)` bool."""
         # A row without any visible position would be NaN, and so would its gradient.
         return torch.where(self.running.any(1, keepdim=True), self.running, self._real)
 
