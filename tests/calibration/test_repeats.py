@@ -9,7 +9,8 @@ import pytest
 
 from ponder import split
 from ponder._utils.rows import row_keys
-from ponder.calibration.repeats import check_rows, fresh_rows, share_rows
+from ponder.calibration.records import Record
+from ponder.calibration.repeats import check_fresh, check_rows, fresh_rows, share_rows
 from ponder.errors import ArgumentError
 
 TRAFFIC = ("all different", "zipf 1.2", "zipf 2", "one text in twenty", "five texts")
@@ -61,6 +62,32 @@ def test_a_file_that_was_joined_to_itself_is_refused() -> None:
         with pytest.raises(ArgumentError, match=r"texts 2 times, or a multiple"):
             check_rows(np.concatenate([ids, ids]), "rows")
     check_rows(np.zeros(500), "rows")
+
+
+def drawn(rows: range, **fields: Any) -> Record:
+    outputs = np.zeros((len(rows), 2, 3))
+    return Record(outputs, None, np.array(rows), **{"content_ids": True, **fields})
+
+
+@pytest.mark.parametrize(
+    ("test", "refused"),
+    [
+        (drawn(range(100, 200)), None),
+        (drawn(range(50, 150)), "50 of 100 rows again"),
+        (drawn(range(50, 150), content_ids=False), None),  # numbers of rows, not contents
+        (drawn(range(100, 200), weights="other"), "weights other and these"),
+        (drawn(range(100, 200), weights="these"), None),
+    ],
+)
+def test_a_record_of_used_rows_or_other_weights_is_not_fresh(
+    test: Record, refused: str | None
+) -> None:
+    seen = drawn(range(100), weights="these")
+    if refused is None:
+        check_fresh(test, seen)
+        return
+    with pytest.raises(ArgumentError, match=refused):
+        check_fresh(test, seen)
 
 
 def test_each_row_of_a_text_has_a_key_of_its_own_and_the_first_its_id() -> None:

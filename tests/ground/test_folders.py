@@ -45,6 +45,8 @@ if "{way}" != "exchange":
     files._exchanged = lambda *_: False
 if "{way}" == "entries":
     files._take_place = lambda *_: False
+    listed = files.Path.iterdir  # file systems list in any order: here parts before the index
+    files.Path.iterdir = lambda folder: iter(sorted(listed(folder), reverse=True))
 for folder in kills(lambda folder: write(folder, "old"), lambda folder: write(folder, "new")):
     assert read(folder) is None or (folder / "notes.txt").read_text() == "of the user"
     print(read(folder))
@@ -80,16 +82,25 @@ def test_what_an_older_write_left_goes_and_what_is_the_users_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # which cannot be exchanged
+    flush = files._flush
+
+    def another_process_writes(new: Path) -> None:
+        flush(new)
+        (folder / "late").write_text("of another process")
+
     for folder in (tmp_path, tmp_path / "saved"):
         write(folder, "old")
         (folder / "part_3").touch()
         (folder / "own").mkdir()
         (folder / "own" / "notes").write_text("of the user")
         before = digest_of_files(folder)
-        write(folder, "new")
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "_flush", another_process_writes)
+            write(folder, "new")
         assert digest_of_files(folder) != before
         assert read(folder) == "new"
         assert (folder / "own" / "notes").read_text() == "of the user"
+        assert (folder / "late").read_text() == "of another process"
         assert not list(folder.glob(".*"))
     assert Path.cwd().samefile(tmp_path)
 
