@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.hub import cached_file
 
+from ponder._utils.plain import from_plain
 from ponder._utils.seals import changed_parts, sealed
 from ponder.errors import CheckpointError
 
@@ -24,6 +26,25 @@ _MIRRORED = (
     "pad_token_id",
 )
 """Sizes of the encoder that other libraries look for in any configuration."""
+
+
+@dataclass(frozen=True)
+class _SavedFields:
+    """The fields of `config.json` that are ours, as they are in JSON; see `PonderConfig`."""
+
+    encoder: dict[str, Any] | None = None
+    architecture: str | None = None
+    architectures: list[str] | None = None
+    finetuned: bool = False
+    recipe: dict[str, Any] | None = None
+    readout: Literal["pooler", "mean", "first_token", "last_token", "tokens", "answer"] = "pooler"
+    head_dropout: float = 0.1
+    num_steps: int | None = None
+    feature_size: int | None = None
+    example: dict[str, dict[str, Any]] | None = None
+    exits: dict[str, Any] | None = None
+    evaluations: list[dict[str, Any]] | None = None
+    digests: dict[str, str] | None = None
 
 
 class PonderConfig(PretrainedConfig):
@@ -90,6 +111,17 @@ class PonderConfig(PretrainedConfig):
             setattr(self, name, getattr(self.encoder, name, None))
             kwargs.pop(name, None)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration, as in Transformers.
+
+        Raises:
+            ValueError: A field is of another type.
+        """
+        names = [each.name for each in fields(_SavedFields)]
+        from_plain(_SavedFields, {name: config_dict[name] for name in names if name in config_dict})
+        return super().from_dict(config_dict, **kwargs)
 
     def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
         """Write the configuration with its own digest in it; see `changed_files`."""

@@ -112,7 +112,7 @@ class FinetunedAdapter(CapturedAdapter):
 
     def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """The features of early heads, `(batch, …, labels + states · width)`."""
-        logits = self.output(name, hidden, context)
+        logits = self.output("answer", hidden, context)
         states = states_of(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)

@@ -410,9 +410,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         base: Any = super()
         with reading_from(source, trusts_code, hub), reading(source, "model with exits"):
             model, info = base.from_pretrained(source, *args, **kwargs, output_loading_info=True)
-        _check_class(source, (model.config.architectures or [cls.__name__])[0], cls.__name__)
-        check_has_weights(source, model, info["missing_keys"])
-        model._learn()
+            _check_class(source, (model.config.architectures or [cls.__name__])[0], cls.__name__)
+            check_has_weights(source, model, info["missing_keys"])
+            model._learn()
         changed = partial(changed_files, source, subfolder=kwargs.get("subfolder", ""), **hub)
         model.policy = promise_about(model.ponder.weights_digest, model.policy, changed)
         return (model, info) if with_info else model

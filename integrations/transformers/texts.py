@@ -71,12 +71,15 @@ def load_tokenizer(source: str) -> Any:
         if not _may_have_tokenizer(source):
             # Transformers would make one up, for which every word is unknown.
             raise FileNotFoundError(source)
-        return transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
+        if not tokenizer.model_max_length >= 1:
+            raise ValueError(f"model_max_length: {tokenizer.model_max_length}")
     except Exception as error:  # the library of tokenizers raises no other class
         raise CheckpointError(
             f"tokenizer: expected the tokenizer's files in {source!r}; got none that can be read. "
             "Save them there: tokenizer.save_pretrained(folder)."
         ) from error
+    return tokenizer
 
 
 def _may_have_tokenizer(source: str) -> bool:

@@ -89,9 +89,9 @@ def reading(path: str | Path, noun: str) -> Iterator[None]:
     """
     try:
         yield
-    except PonderError:
-        raise  # it says already what is wrong
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (PonderError, OSError, ImportError):
+        raise  # it says already what is wrong, or it is not about the contents
+    except Exception as error:  # libraries that read them have classes of their own
         raise CheckpointError(
             f"{path}: a damaged {noun} ({error!r:.300}). Write it again."
         ) from error

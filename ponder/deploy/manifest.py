@@ -138,12 +138,14 @@ class Manifest:
             ValueError: They do not.
         """
         names = [spec.name for spec in self.inputs]
+        together = None if self.graphs is None else self.graphs.together
         fits = {
             "schedule": len(self.schedule) == self.num_steps > 0 <= min(self.schedule),
             "inputs": bool(names),
             "history": self.history > 0,
             "mask": self.mask is None or self.mask in names,
             "max_length": self.max_length is None or self.max_length > 0,
+            "graphs": together is None or 1 <= together <= self.num_steps,
             "outputs": all(size > 0 for size in self.outputs),
         }
         if wrong := [name for name, right in fits.items() if not right]:

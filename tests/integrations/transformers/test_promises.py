@@ -267,6 +267,35 @@ def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
         yield from leaves(value, (*path, name))
 
 
+def answer(folder: Path) -> None:
+    PonderForSequenceClassification.from_pretrained(folder / "model").eval().predict(TEXTS)
+
+
+DAMAGE: list[tuple[str, tuple[Any, ...], Any]] = [
+    (_MODEL, ("architectures", 0), 0.5),
+    (_MODEL, ("encoder", "use_cache"), "x"),
+    (_MODEL, ("encoder", "vocab_size"), None),
+    (_MODEL, ("encoder", "chunk_size_feed_forward"), {}),
+    (_MODEL, ("example",), 0.5),
+    (_MODEL, ("num_steps",), "x"),
+    (_MODEL, ("readout",), 0.5),
+    ("model/tokenizer_config.json", ("model_max_length",), "x"),
+    ("model/tokenizer_config.json", ("model_max_length",), -1),
+    (_EXPORT, ("graphs", "together"), 10_000),
+]
+
+
+@pytest.mark.parametrize(("path", "keys", "to"), DAMAGE, ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_setting_is_an_error_that_says_so(
+    path: str, keys: tuple[Any, ...], to: Any, exits: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exits, tmp_path / "copy")
+    in_json(path, *keys, to=to)(folder)
+    with pytest.raises(PonderError):
+        answer_export(folder) if path == _EXPORT else answer(folder)
+
+
 @pytest.mark.parametrize(("path", "read"), [(_EXPORT, answer_export), (_RANKER, rank)])
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_value_is_an_error_that_says_so(
