@@ -20,14 +20,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.model.steps import Steps, parameters_of
+from ponder.model.steps import Context, ContextDict, Steps, parameters_of
 
 __all__ = ["ArgumentNames", "Batch", "read_batch"]
 
@@ -63,23 +63,23 @@ class ArgumentNames:
         main_input: str | None = None,
     ) -> ArgumentNames:
         """Read them from the stem, and from the first step, whose first argument is the state."""
-        parts = [part for part in (stem, steps.fns[0]) if isinstance(part, nn.Module)]
-        listed = [_names_of(part) for part in parts]
-        main = main_input or next((names[0] for names in listed if names), "inputs")
-        context: list[str] = []
-        for place, names in enumerate(listed):
-            is_stem = place == 0 and stem is not None
-            others = [name for name in names if name != main] if is_stem else names[1:]
-            context += [name for name in others if name not in context]
-        return cls(main, tuple(context))
+        of_stem: list[str] = []
+        if isinstance(stem, nn.Module):
+            of_stem = _names_of(stem)
+        of_step = _names_of(steps.fns[0])
+        main = main_input or [*of_stem, *of_step[:1], "inputs"][0]
+        names = [name for name in of_stem if name != main] + of_step[1:]
+        return cls(main, tuple(dict.fromkeys(names)))
 
     @classmethod
     def of_call(cls, module: nn.Module) -> ArgumentNames:
         """Read them from the forward pass of a module that is called as a whole."""
         names = [name for name in _names_of(module) if name != "labels"]
-        return cls(names[0], tuple(names[1:])) if names else cls("inputs")
+        if not names:
+            return cls("inputs")
+        return cls(names[0], tuple(names[1:]))
 
-    def by_name(self, values: Sequence[Any]) -> dict[str, Any]:
+    def by_name(self, values: Sequence[object]) -> ContextDict:
         """Return context that was given by position as a dict by name."""
         if len(values) > len(self.context):
             taken = ", ".join(self.context) or "none"
@@ -104,27 +104,27 @@ class Batch:
     """
 
     inputs: Tree
-    context: dict[str, Any]
+    context: ContextDict
     labels: Any = None
 
     def labelled(self) -> Batch:
         """Return the batch, which training reads; raise if it has no labels, a tensor."""
         if not isinstance(self.labels, Tensor):
-            names = ", ".join(["inputs", *self.context])
+            got = f"labels of type {type(self.labels).__name__}"
+            if self.labels is None:
+                got = f"{', '.join(['inputs', *self.context])} without labels"
             raise ArgumentError(
                 "loader",
                 expected="batches with labels: tuples whose last item are labels, or dicts with "
                 "the labels, a tensor, under 'labels'",
-                got=f"{names} without labels"
-                if self.labels is None
-                else type(self.labels).__name__,
+                got=got,
                 remedy="Let the data set, or the collate function of the DataLoader, give the "
                 "labels too.",
             )
         return self
 
 
-def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
+def read_batch(batch: object, names: ArgumentNames | None = None) -> Batch:
     """Return the inputs, context and labels of a batch, or of a row.
 
     Args:
@@ -146,11 +146,25 @@ def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
         >>> [batch.labels is y and "mask" in batch.context for batch in batches]
         [True, True, True]
     """
-    names = ArgumentNames("inputs") if names is None else names
+    if names is None:
+        names = ArgumentNames("inputs")
     if isinstance(batch, Mapping):
-        return _read_names(batch, names.inputs)
-    if not (isinstance(batch, tuple) or _is_collated(batch)):
-        return Batch(batch, {})
+        return _read_mapping(batch, names.inputs)
+    if isinstance(batch, tuple) or _is_collated(batch):
+        return _read_tuple(batch, names)
+    return Batch(batch, {})
+
+
+def _is_collated(batch: object) -> TypeGuard[list[object]]:
+    """Return whether a list is a batch of a `DataLoader`, and not rows of numbers."""
+    return isinstance(batch, list) and any(isinstance(part, Tensor | Mapping) for part in batch)
+
+
+def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
+    """Read the inputs, context by position or in dicts, and the labels if the last item is none.
+
+    Labels in a dict are read if no item is labels.
+    """
     inputs, *others = batch
     labels = None
     if others and not isinstance(others[-1], Mapping):
@@ -168,34 +182,36 @@ def read_batch(batch: Any, names: ArgumentNames | None = None) -> Batch:
     for value in others:
         if isinstance(value, Mapping):
             context |= {name: each for name, each in value.items() if each is not None}
-    own = _take_labels(context)
-    return Batch(inputs, context, own if labels is None else labels)
+    named_labels = _take_labels(context)
+    if labels is None:
+        labels = named_labels
+    return Batch(inputs, context, labels)
 
 
-def _is_collated(batch: Any) -> bool:
-    """Return whether a list is a batch of a `DataLoader`, and not rows of numbers."""
-    return isinstance(batch, list) and any(isinstance(part, Tensor | Mapping) for part in batch)
-
-
-def _is_mask(labels: Any) -> bool:
+def _is_mask(labels: object) -> bool:
     return isinstance(labels, Tensor) and labels.dtype is torch.bool
 
 
-def _read_names(batch: Mapping[str, Any], main_input: str) -> Batch:
+def _read_mapping(batch: Context, main_input: str) -> Batch:
+    """Read a batch by names; a dict that names neither the inputs nor labels is the inputs."""
     entries = {name: value for name, value in batch.items() if value is not None}
     labels = _take_labels(entries)
     if not entries or (labels is None and main_input not in entries):
         return Batch(batch, {})
-    first = main_input if main_input in entries else next(iter(entries))
+    first = main_input
+    if main_input not in entries:
+        first = next(iter(entries))
     return Batch(entries.pop(first), entries, labels)
 
 
-def _take_labels(entries: dict[str, Any]) -> Any:
+def _take_labels(entries: ContextDict) -> Tree:
     """Take the labels out of the entries of a batch; those of a span become `(batch, 2)`."""
     if all(name in entries for name in _SPAN):
-        places = [torch.as_tensor(entries.pop(name)) for name in _SPAN]
-        flat = [place.reshape(-1) if place.dim() else place for place in places]
-        entries["labels"] = torch.stack(flat, dim=-1)
+        first, last = (torch.as_tensor(entries.pop(name)) for name in _SPAN)
+        if first.dim():  # of a batch; Transformers gives (batch,) or (batch, 1)
+            first = first.reshape(-1)
+            last = last.reshape(-1)
+        entries["labels"] = torch.stack([first, last], dim=-1)
     for name in _LABELS:
         if name in entries:
             return entries.pop(name)

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 from ponder.model.captured import CapturedReadout, CapturedStem, CapturedStep
 from ponder.model.padding import Padding
@@ -29,6 +29,7 @@ from ponder.model.readings import Select
 from ponder.model.steps import Steps
 from ponder.model.twins import (
     Arguments,
+    Example,
     WatchedCall,
     arguments_of,
     first_tensor_or_slot,
@@ -73,7 +74,7 @@ class Captured:
         return CapturedReadout(select)
 
 
-def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Captured:
+def capture(module: nn.Module, example: Example, *, layers: str | None = None) -> Captured:
     """Read a module as stem, steps and readout, and prove on an example that they compute the same.
 
     The module is changed in two settings only: an `nn.TransformerEncoder` no longer turns padded
@@ -130,13 +131,16 @@ def capture(module: nn.Module, example: Any, *, layers: str | None = None) -> Ca
             )
     if layers is None:
         raise _explained(module, refused)
-    largest = capture(module, example).stem.contract.order[0].rpartition(".")[0]  # or says why
+    # If no list can be captured at all, this call raises, and says why.
+    largest = capture(module, example).stem.contract.order[0].rpartition(".")[0]
     got = f"{layers!r}, which is no list of modules called in order"
-    raise refusal(refused[0].got if refused else got, f"Pass layers={largest!r}.")
+    if refused:
+        got = refused[0].got
+    raise refusal(got, f"Pass layers={largest!r}.")
 
 
 def _make_deterministic(module: nn.Module) -> None:
-    """Switch off nested tensors and dropped layers."""
+    """Switch off nested tensors and dropped layers, in a module and in its config."""
     for part in module.modules():
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
@@ -148,10 +152,10 @@ def _make_deterministic(module: nn.Module) -> None:
 
 def _check_rows(arguments: Arguments) -> None:
     """Refuse an example of less than two rows, which could not show that rows are apart."""
-    sizes = [
-        value.shape[0] for value in arguments.values() if isinstance(value, Tensor) and value.dim()
-    ]
-    rows = sizes[0] if sizes else 0
+    batches = [value for value in arguments.values() if isinstance(value, Tensor) and value.dim()]
+    rows = 0
+    if batches:
+        rows = batches[0].shape[0]
     if rows < 2:
         cure = "Pass a small batch of what the module is called with."
         raise ArgumentError(
@@ -170,7 +174,7 @@ def _steps_of(stem: CapturedStem) -> Steps:
     return Steps(map(CapturedStep, range(count)))
 
 
-def _classifier_of(module: nn.Module, calls: Sequence[WatchedCall], output: Any) -> str | None:
+def _classifier_of(module: nn.Module, calls: Sequence[WatchedCall], output: Tree) -> str | None:
     """Return the path of the linear layer whose output is the module's; None if there is none."""
     features = first_tensor_or_slot(output)
     for call in calls:
@@ -191,21 +195,41 @@ def _lists_of_layers(module: nn.Module, calls: list[str], name: str | None) -> l
         name: The name of the list that is meant; None for all.
     """
     paths = {id(part): path for path, part in module.named_modules()}
-    found: list[tuple[int, list[str]]] = []
+    found: list[_CalledList] = []
     for path, container in module.named_modules():
-        if not isinstance(container, nn.ModuleList | nn.Sequential) or name not in (None, path):
+        if name not in (None, path):
             continue
-        candidates = [list(group) for _, group in groupby(container, key=type)]
-        is_list = isinstance(container, nn.ModuleList)
-        if len(candidates) > 1 and (name is not None or is_list):
-            candidates.insert(0, list(container))
-        for layers in candidates:
+        for layers in _candidates(container, is_meant=name is not None):
             order = [paths[id(layer)] for layer in layers]
             called = [call for call in calls if call in order]
-            if len(called) > 1 and called == order * (len(called) // len(order)):
-                found.append((weights_of(layers), called))
-    found.sort(key=lambda item: -item[0])
-    return [called for _, called in found]
+            rounds = len(called) // len(order)
+            if len(called) > 1 and called == order * rounds:
+                found.append(_CalledList(called, weights_of(layers)))
+    found.sort(key=lambda layers: layers.weights, reverse=True)
+    return [layers.calls for layers in found]
+
+
+@dataclass(frozen=True)
+class _CalledList:
+    """A list of layers that were called in order: the paths of the calls, and its size."""
+
+    calls: list[str]
+    weights: int
+
+
+def _candidates(container: nn.Module, *, is_meant: bool) -> list[list[nn.Module]]:
+    """Return the lists of layers that a container may hold; none if it is no list of modules.
+
+    They are its runs of one class, and before them the whole of a mixed list. A mixed
+    `nn.Sequential` as a whole (embeddings, blocks, a head) is a candidate only if it is meant.
+    """
+    if not isinstance(container, nn.ModuleList | nn.Sequential):
+        return []
+    runs = [list(group) for _, group in groupby(container, key=type)]
+    is_mixed = len(runs) > 1
+    if is_mixed and (is_meant or isinstance(container, nn.ModuleList)):
+        return [list(container), *runs]
+    return runs
 
 
 def _explained(module: nn.Module, refused: list[ArgumentError]) -> ArgumentError:

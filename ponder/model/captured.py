@@ -9,10 +9,10 @@ stands there, it replays the module's forward, in which the layers return the hi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ponder.model.readings import LayerContract, Reading, Select, read_call
 from ponder.model.readouts import ReadoutCall, identity
 from ponder.model.twins import (
     Arguments,
+    NamedArguments,
     Slot,
     WatchedCall,
     arguments_of,
@@ -35,11 +36,15 @@ from ponder.model.twins import (
 __all__ = ["CapturedReadout", "CapturedStem", "CapturedStep", "KnownKind", "has_size"]
 
 
+Flags: TypeAlias = dict[str, object]
+"""The mode of a module under "", and of each argument its plain value, or its type."""
+
+
 @dataclass(frozen=True)
 class KnownKind:
     """A kind of call: its mode, types and plain values, and how its layers are called."""
 
-    flags: dict[str, Any]
+    flags: Flags
     reading: Reading
 
 
@@ -76,12 +81,17 @@ class CapturedStem(nn.Module):
         """The lengths of the tensors in the context of the steps."""
         self._learned = 0  # numbers the kinds, whose tensors must have different names
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> NamedArguments:
         """Leave kinds behind: a copy learns them again."""
         return {**self.__dict__, "kinds": []}
 
-    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, dict[str, Any]]:
-        """Return h_0 and the context of the steps."""
+    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, NamedArguments]:
+        """Return h_0 and the context of the steps.
+
+        The context holds the masks of known meaning, the tensors that layers read besides the
+        state, under ``"captured"`` how they are called, and all arguments again if a readout will
+        replay the module's own forward.
+        """
         if isinstance(inputs, Mapping | tuple):
             named = arguments_of(self.module, inputs)
         else:
@@ -89,17 +99,17 @@ class CapturedStem(nn.Module):
         merged = {**self.constants, **named, **context}
         arguments = {name: value for name, value in merged.items() if value is not None}
         reading, kind = self._read(arguments)
-        after: dict[str, Any] = {name: arguments[name] for name in REAL if name in arguments}
-        for name, tensor in reading.tensors.items():
-            if name != "hidden":
-                after[name] = Shared(tensor) if name in kind.shared else tensor
-        if kind.replays:  # the module's own forward will need its arguments once more
-            rowwise = self.names_with_rows(arguments)
-            for name, value in arguments.items():
-                after[f"given_{name}"] = value if name in rowwise else Shared(value)
-        after["captured"] = Shared(kind)
-        hidden = reading.tensors["hidden"]
-        return hidden if len(self.contract.handed) == 1 else {"hidden": hidden}, after
+        of_steps: NamedArguments = {name: arguments[name] for name in REAL if name in arguments}
+        of_steps["captured"] = Shared(kind)
+        tensors = reading.tensors.copy()
+        hidden: Tree = tensors.pop("hidden")
+        of_steps |= _marked(tensors, tensors.keys() - kind.shared)
+        if kind.replays:
+            again = _marked(arguments, self.names_with_rows(arguments))
+            of_steps |= {f"given_{name}": value for name, value in again.items()}
+        if len(self.contract.handed) > 1:
+            hidden = {"hidden": hidden}
+        return hidden, of_steps
 
     def names_with_rows(self, arguments: Arguments) -> list[str]:
         """Return the names of the tensors that have the rows of the batch."""
@@ -125,9 +135,9 @@ class CapturedStem(nn.Module):
         self.kinds.append(KnownKind(flags, kind))
         return reading, kind
 
-    def _flags_of(self, arguments: Arguments) -> dict[str, Any]:
+    def _flags_of(self, arguments: Arguments) -> Flags:
         """Return what distinguishes kinds of calls before they run: mode, types, plain values."""
-        flags: dict[str, Any] = {"": self.module.training}
+        flags: Flags = {"": self.module.training}
         for name, value in arguments.items():
             if isinstance(value, Tensor):
                 flags[name] = Tensor
@@ -184,22 +194,20 @@ class CapturedStem(nn.Module):
         mask = arguments[self.mask]
         length = mask.shape[1]
         long = {name: value for name, value in arguments.items() if has_size(value, length, 1)}
-        resized = {
-            name: value[:, 1:] if length > 1 else torch.cat([value, value], 1)
-            for name, value in long.items()
-        }
+        resized = {name: _other_length(value) for name, value in long.items()}
         other = read_call(self, module, {**arguments, **resized}, kind)
         if not other.fits(kind):
             return
         ends_in_padding = (mask[:, -1] != 0) != bool(REAL[self.mask])
         for name, tensor in kind.tensors.items():
-            sizes = zip(tensor.shape, other.tensors[name].shape, strict=True)
-            dims = tuple(
-                dim for dim, (size, changed) in enumerate(sizes) if size == length != changed
-            )
-            if dims:
-                padded = None if name in kind.shared else tensor[ends_in_padding]
-                self.lengths[name] = _along(tensor, dims, padded)
+            dims = _dims_of_length(tensor, other.tensors[name], length)
+            if not dims:
+                continue
+            if name in kind.shared:
+                self.lengths[name] = Along(dims)
+            else:
+                fill = _fill_of(tensor, tensor[ends_in_padding], dims[-1])
+                self.lengths[name] = Along(dims, fill)
         if kind.replays:
             self.lengths |= {f"given_{name}": Along() for name in long}
 
@@ -229,12 +237,40 @@ def _names_without_rows(kind: Reading, other: Reading, rows: int) -> set[str]:
     return shared
 
 
-def _along(tensor: Tensor, dims: tuple[int, ...], padded: Tensor | None) -> Along:
-    """Return the lengths of a tensor; its value at the ends of `padded` rows is its fill."""
-    values = [] if padded is None else padded.select(dims[-1], -1).unique().tolist()
-    fill = values[0] if len(values) == 1 else 0
-    # The lowest number of a dtype depends on the dtype, which autocast changes.
-    return Along(dims, hidden_key if fill == hidden_key(tensor) else fill)
+def _marked(values: Arguments, with_rows: Collection[str]) -> NamedArguments:
+    """Return values as context of the steps: those without rows are marked as shared."""
+    marked: NamedArguments = {}
+    for name, value in values.items():
+        marked[name] = value if name in with_rows else Shared(value)
+    return marked
+
+
+def _other_length(tensor: Tensor) -> Tensor:
+    """Return `(rows, length, …)` without its first position; a single position comes twice."""
+    if tensor.shape[1] > 1:
+        return tensor[:, 1:]
+    return torch.cat([tensor, tensor], 1)
+
+
+def _dims_of_length(tensor: Tensor, other: Tensor, length: int) -> tuple[int, ...]:
+    """Return the dimensions that have the length, and another size in a call of another length."""
+    dims: list[int] = []
+    for dim, (size, other_size) in enumerate(zip(tensor.shape, other.shape, strict=True)):
+        if size == length and other_size != length:
+            dims.append(dim)
+    return tuple(dims)
+
+
+def _fill_of(tensor: Tensor, padded: Tensor, dim: int) -> float | Callable[[Tensor], float]:
+    """Return the value of a tensor at padding: the one at the ends of rows that end in it, or 0."""
+    values = padded.select(dim, -1).unique().tolist()
+    if len(values) != 1:
+        return 0
+    fill: float = values[0]
+    if fill == hidden_key(tensor):
+        # The lowest number of a dtype depends on the dtype, which autocast changes.
+        return hidden_key
+    return fill
 
 
 class CapturedStep(nn.Module):
@@ -247,8 +283,10 @@ class CapturedStep(nn.Module):
     def forward(self, hidden: Tree, *, captured: Reading, **context: Any) -> Tree:
         """Run the layer and return the state after it."""
         call = captured.calls[self.number]
-        state = {"hidden": hidden} if isinstance(hidden, Tensor) else unwrap(hidden)
-        values = {**context, **state}
+        if isinstance(hidden, Tensor):
+            values = {**context, "hidden": hidden}
+        else:
+            values = {**context, **unwrap(hidden)}
         leaves = list(call.leaves)
         for place, leaf in enumerate(leaves):  # in line, since every step does it
             if isinstance(leaf, Slot):
@@ -261,10 +299,8 @@ class CapturedStep(nn.Module):
         handed = captured.stem.contract.handed
         if len(handed) == 1:
             return returned[handed["hidden"]]
-        return {
-            name: Shared(returned[place]) if name in captured.shared else returned[place]
-            for name, place in handed.items()
-        }
+        state = {name: returned[place] for name, place in handed.items()}
+        return _marked(state, state.keys() - captured.shared)
 
 
 class CapturedReadout(ReadoutCall):
@@ -285,8 +321,10 @@ class CapturedReadout(ReadoutCall):
         if paths == () and len(kind.stem.contract.handed) == 1:
             return identity
 
-        def read(hidden: Tree) -> Any:
-            value = hidden if isinstance(hidden, Tensor) else hidden["hidden"]
+        def read(hidden: Tree) -> Tree:
+            value = hidden
+            if not isinstance(hidden, Tensor):
+                value = hidden["hidden"]
             if paths is None:
                 return self.select(kind.replay(value, context))
             for path in paths:
@@ -296,6 +334,6 @@ class CapturedReadout(ReadoutCall):
         return read
 
 
-def has_size(value: Any, size: int, dim: int = 0) -> bool:
+def has_size(value: object, size: int, dim: int = 0) -> bool:
     """Whether a value is a tensor of this size along a dimension."""
     return isinstance(value, Tensor) and value.shape[dim : dim + 1] == (size,)

@@ -15,6 +15,7 @@ from ponder.errors import ArgumentError
 
 __all__ = [
     "Context",
+    "ContextDict",
     "FunctionModule",
     "Step",
     "Steps",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 Step = Callable[..., Tree]
+ContextDict: TypeAlias = dict[str, Any]
+"""A context that is being put together."""
 Context: TypeAlias = Mapping[str, Any]
 """Arguments of the steps by name, besides the hidden state: trees of tensors, batch first, and
 values that all rows share."""

@@ -14,16 +14,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 
 __all__ = [
     "Answer",
     "Arguments",
+    "Example",
+    "NamedArguments",
     "Stubs",
     "WatchedCall",
     "arguments_of",
@@ -35,8 +38,12 @@ __all__ = [
     "watch",
 ]
 
-Arguments = Mapping[str, Any]
+Arguments: TypeAlias = Mapping[str, Any]
 """Arguments of a call, by their names."""
+NamedArguments: TypeAlias = dict[str, Any]
+"""Arguments of a call that are being put together."""
+Example: TypeAlias = Any
+"""What a module is called with: a tensor, a tuple of arguments by position, or a dict by name."""
 Stubs = str | dict[str, Any]
 """The path of the module that a stub replaces, or the stubs inside of a module, by name."""
 
@@ -49,7 +56,7 @@ _NO_HOOKS = {
 class Answer(Protocol):
     """The function that answers for the stubs of a twin."""
 
-    def __call__(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Tree:
         """Return the output of `part`, which lies at `path`, for these arguments."""
 
 
@@ -71,15 +78,17 @@ def refusal(got: str, remedy: str = "") -> ArgumentError:
     return ArgumentError("module", expected=expected, got=got, remedy=remedy)
 
 
-def arguments_of(module: nn.Module, example: Any) -> dict[str, Any]:
+def arguments_of(module: nn.Module, example: Example) -> NamedArguments:
     """Return the arguments of a call of a module by their names, without those that are None."""
     if not isinstance(example, Mapping):
-        values = example if isinstance(example, tuple) else (example,)
-        example = dict(zip(inspect.signature(module.forward).parameters, values, strict=False))
+        if not isinstance(example, tuple):
+            example = (example,)
+        names = inspect.signature(module.forward).parameters
+        example = dict(zip(names, example, strict=False))
     return {name: value for name, value in example.items() if value is not None}
 
 
-def first_tensor_or_slot(output: Any) -> Any:
+def first_tensor_or_slot(output: Tree) -> Tree:
     """Return the first tensor of a module's output (or the first slot, in a read call)."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor | Slot))
 
@@ -103,14 +112,14 @@ def private_copy(module: nn.Module, *, training: bool = False) -> nn.Module:
     return copy.deepcopy(module, shared).train(training)
 
 
-def watch(module: nn.Module, arguments: Arguments) -> tuple[list[WatchedCall], Any]:
+def watch(module: nn.Module, arguments: Arguments) -> tuple[list[WatchedCall], Tree]:
     """Return the calls of a module's parts, in the order in which they ended, and its output.
 
     The module is changed: pass a private copy that is used for nothing else.
     """
     calls: list[WatchedCall] = []
 
-    def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def noted(path: str, forward: Callable[..., Tree], *args: Any, **kwargs: Any) -> Tree:
         output = forward(*args, **kwargs)
         calls.append(WatchedCall(path, args, kwargs, output))
         return output
