@@ -116,6 +116,8 @@ class ExampleReader:
         weight = next(model.parameters(), None)
         task = model.task
         self.device: torch.device | None = None if weight is None else weight.device
+        self.label_dims = 0 if task is not None and task.one_class else None
+        """Dimensions of the label of a row; None if the task does not determine them."""
         self.regroups = task is None or not task.per_position
         """Whether rows of several lengths may share a batch between steps."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
@@ -123,7 +125,7 @@ class ExampleReader:
 
     def read(self, example: Any) -> Example:
         """Read one example."""
-        row = read_batch(example, self.names)
+        row = read_batch(example, self.names, self.label_dims)
         inputs = _batch_of_one(row.inputs)
         labels = row.labels
         context = {name: _batch_of_one(value) for name, value in row.context.items()}

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,7 +125,9 @@ class Batch:
         return self
 
 
-def read_batch(batch: object, names: ArgumentNames | None = None) -> Batch:
+def read_batch(
+    batch: object, names: ArgumentNames | None = None, label_dims: int | None = None
+) -> Batch:
     """Return the inputs, context and labels of a batch, or of a row.
 
     Args:
@@ -132,8 +135,11 @@ def read_batch(batch: object, names: ArgumentNames | None = None) -> Batch:
         names: The names of the arguments of the model. A dict that holds the name of the inputs, or
             labels, is read by name; its first entry is the inputs if that name is not among them.
             Any other dict is the inputs.
+        label_dims: The number of dimensions of the labels, if the task determines it; None if not.
+            A last item with more, of 0 and 1 in the shape of the inputs, is a mask.
 
     Raises:
+        ArgumentError: The last item of a tuple is a mask.
         ArgumentTypeError: More context by position than the model takes.
 
     Example:
@@ -151,7 +157,7 @@ def read_batch(batch: object, names: ArgumentNames | None = None) -> Batch:
     if isinstance(batch, Mapping):
         return _read_mapping(batch, names.inputs)
     if isinstance(batch, tuple) or _is_collated(batch):
-        return _read_tuple(batch, names)
+        return _read_tuple(batch, names, label_dims)
     return Batch(batch, {})
 
 
@@ -160,7 +166,7 @@ def _is_collated(batch: object) -> TypeGuard[list[object]]:
     return isinstance(batch, list) and any(isinstance(part, Tensor | Mapping) for part in batch)
 
 
-def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
+def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int | None) -> Batch:
     """Read the inputs, context by position or in dicts, and the labels if the last item is none.
 
     Labels in a dict are read if no item is labels.
@@ -170,11 +176,12 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
     if others and not isinstance(others[-1], Mapping):
         labels = others.pop()
     by_position = [value for value in others if not isinstance(value, Mapping)]
-    if _is_mask(labels) and len(by_position) < len(names.context):
+    mask = None if labels is None else _noun_of_mask(labels, inputs, label_dims)
+    if mask is not None and len(by_position) < len(names.context):
         raise ArgumentError(
             "batch",
             expected="labels as the last item of a tuple",
-            got="booleans, which look like a mask",
+            got=f"{mask}, which look like a mask",
             remedy=f"Pass a mask by its name, (inputs, {{{names.context[0]!r}: mask}}); labels as "
             "numbers.",
         )
@@ -188,8 +195,18 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
     return Batch(inputs, context, labels)
 
 
-def _is_mask(labels: object) -> bool:
-    return isinstance(labels, Tensor) and labels.dtype is torch.bool
+def _noun_of_mask(labels: object, inputs: object, label_dims: int | None) -> str | None:
+    """Return what labels that look like a mask are; None if they do not."""
+    if isinstance(labels, Tensor) and labels.dtype is torch.bool:
+        return "booleans"
+    if label_dims is None or not isinstance(inputs, Tensor | list | np.ndarray):
+        return None
+    values = torch.as_tensor(labels)
+    positions = torch.as_tensor(inputs).shape[: values.dim()]
+    if values.dim() <= label_dims or values.shape != positions or values.shape[-1] < 2:
+        return None
+    is_mask = bool(((values == 0) | (values == 1)).all())
+    return "0 and 1 for each position" if is_mask else None
 
 
 def _read_mapping(batch: Context, main_input: str) -> Batch:

@@ -176,10 +176,10 @@ class Masked(nn.Module):
         return (self.linear(x) * real).sum(1) / real.sum(1), {}  # the steps take no mask
 
 
-def masked() -> tuple[Any, Tensor, Tensor, Tensor]:
+def masked(task: str | None = None) -> tuple[Any, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     steps = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
-    model = ponder.PonderWrapper(steps, stem=Masked(), head=nn.Linear(8, 3))
+    model = ponder.PonderWrapper(steps, stem=Masked(), head=nn.Linear(8, 3), task=task)
     mask = (torch.arange(5) < torch.tensor([[2], [5], [3], [4], [1], [5]])).float()
     return model.eval(), torch.randn(6, 5, 8), mask, torch.arange(6) % 3
 
@@ -237,8 +237,25 @@ def test_a_call_takes_context_by_position_and_inputs_by_name() -> None:
     for call in (lambda: model(x, mask, mask), lambda: model(mask=mask)):
         with pytest.raises(ponder.errors.ArgumentTypeError):
             call()
-    with pytest.raises(ponder.errors.ArgumentError, match="look like a mask"):
-        ponder.predict(model, DataLoader(TensorDataset(x, mask.bool())))
+
+
+ROWS_WITH_A_MASK: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "booleans": lambda x, mask: DataLoader(TensorDataset(x, mask.bool())),
+    "numbers": lambda x, mask: DataLoader(TensorDataset(x, mask.long()), batch_size=4),
+    "lists": lambda x, mask: list(zip(x.tolist(), mask.long().tolist(), strict=True)),
+}
+
+
+@pytest.mark.parametrize("form", ROWS_WITH_A_MASK)
+def test_a_mask_in_the_place_of_labels_is_refused(form: str) -> None:
+    model, x, mask, labels = masked("classification")
+    rows = ROWS_WITH_A_MASK[form](x, mask)
+    for call in (model.record, lambda rows: ponder.predict(model, rows)):
+        with pytest.raises(ponder.errors.ArgumentError, match="look like a mask"):
+            call(rows)
+    assert ponder.predict(model, list(zip(x, labels, strict=True))).outputs.isfinite().all()
+    if form != "booleans":  # labels of several classes have that shape
+        assert len(ponder.predict(masked("multilabel")[0], rows).outputs) == 6
 
 
 def test_the_loader_of_training_is_taken_by_predict_and_record() -> None:
