@@ -61,7 +61,7 @@ ROOMS: dict[
     "saving.py": "ground/test_saving.py",
     "running/chunk": "running/test_chunk.py inference",
     "running/": "running policies matrices/test_policies.py",
-    "_utils/files": "ground/test_folders.py ground/test_saving.py",
+    "_utils/files": "ground/test_utils.py ground/test_folders.py ground/test_saving.py",
     "_utils/rows": "ground/test_utils.py calibration/test_repeats.py",
     "_utils/seals": "integrations/transformers/test_promises.py cascade/test_cascade_files.py",
     "_utils/": "ground/test_utils.py",
