@@ -129,9 +129,7 @@ def bootstrap() -> str:
     for row in found["rows"]:
         interval = f"{signed(row['low'])} to {signed(row['high'])}"
         seeds = str(len(row["seeds"]))
-        rows.append(
-            [NAMES[row["backbone"]], row["task"], seeds, signed(row["gap"]), interval]
-        )
+        rows.append([NAMES[row["backbone"]], row["task"], seeds, signed(row["gap"]), interval])
     head = ["encoder", "task", "seeds", "gap on dev", "95% interval over rows"]
     return table(head, rows) + made_by(found)
 
