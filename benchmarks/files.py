@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ponder._utils.files import replace_text
 from ponder.errors import PonderError
 
-__all__ = ["DataError", "digest", "is_intact", "read_json", "with_digest", "write_json"]
+__all__ = [
+    "DataError",
+    "digest",
+    "is_intact",
+    "read_json",
+    "read_seeds",
+    "with_digest",
+    "write_json",
+]
 
 
 class DataError(PonderError, ValueError):
@@ -29,6 +37,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected an object of JSON; got a {type(data).__name__}.")
     return data
+
+
+def read_seeds(
+    folder: Path, form: str, name_of: Callable[[Mapping[str, Any]], str]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Return the results of a folder in files `*-s<seed>.json`, by name, each by seed.
+
+    Args:
+        folder: The folder.
+        form: The format that each result has to name.
+        name_of: Returns what a result is about.
+
+    Raises:
+        DataError: If a result is of another format, or was edited.
+    """
+    found: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for path in sorted(folder.glob("*-s*.json")):
+        result = read_json(path)
+        if result.get("format") != form or not is_intact(result):
+            raise DataError(f"{path}: expected a result as it was written, of the format {form!r}.")
+        name = name_of(result)
+        found[name] = [*found.get(name, ()), result]
+    return found
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ from ponder.calibration import Ledger
 __all__ = ["FIGURES", "digest_of_figure", "draw"]
 
 RESULTS = Path(__file__).parents[1] / "results"
-TASK, BACKBONE = "SST-2", "minilm"
+TASK = "SST-2"
+BACKBONE = "minilm"
 _RECIPES = {DEFAULT: "#009E73", "palbert": "#D55E00", "pabee": "#CC79A7"}
 _GREY = "#666666"
 _STYLE: Any = {
@@ -55,7 +56,8 @@ def score(figure: Any) -> None:
 
 
 def _score_by_speed_up(axes: Any) -> None:
-    suite, found = suite_named(SUITES[BACKBONE]), read_all(RESULTS / "glue")
+    suite = suite_named(SUITES[BACKBONE])
+    found = read_all(RESULTS / "glue")
     runs = [
         run
         for run in found
@@ -126,7 +128,8 @@ def _steps_by_difficulty(axes: Any) -> None:
 
 def promises(figure: Any) -> None:
     """How often a promise is broken, against how often it may be."""
-    axes, found = figure.subplots(), read_json(RESULTS / "risk" / "risk.json")
+    axes = figure.subplots()
+    found = read_json(RESULTS / "risk" / "risk.json")
     rows = [
         row
         for row in found["outcomes"]
@@ -191,8 +194,13 @@ def _promised(axes: Any) -> None:
 
 def audit(figure: Any) -> None:
     """A stream whose cheap model becomes wrong after half: what was missed, the ledger's bound, and what is allowed."""
-    axes, rows, level, share = figure.subplots(), 12_000, 0.02, 0.2
-    draw, ledger, missed = random.Random(5), Ledger(), 0
+    axes = figure.subplots()
+    rows = 12_000
+    level = 0.02
+    share = 0.2
+    draw = random.Random(5)
+    ledger = Ledger()
+    missed = 0
     shown: dict[str, list[float]] = {"missed": [], "bound": [], "allowed": []}
     for row in range(rows):
         if ledger.bound_after(share) <= level * (row + 1):

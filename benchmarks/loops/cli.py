@@ -72,7 +72,8 @@ def _run(task: Task, seed: int, problems: int, out: Path, path: Path) -> None:
     from benchmarks.loops.measuring import measure
     from benchmarks.loops.training import LEARNERS, train, train_gates
 
-    solvers, training = {}, dict[str, Any]()
+    solvers = {}
+    training = dict[str, Any]()
     for learner in LEARNERS:
         solvers[learner], training[learner] = train(task, learner, seed, out)
     gates = out / f"{task.name}-gates-s{seed}.pt"

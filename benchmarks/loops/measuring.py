@@ -36,7 +36,8 @@ __all__ = ["Measured", "measure", "parts_of"]
 SLACK = 0.005
 """How much less is solved on validation rows by a rule that still counts as equal to all steps."""
 BATCH = 512
-LEVEL, CONFIDENCE = 0.05, 0.95
+LEVEL = 0.05
+CONFIDENCE = 0.95
 CERTIFIED = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.8)
 """Thresholds of confidence that a certificate walks, from late to early; it stops at the first that fails."""
 _REPEATS = 3
@@ -112,7 +113,8 @@ def run_positions(parts: Parts, policy: ExitPolicy, problems: Problems, num_step
     """Run problems to the exits of their positions, batch by batch, halted positions frozen."""
     loop = Loop(parts.step, parts.head, parts.lambda_head, readout=parts.readout).eval()
     clock = time.process_time()
-    answers, steps = [], []
+    answers = []
+    steps = []
     for batch in _batches(problems):
         out = loop(parts.start(batch), max_steps=num_steps, policy=policy)
         answers.append(out.outputs.argmax(-1))
@@ -124,7 +126,8 @@ def run_positions(parts: Parts, policy: ExitPolicy, problems: Problems, num_step
 def run_rows(parts: Parts, policy: ExitPolicy, problems: Problems, num_steps: int) -> Run:
     """Run problems until all positions of a row have wanted to halt, batch by batch; rows leave at once."""
     clock = time.process_time()
-    answers, steps = [], []
+    answers = []
+    steps = []
     for batch in _batches(problems):
         answer, step = _run_rows(parts, policy, batch, num_steps)
         answers.append(answer)
@@ -138,7 +141,8 @@ def _run_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return answers and exit steps of one batch of rows."""
     count, length = problems.labels.shape
-    answers, steps = torch.zeros(count, length, dtype=torch.long), torch.zeros(count).long()
+    answers = torch.zeros(count, length, dtype=torch.long)
+    steps = torch.zeros(count).long()
     state = parts.start(problems)
     asked = policy.init(PolicyBatch(torch.arange(count * length), num_steps))
     log_survival = torch.zeros(count * length)
@@ -160,7 +164,9 @@ def _run_rows(
             continue
         answers[rows[leaves]] = parts.head(parts.read(state[leaves])).argmax(-1)
         steps[rows[leaves]] = step
-        rows, state, wants = rows[~leaves], state[~leaves], wants[~leaves]
+        rows = rows[~leaves]
+        state = state[~leaves]
+        wants = wants[~leaves]
         if not len(rows):
             break
         of_positions = (~leaves).repeat_interleave(length).nonzero().flatten()
@@ -198,7 +204,8 @@ def record(parts: Parts, problems: Problems, num_steps: int) -> Tensor:
     """Return the answers of every step at full depth, `(rows, steps, length)`."""
     found = []
     for batch in _batches(problems):
-        state, steps = parts.start(batch), []
+        state = parts.start(batch)
+        steps = []
         for _ in range(num_steps):
             state = parts.step(state)
             steps.append(parts.head(parts.read(state)).argmax(-1))
@@ -343,7 +350,8 @@ def measure(
     whole["q-head"] = whole["hazards head"] = whole["supervised"]
     ways: dict[str, Any] = {}
     for name, gate in gates_of(task.num_steps).items():
-        own, answers = parts[gate.parts], whole[gate.parts]
+        own = parts[gate.parts]
+        answers = whole[gate.parts]
         for mode in ("row",) if name == "fixed depth" else ("row", "position"):
             rule, tried = chosen(
                 gate, own, task, splits["validation"], answers["validation"][:, -1], mode
@@ -399,7 +407,8 @@ def _by_step(answers: Tensor, problems: Problems) -> dict[str, list[float]]:
 def oracle(answers: Tensor, problems: Problems, task: Task) -> dict[str, Any]:
     """Return what halting at the first right answer gives; what is never right stops after the first step."""
     right = answers == problems.labels.unsqueeze(1)
-    rows, cells = right.all(2), right.flatten(2)
+    rows = right.all(2)
+    cells = right.flatten(2)
     first_rows = rows.long().argmax(1) + 1
     first_cells = cells.long().argmax(1) + 1
     return {
@@ -423,7 +432,8 @@ def certificate(
     Thresholds are walked from late to early, a run each, and the walk stops at the first whose exact bound is above
     the level (fixed-sequence testing), so that the last that passed holds with 95% confidence.
     """
-    walked, passed = [], None
+    walked = []
+    passed = None
     for threshold in CERTIFIED:
         rule = policies.Confidence(threshold)
         run = run_positions(parts, rule, splits["calibration"], task.num_steps)

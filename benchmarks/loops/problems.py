@@ -145,7 +145,8 @@ def _way(openings: list[list[int]], start: int, goal: int, side: int) -> list[in
     return way
 
 
-_BITS, _SIDES = (8, 16, 24, 32, 40, 48, 56, 64), (5, 7, 9, 11, 14, 18)
+_BITS = (8, 16, 24, 32, 40, 48, 56, 64)
+_SIDES = (5, 7, 9, 11, 14, 18)
 PUZZLES = {
     puzzle.name: puzzle
     for puzzle in (

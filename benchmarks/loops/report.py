@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import new_figure, save_svg
-from benchmarks.files import DataError, is_intact, read_json
+from benchmarks.files import read_seeds
 from benchmarks.markdown import spread, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "BOTH",
@@ -77,16 +80,7 @@ Results = Sequence[Mapping[str, Any]]
 
 def results(folder: Path = COMMITTED) -> dict[str, Results]:
     """Return the results of a folder, by task, each by seed."""
-    found: dict[str, Results] = {}
-    for path in sorted(folder.glob("*-s*.json")):
-        result = read_json(path)
-        if result.get("format") != FORMAT or not is_intact(result):
-            raise DataError(
-                f"{path}: expected a result as it was written, of the format {FORMAT!r}."
-            )
-        name = result["setting"]["name"]
-        found[name] = [*found.get(name, ()), result]
-    return found
+    return read_seeds(folder, FORMAT, lambda result: str(result["setting"]["name"]))
 
 
 def score_of(result: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
@@ -94,33 +88,58 @@ def score_of(result: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
     return float(measured["right" if result["setting"]["causal"] else "solved"])
 
 
+def milliseconds_of(result: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
+    """Return the milliseconds that one problem took."""
+    return 1000 * float(measured["seconds"]) / float(result["rows"])
+
+
 def rows(found: Results) -> Iterator[tuple[str, ...]]:
     """Yield every gate, per row and per position, medians and ranges over the seeds, under `COLUMNS`."""
-    for name, way in found[0]["ways"].items():
-        of_seeds = [result["ways"][name] for result in found]
-        pairs = list(zip(found, of_seeds, strict=True))
-        test = [one["test"] for one in of_seeds]
-        validation = "–"
-        if "validation" in way:
-            each = [score_of(result, one["validation"]) for result, one in pairs]
-            validation = spread(each, "{:.1%}")
-        yield (
-            way.get("gate", name),
-            way.get("mode", "row"),
-            validation,
-            spread([score_of(result, one["test"]) for result, one in pairs], "{:.1%}"),
-            spread([one["position_steps"] for one in test], "{:.0%}"),
-            spread([one["same"] for one in test], "{:.1%}"),
-            spread(
-                [1000 * one["test"]["seconds"] / result["rows"] for result, one in pairs], "{:.2f}"
-            ),
-        )
+    for name in found[0]["ways"]:
+        yield _row_of_way(name, found)
     for mode in ("row", "position"):
-        of_seeds = [result["oracle"][mode] for result in found]
-        pairs = list(zip(found, of_seeds, strict=True))
-        solved = [score_of(result, {"right": one["solved"], **one}) for result, one in pairs]
-        steps = spread([one["position_steps"] for one in of_seeds], "{:.0%}")
-        yield ("oracle", mode, "–", spread(solved, "{:.1%}"), steps, "–", "–")
+        yield _row_of_oracle(mode, found)
+
+
+def _row_of_way(name: str, found: Results) -> tuple[str, ...]:
+    """Return one gate per row or per position, or all steps, over the seeds."""
+    first = found[0]["ways"][name]
+    test = [result["ways"][name]["test"] for result in found]
+    validation = "–"
+    if "validation" in first:
+        of_validation = [score_of(result, result["ways"][name]["validation"]) for result in found]
+        validation = spread(of_validation, "{:.1%}")
+    scores = [score_of(result, one) for result, one in zip(found, test, strict=True)]
+    milliseconds = [milliseconds_of(result, one) for result, one in zip(found, test, strict=True)]
+    return (
+        first.get("gate", name),
+        first.get("mode", "row"),
+        validation,
+        spread(scores, "{:.1%}"),
+        spread([one["position_steps"] for one in test], "{:.0%}"),
+        spread([one["same"] for one in test], "{:.1%}"),
+        spread(milliseconds, "{:.2f}"),
+    )
+
+
+def _row_of_oracle(mode: str, found: Results) -> tuple[str, ...]:
+    """Return halting at the first right answer, over the seeds."""
+    solved = []
+    position_steps = []
+    for result in found:
+        oracle = result["oracle"][mode]
+        # Per row the file has no share of right characters: a solved row stands for it.
+        solved.append(score_of(result, {"right": oracle["solved"], **oracle}))
+        position_steps.append(oracle["position_steps"])
+    return (
+        "oracle",
+        mode,
+        "–",
+        spread(solved, "{:.1%}"),
+        spread(position_steps, "{:.0%}"),
+        "–",
+        "–",
+    )
 
 
 def both_modes(everything: Mapping[str, Results]) -> Iterator[tuple[str, ...]]:
@@ -145,7 +164,7 @@ def _side_by_side(
     readings: tuple[tuple[str, Callable[[Any, Any], float]], ...] = (
         ("{:.1%}", score_of),
         ("{:.0%}", lambda result, test: float(test["position_steps"])),
-        ("{:.2f}", lambda result, test: 1000 * float(test["seconds"]) / result["rows"]),
+        ("{:.2f}", milliseconds_of),
     )
     for form, read in readings:
         for mode in ("row", "position"):
@@ -161,7 +180,8 @@ def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
     lines = []
     for gate in _COLORS:
         mode = "row" if gate == "fixed depth" else "position"
-        steps, within = list[float](), list[bool]()
+        steps = list[float]()
+        within = list[bool]()
         for found in everything.values():
             for result in found:
                 test = result["ways"][f"{gate}, {mode}"]["test"]
@@ -178,12 +198,16 @@ def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
 
 def markdown(folder: Path = COMMITTED) -> str:
     """Return a table for each task, its certificates, and the ranking of gates."""
-    everything, blocks = results(folder), list[str]()
+    everything = results(folder)
+    blocks = list[str]()
     for name, found in everything.items():
         setting = found[0]["setting"]
         blocks.append(f"### {name}")
-        blocks.append(f"{len(found)} seeds, {setting['num_steps']} steps, width {setting['width']}, "
-                      f"{found[0]['training']['supervised']['parameters']:,} weights.")  # fmt: skip
+        weights = found[0]["training"]["supervised"]["parameters"]
+        blocks.append(
+            f"{len(found)} seeds, {setting['num_steps']} steps, width {setting['width']}, "
+            f"{weights:,} weights."
+        )
         blocks.append(table(COLUMNS, rows(found)))
     certificates = [promise(result) for found in everything.values() for result in found]
     blocks += ["### Certificates", table(PROMISES, certificates)]
@@ -194,12 +218,14 @@ def markdown(folder: Path = COMMITTED) -> str:
 def promise(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a certificate of confidence per position promised, and what test rows did, under `PROMISES`."""
     made = result["certificate"]
-    name, seed = result["setting"]["name"], str(result["seed"])
+    name = result["setting"]["name"]
+    seed = str(result["seed"])
     promised = f"{made['level']:.0%} at {made['confidence']:.0%}"
     if made["threshold"] is None:
         return name, seed, promised, "none", "–", "–"
     test = made["test"]
-    differ, steps = f"{1 - test['same']:.1%}", f"{test['position_steps']:.0%}"
+    differ = f"{1 - test['same']:.1%}"
+    steps = f"{test['position_steps']:.0%}"
     return name, seed, promised, f"{made['threshold']:g}", differ, steps
 
 
@@ -214,38 +240,53 @@ def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
     save_svg(path, figure)
 
 
-def _draw_task(panel: Any, name: str, found: Results) -> None:
-    """Draw one task: every fixed depth as a line, with seconds in proportion to those of all steps."""
-    key = "right" if found[0]["setting"]["causal"] else "solved"
-    by_step = [result["by_step"]["supervised"][key] for result in found]
-    depths = [statistics.median(each) for each in zip(*by_step, strict=True)]
-    whole = statistics.median(
-        1000 * result["ways"]["all steps, supervised"]["test"]["seconds"] / result["rows"]
-        for result in found
-    )
-    places = [whole * (step + 1) / len(depths) for step in range(len(depths))]
-    panel.plot(places, depths, color=_COLORS["fixed depth"], label="every fixed depth")
-    lowest = 1.0
+def _draw_task(panel: Axes, name: str, found: Results) -> None:
+    """Draw one task: every fixed depth as a line, and each gate as a point."""
+    depths = _draw_fixed_depths(panel, found)
+    scores = []
     for way in found[0]["ways"]:
-        gate, _, mode = way.rpartition(", ")
-        if gate not in _COLORS or gate == "fixed depth":
-            continue
-        test = [(result, result["ways"][way]["test"]) for result in found]
-        seconds = statistics.median(1000 * one["seconds"] / result["rows"] for result, one in test)
-        right = statistics.median(score_of(result, one) for result, one in test)
-        lowest = min(lowest, right)
-        filled = _COLORS[gate] if mode == "position" else "none"
-        label = gate if mode == "position" else None
-        panel.plot([seconds], [right], "o", mec=_COLORS[gate], mfc=filled, label=label)
-    margin = max(0.02, (max(depths) - lowest) * 1.5)
+        gate = way.rpartition(", ")[0]
+        if gate in _COLORS and gate != "fixed depth":
+            scores.append(_draw_gate(panel, way, found))
+    margin = max(0.02, (max(depths) - min(scores)) * 1.5)
+    causal = found[0]["setting"]["causal"]
     panel.set(
         title=name,
         xlabel="ms a problem (one core)",
-        ylabel="characters right" if key == "right" else "problems solved",
+        ylabel="characters right" if causal else "problems solved",
         xlim=(0, None),
         ylim=(max(depths) - 2 * margin, max(depths) + 0.5 * margin),
     )
     panel.legend(fontsize="xx-small", loc="lower right")
+
+
+def _draw_fixed_depths(panel: Axes, found: Results) -> list[float]:
+    """Draw every fixed depth, with seconds in proportion to those of all steps; return their scores."""
+    key = "right" if found[0]["setting"]["causal"] else "solved"
+    by_step = [result["by_step"]["supervised"][key] for result in found]
+    depths = [statistics.median(of_seeds) for of_seeds in zip(*by_step, strict=True)]
+    whole = _median_milliseconds("all steps, supervised", found)
+    places = [whole * (step + 1) / len(depths) for step in range(len(depths))]
+    panel.plot(places, depths, color=_COLORS["fixed depth"], label="every fixed depth")
+    return depths
+
+
+def _draw_gate(panel: Axes, way: str, found: Results) -> float:
+    """Draw one gate, filled per position and hollow per row; return its score."""
+    gate, _, mode = way.rpartition(", ")
+    score = statistics.median(score_of(result, result["ways"][way]["test"]) for result in found)
+    filled = _COLORS[gate] if mode == "position" else "none"
+    label = gate if mode == "position" else None
+    seconds = _median_milliseconds(way, found)
+    panel.plot([seconds], [score], "o", mec=_COLORS[gate], mfc=filled, label=label)
+    return score
+
+
+def _median_milliseconds(way: str, found: Results) -> float:
+    """Return the milliseconds a problem of one way, the median over the seeds."""
+    return statistics.median(
+        milliseconds_of(result, result["ways"][way]["test"]) for result in found
+    )
 
 
 def draw_sudoku(path: Path, everything: Mapping[str, Results]) -> None:

@@ -256,7 +256,8 @@ class MeanStep(nn.Module):
         """Return the new state from the new state of the step inside and the old state of the same positions."""
         width = self.width_of(state)
         thought = inner[..., :width]
-        old, mean = state[..., 2 * width : 3 * width], state[..., 3 * width : 4 * width]
+        old = state[..., 2 * width : 3 * width]
+        mean = state[..., 3 * width : 4 * width]
         spent = state[..., -1:]
         unit = self.gate(thought).reshape(spent.shape).sigmoid()
         runs = spent < 1.0 - self.epsilon

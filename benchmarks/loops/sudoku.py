@@ -55,7 +55,9 @@ def _count_solutions(grid: list[int], box: Box, most: int) -> int:
 
     Each empty cell (0) is tried with the symbols that no peer has; a cell with none ends the branch.
     """
-    peers, best, fewest = _peers(box), -1, box.side + 1
+    peers = _peers(box)
+    best = -1
+    fewest = box.side + 1
     symbols: list[int] = []
     for cell, symbol in enumerate(grid):
         if symbol:
@@ -63,7 +65,9 @@ def _count_solutions(grid: list[int], box: Box, most: int) -> int:
         taken = {grid[peer] for peer in peers[cell]}
         free = [candidate for candidate in range(1, box.side + 1) if candidate not in taken]
         if len(free) < fewest:
-            best, fewest, symbols = cell, len(free), free
+            best = cell
+            fewest = len(free)
+            symbols = free
             if fewest <= 1:
                 break
     if best < 0:
@@ -80,7 +84,8 @@ def _count_solutions(grid: list[int], box: Box, most: int) -> int:
 
 def _full_grid(box: Box, numbers: random.Random) -> list[int]:
     """Return a solved grid, by trying symbols in random order."""
-    grid, peers = [0] * box.side**2, _peers(box)
+    grid = [0] * box.side**2
+    peers = _peers(box)
 
     def fill(cell: int) -> bool:
         if cell == len(grid):
@@ -114,7 +119,8 @@ def draw_puzzles(
     found = dict[tuple[int, ...], list[int]]()
     while len(found) < count:
         solution = _full_grid(box, numbers)
-        puzzle, wanted = solution.copy(), numbers.randint(*clues)
+        puzzle = solution.copy()
+        wanted = numbers.randint(*clues)
         order = list(range(len(puzzle)))
         numbers.shuffle(order)
         remaining = len(puzzle)
@@ -139,7 +145,8 @@ def _order(groups: int, size: int, generator: torch.Generator) -> Tensor:
 
 def vary(puzzle: Tensor, solution: Tensor, box: Box, generator: torch.Generator) -> list[Tensor]:
     """Return puzzles and solutions, `(batch, cells)`, under one random symmetry for the batch, symbols for each row."""
-    side, batch = box.side, len(puzzle)
+    side = box.side
+    batch = len(puzzle)
     rows = _order(side // box.height, box.height, generator)
     columns = _order(side // box.width, box.width, generator)
     names = torch.rand(batch, side, generator=generator).argsort(1) + 1
@@ -154,7 +161,8 @@ def relations_of(box: Box) -> Tensor:
     """Return how two cells stand to each other, `(cells, cells)`: same, row, column, box (with either), or none."""
     side = box.side
     cells = torch.arange(side * side)
-    row, column = cells // side, cells % side
+    row = cells // side
+    column = cells % side
     inside = row // box.height * box.height + column // box.width
     same = [(each[:, None] == each[None]).long() for each in (row, column, inside)]
     return same[0] + 2 * same[1] + 4 * same[2]

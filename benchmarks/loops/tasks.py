@@ -170,7 +170,8 @@ def _neighbours(side: int) -> Tensor:
     return relations
 
 
-_SMALL, _LARGE = Box(2, 2), Box(2, 3)
+_SMALL = Box(2, 2)
+_LARGE = Box(2, 3)
 TASKS = {
     task.name: task
     for task in (

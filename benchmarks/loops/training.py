@@ -36,13 +36,17 @@ LEARNERS = ("supervised", "pondernet", "act")
 TRUNK = 5 / 6
 """Share of the updates that all learners have in common."""
 LEARNING_RATE = 2e-3
-BETA, COST = 0.01, 0.01
+BETA = 0.01
+COST = 0.01
 HEADS = ("hazards", "act", "q-head")
 """The gates that are trained on the states of the supervised solver."""
-GATE_PROBLEMS, GATE_BATCH = 512, 16
-GATE_UPDATES, GATE_CHECK = 1000, 100
+GATE_PROBLEMS = 512
+GATE_BATCH = 16
+GATE_UPDATES = 1000
+GATE_CHECK = 100
 """Updates of a gate at most, and after how many each its loss on validation problems is looked at."""
-_RISE, _SAVE_EVERY = 50, 50
+_RISE = 50
+_SAVE_EVERY = 50
 _BARS = (None, None, None, 0.9, 0.99, 0.999)  # drawn for each update
 _CLASSIFICATION = task_named("classification")
 
@@ -89,7 +93,8 @@ def _loss_of_gate(
     return objective.per_example(unrolled).mean()
 
 
-_PONDER, _ACT = objectives.Ponder(BETA), objectives.ACT(COST)
+_PONDER = objectives.Ponder(BETA)
+_ACT = objectives.ACT(COST)
 LOSSES: dict[str, Callable[[Solver, Problems], Tensor]] = {
     "supervised": _supervised,
     "pondernet": _objective(_PONDER),
@@ -118,12 +123,14 @@ def _stage(model: Solver, learner: str, seed: int, span: tuple[int, int], file: 
     """Train from one update to another, and return the seconds of the processor; saved every 50 updates."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     start, stop = span
-    done, spent = start, 0.0
+    done = start
+    spent = 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        done, spent = saved["done"], saved["seconds"]
+        done = saved["done"]
+        spent = saved["seconds"]
     task = model.task
     while done < stop:
         clock = time.process_time()
@@ -220,7 +227,8 @@ def _train_head(
 ) -> tuple[float, int]:
     """Train one head in place, and return its least loss on held-out states, and after how many updates it was."""
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
-    best, kept = float("inf"), 0
+    best = float("inf")
+    kept = 0
     weights = head.state_dict()
     for done in range(1, GATE_UPDATES + 1):
         for group in optimizer.param_groups:
@@ -237,7 +245,8 @@ def _train_head(
         with torch.no_grad():
             now = float(_loss_of_head(name, head, held_out))
         if now < best:
-            best, kept = now, done
+            best = now
+            kept = done
             weights = {key: value.clone() for key, value in head.state_dict().items()}
     head.load_state_dict(weights)
     return best, kept

@@ -94,7 +94,8 @@ def measure(step: str, exits: Exits, width: int, turns: int, seed: int = 0) -> T
     heads = max(1, width // 64)
     made = Block(width, heads) if step == "block" else _albert_layer(width, heads)
     loop = Loop(made, nn.Linear(width, CLASSES)).eval()
-    steps, max_steps = exits.exits, exits.max_steps
+    steps = exits.exits
+    max_steps = exits.max_steps
     rows, length = steps.shape
     hidden = torch.randn(rows, length, width)
     last = steps.amax(1, keepdim=True).expand_as(steps)

@@ -100,7 +100,9 @@ def replayed(
     Returns:
         A score for each rule; whether the answer of every step is right, `(rows, steps)`; levels, `(rows,)`.
     """
-    right, levels, done = [], [], 0
+    right = []
+    levels = []
+    done = 0
     steps: list[list[NDArray[np.int64]]] = [[] for _ in rules]
     for whole in problems:
         for start in range(0, len(whole), _ROWS):
@@ -114,7 +116,8 @@ def replayed(
             for own, rule in zip(steps, rules, strict=True):
                 own.append(run.exit_steps(rule))
             done += len(part)
-    table, of_level = np.concatenate(right), np.concatenate(levels)
+    table = np.concatenate(right)
+    of_level = np.concatenate(levels)
     scores = [_score(table, np.concatenate(own), of_level) for own in steps]
     return scores, table, of_level
 
@@ -132,7 +135,8 @@ def measure(model: ponder.PonderWrapper, setting: Setting) -> dict[str, Any]:
     }
     solved = on["validation"][1].mean(0)
     depth = int((solved >= solved.max() - SLACK).argmax()) + 1
-    chosen, first = dict[str, int](), 0
+    chosen = dict[str, int]()
+    first = 0
     for name, family in FAMILIES.items():
         chosen[name] = first + _cheapest(
             on["validation"][0][first : first + len(family)], solved[depth - 1]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import new_figure, save_svg
-from benchmarks.files import DataError, is_intact, read_json
+from benchmarks.files import read_seeds
 from benchmarks.markdown import spread, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["COLUMNS", "COMMITTED", "draw_figure", "markdown", "results", "rows"]
 
@@ -33,16 +36,7 @@ Results = Sequence[Mapping[str, Any]]
 
 def results(folder: Path = COMMITTED) -> dict[str, Results]:
     """Return the results of a folder, by puzzle, each by seed."""
-    found: dict[str, Results] = {}
-    for path in sorted(folder.glob("*-s*.json")):
-        result = read_json(path)
-        if result.get("format") != FORMAT or not is_intact(result):
-            raise DataError(
-                f"{path}: expected a result as it was written, of the format {FORMAT!r}."
-            )
-        puzzle = result["setting"]["puzzle"]
-        found[puzzle] = [*found.get(puzzle, ()), result]
-    return found
+    return read_seeds(folder, FORMAT, lambda result: str(result["setting"]["puzzle"]))
 
 
 def rows(found: Results) -> Iterator[tuple[str, ...]]:
@@ -65,8 +59,11 @@ def markdown(folder: Path = COMMITTED) -> str:
     blocks = []
     for puzzle, found in results(folder).items():
         setting = found[0]["setting"]
-        blocks += [f"### {puzzle.capitalize()}", f"At most {setting['num_steps']} steps in training, and "
-                   f"{setting['run_steps']} in the runs that are reported."]  # fmt: skip
+        blocks.append(f"### {puzzle.capitalize()}")
+        blocks.append(
+            f"At most {setting['num_steps']} steps in training, and {setting['run_steps']} in the "
+            "runs that are reported."
+        )
         blocks.append(table(COLUMNS, rows(found)))
     return "\n\n".join(blocks)
 
@@ -75,38 +72,40 @@ def draw_figure(path: Path, everything: Mapping[str, Results]) -> None:
     """Draw, for each puzzle, accuracy against mean steps, and mean exit step against difficulty (medians)."""
     figure = new_figure(9, 3.2 * len(everything))
     axes = figure.subplots(len(everything), 2, squeeze=False)
-    for (puzzle, looped), (left, right) in zip(everything.items(), axes, strict=True):
-        curves = [result["by_step"]["test"]["all"] for result in looped]
-        depths = [statistics.median(at_step) for at_step in zip(*curves, strict=True)]
-        left.plot(range(1, len(depths) + 1), depths, color="#0072B2", label="every fixed depth")
-        for way, color in _COLORS.items():
-            test = [result["ways"][way]["test"] for result in looped if way in result["ways"]]
+    for (puzzle, found), (left, right) in zip(everything.items(), axes, strict=True):
+        _draw_fixed_depths(left, found)
+        for way in _COLORS:
+            test = [result["ways"][way]["test"] for result in found if way in result["ways"]]
             if test:
-                at = [
-                    statistics.median(one[key] for one in test)
-                    for key in ("mean_steps", "accuracy")
-                ]
-                left.plot(
-                    *[[value] for value in at],
-                    "*" if way == "oracle" else "o",
-                    color=color,
-                    label=way,
-                )
-                levels = [entry["level"] for entry in test[0]["by_level"]]
-                steps = [
-                    statistics.median(one["by_level"][place]["mean_steps"] for one in test)
-                    for place in range(len(levels))
-                ]
-                right.plot(
-                    levels,
-                    steps,
-                    ":" if way == "oracle" else "-",
-                    marker=".",
-                    color=color,
-                    label=way,
-                )
+                _draw_accuracy(left, way, test)
+                _draw_difficulty(right, way, test)
         left.set(xlabel="mean steps", ylabel="problems solved", ylim=(-0.02, 1.04), title=puzzle)
         right.set(xlabel="difficulty", ylabel="mean exit step", ylim=(0, None))
         left.legend(fontsize="x-small", loc="lower right")
         right.legend(fontsize="x-small", loc="upper left")
     save_svg(path, figure)
+
+
+def _draw_fixed_depths(axes: Axes, found: Results) -> None:
+    """Draw the accuracy of every fixed number of steps."""
+    curves = [result["by_step"]["test"]["all"] for result in found]
+    depths = [statistics.median(of_seeds) for of_seeds in zip(*curves, strict=True)]
+    axes.plot(range(1, len(depths) + 1), depths, color="#0072B2", label="every fixed depth")
+
+
+def _draw_accuracy(axes: Axes, way: str, test: Results) -> None:
+    """Draw one way to stop as a point: its mean steps and the share of problems that it solves."""
+    mean_steps = statistics.median(one["mean_steps"] for one in test)
+    accuracy = statistics.median(one["accuracy"] for one in test)
+    marker = "*" if way == "oracle" else "o"
+    axes.plot([mean_steps], [accuracy], marker, color=_COLORS[way], label=way)
+
+
+def _draw_difficulty(axes: Axes, way: str, test: Results) -> None:
+    """Draw the mean exit step of one way to stop at each level of difficulty."""
+    levels = [entry["level"] for entry in test[0]["by_level"]]
+    steps = []
+    for place in range(len(levels)):
+        steps.append(statistics.median(one["by_level"][place]["mean_steps"] for one in test))
+    line = ":" if way == "oracle" else "-"
+    axes.plot(levels, steps, line, marker=".", color=_COLORS[way], label=way)

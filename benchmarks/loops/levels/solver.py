@@ -136,7 +136,8 @@ def train(
         The updates, their seconds of processor time, and the mean loss of the last hundred.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=setting.learning_rate)
-    start, losses = time.process_time(), list[float]()
+    start = time.process_time()
+    losses = list[float]()
     model.train()
     levels = setting.task.trained
     for done in range(setting.updates):
