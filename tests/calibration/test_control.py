@@ -343,7 +343,7 @@ def test_rows_of_the_choosing_side_do_not_certify() -> None:
 
 
 @pytest.mark.parametrize("rows", [50, 333])
-def test_most_failures(rows: int) -> None:
+def test_most_failures_is_the_largest_number_that_the_exact_test_allows(rows: int) -> None:
     for level in (0.01, 0.2):
         most = most_failures(rows, level, 0.95)
         assert binomial_cdf(rows, level)[most + 1] > 0.05

@@ -24,7 +24,7 @@ print("done")
 """
 
 
-def test_without_torch() -> None:
+def test_certificates_run_without_torch() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, check=False
     )

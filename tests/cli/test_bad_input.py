@@ -64,7 +64,7 @@ def said(run: Callable[..., Any], *arguments: object) -> str:
 
 @pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(("file", "sentence"), CASES)
-def test_files(
+def test_wrong_files_are_refused_with_a_sentence(
     run: Callable[..., Any], folders: Folders, tmp_path: Path, file: str, sentence: str
 ) -> None:
     if file in FILES:
@@ -107,7 +107,9 @@ def test_places_are_probed_before_any_work(
     )
 
 
-def test_folders(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+def test_wrong_folders_are_refused_with_a_sentence(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
     texts = ("--texts", folders.texts)
     out = ("--out", tmp_path / "out")
     assert "FOLDER: expected" in said(run, "predict", folders.model, *texts, *out)
@@ -137,7 +139,9 @@ def test_models_without_classes(
     assert ("regression" if labels == 1 else "multilabel") in told
 
 
-def test_options(run: Callable[..., Any], folders: Folders, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_with_a_sentence(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
     texts = ("--texts", folders.fresh)
     out = ("--out", tmp_path / "out")
     exits = ("exits", folders.model, *texts, *out)

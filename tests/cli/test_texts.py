@@ -42,7 +42,7 @@ def test_kinds_of_files(
     assert (found.columns, found.texts) == (columns, texts)
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_a_parquet_file_is_read(tmp_path: Path) -> None:
     import pandas
 
     pandas.DataFrame({"text": ["one", "two"], "label": [0, 1]}).to_parquet(tmp_path / "a.parquet")

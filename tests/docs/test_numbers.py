@@ -335,7 +335,7 @@ CLAIMS: dict[str, Callable[[], Iterator[str]]] = {
 
 
 @pytest.mark.parametrize("page", CLAIMS)
-def test_claims(page: str) -> None:
+def test_pages_contain_their_claims(page: str) -> None:
     text = page_text(page)
     missing = [claim for claim in CLAIMS[page]() if claim not in text]
     assert not missing, "\n".join(missing)

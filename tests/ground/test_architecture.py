@@ -128,7 +128,7 @@ def test_no_string_names_a_room_above() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_circles() -> None:
+def test_modules_do_not_import_in_circles() -> None:
     graph = {
         module: set(imports_of(tree, at_top=True)) - {module} for module, tree in MODULES.items()
     }

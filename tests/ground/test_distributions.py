@@ -28,7 +28,7 @@ def test_masses_must_sum_to_one() -> None:
         )  # torch.compile turns the default off
 
 
-def test_copies() -> None:
+def test_copies_of_a_distribution_are_equal() -> None:
     halting = StepDistribution.from_hazard_logits(torch.randn(3, 4))
     _ = halting.pmf
     for twin in (copy.deepcopy(halting), pickle.loads(pickle.dumps(halting)), halting.expand((3,))):

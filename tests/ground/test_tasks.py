@@ -287,7 +287,7 @@ def test_a_loss_of_ones_own() -> None:
         Custom(F.mse_loss).losses(torch.ones(3), torch.zeros(3))
 
 
-def test_names() -> None:
+def test_tasks_are_found_by_name() -> None:
     assert [task_named(name).name for name in NAMES] == list(NAMES)
     assert task_named(None).name == "classification"
     assert isinstance(task_named("focal"), Custom)
@@ -309,7 +309,7 @@ def test_names() -> None:
     assert shown == ["classification", "token_classification", "regression"]
 
 
-def test_edges() -> None:
+def test_tasks_decide_edge_cases() -> None:
     assert task_named("multilabel").predictions(torch.tensor([0.0, 0.1])).tolist() == [False, True]
     one = torch.tensor([[1.0], [1.0]])
     other = torch.tensor([[1.5], [1.25]])

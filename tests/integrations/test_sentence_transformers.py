@@ -210,7 +210,7 @@ def test_minilm_with_its_own_tokenizer() -> None:
     )
 
 
-def test_newcomers_mistakes(tmp_path: Path) -> None:
+def test_wrong_models_are_refused_with_a_remedy(tmp_path: Path) -> None:
     class Own(Transformer):
         """A module with code of its own, which would be lost."""
 

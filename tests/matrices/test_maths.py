@@ -472,7 +472,7 @@ def test_recipes_are_their_papers(recipe: str) -> None:
         ({"hidden_concat": False, "q": 0.3}, policies.Quantile(0.3), (3, 1)),
     ],
 )
-def test_palberts_switches(
+def test_each_switch_of_palbert_changes_its_part(
     switches: dict[str, Any], policy: policies.ExitPolicy, lambda_head: tuple[int, int]
 ) -> None:
     recipe = recipes.get("palbert", **switches)

@@ -277,7 +277,7 @@ TRAPS: list[tuple[str, Any, policies.ExitPolicy, int]] = [
 @pytest.mark.parametrize(
     ("trajectory", "policy", "step"), [trap[1:] for trap in TRAPS], ids=[trap[0] for trap in TRAPS]
 )
-def test_traps(trajectory: Any, policy: policies.ExitPolicy, step: int) -> None:
+def test_a_trap_exits_at_its_step(trajectory: Any, policy: policies.ExitPolicy, step: int) -> None:
     exits = trajectory.replay(policy)
     assert exits.exit_step.tolist() == [step]
     torch.testing.assert_close(exits.outputs, trajectory.outputs[:, step - 1], equal_nan=True)
@@ -336,7 +336,7 @@ SCALED: list[tuple[policies.ExitPolicy, int, int, policies.ExitPolicy]] = [
 
 
 @pytest.mark.parametrize(("policy", "tuned_for", "num_steps", "expected"), SCALED, ids=name)
-def test_rescaled(
+def test_policies_are_rescaled_to_another_depth(
     policy: policies.ExitPolicy, tuned_for: int, num_steps: int, expected: policies.ExitPolicy
 ) -> None:
     assert policy.rescaled(tuned_for, num_steps) == expected

@@ -578,7 +578,7 @@ def test_of_stages_the_last_is_taken() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype: torch.dtype) -> None:
+def test_layers_are_captured_in_other_dtypes(dtype: torch.dtype) -> None:
     module, example = make("torch")
     parts = capture(module.to(dtype), {"src": example["src"].to(dtype)})
     assert torch.equal(

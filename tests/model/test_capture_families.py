@@ -85,7 +85,7 @@ def calls_of(call: dict[str, Any]) -> list[dict[str, Any]]:
     "family", [f for f in FAMILIES if f.name not in NO_EXAMPLE], ids=lambda family: family.name
 )
 @torch.no_grad()
-def test_families(family: Family) -> None:
+def test_layers_of_every_family_are_captured(family: Family) -> None:
     logging.set_verbosity_error()
     encoder = family.encoder()
     call = example_of(encoder)

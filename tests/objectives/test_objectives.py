@@ -62,7 +62,7 @@ def batch(task: str = "classification", **changes: Any) -> Unrolled:
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
-def test_round_trips(objective: objectives.Objective) -> None:
+def test_an_objective_survives_json_pickle_and_copies(objective: objectives.Objective) -> None:
     again = objectives.Objective.from_dict(json.loads(json.dumps(objective.to_dict())))
     assert again == objective == pickle.loads(pickle.dumps(objective)) == copy.deepcopy(objective)
     torch.testing.assert_close(again.per_example(batch()), objective.per_example(batch()))

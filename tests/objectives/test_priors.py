@@ -52,7 +52,7 @@ def test_a_geometric_prior_is_found_by_its_mean(num_steps: int, share: float) ->
 
 
 @pytest.mark.parametrize("num_steps", [1, 6, 12, 48])
-def test_rescaled_priors(num_steps: int) -> None:
+def test_priors_are_rescaled_to_another_depth(num_steps: int) -> None:
     for rate in (1e-9, 0.1, 0.999999):
         rescaled = priors.Geometric(rate).rescaled(12, num_steps)
         assert 0.0 < rescaled.rate < 1.0

@@ -35,7 +35,7 @@ from tests.policies.records import (
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=name)
-def test_round_trips(policy: policies.ExitPolicy) -> None:
+def test_a_policy_survives_json_pickle_and_copies(policy: policies.ExitPolicy) -> None:
     again = [policies.from_dict(json.loads(json.dumps(policy.to_dict())))]
     again += [pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)]
     assert again == [policy] * 3

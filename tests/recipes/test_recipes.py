@@ -67,7 +67,7 @@ def test_stages_and_round_trip(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "task", "policy", "stages", "halts"), FOR_TASKS)
-def test_for_task(
+def test_a_recipe_is_adapted_to_its_task(
     name: str, task: Any, policy: policies.ExitPolicy, stages: int, halts: bool
 ) -> None:
     recipe = recipes.get(name).for_task(task)
@@ -88,7 +88,7 @@ def test_a_policy_or_a_stage_that_reads_hazards_keeps_the_lambda_head() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 4, 6, 24])
 @pytest.mark.parametrize("name", STAGES)
-def test_for_steps(name: str, num_steps: int) -> None:
+def test_a_recipe_is_adapted_to_its_number_of_steps(name: str, num_steps: int) -> None:
     recipe = recipes.get(name)
     made = recipe.for_steps(num_steps)
     assert made.for_steps(num_steps) == made
@@ -108,7 +108,7 @@ def test_learned_priors_are_the_models_own() -> None:
     assert len({id(each.module) for each in (one, other, recipe.prior) if each is not None}) == 3
 
 
-def test_switches() -> None:
+def test_palbert_with_every_switch_off_is_pondernet() -> None:
     sampled = recipes.get(
         "palbert", q_exit=False, seed=4, deep_lambda=False, hidden_concat=False, own_lambda_lr=False
     )

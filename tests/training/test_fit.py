@@ -62,7 +62,7 @@ def test_every_recipe_runs_all_its_stages(name: str) -> None:
     assert "forward" not in vars(model)
 
 
-def test_it_learns() -> None:
+def test_fit_learns() -> None:
     model = build("pabee")
     report = ponder.fit(model, BATCHES, epochs=60, lr=2e-2, head_lr=2e-2, held_out=BATCHES, seed=0)
     assert report.epochs[-1].loss < 0.7 * report.epochs[0].loss

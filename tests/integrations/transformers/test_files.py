@@ -382,7 +382,7 @@ def test_a_card_says_what_was_measured_and_promised(tmp_path: Path) -> None:
     assert "My own words." in (tmp_path / "theirs" / "README.md").read_text()
 
 
-def test_newcomers_mistakes(tmp_path: Path) -> None:
+def test_a_folder_of_another_class_is_refused_with_a_remedy(tmp_path: Path) -> None:
     make_model("token").save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="Load it with PonderForTokenClassification"):
         PonderForSequenceClassification.from_pretrained(tmp_path)

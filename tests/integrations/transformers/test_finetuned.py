@@ -335,7 +335,7 @@ def test_heads_that_have_learned_nothing_are_exported(tmp_path: Path) -> None:
     assert_same_rows(found.exit_step, expected.exit_step, clear)
 
 
-def test_newcomers_mistakes(tmp_path: Path) -> None:
+def test_wrong_models_and_options_are_refused_with_a_remedy(tmp_path: Path) -> None:
     plain = make_plain()
     with pytest.raises(
         ArgumentError, match=r"model: expected a fine-tuned model .*; got BertModel"

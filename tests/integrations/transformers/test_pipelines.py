@@ -92,7 +92,7 @@ def test_batches_of_a_loader_and_no_rows_at_all() -> None:
     assert model.predict([]).labels == []
 
 
-def test_newcomers_mistakes() -> None:
+def test_wrong_rows_are_refused_with_a_remedy() -> None:
     with pytest.raises(
         ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"
     ):

@@ -248,7 +248,7 @@ def test_a_column_that_the_encoder_reads_is_kept(tmp_path: Path) -> None:
     )
 
 
-def test_newcomers_mistakes(tmp_path: Path) -> None:
+def test_wrong_losses_and_policies_are_refused_with_a_remedy(tmp_path: Path) -> None:
     own = {"compute_loss_func": lambda out, labels, **_: out.logits.logsumexp(-1).mean()}
     with pytest.raises(ArgumentError, match="the last step alone"):
         make_trainer(make_model(), tmp_path, own=own).train()
