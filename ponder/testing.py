@@ -43,6 +43,7 @@ from ponder._utils.trees import (
 from ponder.calibration.families import family_of
 from ponder.errors import PonderError
 from ponder.inference import StreamEngine
+from ponder.model.batch import read_batch
 from ponder.model.heads import LambdaHead
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView, all_within
 from ponder.running.loop import Answers
@@ -302,7 +303,7 @@ def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
                 _walk(policy, run, policy.init(run.batch))
 
 
-def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
+def check_backbone(model: PonderWrapper, inputs: Tree, *more: Any, **context: Any) -> None:
     """Check that an encoder works in a wrapper.
 
     The rules:
@@ -315,12 +316,19 @@ def check_backbone(model: PonderWrapper, inputs: Tree, **context: Any) -> None:
 
     Args:
         model: The wrapped encoder. It is checked in evaluation mode; modes and weights are kept.
-        inputs: Inputs of at least two rows, all different.
-        context: Context of the call, as for the model.
+        inputs: Inputs of at least two rows, all different; or a batch, ``(inputs, {"mask": mask})``.
+        more: Context by position, as for the model.
+        context: Context by name, as for the model.
 
     Raises:
         ContractError: A rule is broken.
     """
+    names = model.argument_names
+    if isinstance(inputs, tuple) and isinstance(inputs[-1], Mapping):
+        batch = read_batch(inputs, names)
+        inputs = batch.inputs
+        context = {**batch.context, **context}
+    context = {**names.by_name(more), **context}
     check_rows("context", (inputs, context), check_rows("inputs", inputs))
     case = _Case(model, inputs, context)
     with _private_randomness(), evaluating(model):

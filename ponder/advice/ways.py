@@ -23,6 +23,7 @@ from ponder.cascade.student import Student
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.reading import PlainClassifier
 from ponder.policies import ExitPolicy
+from ponder.running.source import stepped_part
 
 __all__ = ["BlindMix", "PlainModel", "PolicyModel", "Way"]
 
@@ -72,7 +73,7 @@ class PolicyModel:
     @property
     def num_steps(self) -> int:
         """Number of steps of the model."""
-        return int(getattr(self.model, "ponder", self.model).num_steps)
+        return int(stepped_part(self.model).num_steps)
 
     def predict(self, texts: Sequence[Any], policy: ExitPolicy | None = None) -> Any:
         """Answer texts under the policy, or under another."""

@@ -137,6 +137,11 @@ def _words(data: Mapping[str, Any]) -> str:
         return f"step {data['step']}"
     if kind == "from-step":
         return f"from step {data['step']} on"
+    if kind == "top-k":
+        return (
+            f"candidates more than {rounded_up(data['margin'], 6)} deviations below the best "
+            f"{data['k']} leave"
+        )
     if kind == "stage-thresholds":
         return _stages_in_words(data)
     if kind == "any":

@@ -257,7 +257,8 @@ class Live:
                 names each row is new; the reference's answer to its content is reused in either
                 case.
             finite: Whether the promise is about the batch at its end, and not about every moment.
-                Rows that were asked are right, so more of the others may differ.
+                Rows that were asked are right, so more of the others may differ. Rows are decided
+                in random order, since the order of a file may be one by class.
 
         Returns:
             The answers. A row that the reference failed on, also after retries, is in `errors`.
@@ -266,9 +267,14 @@ class Live:
         count = len(rows)
         errors = dict[int, Exception]()
         answers = LiveAnswers([None] * count, ["none"] * count, np.zeros(count, dtype=bool), errors)
+        order = list(range(count))
+        if finite:
+            # A file is often sorted by class: in its order each new class would be asked in full.
+            # The seed is fixed, so that a run that was stopped goes on in the same order.
+            random.Random(0).shuffle(order)
         names = None if ids is None else [str(name) for name in ids]
         end = self.account.answers + count
-        call = _Call(rows, names, finite, answers, deque(range(count)), end, errors)
+        call = _Call(rows, names, finite, answers, deque(order), end, errors)
         if names is not None:
             self._recall(call)
         with self._asker(call) as asker:
@@ -340,9 +346,7 @@ class Live:
 
     def _recall(self, call: _Call) -> None:
         """Answer rows with an answer by name; other rows of a finite batch are still to come."""
-        for position in list(call.todo):
-            if self._given_before(call, position):
-                call.todo.remove(position)
+        call.todo = deque(each for each in call.todo if not self._given_before(call, each))
 
     def _given_before(self, call: _Call, position: int) -> bool:
         """Give a row the answer that its name has, if it has one."""
@@ -583,7 +587,8 @@ class Live:
         if self._progress is not None:
             account = self.account
             answers = max(account.answers, 1)
-            asked = account.asked / answers
+            # Rows that were asked count at once, answers when they arrive.
+            asked = min(account.asked / answers, 1.0)
             bound = account.ledger.bound / answers
             self._progress(Progress(call.done, len(call.rows), asked, bound))
 

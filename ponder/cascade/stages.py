@@ -20,6 +20,7 @@ from ponder._utils.readers import STAGES, read_folder
 from ponder.calibration.records import as_array
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, LastStep
+from ponder.running.source import stepped_part
 
 __all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
 
@@ -59,7 +60,7 @@ class CascadeStage:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.classes = classes_of(model)
-        steps = getattr(getattr(model, "ponder", model), "num_steps", 1)
+        steps = getattr(stepped_part(model), "num_steps", 1)
         policy = getattr(model, "policy", None)
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
         self.num_steps: int = steps if exits else 1
@@ -127,7 +128,8 @@ class CascadeStage:
 
     def weights_digest(self) -> str | None:
         """Return the digest of the weights in memory; None if there is none, as for a function."""
-        digest = getattr(getattr(self.model, "ponder", self.model), "weights_digest", None)
+        digest: Callable[[], str | None] | None
+        digest = getattr(stepped_part(self.model), "weights_digest", None)
         return None if digest is None else digest()
 
     def save(self, folder: Path) -> None:

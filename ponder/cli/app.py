@@ -6,6 +6,7 @@ the command runs, so that `ponder --help` is fast, and exports need no PyTorch.
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import import_module
 from importlib.metadata import version as version_of
@@ -120,8 +121,18 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Show the version and stop."
         ),
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The number of threads of a command: ponder --threads 1 serve FOLDER. By default "
+            "OMP_NUM_THREADS, or all cores. Commands compute on the CPU.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if threads is not None:
+        # No library that reads it is loaded before the command's own module is.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @app.command()

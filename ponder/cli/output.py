@@ -41,6 +41,7 @@ _OPTIONS = {
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "warning",  # warnings about missing weights must be shown
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
 }
 """Settings of Transformers by which its notes do not mix with the output."""
 Advance: TypeAlias = Callable[[str, int, int], None]

@@ -35,7 +35,7 @@ from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, PolicyWrappe
 from ponder.policies.combine import promise_about
 from ponder.policies.topk import TopK
 from ponder.running.loop import exits_of
-from ponder.running.source import Source
+from ponder.running.source import Source, stepped_part
 from ponder.tasks import task_named
 
 __all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "pools_of", "rows_of"]
@@ -72,15 +72,19 @@ class Pool:
     scores: Sequence[float] = ()
     labels: Sequence[float] = ()
 
-    def is_valid(self, needs_scores: bool) -> bool:
-        """Whether the types are right, and scores and labels are one for each document, or none."""
+    def problem(self, needs_scores: bool) -> str:
+        """Return what is wrong with types or lengths, in words; empty if nothing is."""
         size = len(self.documents)
         if isinstance(self.documents, str):
-            return False
+            return "documents that are one text"
         if not all(isinstance(text, str) for text in (self.query, *self.documents)):
-            return False
-        has_scores = len(self.scores) == size or (len(self.scores) == 0 and not needs_scores)
-        return has_scores and len(self.labels) in (0, size)
+            return "a query or documents that are no texts"
+        if needs_scores and size and not len(self.scores):
+            return f"no scores for {size} documents"
+        for name, values in (("scores", self.scores), ("labels", self.labels)):
+            if len(values) not in (0, size):
+                return f"{len(values)} {name} for {size} documents"
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +169,7 @@ class Ranker:
     def __init__(self, model: Any, settings: RankerSettings) -> None:
         self.model = model
         self.settings = settings
-        # A model of Transformers contains the one with steps.
-        self._stepped = getattr(model, "ponder", model)
+        self._stepped = stepped_part(model)
         self.layers: int = self._stepped.num_steps
         self.pace = 0.0
         """Seconds of a character at a step, the highest of late; 0 until it is measured."""
@@ -520,16 +523,19 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     for number, query in enumerate(given, 1):
         try:
             pool = query if isinstance(query, Pool) else Pool(**query)
-            is_valid = pool.is_valid(first_stage)
+            problem = pool.problem(first_stage)
         except TypeError:
-            is_valid = False
-        if not is_valid:
+            problem = f"{query!s:.80}"
+        if problem:
             each = "for each" if first_stage else "for each or for none"
+            remedy = 'Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.'
+            if first_stage:
+                remedy = "These exits were fitted with first-stage scores: pass scores=[…]."
             raise ArgumentError(
                 "queries",
                 expected=f"a query, a list of documents, and a first-stage score {each}",
-                got=f"{query!s:.80} as number {number}",
-                remedy='Pass {"query": "…", "documents": ["…"], "scores": [0.5]}.',
+                got=f"{problem} (query number {number})",
+                remedy=remedy,
             )
         pools.append(pool)
     return pools

@@ -43,7 +43,7 @@ class OnnxModel:
 
     Args:
         folder: The export.
-        threads: Threads of one operation. By default onnxruntime chooses.
+        threads: Threads of one operation. By default OMP_NUM_THREADS, or all cores.
 
     Attributes:
         num_steps: N, the number of steps at full depth.

@@ -22,6 +22,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -36,6 +37,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponder.calibration.families import exchanged, part_with_threshold
+from ponder.calibration.statement import in_words
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_batching import Answering, Batcher, Served, Some, Text
@@ -291,7 +293,7 @@ def create_app(
         """Return the policy, and the state of the ledger in words and in numbers."""
         return {
             "status": "ok",
-            "policy": repr(served.policy),
+            "policy": in_words(served.policy),
             "waiting": service.waiting,
             "statement": "Nothing is audited." if ledger is None else ledger.statement,
             "ledger": None if ledger is None else {**ledger.to_dict(), "bound": ledger.bound},
@@ -337,7 +339,7 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Return the policy."""
-        return {"status": "ok", "policy": repr(ranker.settings.policy)}
+        return {"status": "ok", "policy": in_words(ranker.settings.policy)}
 
     return app
 
@@ -475,6 +477,14 @@ def _app(
 ) -> FastAPI:
     app = FastAPI(title="ponder", version=version("ponder-torch"), lifespan=lifespan)
     app.add_middleware(_Door, metrics=metrics, max_body=max_body, deadline=limits.deadline)
+
+    @app.get("/")
+    async def routes() -> dict[str, str]:
+        """Return the routes of this service, each with what it does."""
+        described = [route for route in app.routes if isinstance(route, APIRoute)]
+        listed = [(f"{min(route.methods)} {route.path}", route.description) for route in described]
+        return {**dict(listed), "GET /docs": "Show these routes with their fields, to try them."}
+
     for kind in (ArgumentError, RequestValidationError, TimeoutError, Exception):
         app.add_exception_handler(kind, _refused)
     return app

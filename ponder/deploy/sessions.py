@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Graph:
 
     Args:
         model: A file, or its bytes.
-        threads: Threads of one operation; None lets onnxruntime choose.
+        threads: Threads of one operation. By default OMP_NUM_THREADS, as for PyTorch, or all cores.
 
     Raises:
         CheckpointError: onnxruntime cannot read the graph.
@@ -38,7 +39,7 @@ class Graph:
         options.log_severity_level = 3
         # Threads that spin while they wait would starve all others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or _threads_of_environment()
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
@@ -63,3 +64,9 @@ class Graph:
             name: np.ascontiguousarray(arrays[name], kind) for name, kind in self.inputs.items()
         }
         return dict(zip(self.outputs, self._session.run(None, read), strict=True))
+
+
+def _threads_of_environment() -> int:
+    """Return the first number of OMP_NUM_THREADS, which may be a list; 0, for all, without it."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0

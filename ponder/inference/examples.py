@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ponder._utils.modes import HasModes
 from ponder._utils.trees import Tree, first_tensor, map_tensors
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.model.batch import ArgumentNames, read_batch
 from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
 from ponder.model.source import ModelSource
@@ -196,8 +196,18 @@ class ExampleReader:
         return length
 
 
-def examples_in(dataset: Any) -> Iterator[Any]:
-    """Return the examples of an iterable; batches of a `DataLoader` are taken apart."""
+def examples_in(dataset: Any, context: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """Return the examples of an iterable; batches, also those of a `DataLoader`, are taken apart.
+
+    Args:
+        dataset: The data set: an iterable of examples, a tensor with a row for each, or a batch
+            ``(inputs, {"mask": mask})``.
+        context: Context of all rows by name, beside a tensor.
+    """
+    if context:
+        return _rows_of((_rows_with(dataset, context), dict(context)))
+    if isinstance(dataset, tuple) and len(dataset) > 1 and isinstance(dataset[-1], Mapping):
+        return _rows_of(dataset)
     if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
         raise ArgumentError(
             "dataset",
@@ -210,6 +220,29 @@ def examples_in(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, Iterable):
         return iter(dataset)
     return (dataset[position] for position in range(len(dataset)))
+
+
+def _rows_with(dataset: Any, context: Mapping[str, Any]) -> Tensor:
+    """Return a data set beside which context is given by name, if both have a row an example."""
+    if not isinstance(dataset, Tensor):
+        raise ArgumentTypeError(
+            next(iter(context)),
+            expected="context by name only if the data set is a tensor",
+            got=f"a {type(dataset).__name__}",
+            remedy="Give the context with each example: (inputs, {name: value}).",
+        )
+    for name, value in context.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != dataset.shape[:1]:
+            got = type(value).__name__
+            if isinstance(value, Tensor):
+                got = f"a tensor of shape {tuple(value.shape)}"
+            raise ArgumentTypeError(
+                name,
+                expected=f"an option, or context: a tensor with {len(dataset)} rows",
+                got=got,
+                remedy="Pass a row for each example, by a name that the model takes.",
+            )
+    return dataset
 
 
 def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -> Tensor | None:

@@ -47,6 +47,7 @@ def predict(
     policy_context: Mapping[str, Tensor] | None = None,
     row_ids: Sequence[int] | Tensor | None = None,
     progress: Callable[[int], object] | None = None,
+    **context: Tensor,
 ) -> Answers:
     """Run every example of a data set to its exit, in evaluation mode and without gradients.
 
@@ -68,6 +69,7 @@ def predict(
             example.
         row_ids: Identity of each row, for seeded sampling. By default its position.
         progress: Called with the number of rows that were answered since its last call.
+        context: Context of all rows by name, as for a call, if the data set is a tensor.
 
     Returns:
         The answers in the order of the data set, on the CPU. Outputs at positions are padded with
@@ -79,7 +81,7 @@ def predict(
         (300, torch.Size([300, 3]), tensor([2, 2, 2]))
     """
     policy = model.checked(policy, num_steps)
-    data = _DataSet.read(model, dataset, row_ids, policy_context)
+    data = _DataSet.read(model, examples_in(dataset, context), row_ids, policy_context)
     limits: dict[str, Any] = {
         "num_steps": num_steps,
         "max_batch": batch_size,
@@ -110,6 +112,7 @@ def record(
     row_ids: Sequence[int] | Tensor | None = None,
     keep_features: bool = False,
     progress: Callable[[int], object] | None = None,
+    **context: Tensor,
 ) -> Trajectory:
     """Run every example of a data set through all steps, in evaluation mode, and record them.
 
@@ -129,12 +132,13 @@ def record(
             records, one to calibrate and one to test, are different (`ponder.split`).
         keep_features: Whether to record features, for policies that read them.
         progress: Called with the number of rows of each batch.
+        context: Context of all rows by name, as for a call, if the data set is a tensor.
 
     Example:
         >>> model.record(inputs, labels=labels).outputs.shape
         torch.Size([300, 4, 3])
     """
-    data = _DataSet.read(model, dataset, row_ids, policy_context)
+    data = _DataSet.read(model, examples_in(dataset, context), row_ids, policy_context)
     if not data.rows:
         raise ArgumentError(
             "dataset", expected="at least one example", got="none", remedy="Record some data."
@@ -192,12 +196,16 @@ class _DataSet:
 
     @classmethod
     def read(
-        cls, model: SteppedModule, dataset: Any, row_ids: Any, context: Mapping[str, Tensor] | None
+        cls,
+        model: SteppedModule,
+        examples: Iterable[Any],
+        row_ids: Any,
+        context: Mapping[str, Tensor] | None,
     ) -> _DataSet:
-        """Read a data set; errors name the position of the example that cannot be read."""
+        """Read the examples of a data set; errors name the position of the example that cannot be read."""
         reader = ExampleReader(model)
         rows: list[Example] = []
-        for example in examples_in(dataset):
+        for example in examples:
             try:
                 rows.append(reader.read(example))
             except Exception as error:

@@ -79,12 +79,20 @@ def refusal(got: str, remedy: str = "") -> ArgumentError:
 
 
 def arguments_of(module: nn.Module, example: Example) -> NamedArguments:
-    """Return the arguments of a call of a module by their names, without those that are None."""
+    """Return the arguments of a call of a module by their names, without those that are None.
+
+    Args:
+        module: The module.
+        example: Its only argument, a tuple of arguments by position, a dict of arguments by name,
+            or a tuple whose last item is such a dict.
+    """
     if not isinstance(example, Mapping):
-        if not isinstance(example, tuple):
-            example = (example,)
-        names = inspect.signature(module.forward).parameters
-        example = dict(zip(names, example, strict=False))
+        names = list(inspect.signature(module.forward).parameters)
+        values = list(example) if isinstance(example, tuple) else [example]
+        named: NamedArguments = {}
+        if len(values) > 1 and isinstance(values[-1], Mapping) and values[-1].keys() <= set(names):
+            named = values.pop()
+        example = {**dict(zip(names, values, strict=False)), **named}
     return {name: value for name, value in example.items() if value is not None}
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.live import kills
 from ponder.cascade.asking import Asking, Pace
-from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers
+from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers, Progress
 from ponder.cascade.live_rule import AuditRule, Outcome, Standing
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
 
@@ -104,6 +104,30 @@ def test_a_finite_batch_may_spend_what_its_asked_rows_save() -> None:
     # A single stream may be unlucky in its coins; over several the saving shows.
     seeds = range(6)
     assert sum(asked(True, seed) for seed in seeds) < sum(asked(False, seed) for seed in seeds)
+
+
+def test_a_finite_batch_that_is_sorted_by_class_is_asked_in_random_order() -> None:
+    words = ("card", "loan", "rate", "fee", "app", "pin", "cash", "limit")
+    sorted_by_class = [f"my {word} number {n}" for word in words for n in range(250)]
+
+    def ask_word(texts: Sequence[str]) -> list[str]:
+        return [text.split()[1] for text in texts]
+
+    asked = list[str]()
+    shares = list[Progress]()
+
+    def ask_noted(texts: Sequence[str]) -> list[str]:
+        asked.extend(texts)
+        return ask_word(texts)
+
+    live = Live(ask_noted, 0.05, progress=shares.append)
+    found = live.answer(sorted_by_class, finite=True)
+    assert {text.split()[1] for text in asked[:60]} == set(words)
+    differ = sum(
+        one != two for one, two in zip(found.labels, ask_word(sorted_by_class), strict=True)
+    )
+    assert differ <= live.account.ledger.bound <= 0.05 * len(sorted_by_class)
+    assert all(now.asked <= 1.0 for now in shares)
 
 
 async def _ask_later(texts: Sequence[str]) -> list[str]:

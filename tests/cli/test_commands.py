@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -372,3 +373,21 @@ def test_progress_is_a_line_every_ten_seconds_in_a_pipe(capsys: pytest.CaptureFi
         for done in range(1, 5):
             advance("learn", done, 4)
     assert capsys.readouterr().err == "learn: 2 of 4\nlearn: 4 of 4\n"
+
+
+def test_threads_of_a_command_are_those_of_pytorch_and_of_exports(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from ponder.cli.app import app
+    from ponder.deploy.sessions import Graph
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # is put back after the test
+    assert CliRunner().invoke(app, ["--threads", "3", "certify", "missing"]).exit_code == 2
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    graph = next(folders.export.glob("step*.onnx"))
+    for value, threads in (("3", 3), ("2,1", 2), ("", 0)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        session = Graph(graph)._session
+        assert session.get_session_options().intra_op_num_threads == threads

@@ -102,7 +102,9 @@ def test_answers_stand_in_the_order_of_the_texts(client: TestClient, model: Mode
     assert model.calls == [(["b", "a long tex", "nan"], CERTIFIED)]
     client.post("/predict", json={"texts": ["b"], "threshold": 0.97})
     assert model.calls[-1] == (["b"], Confidence(0.97))
-    assert client.get("/healthz").json()["status"] == "ok"
+    health = client.get("/healthz").json()
+    assert (health["status"], health["policy"][:18]) == ("ok", "a confidence above")
+    assert client.get("/").json()["POST /predict"] == "Answer texts, each at its exit."
     assert client.get("/docs").status_code == 200
 
 

@@ -190,6 +190,8 @@ def test_bad_backbones_are_found(step: Any, message: str) -> None:
 def test_context_of_one_row_is_not_of_all() -> None:
     model = ponder.PonderWrapper(Cell(), 4, head=nn.Linear(8, 3), policy=policies.Confidence(0.5))
     check_backbone(model, INPUTS, x=torch.randn(6, 8))
+    check_backbone(model, INPUTS, torch.randn(6, 8))
+    check_backbone(model, (INPUTS, {"x": torch.randn(6, 8)}))
     with pytest.raises(ponder.errors.ArgumentError, match=r"ponder\.Shared"):
         check_backbone(model, INPUTS, x=torch.randn(1, 8))
 

@@ -258,6 +258,20 @@ def test_a_mask_in_the_place_of_labels_is_refused(form: str) -> None:
         assert len(ponder.predict(masked("multilabel")[0], rows).outputs) == 6
 
 
+def test_record_and_predict_take_context_as_a_call_does() -> None:
+    model, x, mask, _ = masked()
+    expected = model(x, mask=mask).outputs
+    for data, context in ((x, {"mask": mask}), ((x, {"mask": mask}), {})):
+        recorded = model.record(data, **context)
+        torch.testing.assert_close(recorded.outputs[:, -1], expected)
+        torch.testing.assert_close(ponder.predict(model, data, **context).outputs, expected)
+    for wrong in ({"bach_size": 3}, {"mask": mask[:2]}):
+        with pytest.raises(ponder.errors.ArgumentTypeError, match="an option, or context"):
+            model.record(x, **wrong)
+    with pytest.raises(ponder.errors.ArgumentTypeError, match="with each example"):
+        model.record(list(x), mask=mask)
+
+
 def test_the_loader_of_training_is_taken_by_predict_and_record() -> None:
     inputs = torch.randn(6, 8)
     labels = torch.arange(6) % 3

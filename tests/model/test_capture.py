@@ -614,3 +614,13 @@ def test_a_module_in_training_mode_keeps_its_mode_and_its_padding() -> None:
     parts = ponder.capture(encoder, {"src": torch.randn(3, 7, 16), "src_key_padding_mask": hidden})
     assert encoder.training
     assert parts.padding is not None
+
+
+def test_an_example_may_have_its_context_by_name() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+    states = torch.randn(3, 5, 8)
+    padding = torch.arange(5) >= torch.tensor([[5], [4], [3]])
+    parts = ponder.capture(encoder, (states, {"src_key_padding_mask": padding}))
+    assert parts.padding is not None
+    assert parts.padding.mask == "src_key_padding_mask"

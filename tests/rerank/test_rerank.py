@@ -267,7 +267,7 @@ def test_within_a_budget_the_best_so_far_is_the_answer(
         ({"documents": ["a b", "a b", "c"], "scores": [0.5, 0.5, math.nan]}, 2),
         ({"documents": ["a b " * 40, "c"], "scores": [0.1, 0.2]}, 2),
         ({"documents": ["a", "b"], "scores": [0.1]}, "score for each"),
-        ({"documents": ["a", "b"], "scores": []}, "score for each"),
+        ({"documents": ["a", "b"], "scores": []}, r"no scores for 2 documents .*pass scores="),
         ({"documents": "a b"}, "a list of documents"),
         ({"documents": ["a", None]}, "a list of documents"),
     ],
@@ -354,7 +354,7 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     refused = run(
         "predict", tmp_path / "ranker", "--texts", fresh, "--out", tmp_path / "no.jsonl", code=2
     )
-    assert "as number 1" in " ".join(refused.output.split())
+    assert "query number 1" in " ".join(refused.output.split())
     fresh.write_bytes(b"\xff\xfe")
     refused = run(
         "rerank", tmp_path / "model", "--queries", fresh, "--out", tmp_path / "no", code=2
@@ -374,7 +374,8 @@ def test_a_service_ranks() -> None:
         assert [one["corpus_id"] for one in answer["ranking"]] == [
             one["corpus_id"] for one in ranker.rank(**pool, top_k=2)
         ]
-        assert "TopK" in client.get("/healthz").json()["policy"]
+        assert "best 2" in client.get("/healthz").json()["policy"]
+        assert {"POST /rank", "POST /rerank"} <= client.get("/").json().keys()
         assert (
             client.post(
                 "/rank", json={"query": "a", "documents": ["b"], "scores": [1, 2]}

@@ -1,0 +1,1 @@
+"""What each command prints, run once on a real model, for the pages of the documentation."""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.samples`."""
+
+from benchmarks.samples.cli import main
+
+main()
