@@ -482,7 +482,10 @@ def _app(
     async def routes() -> dict[str, str]:
         """Return the routes of this service, each with what it does."""
         described = [route for route in app.routes if isinstance(route, APIRoute)]
-        listed = [(f"{min(route.methods)} {route.path}", route.description) for route in described]
+        listed = [
+            (f"{min(route.methods or {'GET'})} {route.path}", route.description)
+            for route in described
+        ]
         return {**dict(listed), "GET /docs": "Show these routes with their fields, to try them."}
 
     for kind in (ArgumentError, RequestValidationError, TimeoutError, Exception):
