@@ -316,7 +316,7 @@ def check_backbone(model: PonderWrapper, inputs: Tree, *more: Any, **context: An
 
     Args:
         model: The wrapped encoder. It is checked in evaluation mode; modes and weights are kept.
-        inputs: Inputs of at least two rows, all different; or a batch, ``(inputs, {"mask": mask})``.
+        inputs: Inputs of at least two rows, all different; or a batch: ``(x, {"mask": mask})``.
         more: Context by position, as for the model.
         context: Context by name, as for the model.
 

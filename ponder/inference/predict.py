@@ -202,7 +202,7 @@ class _DataSet:
         row_ids: Any,
         context: Mapping[str, Tensor] | None,
     ) -> _DataSet:
-        """Read the examples of a data set; errors name the position of the example that cannot be read."""
+        """Read examples; errors name the position of the one that cannot be read."""
         reader = ExampleReader(model)
         rows: list[Example] = []
         for example in examples:
