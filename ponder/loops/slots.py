@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from ponder._utils.trees import Tree, first_tensor, map_tensors, take_rows
 from ponder.loops.deciding import Decider, Readings, Units, unit_ids
 from ponder.loops.places import Places
-from ponder.model.heads import LambdaHead
+from ponder.model.heads import LambdaHead, next_input
 from ponder.model.padding import join_rows
 from ponder.model.readouts import mean
 from ponder.model.steps import Context
@@ -365,8 +365,7 @@ def start_past(parts: Parts, features: Tensor, mask: Tensor | None) -> Tensor | 
     head = parts.lambda_head
     if not isinstance(head, LambdaHead) or head.history == 1:
         return None
-    past = torch.cat([_pooled(features, mask)] * head.history, dim=-1)
-    return past if head.initial == "stem" else torch.zeros_like(past)
+    return head.before_first_step(_pooled(features, mask))
 
 
 def read_hazards(
@@ -375,12 +374,14 @@ def read_hazards(
     """Return hazard logits of units, `(units,)`, at least float32, and the Lambda head's input."""
     head = parts.lambda_head
     assert head is not None
-    now = _pooled(features, mask) if isinstance(head, LambdaHead) else features
+    now = features
+    if isinstance(head, LambdaHead):
+        now = _pooled(features, mask)
     if past is not None:
-        now = torch.cat([now, past[:, : -now.shape[1]]], dim=-1)
+        past = next_input(now, past)
+        now = past
     logit = head(now).reshape(-1)
-    logit = logit.to(torch.promote_types(logit.dtype, torch.float32))
-    return logit, None if past is None else now
+    return logit.to(torch.promote_types(logit.dtype, torch.float32)), past
 
 
 def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +15,8 @@ from ponder.model.capture import Captured, capture
 from ponder.model.padding import Padding
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import call_stem
-from ponder.model.steps import Step, Steps
+from ponder.model.steps import ContextDict, Step, Steps
+from ponder.model.twins import Example
 
 __all__ = ["Encoder", "read_encoder"]
 
@@ -45,7 +45,7 @@ class Encoder:
 
 def read_encoder(
     encoder: nn.Module | Step | Sequence[Step] | Steps,
-    example: Any,
+    example: Example,
     num_steps: int | None,
     per_position: bool,
     stem: Callable[..., Tree] | None,
@@ -61,50 +61,87 @@ def read_encoder(
         ArgumentError: The encoder cannot be read, is a classifier, or has features of another shape
             than a head can read.
     """
-    captured: Captured | None = None
-    is_stack = isinstance(encoder, nn.ModuleList | Steps)
-    if isinstance(encoder, nn.Module) and not is_stack and num_steps is None:
-        captured = capture(encoder, example, layers=layers)
-        _check_has_no_head(captured)
-        steps = captured.steps
-        stem = captured.stem
-    else:
-        steps = Steps.of(encoder, num_steps)
-    states = None if captured is None else captured.readout
-    if states is not None and readout is None:
-        chosen: ReadoutCall = states
-    else:
-        chosen = ReadoutCall(readout or readouts.identity, states=states)
-    main_input, inputs, context = _split_example(example)
-    parts = [steps, chosen]
-    if isinstance(stem, nn.Module):
-        parts.append(stem)
+    body = _read_body(encoder, example, num_steps, stem, layers)
+    chosen = body.readout_with(readout)
+    named = _name_inputs(example)
+    parts = [body.steps, chosen]
+    if isinstance(body.stem, nn.Module):
+        parts.append(body.stem)
     with evaluating(nn.ModuleList(parts)):
-        start = call_stem(stem, inputs, context)
+        start = call_stem(body.stem, named.inputs, named.context)
         call = unwrap(start.context)
-        hidden = steps(1, start.hidden, **call)
+        hidden = body.steps(1, start.hidden, **call)
         features = chosen(hidden, **call)
         if features.dim() == 3 and readout is None and not per_position:
-            chosen = ReadoutCall(readouts.mean, states=states)
+            chosen = ReadoutCall(readouts.mean, states=body.states)
             features = chosen(hidden, **call)
     _check_features(features, per_position)
     return Encoder(
-        steps=steps,
-        stem=stem,
+        steps=body.steps,
+        stem=body.stem,
         readout=chosen,
-        padding=None if captured is None else captured.padding,
-        main_input=main_input,
+        padding=body.padding,
+        main_input=named.name,
         features=features,
     )
 
 
-def _split_example(example: Any) -> tuple[str | None, Any, dict[str, Any]]:
-    """Return the name of the inputs (the first tensor), the inputs, and the context."""
+@dataclass(frozen=True)
+class _Body:
+    """The parts of an encoder before a readout is chosen.
+
+    Args:
+        steps: The steps.
+        stem: Inputs to h_0; None is the identity.
+        states: The readout of a captured module, whose features a user's readout reads; None if the
+            encoder was not captured.
+        padding: Where lengths lie; None if rows have no length.
+    """
+
+    steps: Steps
+    stem: Callable[..., Tree] | None
+    states: ReadoutCall | None = None
+    padding: Padding | None = None
+
+    def readout_with(self, readout: Readout | None) -> ReadoutCall:
+        """Return the user's readout, or by default that of the encoder."""
+        if readout is None and self.states is not None:
+            return self.states
+        return ReadoutCall(readout or readouts.identity, states=self.states)
+
+
+def _read_body(
+    encoder: nn.Module | Step | Sequence[Step] | Steps,
+    example: Example,
+    num_steps: int | None,
+    stem: Callable[..., Tree] | None,
+    layers: str | None,
+) -> _Body:
+    """Capture a module that runs its layers itself; take steps, or a list of them, as they are."""
+    is_stack = isinstance(encoder, nn.ModuleList | Steps)
+    if not isinstance(encoder, nn.Module) or is_stack or num_steps is not None:
+        return _Body(Steps.of(encoder, num_steps), stem)
+    captured = capture(encoder, example, layers=layers)
+    _check_has_no_head(captured)
+    return _Body(captured.steps, captured.stem, captured.readout, captured.padding)
+
+
+@dataclass(frozen=True)
+class _NamedInputs:
+    """The inputs of an example with their name, None if it has no names, and its context."""
+
+    name: str | None
+    inputs: Tree
+    context: ContextDict
+
+
+def _name_inputs(example: Example) -> _NamedInputs:
+    """Separate the inputs of an example, its first tensor, from its context."""
     if not isinstance(example, Mapping):
-        return None, example, {}
+        return _NamedInputs(None, example, {})
     context = {name: value for name, value in example.items() if value is not None}
     name = next((name for name, value in context.items() if tensors(value)), next(iter(context)))
-    return name, context.pop(name), context
+    return _NamedInputs(name, context.pop(name), context)
 
 
 def _check_has_no_head(captured: Captured) -> None:
@@ -122,9 +159,13 @@ def _check_has_no_head(captured: Captured) -> None:
 
 def _check_features(features: Tensor, per_position: bool) -> None:
     """Refuse features that a linear head cannot read."""
-    if features.dim() == (3 if per_position else 2) and features.is_floating_point():
+    dims = 2
+    shape = "(batch, width)"
+    if per_position:
+        dims = 3
+        shape = "(batch, length, width)"
+    if features.dim() == dims and features.is_floating_point():
         return
-    shape = "(batch, length, width)" if per_position else "(batch, width)"
     raise ArgumentError(
         "readout",
         expected=f"features {shape} in floating point",

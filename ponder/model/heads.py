@@ -14,7 +14,7 @@ from ponder._utils.checks import check_choice
 from ponder.errors import ArgumentError
 from ponder.recipes import Recipe
 
-__all__ = ["LambdaHead", "PerStep", "make_heads"]
+__all__ = ["LambdaHead", "PerStep", "make_heads", "next_input"]
 
 
 class LambdaHead(nn.Module):
@@ -76,6 +76,27 @@ class LambdaHead(nn.Module):
         logits: Tensor = rearrange(self.layers(features), "... 1 -> ...")
         return logits
 
+    def before_first_step(self, features: Tensor) -> Tensor:
+        """Return what counts as the input before step 1, `(batch, history · width)`.
+
+        Args:
+            features: The readout of the stem's output, `(batch, width)`.
+        """
+        past = torch.cat([features] * self.history, dim=-1)
+        if self.initial == "zeros":
+            return torch.zeros_like(past)
+        return past
+
+
+def next_input(newest: Tensor, past: Tensor) -> Tensor:
+    """Return the input of a Lambda head at a step, `(batch, history · width)`, the newest first.
+
+    Args:
+        newest: The features of the step, `(batch, width)`.
+        past: The input at the step before, whose oldest features are dropped.
+    """
+    return torch.cat([newest, past[:, : -newest.shape[1]]], dim=-1)
+
 
 class PerStep(nn.Module):
     """One head for each step, as in PABEE, DeeBERT and FastBERT; a plain head is shared by all.
@@ -96,7 +117,9 @@ class PerStep(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(heads)
         if len(set(map(id, self.heads))) != len(self.heads) or not len(self.heads):
-            got = "the same module more than once" if len(self.heads) else "no module"
+            got = "no module"
+            if len(self.heads):
+                got = "the same module more than once"
             remedy = (
                 "Build each one: PerStep(nn.Linear(768, 2) for _ in range(12)); a shared head "
                 "needs no PerStep."

@@ -60,7 +60,9 @@ class Along:
                 tensor = tensor.narrow(dim, 0, length)
         if shape == list(tensor.shape):
             return tensor
-        fill = self.fill(tensor) if callable(self.fill) else self.fill
+        fill = self.fill
+        if callable(fill):
+            fill = fill(tensor)
         resized = tensor.new_full(shape, fill)
         resized[tuple(slice(size) for size in tensor.shape)] = tensor
         return resized
@@ -118,11 +120,16 @@ class Padding:
 
     def of_inputs(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of a tensor of the inputs; a dict of inputs may hold context, too."""
-        return self.of_context(name, tensor) or (self.inputs if tensor.dim() > 1 else None)
+        known = self.of_context(name, tensor)
+        if known is None and tensor.dim() > 1:
+            return self.inputs
+        return known
 
     def of_context(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of a tensor of the context."""
-        return self.context.get(name, Along(fill=not self.real) if name == self.mask else None)
+        if name == self.mask and name not in self.context:
+            return Along(fill=not self.real)
+        return self.context.get(name)
 
     def of_hidden(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of a tensor of a hidden state, if it has three or more dimensions."""
@@ -191,7 +198,7 @@ def join_rows(
     return pytree.tree_map_with_path(join, *trees)
 
 
-def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Any) -> Any:
+def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Tree) -> Tree:
     """Join the leaves at one place of several trees.
 
     Tensors are resized to one length and concatenated. Of `Shared` tensors that have a length, the
@@ -201,10 +208,7 @@ def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Any) -> Any:
         leaves = _with_zeros(leaves, joining.sizes)
     along = _along(joining, place, leaves[0])
     if all(isinstance(leaf, Tensor) for leaf in leaves):
-        rows = leaves
-        if along is not None:
-            rows = tuple(along.resize(leaf, joining.length) for leaf in leaves)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        return _concatenated(leaves, along, joining.length)
     values = [_unwrapped(leaf) for leaf in leaves]
     if along is not None and isinstance(leaves[0], Shared):
         dim = along.dims[-1]
@@ -221,25 +225,39 @@ def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Any) -> Any:
     )
 
 
-def _with_zeros(leaves: tuple[Any, ...], sizes: Sequence[int]) -> tuple[Any, ...]:
+def _concatenated(rows: tuple[Tensor, ...], along: Along | None, length: int) -> Tensor:
+    """Return rows of several batches as one batch, at one length if they have lengths."""
+    if along is not None:
+        rows = tuple(along.resize(tensor, length) for tensor in rows)
+    if len(rows) == 1:
+        return rows[0]
+    return torch.cat(rows)
+
+
+def _with_zeros(leaves: tuple[Tree, ...], sizes: Sequence[int]) -> tuple[Tree, ...]:
     """Return the leaves with zeros in the place of None, if any of them is a tensor."""
     known = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
     if known is None:
         return leaves
-    return tuple(
-        known.new_zeros(size, *known.shape[1:]) if leaf is None else leaf
-        for leaf, size in zip(leaves, sizes, strict=True)
-    )
+    filled: list[Tree] = []
+    for leaf, size in zip(leaves, sizes, strict=True):
+        if leaf is None:
+            filled.append(known.new_zeros(size, *known.shape[1:]))
+        else:
+            filled.append(leaf)
+    return tuple(filled)
 
 
-def _along(joining: _Joining, place: pytree.KeyPath, leaf: Any) -> Along | None:
+def _along(joining: _Joining, place: pytree.KeyPath, leaf: Tree) -> Along | None:
     """Return the lengths of a leaf, by its name in the tree; None if it keeps its size."""
     tensor = _unwrapped(leaf)
     if joining.lengths is None or not joining.length or not isinstance(tensor, Tensor):
         return None
-    name = str(getattr(place[0], "key", "")) if place else ""
+    name = ""
+    if place:
+        name = str(getattr(place[0], "key", ""))
     return joining.lengths(name, tensor)
 
 
-def _unwrapped(leaf: Any) -> Any:
+def _unwrapped(leaf: Tree) -> Tree:
     return leaf.value if isinstance(leaf, Shared) else leaf

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from ponder._utils.trees import map_tensors
+from ponder._utils.trees import Tree, map_tensors
 from ponder.model.twins import (
     Arguments,
+    NamedArguments,
+    PositionalArguments,
     Slot,
     Stubs,
     WatchedCall,
@@ -66,26 +68,41 @@ class LayerContract:
         order = [call.path for call in layers]
         returned = tree_leaves(layers[0].output)
         read = [id(leaf) for leaf in tree_leaves((layers[1].args, layers[1].kwargs))]
-        places = [
-            place
-            for place, leaf in enumerate(returned)
-            if isinstance(leaf, Tensor) and id(leaf) in read
-        ]
-        first, *others = places or [0]
+        first, *others = _places_read(returned, read) or [0]
         hidden = returned[first]
+        entry = 0
+        if id(hidden) in read:
+            entry = read.index(id(hidden))
         return cls(
             order=order,
             stubs=make_stubs(module, {id(module.get_submodule(path)): path for path in order}),
-            entry=read.index(id(hidden)) if id(hidden) in read else 0,
+            entry=entry,
             handed={"hidden": first, **{f"other{place}": place for place in others}},
             output=map_tensors(lambda tensor: Slot(tensor is hidden), layers[0].output),
         )
 
-    def stand_in(self, hidden: Tensor) -> Any:
+    def stand_in(self, hidden: Tensor) -> Tree:
         """Return a placeholder for a layer's output: `hidden`, and zeros for other tensors."""
-        return map_tensors(
-            lambda slot: hidden if slot.key else hidden.new_zeros(()), self.output, Slot
-        )
+
+        def fill(slot: Slot) -> Tensor:
+            is_state = slot.key
+            return hidden if is_state else hidden.new_zeros(())
+
+        return map_tensors(fill, self.output, Slot)
+
+
+def _places_read(returned: Sequence[object], read: Collection[int]) -> list[int]:
+    """Return the places of the tensors, among what a layer returned, that the next one reads.
+
+    Args:
+        returned: The leaves of the layer's output.
+        read: The identities of the leaves of the next layer's arguments.
+    """
+    places: list[int] = []
+    for place, leaf in enumerate(returned):
+        if isinstance(leaf, Tensor) and id(leaf) in read:
+            places.append(place)
+    return places
 
 
 class ReadStem(Protocol):
@@ -142,7 +159,7 @@ class Reading:
         """Whether the call went like the one that taught `kind`, as far as it was read."""
         return self.calls == kind.calls[: self.needed] and self.before == kind.before
 
-    def replay(self, hidden: Tensor, context: Arguments) -> Any:
+    def replay(self, hidden: Tensor, context: Arguments) -> Tree:
         """Return the module's output by its own forward, in which every layer returns `hidden`.
 
         Modules in front of the layers return what they returned in the stem. All are clones, since
@@ -151,7 +168,7 @@ class Reading:
         contract = self.stem.contract
         before = iter(self.before)
 
-        def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def answer(path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Tree:
             if path in contract.order:
                 return contract.stand_in(hidden.clone())
             known = next(before, None)
@@ -191,12 +208,18 @@ def read_call(
             following[select] = None
             with suppress(Exception):  # a function that computes something of several tensors
                 following[select] = select(slots).key
-    replays = None in following.values() if kind is None else kind.replays
+    if kind is None:
+        replays = None in following.values()
+    else:
+        replays = kind.replays
+    before: list[Tree] = []
+    if replays:
+        before = reader.answers_before()
     return Reading(
         stem=stem,
         name=reader.names.prefix,
         calls=reader.calls,
-        before=reader.answers_before() if replays else [],
+        before=before,
         tensors=reader.names.tensors,
         handed=reader.handed,
         early=reader.early,
@@ -223,11 +246,13 @@ class _TensorKey(NamedTuple):
 
 
 def _key_of(tensor: Tensor) -> _TensorKey:
-    # In inference mode versions are not counted; capture itself never runs in it.
-    return _TensorKey(id(tensor), 0 if tensor.is_inference() else tensor._version)
+    if tensor.is_inference():
+        # In inference mode versions are not counted; capture itself never runs in it.
+        return _TensorKey(id(tensor), 0)
+    return _TensorKey(id(tensor), tensor._version)
 
 
-def _keys_of(value: Any) -> list[_TensorKey]:
+def _keys_of(value: Tree) -> list[_TensorKey]:
     return [_key_of(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
@@ -254,7 +279,7 @@ class _TensorNames:
         """Name a tensor."""
         self._names[_key_of(tensor)] = name
 
-    def hide(self, value: Any) -> None:
+    def hide(self, value: Tree) -> None:
         """Forbid layers to read the tensors of a value."""
         self._names |= dict.fromkeys(_keys_of(value))
 
@@ -272,9 +297,11 @@ class _TensorNames:
         key = _key_of(tensor)
         if key not in self._names:
             written = any(known.identity == key.identity for known in self._names)
-            name = None if written else f"{self.prefix}_{len(self.tensors)}"
-            self._names[key] = name
-            if name is not None:
+            if written:
+                self._names[key] = None
+            else:
+                name = f"{self.prefix}_{len(self.tensors)}"
+                self._names[key] = name
                 self.tensors[name] = tensor
         return Slot(self._names[key])
 
@@ -285,8 +312,11 @@ class _CallReader:
     def __init__(self, stem: ReadStem, kind: Reading | None, name: str) -> None:
         self.contract = stem.contract
         self.learns = kind is None
-        self.needed = None if kind is None else _calls_needed(kind)
-        self.names = _TensorNames(name if kind is None else kind.name)
+        self.needed: int | None = None
+        if kind is not None:
+            self.needed = _calls_needed(kind)
+            name = kind.name
+        self.names = _TensorNames(name)
         self.calls: list[LayerCall] = []
         self.handed: dict[str, Tensor] = {}
         self.early = True
@@ -295,7 +325,7 @@ class _CallReader:
         # The modules that made a tensor of the last hidden state, by their paths.
         self._chains: dict[_TensorKey, tuple[str, ...]] = {}
 
-    def answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def answer(self, path: str, part: nn.Module, *args: Any, **kwargs: Any) -> Tree:
         """Answer for a module of the twin, and note the call."""
         if path in self.contract.order:
             return self._answer_layer(path, part, args, kwargs)
@@ -305,21 +335,25 @@ class _CallReader:
         """Return a slot with the modules that make a tensor of the last hidden state."""
         return Slot(self._chains.get(_key_of(tensor)))
 
-    def answers_before(self) -> list[Any]:
+    def answers_before(self) -> list[Tree]:
         """Return the outputs of the modules in front of the layers, with slots for tensors."""
         self.names.forget_states()
-        answers: list[Any] = []
+        answers: list[Tree] = []
         for output, keys in self._outputs_before:
-            # The forward would write into it once more if it were put in.
-            written = _keys_of(output) != keys
-            answers.append(None if written else map_tensors(self.names.slot_of, output))
+            if _keys_of(output) == keys:
+                answers.append(map_tensors(self.names.slot_of, output))
+            else:
+                # The forward would write into it once more if it were put in.
+                answers.append(None)
         return answers
 
     def _answer_other(
-        self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        self, path: str, part: nn.Module, args: PositionalArguments, kwargs: NamedArguments
+    ) -> Tree:
         """Run a module that is no layer: one in front of them, or one that follows them."""
-        before = _key_of(args[0]) if args and isinstance(args[0], Tensor) else None
+        before = None
+        if args and isinstance(args[0], Tensor):
+            before = _key_of(args[0])
         output = part(*args, **kwargs)
         self.names.keep_alive(args, output)
         if not self.calls:
@@ -329,8 +363,8 @@ class _CallReader:
         return output
 
     def _answer_layer(
-        self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        self, path: str, part: nn.Module, args: PositionalArguments, kwargs: NamedArguments
+    ) -> Tree:
         """Note what a layer is called with; run it, or hand on a stand-in for its output."""
         is_first = not self.calls
         known = len(self.names.tensors)
@@ -339,7 +373,9 @@ class _CallReader:
             hidden = leaves[self.contract.entry]
             self.names.tensors["hidden"] = hidden
             self.names.set(hidden, "hidden")
-        leaves = [self.names.slot_of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                leaves[place] = self.names.slot_of(leaf)
         self._check_reads(path, leaves)
         self.calls.append(LayerCall(path, leaves, spec))
         if not is_first and len(self.names.tensors) > known:
@@ -355,7 +391,7 @@ class _CallReader:
         self._hand_on(returned)
         return output
 
-    def _check_reads(self, path: str, leaves: Iterable[Any]) -> None:
+    def _check_reads(self, path: str, leaves: Iterable[object]) -> None:
         """Refuse a layer that does not read the hidden state, or reads a tensor that was hidden."""
         read = [leaf.key for leaf in leaves if isinstance(leaf, Slot)]
         if "hidden" not in read or None in read:
@@ -363,7 +399,7 @@ class _CallReader:
             cure = "Move it into the layers: of `x = x + block(x)`, the addition into the block."
             raise refusal(f"code of its own between {previous!r} and {path!r}", cure)
 
-    def _hand_on(self, returned: list[Any]) -> None:
+    def _hand_on(self, returned: list[Tree]) -> None:
         """Name what a layer returned; nothing may read the states before it any more."""
         handed = self.contract.handed
         self.names.hide_names(handed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, unwrap
 from ponder.errors import ArgumentError
-from ponder.model.heads import LambdaHead, PerStep
+from ponder.model.heads import LambdaHead, PerStep, next_input
 from ponder.model.padding import Padding
 from ponder.model.readouts import ReadoutCall, mean
-from ponder.model.steps import Steps
+from ponder.model.steps import Context, Steps
 from ponder.objectives import Depth
 from ponder.running.source import Ints
 
@@ -33,13 +33,11 @@ class StemCall:
     """The result of a stem: h_0, the context of the steps, and the number of rows."""
 
     hidden: Tree
-    context: Mapping[str, Any]
+    context: Context
     rows: int
 
 
-def call_stem(
-    stem: Callable[..., Tree] | None, inputs: Tree, context: Mapping[str, Any]
-) -> StemCall:
+def call_stem(stem: Callable[..., Tree] | None, inputs: Tree, context: Context) -> StemCall:
     """Call the stem; None is the identity.
 
     An output that is a pair whose second item is a dict is read as (hidden, context).
@@ -48,7 +46,7 @@ def call_stem(
         hidden = inputs
         rows = check_rows("inputs", hidden)
     else:
-        hidden = stem(inputs, **(unwrap(context) if context else {}))
+        hidden = stem(inputs, **unwrap(context))
         if isinstance(hidden, tuple) and len(hidden) == 2 and isinstance(hidden[1], dict):
             hidden, context = hidden
         rows = check_rows("hidden state returned by the stem", hidden)
@@ -101,7 +99,7 @@ class ModelSource:
 
     parts: Parts
     hidden: Tree
-    context: Mapping[str, Any]
+    context: Context
     use_hazard: bool
     step: int = 0
     past: Tensor | None = None
@@ -118,7 +116,9 @@ class ModelSource:
         self._head = parts.head
         self._readout = parts.readout
         self.lambda_head = parts.lambda_head
-        self.heads = list(parts.head.heads) if isinstance(parts.head, PerStep) else None
+        self.heads: list[nn.Module] | None = None
+        if isinstance(parts.head, PerStep):
+            self.heads = list(parts.head.heads)
         self.device = first_tensor(self.hidden).device
         self._bind_context()
         if self.past is None and self.use_hazard:
@@ -128,7 +128,9 @@ class ModelSource:
         """Bring all running rows to `step`."""
         self._cache.clear()
         self.step = step
-        at = None if self.at is None else torch.tensor(self.at, device=self.device)
+        at = None
+        if self.at is not None:
+            at = torch.tensor(self.at, device=self.device)
         self.hidden = self.run_step(step, self.hidden, at, **self._call)
 
     def set_features(self, features: Tensor) -> None:
@@ -177,7 +179,7 @@ class ModelSource:
             newest = mean(newest, self.mask)
         if self.past is None:
             return newest
-        return torch.cat([newest, self.past[:, : -newest.shape[1]]], -1)
+        return next_input(newest, self.past)
 
     def keep(self, index: Ints) -> None:
         """Keep the rows `index` among the running, in this order; the numbers are on the host."""
@@ -200,7 +202,9 @@ class ModelSource:
         elif self.at is None:
             outputs = self.heads[self.step - 1](features)
         else:
-            steps = self.at if rows is None else [self.at[row] for row in rows.tolist()]
+            steps = self.at
+            if rows is not None:
+                steps = [steps[row] for row in rows.tolist()]
             outputs = self._head(features, steps)
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != features.shape[:1]:
             got = type(outputs).__name__
@@ -217,7 +221,7 @@ class ModelSource:
 
     def _bind_context(self) -> None:
         """Unwrap the context for steps and the readout, as long as the rows are the same."""
-        self._call = unwrap(self.context) if self.context else {}
+        self._call = unwrap(self.context)
         self._read = self._readout.bind(self._call)
 
     def _first_past(self) -> Tensor | None:
@@ -225,8 +229,7 @@ class ModelSource:
         head = self.lambda_head
         if not isinstance(head, LambdaHead) or head.history == 1:
             return None
-        past = torch.cat([self.halting()] * head.history, dim=-1)
-        return past if head.initial == "stem" else torch.zeros_like(past)
+        return head.before_first_step(self.halting())
 
 
 @dataclass(frozen=True)
@@ -262,27 +265,41 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
         source.advance(source.step + 1)
         of_step = source.features()
         # Answers at each position are many rows in one call already.
-        has_positions = of_step.dim() > 2
-        if source.heads is not None or has_positions:
+        if source.heads is not None or of_step.dim() > 2:
             outputs.append(source.output())
         if source.use_hazard:
-            halting.append((source.halting() if has_positions else of_step).clone())
+            halting.append(source.halting().clone())
         if keep_features or not outputs:
             # A clone, since a view would keep the hidden state alive.
             features.append(of_step.clone())
-    stacked = torch.stack(features, dim=1) if features else None
-    if stacked is not None and not outputs:
-        answers = source.answer(stacked.flatten(0, 1)).unflatten(0, (-1, depth.steps))
-    else:
+    stacked = None
+    if features:
+        stacked = torch.stack(features, dim=1)
+    if outputs or stacked is None:
         answers = torch.stack(outputs, dim=1)
+    else:
+        answers = source.answer(stacked.flatten(0, 1)).unflatten(0, (-1, depth.steps))
     hazard_logits = None
     if halting:
-        read = torch.stack(halting, dim=1)
-        if past is not None:
-            read = _with_history(read, past)
-        source.set_features(read.flatten(0, 1))
-        hazard_logits = source.hazard_logit().unflatten(0, (-1, depth.steps))
-    return StepsRecord(answers, hazard_logits, stacked if keep_features else None)
+        hazard_logits = _hazards_of_steps(source, torch.stack(halting, dim=1), past)
+    if not keep_features:
+        stacked = None
+    return StepsRecord(answers, hazard_logits, stacked)
+
+
+def _hazards_of_steps(source: ModelSource, read: Tensor, past: Tensor | None) -> Tensor:
+    """Return the hazard logits of all steps, `(batch, steps)`, by one call of the Lambda head.
+
+    Args:
+        source: The rows.
+        read: The features of each step, `(batch, steps, width)`.
+        past: The input of the head before these steps; None if it has no history.
+    """
+    if past is not None:
+        read = _with_history(read, past)
+    source.set_features(read.flatten(0, 1))
+    logits: Tensor = source.hazard_logit().unflatten(0, (-1, read.shape[1]))
+    return logits
 
 
 def _warm_up(source: ModelSource, steps: int) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Arguments",
     "Example",
     "NamedArguments",
+    "PositionalArguments",
     "Stubs",
     "WatchedCall",
     "arguments_of",
@@ -42,6 +43,8 @@ Arguments: TypeAlias = Mapping[str, Any]
 """Arguments of a call, by their names."""
 NamedArguments: TypeAlias = dict[str, Any]
 """Arguments of a call that are being put together."""
+PositionalArguments: TypeAlias = tuple[Any, ...]
+"""Arguments of a call by position."""
 Example: TypeAlias = Any
 """What a module is called with: a tensor, a tuple of arguments by position, or a dict by name."""
 Stubs = str | dict[str, Any]
