@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf, isnan
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["EpochReport", "FitReport", "fit", "joined_loss", "parameter_groups", "run_stage"]
+
+ParameterGroup: TypeAlias = dict[str, Any]
+"""A group of parameters, as the optimisers of PyTorch take it."""
+UserBatch: TypeAlias = Any
+"""A batch in one of the forms of `ponder.model.batch`."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,13 @@ class FitReport:
 
 def fit(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[UserBatch],
     *,
     epochs: int = 3,
     lr: float = 5e-5,
     head_lr: float | None = 1e-3,
     lambda_lr: float | None = None,
-    held_out: Iterable[Any] | None = None,
+    held_out: Iterable[UserBatch] | None = None,
     weight_decay: float = 0.0,
     warmup: float = 0.1,
     clip: float | None = 1.0,
@@ -172,8 +177,9 @@ def fit(
                 # scored. Early heads and Lambda heads are trained for the exits, and are scored
                 # there.
                 is_last = number == len(stages)
-                scores_exits = is_last or stage.train != "all"
-                policy = halting.policy if scores_exits else LastStep()
+                policy: ExitPolicy = LastStep()
+                if is_last or stage.train != "all":
+                    policy = halting.policy
                 reports += run.train(number, held_out, policy)
     finally:
         halting.progress = None
@@ -181,7 +187,7 @@ def fit(
     return FitReport(tuple(reports))
 
 
-def _shared_loader(loader: Iterable[Any], accelerator: Any) -> Iterable[Any]:
+def _shared_loader(loader: Iterable[UserBatch], accelerator: Any) -> Iterable[UserBatch]:
     """Return a loader whose batches all processes share.
 
     Raise if several processes cannot share it.
@@ -247,7 +253,7 @@ def parameter_groups(
     lambda_lr: float | None = None,
     head_lr: float | None = None,
     weight_decay: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Return parameter groups of the encoder, the heads and the Lambda head for an optimiser.
 
     New heads on a pretrained encoder learn best at a rate some twenty times that of the encoder;
@@ -279,18 +285,28 @@ def parameter_groups(
     for weight in model.parameters():
         if weight.requires_grad:
             by_owner[owner_of.get(id(weight), "model")].append(weight)
-    groups: list[dict[str, Any]] = []
+    groups: list[ParameterGroup] = []
     for name, rate in rates.items():
-        group = {"name": name, "lr": lr if rate is None else rate}
+        if rate is None:
+            rate = lr
         weights = by_owner[name]
         if weight_decay is None:
-            groups.append({**group, "params": weights})
-            continue
-        decayed = [weight for weight in weights if weight.dim() > 1]
-        spared = [weight for weight in weights if weight.dim() < 2]
-        groups.append({**group, "params": decayed, "weight_decay": weight_decay})
-        groups.append({**group, "params": spared, "weight_decay": 0.0})
+            groups.append({"name": name, "lr": rate, "params": weights})
+        else:
+            groups += _decayed_and_spared({"name": name, "lr": rate}, weights, weight_decay)
     return [group for group in groups if group["params"]]
+
+
+def _decayed_and_spared(
+    settings: ParameterGroup, weights: Sequence[nn.Parameter], weight_decay: float
+) -> list[ParameterGroup]:
+    """Return the group of the weights that decay, and that of biases and norms, which do not."""
+    decayed = [weight for weight in weights if weight.dim() > 1]
+    spared = [weight for weight in weights if weight.dim() < 2]
+    return [
+        {**settings, "params": decayed, "weight_decay": weight_decay},
+        {**settings, "params": spared, "weight_decay": 0.0},
+    ]
 
 
 def _owners(model: nn.Module) -> dict[int, str]:
@@ -378,8 +394,8 @@ class _StageRun:
     model: nn.Module
     trained: _Trained
     accelerator: Any
-    loader: Iterable[Any]
-    groups: list[dict[str, Any]]
+    loader: Iterable[UserBatch]
+    groups: list[ParameterGroup]
     epochs: int
     warmup: float
     clip: float | None
@@ -387,10 +403,11 @@ class _StageRun:
     """The number of steps of the optimiser; None if the loader has no length."""
 
     def train(
-        self, number: int, held_out: Iterable[Any] | None, policy: ExitPolicy
+        self, number: int, held_out: Iterable[UserBatch] | None, policy: ExitPolicy
     ) -> list[EpochReport]:
         """Train, and leave the best epoch's weights in the model, without traces of accelerate."""
-        self.total = len(self.loader) * self.epochs if isinstance(self.loader, Sized) else None
+        if isinstance(self.loader, Sized):
+            self.total = len(self.loader) * self.epochs
         optimizer = torch.optim.AdamW(self.groups, weight_decay=0.0)
         self.rates = LambdaLR(optimizer, self._rate)
         has_plain_forward = "forward" not in vars(self.trained.called)
@@ -447,7 +464,7 @@ class _StageRun:
             raise ArgumentError("loader", expected="at least one batch", got="none", remedy=remedy)
         return sum(losses) / len(losses)
 
-    def _on_device(self, batch: Any) -> Batch:
+    def _on_device(self, batch: UserBatch) -> Batch:
         """Return a batch with its tensors on the device of the model."""
         read = read_batch(batch, self.trained.names).labelled()
         device = self.accelerator.device
@@ -472,7 +489,9 @@ class _StageRun:
         weights: list[nn.Parameter] = []
         for group in self.groups:
             weights += group["params"]
-        clip = inf if self.clip is None else self.clip
+        clip = self.clip
+        if clip is None:
+            clip = inf  # the norm is computed all the same
         norm = float(self.accelerator.clip_grad_norm_(weights, clip))
         value = float(loss.item())
         # With a gradient scaler an infinite gradient is usual: it skips the step, and lowers its
@@ -487,7 +506,7 @@ class _StageRun:
         self.optimizer.step()
         return value
 
-    def _score(self, held_out: Iterable[Any], policy: ExitPolicy) -> tuple[float, float]:
+    def _score(self, held_out: Iterable[UserBatch], policy: ExitPolicy) -> tuple[float, float]:
         """Return the score of held-out data, and the mean exit step."""
         scores: list[Tensor] = []
         exits: list[Tensor] = []
@@ -538,26 +557,7 @@ def _freeze(model: PonderWrapper, stage: Stage) -> None:
 
     A parameter that a trained part shares with a frozen one is frozen too.
     """
-    heads = list(model.head.heads) if isinstance(model.head, PerStep) else []
-    early_heads = heads[:-1]
-    last_head = heads[-1] if heads else model.head
-    halting = _halting_parts(model)
-    encoder = [model.stem, model.steps, model.readout, last_head]
-    if stage.train == "all":
-        trained: list[nn.Module] = [model]
-        frozen: list[nn.Module | None] = []
-    elif stage.train == "early_heads":
-        trained = early_heads
-        frozen = [*encoder, *halting]
-    else:
-        trained = halting
-        frozen = [*encoder, *early_heads]
-    moving = {
-        id(weight) for part in trained for weight in part.parameters() if weight.requires_grad
-    }
-    for part in frozen:
-        if part is not None:
-            moving -= {id(weight) for weight in part.parameters()}
+    moving = _trained_weights(model, stage)
     if not moving:
         raise ArgumentError(
             "stage",
@@ -569,3 +569,27 @@ def _freeze(model: PonderWrapper, stage: Stage) -> None:
     for weight in model.parameters():
         if id(weight) not in moving:
             weight.requires_grad_(False)
+
+
+def _trained_weights(model: PonderWrapper, stage: Stage) -> set[int]:
+    """Return the identities of the parameters that a stage trains and that may learn."""
+    if stage.train == "all":
+        return _identities([model])
+    early_heads: list[nn.Module] = []
+    last_head = model.head
+    if isinstance(model.head, PerStep):
+        *early_heads, last_head = model.head.heads
+    halting = _halting_parts(model)
+    encoder = [model.stem, model.steps, model.readout, last_head]
+    if stage.train == "early_heads":
+        return _identities(early_heads) - _identities([*encoder, *halting])
+    return _identities(halting) - _identities([*encoder, *early_heads])
+
+
+def _identities(parts: Iterable[nn.Module | None]) -> set[int]:
+    """Return the identities of the parameters of some parts that are not frozen."""
+    identities: set[int] = set()
+    for part in parts:
+        if part is not None:
+            identities |= {id(weight) for weight in part.parameters() if weight.requires_grad}
+    return identities

@@ -7,7 +7,7 @@ depths share a batch. Both use what stands here.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from ponder.model.padding import Along, Lengths, join_rows, width_of
 from ponder.model.source import ModelSource
 from ponder.policies.base import PolicyBatch
 from ponder.running.chunk import Chunk, cut
-from ponder.running.source import Source, Start
+from ponder.running.source import Ints, Source, Start
 
 __all__ = ["begin", "join", "start_batches"]
+
+Places: TypeAlias = Sequence[int] | Ints
+"""Rising places of rows in a batch."""
 
 
 def start_batches(
@@ -64,12 +67,12 @@ def start_batches(
         batches.append((order[part], batch))
         for place, length in zip(order[part], own, strict=True):
             lengths[place] = length
-    ids = torch.arange(len(examples)) if row_ids is None else row_ids
-    rows = PolicyBatch(
-        reader.placed(ids), num_steps or reader.model.num_steps, reader.model.spec.task
-    )
-    most = max_batch if regroups else None
-    return Start(Chunk(batches, lengths, join, most, max_tokens, policy_context), rows)
+    if row_ids is None:
+        row_ids = torch.arange(len(examples))
+    model = reader.model
+    rows = PolicyBatch(reader.placed(row_ids), num_steps or model.num_steps, model.spec.task)
+    limits = (max_batch if regroups else None, max_tokens)
+    return Start(Chunk(batches, lengths, join, *limits, context=policy_context), rows)
 
 
 def begin(
@@ -84,48 +87,59 @@ def begin(
     if reader.spares:
         source.keep(np.arange(len(examples)))
     lengths = [example.length for example in examples]
-    padding = reader.padding
-    width = 0 if padding is None else width_of(source.hidden)
-    if width != max([2 if reader.spares else 0, *lengths]):  # the stem makes positions of its own
+    width = 0
+    if reader.padding is not None:
+        width = width_of(source.hidden)
+    longest = max(lengths)
+    if reader.spares:
+        longest = max(longest, 2)
+    if width != longest:  # the stem makes positions of its own
         lengths = [width] * len(lengths)
     return source, lengths
 
 
-def join(parts: Sequence[tuple[ModelSource, Any]], longest: int) -> ModelSource:
+def join(parts: Sequence[tuple[ModelSource, Places]], longest: int) -> ModelSource:
     """Return rows of several batches, each with their rising places there, as one batch.
 
     What is taken of a whole batch is not copied, and no batch is changed.
     """
-    first = parts[0][0]
-    padding = parts[0][0].parts.padding
-    chosen = list[tuple[ModelSource, Tensor | None]]()
-    for source, places in parts:
-        whole = len(places) == len(first_tensor(source.hidden))
-        chosen.append((source, None if whole else torch.as_tensor(places, device=source.device)))
+    first, _ = parts[0]
+    chosen = [_RowsOf(source, places) for source, places in parts]
 
     def joined(
         read: Callable[[ModelSource], Tree], path: str, lengths: Lengths | None = None
-    ) -> Any:
-        trees = [
-            read(source) if rows is None else take_rows(read(source), rows)
-            for source, rows in chosen
-        ]
-        return join_rows(trees, lengths, longest, path=path)
+    ) -> Tree:
+        return join_rows([rows.taken(read) for rows in chosen], lengths, longest, path=path)
 
+    lengths_of_hidden: Lengths | None = None
+    lengths_of_context: Lengths | None = None
+    padding = first.parts.padding
+    if padding is not None:
+        lengths_of_hidden = padding.of_hidden
+        lengths_of_context = padding.of_context
     return ModelSource(
         first.parts,
-        joined(
-            lambda source: source.hidden,
-            "hidden state",
-            None if padding is None else padding.of_hidden,
-        ),
-        joined(
-            lambda source: dict(source.context),
-            "context",
-            None if padding is None else padding.of_context,
-        ),
+        joined(lambda source: source.hidden, "hidden state", lengths_of_hidden),
+        joined(lambda source: dict(source.context), "context", lengths_of_context),
         first.use_hazard,
         past=joined(lambda source: source.past, "past"),
         mask=joined(lambda source: source.mask, "mask", lambda *_: Along(fill=False)),
         policy_context=joined(lambda source: dict(source.policy_context), "policy_context"),
     )
+
+
+class _RowsOf:
+    """Some rows of a batch, or all."""
+
+    def __init__(self, source: ModelSource, places: Places) -> None:
+        self.source = source
+        self.index: Tensor | None = None  # all, which need no copy
+        if len(places) < len(first_tensor(source.hidden)):
+            self.index = torch.as_tensor(places, device=source.device)
+
+    def taken(self, read: Callable[[ModelSource], Tree]) -> Tree:
+        """Return the rows of what is read of the batch."""
+        tree = read(self.source)
+        if self.index is None:
+            return tree
+        return take_rows(tree, self.index)

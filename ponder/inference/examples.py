@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,41 @@ from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.model.batch import ArgumentNames, read_batch
 from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
 from ponder.model.source import ModelSource
-from ponder.model.steps import Steps
+from ponder.model.steps import Context, ContextDict, Steps
 from ponder.policies.base import ModelSpec
 from ponder.running.source import Start, SteppedModel
 from ponder.tasks import IGNORED_LABEL
 from ponder.trajectory import Trajectory
 
-__all__ = ["Example", "ExampleReader", "SteppedModule", "examples_in", "join_labels"]
+__all__ = [
+    "DataSet",
+    "Example",
+    "ExampleReader",
+    "Labels",
+    "SteppedModule",
+    "UserExample",
+    "examples_in",
+    "join_labels",
+]
+
+UserExample: TypeAlias = Any
+"""An example as the user gives it, in one of the forms of `ponder.model.batch`."""
+Labels: TypeAlias = Any
+"""The label of an example: a number, or an array or list of numbers."""
+
+
+class Indexed(Protocol):
+    """A data set that gives its examples by position, as those of PyTorch do."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, position: int, /) -> UserExample:
+        """Return one example."""
+
+
+DataSet: TypeAlias = Iterable[UserExample] | Indexed
+"""Examples, one a row; or a `DataLoader`, whose batches are taken apart."""
 
 
 class SteppedModule(SteppedModel, HasModes, Protocol):
@@ -59,12 +87,12 @@ class SteppedModule(SteppedModel, HasModes, Protocol):
 
     def start(
         self,
-        inputs: Any,
+        inputs: Tree,
         needs: Container[str] = (),
         num_steps: int | None = None,
         /,
         *,
-        row_ids: Any = None,
+        row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
         **context: Any,
     ) -> Start[ModelSource]:
@@ -72,7 +100,7 @@ class SteppedModule(SteppedModel, HasModes, Protocol):
 
     def unroll(
         self,
-        inputs: Any,
+        inputs: Tree,
         *,
         num_steps: int | None = None,
         keep_features: bool = False,
@@ -85,8 +113,8 @@ class SteppedModule(SteppedModel, HasModes, Protocol):
 class Example:
     """One row, read as a batch of one."""
 
-    inputs: Any
-    context: dict[str, Any]
+    inputs: Tree
+    context: ContextDict
     length: int = 0  # also where the model declares no padding
     signature: Hashable = None  # rows of equal signature may share a batch
     labels: Tensor | None = None  # `(1, …)`
@@ -115,34 +143,36 @@ class ExampleReader:
         self.padding = model.padding
         weight = next(model.parameters(), None)
         task = model.task
-        self.device: torch.device | None = None if weight is None else weight.device
-        self.label_dims = 0 if task is not None and task.one_class else None
+        self.device: torch.device | None = None
+        if weight is not None:
+            self.device = weight.device
+        self.label_dims: int | None = None
         """Dimensions of the label of a row; None if the task does not determine them."""
+        if task is not None and task.one_class:
+            self.label_dims = 0
         self.regroups = task is None or not task.per_position
         """Whether rows of several lengths may share a batch between steps."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
         """Whether every batch that is regrouped needs a spare row (see `Padding.optional`)."""
 
-    def read(self, example: Any) -> Example:
+    def read(self, example: UserExample) -> Example:
         """Read one example."""
         row = read_batch(example, self.names, self.label_dims)
         inputs = _batch_of_one(row.inputs)
-        labels = row.labels
         context = {name: _batch_of_one(value) for name, value in row.context.items()}
-        length = 0 if self.padding is None else self._length(inputs, context)
+        length = 0
+        if self.padding is not None:
+            length = self._length(inputs, context)
         kinds = [(name, _kind(value, self.padding)) for name, value in context.items()]
         signature = (_kind(inputs, self.padding), *kinds)
-        return Example(
-            inputs,
-            context,
-            length,
-            signature,
-            None if labels is None else torch.as_tensor(labels)[None],
-        )
+        labels = None
+        if row.labels is not None:
+            labels = torch.as_tensor(row.labels)[None]
+        return Example(inputs, context, length, signature, labels)
 
     def batch(
         self, examples: Sequence[Example], *, spare: bool = False
-    ) -> tuple[Tree, dict[str, Any]]:
+    ) -> tuple[Tree, ContextDict]:
         """Return inputs and context of a call, one row an example, padded on the right.
 
         Args:
@@ -151,32 +181,41 @@ class ExampleReader:
                 under a mask that shows its first position alone. So a module that looks for an end
                 of text in each row finds one.
         """
-        rows = [(example.inputs, example.context, example.length) for example in examples]
-        (inputs, contexts, lengths), padding = zip(*rows, strict=True), self.padding
-        length = max(2 if spare else 0, *lengths)
+        longest = max(example.length for example in examples)
+        if spare:
+            longest = max(longest, 2)
 
-        def joined(trees: Sequence[Tree], lengths: Lengths | None, path: str) -> Any:
-            spares = [join_rows(trees[:1], self._mask_alone, 1, path=path)] if spare else []
-            return join_rows([*trees, *spares], lengths, length, path=path)
+        def joined(trees: list[Tree], lengths: Lengths | None, path: str) -> Tree:
+            if spare:
+                trees = [*trees, join_rows(trees[:1], self._mask_alone, 1, path=path)]
+            return join_rows(trees, lengths, longest, path=path)
 
-        batch = joined(inputs, None if padding is None else padding.of_inputs, "inputs")
-        context = joined(contexts, None if padding is None else padding.of_context, "context")
-        placed: tuple[Tree, dict[str, Any]] = self.placed((batch, context))
+        lengths_of_inputs: Lengths | None = None
+        lengths_of_context: Lengths | None = None
+        if self.padding is not None:
+            lengths_of_inputs = self.padding.of_inputs
+            lengths_of_context = self.padding.of_context
+        inputs = joined([example.inputs for example in examples], lengths_of_inputs, "inputs")
+        contexts = [example.context for example in examples]
+        context = joined(contexts, lengths_of_context, "context")
+        placed: tuple[Tree, ContextDict] = self.placed((inputs, context))
         return placed
 
     def _mask_alone(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of the mask of a row; other tensors keep their length."""
         assert self.padding is not None
-        return self.padding.of_context(name, tensor) if name == self.padding.mask else None
+        if name != self.padding.mask:
+            return None
+        return self.padding.of_context(name, tensor)
 
-    def placed(self, tree: Any) -> Any:
+    def placed(self, tree: Tree) -> Tree:
         """Bring tensors to the device of the model."""
         if self.device is None:
             return tree
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), tree)
 
-    def _length(self, inputs: Tree, context: dict[str, Any]) -> int:
-        """The length of a row, whose context is given a mask where it has none."""
+    def _length(self, inputs: Tree, context: ContextDict) -> int:
+        """Return the length of a row, whose context is given a mask if it has none."""
         assert self.padding is not None
         real = self.padding.positions(inputs, context)
         if real is not None:
@@ -196,7 +235,7 @@ class ExampleReader:
         return length
 
 
-def examples_in(dataset: Any, context: Mapping[str, Any] | None = None) -> Iterator[Any]:
+def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[UserExample]:
     """Return the examples of an iterable; batches, also those of a `DataLoader`, are taken apart.
 
     Args:
@@ -222,7 +261,7 @@ def examples_in(dataset: Any, context: Mapping[str, Any] | None = None) -> Itera
     return (dataset[position] for position in range(len(dataset)))
 
 
-def _rows_with(dataset: Any, context: Mapping[str, Any]) -> Tensor:
+def _rows_with(dataset: DataSet, context: Context) -> Tensor:
     """Return a data set beside which context is given by name, if both have a row an example."""
     if not isinstance(dataset, Tensor):
         raise ArgumentTypeError(
@@ -257,16 +296,17 @@ def join_labels(labels: Sequence[Tensor | None], per_token: bool, length: int) -
             got=f"none of {len(labels) - len(present)} of {len(labels)} rows",
             remedy="Label all examples, or pass labels= to the call.",
         )
-    joined: Tensor = join_rows(
-        present, lambda *_: Along(fill=IGNORED_LABEL) if per_token else None, length
-    )
+    along = None
+    if per_token:
+        along = Along(fill=IGNORED_LABEL)
+    joined: Tensor = join_rows(present, lambda *_: along, length)
     return joined
 
 
-def _as_tensors(tree: Any) -> Any:
-    """Lists of numbers and arrays as tensors; texts and other values stay."""
+def _as_tensors(tree: Tree) -> Tree:
+    """Return a tree with lists of numbers and arrays as tensors; texts and other values stay."""
 
-    def read(leaf: Any) -> Any:
+    def read(leaf: object) -> object:
         if isinstance(leaf, list) or hasattr(leaf, "__array__"):
             return torch.as_tensor(leaf)
         return leaf
@@ -274,28 +314,31 @@ def _as_tensors(tree: Any) -> Any:
     return tree_map(read, tree, is_leaf=lambda part: isinstance(part, list))
 
 
-def _batch_of_one(value: Any) -> Any:
-    if isinstance(value, list):
+def _batch_of_one(value: Tree) -> Tree:
+    """Return a value of one row with a batch dimension."""
+    if isinstance(value, list):  # as tokenizers give them: no tree
         value = torch.as_tensor(value)
-    else:
-        value = value  # as tokenizers give them, without a tree
     if isinstance(value, Tensor):
         return value[None]
     return map_tensors(lambda tensor: tensor[None], _as_tensors(value))
 
 
-def _rows_of(batch: Any) -> Iterator[Any]:
+def _rows_of(batch: Tree) -> Iterator[UserExample]:
     """Yield the rows of a batch of a `DataLoader`, each in the form of the batch."""
-    batch = _as_tensors(tuple(batch) if isinstance(batch, list) else batch)
+    if isinstance(batch, list):
+        batch = tuple(batch)
+    batch = _as_tensors(batch)
     for row in range(first_tensor(batch).shape[0]):
         yield map_tensors(itemgetter(row), batch)
 
 
-def _kind(tree: Any, padding: Padding | None) -> Hashable:
+def _kind(tree: Tree, padding: Padding | None) -> Hashable:
     """Return the structure, types and shapes that values of one batch share, but for lengths."""
     if isinstance(tree, Tensor):
-        length_apart = padding is not None and tree.dim() > 1
-        return (tree.dtype, tree.dim(), *tree.shape[2 if length_apart else 1 :])
+        sizes = tree.shape[1:]
+        if padding is not None and tree.dim() > 1:
+            sizes = tree.shape[2:]  # rows of several lengths may share a batch
+        return (tree.dtype, tree.dim(), *sizes)
     if isinstance(tree, Mapping):
         return tuple((key, _kind(value, padding)) for key, value in tree.items())
     if isinstance(tree, list | tuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -18,9 +18,12 @@ from ponder._utils.modes import evaluating
 from ponder.errors import ArgumentError
 from ponder.inference.batches import start_batches
 from ponder.inference.examples import (
+    DataSet,
     Example,
     ExampleReader,
+    Labels,
     SteppedModule,
+    UserExample,
     examples_in,
     join_labels,
 )
@@ -38,7 +41,7 @@ _BATCHES_AT_ONCE = 16
 
 def predict(
     model: SteppedModule,
-    dataset: Iterable[Any] | Sequence[Any],
+    dataset: DataSet,
     *,
     policy: ExitPolicy | None = None,
     batch_size: int = 32,
@@ -82,17 +85,20 @@ def predict(
     """
     policy = model.checked(policy, num_steps)
     data = _DataSet.read(model, examples_in(dataset, context), row_ids, policy_context)
-    limits: dict[str, Any] = {
-        "num_steps": num_steps,
-        "max_batch": batch_size,
-        "max_tokens": max_tokens,
-    }
     order: list[int] = []
     parts: list[Answers] = []
     with evaluating(model):
         for places in _chunks(data, policy, batch_size, max_tokens):
-            rows = data.examples(places), policy.needs, data.ids[places], data.context(places)
-            source, batch = start_batches(data.reader, *rows, **limits)
+            source, batch = start_batches(
+                data.reader,
+                data.examples(places),
+                policy.needs,
+                data.ids[places],
+                data.context(places),
+                num_steps=num_steps,
+                max_batch=batch_size,
+                max_tokens=max_tokens,
+            )
             parts.append(run(source, policy, batch))
             order += places
             if progress is not None:
@@ -102,9 +108,9 @@ def predict(
 
 def record(
     model: SteppedModule,
-    dataset: Iterable[Any] | Sequence[Any],
+    dataset: DataSet,
     *,
-    labels: Tensor | Sequence[Any] | None = None,
+    labels: Tensor | Sequence[Labels] | None = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
     num_steps: int | None = None,
@@ -149,7 +155,7 @@ def record(
     batches: list[list[int]] = []
     for kind in data.kinds():
         batches += data.batches(kind, batch_size, max_tokens)
-    options = {"num_steps": num_steps, "keep_features": keep_features}
+    options = _RecordOptions(num_steps=num_steps, keep_features=keep_features)
     parts: list[Trajectory] = []
     with evaluating(model):
         for places in batches:
@@ -161,8 +167,15 @@ def record(
     return joined.map(lambda tensor: tensor[order])
 
 
+class _RecordOptions(TypedDict):
+    """What a recording asks of each call of `unroll`."""
+
+    num_steps: int | None
+    keep_features: bool
+
+
 def _record_batch(
-    model: SteppedModule, data: _DataSet, places: list[int], options: Mapping[str, Any]
+    model: SteppedModule, data: _DataSet, places: list[int], options: _RecordOptions
 ) -> Trajectory:
     """Record one batch, on the CPU; outputs beyond the end of a row are blank."""
     examples = data.examples(places)
@@ -198,8 +211,8 @@ class _DataSet:
     def read(
         cls,
         model: SteppedModule,
-        examples: Iterable[Any],
-        row_ids: Any,
+        examples: Iterable[UserExample],
+        row_ids: Sequence[int] | Tensor | None,
         context: Mapping[str, Tensor] | None,
     ) -> _DataSet:
         """Read examples; errors name the position of the one that cannot be read."""
@@ -248,7 +261,9 @@ def _chunks(
 ) -> list[list[int]]:
     """Return the places of rows that a loop runs together: several batches if it may regroup."""
     chunks: list[list[int]] = []
-    size = batch_size * (_BATCHES_AT_ONCE if data.reader.regroups else 1)
+    size = batch_size
+    if data.reader.regroups:
+        size *= _BATCHES_AT_ONCE
     if "group" in policy.needs and data.policy_context:
         # Rows that are decided together stay together.
         groups = data.policy_context["group"]
@@ -271,6 +286,8 @@ def _in_order(
 ) -> Answers:
     """Join the answers of several chunks in the order of the data set.
 
+    Outputs beyond the end of a row are blank.
+
     Args:
         parts: The answers.
         rows: The place of each row in the data set.
@@ -280,21 +297,28 @@ def _in_order(
     if not parts:
         return Answers(torch.zeros(0), torch.zeros(0, dtype=torch.long))
     outputs = [part.outputs.cpu() for part in parts]
-    steps = torch.cat([part.exit_step for part in parts])
+    exit_step = torch.cat([part.exit_step for part in parts]).cpu()
     task = model.task
-    if model.padding is not None and task is not None and task.per_position:
-        lengths = torch.tensor([data.rows[row].length for row in rows])
-        ends = lengths.split([len(part) for part in outputs])
-        pairs = zip(outputs, ends, strict=True)
-        outputs = [_blank_ends(part, end, task.blank) for part, end in pairs]
-    if len({part.shape[1:] for part in outputs}) > 1:
-        along = Along(fill=0.0 if task is None else task.blank)
-        longest = max(part.shape[1] for part in outputs)
-        joined = join_rows(outputs, lambda *_: along, longest, path="outputs")
-    else:
-        joined = torch.cat(outputs)
+    blank = 0.0
+    if task is not None:
+        blank = task.blank
+        if task.per_position and model.padding is not None:
+            lengths = torch.tensor([data.rows[row].length for row in rows])
+            ends = lengths.split([len(part) for part in outputs])
+            pairs = zip(outputs, ends, strict=True)
+            outputs = [_blank_ends(part, end, blank) for part, end in pairs]
     order = torch.argsort(torch.tensor(rows))
-    return Answers(joined[order], steps.cpu()[order])
+    return Answers(_at_one_length(outputs, blank)[order], exit_step[order])
+
+
+def _at_one_length(outputs: Sequence[Tensor], blank: float) -> Tensor:
+    """Return the outputs of several batches as one tensor; shorter ones end in `blank`."""
+    if len({part.shape[1:] for part in outputs}) == 1:
+        return torch.cat(list(outputs))
+    along = Along(fill=blank)
+    longest = max(part.shape[1] for part in outputs)
+    joined: Tensor = join_rows(outputs, lambda *_: along, longest, path="outputs")
+    return joined
 
 
 def _blank_ends(outputs: Tensor, lengths: Tensor, blank: float, dim: int = 1) -> Tensor:

@@ -15,12 +15,12 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +29,14 @@ from ponder._utils.checks import check_int
 from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batches import begin, join
-from ponder.inference.examples import Example, ExampleReader, SteppedModule, examples_in
+from ponder.inference.examples import (
+    DataSet,
+    Example,
+    ExampleReader,
+    SteppedModule,
+    UserExample,
+    examples_in,
+)
 from ponder.model.padding import join_rows
 from ponder.model.source import ModelSource
 from ponder.policies.base import ExitPolicy, PolicyBatch
@@ -170,7 +177,7 @@ class StreamEngine:
 
     def submit(
         self,
-        example: Any,
+        example: UserExample,
         *,
         row_id: int | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
@@ -201,14 +208,18 @@ class StreamEngine:
             name: reader.placed(torch.as_tensor(value)[None])
             for name, value in (policy_context or {}).items()
         }
-        row = _Row(number if row_id is None else int(row_id), number, context)
+        if row_id is None:
+            row_id = number
+        row = _Row(int(row_id), number, context)
         try:
             row.example = reader.read(example)
             row.length = row.example.length
         except Exception as error:
             row.future.set_exception(error)
             return row.future
-        kind = (row.example.signature, 0 if reader.regroups else row.example.length)
+        kind: Hashable = row.example.signature
+        if not reader.regroups:  # rows of one length alone share a batch
+            kind = (kind, row.example.length)
         with self._changed:
             # Done-callbacks run on the thread that answers: if it waited, no place would get free.
             if threading.current_thread() is not self._thread and not self._changed.wait_for(
@@ -221,7 +232,7 @@ class StreamEngine:
             self._changed.notify_all()
         return row.future
 
-    def run(self, examples: Iterable[Any]) -> Iterator[tuple[int, Answers]]:
+    def run(self, examples: DataSet) -> Iterator[tuple[int, Answers]]:
         """Answer all examples of an iterable, which is read only so far ahead as rows may wait.
 
         Args:
@@ -256,10 +267,13 @@ class StreamEngine:
         """The counts, the occupancy and the latencies so far."""
         with self._changed:
             seconds = torch.tensor(list(self._latencies), dtype=torch.float64)
+            occupancy = 0.0
+            if self._steps:
+                occupancy = self._row_steps / (self._steps * self._max_batch)
             return StreamStats(
                 steps=self._steps,
                 row_steps=self._row_steps,
-                occupancy=self._row_steps / (self._steps * self._max_batch) if self._steps else 0.0,
+                occupancy=occupancy,
                 waiting=self._count_waiting(),
                 running=self._count_running(),
                 done=self._ends["done"],
@@ -416,7 +430,9 @@ class StreamEngine:
         ordered, batch = _joined(rows)
         source = batch.source
         steps = [row.step + 1 for row in ordered]
-        source.at = steps if min(steps) != max(steps) else None
+        source.at = None
+        if min(steps) != max(steps):
+            source.at = steps
         source.advance(steps[0])
         exits = self._decide(batch, steps)
         exiting = exits.nonzero().flatten()
