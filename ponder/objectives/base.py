@@ -178,7 +178,7 @@ class Objective(Plugin, ABC):
     def __mul__(self, weight: float) -> Weighted:
         """Return the objective, multiplied by a weight."""
         terms = _terms(self)
-        return Weighted(terms.objectives, tuple(weight * own for own in terms.weights))
+        return Weighted(terms.objectives, tuple(weight * each for each in terms.weights))
 
     __rmul__ = __mul__
 
@@ -225,4 +225,6 @@ class Weighted(Objective):
 
 
 def _terms(objective: Objective) -> Weighted:
-    return objective if isinstance(objective, Weighted) else Weighted((objective,), (1.0,))
+    if isinstance(objective, Weighted):
+        return objective
+    return Weighted((objective,), (1.0,))

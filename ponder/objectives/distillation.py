@@ -48,14 +48,17 @@ class Distillation(Objective):
     def __post_init__(self) -> None:
         check_real("temperature", self.temperature, open_low=True)
         check_real("weight", self.weight)
-        check_choice(
-            "teacher", self.teacher, ("last_step", "frozen") if self.step is None else ("frozen",)
-        )
+        teachers = ["frozen"]
+        if self.step is None:
+            teachers.append("last_step")
+        check_choice("teacher", self.teacher, teachers)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The need of a teacher, if it is a frozen model and not the last step."""
-        return frozenset({"teacher"} if self.teacher == "frozen" else ())
+        if self.teacher == "frozen":
+            return frozenset({"teacher"})
+        return frozenset()
 
     def depth(self, num_steps: int) -> Depth:
         if self.step is None:
@@ -67,8 +70,9 @@ class Distillation(Objective):
             students = unrolled.outputs[:, :-1]
             teacher = unrolled.outputs[:, -1]
         else:
-            taught = slice(None) if self.step is None else slice(self.step - 1, self.step)
-            students = unrolled.outputs[:, taught]
+            students = unrolled.outputs
+            if self.step is not None:
+                students = students[:, self.step - 1 : self.step]
             teacher = unrolled.given("teacher_outputs")
         teachers = teacher.detach().unsqueeze(1).expand_as(students)
         return self.weight * _distilled(unrolled, students, teachers, self.temperature)
@@ -115,7 +119,9 @@ def _distilled(
     batch, pairs = students.shape[:2]
     if not pairs:  # one step, which nothing teaches
         return 0.0 * unrolled.losses[:, -1]
-    mask = None if unrolled.mask is None else unrolled.mask.repeat_interleave(pairs, dim=0)
+    mask = unrolled.mask
+    if mask is not None:
+        mask = mask.repeat_interleave(pairs, dim=0)
     losses = unrolled.task.distillation_losses(
         students.flatten(0, 1), teachers.flatten(0, 1), temperature, mask
     )

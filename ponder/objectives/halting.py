@@ -57,5 +57,8 @@ class Ponder(Objective):
             fit = -torch.logsumexp(posterior.log_pmf - unrolled.losses, dim=-1)
         if not self.beta:
             return fit  # the KL is infinite if the prior excludes a step, and 0 · ∞ is NaN
-        pair = (posterior, prior) if self.kl == "posterior_prior" else (prior, posterior)
-        return fit + self.beta * kl_divergence(*pair)
+        if self.kl == "posterior_prior":
+            divergence = kl_divergence(posterior, prior)
+        else:
+            divergence = kl_divergence(prior, posterior)
+        return fit + self.beta * divergence

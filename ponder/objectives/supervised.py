@@ -86,8 +86,8 @@ class RandomDepth(Objective):
     r"""ℓ_{k+n}, after k steps without and n steps with a gradient; both are drawn for every batch.
 
     k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step
-    that is trained to go on from any state that it has made itself goes on to improve the answer
-    where it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the progressive
+    that is trained to continue from any state that it has made itself continues to improve the
+    answer if it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the progressive
     loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts
     backpropagation through steps short: its memory and time do not grow with N.
 
@@ -109,8 +109,9 @@ class RandomDepth(Objective):
 
     def depth(self, num_steps: int) -> Depth:
         check_int("num_steps", num_steps, self.minimum + (self.warm_up or 0))
-        room = num_steps - self.minimum
-        most_warm_up = room if self.warm_up is None else self.warm_up
+        most_warm_up = self.warm_up
+        if most_warm_up is None:
+            most_warm_up = num_steps - self.minimum
         warm_up = int(torch.randint(0, 1 + most_warm_up, ()))
         most = num_steps - warm_up
         if self.maximum is not None:

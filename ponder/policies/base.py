@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from itertools import islice
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int
@@ -27,6 +29,7 @@ __all__ = [
     "LastStep",
     "ModelSpec",
     "PolicyBatch",
+    "PolicyState",
     "PolicyWrapper",
     "StepView",
     "Threshold",
@@ -36,8 +39,10 @@ __all__ = [
     "scaled_step",
 ]
 
-Array = Any
+Array: TypeAlias = Any
 """A NumPy array or a tensor."""
+PolicyState: TypeAlias = Any
+"""The state of a policy between two steps: (nested) arrays with the batch first, or None."""
 _REMEDIES = {
     "hazard": "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
     "features": "Record them: model.unroll(…, keep_features=True).",
@@ -95,16 +100,23 @@ class ModelSpec:
     @property
     def readings(self) -> frozenset[str]:
         """The names that a policy's `needs` may hold."""
-        there = {"hazard": self.has_hazard, "features": self.has_features}
-        there |= {"context": self.has_context, "group": self.has_context}
-        return frozenset({"output", *(name for name, has in there.items() if has)})
+        names = {"output"}
+        if self.has_hazard:
+            names.add("hazard")
+        if self.has_features:
+            names.add("features")
+        if self.has_context:
+            names |= {"context", "group"}
+        return frozenset(names)
 
 
 def _reading(name: str) -> property:
     """Return a property of a step: the reading of that name, if the policy's `needs` declare it."""
 
     def read(step: StepView) -> Array:
-        return step.readings[name] if name in step.readings else _undeclared(name)
+        if name not in step.readings:
+            raise _undeclared(name)
+        return step.readings[name]
 
     return property(read)
 
@@ -153,7 +165,9 @@ class StepView:
     @property
     def context(self) -> Mapping[str, Array]:
         """The tensors of the call's `policy_context`, by name, `(batch, …)` each."""
-        return _undeclared("context") if self.policy_context is None else self.policy_context
+        if self.policy_context is None:
+            raise _undeclared("context")
+        return self.policy_context
 
     @property
     def group(self) -> Array:
@@ -166,12 +180,29 @@ class StepView:
         return self.policy_context["group"]
 
 
-def _undeclared(name: str) -> NoReturn:
-    need = "hazard" if name in ("cdf", "survival") else name
-    raise PonderError(
+def _undeclared(name: str) -> PonderError:
+    need = name
+    if name in ("cdf", "survival"):
+        need = "hazard"
+    return PonderError(
         f"the policy reads step.{name}, which it does not declare. "
         f"Set needs = frozenset({{{need!r}}}) on the policy's class."
     )
+
+
+class FullDepthRun(Protocol):
+    """A record of all steps of some rows, on which a policy is scored: a trajectory, say."""
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of steps."""
+
+    @property
+    def batch(self) -> PolicyBatch:
+        """The rows, as policies see them."""
+
+    def views(self, needs: frozenset[str]) -> Iterator[StepView]:
+        """Yield the view of each step 1 … N for a policy with these needs."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +243,11 @@ class Threshold:
         """Whether a row exits if its statistic equals the threshold."""
         return self.leaves in ("at_least", "at_most")
 
-    def argument(self, value: float) -> dict[str, Any]:
+    def argument(self, value: float) -> dict[str, float]:
         """Return the threshold as an argument of its policy."""
-        return {self.field: int(value) if self.whole and value == int(value) else value}
+        if self.whole and value == int(value):
+            value = int(value)
+        return {self.field: value}
 
     def crossed(self, statistic: Array, value: float) -> Array:
         """The exit mask, `(batch,)` bool."""
@@ -231,14 +264,16 @@ class Threshold:
             width: Size of the last dimension of the outputs.
             count: The number of values, if the threshold is not a whole number.
         """
-        high = self.high(num_steps, width) if callable(self.high) else self.high
+        high = self.high
+        if callable(high):
+            high = high(num_steps, width)
         if self.whole:
             return [float(value) for value in range(int(self.low), int(high) + 1)]
         shares = [(1.0 - math.cos(math.pi * i / (count - 1))) / 2.0 for i in range(count)]
         return [self.low + (high - self.low) * share for share in shares]
 
 
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+_COMPARISONS: dict[str, Callable[[Array, float], Array]] = {
     "above": operator.gt,
     "at_least": operator.ge,
     "below": operator.lt,
@@ -272,7 +307,7 @@ class ExitPolicy(Plugin, ABC):
     tunable: ClassVar[Threshold | None] = None
     """The field that moves the exits between early and late; None if there is no such field."""
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         """Return the state before the first step: (nested) tensors with the batch first, or None.
 
         None means "no value yet". Rows whose whole state is None are decided apart from others.
@@ -282,7 +317,7 @@ class ExitPolicy(Plugin, ABC):
         return None
 
     @abstractmethod
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         """Return which rows exit now, and the new state.
 
         Pure: nothing that was passed in may be changed.
@@ -316,7 +351,9 @@ class ExitPolicy(Plugin, ABC):
         """Return the policies that this one is made of; none by default."""
         return ()
 
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+    def readiness(
+        self, step: StepView, state: PolicyState, free: ExitPolicy
+    ) -> tuple[Array, PolicyState]:
         """Return the score of each row, to be compared with the threshold of `free`.
 
         `free` is this policy or a sub-policy. A row exits if its score is above (or at) the
@@ -333,7 +370,7 @@ class ExitPolicy(Plugin, ABC):
         stays = xp.full_like(step.index, -math.inf, dtype=xp.float32)
         return xp.where(of_each_row, math.inf, stays), state
 
-    def scores(self, record: Any, free: ExitPolicy | None = None) -> Array:
+    def scores(self, record: FullDepthRun, free: ExitPolicy | None = None) -> Array:
         """Return the readiness of every row at every step, for exits at all thresholds.
 
         Args:
@@ -356,11 +393,15 @@ class ExitPolicy(Plugin, ABC):
             free = next((each for each in all_within(self) if each.tunable), self)
         batch = record.batch
         state = self.init(batch)
-        columns: list[Any] = []
-        for _, view in zip(range(record.num_steps - 1), record.views(self.needs), strict=False):
+        columns: list[NDArray[np.floating]] = []
+        for view in islice(record.views(self.needs), record.num_steps - 1):
             ready, state = self.readiness(view, state, free)
-            columns.append(ready if namespace(ready) is np else ready.detach().cpu().numpy())
-        last = np.full(batch.size, math.inf, dtype=columns[0].dtype if columns else np.float32)
+            if namespace(ready) is not np:
+                ready = ready.detach().cpu().numpy()
+            columns.append(ready)
+        last = np.full(batch.size, math.inf, dtype=np.float32)
+        if columns:
+            last = last.astype(columns[0].dtype)
         return np.stack([*columns, last], axis=1)
 
     def with_threshold(self, value: float) -> Self:
@@ -424,18 +465,20 @@ class ThresholdPolicy(ExitPolicy):
     tunable: ClassVar[Threshold]
 
     @abstractmethod
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         """Return the statistic, `(batch,)`, and the new state.
 
         Pure, as `decide` is.
         """
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         value, state = self.statistic(step, state)
         threshold = getattr(self, self.tunable.field)
         return self.tunable.crossed(at_least_float32(value), threshold), state
 
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+    def readiness(
+        self, step: StepView, state: PolicyState, free: ExitPolicy
+    ) -> tuple[Array, PolicyState]:
         if self is not free:
             return super().readiness(step, state, free)
         value, state = self.statistic(step, state)
@@ -468,10 +511,10 @@ class PolicyWrapper(ExitPolicy):
         """What the policy inside reads."""
         return self.policy.needs
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         return self.policy.init(batch)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return self.policy.decide(step, state)
 
     def check(self, spec: ModelSpec) -> None:
@@ -481,7 +524,9 @@ class PolicyWrapper(ExitPolicy):
     def parts(self) -> tuple[ExitPolicy, ...]:
         return (self.policy,)
 
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+    def readiness(
+        self, step: StepView, state: PolicyState, free: ExitPolicy
+    ) -> tuple[Array, PolicyState]:
         return self.policy.readiness(step, state, free)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
@@ -511,7 +556,7 @@ class FixedStep(ThresholdPolicy):
     def check(self, spec: ModelSpec) -> None:
         check_int("step", self.step, 1, spec.num_steps, remedy="Steps count from 1.")
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         return step.index, state
 
     def exit_of_all(self, num_steps: int) -> int | None:
@@ -533,7 +578,7 @@ class LastStep(ExitPolicy):
         tensor([3])
     """
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return False, state
 
     def exit_of_all(self, num_steps: int) -> int | None:
@@ -542,7 +587,10 @@ class LastStep(ExitPolicy):
 
 def all_within(policy: ExitPolicy) -> list[ExitPolicy]:
     """Return a policy and all that it is made of, the outermost first."""
-    return [policy, *[each for part in policy.parts() for each in all_within(part)]]
+    within = [policy]
+    for part in policy.parts():
+        within += all_within(part)
+    return within
 
 
 def scaled_step(step: int, tuned_for: int, num_steps: int) -> int:

@@ -12,14 +12,21 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from ponder._utils.arrays import at_least_float32, namespace, sigmoid, softmax, weighted
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
-from ponder.policies.base import Array, ModelSpec, StepView, Threshold, ThresholdPolicy, registry
+from ponder.policies.base import (
+    Array,
+    ModelSpec,
+    PolicyState,
+    StepView,
+    Threshold,
+    ThresholdPolicy,
+    registry,
+)
 
 __all__ = [
     "SIGNALS",
@@ -72,7 +79,7 @@ def energy(logits: Array) -> Array:
     return sigmoid(top + xp.log(xp.exp(logits - top[..., None]).sum(-1)))
 
 
-SIGNALS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+SIGNALS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
         "confidence": confidence,
         "margin": margin,
@@ -107,7 +114,7 @@ class _Certainty(OfClasses):
     def measure(self, logits: Array) -> Array:
         """Return the statistic, `(…,)`, of class logits `(…, classes)`, in at least float32."""
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         value = self.measure(class_logits(self, step))
         if value.ndim == 1:
             return value, state
@@ -152,11 +159,14 @@ class Entropy(_Certainty):
     )
 
     def __post_init__(self) -> None:
-        check_real("threshold", self.threshold, 0.0, 1.0 if self.normalize else math.inf)
+        highest = 1.0 if self.normalize else math.inf
+        check_real("threshold", self.threshold, 0.0, highest)
 
     def measure(self, logits: Array) -> Array:
         entropy = -negative_entropy(logits)
-        return entropy / math.log(logits.shape[-1]) if self.normalize else entropy
+        if not self.normalize:
+            return entropy
+        return entropy / math.log(logits.shape[-1])
 
 
 @registry.register("confidence")

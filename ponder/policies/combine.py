@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from ponder._utils.arrays import namespace
 from ponder._utils.checks import check_int, check_type
@@ -22,6 +22,7 @@ from ponder.policies.base import (
     ExitPolicy,
     ModelSpec,
     PolicyBatch,
+    PolicyState,
     PolicyWrapper,
     StepView,
     registry,
@@ -33,9 +34,13 @@ __all__ = ["All", "Any_", "Certified", "FromStep", "promise_about", "warn_of_cha
 
 @dataclass(frozen=True)
 class _Several(ExitPolicy):
+    """Base of the policies of which any, or all, must exit."""
+
     policies: tuple[ExitPolicy, ...]
-    of_masks: ClassVar[Callable[[Any, Any], Any]]
+    of_masks: ClassVar[Callable[[Array, Array], Array]]
+    """How two exit masks become one."""
     of_readiness: ClassVar[str]
+    """The name of the function by which two readinesses become one."""
 
     def __post_init__(self) -> None:
         for policy in self.policies:
@@ -46,16 +51,18 @@ class _Several(ExitPolicy):
         """What any of the parts reads."""
         return frozenset[str]().union(*(policy.needs for policy in self.policies))
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         return tuple(policy.init(batch) for policy in self.policies)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         answers = [
             policy.decide(step, part) for policy, part in zip(self.policies, state, strict=True)
         ]
         return _merged(type(self).of_masks, answers)
 
-    def readiness(self, step: StepView, state: Any, free: ExitPolicy) -> tuple[Array, Any]:
+    def readiness(
+        self, step: StepView, state: PolicyState, free: ExitPolicy
+    ) -> tuple[Array, PolicyState]:
         answers = [
             policy.readiness(step, part, free)
             for policy, part in zip(self.policies, state, strict=True)
@@ -76,8 +83,9 @@ class _Several(ExitPolicy):
 
 
 def _merged(
-    merge: Callable[[Any, Any], Any], answers: Sequence[tuple[Any, Any]]
-) -> tuple[Any, Any]:
+    merge: Callable[[Array, Array], Array], answers: Sequence[tuple[Array, PolicyState]]
+) -> tuple[Array, PolicyState]:
+    """Return the answers of several policies as one, and their states."""
     merged = reduce(merge, (answer for answer, _ in answers))
     return merged, tuple(state for _, state in answers)
 
@@ -144,7 +152,7 @@ class FromStep(ExitPolicy):
     def __post_init__(self) -> None:
         check_int("step", self.step, remedy="Steps count from 1.")
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return step.index >= self.step, state
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
@@ -193,12 +201,14 @@ class Certified(PolicyWrapper):
     num_steps: int | None = None
     weights: str | None = field(default=None, repr=False)
 
-    def rescaled(self, tuned_for: int, num_steps: int) -> Any:
+    def rescaled(self, tuned_for: int, num_steps: int) -> ExitPolicy:  # type: ignore[override]
         """Return the policy for another number of steps, without the promise.
 
         Itself for the same number.
         """
-        return self if tuned_for == num_steps else self.policy.rescaled(tuned_for, num_steps)
+        if tuned_for == num_steps:
+            return self
+        return self.policy.rescaled(tuned_for, num_steps)
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

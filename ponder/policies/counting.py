@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ponder.policies.base import (
     Array,
     ModelSpec,
     PolicyBatch,
+    PolicyState,
     StepView,
     Threshold,
     ThresholdPolicy,
@@ -50,7 +51,9 @@ class _Counting(ThresholdPolicy):
 
     def compared(self, step: StepView) -> tuple[Array, Array]:
         """Return the answers to be compared, `(batch, …)`, and which rows have one (not NaN)."""
-        output = class_logits(self, step) if step.task.classes else step.output
+        output = step.output
+        if step.task.classes:
+            output = class_logits(self, step)
         return step.task.predictions(output), step.task.answered(output, step.mask)
 
     def check(self, spec: ModelSpec) -> None:
@@ -60,11 +63,11 @@ class _Counting(ThresholdPolicy):
             remedy = f"Give {type(self).__name__} a tolerance=0.1, say, in the unit of the outputs."
             raise ArgumentError("tolerance", expected=expected, got=self.tolerance, remedy=remedy)
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         count = namespace(batch.row_ids).zeros_like(batch.row_ids)
         return {"count": count, "before": None, "answered": count > 0}
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         now, answered = self.compared(step)
         count = state["count"]
         before = state["before"]
@@ -145,7 +148,9 @@ class Converged(_Counting):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Outputs or features, whichever are compared."""
-        return frozenset({"output" if self.on == "answers" else "features"})
+        if self.on == "answers":
+            return frozenset({"output"})
+        return frozenset({"features"})
 
     def compared(self, step: StepView) -> tuple[Array, Array]:
         if self.on == "answers":
@@ -193,14 +198,18 @@ class Voting(OfClasses):
     def __post_init__(self) -> None:
         check_int("votes", self.votes)
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         output = class_logits(self, step)
         xp = namespace(output)
-        place = {} if xp is np else {"device": output.device}
-        given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **place)
+        options = {}
+        if xp is not np:
+            options["device"] = output.device
+        given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **options)
         # An output that is NaN is not an answer, and has no vote.
         given = given & ~xp.isnan(output).any(-1)[..., None]
-        votes = given * 1 if state is None else given + state
+        votes = given * 1
+        if state is not None:
+            votes = votes + state
         for_answer = (votes * given).sum(-1)
         if for_answer.ndim == 1:
             return for_answer, votes

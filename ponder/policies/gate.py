@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ponder._utils.arrays import namespace, sigmoid
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
-from ponder.policies.base import Array, ModelSpec, PolicyBatch, StepView, Threshold, registry
+from ponder.policies.base import (
+    Array,
+    ModelSpec,
+    PolicyBatch,
+    PolicyState,
+    StepView,
+    Threshold,
+    registry,
+)
 from ponder.policies.certainty import OfClasses, class_logits, confidence, margin, negative_entropy
 
 __all__ = ["Gate"]
@@ -49,20 +56,20 @@ class Gate(OfClasses):
             remedy = "Fit one on this model's own trajectory with ponder.calibration.fit_gate."
             raise ArgumentError("policy", expected=expected, got=got, remedy=remedy)
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         zeros_like = namespace(batch.row_ids).zeros_like
         return {"answer": zeros_like(batch.row_ids), "streak": zeros_like(batch.row_ids)}
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         signals, state = self.read(step, state)
         if namespace(signals) is np:
-            given = np.asarray(self.tables, signals.dtype)
+            tables = np.asarray(self.tables, signals.dtype)
         else:
-            given = signals.new_tensor(self.tables)
-        own = given[step.index - 1]
-        return sigmoid((signals * own[:, :-1]).sum(1) + own[:, -1]), state
+            tables = signals.new_tensor(self.tables)
+        of_row = tables[step.index - 1]
+        return sigmoid((signals * of_row[:, :-1]).sum(1) + of_row[:, -1]), state
 
-    def read(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def read(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         """Return the signals, `(batch, signals)`, and the state for the next step."""
         logits = class_logits(self, step)
         xp = namespace(step.output)

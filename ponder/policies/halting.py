@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ponder.policies.base import (
     Array,
     ExitPolicy,
     PolicyBatch,
+    PolicyState,
     StepView,
     Threshold,
     ThresholdPolicy,
@@ -47,7 +47,7 @@ class Quantile(ThresholdPolicy):
     def __post_init__(self) -> None:
         check_real("q", self.q, 0.0, 1.0)
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         return step.cdf, state
 
 
@@ -76,14 +76,16 @@ class Bernoulli(ExitPolicy):
     seed: int | None = None
     needs = frozenset({"hazard"})
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         ids = batch.row_ids
         if self.seed is not None:
             return uniform(self.seed, ids)
         xp = namespace(ids)
-        return np.random.random(batch.size) if xp is np else xp.rand(batch.size, device=ids.device)
+        if xp is np:
+            return np.random.random(batch.size)
+        return xp.rand(batch.size, device=ids.device)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return step.cdf > state, state
 
 
@@ -119,6 +121,8 @@ class ACT(ThresholdPolicy):
     def __post_init__(self) -> None:
         check_real("epsilon", self.epsilon, 0.0, 1.0)
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Array, Any]:
-        total = step.hazard if state is None else state + step.hazard
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
+        total = step.hazard
+        if state is not None:
+            total = state + total
         return 1.0 - total, total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from ponder.policies.base import (
     Array,
     ExitPolicy,
     PolicyBatch,
+    PolicyState,
     StepView,
     ThresholdPolicy,
     registry,
@@ -41,10 +41,10 @@ class StageThresholds(ExitPolicy):
     thresholds: tuple[float, ...]
     needs = frozenset({"output"})
 
-    def init(self, batch: PolicyBatch) -> Any:
+    def init(self, batch: PolicyBatch) -> PolicyState:
         return self.policy.init(batch)
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array | bool, Any]:
+    def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         """Compare each row's certainty with the threshold of its stage."""
         value, state = self.policy.statistic(step, state)
         value = at_least_float32(value)

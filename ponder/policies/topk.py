@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int, check_real
@@ -64,7 +64,7 @@ class TopK(ExitPolicy):
         # shown too.
         return batch.row_ids == batch.row_ids
 
-    def decide(self, step: StepView, state: Any) -> tuple[Array, Array]:
+    def decide(self, step: StepView, state: Array) -> tuple[Array, Array]:
         """Exit the rows that have lost.
 
         Scores of rows that exited before are masked, rows are ranked within their groups, and each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from ponder._utils.checks import check_choice
 from ponder._utils.registry import Registry
@@ -16,6 +16,8 @@ from ponder.tasks import Task, as_task
 
 __all__ = ["LambdaSpec", "Recipe", "Stage", "registry"]
 
+Settings: TypeAlias = dict[str, Any]
+"""Hyper-parameters in plain JSON types, by name."""
 registry: Registry[Recipe] = Registry("recipe", "ponder.recipes")
 
 
@@ -70,7 +72,7 @@ class Stage:
     def __post_init__(self) -> None:
         check_choice("train", self.train, ("all", "early_heads", "lambda_head"))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Settings:
         """Return plain JSON types."""
         return {**vars(self), "objective": self.objective.to_dict()}
 
@@ -118,7 +120,11 @@ class Recipe:
 
     def for_steps(self, num_steps: int) -> Recipe:
         """Return the recipe for an encoder of `num_steps` steps, with scaled prior and policy."""
-        tuned_for = num_steps if self.tuned_for is None else self.tuned_for
+        if self.tuned_for is None:
+            # Nothing depends on the number of steps; a learned prior is copied all the same.
+            tuned_for = num_steps
+        else:
+            tuned_for = self.tuned_for
         without_classes = self.without_classes
         if without_classes is not None:
             without_classes = without_classes.rescaled(tuned_for, num_steps)
@@ -126,13 +132,15 @@ class Recipe:
         if prior is not None:
             # A copy, since a model may train the weights of its prior, but not those of a recipe.
             prior = copy.deepcopy(prior.rescaled(tuned_for, num_steps))
-        return replace(
+        scaled = replace(
             self,
             policy=self.policy.rescaled(tuned_for, num_steps),
             without_classes=without_classes,
             prior=prior,
-            tuned_for=None if self.tuned_for is None else num_steps,
         )
+        if self.tuned_for is None:
+            return scaled
+        return replace(scaled, tuned_for=num_steps)
 
     def for_task(self, task: str | Task) -> Recipe:
         """Return the recipe with its policy for a task, or for the name of a task.
@@ -150,19 +158,16 @@ class Recipe:
             return replace(self, policy=policy)
         return replace(self, policy=policy, stages=stages, lambda_head=None, prior=None)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Settings:
         """Return plain JSON types."""
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, ExitPolicy | Prior)
-        }
-        return {
-            **vars(self),
-            **{name: value.to_dict() for name, value in given.items()},
-            "stages": [stage.to_dict() for stage in self.stages],
-            "lambda_head": None if self.lambda_head is None else vars(self.lambda_head).copy(),
-        }
+        settings: Settings = {**vars(self)}
+        for name, value in vars(self).items():
+            if isinstance(value, ExitPolicy | Prior):
+                settings[name] = value.to_dict()
+        settings["stages"] = [stage.to_dict() for stage in self.stages]
+        if self.lambda_head is not None:
+            settings["lambda_head"] = vars(self.lambda_head).copy()
+        return settings
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:

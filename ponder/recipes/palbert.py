@@ -37,12 +37,14 @@ def palbert(
         >>> recipe.policy, recipe.lambda_head.layers, recipe.lambda_head.history
         (Quantile(q=0.5), 3, 2)
     """
+    layers = 3 if deep_lambda else 1
+    history = 2 if hidden_concat else 1
     return Recipe(
         name="palbert",
         paper="PALBERT: Teaching ALBERT to Ponder, arXiv 2204.03276",
         stages=(Stage(Ponder(beta)),),
         policy=Quantile(q) if q_exit else Bernoulli(seed),
-        lambda_head=LambdaSpec(layers=3 if deep_lambda else 1, history=2 if hidden_concat else 1),
+        lambda_head=LambdaSpec(layers, history),
         prior=Geometric(rate),
         own_lambda_lr=own_lambda_lr,
     )

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ponder.policies import StepView, Threshold, ThresholdPolicy
+from ponder.policies.base import PolicyState
 
 __all__ = ["InjectedCore", "OutputChange"]
 
@@ -48,7 +49,7 @@ class OutputChange(ThresholdPolicy):
     needs = frozenset({"output"})
     tunable = Threshold("threshold", "below")
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Tensor, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Tensor, PolicyState]:
         """Return the change, infinite at the first step, and the log-probabilities."""
         now: Tensor = step.output.float().log_softmax(-1)
         if state is None:

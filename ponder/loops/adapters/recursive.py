@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from ponder.policies import StepView, Threshold, ThresholdPolicy
+from ponder.policies.base import PolicyState
 
 __all__ = ["QHead", "Recursion", "RightAnswer", "answer_of"]
 
@@ -66,6 +66,6 @@ class RightAnswer(ThresholdPolicy):
     needs = frozenset({"hazard"})
     tunable = Threshold("threshold", "above")
 
-    def statistic(self, step: StepView, state: Any) -> tuple[Tensor, Any]:
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Tensor, PolicyState]:
         """Return the probability of a right answer."""
         return step.hazard, state
