@@ -245,7 +245,7 @@ def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[Us
     """
     if context:
         return _rows_of((_rows_with(dataset, context), dict(context)))
-    if isinstance(dataset, tuple) and len(dataset) > 1 and isinstance(dataset[-1], Mapping):
+    if _is_batch(dataset):
         return _rows_of(dataset)
     if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
         raise ArgumentError(
@@ -259,6 +259,11 @@ def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[Us
     if isinstance(dataset, Iterable):
         return iter(dataset)
     return (dataset[position] for position in range(len(dataset)))
+
+
+def _is_batch(dataset: DataSet) -> bool:
+    """Return whether a data set is one batch with its context, ``(inputs, {"mask": mask})``."""
+    return isinstance(dataset, tuple) and len(dataset) > 1 and isinstance(dataset[-1], Mapping)
 
 
 def _rows_with(dataset: DataSet, context: Context) -> Tensor:

@@ -167,9 +167,9 @@ def _is_collated(batch: object) -> TypeGuard[list[object]]:
 
 
 def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int | None) -> Batch:
-    """Read the inputs, context by position or in dicts, and the labels if the last item is none.
+    """Read the inputs, context by position or in dicts, and labels: the last item, unless a dict.
 
-    Labels in a dict are read if no item is labels.
+    If the last item is a dict, the labels may be in it.
     """
     inputs, *others = batch
     labels = None
