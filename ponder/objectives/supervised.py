@@ -87,8 +87,8 @@ class RandomDepth(Objective):
 
     k is uniform on 0..`warm_up` and n uniform on `minimum`..min(`maximum`, N − k). A shared step
     that is trained to continue from any state that it has made itself continues to improve the
-    answer if it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the progressive
-    loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts
+    answer if it is run for longer than in training. ``RandomDepth(warm_up=None)`` is the
+    progressive loss of Bansal et al. 2022 (arXiv 2202.05826, Section 3.2). A small `maximum` cuts
     backpropagation through steps short: its memory and time do not grow with N.
 
     Args:
