@@ -16,7 +16,7 @@ from benchmarks.rerank.training import train
 __all__ = ["prepare"]
 
 _TRAIN = 4000
-_TRAFFIC = 2000
+_TRAFFIC = 1000
 _TRAINING_QUERIES = 3000
 _QUERIES = 500
 _CANDIDATES = 20

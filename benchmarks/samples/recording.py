@@ -31,7 +31,10 @@ SAMPLES = {
     "predict": f"ponder predict exits --texts fresh.csv {_TEXTS} --out answers.csv",
     "answers": "head -n 4 answers.csv",
     "export": f"ponder export exits --int8 --texts traffic.csv {_TEXTS} --out small",
-    "advise": f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --out advised",
+    "advise": (
+        f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --disagreement 0.05 "
+        "--out advised"
+    ),
     "cascade": f"ponder cascade my-intents --texts traffic.csv {_TEXTS} --out cascade",
     "label": (
         f"ponder label fresh.csv {_TEXTS} --with my_module:ask --level 0.1 --out labelled.csv "
@@ -58,19 +61,19 @@ _PATIENCE = 120.0  # seconds until a service answers
 
 def record(work: Path, out: Path, only: Iterable[str]) -> None:
     """Run the commands, and update the file of samples."""
-    found: dict[str, Any] = read_json(out) if out.exists() else {"commands": {}}
-    kept: dict[str, Any] = found["commands"]
+    kept: dict[str, Any] = read_json(out)["commands"] if out.exists() else {}
     chosen = set(only) or set(SAMPLES)
     for name, command in SAMPLES.items():
         if name not in chosen:
             continue
         if name == "serve":
-            kept.update(_served(work, command))
+            found = _served(work, command)
         else:
-            kept[name] = {"command": command, "output": _printed(command, work)}
+            found = {name: {"command": command, "output": _printed(command, work)}}
+        made = environment()
+        kept.update({each: {**sample, "environment": made} for each, sample in found.items()})
         ordered = {each: kept[each] for each in _order() if each in kept}
-        made = {"task": "Banking77, MiniLM", "environment": environment(), "commands": ordered}
-        write_json(out, made)
+        write_json(out, {"task": "Banking77, MiniLM", "commands": ordered})
 
 
 def _order() -> list[str]:

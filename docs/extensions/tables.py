@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
@@ -808,14 +809,25 @@ def live_faults() -> str:
     return table(head, rows) + made_by(found)
 
 
-def samples() -> str:
-    """Return what `ponder exits` and `ponder check` printed once, with their commands."""
-    found = read(RESULTS / "samples.json")
-    shown = [f"$ {one['command']}\n{one['output']}" for one in found["commands"].values()]
+def samples(*names: str) -> str:
+    """Return what some commands printed once (`benchmarks/samples`)."""
+    commands = read(RESULTS / "samples.json")["commands"]
+    shown = [f"$ {commands[name]['command']}\n{commands[name]['output']}" for name in names]
     block = "\n\n".join(shown)
-    return f"```text\n{block}\n```{made_by(found)}"
+    return f"```text\n{block}\n```{made_by([commands[name] for name in names])}"
 
 
+SAMPLES = {
+    "samples": ("exits", "check"),
+    "samples_advise": ("advise",),
+    "samples_cascade": ("cascade",),
+    "samples_rerank": ("rerank", "check_ranker"),
+    "samples_label": ("label",),
+    "samples_predict": ("predict", "answers"),
+    "samples_export": ("export",),
+    "samples_serve": ("serve", "request", "health"),
+}
+"""Names of the samples that a page shows together."""
 TABLES: dict[str, Callable[[], str]] = {
     draw.__name__: draw
     for draw in (
@@ -857,9 +869,9 @@ TABLES: dict[str, Callable[[], str]] = {
         live,
         live_faults,
         advice,
-        samples,
     )
 }
+TABLES |= {name: partial(samples, *commands) for name, commands in SAMPLES.items()}
 _MODEL = ("ponder/model", "ponder/running", "ponder/inference", "ponder/wrapper.py")
 ROOMS: dict[str, tuple[str, ...]] = {
     "finetuned": ("ponder/calibration", "integrations/transformers"),

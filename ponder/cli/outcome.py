@@ -60,19 +60,23 @@ class Outcome:
     usage: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def usage_of(folder: Path, *, torch: bool = True, file: str = "new.csv") -> list[tuple[str, str]]:
+def usage_of(folder: Path, *, torch: bool = True, ranks: bool = False) -> list[tuple[str, str]]:
     """Return uses of a folder: a purpose and a command each.
 
     Args:
         folder: The folder.
         torch: Whether its model runs in PyTorch, so that it can be exported.
-        file: A file of texts, for the examples.
+        ranks: Whether it ranks the candidates of queries.
     """
+    what = "queries" if ranks else "texts"
+    suffix = "jsonl" if ranks else "csv"
+    answers = "predict(queries)" if ranks else "predict(texts).labels"
+    file = f"new.{suffix}"
     commands = [
-        ("A file of texts", f"ponder predict {folder} --texts {file} --out answers.csv"),
+        (f"A file of {what}", f"ponder predict {folder} --texts {file} --out answers.{suffix}"),
         ("Over HTTP", f"ponder serve {folder}"),
-        ("Does the promise hold on new texts?", f"ponder check {folder} --texts {file}"),
-        ("In Python", f'ponder.open("{folder}").predict(texts).labels'),
+        (f"Does the promise hold on new {what}?", f"ponder check {folder} --texts {file}"),
+        ("In Python", f'ponder.open("{folder}").{answers}'),
     ]
     if torch:
         commands.append(("Without PyTorch", f"ponder export {folder} --out EXPORT"))

@@ -76,7 +76,7 @@ def run(
         [promise_of(made)],
         _rows(made, pools, report.observed, clock),
         title=f"Exits for the reranker {Path(model).name}",
-        usage=usage_of(out, file="queries.jsonl"),
+        usage=usage_of(out, ranks=True),
     )
     with new_folder(out) as new:
         made.save(new)
@@ -166,7 +166,7 @@ def _export_page(made: Ranker, folder: Path, out: Path, *, int8: bool) -> Outcom
         "int8": int8,
         "reference": card_of(folder).get("reference"),
     }
-    usage = usage_of(out, torch=False, file="queries.jsonl")
+    usage = usage_of(out, torch=False, ranks=True)
     return Outcome(facts, [statement], title=f"{folder.name} as ONNX graphs", usage=usage)
 
 

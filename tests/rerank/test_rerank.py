@@ -324,7 +324,9 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
     said = " ".join(result.stdout.split())
     assert "another set of the best 2 on at most 20% of queries like these, with 95%" in said
     assert "200 queries: some" in " ".join(result.stderr.split())  # an estimate of the time
-    assert "How to use it" in (tmp_path / "ranker" / "report.html").read_text()
+    page = (tmp_path / "ranker" / "report.html").read_text()
+    assert "--out answers.jsonl" in page
+    assert ".predict(queries)" in page
     opened = ponder.open(tmp_path / "ranker")
     assert opened.statement in said
     assert len(opened.predict(pools(3, 300, True))) == 3
