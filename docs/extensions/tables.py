@@ -25,6 +25,8 @@ RERANKED = (
     *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
 )
 ONE_MODEL_SPEED_UPS = (1.5, 2.0, 3.0)
+_LINES = 14
+"""Lines of an output that a page shows."""
 BROKEN = " ✗"
 """Mark of a speed-up whose promise is broken on test rows, by an exact binomial test at 5%."""
 NAMES = {
@@ -812,20 +814,38 @@ def live_faults() -> str:
 def samples(*names: str) -> str:
     """Return what some commands printed once (`benchmarks/samples`)."""
     commands = read(RESULTS / "samples.json")["commands"]
-    shown = [f"$ {commands[name]['command']}\n{commands[name]['output']}" for name in names]
-    block = "\n\n".join(shown)
+    block = "\n\n".join(_session(commands[name]) for name in names)
     return f"```text\n{block}\n```{made_by([commands[name] for name in names])}"
+
+
+def _session(sample: dict[str, Any]) -> str:
+    """Return a command and the first lines that it printed."""
+    lines = sample["output"].splitlines()
+    if len(lines) > _LINES:
+        lines = [*lines[:_LINES], "…"]
+    return "\n".join([f"$ {sample['command']}", *lines])
+
+
+def exporters() -> str:
+    """Return how near one step is after `transformers.exporters`, and what becomes of a whole model."""
+    found = read(RESULTS / "exporters.json")
+    rows = []
+    for name, one in found["runtimes"].items():
+        largest = max(one["largest_difference"].values())
+        refused = one["model_with_exits"].partition(":")[0]
+        rows.append((f"{name} {one['version']}", f"{largest:.0e}", f"refused: `{refused}`"))
+    head = ("runtime", "one step: largest difference from PyTorch", "a model with exits")
+    return table(head, rows) + made_by(found)
 
 
 SAMPLES = {
     "samples": ("exits", "check"),
     "samples_advise": ("advise",),
     "samples_cascade": ("cascade",),
-    "samples_rerank": ("rerank", "check_ranker"),
     "samples_label": ("label",),
     "samples_predict": ("predict", "answers"),
     "samples_export": ("export",),
-    "samples_serve": ("serve", "request", "health"),
+    "samples_serve": ("serve", "request"),
 }
 """Names of the samples that a page shows together."""
 TABLES: dict[str, Callable[[], str]] = {
@@ -846,6 +866,7 @@ TABLES: dict[str, Callable[[], str]] = {
         beyond,
         as_the_paper,
         finetuned,
+        exporters,
         cosines,
         risk,
         speed,

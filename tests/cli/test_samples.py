@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from click import Group
+from typer.core import TyperGroup
 
 from benchmarks.samples.recording import SAMPLES
 from docs.extensions.tables import RESULTS, ROOT
@@ -35,7 +35,7 @@ def test_a_sample_is_of_todays_command(name: str) -> None:
     command = RECORDED[name]["command"]
     assert command == SAMPLES[name].format(port="8000")
     group = typer.main.get_command(app)
-    assert isinstance(group, Group)
+    assert isinstance(group, TyperGroup)
     parameters = group.commands[command.split()[1]].params
     known = {option for parameter in parameters for option in parameter.opts}
     assert set(re.findall(r"--[\w-]+", command)) <= known

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.exporters`."""
+
+from benchmarks.exporters.trial import main
+
+main()
