@@ -51,15 +51,16 @@ class OneStep(nn.Module):
 def trial() -> dict[str, Any]:
     """Return the results by runtime: the largest difference at each size, and the refusal."""
     torch.manual_seed(0)
-    config = BertConfig(
+    config: Any = BertConfig(
         vocab_size=_WORDS,
         hidden_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=128,
-        num_labels=3,
     )
-    model = PonderForSequenceClassification.from_finetuned(BertForSequenceClassification(config))
+    config.num_labels = 3
+    plain: Any = BertForSequenceClassification(config)
+    model: Any = PonderForSequenceClassification.from_finetuned(plain)
     model.eval().policy = Confidence(0.5)
     runtimes = {name: _tried(name, model) for name in RUNTIMES}
     return {
