@@ -200,14 +200,16 @@ class _Packed:
     def _floats(self, name: str, width: int | None = None) -> NDArray[np.float32]:
         tensor = self.tensors[name]
         values = np.frombuffer(self.content, "<f4", tensor.count, tensor.offset).copy()
-        return values if width is None else values.reshape(-1, width)
+        if width is None:
+            return values
+        return values.reshape(-1, width)
 
     def _matrix(self, name: str, inputs: int) -> NDArray[np.float32]:
         """Return a matrix `(outputs, inputs)`; a number is (4 bits − 8) × the scale of its block."""
         tensor = self.tensors[name]
         blocks = tensor.count // _BLOCK
-        packed = np.frombuffer(self.content, np.uint8, blocks * _BLOCK_BYTES, tensor.offset)
-        packed = packed.reshape(blocks, _BLOCK_BYTES)
+        content = np.frombuffer(self.content, np.uint8, blocks * _BLOCK_BYTES, tensor.offset)
+        packed = content.reshape(blocks, _BLOCK_BYTES)
         scales = packed[:, :2].copy().view("<f2").astype(np.float32)
         nibbles = packed[:, 2:]
         # The low halves of the bytes are the first sixteen numbers of a block.

@@ -45,7 +45,9 @@ class Predictor:
         threads: int = 1,
     ) -> None:
         torch.set_num_threads(threads)
-        self.columns = (column,) if second is None else (column, second)
+        self.columns: tuple[str, ...] = (column,)
+        if second is not None:
+            self.columns = (column, second)
         self.model = PonderForSequenceClassification.from_pretrained(fspath(folder))
         self.batch_size = batch_size
 

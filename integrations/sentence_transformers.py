@@ -99,7 +99,9 @@ class PonderTransformer(Transformer):
 
     def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
         """Return the model that `of` was given, or else the one in the folder."""
-        return super()._load_model(*args, **options) if model is None else model
+        if model is not None:
+            return model
+        return super()._load_model(*args, **options)
 
     def get_embedding_dimension(self) -> int:
         """Return the size of the features of a token or a row."""

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["kills"]
+from tests.ground import house
+
+__all__ = ["check_outcomes", "kills"]
 
 _KILLED = 9
+
+
+def check_outcomes(code: str, folder: Path, fewest: int) -> None:
+    """Check that each kill leaves the old folder or the new one, and both occur.
+
+    Args:
+        code: A program that calls `kills`, and prints 0 for the old folder and 1 for the new one.
+        folder: A scratch folder.
+        fewest: There are more kills than this.
+    """
+    command = [sys.executable, "-c", code, str(folder)]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=house.ROOT)
+    found = made.stdout.split()
+    assert len(found) > fewest
+    assert found[-1] == "1"
+    assert set(found) == {"0", "1"}
 
 
 def kills(

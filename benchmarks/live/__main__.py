@@ -122,7 +122,7 @@ def _measured(
     for taught in TAUGHT:
         model = cheap(corpus, order[:taught].tolist(), labels[:taught].tolist())
         shares = model.predict_proba(order.tolist())
-        views[taught] = shares.max(1), np.array(model.classes)[shares.argmax(1)] != labels
+        views[taught] = shares.max(axis=1), np.array(model.classes)[shares.argmax(axis=1)] != labels
     for level in LEVELS:
         for finite in (False, True):
             start = time.perf_counter()

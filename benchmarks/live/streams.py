@@ -122,6 +122,6 @@ def _embedded(texts: Sequence[str]) -> NDArray[np.float32]:
         with torch.inference_mode():
             hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(2)
-        mean = (hidden * mask).sum(1) / mask.sum(1)
+        mean = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
         made[rows] = torch.nn.functional.normalize(mean, dim=1).numpy()
     return made

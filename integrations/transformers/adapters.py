@@ -189,7 +189,9 @@ class EncoderAdapter(Adapter):
 
     def output(self, field: str, hidden: Tensor, context: Mapping[str, Any]) -> Tensor:
         """See `Adapter.output`."""
-        return hidden if field == "last_hidden_state" else self.pool(hidden)
+        if field == "last_hidden_state":
+            return hidden
+        return self.pool(hidden)
 
     def stem(
         self,
@@ -207,12 +209,12 @@ class EncoderAdapter(Adapter):
             config=self.encoder.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
         of_keys = attention_mask is None or attention_mask.dim() == 2
-        if of_keys and layer_mask is not None and layer_mask.dim() == 4:
-            layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
-        return hidden, {
-            "attention_mask": layer_mask,
-            "token_mask": attention_mask if of_keys else None,
-        }
+        token_mask: Tensor | None = None
+        if of_keys:
+            token_mask = attention_mask
+            if layer_mask is not None and layer_mask.dim() == 4:
+                layer_mask = layer_mask[:, :, :1]  # all queries see the same keys
+        return hidden, {"attention_mask": layer_mask, "token_mask": token_mask}
 
     def padding(self) -> Padding:
         """See `Adapter.padding`; a mask that hides nothing is None here."""
@@ -242,7 +244,9 @@ class LayerStep:
     ) -> Tensor:
         """One application of the layer."""
         output = self.layer(hidden, attention_mask, **context)
-        after: Tensor = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, tuple):
+            output = output[0]
+        after: Tensor = output
         return after
 
 
@@ -354,24 +358,26 @@ class CapturedAdapter(Adapter):
                 'Set it first: config.attention_type = "original_full", before weights are loaded.'
             )
             raise ArgumentError("encoder", expected=expected, got=got, remedy=remedy)
-        example = example_for(encoder) if self.example is None else unpack(self.example, encoder)
+        if self.example is None:
+            example = example_for(encoder)
+        else:
+            example = unpack(self.example, encoder)
         call = {main: example[main], **example, **constants_of(encoder)}
         given = {name: value for name, value in example.items() if isinstance(value, Tensor)}
         self._given = frozenset(given)
         parts = self.parts = capture(encoder, call)
+        others = {name: value for name, value in given.items() if name != main}
         with evaluating(encoder):
-            hidden, around = parts.stem(
-                **{"inputs" if name == main else name: value for name, value in given.items()}
-            )
+            hidden, around = parts.stem(given[main], **others)
             last: Tree = hidden
             for step in range(1, parts.steps.num_steps + 1):
                 last = parts.steps(step, last, **unwrap(around))
             output = encoder(**call)
-            seen = {
-                name: value
-                for name, select in self.selects.items()
-                if (value := select(output)) is not None
-            }
+            seen: dict[str, Tensor] = {}
+            for name, select in self.selects.items():
+                value = select(output)
+                if value is not None:
+                    seen[name] = value
             self._readouts = {name: parts.readout_of(self.selects[name]) for name in seen}
         shown = {**given, **seen, "hidden": states_of(hidden), "last": states_of(last)}
         self.shapes = {name: tuple(value.shape) for name, value in shown.items()}
@@ -404,7 +410,9 @@ class CapturedAdapter(Adapter):
 
     def steps(self) -> Steps:
         """See `Adapter.steps`; of weights that are not there yet, placeholders."""
-        return Steps([_later] * self.num_steps) if self.parts is None else self.parts.steps
+        if self.parts is None:
+            return Steps([_later] * self.num_steps)
+        return self.parts.steps
 
     def has_readout(self, name: str) -> bool:
         """See `Adapter.has_readout`."""
@@ -414,7 +422,9 @@ class CapturedAdapter(Adapter):
     def width(self, name: str) -> int:
         """See `Adapter.width`."""
         shape = self.shapes[_field(name)]
-        return shape[1 if len(shape) == 4 else -1]
+        if len(shape) == 4:  # a map of features, (batch, width, height, width of the map)
+            return shape[1]
+        return shape[-1]
 
     def output(self, field: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
         """See `Adapter.output`."""
@@ -431,9 +441,11 @@ class CapturedAdapter(Adapter):
         own: dict[str, Any] = dict.fromkeys(("token_mask", "token_type_ids", *long), Along(fill=0))
         own.pop(self.encoder.main_input_name, None)
         own.pop(padding.mask, None)
-        fill = getattr(self.encoder.config, "pad_token_id", None) if of_text else 0
+        fill = 0
+        if of_text:
+            fill = getattr(self.encoder.config, "pad_token_id", None) or 0
         later: Any = padding.context  # the stem adds lengths to it for other kinds of calls
-        return replace(padding, inputs=Along(fill=fill or 0), context=ChainMap(own, later))
+        return replace(padding, inputs=Along(fill=fill), context=ChainMap(own, later))
 
 
 def adapter_for(
@@ -456,9 +468,8 @@ def adapter_for(
     encoder = encoder_of(encoder)
     config = encoder.config
     kind: Any = type(encoder)
-    plain = kind is MODEL_MAPPING.get(
-        type(config), None
-    )  # another class may run other code around the layers
+    # Another class may run other code around the layers.
+    plain = kind is MODEL_MAPPING.get(type(config), None)
     if (
         plain
         and example is None
@@ -471,8 +482,10 @@ def adapter_for(
 
 def states_of(hidden: Tree) -> Tensor:
     """Return the hidden state of a step's state, which may have further parts."""
-    states: Tensor = hidden["hidden"] if isinstance(hidden, dict) else first_tensor(hidden)
-    return states
+    if isinstance(hidden, dict):
+        states: Tensor = hidden["hidden"]
+        return states
+    return first_tensor(hidden)
 
 
 def as_long(mask: Tensor | None, length: int) -> Tensor | None:

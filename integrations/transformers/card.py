@@ -31,14 +31,19 @@ def model_card(model: Any, name: str) -> ModelCard:
     kind = type(model)
     policy = model.policy
     base = str(config.encoder.name_or_path or config.name_or_path or "")
-    of_base = _data_of(Path(base) / _FILE) if base else ModelCardData()
+    of_base = ModelCardData()
+    if base:
+        of_base = _data_of(Path(base) / _FILE)
+    base_model = of_base.base_model
+    if base and not Path(base).is_absolute():
+        base_model = base
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
         tags=[_TAG, "early-exit", "adaptive-computation"],
         license=of_base.license,
         language=of_base.language,
-        base_model=base if base and not Path(base).is_absolute() else of_base.base_model,
+        base_model=base_model,
         model_name=name,
         eval_results=[
             result for row in config.evaluations for result in _results(row, kind.pipeline_tag)
@@ -123,4 +128,7 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def _data_of(path: Path) -> ModelCardData:
-    return ModelCard.load(path).data if path.is_file() else ModelCardData()
+    if not path.is_file():
+        return ModelCardData()
+    data: ModelCardData = ModelCard.load(path).data
+    return data

@@ -133,7 +133,10 @@ class PonderConfig(PretrainedConfig):
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The configuration whose vocabulary the tokens are of: the encoder's."""
-        return self if self.encoder is None else self.encoder.get_text_config(*args, **kwargs)
+        if self.encoder is None:
+            return self
+        text_config: PretrainedConfig = self.encoder.get_text_config(*args, **kwargs)
+        return text_config
 
     @property
     def remote_code(self) -> dict[str, str]:
@@ -162,7 +165,9 @@ def changed_files(source: str, **hub: Any) -> list[str]:
 
     def locate(name: str) -> Path | None:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
-        return None if found is None else Path(found)
+        if found is None:
+            return None
+        return Path(found)
 
     path = locate("config.json")
     if path is None:

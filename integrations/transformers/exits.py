@@ -10,7 +10,7 @@ each part. If an error or an interruption ends the fit, the model is restored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -27,7 +27,7 @@ from ponder.calibration.repeats import check_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
-from ponder.integrations.transformers.texts import encodings_of, record_rows, row_ids
+from ponder.integrations.transformers.texts import Encoding, encodings_of, record_rows, row_ids
 from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
@@ -50,15 +50,13 @@ _MEMORY = 2**30
 _PATIENCE = 4
 """Epochs without a lower loss after which training stops."""
 
-Encoding = Mapping[str, Any]
-
 
 @dataclass(frozen=True, eq=False)
 class ExitReport:
     """Result of fitting exits.
 
     Args:
-        statement: The promise in a sentence, or why there is none.
+        statement: The promise in a sentence, or why nothing is promised.
         met: Whether there is a promise for exits; if not, every row runs to the last step.
         policy: The policy, as text.
         threshold: Its value; NaN without a promise.
@@ -123,8 +121,10 @@ class ExitReport:
         plain: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(value, float) and math.isnan(value):
+                value = None
             if each.repr:
-                plain[each.name] = None if isinstance(value, float) and math.isnan(value) else value
+                plain[each.name] = value
         plain["exit_shares"] = list(self.exit_shares)
         return plain
 
@@ -424,8 +424,12 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     plain_accuracy, exit_accuracy = _accuracies(certifying, steps)
     change = "other answers than at full depth"
     promise = Promise(exits_rule(certified), change, level, confidence, rows, "input")
+    statement = promise.sentence
+    if not control.met:
+        statement = f"No exits: {control.statement}."
+        level = math.nan
     return ExitReport(
-        statement=promise.sentence if control.met else f"No exits: {control.statement}.",
+        statement=statement,
         met=control.met,
         policy=repr(certified.policy),
         threshold=math.nan if threshold is None else float(threshold),
@@ -438,7 +442,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
         mean_exit_step=float(steps.mean()),
         exit_shares=tuple(shares),
         num_steps=certifying.num_steps,
-        level=float(level) if control.met else math.nan,
+        level=float(level),
         confidence=confidence,
         best_level=1.0 - (1.0 - confidence) ** (1.0 / rows),
         plain_accuracy=plain_accuracy,

@@ -37,10 +37,9 @@ def source_of(model: Any) -> ExportSource:
     )
     mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
     ids = torch.full_like(mask, (pad + 1) % config.vocab_size).masked_fill(mask == 0, pad)
-    # A tokenizer without token types makes none for pairs of texts either.
-    names = ["token_type_ids"] if model.tokenizer is None else model.tokenizer.model_input_names
     types: dict[str, Tensor] = {}
-    if "token_type_ids" in names:
+    # A tokenizer without token types makes none for pairs of texts either.
+    if model.tokenizer is None or "token_type_ids" in model.tokenizer.model_input_names:
         types = _zero_types(encoder, ids, mask)
     return ExportSource(
         model=model.ponder,
@@ -65,4 +64,6 @@ def _zero_types(encoder: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     with evaluating(encoder):
         without = encoder(input_ids=ids, attention_mask=mask)[0]
         with_zeros = encoder(input_ids=ids, attention_mask=mask, **zeros)[0]
-    return zeros if torch.allclose(without, with_zeros, atol=1e-5, equal_nan=True) else {}
+    if not torch.allclose(without, with_zeros, atol=1e-5, equal_nan=True):
+        return {}
+    return zeros

@@ -31,8 +31,10 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ArgumentError: It has heads.
     """
-    bare = MODEL_MAPPING.get(type(model.config), ())
-    is_bare = type(model) in (bare if isinstance(bare, list | tuple) else (bare,))
+    bare: Any = MODEL_MAPPING.get(type(model.config), ())
+    if not isinstance(bare, list | tuple):  # most configurations have one class
+        bare = (bare,)
+    is_bare = type(model) in bare
     has_base = isinstance(model.base_model, PreTrainedModel) and model.base_model is not model
     if model.config.model_type == "ponder" or (has_base and not is_bare):
         raise ArgumentError(
@@ -125,7 +127,9 @@ def frames_mask(model: PreTrainedModel, mask: Tensor, length: int) -> Tensor:
     if shorten is None or mask.shape[1] == length:
         return mask
     lengths = getattr(model, "_get_feat_extract_output_lengths", None)
-    frames = 0 if lengths is None else int(lengths(torch.tensor(mask.shape[1])))
+    frames = 0
+    if lengths is not None:
+        frames = int(lengths(torch.tensor(mask.shape[1])))
     shortened: Tensor = shorten(max(frames, length), mask)
     return shortened
 
@@ -136,7 +140,9 @@ def _like_weights(example: dict[str, Any], model: PreTrainedModel) -> dict[str, 
     moved = dict(example)
     for name, value in example.items():
         if isinstance(value, Tensor):
-            dtype = weights.dtype if value.is_floating_point() else value.dtype
+            dtype = value.dtype
+            if value.is_floating_point():
+                dtype = weights.dtype
             moved[name] = value.to(weights.device, dtype)
     return moved
 
@@ -158,7 +164,10 @@ def _token_ids(config: Any, generator: torch.Generator) -> Tensor:
     ]
     special: set[Any] = set()
     for token in named:
-        special |= set(token) if isinstance(token, list | tuple) else {token}
+        if isinstance(token, list | tuple):
+            special |= set(token)
+        else:
+            special.add(token)
     vocabulary = int(getattr(config, "vocab_size", None) or 256)
     usable = torch.tensor([token for token in range(min(vocabulary, 1000)) if token not in special])
     ids = usable[torch.randint(len(usable), (_ROWS, _LENGTHS[0]), generator=generator)]
@@ -173,9 +182,13 @@ def _images(config: Any, generator: torch.Generator) -> Tensor:
     if not getattr(config, "image_size", None):  # a model of images and texts, such as CLIP
         config = getattr(config, "vision_config", None) or config
     size = getattr(config, "image_size", None) or 224
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    if not isinstance(size, list | tuple):
+        size = (size, size)
+    height, width = size
     channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
-    frames = (int(config.num_frames),) if getattr(config, "num_frames", None) else ()
+    frames: tuple[int, ...] = ()
+    if getattr(config, "num_frames", None):
+        frames = (int(config.num_frames),)
     return torch.randn(_ROWS, *frames, int(channels), int(height), int(width), generator=generator)
 
 

@@ -28,7 +28,7 @@ __all__ = ["EarlyHead", "FinetunedAdapter", "OwnAnswer"]
 class EarlyHead(nn.Module):
     r"""The answer of an early step: z = s · own(h) + W [norm(first token) ‖ norm(mean)] + b.
 
-    Where there is an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts
+    With an answer at each position, it is z_t = s · own(h)_t + W norm(h_t) + b. It starts
     with s = 1, W = 0 and b = 0: the model's own head on this step's state. `states` are 2, or 1 at
     each position.
     """
@@ -129,11 +129,13 @@ class FinetunedAdapter(CapturedAdapter):
             # A model that pads, as Longformer does to a multiple of its window.
             return F.pad(mask, (0, length - mask.shape[1]))
         frames = frames_mask(self.encoder, mask, length)
-        return None if frames is mask else as_long(frames, length)
+        if frames is mask:  # the model has no frames
+            return None
+        return as_long(frames, length)
 
 
 def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The state of the first token that is no padding, on whichever side that is."""
+    """The state of the first token that is not padding, which may be on either side."""
     if mask is None:
         return readouts.first_token(states)
     place = (mask != 0).long().argmax(1)  # of several ones, the first

@@ -159,16 +159,21 @@ class PonderModel(PonderPreTrainedModel):
     @classmethod
     def task_of(cls, config: PonderConfig) -> Any:
         """See `PonderPreTrainedModel.task_of`."""
-        return TokenFeatures() if config.readout == "tokens" else cls.task_name
+        if config.readout == "tokens":
+            return TokenFeatures()
+        return cls.task_name
 
     @classmethod
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
         """See `PonderPreTrainedModel.adapt`; of a fine-tuned model, the encoder is read."""
-        read: Any = whole.base_model if config.finetuned else whole
-        adapter = adapter_for(read, config.num_steps, config.example)
-        if config.finetuned:
-            config.readout = "tokens" if whole.main_input_name == "input_ids" else "mean"
-            config.recipe = {**config.recipe, "policy": LastStep().to_dict()}
+        if not config.finetuned:
+            return adapter_for(whole, config.num_steps, config.example)
+        base: Any = whole.base_model
+        adapter = adapter_for(base, config.num_steps, config.example)
+        config.readout = "mean"
+        if whole.main_input_name == "input_ids":
+            config.readout = "tokens"
+        config.recipe = {**config.recipe, "policy": LastStep().to_dict()}
         return adapter
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:

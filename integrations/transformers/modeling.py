@@ -294,12 +294,16 @@ class PonderPreTrainedModel(PreTrainedModel):
         """
         encoder = encoder_of(load_whole(AutoModel, encoder, loading))
         check_saveable(encoder)
-        packed = None if example is None else pack(example)
+        packed = _packed(example)
         adapter = adapter_for(encoder, None, packed)
         known = [name for name in cls.readouts if adapter.has_readout(name)]
-        readout = known[0] if readout is None and known else readout
+        if readout is None and known:
+            readout = known[0]
         check_choice("readout", readout, known)
-        labels = num_labels or (len(id2label) if id2label else 2)
+        labels = num_labels or len(id2label or ()) or 2
+        classes: dict[str, Any] = {"num_labels": labels}
+        if id2label:
+            classes = {"id2label": dict(id2label)}
         config = cls._config(
             encoder,
             adapter,
@@ -308,10 +312,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             problem_type,
             example=packed,
             head_dropout=head_dropout,
-            **({"id2label": dict(id2label)} if id2label else {"num_labels": labels}),
+            **classes,
         )
-        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        scaled = chosen.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
+        if isinstance(recipe, str):
+            recipe = recipes.get(recipe)
+        scaled = recipe.for_steps(adapter.steps().num_steps).for_task(cls.task_of(config))
         if policy is not None:
             scaled = dataclasses.replace(scaled, policy=policy)
         config.recipe = scaled.to_dict()
@@ -331,14 +336,17 @@ class PonderPreTrainedModel(PreTrainedModel):
         **fields: Any,
     ) -> PonderConfig:
         """Return the configuration of a new model; without a problem, one label is regression."""
-        problem = problem or ("regression" if labels == 1 else "single_label_classification")
+        if cls.task_name is not None:  # the class has one task, whatever the number of labels
+            problem = None
+        elif not problem:
+            problem = "regression" if labels == 1 else "single_label_classification"
         return PonderConfig(
             encoder=whole.config,
             architecture=type(whole).__name__,
             readout=read,
             num_steps=adapter.steps().num_steps,
             feature_size=adapter.width(read),
-            problem_type=problem if cls.task_name is None else None,
+            problem_type=problem,
             **fields,
         )
 
@@ -373,7 +381,7 @@ class PonderPreTrainedModel(PreTrainedModel):
             remedy = "Use from_encoder for a bare encoder, from_pretrained for a model with exits."
             raise ArgumentError("model", expected=expected, got=type(whole).__name__, remedy=remedy)
         check_saveable(whole)
-        packed = None if example is None else pack(example)
+        packed = _packed(example)
         adapter = FinetunedAdapter(whole, cls.answer, cls.per_position, None, packed)
         settings = cls._config(
             whole,
@@ -415,7 +423,9 @@ class PonderPreTrainedModel(PreTrainedModel):
             model._learn()
         changed = partial(changed_files, source, subfolder=kwargs.get("subfolder", ""), **hub)
         model.policy = promise_about(model.ponder.weights_digest, model.policy, changed)
-        return (model, info) if with_info else model
+        if with_info:
+            return model, info
+        return model
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Return the tied weights, with those of the encoder, which the base class overlooks."""
@@ -597,21 +607,25 @@ class PonderPreTrainedModel(PreTrainedModel):
         }
         main = self._main_input(context)
         out = self.ponder(main, labels=labels, policy=policy, row_ids=row_ids, **context)
-        trajectory = out.trajectory
         outputs = out.outputs
         trains_every_step = not isinstance(self.ponder.objective, FinalStep)
         if labels is None and outputs.requires_grad and trains_every_step:
             # A view, so that the hook sees only gradients of a loss that the caller computed.
             outputs = outputs.view_as(outputs)
             outputs.register_hook(_refuse_last_step_alone)
+        of_steps: dict[str, Tensor | None] = {}
+        if out.trajectory is not None:
+            of_steps["step_logits"] = out.trajectory.outputs
+            of_steps["hazard_logits"] = out.trajectory.hazard_logits
         output = PonderModelOutput(
             loss=out.loss,
             exit_step=out.exit_step,
-            step_logits=None if trajectory is None else trajectory.outputs,
-            hazard_logits=None if trajectory is None else trajectory.hazard_logits,
+            **of_steps,
             **self.named_outputs(outputs),
         )
-        return output.to_tuple() if as_tuple else output
+        if as_tuple:
+            return output.to_tuple()
+        return output
 
     def _main_input(self, context: dict[str, Any]) -> Tensor:
         """Take the main input out of the arguments of a call.
@@ -629,8 +643,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         missing = {name, *self.adapter.required} - context.keys()
         if missing:
+            argument = ", ".join(sorted(missing))
+            if name in missing:
+                argument = name
             raise ArgumentError(
-                name if name in missing else ", ".join(sorted(missing)),
+                argument,
                 expected=f"an input of {type(self.encoder).__name__}",
                 got=", ".join(context) or "nothing",
                 remedy="Pass all outputs of its tokenizer or processor; Trainer keeps them with "
@@ -701,6 +718,13 @@ class PonderPreTrainedModel(PreTrainedModel):
 def _texts() -> Any:
     """Import the module of data sets and tokenizers, which takes long, at its first use."""
     return import_module("ponder.integrations.transformers.texts")
+
+
+def _packed(example: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return an example as the configuration keeps it; None if the caller passed none."""
+    if example is None:
+        return None
+    return pack(example)
 
 
 def _writes_alone(options: Mapping[str, Any]) -> bool:

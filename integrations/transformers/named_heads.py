@@ -40,7 +40,7 @@ class HeadsWrapper(PonderWrapper):
 
     @property
     def lambda_head(self) -> nn.Module | None:
-        """Features to hazard logits; None if there are no hazards."""
+        """Features to hazard logits; None without hazards."""
         lambda_head: nn.Module | None = self._heads.lambda_head
         return lambda_head
 

@@ -1,4 +1,4 @@
-"""Classifiers from folders: fine-tuned ones as they are, and those with exits."""
+"""Classifiers from folders: plain fine-tuned ones, and those with exits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ def read_classifier(folder: str | Path) -> PonderForSequenceClassification:
     source = str(folder)
     saved = isinstance(AutoConfig.from_pretrained(source), PonderConfig)
     kind = PonderForSequenceClassification
-    model = kind.from_pretrained(source) if saved else kind.from_finetuned(source)
+    if saved:
+        model = kind.from_pretrained(source)
+    else:
+        model = kind.from_finetuned(source)
     model.tokenizer = load_tokenizer(source)
     made: PonderForSequenceClassification = model.eval()
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ponder.trajectory import Trajectory
 
 __all__ = [
     "Encoded",
+    "Encoding",
     "answer_rows",
     "encodings_of",
     "examples_of",
@@ -39,6 +40,8 @@ _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")
 _NO_LIMIT = 10**10
 _FALLBACK = 512
 """The number of tokens to which texts are cut if neither model nor tokenizer has a limit."""
+Encoding: TypeAlias = Mapping[str, Any]
+"""The inputs of a row by name, as a tokenizer or a processor returns them."""
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
 
@@ -141,7 +144,7 @@ def _as_columns(texts: Sequence[str | Sequence[str]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def encodings_of(model: Any, rows: Any) -> list[Mapping[str, Any]] | Any:
+def encodings_of(model: Any, rows: Any) -> list[Encoding] | Any:
     """Return texts, or pairs of texts, as encodings; rows that are encodings already, unchanged.
 
     Raises:
@@ -194,30 +197,32 @@ def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, An
 
 def _check_encoding(row: Any, name: str) -> None:
     """Refuse a row that is not a dict with the main input, or whose main input is empty."""
-    is_dict = isinstance(row, Mapping)
-    if is_dict and row.get(name) is not None and len(row[name]):
-        return
+    got = type(row).__name__
+    if isinstance(row, Mapping):
+        if row.get(name) is not None and len(row[name]):
+            return
+        got = f"a dict with {', '.join(row)}"
     raise ArgumentError(
         "rows",
         expected=f"dicts, each with {name!r} of one input, which is not empty",
-        got=f"a dict with {', '.join(row)}" if is_dict else type(row).__name__,
+        got=got,
         remedy="Pass texts, or [tokenizer(text) for text in texts], without padding.",
     )
 
 
-def _span_of(row: Mapping[str, Any]) -> list[int] | None:
+def _span_of(row: Encoding) -> list[int] | None:
     """Return the first and the last token of the answer; None if they are not labelled."""
     if any(row.get(name) is None for name in _SPAN):
         return None
     return [int(row[name]) for name in _SPAN]
 
 
-def row_ids(rows: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return ids of encodings by their content at real positions, `(rows,)`."""
     return content_ids([_content(row) for row in rows])
 
 
-def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
+def ids_by_content(batch: Encoding) -> Tensor:
     """Return ids of the rows of a batch by their content, `(batch,)`.
 
     Example:
@@ -233,13 +238,15 @@ def ids_by_content(batch: Mapping[str, Any]) -> Tensor:
     return torch.from_numpy(row_ids(rows))
 
 
-def _content(row: Mapping[str, Any]) -> str:
+def _content(row: Encoding) -> str:
     """Return the inputs of a row as text.
 
     Padding is left out, and so are segments that are all 0, which many callers omit.
     """
     mask = row.get("attention_mask")
-    real = None if mask is None else torch.as_tensor(mask).bool()
+    real: Tensor | None = None
+    if mask is not None:
+        real = torch.as_tensor(mask).bool()
     parts = []
     for name in _INPUTS:
         if row.get(name) is None:
@@ -248,7 +255,8 @@ def _content(row: Mapping[str, Any]) -> str:
         if real is not None and values.shape == real.shape:
             values = values[real]
         if name != "token_type_ids" or values.any():
-            values = values.float() if values.is_floating_point() else values.long()
+            # In one type, since callers may pass narrower ones.
+            values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
             parts.append(f"{name} {tuple(values.shape)} {values.cpu().numpy().tobytes().hex()}")
     return "|".join(parts)
 

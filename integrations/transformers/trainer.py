@@ -205,7 +205,9 @@ class PonderTrainer(Trainer):
             self._seen.append(self.accelerator.gather_for_metrics(of_rows))
         elif num_items_in_batch is not None:
             loss = joined_loss(loss, labelled, num_items_in_batch, self.args.world_size)
-        return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            return loss, outputs
+        return loss
 
     @contextmanager
     def _smoothed(self) -> Iterator[None]:
@@ -249,9 +251,10 @@ class PonderTrainer(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch with row ids by content, since sampled exits depend on the row."""
         ids = ids_by_content(inputs)
-        return super().prediction_step(
-            model, {**inputs, "row_ids": ids if len(ids) else None}, *args, **kwargs
-        )
+        named = {**inputs, "row_ids": None}
+        if len(ids):
+            named["row_ids"] = ids
+        return super().prediction_step(model, named, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the encoder reads, and those that the model's forward names."""
@@ -264,7 +267,9 @@ class PonderTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser of `args.optim` with groups for encoder, heads and Lambda head."""
         if self.optimizer is None:
-            trained: Any = self.model if model is None else model
+            trained: Any = model
+            if model is None:
+                trained = self.model
             optimizer_class, options = (
                 self.optimizer_cls_and_kwargs
                 or self.get_optimizer_cls_and_kwargs(self.args, trained)

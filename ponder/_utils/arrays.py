@@ -8,12 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 A = TypeVar("A")
+Array: TypeAlias = Any
+"""A tensor, or an array of NumPy."""
+Host: TypeAlias = NDArray[Any]
+"""An array of NumPy."""
 __all__ = [
     "as_like",
     "at_least_float32",
@@ -27,7 +31,7 @@ __all__ = [
 ]
 
 
-def namespace(x: Any) -> Any:
+def namespace(x: Array) -> Any:
     """Return the library of an array: the module `torch` or `numpy`."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
@@ -51,19 +55,22 @@ def copied(x: A) -> A:
     return cast(A, array.clone() if hasattr(array, "clone") else array.copy())
 
 
-def on_host(x: Any) -> NDArray[Any]:
+def on_host(x: Array) -> Host:
     """Return an array or a tensor as a NumPy array; a tensor on the CPU shares its memory."""
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    if isinstance(x, np.ndarray):
+        return x
+    array: Host = x.detach().cpu().numpy()
+    return array
 
 
-def as_like(x: NDArray[Any], other: A) -> A:
+def as_like(x: Host, other: A) -> A:
     """Return a NumPy array in the library, and on the device, of another array."""
     if isinstance(other, np.ndarray):
         return cast(A, x)
     return cast(A, sys.modules["torch"].as_tensor(x, device=cast(Any, other).device))
 
 
-def select_rows(tree: Any, index: Any) -> Any:
+def select_rows(tree: Any, index: Array) -> Any:
     """Return the rows `index` of every array in nested tuples, lists and dicts.
 
     Args:

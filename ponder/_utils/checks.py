@@ -20,7 +20,7 @@ def check_int(
     *,
     remedy: str | None = None,
 ) -> None:
-    """Accept whole numbers from `low` to `high`; None is no bound."""
+    """Accept whole numbers from `low` to `high`; None sets no bound."""
     if _is_whole(value) and (low is None or value >= low) and (high is None or value <= high):
         return
     bounds = ""

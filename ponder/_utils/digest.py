@@ -17,7 +17,7 @@ def digest_of_weights(modules: Iterable[nn.Module | None]) -> str | None:
     It does not depend on their device or their names.
 
     Args:
-        modules: The modules; None is skipped.
+        modules: The modules; entries that are None are skipped.
 
     Returns:
         64 hexadecimal digits; None if a weight has no bytes to read (on the meta device, or packed

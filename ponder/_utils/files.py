@@ -38,20 +38,23 @@ ABOUT = ("ponder.json", "report.html")
 """What a command says of the model in a folder: it goes when another model takes the place."""
 _README = "README.md"
 _NEEDS = "a saved file", "torch"
+# AT_FDCWD and RENAME_EXCHANGE of Linux.
 _HERE = -100
-_EXCHANGE = 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_EXCHANGE = 2
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> None:
     """Write tensors, all of torch or all of NumPy, to a safetensors file."""
-    torch = any(namespace(tensor).__name__ == "torch" for tensor in tensors.values())
-    if torch:  # each in memory of its own, as safetensors asks
+    home = "safetensors.numpy"
+    if any(namespace(tensor).__name__ == "torch" for tensor in tensors.values()):
+        home = "safetensors.torch"
+        # Each in memory of its own, as safetensors asks.
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
         }
-    safetensors = library("safetensors.torch" if torch else "safetensors.numpy", *_NEEDS)
+    safetensors = library(home, *_NEEDS)
     _replace(Path(path), safetensors.save(dict(tensors), metadata))
 
 
@@ -150,12 +153,12 @@ def replaced_folder(
     If the block raises, the old one stays.
 
     On systems that cannot exchange two folders, the old one is renamed first, so that for a moment
-    there is none. If the folder cannot be renamed (a mount point, the working directory, a parent
+    it is missing. If the folder cannot be renamed (a mount point, the working directory, a parent
     that is read-only), its entries are replaced one by one, the indexes taken away first and given
     back last: after a kill readers refuse the folder.
 
     The folder that is yielded has the name of `folder` and its README, at which writers of model
-    cards look; it is empty otherwise. Parts of it may be replaced as a whole in turn.
+    cards look, and nothing else. Parts of it may be replaced as a whole in turn.
 
     Args:
         folder: The folder; it need not exist.
@@ -194,12 +197,13 @@ def replaced_folder(
 
 def _kept(old: Path, new: Path, owned: Collection[str]) -> list[Path]:
     """Return the entries of an old folder that are not replaced, and that the new one lacks."""
-    entries = list(old.iterdir()) if old.is_dir() else []
-    return [
-        entry
-        for entry in entries
-        if not _matches(entry, owned) and entry != new.parent and not (new / entry.name).exists()
-    ]
+    kept: list[Path] = []
+    if old.is_dir():
+        for entry in old.iterdir():
+            is_replaced = _matches(entry, owned) or (new / entry.name).exists()
+            if entry != new.parent and not is_replaced:
+                kept.append(entry)
+    return kept
 
 
 def _matches(entry: Path, patterns: Collection[str]) -> bool:
@@ -284,9 +288,12 @@ def _take_place(new: Path, place: Path) -> bool:
 
 def _exchanged(one: Path, other: Path) -> bool:
     """Exchange two folders in one act, which only Linux offers; return whether it did."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    paths = os.fsencode(one), os.fsencode(other)
-    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
+    if os.name != "posix":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def _replace_entries(

@@ -2,8 +2,8 @@
 
 `from_plain` gives each field what its annotation says, or names the field that is damaged.
 
-The annotations are the format. So a file is checked where it is read, and no code behind has to ask
-again. What they cannot say, such as which numbers fit together, a class says in `__post_init__`.
+The annotations are the format. So a file is checked when it is read, and once. What annotations
+cannot say, such as which numbers fit together, a class says in `__post_init__`.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ _READERS: Mapping[Any, Callable[[Any, Any], Any]] = {
 }
 
 
-def _wrong(hint: Any, value: Any) -> ValueError:
-    name = getattr(hint, "__name__", None) if get_origin(hint) is None else str(hint)
-    return ValueError(f"expected {name or hint}; got {value!r:.40}")
+def _wrong(hint: Any, value: object) -> ValueError:
+    name = str(hint)
+    if get_origin(hint) is None:
+        name = getattr(hint, "__name__", name)
+    return ValueError(f"expected {name}; got {value!r:.40}")

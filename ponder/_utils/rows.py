@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,8 +16,18 @@ from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Text: TypeAlias = str | tuple[str, str]
+"""A text, or a pair of texts."""
 
-__all__ = ["CHOOSE_AND_CERTIFY", "class_numbers", "content_ids", "row_keys", "split"]
+__all__ = [
+    "CHOOSE_AND_CERTIFY",
+    "Text",
+    "class_numbers",
+    "content_ids",
+    "one_line",
+    "row_keys",
+    "split",
+]
 
 CHOOSE_AND_CERTIFY = (1 / 3, 2 / 3)
 """Shares of the rows that choose a policy and that certify it, if no heads are to be trained. They
@@ -33,9 +43,18 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
         >>> content_ids(["yes", "no", "yes", ("a question", "an answer")])[[0, 2]]
         array([-7891968539030933039, -7891968539030933039])
     """
-    rows = (text if isinstance(text, str) else "\x1f".join(map(str, text)) for text in texts)
-    digests = b"".join(blake2b(row.encode(), digest_size=8).digest() for row in rows)
+    digests = bytearray()
+    for text in texts:
+        joined = text if isinstance(text, str) else "\x1f".join(map(str, text))
+        digests += blake2b(joined.encode(), digest_size=8).digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def one_line(text: str | Sequence[str]) -> str:
+    """Return a text, or a pair of texts, as it is shown in a table."""
+    if isinstance(text, str):
+        return text
+    return " ‖ ".join(text)
 
 
 def row_keys(ids: Any) -> Ints:

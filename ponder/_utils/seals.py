@@ -3,8 +3,8 @@
 The promise is dropped if a part has changed.
 
 The file is JSON. Its own settings are a part, with the digests of all others in them, so that a
-threshold that is edited is seen as weights are that were exchanged. A seal is no signature: whoever
-can write the folder can seal it.
+threshold that is edited is seen as weights are that were exchanged. A seal is not a signature:
+anyone who can write the folder can seal it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def changed_parts(data: Mapping[str, Any], locate: Callable[[str], Path | None])
         locate: A function from the name of a file to its path; None if it is missing.
     """
     kept = data.get(_FIELD)
-    files = dict(kept) if isinstance(kept, Mapping) else {}
+    files: dict[str, Any] = {}
+    if isinstance(kept, Mapping):
+        files.update(kept)
     settings = files.pop(_SETTINGS, None)
     changed = [name for name, digest in files.items() if _digest_at(locate(name)) != digest]
     if _digest_of({**data, _FIELD: files}) != settings:
@@ -59,7 +61,7 @@ def changed_parts(data: Mapping[str, Any], locate: Callable[[str], Path | None])
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file; of a JSON file, that of its contents, whatever its layout."""
+    """Return the SHA-256 of a file; of a JSON file, that of its contents, not of its layout."""
     if path.suffix != ".json":
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,7 +75,9 @@ def digest_of_file(path: Path) -> str:
 
 
 def _digest_at(path: Path | None) -> str | None:
-    return None if path is None or not path.is_file() else digest_of_file(path)
+    if path is None or not path.is_file():
+        return None
+    return digest_of_file(path)
 
 
 def _digest_of(data: Any) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 __all__ = ["uniform"]
 
+Array: TypeAlias = Any
+"""A tensor, or an array of NumPy."""
 _GAMMA = 0x9E3779B97F4A7C15
 
 
-def uniform(seed: int, row_ids: Any) -> Any:
+def uniform(seed: int, row_ids: Array) -> Array:
     """Return numbers in [0, 1), `(rows,)` float32, each a function of the seed and its row id.
 
     A counter-based generator: the SplitMix64 finaliser (Steele, Lea & Flood 2014) is applied to the
@@ -29,13 +31,13 @@ def uniform(seed: int, row_ids: Any) -> Any:
     return numbers * 2.0**-24
 
 
-def _mix(x: Any) -> Any:
+def _mix(x: Array) -> Array:
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)
 
 
-def _shift_right(x: Any, bits: int) -> Any:
+def _shift_right(x: Array, bits: int) -> Array:
     """Shift int64 to the right with zeros; the operator `>>` copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -43,4 +45,6 @@ def _shift_right(x: Any, bits: int) -> Any:
 def _signed(number: int) -> int:
     """Return `number` modulo 2^64 as a signed 64-bit integer."""
     number &= (1 << 64) - 1
-    return number - (1 << 64) if number >= 1 << 63 else number
+    if number >= 1 << 63:
+        number -= 1 << 64
+    return number

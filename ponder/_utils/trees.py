@@ -108,13 +108,13 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
         batch: The required size; by default that of the first tensor.
 
     Raises:
-        ArgumentTypeError: `tree` holds no tensor, and `batch` is None.
+        ArgumentTypeError: `tree` holds no tensor, and no `batch` was passed.
         ArgumentError: A tensor has another first dimension.
     """
     if isinstance(tree, Tensor) and tree.dim() and batch in (None, tree.shape[0]):  # the usual case
         return tree.shape[0]
     for path, tensor in tensors(tree, name):
-        size = tensor.shape[0] if tensor.dim() else None
+        size = next(iter(tensor.shape), None)
         if batch is None:
             batch = size
         if size is None or size != batch:

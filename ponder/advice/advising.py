@@ -144,11 +144,15 @@ def _advice_of(race: Race) -> Advice:
     material = race.material
     level = race.settings.level
     # Costs by numbers of texts are those of the winner, or of exits if it is not certified by them.
-    name = winner.name if winner.name.endswith(("exits", "cascade")) else "exits"
+    name = "exits"
+    if winner.name.endswith(("exits", "cascade")):
+        name = winner.name
     sizes = [len(race.recorded.ids) // part for part in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
     levels = sorted({*_LEVELS, level})
-    promises = winner is not race.ways[0] and winner.promise <= level
+    statement: str | None = None
+    if winner is not race.ways[0] and winner.promise <= level:
+        statement = choice.reason
     sides = race.recorded.sides
     return Advice(
         ways=tuple(race.ways),
@@ -160,7 +164,7 @@ def _advice_of(race: Race) -> Advice:
         changed=race.changed(winner.name),
         curve=curve,
         moves=tuple((each, race.relative_cost(name, level=each)) for each in levels),
-        statement=choice.reason if promises else None,
+        statement=statement,
         confidence=race.settings.confidence,
         taught=tuple(material.taught_texts),
     )
@@ -255,7 +259,9 @@ def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[
         curve: Costs of the way `name` by numbers of texts.
         name: The way whose costs are shown.
     """
-    remarks = ["Stopped: these ways were ready."] if race.stopped else []
+    remarks: list[str] = []
+    if race.stopped:
+        remarks.append("Stopped: these ways were ready.")
     remarks += _remarks_on_texts(race, curve)
     steps = race.material.model.ponder.num_steps
     if steps < _DEEP and name == "exits" and curve[-1][1] > 0.67:

@@ -87,7 +87,9 @@ class Material:
         model = read_fine_tuned(source)
         classes = classes_of(model) or ()
         encoded = tokenize(model.tokenizer, texts, max_positions(model.encoder))
-        numbers = None if labels is None else np.array(class_numbers(labels, classes))
+        right: NDArray[np.int64] | None = None
+        if labels is not None:
+            right = np.array(class_numbers(labels, classes))
         sides = teach_heads(model, encoded.rows, seed=seed, progress=progress)
         teaching, *choose_and_certify = sides.places
         others = np.concatenate(choose_and_certify)
@@ -101,6 +103,8 @@ class Material:
         certifying_rows = recorded.sides.certifying
         certifying = others[certifying_rows]
         lengths = np.array([len(row["input_ids"]) for row in encoded.rows])
+        if right is not None:
+            right = right[certifying]
         return cls(
             model=model,
             classes=classes,
@@ -115,6 +119,6 @@ class Material:
             certifying=[texts[n] for n in certifying],
             lengths=lengths,
             certifying_lengths=lengths[certifying],
-            answers=recorded.exits[certifying_rows, -1].argmax(-1),
-            labels=None if numbers is None else numbers[certifying],
+            answers=recorded.exits[certifying_rows, -1].argmax(axis=-1),
+            labels=right,
         )

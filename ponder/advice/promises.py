@@ -77,13 +77,12 @@ class Recorded:
 
     def taken(self, rows: Rows) -> Recorded:
         """Return the answers to some of the texts."""
-        return replace(
-            self,
-            ids=self.ids[rows],
-            exits=self.exits[rows],
-            student=None if self.student is None else self.student[rows],
-            int8=None if self.int8 is None else self.int8[rows],
-        )
+        taken = replace(self, ids=self.ids[rows], exits=self.exits[rows])
+        if self.student is not None:
+            taken = replace(taken, student=self.student[rows])
+        if self.int8 is not None:
+            taken = replace(taken, int8=self.int8[rows])
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,25 +115,33 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
         The promise. If the level cannot be certified, a cascade, or any way with too few texts, is
         replaced by full depth.
     """
-    is_int8 = way.startswith("int8")
-    outputs = seen.int8 if is_int8 else seen.exits
+    outputs: Floats | None = seen.exits
+    risk: RiskLike = "disagreement"
+    weights = seen.weights
+    if way.startswith("int8"):  # its own full depth may answer otherwise than the model as it is
+        outputs = seen.int8
+        risk = OtherAnswers()
+        weights = None
     assert outputs is not None
     certifying = seen.sides.certifying
     if rows_needed(level, confidence) > len(certifying):
         return _full_depth(outputs[certifying])
-    risk: RiskLike = OtherAnswers() if is_int8 else "disagreement"
-    of_way = outputs if way.endswith(("exits", "step")) else outputs[:, -1:]
+    of_way = outputs
+    if not way.endswith(("exits", "step")):
+        of_way = outputs[:, -1:]
     if "cascade" in way:
         made = _cascade_promise(seen, of_way, risk, level, confidence)
-        return made if made.met else _full_depth(outputs[certifying])
-    record = replace(_record(seen, of_way), weights=None if is_int8 else seen.weights)
+        if not made.met:
+            return _full_depth(outputs[certifying])
+        return made
+    record = replace(_record(seen, of_way), weights=weights)
     return _model_promise(seen.sides, record, way, risk, level, confidence)
 
 
 def _full_depth(outputs: Floats) -> Promise:
     """Return the answers at full depth, which promise nothing, from outputs `(texts, steps, …)`."""
     texts, steps = outputs.shape[:2]
-    return Promise(LastStep(), False, outputs[:, -1].argmax(-1), np.full(texts, steps))
+    return Promise(LastStep(), False, outputs[:, -1].argmax(axis=-1), np.full(texts, steps))
 
 
 def _cascade_promise(
@@ -170,11 +177,11 @@ def _model_promise(
 
 def _record(seen: Recorded, outputs: Floats) -> Record:
     """Return answers as a record, whose labels are the answers of the model as it is."""
-    labels = seen.exits[:, -1].argmax(-1)
+    labels = seen.exits[:, -1].argmax(axis=-1)
     return Record(outputs, None, seen.ids, labels=labels, task="classification", content_ids=True)
 
 
 def _promise_of(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:
     depth = certifying.exit_steps(policy)
     at_exits = certifying.outputs[np.arange(len(depth)), depth - 1]
-    return Promise(policy, met, at_exits.argmax(-1), depth)
+    return Promise(policy, met, at_exits.argmax(axis=-1), depth)

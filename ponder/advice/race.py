@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ponder._utils.rows import one_line
 from ponder.advice import timing
 from ponder.advice.halving import teach_half
 from ponder.advice.material import Material, Progress
@@ -75,7 +76,7 @@ class Race:
     Args:
         material: The texts and the model.
         settings: The settings.
-        folder: A folder for graphs, which the ways need as long as they are used.
+        folder: A folder for graphs, which the ways need while they are used.
         progress: Called with a phase, the number of its parts that are done, and of all.
     """
 
@@ -146,7 +147,8 @@ class Race:
         if texts is not None:
             order = np.random.default_rng(self.settings.seed).permutation(len(recorded.ids))
             recorded = recorded.taken(order[:texts])
-        level = self.settings.level if level is None else level
+        if level is None:
+            level = self.settings.level
         made = promise(recorded, name, level, self.settings.confidence_of_each)
         if not made.met:
             return 1.0
@@ -164,8 +166,7 @@ class Race:
         places = np.flatnonzero(answers != others)[:most].tolist()
         rows = []
         for place in places:
-            text = self.material.certifying[place]
-            text = text if isinstance(text, str) else " ‖ ".join(text)
+            text = one_line(self.material.certifying[place])
             rows.append((text, classes[answers[place]], classes[others[place]]))
         return tuple(rows)
 
@@ -174,7 +175,9 @@ class Race:
     ) -> None:
         """Add a way; by default it promises the level if that was certified."""
         if promised is None:
-            promised = self.settings.level if made.met else math.nan
+            promised = math.nan
+            if made.met:
+                promised = self.settings.level
         accuracy = math.nan
         if self.material.labels is not None:
             accuracy = float((made.answers == self.material.labels).mean())
@@ -193,7 +196,7 @@ class Race:
     def _teach_student(self) -> Student | None:
         """Teach a student the answers of the model; None if these are all the same, or of pairs."""
         teaching = self.material.teaching
-        answers = np.asarray(self.material.taught.outputs)[:, -1].argmax(-1)
+        answers = np.asarray(self.material.taught.outputs)[:, -1].argmax(axis=-1)
         if len(set(answers.tolist())) < 2 or not isinstance(teaching[0], str):
             return None
         self.progress("student", 0, 1)
@@ -243,7 +246,7 @@ class Race:
         """Add the blind mix whose share of other answers is the level."""
         assert self.recorded.student is not None
         answers = self.material.answers
-        of_student = self.recorded.student[self.recorded.sides.certifying].argmax(-1)
+        of_student = self.recorded.student[self.recorded.sides.certifying].argmax(axis=-1)
         disagreement = float((of_student != answers).mean())
         share = min(1.0, self.settings.level / max(disagreement, 1e-9))
         mix = BlindMix(student, plain, share)
@@ -262,7 +265,7 @@ class Race:
             exported,
             self.material.teaching[:_RANGES],
             [others[n] for n in sides.choosing],
-            self.recorded.exits[sides.choosing, -1].argmax(-1),
+            self.recorded.exits[sides.choosing, -1].argmax(axis=-1),
             int8.most_moved(len(sides.certifying), settings.level, settings.confidence_of_each),
             torch.get_num_threads(),
         )
@@ -294,7 +297,7 @@ class Race:
             if step < last:
                 assert self.recorded.int8 is not None
                 certifying = self.recorded.sides.certifying
-                answers: Ints = self.recorded.int8[certifying, step - 1].argmax(-1)
+                answers: Ints = self.recorded.int8[certifying, step - 1].argmax(axis=-1)
                 made = Promise(cut.policy, False, answers, np.full(len(answers), step))
                 self._add(f"int8, step {step}", cut, made, size)
             return

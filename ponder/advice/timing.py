@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ponder._utils.rows import Text
+from ponder.calibration.records import Floats
 
 __all__ = [
     "ALONE",
@@ -60,11 +63,11 @@ class _Measured:
 class Answering(Protocol):
     """A model that answers texts."""
 
-    def predict(self, texts: Sequence[Any], /) -> object:
+    def predict(self, texts: Sequence[Text], /) -> object:
         """Answer texts."""
 
 
-def rounds(models: Sequence[Answering], texts: Sequence[Any]) -> Iterator[list[Seconds]]:
+def rounds(models: Sequence[Answering], texts: Sequence[Text]) -> Iterator[list[Seconds]]:
     """Time all models in turn, and yield the seconds of each after every round.
 
     Speed-ups are those over the first model.
@@ -79,14 +82,14 @@ def rounds(models: Sequence[Answering], texts: Sequence[Any]) -> Iterator[list[S
         yield [_summary(one, measured[0]) for one in measured]
 
 
-def seconds_of(model: Answering, texts: Sequence[Any]) -> float:
+def seconds_of(model: Answering, texts: Sequence[Text]) -> float:
     """Return the seconds in which a model answers texts."""
     start = clock()
     model.predict(texts)
     return clock() - start
 
 
-def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
+def sample(columns: Floats, seed: int) -> NDArray[np.int64]:
     """Return positions of texts to be timed.
 
     Of many random samples it is the one whose means are nearest to those of all texts.
@@ -96,13 +99,13 @@ def sample(columns: NDArray[Any], seed: int) -> NDArray[np.int64]:
             `(texts, columns)`.
         seed: Seed of the samples.
     """
-    scaled = (columns - columns.mean(0)) / np.maximum(columns.std(0), 1e-9)
+    scaled = (columns - columns.mean(axis=0)) / np.maximum(columns.std(axis=0), 1e-9)
     draw = np.random.default_rng(seed)
     size = min(_TIMED, len(columns))
     samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
 
     def distance(rows: NDArray[np.int64]) -> float:
-        return float((scaled[rows].mean(0) ** 2).sum())
+        return float((scaled[rows].mean(axis=0) ** 2).sum())
 
     return min(samples, key=distance)
 

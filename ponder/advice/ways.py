@@ -77,7 +77,9 @@ class PolicyModel:
 
     def predict(self, texts: Sequence[Any], policy: ExitPolicy | None = None) -> Any:
         """Answer texts under the policy, or under another."""
-        return self.model.predict(texts, policy=self.policy if policy is None else policy)
+        if policy is None:
+            policy = self.policy
+        return self.model.predict(texts, policy=policy)
 
     def record(self, texts: Sequence[Any]) -> Any:
         """Return the full-depth run over texts."""
@@ -116,7 +118,7 @@ class BlindMix:
         drawn = self.drawn(texts)
         for_student = [text for text, is_drawn in zip(texts, drawn, strict=True) if is_drawn]
         for_model = [text for text, is_drawn in zip(texts, drawn, strict=True) if not is_drawn]
-        numbers = self.student.predict_proba(for_student).argmax(1)
+        numbers = self.student.predict_proba(for_student).argmax(axis=1)
         labels = np.empty(len(texts), dtype=object)
         labels[drawn] = [self.student.classes[n] for n in numbers]
         labels[~drawn] = self.model.predict(for_model).labels

@@ -46,7 +46,7 @@ class CertifiedAnswers:
         without_reference: Number of rows without a reference, which are left out.
         taken: Share of the rows that are taken.
         observed: Share of the rows that are taken and differ.
-        statement: The promise in one sentence, or the reason why there is none.
+        statement: The promise in one sentence, or the reason why nothing is promised.
     """
 
     threshold: float | None

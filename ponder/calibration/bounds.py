@@ -106,7 +106,7 @@ def upper_bound(failures: int, rows: int, confidence: float) -> float:
 
 def _exact_binomial(losses: Floats, level: float) -> Floats:
     """P(Bin(n, level) ≤ number of losses), for losses of 0 or 1 (Brown, Cai & DasGupta 2001)."""
-    failures = losses.sum(0).round().astype(np.intp)
+    failures = losses.sum(axis=0).round().astype(np.intp)
     p_values: Floats = binomial_cdf(len(losses), level)[failures]
     return p_values
 
@@ -117,7 +117,7 @@ def _hoeffding_bentkus(losses: Floats, level: float) -> Floats:
     Source: Bates et al. 2021; Angelopoulos et al. 2021, Proposition 1.
     """
     rows = len(losses)
-    total = losses.sum(0)
+    total = losses.sum(axis=0)
     mean = np.minimum(total / rows, level)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 is 0
         of_losses = np.where(mean > 0, mean * np.log(mean / level), 0.0)
@@ -145,13 +145,13 @@ def _betting(losses: Floats, level: float) -> Floats:
     rows = len(losses)
     losses = losses[np.random.default_rng(rows).permutation(rows)]
     seen = np.arange(1.0, rows + 1)[:, None]
-    mean = (0.5 + losses.cumsum(0)) / (seen + 1)
-    variance = (0.25 + ((losses - mean) ** 2).cumsum(0)) / (seen + 1)
+    mean = (0.5 + losses.cumsum(axis=0)) / (seen + 1)
+    variance = (0.25 + ((losses - mean) ** 2).cumsum(axis=0)) / (seen + 1)
     earlier_variance = np.concatenate([np.full((1, losses.shape[1]), 0.25), variance[:-1]])
     stake = np.sqrt(2.0 * math.log(1 / 0.05) / (rows * earlier_variance))
     stake = np.minimum(stake, _HIGHEST_STAKE / (1 - level))
-    log_wealth = np.log1p(stake * (level - losses)).cumsum(0)
-    p_values: Floats = np.minimum(np.exp(-log_wealth.max(0)), 1.0)
+    log_wealth = np.log1p(stake * (level - losses)).cumsum(axis=0)
+    p_values: Floats = np.minimum(np.exp(-log_wealth.max(axis=0)), 1.0)
     return p_values
 
 

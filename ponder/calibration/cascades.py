@@ -17,6 +17,7 @@ rows walk it:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +87,9 @@ class CascadeReport(RiskControl):
     def __repr__(self) -> str:
         shares = ", ".join(f"{share:.3f}" for share in self.shares)
         rows = f"chosen_on={self.chosen_on}, certified_on={self.certified_on}"
-        remark = "" if self.last_stage_needed else ", the last stage is no longer needed"
+        remark = ""
+        if not self.last_stage_needed:
+            remark = ", the last stage is no longer needed"
         return (
             f"CascadeReport(met={self.met}, shares=({shares}), speed_up={self.speed_up:.2f}, "
             f"observed={self.observed:.4f}, {rows}{remark})"
@@ -160,14 +163,17 @@ def certify_cascade(
     shares = np.asarray(found.exit_shares)
     before = len(stage_costs) - 1
     mean_cost = float(shares @ by_step)
+    speed_up = math.inf
+    if mean_cost:
+        speed_up = float(stage_costs[-1]) / mean_cost
     return CascadeReport(
         **vars(found),
         shares=(*shares[:before].tolist(), float(shares[before:].sum())),
         seconds=tuple(stage_costs.tolist()),
-        speed_up=float(stage_costs[-1]) / mean_cost if mean_cost else float("inf"),
+        speed_up=speed_up,
         chosen_on=len(choosing),
         certified_on=len(certifying),
-        unanswered=int(np.isnan(as_array(record.outputs[:, -1])).any(-1).sum()),
+        unanswered=int(np.isnan(as_array(record.outputs[:, -1])).any(axis=-1).sum()),
     )
 
 
@@ -214,8 +220,8 @@ class ThresholdPath(ThresholdPolicy):
         stage = int(step.index[0])  # all rows of a record are at one stage
         thresholds: Any = np.array(self.rungs)[:, stage - 1]
         crossed = self.policy.tunable.crossed(value[:, None], thresholds)
-        first = crossed.argmax(1).astype(np.float64)
-        return np.where(crossed.any(1), first, np.inf), state
+        first = crossed.argmax(axis=1).astype(np.float64)
+        return np.where(crossed.any(axis=1), first, np.inf), state
 
 
 def threshold_path(
@@ -277,13 +283,13 @@ def _check_enough(
     record: Record, certifying: Record, risk: RiskLike, level: float, confidence: float
 ) -> None:
     """Refuse a level for which too few rows certify, and name a number that is enough."""
-    counting = losses_of(risk, certifying).rows if len(certifying) else None
-    if counting is None:
-        count = len(certifying)
-        noun = "inputs"
-    else:
-        count = int(counting.sum())
-        noun = "positives"
+    count = len(certifying)
+    noun = "inputs"
+    if count:
+        counting = losses_of(risk, certifying).rows
+        if counting is not None:
+            count = int(counting.sum())
+            noun = "positives"
     needed = rows_needed(level, confidence)
     if count < needed:
         enough = needed * len(record) // max(count, 1) + 1

@@ -126,14 +126,18 @@ def certify(
     check_fresh(certifying, choosing, "certifying")
     by_step = as_costs(costs, choosing.num_steps)
     losses = counted_losses(risk, choosing)
-    likes = candidates(choosing) if policies is None else list(policies)
+    if policies is None:
+        policies = candidates(choosing)
+    likes = list(policies)
     families = [family_of(like, values, choosing) for like, values in likes]
     if speed_up is None:
         most = partial(most_failures, level=level, confidence=confidence)
         place = _cheapest(choosing, families, losses, by_step, len(certifying), most)
         values = families[place].values
     else:
-        fastest = by_step[-1] / by_step[0] if by_step[0] else math.inf
+        fastest = math.inf
+        if by_step[0]:
+            fastest = by_step[-1] / by_step[0]
         check_real("speed_up", speed_up, 1.0, fastest, open_low=True)
         best = _least_risk(choosing, families, losses.losses, by_step, by_step[-1] / speed_up)
         place = best.family
@@ -231,9 +235,9 @@ def _certified_cost(
         total_costs.append(at_exits(costs, steps) @ drawn)
     # Fixed-sequence testing: a value is certified if it and all values before it pass.
     passes = np.logical_and.accumulate(np.concatenate(failures) <= allowed, axis=0)
-    mean_costs = np.concatenate(total_costs) / drawn.sum(0)
+    mean_costs = np.concatenate(total_costs) / drawn.sum(axis=0)
     certified = np.where(passes, mean_costs, costs[-1])
-    return float(certified.min(0).mean())
+    return float(certified.min(axis=0).mean())
 
 
 class _Tried(NamedTuple):
@@ -252,8 +256,8 @@ def _least_risk(
     tried = list[_Tried]()
     for number, family in enumerate(families):
         for places, steps in family.exit_steps(record):
-            risks = at_exits(losses, steps).mean(1).tolist()
-            mean_costs = at_exits(costs, steps).mean(1).tolist()
+            risks = at_exits(losses, steps).mean(axis=1).tolist()
+            mean_costs = at_exits(costs, steps).mean(axis=1).tolist()
             for risk, cost, place in zip(risks, mean_costs, places, strict=True):
                 tried.append(_Tried(risk, cost, number, family.values[place]))
     return min(each for each in tried if each.cost <= at_most * (1 + 1e-9))

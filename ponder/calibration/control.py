@@ -42,7 +42,7 @@ class RiskControl:
         policy: The policy with its certificate: give it to a model, and save both together.
         met: Whether a threshold was certified; if not, the policy is full depth.
         mean_exit_step: Mean exit step on the calibration data.
-        statement: The promise in words, or why there is none.
+        statement: The promise in words, or why nothing is promised.
         observed: The risk of the policy on the calibration data.
         exit_shares: The share of the rows that exit at each step, `(steps,)`.
 
@@ -137,7 +137,8 @@ def control_risk(
     check_record(trajectory)
     family = family_of(policies, grid, trajectory)
     risk = resolved(risk, family.policy)
-    bound = bound_for(risk) if bound is None else bound
+    if bound is None:
+        bound = bound_for(risk)
     check_choice("bound", bound, [*BOUNDS, "conformal"])
     loss_of = loss_at(risk, trajectory, _lowest(bound))
     full_depth = loss_of(np.full((1, len(trajectory)), trajectory.num_steps))[0]
@@ -145,25 +146,32 @@ def control_risk(
     path = _walk(family, trajectory, loss_of, test)
     by_step = as_costs(costs, trajectory.num_steps)
     cheapest = _cheapest(path, by_step)
+    has_p_values = bound != "conformal"
     chosen: ExitPolicy = LastStep()
-    if cheapest is None:
-        observed = float(full_depth.mean()) if len(full_depth) else math.nan
-        shares = np.eye(trajectory.num_steps)[-1]
-    else:
+    observed = math.nan
+    shares = np.eye(trajectory.num_steps)[-1]
+    value: float | None = None
+    p_value: float | None = None
+    if cheapest is not None:
         chosen = family.build(cheapest.value)
         observed = cheapest.loss
         shares = cheapest.exit_counts / len(trajectory)
+        value = cheapest.value
+        if has_p_values:
+            p_value = cheapest.statistic
+    elif len(full_depth):
+        observed = float(full_depth.mean())
     draft = Certified(
         policy=chosen,
         statement="",
         risk=name_of(risk),
         level=level,
-        confidence=None if bound == "conformal" else confidence,
+        confidence=confidence if has_p_values else None,
         bound=bound,
         rows=len(full_depth),
         threshold_name=family.threshold,
-        threshold_value=None if cheapest is None else cheapest.value,
-        p_value=None if cheapest is None or bound == "conformal" else cheapest.statistic,
+        threshold_value=value,
+        p_value=p_value,
         path=tuple((tested.value, tested.loss, tested.statistic) for tested in path),
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
@@ -230,7 +238,7 @@ class _Test:
         monotone = np.maximum.accumulate(np.concatenate([self._highest[None], losses]))[1:]
         self._highest = monotone[-1]
         # The fresh row may have a loss of 1.
-        bounds: Floats = (monotone.sum(1) + 1.0) / (self.count + 1)
+        bounds: Floats = (monotone.sum(axis=1) + 1.0) / (self.count + 1)
         return bounds
 
 
@@ -287,16 +295,19 @@ def exit_counts(steps: Ints, num_steps: int) -> Floats:
         steps: Exit steps, `(thresholds, rows)`.
         num_steps: N.
     """
-    counts = [(steps == step).sum(1) for step in range(1, num_steps + 1)]
+    counts = [(steps == step).sum(axis=1) for step in range(1, num_steps + 1)]
     return np.stack(counts, axis=1).astype(np.float64)
 
 
 def _lowest(bound: str) -> float:
-    return 0.0 if bound == "conformal" else BOUNDS[bound].low
+    """Return the least loss that a bound can use; lower ones are raised to it."""
+    if bound == "conformal":
+        return 0.0
+    return BOUNDS[bound].low
 
 
 def _statement(made: Certified, observed: float, given: int | None) -> str:
-    """Return the promise in words, or why there is none.
+    """Return the promise in words, or why nothing is promised.
 
     Args:
         made: The policy with its certificate.

@@ -152,7 +152,11 @@ class Diagnosis:
 
 def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by name, with None for NaN, which JSON lacks."""
-    return {name: None if value != value else value for name, value in values.items()}
+    plain = dict(values)
+    for name, value in values.items():
+        if value != value:
+            plain[name] = None
+    return plain
 
 
 def diagnose(
@@ -200,7 +204,7 @@ def diagnose(
     compared = _exits_of(trajectory, _families(trajectory, compare))
     tried = _Tried(scores, cost, compared.exits, compared.names)
     gains = tuple(tried.gain(speedup) for speedup in speedups if speedup * cost[0] <= cost[-1])
-    return Diagnosis(name, tuple(scores.mean(0).tolist()), gains, len(trajectory))
+    return Diagnosis(name, tuple(scores.mean(axis=0).tolist()), gains, len(trajectory))
 
 
 def _can_be_compared(scores: Floats) -> bool:
@@ -272,7 +276,8 @@ class _Tried:
     def gain(self, speedup: float) -> Gain:
         """Compare the best policy with the best blind choice at a speed-up."""
         cost = float(self.cost[-1]) / speedup
-        blind = float(best_blind(self.values.mean(0), self.cost, cost).scores(self.values).mean())
+        blindly = best_blind(self.values.mean(axis=0), self.cost, cost)
+        blind = float(blindly.scores(self.values).mean())
         best = self._best(np.arange(len(self.values)), cost)
         if best is None:
             return Gain(
@@ -309,14 +314,14 @@ class _Tried:
             if best is None:
                 return Interval(math.nan, math.nan, math.nan)
             cost_there = max(cost, self._costs[best, fold].mean())
-            blind = best_blind(self.values[others].mean(0), self.cost, cost_there)
+            blind = best_blind(self.values[others].mean(axis=0), self.cost, cost_there)
             gains[fold] = self._scores[best, fold] - blind.scores(self.values[fold])
         return interval(gains, float(np.ptp(self.values, axis=1).max()))
 
     def _best(self, rows: Ints, cost: float) -> int | None:
-        """Return the place of the best policy within a mean cost on some rows; None if none is."""
-        costs = self._costs[:, rows].mean(1)
-        scores = np.where(costs <= cost * (1 + 1e-9), self._scores[:, rows].mean(1), -np.inf)
+        """Return the place of the best policy within a mean cost on some rows; None without one."""
+        costs = self._costs[:, rows].mean(axis=1)
+        scores = np.where(costs <= cost * (1 + 1e-9), self._scores[:, rows].mean(axis=1), -np.inf)
         if scores.max() == -np.inf:
             return None
         return best_most_expensive(scores, costs)

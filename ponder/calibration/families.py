@@ -59,7 +59,9 @@ class Family:
         if self.free is None:
             return places
         rising = self.values[0] < self.values[-1]
-        return places[::-1] if rising == _tunable(self.free).higher_exits_later else places
+        if rising == _tunable(self.free).higher_exits_later:
+            return places[::-1]
+        return places
 
     def exit_steps(self, record: Record, places: Ints | None = None) -> Iterator[tuple[Ints, Ints]]:
         """Yield places of values, `(thresholds,)`, and the exit steps there, `(thresholds, rows)`.
@@ -68,7 +70,8 @@ class Family:
             record: The full-depth run.
             places: Which of the values, in which order; by default all.
         """
-        places = np.arange(len(self.values)) if places is None else places
+        if places is None:
+            places = np.arange(len(self.values))
         size = max(_CELLS // len(record), 1)
         # If rows are decided together, the exit of one moves those of others, so that each value is
         # replayed.
@@ -90,7 +93,9 @@ class Family:
 
     def _sign(self) -> float:
         """Return −1 if rows exit below the threshold, since scores are then negated."""
-        return 1.0 if _tunable(self.free).higher_exits_later else -1.0
+        if _tunable(self.free).higher_exits_later:
+            return 1.0
+        return -1.0
 
     def _crossings(self, reached: Floats, places: Ints) -> Ints:
         """Return exit steps `(thresholds, rows)`: 1 + the number of steps that do not cross."""
@@ -100,10 +105,13 @@ class Family:
             # The scores were computed in float32, in which a run compares them with the threshold.
             reached = single
             thresholds = thresholds.astype(np.float32)
-        crosses = np.greater_equal if _tunable(self.free).inclusive else np.greater
+        is_inclusive = _tunable(self.free).inclusive
         steps = np.ones((len(places), len(reached)), dtype=np.intp)
         for column in reached.T:
-            steps += ~crosses(column, thresholds)
+            if is_inclusive:
+                steps += ~(column >= thresholds)
+            else:
+                steps += ~(column > thresholds)
         return steps
 
     def with_values_between(self, record: Record) -> Family:
@@ -147,7 +155,9 @@ def family_of(
     may_add_values = look and grid is None
     if may_add_values and like is Patience and record.meaning.numbers:
         return _tolerance_family(record)
-    values = None if grid is None else _ordered(grid)
+    values: tuple[float, ...] | None = None
+    if grid is not None:
+        values = _ordered(grid)
     free = part_with_threshold(like)
     if free is None:
         if values is None or isinstance(like, ExitPolicy):
@@ -230,7 +240,7 @@ def _accepts(build: Callable[[float], ExitPolicy], value: float) -> bool:
 
 
 def part_with_threshold(like: FamilyLike) -> Any:
-    """Return the part whose threshold is moved; None if there is none, or more than one.
+    """Return the part whose threshold is moved; None unless there is exactly one.
 
     It is a class or a policy itself, or the only policy inside that has a threshold.
     """
@@ -239,9 +249,13 @@ def part_with_threshold(like: FamilyLike) -> Any:
         tunable = [part for part in parts if part.tunable is not None]
         # The threshold of a certified policy must stay: its certificate is about one value.
         certified = any(isinstance(part, Certified) for part in parts)
-        return tunable[0] if len(tunable) == 1 and not certified else None
+        if len(tunable) != 1 or certified:
+            return None
+        return tunable[0]
     is_class = isinstance(like, type) and issubclass(like, ExitPolicy)
-    return like if is_class and getattr(like, "tunable", None) is not None else None
+    if not is_class or getattr(like, "tunable", None) is None:
+        return None
+    return like
 
 
 def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPolicy:
@@ -255,7 +269,9 @@ def exchanged(policy: ExitPolicy, part: ExitPolicy, new: ExitPolicy) -> ExitPoli
             changes[field.name] = exchanged(value, part, new)
         elif isinstance(value, tuple) and value and isinstance(value[0], ExitPolicy):
             changes[field.name] = tuple(exchanged(each, part, new) for each in value)
-    return replace(policy, **changes) if changes else policy  # type: ignore[type-var]
+    if not changes:
+        return policy
+    return replace(policy, **changes)  # type: ignore[type-var]
 
 
 def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
@@ -277,13 +293,11 @@ def _ordered(grid: Iterable[float]) -> tuple[float, ...]:
 def _tolerances(record: Record) -> tuple[float, ...]:
     """Return tolerances between the changes of the outputs from step to step, and one above all."""
     outputs = np.stack(step_outputs(record), axis=1).reshape(len(record), record.num_steps, -1)
-    changes = np.abs(np.diff(outputs, axis=1)).max(-1)
+    changes = np.abs(np.diff(outputs, axis=1)).max(axis=-1)
     changes = np.unique(changes[np.isfinite(changes) & (changes > 0)])
     if not len(changes):
         return (1.0,)
-    edges = np.append(
-        changes, 2.0 * changes[-1]
-    ).tolist()  # the last tolerance is above all changes
+    edges = [*changes.tolist(), 2.0 * float(changes[-1])]  # the last is above all changes
     places = np.unique(np.linspace(0, len(changes) - 1, _TOLERANCES).astype(np.intp))
     return tuple(_short_between(edges[place], edges[place + 1]) for place in places)
 

@@ -45,7 +45,7 @@ def fit_gate(trajectory: Record) -> Gate:
         signals, state = gate.read(view, state)
         values = as_array(signals)
         # Rows with a signal that is not finite never exit, so they must not teach.
-        finite = np.isfinite(values).all(1)
+        finite = np.isfinite(values).all(axis=1)
         tables.append(_logistic(values[finite], differs[finite, step]))
     return Gate(tuple(tables))
 
@@ -61,8 +61,8 @@ def _logistic(signals: Floats, differs: Bools) -> tuple[float, ...]:
         # There is nothing to separate: the bias is the log-odds with half a row added to each side.
         odds = (differs.sum() + 0.5) / ((~differs).sum() + 0.5)
         return (*np.zeros(signals.shape[1]).tolist(), float(np.log(odds)))
-    centre = signals.mean(0)
-    scale = signals.std(0)
+    centre = signals.mean(axis=0)
+    scale = signals.std(axis=0)
     # A signal that varies less than this varies by rounding, which other rows do not share.
     varies = scale > _NOISE * np.abs(centre)
     scale = np.where(varies, scale, 1.0)

@@ -114,14 +114,16 @@ class Ledger:
     @property
     def bound(self) -> int:
         """The largest number of wrong answers so far, at all times with the confidence."""
-        return self.missed_at_most + (self.caught + self.pending if self.late else 0)
+        if not self.late:
+            return self.missed_at_most
+        return self.missed_at_most + self.caught + self.pending
 
     def answer(self, audit_probability: float, *, audited: bool) -> None:
         """Note a cheap answer and the fall of its coin.
 
         Args:
             audit_probability: π, fixed before the coin was thrown, in (0, 1].
-            audited: Whether the reference is asked too; the audit is pending until `settle`.
+            audited: Whether the reference is called too; the audit is pending until `settle`.
         """
         cost = _cost(audit_probability)
         if audited:
@@ -155,7 +157,7 @@ class Ledger:
         self._tighten()
 
     def bound_after(self, audit_probability: float) -> int:
-        """Return the bound after a cheap answer with this probability, whatever its coin shows."""
+        """Return the bound after a cheap answer with this probability, before its coin is known."""
         if self.late:
             return self.bound + 1  # of an audit without an outcome
         unaudited = replace(self)

@@ -126,7 +126,9 @@ class Record:
     def __repr__(self) -> str:
         optional = ("hazard_logits", "features", "labels", "mask")
         present = [name for name in optional if getattr(self, name) is not None]
-        kept = f" with {', '.join(present)}" if present else ""
+        kept = ""
+        if present:
+            kept = f" with {', '.join(present)}"
         sizes = f"{len(self)} rows, {self.num_steps} steps, outputs {tuple(self.outputs.shape[2:])}"
         return f"{type(self).__name__}({sizes}{kept}, task {self.meaning.name!r})"
 
@@ -150,7 +152,9 @@ class Record:
     @property
     def batch(self) -> PolicyBatch:
         """The rows, as policies see them."""
-        task = self.task if isinstance(self.task, Task) else task_named(self.task)
+        task = self.task
+        if not isinstance(task, Task):
+            task = task_named(task)
         return PolicyBatch(self.row_ids, self.num_steps, task)
 
     def check(self, policy: ExitPolicy) -> None:
@@ -268,7 +272,10 @@ class Record:
         xp = namespace(self.outputs)
         outputs = self.outputs[xp.arange(len(self)), xp.asarray(steps) - 1]
         outputs = at_least_float32(task.without_padding(outputs, self.mask))
-        labelled = labels != IGNORED_LABEL if task.per_token else task.labelled(labels)
+        if task.per_token:
+            labelled = labels != IGNORED_LABEL
+        else:
+            labelled = task.labelled(labels)
         return AnswersAndLabels(outputs[labelled], labels[labelled])
 
     def tensors(self) -> dict[str, Array]:
@@ -357,8 +364,7 @@ class RecordedSource:
 
     def output_of(self, index: Ints) -> Array:
         """Return the outputs of some running rows."""
-        rows = index if self._rows is None else self._rows[index]
-        return self._record.outputs[rows, self._step - 1]
+        return self._record.outputs[self._positions(index), self._step - 1]
 
     def features(self) -> Array:
         """Return the features of the running rows."""
@@ -372,7 +378,9 @@ class RecordedSource:
     def mask(self) -> Array | None:
         """Positions that are not padding, `(rows, length)` bool; None without any."""
         mask = self._record.mask
-        return None if mask is None else self._of_rows(mask)
+        if mask is None:
+            return None
+        return self._of_rows(mask)
 
     @property
     def policy_context(self) -> Mapping[str, Array]:
@@ -382,23 +390,33 @@ class RecordedSource:
 
     def keep(self, index: Ints) -> None:
         """Keep some of the running rows, and drop the others."""
-        self._rows = index if self._rows is None else self._rows[index]
+        self._rows = self._positions(index)
+
+    def _positions(self, index: Ints) -> Ints:
+        """Return the positions in the record of some running rows."""
+        if self._rows is None:
+            return index
+        return self._rows[index]
 
     def _at_step(self, values: Array) -> Array:
-        rows = slice(None) if self._rows is None else self._rows
-        return values[rows, self._step - 1]
+        return self._of_rows(values[:, self._step - 1])
 
     def _of_rows(self, values: Array) -> Array:
-        return values if self._rows is None else values[self._rows]
+        if self._rows is None:
+            return values
+        return values[self._rows]
 
 
 def check_record(record: Record, argument: str = "trajectory") -> None:
     """Raise an error if a record has no rows, or is a run in training mode."""
     if not len(record) or record.training:
+        got = "no rows"
+        if len(record):
+            got = "a run of training mode, with dropout on"
         raise ArgumentError(
             argument,
             expected="a run in evaluation mode over at least one row",
-            got="a run of training mode, with dropout on" if len(record) else "no rows",
+            got=got,
             remedy="Record one with model.record(dataset).",
         )
 

@@ -126,7 +126,9 @@ def fresh_rows(ids: Any, used: Any) -> Ints:
     occurrence[order] = np.arange(len(rows)) - np.repeat(starts, sizes)
     place = np.minimum(np.searchsorted(values, rows), len(values) - 1)
     once = values[counts == 1]
-    share = np.isin(once, rows).mean() if len(once) else 1.0
+    share = 1.0
+    if len(once):
+        share = float(np.isin(once, rows).mean())
     used_again = np.maximum(np.rint(share * counts), 1)  # used rows of each text in the file
     times_used = np.where(values[place] == rows, used_again[place], 0)
     return np.flatnonzero(occurrence >= times_used)
@@ -159,7 +161,8 @@ def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
     if shared or len(weights) > 1:
         repeated = 0
         if shared:
-            repeated = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids)).sum()
+            is_shared = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids))
+            repeated = int(is_shared.sum())
         digests = " and ".join(sorted(map(str, weights)))
         raise ArgumentError(
             argument,

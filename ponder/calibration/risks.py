@@ -90,20 +90,19 @@ class Missed(Risk):
 
     def losses(self, record: Record) -> Floats:
         """Return 1 where the answer is another than the reference, `(rows, steps)`."""
-        same = record.agreement() if self.reference == "full_depth" else record.correct()
-        return 1.0 - same
+        if self.reference == "labels":
+            return 1.0 - record.correct()
+        return 1.0 - record.agreement()
 
     def rows(self, record: Record) -> Bools:
         """Return which rows have a positive reference, or none at full depth, `(rows,)`."""
         if self.reference == "labels":
-            reference = np.asarray(record.labels)
-        else:
-            *_, last = record.views(frozenset({"output"}))
-            output = np.asarray(last.output)
-            positive: Bools = np.isin(output.argmax(-1), np.asarray(self.classes))
-            positive |= np.isnan(output).any(-1)
-            return positive
-        return np.isin(reference, np.asarray(self.classes))
+            return np.isin(np.asarray(record.labels), np.asarray(self.classes))
+        *_, last = record.views(frozenset({"output"}))
+        output = np.asarray(last.output)
+        positive: Bools = np.isin(output.argmax(axis=-1), np.asarray(self.classes))
+        positive |= np.isnan(output).any(axis=-1)
+        return positive
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,11 @@ def bound_for(risk: RiskLike) -> str:
         >>> bound_for("disagreement"), bound_for(lambda outputs, labels: 0.5 * (labels > 1))
         ('exact_binomial', 'hoeffding_bentkus')
     """
-    binary = risk.is_binary() if isinstance(risk, Risk) else risk in _NAMED
-    return "exact_binomial" if binary else "hoeffding_bentkus"
+    if isinstance(risk, Risk):
+        is_binary = risk.is_binary()
+    else:
+        is_binary = risk in _NAMED
+    return "exact_binomial" if is_binary else "hoeffding_bentkus"
 
 
 def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints], Floats]:
@@ -252,11 +254,13 @@ def loss_at(risk: RiskLike, record: Record, low: float = 0.0) -> Callable[[Ints]
             return np.stack([np.maximum(risk.of_exits(record, each), low) for each in steps])
 
         return of_queries
-    losses, rows = losses_of(risk, record, low)
-    counted = slice(None) if rows is None else rows
+    losses, counted = losses_of(risk, record, low)
 
     def of_rows(steps: Ints) -> Floats:
-        return at_exits(losses, steps)[:, counted]
+        of_all = at_exits(losses, steps)
+        if counted is None:
+            return of_all
+        return of_all[:, counted]
 
     return of_rows
 
@@ -266,7 +270,9 @@ def name_of(risk: RiskLike) -> str:
     if isinstance(risk, str):
         return risk
     name = str(getattr(risk, "name", getattr(risk, "__name__", "<lambda>")))
-    return "custom risk" if name == "<lambda>" else name
+    if name == "<lambda>":
+        return "custom risk"
+    return name
 
 
 class RowLosses(NamedTuple):
@@ -321,4 +327,7 @@ def _named_losses(risk: str, record: Record) -> Floats:
             remedy=f"Choose one; {rankings} are risks of queries, with policies.TopK.",
         )
     wrong: Floats = 1.0 - record.correct()
-    return wrong if risk == "error" else wrong - wrong[:, -1:]
+    if risk == "error":
+        return wrong
+    gap: Floats = wrong - wrong[:, -1:]
+    return gap

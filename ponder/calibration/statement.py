@@ -91,7 +91,9 @@ def percent(share: float, digits: int = 3) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: ``"1 text"``, ``"2 texts"``, ``"2 queries"``."""
-    return f"{number} {noun if number == 1 else _plural(noun)}"
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {_plural(noun)}"
 
 
 def exits_rule(policy: ExitPolicy) -> str:
@@ -211,4 +213,6 @@ def _with_article(name: str) -> str:
 
 
 def _plural(noun: str) -> str:
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    if noun.endswith("y"):
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"

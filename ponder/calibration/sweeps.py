@@ -124,7 +124,9 @@ def as_costs(costs: Costs | None, num_steps: int, needs: frozenset[str] = frozen
     """Return the cost of exiting at each step, `(steps,)`; 1..N if None."""
     if costs is None:
         return np.arange(1.0, num_steps + 1)
-    values = np.asarray(costs(needs) if callable(costs) else costs, dtype=np.float64)
+    if callable(costs):
+        costs = costs(needs)
+    values = np.asarray(costs, dtype=np.float64)
     if values.shape != (num_steps,) or not _are_cumulative(values):
         numbers = f"{num_steps} numbers of 0 or more that do not fall, the last above 0"
         expected = f"{numbers}: the cost of exiting after each step"
@@ -166,7 +168,9 @@ class Ruler:
         else:  # nothing says which answers are right
             self.metric = "score"
             self._table = None
-        self._agrees = trajectory.agreement() * 1.0 if task.comparable else None
+        self._agrees: Floats | None = None
+        if task.comparable:
+            self._agrees = trajectory.agreement() * 1.0
 
     def point(self, policy: ExitPolicy) -> Point:
         """Return the score and cost of one policy."""
@@ -188,22 +192,24 @@ class Ruler:
     def points(self, values: Sequence[float], steps: Ints, needs: frozenset[str]) -> list[Point]:
         """Return the point of each of several exits, `(thresholds, rows)`."""
         costs = as_costs(self._costs, self.trajectory.num_steps, needs)
-        full_cost = costs[-1] if self._full_cost is None else self._full_cost
+        full_cost = self._full_cost
+        if full_cost is None:
+            full_cost = costs[-1]
         agreement = np.full(len(steps), math.nan)
         if self._agrees is not None:
-            agreement = at_exits(self._agrees, steps).mean(1)
+            agreement = at_exits(self._agrees, steps).mean(axis=1)
         columns = (  # in the order of the fields of a `Point`
             np.array(values),
             self._scores(steps),
-            steps.mean(1),
-            at_exits(costs / full_cost, steps).mean(1),
+            steps.mean(axis=1),
+            at_exits(costs / full_cost, steps).mean(axis=1),
             agreement,
         )
         return [Point(*row) for row in np.stack(columns, axis=1).tolist()]
 
     def _scores(self, steps: Ints) -> Floats:
         if self._table is not None:
-            means: Floats = at_exits(self._table, steps).mean(1)
+            means: Floats = at_exits(self._table, steps).mean(axis=1)
             return means
         if callable(self._metric):
             return np.array([self._metric_at(each) for each in steps])

@@ -2,7 +2,7 @@
 
 An `Asker` calls the reference on a pool of threads. Each call waits for its turn (`Pace`), is
 repeated with growing delays, and puts a `Reply` for each row into a queue, from which `take` reads.
-If a batch fails, its rows are asked one by one.
+If a batch fails, the reference is called on its rows one by one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Pace:
     """Start times of calls, evenly spaced."""
 
     def __init__(self, per_minute: float | None) -> None:
-        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._interval = 0.0
+        if per_minute:
+            self._interval = 60.0 / per_minute
         self._next = 0.0
         self._lock = threading.Lock()
 
@@ -131,7 +133,9 @@ class Asker:
     def _answer(self, rows: Sequence[tuple[str, Any]]) -> None:
         """Call the reference on one of the threads; if it fails on a batch, ask row by row."""
         is_batch = len(rows) > 1
-        attempts = 1 if is_batch else self._asking.attempts  # each row has its attempts afterwards
+        attempts = self._asking.attempts
+        if is_batch:
+            attempts = 1  # each row has its attempts afterwards
         try:
             labels = self._call([row for _, row in rows], attempts)
         except Exception as error:

@@ -35,7 +35,7 @@ from ponder.calibration.cascades import CascadeReport, certify_cascade, check_co
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
 from ponder.calibration.statement import CONFIDENCE, LEVEL
-from ponder.cascade.stages import CascadeStage, StageAnswers, stage_of
+from ponder.cascade.stages import CascadeStage, Input, StageAnswers, stage_of
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies.base import (
     ExitPolicy,
@@ -78,7 +78,9 @@ class CascadeAnswers(Answers):
         return np.asarray(self.exit_step)
 
     def __repr__(self) -> str:
-        shares = np.bincount(self.stage)[1:].tolist() if len(self) else []
+        shares: list[int] = []
+        if len(self):
+            shares = np.bincount(self.stage)[1:].tolist()
         return (
             f"CascadeAnswers({len(self)} rows, by stage {shares}, {len(self.errors)} with errors)"
         )
@@ -94,7 +96,7 @@ class _Recorded(NamedTuple):
 class _Referred(NamedTuple):
     """The rows that a reference answers, and its answers."""
 
-    rows: list[Any]
+    rows: list[Input]
     labels: list[str]
 
 
@@ -146,11 +148,15 @@ class Cascade:
                 got=f"{count} stages, costs {costs}, classes {self.classes}",
                 remedy="Pass [cheap, large], classes=[…].",
             )
-        self.costs = None if costs is None else tuple(check_costs(costs).tolist())
-        self.policy: ExitPolicy = LastStep() if policy is None else policy
+        self.costs: tuple[float, ...] | None = None
+        if costs is not None:
+            self.costs = tuple(check_costs(costs).tolist())
+        if policy is None:
+            policy = LastStep()
+        self.policy: ExitPolicy = policy
 
     def predict(
-        self, inputs: Iterable[Any], *, policy: ExitPolicy | None = None, batch_size: int = 256
+        self, inputs: Iterable[Input], *, policy: ExitPolicy | None = None, batch_size: int = 256
     ) -> CascadeAnswers:
         """Answer every input at the first stage that is certain; deferred rows share batches.
 
@@ -163,17 +169,20 @@ class Cascade:
             batch_size: Inputs of a call of a stage at most.
         """
         rows = _listed(inputs)
-        policy = self.policy if policy is None else policy
+        if policy is None:
+            policy = self.policy
         last = self._exits(policy)
         source = _Stages(self, rows, last, batch_size)
         count = len(self.stages)
-        # A policy that was certified on the steps of the last stage counts these.
-        num_steps = count if last is None else count - 1 + self.stages[-1].num_steps
+        num_steps = count
+        if last is not None:
+            # A policy that was certified on the steps of the last stage counts these.
+            num_steps = count - 1 + self.stages[-1].num_steps
         policy.check(ModelSpec(num_steps, has_features=False, has_context=False))
         answers = run(source, _Deferring(policy, source), PolicyBatch(_row_ids(rows), count))
         return CascadeAnswers(answers.outputs, answers.exit_step, self.classes, source.errors)
 
-    def record(self, inputs: Iterable[Any], labels: Sequence[Any] | None = None) -> Record:
+    def record(self, inputs: Iterable[Input], labels: Sequence[Any] | None = None) -> Record:
         """Run every stage on every input: a trajectory whose steps are the stages.
 
         Costs are measured by default.
@@ -195,7 +204,7 @@ class Cascade:
 
     def certify(
         self,
-        inputs: Iterable[Any] | Record,
+        inputs: Iterable[Input] | Record,
         labels: Sequence[Any] | None = None,
         *,
         risk: Literal["disagreement", "error", "missed"] | Risk = "disagreement",
@@ -217,8 +226,8 @@ class Cascade:
             inputs: Inputs like those to come, which taught no stage; or their record.
             labels: Names of the right classes, for ``"error"``.
             risk: ``"disagreement"`` with the last stage (no labels), ``"error"``, or ``"missed"``:
-                of the inputs whose reference is in the `positive` classes, the share that is
-                answered otherwise; or a `Risk`. An input that the last stage does not answer is
+                of the inputs whose reference is in the `positive` classes, the share that gets
+                another answer; or a `Risk`. An input that the last stage does not answer is
                 lost if an earlier stage answers it, and one that an earlier stage does not answer
                 is deferred. Inputs without an answer of `reference` are left out.
             level: Upper limit of the risk.
@@ -303,7 +312,9 @@ class Cascade:
             said = from_plain(_Settings, data)
             policy = ExitPolicy.from_dict(said.policy)
         written = said.stages
-        given = [None] * len(written) if stages is None else list(stages)
+        given: list[Any] = [None] * len(written)
+        if stages is not None:
+            given = list(stages)
         missing = [
             number
             for number, (stage, entry) in enumerate(zip(given, written, strict=False), 1)
@@ -316,10 +327,12 @@ class Cascade:
                 got=f"{len(given)} stages, none for the functions at {missing}",
                 remedy="Pass stages=[None, ask], say.",
             )
-        read = [
-            stage_of(Path(folder) / str(entry.folder) if stage is None else stage)
-            for stage, entry in zip(given, written, strict=True)
-        ]
+        read = list[CascadeStage]()
+        for stage, entry in zip(given, written, strict=True):
+            if stage is None:
+                read.append(stage_of(Path(folder) / str(entry.folder)))
+            else:
+                read.append(stage_of(stage))
         with reading(path, "cascade"):
             made = cls(read, said.costs, policy=policy, classes=said.classes)
 
@@ -335,7 +348,9 @@ class Cascade:
         made.policy = promise_about(made.weights_digest, policy, changed)
         return made
 
-    def _recorded(self, rows: list[Any], labels: Sequence[Any] | None, *, steps: bool) -> _Recorded:
+    def _recorded(
+        self, rows: list[Input], labels: Sequence[Any] | None, *, steps: bool
+    ) -> _Recorded:
         """Ask all stages about all rows, each about five of them first.
 
         Args:
@@ -343,7 +358,9 @@ class Cascade:
             labels: Names of the right classes.
             steps: Whether the steps of the last stage are recorded.
         """
-        numbers = None if labels is None else np.array(class_numbers(labels, self.classes))
+        numbers: Ints | None = None
+        if labels is not None:
+            numbers = np.array(class_numbers(labels, self.classes))
         with_steps = [False] * (len(self.stages) - 1) + [steps]
         tried = list[_Tried]()
         for number, stage in enumerate(self.stages, 1):
@@ -357,7 +374,9 @@ class Cascade:
             column = self._finished(stage, first, rows, steps=with_steps[number - 1])
             seconds.append(column.seconds)
             outputs = column.answers.outputs
-            columns.append(outputs if outputs.ndim == 3 else outputs[:, None])
+            if outputs.ndim == 2:  # a stage of one step
+                outputs = outputs[:, None]
+            columns.append(outputs)
             _log(number, len(rows), column.answers.errors)
         record = Record(
             np.concatenate(columns, axis=1),
@@ -370,7 +389,7 @@ class Cascade:
         return _Recorded(record, tuple(seconds))
 
     def _finished(
-        self, stage: CascadeStage, first: _Tried, rows: list[Any], *, steps: bool
+        self, stage: CascadeStage, first: _Tried, rows: list[Input], *, steps: bool
     ) -> _Tried:
         """Return the answers of a stage to all rows, and its seconds for one row.
 
@@ -393,14 +412,14 @@ class Cascade:
         outputs = np.concatenate([first.answers.outputs, others.outputs])
         return _Tried(StageAnswers(outputs, errors), seconds_of_row)
 
-    def _referred(self, rows: list[Any], reference: CascadeStage) -> _Referred:
+    def _referred(self, rows: list[Input], reference: CascadeStage) -> _Referred:
         """Return the rows that a reference answers, and its answers."""
         policy = reference.full_depth
         tried = _tried(reference, rows[:_TRIED], self.classes, "the reference", policy=policy)
         others = reference.answer(rows[_TRIED:], self.classes, policy)
         outputs = np.concatenate([tried.answers.outputs, others.outputs])
-        answered = np.flatnonzero(~np.isnan(outputs).any(-1))
-        numbers = outputs[answered].argmax(1)
+        answered = np.flatnonzero(~np.isnan(outputs).any(axis=-1))
+        numbers = outputs[answered].argmax(axis=1)
         return _Referred([rows[n] for n in answered], [self.classes[n] for n in numbers])
 
     def _risk(self, risk: Any, positive: Any, *, referred: bool) -> RiskLike:
@@ -461,7 +480,7 @@ class _Stages:
     policy_context: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
-        self, cascade: Cascade, inputs: list[Any], last: ExitPolicy | None, batch_size: int
+        self, cascade: Cascade, inputs: list[Input], last: ExitPolicy | None, batch_size: int
     ) -> None:
         self.errors: dict[int, Exception] = {}
         """The last error about a row, by its position among the inputs."""
@@ -508,7 +527,9 @@ class _Stages:
         number = self._number
         if not len(self._rows):
             return np.zeros((0, len(self._cascade.classes)))
-        policy = self._last if number == len(stages) else None
+        policy: ExitPolicy | None = None
+        if number == len(stages):
+            policy = self._last
         inputs = [self._inputs[row] for row in self._rows]
         answers = stages[number - 1].answer(
             inputs, self._cascade.classes, policy, batch_size=self._batch_size
@@ -527,7 +548,9 @@ class _Deferring(PolicyWrapper):
     def exit_of_all(self, num_steps: int) -> int | None:
         # At an earlier stage not all rows exit, since it can fail on some.
         inside = self.policy.exit_of_all(num_steps)
-        return inside if inside == num_steps else None
+        if inside != num_steps:
+            return None
+        return inside
 
     def decide(self, step: StepView, state: Any) -> tuple[Any, Any]:
         mask, state = self.policy.decide(step, state)
@@ -545,7 +568,7 @@ class _Tried(NamedTuple):
 
 def _tried(
     stage: CascadeStage,
-    rows: list[Any],
+    rows: list[Input],
     classes: Sequence[str],
     name: str,
     *,
@@ -578,7 +601,7 @@ def _has_changed(folder: Path, entry: _Written, given: Any) -> bool:
     return entry.folder is not None and stage_of(given).weights_digest() is None
 
 
-def _listed(inputs: Iterable[Any]) -> list[Any]:
+def _listed(inputs: Iterable[Input]) -> list[Input]:
     """Return inputs as a list, since a Series has an index, and generators have no length."""
     if isinstance(inputs, str | Mapping) or hasattr(inputs, "columns"):
         raise ArgumentTypeError(
@@ -590,7 +613,7 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-def _row_ids(rows: Sequence[Any]) -> Ints:
+def _row_ids(rows: Sequence[Input]) -> Ints:
     return content_ids([str(each) for each in rows])
 
 

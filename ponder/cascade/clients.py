@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypedDict
 from urllib.request import Request, urlopen
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ponder.calibration.records import Floats
+from ponder.cascade.stages import Input
 from ponder.errors import PonderError
 
 __all__ = ["ChatLabels", "DecisionStage", "PipelineStage"]
@@ -41,7 +42,9 @@ class ChatLabels:
         self.labels = tuple(labels)
         self.timeout = timeout
         self._address = f"{base_url.rstrip('/')}/chat/completions"
-        self._key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
+        if key is None:
+            key = os.environ.get("OPENAI_API_KEY", "")
+        self._key = key
         self._known = {label.casefold(): label for label in self.labels}
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
@@ -77,7 +80,7 @@ class _Pipeline(Protocol):
 
     model: Any
 
-    def __call__(self, texts: list[Any], **options: object) -> list[list[_Score]]:
+    def __call__(self, texts: list[Input], **options: object) -> list[list[_Score]]:
         """Return label and score of each class, for each text."""
 
 
@@ -93,7 +96,7 @@ class PipelineStage:
         names = pipeline.model.config.id2label
         self.classes_ = tuple(str(names[place]) for place in sorted(names))
 
-    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+    def predict_proba(self, texts: Sequence[Input]) -> Floats:
         """Return probabilities, `(texts, classes)`."""
         # `top_k=None` asks for all classes, which the pipeline sorts by their scores.
         scores = self._pipeline(list(texts), top_k=None, function_to_apply="softmax")
@@ -137,7 +140,7 @@ class DecisionStage:
         self._question = dict(question)
         self.classes_ = _options_of(question)
 
-    def predict_proba(self, texts: Sequence[Any]) -> NDArray[Any]:
+    def predict_proba(self, texts: Sequence[Input]) -> Floats:
         """Return probabilities, `(texts, classes)`."""
         questions = {"question": self._question}
         requests = [{"state": text, "questions": questions} for text in texts]

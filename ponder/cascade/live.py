@@ -389,32 +389,53 @@ class Live:
                     break
                 call.todo.popleft()
                 key = self._key(call.rows[position])
-                if self._given_before(call, position) or self._known(call, position, key, account):
+                if self._settled_already(call, position, key, account):
                     continue
-                if self.budget is not None and account.spent >= self.budget:
-                    spent = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
-                    self._fail(call, [position], spent)
-                    continue
-                row = self._named(call, position)
+                row = self._decided_row(call, position, key, account)
                 if row is None:
-                    row = self._throw(call, position, key, account)
-                    if row is None:
-                        call.todo.appendleft(position)
-                        break
-                    name = None if call.ids is None else call.ids[position]
-                    self._store.write_row(row, name)
+                    call.todo.appendleft(position)
+                    break
                 if row.audited:
-                    account.asked += 1
-                    account.spent += 1.0 if self._price is None else 0.0
-                    self._store.claim(key, json_of(call.rows[position]), row.probability)
-                    call.claimed[key] = [position]
-                    call.answers.audited[position] = row.probability < 1.0
+                    self._claim(call, position, row, account)
                     submitted.append((key, call.rows[position]))
                 else:
                     account.answers += 1
                     self._give(call, position, row.cheap, "cheap")
             self._store.write_account(account)
         return submitted
+
+    def _settled_already(self, call: _Call, position: int, key: str, account: Account) -> bool:
+        """Give a row the answer of its name or content, or an error once the budget is spent."""
+        if self._given_before(call, position) or self._known(call, position, key, account):
+            return True
+        if self.budget is None or account.spent < self.budget:
+            return False
+        spent = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
+        self._fail(call, [position], spent)
+        return True
+
+    def _decided_row(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
+        """Return the decision on a row: that of its name, or a new one, which is written.
+
+        None if the row waits, as in `_throw`.
+        """
+        row = self._named(call, position)
+        if row is not None:
+            return row
+        row = self._throw(call, position, key, account)
+        if row is not None:
+            name = None if call.ids is None else call.ids[position]
+            self._store.write_row(row, name)
+        return row
+
+    def _claim(self, call: _Call, position: int, row: Row, account: Account) -> None:
+        """Note that this call asks the reference about a row."""
+        account.asked += 1
+        if self._price is None:
+            account.spent += 1.0
+        self._store.claim(row.key, json_of(call.rows[position]), row.probability)
+        call.claimed[row.key] = [position]
+        call.answers.audited[position] = row.probability < 1.0
 
     def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
         """Choose the audit probability of a row, throw its coin, and note both in the ledgers.
@@ -425,27 +446,33 @@ class Live:
         prediction = call.predictions.get(position, Prediction(None, 1.0))
         label = prediction.label
         doubt = prediction.doubt
+        deferred = Row(key, label, doubt, 1.0, True)
         if label is None or self.level == 0.0:
-            return Row(key, label, doubt, 1.0, True)
+            return deferred
         probability = call.held.pop(position, None)
         if probability is None:
-            horizon = call.end if call.finite else account.answers
-            remaining = len(call.todo) + 1
-            standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
-            probability = self.rule.audit_probability(doubt, standing)
-        if probability < 1.0 and not self._allowed(call, label, probability, account):
+            probability = self._audit_probability(call, doubt, account)
+        if probability >= 1.0:
+            return deferred
+        if not self._allowed(call, label, probability, account):
             # To wait costs time, to defer the row would cost a call.
             if account.ledger.pending and call.claimed:
                 call.held[position] = probability
                 return None
-            probability = 1.0
-        if probability >= 1.0:
-            return Row(key, label, doubt, 1.0, True)
+            return deferred
         audited = self._coin() < probability
-        ledgers = [each for name, each in account.ledgers.items() if name != label]
-        for ledger in (account.ledger, *ledgers):
-            ledger.answer(probability, audited=audited)
+        account.ledger.answer(probability, audited=audited)
+        for name, ledger in account.ledgers.items():
+            if name != label:
+                ledger.answer(probability, audited=audited)
         return Row(key, label, doubt, probability, audited)
+
+    def _audit_probability(self, call: _Call, doubt: float, account: Account) -> float:
+        """Return the audit probability that the rule gives to a row in doubt."""
+        horizon = call.end if call.finite else account.answers
+        remaining = len(call.todo) + 1
+        standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
+        return self.rule.audit_probability(doubt, standing)
 
     def _allowed(self, call: _Call, label: str, probability: float, account: Account) -> bool:
         """Return whether every promise holds still if this row is not audited."""

@@ -8,6 +8,7 @@ that it has learned.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,26 +117,29 @@ class Learner:
         self.unknown = 0
         if len({lesson.name for lesson in lessons}) < 2:
             return None
-        outcomes = list[Outcome]()
         first = max(len(lessons) - _LATEST, 0)
+        earlier = list(lessons[:first])
+        latest = list(lessons[first:])
+        outcomes = list[Outcome]()
         for fold in range(_FOLDS):
-            held_out = [
-                lesson for place, lesson in enumerate(lessons[first:]) if place % _FOLDS == fold
-            ]
-            others = [
-                lesson
-                for place, lesson in enumerate(lessons)
-                if place < first or (place - first) % _FOLDS != fold
-            ]
-            if len({lesson.name for lesson in others}) < 2:
-                continue
-            found = predictions(self._taught_by(others), [lesson.row for lesson in held_out])
-            outcomes += [
-                Outcome(one.doubt, one.label != lesson.name, lesson.probability)
-                for one, lesson in zip(found, held_out, strict=True)
-            ]
+            held_out = latest[fold::_FOLDS]
+            others = earlier + _without_fold(latest, fold)
+            outcomes += self._outcomes_without(held_out, others)
         self.model = self._taught_by(lessons)
         return outcomes
+
+    def _outcomes_without(
+        self, held_out: Sequence[Lesson], others: Sequence[Lesson]
+    ) -> list[Outcome]:
+        """Return the outcomes of some lessons, as a model says that only the others taught."""
+        if len({lesson.name for lesson in others}) < 2:
+            return []
+        model = self._taught_by(others)
+        found = predictions(model, [lesson.row for lesson in held_out])
+        return [
+            Outcome(one.doubt, one.label != lesson.name, lesson.probability)
+            for one, lesson in zip(found, held_out, strict=True)
+        ]
 
     def _taught_by(self, lessons: Sequence[Lesson]) -> Cheap:
         model: Cheap = self._teach(
@@ -144,18 +148,28 @@ class Learner:
         return model
 
 
+def _without_fold(lessons: list[Lesson], fold: int) -> list[Lesson]:
+    """Return the lessons of all folds but one, in their order."""
+    others = list(lessons)
+    del others[fold::_FOLDS]
+    return others
+
+
 def predictions(model: Cheap, rows: Sequence[Any]) -> list[Prediction]:
     """Return a model's answers to rows; probabilities that are not numbers are no answers."""
     if not rows:
         return []
     shares = np.asarray(model.predict_proba(rows))
-    best = shares.argmax(1)
+    best = shares.argmax(axis=1)
     doubts = 1.0 - shares[np.arange(len(rows)), best]
     names = model.classes
-    return [
-        Prediction(str(names[place]), doubt) if np.isfinite(doubt) else Prediction(None, 1.0)
-        for place, doubt in zip(best.tolist(), doubts.tolist(), strict=True)
-    ]
+    answers = list[Prediction]()
+    for place, doubt in zip(best.tolist(), doubts.tolist(), strict=True):
+        if math.isfinite(doubt):
+            answers.append(Prediction(str(names[place]), doubt))
+        else:
+            answers.append(Prediction(None, 1.0))
+    return answers
 
 
 def ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]], Any]:
@@ -165,7 +179,7 @@ def ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]
         def ask(rows: list[Any]) -> Any:
             found = reference(rows)
             if getattr(found, "ndim", 1) == 2:  # probabilities, as of a stage that is a function
-                return [(classes or range(found.shape[1]))[n] for n in found.argmax(1)]
+                return [(classes or range(found.shape[1]))[n] for n in found.argmax(axis=1)]
             return found
 
         return ask
@@ -178,8 +192,8 @@ def ask_of(reference: Any, classes: Sequence[str] | None) -> Callable[[list[Any]
 
     def answered(rows: list[Any]) -> list[str | None]:
         outputs = stage.answer(rows, names, stage.full_depth).outputs
-        broken = np.asarray(np.isnan(outputs).any(1))
-        best = np.asarray(np.nan_to_num(outputs, nan=-np.inf).argmax(1))
+        broken = np.asarray(np.isnan(outputs).any(axis=1))
+        best = np.asarray(np.nan_to_num(outputs, nan=-np.inf).argmax(axis=1))
         pairs = zip(broken.tolist(), best.tolist(), strict=True)
         return [None if no else names[place] for no, place in pairs]
 

@@ -225,14 +225,14 @@ class AuditRule:
         for _ in range(16):
             middle = (low + high) / 2
             prices = self._choices + np.exp(middle)[:, None, None] * wrong * rises
-            places = prices.argmin(2)[:, :, None]
+            places = prices.argmin(axis=2)[:, :, None]
             chosen = np.take_along_axis(rises + 0.0 * wrong, places, 2)[:, :, 0]
-            rise = (wrong[:, 0] * chosen).mean(1)
+            rise = (wrong[:, 0] * chosen).mean(axis=1)
             over = fixed + rows * rise > allowed
             low = np.where(over, middle, low)
             high = np.where(over, high, middle)
         prices = self._choices + np.exp(high)[:, None, None] * wrong * rises
-        best = int(self._choices[prices.argmin(2)].mean(1).argmin())
+        best = int(self._choices[prices.argmin(axis=2)].mean(axis=1).argmin())
         return _Plan(float(np.exp(high[best])), self._unit_rises[within[best]])
 
     def _wrong_to_come(self) -> Floats:

@@ -49,7 +49,7 @@ class Account:
 
     Attributes:
         ledger: The bound on answers that differ.
-        ledgers: A bound for each class of its own, on rows of the class that got another answer.
+        ledgers: A bound for some classes, on rows of the class that got another answer.
         found: Rows of each such class that got this answer from the reference.
         answers: Answers given.
         asked: Calls of the reference, one a text.
@@ -84,8 +84,8 @@ class Row:
         key: The content of the row.
         cheap: The cheap model's label; None without a cheap model.
         doubt: 1 − its confidence.
-        probability: The probability with which the reference is asked.
-        audited: Whether it is asked.
+        probability: The probability with which the reference is called.
+        audited: Whether it is called.
         differs: Whether its answer is another; None if that is not known.
         number: The row's number in the file, 0 before it is written.
     """
@@ -202,7 +202,7 @@ class Store:
         Args:
             key: The content of the row.
             row: The row as JSON.
-            probability: The probability with which it is asked.
+            probability: The probability with which the reference is called.
         """
         self._hold()
         command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?, ?)"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.running.source import stepped_part
 
-__all__ = ["CascadeStage", "StageAnswers", "classes_of", "stage_of"]
+__all__ = ["CascadeStage", "Input", "StageAnswers", "classes_of", "stage_of"]
 
-Floats = NDArray[Any]
+Floats: TypeAlias = NDArray[Any]
+Input: TypeAlias = Any
+"""An input of a stage: a text, a pair of texts, or another value that its model takes."""
 _LEAST = 1e-12  # probabilities are clipped here, since their logarithms are compared
 _BATCH = 256  # rows of a call after a failure, before rows are tried one by one
 
@@ -63,7 +65,9 @@ class CascadeStage:
         steps = getattr(stepped_part(model), "num_steps", 1)
         policy = getattr(model, "policy", None)
         exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
-        self.num_steps: int = steps if exits else 1
+        self.num_steps: int = 1
+        if exits:
+            self.num_steps = steps
 
     @property
     def can_be_written(self) -> bool:
@@ -72,7 +76,7 @@ class CascadeStage:
 
     def answer(
         self,
-        inputs: Sequence[Any],
+        inputs: Sequence[Input],
         classes: Sequence[str],
         policy: ExitPolicy | None = None,
         *,
@@ -94,8 +98,11 @@ class CascadeStage:
         outputs = [np.zeros((0, *shape[1:]))]
         errors = dict[int, Exception]()
 
-        def call(batch: Sequence[Any]) -> StageAnswers:
-            answers = self._steps_of(batch) if steps else self._ask(batch, policy)
+        def call(batch: Sequence[Input]) -> StageAnswers:
+            if steps:
+                answers = self._steps_of(batch)
+            else:
+                answers = self._ask(batch, policy)
             return self._read(answers, len(batch), classes, dimensions=len(shape))
 
         for start, answers in _in_batches(call, inputs, batch_size or max(len(inputs), 1)):
@@ -106,7 +113,7 @@ class CascadeStage:
         return StageAnswers(np.concatenate(outputs), errors)
 
     def outputs(
-        self, inputs: Sequence[Any], classes: Sequence[str], policy: ExitPolicy | None = None
+        self, inputs: Sequence[Input], classes: Sequence[str], policy: ExitPolicy | None = None
     ) -> Floats:
         """Return log-probabilities of `classes` for each input, `(rows, classes)`.
 
@@ -117,20 +124,24 @@ class CascadeStage:
             raise error
         return answers.outputs
 
-    def full(self, inputs: Sequence[Any], classes: Sequence[str]) -> Floats:
+    def full(self, inputs: Sequence[Input], classes: Sequence[str]) -> Floats:
         """Return log-probabilities at full depth, `(rows, classes)`."""
         return self.outputs(inputs, classes, self.full_depth)
 
     @property
     def full_depth(self) -> ExitPolicy | None:
         """The policy by which a model with exits runs to its last step; None for other models."""
-        return LastStep() if self.num_steps > 1 else None
+        if self.num_steps == 1:
+            return None
+        return LastStep()
 
     def weights_digest(self) -> str | None:
-        """Return the digest of the weights in memory; None if there is none, as for a function."""
+        """Return the digest of the weights in memory; None for functions and models without one."""
         digest: Callable[[], str | None] | None
         digest = getattr(stepped_part(self.model), "weights_digest", None)
-        return None if digest is None else digest()
+        if digest is None:
+            return None
+        return digest()
 
     def save(self, folder: Path) -> None:
         """Write the stage to a folder, from which `stage_of` reads it."""
@@ -149,17 +160,19 @@ class CascadeStage:
         writer: Callable[[Path], object] | None = getattr(self.model, "save", save_pretrained)
         return writer
 
-    def _steps_of(self, inputs: Sequence[Any]) -> Floats:
+    def _steps_of(self, inputs: Sequence[Input]) -> Floats:
         """Return probabilities at each step of a model with exits, `(rows, steps, classes)`."""
         return np.asarray(softmax(as_array(self.model.record(inputs).outputs)))
 
-    def _ask(self, inputs: Sequence[Any], policy: ExitPolicy | None) -> Any:
+    def _ask(self, inputs: Sequence[Input], policy: ExitPolicy | None) -> Any:
         """Call the model, and return its probabilities, `(rows, classes)`, or names."""
         if hasattr(self.model, "predict_proba"):
             return self.model.predict_proba(inputs)
         if not hasattr(self.model, "predict"):
             return self.model(inputs)
-        options = {} if policy is None else {"policy": policy}
+        options = {}
+        if policy is not None:  # not every model takes one
+            options["policy"] = policy
         answers = self.model.predict(inputs, **options)
         if hasattr(answers, "outputs"):
             return softmax(as_array(answers.outputs))
@@ -219,11 +232,13 @@ def classes_of(model: Any) -> tuple[str, ...] | None:
     names = getattr(getattr(model, "manifest", None), "labels", None)  # of an export
     if not names:
         names = getattr(model, "classes_", getattr(model, "classes", None))
-    return None if names is None else tuple(map(str, names))
+    if names is None:
+        return None
+    return tuple(map(str, names))
 
 
 def _in_batches(
-    call: Callable[[Sequence[Any]], StageAnswers], inputs: Sequence[Any], size: int
+    call: Callable[[Sequence[Input]], StageAnswers], inputs: Sequence[Input], size: int
 ) -> Iterator[tuple[int, StageAnswers | Exception]]:
     """Yield the start of each batch with its answers, or with the error of a single row.
 
@@ -255,7 +270,7 @@ class _Shares:
 def _as_shares(answers: Any, classes: Sequence[str]) -> _Shares:
     """Return answers as probabilities.
 
-    A name has probability 1. None is no answer, and neither is a name that is not a class.
+    A name has probability 1. Neither None nor a name that is not a class is an answer.
     """
     if not _has_names(answers):
         return _Shares(np.array(answers, dtype=np.float64), {})

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
 from ponder._utils.checks import library
@@ -35,6 +34,7 @@ from ponder._utils.files import (
 )
 from ponder._utils.plain import from_plain
 from ponder._utils.rows import split
+from ponder.calibration.records import Floats
 from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]
@@ -62,7 +62,7 @@ class Embeddings:
     """
 
     tokenizer: str
-    matrix: NDArray[Any]
+    matrix: Floats
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
@@ -80,13 +80,13 @@ class Embeddings:
         tokenizer.no_padding()
         return tokenizer
 
-    def means(self, texts: Sequence[str]) -> NDArray[Any]:
+    def means(self, texts: Sequence[str]) -> Floats:
         """Return the mean embedding of each text's tokens, `(texts, width)`."""
         encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
         means = np.zeros((len(texts), self.matrix.shape[1]), dtype=np.float32)
         for row, encoding in enumerate(encoded):
             if encoding.ids:
-                means[row] = self.matrix[encoding.ids].mean(0)
+                means[row] = self.matrix[encoding.ids].mean(axis=0)
         return means
 
 
@@ -113,21 +113,25 @@ class Student:
 
     classes: tuple[str, ...]
     vocabulary: dict[str, int]
-    idf: NDArray[Any]
-    weights: NDArray[Any]
-    bias: NDArray[Any]
+    idf: Floats
+    weights: Floats
+    bias: Floats
     temperature: float = 1.0
     tokens: Embeddings | None = None
 
     def __repr__(self) -> str:
-        more = "" if self.tokens is None else ", with embeddings"
+        more = ""
+        if self.tokens is not None:
+            more = ", with embeddings"
         return f"Student({len(self.classes)} classes, {len(self.vocabulary)} grams{more})"
 
     @property
     def megabytes(self) -> float:
         """The size of its arrays."""
-        arrays = [self.weights, self.idf, *([] if self.tokens is None else [self.tokens.matrix])]
-        return sum(array.nbytes for array in arrays) / 1e6
+        size = self.weights.nbytes + self.idf.nbytes
+        if self.tokens is not None:
+            size += self.tokens.matrix.nbytes
+        return size / 1e6
 
     @classmethod
     def fit(
@@ -170,13 +174,15 @@ class Student:
             tokens=tokens,
         )
 
-    def predict_proba(self, texts: Sequence[str]) -> NDArray[Any]:
+    def predict_proba(self, texts: Sequence[str]) -> Floats:
         """Return the probabilities of the classes, `(texts, classes)`.
 
         They are equal for a text without a known gram.
         """
         logits = np.zeros((len(texts), len(self.classes)))
-        means = logits if self.tokens is None else self.tokens.means(texts)
+        means: Floats = np.zeros_like(logits)
+        if self.tokens is not None:
+            means = self.tokens.means(texts)
         for row, text in enumerate(texts):
             features = self._grams.features(text)
             if len(features.places):
@@ -186,14 +192,9 @@ class Student:
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of the arrays and settings that determine its answers."""
-        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
-        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
-        if self.tokens is not None:
-            arrays["tokens"] = self.tokens.matrix
-            settings["tokenizer"] = self.tokens.tokenizer
-        settings["vocabulary"] = list(self.vocabulary)
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for name, array in arrays.items():
+        parts = self._parts()
+        digest = hashlib.sha256(json.dumps(parts.settings).encode())
+        for name, array in parts.arrays.items():
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -203,15 +204,10 @@ class Student:
 
         The folder is replaced as a whole.
         """
-        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
-        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
-        if self.tokens is not None:
-            arrays["tokens"] = self.tokens.matrix
-            settings["tokenizer"] = self.tokens.tokenizer
-        settings["vocabulary"] = list(self.vocabulary)
+        parts = self._parts()
         with replaced_folder(folder, [_FILE], ["student.*"]) as new:
-            write_tensors(new / "student.safetensors", arrays, {"format": _FORMAT})
-            write_json(new / _FILE, _FORMAT, settings)
+            write_tensors(new / "student.safetensors", parts.arrays, {"format": _FORMAT})
+            write_json(new / _FILE, _FORMAT, parts.settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -220,18 +216,38 @@ class Student:
         with reading(path, "student"):
             settings = from_plain(_Settings, read_json(path, _FORMAT, "student"))
             arrays, _ = read_tensors(path.with_name("student.safetensors"))
-            matrix = arrays.pop("tokens", None)
+            tokens: Embeddings | None = None
+            if "tokens" in arrays:
+                tokens = Embeddings(settings.tokenizer, arrays.pop("tokens"))
             return cls(
                 settings.classes,
                 {gram: number for number, gram in enumerate(settings.vocabulary)},
                 **arrays,
                 temperature=settings.temperature,
-                tokens=None if matrix is None else Embeddings(settings.tokenizer, matrix),
+                tokens=tokens,
             )
+
+    def _parts(self) -> _Parts:
+        """Return the arrays and the settings that determine the answers, and so the digest."""
+        arrays = {"idf": self.idf, "weights": self.weights, "bias": self.bias}
+        settings: dict[str, Any] = {"classes": self.classes, "temperature": self.temperature}
+        if self.tokens is not None:
+            arrays["tokens"] = self.tokens.matrix
+            settings["tokenizer"] = self.tokens.tokenizer
+        settings["vocabulary"] = list(self.vocabulary)
+        return _Parts(arrays, settings)
 
     @cached_property
     def _grams(self) -> _Grams:
         return _Grams(self.vocabulary, self.idf)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A student as it is written: arrays by name, and settings in plain JSON."""
+
+    arrays: dict[str, Floats]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -248,8 +264,8 @@ class _Settings:
 class _Features:
     """The features of a text that are not zero: their places, `(features,)`, and their values."""
 
-    places: NDArray[Any]
-    values: NDArray[Any]
+    places: Floats
+    values: Floats
 
 
 class _Grams:
@@ -260,7 +276,7 @@ class _Grams:
         idf: Inverse document frequency of each gram, `(grams,)`.
     """
 
-    def __init__(self, vocabulary: dict[str, int], idf: NDArray[Any]) -> None:
+    def __init__(self, vocabulary: dict[str, int], idf: Floats) -> None:
         self.vocabulary = vocabulary
         self.idf = idf
         self._of_words: dict[str, tuple[int, ...]] = {}
@@ -318,7 +334,7 @@ class _Grams:
         return places
 
 
-def _names_of(answers: Sequence[Any]) -> NDArray[Any]:
+def _names_of(answers: Sequence[Any]) -> Floats:
     """Return answers as names of classes, `(rows,)`; refuse any that is not one class."""
     rows = list(answers)
     for place, answer in enumerate(rows):
@@ -377,12 +393,12 @@ class _Fitted:
     """A fitted regression; weights are `(features, classes)`, and the bias is `(classes,)`."""
 
     classes: tuple[str, ...]
-    weights: NDArray[Any]
-    bias: NDArray[Any]
+    weights: Floats
+    bias: Floats
     temperature: float
 
 
-def _fit(features: Any, names: NDArray[Any], seed: int) -> _Fitted:
+def _fit(features: Any, names: Floats, seed: int) -> _Fitted:
     """Fit a regression on all texts; one that is fitted on four fifths gives the temperature."""
     linear = library("sklearn.linear_model", "teaching a student", "cascade")
     model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
@@ -398,23 +414,23 @@ def _fit(features: Any, names: NDArray[Any], seed: int) -> _Fitted:
     return _Fitted(classes, _weights(model), _bias(model), temperature)
 
 
-def _weights(model: Any) -> NDArray[Any]:
+def _weights(model: Any) -> Floats:
     """Return the weights of a regression, `(features, classes)`, also for two classes."""
-    weights: NDArray[Any] = model.coef_.T
+    weights: Floats = model.coef_.T
     if len(model.classes_) > 2:
         return weights
     return np.hstack([-weights / 2, weights / 2])
 
 
-def _bias(model: Any) -> NDArray[Any]:
+def _bias(model: Any) -> Floats:
     """Return the bias of a fitted regression, `(classes,)`."""
-    bias: NDArray[Any] = model.intercept_
+    bias: Floats = model.intercept_
     if len(model.classes_) > 2:
         return bias
     return np.hstack([-bias / 2, bias / 2])
 
 
-def _temperature(model: Any, features: Any, names: NDArray[Any]) -> float:
+def _temperature(model: Any, features: Any, names: Floats) -> float:
     """Return the temperature, from 0.05 to 5, with the greatest likelihood of held-out texts."""
     known = np.flatnonzero(np.isin(names, model.classes_))
     if not len(known):

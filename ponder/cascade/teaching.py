@@ -15,7 +15,7 @@ from ponder.calibration.records import Record
 from ponder.calibration.repeats import fresh_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, in_words
 from ponder.cascade.cascade import Cascade
-from ponder.cascade.stages import CascadeStage, stage_of
+from ponder.cascade.stages import CascadeStage, Input, stage_of
 from ponder.cascade.student import Embeddings, Student
 
 __all__ = ["Taught", "stages_statement", "teach"]
@@ -30,7 +30,7 @@ class Taught:
     Args:
         cascade: The cascade, with its policy.
         report: The promise and the costs.
-        statement: The promise in one sentence, or why there is no promise.
+        statement: The promise in one sentence, or why nothing could be promised.
         taught: The texts that taught the student, repeats included.
         rest: Texts that chose and certified.
         record: The answers of both stages to these.
@@ -41,16 +41,16 @@ class Taught:
     cascade: Cascade
     report: CascadeReport
     statement: str
-    taught: list[Any] = field(repr=False)
-    rest: list[Any] = field(repr=False)
+    taught: list[Input] = field(repr=False)
+    rest: list[Input] = field(repr=False)
     record: Record = field(repr=False)
     by_half: float | None = None
 
 
 def teach(
     model: Any,
-    texts: Sequence[Any],
-    more: Sequence[Any] = (),
+    texts: Sequence[Input],
+    more: Sequence[Input] = (),
     *,
     must_teach: Any = None,
     level: float = LEVEL,
@@ -73,7 +73,7 @@ def teach(
     taught = sides.teaching
     classes = stage.classes or ()
     distinct = list(dict.fromkeys(taught))
-    answers = [classes[n] for n in stage.full(distinct, classes).argmax(1)]
+    answers = [classes[n] for n in stage.full(distinct, classes).argmax(axis=1)]
     student = Student.fit(distinct, answers, embeddings=Embeddings.of(stage.model))
     cascade = Cascade([student, stage])
     record = cascade.record(sides.others)
@@ -96,7 +96,7 @@ def teach(
 def stages_statement(
     report: CascadeReport, level: float, confidence: float, last: str = "the model"
 ) -> str:
-    """Return the promise of a student and a model in one sentence, or why there is no promise.
+    """Return the promise of a student and a model in one sentence, or why nothing is promised.
 
     Args:
         report: What `Cascade.certify` found.
@@ -117,11 +117,11 @@ def stages_statement(
 class _Sides(NamedTuple):
     """The rows that teach, and those that choose and certify."""
 
-    teaching: list[Any]
-    others: list[Any]
+    teaching: list[Input]
+    others: list[Input]
 
 
-def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> _Sides:
+def _sides(texts: list[Input], more: list[Input], must_teach: Any) -> _Sides:
     """Split texts at random into those that teach and the others.
 
     Each row is assigned independently: a text that occurs twice may teach and certify, as in the
@@ -143,7 +143,7 @@ def _sides(texts: list[Any], more: list[Any], must_teach: Any) -> _Sides:
 
 
 def _student_of_half(
-    cascade: Cascade, taught: list[Any], answers: list[str]
+    cascade: Cascade, taught: list[Input], answers: list[str]
 ) -> CascadeStage | None:
     """Return a student of every other text; None if all answers to these are the same."""
     if len(set(answers[::2])) < 2:
@@ -155,7 +155,7 @@ def _student_of_half(
 def _share_of_student(
     cascade: Cascade,
     student: CascadeStage,
-    texts: list[Any],
+    texts: list[Input],
     record: Record,
     level: float,
     confidence: float,

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from ponder.advice import Advice, Way, advise
 from ponder.calibration.statement import count
 from ponder.cli.outcome import DataTable, Outcome, usage_of
-from ponder.cli.output import new_folder, probe_folder, progress
+from ponder.cli.output import Options, new_folder, probe_folder, progress
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
@@ -36,6 +36,7 @@ _WIDE = (
     "PyTorch",
 )
 _FACTS = ("sentence", "statement", "threads", "texts", "remarks", "curve", "moves", "confidence")
+_UNKNOWN = "–"
 _TICKS = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
 
 
@@ -43,8 +44,8 @@ def run(
     model: str,
     texts: Path,
     out: Path | None,
-    reading: Mapping[str, Any],
-    options: Mapping[str, Any],
+    reading: Options,
+    options: Options,
     *,
     as_json: bool,
 ) -> None:
@@ -106,6 +107,9 @@ def _tables(advice: Advice) -> list[DataTable]:
     moves = [(f"{100 * level:.3g}%", f"{100 * share:.0f}%") for level, share in advice.moves]
     note = "Only the level that was asked for is promised; ask for another by --disagreement."
     columns = ("other answers allowed", "work that is left")
+    none_changes = ""
+    if not advice.changed:
+        none_changes = "None of those that certify."
     return [
         DataTable(
             "What more texts would bring",
@@ -119,21 +123,25 @@ def _tables(advice: Advice) -> list[DataTable]:
             "Texts whose answer changes",
             ("text", "now", "then"),
             advice.changed,
-            "None of those that certify." if not advice.changed else "",
+            none_changes,
         ),
     ]
 
 
 def _cells(way: Way) -> tuple[str, ...]:
+    """Return the cells of a way, in the order of the columns."""
     speed, low, high = way.speed_up
-    shares = (way.disagreement, way.promise, way.accuracy)
+    median_alone, slow_alone = way.alone
     return (
         way.name,
         _number(1e3 * way.seconds[0]),
-        *(_number(1e3 * seconds, 1) for seconds in way.alone),
+        _number(1e3 * median_alone, 1),
+        _number(1e3 * slow_alone, 1),
         _number(speed),
-        "–" if math.isnan(low) else f"{_number(low, 1)}–{_number(high, 1)}",
-        *("–" if math.isnan(share) else f"{100 * share:.1f}%" for share in shares),
+        _range(low, high),
+        _percent(way.disagreement),
+        _percent(way.promise),
+        _percent(way.accuracy),
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )
@@ -142,8 +150,22 @@ def _cells(way: Way) -> tuple[str, ...]:
 def _number(value: float, digits: int = 2) -> str:
     """Return a number with three digits or two, so that the table fits."""
     if math.isnan(value):
-        return "–"
-    return f"{value:.{max(digits - (value >= 9.95) - (value >= 99.5), 0)}f}"
+        return _UNKNOWN
+    # Each digit more before the point is one less behind it.
+    behind = digits - (value >= 9.95) - (value >= 99.5)
+    return f"{value:.{max(behind, 0)}f}"
+
+
+def _range(low: float, high: float) -> str:
+    if math.isnan(low):
+        return _UNKNOWN
+    return f"{_number(low, 1)}–{_number(high, 1)}"
+
+
+def _percent(share: float) -> str:
+    if math.isnan(share):
+        return _UNKNOWN
+    return f"{100 * share:.1f}%"
 
 
 def _figure(advice: Advice) -> Figure:
@@ -154,12 +176,17 @@ def _figure(advice: Advice) -> Figure:
     points = list[tuple[float, float, str]]()
     for way in advice.ways:
         median, low, high = (1e3 * second for second in way.seconds)
-        score = 100 * (way.accuracy if labelled else way.disagreement)
-        wins = way is advice.winner
-        color = "#1a7f37" if wins else "#4a5568"
+        share = way.accuracy if labelled else way.disagreement
+        name = way.name
+        marker = "o"
+        color = "#4a5568"
+        if way is advice.winner:
+            name = f"{name} (take this)"
+            marker = "D"
+            color = "#1a7f37"
         bars = [[median - low], [high - median]]
-        axes.errorbar(median, score, xerr=bars, fmt="D" if wins else "o", color=color, alpha=0.8)
-        points.append((median, score, f"{way.name} (take this)" if wins else way.name))
+        axes.errorbar(median, 100 * share, xerr=bars, fmt=marker, color=color, alpha=0.8)
+        points.append((median, 100 * share, name))
     score_name = "accuracy, %" if labelled else "other answers than now, %"
     axes.set(xlabel="milliseconds a text, batches of 32", ylabel=score_name, xscale="log")
     low, high = axes.get_xlim()

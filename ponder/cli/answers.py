@@ -12,17 +12,20 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import typer
 
+from ponder.cli.texts import Row
 from ponder.errors import ArgumentError
 
-__all__ = ["AnswerFile", "answer_file"]
+__all__ = ["AnswerFile", "answer_file", "names_of_answers"]
 
+Cells: TypeAlias = dict[str, Any]
+"""One row as it is written, by the names of the columns."""
 _LONGEST_FIELD = 1 << 30
 
 
@@ -38,7 +41,7 @@ class AnswerFile(ABC):
         self.path = path
         self.names = list(names)
 
-    def resume(self, given: Sequence[Mapping[str, Any]]) -> int:
+    def resume(self, given: Sequence[Row]) -> int:
         """Cut the file after its last whole row, and return the number of rows.
 
         Args:
@@ -64,7 +67,7 @@ class AnswerFile(ABC):
             os.replace(part, self.path)
         return len(whole)
 
-    def append(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> None:
+    def append(self, rows: Iterable[Row], *, begins: bool) -> None:
         """Append rows, and flush them to the disk; if the file `begins`, write it anew."""
         mode = "w" if begins else "a"
         with self.path.open(mode, encoding="utf-8", newline="") as file:
@@ -80,19 +83,19 @@ class AnswerFile(ABC):
         """Return the file as text, without a last character that was cut."""
         return self.path.read_bytes().decode("utf-8", errors="ignore")
 
-    def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _cells(self, row: Row) -> Cells:
         """Return a row of the texts' file as it is read back from the file of answers."""
         return dict(row)
 
     @abstractmethod
-    def _whole_rows(self) -> list[dict[str, Any]]: ...
+    def _whole_rows(self) -> list[Cells]: ...
 
     @abstractmethod
-    def _text(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> str: ...
+    def _text(self, rows: Iterable[Row], *, begins: bool) -> str: ...
 
 
 class _Csv(AnswerFile):
-    def _whole_rows(self) -> list[dict[str, Any]]:
+    def _whole_rows(self) -> list[Cells]:
         csv.field_size_limit(_LONGEST_FIELD)
         text = self._content()
         rows = list(csv.reader(io.StringIO(text, newline="")))
@@ -102,10 +105,10 @@ class _Csv(AnswerFile):
             return [{}]  # a row that is equal to no other
         return [dict(zip(self.names, row, strict=False)) for row in rows[1:]]
 
-    def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _cells(self, row: Row) -> Cells:
         return {name: _cell(value) for name, value in row.items()}
 
-    def _text(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> str:
+    def _text(self, rows: Iterable[Row], *, begins: bool) -> str:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         if begins:
@@ -115,37 +118,37 @@ class _Csv(AnswerFile):
 
 
 class _JsonLines(AnswerFile):
-    def _whole_rows(self) -> list[dict[str, Any]]:
+    def _whole_rows(self) -> list[Cells]:
         lines = self._content().split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
-    def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(row), default=str))
+    def _cells(self, row: Row) -> Cells:
+        plain: Cells = json.loads(json.dumps(dict(row), default=str))
         return plain
 
-    def _text(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> str:
+    def _text(self, rows: Iterable[Row], *, begins: bool) -> str:
         lines = (json.dumps(_plain(row), ensure_ascii=False, default=str) for row in rows)
         return "".join(f"{line}\n" for line in lines)
 
 
 class _StandardOutput(_JsonLines):
-    def append(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> None:
+    def append(self, rows: Iterable[Row], *, begins: bool) -> None:
         typer.echo(self._text(rows, begins=begins), nl=False)
 
 
 class _Parquet(AnswerFile):
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         super().__init__(path, names)
-        self._rows = list[Mapping[str, Any]]()
+        self._rows = list[Row]()
 
-    def append(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> None:
+    def append(self, rows: Iterable[Row], *, begins: bool) -> None:
         self._rows += [_plain(row) for row in rows]
 
     def finish(self) -> None:
         table = import_module("pandas").DataFrame(self._rows, columns=self.names)
         table.to_parquet(self.path, index=False)
 
-    def _whole_rows(self) -> list[dict[str, Any]]:
+    def _whole_rows(self) -> list[Cells]:
         raise ArgumentError(
             "--resume",
             expected="a CSV or JSON lines file to continue",
@@ -153,7 +156,7 @@ class _Parquet(AnswerFile):
             remedy="Name another file, or answers.csv.",
         )
 
-    def _text(self, rows: Iterable[Mapping[str, Any]], *, begins: bool) -> str:
+    def _text(self, rows: Iterable[Row], *, begins: bool) -> str:
         raise NotImplementedError
 
 
@@ -164,6 +167,17 @@ _KINDS: dict[str, type[AnswerFile]] = {
     ".ndjson": _JsonLines,
     ".parquet": _Parquet,
 }
+
+
+def names_of_answers(answers: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return the columns of answers: their names, unless the texts have columns of these names.
+
+    Example:
+        >>> from ponder.cli.answers import names_of_answers
+        >>> names_of_answers(["label", "exit_step"], ["text", "label"])
+        ['predicted_label', 'exit_step']
+    """
+    return [f"predicted_{name}" if name in columns else name for name in answers]
 
 
 def answer_file(path: Path, names: Sequence[str]) -> AnswerFile:
@@ -183,13 +197,19 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Row) -> Cells:
     """Return a row with None for NaN, which JSON lacks."""
-    return {name: None if _is_nan(value) else value for name, value in row.items()}
+    plain = dict(row)
+    for name, value in row.items():
+        if _is_nan(value):
+            plain[name] = None
+    return plain
 
 
 def _cell(value: object) -> str:
     """Return a value as a cell of a table: empty for None and NaN."""
     if value is None or _is_nan(value):
         return ""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str)

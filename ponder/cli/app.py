@@ -209,7 +209,7 @@ def cascade(
     """
     reading = _reading(column, None, no_header)
     options = {"level": disagreement, "confidence": confidence}
-    _module("cascade").run(model, (texts, teach), out, reading, options, as_json=json)
+    _module("cascade").run(model, texts, teach, out, reading, options, as_json=json)
 
 
 @app.command()
@@ -282,12 +282,14 @@ def exits(
             got="both",
             remedy="Leave one of them out.",
         )
+    if disagreement is None:
+        disagreement = LEVEL
     reading = _reading(column, labels, no_header)
     options = {
         "speed_up": speed_up,
         "confidence": confidence,
         "seed": seed,
-        "disagreement": LEVEL if disagreement is None else disagreement,
+        "disagreement": disagreement,
     }
     _module("exits").run(model, texts, out, reading, options, as_json=json)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ponder.calibration.statement import count, in_words
 from ponder.cascade.teaching import Taught, teach
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import new_folder, probe_folder
+from ponder.cli.output import Options, new_folder, probe_folder
 from ponder.cli.report import changed_texts, policy_figure, student_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
@@ -23,27 +22,40 @@ _FACTS = ("met", "observed", "speed_up", "chosen_on", "certified_on", "shares", 
 
 def run(
     model: Path,
-    texts: tuple[Path, Path | None],
+    texts: Path,
+    more: Path | None,
     out: Path,
-    reading: Mapping[str, Any],
-    options: Mapping[str, Any],
+    reading: Options,
+    options: Options,
     *,
     as_json: bool,
 ) -> None:
     """Teach a student the answers of a model, certify the cascade, and write it.
 
-    `texts` names the file of texts, and a file of more texts that only teach.
+    Args:
+        model: The folder of the model.
+        texts: The file of texts.
+        more: A file of texts that only teach.
+        out: The folder to write.
+        reading: Arguments of `read_texts`.
+        options: Arguments of `ponder.cascade.teaching.teach`.
+        as_json: Whether to print JSON.
     """
     probe_folder(out, "cascade", model)
-    found = read_texts(texts[0], **reading).without_empty()
-    more = [] if texts[1] is None else read_texts(texts[1], **reading).without_empty().texts
+    found = read_texts(texts, **reading).without_empty()
+    only_teach: list[Any] = []
+    if more is not None:
+        only_teach = read_texts(more, **reading).without_empty().texts
     before = Used.read(model)
-    made = teach(model, found.texts, more, must_teach=before.have_taught(found.texts), **options)
+    must_teach = before.have_taught(found.texts)
+    made = teach(model, found.texts, only_teach, must_teach=must_teach, **options)
     report = made.report
     level = options["level"] if report.met else None
     sides = f"teach {len(made.taught)}, choose {report.chosen_on}, certify {report.certified_on}"
     rows = [("texts", f"{count(len(found), 'text')}: {sides}"), *rows_of(report)]
-    draw = student_figure if made.record.num_steps == 2 else policy_figure
+    draw = policy_figure
+    if made.record.num_steps == 2:  # the student, and the model as one step
+        draw = student_figure
     facts = {
         "command": "cascade",
         "columns": list(found.columns),
@@ -94,7 +106,9 @@ def _remarks(made: Taught) -> list[str]:
     here = 100 * made.report.shares[0]
     if here >= 100.0:
         return ["The student answers every text: you no longer need the model."]
-    there = here if made.by_half is None else 100 * made.by_half
+    there = here
+    if made.by_half is not None:
+        there = 100 * made.by_half
     more = "more" if here > there + 1 else "little more"
     return [
         f"By {len(made.taught) // 2} of the texts the student would learn to answer {there:.0f}%, "

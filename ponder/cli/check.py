@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ponder.calibration import diagnose
 from ponder.calibration.statement import count, in_words
 from ponder.cli.outcome import Outcome
+from ponder.cli.output import Options
 from ponder.cli.rerank import read_pools
 from ponder.cli.show import show
 from ponder.cli.texts import read_texts
@@ -24,7 +24,7 @@ __all__ = ["run"]
 def run(
     folder: Path,
     texts: Path,
-    reading: Mapping[str, Any],
+    reading: Options,
     *,
     level: float | None,
     reference: str | None,
@@ -97,6 +97,9 @@ def _show(
             remedy="Pass --disagreement 0.02, say.",
         )
     unit = "text" if isinstance(opened, Opened) else "query"
+    accuracy = None
+    if checked.accuracy is not None:
+        accuracy = checked.accuracy.tolist()
     judged_by = count(checked.rows, unit)
     if checked.left_out:
         judged_by += f"; {checked.left_out} that taught, chose or certified are left out"
@@ -110,7 +113,7 @@ def _show(
         "rows": checked.rows,
         "left_out": checked.left_out,
         "by_step": checked.by_step.tolist(),
-        "accuracy": None if checked.accuracy is None else checked.accuracy.tolist(),
+        "accuracy": accuracy,
         "remarks": remarks,
     }
     show(Outcome(facts, [verdict.sentence, *remarks], table), as_json=as_json)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from ponder._utils.rounding import rounded_down
 from ponder.calibration.statement import count, in_words, percent
 from ponder.cascade.stages import classes_of
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import new_folder, probe_folder, progress
+from ponder.cli.output import Options, new_folder, probe_folder, progress
 from ponder.cli.report import changed_texts, policy_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import Texts, read_texts
@@ -30,8 +29,8 @@ def run(
     model: str,
     texts: Path,
     out: Path,
-    reading: Mapping[str, Any],
-    options: Mapping[str, Any],
+    reading: Options,
+    options: Options,
     *,
     as_json: bool,
 ) -> None:
@@ -99,12 +98,15 @@ def _remarks(made: FittedClassifier) -> list[str]:
 def _rows(made: FittedClassifier, policy: str, asked: float | None) -> list[tuple[str, str]]:
     report = made.report
     clock = made.clock
-    again = f", {report.duplicates} repeated" if report.duplicates else ""
-    cut = f", {made.truncated} longer than the model takes (cut)" if made.truncated else ""
+    texts = count(report.rows, "text")
+    if report.duplicates:
+        texts += f", {report.duplicates} repeated"
+    if made.truncated:
+        texts += f", {made.truncated} longer than the model takes (cut)"
     sides = f"learn {report.fitted}, choose {report.chosen_on}, certify {report.certified_on}"
     observed = f"{100 * report.disagreement:.2f}% of {report.certified_on} texts that chose nothing"
     rows = [
-        ("texts", count(report.rows, "text") + again + cut),
+        ("texts", texts),
         ("used to", sides),
         ("policy", policy),
         ("other answers", observed),

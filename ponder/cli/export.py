@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ponder._utils.rows import Text
 from ponder.calibration.statement import LEVEL, in_words
 from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
 from ponder.cli.cascade import facts_of, rows_of
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import new_folder, probe_folder, progress
+from ponder.cli.output import Options, new_folder, probe_folder, progress
 from ponder.cli.rerank import export_ranker, is_ranker
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
@@ -34,7 +33,7 @@ def run(
     folder: Path,
     out: Path,
     texts: Path | None,
-    reading: Mapping[str, Any],
+    reading: Options,
     *,
     int8: bool,
     disagreement: float | None,
@@ -59,16 +58,18 @@ def run(
         expected = "a folder that is in PyTorch"
         remedy = "Export the folder from which it was made."
         raise ArgumentError("FOLDER", expected=expected, got="an export", remedy=remedy)
-    rows: list[Any] | None = None
+    rows: list[Text] | None = None
     used = opened.used
     if texts is not None:
         read = read_texts(texts, **reading, known=opened.columns).without_empty()
         taught = opened.used.have_taught(read.texts)
         rows = read.take(np.flatnonzero(~taught).tolist()).texts
         used = used | Used.of(read.texts)
-    level = disagreement
-    if level is None:
-        level = LEVEL if opened.promise is None else opened.promise.level
+    level = LEVEL
+    if disagreement is not None:
+        level = disagreement
+    elif opened.promise is not None:
+        level = opened.promise.level
     write = _write_cascade if isinstance(opened.model, Cascade) else _write_model
     with new_folder(out) as new:
         outcome = write(opened, new, rows, level, confidence)
@@ -80,14 +81,19 @@ def run(
 def _outcome(outcome: Outcome, opened: Opened, new: Path, out: Path, *, int8: bool) -> Outcome:
     """Return the outcome of an export with the facts of its folder."""
     size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file()) / 1e6
+    statement = opened.statement
+    reference = opened.card.get("reference")
+    if int8:
+        statement = outcome.sentences[0]
+        reference = remember(opened.folder, out)
     facts = {
         "command": "export",
         "int8": int8,
         "columns": list(opened.columns),
-        "statement": outcome.sentences[0] if int8 else opened.statement,
+        "statement": statement,
         "megabytes": size,
         "num_steps": opened.num_steps,
-        "reference": remember(opened.folder, out) if int8 else opened.card.get("reference"),
+        "reference": reference,
         **outcome.facts,
     }
     table = [("int8", "yes" if int8 else "no"), *outcome.rows, ("size", f"{size:.1f} MB")]
@@ -97,7 +103,7 @@ def _outcome(outcome: Outcome, opened: Opened, new: Path, out: Path, *, int8: bo
 
 
 def _write_model(
-    opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
+    opened: Opened, out: Path, texts: list[Text] | None, level: float, confidence: float
 ) -> Outcome:
     """Write a model with exits."""
     if texts is None:
@@ -140,7 +146,7 @@ def _write_model(
 
 
 def _write_cascade(
-    opened: Opened, out: Path, texts: list[Any] | None, level: float, confidence: float
+    opened: Opened, out: Path, texts: list[Text] | None, level: float, confidence: float
 ) -> Outcome:
     """Write a cascade."""
     report = cascade_onnx(opened.model, out, texts, level=level, confidence=confidence)

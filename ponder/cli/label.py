@@ -12,15 +12,16 @@ from typing import Any
 from ponder.cascade.asking import Asking
 from ponder.cascade.clients import ChatLabels
 from ponder.cascade.live import BudgetSpentError, Live, Progress
-from ponder.cli.answers import answer_file
+from ponder.cli.answers import answer_file, names_of_answers
 from ponder.cli.outcome import DataTable, Outcome
-from ponder.cli.output import probe_file, progress
+from ponder.cli.output import Options, probe_file, progress
 from ponder.cli.show import show
 from ponder.cli.texts import count, read_texts
 from ponder.errors import ArgumentError
 
 __all__ = ["Spending", "run", "spending_of"]
 
+_ANSWERS = ("label", "source")
 _SHOWN = 8  # classes
 
 
@@ -52,7 +53,7 @@ def run(
     reference: str,
     out: Path,
     database: Path,
-    reading: Mapping[str, Any],
+    reading: Options,
     server: tuple[str, Path | None],
     promise: tuple[float, float],
     spending: Spending,
@@ -80,7 +81,9 @@ def run(
 
         def report(now: Progress) -> None:
             phase = f"label ({100 * now.asked:.0f}% asked, at most {100 * now.bound:.1f}% differ)"
-            advance(phase if not sys.stderr.isatty() else "label", now.done, now.total)
+            if sys.stderr.isatty():
+                phase = "label"  # the bar of a phase goes on only under one name
+            advance(phase, now.done, now.total)
 
         live = Live(ask, level, confidence, database, asking=spending.asking, progress=report)
         if spending.limit_calls is not None:
@@ -89,7 +92,7 @@ def run(
         names = [f"{row}: {text}" for row, text in enumerate(found.texts)]
         answers = live.answer(found.texts, ids=names, finite=True)
     columns = list(found.rows[0])
-    header = [*columns, *(f"predicted_{name}" if name in columns else name for name in _ANSWERS)]
+    header = [*columns, *names_of_answers(_ANSWERS, columns)]
     written = answer_file(out, header)
     sides = zip(found.rows, answers.labels, answers.source, strict=True)
     rows = [
@@ -100,10 +103,9 @@ def run(
     written.finish()
     show(_outcome(live, before, len(found), dict(answers.errors), spending, out), as_json=as_json)
     live.close()
-    return 3 if answers.errors else 0
-
-
-_ANSWERS = ("label", "source")
+    if answers.errors:
+        return 3
+    return 0
 
 
 def _outcome(
@@ -153,7 +155,7 @@ def _outcome(
 
 
 def _reference(given: str, base_url: str, labels: Path | None) -> Callable[..., Any]:
-    """Return the function that a name stands for."""
+    """Return the function of a name, `module:function` or `openai:MODEL`."""
     kind, _, name = given.partition(":")
     if kind == "openai" and name:
         if labels is None:

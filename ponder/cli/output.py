@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from ponder.deploy.folders import card_of
 from ponder.deploy.used import USED
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
-__all__ = ["new_folder", "probe_file", "probe_folder", "progress", "say", "sentences"]
+__all__ = ["Options", "new_folder", "probe_file", "probe_folder", "progress", "say", "sentences"]
 
 _WIDTH = 80
 _EVERY = 10.0  # seconds between lines of progress
@@ -44,6 +44,8 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 """Settings of Transformers by which its notes do not mix with the output."""
+Options: TypeAlias = Mapping[str, Any]
+"""Arguments of a function by their names, as the options of a command give them."""
 Advance: TypeAlias = Callable[[str, int, int], None]
 """Called with a phase, the number of its texts that are done, and of all of them."""
 

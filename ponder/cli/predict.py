@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ponder.calibration.statement import count
-from ponder.cli.answers import answer_file
+from ponder.cli.answers import answer_file, names_of_answers
 from ponder.cli.outcome import Outcome
-from ponder.cli.output import probe_file, progress, say
+from ponder.cli.output import Options, probe_file, progress, say
 from ponder.cli.rerank import read_pools
 from ponder.cli.show import show
 from ponder.cli.texts import Texts, read_texts
@@ -29,7 +29,7 @@ _STDOUT = "-"
 
 
 def run(
-    folder: Path, texts: Path, out: Path, reading: Mapping[str, Any], *, resume: bool, as_json: bool
+    folder: Path, texts: Path, out: Path, reading: Options, *, resume: bool, as_json: bool
 ) -> int:
     """Write the answers to texts, or the orders of a ranker; return the exit code."""
     to_file = str(out) != _STDOUT
@@ -59,7 +59,9 @@ def run(
     show(Outcome(facts, sentences), as_json=as_json, to_stderr=not to_file)
     for reason, number in written.reasons.items():
         say(f"{count(number, 'text')} without an answer: {reason}. The label is empty.")
-    return UNANSWERED if unanswered else 0
+    if unanswered:
+        return UNANSWERED
+    return 0
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ class _Written:
 def _write_answers(opened: Opened, texts: Texts, out: Path, *, to_file: bool) -> _Written:
     """Write the answers to texts with all columns of their file, after those of an earlier run."""
     columns = list(texts.rows[0])
-    names = {name: f"predicted_{name}" if name in columns else name for name in _ANSWERS}
-    file = answer_file(out, [*columns, *names.values()])
-    kept = file.resume(texts.rows) if to_file and out.exists() else 0
+    names = names_of_answers(_ANSWERS, columns)
+    file = answer_file(out, [*columns, *names])
+    kept = 0
     if to_file:
+        if out.exists():
+            kept = file.resume(texts.rows)
         out.parent.mkdir(parents=True, exist_ok=True)
     steps: list[int] = []
     reasons: dict[str, int] = {}
@@ -94,7 +98,7 @@ def _write_answers(opened: Opened, texts: Texts, out: Path, *, to_file: bool) ->
             part = texts.take(range(start, min(start + _CHUNK, len(texts))))
             rows = _answered(opened, part, names, reasons)
             file.append(rows, begins=False)
-            steps += [row[names["exit_step"]] for row in rows]
+            steps += [row[names[-1]] for row in rows]
             advance("answer", kept + len(steps), len(texts))
         file.finish()
     return _Written(steps, reasons, kept)
@@ -109,7 +113,7 @@ def _check_new(out: Path, *, resume: bool) -> None:
 
 
 def _answered(
-    opened: Opened, texts: Texts, names: Mapping[str, str], reasons: dict[str, int]
+    opened: Opened, texts: Texts, names: Sequence[str], reasons: dict[str, int]
 ) -> list[dict[str, Any]]:
     """Return rows with their answers, and count the reasons of rows without one."""
     answers = opened.answer(texts.texts)
@@ -117,16 +121,12 @@ def _answered(
     columns: Sequence[Any] = (answers.labels, answers.probabilities, answers.exit_step)
     rows: list[dict[str, Any]] = []
     for place, (row, label, share, step) in enumerate(zip(texts.rows, *columns, strict=True)):
-        is_answered = not math.isnan(share)
-        cells = (
-            label if is_answered else None,
-            round(float(share), 4) if is_answered else None,
-            int(step),
-        )
-        rows.append({**row, **dict(zip(names.values(), cells, strict=True))})
-        if not is_answered:
+        cells = [label, round(float(share), 4), int(step)]
+        if math.isnan(share):
+            cells[:2] = [None, None]
             reason = _reason(errors.get(place))
             reasons[reason] = reasons.get(reason, 0) + 1
+        rows.append({**row, **dict(zip(names, cells, strict=True))})
     return rows
 
 

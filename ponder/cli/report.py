@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ponder._utils.files import replace_text
+from ponder._utils.rows import Text, one_line
 from ponder.calibration.certifying import Candidate, certainties
 from ponder.calibration.records import Record
 from ponder.calibration.sweeps import sweep
@@ -26,7 +27,7 @@ _LEAST = 2.0  # percent of other answers that the axis covers at least
 
 
 def write_page(path: Path, outcome: Outcome, made: Mapping[str, str]) -> None:
-    """Write an outcome as a page; `made` says when, on what machine and by which version."""
+    """Write an outcome as a page; `made` holds the time, the machine and the version."""
     svg = Markup()
     if outcome.figure is not None:
         file = io.StringIO()
@@ -41,7 +42,7 @@ def write_page(path: Path, outcome: Outcome, made: Mapping[str, str]) -> None:
 def changed_texts(
     record: Record,
     policy: ExitPolicy,
-    texts: Sequence[Any],
+    texts: Sequence[Text],
     names: Sequence[str],
     step: str = "exit step",
 ) -> DataTable:
@@ -55,12 +56,12 @@ def changed_texts(
         step: Heading of the column of exit steps.
     """
     steps = record.exit_steps(policy)
-    answers = np.asarray(record.outputs).argmax(-1)
+    answers = np.asarray(record.outputs).argmax(axis=-1)
     at_exit = answers[np.arange(len(steps)), steps - 1]
     full_depth = answers[:, -1]
     changed = np.flatnonzero(at_exit != full_depth).tolist()
     rows = [
-        (_text(texts[n]), str(names[full_depth[n]]), str(names[at_exit[n]]), str(steps[n]))
+        (one_line(texts[n]), str(names[full_depth[n]]), str(names[at_exit[n]]), str(steps[n]))
         for n in changed[:_MOST]
     ]
     note = f"{len(changed)} of {len(steps)}."
@@ -136,7 +137,3 @@ def _mark(axes: Any, point: tuple[float, float], level: float | None, where: str
     axes.plot(*point, "D", color="black", label=f"chosen: {point[1]:.2f}% {where}")
     highest = max(_LEAST, 3 * point[1], 200 * (level or 0.0))
     axes.set(ylim=(-0.02 * highest, highest), ylabel="other answers than now, %")
-
-
-def _text(text: Any) -> str:
-    return text if isinstance(text, str) else " ‖ ".join(text)

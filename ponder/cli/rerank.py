@@ -107,11 +107,14 @@ def _rows(
 def read_pools(path: Path, option: str = "--texts") -> list[Any]:
     """Read queries with their candidates; a row that lacks scores or labels has none."""
     rows = read_rows(path, option)
-    return list(pools_of([{k: v for k, v in row.items() if v is not None} for row in rows]))
+    queries = []
+    for row in rows:
+        queries.append({name: value for name, value in row.items() if value is not None})
+    return list(pools_of(queries))
 
 
 def promise_of(ranker: Ranker) -> str:
-    """Return the promise of a ranker in one sentence, or why there is no promise."""
+    """Return the promise of a ranker in one sentence, or why nothing is promised."""
     policy = ranker.settings.policy
     fitted = ranker.settings.fitted
     exits = [part for part in all_within(policy) if isinstance(part, TopK)]
@@ -135,7 +138,9 @@ def is_ranker(folder: Path) -> bool:
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries, in int8 and certified again."""
     source = Ranker.load(folder)
-    pools = [] if queries is None else read_pools(queries)
+    pools: list[Any] = []
+    if queries is not None:
+        pools = read_pools(queries)
     used = Used.read(folder) | Used.of([pool.query for pool in pools])
     with new_folder(out) as new:
         made = _exported(source, new, pools)
@@ -188,4 +193,6 @@ def _timed(ranker: Ranker, pools: list[Any], advance: Any) -> WallClock:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes"

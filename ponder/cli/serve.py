@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,7 +12,7 @@ from fastapi import FastAPI
 from ponder._utils.rounding import rounded_up
 from ponder.calibration.statement import in_words
 from ponder.cascade.stages import stage_of
-from ponder.cli.output import say
+from ponder.cli.output import Options, say
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.folders import FullDepth, Opened, OpenedRanker, open
 from ponder.deploy.server import Limits, create_app, create_rank_app, ledger_of
@@ -29,7 +27,7 @@ def run(
     folder: Path,
     host: str,
     port: int,
-    given: Mapping[str, Any],
+    given: Options,
     audit_share: float,
     audit_file: Path | None,
     reference: Path | None = None,
@@ -48,7 +46,9 @@ def run(
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     limits = Limits(**given)
-    grace = None if limits.deadline is None else int(limits.deadline) + _GRACE
+    grace: int | None = None
+    if limits.deadline is not None:
+        grace = int(limits.deadline) + _GRACE
     app = app_of(folder, limits, audit_share, audit_file, reference)
     uvicorn.run(
         app,
@@ -73,8 +73,9 @@ def app_of(
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
     say(f"policy: {in_words(opened.policy)}")
-    promise = opened.promise
-    policy = opened.policy if promise is None else promise
+    policy = opened.policy
+    if opened.promise is not None:
+        policy = opened.promise
     ledger = ledger_of(policy, audit_share, audit_file)
     full_depth = None
     if ledger is not None:

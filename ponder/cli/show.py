@@ -47,15 +47,14 @@ def keep(outcome: Outcome, folder: Path, out: Path) -> Outcome:
 
 def show(outcome: Outcome, *, as_json: bool, to_stderr: bool = False) -> None:
     """Print an outcome."""
-    rows = outcome.rows
     if as_json:
         typer.echo(_json(outcome.facts), err=to_stderr)
         return
     first, *others = outcome.sentences
     parts: list[str | Table] = [first]
     parts += [_data_table(table) for table in outcome.tables if table.printed]
-    if rows:
-        parts.append(_pairs(rows))
+    if outcome.rows:
+        parts.append(_pairs(outcome.rows))
     typer.echo(drawn(*parts, *others), err=to_stderr)
 
 
@@ -77,19 +76,23 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
 
 def _data_table(data: DataTable) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(data.columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for place, row in enumerate(data.rows):
-        first = row[0]
+    name, *others = data.columns
+    table.add_column(name, justify="left", no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    for place, (first, *cells) in enumerate(data.rows):
+        mark = ""
         if data.marked is not None:
-            first = f"{'▸' if place == data.marked else ' '} {first}"
-        table.add_row(first, *row[1:])
+            mark = "▸ " if place == data.marked else "  "
+        table.add_row(mark + first, *cells)
     return table
 
 
 def _made() -> dict[str, str]:
     """Return the time, the kind of machine and the version of a folder."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        cores = len(os.sched_getaffinity(0))
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.system()} {platform.machine()}, {cores} cores",

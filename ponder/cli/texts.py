@@ -56,7 +56,7 @@ class Texts:
 
     @property
     def labels(self) -> list[Any] | None:
-        """The right classes as they are written in the file; None without labels."""
+        """The right classes as the file writes them; None without labels."""
         if self.label_column is None:
             return None
         return [row[self.label_column] for row in self.rows]
@@ -189,7 +189,7 @@ def _read(path: Path, header: bool) -> list[Row]:
 
 
 def _aligned(values: Sequence[Any]) -> list[Row]:
-    """Return JSON values as rows with the same columns in one order; a missing value is None.
+    """Return JSON values as rows with the same columns in one order, and None for missing values.
 
     Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in
     browsers.
@@ -219,32 +219,42 @@ def _table(path: Path, text: str, header: bool) -> list[Row]:
             columns are separated by something else.
     """
     csv.field_size_limit(_LARGEST_CELL)
-    is_tabbed = path.suffix.lower() == ".tsv"
-    table = _read_tabs(text) if is_tabbed else _read_cells(text, csv.excel)
+    if path.suffix.lower() == ".tsv":
+        table = _read_tabs(text)
+    else:
+        table = _read_cells(text, csv.excel)
     if not table:
         return []
-    width = len(table[0])
-    if width == 1 and any(mark in table[0][0] for mark in ";\t"):
-        raise ValueError(
-            f"no comma in {table[0][0]!r}; save it with commas, or tables with tabs as .tsv"
-        )
-    for number, row in enumerate(table, start=1):
-        if len(row) != width:
-            raise ValueError(f"another number of columns in row {number}")
-    names = table[0] if header else _default_names(width)
-    if len(set(names)) < width:
+    _check_shape(table)
+    if not header:
+        names = _default_names(len(table[0]))
+        return [dict(zip(names, row, strict=True)) for row in table]
+    names, *rows = table
+    if len(set(names)) < len(names):
         raise ValueError("two columns of one name")
-    if header and width == 1 and names[0].lower() not in _USUAL:
+    if len(names) == 1 and names[0].lower() not in _USUAL:
         note = f"Taken as the header of {path.name}: {names[0]!r}. If that is a text, pass "
         typer.echo(note + "--no-header.", err=True)
-    return [dict(zip(names, row, strict=True)) for row in table[1 if header else 0 :]]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _check_shape(table: Sequence[Sequence[str]]) -> None:
+    """Refuse a table without commas, or whose rows have different numbers of columns."""
+    first = table[0]
+    if len(first) == 1 and (";" in first[0] or "\t" in first[0]):
+        raise ValueError(
+            f"no comma in {first[0]!r}; save it with commas, or tables with tabs as .tsv"
+        )
+    for number, row in enumerate(table, start=1):
+        if len(row) != len(first):
+            raise ValueError(f"another number of columns in row {number}")
 
 
 def _read_tabs(text: str) -> list[list[str]]:
     """Return the cells of a table with tabs.
 
     In such tables (those of GLUE, say) a quotation mark is mostly a part of the text. Therefore it
-    delimits cells only if the rows would otherwise have different numbers of columns.
+    delimits cells only if rows have different numbers of columns without it.
     """
     plain = list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE))
     if len({len(row) for row in plain if row}) == 1:

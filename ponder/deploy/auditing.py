@@ -101,7 +101,9 @@ class ServedLedger:
     def allows(self, rows: int) -> bool:
         """Return whether so many answers may be early, even if all differ; log a change."""
         with self._lock:
-            level = self.level * (_FORWARD if self._deferring else 1.0)
+            level = self.level
+            if self._deferring:
+                level *= _FORWARD
             within = self.ledger.bound + rows <= level * (self.answers + rows)
             allowed = within and self.ledger.pending - self._left < self._most_pending
             if allowed == self._deferring:

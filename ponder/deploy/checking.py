@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.arrays import namespace
-from ponder._utils.rows import class_numbers, content_ids
-from ponder.calibration.records import Floats, Record
+from ponder._utils.rows import Text, class_numbers, content_ids
+from ponder.calibration.records import Floats, Ints, Record
 from ponder.calibration.risks import loss_at, resolved
 from ponder.calibration.statement import CONFIDENCE, count
 from ponder.calibration.verdict import Verdict, judge, judge_losses
@@ -32,7 +32,7 @@ class Checked:
         verdict: Kept, not refuted or broken; None if nothing is promised and no level was named.
         rows: Number of rows that judged.
         left_out: Rows of used texts, which are not fresh.
-        other_answers: Share of the rows that are answered otherwise than by the reference.
+        other_answers: Share of the rows that get another answer than the reference's.
         mean_exit_step: Mean exit step of the rows.
         by_step: The share of other answers, were all rows answered at a step, `(steps,)`.
         accuracy: The share of right answers at each step, `(steps,)`; None without labels.
@@ -85,30 +85,40 @@ def check(
     first, again = np.unique(content_ids(rows), return_index=True, return_inverse=True)[1:]
     once = [rows[n] for n in first]
     seen: Record = opened.model.record(once).map(lambda values: values[again])
-    answers = np.asarray(seen.outputs).argmax(-1)
+    answers = np.asarray(seen.outputs).argmax(axis=-1)
     steps = seen.exit_steps(opened.policy)
+    if reference is None and opened.needs_reference:
+        reference = opened.reference()
     full = answers[:, -1]
-    if reference is not None or opened.needs_reference:
-        stage = stage_of(opened.reference() if reference is None else reference)
-        names = tuple(stage.classes or opened.labels)
-        given = [names[n] for n in stage.full(once, names).argmax(1)]
-        full = np.array(class_numbers(given, opened.labels, "--reference"))[again]
+    if reference is not None:
+        full = _answers_of(reference, once, opened.labels)[again]
     other = answers != full[:, None]
     differs = other[np.arange(len(rows)), steps - 1]
-    right: Any = full
+    right = full
     if labels is not None:
         right = np.array(class_numbers([labels[n] for n in fresh], opened.labels))
     record = replace(seen, labels=namespace(seen.outputs).asarray(right))
+    accuracy = None
+    if labels is not None:
+        accuracy = record.correct().mean(axis=0)
     return Checked(
         verdict=_verdict(opened.promise, int(differs.sum()), len(rows), level),
         rows=len(rows),
         left_out=len(texts) - len(rows),
         other_answers=float(differs.mean()),
         mean_exit_step=float(steps.mean()),
-        by_step=other.mean(0),
-        accuracy=None if labels is None else record.correct().mean(0),
+        by_step=other.mean(axis=0),
+        accuracy=accuracy,
         record=record,
     )
+
+
+def _answers_of(reference: Any, texts: Sequence[Text], labels: Sequence[str]) -> Ints:
+    """Return the answers of a reference, `(rows,)`, as numbers of the classes `labels`."""
+    stage = stage_of(reference)
+    names = tuple(stage.classes or labels)
+    numbers = stage.full(texts, names).argmax(axis=1)
+    return np.array(class_numbers([names[n] for n in numbers], labels, "--reference"))
 
 
 def _check_ranker(opened: OpenedRanker, queries: Sequence[Any], level: float | None) -> Checked:
@@ -124,11 +134,10 @@ def _check_ranker(opened: OpenedRanker, queries: Sequence[Any], level: float | N
     steps = record.exit_steps(policy)
     name: Any = ranker.settings.fitted.get("risk", "top_k")
     losses = np.maximum(loss_at(resolved(name, policy), record)(steps[None])[0], 0.0)
+    asked = _asked(promise, level)
     verdict = None
-    if promise is not None or level is not None:
-        wanted = level or (0.0 if promise is None else promise.level)
-        confidence = CONFIDENCE if promise is None else promise.confidence or CONFIDENCE
-        verdict = judge_losses(losses, wanted, confidence)
+    if asked is not None:
+        verdict = judge_losses(losses, asked.level, asked.confidence)
     return Checked(
         verdict=verdict,
         rows=len(fresh),
@@ -141,12 +150,30 @@ def _check_ranker(opened: OpenedRanker, queries: Sequence[Any], level: float | N
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The level and the confidence that are judged."""
+
+    level: float
+    confidence: float
+
+
+def _asked(promise: Certified | None, level: float | None) -> _Asked | None:
+    """Return what is judged: a promise, perhaps at another level; None without either."""
+    if promise is not None:
+        return _Asked(level or promise.level, promise.confidence or CONFIDENCE)
+    if level is not None:
+        return _Asked(level, CONFIDENCE)
+    return None
+
+
 def _verdict(
     promise: Certified | None, differ: int, rows: int, level: float | None
 ) -> Verdict | None:
-    if promise is not None:
-        return judge(differ, rows, level or promise.level, promise.confidence or CONFIDENCE)
-    return None if level is None else judge(differ, rows, level, CONFIDENCE)
+    asked = _asked(promise, level)
+    if asked is None:
+        return None
+    return judge(differ, rows, asked.level, asked.confidence)
 
 
 def _none_left(given: int) -> ArgumentError:

@@ -206,8 +206,11 @@ class _Tracer:
         padding = self.model.padding
         has_mask = padding is not None and padding.mask in self.after
         self.narrows = has_mask and not self.task.per_position
-        of_inputs = None if padding is None else padding.of_inputs
-        of_hidden = None if padding is None else padding.of_hidden
+        of_inputs: Lengths | None = None
+        of_hidden: Lengths | None = None
+        if padding is not None:
+            of_inputs = padding.of_inputs
+            of_hidden = padding.of_hidden
         self.inputs = [*self._slots(source.name, inputs, of_inputs), *self._context("", context)]
         if self.model.stem is None:  # the inputs are the hidden state
             self.state = self.inputs[: len(flatten(inputs))]
@@ -230,6 +233,7 @@ class _Tracer:
         mask = None
         if padding is not None and padding.mask in {spec.name for spec in specs}:
             mask = padding.mask
+        first = 2 if self.task.per_position else 1
         Manifest(
             num_steps=model.num_steps,
             schedule=tuple(model.steps.schedule),
@@ -237,7 +241,7 @@ class _Tracer:
             inputs=specs,
             hidden=tuple(slot.spec for slot in self.state),
             context=tuple(slot.spec for slot in self.steps_context),
-            outputs=tuple(outputs.shape[2 if self.task.per_position else 1 :]),
+            outputs=tuple(outputs.shape[first:]),
             policy=policy.to_dict(),
             graphs=self._write_policy(features, outputs, hazard),
             history=getattr(model.lambda_head, "history", 1),
@@ -371,11 +375,16 @@ class _Tracer:
 
     def _context(self, prefix: str, context: Mapping[str, Any]) -> list[Slot]:
         """Return the tensors of a context; `Shared` ones have no rows."""
-        lengths = None if self.model.padding is None else self.model.padding.of_context
+        padding = self.model.padding
+        lengths: Lengths | None = None
+        if padding is not None:
+            lengths = padding.of_context
         slots: list[Slot] = []
         for name, value in context.items():
+            tree = value
             is_shared = isinstance(value, Shared)
-            tree = value.value if is_shared else value
+            if is_shared:
+                tree = value.value
             default = self.source.defaults.get(name)
             slots += self._slots(
                 prefix + name, tree, lengths, name, default=default, shared=is_shared
@@ -401,7 +410,9 @@ class _Tracer:
             return slots
         plain = str.maketrans({"[": ".", "]": None, "'": None})
         for path, value in tensors(tree):
-            along = None if lengths is None else lengths(key, value)
+            along = None
+            if lengths is not None:
+                along = lengths(key, value)
             fields = dict(options)
             if along is not None:
                 fill = along.fill(value) if callable(along.fill) else along.fill

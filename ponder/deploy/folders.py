@@ -165,11 +165,12 @@ class FullDepth:
     labels: Sequence[str]
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Some:
-        """Answer texts at full depth, whatever the policy."""
+        """Answer texts at full depth; the policy is not read."""
         names = tuple(self.stage.classes or self.labels)
         shares = np.exp(self.stage.full(list(texts), names))
-        labels = [names[place] for place in shares.argmax(1).tolist()]
-        return Some(labels, shares.max(1), np.full(len(labels), self.stage.num_steps))
+        labels = [names[place] for place in shares.argmax(axis=1).tolist()]
+        steps = np.full(len(labels), self.stage.num_steps)
+        return Some(labels, shares.max(axis=1), steps)
 
 
 def open(folder: str | Path) -> Any:  # the name is `ponder.open`
@@ -221,7 +222,9 @@ def card_of(folder: Path) -> dict[str, Any]:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return card if isinstance(card, dict) else {}
+    if not isinstance(card, dict):
+        return {}
+    return card
 
 
 def remember(model: str | Path, folder: str | Path) -> dict[str, Any]:

@@ -105,7 +105,9 @@ class GraphSource:
         self._graphs = graphs
         self._task = task
         inputs = _stack_inputs(rows, manifest.inputs)
-        self._arrays = graphs["stem"](inputs) if "stem" in graphs else inputs
+        self._arrays = inputs
+        if "stem" in graphs:
+            self._arrays = graphs["stem"](inputs)
         # The graph of a stem does not return inputs that it passes on unchanged.
         for spec in (*manifest.hidden, *manifest.context):
             if spec.name not in self._arrays:

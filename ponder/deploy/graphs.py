@@ -84,7 +84,9 @@ def refilled(tree: Tree, values: Sequence[Tensor]) -> Tree:
     def put(leaf: Any) -> Any:
         if isinstance(leaf, Shared):
             return Shared(pytree.tree_map(put, leaf.value))
-        return next(rest) if isinstance(leaf, Tensor) else leaf
+        if isinstance(leaf, Tensor):
+            return next(rest)
+        return leaf
 
     return pytree.tree_map(put, tree)
 
@@ -255,14 +257,15 @@ class _PolicyInputs:
             if part.tunable is not None
         ]
         lengths = [slot.value.shape[1] for slot in readings.values() if slot.spec.along]
+        first = next(iter(readings.values()))
         return cls(
             policy,
             num_steps,
             task,
             readings={name: readings[name] for name in names},
             thresholds={f"threshold_{number}": value for number, value in enumerate(values)},
-            rows=next(iter(readings.values())).value.shape[0],
-            length=lengths[0] if lengths else None,
+            rows=first.value.shape[0],
+            length=next(iter(lengths), None),
         )
 
     def slots(self, step: int, state: Tree) -> list[Slot]:
@@ -271,7 +274,8 @@ class _PolicyInputs:
         for name, value in self.thresholds.items():
             slots.append(Slot.of(name, torch.tensor(value), shared=True))
         for number, tensor in enumerate(flatten(state)):
-            along = (1,) if tensor.shape[1:2] == (self.length,) else ()
+            has_positions = tensor.shape[1:2] == (self.length,)
+            along = (1,) if has_positions else ()
             slots.append(Slot.of(f"state_{number}", tensor, along=along))
         return slots
 
@@ -356,7 +360,7 @@ def _write_decide(inputs: _PolicyInputs, step: int, state: Tree, path: Path) -> 
 
 
 def _filled(tree: Tree) -> list[bool]:
-    """Return which leaves of a state have a value: before the first step some are None."""
+    """Return which leaves of a state are tensors: before the first step some may be None."""
     return [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]
 
 

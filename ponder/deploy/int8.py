@@ -13,14 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.rounding import rounded_up
-from ponder._utils.rows import CHOOSE_AND_CERTIFY, class_numbers, content_ids, split
+from ponder._utils.rows import CHOOSE_AND_CERTIFY, Text, class_numbers, content_ids, split
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.bounds import binomial_cdf, upper_bound
 from ponder.calibration.cost import WallClock, wall_clock
-from ponder.calibration.records import Record
+from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import OtherAnswers
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule, percent
 from ponder.cascade import Cascade, CascadeReport
@@ -49,7 +48,7 @@ class Int8:
     Args:
         model: The export.
         found: The policy, its promise and its exits.
-        statement: The promise in one sentence, or why there is no promise.
+        statement: The promise in one sentence, or why nothing is promised.
         products: The matrix products in int8: ``"all"``, or ``"some"``, those that do not narrow.
         chosen_on: Number of texts that chose.
         certified_on: Number of texts that certified.
@@ -70,7 +69,7 @@ class Int8:
 def certified_int8(
     model: Any,
     folder: str | Path,
-    texts: Sequence[Any],
+    texts: Sequence[Text],
     *,
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
@@ -145,9 +144,9 @@ def certified_int8(
 
 def choose(
     export: Path,
-    ranges: Sequence[Any],
-    texts: Sequence[Any],
-    answers: NDArray[Any],
+    ranges: Sequence[Text],
+    texts: Sequence[Text],
+    answers: Ints,
     most: float,
     threads: int | None = None,
 ) -> OnnxModel:
@@ -168,7 +167,7 @@ def choose(
     for name, products in kinds:
         folder = quantized(export, export.parent / name, products, calibration=ranges)
         model = OnnxModel(folder, threads=threads)
-        moved = model.predict(texts, policy=LastStep()).outputs.argmax(-1) != answers
+        moved = model.predict(texts, policy=LastStep()).outputs.argmax(axis=-1) != answers
         if moved.mean() <= most:
             break
     return model
@@ -184,7 +183,7 @@ def most_moved(certifying: int, level: float, confidence: float) -> float:
 def cascade_onnx(
     cascade: Cascade,
     folder: str | Path,
-    texts: Sequence[Any] | None = None,
+    texts: Sequence[Text] | None = None,
     *,
     level: float = LEVEL,
     confidence: float = CONFIDENCE,

@@ -76,7 +76,9 @@ class PolicyGraphs:
     def reads(self) -> set[str]:
         """Names of what the first graph may read."""
         read = {"mask", "group", "row_ids", *self.needs, *self.thresholds}
-        return read | ({"cdf", "survival"} if "hazard" in self.needs else set())
+        if "hazard" in self.needs:
+            read |= {"cdf", "survival"}
+        return read
 
 
 @dataclass(frozen=True)
@@ -160,30 +162,33 @@ class Manifest:
         Raises:
             ValueError: A graph is missing, or one reads what nothing gives.
         """
+        computed = {"index", "features"}
+        if self.graphs is not None and self.graphs.together is None:
+            computed |= self.graphs.reads
+        for graph, given in self._specs_of_graphs(ranks).items():
+            if graph not in ranks:
+                raise ValueError(f"there is no {graph}.onnx")
+            read = {
+                name: rank
+                for name, rank in ranks[graph].items()
+                if name not in computed and not name.startswith("state_")
+            }
+            _check_inputs(graph, read, given)
+
+    def _specs_of_graphs(
+        self, ranks: Mapping[str, Mapping[str, int]]
+    ) -> dict[str, Sequence[TensorSpec]]:
+        """Return the graphs that must be there, each with the tensors that it is given."""
         running = [*self.hidden, *self.context]
         specs: dict[str, Sequence[TensorSpec]] = dict.fromkeys(self.steps, running)
         specs["readout"] = running
         if "stem" in ranks:
             specs["stem"] = self.inputs
-        for name in ["head"] if "head" in ranks else self._heads:
-            specs[name] = ()
-        made = {"index", "features"}
+        heads = ["head"] if "head" in ranks else self._heads
+        specs.update(dict.fromkeys(heads, ()))
         if self.graphs is not None and self.graphs.together is None:
             specs["policy_first"] = ()
-            made |= self.graphs.reads
-        for graph, given in specs.items():
-            if graph not in ranks:
-                raise ValueError(f"there is no {graph}.onnx")
-            own = {
-                name: rank
-                for name, rank in ranks[graph].items()
-                if name not in made and not name.startswith("state_")
-            }
-            if unknown := own.keys() - {spec.name for spec in given}:
-                raise ValueError(f"{graph}.onnx reads {min(unknown)}, which nothing gives")
-            for spec in given:
-                if any(not 0 < dim < own.get(spec.name, dim + 1) for dim in spec.along):
-                    raise ValueError(f"{spec.name} has no dimensions {spec.along}")
+        return specs
 
     @property
     def _heads(self) -> list[str]:
@@ -226,6 +231,23 @@ class Manifest:
         return from_plain(cls, data)
 
 
+def _check_inputs(graph: str, read: Mapping[str, int], given: Sequence[TensorSpec]) -> None:
+    """Refuse a graph that reads something else than it is given, or with fewer dimensions.
+
+    Args:
+        graph: The name of the graph.
+        read: The number of dimensions of each input that it reads.
+        given: The tensors that it is given; it may leave out some.
+    """
+    unknown = read.keys() - {spec.name for spec in given}
+    if unknown:
+        raise ValueError(f"{graph}.onnx reads {min(unknown)}, which nothing gives")
+    for spec in given:
+        rank = read.get(spec.name)
+        if any(dim < 1 or (rank is not None and dim >= rank) for dim in spec.along):
+            raise ValueError(f"{spec.name} has no dimensions {spec.along}")
+
+
 def promise_of_export(
     policy: dict[str, Any], weights: str | None, changed: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -252,5 +274,7 @@ def changed_in(folder: Path) -> list[str]:
 
 def files_of(folder: Path) -> list[str]:
     """Return the names of the files of an export; the description is the last."""
-    tokenizer = [TOKENIZER] if (folder / TOKENIZER).exists() else []
-    return [*sorted(path.name for path in folder.glob("*.onnx")), *tokenizer, FILE]
+    names = sorted(path.name for path in folder.glob("*.onnx"))
+    if (folder / TOKENIZER).exists():
+        names.append(TOKENIZER)
+    return [*names, FILE]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,9 @@ __all__ = ["Channels", "quantize", "ranges_of"]
 onnx: Any = library("onnx", "quantising", "cli")
 helper = onnx.helper
 numpy_helper = onnx.numpy_helper
+
+Proto: TypeAlias = Any
+"""A graph, a node or a model of ONNX, whose classes have no stubs."""
 
 Channels = Mapping[str, tuple[Array, Array]]
 """The lowest and the highest value of each channel, `(channels,)` each, by the tensor's name."""
@@ -60,7 +63,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
         for name, together in by_input.items()
     }
     replaced = {node.output[0] for each in products for node in (each.node, each.last)}
-    nodes: list[Any] = []
+    nodes: list[Proto] = []
     for node in graph.node:
         name = node.output[0]
         if name in replacements:
@@ -70,7 +73,7 @@ def quantize(path: Path, everything: bool, channels: Channels | None = None) -> 
     onnx.save(_with_nodes(model, nodes), str(path))
 
 
-def _with_nodes(model: Any, nodes: Sequence[Any]) -> Any:
+def _with_nodes(model: Proto, nodes: Sequence[Proto]) -> Proto:
     """Return a copy of a model with other nodes, and the weights that they read."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -144,15 +147,15 @@ class _Product:
     Args:
         node: The product.
         matrix: The weights, `(inputs, outputs)`.
-        bias: The name of the bias that is added; empty if there is none.
+        bias: The name of the bias that is added; empty without a bias.
         last: The node whose output is the sum. Of a Gemm it is the product itself, of a MatMul with
             a bias the Add that follows.
     """
 
-    node: Any
+    node: Proto
     matrix: Array
     bias: str
-    last: Any
+    last: Proto
 
     @property
     def narrows(self) -> bool:
@@ -160,7 +163,7 @@ class _Product:
         return int(self.matrix.shape[0]) > int(self.matrix.shape[1])
 
 
-def _products(graph: Any) -> list[_Product]:
+def _products(graph: Proto) -> list[_Product]:
     """Return the plain products with weights in a graph: inputs × matrix, plus a bias or not."""
     arrays = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
     products: list[_Product] = []
@@ -176,7 +179,7 @@ def _products(graph: Any) -> list[_Product]:
     return products
 
 
-def _matmul(graph: Any, node: Any, arrays: Mapping[str, Array]) -> _Product | None:
+def _matmul(graph: Proto, node: Proto, arrays: Mapping[str, Array]) -> _Product | None:
     """Return a MatMul, with the bias that the node after it adds, if it multiplies by weights."""
     matrix = arrays.get(node.input[1])
     if matrix is None or matrix.ndim != 2:
@@ -191,7 +194,7 @@ def _matmul(graph: Any, node: Any, arrays: Mapping[str, Array]) -> _Product | No
     return _Product(node, matrix, "", node)
 
 
-def _gemm(node: Any, arrays: Mapping[str, Array]) -> _Product | None:
+def _gemm(node: Proto, arrays: Mapping[str, Array]) -> _Product | None:
     """Return a Gemm without factors, if it multiplies by weights and adds a bias or nothing."""
     matrix = arrays.get(node.input[1])
     if matrix is None or matrix.ndim != 2:
@@ -212,8 +215,8 @@ def _is_bias(array: Array | None, matrix: Array) -> bool:
 
 
 def _integer_products(
-    graph: Any, name: str, products: Sequence[_Product], channels: Channels | None
-) -> list[Any]:
+    graph: Proto, name: str, products: Sequence[_Product], channels: Channels | None
+) -> list[Proto]:
     """Return the nodes that replace the products of one tensor; the graph gets their initialisers.
 
     Args:
@@ -262,8 +265,8 @@ class _Quantized:
 
 
 def _fixed_ranges(
-    graph: Any, name: str, quantized: _Quantized, low: Array, high: Array, factors: Array
-) -> list[Any]:
+    graph: Proto, name: str, quantized: _Quantized, low: Array, high: Array, factors: Array
+) -> list[Proto]:
     """Return the nodes that divide a tensor by factors, and quantise it with one fixed range."""
     least = min(float(low.min()), 0.0)  # the range includes 0, which is then exact
     most = max(float(high.max()), 0.0)
@@ -281,7 +284,7 @@ def _fixed_ranges(
     ]
 
 
-def _constant(graph: Any, array: Any, name: str) -> str:
+def _constant(graph: Proto, array: Any, name: str) -> str:
     """Add an initialiser to a graph, and return its name."""
     graph.initializer.append(numpy_helper.from_array(np.array(array), name))
     return name

@@ -245,7 +245,9 @@ class Ranker:
         policy: ExitPolicy | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Order the candidates of many queries, which share batches; arguments as for `rank`."""
-        end = None if within is None else time.perf_counter() + within
+        end: float | None = None
+        if within is not None:
+            end = time.perf_counter() + within
         fitted_for = self.settings.top_k
         if top_k is None:
             top_k = fitted_for
@@ -272,11 +274,10 @@ class Ranker:
 
         One pair of texts is answered by one score, as in Sentence Transformers.
         """
-        is_one = len(sentences) == 2 and isinstance(sentences[0], str)
-        pairs = [sentences] if is_one else sentences
-        answers = self.model.predict(pairs, policy=LastStep())
-        scores = self._shown(as_array(answers.outputs)[:, 0]).astype(np.float32)
-        return scores[0] if is_one else scores
+        if len(sentences) == 2 and isinstance(sentences[0], str):
+            return self.predict([sentences])[0]
+        answers = self.model.predict(sentences, policy=LastStep())
+        return self._shown(as_array(answers.outputs)[:, 0]).astype(np.float32)
 
     def record(
         self,
@@ -291,7 +292,6 @@ class Ranker:
         """
         valid = pools_of(pools, self.first_stage)
         rows = rows_of(valid)
-        labels = [label for pool in valid for label in pool.labels]
         records: list[Record] = []
         done = 0
         for part in _chunks(valid):
@@ -305,11 +305,15 @@ class Ranker:
         if self.first_stage:
             steps.insert(0, np.zeros(len(rows.pairs)))
         blended = [self._blended(step, scores, rows.scores) for step, scores in enumerate(steps, 1)]
+        given = [label for pool in valid for label in pool.labels]
+        labels: Array | None = None
+        if len(given) == len(rows.pairs):  # else some candidates have none
+            labels = np.array(given)
         return Record(
-            np.stack(blended, 1)[..., None].astype(np.float32),
+            np.stack(blended, axis=1)[..., None].astype(np.float32),
             None,
             content_ids(rows.pairs),
-            labels=np.asarray(labels) if len(labels) == len(rows.pairs) else None,
+            labels=labels,
             task="regression",
             policy_context={"group": rows.groups},
             weights=self._stepped.weights_digest(),
@@ -402,7 +406,9 @@ class Ranker:
         return np.asarray(scores + offset + weight * first)
 
     def _shown(self, scores: Array) -> Array:
-        return sigmoid(scores) if self.settings.sigmoid else scores
+        if not self.settings.sigmoid:
+            return scores
+        return sigmoid(scores)
 
 
 @dataclass(frozen=True)
@@ -522,7 +528,9 @@ def pools_of(given: Sequence[Any], first_stage: bool = False) -> list[Pool]:
     pools: list[Pool] = []
     for number, query in enumerate(given, 1):
         try:
-            pool = query if isinstance(query, Pool) else Pool(**query)
+            pool = query
+            if not isinstance(query, Pool):
+                pool = Pool(**query)
             problem = pool.problem(first_stage)
         except TypeError:
             problem = f"{query!s:.80}"
@@ -549,7 +557,9 @@ def rows_of(pools: Sequence[Pool]) -> CandidateRows:
     for pool in pools:
         scores = np.asarray(pool.scores or np.zeros(len(pool.documents)), dtype=np.float64)
         known = scores[np.isfinite(scores)]
-        lowest = known.min() if len(known) else 0.0
+        lowest = 0.0
+        if len(known):
+            lowest = known.min()
         first_stage.append(np.where(np.isfinite(scores), scores, lowest))
     return CandidateRows(pairs, groups, np.concatenate(first_stage))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ponder._utils.checks import library
 from ponder._utils.files import reading, replaced_folder
-from ponder._utils.rows import content_ids
+from ponder._utils.rows import Text, content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.graph_source import GraphPolicy, GraphSource, InputRow, concatenate, join
 from ponder.deploy.manifest import FILE, FILES_OF_AN_EXPORT, TOKENIZER, Manifest
@@ -111,11 +111,10 @@ class OnnxModel:
 
     def save(self, folder: str | Path | None = None) -> None:
         """Write the export with its present policy; by default only the policy, to its folder."""
-        target = self.folder if folder is None else Path(folder)
-        if target == self.folder:
-            self.manifest.write(target)
+        if folder is None or Path(folder) == self.folder:
+            self.manifest.write(self.folder)
             return
-        with replaced_folder(target, [FILE], FILES_OF_AN_EXPORT) as new_folder:
+        with replaced_folder(folder, [FILE], FILES_OF_AN_EXPORT) as new_folder:
             shutil.copytree(self.folder, new_folder, dirs_exist_ok=True)
             self.manifest.write(new_folder)
 
@@ -178,13 +177,20 @@ class OnnxModel:
             mask = np.arange(lengths.max()) < lengths[:, None]
         else:
             features = np.stack(readings["features"]).reshape(len(rows), self.num_steps, -1)
-        hazards = readings.get("hazard")
+        hazards: Array | None = None
+        if "hazard" in readings:
+            hazards = np.stack(readings["hazard"])
         are_texts = _are_texts(examples)
+        ids = np.arange(len(rows))
+        if are_texts:
+            ids = content_ids(examples)
+        if labels is not None:
+            labels = np.asarray(labels)
         return Record(
             self._stack(readings["output"], rows),
-            None if hazards is None else np.stack(hazards),
-            content_ids(examples) if are_texts else np.arange(len(rows)),
-            labels=None if labels is None else np.asarray(labels),
+            hazards,
+            ids,
+            labels=labels,
             features=features,
             mask=mask,
             task=self.task,
@@ -208,7 +214,7 @@ class OnnxModel:
                 for name, read in reads.items():
                     steps[name].append(read(source))
             for name, arrays in steps.items():
-                for place, of_row in zip(places, np.stack(arrays, 1), strict=True):
+                for place, of_row in zip(places, np.stack(arrays, axis=1), strict=True):
                     recorded[name][place] = of_row
         return recorded
 
@@ -225,7 +231,9 @@ class OnnxModel:
         self, rows: Sequence[InputRow], batch_size: int, keep_together: bool
     ) -> Iterator[Array]:
         """Yield the places of rows that run at the same time."""
-        most = batch_size * (_AT_ONCE if self._regroups else 1)
+        most = batch_size
+        if self._regroups:
+            most *= _AT_ONCE
         for order in self._alike(rows):
             if keep_together:
                 yield np.array(order)
@@ -258,12 +266,15 @@ class OnnxModel:
         if are_texts:
             return [self._row(inputs) for inputs in self._tokenized(examples)]
         main = self.manifest.inputs[0].name
-        return [
-            self._row(example if isinstance(example, Mapping) else {main: example})
-            for example in examples
-        ]
+        rows: list[InputRow] = []
+        for example in examples:
+            inputs = example
+            if not isinstance(example, Mapping):
+                inputs = {main: example}
+            rows.append(self._row(inputs))
+        return rows
 
-    def _tokenized(self, texts: Sequence[Any]) -> Iterator[dict[str, Array]]:
+    def _tokenized(self, texts: Sequence[Text]) -> Iterator[dict[str, Array]]:
         """Yield the inputs of texts, or pairs of texts."""
         pairs = [text if isinstance(text, str) else tuple(text) for text in texts]
         names = [spec.name for spec in self.manifest.inputs if spec.name in _TOKENS]
@@ -275,7 +286,9 @@ class OnnxModel:
         specs = self.manifest.inputs
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
         along = next((spec for spec in specs if spec.name in arrays and spec.along), None)
-        length = 0 if along is None else arrays[along.name].shape[along.along[0] - 1]
+        length = 0
+        if along is not None:
+            length = arrays[along.name].shape[along.along[0] - 1]
         for spec in specs:
             if spec.name in arrays:
                 continue

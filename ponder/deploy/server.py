@@ -172,15 +172,19 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.deadline):
                 most = self.served.max_characters
-                batcher = self._deep if deferred else self._batcher
                 cut = [_cut(text, most) for text in texts]
-                future = batcher.submit(cut, LastStep() if deferred else policy)
+                if deferred:
+                    future = self._deep.submit(cut, LastStep())
+                else:
+                    future = self._batcher.submit(cut, policy)
                 answers = await asyncio.wrap_future(future)
         finally:
             self.waiting -= len(texts)
         if deferred:
             add_event("deferral", texts=len(texts))
-        return Answered(answers, self._note(answers, deferred) if audits else [])
+        if not audits:
+            return Answered(answers, [])
+        return Answered(answers, self._note(answers, deferred))
 
     def audit(self, text: Text, label: str) -> None:
         """Answer a text again at full depth, after its answer was sent, for the ledger."""
@@ -200,7 +204,9 @@ class Service:
         assert self.ledger is not None
         places = [n for n, share in enumerate(answers.probabilities) if not math.isnan(share)]
         # With a reference, even answers at full depth of the served model may differ.
-        deepest = math.inf if self.reference is not None else self.served.num_steps
+        deepest: float = self.served.num_steps
+        if self.reference is not None:
+            deepest = math.inf
         early = [not deferred and answers.exit_step[n] < deepest for n in places]
         return [places[n] for n in self.ledger.note(early)]
 
@@ -291,13 +297,17 @@ def create_app(
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Return the policy, and the state of the ledger in words and in numbers."""
-        return {
+        state: dict[str, Any] = {
             "status": "ok",
             "policy": in_words(served.policy),
             "waiting": service.waiting,
-            "statement": "Nothing is audited." if ledger is None else ledger.statement,
-            "ledger": None if ledger is None else {**ledger.to_dict(), "bound": ledger.bound},
+            "statement": "Nothing is audited.",
+            "ledger": None,
         }
+        if ledger is not None:
+            state["statement"] = ledger.statement
+            state["ledger"] = {**ledger.to_dict(), "bound": ledger.bound}
+        return state
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -374,7 +384,9 @@ class _Ranking:
             raise HTTPException(
                 429, "too many documents wait. Ask again later.", {"retry-after": "1"}
             )
-        end = None if limits.deadline is None else time.monotonic() + limits.deadline
+        end: float | None = None
+        if limits.deadline is not None:
+            end = time.monotonic() + limits.deadline
         self._waiting += count
         run = partial(self._run, pool, top_k, within, end)
         future = asyncio.get_running_loop().run_in_executor(self._busy, run)
@@ -391,7 +403,7 @@ class _Ranking:
             remaining = end - time.monotonic()
             if remaining <= 0.0:
                 return []
-            within = remaining if within is None else min(within, remaining)
+            within = min(within or math.inf, remaining)
         (found,) = self._ranker.rank_all([pool], top_k, within=within)
         return found
 
@@ -533,7 +545,9 @@ class _Door:
         status = 500
         started = time.perf_counter()
         whole = False
-        end = None if self._deadline is None else asyncio.get_running_loop().time() + self._deadline
+        end: float | None = None
+        if self._deadline is not None:
+            end = asyncio.get_running_loop().time() + self._deadline
 
         async def limited() -> Message:
             nonlocal size, whole
@@ -570,7 +584,8 @@ class _Door:
             if status == 200:
                 self._metrics.latency.observe(seconds)
         line = f"{scope['method']} {scope['path']} {status} {1000 * seconds:.1f} ms {note}".rstrip()
-        _log.log(logging.INFO if asked else logging.DEBUG, "%s", line)
+        level = logging.INFO if asked else logging.DEBUG
+        _log.log(level, "%s", line)
 
 
 def _answer(served: Answering, texts: Sequence[Text], policy: ExitPolicy) -> Any:
@@ -588,8 +603,13 @@ def _has_half_a_character(text: Text) -> bool:
 
 
 def _finite(score: float) -> float | None:
-    return score if math.isfinite(score) else None
+    if not math.isfinite(score):
+        return None
+    return score
 
 
 def _cut(text: Text, most: int) -> Text:
-    return text[:most] if isinstance(text, str) else (text[0][:most], text[1][:most])
+    if isinstance(text, str):
+        return text[:most]
+    first, second = text
+    return first[:most], second[:most]

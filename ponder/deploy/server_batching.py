@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
+from ponder._utils.rows import Text
 from ponder.policies.base import ExitPolicy
 
 __all__ = ["Answering", "Batcher", "Served", "Some", "Text"]
-
-Text: TypeAlias = str | tuple[str, str]
-"""A text, or a pair of texts."""
 
 
 class Answering(Protocol):

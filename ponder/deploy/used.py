@@ -14,13 +14,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.files import read_json, reading, write_json
-from ponder._utils.rows import content_ids
+from ponder._utils.rows import Text, content_ids
 from ponder.calibration.repeats import fresh_rows, share_rows
 from ponder.errors import ArgumentError
 
@@ -57,7 +57,7 @@ class Used:
     taught: Digests = field(default_factory=lambda: _NONE)
 
     @classmethod
-    def of(cls, texts: Sequence[Any], taught: Sequence[Any] = ()) -> Self:
+    def of(cls, texts: Sequence[Text], taught: Sequence[Text] = ()) -> Self:
         """Return the digests of all rows of a file, and of those that taught."""
         return cls(np.sort(_digests(texts)), np.sort(_digests(taught)))
 
@@ -68,7 +68,7 @@ class Used:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def fresh(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
+    def fresh(self, texts: Sequence[Text]) -> NDArray[np.bool_]:
         """Return which rows may judge the promise, `(rows,)` bool.
 
         These are rows of the same traffic that were not used. A new log is judged as a whole. Of a
@@ -86,7 +86,7 @@ class Used:
             raise ArgumentError("--texts", expected=expected, got=got, remedy=remedy)
         return fresh
 
-    def have_taught(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
+    def have_taught(self, texts: Sequence[Text]) -> NDArray[np.bool_]:
         """Return which rows taught, `(rows,)` bool.
 
         Where only some of the rows with one text taught, the first ones are taken for them.
@@ -123,11 +123,11 @@ class Used:
             return cls.from_dict(read_json(path, _FORMAT, "list of used texts"))
 
 
-def _digests(texts: Sequence[Any]) -> Digests:
+def _digests(texts: Sequence[Text]) -> Digests:
     return (content_ids(texts) & 0xFFFFFFFF).astype(np.uint32)
 
 
-def _fresh(texts: Sequence[Any], used: Digests) -> NDArray[np.bool_]:
+def _fresh(texts: Sequence[Text], used: Digests) -> NDArray[np.bool_]:
     """Return which rows are not among those used, `(rows,)` bool."""
     fresh = np.zeros(len(texts), dtype=bool)
     fresh[fresh_rows(_digests(texts), used)] = True
