@@ -137,11 +137,11 @@ class CascadeStage:
 
     def weights_digest(self) -> str | None:
         """Return the digest of the weights in memory; None for functions and models without one."""
-        digest: Callable[[], str | None] | None
         digest = getattr(stepped_part(self.model), "weights_digest", None)
         if digest is None:
             return None
-        return digest()
+        of_weights: str | None = digest()
+        return of_weights
 
     def save(self, folder: Path) -> None:
         """Write the stage to a folder, from which `stage_of` reads it."""
