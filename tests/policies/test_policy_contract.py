@@ -185,14 +185,25 @@ def test_features_converge_by_their_residual() -> None:
     assert exits_of(of_outputs(zeros), policies.Converged(on="features")) == [2]
 
 
-@pytest.mark.parametrize("policy", [*POSITIONS, policies.Converged(0.3, on="features")], ids=name)
-def test_padding_does_not_count(policy: policies.ExitPolicy) -> None:
-    made = record("token_classification")
-    assert made.mask is not None
-    made = replace(made, features=made.outputs)
-    noise = torch.where(made.mask[:, None, :, None], 0.0, 50.0 * torch.randn(made.outputs.shape))
-    noisy = replace(made, outputs=made.outputs + noise, features=made.outputs + noise)
-    unmasked = replace(made, mask=torch.ones_like(made.mask))
+@pytest.mark.parametrize(
+    ("policy", "task"),
+    [
+        *((policy, "token_classification") for policy in POSITIONS),
+        (policies.Converged(0.3, on="features"), "token_classification"),
+        (policies.Converged(0.3, on="features"), "classification"),  # positions in features alone
+    ],
+    ids=name,
+)
+def test_padding_does_not_count(policy: policies.ExitPolicy, task: str) -> None:
+    tokens = record("token_classification")
+    assert tokens.mask is not None
+    made = replace(record(task), features=tokens.outputs, mask=tokens.mask)
+    padding = ~tokens.mask[:, None, :, None]
+    noise = torch.where(padding, 50.0 * torch.randn(tokens.outputs.shape), 0.0)
+    noisy = replace(made, features=made.features + noise)
+    if made.outputs.shape == noise.shape:
+        noisy = replace(noisy, outputs=made.outputs + noise)
+    unmasked = replace(made, mask=torch.ones_like(tokens.mask))
     assert exits_of(noisy, policy) == exits_of(made, policy) != exits_of(unmasked, policy)
 
 
