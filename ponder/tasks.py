@@ -159,7 +159,9 @@ class Task(ABC):
 
     def predictions(self, outputs: Array) -> Array:
         """Return the predictions of outputs `(…, outputs)`: numbers, or most probable classes."""
-        return at_least_float32(outputs) if self.numbers else outputs.argmax(-1)
+        if self.numbers:
+            return at_least_float32(outputs)
+        return outputs.argmax(-1)
 
     def same(self, one: Array, other: Array, *, tolerance: float = 0.0, mask: Mask = None) -> Array:
         """Return whether predictions `(batch, …)` are the same in every part, `(batch,)` bool.
@@ -170,7 +172,10 @@ class Task(ABC):
             tolerance: Bound on the difference of equal numbers, for tasks of numbers.
             mask: The positions that count.
         """
-        equal = abs(one - other) < tolerance if self.numbers else one == other
+        if self.numbers:
+            equal = abs(one - other) < tolerance
+        else:
+            equal = one == other
         return self._holds(equal, mask, 1)
 
     def distance(self, one: Array, other: Array, *, mask: Mask = None) -> Array:
@@ -179,7 +184,10 @@ class Task(ABC):
         The share of parts that differ, from 0 to 1; for tasks of numbers, the greatest difference.
         """
         xp = namespace(one)
-        apart = abs(one - other) if self.numbers else at_least_float32(one != other)
+        if self.numbers:
+            apart = abs(one - other)
+        else:
+            apart = at_least_float32(one != other)
         counted = self._counted(mask, apart)
         if counted is not None:
             apart = xp.where(counted, apart, 0.0)
@@ -187,16 +195,18 @@ class Task(ABC):
             return xp.amax(_parts(apart, 1), -1)
         if counted is None:
             return _parts(apart, 1).mean(-1)
-        return _parts(apart, 1).sum(-1) / _parts(xp.broadcast_to(counted, apart.shape), 1).sum(-1)
+        counted = xp.broadcast_to(counted, apart.shape)
+        return _parts(apart, 1).sum(-1) / _parts(counted, 1).sum(-1)
 
     def agreement(self, outputs: Array, mask: Mask = None) -> Array:
         """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
-        given = self.predictions(outputs)
-        return self._holds(given == given[:, -1:], mask, 2)
+        predicted = self.predictions(outputs)
+        return self._holds(predicted == predicted[:, -1:], mask, 2)
 
     def correct(self, outputs: Array, labels: Array) -> Array:
         """Return whether each step is right in every labelled part, `(batch, steps)` bool."""
-        labelled, (answers, known) = self.labelled(labels), self.targets(labels)
+        labelled = self.labelled(labels)
+        answers, known = self.targets(labels)
         if not bool(labelled.all()):
             expected = "a label for every row, where rows are counted as right or wrong"
             got = f"{IGNORED_LABEL} for {int((~labelled).sum())} of {len(labelled)} rows"
@@ -231,7 +241,9 @@ class Task(ABC):
     def _holds(self, parts: Array, mask: Mask, dim: int) -> Array:
         """Return whether all parts that count are true, in the dimensions before `dim`."""
         counted = self._counted(mask, parts, dim)
-        return _parts(parts if counted is None else parts | ~counted, dim).all(-1)
+        if counted is not None:
+            parts = parts | ~counted
+        return _parts(parts, dim).all(-1)
 
     def _counted(self, mask: Mask, parts: Array, dim: int = 1) -> Array | None:
         """Return which parts of predictions count, broadcastable to `parts`.
@@ -246,14 +258,16 @@ class Task(ABC):
 
 
 class _Smoothable(Task):
+    """Base of the tasks of classes and labels, whose labels can be smoothed."""
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         check_real("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
         self.label_smoothing = label_smoothing
 
     def smoothed(self, label_smoothing: float) -> Task:
-        made = copy(self)
-        _Smoothable.__init__(made, label_smoothing)
-        return made
+        smoothed = copy(self)
+        _Smoothable.__init__(smoothed, label_smoothing)
+        return smoothed
 
     def distillation_losses(
         self, student: Tensor, teacher: Tensor, temperature: float, mask: Mask = None
@@ -406,17 +420,21 @@ class Regression(Task):
         return errors.mean(1)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        single = outputs.ndim == 2 and outputs.shape[-1] == 1
-        if not single or labels.shape != outputs.shape:
-            _check_shape(labels, outputs.shape[:1] if single else outputs.shape)
+        # A head of one output answers labels (batch,) as well as (batch, 1).
+        is_single = outputs.ndim == 2 and outputs.shape[-1] == 1
+        if is_single and labels.shape != outputs.shape:
+            _check_shape(labels, outputs.shape[:1])
+        elif not is_single:
+            _check_shape(labels, outputs.shape)
         labels = labels.to(at_least_float32(outputs).dtype)
         if not bool(labels.isfinite().all()):
             raise _wrong_labels("finite numbers", "NaN or infinity", "Leave those rows out.")
         return labels
 
     def scores(self, outputs: Array, labels: Array) -> Array:
-        given = _double(outputs)
-        error = (given - _double(labels).reshape(labels.shape[0], 1, *given.shape[2:])) ** 2
+        numbers = _double(outputs)
+        wanted = _double(labels).reshape(labels.shape[0], 1, *numbers.shape[2:])
+        error = (numbers - wanted) ** 2
         return -_parts(error, 2).mean(-1)
 
     def distillation_losses(
@@ -506,16 +524,15 @@ class Custom(Task):
         self.numbers = not classes
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        losses = None if self.function is None else self.function(outputs, labels)
-        if losses is None or losses.shape != outputs.shape[:1]:
-            expected = f"a callable that gives one loss per example, ({outputs.shape[0]},)"
-            if losses is None:
-                got = "none, as in a trajectory from a file"
-            else:
-                got = f"shape {tuple(losses.shape)}"
-            remedy = "Use reduction='none', and average the losses of each example alone."
-            raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
-        return losses
+        got = "none, as in a trajectory from a file"
+        if self.function is not None:
+            losses = self.function(outputs, labels)
+            if losses.shape == outputs.shape[:1]:
+                return losses
+            got = f"shape {tuple(losses.shape)}"
+        expected = f"a callable that gives one loss per example, ({outputs.shape[0]},)"
+        remedy = "Use reduction='none', and average the losses of each example alone."
+        raise ArgumentError("task", expected=expected, got=got, remedy=remedy)
 
     def check(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.shape[:1] != outputs.shape[:1]:
@@ -529,7 +546,7 @@ _TASKS: dict[str, Task] = {
 }
 
 
-def as_task(task: str | Callable[..., Any] | Task | None) -> Task | None:
+def as_task(task: str | Callable[..., Tensor] | Task | None) -> Task | None:
     """Return the task of a name or a loss function; None stays None (see `infer_task`).
 
     Example:
@@ -554,7 +571,9 @@ def task_named(name: str | None) -> Task:
 
     None is classification; an unknown name is a task of the user's.
     """
-    return _TASKS["classification"] if name is None else _TASKS.get(name) or Custom()
+    if name is None:
+        return _TASKS["classification"]
+    return _TASKS.get(name) or Custom()
 
 
 def infer_task(outputs: Array, labels: Array) -> Task:
@@ -569,7 +588,9 @@ def infer_task(outputs: Array, labels: Array) -> Task:
     """
     if "float" in str(labels.dtype) or outputs.shape[-1] == 1:
         return _TASKS["regression"]
-    return _TASKS["token_classification" if outputs.ndim == 3 else "classification"]
+    if outputs.ndim == 3:
+        return _TASKS["token_classification"]
+    return _TASKS["classification"]
 
 
 def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
@@ -583,7 +604,9 @@ def fits_positions(mask: Mask, array: Array | None, dim: int = 1) -> bool:
 
 
 def _double(array: Array) -> Array:
-    return array.double() if namespace(array).__name__ == "torch" else array.astype("float64")
+    if namespace(array).__name__ == "torch":
+        return array.double()
+    return array.astype("float64")
 
 
 def _parts(array: Array, kept: int) -> Array:

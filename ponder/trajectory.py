@@ -16,9 +16,11 @@ from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, CheckpointError, PonderError
 from ponder.model.padding import Along, join_rows
-from ponder.tasks import IGNORED_LABEL, Custom, TaskName
+from ponder.objectives import Objective, Progress, Unrolled
+from ponder.priors import Prior
+from ponder.tasks import IGNORED_LABEL, Custom, Task, TaskName
 
-__all__ = ["Trajectory"]
+__all__ = ["Trajectory", "objective_loss"]
 
 _FORMAT = "ponder-trajectory-2"
 
@@ -61,13 +63,12 @@ class Trajectory(Record):
         first = trajectories[0]
         weights = {one.weights for one in trajectories}
         lengths = [_length(one) for one in trajectories]
-        trajectories = [
-            _with_mask(one, length) for one, length in zip(trajectories, lengths, strict=True)
-        ]
-        parts = [one.tensors() for one in trajectories]
-        fields = {
-            (one.batch.task.name, *part) for one, part in zip(trajectories, parts, strict=True)
-        }
+        parts: list[dict[str, Tensor]] = []
+        fields: set[tuple[str, ...]] = set()
+        for one, length in zip(trajectories, lengths, strict=True):
+            part = _with_mask(one, length).tensors()
+            parts.append(part)
+            fields.add((one.batch.task.name, *part))
         if len(weights) > 1 or len(fields) > 1:
             got = f"{len(weights)} digests of weights, tasks and fields {sorted(map(str, fields))}"
             remedy = "Record all data with one model."
@@ -129,6 +130,51 @@ class Trajectory(Record):
         )._with(tensors)
 
 
+def objective_loss(
+    objective: Objective,
+    trajectory: Trajectory,
+    labels: Tensor,
+    task: Task,
+    *,
+    prior: Prior | None,
+    progress: Progress | None,
+    teacher_outputs: Tensor | None = None,
+) -> Tensor:
+    """Return an objective's loss of a training batch, averaged over its labelled rows, a scalar.
+
+    Args:
+        objective: The objective, checked against the model.
+        trajectory: Every step of the batch.
+        labels: The labels, checked by the task.
+        task: The meaning of outputs and labels.
+        prior: The model's prior; None if it has none.
+        progress: The progress of training; None if it is not known.
+        teacher_outputs: The answers of a teacher, if the objective needs one.
+    """
+    outputs = trajectory.outputs
+    halting: StepDistribution | None = None
+    precision = outputs.dtype
+    if trajectory.hazard_logits is not None:
+        halting = trajectory.halting
+        precision = trajectory.hazard_logits.dtype
+    over_steps: StepDistribution | None = None
+    if prior is not None and "prior" in objective.needs:
+        over_steps = prior(outputs.shape[1], dtype=precision, device=outputs.device)
+    unrolled = Unrolled(
+        outputs,
+        task.step_losses(outputs, labels),
+        task,
+        halting=halting,
+        prior=over_steps,
+        labels=labels,
+        features=trajectory.features,
+        progress=progress,
+        teacher_outputs=teacher_outputs,
+        mask=trajectory.mask,
+    )
+    return task.mean_loss(objective.per_example(unrolled), labels)
+
+
 def _length(trajectory: Trajectory) -> int:
     """Return the number of positions of the outputs, or else of the features; 0 without."""
     if trajectory.meaning.per_position:
@@ -140,9 +186,10 @@ def _length(trajectory: Trajectory) -> int:
 
 def _with_mask(trajectory: Trajectory, length: int) -> Trajectory:
     """Return a trajectory whose mask covers its positions; None if it has no positions."""
-    mask = trajectory.mask if length else None
-    if length and (mask is None or mask.shape[1] != length):
-        mask = torch.ones(
-            len(trajectory), length, dtype=torch.bool, device=trajectory.outputs.device
-        )
+    mask = trajectory.mask
+    if not length:
+        mask = None
+    elif mask is None or mask.shape[1] != length:
+        device = trajectory.outputs.device
+        mask = torch.ones(len(trajectory), length, dtype=torch.bool, device=device)
     return dataclasses.replace(trajectory, mask=mask)

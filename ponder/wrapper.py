@@ -17,6 +17,7 @@ from ponder._utils.digest import digest_of_weights
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference import record
+from ponder.inference.examples import DataSet
 from ponder.model.batch import ArgumentNames
 from ponder.model.context_names import check_context_names
 from ponder.model.encoder import read_encoder
@@ -24,15 +25,16 @@ from ponder.model.heads import PerStep, make_heads
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import ModelSource, call_stem, unroll
-from ponder.model.steps import Step, Steps, as_module, optional_module
-from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
+from ponder.model.steps import Context, ContextDict, Step, Steps, as_module, optional_module
+from ponder.model.twins import Example
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
 from ponder.recipes import Recipe, Stage
 from ponder.running.loop import Answers, run
 from ponder.running.source import Start
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
-from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory, objective_loss
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
@@ -170,7 +172,7 @@ class PonderWrapper(nn.Module):
         recipe: str | Recipe = "frozen",
         *,
         num_outputs: int,
-        example: Any,
+        example: Example,
         num_steps: int | None = None,
         task: TaskName | LossFunction | Task | None = None,
         stem: Callable[..., Tree] | None = None,
@@ -216,24 +218,28 @@ class PonderWrapper(nn.Module):
             (3, torch.Size([4, 3]))
         """
         check_int("num_outputs", num_outputs)
-        meaning = as_task(task) or task_named(
-            "regression" if num_outputs == 1 else "classification"
-        )
-        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        if task is None:
+            task = "regression" if num_outputs == 1 else "classification"
+        meaning = as_task(task)
+        assert meaning is not None
+        if isinstance(recipe, str):
+            recipe = recipes.get(recipe)
         encoder = read_encoder(
             module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
         )
         features = encoder.features
         count = encoder.steps.num_steps
-        scaled = chosen.for_steps(count).for_task(meaning)
+        scaled = recipe.for_steps(count).for_task(meaning)
         head, lambda_head = make_heads(scaled, features.shape[-1], num_outputs, count, head_dropout)
+        if lambda_head is not None:
+            lambda_head = lambda_head.to(features)
         model = cls(
             steps=encoder.steps,
             stem=encoder.stem,
             readout=encoder.readout,
             padding=encoder.padding,
             head=head.to(features),
-            lambda_head=None if lambda_head is None else lambda_head.to(features),
+            lambda_head=lambda_head,
             prior=scaled.prior,
             policy=scaled.policy if policy is None else policy,
             task=meaning,
@@ -284,7 +290,9 @@ class PonderWrapper(nn.Module):
             objective = self.objective
             depth = objective.depth(self.depth(num_steps))
             trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
-            loss = None if labels is None else self._loss(objective, trajectory, inputs, context)
+            loss = None
+            if labels is not None:
+                loss = self._loss(objective, trajectory, inputs, context)
             last = torch.full_like(trajectory.row_ids, depth.total)
             return PonderOutput(trajectory.outputs[:, -1], last, loss=loss, trajectory=trajectory)
         policy = self.checked(policy, num_steps)
@@ -361,7 +369,7 @@ class PonderWrapper(nn.Module):
             needs.add("features")
         return self._unroll(inputs, needs, Depth(0, self.depth(num_steps)), **call)
 
-    def record(self, dataset: Any, **options: Any) -> Trajectory:
+    def record(self, dataset: DataSet, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
         return record(self, dataset, **options)
 
@@ -381,7 +389,9 @@ class PonderWrapper(nn.Module):
 
     @prior.setter
     def prior(self, prior: Prior | None) -> None:
-        self.prior_weights = None if prior is None else prior.module
+        self.prior_weights: nn.Module | None = None
+        if prior is not None:
+            self.prior_weights = prior.module
         self._prior = prior
 
     @property
@@ -408,7 +418,7 @@ class PonderWrapper(nn.Module):
         self.stages = (Stage(objective),)
 
     @property
-    def teacher(self) -> Callable[..., Any] | None:
+    def teacher(self) -> Callable[..., Tree] | None:
         """The teacher of objectives that distil: a model, or (inputs, **context) → outputs.
 
         It is neither trained nor saved. A `PonderWrapper` teaches with its answers at full depth.
@@ -416,7 +426,7 @@ class PonderWrapper(nn.Module):
         return self._teacher
 
     @teacher.setter
-    def teacher(self, teacher: Callable[..., Any] | None) -> None:
+    def teacher(self, teacher: Callable[..., Tree] | None) -> None:
         if isinstance(teacher, nn.Module):
             teacher.eval()
         self.__dict__["_teacher"] = teacher  # PyTorch would make a module a part of this one
@@ -487,7 +497,9 @@ class PonderWrapper(nn.Module):
         encoder = nn.ModuleList(
             part for part in (self.stem, *self.steps.fns, self.readout) if part is not None
         )
-        heads = list(self.head.heads) if isinstance(self.head, PerStep) else [self.head]
+        heads = [self.head]
+        if isinstance(self.head, PerStep):
+            heads = list(self.head.heads)
         if self.lambda_head is not None:
             heads.append(self.lambda_head)
         for part in (encoder, *encoder, *heads):
@@ -530,36 +542,24 @@ class PonderWrapper(nn.Module):
         )
 
     def _loss(
-        self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Mapping[str, Any]
+        self, objective: Objective, trajectory: Trajectory, inputs: Tree, context: Context
     ) -> Tensor:
         """Return the objective's loss of a batch with labels, a scalar."""
-        outputs = trajectory.outputs
-        hazards = trajectory.hazard_logits
-        labels = torch.as_tensor(trajectory.labels)
-        task = self.task or trajectory.meaning
-        prior = None
-        if self.prior is not None and "prior" in objective.needs:
-            dtype = outputs.dtype if hazards is None else hazards.dtype
-            prior = self.prior(outputs.shape[1], dtype=dtype, device=outputs.device)
         taught = None
         if "teacher" in objective.needs:
             taught = self._teach(inputs, context)
-        unrolled = Unrolled(
-            outputs,
-            task.step_losses(outputs, labels),
-            task,
-            halting=None if hazards is None else trajectory.halting,
-            prior=prior,
-            labels=labels,
-            features=trajectory.features,
+        return objective_loss(
+            objective,
+            trajectory,
+            torch.as_tensor(trajectory.labels),
+            self.task or trajectory.meaning,
+            prior=self.prior,
             progress=self.progress,
             teacher_outputs=taught,
-            mask=trajectory.mask,
         )
-        return task.mean_loss(objective.per_example(unrolled), labels)
 
     @torch.no_grad()
-    def _teach(self, inputs: Tree, context: Mapping[str, Any]) -> Tensor | None:
+    def _teach(self, inputs: Tree, context: Context) -> Tensor | None:
         """Return the teacher's outputs for a batch, `(batch, …)`; None without a teacher."""
         if self.teacher is None:
             return None
@@ -570,8 +570,8 @@ class PonderWrapper(nn.Module):
         return torch.as_tensor(outputs)
 
     def _by_name(
-        self, inputs: Tree, more: Sequence[Any], context: dict[str, Any]
-    ) -> tuple[Tree, dict[str, Any]]:
+        self, inputs: Tree, more: Sequence[object], context: ContextDict
+    ) -> tuple[Tree, ContextDict]:
         """Return the inputs, and the context by name with that by position."""
         names = self.argument_names
         context = {**names.by_name(more), **context}

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
 from ponder.loops.places import Places, PositionStep
 from ponder.model.steps import as_module
@@ -44,7 +45,8 @@ class Block(nn.Module):
         self, width: int, heads: int, inner: int | None = None, *, causal: bool = False
     ) -> None:
         super().__init__()
-        inner = 4 * width if inner is None else inner
+        if inner is None:
+            inner = 4 * width
         self.heads = heads
         self.causal = causal
         self.norm = nn.LayerNorm(width)
@@ -81,8 +83,8 @@ class Block(nn.Module):
 
     def keys_and_values(self, states: Tensor) -> Tensor:
         """Return keys and values side by side, `(…, 2 · width)`, of states `(…, width)`."""
-        made: Tensor = self.key_value(self.norm(states))
-        return made
+        key_value: Tensor = self.key_value(self.norm(states))
+        return key_value
 
     def attend(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
         """Return the values that queries `(rows, some, width)` read.
@@ -124,23 +126,24 @@ class Stack(nn.Module):
         return hidden
 
     def positions(
-        self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
-    ) -> tuple[Tensor, list[Any]]:
+        self, hidden: Tensor, places: Places, kept: Sequence[Tree] | None
+    ) -> tuple[Tensor, list[Tree]]:
         """Return the new states of the running positions, and the kept values of each layer.
 
         The layers before the last run the positions that halted at the step before, too: the next
         layer needs their keys and values once.
         """
         layers = cast("Sequence[PositionStep]", self.layers)
-        kept = [None] * len(layers) if kept is None else kept
-        renewed: list[Any] = []
-        at = places.to_renew
-        for layer, before in zip(layers[:-1], kept[:-1], strict=True):
-            after, now = layer.positions(hidden, at, before)
-            renewed.append(now)
-            hidden = at.put(hidden, cast(Tensor, after))
-        after, now = layers[-1].positions(hidden, places, kept[-1])
-        return cast(Tensor, after), [*renewed, now]
+        if kept is None:
+            kept = [None] * len(layers)
+        renewed: list[Tree] = []
+        changed = places.to_renew
+        for layer, kept_before in zip(layers[:-1], kept[:-1], strict=True):
+            after, kept_after = layer.positions(hidden, changed, kept_before)
+            renewed.append(kept_after)
+            hidden = changed.put(hidden, cast(Tensor, after))
+        after, kept_after = layers[-1].positions(hidden, places, kept[-1])
+        return cast(Tensor, after), [*renewed, kept_after]
 
 
 class AlbertStep(nn.Module):
@@ -224,7 +227,9 @@ class EncoderLayerStep(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the new states of all positions."""
-        hides = None if attention_mask is None else ~attention_mask
+        hides = None
+        if attention_mask is not None:
+            hides = ~attention_mask
         states: Tensor = self.layer(hidden, src_key_padding_mask=hides)
         return states
 
@@ -255,14 +260,18 @@ class EncoderLayerStep(nn.Module):
         return after
 
     def _keys_and_values(self, states: Tensor) -> Tensor:
-        return self._project(self.layer.norm1(states) if self.layer.norm_first else states, 1, 3)
+        if self.layer.norm_first:
+            states = self.layer.norm1(states)
+        return self._project(states, 1, 3)
 
     def _project(self, states: Tensor, first: int, last: int) -> Tensor:
         """Return queries (part 0), keys (1) and values (2) from part `first` up to `last`."""
         parts = self.layer.self_attn
         width = states.shape[-1]
         chosen = slice(first * width, last * width)
-        bias = None if parts.in_proj_bias is None else parts.in_proj_bias[chosen]
+        bias: Tensor | None = parts.in_proj_bias
+        if bias is not None:
+            bias = bias[chosen]
         return F.linear(states, parts.in_proj_weight[chosen], bias)
 
 
@@ -276,7 +285,9 @@ _LAYERS: dict[str, Callable[..., nn.Module]] = {
 def position_step(step: Callable[..., object]) -> nn.Module:
     """Return a step as a module; known layers become steps that run some positions."""
     adapter = _LAYERS.get(f"{type(step).__module__}.{type(step).__qualname__}")
-    return as_module("step", step) if adapter is None else adapter(step)
+    if adapter is None:
+        return as_module("step", step)
+    return adapter(step)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -292,8 +303,12 @@ def _before(position: Tensor, length: int, visible: Tensor | None) -> Tensor:
     """Return the causal mask of queries at `position`, `(rows, some)`, to earlier positions."""
     keys = torch.arange(length, device=position.device)
     before = keys <= rearrange(position, "rows some -> rows 1 some 1")
-    return before if visible is None else before & visible
+    if visible is None:
+        return before
+    return before & visible
 
 
 def _over_keys(visible: Tensor | None) -> Tensor | None:
-    return None if visible is None else rearrange(visible, "rows keys -> rows 1 1 keys")
+    if visible is None:
+        return None
+    return rearrange(visible, "rows keys -> rows 1 1 keys")

@@ -140,19 +140,13 @@ def control_risk(
     promise = _Promise(risk, level, confidence, bound)
     calls = list(batches)
     full = [_run(loop, call, LastStep(), max_steps) for call in calls]
+    rows = sum(len(out) for out in full)
     path: list[_Run] = []
-    rows = 0
     for value in thresholds:
         policy = policies(value)
-        runs = [_run(loop, call, policy, max_steps) for call in calls]
-        losses = [_losses(loop, *pair, risk) for pair in zip(runs, full, strict=True)]
-        each = torch.cat(losses).double().cpu().numpy()
-        check_losses(each, bound)
-        rows = len(each)
-        p_value = float(BOUNDS[bound].p_values(each[:, None], level)[0])
-        steps = sum(out.position_steps for out in runs)
-        path.append(_Run(value, float(each.mean()), p_value, steps))
-        if p_value > 1.0 - confidence:
+        outputs = [_run(loop, call, policy, max_steps) for call in calls]
+        path.append(_test(promise, loop, value, outputs, full))
+        if path[-1].p_value > 1.0 - confidence:
             break
     passed = [run for run in path if run.p_value <= 1.0 - confidence]
     full_depth = Certified(
@@ -201,6 +195,23 @@ def _check_loop(loop: Loop, thresholds: Sequence[float]) -> None:
 @torch.no_grad()
 def _run(loop: Loop, call: Context, policy: ExitPolicy, max_steps: int) -> LoopOutput:
     return loop(**call, max_steps=max_steps, policy=policy)
+
+
+def _test(
+    promise: _Promise,
+    loop: Loop,
+    value: float,
+    outputs: Sequence[LoopOutput],
+    full: Sequence[LoopOutput],
+) -> _Run:
+    """Test whether the risk of a threshold is at most the level, against full depth."""
+    pairs = zip(outputs, full, strict=True)
+    losses = torch.cat([_losses(loop, *pair, promise.risk) for pair in pairs])
+    each = losses.double().cpu().numpy()
+    check_losses(each, promise.bound)
+    p_value = float(BOUNDS[promise.bound].p_values(each[:, None], promise.level)[0])
+    position_steps = sum(out.position_steps for out in outputs)
+    return _Run(value, float(each.mean()), p_value, position_steps)
 
 
 def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:

@@ -36,12 +36,12 @@ from ponder.loops.slots import (
     run,
 )
 from ponder.loops.unrolling import UnrolledUnits, unroll
-from ponder.model.steps import Context, as_module, optional_module, parameters_of
-from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress, Unrolled
+from ponder.model.steps import Context, ContextDict, as_module, optional_module, parameters_of
+from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, Quantile
 from ponder.priors import Geometric, Prior
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
-from ponder.trajectory import Trajectory
+from ponder.trajectory import Trajectory, objective_loss
 
 __all__ = ["Loop", "LoopOutput"]
 
@@ -381,7 +381,7 @@ class Loop(nn.Module):
         objective: Objective | None,
         policy: ExitPolicy | None,
         halting: bool,
-        call: dict[str, Any],
+        call: ContextDict,
     ) -> LoopOutput:
         """Run all steps with a gradient, and take the objective's loss of the real positions."""
         if objective is None:
@@ -451,26 +451,12 @@ class Loop(nn.Module):
         labels: Tensor,
     ) -> Tensor:
         """Return the objective's loss, averaged over the units that have a label, a scalar."""
-        outputs = trajectory.outputs
-        hazards = trajectory.hazard_logits
-        task = as_task(trajectory.task) or infer_task(outputs[:, -1], labels)
-        labels = task.inside(task.check(outputs[:, -1], labels), trajectory.mask)
-        over_steps = None
-        if prior is not None and "prior" in objective.needs:
-            dtype = outputs.dtype if hazards is None else hazards.dtype
-            over_steps = prior(outputs.shape[1], dtype=dtype, device=outputs.device)
-        unrolled = Unrolled(
-            outputs,
-            task.step_losses(outputs, labels),
-            task,
-            halting=None if hazards is None else trajectory.halting,
-            prior=over_steps,
-            labels=labels,
-            features=trajectory.features,
-            progress=self.progress,
-            mask=trajectory.mask,
+        last = trajectory.outputs[:, -1]
+        task = as_task(trajectory.task) or infer_task(last, labels)
+        labels = task.inside(task.check(last, labels), trajectory.mask)
+        return objective_loss(
+            objective, trajectory, labels, task, prior=prior, progress=self.progress
         )
-        return task.mean_loss(objective.per_example(unrolled), labels)
 
     def _prior_over(self, max_steps: int) -> Prior | None:
         """Return the prior for this number of steps; a Lambda head has one by default."""

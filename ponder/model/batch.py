@@ -176,7 +176,9 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int |
     if others and not isinstance(others[-1], Mapping):
         labels = others.pop()
     by_position = [value for value in others if not isinstance(value, Mapping)]
-    mask = None if labels is None else _noun_of_mask(labels, inputs, label_dims)
+    mask = None
+    if labels is not None:
+        mask = _noun_of_mask(labels, inputs, label_dims)
     if mask is not None and len(by_position) < len(names.context):
         raise ArgumentError(
             "batch",
@@ -188,7 +190,7 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int |
     context = names.by_name(by_position)
     for value in others:
         if isinstance(value, Mapping):
-            context |= {name: each for name, each in value.items() if each is not None}
+            context |= _present(value)
     named_labels = _take_labels(context)
     if labels is None:
         labels = named_labels
@@ -211,7 +213,7 @@ def _noun_of_mask(labels: object, inputs: object, label_dims: int | None) -> str
 
 def _read_mapping(batch: Context, main_input: str) -> Batch:
     """Read a batch by names; a dict that names neither the inputs nor labels is the inputs."""
-    entries = {name: value for name, value in batch.items() if value is not None}
+    entries = _present(batch)
     labels = _take_labels(entries)
     if not entries or (labels is None and main_input not in entries):
         return Batch(batch, {})
@@ -219,6 +221,11 @@ def _read_mapping(batch: Context, main_input: str) -> Batch:
     if main_input not in entries:
         first = next(iter(entries))
     return Batch(entries.pop(first), entries, labels)
+
+
+def _present(values: Context) -> ContextDict:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _take_labels(entries: ContextDict) -> Tree:

@@ -66,12 +66,17 @@ class _Part:
     rows: Ints
     places: Ints | None = None
 
+    def places_in_batch(self) -> Ints:
+        """Return the places of the rows in the batch."""
+        if self.places is None:
+            return np.arange(len(self.rows))
+        return self.places
+
     def drop(self, running: Ints) -> None:
         """Forget the rows that have exited; `running` marks the others, by their numbers."""
         stays = running[self.rows]
         if not stays.all():
-            places = np.arange(len(self.rows)) if self.places is None else self.places
-            self.places = places[stays]
+            self.places = self.places_in_batch()[stays]
             self.rows = self.rows[stays]
 
 
@@ -153,7 +158,9 @@ class Chunk:
     def mask(self) -> Array | None:
         """The positions that are not padding; None if nothing has positions."""
         masks = [part.source.mask for part in self._parts]
-        return None if masks[0] is None else self._in_order(masks)
+        if masks[0] is None:
+            return None
+        return self._in_order(masks)
 
     def _neighbours(self) -> Iterator[list[_Part]]:
         """Yield the batches that become one, next to each other in the order of lengths."""
@@ -184,10 +191,7 @@ class Chunk:
         """Return batches as one; one from which no row has exited as it is."""
         if len(parts) == 1 and parts[0].places is None:
             return parts[0]
-        taken = [
-            (part.source, np.arange(len(part.rows)) if part.places is None else part.places)
-            for part in parts
-        ]
+        taken = [(part.source, part.places_in_batch()) for part in parts]
         rows = np.concatenate([part.rows for part in parts])
         return _Part(self._join(taken, int(self._lengths[rows].max())), rows)
 
@@ -198,4 +202,6 @@ class Chunk:
 
 
 def _concatenated(values: list[Array]) -> Array:
-    return values[0] if len(values) == 1 else namespace(values[0]).concatenate(values)
+    if len(values) == 1:
+        return values[0]
+    return namespace(values[0]).concatenate(values)

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ponder._utils.arrays import as_like, namespace, softmax
 from ponder.errors import ArgumentError
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.policies.base import ExitPolicy, PolicyBatch, PolicyState, StepView
 from ponder.running.readings import RowState, read_step
 from ponder.running.source import Array, Ints, Source
 
@@ -62,10 +63,15 @@ class Answers:
         """Names of the predicted classes of each row; None if outputs are NaN."""
         numbers = self.outputs.argmax(-1).tolist()
         shares = self.probabilities.tolist()
-        return [
-            None if math.isnan(share) else str(self.names[number] if self.names else number)
-            for number, share in zip(numbers, shares, strict=True)
-        ]
+        labels: list[str | None] = []
+        for number, share in zip(numbers, shares, strict=True):
+            if math.isnan(share):
+                labels.append(None)
+            elif self.names:
+                labels.append(str(self.names[number]))
+            else:
+                labels.append(str(number))
+        return labels
 
     @property
     def probabilities(self) -> Array:
@@ -96,8 +102,8 @@ class Decision(NamedTuple):
         state: The state of the policy after the step, for all rows.
     """
 
-    exits: Any
-    state: Any
+    exits: NDArray[np.bool_] | bool
+    state: PolicyState
 
 
 def run(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> Answers:
@@ -134,7 +140,8 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
             break
         if decision.exits is False:
             continue
-        rows = np.arange(len(batch.row_ids)) if rows is None else rows
+        if rows is None:
+            rows = np.arange(len(batch.row_ids))
         leaving = np.flatnonzero(decision.exits)
         remaining = np.flatnonzero(~decision.exits)
         exits.append(Exited(step, rows[leaving], source.output_of(leaving)))
@@ -144,7 +151,7 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
     return [*exits, Exited(step, rows, source.output())]
 
 
-def ask(policy: ExitPolicy, view: StepView, state: Any) -> Decision:
+def ask(policy: ExitPolicy, view: StepView, state: PolicyState) -> Decision:
     """Ask a policy about rows that have finished a step before their last.
 
     Bringing the mask to the host is the one synchronisation with the device in a step.
@@ -159,9 +166,12 @@ def ask(policy: ExitPolicy, view: StepView, state: Any) -> Decision:
             got = f"{exits.dtype} {tuple(exits.shape)}"
         remedy = "Compare per row, and reduce over every dimension but the first."
         raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
-    mask = exits if isinstance(exits, np.ndarray) else exits.detach().cpu().numpy()
-    count = int(np.count_nonzero(mask))
-    return Decision(mask if 0 < count < len(mask) else count > 0, state)
+    if not isinstance(exits, np.ndarray):
+        exits = exits.detach().cpu().numpy()
+    count = int(np.count_nonzero(exits))
+    if 0 < count < len(exits):
+        return Decision(exits, state)
+    return Decision(count > 0, state)
 
 
 def gather(exits: Sequence[Exited], batch: PolicyBatch) -> Answers:

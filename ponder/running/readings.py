@@ -37,8 +37,7 @@ class RowState(NamedTuple):
     def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> RowState:
         """Return the state of rows before their first step."""
         step = batch.row_ids * 0
-        log_survival = at_least_float32(step) if "hazard" in policy.needs else None
-        return cls(step, policy.init(batch), log_survival)
+        return cls(step, policy.init(batch), _no_stop_yet(step, policy.needs))
 
     def keep(self, index: Array) -> RowState:
         """Return the state of some of the rows."""
@@ -79,12 +78,16 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
     # Policies get copies: one that writes into its readings would otherwise change answers.
     if "output" in needs:
         outputs = copied(source.output())
-        readings["output"] = outputs if mask is None else task.without_padding(outputs, mask)
+        if mask is not None:
+            outputs = task.without_padding(outputs, mask)
+        readings["output"] = outputs
     if "features" in needs:
         readings["features"] = copied(source.features())
-    if mask is not None and not task.per_position:
-        mask = mask if fits_positions(mask, readings.get("features")) else None
-    context = source.policy_context if needs & _FROM_CALLER else None
+    if not task.per_position and not fits_positions(mask, readings.get("features")):
+        mask = None
+    context = None
+    if needs & _FROM_CALLER:
+        context = source.policy_context
     view = StepView(rows.step + 1, batch.num_steps, readings, task, mask, context)
     return Reading(view, log_survival)
 
@@ -92,9 +95,16 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
 def views(source: Source, needs: frozenset[str], batch: PolicyBatch) -> Iterator[StepView]:
     """Yield the view of each step 1 … N for a policy with these needs, if no row exits."""
     start = batch.row_ids * 0
-    rows = RowState(start, None, at_least_float32(start) if "hazard" in needs else None)
+    rows = RowState(start, None, _no_stop_yet(start, needs))
     for step in range(1, batch.num_steps + 1):
         source.advance(step)
         reading = read_step(source, needs, rows, batch)
         rows = RowState(reading.view.index, None, reading.log_survival)
         yield reading.view
+
+
+def _no_stop_yet(start: Array, needs: frozenset[str]) -> Array | None:
+    """Return log P(not stopped) before step 1, zeros `(rows,)`; None if hazards are not read."""
+    if "hazard" not in needs:
+        return None
+    return at_least_float32(start)

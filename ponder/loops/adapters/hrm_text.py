@@ -6,24 +6,26 @@ states; a policy may stop each token before. Every call of the two stacks is mad
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from ponder._utils.trees import Shared
+from ponder.loops.adapters.hrm import State, high_state
+from ponder.model.steps import ContextDict
 
 __all__ = ["HighCycle", "high_state", "start"]
 
-State = tuple[Tensor, Tensor]
-"""The high and the low state, `(batch, length, width)` each."""
+HrmTextModel: TypeAlias = Any
+"""The model of that name, which only new versions of Transformers have."""
 
 
 class HighCycle(nn.Module):
     """One high cycle of an `HrmTextModel`: the low stack `config.L_cycles` times, then the high."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: HrmTextModel) -> None:
         super().__init__()
         self.low_stack = model.L_module
         self.high_stack = model.H_module
@@ -38,12 +40,7 @@ class HighCycle(nn.Module):
         return self.high_stack(high + low, **options), low
 
 
-def high_state(state: State) -> Tensor:
-    """Return the high state, which the language head reads."""
-    return state[0]
-
-
-def start(model: Any, input_ids: Tensor) -> tuple[State, dict[str, Any]]:
+def start(model: HrmTextModel, input_ids: Tensor) -> tuple[State, ContextDict]:
     """Return the states before the first cycle, and the context of every cycle."""
     high = model.embed_tokens(input_ids) * model.embedding_scale
     low = model.z_L_init.expand_as(high).contiguous()

@@ -12,10 +12,10 @@ So it is `policies.Quantile(q)`, `objectives.Ponder(beta)` and `priors.Uniform()
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from ponder._utils.trees import Tree
 from ponder.loops.blocks import Stack
 from ponder.loops.loop import Loop
 from ponder.loops.places import Places
@@ -38,8 +38,8 @@ class LoopedStack(Stack):
         return normed
 
     def positions(
-        self, hidden: Tensor, places: Places, kept: Sequence[Any] | None
-    ) -> tuple[Tensor, list[Any]]:
+        self, hidden: Tensor, places: Places, kept: Sequence[Tree] | None
+    ) -> tuple[Tensor, list[Tree]]:
         """Return the states of the running positions after a pass, and the kept values."""
         after, kept_after = super().positions(hidden, places, kept)
         return self.norm(after), kept_after
