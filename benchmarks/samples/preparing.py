@@ -18,7 +18,7 @@ __all__ = ["prepare"]
 _TRAIN = 4000
 _TRAFFIC = 1000
 _TRAINING_QUERIES = 3000
-_QUERIES = 500
+_QUERIES = 250
 _CANDIDATES = 20
 _ANSWERING = '''"""Stands in for an LLM: it looks the label up."""
 

@@ -50,7 +50,6 @@ SAMPLES = {
 }
 """The commands, in the order in which one needs what another wrote."""
 _ASKED = (
-    ("health", "curl -s localhost:{port}/health"),
     (
         "request",
         "curl -s localhost:{port}/predict -H 'content-type: application/json' "

@@ -845,6 +845,7 @@ SAMPLES = {
     "samples_label": ("label",),
     "samples_predict": ("predict", "answers"),
     "samples_export": ("export",),
+    "samples_rerank": ("rerank", "check_ranker"),
     "samples_serve": ("serve", "request"),
 }
 """Names of the samples that a page shows together."""
