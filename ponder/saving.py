@@ -36,7 +36,7 @@ def save(model: PonderWrapper | Loop, file: str | Path) -> None:
 
     Args:
         model: The model; a `ponder.loops.Loop` has no stages and no schedule.
-        file: The file, ``"model.safetensors"`` say. Its folder is made where it does not exist.
+        file: The file, ``"model.safetensors"`` say. Its folder is made if it does not exist.
 
     Example:
         >>> model = PonderWrapper(nn.Linear(4, 4), num_steps=3, head=nn.Linear(4, 2))
@@ -100,7 +100,7 @@ def load(file: str | Path, *, into: M) -> M:
 
 
 def _settings(model: PonderWrapper | Loop) -> dict[str, Any]:
-    """Return all that makes up a model besides its weights, in plain JSON types."""
+    """Return all that makes up a model, except its weights, in plain JSON types."""
     stages = model.stages if isinstance(model, PonderWrapper) else ()
     return {
         **_architecture(model),

@@ -191,7 +191,7 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
     """Check each decision of a policy, and return the exit masks, `(rows, N − 1)`.
 
     All rows run to full depth. `decide` is called twice at every step but the last, since a pure
-    function gives the same answer twice and leaves its arguments as they are.
+    function gives the same answer twice and does not change its arguments.
     """
     masks = list[Tensor]()
     for view in islice(run.views(policy.needs), run.num_steps - 1):

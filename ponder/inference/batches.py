@@ -50,7 +50,7 @@ def start_batches(
         num_steps: Number of steps; the model's own if None.
         max_batch: Rows of a batch at most.
         max_tokens: Positions of a batch at most.
-        regroups: Whether batches may be merged as rows exit. Otherwise rows keep the batches of the
+        regroups: Whether batches may be merged as rows exit. If not, rows keep the batches of the
             start, as a ranker wants it, whose candidates are all of one kind.
     """
     lengths = [example.length for example in examples]

@@ -124,7 +124,7 @@ class ExampleReader:
     """Reader of examples for one model.
 
     Args:
-        model: A `ponder.PonderWrapper`; rows of several lengths share a batch where it declares its
+        model: A `ponder.PonderWrapper`; rows of several lengths share a batch if it declares its
             padding.
 
     Example:

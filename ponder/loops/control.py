@@ -2,7 +2,7 @@
 
 A record at full depth holds the answers of positions when all run on. In a run that freezes halted
 positions the others attend to the frozen states, so that a replay is an approximation, and no
-promise can rest on it. Here every tested threshold is a run of its own:
+promise can rest on it. Here the model is run again for every threshold that is tested:
 
     run at full depth once
     for each threshold, from the latest exits to the earliest: run, compare, test; stop at the first
@@ -106,7 +106,7 @@ def control_risk(
         max_steps: The number of steps of full depth.
         risk: ``"sequence"``, the share of rows of which any position has another answer than at
             full depth; ``"position"``, the mean over rows of the share of their positions that
-            have. Rows are what is drawn: the positions of one row are no independent draws.
+            have. Rows are what is drawn: the positions of one row depend on each other.
         level: Upper limit of the risk, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
         bound: ``"hoeffding_bentkus"``, ``"betting"``, or ``"exact_binomial"`` for ``"sequence"``.
@@ -178,8 +178,7 @@ def control_risk(
         threshold_value=best.value,
         p_value=best.p_value,
     )
-    whole = sum(out.position_steps for out in full)
-    saved = 1.0 - best.position_steps / whole
+    saved = 1.0 - best.position_steps / _position_steps(full)
     return LoopControl(certified, True, best.observed, saved, statement)
 
 
@@ -210,8 +209,12 @@ def _test(
     each = losses.double().cpu().numpy()
     check_losses(each, promise.bound)
     p_value = float(BOUNDS[promise.bound].p_values(each[:, None], promise.level)[0])
-    position_steps = sum(out.position_steps for out in outputs)
-    return _Run(value, float(each.mean()), p_value, position_steps)
+    return _Run(value, float(each.mean()), p_value, _position_steps(outputs))
+
+
+def _position_steps(outputs: Sequence[LoopOutput]) -> int:
+    """Return the number of steps of real positions in several calls."""
+    return sum(out.position_steps for out in outputs)
 
 
 def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:

@@ -58,7 +58,7 @@ class Readings:
         output: The head's outputs, `(units, …)`; None if no policy reads them, as for the others.
         features: The readout's features, `(units, …)`.
         hazard_logit: The Lambda head's, `(units,)`, in float32 or float64.
-        mask: Which positions are no padding, `(units, length)` bool, of units that are rows; None
+        mask: Which positions are real, `(units, length)` bool, of units that are rows; None
             of positions.
         policy_context: Values that the caller gave for the policy, by name, `(units, …)` each.
     """

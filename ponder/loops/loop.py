@@ -4,7 +4,7 @@
     positions; the policy says which of them halt;  a row whose real positions have all halted
     leaves the batch
 
-A halted position keeps its state, and the others go on attending to it (``"frozen"``), or attend to
+A halted position keeps its state, and the others still attend to it (``"frozen"``), or attend to
 it no longer (``"hidden"``). In a shared step its keys and values stay what they are, so that
 nothing of it is computed again.
 """
@@ -194,7 +194,7 @@ class Loop(nn.Module):
         Args:
             hidden: The states before the first step, `(batch, length, …)`.
             max_steps: The number of steps after which every position exits, ≥ 1.
-            attention_mask: Which positions are no padding, `(batch, length)`, 1 or True; all are if
+            attention_mask: Which positions are real, `(batch, length)`, 1 or True; all are if
                 None.
             labels: Labels of positions, `(batch, length)`; −100 for none.
             objective: The training loss; `Ponder(0.5)` with a Lambda head, `FinalStep()` without if

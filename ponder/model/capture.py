@@ -151,7 +151,7 @@ def _make_deterministic(module: nn.Module) -> None:
 
 
 def _check_rows(arguments: Arguments) -> None:
-    """Refuse an example of less than two rows, which could not show that rows are apart."""
+    """Refuse an example of less than two rows, which could not show that rows do not mix."""
     batches = [value for value in arguments.values() if isinstance(value, Tensor) and value.dim()]
     rows = 0
     if batches:
@@ -218,7 +218,7 @@ class _CalledList:
 
 
 def _candidates(container: nn.Module, *, is_meant: bool) -> list[list[nn.Module]]:
-    """Return the lists of layers that a container may hold; none if it is no list of modules.
+    """Return the lists of layers that a container may hold; an empty list for another module.
 
     They are its runs of one class, and before them the whole of a mixed list. A mixed
     `nn.Sequential` as a whole (embeddings, blocks, a head) is a candidate only if it is meant.

@@ -88,7 +88,7 @@ class CapturedStem(nn.Module):
     def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, NamedArguments]:
         """Return h_0 and the context of the steps.
 
-        The context holds the masks of known meaning, the tensors that layers read besides the
+        The context holds the masks of known meaning, the tensors that layers read with the
         state, under ``"captured"`` how they are called, and all arguments again if a readout will
         replay the module's own forward.
         """

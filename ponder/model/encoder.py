@@ -117,7 +117,7 @@ def _read_body(
     stem: Callable[..., Tree] | None,
     layers: str | None,
 ) -> _Body:
-    """Capture a module that runs its layers itself; take steps, or a list of them, as they are."""
+    """Capture a module that runs its layers itself; take steps, or a list of them, unchanged."""
     is_stack = isinstance(encoder, nn.ModuleList | Steps)
     if not isinstance(encoder, nn.Module) or is_stack or num_steps is not None:
         return _Body(Steps.of(encoder, num_steps), stem)

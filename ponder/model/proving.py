@@ -62,7 +62,7 @@ def prove_padding(stem: CapturedStem, arguments: Arguments) -> Padding | None:
     """Return where lengths lie, if the example proves that batches of several lengths are right.
 
     Rows of the example are made shorter. A short row must give the same once its batch gets
-    narrower, and if it joins a long one after its stem ran apart.
+    narrower, and if it joins a long one after its stem ran on it alone.
     """
     mask = arguments.get(stem.mask)
     if mask is None or mask.dim() != 2 or len(stem.contract.handed) > 1:
@@ -110,7 +110,7 @@ def _prove_rows(stem: CapturedStem, arguments: Arguments) -> None:
 
 
 def _lengths_mix(stem: CapturedStem, padding: Padding, arguments: Arguments, mask: Tensor) -> bool:
-    """Whether a long row (row 0) and short rows answer in one batch as in batches of their own."""
+    """Whether a long row (row 0) and short rows answer in one batch as in separate ones."""
     rows, length = mask.shape
     first = torch.zeros(1, dtype=torch.long)
     rest = torch.arange(1, rows)

@@ -350,7 +350,7 @@ class _CallReader:
     def _answer_other(
         self, path: str, part: nn.Module, args: PositionalArguments, kwargs: NamedArguments
     ) -> Tree:
-        """Run a module that is no layer: one in front of them, or one that follows them."""
+        """Run a module beside the layers: one in front of them, or one that follows them."""
         before = None
         if args and isinstance(args[0], Tensor):
             before = _key_of(args[0])

@@ -86,7 +86,7 @@ class ModelSource:
     Args:
         parts: The parts of the model.
         hidden: The hidden state; h_0 at first.
-        context: The arguments of every step besides the hidden state.
+        context: The arguments of every step, without the hidden state.
         use_hazard: Whether hazards will be read; past features are then kept.
         step: The last step that ran.
         past: The input of the Lambda head at the last step, `(rows, history · width)`; None if it

@@ -35,7 +35,7 @@ class Source(Protocol):
     """The rows that are still running, at the step that they have reached.
 
     Arrays are `(rows, …)`, in one order of rows that `keep` preserves. An index is a NumPy array of
-    rising places among the running rows, on the host, whatever the device of the source is.
+    rising places among the running rows, on the host, also if the source is on another device.
     Readings belong to the step of the last `advance`. They are computed on demand: a reading that
     no policy needs costs nothing.
 
