@@ -339,6 +339,12 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.post("/rerank")
     async def rerank(body: RerankRequest) -> Response:
         """Order texts, the best first, in the format of Text Embeddings Inference."""
+        if ranker.first_stage:
+            raise HTTPException(
+                422,
+                "texts: this model ranks by first-stage scores too, for which this format has no "
+                "field. Use POST /rank.",
+            )
         found = await ranking.order(Pool(body.query, body.texts), len(body.texts), None)
         shown = [{"index": one["corpus_id"], "score": _finite(one["score"])} for one in found]
         if body.return_text:

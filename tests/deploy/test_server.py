@@ -395,6 +395,7 @@ class _Order:
     """A ranker that scores a document by its length, and notes the time it was given."""
 
     num_steps = 4
+    first_stage = False
     settings = SimpleNamespace(policy=Confidence(0.9))
 
     def __init__(self) -> None:
@@ -433,6 +434,8 @@ def test_queries_have_a_limit_of_documents_and_what_is_left_of_the_deadline() ->
             {"index": 0, "score": 1.0, "text": "a"},
         ]
         assert client.get("/health").json()["status"] == "ok"
+        ranker.first_stage = True
+        assert "Use POST /rank." in client.post("/rerank", json=texts).json()["detail"]
 
 
 def test_exits_and_deferrals_are_events_of_the_span(
