@@ -1,6 +1,6 @@
 """`Loop`: one shared step, applied until each position of each row has its answer.
 
-        every step: h ← S(h) for positions that run, h for others;  answer and hazard of the running
+    every step: h ← S(h) for positions that run, h for others;  answer and hazard of the running
     positions; the policy says which of them halt;  a row whose real positions have all halted
     leaves the batch
 
