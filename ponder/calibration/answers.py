@@ -2,12 +2,16 @@
 
 It needs three columns: answers, their confidences, and the answers of a reference. Thresholds are
 tested from the highest to lower ones, and the last that passes is taken.
+
+The promise is about rows like these, or, with `finite`, about the rows of a batch, of which the
+reference has answered some that were drawn at random. These have its answer, so more of the others
+may differ, and the bound is that of drawing from a finite batch (`most_failures_in_batch`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self, TypeAlias
 
@@ -17,10 +21,22 @@ from numpy.typing import NDArray
 from ponder._utils.checks import check_share
 from ponder._utils.files import read_json, reading
 from ponder._utils.plain import from_plain
-from ponder._utils.rounding import rounded_up
+from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.seals import changed_parts
-from ponder.calibration.bounds import binomial_cdf, rows_needed, upper_bound
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, percent, threshold_text
+from ponder.calibration.bounds import (
+    binomial_cdf,
+    most_failures_in_batch,
+    rows_needed,
+    upper_bound,
+)
+from ponder.calibration.statement import (
+    CONFIDENCE,
+    LEVEL,
+    Promise,
+    count,
+    percent,
+    threshold_text,
+)
 from ponder.calibration.verdict import Verdict, judge
 from ponder.errors import ArgumentError, CheckpointError
 
@@ -43,10 +59,12 @@ class CertifiedAnswers:
             1).
         confidence: Probability with which the promise holds.
         rows: Number of rows with a reference.
-        without_reference: Number of rows without a reference, which are left out.
-        taken: Share of the rows that are taken.
-        observed: Share of the rows that are taken and differ.
+        without_reference: Number of rows without a reference, which are left out unless `finite`.
+        taken: Share of the rows with a reference that are taken.
+        observed: Share of the rows with a reference that are taken and differ.
         statement: The promise in one sentence, or the reason why nothing is promised.
+        to_ask: Number of rows that the reference is still to answer if the promise is about the
+            rows of a batch alone; None if it is about rows to come.
     """
 
     threshold: float | None
@@ -57,6 +75,7 @@ class CertifiedAnswers:
     taken: float
     observed: float
     statement: str
+    to_ask: int | None = None
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -84,7 +103,18 @@ class CertifiedAnswers:
         confidences: Sequence[float],
         references: Sequence[object],
     ) -> Verdict:
-        """Judge the promise on fresh rows with a reference."""
+        """Judge the promise on fresh rows with a reference.
+
+        Raises:
+            ArgumentError: No row has a reference, or the promise is about the rows of a batch.
+        """
+        if self.to_ask is not None:
+            raise ArgumentError(
+                "finite",
+                expected="a promise about rows to come",
+                got="one about the rows of a batch alone",
+                remedy="Certify without `finite`, or compare the batch with its references.",
+            )
         compared = _compare(answers, references)
         taken = self.takes(confidences)
         rows = int(compared.has_reference.sum())
@@ -101,18 +131,23 @@ def certify_answers(
     *,
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
+    finite: bool = False,
 ) -> CertifiedAnswers:
     """Certify the lowest threshold on confidences above which answers may be taken.
 
-    Thresholds are tested in a fixed sequence by the exact binomial bound.
+    Thresholds are tested in a fixed sequence by the exact binomial bound, or that of a finite
+    batch.
 
     Args:
         answers: The answers, for example of a cheap model.
         confidences: A probability in [0, 1] for each answer; an answer with NaN is never taken.
         references: The answers of the reference; a row whose reference is None, NaN or empty is
-            left out.
+            left out unless `finite`.
         level: Upper limit of the share of all rows that are taken and differ, in (0, 1).
         confidence: Probability with which the promise holds, in (0, 1).
+        finite: Whether the promise is about these rows alone: at most `level` of all of them get
+            another answer, if rows with a reference get that, and others the answer if it is taken,
+            else the reference's. The rows with a reference must have been drawn at random.
 
     Raises:
         ArgumentError: Confidences outside [0, 1], or too few rows for the level.
@@ -128,12 +163,20 @@ def certify_answers(
     of_all = _checked_confidences(confidences)
     compared = _compare(answers, references)
     certainty = of_all[compared.has_reference]
+    certainty_of_others = of_all[~compared.has_reference]
     differs = compared.differs[compared.has_reference]
     rows = len(differs)
+    others = len(of_all) - rows
     needed = rows_needed(level, confidence)
-    if rows < needed:
+    if finite:
+        may_differ = int(level * len(of_all))
+        needed = min(needed, max(len(of_all) - may_differ, 1))
+        allowed = most_failures_in_batch(rows, others, may_differ, confidence)
+    else:
+        allowed = int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right"))
+        allowed -= 1
+    if rows == 0 or allowed < 0:
         raise _too_few_rows(needed, rows, level, confidence)
-    allowed = int(np.searchsorted(binomial_cdf(rows, level), 1.0 - confidence, side="right")) - 1
     failures = np.array([(differs & (certainty > value)).sum() for value in _VALUES])
     first_failed = int(np.argmax(np.append(failures > allowed, True)))
     threshold = None
@@ -141,32 +184,52 @@ def certify_answers(
     if first_failed > 0:
         threshold = float(_VALUES[first_failed - 1])
         taken = certainty > threshold
-    return CertifiedAnswers(
+    to_ask = None
+    if finite:
+        to_take = certainty_of_others > (np.inf if threshold is None else threshold)
+        to_ask = others - int(to_take.sum())
+    draft = CertifiedAnswers(
         threshold=threshold,
         level=level,
         confidence=confidence,
         rows=rows,
-        without_reference=len(of_all) - rows,
+        without_reference=others,
         taken=float(taken.mean()),
         observed=float((differs & taken).mean()),
-        statement=_statement(threshold, level, confidence, rows, int(failures[0])),
+        statement="",
+        to_ask=to_ask,
     )
+    return replace(draft, statement=_statement(draft, int(failures[0])))
 
 
-def _statement(
-    threshold: float | None, level: float, confidence: float, rows: int, differ: int
-) -> str:
-    if threshold is not None:
-        rule = (
-            f"Take answers with a confidence above {threshold_text(threshold)}, "
-            "and ask the reference for the others"
+def _statement(found: CertifiedAnswers, differ: int) -> str:
+    """Return the promise in words, or why there is none.
+
+    Args:
+        found: What was certified.
+        differ: How many rows differ above the highest threshold.
+    """
+    limit = percent(found.level)
+    if found.threshold is None:
+        highest = threshold_text(float(_VALUES[0]))
+        why = (
+            f"No promise of {limit}: of {found.rows} rows {differ} differ although their "
+            f"confidence is above {highest}."
         )
-        return Promise(rule, "other answers", level, confidence, rows, "row").sentence
-    least = rounded_up(upper_bound(differ, rows, confidence), 2)
-    highest = threshold_text(float(_VALUES[0]))
+        if found.to_ask is not None:
+            return why
+        least = rounded_up(upper_bound(differ, found.rows, found.confidence), 2)
+        return f"{why} A level of {least} is the least that could be promised."
+    taking = f"Take answers with a confidence above {threshold_text(found.threshold)}"
+    rule = f"{taking}, and ask the reference for the others"
+    promise = Promise(rule, "other answers", found.level, found.confidence, found.rows, "row")
+    if found.to_ask is None:
+        return promise.sentence
+    batch = count(found.rows + found.without_reference, "row")
     return (
-        f"No promise of {percent(level)}: of {rows} rows {differ} differ although their confidence "
-        f"is above {highest}. A level of {least} is the least that could be promised."
+        f"{taking}, and ask the reference for the other {found.to_ask}: other answers in at most "
+        f"{limit} of these {batch}, with {rounded_down(100 * found.confidence)}% confidence "
+        f"(certified on {count(found.rows, 'row')} drawn from them)."
     )
 
 

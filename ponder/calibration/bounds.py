@@ -17,7 +17,15 @@ import numpy as np
 from ponder.calibration.records import Floats
 from ponder.errors import ArgumentError
 
-__all__ = ["BOUNDS", "Bound", "binomial_cdf", "check_losses", "rows_needed", "upper_bound"]
+__all__ = [
+    "BOUNDS",
+    "Bound",
+    "binomial_cdf",
+    "check_losses",
+    "most_failures_in_batch",
+    "rows_needed",
+    "upper_bound",
+]
 
 _HIGHEST_STAKE = 0.999  # of 1 / (1 − level), the stake with which a loss of 1 takes all wealth
 
@@ -102,6 +110,42 @@ def upper_bound(failures: int, rows: int, confidence: float) -> float:
         else:
             low = middle
     return high
+
+
+def most_failures_in_batch(drawn: int, others: int, allowed: int, confidence: float) -> int:
+    r"""Return with how many failures drawn rows certify that few of the others in a batch fail.
+
+    Rows are drawn from a finite batch at random and without replacement. If k of c drawn rows fail,
+    K failures in the whole batch are rejected where P(Hypergeometric(M, K, c) ≤ k) ≤ δ. Of the
+    other rows at most m fail if K = m + 1 + k is rejected. That probability is also the one that,
+    of failing rows in any fixed order, at most k are drawn before m + 1 are not: the negative
+    hypergeometric distribution, whose cdf is computed here. So thresholds may be tested in a fixed
+    sequence although the number of failures among the others depends on the draw: it first exceeds
+    m at the failing row at which m + 1 are not drawn.
+
+    Args:
+        drawn: Rows that were drawn, c.
+        others: The other rows of the batch, M − c.
+        allowed: How many of these may fail, m.
+        confidence: 1 − δ.
+
+    Returns:
+        The largest such number; −1 if too few rows were drawn.
+
+    Example:
+        >>> most_failures_in_batch(500, 1500, 40, 0.95), most_failures_in_batch(50, 1500, 40, 0.95)
+        (6, -1)
+    """
+    if others <= allowed:
+        return drawn
+    batch = drawn + others
+    not_drawn = np.arange(allowed + 1.0)
+    log_none = np.log((others - not_drawn) / (batch - not_drawn)).sum()
+    k = np.arange(float(drawn))
+    more = np.log((allowed + 1 + k) / (k + 1)) + np.log((drawn - k) / (batch - allowed - 1 - k))
+    log_pmf = log_none + np.concatenate([[0.0], np.cumsum(more)])
+    cdf = np.exp(np.logaddexp.accumulate(log_pmf))
+    return int(np.searchsorted(cdf, 1.0 - confidence, side="right")) - 1
 
 
 def _exact_binomial(losses: Floats, level: float) -> Floats:

@@ -232,6 +232,14 @@ def certify(
     ] = "reference",
     disagreement: Level = LEVEL,
     confidence: Confidence = CONFIDENCE,
+    finite: Annotated[
+        bool,
+        typer.Option(
+            "--finite",
+            help="Promise about the rows of ANSWERS alone, of which some were drawn at random "
+            "and have a reference.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Certify a threshold on the confidences of any model: answers above it may be taken.
@@ -241,7 +249,9 @@ def certify(
     Example: `ponder certify answers.csv --answer label --reference llm --out threshold.json`
     """
     columns = {"answer": answer, "confidence": confidence_column, "reference": reference}
-    _module("certify").run(answers, columns, out, disagreement, confidence, as_json=json)
+    _module("certify").run(
+        answers, columns, out, disagreement, confidence, finite=finite, as_json=json
+    )
 
 
 @app.command()

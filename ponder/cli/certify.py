@@ -28,6 +28,7 @@ def run(
     level: float,
     confidence: float,
     *,
+    finite: bool = False,
     as_json: bool,
 ) -> None:
     """Certify the lowest threshold above which answers may be taken.
@@ -38,13 +39,19 @@ def run(
         out: The file to write.
         level: Upper limit of the share of rows that are taken and differ.
         confidence: Probability with which the promise holds.
+        finite: Whether the promise is about the rows of the file alone.
         as_json: Whether to print JSON.
     """
     probe_file(out, [answers])
     rows = _read(answers, columns)
     read = _Columns.of(rows, columns)
     certified = certify_answers(
-        read.answers, read.confidences, read.references, level=level, confidence=confidence
+        read.answers,
+        read.confidences,
+        read.references,
+        level=level,
+        confidence=confidence,
+        finite=finite,
     )
     facts = {**vars(certified), "columns": dict(columns)}
     place = "nothing: there is no threshold"
@@ -56,7 +63,9 @@ def run(
         ("taken", f"{100 * certified.taken:.1f}% of {certified.rows} rows"),
         ("other answers", f"{100 * certified.observed:.2f}%"),
     ]
-    if certified.without_reference:
+    if certified.to_ask is not None:
+        table.append(("to ask", f"{certified.to_ask} of the {certified.without_reference} others"))
+    elif certified.without_reference:
         without = count(certified.without_reference, "row")
         table.append(("left out", f"{without} without a reference"))
     table.append(("written to", place))

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ponder.calibration.bounds import BOUNDS, binomial_cdf, check_losses, rows_needed, upper_bound
+from ponder.calibration.bounds import (
+    BOUNDS,
+    binomial_cdf,
+    check_losses,
+    most_failures_in_batch,
+    rows_needed,
+    upper_bound,
+)
 
 
 def exact_cdf(k: int, n: int, p: float) -> float:
@@ -98,6 +105,26 @@ def test_upper_bound_is_the_lowest_level_that_passes(failures: int, rows: int) -
         assert (
             binomial_cdf(rows, level)[failures] <= 0.05 < binomial_cdf(rows, level - 1e-6)[failures]
         )
+
+
+def hypergeometric_cdf(k: int, batch: int, failing: int, drawn: int) -> Fraction:
+    ways = sum(math.comb(failing, i) * math.comb(batch - failing, drawn - i) for i in range(k + 1))
+    return Fraction(ways, math.comb(batch, drawn))
+
+
+@pytest.mark.parametrize("drawn", [0, 20, 95, 300])
+@pytest.mark.parametrize("others", [0, 5, 400])
+@pytest.mark.parametrize("allowed", [0, 4, 20])
+def test_failures_in_a_batch_are_those_that_drawing_rejects(
+    drawn: int, others: int, allowed: int
+) -> None:
+    found = most_failures_in_batch(drawn, others, allowed, 0.95)
+    if others <= allowed:
+        assert found == drawn
+        return
+    for k in range(drawn + 1):
+        rejected = hypergeometric_cdf(k, drawn + others, allowed + 1 + k, drawn) <= Fraction(1, 20)
+        assert rejected == (k <= found)
 
 
 def test_losses_that_a_bound_says_nothing_of_are_refused() -> None:

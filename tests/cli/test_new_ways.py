@@ -66,6 +66,27 @@ def test_a_bar_is_certified_and_judged_on_fresh_answers(
     assert "Certify again" in " ".join(edited.split())
 
 
+def test_a_promise_about_a_file_alone_asks_less_and_is_not_for_fresh_answers(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = answers(tmp_path / "a.csv", 4000)
+    lines = file.read_text().splitlines()
+    # The rows are in a random order, so these are drawn at random.
+    without = [line.rpartition(",")[0] + "," for line in lines[1001:]]
+    file.write_text("\n".join([*lines[:1001], *without]))
+    thresholds = []
+    for options in ((), ("--finite",)):
+        out = tmp_path / f"threshold{len(options)}.json"
+        found = run("certify", file, *COLUMNS, *options, "--out", out, "--json")
+        thresholds.append(json.loads(found.output)["threshold"])
+        shown = run("certify", file, *COLUMNS, *options, "--out", out).output
+        assert ("of the 3000 others" in shown) == bool(options)
+        assert ("3000 rows without a reference" in shown) == (not options)
+    assert thresholds[1] < thresholds[0]
+    refused = run("check", out, answers(tmp_path / "fresh.csv", 400, seed=1), code=2).stderr
+    assert "a promise about rows to come" in " ".join(refused.split())
+
+
 def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "threshold.json"
     few = answers(tmp_path / "few.csv", 40)
