@@ -175,9 +175,9 @@ def kills_command(
     out: Annotated[Path, typer.Option(help="The file of results.")] = Path("runs/live/kills.json"),
 ) -> None:
     """Kill two processes that label one file again and again, and count what is lost or paid again."""
-    found = vars(trial(folder, kills, processes=2, rows=3000, seed=seed))
-    write_json(out, {**found, "environment": _environment()})
-    typer.echo(str(found))
+    for faults in trial(folder, kills, processes=2, rows=3000, seed=seed):
+        write_json(out, {**vars(faults), "environment": _environment()})
+        typer.echo(str(faults))
 
 
 @app.command("overhead")

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,16 @@ class _Cheap:
         return np.array([[0.98, 0.02] if side else [0.02, 0.98] for side in even])
 
 
-def trial(folder: Path, kills: int, processes: int, rows: int, seed: int) -> Faults:
-    """Kill processes until there were enough kills, file after file; each file is finished in the end."""
+def trial(folder: Path, kills: int, processes: int, rows: int, seed: int) -> Iterator[Faults]:
+    """Kill processes until there were enough kills, and yield the counts so far after each file.
+
+    A file is finished before the next one is begun.
+    """
     draw, faults, file = random.Random(seed), Faults(), 0
     while faults.kills < kills:
         file += 1
         _one_file(folder / f"{file}.db", kills, processes, rows, draw, faults)
-    return faults
+        yield replace(faults)
 
 
 def _one_file(
