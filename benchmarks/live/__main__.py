@@ -1,6 +1,7 @@
 """`python -m benchmarks.live`: `run` measures streams, `redraws` counts broken promises on synthetic ones.
 
-`kills` kills processes that share a file, and `overhead` measures what `Live` adds to a call.
+`kills` kills processes that share a file, and `overhead` measures what `Live` adds to a call. `batches` compares a
+certificate about the rows of a batch with one about rows like them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.command_line import run_app
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.live import rivals, streams
+from benchmarks.live.batches import batches
 from benchmarks.live.kills import trial
 from benchmarks.live.overhead import overhead
 from benchmarks.live.redraws import SETTINGS, redrawn
@@ -91,6 +93,31 @@ def run_command(
                 write_json(out / name, {**facts, "ways": rows, "environment": _environment()})
                 for row in rows:
                     typer.echo(f"{chosen}, {task}: {row}")
+
+
+@app.command("batches")
+def batches_command(
+    text_dir: Annotated[Path, typer.Option(envvar="TEXT_DIR", help="Folder of the tasks.")],
+    glue_dir: Annotated[Path, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE.")],
+    task: Annotated[str, typer.Option(help="The task.")] = "banking77",
+    draws: Annotated[int, typer.Option(min=1)] = 20,
+    cache: Annotated[Path, typer.Option(help="Folder of embeddings.")] = Path("models/live"),
+    out: Annotated[Path, typer.Option(help="The file of results.")] = Path(
+        "runs/live/batches.json"
+    ),
+) -> None:
+    """Measure what `certify --finite` saves on a batch, of which some rows are drawn and asked."""
+    corpus = streams.read(task, text_dir, glue_dir, cache)
+    order = streams.order_of(corpus, "no drift", ROWS, 0)
+    model = _Linear(corpus, order[:1200].tolist(), corpus.labels[order[:1200]].tolist())
+    batch = order[1200:]
+    shares = model.predict_proba(batch.tolist())
+    answers = np.array(model.classes)[shares.argmax(1)]
+    found = list(batches(answers, shares.max(1), corpus.labels[batch], draws))
+    facts = {"task": task, "rows": len(batch), "taught": 1200, "draws": draws}
+    write_json(out, {**facts, "ways": found, "environment": _environment()})
+    for row in found:
+        typer.echo(str(row))
 
 
 @app.command("redraws")
