@@ -21,6 +21,7 @@ from benchmarks.glue.report.groups import BLIND_FAIR, Group, choose
 from benchmarks.glue.report.summary import COMMON, SUITES
 from benchmarks.glue.results import read_all
 from benchmarks.glue.sweep import suite_named
+from benchmarks.live import report
 from ponder import StepDistribution
 from ponder.calibration import Ledger
 
@@ -224,6 +225,45 @@ def audit(figure: Any) -> None:
     axes.legend(loc="upper left")
 
 
+def streams(figure: Any) -> None:
+    """Calls of the reference against other answers on streams, of `Live` and its rivals, at 2% and 5%."""
+    colors = {"`Live`": "#D55E00", "`Live`, batch": "#E69F00", "fixed, chosen before": _GREY}
+    colors |= {"PAC labels, best": "#009E73", "BARGAIN, best": "#0072B2", "B-PAC, best": "#CC79A7"}
+    found = report.kinds()
+    panels = figure.subplots(-(-len(found) // 3), 3, sharey=True, squeeze=False).ravel()
+    for panel in panels[len(found) :]:
+        panel.remove()
+    for panel, kind in zip(panels, found, strict=False):
+        for family, color in colors.items():
+            points = list[tuple[float, float]]()
+            for level in (0.02, 0.05):
+                ways = report.best_way(kind.streams, level, family)
+                points.append(
+                    tuple(statistics.mean(way[key] for way in ways) for key in ("wrong", "asked"))
+                )
+            panel.plot(
+                [wrong for wrong, _ in points],
+                [asked for _, asked in points],
+                color=color,
+                label=family.replace("`", ""),
+                linewidth=1,
+            )
+            for point, marker in zip(points, ("o", "s"), strict=True):
+                panel.plot(*point, marker=marker, color=color, markersize=5)
+        for level in (0.02, 0.05):
+            panel.axvline(level, color=_GREY, linestyle="--", linewidth=0.8)
+        panel.set_xscale("function", functions=(np.sqrt, np.square))
+        panel.set(title=f"{report.TASKS[kind.task]},\n{kind.setting}", xlabel="other answers")
+        panel.set(ylabel="asked", ylim=(0, 0.9), xlim=(0, 0.4))
+        panel.set_xticks([0, 0.02, 0.05, 0.1, 0.2, 0.4])
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        panel.label_outer(remove_inner_ticks=False)
+        panel.xaxis.set_tick_params(labelbottom=True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(colors))
+
+
 def halting(figure: Any) -> None:
     """Hazards, and the distribution that they induce."""
     left, right = figure.subplots(1, 2)
@@ -331,6 +371,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "promises": (promises, (7.0, 2.8)),
     "speed": (speed, (9.0, 3.2)),
     "audit": (audit, (7.0, 3.0)),
+    "streams": (streams, (9.0, 5.6)),
     "halting": (halting, (8.0, 3.0)),
     "rerank": (rerank, (10.5, 3.5)),
     "texts": (texts, (9.0, 3.4)),

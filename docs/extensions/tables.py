@@ -751,40 +751,22 @@ def advice() -> str:
 
 def live() -> str:
     """Return calls and other answers of `Live` and its rivals on streams, means over seeds."""
-    streams = [read(path) for path in sorted((RESULTS / "live").glob("*-linear-s*.json"))]
-    kinds = dict.fromkeys((one["setting"], one["task"]) for one in streams)
+    report = import_module("benchmarks.live.report")
     rows = list[list[str]]()
-    for setting, task in sorted(kinds, key=lambda kind: (kind[0] != "no drift", kind)):
-        here = [one for one in streams if (one["setting"], one["task"]) == (setting, task)]
+    streams = list[dict[str, Any]]()
+    for kind in report.kinds():
+        streams += kind.streams
         for level in (0.02, 0.05):
-            cells = [_live_cell(here, level, ways) for ways in LIVE_WAYS.values()]
-            rows.append([setting, TASKS[task], str(len(here)), f"{level:.0%}", *cells])
-    head = ["stream", "task", "seeds", "promised", *LIVE_WAYS]
+            cells = [_live_cell(kind.streams, level, family) for family in report.WAYS]
+            seeds = str(len(kind.streams))
+            rows.append([kind.setting, report.TASKS[kind.task], seeds, f"{level:.0%}", *cells])
+    head = ["stream", "task", "seeds", "promised", *report.WAYS]
     return table(head, rows) + made_by(streams)
 
 
-LIVE_WAYS: dict[str, str] = {
-    "`Live`": "Live",
-    "`Live`, batch": "Live, finite",
-    "fixed, chosen before": "fixed 1200/750",
-    "fixed, best": "fixed ",
-    "PAC labels, best": "PAC labels ",
-    "BARGAIN, best": "BARGAIN ",
-    "B-PAC, best": "B-PAC ",
-}
-"""Columns of the table of streams, and how the names of their ways begin."""
-TASKS = {"banking77": "Banking77", "clinc150": "CLINC150", "sst-2": "SST-2"}
-
-
-def _live_cell(streams: Sequence[dict[str, Any]], level: float, ways: str) -> str:
-    """Return calls and other answers in percent of the way with the fewest calls over all streams."""
-    found = dict[str, list[dict[str, Any]]]()
-    for stream in streams:
-        for way in stream["ways"]:
-            chosen = way["way"] == ways or (ways.endswith(" ") and way["way"].startswith(ways))
-            if chosen and way["level"] == level:
-                found.setdefault(way["way"], []).append(way)
-    best = min(found.values(), key=lambda each: mean(way["asked"] for way in each))
+def _live_cell(streams: Sequence[dict[str, Any]], level: float, family: str) -> str:
+    """Return calls and other answers in percent of the best way of a family."""
+    best = import_module("benchmarks.live.report").best_way(streams, level, family)
     rows = [stream["rows"] for stream in streams]
     broken = [
         binom.sf(round(way["wrong"] * count) - 1, count, level) < 0.05
