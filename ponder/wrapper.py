@@ -281,20 +281,33 @@ class PonderWrapper(nn.Module):
         if inputs is None or more:
             inputs, context = self._by_name(inputs, more, context)
         call = {"row_ids": row_ids, "policy_context": policy_context, **context}
-        if self.training:
-            if policy is not None:
-                expected = "None in training mode, where every step runs"
-                raise ArgumentError(
-                    "policy", expected=expected, got=policy, remedy="Call model.eval() first."
-                )
-            objective = self.objective
-            depth = objective.depth(self.depth(num_steps))
-            trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
-            loss = None
-            if labels is not None:
-                loss = self._loss(objective, trajectory, inputs, context)
-            last = torch.full_like(trajectory.row_ids, depth.total)
-            return PonderOutput(trajectory.outputs[:, -1], last, loss=loss, trajectory=trajectory)
+        if not self.training:
+            return self._answer(inputs, policy, num_steps, labels, call)
+        if policy is not None:
+            raise ArgumentError(
+                "policy",
+                expected="None in training mode, where every step runs",
+                got=policy,
+                remedy="Call model.eval() first.",
+            )
+        objective = self.objective
+        depth = objective.depth(self.depth(num_steps))
+        trajectory = self._unroll(inputs, objective.needs, depth, labels, **call)
+        loss = None
+        if labels is not None:
+            loss = self._loss(objective, trajectory, inputs, context)
+        last = torch.full_like(trajectory.row_ids, depth.total)
+        return PonderOutput(trajectory.outputs[:, -1], last, loss=loss, trajectory=trajectory)
+
+    def _answer(
+        self,
+        inputs: Tree,
+        policy: ExitPolicy | None,
+        num_steps: int | None,
+        labels: Tensor | None,
+        call: Mapping[str, Any],
+    ) -> PonderOutput:
+        """Run each row to its exit, with the task's loss there if there are labels."""
         policy = self.checked(policy, num_steps)
         start = self.start(inputs, policy.needs, num_steps, **call)
         exits = run(start.source, policy, start.batch)

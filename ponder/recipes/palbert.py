@@ -1,6 +1,7 @@
 """PonderNet, and PALBERT's four changes to it, each a switch."""
 
 from dataclasses import replace
+from typing import Literal
 
 from ponder.objectives import Ponder
 from ponder.policies import Bernoulli, Quantile
@@ -18,6 +19,7 @@ def palbert(
     beta: float = 0.5,
     rate: float = 0.1,
     q: float = 0.5,
+    likelihood: Literal["expected_log", "log_expected"] = "expected_log",
     seed: int = 0,
 ) -> Recipe:
     """PALBERT (the PALBERT paper; its Table 2 is five settings of the four switches).
@@ -30,6 +32,8 @@ def palbert(
         beta: Weight of the divergence.
         rate: The geometric prior's hazard, for 12 steps.
         q: Q-exit's level.
+        likelihood: How the objective averages over steps (`ponder.objectives.Ponder`);
+            ``"log_expected"`` is the paper's Equation 2.
         seed: Seed of the sampled exits, if `q_exit` is off.
 
     Example:
@@ -42,7 +46,7 @@ def palbert(
     return Recipe(
         name="palbert",
         paper="PALBERT: Teaching ALBERT to Ponder, arXiv 2204.03276",
-        stages=(Stage(Ponder(beta)),),
+        stages=(Stage(Ponder(beta, likelihood=likelihood)),),
         policy=Quantile(q) if q_exit else Bernoulli(seed),
         lambda_head=LambdaSpec(layers, history),
         prior=Geometric(rate),

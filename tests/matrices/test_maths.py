@@ -481,6 +481,11 @@ def test_each_switch_of_palbert_changes_its_part(
     assert dataclasses.is_dataclass(recipe)
 
 
+def test_palbert_averages_likelihoods_as_equation_2_if_it_is_asked_to() -> None:
+    recipe = recipes.get("palbert", likelihood="log_expected")
+    assert recipe.stages[0].objective == objectives.Ponder(0.5, likelihood="log_expected")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_recipes_serve_every_task(recipe: str, task: str) -> None:
