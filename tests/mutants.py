@@ -35,6 +35,7 @@ ROOMS: dict[
     str, str
 ] = {  # the first that a file's path begins with: what is most likely to fail comes first
     "policies/topk": "rerank/test_topk.py policies/test_policy_contract.py matrices/test_policies.py",
+    "policies/stages": "cascade/test_cascade.py",
     "policies/": "policies/test_scores.py policies/test_policy_contract.py matrices/test_policies.py",
     "distributions.py": "ground/test_distributions.py matrices/test_maths.py",
     "priors.py": "objectives/test_priors.py matrices/test_maths.py",
@@ -65,7 +66,7 @@ ROOMS: dict[
     "_utils/rows": "ground/test_utils.py calibration/test_repeats.py",
     "_utils/seals": "integrations/transformers/test_promises.py cascade/test_cascade_files.py",
     "_utils/": "ground/test_utils.py",
-    "training.py": "training/test_stages.py training/test_fit.py",
+    "training.py": "training/test_stages.py training/test_fit.py model/test_parts.py",
     "deploy/auditing": "deploy/test_server.py",
     "deploy/used": "deploy/test_used.py",
     "deploy/server": "deploy/test_server.py",

@@ -140,7 +140,6 @@ def test_missed_is_about_positive_rows_alone() -> None:
     seen = record(600)
     found = control_risk(seen, Margin, risk=Missed([1]), level=0.05, bound="exact_binomial")
     full = seen.outputs[:, -1].argmax(-1)
-    positive = seen.labels >= 0
     positive = full == 1
     alone = record(600)
     alone.outputs = alone.outputs[positive]
@@ -154,7 +153,12 @@ def test_missed_is_about_positive_rows_alone() -> None:
     by_label = control_risk(
         seen, Margin, risk=Missed([1], "labels"), level=0.4, bound="exact_binomial"
     )
-    assert by_label.policy.rows == (seen.labels == 1).sum()
+    labelled = seen.labels == 1
+    assert by_label.policy.rows == labelled.sum()
+    risk = Missed([1], "labels")
+    np.testing.assert_array_equal(risk.losses(seen), seen._answers() != seen.labels[:, None])
+    seen.outputs[np.flatnonzero(~positive)[:5], -1] = np.nan
+    assert Missed([1]).rows(seen).sum() == positive.sum() + 5  # rows without an answer count
 
 
 @pytest.mark.parametrize(

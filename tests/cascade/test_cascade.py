@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ponder import policies
 from ponder.calibration import control_risk, diagnose, sweep
-from ponder.calibration.cascades import ThresholdPath
+from ponder.calibration.cascades import ThresholdPath, threshold_path
 from ponder.calibration.families import family_of
 from ponder.calibration.records import Record
 from ponder.cascade import Cascade, Student
@@ -591,6 +591,20 @@ def test_a_place_of_a_path_is_a_threshold_for_each_stage() -> None:
         assert record.exit_steps(replace(path, rung=float(rung)).thresholds).tolist() == (
             expected.tolist()
         )
+
+
+@pytest.mark.parametrize(
+    ("loss_share", "path"),
+    [
+        (0.0, ((0.9, 0.9), (0.7, 0.9))),  # the first stage alone moves
+        (1.0, ((0.9, 0.9), (0.9, 0.8), (0.7, 0.8), (0.7, 0.7))),
+    ],
+)
+def test_the_stages_of_a_path_move_as_their_losses_allow(
+    loss_share: float, path: tuple[tuple[float, float], ...]
+) -> None:
+    losses = np.array([[0.0, 0.1, 0.1], [0.0, 0.0, 0.2]])
+    assert threshold_path(losses, np.array([0.9, 0.8, 0.7]), loss_share) == path
 
 
 def test_every_stage_has_a_threshold_of_its_own() -> None:

@@ -73,6 +73,11 @@ def swap_labels(folder: Path) -> None:
     file.write_text(json.dumps({**data, "classes": data["classes"][::-1]}))
 
 
+def touch_a_file(folder: Path) -> None:
+    file = folder / "stage_1" / "student.json"
+    file.write_text(file.read_text() + "\n")
+
+
 def edit_settings(folder: Path) -> None:
     file = folder / "cascade.json"
     data = json.loads(file.read_text())
@@ -86,7 +91,8 @@ def edit_costs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [reverse_weights, exchange_stages, swap_labels, edit_settings, edit_costs]
+    "change",
+    [reverse_weights, exchange_stages, swap_labels, touch_a_file, edit_settings, edit_costs],
 )
 def test_a_promise_about_other_stages_is_dropped(
     change: Callable[[Path], None], tmp_path: Path

@@ -127,7 +127,6 @@ def test_a_policy_is_graphs_of_its_own(
         assert_runs_as(made, exported.predict(ARRAYS), later)
 
 
-@pytest.mark.slow
 def test_shared_steps_with_hazards_sample_the_same_exits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     step = nn.Sequential(nn.Linear(8, 8), nn.Tanh())

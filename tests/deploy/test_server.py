@@ -337,6 +337,18 @@ def test_a_service_defers_when_the_bound_passes_and_answers_early_again_by_itsel
     )
 
 
+def test_coins_below_the_share_audit_early_answers_and_a_kill_counts_the_worst(
+    tmp_path: Path,
+) -> None:
+    coins = iter([0.2, 0.7, 0.4, 0.5])
+    path = tmp_path / "ledger.json"
+    ledger = ServedLedger(0.05, 0.95, 0.5, path, coin=lambda: next(coins))
+    assert ledger.note([True, False, True, True, True]) == [0, 3]
+    ledger.settle(True)
+    killed = ServedLedger(0.05, 0.95, 0.5, path)
+    assert killed.ledger.missed_at_most == ledger.ledger.worst > ledger.ledger.missed_at_most
+
+
 def test_int8_is_audited_by_the_folder_before_it(model: Model) -> None:
     before = Model(moved="x")
     before.gate.set()

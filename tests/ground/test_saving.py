@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,13 @@ def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     files.write_tensors(path, weights, {**metadata, "settings": "{}"})
     with pytest.raises(CheckpointError, match="a damaged model"):
         ponder.load(path, into=into)
+    beyond = {**json.loads(metadata["settings"]), "policy": policies.FixedStep(99).to_dict()}
+    files.write_tensors(path, weights, {**metadata, "settings": json.dumps(beyond)})
+    own = copy.deepcopy(into.state_dict())
+    with pytest.raises(ponder.errors.ArgumentError, match="step"):
+        ponder.load(path, into=into)
+    assert (into.prior, into.policy, into.stages) == before
+    torch.testing.assert_close(into.state_dict(), own, rtol=0, atol=0)
 
 
 def test_a_promise_goes_with_its_weights(tmp_path: Path) -> None:

@@ -161,7 +161,11 @@ def test_sampled_exits_of_a_stream_are_those_of_a_call() -> None:
     inputs = torch.randn(30, 4)
     with ponder.StreamEngine(model) as engine:
         found = {row: answer.exit_step for row, answer in engine.run(inputs)}
+        numbers = range(100, 130)
+        futures = [engine.submit(row, row_id=n) for n, row in zip(numbers, inputs, strict=True)]
+        numbered = [int(future.result().exit_step) for future in futures]
     assert [found[row] for row in range(30)] == model(inputs).exit_step.tolist()
+    assert numbered == model(inputs, row_ids=torch.tensor(numbers)).exit_step.tolist()
 
 
 class Masked(nn.Module):
