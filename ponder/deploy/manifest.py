@@ -153,15 +153,20 @@ class Manifest:
         if wrong := [name for name, right in fits.items() if not right]:
             raise ValueError(f"{wrong[0]}: {getattr(self, wrong[0])!r} does not fit the rest")
 
-    def fit(self, ranks: Mapping[str, Mapping[str, int]]) -> None:
+    def fit(self, ranks: Mapping[str, Mapping[str, int]], of_stem: Sequence[str] = ()) -> None:
         """Refuse graphs that this does not describe.
 
         Args:
             ranks: The number of dimensions of each input, by its name, of each graph.
+            of_stem: Names of the outputs of the stem; they leave out inputs that it passes on.
 
         Raises:
             ValueError: A graph is missing, or one reads what nothing gives.
         """
+        given_at_start = {*of_stem, *(spec.name for spec in self.inputs)}
+        for spec in (*self.hidden, *self.context):
+            if given_at_start.isdisjoint([spec.name, spec.name.removeprefix("context.")]):
+                raise ValueError(f"{spec.name} is neither an input nor an output of the stem")
         computed = {"index", "features"}
         if self.graphs is not None and self.graphs.together is None:
             computed |= self.graphs.reads

@@ -58,7 +58,9 @@ class OnnxModel:
         self.manifest = Manifest.read(self.folder)
         self.graphs = {path.stem: Graph(path, threads) for path in self.folder.glob("*.onnx")}
         with reading(self.folder / FILE, "export"):
-            self.manifest.fit({name: graph.ranks for name, graph in self.graphs.items()})
+            ranks = {name: graph.ranks for name, graph in self.graphs.items()}
+            of_stem = self.graphs["stem"].outputs if "stem" in self.graphs else ()
+            self.manifest.fit(ranks, of_stem)
             self._set_up()
 
     def _set_up(self) -> None:

@@ -282,6 +282,7 @@ DAMAGE: list[tuple[str, tuple[Any, ...], Any]] = [
     ("model/tokenizer_config.json", ("model_max_length",), "x"),
     ("model/tokenizer_config.json", ("model_max_length",), -1),
     (_EXPORT, ("graphs", "together"), 10_000),
+    (_EXPORT, ("context", 0, "name"), "x"),
 ]
 
 
