@@ -80,7 +80,9 @@ def rows_needed(level: float, confidence: float) -> int:
 def _log_pmf(rows: int, p: float, most: int) -> Floats:
     """Return log P(Bin(rows, p) = k) for k = 0..most."""
     k = np.arange(most + 1.0)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log(rows - k[:-1]) - np.log(k[1:]))])
+    # log (rows choose k), from each k to the next: × (rows − k) / (k + 1).
+    log_growth = np.log(rows - k[:-1]) - np.log(k[1:])
+    log_choose = np.concatenate([[0.0], np.cumsum(log_growth)])
     log_pmf: Floats = log_choose + k * math.log(p) + (rows - k) * math.log1p(-p)
     return log_pmf
 
@@ -141,9 +143,11 @@ def most_failures_in_batch(drawn: int, others: int, allowed: int, confidence: fl
     batch = drawn + others
     not_drawn = np.arange(allowed + 1.0)
     log_none = np.log((others - not_drawn) / (batch - not_drawn)).sum()
+    # From the probability that k failing rows are drawn first to that of k + 1.
     k = np.arange(float(drawn))
-    more = np.log((allowed + 1 + k) / (k + 1)) + np.log((drawn - k) / (batch - allowed - 1 - k))
-    log_pmf = log_none + np.concatenate([[0.0], np.cumsum(more)])
+    log_orders = np.log((allowed + 1 + k) / (k + 1))
+    log_drawn = np.log((drawn - k) / (batch - allowed - 1 - k))
+    log_pmf = log_none + np.concatenate([[0.0], np.cumsum(log_orders + log_drawn)])
     cdf = np.exp(np.logaddexp.accumulate(log_pmf))
     return int(np.searchsorted(cdf, 1.0 - confidence, side="right")) - 1
 

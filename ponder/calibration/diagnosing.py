@@ -321,7 +321,9 @@ class _Tried:
     def _best(self, rows: Ints, cost: float) -> int | None:
         """Return the place of the best policy within a mean cost on some rows; None without one."""
         costs = self._costs[:, rows].mean(axis=1)
-        scores = np.where(costs <= cost * (1 + 1e-9), self._scores[:, rows].mean(axis=1), -np.inf)
+        scores = self._scores[:, rows].mean(axis=1)
+        is_within = costs <= cost * (1 + 1e-9)
+        scores[~is_within] = -np.inf
         if scores.max() == -np.inf:
             return None
         return best_most_expensive(scores, costs)
@@ -373,13 +375,19 @@ def best_blind(scores: Floats, cost: Floats, at: float) -> BlindChoice:
     It is a single step that costs no more, or a coin between two steps with just that mean cost. A
     coin that costs less need not be tried: a single step, or a coin of the whole cost, is as good.
     """
-    low, high = np.triu_indices(len(cost))  # a pair of one step with itself is a single step
+    # All pairs of steps; a pair of one step with itself is a single step.
+    low, high = np.triu_indices(len(cost))
     difference = cost[high] - cost[low]
-    differs = difference > 0
-    share = np.where(differs, (at - cost[low]) / np.where(differs, difference, 1.0), 0.0)
-    possible = (at >= cost[low] * (1 - 1e-9)) & (share <= 1.0)
-    mixed = np.where(possible, (1.0 - share) * scores[low] + share * scores[high], -np.inf)
-    best = best_most_expensive(mixed, cost[low] + share * difference)
+    costs_differ = difference > 0
+    # The share of rows at the later step with which the coin costs just `at`.
+    share = np.zeros(len(difference))
+    share[costs_differ] = (at - cost[low[costs_differ]]) / difference[costs_differ]
+    is_within = at >= cost[low] * (1 - 1e-9)
+    is_possible = is_within & (share <= 1.0)
+    score_of_pair = (1.0 - share) * scores[low] + share * scores[high]
+    score_of_pair[~is_possible] = -np.inf
+    cost_of_pair = cost[low] + share * difference
+    best = best_most_expensive(score_of_pair, cost_of_pair)
     return BlindChoice(int(low[best]), int(high[best]), float(share[best]))
 
 

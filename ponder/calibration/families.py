@@ -122,11 +122,15 @@ class Family:
         reached = self._highest_scores(record)
         scores = np.sort(reached[np.isfinite(reached)])
         if len(scores) > _BETWEEN:
-            scores = scores[np.linspace(0, len(scores) - 1, _BETWEEN).astype(np.intp)]
-        distinct = np.unique(scores).tolist()
-        between = {self._sign() * _short_between(low, high) for low, high in pairwise(distinct)}
-        inside = {value for value in between if self.values[0] <= value <= self.values[-1]}
-        return replace(self, values=tuple(sorted({*self.values, *inside})))
+            scores = scores[_evenly_spaced(len(scores), _BETWEEN)]
+        lowest = self.values[0]
+        highest = self.values[-1]
+        values = set(self.values)
+        for low, high in pairwise(np.unique(scores).tolist()):
+            value = self._sign() * _short_between(low, high)
+            if lowest <= value <= highest:
+                values.add(value)
+        return replace(self, values=tuple(sorted(values)))
 
 
 def family_of(
@@ -297,9 +301,15 @@ def _tolerances(record: Record) -> tuple[float, ...]:
     changes = np.unique(changes[np.isfinite(changes) & (changes > 0)])
     if not len(changes):
         return (1.0,)
-    edges = [*changes.tolist(), 2.0 * float(changes[-1])]  # the last is above all changes
-    places = np.unique(np.linspace(0, len(changes) - 1, _TOLERANCES).astype(np.intp))
+    above_all = 2.0 * float(changes[-1])
+    edges = [*changes.tolist(), above_all]
+    places = np.unique(_evenly_spaced(len(changes), _TOLERANCES))
     return tuple(_short_between(edges[place], edges[place + 1]) for place in places)
+
+
+def _evenly_spaced(size: int, count: int) -> Ints:
+    """Return `count` places from the first to the last of `size`, at about equal distances."""
+    return np.linspace(0, size - 1, count).astype(np.intp)
 
 
 def _short_between(low: float, high: float) -> float:

@@ -164,14 +164,17 @@ class Ranking(Risk):
 
     def of_exits(self, record: Record, steps: Any) -> Floats:
         """Return the loss of each query, `(queries,)` in [−1, 1], for exit steps `(rows,)`."""
-        groups = np.unique(as_array((record.policy_context or {})["group"]), return_inverse=True)[1]
-        steps = np.asarray(steps)
+        group_of_row = as_array((record.policy_context or {})["group"])
+        _, groups = np.unique(group_of_row, return_inverse=True)
+        exit_steps = np.asarray(steps)
         scores = as_array(record.outputs)[..., 0]
+        scores_at_exit = scores[np.arange(len(scores)), exit_steps - 1]
         full_depth = np.where(np.isnan(scores[:, -1]), -np.inf, scores[:, -1])
-        places = ranked(groups, scores[np.arange(len(scores)), steps - 1], steps)
+        places = ranked(groups, scores_at_exit, exit_steps)
         full_places = ranked(groups, full_depth)
         if self.is_binary():
-            k = self.k if self.name == "top_k" else 1
+            # A query has lost one of its best if a chosen row has a lower score at full depth.
+            k = 1 if self.name == "top_1" else self.k
             lowest = _lowest_of_first(k, groups, places, full_depth)
             lowest_wanted = _lowest_of_first(k, groups, full_places, full_depth)
             return (lowest < lowest_wanted).astype(np.float64)

@@ -140,13 +140,17 @@ class GraphSource:
         joined._past = [np.concatenate(past) for past in zip(*pasts, strict=True)]
         joined._arrays = {}
         for spec in (*manifest.hidden, *manifest.context):
-            arrays = [batch._arrays[spec.name] for batch, _ in parts]
-            if manifest.narrows:
-                arrays = [_cropped(array, spec.along, longest) for array in arrays]
+            rows: list[Array] = []
+            for batch, places in parts:
+                array = batch._arrays[spec.name]
+                if manifest.narrows:
+                    array = _cropped(array, spec.along, longest)
+                if not spec.shared:
+                    array = array[places]
+                rows.append(array)
             if spec.shared:
-                joined._arrays[spec.name] = max(arrays, key=np.size)
+                joined._arrays[spec.name] = max(rows, key=np.size)
             else:
-                rows = [array[places] for array, (_, places) in zip(arrays, parts, strict=True)]
                 joined._arrays[spec.name] = concatenate(rows, spec.fill)
         return joined
 
@@ -214,13 +218,15 @@ def concatenate(parts: Sequence[Array], fill: float) -> Array:
     """Join batches to one; shorter ones are filled at their ends."""
     if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
-    sizes = zip(*(part.shape[1:] for part in parts), strict=True)
     rows = sum(len(part) for part in parts)
-    joined = np.full((rows, *map(max, sizes)), fill, dtype=parts[0].dtype)
+    largest = np.max([part.shape[1:] for part in parts], axis=0)
+    joined = np.full((rows, *largest), fill, dtype=parts[0].dtype)
     start = 0
     for part in parts:
         stop = start + len(part)
-        joined[(slice(start, stop), *map(slice, part.shape[1:]))] = part
+        # The corner of the rows that this batch fills.
+        corner = [slice(start, stop), *map(slice, part.shape[1:])]
+        joined[tuple(corner)] = part
         start = stop
     return joined
 

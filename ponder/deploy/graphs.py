@@ -209,12 +209,19 @@ def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
     None if they agree.
     """
     graph = Graph(path, 1)
-    for rows in (slice(None), slice(-1, None)):
+    all_rows = slice(None)
+    last_row = slice(-1, None)
+    for rows in (all_rows, last_row):
         values = [slot.value if slot.spec.shared else slot.value[rows] for slot in given]
-        arrays = {slot.spec.name: value.numpy() for slot, value in zip(given, values, strict=True)}
+        names = [slot.spec.name for slot in given]
+        arrays = {name: value.numpy() for name, value in zip(names, values, strict=True)}
         answers = graph(arrays)
-        for name, value in zip(outputs, run([value.clone() for value in values]), strict=True):
-            if not np.allclose(answers[name], value.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
+        expected = run([value.clone() for value in values])
+        for name, tensor in zip(outputs, expected, strict=True):
+            is_close = np.allclose(
+                answers[name], tensor.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True
+            )
+            if not is_close:
                 return name
     return None
 

@@ -436,10 +436,14 @@ class _Deadline(PolicyWrapper):
         """Return which candidates exit."""
         exits, state = self.policy.decide(step, state)
         exits = np.broadcast_to(exits, step.index.shape)
-        order = np.argsort(np.where(exits, np.inf, -step.output[:, 0]), kind="stable")
+        # The highest scores first; candidates that exit anyway take no room.
+        sort_keys = np.where(exits, np.inf, -step.output[:, 0])
+        order = np.argsort(sort_keys, kind="stable")
+        characters = np.cumsum(step.context["characters"][order])
         room = self.room(int(step.index[0]), step.num_steps)
+        in_time = order[characters <= room]
         late = np.ones(len(order), dtype=bool)
-        late[order[np.cumsum(step.context["characters"][order]) <= room]] = False
+        late[in_time] = False
         return exits | late, state
 
     def room(self, step: int, num_steps: int) -> float:

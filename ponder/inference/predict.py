@@ -233,8 +233,9 @@ class _DataSet:
     def kinds(self) -> list[list[int]]:
         """Return the places of the rows that may share a batch, the longest of each kind first."""
         kinds: dict[Hashable, list[int]] = {}
-        for place in sorted(range(len(self.rows)), key=lambda place: -self.rows[place].length):
-            kinds.setdefault(self.rows[place].signature, []).append(place)
+        by_length = sorted(enumerate(self.rows), key=lambda pair: -pair[1].length)
+        for place, row in by_length:
+            kinds.setdefault(row.signature, []).append(place)
         return list(kinds.values())
 
     def batches(
@@ -302,11 +303,11 @@ def _in_order(
     blank = 0.0
     if task is not None:
         blank = task.blank
-        if task.per_position and model.padding is not None:
-            lengths = torch.tensor([data.rows[row].length for row in rows])
-            ends = lengths.split([len(part) for part in outputs])
-            pairs = zip(outputs, ends, strict=True)
-            outputs = [_blank_ends(part, end, blank) for part, end in pairs]
+    if task is not None and task.per_position and model.padding is not None:
+        lengths = torch.tensor([data.rows[row].length for row in rows])
+        lengths_of_parts = lengths.split([len(part) for part in outputs])
+        pairs = zip(outputs, lengths_of_parts, strict=True)
+        outputs = [_blank_ends(part, ends, blank) for part, ends in pairs]
     order = torch.argsort(torch.tensor(rows))
     return Answers(_at_one_length(outputs, blank)[order], exit_step[order])
 

@@ -359,11 +359,14 @@ class StreamEngine:
 
     def _split_oldest(self, rows: list[_Row], most: int) -> tuple[list[_Row], list[_Row]]:
         """Split rows into a batch with the oldest, and others of similar length, and the rest."""
-        rows = sorted(rows, key=lambda row: (-row.length, row.number))
-        oldest = min(range(len(rows)), key=lambda place: rows[place].number)
-        batches = cut([row.length for row in rows], most, self._max_tokens)
-        batch = next(batch for batch in batches if oldest < batch.stop)
-        return rows[batch], rows[: batch.start] + rows[batch.stop :]
+        longest_first = sorted(rows, key=lambda row: (-row.length, row.number))
+        numbers = [row.number for row in longest_first]
+        oldest = numbers.index(min(numbers))
+        lengths = [row.length for row in longest_first]
+        batches = cut(lengths, most, self._max_tokens)
+        with_oldest = next(batch for batch in batches if oldest < batch.stop)
+        rest = longest_first[: with_oldest.start] + longest_first[with_oldest.stop :]
+        return longest_first[with_oldest], rest
 
     def _run(self, key: _Key, admitted: list[_Row]) -> None:
         """Take a batch of a queue one step further."""
@@ -565,19 +568,23 @@ class _StepResult:
 
 def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
     """Join rows of several batches to one; return them in their order there, and the batch."""
-    parts: dict[_Batch, list[_Row]] = {}
+    rows_of_batch: dict[_Batch, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: row.place):
-        parts.setdefault(row.batch, []).append(row)
-    places = [[row.place for row in part] for part in parts.values()]
-    sources = [batch.source for batch in parts]
+        rows_of_batch.setdefault(row.batch, []).append(row)
+    in_order: list[_Row] = []
+    sources: list[tuple[ModelSource, list[int]]] = []
+    states: list[Tree] = []
+    sizes: list[int] = []
+    for batch, of_batch in rows_of_batch.items():
+        places = [row.place for row in of_batch]
+        in_order += of_batch
+        sources.append((batch.source, places))
+        states.append(take_rows(batch.running, torch.tensor(places, device=batch.source.device)))
+        sizes.append(len(places))
     longest = max(row.length for row in rows)
-    source = join(list(zip(sources, places, strict=True)), longest)
-    states = [
-        take_rows(batch.running, torch.tensor(part, device=source.device))
-        for batch, part in zip(parts, places, strict=True)
-    ]
-    state = join_rows(states, sizes=[len(part) for part in places], path="policy state")
-    return [row for part in parts.values() for row in part], _Batch(source, state)
+    source = join(sources, longest)
+    state = join_rows(states, sizes=sizes, path="policy state")
+    return in_order, _Batch(source, state)
 
 
 def _initialized(state: Tree) -> object:

@@ -123,23 +123,27 @@ def _lengths_mix(stem: CapturedStem, padding: Padding, arguments: Arguments, mas
             join_rows(contexts, padding.of_context, length),
         )
 
+    def without_padding(features: Tensor) -> Tensor:
+        return features[:, : length - 2] if features.shape[1] == length else features
+
     long = _padded(arguments, stem.mask, padding)
     short = _shortened(stem, long, length, padding)
+    # The short rows, padded, in one batch with the long one.
     _, of_long = _run(*stem(long))
-    of_module = first_tensor_or_slot(stem.module(**short))
+    # The same rows as they come from two calls, joined after the stem.
     parts = [take_rows(stem(long), first), take_rows(stem(short), rest)]
     state, context = join(parts, length)
     states, of_joined = _run(state, context)
+    # The short rows alone and narrower, after the long one has exited at the first step.
     narrow = join([take_rows((states[0], context), rest)], length - 2)
     _, of_narrow = _run(*narrow, start=1)
-    # The padding of the long batch is cut off, which positions of short ones do not have.
-    expected, *others = [
-        each[:, : length - 2] if each.shape[1] == length else each
-        for each in (of_long[-1][1:], of_joined[-1][1:], of_narrow[-1], of_module[1:])
-    ]
-    return _close(of_joined[-1][:1], of_long[-1][:1]) and all(
-        _close(each, expected) for each in others
-    )
+    # The short rows by the module's own forward.
+    of_module = first_tensor_or_slot(stem.module(**short))
+    if not _close(of_joined[-1][:1], of_long[-1][:1]):
+        return False
+    expected = without_padding(of_long[-1][1:])
+    others = (of_joined[-1][1:], of_narrow[-1], of_module[1:])
+    return all(_close(without_padding(each), expected) for each in others)
 
 
 def _padded(arguments: Arguments, name: str, padding: Padding) -> dict[str, Any]:

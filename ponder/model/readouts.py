@@ -127,9 +127,15 @@ class ReadoutCall(nn.Module):
         taken = {name: value for name, value in context.items() if names is None or name in names}
         if context and names and "attention_mask" in names:
             taken["attention_mask"] = self.padding.positions(context)
-        read = partial(readout, **taken) if taken else readout
-        states = identity if self.states is None else self.states.bind(context)
-        return read if states is identity else lambda hidden: read(states(hidden))
+        read = readout
+        if taken:
+            read = partial(readout, **taken)
+        if self.states is None:
+            return read
+        states = self.states.bind(context)
+        if states is identity:
+            return read
+        return lambda hidden: read(states(hidden))
 
 
 def _two_dimensional(hidden: Tree) -> Tensor:

@@ -113,15 +113,23 @@ class SignalCalibration(Objective):
     def per_example(self, unrolled: Unrolled) -> Tensor:
         sure = _certainty(self.signal, unrolled)[:, :-1]
         target, known = unrolled.task.targets(unrolled.labels)
-        correct = unrolled.outputs[:, :-1].argmax(-1) == target.unsqueeze(1)
-        right = (correct & known.unsqueeze(1)).to(sure.dtype)
-        wrong = (~correct & known.unsqueeze(1)).to(sure.dtype)
-        mean_right = (sure * right).sum(0) / right.sum(0).clamp(min=1.0)
-        mean_wrong = (sure * wrong).sum(0) / wrong.sum(0).clamp(min=1.0)
-        both = ((right.sum(0) > 0) & (wrong.sum(0) > 0)).to(sure.dtype)
-        gap = F.relu(mean_wrong - mean_right + self.margin) * both
-        mean: Tensor = gap.sum() / both.sum().clamp(min=1.0)
+        answers = unrolled.outputs[:, :-1].argmax(-1)
+        is_known = known.unsqueeze(1)
+        is_correct = answers == target.unsqueeze(1)
+        right = is_known & is_correct
+        wrong = is_known & ~is_correct
+        mean_gap = _mean_of(sure, wrong) - _mean_of(sure, right)
+        penalty = F.relu(mean_gap + self.margin)
+        # A step with only right or only wrong answers has no gap.
+        has_both = (right.any(0) & wrong.any(0)).to(sure.dtype)
+        mean: Tensor = (penalty * has_both).sum() / has_both.sum().clamp(min=1.0)
         return mean.to(unrolled.losses.dtype).expand(unrolled.losses.shape[0])
+
+
+def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean over the chosen rows at each step, `(steps,)`; 0 if none is chosen."""
+    weights = chosen.to(values.dtype)
+    return (values * weights).sum(0) / weights.sum(0).clamp(min=1.0)
 
 
 def _certainty(signal: str, unrolled: Unrolled) -> Tensor:
