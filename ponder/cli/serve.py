@@ -15,7 +15,8 @@ from ponder.cascade.stages import stage_of
 from ponder.cli.output import Options, say
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.folders import FullDepth, Opened, OpenedRanker, open
-from ponder.deploy.server import Limits, create_app, create_rank_app, ledger_of
+from ponder.deploy.server import Limits, create_app, ledger_of
+from ponder.deploy.server_ranking import create_rank_app
 from ponder.errors import ArgumentError, PonderError
 
 __all__ = ["app_of", "run"]

@@ -21,11 +21,11 @@ from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.server import (
     Limits,
     create_app,
-    create_rank_app,
     ledger_of,
     with_threshold,
 )
 from ponder.deploy.server_batching import Batcher, Some
+from ponder.deploy.server_ranking import create_rank_app
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies import Certified, Confidence, ExitPolicy, LastStep
 

@@ -367,7 +367,7 @@ def test_the_command_and_what_reads_its_folder(run: Callable[..., Any], tmp_path
 def test_a_service_ranks() -> None:
     from fastapi.testclient import TestClient
 
-    from ponder.deploy.server import create_rank_app
+    from ponder.deploy.server_ranking import create_rank_app
 
     ranker = fitted(False)
     pool = pools(1, 350)[0]
